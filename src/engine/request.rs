@@ -1,0 +1,161 @@
+//! What the engine is asked, and what it answers.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use crate::adapter::generation::Generation;
+
+/// How the next token is drawn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SamplingParams {
+    /// 0 is greedy; otherwise logits are divided by it.
+    pub temperature: f32,
+    /// Nucleus: the smallest set of tokens whose probability reaches this; 1 keeps all.
+    pub top_p: f32,
+    /// Keep only the k most probable tokens; 0 keeps all.
+    pub top_k: usize,
+    /// Seed of this request's own random stream, so batch mates cannot change its text.
+    pub seed: u64,
+    /// Most tokens to generate.
+    pub max_tokens: usize,
+    /// Generation ends before the first occurrence of any of these in the decoded text.
+    pub stop: Vec<String>,
+    /// Report the log-probability of each token and of this many alternatives.
+    pub top_logprobs: Option<usize>,
+}
+
+impl Default for SamplingParams {
+    fn default() -> Self {
+        Self {
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            seed: 0,
+            max_tokens: 16,
+            stop: Vec::new(),
+            top_logprobs: None,
+        }
+    }
+}
+
+/// One sequence to generate.
+#[derive(Clone, Debug)]
+pub struct GenerateRequest {
+    /// Prompt token ids, special tokens included; must not be empty.
+    pub prompt: Vec<u32>,
+    /// How to sample.
+    pub sampling: SamplingParams,
+    /// The lease: this generation produces every token of the response.
+    pub generation: Arc<Generation>,
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// End-of-turn token or a stop string.
+    Stop,
+    /// `max_tokens` or the context length was reached.
+    Length,
+}
+
+/// A token and its log-probability (natural log, before temperature).
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprob {
+    /// Token id.
+    pub id: u32,
+    /// The token's own text.
+    pub text: String,
+    /// log p(token | prefix).
+    pub logprob: f32,
+}
+
+/// What a sequence reports as it runs.
+#[derive(Clone, Debug)]
+pub enum GenerateEvent {
+    /// A token was drawn. `text` is what became decodable with it (may be empty while a character
+    /// or a possible stop string is incomplete).
+    Token {
+        /// Token id.
+        id: u32,
+        /// Newly decodable text.
+        text: String,
+        /// The token's log-probability, if asked for.
+        logprob: Option<TokenLogprob>,
+        /// The most probable alternatives, best first, if asked for.
+        top: Vec<TokenLogprob>,
+    },
+    /// The sequence ended; nothing follows.
+    Finished {
+        /// Why.
+        reason: FinishReason,
+        /// Text held back until now (the tail that might have begun a stop string).
+        text: String,
+        /// Prompt tokens processed.
+        prompt_tokens: usize,
+        /// Tokens generated, the end-of-turn token included.
+        completion_tokens: usize,
+    },
+    /// The engine could not go on with this sequence; nothing follows.
+    Failed(String),
+}
+
+/// Why a request was not accepted. Nothing was queued.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum SubmitError {
+    /// The waiting queue is at its bound.
+    #[error("{waiting} requests are waiting already (limit {limit}); retry in a moment")]
+    QueueFull {
+        /// Requests waiting now.
+        waiting: usize,
+        /// The configured bound.
+        limit: usize,
+    },
+    /// Prompt plus completion would not fit the model's context.
+    #[error(
+        "this model's maximum context length is {limit} tokens, but the prompt has {prompt} tokens and {max_tokens} more were requested"
+    )]
+    TooLong {
+        /// Prompt tokens.
+        prompt: usize,
+        /// Requested completion tokens.
+        max_tokens: usize,
+        /// `max_model_len`.
+        limit: usize,
+    },
+    /// The prompt has no tokens.
+    #[error("the prompt has no tokens")]
+    EmptyPrompt,
+    /// The engine is draining or has stopped.
+    #[error("the engine is shutting down")]
+    ShuttingDown,
+}
+
+/// The caller's end of a running sequence. Dropping it cancels the sequence.
+#[derive(Debug)]
+pub struct GenerateStream {
+    pub(crate) events: mpsc::UnboundedReceiver<GenerateEvent>,
+}
+
+impl GenerateStream {
+    /// The next event; `None` after `Finished` or `Failed`, or if the engine stopped.
+    pub async fn next(&mut self) -> Option<GenerateEvent> {
+        self.events.recv().await
+    }
+
+    /// As `next`, for callers on plain threads.
+    pub fn blocking_next(&mut self) -> Option<GenerateEvent> {
+        self.events.blocking_recv()
+    }
+}
+
+/// A snapshot for metrics and health.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct EngineStats {
+    /// Sequences in the batch.
+    pub running: usize,
+    /// Sequences accepted and waiting for KV blocks.
+    pub waiting: usize,
+    /// Used share of KV blocks, 0 to 1.
+    pub kv_cache_usage: f64,
+}

@@ -1,0 +1,31 @@
+//! realign: an embedded, OpenAI-compatible LLM inference server whose alignment is live.
+//!
+//! The modules stand in the order in which a policy file flows through them:
+//!
+//! ```text
+//! policy ─▶ oracle ─▶ triage ─▶ impact ─▶ train ─▶ gate ─▶ adapter (publish, swap) ─▶ engine ─▶ api
+//!             ▲          ▲                                                             ▲
+//!        preferences ────┘                                         model (shared by train and engine)
+//! ```
+//!
+//! `control` is the only module that joins them; ARCHITECTURE.md states who may import whom.
+
+pub mod config;
+
+pub mod policy;
+pub mod oracle;
+pub mod preferences;
+pub mod triage;
+pub mod impact;
+pub mod train;
+pub mod gate;
+pub mod adapter;
+
+pub mod model;
+pub mod engine;
+pub mod api;
+pub mod telemetry;
+
+pub mod state;
+pub mod control;
+pub mod cli;
