@@ -1,4 +1,20 @@
 //! The decoder: one definition for serving and training, and everything that comes in a model's
 //! files (weights, tokenizer, chat template). Imports no sibling module.
 
+pub mod decoder;
+pub mod error;
+pub mod hub;
+pub mod linear;
 pub mod lora;
+pub mod ops;
+pub mod source;
+pub mod spec;
+pub mod weights;
+
+pub use decoder::{Attention, Batch, Model};
+pub use error::ModelError;
+pub use linear::AdapterRows;
+pub use lora::{LoraPair, LoraSite, LoraWeights, Projection};
+pub use ops::{Ops, PagedKv, PagedSequence, Segment};
+pub use source::{ModelFiles, ModelSource};
+pub use spec::ModelSpec;

@@ -1,0 +1,143 @@
+//! A linear map with a frozen weight and, per range of rows, an adapter beside it.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::quantized::{QMatMul, QTensor};
+use candle_core::{Device, Module, Result, Tensor};
+
+use super::lora::{LoraPair, LoraSite, LoraWeights, Projection};
+use super::ops::{Ops, frozen_linear};
+
+/// A frozen weight of shape (out, in).
+#[derive(Clone, Debug)]
+pub enum Weight {
+    /// As its GGUF file stores it. Products use 8-bit activations on the CPU and have no gradient.
+    Quantized(Arc<QTensor>),
+    /// f32, with an exact product that sends gradients to its input.
+    Dense(Tensor),
+}
+
+impl Weight {
+    /// (out, in).
+    pub fn shape(&self) -> Result<(usize, usize)> {
+        match self {
+            Weight::Quantized(q) => q.shape().dims2(),
+            Weight::Dense(t) => t.dims2(),
+        }
+    }
+
+    /// The same weight in f32.
+    pub fn dequantized(&self, device: &Device) -> Result<Weight> {
+        Ok(Weight::Dense(match self {
+            Weight::Quantized(q) => q.dequantize(device)?,
+            Weight::Dense(t) => t.clone(),
+        }))
+    }
+
+    /// Bytes that one pass over the weight reads.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Weight::Quantized(q) => q.storage_size_in_bytes(),
+            Weight::Dense(t) => t.elem_count() * size_of::<f32>(),
+        }
+    }
+
+    /// `x` (rows, in) times the transposed weight: (rows, out).
+    pub fn forward(&self, ops: Ops, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Weight::Quantized(q) => QMatMul::QTensor(q.clone()).forward(&x.contiguous()?),
+            Weight::Dense(w) => frozen_linear(ops, x, w),
+        }
+    }
+
+    /// Rows of the weight, for an embedding look-up: (ids, in).
+    pub fn rows(&self, ids: &Tensor) -> Result<Tensor> {
+        match self {
+            Weight::Quantized(q) => q.embedding(ids),
+            Weight::Dense(w) => w.index_select(ids, 0),
+        }
+    }
+}
+
+/// Rows of a batch and the adapter they carry.
+#[derive(Clone, Debug)]
+pub struct AdapterRows<'a> {
+    /// Consecutive rows of the batch.
+    pub rows: Range<usize>,
+    /// The adapter.
+    pub adapter: &'a LoraWeights,
+}
+
+/// One projection of a decoder layer.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// Where adapters attach.
+    pub site: LoraSite,
+    weight: Weight,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// A projection of one layer; the bias, if any, has `out` elements.
+    pub fn new(layer: usize, projection: Projection, weight: Weight, bias: Option<Tensor>) -> Self {
+        Self { site: LoraSite { layer, projection }, weight, bias }
+    }
+
+    /// The same map with an f32 weight.
+    pub fn dequantized(&self, device: &Device) -> Result<Self> {
+        Ok(Self { weight: self.weight.dequantized(device)?, ..self.clone() })
+    }
+
+    /// Bytes of the weight.
+    pub fn bytes(&self) -> usize {
+        self.weight.bytes()
+    }
+
+    /// `W x + b`, plus `scale · B (A x)` on the rows of each adapter that has this site.
+    ///
+    /// Adapters stay unmerged, so one batch holds sequences of different generations. The ranges
+    /// must be ascending and disjoint.
+    pub fn forward(&self, ops: Ops, x: &Tensor, adapters: &[AdapterRows]) -> Result<Tensor> {
+        let mut y = self.weight.forward(ops, x)?;
+        if let Some(bias) = &self.bias {
+            y = y.broadcast_add(bias)?;
+        }
+        let pairs: Vec<(&Range<usize>, &LoraPair)> = adapters
+            .iter()
+            .filter_map(|a| a.adapter.sites.get(&self.site).map(|pair| (&a.rows, pair)))
+            .collect();
+        match pairs.as_slice() {
+            [] => Ok(y),
+            [(rows, pair)] if **rows == (0..x.dim(0)?) => y + lora_delta(x, pair)?,
+            some => {
+                let out = y.dim(1)?;
+                y + ragged_delta(x, some, out)?
+            }
+        }
+    }
+}
+
+/// `scale · B (A x)`, (rows, out).
+fn lora_delta(x: &Tensor, pair: &LoraPair) -> Result<Tensor> {
+    x.matmul(&pair.a.t()?)?.matmul(&pair.b.t()?)? * pair.scale
+}
+
+/// The deltas of several row ranges stitched together, zero between them.
+fn ragged_delta(x: &Tensor, pairs: &[(&Range<usize>, &LoraPair)], out: usize) -> Result<Tensor> {
+    let rows = x.dim(0)?;
+    let zeros = |n: usize| Tensor::zeros((n, out), x.dtype(), x.device());
+    let mut parts = Vec::with_capacity(2 * pairs.len() + 1);
+    let mut next = 0;
+    for (range, pair) in pairs {
+        if range.start > next {
+            parts.push(zeros(range.start - next)?);
+        }
+        parts.push(lora_delta(&x.narrow(0, range.start, range.len())?, pair)?);
+        next = range.end;
+    }
+    if next < rows {
+        parts.push(zeros(rows - next)?);
+    }
+    Tensor::cat(&parts, 0)
+}

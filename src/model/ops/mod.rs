@@ -1,0 +1,65 @@
+//! The decoder's operations, each in two forms.
+//!
+//! `Ops::Fused` are our own CPU kernels. Every one of them carries its own backward, so gradients
+//! flow through them; candle-nn's fused softmax, RMSNorm and rotary ops return none and raise no
+//! error, which is why none of those is used anywhere. `Ops::Plain` is the slow twin made of
+//! candle's differentiable primitives: it runs on every device, and the tests hold the fused form
+//! against it, values and gradients.
+
+mod attention;
+mod frozen_linear;
+mod kernels;
+mod paged;
+mod rms_norm;
+mod rope;
+mod swiglu;
+mod token_loss;
+
+pub use attention::{Segment, packed_attention};
+pub use frozen_linear::frozen_linear;
+pub use paged::{PagedKv, PagedSequence, paged_attention};
+pub use rms_norm::rms_norm;
+pub use rope::{RopeTable, rope};
+pub use swiglu::swiglu;
+pub use token_loss::{kl_from_reference, token_logprobs};
+
+use candle_core::{CpuStorage, Device, Layout, Result, bail};
+
+#[cfg(test)]
+mod tests;
+
+/// Which form of each operation runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ops {
+    /// Own CPU kernels with their own backward.
+    Fused,
+    /// Candle primitives: any device, differentiable, slower.
+    Plain,
+}
+
+impl Ops {
+    /// The fastest form that runs on a device.
+    pub fn for_device(device: &Device) -> Self {
+        if device.is_cpu() { Ops::Fused } else { Ops::Plain }
+    }
+}
+
+/// The elements of a contiguous f32 argument of a custom op.
+fn f32_slice<'a>(storage: &'a CpuStorage, layout: &Layout, op: &str) -> Result<&'a [f32]> {
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        bail!("{op}: the argument must be contiguous, got {layout:?}");
+    };
+    match storage {
+        CpuStorage::F32(data) => Ok(&data[start..end]),
+        other => bail!("{op}: the argument must be f32, got {:?}", candle_core::backend::BackendStorage::dtype(other)),
+    }
+}
+
+/// (rows, columns) of an argument seen as a matrix over its last dimension.
+fn rows_columns(layout: &Layout) -> Result<(usize, usize)> {
+    let columns = layout.shape().dims().last().copied().unwrap_or(0);
+    if columns == 0 {
+        bail!("expected a matrix with at least one column, got {layout:?}");
+    }
+    Ok((layout.shape().elem_count() / columns, columns))
+}

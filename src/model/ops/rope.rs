@@ -1,0 +1,93 @@
+//! Rotary position embedding (arXiv 2104.09864) in Hugging Face's rotate-half layout.
+
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::{Ops, f32_slice, rows_columns};
+
+/// Cosines and sines of a batch's positions; made once per forward and shared by all layers.
+#[derive(Clone, Debug)]
+pub struct RopeTable {
+    cos: Arc<[f32]>,
+    sin: Arc<[f32]>,
+    rows: usize,
+    half: usize,
+}
+
+impl RopeTable {
+    /// Angles for `positions` with `head_dim / 2` frequencies θ^(−2i/head_dim), in f32 as the
+    /// reference implementations compute them.
+    pub fn new(positions: &[u32], head_dim: usize, theta: f64) -> Self {
+        let half = head_dim / 2;
+        let frequencies: Vec<f32> =
+            (0..half).map(|i| (1.0 / theta.powf(2.0 * i as f64 / head_dim as f64)) as f32).collect();
+        let angles = || positions.iter().flat_map(|&p| frequencies.iter().map(move |f| p as f32 * f));
+        Self {
+            cos: angles().map(f32::cos).collect(),
+            sin: angles().map(f32::sin).collect(),
+            rows: positions.len(),
+            half,
+        }
+    }
+}
+
+/// Rotates every head of `x` (rows, heads · head_dim) by its row's angles.
+pub fn rope(ops: Ops, x: &Tensor, table: &RopeTable) -> Result<Tensor> {
+    match ops {
+        Ops::Plain => plain(x, table),
+        Ops::Fused => x.contiguous()?.apply_op1(Rope { table: table.clone(), direction: 1.0 }),
+    }
+}
+
+fn plain(x: &Tensor, table: &RopeTable) -> Result<Tensor> {
+    let (rows, width) = x.dims2()?;
+    let half = table.half;
+    let x = x.reshape((rows, width / (2 * half), 2 * half))?; // (rows, heads, head_dim)
+    let factors = |values: &[f32], device: &Device| Tensor::from_slice(values, (rows, 1, half), device);
+    let (cos, sin) = (factors(&table.cos, x.device())?, factors(&table.sin, x.device())?);
+    let (low, high) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
+    let rotated_low = (low.broadcast_mul(&cos)? - high.broadcast_mul(&sin)?)?;
+    let rotated_high = (high.broadcast_mul(&cos)? + low.broadcast_mul(&sin)?)?;
+    Tensor::cat(&[rotated_low, rotated_high], 2)?.reshape((rows, width))
+}
+
+struct Rope {
+    table: RopeTable,
+    /// 1 rotates forward; −1 is the inverse rotation, which is also the gradient.
+    direction: f32,
+}
+
+impl CustomOp1 for Rope {
+    fn name(&self) -> &'static str {
+        "rope"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = f32_slice(storage, layout, self.name())?;
+        let (rows, width) = rows_columns(layout)?;
+        let half = self.table.half;
+        if rows != self.table.rows || !width.is_multiple_of(2 * half) {
+            bail!("rope: {rows} rows of {width} do not fit a table of {} rows, head_dim {}", self.table.rows, 2 * half);
+        }
+        let mut y = vec![0f32; x.len()];
+        y.par_chunks_mut(width).zip(x.par_chunks(width)).enumerate().with_min_len(16).for_each(|(row, (y, x))| {
+            let cos = &self.table.cos[row * half..(row + 1) * half];
+            let sin = &self.table.sin[row * half..(row + 1) * half];
+            for (y, x) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
+                for i in 0..half {
+                    let s = sin[i] * self.direction;
+                    y[i] = x[i] * cos[i] - x[i + half] * s;
+                    y[i + half] = x[i + half] * cos[i] + x[i] * s;
+                }
+            }
+        });
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+
+    fn bwd(&self, _x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let inverse = Rope { table: self.table.clone(), direction: -self.direction };
+        Ok(Some(grad.contiguous()?.apply_op1_no_bwd(&inverse)?))
+    }
+}

@@ -1,0 +1,168 @@
+//! Where a model comes from: a GGUF file, a directory of safetensors, or a hub repository.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use candle_core::quantized::gguf_file;
+use candle_core::safetensors::MmapedSafetensors;
+use sha2::{Digest, Sha256};
+
+use super::decoder::Model;
+use super::error::{ModelError, Result};
+use super::spec::ModelSpec;
+use super::weights::WeightFile;
+
+/// What `--model` names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelSource {
+    /// A `.gguf` file.
+    Gguf(PathBuf),
+    /// A directory with `config.json`, `tokenizer.json` and `*.safetensors`.
+    Directory(PathBuf),
+    /// `hf:<owner>/<name>[@revision]`, fetched once and cached.
+    Hub {
+        /// `<owner>/<name>`.
+        repo: String,
+        /// Branch, tag or commit.
+        revision: String,
+    },
+}
+
+impl ModelSource {
+    /// Reads `--model`: an `hf:` id, a directory, or a GGUF file.
+    pub fn parse(text: &str) -> Result<Self> {
+        if let Some(id) = text.strip_prefix("hf:") {
+            let (repo, revision) = id.split_once('@').unwrap_or((id, "main"));
+            let well_formed = repo.split('/').count() == 2 && repo.split('/').all(|part| !part.is_empty());
+            if !well_formed || revision.is_empty() {
+                let what = format!("`{text}` is not a hub id; write hf:<owner>/<name>, e.g. hf:Qwen/Qwen2.5-0.5B-Instruct");
+                return Err(ModelError::Malformed { path: text.into(), what });
+            }
+            return Ok(ModelSource::Hub { repo: repo.into(), revision: revision.into() });
+        }
+        let path = PathBuf::from(text);
+        match std::fs::metadata(&path) {
+            Ok(m) if m.is_dir() => Ok(ModelSource::Directory(path)),
+            Ok(_) if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) => Ok(ModelSource::Gguf(path)),
+            Ok(_) => Err(ModelError::Malformed {
+                path,
+                what: "is neither a .gguf file nor a directory with config.json and *.safetensors".into(),
+            }),
+            Err(source) => Err(ModelError::Io { path, source }),
+        }
+    }
+
+    /// Fetches what has to be fetched; afterwards everything is on this machine.
+    pub fn fetch(self) -> Result<ModelFiles> {
+        match self {
+            ModelSource::Gguf(path) => Ok(ModelFiles { weights: vec![path.clone()], root: path, kind: Kind::Gguf }),
+            ModelSource::Directory(dir) => directory_files(dir),
+            ModelSource::Hub { repo, revision } => super::hub::fetch(&repo, &revision).and_then(directory_files),
+        }
+    }
+}
+
+/// A model on this machine.
+#[derive(Clone, Debug)]
+pub struct ModelFiles {
+    /// The GGUF file or the directory.
+    pub root: PathBuf,
+    weights: Vec<PathBuf>,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Gguf,
+    Safetensors,
+}
+
+fn directory_files(dir: PathBuf) -> Result<ModelFiles> {
+    let listing = std::fs::read_dir(&dir).map_err(|source| ModelError::Io { path: dir.clone(), source })?;
+    let mut paths: Vec<PathBuf> = listing.filter_map(|entry| entry.ok().map(|e| e.path())).collect();
+    paths.sort();
+    let with_extension = |wanted: &str| -> Vec<PathBuf> {
+        paths.iter().filter(|p| p.extension().is_some_and(|e| e == wanted)).cloned().collect()
+    };
+    let weights = with_extension("safetensors");
+    if !weights.is_empty() {
+        return Ok(ModelFiles { root: dir, weights, kind: Kind::Safetensors });
+    }
+    match with_extension("gguf").as_slice() {
+        [one] => Ok(ModelFiles { root: one.clone(), weights: vec![one.clone()], kind: Kind::Gguf }),
+        [] => Err(ModelError::Malformed { path: dir, what: "has no *.safetensors and no *.gguf file".into() }),
+        many => {
+            let what = format!("has {} GGUF files; name one of them", many.len());
+            Err(ModelError::Malformed { path: dir, what })
+        }
+    }
+}
+
+impl ModelFiles {
+    /// The GGUF file, if that is what this is.
+    pub fn gguf(&self) -> Option<&Path> {
+        (self.kind == Kind::Gguf).then_some(self.root.as_path())
+    }
+
+    /// A name for people: the file's stem or the directory's name.
+    pub fn name(&self) -> String {
+        let part = match self.kind {
+            Kind::Gguf => self.root.file_stem(),
+            Kind::Safetensors => self.root.file_name(),
+        };
+        part.map_or_else(|| "model".to_string(), |s| s.to_string_lossy().into_owned())
+    }
+
+    /// SHA-256 over the weight files and configuration, 64 hex digits: the base model's identity.
+    pub fn base_hash(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        let config = (self.kind == Kind::Safetensors).then(|| self.root.join("config.json"));
+        for path in config.iter().chain(&self.weights) {
+            let io = |source| ModelError::Io { path: path.clone(), source };
+            let mut file = File::open(path).map_err(io)?;
+            let mut buffer = vec![0u8; 1 << 20];
+            loop {
+                let n = file.read(&mut buffer).map_err(io)?;
+                if n == 0 {
+                    break;
+                }
+                hash.update(&buffer[..n]);
+            }
+        }
+        Ok(hex::encode(hash.finalize()))
+    }
+
+    /// The GGUF header, for the tokenizer and the chat template.
+    pub fn gguf_content(&self) -> Result<Option<gguf_file::Content>> {
+        self.gguf().map(|path| open_gguf(path).map(|(content, _)| content)).transpose()
+    }
+
+    /// Loads the weights and checks every shape against the configuration.
+    pub fn load(&self, device: &Device) -> Result<Model> {
+        match self.kind {
+            Kind::Gguf => {
+                let (content, reader) = open_gguf(&self.root)?;
+                let spec = ModelSpec::from_gguf(&self.root, &content)?;
+                WeightFile::Gguf { path: self.root.clone(), content, reader }.load(spec, device)
+            }
+            Kind::Safetensors => {
+                let spec = ModelSpec::from_config_json(&self.root.join("config.json"))?;
+                // SAFETY: the files are mapped read-only; changing them under a running server is
+                // as fatal as changing its binary, and the documentation of `--model` says so.
+                let tensors = unsafe { MmapedSafetensors::multi(&self.weights) };
+                let tensors = tensors
+                    .map_err(|e| ModelError::Malformed { path: self.root.clone(), what: e.to_string() })?;
+                WeightFile::Safetensors { path: self.root.clone(), tensors }.load(spec, device)
+            }
+        }
+    }
+}
+
+fn open_gguf(path: &Path) -> Result<(gguf_file::Content, File)> {
+    let mut file = File::open(path).map_err(|source| ModelError::Io { path: path.into(), source })?;
+    let content = gguf_file::Content::read(&mut file)
+        .map_err(|e| ModelError::Malformed { path: path.into(), what: format!("not a readable GGUF file: {e}") })?;
+    Ok((content, file))
+}
