@@ -6,7 +6,9 @@ use std::sync::Arc;
 use crate::model::lora::LoraWeights;
 
 /// The first 12 hex digits of the SHA-256 over base hash and adapter content.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 #[serde(transparent)]
 pub struct GenerationId(pub String);
 

@@ -1,0 +1,211 @@
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::*;
+
+fn id(n: usize) -> GenerationId {
+    GenerationId(format!("{n:012x}"))
+}
+
+fn generation(n: usize) -> Arc<Generation> {
+    Arc::new(Generation {
+        id: id(n),
+        base_hash: format!("{n:064x}"),
+        policy_revision: Some(n.to_string()),
+        adapter: None,
+    })
+}
+
+fn registry(capacity: usize) -> Registry {
+    Registry::new(generation(0), capacity)
+}
+
+#[test]
+fn swap_returns_what_changed_and_checks_what_was_expected() {
+    let registry = registry(4);
+    let swapped = registry.swap(generation(1), Some(&id(0))).unwrap();
+    assert_eq!(
+        swapped,
+        Swapped {
+            from: id(0),
+            to: id(1),
+            retired: None
+        }
+    );
+    let conflict = registry.swap(generation(2), Some(&id(0))).unwrap_err();
+    assert_eq!(
+        conflict,
+        SwapError::Conflict {
+            expected: id(0),
+            actual: id(1)
+        }
+    );
+    assert_eq!(registry.lease_current().id, id(1));
+    let swapped = registry.swap(generation(2), None).unwrap();
+    assert_eq!(
+        swapped.retired,
+        Some(id(0)),
+        "the base loses its role as previous"
+    );
+    let back = registry.rollback(None).unwrap();
+    assert_eq!(
+        back,
+        Swapped {
+            from: id(2),
+            to: id(1),
+            retired: None
+        }
+    );
+    assert_eq!(
+        registry.rollback(Some(&id(1))).unwrap().to,
+        id(2),
+        "a rollback can be undone"
+    );
+}
+
+#[test]
+fn a_swap_to_what_serves_keeps_the_previous() {
+    let registry = registry(4);
+    registry.swap(generation(1), None).unwrap();
+    registry.swap(generation(1), None).unwrap();
+    assert_eq!(registry.previous().unwrap().id, id(0));
+}
+
+#[test]
+fn nothing_to_roll_back_to() {
+    let error = registry(4).rollback(None).unwrap_err();
+    assert_eq!(error, SwapError::NoPrevious { current: id(0) });
+}
+
+#[test]
+fn selectors() {
+    let registry = registry(4);
+    registry.swap(generation(1), None).unwrap();
+    let cases: &[(Option<&str>, Option<usize>)] = &[
+        (None, Some(1)),
+        (Some("current"), Some(1)),
+        (Some("base"), Some(0)),
+        (Some("000000000000"), Some(0)),
+        (Some("000000000001"), Some(1)),
+        (Some("000000000002"), None),
+        (Some("00000000000A"), None),
+        (Some("../../etc"), None),
+        (Some(""), None),
+    ];
+    for (selector, expect) in cases {
+        let got = registry.resolve(*selector).ok().map(|g| g.id.clone());
+        assert_eq!(got, expect.map(id), "{selector:?}");
+    }
+}
+
+#[test]
+fn the_loader_runs_once_per_generation_kept_and_memory_stays_bounded() {
+    let loads = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&loads);
+    let registry = registry(4).with_loader(Box::new(move |id| {
+        count.fetch_add(1, Ordering::Relaxed);
+        match id.0.as_str() {
+            "0000000000ff" => Err("damaged".into()),
+            other => {
+                let n = usize::from_str_radix(other, 16).unwrap();
+                Ok(Arc::into_inner(generation(n)).unwrap())
+            }
+        }
+    }));
+    registry.swap(generation(1), None).unwrap();
+    for n in [2, 3, 2, 4, 2, 3] {
+        assert_eq!(registry.resolve(Some(&id(n).0)).unwrap().id, id(n));
+    }
+    // Two places beside current and previous: 4 pushed 3 out, so 3 was read twice.
+    assert_eq!(loads.load(Ordering::Relaxed), 4);
+    assert!(registry.loaded().len() <= 5, "base and four more");
+    let held = registry.resolve(Some(&id(5).0)).unwrap();
+    for n in [6, 7] {
+        registry.resolve(Some(&id(n).0)).unwrap();
+    }
+    let again = registry.resolve(Some(&id(5).0)).unwrap();
+    assert!(
+        Arc::ptr_eq(&held, &again),
+        "a forgotten generation that is held is shared"
+    );
+    let error = registry.resolve(Some("0000000000ff")).unwrap_err();
+    assert!(matches!(error, ResolveError::Load { ref reason, .. } if reason == "damaged"));
+}
+
+#[test]
+fn leases_are_counted_by_role() {
+    let registry = registry(2);
+    assert_eq!(registry.leases(), LeaseCounts::default());
+    let on_base = registry.lease_current();
+    assert_eq!(registry.leases().current, 1);
+    registry.swap(generation(1), None).unwrap();
+    let on_one = [registry.lease_current(), registry.lease_current()];
+    let expect = LeaseCounts {
+        current: 2,
+        previous: 1,
+        retired: 0,
+        base: 0,
+    };
+    assert_eq!(registry.leases(), expect);
+    registry.swap(generation(2), None).unwrap();
+    let expect = LeaseCounts {
+        current: 0,
+        previous: 2,
+        retired: 0,
+        base: 1,
+    };
+    assert_eq!(registry.leases(), expect);
+    registry.swap(generation(3), None).unwrap();
+    let expect = LeaseCounts {
+        current: 0,
+        previous: 0,
+        retired: 2,
+        base: 1,
+    };
+    assert_eq!(registry.leases(), expect);
+    drop((on_base, on_one));
+    assert_eq!(registry.leases(), LeaseCounts::default());
+}
+
+#[test]
+fn leases_while_swapping_are_never_torn_and_never_lost() {
+    let registry = registry(4);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let mut last = 0;
+                while !done.load(Ordering::Relaxed) {
+                    let lease = registry.lease_current();
+                    let n = usize::from_str_radix(&lease.id.0, 16).unwrap();
+                    assert_eq!(lease.base_hash, format!("{n:064x}"), "one whole generation");
+                    assert!(n >= last, "generation {n} after {last}");
+                    last = n;
+                    registry.leases();
+                }
+            });
+        }
+        for n in 1..=2000 {
+            let swapped = registry.swap(generation(n), Some(&id(n - 1))).unwrap();
+            assert_eq!(swapped.to, id(n));
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(registry.leases(), LeaseCounts::default());
+}
+
+#[test]
+fn of_many_conditional_swaps_exactly_one_wins() {
+    let registry = registry(4);
+    let wins = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for n in 1..=16 {
+            let (registry, wins) = (&registry, &wins);
+            scope.spawn(move || {
+                if registry.swap(generation(n), Some(&id(0))).is_ok() {
+                    wins.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    assert_eq!(wins.load(Ordering::Relaxed), 1);
+}

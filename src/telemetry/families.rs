@@ -1,0 +1,323 @@
+//! The metric families by section, and their registration.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
+use prometheus::core::Collector;
+use prometheus::{
+    Error, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry,
+};
+
+use super::names;
+
+/// First-token times: a cached prompt answers in milliseconds, a full queue in a minute.
+const TIME_TO_FIRST_TOKEN_BUCKETS: &[f64] = &[
+    0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0,
+];
+/// Token gaps: 1 ms on a GPU to seconds on a starved CPU.
+const INTER_TOKEN_BUCKETS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5,
+];
+/// Whole requests.
+const REQUEST_BUCKETS: &[f64] = &[
+    0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0,
+];
+/// Stages: milliseconds for a swap, hours for training.
+const STAGE_BUCKETS: &[f64] = &[
+    0.01, 0.1, 1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 21600.0,
+];
+/// Swaps: the pointer store itself is nanoseconds, warming may be a second.
+const SWAP_BUCKETS: &[f64] = &[
+    0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+];
+
+/// What clients feel.
+#[derive(Debug)]
+pub(super) struct Serving {
+    pub(super) time_to_first_token: Histogram,
+    pub(super) inter_token_latency: Histogram,
+    pub(super) request_duration: Histogram,
+    pub(super) requests: IntCounterVec,
+    pub(super) requests_running: IntGauge,
+    pub(super) requests_waiting: IntGauge,
+    pub(super) kv_cache_usage: Gauge,
+    pub(super) prompt_tokens: IntCounter,
+    pub(super) generation_tokens: IntCounter,
+}
+
+impl Serving {
+    pub(super) fn register(build: &Build) -> Result<Self, Error> {
+        Ok(Self {
+            time_to_first_token: build.histogram(
+                names::TIME_TO_FIRST_TOKEN_SECONDS,
+                "Time from receipt of a request to its first generated token.",
+                TIME_TO_FIRST_TOKEN_BUCKETS,
+            )?,
+            inter_token_latency: build.histogram(
+                names::INTER_TOKEN_LATENCY_SECONDS,
+                "Time between two consecutive tokens of one sequence.",
+                INTER_TOKEN_BUCKETS,
+            )?,
+            request_duration: build.histogram(
+                names::REQUEST_DURATION_SECONDS,
+                "Time from receipt of a request to its last byte.",
+                REQUEST_BUCKETS,
+            )?,
+            requests: build.counters(
+                names::REQUESTS_TOTAL,
+                "Finished HTTP requests.",
+                &["route", "status"],
+            )?,
+            requests_running: build
+                .int_gauge(names::REQUESTS_RUNNING, "Sequences in the running batch.")?,
+            requests_waiting: build.int_gauge(
+                names::REQUESTS_WAITING,
+                "Sequences accepted and waiting to run.",
+            )?,
+            kv_cache_usage: build.gauge(
+                names::KV_CACHE_USAGE_RATIO,
+                "Share of KV cache blocks in use.",
+            )?,
+            prompt_tokens: build.counter(
+                names::PROMPT_TOKENS_TOTAL,
+                "Prompt tokens of finished requests.",
+            )?,
+            generation_tokens: build.counter(
+                names::GENERATION_TOKENS_TOTAL,
+                "Generated tokens of finished requests.",
+            )?,
+        })
+    }
+}
+
+/// What operators drop into the policy directory.
+#[derive(Debug)]
+pub(super) struct Policy {
+    pub(super) reload_successful: IntGauge,
+    pub(super) reload_success_timestamp: Gauge,
+    pub(super) reloads: IntCounterVec,
+    pub(super) policy_info: InfoSeries,
+}
+
+impl Policy {
+    pub(super) fn register(build: &Build) -> Result<Self, Error> {
+        Ok(Self {
+            reload_successful: build.int_gauge(
+                names::POLICY_LAST_RELOAD_SUCCESSFUL,
+                "Whether the policy set on disk was accepted when last read.",
+            )?,
+            reload_success_timestamp: build.gauge(
+                names::POLICY_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS,
+                "Unix time of the last accepted policy set.",
+            )?,
+            reloads: build.counters(
+                names::POLICY_RELOADS_TOTAL,
+                "Attempts to load the policy set.",
+                &["result"],
+            )?,
+            policy_info: InfoSeries::new(build.int_gauges(
+                names::POLICY_INFO,
+                "Active policies and their revisions.",
+                &["policy", "revision"],
+            )?),
+        })
+    }
+}
+
+/// The background work.
+#[derive(Debug)]
+pub(super) struct Realignment {
+    pub(super) realignments: IntCounterVec,
+    pub(super) stage: IntGaugeVec,
+    pub(super) stage_duration: HistogramVec,
+    pub(super) progress: Gauge,
+    pub(super) triage_pairs: IntGaugeVec,
+    pub(super) alignment_gap: Gauge,
+    pub(super) train_loss: GaugeVec,
+    pub(super) gate_agreement: GaugeVec,
+    pub(super) gate_capability: GaugeVec,
+}
+
+impl Realignment {
+    pub(super) fn register(build: &Build) -> Result<Self, Error> {
+        Ok(Self {
+            realignments: build.counters(
+                names::REALIGNMENTS_TOTAL,
+                "Finished realignments.",
+                &["outcome"],
+            )?,
+            stage: build.int_gauges(
+                names::REALIGNMENT_STAGE,
+                "1 for the stage that the running realignment is in.",
+                &["stage"],
+            )?,
+            stage_duration: build.histograms(
+                names::REALIGNMENT_STAGE_DURATION_SECONDS,
+                "Wall time of a finished realignment stage.",
+                &["stage"],
+            )?,
+            progress: build.gauge(
+                names::REALIGNMENT_PROGRESS_RATIO,
+                "Progress of the running realignment.",
+            )?,
+            triage_pairs: build.int_gauges(
+                names::TRIAGE_PAIRS,
+                "Preference pairs in each category of the last triage.",
+                &["category"],
+            )?,
+            alignment_gap: build.gauge(
+                names::ALIGNMENT_GAP_RATIO,
+                "Share of preference pairs in conflict with the active policy.",
+            )?,
+            train_loss: build.gauges(
+                names::TRAIN_LOSS,
+                "Losses of the last training step.",
+                &["part"],
+            )?,
+            gate_agreement: build.gauges(
+                names::GATE_POLICY_AGREEMENT_RATIO,
+                "Policy agreement on held-out prompts that the last gate measured.",
+                &["generation_role"],
+            )?,
+            gate_capability: build.gauges(
+                names::GATE_CAPABILITY_DELTA,
+                "Capability change that the last gate measured, candidate minus current.",
+                &["check"],
+            )?,
+        })
+    }
+}
+
+/// What serves, and how it came to.
+#[derive(Debug)]
+pub(super) struct Swap {
+    pub(super) generation_info: InfoSeries,
+    pub(super) leases: IntGaugeVec,
+    pub(super) swaps: IntCounterVec,
+    pub(super) swap_duration: Histogram,
+}
+
+impl Swap {
+    pub(super) fn register(build: &Build) -> Result<Self, Error> {
+        Ok(Self {
+            generation_info: InfoSeries::new(build.int_gauges(
+                names::GENERATION_INFO,
+                "Generations that serve or can be rolled back to.",
+                &["generation", "policy_revision"],
+            )?),
+            leases: build.int_gauges(
+                names::GENERATION_LEASES,
+                "Sequences that hold a generation.",
+                &["generation_role"],
+            )?,
+            swaps: build.counters(
+                names::SWAPS_TOTAL,
+                "Attempts to swap generations.",
+                &["result"],
+            )?,
+            swap_duration: build.histogram(
+                names::SWAP_DURATION_SECONDS,
+                "Time from a staged adapter to the pointer store.",
+                SWAP_BUCKETS,
+            )?,
+        })
+    }
+}
+
+/// Series of constant 1 whose labels are data; they expire, or every revision ever seen would stay.
+#[derive(Debug)]
+pub(super) struct InfoSeries {
+    gauges: IntGaugeVec,
+    present: Mutex<BTreeSet<[String; 2]>>,
+}
+
+impl InfoSeries {
+    fn new(gauges: IntGaugeVec) -> Self {
+        Self {
+            gauges,
+            present: Mutex::new(BTreeSet::new()),
+        }
+    }
+
+    /// Makes `series` the only ones. Those that stay are never absent from a scrape.
+    pub(super) fn replace(&self, series: BTreeSet<[String; 2]>) {
+        let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
+        for labels in &series {
+            self.gauges.with_label_values(labels).set(1);
+        }
+        for labels in present.difference(&series) {
+            self.drop_series(labels);
+        }
+        *present = series;
+    }
+
+    pub(super) fn insert(&self, labels: [String; 2]) {
+        let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
+        self.gauges.with_label_values(&labels).set(1);
+        present.insert(labels);
+    }
+
+    /// Drops every series whose first label is `first`.
+    pub(super) fn remove(&self, first: &str) {
+        let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
+        let (gone, kept) = std::mem::take(&mut *present)
+            .into_iter()
+            .partition(|l| l[0] == first);
+        *present = kept;
+        let gone: BTreeSet<[String; 2]> = gone;
+        gone.iter().for_each(|labels| self.drop_series(labels));
+    }
+
+    fn drop_series(&self, labels: &[String; 2]) {
+        if let Err(error) = self.gauges.remove_label_values(labels) {
+            tracing::debug!(%error, ?labels, "an expired series was gone already");
+        }
+    }
+}
+
+/// Creates and registers in one step.
+pub(super) struct Build {
+    pub(super) registry: Registry,
+}
+
+impl Build {
+    fn add<C: Collector + Clone + 'static>(&self, metric: C) -> Result<C, Error> {
+        self.registry.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, Error> {
+        self.add(IntCounter::new(name, help)?)
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, Error> {
+        self.add(IntCounterVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Result<Gauge, Error> {
+        self.add(Gauge::new(name, help)?)
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec, Error> {
+        self.add(GaugeVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn int_gauge(&self, name: &str, help: &str) -> Result<IntGauge, Error> {
+        self.add(IntGauge::new(name, help)?)
+    }
+
+    fn int_gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, Error> {
+        self.add(IntGaugeVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram, Error> {
+        let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+        self.add(Histogram::with_opts(opts)?)
+    }
+
+    fn histograms(&self, name: &str, help: &str, labels: &[&str]) -> Result<HistogramVec, Error> {
+        let opts = HistogramOpts::new(name, help).buckets(STAGE_BUCKETS.to_vec());
+        self.add(HistogramVec::new(opts, labels)?)
+    }
+}

@@ -1,0 +1,148 @@
+//! Events as log lines. The target of each is `realign::telemetry`; fields carry the data, the
+//! message is constant, so that logs can be searched by it.
+
+use tracing::{debug, error, info, warn};
+
+use super::event::{Event, Outcome, RequestFinished};
+
+/// Writes one line, at the level an operator would expect.
+pub(super) fn log(event: &Event) {
+    match event {
+        Event::PolicyReloaded { .. }
+        | Event::PolicyReloadFailed { .. }
+        | Event::SwapPublished { .. }
+        | Event::SwapFailed { .. }
+        | Event::GenerationRetired { .. } => log_activation(event),
+        Event::RealignmentStarted { .. }
+        | Event::StageEntered { .. }
+        | Event::StageFinished { .. }
+        | Event::Progress { .. }
+        | Event::Triaged { .. }
+        | Event::TrainLoss { .. }
+        | Event::Gated { .. }
+        | Event::RealignmentFinished { .. } => log_realignment(event),
+        Event::RequestFinished(request) => log_request(request),
+        // Snapshots come every second; the metrics are where to look for them.
+        Event::EngineStats { .. } | Event::Leases(_) => {}
+    }
+}
+
+fn log_activation(event: &Event) {
+    match event {
+        Event::PolicyReloaded { revision, policies } => {
+            info!(revision, policies = policies.len(), "policy set activated");
+        }
+        Event::PolicyReloadFailed { error } => {
+            error!(error, "policy set refused; the last good one stays active");
+        }
+        Event::SwapPublished {
+            from,
+            to,
+            policy_revision,
+            took,
+        } => info!(
+            from,
+            to,
+            policy_revision = policy_revision.as_deref(),
+            took_seconds = took.as_secs_f64(),
+            "generation swapped"
+        ),
+        Event::SwapFailed { to, error } => {
+            error!(
+                to,
+                error, "swap failed; the serving generation keeps serving"
+            );
+        }
+        Event::GenerationRetired { generation } => info!(generation, "generation retired"),
+        _ => {}
+    }
+}
+
+fn log_realignment(event: &Event) {
+    match event {
+        Event::RealignmentStarted {
+            id,
+            policy_revision,
+        } => {
+            info!(id, policy_revision, "realignment started");
+        }
+        Event::StageEntered { id, stage } => info!(id, %stage, "stage entered"),
+        Event::StageFinished { id, stage, took } => {
+            info!(id, %stage, took_seconds = took.as_secs_f64(), "stage finished");
+        }
+        Event::Progress { id, stage, ratio } => debug!(id, %stage, ratio, "progress"),
+        Event::Triaged {
+            id,
+            invert,
+            punish,
+            retain,
+        } => {
+            info!(id, invert, punish, retain, "preference pairs triaged");
+        }
+        Event::TrainLoss {
+            id,
+            step,
+            steps,
+            parts,
+        } => {
+            debug!(id, step, steps, ?parts, "training step");
+        }
+        Event::Gated { id, measured } => info!(
+            id,
+            promoted = measured.promoted,
+            agreement_current = measured.agreement_current,
+            agreement_candidate = measured.agreement_candidate,
+            reason = measured.reason,
+            "gate decided"
+        ),
+        Event::RealignmentFinished {
+            id,
+            outcome,
+            generation,
+            detail,
+            took,
+        } => {
+            let generation = generation.as_deref();
+            let detail = detail.as_deref();
+            let took_seconds = took.as_secs_f64();
+            match outcome {
+                Outcome::Failed => {
+                    error!(id, %outcome, generation, detail, took_seconds, "realignment finished");
+                }
+                Outcome::Rejected => {
+                    warn!(id, %outcome, generation, detail, took_seconds, "realignment finished");
+                }
+                Outcome::Succeeded
+                | Outcome::Cancelled
+                | Outcome::Superseded
+                | Outcome::NoConflict => {
+                    info!(id, %outcome, generation, detail, took_seconds, "realignment finished");
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+fn log_request(request: &RequestFinished) {
+    let route = request.route;
+    let status = request.status;
+    let duration_seconds = request.duration.as_secs_f64();
+    let generation = request.generation.as_deref();
+    if status >= 500 {
+        warn!(
+            route,
+            status, duration_seconds, generation, "request failed"
+        );
+    } else {
+        debug!(
+            route,
+            status,
+            duration_seconds,
+            generation,
+            prompt_tokens = request.prompt_tokens,
+            completion_tokens = request.completion_tokens,
+            "request finished"
+        );
+    }
+}

@@ -1,0 +1,60 @@
+//! Every metric name, once. Nothing else in the crate spells one.
+//!
+//! Names follow Prometheus' conventions: base units, `_total` on counters, `_ratio` for 0 to 1.
+
+/// Histogram: from receipt of a request to its first generated token.
+pub const TIME_TO_FIRST_TOKEN_SECONDS: &str = "realign_time_to_first_token_seconds";
+/// Histogram: between two tokens of one sequence.
+pub const INTER_TOKEN_LATENCY_SECONDS: &str = "realign_inter_token_latency_seconds";
+/// Histogram: from receipt of a request to its last byte.
+pub const REQUEST_DURATION_SECONDS: &str = "realign_request_duration_seconds";
+/// Counter by `route` and `status`.
+pub const REQUESTS_TOTAL: &str = "realign_requests_total";
+/// Gauge: sequences in the batch.
+pub const REQUESTS_RUNNING: &str = "realign_requests_running";
+/// Gauge: sequences accepted, not yet in the batch.
+pub const REQUESTS_WAITING: &str = "realign_requests_waiting";
+/// Gauge: used share of KV blocks.
+pub const KV_CACHE_USAGE_RATIO: &str = "realign_kv_cache_usage_ratio";
+/// Counter: prompt tokens of finished requests.
+pub const PROMPT_TOKENS_TOTAL: &str = "realign_prompt_tokens_total";
+/// Counter: generated tokens of finished requests.
+pub const GENERATION_TOKENS_TOTAL: &str = "realign_generation_tokens_total";
+
+/// Gauge: 1 if the policy set on disk was accepted when last read.
+pub const POLICY_LAST_RELOAD_SUCCESSFUL: &str = "realign_policy_last_reload_successful";
+/// Gauge: when a policy set was last accepted, in Unix seconds.
+pub const POLICY_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS: &str =
+    "realign_policy_last_reload_success_timestamp_seconds";
+/// Counter by `result`: `ok` or `failed`.
+pub const POLICY_RELOADS_TOTAL: &str = "realign_policy_reloads_total";
+/// Gauge of 1 for each active `policy` and its `revision`.
+pub const POLICY_INFO: &str = "realign_policy_info";
+
+/// Counter by `outcome`.
+pub const REALIGNMENTS_TOTAL: &str = "realign_realignments_total";
+/// Gauge by `stage`: 1 for the stage that runs now.
+pub const REALIGNMENT_STAGE: &str = "realign_realignment_stage";
+/// Histogram by `stage`.
+pub const REALIGNMENT_STAGE_DURATION_SECONDS: &str = "realign_realignment_stage_duration_seconds";
+/// Gauge: progress of the running realignment.
+pub const REALIGNMENT_PROGRESS_RATIO: &str = "realign_realignment_progress_ratio";
+/// Gauge by `category`: preference pairs of the last triage.
+pub const TRIAGE_PAIRS: &str = "realign_triage_pairs";
+/// Gauge: share of preference pairs in conflict with the active policy.
+pub const ALIGNMENT_GAP_RATIO: &str = "realign_alignment_gap_ratio";
+/// Gauge by `part`: the last training step's losses.
+pub const TRAIN_LOSS: &str = "realign_train_loss";
+/// Gauge by `generation_role`: policy agreement that the last gate measured.
+pub const GATE_POLICY_AGREEMENT_RATIO: &str = "realign_gate_policy_agreement_ratio";
+/// Gauge by `check`: capability change that the last gate measured, candidate minus current.
+pub const GATE_CAPABILITY_DELTA: &str = "realign_gate_capability_delta";
+
+/// Gauge of 1 for each `generation` that serves or can be rolled back to, with its `policy_revision`.
+pub const GENERATION_INFO: &str = "realign_generation_info";
+/// Gauge by `generation_role`: sequences that hold a generation.
+pub const GENERATION_LEASES: &str = "realign_generation_leases";
+/// Counter by `result`: `ok` or `failed`.
+pub const SWAPS_TOTAL: &str = "realign_swaps_total";
+/// Histogram: from a staged adapter to the pointer store.
+pub const SWAP_DURATION_SECONDS: &str = "realign_swap_duration_seconds";
