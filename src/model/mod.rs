@@ -7,6 +7,7 @@ pub mod hub;
 pub mod linear;
 pub mod lora;
 pub mod ops;
+pub mod packing;
 pub mod source;
 pub mod spec;
 pub mod weights;
