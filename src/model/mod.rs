@@ -1,6 +1,7 @@
 //! The decoder: one definition for serving and training, and everything that comes in a model's
 //! files (weights, tokenizer, chat template). Imports no sibling module.
 
+pub mod chat;
 pub mod decoder;
 pub mod error;
 pub mod hub;
@@ -10,8 +11,12 @@ pub mod ops;
 pub mod packing;
 pub mod source;
 pub mod spec;
+#[cfg(test)]
+pub(crate) mod test_support;
+pub mod tokenizer;
 pub mod weights;
 
+pub use chat::{ChatMessage, ChatRole, ChatTemplate};
 pub use decoder::{Attention, Batch, Model};
 pub use error::ModelError;
 pub use linear::AdapterRows;
@@ -19,3 +24,4 @@ pub use lora::{LoraPair, LoraSite, LoraWeights, Projection};
 pub use ops::{Ops, PagedKv, PagedSequence, Segment};
 pub use source::{ModelFiles, ModelSource};
 pub use spec::ModelSpec;
+pub use tokenizer::{StreamDecoder, Tokenizer};

@@ -1,0 +1,330 @@
+//! Conversations to token ids, through the model's own Jinja template.
+//!
+//! A template writes control tokens as text (`<|im_start|>`), and a user may type the same
+//! letters. Before rendering, a guard character is put inside every such literal in the messages;
+//! the tokenizer drops it after control tokens were recognised. So a message can never open or
+//! close a turn, and a conversation without such literals takes no detour at all.
+
+mod functions;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use candle_core::quantized::gguf_file::{Content, Value as GgufValue};
+use minijinja::{Environment, context};
+
+use super::tokenizer::{Tokenizer, TokenizerError};
+
+/// Who wrote a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChatRole {
+    /// Instructions of the application.
+    System,
+    /// The person.
+    User,
+    /// The model.
+    Assistant,
+}
+
+/// One message of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ChatMessage {
+    /// Who wrote it.
+    pub role: ChatRole,
+    /// Its text.
+    pub content: String,
+}
+
+impl ChatMessage {
+    /// A message of the given role.
+    pub fn new(role: ChatRole, content: impl Into<String>) -> Self {
+        Self {
+            role,
+            content: content.into(),
+        }
+    }
+
+    /// A user's message.
+    pub fn user(content: impl Into<String>) -> Self {
+        Self::new(ChatRole::User, content)
+    }
+}
+
+/// Why a template could not be loaded, or a conversation not be rendered.
+#[derive(Debug, thiserror::Error)]
+pub enum ChatError {
+    /// The model's files hold no template.
+    #[error(
+        "{place} has no chat template: this is a base model (use /v1/completions), or give a chat_template.jinja file"
+    )]
+    NoTemplate {
+        /// Where it was looked for.
+        place: String,
+    },
+    /// A file could not be read or parsed.
+    #[error("{place}: {problem}")]
+    Malformed {
+        /// The file or the metadata key.
+        place: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The template is not valid Jinja.
+    #[error("the chat template does not compile: {0}")]
+    Template(String),
+    /// The template refuses this conversation. The message is the template's own, and safe to show.
+    #[error("the model's chat template does not accept these messages: {0}")]
+    Refused(String),
+    /// The text could not be encoded.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+}
+
+impl ChatError {
+    /// Whether the conversation is at fault rather than the model's files.
+    pub fn is_client_fault(&self) -> bool {
+        matches!(self, ChatError::Refused(_) | ChatError::Tokenizer(_))
+    }
+}
+
+/// A compiled chat template with what it needs of the tokenizer.
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    bos: String,
+    eos: String,
+    end_of_turn: u32,
+}
+
+impl std::fmt::Debug for ChatTemplate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ChatTemplate")
+            .field("end_of_turn", &self.end_of_turn)
+            .finish_non_exhaustive()
+    }
+}
+
+const NAME: &str = "chat";
+
+impl ChatTemplate {
+    /// Compiles a template and finds the token with which it ends an assistant's turn.
+    ///
+    /// # Errors
+    /// [`ChatError::Template`] if it is not valid Jinja; [`ChatError::Malformed`] if neither the
+    /// template nor the tokenizer says which token ends a turn.
+    pub fn new(source: &str, tokenizer: &Tokenizer) -> Result<Self, ChatError> {
+        let mut environment = Environment::new();
+        // The three settings under which templates are written and tested upstream.
+        environment.set_trim_blocks(true);
+        environment.set_lstrip_blocks(true);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        functions::register(&mut environment);
+        environment
+            .add_template_owned(NAME, source.to_owned())
+            .map_err(|e| ChatError::Template(e.to_string()))?;
+        let literal = |id: Option<u32>| id.map(|id| tokenizer.token_text(id)).unwrap_or_default();
+        let mut template = Self {
+            environment,
+            bos: literal(tokenizer.bos_id()),
+            eos: literal(tokenizer.eos_id()),
+            end_of_turn: 0,
+        };
+        template.end_of_turn = template
+            .written_end_of_turn(tokenizer)
+            .or(tokenizer.eos_id())
+            .ok_or_else(|| ChatError::Malformed {
+                place: "the chat template".into(),
+                problem: "no control token ends an assistant's turn, and the model declares no \
+                          end-of-sequence token"
+                    .into(),
+            })?;
+        Ok(template)
+    }
+
+    /// The template in a GGUF file's `tokenizer.chat_template`.
+    ///
+    /// # Errors
+    /// [`ChatError::NoTemplate`] if there is none; otherwise as [`ChatTemplate::new`].
+    pub fn from_gguf(content: &Content, tokenizer: &Tokenizer) -> Result<Self, ChatError> {
+        let key = "tokenizer.chat_template";
+        match content.metadata.get(key) {
+            Some(GgufValue::String(source)) => Self::new(source, tokenizer),
+            Some(_) => Err(malformed(key, "not a string")),
+            None => Err(ChatError::NoTemplate {
+                place: "the GGUF metadata".into(),
+            }),
+        }
+    }
+
+    /// The template of a Hugging Face model directory: `chat_template.jinja`, or else the entry
+    /// `chat_template` of `tokenizer_config.json` (of several, the one named `default`).
+    ///
+    /// # Errors
+    /// [`ChatError::NoTemplate`] if there is none; otherwise as [`ChatTemplate::new`].
+    pub fn from_directory(dir: &Path, tokenizer: &Tokenizer) -> Result<Self, ChatError> {
+        if let Some(source) = read(&dir.join("chat_template.jinja"))? {
+            return Self::new(&source, tokenizer);
+        }
+        let path = dir.join("tokenizer_config.json");
+        let place = path.display().to_string();
+        let Some(text) = read(&path)? else {
+            return Err(ChatError::NoTemplate {
+                place: dir.display().to_string(),
+            });
+        };
+        let config: serde_json::Value =
+            serde_json::from_str(&text).map_err(|e| malformed(&place, e.to_string()))?;
+        let source = match config.get("chat_template") {
+            Some(serde_json::Value::String(source)) => Some(source.as_str()),
+            Some(serde_json::Value::Array(named)) => named
+                .iter()
+                .find(|entry| entry["name"] == "default")
+                .and_then(|entry| entry["template"].as_str()),
+            Some(_) | None => None,
+        };
+        Self::new(source.ok_or(ChatError::NoTemplate { place })?, tokenizer)
+    }
+
+    /// The conversation as the model's text, control tokens written out.
+    ///
+    /// # Errors
+    /// [`ChatError::Refused`] if the template raises, e.g. because roles must alternate.
+    pub fn render(
+        &self,
+        messages: &[ChatMessage],
+        add_generation_prompt: bool,
+    ) -> Result<String, ChatError> {
+        let template = self
+            .environment
+            .get_template(NAME)
+            .map_err(|e| ChatError::Template(e.to_string()))?;
+        let variables = context! {
+            messages => messages,
+            add_generation_prompt => add_generation_prompt,
+            bos_token => self.bos,
+            eos_token => self.eos,
+        };
+        template.render(variables).map_err(|e| {
+            // `detail` is what `raise_exception` was given; the kind alone says little otherwise.
+            let reason = e
+                .detail()
+                .map_or_else(|| e.kind().to_string(), str::to_owned);
+            ChatError::Refused(reason)
+        })
+    }
+
+    /// The conversation as token ids. Control literals inside messages are text.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`], or [`ChatError::Tokenizer`].
+    pub fn encode_chat(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[ChatMessage],
+        add_generation_prompt: bool,
+    ) -> Result<Vec<u32>, ChatError> {
+        if !messages
+            .iter()
+            .any(|message| holds_control(tokenizer, &message.content))
+        {
+            let text = self.render(messages, add_generation_prompt)?;
+            return Ok(tokenizer.encode(&text, true)?);
+        }
+        let guard = unused_character(messages)?;
+        let guarded: Vec<ChatMessage> = messages
+            .iter()
+            .map(|m| ChatMessage::new(m.role, guard_literals(tokenizer, &m.content, guard)))
+            .collect();
+        let text = self.render(&guarded, add_generation_prompt)?;
+        Ok(tokenizer.encode_guarded(&text, guard)?)
+    }
+
+    /// A response's token ids as a model would have generated them: the text, in which control
+    /// literals are text, then the end of the turn.
+    ///
+    /// # Errors
+    /// [`ChatError::Tokenizer`].
+    pub fn encode_response(
+        &self,
+        tokenizer: &Tokenizer,
+        response: &str,
+    ) -> Result<Vec<u32>, ChatError> {
+        let mut ids = tokenizer.encode(response, false)?;
+        ids.push(self.end_of_turn);
+        Ok(ids)
+    }
+
+    /// The token that ends an assistant's turn.
+    pub fn end_of_turn_id(&self) -> u32 {
+        self.end_of_turn
+    }
+
+    /// Renders a short exchange and reads which control token follows the answer.
+    fn written_end_of_turn(&self, tokenizer: &Tokenizer) -> Option<u32> {
+        let answer = "an-answer-to-find-again";
+        let exchange = [
+            ChatMessage::user("hello"),
+            ChatMessage::new(ChatRole::Assistant, answer),
+        ];
+        let text = self.render(&exchange, false).ok()?;
+        let (_, after) = text.split_once(answer)?;
+        let after = after.trim_start();
+        let ends = tokenizer
+            .control_tokens()
+            .filter(|(_, literal)| after.starts_with(literal));
+        ends.max_by_key(|(_, literal)| literal.len())
+            .map(|(id, _)| id)
+    }
+}
+
+fn holds_control(tokenizer: &Tokenizer, text: &str) -> bool {
+    tokenizer
+        .control_tokens()
+        .any(|(_, literal)| text.contains(literal))
+}
+
+/// Puts the guard after the first character of every control literal in the text, again until none
+/// is left: occurrences may overlap.
+fn guard_literals(tokenizer: &Tokenizer, text: &str, guard: char) -> String {
+    let mut text = text.to_owned();
+    for (_, literal) in tokenizer.control_tokens() {
+        let mut chars = literal.chars();
+        let Some(first) = chars.next() else { continue };
+        while text.contains(literal) {
+            text = text.replace(literal, &format!("{first}{guard}{}", chars.as_str()));
+        }
+    }
+    text
+}
+
+/// A private-use character that no message contains.
+fn unused_character(messages: &[ChatMessage]) -> Result<char, ChatError> {
+    let is_private = |c: &char| matches!(*c, '\u{E000}'..='\u{F8FF}');
+    let used: BTreeSet<char> = messages
+        .iter()
+        .flat_map(|message| message.content.chars().filter(is_private))
+        .collect();
+    ('\u{E000}'..='\u{F8FF}')
+        .find(|c| !used.contains(c))
+        .ok_or_else(|| {
+            ChatError::Refused("they use every private-use character and control literals".into())
+        })
+}
+
+fn read(path: &Path) -> Result<Option<String>, ChatError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(malformed(&path.display().to_string(), e.to_string())),
+    }
+}
+
+fn malformed(place: &str, problem: impl Into<String>) -> ChatError {
+    ChatError::Malformed {
+        place: place.into(),
+        problem: problem.into(),
+    }
+}

@@ -1,0 +1,33 @@
+//! What the unit tests of several modules read: the default model's metadata, the golden values.
+
+use std::path::PathBuf;
+
+use candle_core::quantized::gguf_file;
+
+const MODEL_FILE: &str = "models/SmolLM2-135M-Instruct.Q4_1.gguf";
+
+/// The default model's file, from `REALIGN_TEST_MODEL` or the `models` directory.
+pub(crate) fn test_model_path() -> PathBuf {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let path =
+        std::env::var_os("REALIGN_TEST_MODEL").map_or_else(|| root.join(MODEL_FILE), PathBuf::from);
+    assert!(
+        path.is_file(),
+        "{} is missing: run `make test`, which fetches it, or set REALIGN_TEST_MODEL",
+        path.display()
+    );
+    path
+}
+
+/// The default model's GGUF header: metadata and tensor directory, no weights.
+pub(crate) fn test_model() -> gguf_file::Content {
+    let mut file = std::fs::File::open(test_model_path()).expect("the model opens");
+    gguf_file::Content::read(&mut file).expect("the model is GGUF")
+}
+
+/// The values that tests/golden/README.md describes.
+pub(crate) fn golden() -> serde_json::Value {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/golden.json");
+    let bytes = std::fs::read(path).expect("golden.json is in the repository");
+    serde_json::from_slice(&bytes).expect("golden.json parses")
+}
