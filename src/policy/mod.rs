@@ -1,1 +1,53 @@
-//! (in progress)
+//! Policy files: schema, parsing with line numbers, content revision, tests, diff, watch.
+//!
+//! A directory of YAML files becomes a [`PolicySet`]: validated, hashed, and tested against the
+//! rules' own examples. Loading reports every error of every file at once; a set with an error
+//! does not exist, so whoever holds one can serve and train with it.
+//!
+//! [`condition`] is the compiled boolean tree and its evaluation; `raw` is the file's shape, from
+//! which `policies/policy.schema.json` is generated; [`watch`] only says "look again".
+
+mod compile;
+pub mod condition;
+pub mod diff;
+pub mod error;
+pub mod examples;
+pub mod model;
+mod parse;
+mod raw;
+pub mod set;
+pub mod watch;
+
+#[cfg(test)]
+mod tests;
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+pub use condition::{Condition, Exchange, MATCHER_VERSION, Pattern, TextTest};
+pub use diff::{PolicyDiff, diff};
+pub use error::{PolicyError, PolicyErrors};
+pub use examples::{ExampleFailure, ExampleReport, RuleReport};
+pub use model::{
+    Enforcement, Example, Gate, LengthUnit, Policy, Rule, RuleOutcome, Severity, SourceLocation,
+    Verdict,
+};
+pub use set::PolicySet;
+pub use watch::{PolicyWatcher, WatchError, WatchOptions};
+
+/// The JSON Schema (draft 2020-12) of a policy file, pretty-printed, with a final newline.
+///
+/// `policies/policy.schema.json` holds this text; editors use it for completion.
+pub fn schema_json() -> String {
+    let mut text = format!("{:#}", schemars::schema_for!(raw::RawPolicy).to_value());
+    text.push('\n');
+    text
+}
+
+/// SHA-256 (64 hex digits) over a value's JSON form, whose fields stand in declaration order.
+pub(crate) fn sha256_json<T: Serialize + ?Sized>(value: &T) -> String {
+    // Serialisation to memory fails only for maps with keys that are not strings; the values
+    // hashed in this crate hold no maps.
+    let bytes = serde_json::to_vec(value).expect("values without maps serialise to JSON");
+    hex::encode(Sha256::digest(bytes))
+}

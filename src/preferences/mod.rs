@@ -1,1 +1,145 @@
-//! (in progress)
+//! Preference data: JSON lines in several formats → content-addressed pairs; the hold-out split.
+//!
+//! [`formats`] reads one line, [`dataset`] files and directories, [`split`] divides pairs.
+
+pub mod dataset;
+mod formats;
+pub mod split;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+pub use dataset::{Dataset, DatasetError, MAX_LINE_BYTES, SkippedLine};
+pub use split::{Split, split};
+
+/// Who wrote a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// The operator's instructions.
+    System,
+    /// The person.
+    User,
+    /// The model.
+    Assistant,
+}
+
+impl Role {
+    /// The name chat templates use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::System => "system",
+            Role::User => "user",
+            Role::Assistant => "assistant",
+        }
+    }
+}
+
+/// One message of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Message {
+    /// Who wrote it.
+    pub role: Role,
+    /// Its text.
+    pub content: String,
+}
+
+/// SHA-256 (64 hex digits) over a pair's prompt, responses and labels.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PairId(pub String);
+
+impl fmt::Display for PairId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A line of a file; lines count from 1.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct LineSource {
+    /// The file.
+    pub file: PathBuf,
+    /// The line, from 1.
+    pub line: usize,
+}
+
+impl fmt::Display for LineSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file.display(), self.line)
+    }
+}
+
+/// A preference pair: of two responses to one prompt, which one was preferred.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Pair {
+    /// Content hash.
+    pub id: PairId,
+    /// The conversation so far; ends with a user message.
+    pub prompt: Vec<Message>,
+    /// The preferred response; never blank.
+    pub chosen: String,
+    /// The other response; never blank, and not the same.
+    pub rejected: String,
+    /// Category labels of the chosen response, sorted.
+    pub chosen_labels: Vec<String>,
+    /// Category labels of the rejected response, sorted.
+    pub rejected_labels: Vec<String>,
+    /// `meta.holdout`: whether the pair must (not) be held out; `None` leaves it to the split.
+    pub holdout: Option<bool>,
+    /// Where it was read.
+    pub source: LineSource,
+}
+
+impl Pair {
+    /// The last user message: what the oracle judges as the prompt.
+    pub fn prompt_text(&self) -> &str {
+        let last = self
+            .prompt
+            .iter()
+            .rev()
+            .find(|message| message.role == Role::User);
+        last.map_or("", |message| message.content.as_str())
+    }
+
+    /// SHA-256 over the whole conversation before the response.
+    pub fn prompt_hash(&self) -> [u8; 32] {
+        let mut hasher = Sha256::new();
+        hash_messages(&mut hasher, &self.prompt);
+        hasher.finalize().into()
+    }
+}
+
+/// The parts of a pair that its id covers.
+pub(crate) fn pair_id(prompt: &[Message], responses: [(&str, &[String]); 2]) -> PairId {
+    let mut hasher = Sha256::new();
+    hash_messages(&mut hasher, prompt);
+    for (response, labels) in responses {
+        hash_text(&mut hasher, response);
+        hasher.update((labels.len() as u64).to_le_bytes());
+        labels
+            .iter()
+            .for_each(|label| hash_text(&mut hasher, label));
+    }
+    PairId(hex::encode(hasher.finalize()))
+}
+
+fn hash_messages(hasher: &mut Sha256, messages: &[Message]) {
+    hasher.update((messages.len() as u64).to_le_bytes());
+    for message in messages {
+        hash_text(hasher, message.role.as_str());
+        hash_text(hasher, &message.content);
+    }
+}
+
+/// With its length first, so that no two sequences of texts hash alike.
+fn hash_text(hasher: &mut Sha256, text: &str) {
+    hasher.update((text.len() as u64).to_le_bytes());
+    hasher.update(text);
+}

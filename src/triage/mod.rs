@@ -1,1 +1,196 @@
-//! (in progress)
+//! Triage: which preference pairs conflict with the policy, and how (TRACE, section 3; Algorithm 1).
+//!
+//! | chosen complies | rejected complies | category |
+//! | --- | --- | --- |
+//! | no | yes | INVERT: prefer the rejected response over the chosen one |
+//! | no | no | PUNISH: suppress both |
+//! | yes | any | RETAIN: stay close to the reference |
+//!
+//! Pure: no clock, disk or network. Verdicts may come from a cache, which changes no result.
+
+#[cfg(test)]
+mod tests;
+
+use serde::{Deserialize, Serialize};
+
+use crate::oracle::{CacheCounts, Exchange, Judgement, Oracle, RuleOracle, VerdictCache};
+use crate::preferences::Pair;
+
+/// What training does with a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Category {
+    /// Chosen violates, rejected complies: the preference is turned round.
+    Invert,
+    /// Both violate: both are suppressed.
+    Punish,
+    /// Chosen complies: behaviour is kept.
+    Retain,
+}
+
+impl Category {
+    /// All categories, in the order of the paper's table.
+    pub const ALL: [Category; 3] = [Category::Invert, Category::Punish, Category::Retain];
+
+    /// The category of a pair from its two verdicts.
+    pub fn of(chosen_complies: bool, rejected_complies: bool) -> Category {
+        match (chosen_complies, rejected_complies) {
+            (true, _) => Category::Retain,
+            (false, true) => Category::Invert,
+            (false, false) => Category::Punish,
+        }
+    }
+
+    /// The name in metrics, JSON and reports.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Category::Invert => "invert",
+            Category::Punish => "punish",
+            Category::Retain => "retain",
+        }
+    }
+
+    /// Whether the pair is in conflict with the policy.
+    pub fn is_conflict(self) -> bool {
+        self != Category::Retain
+    }
+}
+
+/// A pair with its category and the judgements that led to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TriagedPair {
+    /// Index into the pairs given to [`triage`].
+    pub index: usize,
+    /// What training does with it.
+    pub category: Category,
+    /// On the chosen response.
+    pub chosen: Judgement,
+    /// On the rejected response.
+    pub rejected: Judgement,
+}
+
+/// Pairs per category.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TriageCounts {
+    /// D_I of the paper.
+    pub invert: usize,
+    /// D_II of the paper.
+    pub punish: usize,
+    /// D_R of the paper.
+    pub retain: usize,
+}
+
+impl TriageCounts {
+    /// Pairs of one category.
+    pub fn get(&self, category: Category) -> usize {
+        match category {
+            Category::Invert => self.invert,
+            Category::Punish => self.punish,
+            Category::Retain => self.retain,
+        }
+    }
+
+    /// All pairs.
+    pub fn total(&self) -> usize {
+        self.invert + self.punish + self.retain
+    }
+
+    /// Pairs in conflict with the policy.
+    pub fn conflicts(&self) -> usize {
+        self.invert + self.punish
+    }
+
+    /// Share of pairs in conflict, 0 to 1; 0 if there are no pairs.
+    pub fn gap_ratio(&self) -> f64 {
+        match self.total() {
+            0 => 0.0,
+            total => self.conflicts() as f64 / total as f64,
+        }
+    }
+}
+
+/// The triage of a data set.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Triage {
+    /// One entry per pair, in the pairs' order.
+    pub items: Vec<TriagedPair>,
+    /// Pairs per category.
+    pub counts: TriageCounts,
+    /// Share of pairs in conflict with the policy, 0 to 1; 0 if there are no pairs.
+    pub gap_ratio: f64,
+}
+
+impl Triage {
+    /// Indices of the pairs of one category, ascending.
+    pub fn indices(&self, category: Category) -> impl Iterator<Item = usize> {
+        self.items
+            .iter()
+            .filter(move |item| item.category == category)
+            .map(|item| item.index)
+    }
+
+    fn from_judgements(judgements: impl Iterator<Item = (Judgement, Judgement)>) -> Triage {
+        let mut counts = TriageCounts::default();
+        let items = judgements
+            .enumerate()
+            .map(|(index, (chosen, rejected))| {
+                let category = Category::of(chosen.complies(), rejected.complies());
+                match category {
+                    Category::Invert => counts.invert += 1,
+                    Category::Punish => counts.punish += 1,
+                    Category::Retain => counts.retain += 1,
+                }
+                TriagedPair {
+                    index,
+                    category,
+                    chosen,
+                    rejected,
+                }
+            })
+            .collect();
+        Triage {
+            items,
+            counts,
+            gap_ratio: counts.gap_ratio(),
+        }
+    }
+}
+
+/// Sorts pairs by an oracle's judgements.
+pub fn triage(pairs: &[Pair], oracle: &dyn Oracle) -> Triage {
+    Triage::from_judgements(pairs.iter().map(|pair| {
+        let [chosen, rejected] = exchanges(pair);
+        (oracle.judge(&chosen), oracle.judge(&rejected))
+    }))
+}
+
+/// As [`triage`], with rule verdicts from a cache where it has them. The result is the same; the
+/// counts say how much was judged anew.
+pub fn triage_cached(
+    pairs: &[Pair],
+    oracle: &RuleOracle,
+    cache: &dyn VerdictCache,
+) -> (Triage, CacheCounts) {
+    let exchanges: Vec<Exchange<'_>> = pairs.iter().flat_map(exchanges).collect();
+    let (judgements, counts) = oracle.judge_cached(&exchanges, cache);
+    let mut judgements = judgements.into_iter();
+    let couples = std::iter::from_fn(|| Some((judgements.next()?, judgements.next()?)));
+    (Triage::from_judgements(couples), counts)
+}
+
+/// The chosen and the rejected response, as the oracle sees them.
+fn exchanges(pair: &Pair) -> [Exchange<'_>; 2] {
+    let prompt = pair.prompt_text();
+    [
+        Exchange {
+            prompt,
+            response: &pair.chosen,
+            labels: &pair.chosen_labels,
+        },
+        Exchange {
+            prompt,
+            response: &pair.rejected,
+            labels: &pair.rejected_labels,
+        },
+    ]
+}

@@ -1,0 +1,253 @@
+//! Raw condition trees → compiled ones. All errors of a tree are collected, not only the first.
+
+use std::path::Path;
+
+use regex::{Regex, RegexBuilder};
+use serde_saphyr::{Location, Spanned};
+
+use super::condition::{Condition, Pattern, TextTest};
+use super::error::PolicyError;
+use super::raw::{OneOrMany, RawCondition, RawLength, RawTextTest};
+
+/// Bound on one compiled regular expression, bytes.
+const REGEX_SIZE_LIMIT: usize = 1 << 20;
+/// Bound on the nesting of one regular expression.
+const REGEX_NEST_LIMIT: u32 = 64;
+
+/// Compiles the conditions of one rule.
+pub(super) struct Compiler<'a> {
+    /// The file, for error messages.
+    pub file: &'a Path,
+    /// The rule's id, for error messages.
+    pub rule: &'a str,
+    /// Errors found so far.
+    pub errors: &'a mut Vec<PolicyError>,
+}
+
+impl Compiler<'_> {
+    fn error(&mut self, at: Location, message: impl std::fmt::Display) {
+        let message = format!("rule `{}`: {message}", self.rule);
+        self.errors.push(PolicyError::at(self.file, at, message));
+    }
+
+    /// Compiles a condition; `None` if it has errors, which are then recorded.
+    pub fn condition(&mut self, raw: &Spanned<RawCondition>) -> Option<Condition> {
+        let (at, node) = (raw.referenced, &raw.value);
+        self.unavailable("probe", node.probe.as_ref().map(|n| n.referenced));
+        self.unavailable("judge", node.judge.as_ref().map(|n| n.referenced));
+        let unavailable = node.probe.is_some() || node.judge.is_some();
+        let mut parts = Vec::new();
+        if let Some(all) = &node.all {
+            parts.push(
+                self.list(at, "all", all, Self::condition)
+                    .map(Condition::All),
+            );
+        }
+        if let Some(any) = &node.any {
+            parts.push(
+                self.list(at, "any", any, Self::condition)
+                    .map(Condition::Any),
+            );
+        }
+        if let Some(not) = &node.not {
+            parts.push(self.condition(not).map(|c| Condition::Not(Box::new(c))));
+        }
+        if let Some(prompt) = &node.prompt {
+            parts.push(self.text_test(prompt).map(Condition::Prompt));
+        }
+        if let Some(response) = &node.response {
+            parts.push(self.text_test(response).map(Condition::Response));
+        }
+        if let Some(label) = &node.label {
+            parts.push(self.labels(label).map(Condition::Label));
+        }
+        if parts.is_empty() && !unavailable {
+            let keys = "`prompt`, `response`, `label`, `all`, `any` or `not`";
+            self.error(at, format!("this condition is empty; give one of {keys}"));
+        }
+        if unavailable {
+            None
+        } else {
+            join(parts, Condition::All)
+        }
+    }
+
+    fn text_test(&mut self, raw: &Spanned<RawTextTest>) -> Option<TextTest> {
+        let (at, node) = (raw.referenced, &raw.value);
+        self.unavailable("probe", node.probe.as_ref().map(|n| n.referenced));
+        self.unavailable("judge", node.judge.as_ref().map(|n| n.referenced));
+        let unavailable = node.probe.is_some() || node.judge.is_some();
+        let mut parts = Vec::new();
+        if let Some(all) = &node.all {
+            parts.push(
+                self.list(at, "all", all, Self::text_test)
+                    .map(TextTest::All),
+            );
+        }
+        if let Some(any) = &node.any {
+            parts.push(
+                self.list(at, "any", any, Self::text_test)
+                    .map(TextTest::Any),
+            );
+        }
+        if let Some(not) = &node.not {
+            parts.push(self.text_test(not).map(|t| TextTest::Not(Box::new(t))));
+        }
+        if let Some(any) = &node.any_regex {
+            let compiled = self.list(any.referenced, "any_regex", &any.value, Self::regex);
+            parts.push(compiled.map(TextTest::AnyRegex));
+        }
+        if let Some(all) = &node.all_regex {
+            let compiled = self.list(all.referenced, "all_regex", &all.value, Self::regex);
+            parts.push(compiled.map(TextTest::AllRegex));
+        }
+        if let Some(any) = &node.any_phrase {
+            let compiled = self.list(any.referenced, "any_phrase", &any.value, Self::phrase);
+            parts.push(compiled.map(TextTest::AnyPhrase));
+        }
+        if let Some(length) = &node.length {
+            parts.push(self.length(length));
+        }
+        if parts.is_empty() && !unavailable {
+            let keys = "`any_regex`, `all_regex`, `any_phrase`, `length`, `all`, `any` or `not`";
+            self.error(at, format!("this test is empty; give one of {keys}"));
+        }
+        if unavailable {
+            None
+        } else {
+            join(parts, TextTest::All)
+        }
+    }
+
+    fn unavailable(&mut self, matcher: &str, at: Option<Location>) {
+        if let Some(at) = at {
+            self.error(
+                at,
+                format!("matcher `{matcher}` is not available in this version"),
+            );
+        }
+    }
+
+    /// Compiles every item, so that each one's errors are seen; an empty list is an error, since
+    /// an empty `all` would hold for everything and an empty `any` for nothing.
+    fn list<R, C>(
+        &mut self,
+        at: Location,
+        key: &str,
+        items: &[R],
+        compile: impl Fn(&mut Self, &R) -> Option<C>,
+    ) -> Option<Vec<C>> {
+        if items.is_empty() {
+            self.error(
+                at,
+                format!("`{key}` is an empty list; give at least one item"),
+            );
+            return None;
+        }
+        let compiled: Vec<Option<C>> = items.iter().map(|item| compile(self, item)).collect();
+        compiled.into_iter().collect()
+    }
+
+    fn regex(&mut self, source: &Spanned<String>) -> Option<Pattern> {
+        match build(&source.value) {
+            Ok(regex) => Some(Pattern::new(&source.value, regex)),
+            Err(error) => {
+                let why = regex_error(&error);
+                let message = format!("the pattern `{}` is not usable: {why}", source.value);
+                self.error(source.referenced, message);
+                None
+            }
+        }
+    }
+
+    fn phrase(&mut self, source: &Spanned<String>) -> Option<Pattern> {
+        let words: Vec<String> = source.value.split_whitespace().map(escape_word).collect();
+        if words.is_empty() {
+            self.error(source.referenced, "a phrase in `any_phrase` is empty");
+            return None;
+        }
+        // Half boundaries ask only that no word character stands outside the phrase, so that
+        // phrases that begin or end with punctuation ("C++") are found as well.
+        let pattern = format!(r"(?i)\b{{start-half}}{}\b{{end-half}}", words.join(r"\s+"));
+        match build(&pattern) {
+            Ok(regex) => Some(Pattern::new(&source.value, regex)),
+            Err(error) => {
+                let why = regex_error(&error);
+                self.error(
+                    source.referenced,
+                    format!("the phrase is not usable: {why}"),
+                );
+                None
+            }
+        }
+    }
+
+    fn length(&mut self, raw: &Spanned<RawLength>) -> Option<TextTest> {
+        let RawLength { min, max, unit } = raw.value;
+        let problem = match (min, max) {
+            (None, None) => "`length` needs `min`, `max` or both".to_owned(),
+            (Some(min), Some(max)) if min > max => {
+                format!("`length` has min {min} above max {max}, so no text fits")
+            }
+            _ => return Some(TextTest::Length { min, max, unit }),
+        };
+        self.error(raw.referenced, problem);
+        None
+    }
+
+    fn labels(&mut self, raw: &Spanned<OneOrMany>) -> Option<Vec<String>> {
+        let mut labels = match &raw.value {
+            OneOrMany::One(label) => vec![label.clone()],
+            OneOrMany::Many(labels) => labels.clone(),
+        };
+        if labels.is_empty() || labels.iter().any(|label| label.trim().is_empty()) {
+            self.error(
+                raw.referenced,
+                "`label` needs a label, or a list of labels, none empty",
+            );
+            return None;
+        }
+        // Order and repetition carry no meaning, so they must not reach the rule's hash.
+        labels.sort_unstable();
+        labels.dedup();
+        Some(labels)
+    }
+}
+
+/// Several keys in one node mean that all of them must hold; one key stands for itself.
+fn join<T>(parts: Vec<Option<T>>, all: impl Fn(Vec<T>) -> T) -> Option<T> {
+    let mut parts: Vec<T> = parts.into_iter().collect::<Option<_>>()?;
+    if parts.len() > 1 {
+        Some(all(parts))
+    } else {
+        parts.pop()
+    }
+}
+
+fn build(pattern: &str) -> Result<Regex, regex::Error> {
+    RegexBuilder::new(pattern)
+        .size_limit(REGEX_SIZE_LIMIT)
+        .dfa_size_limit(REGEX_SIZE_LIMIT)
+        .nest_limit(REGEX_NEST_LIMIT)
+        .build()
+}
+
+/// The regex crate draws the pattern over several lines; its last line says what is wrong.
+fn regex_error(error: &regex::Error) -> String {
+    match error {
+        regex::Error::CompiledTooBig(limit) => {
+            format!("compiled, it would be larger than {limit} bytes; use smaller repetitions")
+        }
+        other => {
+            let text = other.to_string();
+            let last = text.lines().last().unwrap_or_default().trim();
+            last.strip_prefix("error: ").unwrap_or(last).to_owned()
+        }
+    }
+}
+
+/// Escapes a word of a phrase; typewriter and typographic apostrophes match each other, since
+/// models write either.
+fn escape_word(word: &str) -> String {
+    regex::escape(word).replace(['\'', '\u{2019}'], "['\u{2019}]")
+}

@@ -1,0 +1,181 @@
+//! The compiled boolean tree of a rule, and its evaluation. Pure.
+
+use regex::Regex;
+use serde::{Serialize, Serializer};
+
+use super::model::LengthUnit;
+
+/// Raised whenever a matcher's meaning changes, so that cached verdicts of the old meaning expire.
+pub const MATCHER_VERSION: u32 = 1;
+
+/// What a rule judges: one response to one prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Exchange<'a> {
+    /// The last user message.
+    pub prompt: &'a str,
+    /// The assistant's answer.
+    pub response: &'a str,
+    /// Category labels stored with the answer; empty for live traffic.
+    pub labels: &'a [String],
+}
+
+/// A boolean tree over a prompt, a response and its labels.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Condition {
+    /// All hold.
+    All(Vec<Condition>),
+    /// At least one holds.
+    Any(Vec<Condition>),
+    /// It does not hold.
+    Not(Box<Condition>),
+    /// A test of the prompt.
+    Prompt(TextTest),
+    /// A test of the response.
+    Response(TextTest),
+    /// The response carries one of these labels (exact match).
+    Label(Vec<String>),
+}
+
+/// A boolean tree over one text.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TextTest {
+    /// All hold.
+    All(Vec<TextTest>),
+    /// At least one holds.
+    Any(Vec<TextTest>),
+    /// It does not hold.
+    Not(Box<TextTest>),
+    /// At least one pattern is found.
+    AnyRegex(Vec<Pattern>),
+    /// Each pattern is found.
+    AllRegex(Vec<Pattern>),
+    /// At least one phrase is found as whole words.
+    AnyPhrase(Vec<Pattern>),
+    /// The length lies in the range, ends included.
+    Length {
+        /// Least length.
+        min: Option<usize>,
+        /// Largest length.
+        max: Option<usize>,
+        /// What is counted.
+        unit: LengthUnit,
+    },
+}
+
+/// A compiled regular expression that remembers how the operator wrote it.
+#[derive(Clone, Debug)]
+pub struct Pattern {
+    source: String,
+    regex: Regex,
+}
+
+impl Pattern {
+    pub(super) fn new(source: &str, regex: Regex) -> Pattern {
+        Pattern {
+            source: source.to_owned(),
+            regex,
+        }
+    }
+
+    /// The pattern or phrase as it stands in the file.
+    pub fn as_str(&self) -> &str {
+        &self.source
+    }
+}
+
+/// Written as its source: that is its meaning, and what hashes cover.
+impl Serialize for Pattern {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.source)
+    }
+}
+
+impl Condition {
+    /// Whether the condition holds for a response.
+    pub fn holds(&self, exchange: &Exchange<'_>) -> bool {
+        match self {
+            Condition::All(parts) => parts.iter().all(|part| part.holds(exchange)),
+            Condition::Any(parts) => parts.iter().any(|part| part.holds(exchange)),
+            Condition::Not(part) => !part.holds(exchange),
+            Condition::Prompt(test) => test.holds(exchange.prompt),
+            Condition::Response(test) => test.holds(exchange.response),
+            Condition::Label(wanted) => wanted.iter().any(|label| exchange.labels.contains(label)),
+        }
+    }
+
+    /// The first leaf that made the condition hold, in words; `None` if it does not hold or holds
+    /// only because something is absent.
+    pub fn evidence(&self, exchange: &Exchange<'_>) -> Option<String> {
+        match self {
+            Condition::All(parts) | Condition::Any(parts) => parts
+                .iter()
+                .filter(|p| p.holds(exchange))
+                .find_map(|p| p.evidence(exchange)),
+            Condition::Not(_) => None,
+            Condition::Prompt(test) => test
+                .evidence(exchange.prompt)
+                .map(|e| format!("the prompt {e}")),
+            Condition::Response(test) => test
+                .evidence(exchange.response)
+                .map(|e| format!("the response {e}")),
+            Condition::Label(wanted) => wanted
+                .iter()
+                .find(|label| exchange.labels.contains(label))
+                .map(|label| format!("it carries the label `{label}`")),
+        }
+    }
+}
+
+impl TextTest {
+    /// Whether the test holds for a text.
+    pub fn holds(&self, text: &str) -> bool {
+        match self {
+            TextTest::All(parts) => parts.iter().all(|part| part.holds(text)),
+            TextTest::Any(parts) => parts.iter().any(|part| part.holds(text)),
+            TextTest::Not(part) => !part.holds(text),
+            TextTest::AnyRegex(patterns) | TextTest::AnyPhrase(patterns) => {
+                patterns.iter().any(|pattern| pattern.regex.is_match(text))
+            }
+            TextTest::AllRegex(patterns) => {
+                patterns.iter().all(|pattern| pattern.regex.is_match(text))
+            }
+            TextTest::Length { min, max, unit } => {
+                let length = count(text, *unit);
+                min.is_none_or(|min| length >= min) && max.is_none_or(|max| length <= max)
+            }
+        }
+    }
+
+    fn evidence(&self, text: &str) -> Option<String> {
+        match self {
+            TextTest::All(parts) | TextTest::Any(parts) => parts
+                .iter()
+                .filter(|p| p.holds(text))
+                .find_map(|p| p.evidence(text)),
+            TextTest::Not(_) => None,
+            TextTest::AnyRegex(patterns)
+            | TextTest::AllRegex(patterns)
+            | TextTest::AnyPhrase(patterns) => patterns.iter().find_map(|pattern| {
+                let found = pattern.regex.find(text)?;
+                let shown: String = found.as_str().chars().take(60).collect();
+                Some(format!("has {shown:?}, which `{}` matches", pattern.source))
+            }),
+            TextTest::Length { unit, .. } => {
+                let length = count(text, *unit);
+                self.holds(text).then(|| match unit {
+                    LengthUnit::Characters => format!("has {length} characters"),
+                    LengthUnit::Words => format!("has {length} words"),
+                })
+            }
+        }
+    }
+}
+
+fn count(text: &str, unit: LengthUnit) -> usize {
+    match unit {
+        LengthUnit::Characters => text.chars().count(),
+        LengthUnit::Words => text.split_whitespace().count(),
+    }
+}

@@ -1,0 +1,201 @@
+//! One policy file's text → a validated [`Policy`], or every error found in it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use serde_saphyr::{DuplicateKeyPolicy, Location, MergeKeyPolicy, Options, Spanned};
+
+use super::compile::Compiler;
+use super::error::PolicyError;
+use super::model::{Example, Gate, Policy, Rule, RuleParts, SourceLocation};
+use super::raw::{API_VERSION, RawCondition, RawExample, RawGate, RawHeader, RawPolicy, RawRule};
+
+/// Parses a policy; `file` only stands in messages and source locations.
+pub(super) fn parse(file: &Path, text: &str) -> Result<Policy, Vec<PolicyError>> {
+    check_api_version(file, text).map_err(|error| vec![error])?;
+    let raw: RawPolicy = read_yaml(file, text).map_err(|error| vec![error])?;
+    let mut errors = Vec::new();
+    let policy = resolve(file, raw, &mut errors);
+    match policy {
+        Some(policy) if errors.is_empty() => Ok(policy),
+        _ => Err(errors),
+    }
+}
+
+fn read_yaml<T: DeserializeOwned>(file: &Path, text: &str) -> Result<T, PolicyError> {
+    serde_saphyr::from_str_with_options(text, yaml_options())
+        .map_err(|error| PolicyError::yaml(file, &error))
+}
+
+/// Policies are small, flat documents; the limits stop alias bombs and deep nesting long before
+/// they cost memory or stack.
+fn yaml_options() -> Options {
+    serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_depth: 48,
+            max_nodes: 100_000,
+            max_events: 250_000,
+            max_anchors: 256,
+            max_aliases: 1_024,
+            max_documents: 1,
+            max_merge_keys: 256,
+        },
+        duplicate_keys: DuplicateKeyPolicy::Error,
+        merge_keys: MergeKeyPolicy::Merge,
+        with_snippet: false,
+    }
+}
+
+fn check_api_version(file: &Path, text: &str) -> Result<(), PolicyError> {
+    if text.trim().is_empty() {
+        return Err(PolicyError::file(
+            file,
+            "the file is empty; write a policy or remove it",
+        ));
+    }
+    let header: RawHeader = read_yaml(file, text)?;
+    match header.api_version {
+        Some(version) if version.value == API_VERSION => Ok(()),
+        Some(version) => {
+            let message = format!(
+                "apiVersion `{}` is not known; this version reads `{API_VERSION}`",
+                version.value
+            );
+            Err(PolicyError::at(file, version.referenced, message))
+        }
+        // The full parse reports a missing key together with a misspelt one.
+        None => Ok(()),
+    }
+}
+
+fn resolve(file: &Path, raw: RawPolicy, errors: &mut Vec<PolicyError>) -> Option<Policy> {
+    check_id(file, "policy", &raw.id, errors);
+    if raw.version.value.trim().is_empty() {
+        errors.push(PolicyError::at(
+            file,
+            raw.version.referenced,
+            "`version` is empty",
+        ));
+    }
+    if raw.rules.value.is_empty() {
+        let message = "`rules` is empty; a policy needs at least one rule";
+        errors.push(PolicyError::at(file, raw.rules.referenced, message));
+    }
+    let mut seen: BTreeMap<String, Location> = BTreeMap::new();
+    let mut rules = Vec::new();
+    for raw_rule in raw.rules.value {
+        let id = &raw_rule.value.id;
+        check_id(file, "rule", id, errors);
+        if let Some(first) = seen.get(&id.value) {
+            let line = first.line();
+            let message = format!("rule id `{}` is used already on line {line}", id.value);
+            errors.push(PolicyError::at(file, id.referenced, message));
+        } else {
+            seen.insert(id.value.clone(), id.referenced);
+        }
+        rules.push(resolve_rule(file, raw_rule.value, errors));
+    }
+    let gate = resolve_gate(file, &raw.gate, errors);
+    Some(Policy {
+        source: source(file, raw.id.referenced),
+        id: raw.id.value,
+        version: raw.version.value,
+        description: raw.description,
+        enforcement: raw.enforcement,
+        rules: rules.into_iter().collect::<Option<_>>()?,
+        gate,
+    })
+}
+
+fn source(file: &Path, at: Location) -> SourceLocation {
+    SourceLocation {
+        file: file.to_owned(),
+        line: at.line(),
+        column: at.column(),
+    }
+}
+
+fn check_id(file: &Path, what: &str, id: &Spanned<String>, errors: &mut Vec<PolicyError>) {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let valid = id.value.len() <= 128
+        && id.value.starts_with(allowed)
+        && id.value.chars().all(|c| allowed(c) || "._/-".contains(c));
+    if !valid {
+        let message = format!(
+            "{what} id `{}` is not valid: begin with a letter or digit, then a-z, 0-9, `.`, `_`, `/` or `-`, at most 128 in all, no capitals",
+            id.value
+        );
+        errors.push(PolicyError::at(file, id.referenced, message));
+    }
+}
+
+fn resolve_rule(file: &Path, raw: RawRule, errors: &mut Vec<PolicyError>) -> Option<Rule> {
+    let mut compiler = Compiler {
+        file,
+        rule: &raw.id.value,
+        errors,
+    };
+    let mut compile = |node: &Spanned<RawCondition>| compiler.condition(node);
+    // Compile everything before giving up, so that all errors of the rule are reported together.
+    let when = raw.when.as_ref().map(&mut compile);
+    let violates = compile(&raw.violates);
+    let exceptions: Vec<_> = raw.exceptions.iter().map(&mut compile).collect();
+    let examples = raw
+        .examples
+        .into_iter()
+        .map(|e| resolve_example(file, e))
+        .collect();
+    let when = match when {
+        None => None,
+        Some(compiled) => Some(compiled?),
+    };
+    Some(Rule::new(RuleParts {
+        id: raw.id.value,
+        severity: raw.severity,
+        description: raw.description,
+        when,
+        violates: violates?,
+        exceptions: exceptions.into_iter().collect::<Option<_>>()?,
+        examples,
+    }))
+}
+
+fn resolve_example(file: &Path, raw: Spanned<RawExample>) -> Example {
+    Example {
+        source: source(file, raw.referenced),
+        prompt: raw.value.prompt,
+        response: raw.value.response,
+        verdict: raw.value.verdict,
+        labels: raw.value.labels,
+    }
+}
+
+fn resolve_gate(file: &Path, raw: &RawGate, errors: &mut Vec<PolicyError>) -> Gate {
+    let default = Gate::default();
+    let mut field = |name: &str, value: &Option<Spanned<f64>>, max: f64| -> Option<f64> {
+        let value = value.as_ref()?;
+        if !(0.0..=max).contains(&value.value) {
+            let range = if max < f64::MAX {
+                format!("between 0 and {max}")
+            } else {
+                "0 or more".to_owned()
+            };
+            let message = format!("gate: `{name}` is {}, but must be {range}", value.value);
+            errors.push(PolicyError::at(file, value.referenced, message));
+        }
+        Some(value.value)
+    };
+    let gain = field(
+        "min_policy_agreement_gain",
+        &raw.min_policy_agreement_gain,
+        1.0,
+    );
+    let perplexity = field("max_perplexity_rise", &raw.max_perplexity_rise, f64::MAX);
+    let kl = field("max_kl", &raw.max_kl, f64::MAX);
+    Gate {
+        min_policy_agreement_gain: gain.unwrap_or(default.min_policy_agreement_gain),
+        max_perplexity_rise: perplexity.unwrap_or(default.max_perplexity_rise),
+        max_kl: kl,
+    }
+}

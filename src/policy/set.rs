@@ -1,0 +1,281 @@
+//! A directory of policies as one validated, hashed value.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::error::{PolicyError, PolicyErrors};
+use super::model::{Gate, Policy};
+use super::parse::parse;
+use super::sha256_json;
+
+/// Bound on one policy file, bytes.
+pub const MAX_POLICY_FILE_BYTES: u64 = 1 << 20;
+
+/// Validated policies, ordered by id. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct PolicySet {
+    policies: Vec<Arc<Policy>>,
+    revision: String,
+    content_hash: String,
+}
+
+impl Default for PolicySet {
+    fn default() -> Self {
+        PolicySet::from_policies(Vec::new())
+    }
+}
+
+impl PolicySet {
+    /// Reads all `*.yaml` and `*.yml` of a directory, hidden and editors' temporary files apart.
+    /// A missing or empty directory is the empty set.
+    ///
+    /// # Errors
+    /// Every error of every file. Examples are not run; see [`PolicySet::load_and_test`].
+    pub fn load_dir(dir: &Path) -> Result<PolicySet, PolicyErrors> {
+        let files = policy_files(dir).map_err(|error| {
+            let message = format!("cannot read the policy directory: {error}");
+            PolicyErrors(vec![PolicyError::file(dir, message)])
+        })?;
+        PolicySet::load_files(&files)
+    }
+
+    /// As [`PolicySet::load_dir`], and runs the rules' examples: a failing example is an error,
+    /// reported at its place in the file.
+    ///
+    /// # Errors
+    /// Every error of every file; or, if the files are valid, every failing example.
+    pub fn load_and_test(dir: &Path) -> Result<PolicySet, PolicyErrors> {
+        let set = PolicySet::load_dir(dir)?;
+        let failures = set.run_examples().into_errors();
+        if failures.is_empty() {
+            Ok(set)
+        } else {
+            Err(PolicyErrors(failures))
+        }
+    }
+
+    /// Reads the given files as one set.
+    ///
+    /// # Errors
+    /// Every error of every file.
+    pub fn load_files(files: &[PathBuf]) -> Result<PolicySet, PolicyErrors> {
+        let mut errors = Vec::new();
+        let mut policies: Vec<Policy> = Vec::new();
+        for file in files {
+            match read_policy_text(file)
+                .map_err(|error| vec![error])
+                .and_then(|t| parse(file, &t))
+            {
+                Ok(policy) => policies.push(policy),
+                Err(found) => errors.extend(found),
+            }
+        }
+        errors.extend(duplicate_ids(&policies));
+        if errors.is_empty() {
+            Ok(PolicySet::from_policies(
+                policies.into_iter().map(Arc::new).collect(),
+            ))
+        } else {
+            Err(PolicyErrors(errors))
+        }
+    }
+
+    /// Parses one policy from text; `name` stands for the file in messages.
+    ///
+    /// # Errors
+    /// Every error of the text.
+    pub fn from_yaml(name: &str, text: &str) -> Result<PolicySet, PolicyErrors> {
+        let policy = parse(Path::new(name), text).map_err(PolicyErrors)?;
+        Ok(PolicySet::from_policies(vec![Arc::new(policy)]))
+    }
+
+    fn from_policies(mut policies: Vec<Arc<Policy>>) -> PolicySet {
+        policies.sort_by(|a, b| a.id.cmp(&b.id));
+        let enforced = policies
+            .iter()
+            .filter(|p| p.is_enforced())
+            .map(|p| canonical(p))
+            .collect();
+        let all = policies
+            .iter()
+            .map(|p| (p.enforcement, canonical(p)))
+            .collect::<Vec<_>>();
+        PolicySet {
+            revision: sha256_json::<Vec<CanonicalPolicy<'_>>>(&enforced),
+            content_hash: sha256_json(&all),
+            policies,
+        }
+    }
+
+    /// The policies, ordered by id.
+    pub fn policies(&self) -> &[Arc<Policy>] {
+        &self.policies
+    }
+
+    /// The policy of that id.
+    pub fn get(&self, id: &str) -> Option<&Arc<Policy>> {
+        self.policies.iter().find(|policy| policy.id == id)
+    }
+
+    /// Whether there is no policy at all.
+    pub fn is_empty(&self) -> bool {
+        self.policies.is_empty()
+    }
+
+    /// The view without `dryrun` policies: what trains. Its revision is this set's.
+    pub fn enforced(&self) -> PolicySet {
+        let kept = self
+            .policies
+            .iter()
+            .filter(|p| p.is_enforced())
+            .cloned()
+            .collect();
+        PolicySet::from_policies(kept)
+    }
+
+    /// What a realignment depends on: SHA-256 (64 hex digits) over the meaning of the enforced
+    /// policies, i.e. ids, versions, gates, and each rule's id, severity and [`super::Rule::hash`].
+    /// Comments, layout, file names, the order of rules, descriptions, examples and `dryrun`
+    /// policies do not change it.
+    pub fn revision(&self) -> &str {
+        &self.revision
+    }
+
+    /// As [`PolicySet::revision`], but over all policies, `dryrun` ones and the choice of
+    /// enforcement included.
+    pub fn content_hash(&self) -> &str {
+        &self.content_hash
+    }
+
+    /// The strictest of the enforced policies' gates, a policy without a gate counting with the
+    /// defaults; the default gate if none is enforced.
+    pub fn gate(&self) -> Gate {
+        let gates = self
+            .policies
+            .iter()
+            .filter(|p| p.is_enforced())
+            .map(|p| p.gate);
+        gates.reduce(Gate::strictest).unwrap_or_default()
+    }
+}
+
+/// A policy's meaning, in an order that does not depend on the file.
+#[derive(Serialize)]
+struct CanonicalPolicy<'a> {
+    id: &'a str,
+    version: &'a str,
+    gate: Gate,
+    rules: Vec<CanonicalRule<'a>>,
+}
+
+#[derive(Serialize)]
+struct CanonicalRule<'a> {
+    id: &'a str,
+    severity: &'a str,
+    hash: &'a str,
+}
+
+fn canonical(policy: &Policy) -> CanonicalPolicy<'_> {
+    let mut rules: Vec<CanonicalRule<'_>> = policy
+        .rules
+        .iter()
+        .map(|r| CanonicalRule {
+            id: &r.id,
+            severity: r.severity.as_str(),
+            hash: r.hash(),
+        })
+        .collect();
+    rules.sort_by_key(|rule| rule.id);
+    CanonicalPolicy {
+        id: &policy.id,
+        version: &policy.version,
+        gate: policy.gate,
+        rules,
+    }
+}
+
+fn duplicate_ids(policies: &[Policy]) -> Vec<PolicyError> {
+    let mut first: BTreeMap<&str, &Policy> = BTreeMap::new();
+    let mut errors = Vec::new();
+    for policy in policies {
+        if let Some(other) = first.get(policy.id.as_str()) {
+            errors.push(PolicyError {
+                file: policy.source.file.clone(),
+                line: Some(policy.source.line),
+                column: Some(policy.source.column),
+                message: format!(
+                    "policy id `{}` is used already in {}; policy ids are unique",
+                    policy.id, other.source
+                ),
+            });
+        } else {
+            first.insert(&policy.id, policy);
+        }
+    }
+    errors
+}
+
+/// The policy files of a directory, sorted by name; none if there is no such directory.
+pub(super) fn policy_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if is_policy_file(&path) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// By name alone: `.x.yaml.swp`, `.#x.yaml`, `x.yaml~`, `#x.yaml#` and vi's `4913` are no policies.
+fn is_policy_file(path: &Path) -> bool {
+    let name = path
+        .file_name()
+        .map(|n| n.to_string_lossy())
+        .unwrap_or_default();
+    let hidden = name.starts_with('.') || name.starts_with('#');
+    let extension = path.extension().map(|e| e.to_ascii_lowercase());
+    !hidden && extension.is_some_and(|e| e == "yaml" || e == "yml")
+}
+
+/// The bytes of a policy file, refused beyond the size bound.
+pub(super) fn read_bounded(file: &Path) -> io::Result<Vec<u8>> {
+    // Opening a named pipe would block until someone writes to it.
+    if !fs::metadata(file)?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    fs::File::open(file)?
+        .take(MAX_POLICY_FILE_BYTES + 1)
+        .read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_POLICY_FILE_BYTES {
+        let message =
+            format!("larger than {MAX_POLICY_FILE_BYTES} bytes, the bound for one policy");
+        return Err(io::Error::other(message));
+    }
+    Ok(bytes)
+}
+
+fn read_policy_text(file: &Path) -> Result<String, PolicyError> {
+    let bytes = read_bounded(file)
+        .map_err(|error| PolicyError::file(file, format!("cannot read the file: {error}")))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = 1 + valid.iter().filter(|byte| **byte == b'\n').count();
+        PolicyError::file(
+            file,
+            format!("line {line} is not valid UTF-8; save the file as UTF-8"),
+        )
+    })
+}

@@ -1,0 +1,262 @@
+//! Watches a policy directory and says "look again" when its content has changed.
+//!
+//! File events are hints: they wake the thread, which waits until they pause, reads the directory
+//! and compares a digest of names and bytes with the last one. Polling does the same at an
+//! interval, so that file systems without events (network mounts), a removed and recreated
+//! directory, or a flipped symlink somewhere in its path are seen all the same.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use notify::event::{AccessKind, AccessMode};
+use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use sha2::{Digest, Sha256};
+
+use super::set::{policy_files, read_bounded};
+
+/// When the watcher looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WatchOptions {
+    /// Quiet time after a file event before the directory is read. A stream of events delays the
+    /// look by at most ten times this.
+    pub debounce: Duration,
+    /// The directory is read at least this often, events or not; greater than zero.
+    pub poll_interval: Duration,
+    /// Whether file events are used at all; without them, polling alone.
+    pub file_events: bool,
+}
+
+impl Default for WatchOptions {
+    fn default() -> Self {
+        WatchOptions {
+            debounce: Duration::from_millis(300),
+            poll_interval: Duration::from_secs(2),
+            file_events: true,
+        }
+    }
+}
+
+/// Why watching cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    /// The poll interval is zero, which would read the directory without pause.
+    #[error("the policy poll interval is 0; set it to a positive time, e.g. 2 s")]
+    ZeroPollInterval,
+    /// The operating system gave no thread.
+    #[error("cannot start the policy watcher's thread: {0}")]
+    Thread(#[source] io::Error),
+}
+
+/// A running watcher. Dropping it stops its thread and waits for it.
+#[derive(Debug)]
+pub struct PolicyWatcher {
+    stop: Arc<AtomicBool>,
+    wake: SyncSender<()>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl PolicyWatcher {
+    /// Starts watching. `on_change` is called, on the watcher's thread, once for each change of
+    /// the policy files' names or bytes since this call; so load the directory after it, not
+    /// before, and no change is missed. The directory need not exist yet.
+    ///
+    /// # Errors
+    /// If the options are senseless or no thread can be had. Missing file events are no error:
+    /// they are logged, and polling goes on.
+    pub fn start(
+        dir: impl Into<PathBuf>,
+        options: WatchOptions,
+        on_change: impl Fn() + Send + 'static,
+    ) -> Result<PolicyWatcher, WatchError> {
+        if options.poll_interval.is_zero() {
+            return Err(WatchError::ZeroPollInterval);
+        }
+        let dir = dir.into();
+        // One slot: a wake-up that is pending already need not be repeated.
+        let (wake, woken) = sync_channel(1);
+        let stop = Arc::new(AtomicBool::new(false));
+        // The events are armed before the first digest, so no change falls between the two.
+        let mut events = options
+            .file_events
+            .then(|| Events::new(dir.clone(), wake.clone()));
+        if let Some(events) = &mut events {
+            events.rearm();
+        }
+        let digest = directory_digest(&dir);
+        let worker = Worker {
+            dir,
+            options,
+            stop: Arc::clone(&stop),
+            woken,
+            events,
+            digest,
+        };
+        let thread = std::thread::Builder::new()
+            .name("policy-watch".to_owned())
+            .spawn(move || worker.run(on_change))
+            .map_err(WatchError::Thread)?;
+        Ok(PolicyWatcher {
+            stop,
+            wake,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for PolicyWatcher {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        // A full slot wakes the thread as well.
+        let _ = self.wake.try_send(());
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the policy watcher's thread panicked");
+        }
+    }
+}
+
+/// What the thread owns.
+struct Worker {
+    dir: PathBuf,
+    options: WatchOptions,
+    stop: Arc<AtomicBool>,
+    woken: Receiver<()>,
+    events: Option<Events>,
+    digest: [u8; 32],
+}
+
+impl Worker {
+    fn run(mut self, on_change: impl Fn()) {
+        while self.wait() {
+            if let Some(events) = &mut self.events {
+                events.rearm();
+            }
+            let digest = directory_digest(&self.dir);
+            if digest != self.digest {
+                self.digest = digest;
+                on_change();
+            }
+        }
+    }
+
+    /// Sleeps until it is time to look; `false` if it is time to stop.
+    fn wait(&self) -> bool {
+        let event = match self.woken.recv_timeout(self.options.poll_interval) {
+            Ok(()) => true,
+            Err(RecvTimeoutError::Timeout) => false,
+            Err(RecvTimeoutError::Disconnected) => return false,
+        };
+        let deadline = Instant::now() + self.options.debounce * 10;
+        while event && !self.stopping() && Instant::now() < deadline {
+            match self.woken.recv_timeout(self.options.debounce) {
+                Ok(()) => {}
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
+        }
+        !self.stopping()
+    }
+
+    fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+}
+
+/// File events of the directory, re-armed when the path leads to another directory.
+struct Events {
+    dir: PathBuf,
+    wake: SyncSender<()>,
+    armed: Option<(DirIdentity, RecommendedWatcher)>,
+    warned: bool,
+}
+
+impl Events {
+    fn new(dir: PathBuf, wake: SyncSender<()>) -> Events {
+        Events {
+            dir,
+            wake,
+            armed: None,
+            warned: false,
+        }
+    }
+
+    /// Watches the directory that the path leads to now, if it is not watched already.
+    fn rearm(&mut self) {
+        let identity = dir_identity(&self.dir);
+        if self.armed.as_ref().map(|(armed, _)| armed) == identity.as_ref() {
+            return;
+        }
+        self.armed = None;
+        let Some(identity) = identity else { return };
+        match self.watch() {
+            Ok(watcher) => self.armed = Some((identity, watcher)),
+            Err(error) if !self.warned => {
+                self.warned = true;
+                tracing::warn!(dir = %self.dir.display(), %error, "no file events; policies are polled");
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn watch(&self) -> notify::Result<RecommendedWatcher> {
+        let wake = self.wake.clone();
+        let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
+            // Our own reading opens and closes files; reacting to that would never end.
+            let own_reading = event.as_ref().is_ok_and(|e| match e.kind {
+                EventKind::Access(AccessKind::Close(AccessMode::Write)) => false,
+                EventKind::Access(_) => true,
+                _ => false,
+            });
+            if !own_reading {
+                let _ = wake.try_send(());
+            }
+        })?;
+        watcher.watch(&self.dir, RecursiveMode::NonRecursive)?;
+        Ok(watcher)
+    }
+}
+
+/// What tells one directory from another that took its place.
+type DirIdentity = (PathBuf, u64);
+
+#[cfg(unix)]
+fn dir_identity(dir: &Path) -> Option<DirIdentity> {
+    use std::os::unix::fs::MetadataExt;
+    let real = dir.canonicalize().ok()?;
+    let inode = std::fs::metadata(&real).ok()?.ino();
+    Some((real, inode))
+}
+
+#[cfg(not(unix))]
+fn dir_identity(dir: &Path) -> Option<DirIdentity> {
+    dir.canonicalize().ok().map(|real| (real, 0))
+}
+
+/// SHA-256 over the names and bytes of the policy files. What cannot be read counts with the kind
+/// of its error, so that its becoming readable is a change.
+fn directory_digest(dir: &Path) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    let files = match policy_files(dir) {
+        Ok(files) => files,
+        Err(error) => {
+            hasher.update(error.kind().to_string());
+            Vec::new()
+        }
+    };
+    for file in files {
+        let name = file.file_name().unwrap_or_default();
+        // Hashing each part on its own keeps the boundary between name and content.
+        hasher.update(Sha256::digest(name.as_encoded_bytes()));
+        match read_bounded(&file) {
+            Ok(bytes) => hasher.update(Sha256::digest(bytes)),
+            Err(error) => hasher.update(error.kind().to_string()),
+        }
+    }
+    hasher.finalize().into()
+}

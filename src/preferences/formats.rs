@@ -1,0 +1,325 @@
+//! One JSON line of any supported format → a pair.
+//!
+//! | format | prompt | responses |
+//! | --- | --- | --- |
+//! | native | `prompt` (text or messages) or `messages` | `chosen`, `rejected` |
+//! | TRL | `prompt` (messages), or the start of both conversations | `chosen`, `rejected` as message lists |
+//! | Anthropic HH | inside the texts, `\n\nHuman: …\n\nAssistant: …` | `chosen`, `rejected` |
+//! | ShareGPT | `conversations` of `{from, value}` | `chosen`, `rejected` as one message each |
+//! | PKU-SafeRLHF | `prompt` | `response_0`, `response_1`; `better_response_id`, else `safer_response_id` |
+//!
+//! Labels come from `meta.labels` and `meta.category` (both responses), `meta.chosen_labels` and
+//! `meta.rejected_labels` (one each), the same keys beside `chosen`, and from PKU-SafeRLHF's
+//! safety flags (`safe`, `unsafe`) and harm categories.
+
+use serde_json::{Map, Value};
+
+use super::{LineSource, Message, Pair, Role, pair_id};
+
+type Object = Map<String, Value>;
+
+/// Reads one line; the error says what is wrong with it.
+pub(super) fn parse_line(line: &str, source: LineSource) -> Result<Pair, String> {
+    let value: Value = serde_json::from_str(line).map_err(|error| format!("not JSON: {error}"))?;
+    let Value::Object(object) = value else {
+        return Err("not a JSON object; each line holds one preference pair".to_owned());
+    };
+    let draft = if object.contains_key("response_0") {
+        pku(&object)?
+    } else {
+        preference(&object)?
+    };
+    draft.finish(&object, source)
+}
+
+/// A pair before validation.
+struct Draft {
+    prompt: Vec<Message>,
+    responses: [String; 2],
+    labels: [Vec<String>; 2],
+}
+
+impl Draft {
+    fn finish(self, object: &Object, source: LineSource) -> Result<Pair, String> {
+        let Draft {
+            prompt,
+            responses: [chosen, rejected],
+            labels,
+        } = self;
+        let holdout = holdout(object)?;
+        let shared = shared_labels(object)?;
+        let [chosen_labels, rejected_labels] = labels.map(|mut own| {
+            own.extend(shared.iter().cloned());
+            own.sort_unstable();
+            own.dedup();
+            own
+        });
+        match prompt.last() {
+            None => return Err("the prompt has no messages".to_owned()),
+            Some(last) if last.role != Role::User => {
+                let role = last.role.as_str();
+                return Err(format!(
+                    "the prompt ends with a {role} message; it must end with a user message"
+                ));
+            }
+            Some(last) if last.content.trim().is_empty() => {
+                return Err("the prompt is blank".to_owned());
+            }
+            Some(_) => {}
+        }
+        for (name, text) in [("chosen", &chosen), ("rejected", &rejected)] {
+            if text.trim().is_empty() {
+                return Err(format!("the {name} response is blank"));
+            }
+        }
+        if chosen == rejected {
+            return Err(
+                "chosen and rejected are the same, so the pair states no preference".to_owned(),
+            );
+        }
+        let id = pair_id(
+            &prompt,
+            [(&chosen, &chosen_labels), (&rejected, &rejected_labels)],
+        );
+        Ok(Pair {
+            id,
+            prompt,
+            chosen,
+            rejected,
+            chosen_labels,
+            rejected_labels,
+            holdout,
+            source,
+        })
+    }
+}
+
+/// Every format with `chosen` and `rejected`.
+fn preference(object: &Object) -> Result<Draft, String> {
+    let [chosen, rejected] = [field(object, "chosen")?, field(object, "rejected")?];
+    let labels = [
+        labels_of(object, "chosen_labels")?,
+        labels_of(object, "rejected_labels")?,
+    ];
+    let prompt = ["prompt", "messages", "conversations"]
+        .into_iter()
+        .find_map(|key| {
+            object
+                .get(key)
+                .filter(|value| !value.is_null())
+                .map(|value| (key, value))
+        });
+    let Some((key, prompt)) = prompt else {
+        let [(prompt, chosen), (other, rejected)] = [
+            conversation("chosen", chosen)?,
+            conversation("rejected", rejected)?,
+        ];
+        if prompt != other {
+            return Err("chosen and rejected differ before their last assistant message, so they answer different prompts".to_owned());
+        }
+        return Ok(Draft {
+            prompt,
+            responses: [chosen, rejected],
+            labels,
+        });
+    };
+    let prompt = match prompt {
+        Value::String(text) => vec![Message {
+            role: Role::User,
+            content: text.clone(),
+        }],
+        other => messages(key, other)?,
+    };
+    let responses = [response("chosen", chosen)?, response("rejected", rejected)?];
+    Ok(Draft {
+        prompt,
+        responses,
+        labels,
+    })
+}
+
+/// PKU-SafeRLHF: the preferred response by helpfulness, or by safety where that is all there is.
+fn pku(object: &Object) -> Result<Draft, String> {
+    let key = ["better_response_id", "safer_response_id"]
+        .into_iter()
+        .find(|key| object.contains_key(*key))
+        .ok_or("neither `better_response_id` nor `safer_response_id` is given")?;
+    let better = match object.get(key).and_then(Value::as_u64) {
+        Some(id @ (0 | 1)) => id as usize,
+        _ => return Err(format!("`{key}` must be 0 or 1")),
+    };
+    let read = |i: usize| -> Result<(String, Vec<String>), String> {
+        let text = text_field(object, &format!("response_{i}"))?;
+        let mut labels = Vec::new();
+        if let Some(safe) = object
+            .get(&format!("is_response_{i}_safe"))
+            .and_then(Value::as_bool)
+        {
+            labels.push(if safe { "safe" } else { "unsafe" }.to_owned());
+        }
+        if let Some(Value::Object(harms)) = object.get(&format!("response_{i}_harm_category")) {
+            let present = harms
+                .iter()
+                .filter(|(_, value)| **value == Value::Bool(true));
+            labels.extend(present.map(|(name, _)| name.clone()));
+        }
+        Ok((text, labels))
+    };
+    let (chosen, chosen_labels) = read(better)?;
+    let (rejected, rejected_labels) = read(1 - better)?;
+    Ok(Draft {
+        prompt: vec![Message {
+            role: Role::User,
+            content: text_field(object, "prompt")?,
+        }],
+        responses: [chosen, rejected],
+        labels: [chosen_labels, rejected_labels],
+    })
+}
+
+fn field<'a>(object: &'a Object, key: &str) -> Result<&'a Value, String> {
+    object.get(key).ok_or_else(|| {
+        format!("`{key}` is missing; expected prompt or messages, chosen, rejected (or TRL, Anthropic HH, ShareGPT, PKU-SafeRLHF fields)")
+    })
+}
+
+fn text_field(object: &Object, key: &str) -> Result<String, String> {
+    match object.get(key) {
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(_) => Err(format!("`{key}` must be text")),
+        None => Err(format!("`{key}` is missing")),
+    }
+}
+
+/// A response beside an explicit prompt: text, a message, or a list of one assistant message.
+fn response(key: &str, value: &Value) -> Result<String, String> {
+    let mut list = match value {
+        Value::String(text) => return Ok(text.clone()),
+        Value::Object(_) => vec![message(key, value)?],
+        other => messages(key, other)?,
+    };
+    match (list.pop(), list.is_empty()) {
+        (Some(last), true) if last.role == Role::Assistant => Ok(last.content),
+        _ => Err(format!(
+            "`{key}` must hold exactly one assistant message, since the prompt is given"
+        )),
+    }
+}
+
+/// A whole conversation: what precedes its last assistant message, and that message.
+fn conversation(key: &str, value: &Value) -> Result<(Vec<Message>, String), String> {
+    let mut list = match value {
+        Value::String(text) => transcript(key, text)?,
+        other => messages(key, other)?,
+    };
+    match list.pop() {
+        Some(last) if last.role == Role::Assistant => Ok((list, last.content)),
+        _ => Err(format!(
+            "`{key}` must end with an assistant message, since no prompt is given"
+        )),
+    }
+}
+
+/// Anthropic HH: turns that begin with `\n\nHuman:` or `\n\nAssistant:`.
+fn transcript(key: &str, text: &str) -> Result<Vec<Message>, String> {
+    const MARKS: [(&str, Role); 2] = [
+        ("\n\nHuman:", Role::User),
+        ("\n\nAssistant:", Role::Assistant),
+    ];
+    let text = format!("\n\n{}", text.trim_start());
+    let next = |from: usize| {
+        let found = MARKS.iter().filter_map(|(mark, role)| {
+            text[from..]
+                .find(mark)
+                .map(|at| (from + at, from + at + mark.len(), *role))
+        });
+        found.min_by_key(|(start, ..)| *start)
+    };
+    let Some((0, mut body, mut role)) = next(0) else {
+        return Err(format!(
+            "`{key}` is text without a prompt; give `prompt`, or begin it with `Human:` and `Assistant:` turns"
+        ));
+    };
+    let mut list = Vec::new();
+    loop {
+        let following = next(body);
+        let end = following.map_or(text.len(), |(start, ..)| start);
+        list.push(Message {
+            role,
+            content: text[body..end].trim().to_owned(),
+        });
+        match following {
+            Some((_, next_body, next_role)) => (body, role) = (next_body, next_role),
+            None => return Ok(list),
+        }
+    }
+}
+
+fn messages(key: &str, value: &Value) -> Result<Vec<Message>, String> {
+    let Value::Array(items) = value else {
+        return Err(format!("`{key}` must be text or a list of messages"));
+    };
+    items.iter().map(|item| message(key, item)).collect()
+}
+
+/// `{role, content}`, or ShareGPT's `{from, value}`.
+fn message(key: &str, value: &Value) -> Result<Message, String> {
+    let get = |name: &str, other: &str| {
+        value
+            .get(name)
+            .or_else(|| value.get(other))
+            .and_then(Value::as_str)
+    };
+    let (Some(role), Some(content)) = (get("role", "from"), get("content", "value")) else {
+        return Err(format!(
+            "a message in `{key}` needs `role` and `content`, both text"
+        ));
+    };
+    let role = match role {
+        "system" => Role::System,
+        "user" | "human" => Role::User,
+        "assistant" | "gpt" => Role::Assistant,
+        other => {
+            return Err(format!(
+                "a message in `{key}` has the role `{other}`; allowed: system, user, assistant"
+            ));
+        }
+    };
+    Ok(Message {
+        role,
+        content: content.to_owned(),
+    })
+}
+
+fn holdout(object: &Object) -> Result<Option<bool>, String> {
+    match object.get("meta").and_then(|meta| meta.get("holdout")) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Bool(held)) => Ok(Some(*held)),
+        Some(_) => Err("`meta.holdout` must be true or false".to_owned()),
+    }
+}
+
+fn shared_labels(object: &Object) -> Result<Vec<String>, String> {
+    let mut labels = labels_of(object, "labels")?;
+    labels.extend(labels_of(object, "category")?);
+    Ok(labels)
+}
+
+/// Labels under a key, beside the pair or in `meta`: text or a list of texts.
+fn labels_of(object: &Object, key: &str) -> Result<Vec<String>, String> {
+    let inside = object.get("meta").and_then(|meta| meta.get(key));
+    let mut labels = Vec::new();
+    for value in [object.get(key), inside].into_iter().flatten() {
+        match value {
+            Value::Null => {}
+            Value::String(label) => labels.push(label.clone()),
+            Value::Array(items) => {
+                let texts = items.iter().map(|item| item.as_str().map(str::to_owned));
+                let texts: Option<Vec<String>> = texts.collect();
+                labels.extend(texts.ok_or_else(|| format!("`{key}` must list texts only"))?);
+            }
+            _ => return Err(format!("`{key}` must be text or a list of texts")),
+        }
+    }
+    Ok(labels)
+}
