@@ -52,7 +52,6 @@ pub enum AdapterError {
     },
 }
 
-#[allow(dead_code)] // the next commit's readers use them
 impl AdapterError {
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> AdapterError {
         let path = path.into();

@@ -253,7 +253,9 @@ impl Registry {
         }
         let was_previous = state.previous.replace(from);
         state.pinned.retain(|g| g.id != to_id);
-        state.forgotten.retain(|g| !std::ptr::eq(g.as_ptr(), Arc::as_ptr(&to)));
+        state
+            .forgotten
+            .retain(|g| !std::ptr::eq(g.as_ptr(), Arc::as_ptr(&to)));
         let retired = was_previous.filter(|g| g.id != to_id);
         let retired_id = retired.as_ref().map(|g| g.id.clone());
         if let Some(retired) = retired.filter(|g| g.id != self.base.id) {
