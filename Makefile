@@ -1,0 +1,37 @@
+# `make demo` and `make test` need a Rust toolchain, Python 3 with pip and a C compiler.
+
+PYTHON ?= python3
+CARGO ?= cargo
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+
+.PHONY: help demo build test lint bench model venv
+.DEFAULT_GOAL := help
+
+help:   ## List the targets
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+demo: build model  ## Serve the example, drop a policy in, compare answers before and after
+	$(PYTHON) demo/demo.py --binary "$(TARGET_DIR)/release/realign"
+
+build: ## Build the release binary
+	$(CARGO) build --release --locked
+
+model: ## Fetch the default model into models/ (98 MB, checked)
+	$(PYTHON) scripts/fetch-model.py
+
+venv: .venv/.ready  ## Make .venv with the OpenAI client, for the client tests
+
+.venv/.ready:
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check "openai>=1,<3"
+	touch $@
+
+test: model venv  ## Run all tests
+	$(CARGO) test --locked
+
+lint: ## Check formatting and lints
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+bench: model  ## Run the benchmarks
+	$(CARGO) bench --locked
