@@ -1,1 +1,347 @@
-//! (in progress)
+//! Configuration: `realign.toml`, then `REALIGN_*` variables, then flags; later ones win.
+//!
+//! [`load`] reads a [`RawConfig`], [`Config::resolve`] checks it and fills in defaults. The rest of
+//! the program sees only [`Config`], which never changes.
+
+mod load;
+mod raw;
+#[cfg(test)]
+mod tests;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+pub use load::load;
+pub use raw::{RawConfig, RawEngine, RawGate, RawPaths, RawServer, RawWatch, TrainConfig};
+
+use crate::model::lora::Projection;
+
+/// The file read when none is named.
+pub const DEFAULT_FILE: &str = "realign.toml";
+/// The model served when none is named.
+pub const DEFAULT_MODEL: &str = "smollm2-135m-instruct";
+
+/// Why a configuration is not usable.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// A source cannot be read or has a key or a type that is not allowed.
+    #[error("{0}")]
+    Read(String),
+    /// A value is outside its range.
+    #[error("{key} is {value}; {allowed}")]
+    Value {
+        /// Dotted key.
+        key: &'static str,
+        /// What was given.
+        value: String,
+        /// What is allowed.
+        allowed: &'static str,
+    },
+}
+
+/// The resolved configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Model: a directory, a `.gguf` file, a built-in id, or `hf:<owner>/<name>`.
+    pub model: String,
+    /// The name clients use; `None` is the model's own.
+    pub model_name: Option<String>,
+    /// Where and how to listen.
+    pub server: ServerConfig,
+    /// Bounds of the engine.
+    pub engine: EngineConfig,
+    /// Directories.
+    pub paths: Paths,
+    /// How policy files are watched.
+    pub watch: WatchConfig,
+    /// Deviations from the recipe.
+    pub train: TrainConfig,
+    /// How a candidate is measured.
+    pub gate: GateConfig,
+}
+
+/// Where and how to listen.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ServerConfig {
+    /// Address and port to bind; port 0 picks a free one.
+    pub address: SocketAddr,
+    /// Key clients must send; `None` lets everyone in.
+    pub api_key: Option<String>,
+    /// Key operators must send for `/admin`; `None` falls back to who may connect.
+    pub admin_key: Option<String>,
+    /// Largest request body, in bytes.
+    pub max_body_bytes: usize,
+}
+
+impl std::fmt::Debug for ServerConfig {
+    /// Keys are secrets: logs say only whether there is one.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerConfig")
+            .field("address", &self.address)
+            .field("api_key", &self.api_key.is_some())
+            .field("admin_key", &self.admin_key.is_some())
+            .field("max_body_bytes", &self.max_body_bytes)
+            .finish()
+    }
+}
+
+/// Bounds of the engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// Most tokens of prompt and completion; `None` is the model's own limit.
+    pub max_model_len: Option<usize>,
+    /// Most sequences in a batch.
+    pub max_running: usize,
+    /// Most sequences that wait.
+    pub max_waiting: usize,
+    /// Memory for the KV cache, in MiB.
+    pub kv_cache_mb: usize,
+    /// Most prompt tokens in one step.
+    pub prefill_budget_tokens: usize,
+    /// CPU threads; `None` is all cores.
+    pub threads: Option<usize>,
+}
+
+/// Directories.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
+    /// Policy files.
+    pub policies: PathBuf,
+    /// Preference data.
+    pub preferences: PathBuf,
+    /// Published adapters.
+    pub adapters: PathBuf,
+    /// Database and checkpoints.
+    pub state: PathBuf,
+}
+
+impl Paths {
+    /// The state database.
+    pub fn database(&self) -> PathBuf {
+        self.state.join("realign.db")
+    }
+}
+
+/// How policy files are watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchConfig {
+    /// Quiet time after a change, in milliseconds.
+    pub debounce_ms: u64,
+    /// Time between looks without notifications, in milliseconds.
+    pub poll_ms: u64,
+}
+
+/// How a candidate is measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GateConfig {
+    /// Share of prompts held out from training.
+    pub holdout_ratio: f64,
+    /// Most held-out prompts to generate for.
+    pub max_prompts: usize,
+    /// Most tokens per generated response.
+    pub max_tokens: usize,
+}
+
+impl Config {
+    /// Checks values and fills in defaults.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`], naming the key and what is allowed.
+    pub fn resolve(raw: RawConfig) -> Result<Self, ConfigError> {
+        let train = raw.train.unwrap_or_default();
+        check_train(&train)?;
+        Ok(Self {
+            model: raw.model.unwrap_or_else(|| DEFAULT_MODEL.into()),
+            model_name: raw.model_name,
+            server: resolve_server(raw.server.unwrap_or_default())?,
+            engine: resolve_engine(raw.engine.unwrap_or_default())?,
+            paths: resolve_paths(raw.paths.unwrap_or_default()),
+            watch: resolve_watch(raw.watch.unwrap_or_default())?,
+            train,
+            gate: resolve_gate(raw.gate.unwrap_or_default())?,
+        })
+    }
+}
+
+fn resolve_server(raw: RawServer) -> Result<ServerConfig, ConfigError> {
+    let host = raw.host.unwrap_or_else(|| "127.0.0.1".into());
+    let ip: IpAddr = match host.as_str() {
+        "localhost" => IpAddr::from([127, 0, 0, 1]),
+        other => other.parse().map_err(|_| ConfigError::Value {
+            key: "server.host",
+            value: format!("{other:?}"),
+            allowed: "give an IP address such as 127.0.0.1, 0.0.0.0 or ::",
+        })?,
+    };
+    for (key, value) in [
+        ("server.api_key", &raw.api_key),
+        ("server.admin_key", &raw.admin_key),
+    ] {
+        if value.as_ref().is_some_and(|key| key.trim().is_empty()) {
+            return Err(ConfigError::Value {
+                key,
+                value: "empty".into(),
+                allowed: "leave it out, or give a key",
+            });
+        }
+    }
+    let max_body_bytes = raw.max_body_bytes.unwrap_or(2 << 20);
+    Ok(ServerConfig {
+        address: SocketAddr::new(ip, raw.port.unwrap_or(8080)),
+        api_key: raw.api_key,
+        admin_key: raw.admin_key,
+        max_body_bytes: at_least(
+            1024,
+            "server.max_body_bytes",
+            max_body_bytes,
+            "at least 1024",
+        )?,
+    })
+}
+
+fn resolve_engine(raw: RawEngine) -> Result<EngineConfig, ConfigError> {
+    let one = |key, value| at_least(1, key, value, "at least 1");
+    Ok(EngineConfig {
+        max_model_len: raw
+            .max_model_len
+            .map(|n| at_least(16, "engine.max_model_len", n, "at least 16"))
+            .transpose()?,
+        max_running: one("engine.max_running", raw.max_running.unwrap_or(64))?,
+        max_waiting: one("engine.max_waiting", raw.max_waiting.unwrap_or(256))?,
+        kv_cache_mb: one("engine.kv_cache_mb", raw.kv_cache_mb.unwrap_or(512))?,
+        prefill_budget_tokens: at_least(
+            16,
+            "engine.prefill_budget_tokens",
+            raw.prefill_budget_tokens.unwrap_or(512),
+            "at least 16",
+        )?,
+        threads: raw.threads.map(|n| one("engine.threads", n)).transpose()?,
+    })
+}
+
+fn resolve_paths(raw: RawPaths) -> Paths {
+    Paths {
+        policies: raw.policies.unwrap_or_else(|| "policies".into()),
+        preferences: raw.preferences.unwrap_or_else(|| "preferences".into()),
+        adapters: raw.adapters.unwrap_or_else(|| "adapters".into()),
+        state: raw.state.unwrap_or_else(|| "state".into()),
+    }
+}
+
+fn resolve_watch(raw: RawWatch) -> Result<WatchConfig, ConfigError> {
+    let poll_ms = raw.poll_ms.unwrap_or(2000);
+    if poll_ms < 100 {
+        return Err(ConfigError::Value {
+            key: "watch.poll_ms",
+            value: poll_ms.to_string(),
+            allowed: "at least 100",
+        });
+    }
+    Ok(WatchConfig {
+        debounce_ms: raw.debounce_ms.unwrap_or(250),
+        poll_ms,
+    })
+}
+
+fn resolve_gate(raw: RawGate) -> Result<GateConfig, ConfigError> {
+    let holdout_ratio = raw.holdout_ratio.unwrap_or(0.15);
+    if !(holdout_ratio > 0.0 && holdout_ratio < 1.0) {
+        return Err(ConfigError::Value {
+            key: "gate.holdout_ratio",
+            value: holdout_ratio.to_string(),
+            allowed: "above 0 and below 1",
+        });
+    }
+    let one = |key, value| at_least(1, key, value, "at least 1");
+    Ok(GateConfig {
+        holdout_ratio,
+        max_prompts: one("gate.max_prompts", raw.max_prompts.unwrap_or(40))?,
+        max_tokens: one("gate.max_tokens", raw.max_tokens.unwrap_or(64))?,
+    })
+}
+
+fn check_train(train: &TrainConfig) -> Result<(), ConfigError> {
+    let error = |key, value: String, allowed| {
+        Err(ConfigError::Value {
+            key,
+            value,
+            allowed,
+        })
+    };
+    if let Some(recipe) = train
+        .recipe
+        .as_ref()
+        .filter(|r| !["default", "paper"].contains(&r.as_str()))
+    {
+        return error(
+            "train.recipe",
+            format!("{recipe:?}"),
+            "allowed are \"default\" and \"paper\"",
+        );
+    }
+    let positive = [
+        ("train.alpha", train.alpha),
+        ("train.learning_rate", train.learning_rate),
+        ("train.beta", train.beta),
+    ];
+    for (key, value) in positive {
+        if let Some(value) = value.filter(|v| !(v.is_finite() && *v > 0.0)) {
+            return error(key, value.to_string(), "above 0");
+        }
+    }
+    for (key, value) in [
+        ("train.alpha_kl", train.alpha_kl),
+        ("train.alpha_sft", train.alpha_sft),
+    ] {
+        if let Some(value) = value.filter(|v| !(v.is_finite() && *v >= 0.0)) {
+            return error(key, value.to_string(), "0 or more");
+        }
+    }
+    if let Some(rank) = train.rank.filter(|r| !(1..=1024).contains(r)) {
+        return error("train.rank", rank.to_string(), "from 1 to 1024");
+    }
+    for (key, value) in [
+        ("train.epochs", train.epochs),
+        ("train.batch_pairs", train.batch_pairs),
+    ] {
+        if value == Some(0) {
+            return error(key, "0".into(), "at least 1");
+        }
+    }
+    let targets = train.targets.as_deref();
+    if targets.is_some_and(<[String]>::is_empty) {
+        return error(
+            "train.targets",
+            "empty".into(),
+            "name at least one module, such as q_proj",
+        );
+    }
+    match targets
+        .unwrap_or_default()
+        .iter()
+        .find(|t| Projection::from_name(t).is_none())
+    {
+        Some(target) => error(
+            "train.targets",
+            format!("{target:?}"),
+            "allowed are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
+        ),
+        None => Ok(()),
+    }
+}
+
+fn at_least(
+    least: usize,
+    key: &'static str,
+    value: usize,
+    allowed: &'static str,
+) -> Result<usize, ConfigError> {
+    if value < least {
+        return Err(ConfigError::Value {
+            key,
+            value: value.to_string(),
+            allowed,
+        });
+    }
+    Ok(value)
+}

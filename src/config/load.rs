@@ -1,0 +1,94 @@
+//! Lays the sources over each other.
+
+use std::path::Path;
+
+use figment::Figment;
+use figment::error::Kind;
+use figment::providers::{Env, Format, Serialized, Toml};
+
+use super::{ConfigError, DEFAULT_FILE, RawConfig};
+
+/// Variables with the prefix that are no configuration keys.
+const NOT_CONFIG: [&str; 3] = ["crash_at", "config", "log"];
+
+/// Reads `file` (or `realign.toml`, if there is one), then `REALIGN_*` variables, in which `__`
+/// separates a section from its key, as in `REALIGN_SERVER__PORT=9000`, then `flags`.
+///
+/// # Errors
+/// [`ConfigError::Read`]: a named file that is missing, an unknown key with the nearest valid one,
+/// or a value of another type, with the source it stands in.
+pub fn load(file: Option<&Path>, flags: &RawConfig) -> Result<RawConfig, ConfigError> {
+    if let Some(file) = file.filter(|f| !f.is_file()) {
+        return Err(ConfigError::Read(format!(
+            "{}: there is no such file",
+            file.display()
+        )));
+    }
+    let path = file.unwrap_or(Path::new(DEFAULT_FILE));
+    let env = Env::prefixed("REALIGN_").ignore(&NOT_CONFIG).split("__");
+    Figment::new()
+        .merge(Toml::file_exact(path))
+        .merge(env)
+        .merge(Serialized::defaults(flags))
+        .extract()
+        .map_err(|error| ConfigError::Read(explain(&error)))
+}
+
+fn explain(error: &figment::Error) -> String {
+    let place = error
+        .metadata
+        .as_ref()
+        .map_or_else(String::new, |metadata| {
+            let source = metadata
+                .source
+                .as_ref()
+                .map_or(metadata.name.to_string(), |s| s.to_string());
+            format!("{source}: ")
+        });
+    let section = error
+        .path
+        .iter()
+        .filter(|p| !p.is_empty())
+        .cloned()
+        .collect::<Vec<_>>();
+    match &error.kind {
+        Kind::UnknownField(field, known) => {
+            let parents = match section.split_last() {
+                Some((last, parents)) if last == field => parents,
+                _ => &section[..],
+            };
+            let within = match parents.is_empty() {
+                true => String::new(),
+                false => format!(" in [{}]", parents.join(".")),
+            };
+            let nearest = nearest(field, known).map_or_else(
+                || format!("allowed are {}", known.join(", ")),
+                |name| format!("did you mean {name:?}?"),
+            );
+            format!("{place}unknown key {field:?}{within}; {nearest}")
+        }
+        kind => format!("{place}{}: {kind}", section.join(".")),
+    }
+}
+
+/// The known name at the smallest edit distance, if it is small for the name's length.
+fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    let best = known.iter().map(|k| (distance(name, k), *k)).min()?;
+    (best.0 <= 1 + name.chars().count() / 3).then_some(best.1)
+}
+
+/// Levenshtein distance.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(from != *to);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}

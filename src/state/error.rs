@@ -1,0 +1,46 @@
+//! What can be wrong with the state database.
+
+use std::path::PathBuf;
+
+/// Why state could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The file is no database, or a damaged one.
+    #[error(
+        "{path}: not a usable state database ({reason}); stop the server, move the file and its \
+         -wal and -shm neighbours aside and start again: published adapters are kept, verdicts and \
+         scores are computed again",
+        path = path.display()
+    )]
+    Corrupt {
+        /// The database file.
+        path: PathBuf,
+        /// SQLite's reason.
+        reason: String,
+    },
+    /// The operating system refused.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// File or directory.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A newer release wrote the file.
+    #[error(
+        "the state database has schema {found}, this release knows up to {known}; use the release \
+         that wrote it, or another state directory"
+    )]
+    Newer {
+        /// `user_version` of the file.
+        found: i64,
+        /// Newest schema known here.
+        known: i64,
+    },
+    /// A statement failed.
+    #[error("state database: {0}")]
+    Sql(#[from] rusqlite::Error),
+    /// A row holds what this release cannot read.
+    #[error("state database: {0}")]
+    Row(String),
+}

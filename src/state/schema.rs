@@ -1,0 +1,77 @@
+//! The database's schema, as the steps that lead to it.
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::StateError;
+
+/// Each step runs once, in order; `user_version` counts the steps a file has seen. Steps are never
+/// edited after a release, only added.
+const MIGRATIONS: &[&str] = &["
+    CREATE TABLE realignments (
+        id              TEXT PRIMARY KEY,
+        inputs_hash     TEXT NOT NULL,
+        policy_revision TEXT NOT NULL,
+        stage           TEXT NOT NULL,
+        status          TEXT NOT NULL,
+        progress        REAL NOT NULL DEFAULT 0,
+        created_at      INTEGER NOT NULL,
+        updated_at      INTEGER NOT NULL,
+        finished_at     INTEGER,
+        triage          TEXT,
+        losses          TEXT,
+        gate            TEXT,
+        error           TEXT,
+        generation      TEXT
+    ) STRICT;
+    CREATE INDEX realignments_by_status ON realignments (status, created_at);
+
+    CREATE TABLE verdicts (
+        key      BLOB PRIMARY KEY CHECK (length(key) = 32),
+        violates INTEGER NOT NULL CHECK (violates IN (0, 1))
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE scores (
+        inputs_hash TEXT NOT NULL,
+        pair_id     TEXT NOT NULL,
+        raw         REAL NOT NULL,
+        weight      REAL NOT NULL,
+        PRIMARY KEY (inputs_hash, pair_id)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE checkpoints (
+        inputs_hash TEXT NOT NULL,
+        step        INTEGER NOT NULL,
+        path        TEXT NOT NULL,
+        PRIMARY KEY (inputs_hash, step)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE generations (
+        id              TEXT PRIMARY KEY,
+        inputs_hash     TEXT NOT NULL UNIQUE,
+        policy_revision TEXT NOT NULL,
+        created_at      INTEGER NOT NULL,
+        status          TEXT NOT NULL,
+        path            TEXT NOT NULL
+    ) STRICT;
+"];
+
+/// Brings a file to the newest schema.
+pub(super) fn migrate(connection: &mut Connection) -> Result<(), StateError> {
+    let known = MIGRATIONS.len() as i64;
+    // Immediate: of two processes that open a new file, the second waits for the first.
+    let migration = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let version: i64 = migration.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let done = usize::try_from(version).unwrap_or(usize::MAX);
+    let Some(steps) = MIGRATIONS.get(done..) else {
+        return Err(StateError::Newer {
+            found: version,
+            known,
+        });
+    };
+    for step in steps {
+        migration.execute_batch(step)?;
+    }
+    migration.pragma_update(None, "user_version", known)?;
+    migration.commit()?;
+    Ok(())
+}
