@@ -1,0 +1,47 @@
+//! Request bodies, bounded in size and time.
+
+use std::time::Duration;
+
+use axum::extract::Request;
+use axum::http::header;
+use futures::StreamExt;
+use serde_json::Value;
+
+use super::error::ApiError;
+
+/// A body must arrive within this time.
+const ARRIVAL_SECONDS: u64 = 60;
+
+/// Reads a body of at most `limit` bytes as JSON.
+///
+/// # Errors
+/// [`ApiError::TooLarge`], [`ApiError::Timeout`], or [`ApiError::Body`] for a body that is no JSON.
+pub(crate) async fn json(request: Request, limit: usize) -> Result<Value, ApiError> {
+    let declared = request.headers().get(header::CONTENT_LENGTH);
+    let declared = declared.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if declared.is_some_and(|length| length > limit) {
+        return Err(ApiError::TooLarge { limit });
+    }
+    let arrival = Duration::from_secs(ARRIVAL_SECONDS);
+    let bytes = tokio::time::timeout(arrival, read(request, limit))
+        .await
+        .map_err(|_| ApiError::Timeout {
+            seconds: ARRIVAL_SECONDS,
+        })??;
+    serde_json::from_slice(&bytes)
+        .map_err(|e| ApiError::Body(format!("the request body is not valid JSON: {e}")))
+}
+
+async fn read(request: Request, limit: usize) -> Result<Vec<u8>, ApiError> {
+    let mut chunks = request.into_body().into_data_stream();
+    let mut bytes = Vec::new();
+    while let Some(chunk) = chunks.next().await {
+        let chunk =
+            chunk.map_err(|e| ApiError::Body(format!("the request body did not arrive: {e}")))?;
+        if bytes.len() + chunk.len() > limit {
+            return Err(ApiError::TooLarge { limit });
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
+}

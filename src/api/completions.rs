@@ -1,0 +1,112 @@
+//! `POST /v1/completions`: from the body to prompt tokens.
+
+use serde_json::Value;
+
+use super::AppState;
+use super::error::ApiError;
+use super::fields::{Fields, wrong_type};
+use super::params::Params;
+use crate::model::tokenizer::TokenizerError;
+
+/// Tokens generated at most if the request does not say, as OpenAI has it.
+const DEFAULT_MAX_TOKENS: usize = 16;
+/// Most sequences that one request may ask for.
+const MAX_SEQUENCES: usize = 128;
+const EXPECTED: &str = "a string, an array of strings, an array of token ids, or an array of such";
+
+/// One prompt.
+#[derive(Debug)]
+enum Prompt {
+    Text(String),
+    Ids(Vec<u32>),
+}
+
+/// A checked request for completions.
+#[derive(Debug)]
+pub(crate) struct CompletionRequest {
+    pub(crate) params: Params,
+    prompts: Vec<Prompt>,
+}
+
+impl CompletionRequest {
+    pub(crate) fn read(body: &Value) -> Result<Self, ApiError> {
+        let fields = Fields::root(body)?;
+        fields.refuse(&["suffix", "echo", "logit_bias"])?;
+        let mut params = Params::read(&fields)?;
+        let best_of = fields.count("best_of", 1..=i64::MAX)?;
+        if best_of.is_some_and(|best| best != params.n) {
+            return Err(ApiError::Unsupported {
+                param: "best_of".into(),
+                detail: " other than `n`".into(),
+            });
+        }
+        params.sampling.top_logprobs = fields.count("logprobs", 0..=5)?;
+        let prompts = prompts(fields.required("prompt")?)?;
+        if prompts.len() * params.n > MAX_SEQUENCES {
+            let message = format!(
+                "{} prompts times n = {} are too many sequences; allowed: up to {MAX_SEQUENCES}",
+                prompts.len(),
+                params.n
+            );
+            return Err(ApiError::field("prompt", message));
+        }
+        Ok(Self { params, prompts })
+    }
+
+    /// Each prompt's tokens. Slow for long prompts: call it where blocking is allowed.
+    pub(crate) fn encode(&self, state: &AppState) -> Result<Vec<Vec<u32>>, ApiError> {
+        let tokenizer = &state.tokenizer;
+        let refused = |error: TokenizerError| ApiError::field("prompt", error.to_string());
+        let encode = |prompt: &Prompt| match prompt {
+            Prompt::Text(text) => tokenizer.encode_prompt(text).map_err(refused),
+            Prompt::Ids(ids) => {
+                for id in ids {
+                    tokenizer.check_id(*id).map_err(refused)?;
+                }
+                Ok(ids.clone())
+            }
+        };
+        self.prompts.iter().map(encode).collect()
+    }
+
+    /// Most tokens to generate after a prompt of this length.
+    pub(crate) fn max_tokens(&self, prompt: usize, max_model_len: usize) -> usize {
+        let room = max_model_len.saturating_sub(prompt);
+        let default = room.clamp(1, DEFAULT_MAX_TOKENS);
+        self.params.max_tokens.unwrap_or(default)
+    }
+}
+
+fn prompts(value: &Value) -> Result<Vec<Prompt>, ApiError> {
+    match value {
+        Value::String(text) => Ok(vec![Prompt::Text(text.clone())]),
+        Value::Array(items) if items.is_empty() => {
+            Err(ApiError::field("prompt", "`prompt` must not be empty"))
+        }
+        Value::Array(items) if items.iter().all(Value::is_number) => {
+            Ok(vec![Prompt::Ids(ids(items, "prompt")?)])
+        }
+        Value::Array(items) => {
+            let read = |(i, item): (usize, &Value)| match item {
+                Value::String(text) => Ok(Prompt::Text(text.clone())),
+                Value::Array(inner) => Ok(Prompt::Ids(ids(inner, &format!("prompt[{i}]"))?)),
+                other => Err(wrong_type(
+                    &format!("prompt[{i}]"),
+                    "a string or an array of token ids",
+                    other,
+                )),
+            };
+            items.iter().enumerate().map(read).collect()
+        }
+        other => Err(wrong_type("prompt", EXPECTED, other)),
+    }
+}
+
+fn ids(items: &[Value], place: &str) -> Result<Vec<u32>, ApiError> {
+    let id = |item: &Value| item.as_u64().and_then(|id| u32::try_from(id).ok());
+    items
+        .iter()
+        .map(id)
+        .collect::<Option<Vec<u32>>>()
+        .ok_or_else(|| ApiError::field(place, format!("`{place}` must hold token ids only")))
+}

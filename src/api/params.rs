@@ -1,0 +1,120 @@
+//! The fields that chat completions and completions share.
+
+use serde_json::Value;
+
+use super::error::ApiError;
+use super::fields::{Fields, wrong_type};
+use crate::engine::request::SamplingParams;
+
+/// Most choices per prompt.
+const MAX_CHOICES: i64 = 8;
+/// Most stop strings, as OpenAI has it.
+const MAX_STOPS: usize = 4;
+/// Longest stop string in bytes: the engine holds back that much text.
+const MAX_STOP_BYTES: usize = 1024;
+
+/// Shared fields, checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Params {
+    /// `model` as sent.
+    pub(crate) model: String,
+    /// Everything but `max_tokens` and `top_logprobs`, which the routes define differently.
+    pub(crate) sampling: SamplingParams,
+    /// `None`: the route's default.
+    pub(crate) max_tokens: Option<usize>,
+    /// Choices per prompt.
+    pub(crate) n: usize,
+    pub(crate) stream: bool,
+    /// `stream_options.include_usage`.
+    pub(crate) include_usage: bool,
+}
+
+impl Params {
+    pub(crate) fn read(fields: &Fields<'_>) -> Result<Self, ApiError> {
+        for name in ["frequency_penalty", "presence_penalty"] {
+            if fields.number(name, -2.0..=2.0)?.is_some_and(|p| p != 0.0) {
+                return Err(ApiError::Unsupported {
+                    param: fields.path(name),
+                    detail: " other than 0".into(),
+                });
+            }
+        }
+        let stream = fields.boolean("stream")?.unwrap_or(false);
+        let seed = fields.integer("seed", i64::MIN..=i64::MAX)?;
+        Ok(Self {
+            model: fields.string("model")?.to_string(),
+            sampling: SamplingParams {
+                temperature: fields.number("temperature", 0.0..=2.0)?.unwrap_or(1.0) as f32,
+                top_p: fields.number("top_p", 0.0..=1.0)?.unwrap_or(1.0) as f32,
+                // -1 is how other servers spell "off".
+                top_k: fields
+                    .integer("top_k", -1..=i64::MAX)?
+                    .and_then(|k| usize::try_from(k).ok())
+                    .unwrap_or(0),
+                seed: seed.map_or_else(rand::random, i64::cast_unsigned),
+                max_tokens: 0,
+                stop: stops(fields)?,
+                top_logprobs: None,
+            },
+            max_tokens: fields.count("max_tokens", 1..=i64::MAX)?,
+            n: fields.count("n", 1..=MAX_CHOICES)?.unwrap_or(1),
+            stream,
+            include_usage: include_usage(fields, stream)?,
+        })
+    }
+
+    /// The sampling of choice `index`: its own seed, so that choices differ.
+    pub(crate) fn sampling_of(&self, index: usize, max_tokens: usize) -> SamplingParams {
+        let mut sampling = self.sampling.clone();
+        sampling.seed = sampling.seed.wrapping_add(index as u64);
+        sampling.max_tokens = max_tokens;
+        sampling
+    }
+}
+
+fn include_usage(fields: &Fields<'_>, stream: bool) -> Result<bool, ApiError> {
+    let Some(options) = fields.get("stream_options") else {
+        return Ok(false);
+    };
+    if !stream {
+        return Err(ApiError::field(
+            "stream_options",
+            "`stream_options` is only allowed when `stream` is true",
+        ));
+    }
+    let options = Fields::nested(options, "stream_options")?;
+    Ok(options.boolean("include_usage")?.unwrap_or(false))
+}
+
+fn stops(fields: &Fields<'_>) -> Result<Vec<String>, ApiError> {
+    let expected = "a string or an array of up to 4 strings";
+    let stops = match fields.get("stop") {
+        None => return Ok(Vec::new()),
+        Some(Value::String(stop)) => vec![stop.clone()],
+        Some(Value::Array(items)) => items
+            .iter()
+            .map(|item| item.as_str().map(str::to_string))
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(|| ApiError::field("stop", format!("`stop` must be {expected}")))?,
+        Some(other) => return Err(wrong_type("stop", expected, other)),
+    };
+    if stops.len() > MAX_STOPS {
+        return Err(ApiError::field(
+            "stop",
+            format!(
+                "`stop` has {} strings; allowed: up to {MAX_STOPS}",
+                stops.len()
+            ),
+        ));
+    }
+    if stops
+        .iter()
+        .any(|s| s.is_empty() || s.len() > MAX_STOP_BYTES)
+    {
+        return Err(ApiError::field(
+            "stop",
+            format!("each string of `stop` must have 1 to {MAX_STOP_BYTES} bytes"),
+        ));
+    }
+    Ok(stops)
+}

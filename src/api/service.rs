@@ -1,0 +1,44 @@
+//! Probes and metrics.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderName, header};
+use serde_json::{Value, json};
+
+use super::error::ApiError;
+use super::{AppState, not_ready};
+use crate::telemetry::Event;
+
+/// `GET /health`: the process is alive.
+pub(crate) async fn health() -> Json<Value> {
+    Json(json!({"status": "ok"}))
+}
+
+/// `GET /ready`: the model is loaded and the server takes requests.
+pub(crate) async fn ready(State(state): State<AppState>) -> Result<Json<Value>, ApiError> {
+    if !state.is_ready() {
+        return Err(not_ready());
+    }
+    let generation = state.registry.lease_current();
+    Ok(Json(json!({
+        "status": "ready",
+        "model": state.model_name,
+        "generation": generation.id,
+    })))
+}
+
+/// `GET /metrics`, in Prometheus' text format.
+pub(crate) async fn metrics(
+    State(state): State<AppState>,
+) -> ([(HeaderName, &'static str); 1], String) {
+    let stats = state.engine.stats();
+    let metrics = state.telemetry.metrics();
+    metrics.record(&Event::EngineStats {
+        running: stats.running,
+        waiting: stats.waiting,
+        kv_cache_usage: stats.kv_cache_usage,
+    });
+    metrics.record(&Event::Leases(state.registry.leases()));
+    let content_type = "text/plain; version=0.0.4; charset=utf-8";
+    ([(header::CONTENT_TYPE, content_type)], metrics.render())
+}

@@ -1,0 +1,121 @@
+//! Answers as server-sent events.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures::stream::{self, StreamExt};
+use serde_json::Value;
+
+use super::run::Job;
+
+/// A comment goes out after this much silence, so that proxies keep the connection.
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// What OpenAI's clients wait for at the end.
+const DONE: &str = "[DONE]";
+
+/// Where a stream stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Opening,
+    Running,
+    Ended,
+}
+
+struct Stream {
+    job: Job,
+    phase: Phase,
+}
+
+/// Streams a job. If the client goes away the body is dropped, and the job's sequences with it.
+pub(crate) fn response(job: Job) -> Response {
+    let stream = Stream {
+        job,
+        phase: Phase::Opening,
+    };
+    let events = stream::unfold(stream, |mut stream| async move {
+        let batch = stream.step().await?;
+        Some((stream::iter(batch), stream))
+    });
+    let events = events.flatten().map(Ok::<Event, Infallible>);
+    Sse::new(events)
+        .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
+        .into_response()
+}
+
+impl Stream {
+    /// The next events; `None` after the last.
+    async fn step(&mut self) -> Option<Vec<Event>> {
+        match self.phase {
+            Phase::Opening => {
+                self.phase = Phase::Running;
+                Some(self.opening())
+            }
+            Phase::Running => Some(self.running().await),
+            Phase::Ended => None,
+        }
+    }
+
+    fn opening(&self) -> Vec<Event> {
+        let shape = self.job.envelope.shape;
+        let opening = |index| shape.opening(index).map(|choice| self.chunk(vec![choice]));
+        (0..self.job.choices).filter_map(opening).collect()
+    }
+
+    async fn running(&mut self) -> Vec<Event> {
+        let Some((index, event)) = self.job.events.next().await else {
+            return self.ending();
+        };
+        let piece = match self.job.progress.piece(index, event) {
+            Ok(piece) => piece,
+            Err(error) => {
+                // The header is gone already; clients of OpenAI look for `error` in the data.
+                self.phase = Phase::Ended;
+                let observation = &self.job.progress.observation;
+                observation.set_status(error.status().as_u16());
+                return vec![data(&error.body())];
+            }
+        };
+        if piece.text.is_empty() && piece.scored.is_none() && piece.reason.is_none() {
+            return Vec::new();
+        }
+        let shape = self.job.envelope.shape;
+        vec![self.chunk(vec![shape.delta(
+            index,
+            &piece,
+            &self.job.progress.tokenizer,
+        )])]
+    }
+
+    fn ending(&mut self) -> Vec<Event> {
+        self.phase = Phase::Ended;
+        self.job.progress.finish();
+        let mut events = Vec::new();
+        if self.job.include_usage {
+            let usage = Some(Some(self.job.progress.usage));
+            events.push(data(&self.job.envelope.chunk(Vec::new(), usage)));
+        }
+        events.push(Event::default().data(DONE));
+        events
+    }
+
+    fn chunk(&self, choices: Vec<Value>) -> Event {
+        let usage = self.job.include_usage.then_some(None);
+        data(&self.job.envelope.chunk(choices, usage))
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.phase != Phase::Ended {
+            self.job.progress.observation.set_closed_by_client();
+        }
+    }
+}
+
+/// JSON text has no raw line breaks, which an event's data must not have.
+fn data(value: &Value) -> Event {
+    Event::default().data(value.to_string())
+}

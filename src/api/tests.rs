@@ -1,0 +1,1 @@
+//! Routes against a scripted engine.

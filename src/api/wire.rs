@@ -1,0 +1,220 @@
+//! The JSON of answers, whole and in chunks.
+
+use serde_json::{Map, Value, json};
+
+use crate::engine::request::{FinishReason, TokenLogprob};
+use crate::model::Tokenizer;
+
+/// What stands for a log-probability that JSON cannot express, as OpenAI has it.
+const LEAST_LOGPROB: f32 = -9999.0;
+
+/// Which of the two endpoints answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    Chat,
+    Text,
+}
+
+/// A token with its alternatives, as the engine reported it.
+#[derive(Clone, Debug)]
+pub(crate) struct Scored {
+    pub(crate) token: TokenLogprob,
+    pub(crate) top: Vec<TokenLogprob>,
+}
+
+/// One choice: a part of it in a stream, else the whole.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Piece {
+    pub(crate) text: String,
+    /// Present if log-probabilities were asked for.
+    pub(crate) scored: Option<Vec<Scored>>,
+    /// Characters before this piece, for `text_offset`.
+    pub(crate) offset: usize,
+    pub(crate) reason: Option<FinishReason>,
+}
+
+/// Tokens of the whole request.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Usage {
+    pub(crate) prompt: usize,
+    pub(crate) completion: usize,
+}
+
+/// What all chunks of an answer have in common.
+#[derive(Clone, Debug)]
+pub(crate) struct Envelope {
+    pub(crate) shape: Shape,
+    pub(crate) id: String,
+    pub(crate) created: u64,
+    pub(crate) model: String,
+    pub(crate) fingerprint: String,
+}
+
+impl Envelope {
+    /// The whole answer.
+    pub(crate) fn whole(&self, choices: Vec<Value>, usage: Usage) -> Value {
+        let object = match self.shape {
+            Shape::Chat => "chat.completion",
+            Shape::Text => "text_completion",
+        };
+        let mut answer = self.head(object, choices);
+        answer.insert("usage".into(), usage.json());
+        Value::Object(answer)
+    }
+
+    /// A part of a streamed answer. `usage`: outer `None` if it was not asked for.
+    pub(crate) fn chunk(&self, choices: Vec<Value>, usage: Option<Option<Usage>>) -> Value {
+        let object = match self.shape {
+            Shape::Chat => "chat.completion.chunk",
+            Shape::Text => "text_completion",
+        };
+        let mut answer = self.head(object, choices);
+        if let Some(usage) = usage {
+            let value = usage.map_or(Value::Null, Usage::json);
+            answer.insert("usage".into(), value);
+        }
+        Value::Object(answer)
+    }
+
+    fn head(&self, object: &str, choices: Vec<Value>) -> Map<String, Value> {
+        let mut head = Map::new();
+        head.insert("id".into(), json!(self.id));
+        head.insert("object".into(), json!(object));
+        head.insert("created".into(), json!(self.created));
+        head.insert("model".into(), json!(self.model));
+        head.insert("system_fingerprint".into(), json!(self.fingerprint));
+        head.insert("choices".into(), Value::Array(choices));
+        head
+    }
+}
+
+impl Usage {
+    fn json(self) -> Value {
+        json!({
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+        })
+    }
+}
+
+impl Shape {
+    /// The chunk with which a choice opens, if the endpoint has one.
+    pub(crate) fn opening(self, index: usize) -> Option<Value> {
+        match self {
+            Shape::Chat => Some(json!({
+                "index": index,
+                "delta": {"role": "assistant", "content": ""},
+                "logprobs": null,
+                "finish_reason": null,
+            })),
+            Shape::Text => None,
+        }
+    }
+
+    /// A choice of a whole answer.
+    pub(crate) fn choice(self, index: usize, piece: &Piece, tokenizer: &Tokenizer) -> Value {
+        match self {
+            Shape::Chat => json!({
+                "index": index,
+                "message": {"role": "assistant", "content": piece.text, "refusal": null},
+                "logprobs": self.logprobs(piece, tokenizer),
+                "finish_reason": piece.reason.map(reason),
+            }),
+            Shape::Text => self.text_choice(index, piece, tokenizer),
+        }
+    }
+
+    /// A choice's part in a chunk.
+    pub(crate) fn delta(self, index: usize, piece: &Piece, tokenizer: &Tokenizer) -> Value {
+        match self {
+            Shape::Chat => {
+                let has_content = !piece.text.is_empty() || piece.reason.is_none();
+                let delta = if has_content {
+                    json!({"content": piece.text})
+                } else {
+                    json!({})
+                };
+                json!({
+                    "index": index,
+                    "delta": delta,
+                    "logprobs": self.logprobs(piece, tokenizer),
+                    "finish_reason": piece.reason.map(reason),
+                })
+            }
+            Shape::Text => self.text_choice(index, piece, tokenizer),
+        }
+    }
+
+    fn text_choice(self, index: usize, piece: &Piece, tokenizer: &Tokenizer) -> Value {
+        json!({
+            "index": index,
+            "text": piece.text,
+            "logprobs": self.logprobs(piece, tokenizer),
+            "finish_reason": piece.reason.map(reason),
+        })
+    }
+
+    fn logprobs(self, piece: &Piece, tokenizer: &Tokenizer) -> Value {
+        let Some(scored) = &piece.scored else {
+            return Value::Null;
+        };
+        match self {
+            Shape::Chat => {
+                let entry = |s: &Scored| {
+                    let mut entry = token(&s.token, tokenizer);
+                    let top: Vec<Value> = s.top.iter().map(|t| token(t, tokenizer)).collect();
+                    entry["top_logprobs"] = Value::Array(top);
+                    entry
+                };
+                json!({"content": scored.iter().map(entry).collect::<Vec<_>>(), "refusal": null})
+            }
+            Shape::Text => text_logprobs(scored, piece.offset),
+        }
+    }
+}
+
+fn reason(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+    }
+}
+
+fn token(token: &TokenLogprob, tokenizer: &Tokenizer) -> Value {
+    json!({
+        "token": token.text,
+        "logprob": finite(token.logprob),
+        "bytes": tokenizer.token_bytes(token.id),
+    })
+}
+
+fn text_logprobs(scored: &[Scored], offset: usize) -> Value {
+    let mut at = offset;
+    let mut offsets = Vec::new();
+    for s in scored {
+        offsets.push(at);
+        at += s.token.text.chars().count();
+    }
+    let top = |s: &Scored| {
+        let pairs = s
+            .top
+            .iter()
+            .map(|t| (t.text.clone(), json!(finite(t.logprob))));
+        Value::Object(pairs.collect())
+    };
+    json!({
+        "tokens": scored.iter().map(|s| s.token.text.as_str()).collect::<Vec<_>>(),
+        "token_logprobs": scored.iter().map(|s| finite(s.token.logprob)).collect::<Vec<_>>(),
+        "top_logprobs": scored.iter().map(top).collect::<Vec<_>>(),
+        "text_offset": offsets,
+    })
+}
+
+fn finite(logprob: f32) -> f32 {
+    if logprob.is_nan() {
+        LEAST_LOGPROB
+    } else {
+        logprob.clamp(LEAST_LOGPROB, 0.0)
+    }
+}
