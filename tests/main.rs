@@ -1,3 +1,4 @@
 //! One integration binary for the whole crate: every extra one would link the engine again.
 
 mod golden_parity;
+mod golden_training;

@@ -1,0 +1,198 @@
+//! TRACE's losses on a packed batch (arXiv 2511.02623, Algorithm 1).
+
+use candle_core::{Result, Tensor, bail};
+use serde::{Deserialize, Serialize};
+
+use super::examples::TrainExample;
+use super::recipe::Recipe;
+use crate::model::packing::{Example, Packed};
+use crate::model::{LoraWeights, Model, Ops, ops};
+use crate::triage::Category;
+
+/// Form of the loss on a preferred and a dispreferred response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PreferenceLoss {
+    /// −log σ(β Δ): what the paper's Algorithm 1 and its code compute.
+    Sigmoid,
+    /// (Δ − 1/(2β))² (Azar et al. 2023), Δ summed over tokens.
+    Ipo,
+}
+
+/// The constants of the hybrid loss.
+#[derive(Clone, Copy, Debug)]
+pub struct Objective {
+    /// β.
+    pub beta: f64,
+    /// Weight of the KL term.
+    pub alpha_kl: f64,
+    /// Weight of the likelihood term on INVERT pairs (0: the paper's form).
+    pub alpha_sft: f64,
+    /// Form of the preference loss.
+    pub preference: PreferenceLoss,
+}
+
+impl From<&Recipe> for Objective {
+    fn from(r: &Recipe) -> Self {
+        Self { beta: r.beta, alpha_kl: r.alpha_kl, alpha_sft: r.alpha_sft, preference: r.preference_loss }
+    }
+}
+
+/// The parts of one batch's loss, already weighted, as they add up to `total`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LossParts {
+    /// Σ w ℓ_pref over INVERT.
+    pub invert: f64,
+    /// Σ w ℓ_NPO over PUNISH.
+    pub punish: f64,
+    /// α_KL Σ KL over RETAIN.
+    pub retain: f64,
+    /// α_sft Σ w NLL over INVERT.
+    pub sft: f64,
+}
+
+impl LossParts {
+    /// The whole loss.
+    pub fn total(&self) -> f64 {
+        self.invert + self.punish + self.retain + self.sft
+    }
+}
+
+impl Objective {
+    /// The loss of a batch as a scalar that can be differentiated, and its parts.
+    ///
+    /// `reference` log-probabilities come with the examples; RETAIN needs the reference's hidden
+    /// states there too.
+    pub fn loss(&self, model: &Model, ops: Ops, adapter: &LoraWeights, batch: &[&TrainExample]) -> Result<(Tensor, LossParts)> {
+        let packed = Packed::new(batch.iter().map(|e| &e.example));
+        let logits = model.logits(ops, &packed.response_hidden(model, ops, Some(adapter))?)?;
+        let logprobs = ops::token_logprobs(ops, &logits, packed.targets())?;
+        let view = BatchView { model, ops, packed: &packed, logits: &logits, logprobs: &logprobs };
+        let mut parts = LossParts::default();
+        let mut total: Option<Tensor> = None;
+        for (i, example) in batch.iter().enumerate() {
+            let loss = match example.category {
+                Category::Invert => self.invert(&view, i, example, &mut parts)?,
+                Category::Punish => self.punish(&view, i, example, &mut parts)?,
+                Category::Retain => self.retain(&view, i, example, &mut parts)?,
+            };
+            total = Some(match total {
+                Some(sum) => (sum + loss)?,
+                None => loss,
+            });
+        }
+        match total {
+            Some(total) => Ok((total, parts)),
+            None => bail!("a batch needs at least one example"),
+        }
+    }
+
+    fn invert(&self, view: &BatchView, i: usize, example: &TrainExample, parts: &mut LossParts) -> Result<Tensor> {
+        let margin = (view.log_ratio(i, 0, example)? - view.log_ratio(i, 1, example)?)?;
+        let loss = (self.preference_loss(&margin)? * example.weight)?;
+        parts.invert += scalar(&loss)?;
+        if self.alpha_sft == 0.0 {
+            return Ok(loss);
+        }
+        let nll = (view.response(i, 0)?.mean_all()? * (-self.alpha_sft * example.weight))?;
+        parts.sft += scalar(&nll)?;
+        loss + nll
+    }
+
+    fn punish(&self, view: &BatchView, i: usize, example: &TrainExample, parts: &mut LossParts) -> Result<Tensor> {
+        let both = [0, 1].map(|r| minus_log_sigmoid(&(view.log_ratio(i, r, example)? * -self.beta)?));
+        let [chosen, rejected] = both;
+        let loss = ((chosen? + rejected?)? * example.weight)?;
+        parts.punish += scalar(&loss)?;
+        Ok(loss)
+    }
+
+    fn retain(&self, view: &BatchView, i: usize, example: &TrainExample, parts: &mut LossParts) -> Result<Tensor> {
+        let Some(hidden) = &example.reference_hidden else {
+            bail!("a RETAIN example came without the reference's hidden states");
+        };
+        let span = view.packed.span(i, 0);
+        let reference = view.model.logits(view.ops, hidden)?;
+        let policy = view.logits.narrow(0, span.start, span.len())?;
+        let loss = (ops::kl_from_reference(view.ops, &reference, &policy)?.mean_all()? * self.alpha_kl)?;
+        parts.retain += scalar(&loss)?;
+        Ok(loss)
+    }
+
+    fn preference_loss(&self, margin: &Tensor) -> Result<Tensor> {
+        match self.preference {
+            PreferenceLoss::Sigmoid => minus_log_sigmoid(&(margin * self.beta)?),
+            PreferenceLoss::Ipo => (margin - 1.0 / (2.0 * self.beta))?.sqr(),
+        }
+    }
+
+    /// dℓ/dΔ of the preference loss at a margin Δ.
+    pub fn preference_slope(&self, margin: f64) -> f64 {
+        match self.preference {
+            PreferenceLoss::Sigmoid => -self.beta * sigmoid(-self.beta * margin),
+            PreferenceLoss::Ipo => 2.0 * (margin - 1.0 / (2.0 * self.beta)),
+        }
+    }
+
+    /// dℓ_NPO/d log π of one response whose log-ratio to the reference is `log_ratio`.
+    pub fn npo_slope(&self, log_ratio: f64) -> f64 {
+        self.beta * sigmoid(self.beta * log_ratio)
+    }
+
+    /// The preference loss alone, without weight or likelihood term: what the gold batch and the
+    /// impact scores differentiate. `example.responses` are (preferred, dispreferred).
+    pub fn gold_loss(&self, model: &Model, ops: Ops, adapter: &LoraWeights, batch: &[(&Example, [f64; 2])]) -> Result<Tensor> {
+        let packed = Packed::new(batch.iter().map(|(e, _)| *e));
+        let logprobs = packed.token_logprobs(model, ops, Some(adapter))?;
+        let mut total: Option<Tensor> = None;
+        for (i, (_, reference)) in batch.iter().enumerate() {
+            let ratio = |r: usize| -> Result<Tensor> {
+                let span = packed.span(i, r);
+                logprobs.narrow(0, span.start, span.len())?.sum_all()? - reference[r]
+            };
+            let loss = self.preference_loss(&(ratio(0)? - ratio(1)?)?)?;
+            total = Some(match total {
+                Some(sum) => (sum + loss)?,
+                None => loss,
+            });
+        }
+        match total {
+            Some(total) => Ok(total),
+            None => bail!("a gold batch needs at least one pair"),
+        }
+    }
+}
+
+struct BatchView<'a> {
+    model: &'a Model,
+    ops: Ops,
+    packed: &'a Packed,
+    logits: &'a Tensor,
+    logprobs: &'a Tensor,
+}
+
+impl BatchView<'_> {
+    /// Token log-probabilities of one response.
+    fn response(&self, example: usize, response: usize) -> Result<Tensor> {
+        let span = self.packed.span(example, response);
+        self.logprobs.narrow(0, span.start, span.len())
+    }
+
+    /// log π_θ(y|x) − log π_ref(y|x), summed over response tokens.
+    fn log_ratio(&self, i: usize, response: usize, example: &TrainExample) -> Result<Tensor> {
+        self.response(i, response)?.sum_all()? - example.reference[response]
+    }
+}
+
+/// −log σ(x) = max(−x, 0) + log(1 + e^(−|x|)), stable for any x.
+fn minus_log_sigmoid(x: &Tensor) -> Result<Tensor> {
+    x.neg()?.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?
+}
+
+fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+fn scalar(x: &Tensor) -> Result<f64> {
+    Ok(f64::from(x.to_scalar::<f32>()?))
+}
