@@ -197,38 +197,25 @@ fn at(adapter: &LoraWeights) -> At<'_> {
     At { model: dense_model(), ops: Ops::Fused, adapter, objective: objective(PreferenceLoss::Sigmoid) }
 }
 
+/// At B = 0 the adapted model equals the reference, so every margin is exactly zero: the point at
+/// which impact is really scored, and where a loss with a kink would show.
 #[test]
 fn impact_scores_agree_by_gradients_and_by_directional_derivative() {
     let (conflicts, gold, reference) = impact_inputs();
     let gold: Vec<(&Example, [f64; 2])> = gold.iter().zip(reference).collect();
-    let weights = adapter("adapter");
-    let expected = &golden()["impact_at_adapter"];
-    let direction = at(&weights).gold_gradient(&gold, || true).unwrap().unwrap();
-    close(direction.norm().unwrap(), &expected["gJ_norm"], 1e-3 * 5.25, "norm of the gold gradient");
-    let exact = per_pair(at(&weights), &conflicts, &direction).unwrap();
-    check_scores(expected, &conflicts, &exact, 1e-3);
-    check_scores(expected, &conflicts, &directional_along(at(&weights), &conflicts, &direction).unwrap(), 1e-2);
-    let normalised = weigh(&exact.score, 1.0, WeightScale::SumOne).unwrap();
-    for (example, weight) in conflicts.iter().zip(normalised.values) {
-        close(weight, &expected["normalised"][example.id.as_str()], 1e-4, &format!("{} normalised", example.id));
+    for (key, weights) in [("impact_at_adapter", adapter("adapter")), ("impact_at_B_zero", fresh())] {
+        let expected = &golden()[key];
+        let direction = at(&weights).gold_gradient(&gold, || true).unwrap().unwrap();
+        close(direction.norm().unwrap(), &expected["gJ_norm"], 1e-3 * 4.0, "norm of the gold gradient");
+        let exact = per_pair(at(&weights), &conflicts, &direction).unwrap();
+        check_scores(expected, &conflicts, &exact, 1e-3);
+        let fast = directional_along(at(&weights), &conflicts, &direction).unwrap();
+        check_scores(expected, &conflicts, &fast, 1e-2);
+        let normalised = weigh(&exact.score, 1.0, WeightScale::SumOne).unwrap();
+        for (example, weight) in conflicts.iter().zip(normalised.values) {
+            close(weight, &expected["normalised"][example.id.as_str()], 1e-4, &format!("{key} {}", example.id));
+        }
     }
-}
-
-/// The golden file does not record which A its scores at B = 0 were taken with (the adapter's own
-/// gives another norm), so here the fast form is held against the per-pair gradients alone.
-#[test]
-fn the_directional_derivative_agrees_with_gradients_for_a_fresh_adapter() {
-    let (conflicts, gold, reference) = impact_inputs();
-    let gold: Vec<(&Example, [f64; 2])> = gold.iter().zip(reference).collect();
-    let weights = fresh();
-    let direction = at(&weights).gold_gradient(&gold, || true).unwrap().unwrap();
-    let exact = per_pair(at(&weights), &conflicts, &direction).unwrap();
-    let fast = directional_along(at(&weights), &conflicts, &direction).unwrap();
-    let largest = exact.score.iter().fold(0f64, |m, s| m.max(s.abs()));
-    for (e, f) in exact.score.iter().zip(&fast.score) {
-        assert!((e - f).abs() <= 1e-2 * e.abs().max(0.05 * largest), "gradients give {e}, the derivative {f}");
-    }
-    println!("fresh: exact {:?}, fast {:?}, PyTorch {}", exact.score, fast.score, golden()["impact_at_B_zero"]["raw_score"]);
 }
 
 fn check_scores(expected: &Value, conflicts: &[TrainExample], scored: &Scored, relative: f64) {
@@ -237,44 +224,5 @@ fn check_scores(expected: &Value, conflicts: &[TrainExample], scored: &Scored, r
         let golden = expected["raw_score"][example.id.as_str()].as_f64().unwrap();
         let tolerance = relative * golden.abs().max(0.05 * largest);
         close(*score, &expected["raw_score"][example.id.as_str()], tolerance, &example.id);
-    }
-}
-#[test]
-fn speed() {
-    use std::time::Instant;
-    let ex: Vec<Example> = examples("samples").into_iter().cycle().take(8).collect();
-    let packed = Packed::new(&ex);
-    let t = Instant::now();
-    for _ in 0..3 { packed.response_logprobs(dense_model(), Ops::Fused, None).unwrap(); }
-    println!("SPEED forward {} tok {} ms each -> {:.0} tok/s", packed.token_count(), t.elapsed().as_millis()/3, 3.0*packed.token_count() as f64/t.elapsed().as_secs_f64());
-    let s: Vec<TrainExample> = samples().into_iter().cycle().take(8).collect();
-    let lora = TrainableLora::from_weights(&adapter("adapter")).unwrap();
-    let t = Instant::now();
-    for _ in 0..3 {
-        let f = Instant::now();
-        let (loss,_) = objective(PreferenceLoss::Sigmoid).loss(dense_model(), Ops::Fused, &lora.weights(), &refs(&s)).unwrap();
-        let fw = f.elapsed();
-        let _g = lora.gradients(&loss.backward().unwrap()).unwrap();
-        println!("SPEED fwd {:?} bwd {:?}", fw, f.elapsed()-fw);
-    }
-    let rows: usize = s.iter().map(|e| e.example.rows()).sum();
-    println!("SPEED train {rows} rows -> {:.0} rows/s", 3.0*rows as f64/t.elapsed().as_secs_f64());
-}
-#[test]
-fn gemmspeed() {
-    use std::time::Instant;
-    let x = Tensor::randn(0f32, 1.0, (586, 576), &Device::Cpu).unwrap();
-    let w = Tensor::randn(0f32, 1.0, (1536, 576), &Device::Cpu).unwrap();
-    let g = Tensor::randn(0f32, 1.0, (586, 1536), &Device::Cpu).unwrap();
-    for _ in 0..2 {
-    let t = Instant::now();
-    for _ in 0..50 { realign::model::ops::frozen_linear(Ops::Fused, &x, &w).unwrap(); }
-    println!("SPEED fused fwd {:.1} GFLOPS", 50.0*2.0*586.0*576.0*1536.0/t.elapsed().as_secs_f64()/1e9);
-    let t = Instant::now();
-    for _ in 0..50 { realign::model::ops::frozen_linear(Ops::Plain, &x, &w).unwrap(); }
-    println!("SPEED plain fwd {:.1} GFLOPS", 50.0*2.0*586.0*576.0*1536.0/t.elapsed().as_secs_f64()/1e9);
-    let t = Instant::now();
-    for _ in 0..50 { g.matmul(&w).unwrap(); }
-    println!("SPEED bwd {:.1} GFLOPS", 50.0*2.0*586.0*576.0*1536.0/t.elapsed().as_secs_f64()/1e9);
     }
 }

@@ -184,9 +184,15 @@ impl BatchView<'_> {
     }
 }
 
-/// −log σ(x) = max(−x, 0) + log(1 + e^(−|x|)), stable for any x.
+/// −log σ(x) of a scalar, as its tangent at x: value and gradient are exact.
+///
+/// The usual max(−x, 0) + log(1 + e^(−|x|)) has kinks that cancel in mathematics but not in
+/// automatic differentiation: at x = 0, where every pair stands at θ_ref, its gradient is wrong.
 fn minus_log_sigmoid(x: &Tensor) -> Result<Tensor> {
-    x.neg()?.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?
+    let at = scalar(x)?;
+    let value = (-at).max(0.0) + (-at.abs()).exp().ln_1p();
+    let slope = -sigmoid(-at);
+    (x * slope)? + (value - slope * at)
 }
 
 fn sigmoid(x: f64) -> f64 {

@@ -22,6 +22,7 @@ pub use rms_norm::rms_norm;
 pub use rope::{RopeTable, rope};
 pub use swiglu::swiglu;
 pub use token_loss::{kl_from_reference, token_logprobs};
+pub use kernels::logsumexp;
 
 use candle_core::{CpuStorage, Device, Layout, Result, bail};
 

@@ -1,0 +1,258 @@
+//! The engine's thread and the handle that others hold.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use tokio::sync::mpsc::unbounded_channel;
+
+use super::blocks::BlockPool;
+use super::request::{EngineStats, GenerateRequest, GenerateStream, SubmitError};
+use super::scheduler::Scheduler;
+use super::sequence::Sequence;
+use super::step;
+use crate::model::{Model, Ops, PagedKv, Tokenizer};
+
+/// Sizes of an engine; resolved from the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// Longest prompt plus completion in tokens; the model's own limit if `None`.
+    pub max_model_len: Option<usize>,
+    /// Most sequences in a batch.
+    pub max_running: usize,
+    /// Most sequences waiting; one more is refused.
+    pub max_waiting: usize,
+    /// Memory for keys and values, in bytes.
+    pub kv_cache_bytes: usize,
+    /// Most rows in one step.
+    pub step_tokens: usize,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self { max_model_len: None, max_running: 64, max_waiting: 256, kv_cache_bytes: 512 << 20, step_tokens: 512 }
+    }
+}
+
+/// Tokens per KV block.
+const BLOCK_SIZE: usize = 16;
+
+/// Why an engine did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The KV cache would not hold even one block.
+    #[error("a KV cache of {bytes} bytes holds no block; one block takes {block} bytes: raise engine.kv_cache_mb")]
+    CacheTooSmall {
+        /// Configured size.
+        bytes: usize,
+        /// Bytes of one block.
+        block: usize,
+    },
+    /// The cache could not be allocated.
+    #[error("cannot allocate the KV cache: {0}")]
+    Allocate(#[from] candle_core::Error),
+    /// The thread could not be started.
+    #[error("cannot start the engine's thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// Counters that the handle and the thread share.
+#[derive(Debug, Default)]
+struct Shared {
+    waiting: AtomicUsize,
+    running: AtomicUsize,
+    /// Parts per million, so that it fits an integer.
+    kv_usage_ppm: AtomicU64,
+    stopping: AtomicBool,
+}
+
+enum Command {
+    Run(Box<Sequence>),
+    Stop,
+}
+
+/// A running engine. Clones share it; [`EngineHandle::shutdown`] ends it.
+#[derive(Clone, Debug)]
+pub struct EngineHandle {
+    commands: Sender<Command>,
+    shared: Arc<Shared>,
+    tokenizer: Arc<Tokenizer>,
+    max_model_len: usize,
+    max_waiting: usize,
+    thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+}
+
+/// Allocates the KV cache and starts the engine's thread.
+pub fn start(model: Arc<Model>, tokenizer: Arc<Tokenizer>, config: EngineConfig) -> Result<EngineHandle, EngineError> {
+    let width = model.spec.kv_heads * model.spec.head_dim;
+    let block = PagedKv::bytes_per_block(model.spec.layers, width, BLOCK_SIZE);
+    let blocks = config.kv_cache_bytes / block;
+    if blocks == 0 {
+        return Err(EngineError::CacheTooSmall { bytes: config.kv_cache_bytes, block });
+    }
+    let kv = PagedKv::new(model.spec.layers, width, blocks, BLOCK_SIZE, &model.device)?;
+    let pool = BlockPool::new(blocks, BLOCK_SIZE);
+    let limit = config.max_model_len.unwrap_or(usize::MAX).min(model.spec.max_position).min(pool.capacity());
+    let shared = Arc::new(Shared::default());
+    let (commands, inbox) = channel();
+    let worker = Worker {
+        ops: Ops::for_device(&model.device),
+        model,
+        kv,
+        scheduler: Scheduler::new(pool, config.max_running.max(1), config.step_tokens),
+        tokenizer: tokenizer.clone(),
+        shared: shared.clone(),
+        inbox,
+    };
+    let thread = std::thread::Builder::new().name("engine".into()).spawn(move || worker.run())?;
+    Ok(EngineHandle {
+        commands,
+        shared,
+        tokenizer,
+        max_model_len: limit,
+        max_waiting: config.max_waiting,
+        thread: Arc::new(Mutex::new(Some(thread))),
+    })
+}
+
+impl EngineHandle {
+    /// Accepts a sequence or says why not; nothing is queued then.
+    pub fn submit(&self, request: GenerateRequest) -> Result<GenerateStream, SubmitError> {
+        let prompt = request.prompt.len();
+        let max_tokens = request.sampling.max_tokens;
+        if prompt == 0 {
+            return Err(SubmitError::EmptyPrompt);
+        }
+        if prompt.saturating_add(max_tokens) > self.max_model_len {
+            return Err(SubmitError::TooLong { prompt, max_tokens, limit: self.max_model_len });
+        }
+        if self.shared.stopping.load(Ordering::Acquire) {
+            return Err(SubmitError::ShuttingDown);
+        }
+        let limit = self.max_waiting;
+        let take_place = |n: usize| (n < limit).then_some(n + 1);
+        if let Err(waiting) = self.shared.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, take_place) {
+            return Err(SubmitError::QueueFull { waiting, limit });
+        }
+        let (sender, events) = unbounded_channel();
+        let sequence = Box::new(Sequence::new(request, &self.tokenizer, sender));
+        if self.commands.send(Command::Run(sequence)).is_err() {
+            return Err(SubmitError::ShuttingDown);
+        }
+        Ok(GenerateStream { events })
+    }
+
+    /// Load right now.
+    pub fn stats(&self) -> EngineStats {
+        EngineStats {
+            running: self.shared.running.load(Ordering::Relaxed),
+            waiting: self.shared.waiting.load(Ordering::Relaxed),
+            kv_cache_usage: self.shared.kv_usage_ppm.load(Ordering::Relaxed) as f64 / 1e6,
+        }
+    }
+
+    /// Whether any sequence is running or waiting: the sign for training to stand back.
+    pub fn is_busy(&self) -> bool {
+        self.shared.running.load(Ordering::Relaxed) + self.shared.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// Longest prompt plus completion, in tokens.
+    pub fn max_model_len(&self) -> usize {
+        self.max_model_len
+    }
+
+    /// Ends the engine after the step it is in and waits for its thread. Sequences still in it
+    /// fail with a reason; drain first if they should finish.
+    pub fn shutdown(&self) {
+        self.shared.stopping.store(true, Ordering::Release);
+        let _already_stopped = self.commands.send(Command::Stop);
+        let thread = self.thread.lock().ok().and_then(|mut t| t.take());
+        if thread.is_some_and(|t| t.join().is_err()) {
+            tracing::error!("the engine's thread panicked");
+        }
+    }
+}
+
+struct Worker {
+    model: Arc<Model>,
+    ops: Ops,
+    kv: PagedKv,
+    scheduler: Scheduler,
+    tokenizer: Arc<Tokenizer>,
+    shared: Arc<Shared>,
+    inbox: Receiver<Command>,
+}
+
+impl Worker {
+    fn run(mut self) {
+        while self.receive() {
+            let gone = self.scheduler.drop_cancelled();
+            self.shared.waiting.fetch_sub(gone, Ordering::AcqRel);
+            self.step();
+            self.publish();
+        }
+        for sequence in self.scheduler.running.iter().chain(&self.scheduler.waiting) {
+            sequence.fail("the engine is shutting down");
+        }
+    }
+
+    /// Takes new sequences in; waits for one when idle. `false` ends the engine.
+    fn receive(&mut self) -> bool {
+        if self.scheduler.is_idle() {
+            match self.inbox.recv() {
+                Ok(Command::Run(sequence)) => self.scheduler.waiting.push_back(*sequence),
+                Ok(Command::Stop) | Err(_) => return false,
+            }
+        }
+        loop {
+            match self.inbox.try_recv() {
+                Ok(Command::Run(sequence)) => self.scheduler.waiting.push_back(*sequence),
+                Ok(Command::Stop) => return false,
+                Err(_) => return true,
+            }
+        }
+    }
+
+    fn step(&mut self) {
+        let waiting = self.scheduler.waiting.len();
+        let shares = self.scheduler.schedule();
+        self.count_waiting(waiting);
+        if shares.is_empty() {
+            return;
+        }
+        match step::forward(&self.model, self.ops, &self.kv, &mut self.scheduler, &shares) {
+            Ok(rows) => {
+                let mut ended: Vec<usize> = rows
+                    .into_iter()
+                    .filter_map(|(index, logits)| self.scheduler.running[index].advance(&logits, &self.tokenizer).then_some(index))
+                    .collect();
+                ended.sort_unstable();
+                self.scheduler.retire(&ended);
+            }
+            Err(error) => {
+                tracing::error!(%error, "a forward pass failed; its sequences are given up");
+                let mut failed: Vec<usize> = shares.iter().map(|s| s.index).collect();
+                failed.sort_unstable();
+                for sequence in self.scheduler.retire(&failed) {
+                    sequence.fail("the model could not compute this step; see the server's log");
+                }
+            }
+        }
+    }
+
+    /// The counter bounds accepted sequences that are not running; scheduling moves some.
+    fn count_waiting(&self, before: usize) {
+        let after = self.scheduler.waiting.len();
+        if after < before {
+            self.shared.waiting.fetch_sub(before - after, Ordering::AcqRel);
+        } else {
+            self.shared.waiting.fetch_add(after - before, Ordering::AcqRel);
+        }
+    }
+
+    fn publish(&self) {
+        self.shared.running.store(self.scheduler.running.len(), Ordering::Relaxed);
+        self.shared.kv_usage_ppm.store((self.scheduler.pool.usage() * 1e6) as u64, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,119 @@
+//! One request inside the engine.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::request::{FinishReason, GenerateEvent, GenerateRequest, TokenLogprob};
+use super::sampler::{Sampler, logprobs};
+use super::stop::{StopMatcher, StopOutcome};
+use crate::adapter::generation::Generation;
+use crate::model::{StreamDecoder, Tokenizer};
+
+/// A sequence: its tokens, how far they are in the cache, and where its events go.
+#[derive(Debug)]
+pub struct Sequence {
+    /// The lease, held to the last token.
+    pub generation: Arc<Generation>,
+    /// Prompt and generated tokens.
+    pub tokens: Vec<u32>,
+    /// How many of them have keys and values in the cache.
+    pub computed: usize,
+    /// Blocks that hold them.
+    pub blocks: Vec<u32>,
+    prompt: usize,
+    max_tokens: usize,
+    top_logprobs: Option<usize>,
+    sampler: Sampler,
+    decoder: StreamDecoder,
+    stops: StopMatcher,
+    events: UnboundedSender<GenerateEvent>,
+}
+
+impl Sequence {
+    /// A sequence that has computed nothing yet.
+    pub fn new(request: GenerateRequest, tokenizer: &Arc<Tokenizer>, events: UnboundedSender<GenerateEvent>) -> Self {
+        let GenerateRequest { prompt, sampling, generation } = request;
+        Self {
+            generation,
+            prompt: prompt.len(),
+            tokens: prompt,
+            computed: 0,
+            blocks: Vec::new(),
+            max_tokens: sampling.max_tokens,
+            top_logprobs: sampling.top_logprobs,
+            sampler: Sampler::new(&sampling),
+            decoder: StreamDecoder::new(tokenizer.clone()),
+            stops: StopMatcher::new(&sampling.stop),
+            events,
+        }
+    }
+
+    /// Tokens whose keys and values are still to be computed: 1 while decoding.
+    pub fn pending(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    /// Whether the client has gone.
+    pub fn is_cancelled(&self) -> bool {
+        self.events.is_closed()
+    }
+
+    /// Draws the next token from its logits and reports it. Returns whether the sequence ended.
+    pub fn advance(&mut self, logits: &[f32], tokenizer: &Tokenizer) -> bool {
+        let id = self.sampler.draw(logits);
+        self.tokens.push(id);
+        let generated = self.tokens.len() - self.prompt;
+        let at_end = tokenizer.end_of_generation_ids().contains(&id);
+        let decoded = if at_end { None } else { self.decoder.push(id) };
+        let (text, stopped) = match self.stops.push(decoded.as_deref().unwrap_or("")) {
+            StopOutcome::Text(text) => (text, false),
+            StopOutcome::Stopped(text) => (text, true),
+        };
+        self.report(id, text, logits, tokenizer);
+        if at_end || stopped {
+            self.finish(FinishReason::Stop, stopped);
+        } else if generated >= self.max_tokens {
+            self.finish(FinishReason::Length, false);
+        } else {
+            return false;
+        }
+        true
+    }
+
+    fn report(&self, id: u32, text: String, logits: &[f32], tokenizer: &Tokenizer) {
+        let entry = |id: u32, logprob: f32| TokenLogprob { id, text: tokenizer.token_text(id), logprob };
+        let (logprob, top) = match self.top_logprobs {
+            Some(n) => {
+                let (own, top) = logprobs(logits, id, n);
+                (Some(entry(id, own)), top.into_iter().map(|(id, l)| entry(id, l)).collect())
+            }
+            None => (None, Vec::new()),
+        };
+        self.send(GenerateEvent::Token { id, text, logprob, top });
+    }
+
+    fn finish(&mut self, reason: FinishReason, stopped: bool) {
+        let mut text = String::new();
+        if !stopped {
+            // An incomplete character at the end, then whatever might have begun a stop string.
+            let rest = self.decoder.flush().unwrap_or_default();
+            match self.stops.push(&rest) {
+                StopOutcome::Text(t) => text = t + &self.stops.flush(),
+                StopOutcome::Stopped(t) => text = t,
+            }
+        }
+        let completion_tokens = self.tokens.len() - self.prompt;
+        self.send(GenerateEvent::Finished { reason, text, prompt_tokens: self.prompt, completion_tokens });
+    }
+
+    /// Ends the sequence because the engine cannot go on with it.
+    pub fn fail(&self, reason: &str) {
+        self.send(GenerateEvent::Failed(reason.to_string()));
+    }
+
+    fn send(&self, event: GenerateEvent) {
+        // A closed channel is a client that has gone; the scheduler drops its sequence next.
+        let _gone = self.events.send(event);
+    }
+}
