@@ -9,6 +9,7 @@
 mod attention;
 mod frozen_linear;
 mod kernels;
+pub mod matmul;
 mod paged;
 mod rms_norm;
 mod rope;
