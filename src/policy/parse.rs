@@ -38,7 +38,8 @@ fn yaml_options() -> Options {
             max_events: 250_000,
             max_anchors: 256,
             max_aliases: 1_024,
-            max_documents: 1,
+            // Two, so that a second document gets an error that says so.
+            max_documents: 2,
             max_merge_keys: 256,
         },
         duplicate_keys: DuplicateKeyPolicy::Error,

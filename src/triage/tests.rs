@@ -1,1 +1,84 @@
+use super::{Category, TriageCounts, triage, triage_cached};
+use crate::oracle::{MemoryVerdictCache, RuleOracle};
+use crate::policy::PolicySet;
+use crate::preferences::{LineSource, Message, Pair, PairId, Role};
 
+fn pair(chosen: &str, rejected: &str, chosen_labels: &[&str]) -> Pair {
+    Pair {
+        id: PairId(format!("{chosen}/{rejected}")),
+        prompt: vec![Message {
+            role: Role::User,
+            content: "p".to_owned(),
+        }],
+        chosen: chosen.to_owned(),
+        rejected: rejected.to_owned(),
+        chosen_labels: chosen_labels.iter().map(|l| l.to_string()).collect(),
+        rejected_labels: Vec::new(),
+        holdout: None,
+        source: LineSource {
+            file: "d.jsonl".into(),
+            line: 1,
+        },
+    }
+}
+
+fn oracle() -> RuleOracle {
+    let text = "apiVersion: realign/v1\nid: p\nversion: 1\nrules:\n  - id: r\n    violates: { any: [ { response: { any_regex: [bad] } }, { label: unsafe } ] }\n";
+    RuleOracle::new(&PolicySet::from_yaml("p.yaml", text).unwrap())
+}
+
+/// The table of the paper: c_w, c_l → set.
+#[test]
+fn the_papers_table() {
+    let cases = [
+        (pair("bad", "good", &[]), Category::Invert),
+        (pair("bad", "bad too", &[]), Category::Punish),
+        (pair("good", "bad", &[]), Category::Retain),
+        (pair("good", "fine", &[]), Category::Retain),
+        (pair("good", "fine", &["unsafe"]), Category::Invert),
+    ];
+    let pairs: Vec<Pair> = cases.iter().map(|(pair, _)| pair.clone()).collect();
+    let result = triage(&pairs, &oracle());
+    for (item, (pair, expected)) in result.items.iter().zip(&cases) {
+        assert_eq!(item.category, *expected, "{pair:?}");
+    }
+    assert_eq!(
+        result.counts,
+        TriageCounts {
+            invert: 2,
+            punish: 1,
+            retain: 2
+        }
+    );
+    assert!((result.gap_ratio - 0.6).abs() < 1e-12);
+    assert_eq!(result.indices(Category::Invert).collect::<Vec<_>>(), [0, 4]);
+    for category in Category::ALL {
+        assert_eq!(
+            result.indices(category).count(),
+            result.counts.get(category)
+        );
+    }
+
+    let cache = MemoryVerdictCache::default();
+    let (first, counts) = triage_cached(&pairs, &oracle(), &cache);
+    assert_eq!(
+        (first, counts.judged, counts.cached),
+        (result.clone(), 10, 0)
+    );
+    let (again, counts) = triage_cached(&pairs, &oracle(), &cache);
+    assert_eq!((again, counts.judged, counts.cached), (result, 0, 10));
+}
+
+#[test]
+fn nothing_conflicts_without_pairs_or_rules() {
+    assert_eq!(triage(&[], &oracle()).gap_ratio, 0.0);
+    let none = RuleOracle::new(&PolicySet::default());
+    let result = triage(&[pair("bad", "good", &[])], &none);
+    assert_eq!(
+        result.counts,
+        TriageCounts {
+            retain: 1,
+            ..TriageCounts::default()
+        }
+    );
+}
