@@ -1,1 +1,252 @@
+use std::fs;
+use std::path::Path;
 
+use super::dataset::Collector;
+use super::{Dataset, Message, Pair, Role, split};
+
+fn read(text: &[u8], max_line: usize) -> Dataset {
+    let mut collector = Collector::default();
+    collector.read(Path::new("d.jsonl"), text, max_line).unwrap();
+    collector.finish()
+}
+
+fn one(line: &str) -> Pair {
+    let mut data = read(line.as_bytes(), 1 << 20);
+    assert!(data.skipped.is_empty(), "{}\n{line}", data.skipped[0]);
+    data.pairs.pop().unwrap()
+}
+
+fn shape(pair: &Pair) -> (String, &str, &str) {
+    let prompt = pair.prompt.iter().map(|m| format!("{}:{}", m.role.as_str(), m.content));
+    (prompt.collect::<Vec<_>>().join("|"), &pair.chosen, &pair.rejected)
+}
+
+#[test]
+fn every_format_is_read_as_it_is() {
+    let cases: &[(&str, (&str, &str, &str))] = &[
+        // Native.
+        (r#"{"prompt":"Hi","chosen":"A","rejected":"B"}"#, ("user:Hi", "A", "B")),
+        (
+            r#"{"messages":[{"role":"system","content":"S"},{"role":"user","content":"Hi"}],"chosen":"A","rejected":"B"}"#,
+            ("system:S|user:Hi", "A", "B"),
+        ),
+        // TRL, explicit and implicit prompt.
+        (
+            r#"{"prompt":[{"role":"user","content":"Hi"}],"chosen":[{"role":"assistant","content":"A"}],"rejected":[{"role":"assistant","content":"B"}]}"#,
+            ("user:Hi", "A", "B"),
+        ),
+        (
+            r#"{"chosen":[{"role":"user","content":"Hi"},{"role":"assistant","content":"A"}],"rejected":[{"role":"user","content":"Hi"},{"role":"assistant","content":"B"}]}"#,
+            ("user:Hi", "A", "B"),
+        ),
+        // Anthropic HH, several turns; a mark counts only at the start of a paragraph.
+        (
+            r#"{"chosen":"\n\nHuman: One\n\nAssistant: Two\n\nHuman: Say Human: x\n\nAssistant: A\n\nmore","rejected":"\n\nHuman: One\n\nAssistant: Two\n\nHuman: Say Human: x\n\nAssistant: B"}"#,
+            ("user:One|assistant:Two|user:Say Human: x", "A\n\nmore", "B"),
+        ),
+        // ShareGPT.
+        (
+            r#"{"conversations":[{"from":"system","value":"S"},{"from":"human","value":"Hi"}],"chosen":{"from":"gpt","value":"A"},"rejected":{"from":"gpt","value":"B"}}"#,
+            ("system:S|user:Hi", "A", "B"),
+        ),
+        // PKU-SafeRLHF: better before safer.
+        (
+            r#"{"prompt":"Hi","response_0":"A","response_1":"B","better_response_id":0,"safer_response_id":1}"#,
+            ("user:Hi", "A", "B"),
+        ),
+        (
+            r#"{"prompt":"Hi","response_0":"A","response_1":"B","safer_response_id":1}"#,
+            ("user:Hi", "B", "A"),
+        ),
+    ];
+    for (line, (prompt, chosen, rejected)) in cases {
+        let pair = one(line);
+        assert_eq!(shape(&pair), (prompt.to_string(), *chosen, *rejected), "{line}");
+    }
+}
+
+#[test]
+fn the_oracle_judges_the_last_user_message() {
+    let pair = one(
+        r#"{"chosen":"\n\nHuman: One\n\nAssistant: Two\n\nHuman: Three\n\nAssistant: A","rejected":"\n\nHuman: One\n\nAssistant: Two\n\nHuman: Three\n\nAssistant: B"}"#,
+    );
+    assert_eq!(pair.prompt_text(), "Three");
+}
+
+#[test]
+fn labels_and_marks_are_kept() {
+    let pair = one(
+        r#"{"prompt":"p","chosen":"a","rejected":"b","category":"c","meta":{"labels":["x","a"],"chosen_labels":"y","rejected_labels":["z","x"],"holdout":true}}"#,
+    );
+    assert_eq!(pair.chosen_labels, ["a", "c", "x", "y"]);
+    assert_eq!(pair.rejected_labels, ["a", "c", "x", "z"]);
+    assert_eq!(pair.holdout, Some(true));
+
+    let pku = one(
+        r#"{"prompt":"p","response_0":"a","response_1":"b","is_response_0_safe":false,"is_response_1_safe":true,"response_0_harm_category":{"Theft":true,"Fraud":false},"better_response_id":1}"#,
+    );
+    assert_eq!(pku.chosen_labels, ["safe"]);
+    assert_eq!(pku.rejected_labels, ["Theft", "unsafe"]);
+}
+
+#[test]
+fn bad_lines_are_reported_and_skipped() {
+    let cases: &[(&str, &str)] = &[
+        ("{", "not JSON"),
+        ("[]", "not a JSON object"),
+        (r#"{"prompt":"p","chosen":"a"}"#, "`rejected` is missing"),
+        (r#"{"prompt":"p","chosen":"a","rejected":"a"}"#, "are the same"),
+        (r#"{"prompt":"p","chosen":" ","rejected":"a"}"#, "the chosen response is blank"),
+        (r#"{"prompt":" ","chosen":"b","rejected":"a"}"#, "the prompt is blank"),
+        (r#"{"prompt":[],"chosen":"b","rejected":"a"}"#, "no messages"),
+        (r#"{"prompt":7,"chosen":"b","rejected":"a"}"#, "must be text or a list of messages"),
+        (r#"{"prompt":"p","chosen":7,"rejected":"a"}"#, "`chosen` must be text or a list"),
+        (r#"{"prompt":[{"role":"user"}],"chosen":"b","rejected":"a"}"#, "`role` and `content`"),
+        (
+            r#"{"prompt":[{"role":"boss","content":"x"}],"chosen":"b","rejected":"a"}"#,
+            "the role `boss`",
+        ),
+        (
+            r#"{"messages":[{"role":"assistant","content":"x"}],"chosen":"b","rejected":"a"}"#,
+            "the last message of the prompt has the role assistant",
+        ),
+        (r#"{"chosen":"b","rejected":"a"}"#, "text without a prompt"),
+        (
+            r#"{"chosen":"\n\nHuman: x","rejected":"\n\nHuman: x"}"#,
+            "must end with an assistant message",
+        ),
+        (
+            r#"{"chosen":"\n\nHuman: x\n\nAssistant: a","rejected":"\n\nHuman: y\n\nAssistant: b"}"#,
+            "different prompts",
+        ),
+        (
+            r#"{"prompt":"p","chosen":"b","rejected":"a","meta":{"holdout":"yes"}}"#,
+            "`meta.holdout` must be true or false",
+        ),
+        (
+            r#"{"prompt":"p","chosen":"b","rejected":"a","meta":{"labels":[1]}}"#,
+            "`labels` must list texts only",
+        ),
+        (r#"{"prompt":"p","response_0":"b","response_1":"a"}"#, "neither `better_response_id`"),
+        (
+            r#"{"prompt":"p","response_0":"b","response_1":"a","better_response_id":2}"#,
+            "must be 0 or 1",
+        ),
+    ];
+    for (line, expected) in cases {
+        let data = read(format!("\n{line}\n").as_bytes(), 1 << 20);
+        assert_eq!((data.pairs.len(), data.skipped.len()), (0, 1), "{line}");
+        let shown = data.skipped[0].to_string();
+        assert!(shown.starts_with("d.jsonl:2: ") && shown.contains(expected), "{shown}\n{line}");
+    }
+}
+
+#[test]
+fn long_and_undecodable_lines_do_not_spoil_the_next() {
+    let good = r#"{"prompt":"p","chosen":"a","rejected":"b"}"#;
+    let mut text = b"\xef\xbb\xbf".to_vec();
+    text.extend(format!("{good}\n{}\n", "x".repeat(500)).bytes());
+    text.extend(b"{\"prompt\":\"\xff\"}\n");
+    text.extend(good.replace("\"p\"", "\"q\"").bytes());
+    let data = read(&text, 60);
+    assert_eq!(data.pairs.len(), 2);
+    let shown: Vec<String> = data.skipped.iter().map(ToString::to_string).collect();
+    let long = "d.jsonl:2: the line is longer than 60 bytes";
+    assert_eq!(shown, [long, "d.jsonl:3: not valid UTF-8 at byte 12"]);
+}
+
+#[test]
+fn a_line_at_the_bound_is_read() {
+    let good = r#"{"prompt":"p","chosen":"a","rejected":"b"}"#;
+    for text in [good.to_owned(), format!("{good}\n"), format!("{good}\n{good}\n")] {
+        assert_eq!(read(text.as_bytes(), good.len()).pairs.len(), 1);
+        assert!(read(text.as_bytes(), good.len() - 1).pairs.is_empty());
+    }
+}
+
+#[test]
+fn a_data_set_is_its_content() {
+    let line = |p: &str| format!("{{\"prompt\":\"{p}\",\"chosen\":\"a\",\"rejected\":\"b\"}}\n");
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a.jsonl"), line("1") + &line("2")).unwrap();
+    fs::write(dir.path().join("b.jsonl"), line("2") + &line("3") + "bad\n").unwrap();
+    fs::write(dir.path().join(".c.jsonl"), line("4")).unwrap();
+    fs::write(dir.path().join("d.txt"), line("5")).unwrap();
+    let data = Dataset::load_dir(dir.path()).unwrap();
+    assert_eq!((data.pairs.len(), data.skipped.len(), data.duplicates), (3, 1, 1));
+    assert!(data.skipped[0].to_string().contains("b.jsonl:3: not JSON: expected value"));
+
+    let turned = read((line("3") + &line("2") + &line("1")).as_bytes(), 1 << 20);
+    assert_eq!(turned.digest, data.digest);
+    let ids = |d: &Dataset| d.pairs.iter().map(|p| p.id.clone()).collect::<Vec<_>>();
+    assert_eq!(ids(&turned), ids(&data));
+    assert_ne!(read(line("1").as_bytes(), 1 << 20).digest, data.digest);
+
+    let missing = Dataset::load_dir(&dir.path().join("none")).unwrap_err().to_string();
+    assert!(missing.contains("none") && missing.contains("*.jsonl"), "{missing}");
+}
+
+fn pair(prompt: &str, chosen: &str, holdout: Option<bool>) -> Pair {
+    let mut pair = one(&format!(r#"{{"prompt":"{prompt}","chosen":"{chosen}","rejected":"no"}}"#));
+    pair.holdout = holdout;
+    pair
+}
+
+#[test]
+fn a_prompt_is_on_one_side() {
+    let mut pairs = Vec::new();
+    for i in 0..400 {
+        pairs.push(pair(&format!("p{i}"), "a", None));
+        pairs.push(pair(&format!("p{i}"), "b", None));
+    }
+    let parts = split(&pairs, 0.25, 7);
+    assert_eq!(parts.train.len() + parts.holdout.len(), 800);
+    assert!((150..250).contains(&parts.holdout.len()), "{}", parts.holdout.len());
+    for i in &parts.holdout {
+        assert!(parts.holdout.contains(&(i ^ 1)), "both pairs of a prompt");
+    }
+    assert_eq!(split(&pairs, 0.25, 7), parts);
+    assert_ne!(split(&pairs, 0.25, 8), parts);
+    assert!(split(&pairs, 0.0, 7).holdout.is_empty());
+    assert!(split(&pairs, 1.0, 7).train.is_empty());
+    // More data does not move a prompt to the other side.
+    let fewer = split(&pairs[..100], 0.25, 7);
+    let kept: Vec<usize> = parts.holdout.iter().copied().filter(|i| *i < 100).collect();
+    assert_eq!(fewer.holdout, kept);
+}
+
+#[test]
+fn stated_marks_win() {
+    let pairs = [
+        pair("p", "a", Some(true)),
+        pair("p", "b", None),
+        pair("q", "a", Some(false)),
+        pair("q", "b", None),
+        pair("p", "c", Some(false)),
+    ];
+    for ratio in [0.0, 1.0] {
+        let parts = split(&pairs, ratio, 1);
+        assert_eq!((parts.train, parts.holdout), (vec![2, 3, 4], vec![0, 1]));
+    }
+}
+
+#[test]
+fn ids_tell_apart_what_differs() {
+    let message = |role, content: &str| Message { role, content: content.to_owned() };
+    let user = |content: &str| vec![message(Role::User, content)];
+    let id = |prompt: &[Message], a: &str, b: &str, labels: &[String]| {
+        super::pair_id(prompt, [(a, labels), (b, &[])])
+    };
+    let label = ["l".to_owned()];
+    let ids = [
+        id(&user("p"), "a", "b", &[]),
+        id(&user("p"), "b", "a", &[]),
+        id(&user("pa"), "", "b", &[]),
+        id(&user("p"), "ab", "", &[]),
+        id(&user("p"), "a", "b", &label),
+        id(&[message(Role::System, "p")], "a", "b", &[]),
+    ];
+    for (i, a) in ids.iter().enumerate() {
+        assert!(ids[i + 1..].iter().all(|b| a != b), "{i}");
+    }
+}
