@@ -59,7 +59,7 @@ impl Draft {
             Some(last) if last.role != Role::User => {
                 let role = last.role.as_str();
                 return Err(format!(
-                    "the prompt ends with a {role} message; it must end with a user message"
+                    "the last message of the prompt has the role {role}; it must be user"
                 ));
             }
             Some(last) if last.content.trim().is_empty() => {

@@ -6,7 +6,9 @@ use super::{Dataset, Message, Pair, Role, split};
 
 fn read(text: &[u8], max_line: usize) -> Dataset {
     let mut collector = Collector::default();
-    collector.read(Path::new("d.jsonl"), text, max_line).unwrap();
+    collector
+        .read(Path::new("d.jsonl"), text, max_line)
+        .unwrap();
     collector.finish()
 }
 
@@ -17,15 +19,25 @@ fn one(line: &str) -> Pair {
 }
 
 fn shape(pair: &Pair) -> (String, &str, &str) {
-    let prompt = pair.prompt.iter().map(|m| format!("{}:{}", m.role.as_str(), m.content));
-    (prompt.collect::<Vec<_>>().join("|"), &pair.chosen, &pair.rejected)
+    let prompt = pair
+        .prompt
+        .iter()
+        .map(|m| format!("{}:{}", m.role.as_str(), m.content));
+    (
+        prompt.collect::<Vec<_>>().join("|"),
+        &pair.chosen,
+        &pair.rejected,
+    )
 }
 
 #[test]
 fn every_format_is_read_as_it_is() {
     let cases: &[(&str, (&str, &str, &str))] = &[
         // Native.
-        (r#"{"prompt":"Hi","chosen":"A","rejected":"B"}"#, ("user:Hi", "A", "B")),
+        (
+            r#"{"prompt":"Hi","chosen":"A","rejected":"B"}"#,
+            ("user:Hi", "A", "B"),
+        ),
         (
             r#"{"messages":[{"role":"system","content":"S"},{"role":"user","content":"Hi"}],"chosen":"A","rejected":"B"}"#,
             ("system:S|user:Hi", "A", "B"),
@@ -61,7 +73,11 @@ fn every_format_is_read_as_it_is() {
     ];
     for (line, (prompt, chosen, rejected)) in cases {
         let pair = one(line);
-        assert_eq!(shape(&pair), (prompt.to_string(), *chosen, *rejected), "{line}");
+        assert_eq!(
+            shape(&pair),
+            (prompt.to_string(), *chosen, *rejected),
+            "{line}"
+        );
     }
 }
 
@@ -95,13 +111,34 @@ fn bad_lines_are_reported_and_skipped() {
         ("{", "not JSON"),
         ("[]", "not a JSON object"),
         (r#"{"prompt":"p","chosen":"a"}"#, "`rejected` is missing"),
-        (r#"{"prompt":"p","chosen":"a","rejected":"a"}"#, "are the same"),
-        (r#"{"prompt":"p","chosen":" ","rejected":"a"}"#, "the chosen response is blank"),
-        (r#"{"prompt":" ","chosen":"b","rejected":"a"}"#, "the prompt is blank"),
-        (r#"{"prompt":[],"chosen":"b","rejected":"a"}"#, "no messages"),
-        (r#"{"prompt":7,"chosen":"b","rejected":"a"}"#, "must be text or a list of messages"),
-        (r#"{"prompt":"p","chosen":7,"rejected":"a"}"#, "`chosen` must be text or a list"),
-        (r#"{"prompt":[{"role":"user"}],"chosen":"b","rejected":"a"}"#, "`role` and `content`"),
+        (
+            r#"{"prompt":"p","chosen":"a","rejected":"a"}"#,
+            "are the same",
+        ),
+        (
+            r#"{"prompt":"p","chosen":" ","rejected":"a"}"#,
+            "the chosen response is blank",
+        ),
+        (
+            r#"{"prompt":" ","chosen":"b","rejected":"a"}"#,
+            "the prompt is blank",
+        ),
+        (
+            r#"{"prompt":[],"chosen":"b","rejected":"a"}"#,
+            "no messages",
+        ),
+        (
+            r#"{"prompt":7,"chosen":"b","rejected":"a"}"#,
+            "must be text or a list of messages",
+        ),
+        (
+            r#"{"prompt":"p","chosen":7,"rejected":"a"}"#,
+            "`chosen` must be text or a list",
+        ),
+        (
+            r#"{"prompt":[{"role":"user"}],"chosen":"b","rejected":"a"}"#,
+            "`role` and `content`",
+        ),
         (
             r#"{"prompt":[{"role":"boss","content":"x"}],"chosen":"b","rejected":"a"}"#,
             "the role `boss`",
@@ -127,7 +164,10 @@ fn bad_lines_are_reported_and_skipped() {
             r#"{"prompt":"p","chosen":"b","rejected":"a","meta":{"labels":[1]}}"#,
             "`labels` must list texts only",
         ),
-        (r#"{"prompt":"p","response_0":"b","response_1":"a"}"#, "neither `better_response_id`"),
+        (
+            r#"{"prompt":"p","response_0":"b","response_1":"a"}"#,
+            "neither `better_response_id`",
+        ),
         (
             r#"{"prompt":"p","response_0":"b","response_1":"a","better_response_id":2}"#,
             "must be 0 or 1",
@@ -137,7 +177,10 @@ fn bad_lines_are_reported_and_skipped() {
         let data = read(format!("\n{line}\n").as_bytes(), 1 << 20);
         assert_eq!((data.pairs.len(), data.skipped.len()), (0, 1), "{line}");
         let shown = data.skipped[0].to_string();
-        assert!(shown.starts_with("d.jsonl:2: ") && shown.contains(expected), "{shown}\n{line}");
+        assert!(
+            shown.starts_with("d.jsonl:2: ") && shown.contains(expected),
+            "{shown}\n{line}"
+        );
     }
 }
 
@@ -158,7 +201,11 @@ fn long_and_undecodable_lines_do_not_spoil_the_next() {
 #[test]
 fn a_line_at_the_bound_is_read() {
     let good = r#"{"prompt":"p","chosen":"a","rejected":"b"}"#;
-    for text in [good.to_owned(), format!("{good}\n"), format!("{good}\n{good}\n")] {
+    for text in [
+        good.to_owned(),
+        format!("{good}\n"),
+        format!("{good}\n{good}\n"),
+    ] {
         assert_eq!(read(text.as_bytes(), good.len()).pairs.len(), 1);
         assert!(read(text.as_bytes(), good.len() - 1).pairs.is_empty());
     }
@@ -173,8 +220,15 @@ fn a_data_set_is_its_content() {
     fs::write(dir.path().join(".c.jsonl"), line("4")).unwrap();
     fs::write(dir.path().join("d.txt"), line("5")).unwrap();
     let data = Dataset::load_dir(dir.path()).unwrap();
-    assert_eq!((data.pairs.len(), data.skipped.len(), data.duplicates), (3, 1, 1));
-    assert!(data.skipped[0].to_string().contains("b.jsonl:3: not JSON: expected value"));
+    assert_eq!(
+        (data.pairs.len(), data.skipped.len(), data.duplicates),
+        (3, 1, 1)
+    );
+    assert!(
+        data.skipped[0]
+            .to_string()
+            .contains("b.jsonl:3: not JSON: expected value")
+    );
 
     let turned = read((line("3") + &line("2") + &line("1")).as_bytes(), 1 << 20);
     assert_eq!(turned.digest, data.digest);
@@ -182,12 +236,19 @@ fn a_data_set_is_its_content() {
     assert_eq!(ids(&turned), ids(&data));
     assert_ne!(read(line("1").as_bytes(), 1 << 20).digest, data.digest);
 
-    let missing = Dataset::load_dir(&dir.path().join("none")).unwrap_err().to_string();
-    assert!(missing.contains("none") && missing.contains("*.jsonl"), "{missing}");
+    let missing = Dataset::load_dir(&dir.path().join("none"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        missing.contains("none") && missing.contains("*.jsonl"),
+        "{missing}"
+    );
 }
 
 fn pair(prompt: &str, chosen: &str, holdout: Option<bool>) -> Pair {
-    let mut pair = one(&format!(r#"{{"prompt":"{prompt}","chosen":"{chosen}","rejected":"no"}}"#));
+    let mut pair = one(&format!(
+        r#"{{"prompt":"{prompt}","chosen":"{chosen}","rejected":"no"}}"#
+    ));
     pair.holdout = holdout;
     pair
 }
@@ -201,7 +262,11 @@ fn a_prompt_is_on_one_side() {
     }
     let parts = split(&pairs, 0.25, 7);
     assert_eq!(parts.train.len() + parts.holdout.len(), 800);
-    assert!((150..250).contains(&parts.holdout.len()), "{}", parts.holdout.len());
+    assert!(
+        (150..250).contains(&parts.holdout.len()),
+        "{}",
+        parts.holdout.len()
+    );
     for i in &parts.holdout {
         assert!(parts.holdout.contains(&(i ^ 1)), "both pairs of a prompt");
     }
@@ -232,7 +297,10 @@ fn stated_marks_win() {
 
 #[test]
 fn ids_tell_apart_what_differs() {
-    let message = |role, content: &str| Message { role, content: content.to_owned() };
+    let message = |role, content: &str| Message {
+        role,
+        content: content.to_owned(),
+    };
     let user = |content: &str| vec![message(Role::User, content)];
     let id = |prompt: &[Message], a: &str, b: &str, labels: &[String]| {
         super::pair_id(prompt, [(a, labels), (b, &[])])
