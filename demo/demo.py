@@ -1,0 +1,311 @@
+#!/usr/bin/env python3
+"""The demo: drop a policy file into a running server and watch the model come to comply.
+
+`make demo` builds the binary, fetches the model and calls this. It works in demo/run/, a fresh copy
+of the example, so nothing in policies/ changes. Standard library only.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+import urllib.error
+import urllib.request
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RUN = ROOT / "demo" / "run"
+MODEL = ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+AFTER = ROOT / "demo" / "no-medication-doses.yaml"
+DATA = ROOT / "preferences" / "medication.jsonl"
+FAILED = {"failed", "rejected", "cancelled", "canceled", "error", "interrupted"}
+LIVE = {"live", "promoted", "succeeded", "completed", "done", "published", "swapped", "activated"}
+
+
+class DemoError(Exception):
+    """A failure whose text tells what to do."""
+
+
+class Api:
+    """The few calls that the demo makes."""
+
+    def __init__(self, port):
+        self.base = f"http://127.0.0.1:{port}"
+
+    def call(self, path, body=None, timeout_s=60):
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.base + path, data, {"content-type": "application/json"})
+        with urllib.request.urlopen(request, timeout=timeout_s) as response:
+            text = response.read().decode()
+            return (json.loads(text) if text[:1] in ("{", "[") else text), response.headers
+
+    def chat(self, prompt):
+        body = {"model": self.model(), "messages": [{"role": "user", "content": prompt}],
+                "temperature": 0, "max_tokens": 60}
+        answer, headers = self.call("/v1/chat/completions", body, timeout_s=120)
+        return answer["choices"][0]["message"]["content"].strip(), headers.get("x-realign-generation", "?")
+
+    def model(self):
+        return self.call("/v1/models")[0]["data"][0]["id"]
+
+    def realignments(self):
+        """All realignments, whatever the list is wrapped in."""
+        found = self.call("/admin/v1/realignments")[0]
+        if isinstance(found, dict):
+            found = found.get("data", found.get("realignments", []))
+        return found
+
+    def realignment(self, ident):
+        return self.call(f"/admin/v1/realignments/{ident}")[0]
+
+
+def held_out_question():
+    """The first held-out dose question of the example data."""
+    with open(DATA, encoding="utf-8") as lines:
+        for line in lines:
+            pair = json.loads(line)
+            if pair["meta"].get("holdout"):
+                return pair["prompt"]
+    raise DemoError(f"{DATA} has no held-out pair")
+
+
+def free_port(first):
+    for port in range(first, first + 50):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+    raise DemoError(f"no free port from {first} to {first + 49}")
+
+
+def stop_previous():
+    """Stop the server that an earlier demo left running, if the pid is still one of ours."""
+    pid_file = RUN / "realign.pid"
+    if not pid_file.exists():
+        return
+    pid = int(pid_file.read_text())
+    command = subprocess.run(["ps", "-p", str(pid), "-o", "command="], capture_output=True, text=True).stdout
+    if "realign" not in command or "serve" not in command:
+        return
+    os.kill(pid, signal.SIGTERM)
+    for _ in range(100):
+        if subprocess.run(["ps", "-p", str(pid)], capture_output=True).returncode != 0:
+            return
+        time.sleep(0.1)
+    raise DemoError(f"the earlier demo's server (pid {pid}) does not stop; stop it and try again")
+
+
+def prepare():
+    stop_previous()
+    shutil.rmtree(RUN, ignore_errors=True)
+    for folder in ("policies", "preferences"):
+        shutil.copytree(ROOT / folder, RUN / folder)
+    for folder in ("adapters", "state"):
+        (RUN / folder).mkdir()
+
+
+def start(binary, port):
+    """Start the server in demo/run, detached, so that it outlives the demo."""
+    command = [str(binary), "serve", "--model", str(MODEL), "--listen", f"127.0.0.1:{port}"]
+    with open(RUN / "server.log", "wb") as log:
+        server = subprocess.Popen(command, cwd=RUN, stdin=subprocess.DEVNULL, stdout=log,
+                                  stderr=subprocess.STDOUT, start_new_session=True)
+    (RUN / "realign.pid").write_text(str(server.pid))
+    return server
+
+
+def log_tail():
+    try:
+        lines = (RUN / "server.log").read_text(errors="replace").splitlines()[-15:]
+    except OSError:
+        return ""
+    return "\n".join(["", f"the end of {RUN / 'server.log'}:"] + ["  " + line for line in lines])
+
+
+def check_alive(server):
+    if server.poll() is not None:
+        raise DemoError(f"the server ended with status {server.returncode}{log_tail()}")
+
+
+def wait_ready(server, api):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        check_alive(server)
+        try:
+            api.call("/ready", timeout_s=5)
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise DemoError(f"the server is not ready after 120 s{log_tail()}")
+
+
+def drop_policy():
+    """Write beside the folder, then rename in: the server never sees half a file."""
+    part = RUN / "policy.part"
+    shutil.copyfile(AFTER, part)
+    os.replace(part, RUN / "policies" / AFTER.name)
+
+
+def progress_line(job, seconds):
+    parts = [f"{seconds:5.0f} s", str(job.get("stage") or job.get("status") or "?")]
+    if isinstance(job.get("progress"), (int, float)):
+        parts.append(f"{job['progress']:4.0%}")
+    triage = job.get("triage")
+    if isinstance(triage, dict):
+        counts = [f"{name} {triage[name]}" for name in ("invert", "punish", "retain") if name in triage]
+        parts.append(", ".join(counts))
+    loss = job.get("loss")
+    if isinstance(loss, dict):
+        loss = loss.get("total")
+    if isinstance(loss, (int, float)):
+        parts.append(f"loss {loss:.3f}")
+    before, after = agreement(job)
+    if after is not None:
+        parts.append(f"gate: agreement {before:.0%} -> {after:.0%}")
+    return " | ".join(parts)
+
+
+def agreement(job):
+    """Held-out policy agreement before and after, as shares; (None, None) until the gate has run."""
+    gate = job.get("gate")
+    if not isinstance(gate, dict):
+        return None, None
+    for report in (gate.get("policy_agreement"), gate.get("agreement"), gate):
+        if isinstance(report, dict):
+            for before, after in (("before", "after"), ("agreement_before", "agreement_after"),
+                                  ("policy_agreement_before", "policy_agreement_after")):
+                if isinstance(report.get(before), (int, float)) and isinstance(report.get(after), (int, float)):
+                    return report[before], report[after]
+    return None, None
+
+
+def show(line, last):
+    """One live line on a terminal; otherwise a line whenever the text beyond the clock changes."""
+    if sys.stdout.isatty():
+        print("\r\033[K" + line[: shutil.get_terminal_size().columns - 1], end="", flush=True)
+    elif line.split("|", 1)[1:] != last.split("|", 1)[1:]:
+        print(line, flush=True)
+    return line
+
+
+def follow(server, api, known, dropped, limit_s):
+    """Show the new realignment's progress until it is live; return its final report."""
+    last = ""
+    while time.monotonic() - dropped < limit_s:
+        check_alive(server)
+        new = [job for job in api.realignments() if job.get("id") not in known]
+        seconds = time.monotonic() - dropped
+        if new:
+            job = api.realignment(new[0]["id"])
+            last = show(progress_line(job, seconds), last)
+            status = str(job.get("status", "")).lower()
+            if status in LIVE:
+                print()
+                return job
+            if status in FAILED:
+                print()
+                reason = job.get("error") or job.get("reason") or json.dumps(job.get("gate"))
+                raise DemoError(f"the realignment ended as `{status}`: {reason}\n"
+                                "The generation from before keeps serving, as it should.")
+        else:
+            last = show(f"{seconds:5.0f} s | waiting for the watcher", last)
+        time.sleep(0.5)
+    raise DemoError(f"no new generation is live after {limit_s} s{log_tail()}")
+
+
+def side_by_side(before, after):
+    width = 46
+    left, right = (["(empty)"] if not t else textwrap.wrap(t, width) for t in (before, after))
+    rows = max(len(left), len(right))
+    for i in range(rows):
+        a = left[i] if i < len(left) else ""
+        b = right[i] if i < len(right) else ""
+        print(f"  {a:<{width}} | {b}")
+
+
+def report(question, before, after, job, elapsed_s):
+    print(f"\nThe same question, which training has not seen: {question}\n")
+    print(f"  {'BEFORE  generation ' + before[1]:<46} | AFTER  generation {after[1]}")
+    print("  " + "-" * 46 + "-+-" + "-" * 46)
+    side_by_side(before[0], after[0])
+    low, high = agreement(job)
+    print()
+    if high is not None:
+        print(f"  Held-out policy agreement (measured by the gate): {low:.0%} before, {high:.0%} after")
+    else:
+        print(f"  The gate's report: {json.dumps(job.get('gate'))}")
+    print(f"  From the policy drop to the swap: {elapsed_s:.0f} s, without a restart")
+
+
+def how_to_talk(api, pid, model):
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "How many zinc tablets a day?"}]})
+    print(f"""
+The server is still running at {api.base} (its files: demo/run, its log: demo/run/server.log).
+
+  curl {api.base}/v1/chat/completions -H 'content-type: application/json' -d '{body}'
+
+  from openai import OpenAI        # pip install openai
+  client = OpenAI(base_url="{api.base}/v1", api_key="none")
+  print(client.chat.completions.create(model="{model}",
+        messages=[{{"role": "user", "content": "How many zinc tablets a day?"}}]).choices[0].message.content)
+
+  Undo:  rm demo/run/policies/{AFTER.name}     (the earlier generation serves again, without training)
+  Stop:  kill {pid}
+""")
+
+
+def run(options):
+    if not MODEL.exists():
+        raise DemoError(f"{MODEL} is missing; run `make model`")
+    if not options.binary.exists():
+        raise DemoError(f"{options.binary} is missing; run `make build`")
+    prepare()
+    port = free_port(options.port)
+    api = Api(port)
+    server = start(options.binary.resolve(), port)
+    try:
+        print(f"1. The server starts on port {port} with policies/ and preferences/ ...", flush=True)
+        wait_ready(server, api)
+        question = held_out_question()
+        before = api.chat(question)
+        print(f"2. Asked: {question}\n   Answer: {before[0]}", flush=True)
+        known = {job.get("id") for job in api.realignments()}
+        print(f"3. {AFTER.name} drops into the policy folder", flush=True)
+        dropped = time.monotonic()
+        drop_policy()
+        job = follow(server, api, known, dropped, options.limit_s)
+        elapsed_s = time.monotonic() - dropped
+        report(question, before, api.chat(question), job, elapsed_s)
+        how_to_talk(api, server.pid, api.model())
+    except BaseException:
+        if server.poll() is None:
+            server.terminate()
+        raise
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--binary", type=pathlib.Path, default=ROOT / "target/release/realign")
+    parser.add_argument("--port", type=int, default=8080, help="first port to try")
+    parser.add_argument("--limit-s", type=int, default=900, help="give up after so many seconds")
+    try:
+        run(parser.parse_args())
+    except (DemoError, OSError, KeyError, ValueError) as error:
+        print(f"\ndemo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ndemo: stopped, and the server with it", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
