@@ -1,4 +1,5 @@
 //! One integration binary for the whole crate: every extra one would link the engine again.
 
+mod demo_data;
 mod golden_parity;
 mod golden_training;
