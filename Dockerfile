@@ -1,7 +1,7 @@
 # Build: docker build -t realign .
 # Run:   docker run -p 8080:8080 -v "$PWD/models:/data/models" -v "$PWD/policies:/data/policies" \
 #            -v "$PWD/preferences:/data/preferences" -v realign-adapters:/data/adapters \
-#            -v realign-state:/data/state realign
+#            -v realign-state:/data/state -e REALIGN_SERVER__ADMIN_KEY realign
 FROM rust:1-slim-bookworm AS build
 RUN apt-get update \
  && apt-get install -y --no-install-recommends build-essential pkg-config \
@@ -21,6 +21,8 @@ RUN apt-get update \
  && useradd --system --uid 10001 --home-dir /data --shell /usr/sbin/nologin realign \
  && install -d -o realign -g realign /data /data/models /data/policies /data/preferences /data/adapters /data/state
 COPY --from=build /src/target/release/realign /usr/local/bin/realign
+# Inside a container, loopback would be out of reach.
+ENV REALIGN_SERVER__HOST=0.0.0.0
 USER realign
 WORKDIR /data
 VOLUME ["/data/models", "/data/policies", "/data/preferences", "/data/adapters", "/data/state"]

@@ -114,7 +114,9 @@ def prepare():
 
 def start(binary, port):
     """Start the server in demo/run, detached, so that it outlives the demo."""
-    command = [str(binary), "serve", "--model", str(MODEL), "--listen", f"127.0.0.1:{port}"]
+    settings = f"model = {json.dumps(str(MODEL))}\n\n[server]\nhost = \"127.0.0.1\"\nport = {port}\n"
+    (RUN / "realign.toml").write_text(settings, encoding="utf-8")
+    command = [str(binary), "serve"]
     with open(RUN / "server.log", "wb") as log:
         server = subprocess.Popen(command, cwd=RUN, stdin=subprocess.DEVNULL, stdout=log,
                                   stderr=subprocess.STDOUT, start_new_session=True)
