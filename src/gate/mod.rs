@@ -1,1 +1,9 @@
-//! (in progress)
+//! Whether a candidate may serve: held-out policy agreement must rise, capability must not fall.
+
+mod agreement;
+mod capability;
+mod verdict;
+
+pub use agreement::{Agreement, HeldOutPrompt, agreement};
+pub use capability::{Capability, NEUTRAL_TEXT, capability};
+pub use verdict::{Check, Measured, Verdict, judge};

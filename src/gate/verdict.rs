@@ -1,0 +1,133 @@
+//! The gate's decision; pure.
+
+use serde::Serialize;
+
+use crate::policy::Gate;
+
+/// What was measured of a candidate and of what serves now.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Measured {
+    /// Held-out prompts that were answered by both.
+    pub prompts: usize,
+    /// Share of compliant answers of the generation that serves now.
+    pub agreement_before: f64,
+    /// Share of compliant answers of the candidate.
+    pub agreement_after: f64,
+    /// Perplexity of the base model on neutral text.
+    pub perplexity_base: f64,
+    /// Perplexity of the candidate on the same text.
+    pub perplexity_after: f64,
+    /// Mean KL(base ‖ candidate) per token of that text, in nats.
+    pub kl_to_base: f64,
+}
+
+impl Measured {
+    /// Relative rise of perplexity over the base model.
+    pub fn perplexity_rise(&self) -> f64 {
+        self.perplexity_after / self.perplexity_base - 1.0
+    }
+}
+
+/// A bound that a candidate can miss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Check {
+    /// Held-out policy agreement.
+    PolicyAgreement,
+    /// Rise of perplexity on neutral text.
+    PerplexityRise,
+    /// KL to the base model on neutral text.
+    Kl,
+    /// The measurement itself is NaN or infinite.
+    Finite,
+}
+
+/// The outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(tag = "verdict", rename_all = "snake_case")]
+pub enum Verdict {
+    /// It may serve.
+    Promote,
+    /// It may not: `got` is on the wrong side of `bound`.
+    Reject {
+        /// Which check.
+        check: Check,
+        /// The measured value.
+        got: f64,
+        /// The bound.
+        bound: f64,
+    },
+}
+
+impl Verdict {
+    /// One sentence for people.
+    pub fn reason(&self) -> String {
+        match *self {
+            Verdict::Promote => "every check passed".into(),
+            Verdict::Reject { check: Check::PolicyAgreement, got, bound } => {
+                format!("held-out policy agreement is {got:.3}, at least {bound:.3} is asked for")
+            }
+            Verdict::Reject { check: Check::PerplexityRise, got, bound } => {
+                format!("perplexity on neutral text rises by {:.1} %, at most {:.1} % is allowed", got * 100.0, bound * 100.0)
+            }
+            Verdict::Reject { check: Check::Kl, got, bound } => {
+                format!("KL to the base model is {got:.3} nats per token, at most {bound:.3} is allowed")
+            }
+            Verdict::Reject { check: Check::Finite, .. } => "a measurement is not a number: the adapter is broken".into(),
+        }
+    }
+}
+
+/// Holds the measurements against the policy set's bounds.
+///
+/// The asked-for gain is capped where there is no room for it: a generation that complies in 95 %
+/// of cases cannot gain 30 points. The candidate must then reach 1 − gain and not fall behind.
+pub fn judge(measured: &Measured, gate: &Gate) -> Verdict {
+    let values = [measured.agreement_after, measured.perplexity_rise(), measured.kl_to_base];
+    if let Some(got) = values.into_iter().find(|v| !v.is_finite()) {
+        return Verdict::Reject { check: Check::Finite, got, bound: 0.0 };
+    }
+    let gain = gate.min_policy_agreement_gain;
+    let floor = (measured.agreement_before + gain).min(1.0 - gain).max(measured.agreement_before);
+    if measured.agreement_after + 1e-9 < floor {
+        return Verdict::Reject { check: Check::PolicyAgreement, got: measured.agreement_after, bound: floor };
+    }
+    if measured.perplexity_rise() > gate.max_perplexity_rise {
+        return Verdict::Reject { check: Check::PerplexityRise, got: measured.perplexity_rise(), bound: gate.max_perplexity_rise };
+    }
+    match gate.max_kl {
+        Some(bound) if measured.kl_to_base > bound => Verdict::Reject { check: Check::Kl, got: measured.kl_to_base, bound },
+        _ => Verdict::Promote,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(before: f64, after: f64, perplexity: f64, kl: f64) -> Measured {
+        Measured { prompts: 40, agreement_before: before, agreement_after: after, perplexity_base: 10.0, perplexity_after: perplexity, kl_to_base: kl }
+    }
+
+    #[test]
+    fn every_bound_decides() {
+        let gate = Gate { min_policy_agreement_gain: 0.3, max_perplexity_rise: 0.25, max_kl: Some(0.5) };
+        let rejected_by = |m: Measured| match judge(&m, &gate) {
+            Verdict::Promote => None,
+            Verdict::Reject { check, .. } => Some(check),
+        };
+        for (m, expected) in [
+            (measured(0.0, 0.9, 12.0, 0.1), None),
+            (measured(0.0, 0.3, 12.0, 0.1), None),
+            (measured(0.0, 0.29, 12.0, 0.1), Some(Check::PolicyAgreement)),
+            (measured(0.6, 0.7, 12.0, 0.1), None),
+            (measured(0.9, 0.89, 12.0, 0.1), Some(Check::PolicyAgreement)),
+            (measured(0.9, 0.9, 12.0, 0.1), None),
+            (measured(0.0, 0.9, 12.6, 0.1), Some(Check::PerplexityRise)),
+            (measured(0.0, 0.9, 12.0, 0.6), Some(Check::Kl)),
+            (measured(0.0, 0.9, f64::NAN, 0.1), Some(Check::Finite)),
+        ] {
+            assert_eq!(rejected_by(m), expected, "{m:?}");
+        }
+    }
+}

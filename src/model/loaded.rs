@@ -1,0 +1,64 @@
+//! A model with everything that its files bring: weights, tokenizer, chat template, identity.
+
+use std::sync::Arc;
+
+use candle_core::Device;
+
+use super::chat::ChatTemplate;
+use super::decoder::Model;
+use super::error::{ModelError, Result};
+use super::source::{ModelFiles, ModelSource};
+use super::tokenizer::Tokenizer;
+
+/// A loaded model; clones share it.
+#[derive(Clone, Debug)]
+pub struct LoadedModel {
+    /// Weights and shapes.
+    pub model: Arc<Model>,
+    /// Text to ids and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// How conversations are laid out.
+    pub chat: Arc<ChatTemplate>,
+    /// SHA-256 over the model's files, 64 hex digits.
+    pub base_hash: Arc<str>,
+    /// The files' own name.
+    pub name: Arc<str>,
+}
+
+impl LoadedModel {
+    /// Fetches what has to be fetched, loads everything, and checks that the parts fit together.
+    pub fn load(source: &str, device: &Device) -> Result<Self> {
+        let files = ModelSource::parse(source)?.fetch()?;
+        let (tokenizer, chat) = text_parts(&files)?;
+        let model = files.load(device)?;
+        if tokenizer.vocab_size() > model.spec.vocab_size {
+            return Err(ModelError::Malformed {
+                path: files.root.clone(),
+                what: format!(
+                    "the tokenizer has {} tokens, the embedding only {} rows: they belong to different models",
+                    tokenizer.vocab_size(),
+                    model.spec.vocab_size
+                ),
+            });
+        }
+        Ok(Self {
+            model: Arc::new(model),
+            tokenizer: Arc::new(tokenizer),
+            chat: Arc::new(chat),
+            base_hash: files.base_hash()?.into(),
+            name: files.name().into(),
+        })
+    }
+}
+
+fn text_parts(files: &ModelFiles) -> Result<(Tokenizer, ChatTemplate)> {
+    let text = |e: &dyn std::fmt::Display| ModelError::Text(format!("{}: {e}", files.root.display()));
+    if let Some(content) = files.gguf_content()? {
+        let tokenizer = Tokenizer::from_gguf(&content).map_err(|e| text(&e))?;
+        let chat = ChatTemplate::from_gguf(&content, &tokenizer).map_err(|e| text(&e))?;
+        return Ok((tokenizer, chat));
+    }
+    let tokenizer = Tokenizer::from_file(&files.root.join("tokenizer.json")).map_err(|e| text(&e))?;
+    let chat = ChatTemplate::from_directory(&files.root, &tokenizer).map_err(|e| text(&e))?;
+    Ok((tokenizer, chat))
+}
