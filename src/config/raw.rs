@@ -124,6 +124,8 @@ section! {
         max_pairs: usize,
         /// Most tokens of a pair's prompt and response.
         max_pair_tokens: usize,
+        /// How impact scores become weights: `mean-one`, `sum-one` or `uniform`.
+        weight_scale: String,
         /// Pairs in a step.
         batch_pairs: usize,
     }

@@ -1,0 +1,216 @@
+//! What a realignment and the operator API share.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::adapter::generation::{Generation, GenerationId};
+use crate::adapter::{AdapterError, AdapterStore, Registry, base_id, validate};
+use crate::config::{Config, TrainConfig};
+use crate::engine::EngineHandle;
+use crate::model::LoadedModel;
+use crate::policy::{PolicySet, WatchError};
+use crate::state::{RealignmentRow, StateDb, StateError};
+use crate::telemetry::event::PolicyRevision;
+use crate::telemetry::{Event, Outcome, Telemetry};
+use crate::train::recipe::RecipeError;
+use crate::train::{Recipe, WeightScale};
+
+/// What the control loop is built from.
+pub struct Parts {
+    /// The resolved configuration.
+    pub config: Arc<Config>,
+    /// The base model.
+    pub loaded: LoadedModel,
+    /// The serving engine, which also answers the gate's prompts.
+    pub engine: EngineHandle,
+    /// The generations in memory.
+    pub registry: Arc<Registry>,
+    /// The generations on disk.
+    pub store: Arc<AdapterStore>,
+    /// Jobs, verdicts, scores.
+    pub db: Arc<StateDb>,
+    /// Events to logs and metrics.
+    pub telemetry: Arc<Telemetry>,
+}
+
+/// Why the control loop did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The `[train]` section cannot be trained with.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    /// The policy directory cannot be watched.
+    #[error(transparent)]
+    Watch(#[from] WatchError),
+    /// No thread could be had.
+    #[error("cannot start the control loop's thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// [`Parts`] plus what the loop decides.
+pub struct Context {
+    pub config: Arc<Config>,
+    pub loaded: LoadedModel,
+    pub engine: EngineHandle,
+    pub registry: Arc<Registry>,
+    pub store: Arc<AdapterStore>,
+    pub db: Arc<StateDb>,
+    pub telemetry: Arc<Telemetry>,
+    pub recipe: Recipe,
+    policies: RwLock<Active>,
+}
+
+/// The active policy set, and why the last look at the directory was refused, if it was.
+#[derive(Default)]
+struct Active {
+    set: Arc<PolicySet>,
+    refused: Option<String>,
+}
+
+impl Context {
+    pub fn new(parts: Parts) -> Result<Self, ControlError> {
+        let recipe = recipe(&parts.config.train)?;
+        let Parts { config, loaded, engine, registry, store, db, telemetry } = parts;
+        Ok(Self { config, loaded, engine, registry, store, db, telemetry, recipe, policies: RwLock::default() })
+    }
+
+    pub fn emit(&self, event: Event) {
+        self.telemetry.emit(event);
+    }
+
+    /// The active policy set.
+    pub fn policies(&self) -> Arc<PolicySet> {
+        self.policies.read().unwrap_or_else(PoisonError::into_inner).set.clone()
+    }
+
+    /// Why the policy directory as it is now was refused; `None` if it is active.
+    pub fn refused(&self) -> Option<String> {
+        self.policies.read().unwrap_or_else(PoisonError::into_inner).refused.clone()
+    }
+
+    pub fn activate_policies(&self, set: PolicySet) {
+        let policies = set.policies().iter();
+        let policies = policies.map(|p| PolicyRevision { policy: p.id.clone(), revision: p.version.clone() }).collect();
+        self.emit(Event::PolicyReloaded { revision: set.revision().into(), policies });
+        *self.policies.write().unwrap_or_else(PoisonError::into_inner) = Active { set: Arc::new(set), refused: None };
+    }
+
+    pub fn refuse_policies(&self, error: String) {
+        self.policies.write().unwrap_or_else(PoisonError::into_inner).refused = Some(error.clone());
+        self.emit(Event::PolicyReloadFailed { error });
+    }
+
+    /// The interrupted realignment with these inputs, if any; all other interrupted ones are
+    /// closed as superseded.
+    pub fn supersede_unfinished(&self, inputs_hash: &str) -> Option<RealignmentRow> {
+        let rows = self.log(self.db.unfinished_realignments()).unwrap_or_default();
+        let (wanted, others): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.inputs_hash == inputs_hash);
+        for row in others {
+            let why = "the server stopped, and other policies or data are there now";
+            self.finish(&row.id, Outcome::Superseded, None, Some(why.into()), Duration::ZERO);
+        }
+        wanted.into_iter().next_back()
+    }
+
+    /// Whether the newest realignment had these inputs and ended for good.
+    pub fn has_ended(&self, inputs_hash: &str) -> bool {
+        let newest = self.log(self.db.realignments(1)).unwrap_or_default().into_iter().next();
+        newest.is_some_and(|row| {
+            let settled = matches!(row.outcome, Some(Outcome::Succeeded | Outcome::Rejected | Outcome::NoConflict));
+            row.inputs_hash == inputs_hash && settled
+        })
+    }
+
+    /// Records how a realignment ended, in the database, the log and the metrics.
+    pub fn finish(&self, id: &str, outcome: Outcome, generation: Option<String>, detail: Option<String>, took: Duration) {
+        let result = (generation.as_deref(), detail.as_deref());
+        self.log(self.db.finish_realignment(id, outcome, result, unix_seconds()));
+        self.emit(Event::RealignmentFinished { id: id.into(), outcome, generation, detail, took });
+    }
+
+    /// State that cannot be written costs a repetition later, never the server.
+    pub fn log<T>(&self, result: Result<T, StateError>) -> Option<T> {
+        result.inspect_err(|error| tracing::error!(%error, "the state database failed")).ok()
+    }
+
+    /// A generation from the store, on the serving device.
+    pub fn load_generation(&self, id: &GenerationId) -> Result<Generation, AdapterError> {
+        load_generation(&self.store, &self.loaded, id)
+    }
+}
+
+/// Reads and validates a stored generation; the base model's own id gives the base.
+pub fn load_generation(store: &AdapterStore, loaded: &LoadedModel, id: &GenerationId) -> Result<Generation, AdapterError> {
+    let base_hash = loaded.base_hash.to_string();
+    if *id == base_id(&base_hash) {
+        return Ok(Generation { id: id.clone(), base_hash, policy_revision: None, adapter: None });
+    }
+    let stored = store.load(id, &base_hash)?;
+    let spec = &loaded.model.spec;
+    validate(&stored.weights, &|site| spec.site_shape(site))?;
+    Ok(Generation {
+        id: id.clone(),
+        base_hash,
+        policy_revision: stored.manifest.policy_revision,
+        adapter: Some(Arc::new(stored.weights)),
+    })
+}
+
+/// What serves first: the generation that `CURRENT` names, or the base if there is none or it
+/// cannot be used (which is logged: serving comes first).
+pub fn initial_generation(store: &AdapterStore, loaded: &LoadedModel) -> Generation {
+    let base = base_id(&loaded.base_hash);
+    let current = store.current().unwrap_or_else(|error| {
+        tracing::error!(%error, "CURRENT is unreadable: the base model serves");
+        None
+    });
+    let id = current.unwrap_or_else(|| base.clone());
+    load_generation(store, loaded, &id).unwrap_or_else(|error| {
+        tracing::error!(%error, generation = %id, "the current generation is unusable: the base model serves");
+        Generation { id: base, base_hash: loaded.base_hash.to_string(), policy_revision: None, adapter: None }
+    })
+}
+
+/// The recipe that the `[train]` section describes.
+pub fn recipe(config: &TrainConfig) -> Result<Recipe, RecipeError> {
+    let name = config.recipe.as_deref().unwrap_or("default");
+    let mut recipe = Recipe::named(name)?;
+    fn set<T: Clone>(field: &mut T, value: &Option<T>) {
+        if let Some(value) = value {
+            *field = value.clone();
+        }
+    }
+    set(&mut recipe.seed, &config.seed);
+    set(&mut recipe.rank, &config.rank);
+    set(&mut recipe.alpha, &config.alpha);
+    set(&mut recipe.learning_rate, &config.learning_rate);
+    set(&mut recipe.epochs, &config.epochs);
+    set(&mut recipe.beta, &config.beta);
+    set(&mut recipe.alpha_kl, &config.alpha_kl);
+    set(&mut recipe.alpha_sft, &config.alpha_sft);
+    set(&mut recipe.targets, &config.targets);
+    set(&mut recipe.max_pairs, &config.max_pairs);
+    set(&mut recipe.max_tokens, &config.max_pair_tokens);
+    set(&mut recipe.pairs_per_step, &config.batch_pairs);
+    if let Some(scale) = &config.weight_scale {
+        recipe.weight_scale = match scale.as_str() {
+            "mean-one" => WeightScale::MeanOne,
+            "sum-one" => WeightScale::SumOne,
+            "uniform" => WeightScale::Uniform,
+            other => {
+                let what = format!("`{other}` is unknown; use `mean-one`, `sum-one` or `uniform`");
+                return Err(RecipeError { field: "weight_scale", what });
+            }
+        };
+    }
+    recipe.check()?;
+    if recipe != Recipe::named(name)? {
+        recipe.name = format!("{name}, changed");
+    }
+    Ok(recipe)
+}
+
+/// Seconds since 1970.
+pub fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}

@@ -1,0 +1,43 @@
+//! What a realignment is a function of, and its hash.
+
+use sha2::{Digest, Sha256};
+
+use super::context::Context;
+use crate::policy::PolicySet;
+use crate::preferences::{Dataset, DatasetError, split};
+
+/// Changes when the same inputs would give another adapter: part of every hash.
+const ALGORITHM: &str = "realign/1";
+
+/// The inputs of one realignment.
+pub struct Inputs {
+    /// SHA-256 over base model, preference data, policy revision, recipe and hold-out share.
+    pub hash: String,
+    /// The preference data.
+    pub dataset: Dataset,
+    /// Pairs to train on.
+    pub train: Vec<usize>,
+    /// Pairs to measure on.
+    pub holdout: Vec<usize>,
+}
+
+impl Inputs {
+    /// Reads the preference data and hashes everything.
+    pub fn collect(context: &Context, policies: &PolicySet) -> Result<Self, DatasetError> {
+        let dataset = Dataset::load_dir(&context.config.paths.preferences)?;
+        for line in &dataset.skipped {
+            tracing::warn!(source = %line.source, reason = line.reason, "skipping a line of preference data");
+        }
+        // Data that names its own held-out part means the rest for training.
+        let named = dataset.pairs.iter().any(|p| p.holdout == Some(true));
+        let ratio = if named { 0.0 } else { context.config.gate.holdout_ratio };
+        let parts = split(&dataset.pairs, ratio, context.recipe.seed);
+        let recipe = serde_json::to_string(&context.recipe).unwrap_or_default();
+        let mut hash = Sha256::new();
+        for part in [ALGORITHM, &context.loaded.base_hash, &dataset.digest, policies.revision(), &recipe, &ratio.to_string()] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        Ok(Self { hash: hex::encode(hash.finalize()), dataset, train: parts.train, holdout: parts.holdout })
+    }
+}
