@@ -24,10 +24,18 @@ pub fn load(file: Option<&Path>, flags: &RawConfig) -> Result<RawConfig, ConfigE
             file.display()
         )));
     }
-    let path = file.unwrap_or(Path::new(DEFAULT_FILE));
+    layered(file.unwrap_or(Path::new(DEFAULT_FILE)), flags)
+}
+
+/// As [`load`], for a file that may be absent.
+pub(super) fn layered(path: &Path, flags: &RawConfig) -> Result<RawConfig, ConfigError> {
     let env = Env::prefixed("REALIGN_").ignore(&NOT_CONFIG).split("__");
-    Figment::new()
-        .merge(Toml::file_exact(path))
+    let mut sources = Figment::new();
+    // The provider of an exact path takes a missing file for an error.
+    if path.is_file() {
+        sources = sources.merge(Toml::file_exact(path));
+    }
+    sources
         .merge(env)
         .merge(Serialized::defaults(flags))
         .extract()

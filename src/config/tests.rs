@@ -74,6 +74,13 @@ fn a_named_file_must_exist() {
 }
 
 #[test]
+fn without_a_default_file_the_defaults_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let raw = load::layered(&dir.path().join("realign.toml"), &RawConfig::default()).unwrap();
+    assert_eq!(Config::resolve(raw), Config::resolve(RawConfig::default()));
+}
+
+#[test]
 fn keys_stay_out_of_debug_output() {
     let config = read("[server]\napi_key = 'secret'", &RawConfig::default()).unwrap();
     assert!(!format!("{config:?}").contains("secret"));

@@ -7,6 +7,7 @@ mod realignments;
 mod schema;
 #[cfg(test)]
 mod tests;
+mod verdict_cache;
 
 pub use crash::crash_point;
 pub use db::{CheckpointRow, GenerationRow, GenerationStatus, ScoreRow, StateDb};

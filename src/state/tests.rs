@@ -167,3 +167,16 @@ fn unusable_files_say_what_to_do() {
         Err(StateError::Newer { found: 99, .. })
     ));
 }
+
+#[test]
+fn the_oracle_finds_its_verdicts_and_survives_a_broken_database() {
+    use crate::oracle::{VerdictCache, VerdictKey};
+    let (_dir, path) = temp();
+    let db = StateDb::open(&path).unwrap();
+    let (known, unknown) = (VerdictKey([7; 32]), VerdictKey([8; 32]));
+    db.put_many(&[(known, true)]);
+    assert_eq!(db.get_many(&[unknown, known]), [None, Some(true)]);
+    db.lock().execute_batch("DROP TABLE verdicts").unwrap();
+    db.put_many(&[(known, true)]);
+    assert_eq!(db.get_many(&[unknown, known]), [None, None]);
+}

@@ -121,7 +121,8 @@ fn damaged_tensors_are_named() {
     const B: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight";
     const HEAD: &str = "base_model.model.lm_head.lora_A.weight";
     const WRONG: &str = "base_model.model.model.layers.0.mlp.q_proj.lora_A.weight";
-    let cases: &[(&[(&str, [usize; 2], f32)], &str)] = &[
+    type Entry = (&'static str, [usize; 2], f32);
+    let cases: &[(&[Entry], &str)] = &[
         (&[(A, [2, 3], 1.0)], "lora_B.weight is missing"),
         (&[(B, [3, 2], 1.0)], "lora_A.weight is missing"),
         (&[(A, [4, 3], 1.0), (B, [3, 4], 1.0)], "says 2"),

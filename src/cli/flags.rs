@@ -1,0 +1,50 @@
+//! Flags of `serve`.
+
+use super::GlobalArgs;
+use crate::config::{Config, ConfigError, RawEngine, RawServer, load};
+
+/// Flags of `serve`; what is absent comes from the configuration.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct ServeArgs {
+    /// Address to bind [default: 127.0.0.1]
+    #[arg(long, value_name = "IP")]
+    pub host: Option<String>,
+    /// TCP port; 0 picks a free one [default: 8080]
+    #[arg(long)]
+    pub port: Option<u16>,
+    /// Name under which clients ask for the model [default: the model's own]
+    #[arg(long, value_name = "NAME")]
+    pub model_name: Option<String>,
+    /// Most tokens of prompt and completion together [default: the model's limit]
+    #[arg(long, value_name = "TOKENS")]
+    pub max_model_len: Option<usize>,
+    /// Memory for the KV cache, in MiB [default: 512]
+    #[arg(long, value_name = "MIB")]
+    pub kv_cache_mb: Option<usize>,
+    /// CPU threads [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+impl ServeArgs {
+    /// The configuration with these flags and the global ones on top.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn resolve(&self, global: &GlobalArgs) -> Result<Config, ConfigError> {
+        let mut flags = global.to_raw();
+        flags.model_name = self.model_name.clone();
+        flags.server = Some(RawServer {
+            host: self.host.clone(),
+            port: self.port,
+            ..RawServer::default()
+        });
+        flags.engine = Some(RawEngine {
+            max_model_len: self.max_model_len,
+            kv_cache_mb: self.kv_cache_mb,
+            threads: self.threads,
+            ..RawEngine::default()
+        });
+        Config::resolve(load(global.config.as_deref(), &flags)?)
+    }
+}
