@@ -28,4 +28,5 @@ pub mod telemetry;
 
 pub mod state;
 pub mod control;
+pub mod server;
 pub mod cli;

@@ -1,1 +1,46 @@
-fn main(){}
+//! The `realign` binary: arguments → configuration → run.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use realign::cli::{Cli, Command, EXIT_FAILED, EXIT_OK, EXIT_USAGE, adapters};
+use realign::config::Config;
+use realign::server::Server;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // Logs go to standard error, so that results on standard output can be piped.
+    let filter = EnvFilter::try_from_env("REALIGN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match run(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(EXIT_USAGE)
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<u8> {
+    match &cli.command {
+        Command::Serve(args) => serve(args.resolve(&cli.global)?),
+        Command::Adapters(command) => Ok(adapters::run(command, &cli.global, &mut std::io::stdout().lock())?),
+    }
+}
+
+fn serve(config: Config) -> anyhow::Result<u8> {
+    if let Some(threads) = config.engine.threads {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot set the number of threads")?;
+    }
+    let server = Server::load(config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    match runtime.block_on(server.run()) {
+        Ok(()) => Ok(EXIT_OK),
+        Err(error) => {
+            eprintln!("error: {error}");
+            Ok(EXIT_FAILED)
+        }
+    }
+}

@@ -80,3 +80,17 @@ pub trait AdminDoor: Send + Sync {
     /// [`AdminError::Conflict`] if there is none.
     fn rollback(&self) -> Result<Value, AdminError>;
 }
+
+impl EngineDoor for crate::engine::EngineHandle {
+    fn submit(&self, request: GenerateRequest) -> Result<GenerateStream, SubmitError> {
+        crate::engine::EngineHandle::submit(self, request)
+    }
+
+    fn stats(&self) -> EngineStats {
+        crate::engine::EngineHandle::stats(self)
+    }
+
+    fn max_model_len(&self) -> usize {
+        crate::engine::EngineHandle::max_model_len(self)
+    }
+}

@@ -62,7 +62,7 @@ pub struct GlobalArgs {
     /// Configuration file [default: realign.toml, if there is one]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Model: a directory, a .gguf file, a built-in id, or hf:<owner>/<name>
+    /// Model: a .gguf file, a directory of safetensors, or hf:<owner>/<name>
     #[arg(long, global = true, value_name = "MODEL")]
     pub model: Option<String>,
     /// Directory of policy files [default: policies]

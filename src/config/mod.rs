@@ -19,7 +19,7 @@ use crate::model::lora::Projection;
 /// The file read when none is named.
 pub const DEFAULT_FILE: &str = "realign.toml";
 /// The model served when none is named.
-pub const DEFAULT_MODEL: &str = "smollm2-135m-instruct";
+pub const DEFAULT_MODEL: &str = "models/SmolLM2-135M-Instruct.Q4_1.gguf";
 
 /// Why a configuration is not usable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -42,7 +42,7 @@ pub enum ConfigError {
 /// The resolved configuration.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Model: a directory, a `.gguf` file, a built-in id, or `hf:<owner>/<name>`.
+    /// Model: a `.gguf` file, a directory of safetensors, or `hf:<owner>/<name>`.
     pub model: String,
     /// The name clients use; `None` is the model's own.
     pub model_name: Option<String>,

@@ -20,7 +20,7 @@ macro_rules! section {
 section! {
     /// The whole file.
     RawConfig {
-        /// Model: a directory, a `.gguf` file, a built-in id, or `hf:<owner>/<name>`.
+        /// Model: a `.gguf` file, a directory of safetensors, or `hf:<owner>/<name>`.
         model: String,
         /// The name clients use; defaults to the model's.
         model_name: String,

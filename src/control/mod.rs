@@ -20,7 +20,7 @@ use crate::policy::{PolicySet, PolicyWatcher, WatchOptions};
 use crate::state::RealignmentRow;
 use crate::telemetry::{self, Outcome};
 
-pub use context::{ControlError, Parts, initial_generation, recipe};
+pub use context::{ControlError, Parts, initial_generation, load_generation, recipe};
 use context::Context;
 use inputs::Inputs;
 use realign::{Ended, Job, Stop};

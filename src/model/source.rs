@@ -50,6 +50,10 @@ impl ModelSource {
                 path,
                 what: "is neither a .gguf file nor a directory with config.json and *.safetensors".into(),
             }),
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => Err(ModelError::Malformed {
+                path,
+                what: "there is no such file or directory; `make model` fetches the default model, `hf:<owner>/<name>` one from a hub".into(),
+            }),
             Err(source) => Err(ModelError::Io { path, source }),
         }
     }
