@@ -1,6 +1,6 @@
 //! Files and directories of preference data.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -33,7 +33,7 @@ impl std::fmt::Display for SkippedLine {
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
     /// The directory cannot be listed.
-    #[error("cannot read the preference directory {}: {source}; create it and put *.jsonl files there", path.display())]
+    #[error("cannot read the preference directory {}: {source}", path.display())]
     Directory {
         /// The directory.
         path: PathBuf,
@@ -57,7 +57,7 @@ pub struct Dataset {
     pub pairs: Vec<Pair>,
     /// Lines that gave no pair, in reading order. Blank lines are not counted.
     pub skipped: Vec<SkippedLine>,
-    /// Lines dropped because an earlier line holds the same pair.
+    /// Lines merged into an earlier one that holds the same pair; its hold-out mark is kept.
     pub duplicates: usize,
     /// SHA-256 (64 hex digits) over the pairs' ids and hold-out marks.
     pub digest: String,
@@ -65,9 +65,10 @@ pub struct Dataset {
 
 impl Dataset {
     /// Reads all `*.jsonl` of a directory (not of its subdirectories), hidden files apart, by name.
+    /// A missing directory is an empty data set.
     ///
     /// # Errors
-    /// If the directory or a file cannot be read. Bad lines are no errors: see
+    /// If the directory is there but it or a file cannot be read. Bad lines are no errors: see
     /// [`Dataset::skipped`].
     pub fn load_dir(dir: &Path) -> Result<Dataset, DatasetError> {
         let failed = |source| DatasetError::Directory {
@@ -75,7 +76,14 @@ impl Dataset {
             source,
         };
         let mut files = Vec::new();
-        for entry in fs::read_dir(dir).map_err(failed)? {
+        let entries = match fs::read_dir(dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Collector::default().finish());
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        for entry in entries {
             let path = entry.map_err(failed)?.path();
             let hidden = path
                 .file_name()
@@ -124,7 +132,8 @@ impl Dataset {
 #[derive(Default)]
 pub(super) struct Collector {
     pairs: Vec<Pair>,
-    seen: HashSet<PairId>,
+    /// Where each pair stands in `pairs`.
+    seen: HashMap<PairId, usize>,
     skipped: Vec<SkippedLine>,
     duplicates: usize,
 }
@@ -171,10 +180,22 @@ impl Collector {
             )),
         };
         match parsed {
-            Ok(pair) if self.seen.insert(pair.id.clone()) => self.pairs.push(pair),
-            Ok(_) => self.duplicates += 1,
+            Ok(pair) => self.add(pair),
             Err(reason) => self.skipped.push(SkippedLine { source, reason }),
         }
+    }
+
+    fn add(&mut self, pair: Pair) {
+        let known = self.seen.get(&pair.id).copied();
+        let Some(first) = known.and_then(|index| self.pairs.get_mut(index)) else {
+            self.seen.insert(pair.id.clone(), self.pairs.len());
+            self.pairs.push(pair);
+            return;
+        };
+        self.duplicates += 1;
+        // Whichever copy is read first, a pair marked for measuring must not be trained on.
+        // `None < Some(false) < Some(true)`.
+        first.holdout = first.holdout.max(pair.holdout);
     }
 
     pub(super) fn finish(self) -> Dataset {

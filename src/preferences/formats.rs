@@ -3,7 +3,7 @@
 //! | format | prompt | responses |
 //! | --- | --- | --- |
 //! | native | `prompt` (text or messages) or `messages` | `chosen`, `rejected` |
-//! | TRL | `prompt` (messages), or the start of both conversations | `chosen`, `rejected` as message lists |
+//! | TRL | `prompt` (text or messages), or the start of both conversations | `chosen`, `rejected` as message lists |
 //! | Anthropic HH | inside the texts, `\n\nHuman: …\n\nAssistant: …` | `chosen`, `rejected` |
 //! | ShareGPT | `conversations` of `{from, value}` | `chosen`, `rejected` as one message each |
 //! | PKU-SafeRLHF | `prompt` | `response_0`, `response_1`; `better_response_id`, else `safer_response_id` |
@@ -130,7 +130,10 @@ fn preference(object: &Object) -> Result<Draft, String> {
         }],
         other => messages(key, other)?,
     };
-    let responses = [response("chosen", chosen)?, response("rejected", rejected)?];
+    let responses = [
+        response("chosen", chosen, &prompt)?,
+        response("rejected", rejected, &prompt)?,
+    ];
     Ok(Draft {
         prompt,
         responses,
@@ -191,17 +194,20 @@ fn text_field(object: &Object, key: &str) -> Result<String, String> {
     }
 }
 
-/// A response beside an explicit prompt: text, a message, or a list of one assistant message.
-fn response(key: &str, value: &Value) -> Result<String, String> {
+/// A response beside an explicit prompt: text, a message, or a list of messages that is one
+/// assistant message or, as some TRL data sets have it, repeats the prompt before that.
+fn response(key: &str, value: &Value, prompt: &[Message]) -> Result<String, String> {
     let mut list = match value {
         Value::String(text) => return Ok(text.clone()),
         Value::Object(_) => vec![message(key, value)?],
         other => messages(key, other)?,
     };
-    match (list.pop(), list.is_empty()) {
-        (Some(last), true) if last.role == Role::Assistant => Ok(last.content),
+    match list.pop() {
+        Some(last) if last.role == Role::Assistant && (list.is_empty() || list == prompt) => {
+            Ok(last.content)
+        }
         _ => Err(format!(
-            "`{key}` must hold exactly one assistant message, since the prompt is given"
+            "`{key}` must hold one assistant message, alone or after the messages of the prompt"
         )),
     }
 }

@@ -51,6 +51,11 @@ fn every_format_is_read_as_it_is() {
             r#"{"chosen":[{"role":"user","content":"Hi"},{"role":"assistant","content":"A"}],"rejected":[{"role":"user","content":"Hi"},{"role":"assistant","content":"B"}]}"#,
             ("user:Hi", "A", "B"),
         ),
+        // TRL with the prompt given, as text, and repeated in both conversations.
+        (
+            r#"{"prompt":"Hi","chosen":[{"role":"user","content":"Hi"},{"role":"assistant","content":"A"}],"rejected":[{"role":"user","content":"Hi"},{"role":"assistant","content":"B"}]}"#,
+            ("user:Hi", "A", "B"),
+        ),
         // Anthropic HH, several turns; a mark counts only at the start of a paragraph.
         (
             r#"{"chosen":"\n\nHuman: One\n\nAssistant: Two\n\nHuman: Say Human: x\n\nAssistant: A\n\nmore","rejected":"\n\nHuman: One\n\nAssistant: Two\n\nHuman: Say Human: x\n\nAssistant: B"}"#,
@@ -147,6 +152,10 @@ fn bad_lines_are_reported_and_skipped() {
             r#"{"messages":[{"role":"assistant","content":"x"}],"chosen":"b","rejected":"a"}"#,
             "the last message of the prompt has the role assistant",
         ),
+        (
+            r#"{"prompt":"p","chosen":[{"role":"user","content":"q"},{"role":"assistant","content":"b"}],"rejected":"a"}"#,
+            "`chosen` must hold one assistant message",
+        ),
         (r#"{"chosen":"b","rejected":"a"}"#, "text without a prompt"),
         (
             r#"{"chosen":"\n\nHuman: x","rejected":"\n\nHuman: x"}"#,
@@ -236,13 +245,36 @@ fn a_data_set_is_its_content() {
     assert_eq!(ids(&turned), ids(&data));
     assert_ne!(read(line("1").as_bytes(), 1 << 20).digest, data.digest);
 
-    let missing = Dataset::load_dir(&dir.path().join("none"))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        missing.contains("none") && missing.contains("*.jsonl"),
-        "{missing}"
-    );
+    let missing = Dataset::load_dir(&dir.path().join("none")).unwrap();
+    assert_eq!((missing.pairs.len(), missing.skipped.len()), (0, 0));
+    // What is there but is no directory is a mistake that must not read as "no data".
+    let error = Dataset::load_dir(&dir.path().join("a.jsonl")).unwrap_err();
+    assert!(error.to_string().contains("a.jsonl"), "{error}");
+}
+
+#[test]
+fn a_duplicate_keeps_the_hold_out_mark_of_either_copy() {
+    let table = [
+        ("null", "true", Some(true)),
+        ("null", "false", Some(false)),
+        ("true", "false", Some(true)),
+        ("null", "null", None),
+    ];
+    let line = |mark: &str| {
+        format!(r#"{{"prompt":"p","chosen":"a","rejected":"b","meta":{{"holdout":{mark}}}}}"#)
+            + "\n"
+    };
+    for (a, b, expected) in table {
+        let there = read((line(a) + &line(b)).as_bytes(), 1 << 20);
+        let back = read((line(b) + &line(a)).as_bytes(), 1 << 20);
+        assert_eq!((there.pairs.len(), there.duplicates), (1, 1), "{a} {b}");
+        assert_eq!(
+            (there.pairs[0].holdout, back.pairs[0].holdout),
+            (expected, expected),
+            "{a} {b}"
+        );
+        assert_eq!(there.digest, back.digest, "{a} {b}");
+    }
 }
 
 fn pair(prompt: &str, chosen: &str, holdout: Option<bool>) -> Pair {
