@@ -4,16 +4,16 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use realign::cli::{Cli, Command, EXIT_FAILED, EXIT_OK, EXIT_USAGE, adapters};
+use realign::cli::{Cli, Command, EXIT_FAILED, EXIT_OK, EXIT_USAGE, adapters, logs};
 use realign::config::Config;
 use realign::server::Server;
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // Logs go to standard error, so that results on standard output can be piped.
-    let filter = EnvFilter::try_from_env("REALIGN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    if let Err(error) = logs::init() {
+        eprintln!("error: {error}");
+        return ExitCode::from(EXIT_USAGE);
+    }
     match run(cli) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

@@ -2,6 +2,7 @@
 
 pub mod adapters;
 mod flags;
+pub mod logs;
 
 use std::path::PathBuf;
 

@@ -9,7 +9,15 @@ use figment::providers::{Env, Format, Serialized, Toml};
 use super::{ConfigError, DEFAULT_FILE, RawConfig};
 
 /// Variables with the prefix that are no configuration keys.
-const NOT_CONFIG: [&str; 3] = ["crash_at", "config", "log"];
+const NOT_CONFIG: [&str; 7] = [
+    "admin_key",
+    "config",
+    "crash_at",
+    "log",
+    "log_format",
+    "test_model",
+    "url",
+];
 
 /// Reads `file` (or `realign.toml`, if there is one), then `REALIGN_*` variables, in which `__`
 /// separates a section from its key, as in `REALIGN_SERVER__PORT=9000`, then `flags`.

@@ -239,7 +239,8 @@ impl StateDb {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// Records what some inputs led to, in place of what they led to before.
+    /// Records what some inputs led to, in place of what they led to before. Different inputs may
+    /// lead to one generation: two policy sets without a conflict both lead to the base model.
     ///
     /// # Errors
     /// [`StateError::Sql`].

@@ -46,8 +46,8 @@ const MIGRATIONS: &[&str] = &["
     ) STRICT, WITHOUT ROWID;
 
     CREATE TABLE generations (
-        id              TEXT PRIMARY KEY,
-        inputs_hash     TEXT NOT NULL UNIQUE,
+        inputs_hash     TEXT PRIMARY KEY,
+        id              TEXT NOT NULL,
         policy_revision TEXT NOT NULL,
         created_at      INTEGER NOT NULL,
         status          TEXT NOT NULL,

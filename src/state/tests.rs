@@ -143,7 +143,24 @@ fn a_revert_finds_its_generation() {
         ..row
     };
     db.put_generation(&again).unwrap();
-    assert_eq!(db.generation_by_inputs("inputs").unwrap(), Some(again));
+    assert_eq!(
+        db.generation_by_inputs("inputs").unwrap(),
+        Some(again.clone())
+    );
+    let other_inputs = GenerationRow {
+        inputs_hash: "other".into(),
+        ..again.clone()
+    };
+    db.put_generation(&other_inputs).unwrap();
+    assert_eq!(
+        db.generation_by_inputs("inputs").unwrap(),
+        Some(again),
+        "two inputs may lead to one generation"
+    );
+    assert_eq!(
+        db.generation_by_inputs("other").unwrap(),
+        Some(other_inputs)
+    );
 }
 
 #[test]

@@ -101,10 +101,11 @@ impl Gradients {
 
     /// self + other.
     pub fn add(&self, other: &Gradients) -> Result<Gradients> {
-        let sum = |((site, x), y): ((&LoraSite, &(Tensor, Tensor)), &(Tensor, Tensor))| {
-            Ok((*site, ((&x.0 + &y.0)?, (&x.1 + &y.1)?)))
-        };
-        Ok(Gradients { sites: self.sites.iter().zip(other.sites.values()).map(sum).collect::<Result<_>>()? })
+        let mut sites = BTreeMap::new();
+        for ((site, x), y) in self.sites.iter().zip(other.sites.values()) {
+            sites.insert(*site, ((&x.0 + &y.0)?, (&x.1 + &y.1)?));
+        }
+        Ok(Gradients { sites })
     }
 
     /// `weights` moved by `step` along this gradient: an adapter again, so any forward pass that
