@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Parser;
-use realign::cli::{Cli, Command, EXIT_FAILED, EXIT_OK, EXIT_USAGE, adapters, logs};
+use realign::cli::{Cli, Command, EXIT_FAILED, EXIT_OK, EXIT_USAGE, adapters, logs, model, policy, triage};
 use realign::config::Config;
 use realign::server::Server;
 
@@ -26,8 +26,16 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<u8> {
     match &cli.command {
         Command::Serve(args) => serve(args.resolve(&cli.global)?),
-        Command::Adapters(command) => Ok(adapters::run(command, &cli.global, &mut std::io::stdout().lock())?),
+        Command::Policy(command) => Ok(policy::run(command, &cli.global, &mut stdout())?),
+        Command::Triage(args) => Ok(triage::run_triage(args, &cli.global, &mut stdout())?),
+        Command::Plan(args) => Ok(triage::run_plan(args, &cli.global, &mut stdout())?),
+        Command::Adapters(command) => Ok(adapters::run(command, &cli.global, &mut stdout())?),
+        Command::Model(command) => Ok(model::run(command, &cli.global, &mut stdout())?),
     }
+}
+
+fn stdout() -> std::io::StdoutLock<'static> {
+    std::io::stdout().lock()
 }
 
 fn serve(config: Config) -> anyhow::Result<u8> {

@@ -1,20 +1,27 @@
-//! `realign adapters`: the adapter directory, without loading a model.
+//! `realign adapters`: the adapter directory, and what a running server serves from it.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::remote::{RemoteArgs, RemoteError};
 use super::{CliError, EXIT_FAILED, EXIT_OK, GlobalArgs};
 use crate::adapter::generation::GenerationId;
 use crate::adapter::store::{AdapterStore, MANIFEST_FILE};
-use crate::adapter::{AdapterError, peft};
+use crate::adapter::{AdapterError, Manifest, peft, validate};
+use crate::model::{ModelSource, ModelSpec};
 
 /// What to do with adapters.
 #[derive(Debug, Subcommand)]
 pub enum AdaptersCommand {
     /// List generations, oldest first; exits 1 if one cannot be read
+    #[command(after_help = "\
+Examples:
+  realign adapters list
+  realign adapters list --json
+The generation marked * is the one a server starts with.")]
     List,
     /// Print a generation's manifest
     Show {
@@ -28,6 +35,44 @@ pub enum AdaptersCommand {
         /// Directory to create; must not exist
         destination: PathBuf,
     },
+    /// Check a PEFT directory against the configured model and store it; nothing is activated
+    #[command(after_help = "\
+Examples:
+  realign adapters import ../trained-elsewhere
+  realign adapters activate \"$(realign adapters import ../trained-elsewhere --json | jq -r .generation)\"
+The directory holds adapter_config.json and adapter_model.safetensors.")]
+    Import {
+        /// Directory with adapter_config.json and adapter_model.safetensors
+        source: PathBuf,
+    },
+    /// Make a running server serve a generation; exits 1 if it refuses
+    #[command(after_help = "\
+Examples:
+  realign adapters activate 0123456789ab
+  realign adapters activate base                        the model without an adapter
+  realign adapters activate 0123456789ab --expected ba9876543210
+  realign adapters activate base --url http://10.0.0.5:8080 --admin-key KEY
+Running requests end with the generation they began with.")]
+    Activate {
+        /// Generation id, 12 hex digits, or `base`
+        generation: String,
+        /// Refuse unless this generation serves now
+        #[arg(long, value_name = "GENERATION")]
+        expected: Option<String>,
+        /// Where the server is.
+        #[command(flatten)]
+        remote: RemoteArgs,
+    },
+    /// Make a running server go back to the generation that served before; exits 1 if it refuses
+    #[command(after_help = "\
+Examples:
+  realign adapters rollback
+  realign adapters rollback --url http://10.0.0.5:8080 --admin-key KEY")]
+    Rollback {
+        /// Where the server is.
+        #[command(flatten)]
+        remote: RemoteArgs,
+    },
 }
 
 /// Runs the command and returns the exit code.
@@ -39,11 +84,13 @@ pub fn run(
     global: &GlobalArgs,
     out: &mut dyn Write,
 ) -> Result<u8, CliError> {
-    let store = AdapterStore::open(global.resolve()?.paths.adapters)?;
+    let open = || -> Result<AdapterStore, CliError> {
+        Ok(AdapterStore::open(global.resolve()?.paths.adapters)?)
+    };
     match command {
-        AdaptersCommand::List => list(&store, global.json, out),
+        AdaptersCommand::List => list(&open()?, global.json, out),
         AdaptersCommand::Show { generation } => {
-            let manifest = store.manifest(&GenerationId(generation.clone()))?;
+            let manifest = open()?.manifest(&GenerationId(generation.clone()))?;
             writeln!(out, "{}", serde_json::to_string_pretty(&manifest)?)?;
             Ok(EXIT_OK)
         }
@@ -51,7 +98,7 @@ pub fn run(
             generation,
             destination,
         } => {
-            export(&store, &GenerationId(generation.clone()), destination)?;
+            export(&open()?, &GenerationId(generation.clone()), destination)?;
             let result = json!({"generation": generation, "path": destination});
             match global.json {
                 true => writeln!(out, "{result}")?,
@@ -59,7 +106,96 @@ pub fn run(
             }
             Ok(EXIT_OK)
         }
+        AdaptersCommand::Import { source } => {
+            let files = ModelSource::parse(&global.resolve()?.model)?.fetch()?;
+            let base = Base {
+                spec: files.spec()?,
+                hash: files.base_hash()?,
+                name: files.name(),
+            };
+            let id = import(&open()?, source, base)?;
+            match global.json {
+                true => writeln!(out, "{}", json!({"generation": id}))?,
+                false => writeln!(
+                    out,
+                    "imported as {id}; `realign adapters activate {id}` lets a running server serve it"
+                )?,
+            }
+            Ok(EXIT_OK)
+        }
+        AdaptersCommand::Activate {
+            generation,
+            expected,
+            remote,
+        } => {
+            let mut body = json!({"generation": generation});
+            if let Some(expected) = expected {
+                body["expected_generation"] = expected.as_str().into();
+            }
+            let remote = remote.with_config(global)?;
+            swapped(remote.post("generations/activate", &body), global.json, out)
+        }
+        AdaptersCommand::Rollback { remote } => {
+            let remote = remote.with_config(global)?;
+            swapped(
+                remote.post("generations/rollback", &json!({})),
+                global.json,
+                out,
+            )
+        }
     }
+}
+
+/// A swap that the server refuses is a check that failed; no server at all is wrong usage.
+fn swapped(
+    answer: Result<Value, RemoteError>,
+    as_json: bool,
+    out: &mut dyn Write,
+) -> Result<u8, CliError> {
+    let (report, text, code) = match answer {
+        Ok(answer) => {
+            let (from, to) = (id_text(&answer["from"]), id_text(&answer["to"]));
+            let text = match from == to {
+                true => format!("{to} serves already"),
+                false => format!("{to} serves; it was {from}"),
+            };
+            (answer, text, EXIT_OK)
+        }
+        Err(RemoteError::Refused(message)) => {
+            let text = format!("the server refused: {message}");
+            (json!({"error": message}), text, EXIT_FAILED)
+        }
+        Err(other) => return Err(other.into()),
+    };
+    match as_json {
+        true => writeln!(out, "{report}")?,
+        false => writeln!(out, "{text}")?,
+    }
+    Ok(code)
+}
+
+fn id_text(value: &Value) -> &str {
+    value.as_str().unwrap_or("?")
+}
+
+/// What an imported adapter has to fit.
+struct Base {
+    spec: ModelSpec,
+    hash: String,
+    name: String,
+}
+
+fn import(store: &AdapterStore, source: &Path, base: Base) -> Result<GenerationId, CliError> {
+    let adapter = peft::read_dir(source)?;
+    validate(&adapter.weights, &|site| base.spec.site_shape(site))?;
+    // Where it comes from is all that is known: no data, policy set or gate stands behind it.
+    let manifest = Manifest {
+        base_hash: base.hash,
+        base_name: base.name,
+        recipe: json!({"name": "imported", "base_model": adapter.config.base_model}),
+        ..Manifest::default()
+    };
+    Ok(store.write(&adapter.weights, manifest)?)
 }
 
 fn list(store: &AdapterStore, as_json: bool, out: &mut dyn Write) -> Result<u8, CliError> {
@@ -168,6 +304,81 @@ mod tests {
         );
         std::fs::write(root.join(&id).join(MANIFEST_FILE), "{").unwrap();
         assert_eq!(run(AdaptersCommand::List).unwrap().0, EXIT_FAILED);
+    }
+
+    #[test]
+    fn import_checks_the_shapes_and_activates_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = peft::encode(&small_weights(2, 1.0), "elsewhere").unwrap();
+        std::fs::write(dir.path().join(peft::CONFIG_FILE), files.config).unwrap();
+        std::fs::write(dir.path().join(peft::MODEL_FILE), files.model).unwrap();
+        let store = AdapterStore::open(dir.path().join("adapters")).unwrap();
+        let base = |hidden_size, heads| Base {
+            spec: ModelSpec {
+                architecture: "llama".into(),
+                vocab_size: 8,
+                hidden_size,
+                intermediate_size: 8,
+                layers: 2,
+                heads,
+                kv_heads: heads,
+                head_dim: 2,
+                rms_norm_eps: 1e-5,
+                rope_theta: 1e4,
+                max_position: 16,
+                qkv_bias: false,
+                tied_embeddings: true,
+            },
+            hash: "hash".into(),
+            name: "tiny".into(),
+        };
+        let id = import(&store, dir.path(), base(6, 2)).unwrap();
+        assert!(store.load(&id, "hash").is_ok());
+        assert_eq!(store.current().unwrap(), None);
+        let error = import(&store, dir.path(), base(8, 2)).unwrap_err();
+        assert!(error.to_string().contains("does not fit"), "{error}");
+    }
+
+    #[test]
+    fn a_refused_swap_is_a_failed_check_and_no_server_is_wrong_usage() {
+        use super::super::remote::tests::answers;
+        let cases = [
+            (
+                200,
+                r#"{"from": "a", "to": "b"}"#,
+                EXIT_OK,
+                "b serves; it was a",
+            ),
+            (200, r#"{"from": "b", "to": "b"}"#, EXIT_OK, "already"),
+            (
+                409,
+                r#"{"error": {"message": "c serves"}}"#,
+                EXIT_FAILED,
+                "c serves",
+            ),
+        ];
+        for (status, body, code, expect) in cases {
+            let (remote, server) = answers(status, body).unwrap();
+            let command = AdaptersCommand::Activate {
+                generation: "b".into(),
+                expected: Some("a".into()),
+                remote,
+            };
+            let mut out = Vec::new();
+            let got = run(&command, &GlobalArgs::default(), &mut out).unwrap();
+            let text = String::from_utf8(out).unwrap();
+            assert!(got == code && text.contains(expect), "{got} {text}");
+            let request = server.join().unwrap();
+            assert!(
+                request.contains(r#""expected_generation":"a""#),
+                "{request}"
+            );
+        }
+        let (remote, server) =
+            answers(401, r#"{"error": {"message": "a key is required"}}"#).unwrap();
+        let command = AdaptersCommand::Rollback { remote };
+        assert!(run(&command, &GlobalArgs::default(), &mut Vec::new()).is_err());
+        server.join().unwrap();
     }
 
     #[test]

@@ -3,8 +3,12 @@
 pub mod adapters;
 mod flags;
 pub mod logs;
+pub mod model;
+pub mod policy;
+pub mod remote;
+pub mod triage;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 
@@ -28,6 +32,31 @@ pub enum CliError {
     /// An adapter or its directory is not usable.
     #[error(transparent)]
     Adapter(#[from] crate::adapter::AdapterError),
+    /// A policy set is not valid, or its examples fail.
+    #[error("the policies are not usable:\n{0}")]
+    Policy(#[from] crate::policy::PolicyErrors),
+    /// The preference data cannot be read.
+    #[error(transparent)]
+    Preferences(#[from] crate::preferences::DatasetError),
+    /// The recipe cannot be trained with.
+    #[error(transparent)]
+    Recipe(#[from] crate::train::recipe::RecipeError),
+    /// The model is not usable.
+    #[error(transparent)]
+    Model(#[from] crate::model::ModelError),
+    /// A running server did not do what it was asked.
+    #[error(transparent)]
+    Remote(#[from] remote::RemoteError),
+    /// A path is not there or cannot be looked at.
+    #[error("{}: {source}; give {wanted}", path.display())]
+    Path {
+        /// The path.
+        path: PathBuf,
+        /// What is wanted instead.
+        wanted: &'static str,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
     /// Output could not be written.
     #[error("output: {0}")]
     Output(#[from] std::io::Error),
@@ -42,6 +71,12 @@ pub enum CliError {
 #[command(
     version,
     after_help = "\
+Examples:
+  realign serve                           serve, and realign whenever policies/ changes
+  realign policy test                     run the policies' own examples
+  realign plan --examples 3               what a realignment would do, with conflicting pairs
+  realign adapters rollback               go back to the generation that served before
+
 Settings come from realign.toml, then REALIGN_* variables (REALIGN_SERVER__PORT=9000), then flags.
 Exit codes: 0 done, 1 the thing checked failed, 2 wrong usage or bad input."
 )]
@@ -110,7 +145,26 @@ impl GlobalArgs {
 pub enum Command {
     /// Serve the model, watch the policies, realign when they change
     Serve(ServeArgs),
-    /// Look at published adapters
+    /// Check, test and compare policy files
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
+    /// Count which preference pairs conflict with the policies, rule by rule
+    Triage(triage::TriageArgs),
+    /// Show what a server would do with the policies and the data, without doing it
+    Plan(triage::PlanArgs),
+    /// Look at published adapters, import one, activate one on a running server
     #[command(subcommand)]
     Adapters(adapters::AdaptersCommand),
+    /// Look at a model, or fetch one ahead of time
+    #[command(subcommand)]
+    Model(model::ModelCommand),
+}
+
+/// The metadata of a path that a command needs.
+fn require(path: &Path, wanted: &'static str) -> Result<std::fs::Metadata, CliError> {
+    std::fs::metadata(path).map_err(|source| CliError::Path {
+        path: path.to_owned(),
+        wanted,
+        source,
+    })
 }

@@ -4,7 +4,7 @@ use sha2::{Digest, Sha256};
 
 use super::context::Context;
 use crate::policy::PolicySet;
-use crate::preferences::{Dataset, DatasetError, split};
+use crate::preferences::{Dataset, DatasetError, Pair, split};
 
 /// Changes when the same inputs would give another adapter: part of every hash.
 const ALGORITHM: &str = "realign/1";
@@ -28,9 +28,7 @@ impl Inputs {
         for line in &dataset.skipped {
             tracing::warn!(source = %line.source, reason = line.reason, "skipping a line of preference data");
         }
-        // Data that names its own held-out part means the rest for training.
-        let named = dataset.pairs.iter().any(|p| p.holdout == Some(true));
-        let ratio = if named { 0.0 } else { context.config.gate.holdout_ratio };
+        let ratio = holdout_ratio(&dataset.pairs, context.config.gate.holdout_ratio);
         let parts = split(&dataset.pairs, ratio, context.recipe.seed);
         let recipe = serde_json::to_string(&context.recipe).unwrap_or_default();
         let mut hash = Sha256::new();
@@ -40,4 +38,11 @@ impl Inputs {
         }
         Ok(Self { hash: hex::encode(hash.finalize()), dataset, train: parts.train, holdout: parts.holdout })
     }
+}
+
+/// The share of prompts to draw for measuring. Data that names its own held-out part means the
+/// rest for training: then none is drawn.
+pub fn holdout_ratio(pairs: &[Pair], configured: f64) -> f64 {
+    let named = pairs.iter().any(|pair| pair.holdout == Some(true));
+    if named { 0.0 } else { configured }
 }

@@ -22,6 +22,7 @@ use crate::telemetry::{self, Outcome};
 
 pub use context::{ControlError, Parts, initial_generation, load_generation, recipe};
 use context::Context;
+pub use inputs::holdout_ratio;
 use inputs::Inputs;
 use realign::{Ended, Job, Stop};
 

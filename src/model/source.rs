@@ -143,6 +143,31 @@ impl ModelFiles {
         self.gguf().map(|path| open_gguf(path).map(|(content, _)| content)).transpose()
     }
 
+    /// `gguf` or `safetensors`.
+    pub fn format(&self) -> &'static str {
+        match self.kind {
+            Kind::Gguf => "gguf",
+            Kind::Safetensors => "safetensors",
+        }
+    }
+
+    /// Size of the weight files together, in bytes.
+    pub fn weight_bytes(&self) -> Result<u64> {
+        let size = |path: &PathBuf| {
+            let file = std::fs::metadata(path).map_err(|source| ModelError::Io { path: path.clone(), source })?;
+            Ok(file.len())
+        };
+        self.weights.iter().map(size).sum()
+    }
+
+    /// Shapes and constants, without the weights.
+    pub fn spec(&self) -> Result<ModelSpec> {
+        match self.gguf_content()? {
+            Some(content) => ModelSpec::from_gguf(&self.root, &content),
+            None => ModelSpec::from_config_json(&self.root.join("config.json")),
+        }
+    }
+
     /// Loads the weights and checks every shape against the configuration.
     pub fn load(&self, device: &Device) -> Result<Model> {
         match self.kind {

@@ -53,6 +53,19 @@ impl ModelSpec {
         }
     }
 
+    /// Number of weights, shared ones counted once.
+    pub fn parameters(&self) -> usize {
+        let maps = Projection::ALL.map(|p| {
+            let (inputs, outputs) = self.projection_shape(p);
+            inputs * outputs
+        });
+        let biases = if self.qkv_bias { (self.heads + 2 * self.kv_heads) * self.head_dim } else { 0 };
+        let layer = maps.iter().sum::<usize>() + biases + 2 * self.hidden_size;
+        let embedding = self.vocab_size * self.hidden_size;
+        let head = if self.tied_embeddings { 0 } else { embedding };
+        embedding + head + self.layers * layer + self.hidden_size
+    }
+
     /// (in, out) at a site, or `None` if the model has no such layer.
     pub fn site_shape(&self, site: LoraSite) -> Option<(usize, usize)> {
         (site.layer < self.layers).then(|| self.projection_shape(site.projection))

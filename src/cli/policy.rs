@@ -1,0 +1,308 @@
+//! `realign policy`: check, test and compare policy files, without a model or a server.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use super::{CliError, EXIT_FAILED, EXIT_OK, GlobalArgs, require};
+use crate::policy::{ExampleReport, PolicyErrors, PolicySet, diff};
+
+/// What to do with policies.
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Parse and validate policy files; exits 1 and lists every error if one is invalid
+    #[command(after_help = "\
+Examples:
+  realign policy check                    all files of policies/
+  realign policy check staging/           all files of another directory
+  realign policy check new-rule.yaml      one file
+Errors are printed as file:line:column: message.")]
+    Check {
+        /// Directory or file [default: the policy directory]
+        path: Option<PathBuf>,
+    },
+    /// Run the examples of every rule; exits 1 if one does not get the verdict it states
+    #[command(after_help = "\
+Examples:
+  realign policy test                     what a server does before it activates a set
+  realign policy test new-rule.yaml --json
+A server refuses a set whose examples fail, and keeps the set it has.")]
+    Test {
+        /// Directory or file [default: the policy directory]
+        path: Option<PathBuf>,
+    },
+    /// Show what changes in meaning from one set to another
+    #[command(after_help = "\
+Examples:
+  realign policy diff policies/ staging/  two directories
+  realign policy diff old.yaml new.yaml   two files
+Layout, comments, file names and the order of rules do not count. Exits 0 with or without changes.")]
+    Diff {
+        /// Directory or file of the old set
+        old: PathBuf,
+        /// Directory or file of the new set
+        new: PathBuf,
+    },
+}
+
+/// Runs the command and returns the exit code.
+///
+/// # Errors
+/// [`CliError`].
+pub fn run(
+    command: &PolicyCommand,
+    global: &GlobalArgs,
+    out: &mut dyn Write,
+) -> Result<u8, CliError> {
+    match command {
+        PolicyCommand::Check { path } => {
+            check(read(&place(path.as_deref(), global)?)?, global.json, out)
+        }
+        PolicyCommand::Test { path } => match read(&place(path.as_deref(), global)?)? {
+            Ok(set) => test(&set.run_examples(), global.json, out),
+            Err(errors) => check(Err(errors), global.json, out),
+        },
+        PolicyCommand::Diff { old, new } => compare(&read(old)??, &read(new)??, global.json, out),
+    }
+}
+
+fn place(path: Option<&Path>, global: &GlobalArgs) -> Result<PathBuf, CliError> {
+    match path {
+        Some(path) => Ok(path.to_owned()),
+        None => Ok(global.resolve()?.paths.policies),
+    }
+}
+
+/// A set from a directory or from one file. The outer error is a path that cannot be read.
+fn read(path: &Path) -> Result<Result<PolicySet, PolicyErrors>, CliError> {
+    let found = require(path, "a directory or file of policies")?;
+    Ok(match found.is_dir() {
+        true => PolicySet::load_dir(path),
+        false => PolicySet::load_files(&[path.to_owned()]),
+    })
+}
+
+fn check(
+    result: Result<PolicySet, PolicyErrors>,
+    as_json: bool,
+    out: &mut dyn Write,
+) -> Result<u8, CliError> {
+    match result {
+        Ok(set) => {
+            let (policies, rules) = sizes(&set);
+            let report = json!({
+                "valid": true, "policies": policies, "rules": rules,
+                "revision": set.revision(), "errors": [],
+            });
+            let text = format!(
+                "{policies} policies with {rules} rules are valid; revision {}",
+                short(set.revision())
+            );
+            print(out, as_json, &report, &text)?;
+            Ok(EXIT_OK)
+        }
+        Err(errors) => {
+            let report = json!({"valid": false, "errors": errors});
+            print(out, as_json, &report, &errors.to_string())?;
+            Ok(EXIT_FAILED)
+        }
+    }
+}
+
+fn test(report: &ExampleReport, as_json: bool, out: &mut dyn Write) -> Result<u8, CliError> {
+    let json = json!({
+        "passed": report.passed(), "rules": report.rules, "untested": report.untested(),
+    });
+    print(out, as_json, &json, &test_table(report))?;
+    Ok(match report.passed() {
+        true => EXIT_OK,
+        false => EXIT_FAILED,
+    })
+}
+
+/// One line per rule, then the failures with their places, then the totals.
+fn test_table(report: &ExampleReport) -> String {
+    let names = report.rules.iter().map(|r| r.policy.len() + r.rule.len());
+    let width = names.max().unwrap_or(0) + 1;
+    let mut lines = Vec::new();
+    let (mut passed, mut failed) = (0, 0);
+    for rule in &report.rules {
+        let verdict = match (rule.passed, rule.failures.len()) {
+            (0, 0) => "untested",
+            (_, 0) => "ok",
+            _ => "FAILED",
+        };
+        passed += rule.passed;
+        failed += rule.failures.len();
+        let (name, of) = (
+            format!("{}:{}", rule.policy, rule.rule),
+            rule.passed + rule.failures.len(),
+        );
+        lines.push(format!(
+            "{name:width$}  {verdict:8}  {} of {of} examples",
+            rule.passed
+        ));
+    }
+    let errors = report.clone().into_errors();
+    lines.extend(errors.iter().map(|error| error.to_string()));
+    lines.push(format!(
+        "{passed} examples passed, {failed} failed; {} rules have none",
+        report.untested().len()
+    ));
+    lines.join("\n")
+}
+
+fn compare(
+    old: &PolicySet,
+    new: &PolicySet,
+    as_json: bool,
+    out: &mut dyn Write,
+) -> Result<u8, CliError> {
+    let changes = diff(old, new);
+    let realigns = old.revision() != new.revision();
+    let report = json!({
+        "identical": changes.is_empty(), "realigns": realigns,
+        "old_revision": old.revision(), "new_revision": new.revision(), "changes": changes,
+    });
+    let effect = match realigns {
+        true => "a server that gets the new set realigns",
+        false => "what trains is the same: a server does not realign",
+    };
+    let text = match changes.is_empty() {
+        true => "no change in meaning".to_owned(),
+        false => format!("{changes}{effect}"),
+    };
+    print(out, as_json, &report, &text)?;
+    Ok(EXIT_OK)
+}
+
+fn print(out: &mut dyn Write, as_json: bool, json: &Value, text: &str) -> std::io::Result<()> {
+    match as_json {
+        true => writeln!(out, "{json}"),
+        false => writeln!(out, "{text}"),
+    }
+}
+
+fn sizes(set: &PolicySet) -> (usize, usize) {
+    let rules = set.policies().iter().map(|policy| policy.rules.len()).sum();
+    (set.policies().len(), rules)
+}
+
+fn short(hash: &str) -> &str {
+    hash.get(..12).unwrap_or(hash)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"apiVersion: realign/v1
+id: no-doses
+version: "1"
+description: Doses are not for us.
+rules:
+  - id: dose
+    description: Milligrams in an answer.
+    violates: { response: { any_regex: ["[0-9]+ ?mg"] } }
+    examples:
+      - { prompt: "How much?", response: "Take 200 mg.", verdict: violates }
+      - { prompt: "How much?", response: "Ask a pharmacist.", verdict: complies }
+"#;
+
+    fn run_json(command: &PolicyCommand) -> (u8, Value) {
+        let global = GlobalArgs {
+            json: true,
+            ..GlobalArgs::default()
+        };
+        let mut out = Vec::new();
+        let code = run(command, &global, &mut out).unwrap();
+        (code, serde_json::from_slice(&out).unwrap())
+    }
+
+    fn run_text(command: &PolicyCommand) -> (u8, String) {
+        let mut out = Vec::new();
+        let code = run(command, &GlobalArgs::default(), &mut out).unwrap();
+        (code, String::from_utf8(out).unwrap())
+    }
+
+    fn file(dir: &Path, name: &str, text: &str) -> Option<PathBuf> {
+        let path = dir.join(name);
+        std::fs::write(&path, text).unwrap();
+        Some(path)
+    }
+
+    #[test]
+    fn check_names_every_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = file(dir.path(), "good.yaml", GOOD);
+        let (code, report) = run_json(&PolicyCommand::Check { path: path.clone() });
+        assert_eq!(
+            (code, &report["valid"], &report["rules"]),
+            (EXIT_OK, &json!(true), &json!(1))
+        );
+        file(
+            dir.path(),
+            "bad.yaml",
+            &GOOD.replace("violates:", "violate:"),
+        );
+        let whole = PolicyCommand::Check {
+            path: Some(dir.path().into()),
+        };
+        let (code, text) = run_text(&whole);
+        assert_eq!(code, EXIT_FAILED);
+        assert!(
+            text.contains("bad.yaml:8:5:") && text.contains("did you mean `violates`"),
+            "{text}"
+        );
+        assert_eq!(run_json(&whole).1["errors"][0]["line"], 8);
+        // An invalid set cannot be tested, for the same reasons.
+        let test = PolicyCommand::Test {
+            path: Some(dir.path().into()),
+        };
+        assert_eq!(run_json(&test).0, EXIT_FAILED);
+        let missing = PolicyCommand::Check {
+            path: Some(dir.path().join("none")),
+        };
+        let error = run(&missing, &GlobalArgs::default(), &mut Vec::new()).unwrap_err();
+        assert!(error.to_string().contains("none"), "{error}");
+    }
+
+    #[test]
+    fn test_runs_the_examples() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = file(dir.path(), "good.yaml", GOOD);
+        let (code, text) = run_text(&PolicyCommand::Test { path });
+        assert_eq!(code, EXIT_OK);
+        assert!(text.contains("no-doses:dose  ok        2 of 2"), "{text}");
+        let path = file(dir.path(), "wrong.yaml", &GOOD.replace("200 mg", "some"));
+        let command = PolicyCommand::Test { path };
+        let (code, text) = run_text(&command);
+        assert_eq!(code, EXIT_FAILED);
+        assert!(
+            text.contains("FAILED") && text.contains("wrong.yaml:10:"),
+            "{text}"
+        );
+        assert_eq!(run_json(&command).1["passed"], json!(false));
+    }
+
+    #[test]
+    fn diff_tells_meaning_from_layout() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = file(dir.path(), "old.yaml", GOOD).unwrap();
+        let cases = [
+            (format!("# a comment\n{GOOD}"), true, false),
+            (GOOD.replace("Doses are", "They are"), false, false),
+            (GOOD.replace("mg\"", "mg?\""), false, true),
+        ];
+        for (text, identical, realigns) in cases {
+            let new = file(dir.path(), "new.yaml", &text).unwrap();
+            let old = old.clone();
+            let (code, report) = run_json(&PolicyCommand::Diff { old, new });
+            assert_eq!(code, EXIT_OK);
+            assert_eq!(report["identical"], json!(identical), "{text}");
+            assert_eq!(report["realigns"], json!(realigns), "{text}");
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! A running server's operator routes, for the commands that change what serves.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::GlobalArgs;
+use crate::config::ConfigError;
+
+/// Activating a generation may read it from a slow disk first.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Where the server is and how to be let in.
+#[derive(Clone, Debug, clap::Args)]
+pub struct RemoteArgs {
+    /// Address of the running server
+    #[arg(
+        long,
+        env = "REALIGN_URL",
+        value_name = "URL",
+        default_value = "http://127.0.0.1:8080"
+    )]
+    pub url: String,
+    /// Key of the operator routes [default: server.admin_key of the configuration]
+    #[arg(
+        long,
+        env = "REALIGN_ADMIN_KEY",
+        hide_env_values = true,
+        value_name = "KEY"
+    )]
+    pub admin_key: Option<String>,
+}
+
+/// Why a server did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteError {
+    /// No answer came.
+    #[error("no answer from {url}: {reason}; start `realign serve`, or name the server with --url")]
+    Unreachable {
+        /// What was called.
+        url: String,
+        /// Why.
+        reason: String,
+    },
+    /// The answer is not JSON.
+    #[error("{url} answered {status} without JSON: is it a realign server? Name it with --url")]
+    NotRealign {
+        /// What was called.
+        url: String,
+        /// HTTP status.
+        status: u16,
+    },
+    /// The server does not let this caller in.
+    #[error("{0}; give the key with --admin-key or REALIGN_ADMIN_KEY")]
+    NotAllowed(String),
+    /// The server knows better: no such generation, or another one serves.
+    #[error("the server refused: {0}")]
+    Refused(String),
+}
+
+impl RemoteArgs {
+    /// These flags, with the configuration's operator key where none was given.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn with_config(&self, global: &GlobalArgs) -> Result<RemoteArgs, ConfigError> {
+        let mut args = self.clone();
+        if args.admin_key.is_none() {
+            args.admin_key = global.resolve()?.server.admin_key;
+        }
+        Ok(args)
+    }
+
+    /// Posts to a path below `/admin/v1/` and returns the answer's body.
+    ///
+    /// # Errors
+    /// [`RemoteError`].
+    pub fn post(&self, path: &str, body: &Value) -> Result<Value, RemoteError> {
+        let url = format!("{}/admin/v1/{path}", self.url.trim_end_matches('/'));
+        let unreachable = |error: ureq::Error| RemoteError::Unreachable {
+            url: url.clone(),
+            reason: error.to_string(),
+        };
+        // Operator routes listen on loopback or a private network, where a proxy is in the way.
+        let agent: ureq::Agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .proxy(None)
+            .timeout_global(Some(TIMEOUT))
+            .build()
+            .into();
+        let mut request = agent.post(&url);
+        if let Some(key) = &self.admin_key {
+            request = request.header("Authorization", format!("Bearer {key}"));
+        }
+        let mut response = request.send_json(body).map_err(unreachable)?;
+        let status = response.status().as_u16();
+        let text = response.body_mut().read_to_string().map_err(unreachable)?;
+        let answer: Value =
+            serde_json::from_str(&text).map_err(|_| RemoteError::NotRealign { url, status })?;
+        if (200..300).contains(&status) {
+            return Ok(answer);
+        }
+        let message = answer["error"]["message"].as_str();
+        let message = message.map_or_else(|| format!("status {status}"), str::to_owned);
+        Err(match status {
+            401 | 403 => RemoteError::NotAllowed(message),
+            _ => RemoteError::Refused(message),
+        })
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::thread::JoinHandle;
+
+    use serde_json::json;
+
+    use super::*;
+
+    /// A server that gives one answer; joining it returns the request.
+    pub(crate) fn answers(
+        status: u16,
+        body: &'static str,
+    ) -> std::io::Result<(RemoteArgs, JoinHandle<String>)> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let url = format!("http://{}", listener.local_addr()?);
+        let thread = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("the client connects");
+            let mut request = Vec::new();
+            let mut buffer = [0u8; 4096];
+            // The body of every request here is one JSON object without nesting.
+            while !request.ends_with(b"}") {
+                let n = stream.read(&mut buffer).expect("a readable request");
+                if n == 0 {
+                    break;
+                }
+                request.extend_from_slice(&buffer[..n]);
+            }
+            let length = body.len();
+            let head = format!(
+                "HTTP/1.1 {status} X\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+            );
+            let answer = stream.write_all(format!("{head}{body}").as_bytes());
+            answer.expect("a writable answer");
+            String::from_utf8_lossy(&request).into_owned()
+        });
+        let admin_key = Some("secret".to_owned());
+        Ok((RemoteArgs { url, admin_key }, thread))
+    }
+
+    #[test]
+    fn answers_and_refusals() {
+        let (server, thread) = answers(200, r#"{"from": "a", "to": "b"}"#).unwrap();
+        let body = json!({"generation": "b"});
+        let answer = server.post("generations/activate", &body).unwrap();
+        assert_eq!(answer["to"], "b");
+        let request = thread.join().unwrap().to_lowercase();
+        assert!(
+            request.starts_with("post /admin/v1/generations/activate "),
+            "{request}"
+        );
+        assert!(
+            request.contains("authorization: bearer secret"),
+            "{request}"
+        );
+        let refused = r#"{"error": {"message": "generation a serves"}}"#;
+        let cases = [
+            (409, refused, "refused: generation a serves"),
+            (401, refused, "--admin-key"),
+            (404, "<html>", "is it a realign server?"),
+        ];
+        for (status, text, expect) in cases {
+            let (server, thread) = answers(status, text).unwrap();
+            let error = server.post("x", &body).unwrap_err().to_string();
+            assert!(error.contains(expect), "{error}");
+            thread.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_server_that_is_not_there_is_told_from_one_that_refuses() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        drop(listener);
+        let admin_key = None;
+        let error = RemoteArgs { url, admin_key }
+            .post("x", &json!({}))
+            .unwrap_err();
+        assert!(
+            matches!(error, RemoteError::Unreachable { .. }) && error.to_string().contains("--url"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,232 @@
+//! What `triage` and `plan` report. Pure.
+
+use serde::Serialize;
+
+use crate::control::holdout_ratio;
+use crate::oracle::{Exchange, Judgement, Oracle, RuleOracle, Severity};
+use crate::preferences::{Dataset, Pair, SkippedLine, split};
+use crate::train::Recipe;
+use crate::triage::{Category, Triage, TriageCounts, TriagedPair};
+
+/// What the policies say about the preference data.
+#[derive(Clone, Debug, Serialize)]
+pub struct TriageReport {
+    /// Revision of what was judged by.
+    pub policy_revision: String,
+    /// Distinct pairs.
+    pub pairs: usize,
+    /// Pairs per category.
+    pub counts: TriageCounts,
+    /// Share of pairs in conflict with the policies, 0 to 1.
+    pub gap_ratio: f64,
+    /// Violations of each rule, in set order; rules without one included.
+    pub rules: Vec<RuleCount>,
+    /// Conflicting pairs, in the order of files and lines.
+    pub examples: Vec<Conflict>,
+    /// Lines merged into an earlier one.
+    pub duplicates: usize,
+    /// Lines that gave no pair.
+    pub skipped: Vec<SkippedLine>,
+}
+
+/// How many responses violate a rule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RuleCount {
+    /// Policy id.
+    pub policy: String,
+    /// Rule id.
+    pub rule: String,
+    /// How much a violation matters.
+    pub severity: Severity,
+    /// Chosen responses that violate it.
+    pub chosen: usize,
+    /// Rejected responses that violate it.
+    pub rejected: usize,
+}
+
+/// A pair in conflict with the policies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Conflict {
+    /// `file:line`.
+    pub source: String,
+    /// What training does with it.
+    pub category: Category,
+    /// The last user message.
+    pub prompt: String,
+    /// The preferred response.
+    pub chosen: String,
+    /// The other response.
+    pub rejected: String,
+    /// The rules that decided.
+    pub because: Vec<Reason>,
+}
+
+/// A rule that one response of a pair violates.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Reason {
+    /// `chosen` or `rejected`.
+    pub response: &'static str,
+    /// Policy id.
+    pub policy: String,
+    /// Rule id.
+    pub rule: String,
+    /// What in the response the rule found, where it can tell.
+    pub evidence: Option<String>,
+}
+
+impl TriageReport {
+    /// The report of a triage, with at most `examples` conflicting pairs.
+    pub fn new(
+        oracle: &RuleOracle,
+        dataset: &Dataset,
+        triage: &Triage,
+        examples: usize,
+    ) -> TriageReport {
+        let mut conflicts: Vec<&TriagedPair> = triage
+            .items
+            .iter()
+            .filter(|item| item.category.is_conflict())
+            .collect();
+        conflicts.sort_by_key(|item| &dataset.pairs[item.index].source);
+        conflicts.truncate(examples);
+        let shown = conflicts.into_iter();
+        TriageReport {
+            policy_revision: oracle.revision().to_owned(),
+            pairs: dataset.pairs.len(),
+            counts: triage.counts,
+            gap_ratio: triage.gap_ratio,
+            rules: rule_counts(oracle, triage),
+            examples: shown
+                .map(|item| conflict(oracle, &dataset.pairs[item.index], item))
+                .collect(),
+            duplicates: dataset.duplicates,
+            skipped: dataset.skipped.clone(),
+        }
+    }
+}
+
+fn rule_counts(oracle: &RuleOracle, triage: &Triage) -> Vec<RuleCount> {
+    let count = |policy: &str, rule: &str, side: fn(&TriagedPair) -> &Judgement| {
+        let violated = |item: &&TriagedPair| {
+            let mut found = side(item).violations.iter();
+            found.any(|v| v.policy == policy && v.rule == rule)
+        };
+        triage.items.iter().filter(violated).count()
+    };
+    oracle
+        .rules()
+        .map(|(policy, rule)| RuleCount {
+            policy: policy.id.clone(),
+            rule: rule.id.clone(),
+            severity: rule.severity,
+            chosen: count(&policy.id, &rule.id, |item| &item.chosen),
+            rejected: count(&policy.id, &rule.id, |item| &item.rejected),
+        })
+        .collect()
+}
+
+fn conflict(oracle: &RuleOracle, pair: &Pair, item: &TriagedPair) -> Conflict {
+    let sides = [
+        ("chosen", &item.chosen, &pair.chosen, &pair.chosen_labels),
+        (
+            "rejected",
+            &item.rejected,
+            &pair.rejected,
+            &pair.rejected_labels,
+        ),
+    ];
+    let mut because = Vec::new();
+    for (name, judgement, response, labels) in sides {
+        let exchange = Exchange {
+            prompt: pair.prompt_text(),
+            response,
+            labels,
+        };
+        for violation in &judgement.violations {
+            let rule = oracle
+                .rules()
+                .find(|(policy, rule)| policy.id == violation.policy && rule.id == violation.rule);
+            because.push(Reason {
+                response: name,
+                policy: violation.policy.clone(),
+                rule: violation.rule.clone(),
+                evidence: rule.and_then(|(_, rule)| rule.violates.evidence(&exchange)),
+            });
+        }
+    }
+    Conflict {
+        source: pair.source.to_string(),
+        category: item.category,
+        prompt: pair.prompt_text().to_owned(),
+        chosen: pair.chosen.clone(),
+        rejected: pair.rejected.clone(),
+        because,
+    }
+}
+
+/// What a server would do.
+#[derive(Clone, Debug, Serialize)]
+pub struct Plan {
+    /// What the policies say about the data.
+    #[serde(flatten)]
+    pub triage: TriageReport,
+    /// Whether there is something to train on.
+    pub trains: bool,
+    /// Name of the recipe.
+    pub recipe: String,
+    /// Pairs to train on, `train.max_pairs` respected.
+    pub train_pairs: usize,
+    /// Conflicting pairs outside the held-out part, `train.max_pairs` not counted.
+    pub train_conflicts: usize,
+    /// Pairs to measure on.
+    pub holdout_pairs: usize,
+    /// Conflicting pairs to measure on.
+    pub holdout_conflicts: usize,
+    /// Most optimiser steps.
+    pub steps: usize,
+    /// Pairs per optimiser step.
+    pub pairs_per_step: usize,
+    /// Passes over the pairs.
+    pub epochs: usize,
+}
+
+impl Plan {
+    /// The plan for a triaged data set. `configured_ratio` is `gate.holdout_ratio`.
+    pub fn new(
+        report: TriageReport,
+        recipe: &Recipe,
+        dataset: &Dataset,
+        triage: &Triage,
+        configured_ratio: f64,
+    ) -> Plan {
+        let ratio = holdout_ratio(&dataset.pairs, configured_ratio);
+        let parts = split(&dataset.pairs, ratio, recipe.seed);
+        let conflicts = |of: &[usize]| {
+            let in_conflict = of
+                .iter()
+                .filter(|&&i| triage.items[i].category.is_conflict());
+            in_conflict.count()
+        };
+        let train_conflicts = conflicts(&parts.train);
+        let train_pairs = match recipe.max_pairs {
+            0 => parts.train.len(),
+            limit => parts.train.len().min(limit),
+        };
+        let trains = train_conflicts > 0;
+        Plan {
+            trains,
+            recipe: recipe.name.clone(),
+            train_pairs,
+            train_conflicts,
+            holdout_pairs: parts.holdout.len(),
+            holdout_conflicts: conflicts(&parts.holdout),
+            steps: match trains {
+                true => train_pairs.div_ceil(recipe.pairs_per_step.max(1)) * recipe.epochs,
+                false => 0,
+            },
+            pairs_per_step: recipe.pairs_per_step,
+            epochs: recipe.epochs,
+            triage: report,
+        }
+    }
+}
