@@ -3,3 +3,4 @@
 mod demo_data;
 mod golden_parity;
 mod golden_training;
+mod hub;

@@ -369,10 +369,9 @@ mod tests {
             let text = String::from_utf8(out).unwrap();
             assert!(got == code && text.contains(expect), "{got} {text}");
             let request = server.join().unwrap();
-            assert!(
-                request.contains(r#""expected_generation":"a""#),
-                "{request}"
-            );
+            let (_, body) = request.split_once("\r\n\r\n").unwrap();
+            let sent: Value = serde_json::from_str(body).unwrap();
+            assert_eq!(sent, json!({"generation": "b", "expected_generation": "a"}));
         }
         let (remote, server) =
             answers(401, r#"{"error": {"message": "a key is required"}}"#).unwrap();
