@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Parser;
 use realign::cli::{Cli, Command, EXIT_FAILED, EXIT_OK, EXIT_USAGE, adapters, logs, model, policy, triage};
 use realign::config::Config;
@@ -17,7 +16,8 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            // Every message names its cause already; the chain would say it twice.
+            eprintln!("error: {error}");
             ExitCode::from(EXIT_USAGE)
         }
     }
@@ -40,7 +40,8 @@ fn stdout() -> std::io::StdoutLock<'static> {
 
 fn serve(config: Config) -> anyhow::Result<u8> {
     if let Some(threads) = config.engine.threads {
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot set the number of threads")?;
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        pool.map_err(|error| anyhow::anyhow!("cannot use {threads} threads: {error}"))?;
     }
     let server = Server::load(config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;

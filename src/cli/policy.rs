@@ -97,7 +97,7 @@ fn check(
                 "revision": set.revision(), "errors": [],
             });
             let text = format!(
-                "{policies} policies with {rules} rules are valid; revision {}",
+                "valid; policies: {policies}, rules: {rules}, revision: {}",
                 short(set.revision())
             );
             print(out, as_json, &report, &text)?;
@@ -148,7 +148,7 @@ fn test_table(report: &ExampleReport) -> String {
     let errors = report.clone().into_errors();
     lines.extend(errors.iter().map(|error| error.to_string()));
     lines.push(format!(
-        "{passed} examples passed, {failed} failed; {} rules have none",
+        "examples passed: {passed}, failed: {failed}; rules without examples: {}",
         report.untested().len()
     ));
     lines.join("\n")

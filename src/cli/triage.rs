@@ -183,8 +183,13 @@ fn plan_text(plan: &Plan) -> String {
         (false, 0) => "no pair is in conflict: the base model serves, nothing is trained".into(),
         (false, _) => "all conflicting pairs are held out: nothing can be trained; add data".into(),
     };
+    let gap = if plan.triage.examples.is_empty() {
+        ""
+    } else {
+        "\n"
+    };
     format!(
-        "{}{effect}\n{} of the training pairs are in conflict; {} pairs are held out to measure on, {} of them in conflict\n",
+        "{}{gap}{effect}\n{} of the training pairs are in conflict; {} pairs are held out to measure on, {} of them in conflict\n",
         triage_text(&plan.triage),
         plan.train_conflicts,
         plan.holdout_pairs,
