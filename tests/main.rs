@@ -1,6 +1,7 @@
 //! One integration binary for the whole crate: every extra one would link the engine again.
 
 mod demo_data;
+mod e2e;
 mod golden_parity;
 mod golden_training;
 mod hub;

@@ -1,0 +1,117 @@
+//! Whatever kills the server, the restart serves a good generation and finishes the job.
+
+use std::sync::OnceLock;
+
+use super::server::{Server, wait};
+use super::workspace::Workspace;
+
+/// What a realignment leads to that nothing interrupts.
+fn uninterrupted() -> &'static str {
+    static GENERATION: OnceLock<String> = OnceLock::new();
+    GENERATION.get_or_init(|| {
+        let workspace = Workspace::tiny(1);
+        workspace.drop_policy("xyzzy");
+        finished(&Server::start(&workspace))
+    })
+}
+
+/// The generation that the only realignment ends in.
+fn finished(server: &Server<'_>) -> String {
+    let ended = server.ended(1);
+    assert_eq!(ended["status"], "succeeded", "{ended}");
+    assert_eq!(
+        server.realignments().len(),
+        1,
+        "the realignment was resumed, not repeated"
+    );
+    let generation = ended["generation"].as_str().unwrap().to_string();
+    assert_eq!(server.current(), generation);
+    generation
+}
+
+fn crashes_at(point: &str) {
+    let expected = uninterrupted();
+    let workspace = Workspace::tiny(1);
+    workspace.drop_policy("xyzzy");
+    let mut crashing = Server::start_with(&workspace, Some(point));
+    let status = crashing.exited();
+    assert!(!status.success(), "{point}: {status}");
+    assert!(
+        crashing.log().contains("REALIGN_CRASH_AT"),
+        "{point}: another end:\n{}",
+        crashing.log()
+    );
+    drop(crashing);
+
+    let server = Server::start(&workspace);
+    let first = server.chat("tiny", "hello", 4).generation.unwrap();
+    let base = server.chat("tiny@base", "hello", 4).generation.unwrap();
+    assert!(
+        first == base || first == expected,
+        "{point}: {first} serves after the restart"
+    );
+    assert_eq!(finished(&server), expected, "{point}");
+    let manifests = std::fs::read_dir(workspace.path("adapters")).unwrap();
+    let names: Vec<String> = manifests
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert!(
+        !names.iter().any(|name| name.contains("tmp")),
+        "{point} left rubbish: {names:?}"
+    );
+}
+
+#[test]
+fn in_training() {
+    crashes_at("train:after-step-2");
+}
+
+#[test]
+fn before_a_generation_has_its_name() {
+    crashes_at("publish:after-staging");
+}
+
+#[test]
+fn before_current_names_a_published_generation() {
+    crashes_at("publish:after-rename");
+}
+
+#[test]
+fn while_current_is_written() {
+    crashes_at("publish:after-current-temp");
+}
+
+#[test]
+fn after_current_was_written() {
+    crashes_at("publish:after-current");
+}
+
+#[test]
+fn killed_in_training() {
+    const EPOCHS: usize = 30;
+    let undisturbed = Workspace::tiny(EPOCHS);
+    undisturbed.drop_policy("xyzzy");
+    let expected = finished(&Server::start(&undisturbed));
+
+    let workspace = Workspace::tiny(EPOCHS);
+    workspace.drop_policy("xyzzy");
+    let server = Server::start(&workspace);
+    let step = || {
+        server
+            .realignments()
+            .first()
+            .and_then(|r| r["losses"]["step"].as_u64())
+            .unwrap_or(0)
+    };
+    wait("some steps", || (step() > 20).then_some(()));
+    assert_eq!(
+        server.realignments()[0]["status"],
+        "running",
+        "the kill comes too late to prove anything"
+    );
+    server.kill();
+
+    let server = Server::start(&workspace);
+    assert_eq!(server.chat("tiny", "hello", 4).status, 200);
+    assert_eq!(finished(&server), expected);
+}

@@ -1,0 +1,13 @@
+//! The real binary, driven as its users drive it: policy files in, HTTP requests, kills.
+//!
+//! A random model of two tiny layers stands in for a real one wherever a mechanism is tested; the
+//! one test of learning uses the default model.
+
+mod crashes;
+mod openai_client;
+mod real_model;
+mod realigning;
+mod server;
+mod serving;
+mod tiny_model;
+mod workspace;

@@ -1,0 +1,172 @@
+//! Policy files in, generations out.
+
+use super::server::{Server, wait};
+use super::workspace::{Workspace, policy};
+
+#[test]
+fn a_dropped_policy_ends_in_a_new_generation_that_serves() {
+    let workspace = Workspace::tiny(1);
+    let server = Server::start(&workspace);
+    let before = server.chat("tiny", "hello", 8);
+    let base = before.generation.clone().unwrap();
+    assert_eq!(
+        server.ended(1)["status"],
+        "no_conflict",
+        "without policies nothing conflicts"
+    );
+
+    workspace.drop_policy("xyzzy");
+    let ended = server.ended(2);
+    assert_eq!(ended["status"], "succeeded", "{ended}");
+    for (category, count) in [("invert", 10), ("punish", 8), ("retain", 12)] {
+        assert_eq!(ended["triage"][category], count, "{ended}");
+        let labels = format!("category=\"{category}\"");
+        assert_eq!(
+            server.metric("realign_triage_pairs", &labels),
+            f64::from(count),
+            "{category}"
+        );
+    }
+    let generation = ended["generation"].as_str().unwrap();
+    assert_ne!(generation, base);
+    let after = server.chat("tiny", "hello", 8);
+    assert_eq!(after.generation.as_deref(), Some(generation));
+    let fingerprint = after.body["system_fingerprint"].as_str().unwrap();
+    assert!(
+        fingerprint.ends_with(&format!("_{generation}")),
+        "{fingerprint}"
+    );
+    assert_ne!(
+        after.body["system_fingerprint"],
+        before.body["system_fingerprint"]
+    );
+    assert_eq!(workspace.read("adapters/CURRENT").trim(), generation);
+
+    let revision = server.get("/admin/v1/policies")["revision"]
+        .as_str()
+        .unwrap()
+        .to_string();
+    assert_eq!(ended["policy_revision"], revision.as_str());
+    let served = format!("generation=\"{generation}\"");
+    assert_eq!(server.metric("realign_generation_info", &served), 1.0);
+    assert_eq!(
+        server.metric("realign_generation_info", ""),
+        1.0,
+        "one generation serves"
+    );
+    assert!(server.metric("realign_swaps_total", "result=\"ok\"") >= 1.0);
+    assert_eq!(
+        server.metric("realign_policy_last_reload_successful", ""),
+        1.0
+    );
+    assert_eq!(
+        server.metric("realign_realignments_total", "outcome=\"succeeded\""),
+        1.0
+    );
+}
+
+#[test]
+fn a_bad_policy_file_changes_nothing_until_it_is_fixed() {
+    let workspace = Workspace::tiny(1);
+    workspace.drop_policy("xyzzy");
+    let server = Server::start(&workspace);
+    let good = server.ended(1)["generation"].as_str().unwrap().to_string();
+
+    // The fourth line opens a list that nothing closes.
+    workspace.write(
+        "policies/words.yaml",
+        "apiVersion: realign/v1\nid: broken\nversion: \"1\"\nrules: [\n",
+    );
+    wait("the refusal", || {
+        (server.metric("realign_policy_last_reload_successful", "") == 0.0).then_some(())
+    });
+    let shown = server.get("/admin/v1/policies");
+    let error = shown["last_error"]
+        .as_str()
+        .unwrap_or_else(|| panic!("no error in {shown}"));
+    assert!(
+        error.contains("words.yaml:4") || error.contains("words.yaml:5"),
+        "no line in: {error}"
+    );
+    assert_eq!(
+        server.chat("tiny", "hello", 2).generation.as_deref(),
+        Some(good.as_str())
+    );
+    assert_eq!(server.realignments().len(), 1, "nothing was started");
+
+    workspace.drop_policy("plugh");
+    let ended = server.ended(2);
+    assert_eq!(ended["status"], "succeeded", "{ended}");
+    assert_ne!(server.current(), good);
+    assert_eq!(
+        server.metric("realign_policy_last_reload_successful", ""),
+        1.0
+    );
+    assert!(server.get("/admin/v1/policies")["last_error"].is_null());
+}
+
+#[test]
+fn what_was_trained_before_is_activated_again_without_training() {
+    let workspace = Workspace::tiny(1);
+    workspace.drop_policy("xyzzy");
+    let server = Server::start(&workspace);
+    let trained =
+        |labels: &str| server.metric("realign_realignment_stage_duration_seconds_count", labels);
+    let first = server.ended(1)["generation"].clone();
+    workspace.drop_policy("plugh");
+    let second = server.ended(2)["generation"].clone();
+    assert_ne!(first, second);
+    assert_eq!(trained("stage=\"train\""), 2.0);
+
+    for (count, word, wanted) in [(3, "xyzzy", &first), (4, "plugh", &second)] {
+        workspace.drop_policy(word);
+        let ended = server.ended(count);
+        assert_eq!(
+            (&ended["status"], &ended["generation"]),
+            (&"succeeded".into(), wanted),
+            "{ended}"
+        );
+        assert_eq!(server.current(), wanted.as_str().unwrap());
+    }
+    workspace.remove("policies/words.yaml");
+    assert_eq!(server.ended(5)["status"], "no_conflict");
+    assert_eq!(
+        server.chat("tiny@base", "hello", 2).generation,
+        Some(server.current()),
+        "no policy: the base serves"
+    );
+    workspace.write("policies/again.yaml", &policy("xyzzy"));
+    assert_eq!(
+        server.ended(6)["generation"],
+        first,
+        "the file's name is no part of a policy"
+    );
+    assert_eq!(trained("stage=\"train\""), 2.0, "nothing was trained again");
+}
+
+#[test]
+fn the_newest_of_two_quick_changes_wins() {
+    let workspace = Workspace::tiny(200);
+    let server = Server::start(&workspace);
+    server.ended(1);
+    workspace.drop_policy("xyzzy");
+    wait("training", || {
+        (server.realignments()[0]["stage"] == "train").then_some(())
+    });
+    workspace.write("policies/words.yaml", &policy("absent"));
+    let ended = server.ended(3);
+    assert_eq!(
+        ended["status"], "no_conflict",
+        "no response contains the word: {ended}"
+    );
+    let superseded = &server.realignments()[1];
+    assert_eq!(superseded["status"], "superseded", "{superseded}");
+    assert_eq!(
+        ended["policy_revision"],
+        server.get("/admin/v1/policies")["revision"]
+    );
+    assert_eq!(
+        server.metric("realign_realignments_total", "outcome=\"superseded\""),
+        1.0
+    );
+}

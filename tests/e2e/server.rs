@@ -1,0 +1,299 @@
+//! A running `realign serve` and the requests that tests make.
+
+use std::fs::OpenOptions;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::workspace::Workspace;
+
+/// Long enough for a machine that builds something else beside the tests.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A server of its own; killed when dropped.
+pub struct Server<'a> {
+    child: Child,
+    address: String,
+    agent: ureq::Agent,
+    workspace: &'a Workspace,
+}
+
+/// An answer of the server, whatever its status.
+pub struct Answer {
+    pub status: u16,
+    pub generation: Option<String>,
+    pub body: Value,
+}
+
+impl Answer {
+    /// The first choice's text.
+    pub fn text(&self) -> &str {
+        self.body["choices"][0]["message"]["content"]
+            .as_str()
+            .unwrap_or_else(|| panic!("no text: {}", self.body))
+    }
+}
+
+impl<'a> Server<'a> {
+    pub fn start(workspace: &'a Workspace) -> Server<'a> {
+        Server::start_with(workspace, None)
+    }
+
+    /// Starts a server and waits until it listens. `crash_at` is `REALIGN_CRASH_AT`.
+    pub fn start_with(workspace: &'a Workspace, crash_at: Option<&str>) -> Server<'a> {
+        let log = workspace.path("log");
+        let file = OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(true)
+            .open(&log)
+            .unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_realign"));
+        command
+            .args(["serve", "--port", "0"])
+            .current_dir(workspace.path(""))
+            .stdin(Stdio::null());
+        command
+            .env_remove("REALIGN_LOG")
+            .env_remove("REALIGN_LOG_FORMAT")
+            .env_remove("REALIGN_CRASH_AT");
+        if let Some(point) = crash_at {
+            command.env("REALIGN_CRASH_AT", point);
+        }
+        let child = command.stdout(Stdio::null()).stderr(file).spawn().unwrap();
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(PATIENCE));
+        let mut server = Server {
+            child,
+            address: String::new(),
+            agent: config.build().into(),
+            workspace,
+        };
+        server.address = wait("a listening server", || {
+            let log = server.log();
+            if let Some(status) = server.child.try_wait().unwrap() {
+                panic!("the server ended with {status}:\n{log}");
+            }
+            let (_, rest) = log.split_once("listening: http://")?;
+            Some(rest.split_once("/v1")?.0.to_string())
+        });
+        server
+    }
+
+    pub fn log(&self) -> String {
+        self.workspace.read("log")
+    }
+
+    pub fn base_url(&self) -> String {
+        format!("http://{}/v1", self.address)
+    }
+
+    pub fn get(&self, path: &str) -> Value {
+        let mut response = self
+            .agent
+            .get(format!("http://{}{path}", self.address))
+            .call()
+            .unwrap();
+        response.body_mut().read_json().unwrap()
+    }
+
+    pub fn get_text(&self, path: &str) -> String {
+        let mut response = self
+            .agent
+            .get(format!("http://{}{path}", self.address))
+            .call()
+            .unwrap();
+        response.body_mut().read_to_string().unwrap()
+    }
+
+    pub fn post(&self, path: &str, body: &Value) -> Answer {
+        let mut response = self
+            .agent
+            .post(format!("http://{}{path}", self.address))
+            .send_json(body)
+            .unwrap();
+        let generation = response
+            .headers()
+            .get("x-realign-generation")
+            .map(|v| v.to_str().unwrap().to_string());
+        Answer {
+            status: response.status().as_u16(),
+            generation,
+            body: response.body_mut().read_json().unwrap(),
+        }
+    }
+
+    /// A greedy chat completion that must be answered.
+    pub fn chat(&self, model: &str, prompt: &str, max_tokens: usize) -> Answer {
+        let answer = self.post(
+            "/v1/chat/completions",
+            &chat_body(model, prompt, max_tokens),
+        );
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        answer
+    }
+
+    /// Opens a streaming greedy chat completion.
+    pub fn stream(&self, model: &str, prompt: &str, max_tokens: usize) -> EventStream {
+        let mut body = chat_body(model, prompt, max_tokens);
+        body["stream"] = true.into();
+        let body = body.to_string();
+        let mut socket = TcpStream::connect(&self.address).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let head =
+            "POST /v1/chat/completions HTTP/1.0\r\nhost: realign\r\ncontent-type: application/json";
+        write!(
+            socket,
+            "{head}\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+        EventStream {
+            lines: BufReader::new(socket),
+        }
+    }
+
+    /// The sum of the series of a metric whose labels contain `labels`.
+    pub fn metric(&self, name: &str, labels: &str) -> f64 {
+        let text = self.get_text("/metrics");
+        let series = text.lines().filter(|line| {
+            line.strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with(['{', ' ']))
+                && line.contains(labels)
+        });
+        series
+            .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+            .sum()
+    }
+
+    /// All realignments, newest first.
+    pub fn realignments(&self) -> Vec<Value> {
+        let mut answer = self.get("/admin/v1/realignments");
+        serde_json::from_value(answer["realignments"].take()).unwrap()
+    }
+
+    /// Waits until the newest realignment that saw conflicts of a policy has ended, and at least
+    /// `count` realignments are recorded; gives the newest.
+    pub fn ended(&self, count: usize) -> Value {
+        self.ended_within(count, PATIENCE)
+    }
+
+    pub fn ended_within(&self, count: usize, patience: Duration) -> Value {
+        wait_for("the realignment's end", patience, || {
+            let all = self.realignments();
+            (all.len() >= count && all[0]["status"] != "running").then(|| all[0].clone())
+        })
+    }
+
+    /// The generation that new requests get.
+    pub fn current(&self) -> String {
+        self.get("/admin/v1/generations")["current"]
+            .as_str()
+            .unwrap()
+            .to_string()
+    }
+
+    /// As a power cut does.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// As an init system does.
+    pub fn terminate(&self) {
+        let status = Command::new("kill")
+            .args(["-TERM", &self.child.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+
+    /// Waits until the process ends by itself.
+    pub fn exited(&mut self) -> ExitStatus {
+        let child = &mut self.child;
+        wait("the server's end", || child.try_wait().unwrap())
+    }
+}
+
+impl Drop for Server<'_> {
+    fn drop(&mut self) {
+        // It may have ended already: then there is nothing to kill.
+        let _ended = self.child.kill();
+        let _reaped = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- the server's log\n{}", self.log());
+        }
+    }
+}
+
+fn chat_body(model: &str, prompt: &str, max_tokens: usize) -> Value {
+    json!({
+        "model": model, "messages": [{ "role": "user", "content": prompt }],
+        "max_tokens": max_tokens, "temperature": 0,
+    })
+}
+
+/// A streamed answer; dropping it hangs up.
+pub struct EventStream {
+    lines: BufReader<TcpStream>,
+}
+
+impl EventStream {
+    /// The next chunk, `None` after `[DONE]`.
+    pub fn next(&mut self) -> Option<Value> {
+        loop {
+            let mut line = String::new();
+            assert_ne!(
+                self.lines.read_line(&mut line).unwrap(),
+                0,
+                "the stream ended without [DONE]"
+            );
+            match line.trim().strip_prefix("data: ") {
+                Some("[DONE]") => return None,
+                Some(data) => return Some(serde_json::from_str(data).unwrap()),
+                None => {}
+            }
+        }
+    }
+
+    /// The text of the remaining chunks, and their fingerprints.
+    pub fn rest(&mut self) -> (String, Vec<String>) {
+        let (mut text, mut fingerprints) = (String::new(), Vec::new());
+        while let Some(chunk) = self.next() {
+            text.push_str(delta(&chunk));
+            fingerprints.push(chunk["system_fingerprint"].as_str().unwrap().to_string());
+        }
+        fingerprints.dedup();
+        (text, fingerprints)
+    }
+}
+
+/// The text that a chunk adds.
+pub fn delta(chunk: &Value) -> &str {
+    chunk["choices"][0]["delta"]["content"]
+        .as_str()
+        .unwrap_or_default()
+}
+
+/// Asks again and again until there is an answer.
+pub fn wait<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
+    wait_for(what, PATIENCE, ask)
+}
+
+pub fn wait_for<T>(what: &str, patience: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(found) = ask() {
+            return found;
+        }
+        assert!(
+            started.elapsed() < patience,
+            "no sign of {what} after {patience:?}"
+        );
+        std::thread::sleep(Duration::from_millis(15));
+    }
+}
