@@ -49,11 +49,9 @@ fn a_dropped_policy_ends_in_a_new_generation_that_serves() {
     assert_eq!(ended["policy_revision"], revision.as_str());
     let served = format!("generation=\"{generation}\"");
     assert_eq!(server.metric("realign_generation_info", &served), 1.0);
-    assert_eq!(
-        server.metric("realign_generation_info", ""),
-        1.0,
-        "one generation serves"
-    );
+    let rollback = format!("generation=\"{base}\"");
+    assert_eq!(server.metric("realign_generation_info", &rollback), 1.0);
+    assert_eq!(server.metric("realign_generation_info", ""), 2.0);
     assert!(server.metric("realign_swaps_total", "result=\"ok\"") >= 1.0);
     assert_eq!(
         server.metric("realign_policy_last_reload_successful", ""),
@@ -146,7 +144,7 @@ fn what_was_trained_before_is_activated_again_without_training() {
 
 #[test]
 fn the_newest_of_two_quick_changes_wins() {
-    let workspace = Workspace::tiny(200);
+    let workspace = Workspace::tiny(100);
     let server = Server::start(&workspace);
     server.ended(1);
     workspace.drop_policy("xyzzy");
