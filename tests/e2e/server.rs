@@ -176,14 +176,9 @@ impl<'a> Server<'a> {
         serde_json::from_value(answer["realignments"].take()).unwrap()
     }
 
-    /// Waits until the newest realignment that saw conflicts of a policy has ended, and at least
-    /// `count` realignments are recorded; gives the newest.
+    /// Waits until at least `count` realignments are recorded and the newest has ended; gives it.
     pub fn ended(&self, count: usize) -> Value {
-        self.ended_within(count, PATIENCE)
-    }
-
-    pub fn ended_within(&self, count: usize, patience: Duration) -> Value {
-        wait_for("the realignment's end", patience, || {
+        wait("the realignment's end", || {
             let all = self.realignments();
             (all.len() >= count && all[0]["status"] != "running").then(|| all[0].clone())
         })
