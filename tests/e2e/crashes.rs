@@ -86,8 +86,9 @@ fn after_current_was_written() {
     crashes_at("publish:after-current");
 }
 
-#[test]
-fn killed_in_training() {
+/// Ends a server in the middle of training, with `end`, and compares what the next one makes of
+/// the rest with a run that nothing disturbed.
+fn ends_in_training(end: impl FnOnce(Server<'_>)) {
     const EPOCHS: usize = 30;
     let undisturbed = Workspace::tiny(EPOCHS);
     undisturbed.drop_policy("xyzzy");
@@ -96,22 +97,31 @@ fn killed_in_training() {
     let workspace = Workspace::tiny(EPOCHS);
     workspace.drop_policy("xyzzy");
     let server = Server::start(&workspace);
-    let step = || {
-        server
-            .realignments()
-            .first()
-            .and_then(|r| r["losses"]["step"].as_u64())
-            .unwrap_or(0)
-    };
-    wait("some steps", || (step() > 20).then_some(()));
+    wait("some steps", || {
+        let step = server.realignments().first()?["losses"]["step"].as_u64()?;
+        (step > 20).then_some(())
+    });
+    let running = &server.realignments()[0];
     assert_eq!(
-        server.realignments()[0]["status"],
-        "running",
-        "the kill comes too late to prove anything"
+        running["status"], "running",
+        "it is too late to prove anything"
     );
-    server.kill();
+    end(server);
 
     let server = Server::start(&workspace);
     assert_eq!(server.chat("tiny", "hello", 4).status, 200);
     assert_eq!(finished(&server), expected);
+}
+
+#[test]
+fn killed_in_training() {
+    ends_in_training(|server| server.kill());
+}
+
+#[test]
+fn terminated_in_training() {
+    ends_in_training(|mut server| {
+        server.terminate();
+        assert_eq!(server.exited().code(), Some(0), "{}", server.log());
+    });
 }

@@ -168,3 +168,26 @@ fn the_newest_of_two_quick_changes_wins() {
         1.0
     );
 }
+
+#[test]
+fn a_candidate_that_the_gate_refuses_never_serves() {
+    let workspace = Workspace::tiny(1);
+    let server = Server::start(&workspace);
+    let base = server.ended(1)["generation"].clone();
+    let strict = policy("xyzzy").replace("max_perplexity_rise", "max_kl: 0.0, max_perplexity_rise");
+    workspace.write("policies/words.yaml", &strict);
+    let ended = server.ended(2);
+    assert_eq!(ended["status"], "rejected", "{ended}");
+    let reason = ended["error"].as_str().unwrap_or_default();
+    assert!(reason.to_lowercase().contains("kl"), "{ended}");
+    assert_eq!(server.current(), base.as_str().unwrap());
+    assert_eq!(
+        server.metric("realign_realignments_total", "outcome=\"rejected\""),
+        1.0
+    );
+    let refused = ended["generation"].as_str().unwrap();
+    assert!(
+        !workspace.path("adapters").join(refused).exists(),
+        "a refused candidate was published"
+    );
+}
