@@ -3,11 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::quantized::{QMatMul, QTensor};
-use candle_core::{Device, Module, Result, Tensor};
+use candle_core::quantized::QTensor;
+use candle_core::{Device, Result, Tensor};
 
 use super::lora::{LoraPair, LoraSite, LoraWeights, Projection};
-use super::ops::{Ops, frozen_linear};
+use super::ops::{Ops, frozen_linear, quantized_linear};
 
 /// A frozen weight of shape (out, in).
 #[derive(Clone, Debug)]
@@ -46,7 +46,7 @@ impl Weight {
     /// `x` (rows, in) times the transposed weight: (rows, out).
     pub fn forward(&self, ops: Ops, x: &Tensor) -> Result<Tensor> {
         match self {
-            Weight::Quantized(q) => QMatMul::QTensor(q.clone()).forward(&x.contiguous()?),
+            Weight::Quantized(q) => quantized_linear(ops, x, q),
             Weight::Dense(w) => frozen_linear(ops, x, w),
         }
     }
