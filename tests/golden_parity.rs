@@ -53,7 +53,7 @@ pub fn ids(value: &Value) -> Vec<u32> {
 pub fn example(sample: &Value) -> Example {
     let boundary = sample["boundary"].as_u64().expect("boundary") as usize;
     let (chosen, rejected) = (ids(&sample["chosen_ids"]), ids(&sample["rejected_ids"]));
-    Example { prompt: chosen[..boundary].to_vec(), responses: vec![chosen[boundary..].to_vec(), rejected[boundary..].to_vec()] }
+    Example::new(chosen[..boundary].to_vec(), vec![chosen[boundary..].to_vec(), rejected[boundary..].to_vec()])
 }
 
 pub fn examples(key: &str) -> Vec<Example> {
@@ -85,7 +85,7 @@ fn top_logits_agree_at_the_first_and_the_last_prompt_position() {
     for (key, weights) in [("ref", None), ("adapter", Some(adapter("adapter")))] {
         for (position, len) in [("position_0", 1), ("last_prompt_position", prompt.len())] {
             let expected = &golden()["logits"][key][position];
-            let packed = Packed::new([&Example { prompt: prompt[..len].to_vec(), responses: vec![vec![2]] }]);
+            let packed = Packed::new([&Example::new(prompt[..len].to_vec(), vec![vec![2]])]);
             let hidden = packed.response_hidden(dense_model(), Ops::Fused, weights.as_ref()).unwrap();
             let logits: Tensor = dense_model().logits(Ops::Fused, &hidden).unwrap().squeeze(0).unwrap();
             let logits = logits.to_vec1::<f32>().unwrap();

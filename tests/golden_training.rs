@@ -7,7 +7,7 @@ use realign::impact::{Scored, weigh};
 use realign::model::packing::{Example, Packed};
 use realign::model::{LoraPair, LoraSite, LoraWeights, Ops, Projection};
 use realign::train::adamw::AdamW;
-use realign::train::examples::TokenPair;
+use realign::train::examples::{Reference, TokenPair};
 use realign::train::{Gradients, Objective, PreferenceLoss, TrainExample, TrainableLora, WeightScale};
 use realign::triage::Category;
 use serde_json::Value;
@@ -40,7 +40,7 @@ fn samples() -> Vec<TrainExample> {
             TokenPair { id: s["id"].as_str().unwrap().into(), category, prompt: example.prompt, chosen, rejected }
         })
         .collect();
-    let mut examples = realign::train::examples::with_reference(dense_model(), Ops::Fused, &pairs, 640, |_| true).unwrap().unwrap();
+    let mut examples = realign::train::examples::with_reference(Reference { model: dense_model(), ops: Ops::Fused, lowest_layer: 0 }, &pairs, 640, |_| true).unwrap().unwrap();
     for (example, sample) in examples.iter_mut().zip(samples) {
         example.weight = sample["weight"].as_f64().unwrap();
     }

@@ -108,6 +108,8 @@ section! {
         rank: usize,
         /// LoRA alpha; the scale is alpha / rank.
         alpha: f64,
+        /// Share of the layers that are adapted, from the top; 1 is all.
+        layer_share: f64,
         /// Peak learning rate.
         learning_rate: f64,
         /// Passes over the conflicts.

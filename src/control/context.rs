@@ -183,6 +183,7 @@ pub fn recipe(config: &TrainConfig) -> Result<Recipe, RecipeError> {
     set(&mut recipe.seed, &config.seed);
     set(&mut recipe.rank, &config.rank);
     set(&mut recipe.alpha, &config.alpha);
+    set(&mut recipe.layer_share, &config.layer_share);
     set(&mut recipe.learning_rate, &config.learning_rate);
     set(&mut recipe.epochs, &config.epochs);
     set(&mut recipe.beta, &config.beta);

@@ -24,7 +24,7 @@ use crate::preferences::{Pair, Role};
 use crate::state::{GenerationRow, GenerationStatus, Report, ScoreRow};
 use crate::telemetry::event::GateMeasured;
 use crate::telemetry::{Event, Outcome, Stage};
-use crate::train::examples::{TokenPair, prepare, with_reference};
+use crate::train::examples::{Reference, TokenPair, prepare, with_reference};
 use crate::train::run::ROW_BUDGET;
 use crate::train::{self, TrainError, TrainExample, TrainableLora, WeightScale};
 use crate::triage::{Category, Triage, triage_cached};
@@ -78,6 +78,12 @@ pub fn run(context: &Context, job: Job) -> Ended {
 fn realign(context: &Context, job: &Job) -> Result<Done, Stop> {
     let work = Work::new(context, &job.id, job.flag.clone());
     work.enter(Stage::Triage);
+    let preferences = &context.config.paths.preferences;
+    if job.inputs.dataset.pairs.is_empty() && !job.policies.is_empty() {
+        // No data is no evidence of compliance: what serves keeps serving.
+        let what = format!("{}: no preference pairs; add *.jsonl files or set paths.preferences", preferences.display());
+        return Err(Stop::Failed(what));
+    }
     let run = Realignment { context, job, work: &work, oracle: RuleOracle::new(&job.policies) };
     let triage = run.triage();
     if let Some(known) = run.known_result()? {
@@ -187,7 +193,7 @@ impl Realignment<'_> {
         let layouts: Vec<_> = pairs.iter().map(TokenPair::preference).collect();
         let passes = crate::model::packing::group_by_rows(&layouts, ROW_BUDGET).len();
         let mut proceed = self.work.batches(passes, (0.0, 0.3));
-        let mut examples = with_reference(model, self.ops(), pairs, ROW_BUDGET, |_| proceed()).map_err(failed)?.ok_or(Stop::Asked)?;
+        let mut examples = with_reference(self.reference(model), pairs, ROW_BUDGET, |_| proceed()).map_err(failed)?.ok_or(Stop::Asked)?;
         let recipe = &self.context.recipe;
         if recipe.weight_scale == WeightScale::Uniform {
             return Ok(examples);
@@ -210,6 +216,11 @@ impl Realignment<'_> {
             examples[*index].weight = weight;
         }
         Ok(examples)
+    }
+
+    fn reference<'a>(&self, model: &'a Model) -> Reference<'a> {
+        let lowest_layer = self.context.recipe.lowest_layer(model.spec.layers);
+        Reference { model, ops: self.ops(), lowest_layer }
     }
 
     fn score(&self, model: &Model, pairs: &[TokenPair], examples: &[TrainExample], passes: usize) -> Result<Vec<(usize, f64)>, Stop> {

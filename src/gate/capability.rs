@@ -36,7 +36,7 @@ pub fn paragraphs(tokenizer: &Tokenizer, text: &str, max_tokens: usize) -> Vec<E
         if tokens.len() > 1 {
             left -= tokens.len();
             let response = tokens.split_off(1);
-            examples.push(Example { prompt: tokens, responses: vec![response] });
+            examples.push(Example::new(tokens, vec![response]));
         }
     }
     examples

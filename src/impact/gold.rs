@@ -78,7 +78,7 @@ fn gold_example(pairs: &[TokenPair], index: usize) -> Option<Example> {
         return Some(pair.preference());
     }
     let compliant = nearest_compliant(pairs, &pair.prompt)?;
-    Some(Example { prompt: pair.prompt.clone(), responses: vec![compliant.to_vec(), pair.chosen.clone()] })
+    Some(Example::new(pair.prompt.clone(), vec![compliant.to_vec(), pair.chosen.clone()]))
 }
 
 /// The compliant response whose prompt is most like this one (Jaccard over token sets): an answer

@@ -3,7 +3,7 @@
 use candle_core::Result;
 
 use super::gold::GoldBatch;
-use crate::model::packing::{Example, Packed, group_by_rows};
+use crate::model::packing::{Example, Packed, group_by_rows, remember_states};
 use crate::model::{LoraWeights, Model, Ops};
 use crate::train::{Gradients, Objective, TrainExample, TrainableLora};
 use crate::train::run::ROW_BUDGET;
@@ -56,6 +56,18 @@ impl At<'_> {
         Ok(sum)
     }
 
+    /// Computes the layers below the adapter once per example; `false` if `proceed` says stop.
+    fn remember(&self, examples: &mut [Example], proceed: &mut impl FnMut() -> bool) -> Result<bool> {
+        let lowest = self.adapter.sites.keys().map(|site| site.layer).min().unwrap_or(0);
+        for group in group_by_rows(examples, ROW_BUDGET) {
+            if !proceed() {
+                return Ok(false);
+            }
+            remember_states(self.model, self.ops, &mut examples[group], lowest)?;
+        }
+        Ok(true)
+    }
+
     /// log π_ref of both responses of each example.
     fn reference(&self, examples: &[Example], proceed: &mut impl FnMut() -> bool) -> Result<Option<Vec<[f64; 2]>>> {
         self.logprobs(examples, None, proceed)
@@ -104,7 +116,10 @@ impl At<'_> {
 pub fn directional(at: At, examples: &[TrainExample], gold: &GoldBatch, fresh: bool, mut proceed: impl FnMut() -> bool) -> Result<Option<Scored>> {
     let mut folds = Vec::with_capacity(2);
     for fold in &gold.folds {
-        let gold_examples: Vec<Example> = fold.iter().map(|g| g.example.clone()).collect();
+        let mut gold_examples: Vec<Example> = fold.iter().map(|g| g.example.clone()).collect();
+        if !at.remember(&mut gold_examples, &mut proceed)? {
+            return Ok(None);
+        }
         let Some(reference) = at.reference(&gold_examples, &mut proceed)? else { return Ok(None) };
         let pairs: Vec<(&Example, [f64; 2])> = gold_examples.iter().zip(reference).collect();
         match at.gold_gradient(&pairs, &mut proceed)? {

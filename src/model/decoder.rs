@@ -3,6 +3,7 @@
 //! `forward` takes `&self`; the batch brings everything that varies: tokens, positions, adapters
 //! per row range, and where attention finds its keys. Families differ by [`ModelSpec`] alone.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
@@ -74,13 +75,29 @@ pub struct Model {
 impl Model {
     /// Final hidden states of every row of the batch, after the last norm: (rows, hidden).
     pub fn hidden(&self, batch: &Batch) -> Result<Tensor> {
+        let states = self.states_below(batch, 0)?;
+        self.hidden_from(batch, &states, 0)
+    }
+
+    /// The residual stream that enters layer `layer`: (rows, hidden). Layer 0's is the embedding.
+    pub fn states_below(&self, batch: &Batch, layer: usize) -> Result<Tensor> {
         let ids = Tensor::new(batch.tokens, &self.device)?;
-        let mut x = self.embedding.rows(&ids)?;
-        let rope = RopeTable::new(batch.positions, self.spec.head_dim, self.spec.rope_theta);
-        for (index, layer) in self.layers.iter().enumerate() {
-            x = self.layer(index, layer, &x, &rope, batch)?;
-        }
+        self.run_layers(batch, self.embedding.rows(&ids)?, 0..layer)
+    }
+
+    /// [`Model::hidden`], continued from the residual stream that enters layer `layer`. Training
+    /// computes the layers below its lowest adapter once and starts here ever after.
+    pub fn hidden_from(&self, batch: &Batch, states: &Tensor, layer: usize) -> Result<Tensor> {
+        let x = self.run_layers(batch, states.clone(), layer..self.layers.len())?;
         ops::rms_norm(batch.ops, &x, &self.final_norm, self.spec.rms_norm_eps)
+    }
+
+    fn run_layers(&self, batch: &Batch, mut x: Tensor, range: Range<usize>) -> Result<Tensor> {
+        let rope = RopeTable::new(batch.positions, self.spec.head_dim, self.spec.rope_theta);
+        for index in range {
+            x = self.layer(index, &self.layers[index], &x, &rope, batch)?;
+        }
+        Ok(x)
     }
 
     /// Logits of some rows of `hidden` (rows, hidden): (rows, vocabulary).

@@ -11,16 +11,42 @@ use super::linear::AdapterRows;
 use super::lora::LoraWeights;
 use super::ops::{self, Ops, Segment};
 
+/// The residual stream of an example's rows where it enters a layer, computed once on the base
+/// model. It stays valid for every adapter that leaves the layers below alone.
+#[derive(Clone, Debug)]
+pub struct States {
+    /// The layer it enters.
+    pub layer: usize,
+    /// Shape (rows, hidden), no gradient.
+    pub hidden: Tensor,
+}
+
 /// A prompt and the responses to score after it, as token ids.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Example {
     /// Prompt tokens, generation prompt included; not empty.
     pub prompt: Vec<u32>,
     /// Response tokens, each ending with the end-of-turn token; not empty.
     pub responses: Vec<Vec<u32>>,
+    /// Where forward passes may start instead of at the embedding.
+    pub states: Option<States>,
 }
 
+/// Equal if they are the same text; `states` only remember work.
+impl PartialEq for Example {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.prompt, &self.responses) == (&other.prompt, &other.responses)
+    }
+}
+
+impl Eq for Example {}
+
 impl Example {
+    /// An example without remembered states.
+    pub fn new(prompt: Vec<u32>, responses: Vec<Vec<u32>>) -> Self {
+        Self { prompt, responses, states: None }
+    }
+
     /// Rows the example takes in a batch. A response's last token is only predicted, never fed.
     pub fn rows(&self) -> usize {
         self.prompt.len() + self.responses.iter().map(|r| r.len().saturating_sub(1)).sum::<usize>()
@@ -39,17 +65,30 @@ pub struct Packed {
     targets: Vec<u32>,
     /// Per example and response: its part of `rows` and `targets`.
     spans: Vec<Vec<Range<usize>>>,
+    /// The examples' states, if every one has them at the same layer.
+    states: Option<Vec<States>>,
 }
 
 impl Packed {
     /// Lays examples out one after another; each prompt stands once for all its responses.
     pub fn new<'a>(examples: impl IntoIterator<Item = &'a Example>) -> Self {
-        let mut packed =
-            Packed { tokens: vec![], positions: vec![], segments: Arc::from([]), rows: vec![], targets: vec![], spans: vec![] };
+        let mut packed = Packed {
+            tokens: vec![],
+            positions: vec![],
+            segments: Arc::from([]),
+            rows: vec![],
+            targets: vec![],
+            spans: vec![],
+            states: None,
+        };
         let mut segments = Vec::new();
+        let mut states = Vec::new();
         for example in examples {
             segments.push(packed.push(example));
+            states.extend(example.states.clone());
         }
+        let complete = states.len() == segments.len() && states.windows(2).all(|w| w[0].layer == w[1].layer);
+        packed.states = complete.then_some(states).filter(|s| !s.is_empty());
         packed.segments = segments.into();
         packed
     }
@@ -97,15 +136,31 @@ impl Packed {
     pub fn response_hidden(&self, model: &Model, ops: Ops, adapter: Option<&LoraWeights>) -> Result<Tensor> {
         let adapters: Vec<AdapterRows> =
             adapter.map(|adapter| AdapterRows { rows: 0..self.tokens.len(), adapter }).into_iter().collect();
-        let batch = Batch {
-            tokens: &self.tokens,
-            positions: &self.positions,
-            adapters: &adapters,
-            attention: Attention::Packed(self.segments.clone()),
-            ops,
+        let batch = self.batch(ops, &adapters);
+        let hidden = match &self.states {
+            Some(states) => {
+                let rows: Vec<&Tensor> = states.iter().map(|s| &s.hidden).collect();
+                model.hidden_from(&batch, &Tensor::cat(&rows, 0)?, states[0].layer)?
+            }
+            None => model.hidden(&batch)?,
         };
         let rows = Tensor::new(self.rows.as_slice(), &model.device)?;
-        model.hidden(&batch)?.index_select(&rows, 0)
+        hidden.index_select(&rows, 0)
+    }
+
+    fn batch<'a>(&'a self, ops: Ops, adapters: &'a [AdapterRows<'a>]) -> Batch<'a> {
+        let attention = Attention::Packed(self.segments.clone());
+        Batch { tokens: &self.tokens, positions: &self.positions, adapters, attention, ops }
+    }
+
+    /// The base model's residual stream entering `layer`, per example.
+    fn states_below(&self, model: &Model, ops: Ops, layer: usize) -> Result<Vec<States>> {
+        let hidden = model.states_below(&self.batch(ops, &[]), layer)?;
+        let part = |segment: &Segment| {
+            let rows = segment.rows();
+            Ok(States { layer, hidden: hidden.narrow(0, rows.start, rows.len())?.copy()?.detach() })
+        };
+        self.segments.iter().map(part).collect()
     }
 
     /// log p(token | prefix) of every response token: (response tokens).
@@ -120,6 +175,16 @@ impl Packed {
         let sum = |span: &Range<usize>| tokens[span.clone()].iter().map(|&v| f64::from(v)).sum();
         Ok(self.spans.iter().map(|spans| spans.iter().map(sum).collect()).collect())
     }
+}
+
+/// Runs the layers below `layer` on the base model, once, and leaves the result with the examples.
+pub fn remember_states<'a>(model: &Model, ops: Ops, examples: impl IntoIterator<Item = &'a mut Example>, layer: usize) -> Result<()> {
+    let mut examples: Vec<&mut Example> = examples.into_iter().collect();
+    let packed = Packed::new(examples.iter().map(|e| &**e));
+    for (example, states) in examples.iter_mut().zip(packed.states_below(model, ops, layer)?) {
+        example.states = Some(states);
+    }
+    Ok(())
 }
 
 /// Splits examples, in order, into groups of at most `budget` rows (at least one example each), so
@@ -146,8 +211,8 @@ mod tests {
 
     #[test]
     fn responses_are_predicted_by_the_row_before_each_token() {
-        let example = Example { prompt: vec![10, 11, 12], responses: vec![vec![20, 21, 2], vec![30, 2]] };
-        let other = Example { prompt: vec![40], responses: vec![vec![2]] };
+        let example = Example::new(vec![10, 11, 12], vec![vec![20, 21, 2], vec![30, 2]]);
+        let other = Example::new(vec![40], vec![vec![2]]);
         let packed = Packed::new([&example, &other]);
         assert_eq!(packed.tokens, [10, 11, 12, 20, 21, 30, 40]);
         assert_eq!(packed.positions, [0, 1, 2, 3, 4, 3, 0]);
@@ -160,7 +225,7 @@ mod tests {
 
     #[test]
     fn groups_respect_the_budget_but_never_lose_an_example() {
-        let example = |n: usize| Example { prompt: vec![1; n], responses: vec![vec![2]] };
+        let example = |n: usize| Example::new(vec![1; n], vec![vec![2]]);
         let examples: Vec<Example> = [3, 3, 9, 1, 1].into_iter().map(example).collect();
         assert_eq!(group_by_rows(&examples, 6), [0..2, 2..3, 3..5]);
         assert_eq!(group_by_rows(&[], 6), Vec::<Range<usize>>::new());

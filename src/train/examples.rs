@@ -4,7 +4,7 @@
 use candle_core::{Result, Tensor};
 use serde::Serialize;
 
-use crate::model::packing::{Example, Packed, group_by_rows};
+use crate::model::packing::{Example, Packed, group_by_rows, remember_states};
 use crate::model::{Model, Ops, ops};
 use crate::triage::Category;
 
@@ -31,7 +31,7 @@ impl TokenPair {
             Category::Invert => vec![self.rejected.clone(), self.chosen.clone()],
             Category::Punish | Category::Retain => vec![self.chosen.clone(), self.rejected.clone()],
         };
-        Example { prompt: self.prompt.clone(), responses }
+        Example::new(self.prompt.clone(), responses)
     }
 }
 
@@ -92,30 +92,45 @@ pub fn prepare(pairs: impl IntoIterator<Item = TokenPair>, max_tokens: usize) ->
     prepared
 }
 
-/// Runs the reference model (no adapter) over all pairs, at most `row_budget` rows at a time.
+/// Runs the reference model (no adapter) over all pairs, at most `row_budget` rows at a time, and
+/// remembers the residual stream that enters `lowest_layer`, the first one an adapter may touch.
 /// `proceed` is asked before each batch; `None` comes back if it says no.
-pub fn with_reference(model: &Model, ops: Ops, pairs: &[TokenPair], row_budget: usize, mut proceed: impl FnMut(usize) -> bool) -> Result<Option<Vec<TrainExample>>> {
+pub fn with_reference(at: Reference, pairs: &[TokenPair], row_budget: usize, mut proceed: impl FnMut(usize) -> bool) -> Result<Option<Vec<TrainExample>>> {
+    let Reference { model, ops, lowest_layer } = at;
     let mut examples: Vec<TrainExample> = pairs.iter().map(without_reference).collect();
     let layouts: Vec<Example> = examples.iter().map(|e| e.example.clone()).collect();
     for group in group_by_rows(&layouts, row_budget) {
         if !proceed(group.start) {
             return Ok(None);
         }
-        let packed = Packed::new(&layouts[group.clone()]);
+        let batch = &mut examples[group];
+        remember_states(model, ops, batch.iter_mut().map(|e| &mut e.example), lowest_layer)?;
+        let packed = Packed::new(batch.iter().map(|e| &e.example));
         let hidden = packed.response_hidden(model, ops, None)?;
         let logprobs = ops::token_logprobs(ops, &model.logits(ops, &hidden)?, packed.targets())?.to_vec1::<f32>()?;
-        for (i, example) in examples[group].iter_mut().enumerate() {
+        for (i, example) in batch.iter_mut().enumerate() {
             for response in 0..example.example.responses.len().min(2) {
                 let tokens = &logprobs[packed.span(i, response)];
                 example.reference[response] = tokens.iter().map(|&v| f64::from(v)).sum();
             }
             if example.category == Category::Retain {
                 let span = packed.span(i, 0);
-                example.reference_hidden = Some(hidden.narrow(0, span.start, span.len())?.detach().copy()?);
+                example.reference_hidden = Some(hidden.narrow(0, span.start, span.len())?.copy()?.detach());
             }
         }
     }
     Ok(Some(examples))
+}
+
+/// What [`with_reference`] runs on.
+#[derive(Clone, Copy, Debug)]
+pub struct Reference<'a> {
+    /// The model, with f32 weights.
+    pub model: &'a Model,
+    /// Form of the operations.
+    pub ops: Ops,
+    /// First layer that an adapter may touch.
+    pub lowest_layer: usize,
 }
 
 fn without_reference(pair: &TokenPair) -> TrainExample {

@@ -32,6 +32,9 @@ pub struct Recipe {
     pub alpha: f64,
     /// PEFT module names that carry the adapter.
     pub targets: Vec<String>,
+    /// Share of the layers that carry the adapter, counted from the top: 1 is all of them. The
+    /// layers below are computed once per pair, whatever the number of passes.
+    pub layer_share: f64,
     /// Peak learning rate of AdamW.
     pub learning_rate: f64,
     /// Share of steps that warm up linearly; a cosine to zero follows.
@@ -70,10 +73,11 @@ impl Default for Recipe {
             seed: 17,
             rank: 16,
             alpha: 32.0,
-            targets: vec!["q_proj".into(), "v_proj".into()],
+            targets: Projection::ALL.map(|p| p.name().to_string()).to_vec(),
+            layer_share: 0.5,
             learning_rate: 1e-3,
             warmup_ratio: 0.1,
-            epochs: 2,
+            epochs: 1,
             pairs_per_step: 6,
             clip_norm: 1.0,
             beta: 0.1,
@@ -82,7 +86,7 @@ impl Default for Recipe {
             gamma: 1.0,
             preference_loss: PreferenceLoss::Sigmoid,
             weight_scale: WeightScale::MeanOne,
-            gold_pairs: 64,
+            gold_pairs: 48,
             max_tokens: 256,
             max_pairs: 0,
         }
@@ -97,6 +101,9 @@ impl Recipe {
             name: "paper".into(),
             rank: 32,
             alpha: 16.0,
+            targets: vec!["q_proj".into(), "v_proj".into()],
+            layer_share: 1.0,
+            gold_pairs: 64,
             learning_rate: 1e-4,
             epochs: 1,
             pairs_per_step: 4,
@@ -128,14 +135,21 @@ impl Recipe {
         self.targets.iter().map(parse).collect()
     }
 
+    /// The first layer of `layers` that carries the adapter.
+    pub fn lowest_layer(&self, layers: usize) -> usize {
+        let adapted = (self.layer_share * layers as f64).ceil() as usize;
+        layers - adapted.clamp(1, layers.max(1)).min(layers)
+    }
+
     /// Checks every field's range; run it before anything expensive.
     pub fn check(&self) -> Result<(), RecipeError> {
         let positive = |v: f64| v.is_finite() && v > 0.0;
         let not_negative = |v: f64| v.is_finite() && v >= 0.0;
-        let rules: [(&'static str, bool, &str); 14] = [
+        let rules: [(&'static str, bool, &str); 15] = [
             ("rank", (1..=512).contains(&self.rank), "1 to 512"),
             ("alpha", positive(self.alpha), "a number above 0"),
             ("targets", !self.targets.is_empty(), "at least one module"),
+            ("layer_share", self.layer_share > 0.0 && self.layer_share <= 1.0, "above 0, at most 1"),
             ("learning_rate", positive(self.learning_rate) && self.learning_rate <= 1.0, "above 0, at most 1"),
             ("warmup_ratio", (0.0..=1.0).contains(&self.warmup_ratio), "0 to 1"),
             ("epochs", (1..=100).contains(&self.epochs), "1 to 100"),

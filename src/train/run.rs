@@ -19,7 +19,7 @@ use crate::model::{LoraWeights, Model, Ops};
 use crate::triage::Category;
 
 /// Rows of one forward and backward pass: bounds the activations' memory whatever a step holds.
-pub const ROW_BUDGET: usize = 640;
+pub const ROW_BUDGET: usize = 512;
 
 /// What a run tells the outside, and what it asks.
 pub trait Observer {

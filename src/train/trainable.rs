@@ -23,7 +23,7 @@ impl TrainableLora {
     pub fn init(spec: &ModelSpec, recipe: &Recipe, projections: &[Projection], device: &Device) -> Result<Self> {
         let mut rng = ChaCha8Rng::seed_from_u64(recipe.seed);
         let mut sites = BTreeMap::new();
-        for layer in 0..spec.layers {
+        for layer in recipe.lowest_layer(spec.layers)..spec.layers {
             for &projection in projections {
                 let (inner, out) = spec.projection_shape(projection);
                 let bound = 1.0 / (inner as f32).sqrt();
