@@ -62,7 +62,8 @@ pub struct Recipe {
     pub gold_pairs: usize,
     /// Longest prompt plus response, in tokens; longer pairs are skipped and counted.
     pub max_tokens: usize,
-    /// Most pairs to train on, sampled per category in proportion; 0 takes all.
+    /// Most pairs to train on, taken per category in proportion and by content id; 0 takes all.
+    /// The default keeps a realignment of a small model on two CPU cores within minutes.
     pub max_pairs: usize,
 }
 
@@ -88,7 +89,7 @@ impl Default for Recipe {
             weight_scale: WeightScale::MeanOne,
             gold_pairs: 48,
             max_tokens: 256,
-            max_pairs: 0,
+            max_pairs: 192,
         }
     }
 }
@@ -104,6 +105,7 @@ impl Recipe {
             targets: vec!["q_proj".into(), "v_proj".into()],
             layer_share: 1.0,
             gold_pairs: 64,
+            max_pairs: 0,
             learning_rate: 1e-4,
             epochs: 1,
             pairs_per_step: 4,
