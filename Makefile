@@ -23,7 +23,7 @@ venv: .venv/.ready  ## Make .venv with the OpenAI client, for the client tests
 
 .venv/.ready:
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check "openai>=1,<3"
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check "openai>=1,<4"
 	touch $@
 
 test: model venv  ## Run all tests

@@ -164,11 +164,9 @@ def progress_line(job, seconds):
     if isinstance(triage, dict):
         counts = [f"{name} {triage[name]}" for name in ("invert", "punish", "retain") if name in triage]
         parts.append(", ".join(counts))
-    loss = job.get("loss")
-    if isinstance(loss, dict):
-        loss = loss.get("total")
-    if isinstance(loss, (int, float)):
-        parts.append(f"loss {loss:.3f}")
+    losses = job.get("losses")
+    if isinstance(losses, dict) and isinstance(losses.get("total"), (int, float)):
+        parts.append(f"step {losses.get('step')}/{losses.get('steps')} loss {losses['total']:.3f}")
     before, after = agreement(job)
     if after is not None:
         parts.append(f"gate: agreement {before:.0%} -> {after:.0%}")
@@ -180,13 +178,8 @@ def agreement(job):
     gate = job.get("gate")
     if not isinstance(gate, dict):
         return None, None
-    for report in (gate.get("policy_agreement"), gate.get("agreement"), gate):
-        if isinstance(report, dict):
-            for before, after in (("before", "after"), ("agreement_before", "agreement_after"),
-                                  ("policy_agreement_before", "policy_agreement_after")):
-                if isinstance(report.get(before), (int, float)) and isinstance(report.get(after), (int, float)):
-                    return report[before], report[after]
-    return None, None
+    measured = gate.get("measured") or {}
+    return measured.get("agreement_before"), measured.get("agreement_after")
 
 
 def show(line, last):

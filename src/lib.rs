@@ -12,21 +12,21 @@
 
 pub mod config;
 
-pub mod policy;
-pub mod oracle;
-pub mod preferences;
-pub mod triage;
-pub mod impact;
-pub mod train;
-pub mod gate;
 pub mod adapter;
+pub mod gate;
+pub mod impact;
+pub mod oracle;
+pub mod policy;
+pub mod preferences;
+pub mod train;
+pub mod triage;
 
-pub mod model;
-pub mod engine;
 pub mod api;
+pub mod engine;
+pub mod model;
 pub mod telemetry;
 
-pub mod state;
+pub mod cli;
 pub mod control;
 pub mod server;
-pub mod cli;
+pub mod state;

@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use realign::cli::{Cli, Command, EXIT_FAILED, EXIT_OK, EXIT_USAGE, adapters, logs, model, policy, triage};
+use realign::cli::{
+    Cli, Command, EXIT_FAILED, EXIT_OK, EXIT_USAGE, adapters, logs, model, policy, triage,
+};
 use realign::config::Config;
 use realign::server::Server;
 
@@ -40,11 +42,16 @@ fn stdout() -> std::io::StdoutLock<'static> {
 
 fn serve(config: Config) -> anyhow::Result<u8> {
     if let Some(threads) = config.engine.threads {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build_global();
         pool.map_err(|error| anyhow::anyhow!("cannot use {threads} threads: {error}"))?;
     }
     let server = Server::load(config)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
     match runtime.block_on(server.run()) {
         Ok(()) => Ok(EXIT_OK),
         Err(error) => {

@@ -87,9 +87,15 @@ impl Server {
         );
         let registry = Arc::new(registry(&store, &loaded));
         let serving = registry.lease_current();
-        telemetry.metrics().set_initial_generation(&serving.id.0, serving.policy_revision.as_deref());
+        telemetry
+            .metrics()
+            .set_initial_generation(&serving.id.0, serving.policy_revision.as_deref());
         tracing::info!(generation = %serving.id, policy_revision = serving.policy_revision, "serving generation");
-        let engine = engine::start(loaded.model.clone(), loaded.tokenizer.clone(), engine_config(&config))?;
+        let engine = engine::start(
+            loaded.model.clone(),
+            loaded.tokenizer.clone(),
+            engine_config(&config),
+        )?;
         let parts = Parts {
             config: config.clone(),
             loaded: loaded.clone(),
@@ -100,7 +106,10 @@ impl Server {
             telemetry: telemetry.clone(),
         };
         let control = Arc::new(Control::start(parts)?);
-        let name = config.model_name.clone().unwrap_or_else(|| loaded.name.to_string());
+        let name = config
+            .model_name
+            .clone()
+            .unwrap_or_else(|| loaded.name.to_string());
         let state = AppState {
             model_name: name.into(),
             tokenizer: loaded.tokenizer,
@@ -115,14 +124,21 @@ impl Server {
             max_body_bytes: config.server.max_body_bytes,
             started_at: api::unix_seconds(),
         };
-        Ok(Self { config, engine, control, state })
+        Ok(Self {
+            config,
+            engine,
+            control,
+            state,
+        })
     }
 
     /// Listens and serves until SIGTERM or SIGINT, then drains: not ready any more, running
     /// requests finish within 30 s, a running realignment is left to be resumed.
     pub async fn run(self) -> Result<(), ServerError> {
         let address = self.config.server.address;
-        let listener = TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, source })?;
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|source| ServerError::Listen { address, source })?;
         let address = listener.local_addr()?;
         tracing::info!(%address, model = &*self.state.model_name, "listening: http://{address}/v1");
         let ready = self.state.ready.clone();
@@ -164,7 +180,8 @@ fn registry(store: &Arc<AdapterStore>, loaded: &LoadedModel) -> Registry {
     };
     let current = initial_generation(store, loaded);
     let (store, model) = (store.clone(), loaded.clone());
-    let loader = Box::new(move |id: &_| load_generation(&store, &model, id).map_err(|e| e.to_string()));
+    let loader =
+        Box::new(move |id: &_| load_generation(&store, &model, id).map_err(|e| e.to_string()));
     let registry = Registry::new(Arc::new(base), LOADED_GENERATIONS).with_loader(loader);
     if current.adapter.is_some() {
         // Nothing serves yet, so the swap without an expectation cannot conflict.

@@ -12,14 +12,19 @@ use serde_json::Value;
 pub fn golden() -> &'static Value {
     static GOLDEN: OnceLock<Value> = OnceLock::new();
     GOLDEN.get_or_init(|| {
-        let text = std::fs::read_to_string("tests/golden/golden.json").expect("golden.json is committed");
+        let text =
+            std::fs::read_to_string("tests/golden/golden.json").expect("golden.json is committed");
         serde_json::from_str(&text).expect("golden.json is JSON")
     })
 }
 
 pub fn model_path() -> String {
-    let path = std::env::var("REALIGN_TEST_MODEL").unwrap_or_else(|_| "models/SmolLM2-135M-Instruct.Q4_1.gguf".into());
-    assert!(Path::new(&path).exists(), "{path} is missing: `make test` fetches it");
+    let path = std::env::var("REALIGN_TEST_MODEL")
+        .unwrap_or_else(|_| "models/SmolLM2-135M-Instruct.Q4_1.gguf".into());
+    assert!(
+        Path::new(&path).exists(),
+        "{path} is missing: `make test` fetches it"
+    );
     path
 }
 
@@ -27,54 +32,109 @@ pub fn model_path() -> String {
 pub fn dense_model() -> &'static Model {
     static MODEL: OnceLock<Model> = OnceLock::new();
     MODEL.get_or_init(|| {
-        let files = ModelSource::parse(&model_path()).and_then(ModelSource::fetch).expect("the model is there");
-        files.load(&Device::Cpu).expect("it loads").dequantized().expect("it fits")
+        let files = ModelSource::parse(&model_path())
+            .and_then(ModelSource::fetch)
+            .expect("the model is there");
+        files
+            .load(&Device::Cpu)
+            .expect("it loads")
+            .dequantized()
+            .expect("it fits")
     })
 }
 
 pub fn adapter(dir: &str) -> LoraWeights {
-    let tensors = candle_core::safetensors::load(format!("tests/golden/{dir}/adapter_model.safetensors"), &Device::Cpu);
+    let tensors = candle_core::safetensors::load(
+        format!("tests/golden/{dir}/adapter_model.safetensors"),
+        &Device::Cpu,
+    );
     let tensors = tensors.expect("the fixture is committed");
     let mut weights = LoraWeights::default();
     for layer in 0..30 {
         for projection in [Projection::Q, Projection::V] {
-            let get = |part: &str| tensors[&format!("base_model.model.model.layers.{layer}.self_attn.{}.lora_{part}.weight", projection.name())].clone();
-            weights.sites.insert(LoraSite { layer, projection }, LoraPair { a: get("A"), b: get("B"), scale: 2.0 });
+            let get = |part: &str| {
+                tensors[&format!(
+                    "base_model.model.model.layers.{layer}.self_attn.{}.lora_{part}.weight",
+                    projection.name()
+                )]
+                    .clone()
+            };
+            weights.sites.insert(
+                LoraSite { layer, projection },
+                LoraPair {
+                    a: get("A"),
+                    b: get("B"),
+                    scale: 2.0,
+                },
+            );
         }
     }
     weights
 }
 
 pub fn ids(value: &Value) -> Vec<u32> {
-    value.as_array().expect("an id list").iter().map(|v| v.as_u64().expect("an id") as u32).collect()
+    value
+        .as_array()
+        .expect("an id list")
+        .iter()
+        .map(|v| v.as_u64().expect("an id") as u32)
+        .collect()
 }
 
 /// A golden pair as an example: response 0 is the chosen one.
 pub fn example(sample: &Value) -> Example {
     let boundary = sample["boundary"].as_u64().expect("boundary") as usize;
     let (chosen, rejected) = (ids(&sample["chosen_ids"]), ids(&sample["rejected_ids"]));
-    Example::new(chosen[..boundary].to_vec(), vec![chosen[boundary..].to_vec(), rejected[boundary..].to_vec()])
+    Example::new(
+        chosen[..boundary].to_vec(),
+        vec![chosen[boundary..].to_vec(), rejected[boundary..].to_vec()],
+    )
 }
 
 pub fn examples(key: &str) -> Vec<Example> {
-    golden()[key].as_array().expect("samples").iter().map(example).collect()
+    golden()[key]
+        .as_array()
+        .expect("samples")
+        .iter()
+        .map(example)
+        .collect()
 }
 
 fn close(got: f64, expected: &Value, tolerance: f64, what: &str) {
-    let expected = expected.as_f64().unwrap_or_else(|| panic!("{what}: golden value missing"));
-    assert!((got - expected).abs() <= tolerance, "{what}: got {got}, PyTorch has {expected}");
+    let expected = expected
+        .as_f64()
+        .unwrap_or_else(|| panic!("{what}: golden value missing"));
+    assert!(
+        (got - expected).abs() <= tolerance,
+        "{what}: got {got}, PyTorch has {expected}"
+    );
 }
 
 #[test]
 fn response_logprobs_agree_with_and_without_the_adapter() {
     let samples = golden()["samples"].as_array().unwrap();
     let packed = Packed::new(&examples("samples"));
-    for (key, weights) in [("logp_ref", None), ("logp_adapter", Some(adapter("adapter")))] {
-        let got = packed.response_logprobs(dense_model(), Ops::Fused, weights.as_ref()).unwrap();
+    for (key, weights) in [
+        ("logp_ref", None),
+        ("logp_adapter", Some(adapter("adapter"))),
+    ] {
+        let got = packed
+            .response_logprobs(dense_model(), Ops::Fused, weights.as_ref())
+            .unwrap();
         for (sample, got) in samples.iter().zip(got) {
             let id = sample["id"].as_str().unwrap();
-            close(got[0], &golden()[key][id]["chosen"], 2e-3, &format!("{key} {id} chosen"));
-            close(got[1], &golden()[key][id]["rejected"], 2e-3, &format!("{key} {id} rejected"));
+            close(
+                got[0],
+                &golden()[key][id]["chosen"],
+                2e-3,
+                &format!("{key} {id} chosen"),
+            );
+            close(
+                got[1],
+                &golden()[key][id]["rejected"],
+                2e-3,
+                &format!("{key} {id} rejected"),
+            );
         }
     }
 }
@@ -86,11 +146,25 @@ fn top_logits_agree_at_the_first_and_the_last_prompt_position() {
         for (position, len) in [("position_0", 1), ("last_prompt_position", prompt.len())] {
             let expected = &golden()["logits"][key][position];
             let packed = Packed::new([&Example::new(prompt[..len].to_vec(), vec![vec![2]])]);
-            let hidden = packed.response_hidden(dense_model(), Ops::Fused, weights.as_ref()).unwrap();
-            let logits: Tensor = dense_model().logits(Ops::Fused, &hidden).unwrap().squeeze(0).unwrap();
+            let hidden = packed
+                .response_hidden(dense_model(), Ops::Fused, weights.as_ref())
+                .unwrap();
+            let logits: Tensor = dense_model()
+                .logits(Ops::Fused, &hidden)
+                .unwrap()
+                .squeeze(0)
+                .unwrap();
             let logits = logits.to_vec1::<f32>().unwrap();
-            for (id, value) in ids(&expected["ids"]).into_iter().zip(expected["logits"].as_array().unwrap()) {
-                close(f64::from(logits[id as usize]), value, 1e-3, &format!("{key} {position} token {id}"));
+            for (id, value) in ids(&expected["ids"])
+                .into_iter()
+                .zip(expected["logits"].as_array().unwrap())
+            {
+                close(
+                    f64::from(logits[id as usize]),
+                    value,
+                    1e-3,
+                    &format!("{key} {position} token {id}"),
+                );
             }
         }
     }
@@ -100,8 +174,16 @@ fn top_logits_agree_at_the_first_and_the_last_prompt_position() {
 fn plain_and_fused_operations_give_the_same_model() {
     let packed = Packed::new(&examples("samples")[..2]);
     let weights = adapter("adapter");
-    let run = |ops| packed.response_logprobs(dense_model(), ops, Some(&weights)).unwrap();
-    for (fused, plain) in run(Ops::Fused).into_iter().flatten().zip(run(Ops::Plain).into_iter().flatten()) {
+    let run = |ops| {
+        packed
+            .response_logprobs(dense_model(), ops, Some(&weights))
+            .unwrap()
+    };
+    for (fused, plain) in run(Ops::Fused)
+        .into_iter()
+        .flatten()
+        .zip(run(Ops::Plain).into_iter().flatten())
+    {
         assert!((fused - plain).abs() < 1e-3, "{fused} and {plain}");
     }
 }

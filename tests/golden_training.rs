@@ -8,19 +8,31 @@ use realign::model::packing::{Example, Packed};
 use realign::model::{LoraPair, LoraSite, LoraWeights, Ops, Projection};
 use realign::train::adamw::AdamW;
 use realign::train::examples::{Reference, TokenPair};
-use realign::train::{Gradients, Objective, PreferenceLoss, TrainExample, TrainableLora, WeightScale};
+use realign::train::{
+    Gradients, Objective, PreferenceLoss, TrainExample, TrainableLora, WeightScale,
+};
 use realign::triage::Category;
 use serde_json::Value;
 
 use crate::golden_parity::{adapter, dense_model, example, examples, golden};
 
 fn close(got: f64, expected: &Value, tolerance: f64, what: &str) {
-    let expected = expected.as_f64().unwrap_or_else(|| panic!("{what}: golden value missing"));
-    assert!((got - expected).abs() <= tolerance, "{what}: got {got}, PyTorch has {expected}");
+    let expected = expected
+        .as_f64()
+        .unwrap_or_else(|| panic!("{what}: golden value missing"));
+    assert!(
+        (got - expected).abs() <= tolerance,
+        "{what}: got {got}, PyTorch has {expected}"
+    );
 }
 
 fn objective(preference: PreferenceLoss) -> Objective {
-    Objective { beta: 0.3, alpha_kl: 0.1, alpha_sft: 0.0, preference }
+    Objective {
+        beta: 0.3,
+        alpha_kl: 0.1,
+        alpha_sft: 0.0,
+        preference,
+    }
 }
 
 /// The six golden samples; INVERT's chosen response is the preferred one there.
@@ -36,11 +48,32 @@ fn samples() -> Vec<TrainExample> {
                 _ => Category::Retain,
             };
             let [first, second] = [example.responses[0].clone(), example.responses[1].clone()];
-            let (chosen, rejected) = if category == Category::Invert { (second, first) } else { (first, second) };
-            TokenPair { id: s["id"].as_str().unwrap().into(), category, prompt: example.prompt, chosen, rejected }
+            let (chosen, rejected) = if category == Category::Invert {
+                (second, first)
+            } else {
+                (first, second)
+            };
+            TokenPair {
+                id: s["id"].as_str().unwrap().into(),
+                category,
+                prompt: example.prompt,
+                chosen,
+                rejected,
+            }
         })
         .collect();
-    let mut examples = realign::train::examples::with_reference(Reference { model: dense_model(), ops: Ops::Fused, lowest_layer: 0 }, &pairs, 640, |_| true).unwrap().unwrap();
+    let mut examples = realign::train::examples::with_reference(
+        Reference {
+            model: dense_model(),
+            ops: Ops::Fused,
+            lowest_layer: 0,
+        },
+        &pairs,
+        640,
+        |_| true,
+    )
+    .unwrap()
+    .unwrap();
     for (example, sample) in examples.iter_mut().zip(samples) {
         example.weight = sample["weight"].as_f64().unwrap();
     }
@@ -53,8 +86,13 @@ fn refs(examples: &[TrainExample]) -> Vec<&TrainExample> {
 
 fn gradients(objective: Objective, examples: &[TrainExample]) -> (f64, Gradients) {
     let lora = TrainableLora::from_weights(&adapter("adapter")).unwrap();
-    let (loss, parts) = objective.loss(dense_model(), Ops::Fused, &lora.weights(), &refs(examples)).unwrap();
-    (parts.total(), lora.gradients(&loss.backward().unwrap()).unwrap())
+    let (loss, parts) = objective
+        .loss(dense_model(), Ops::Fused, &lora.weights(), &refs(examples))
+        .unwrap();
+    (
+        parts.total(),
+        lora.gradients(&loss.backward().unwrap()).unwrap(),
+    )
 }
 
 #[test]
@@ -62,18 +100,32 @@ fn every_loss_agrees_per_sample() {
     let weights = adapter("adapter");
     for example in samples() {
         let one = |objective: Objective| {
-            let unweighted = TrainExample { weight: 1.0, ..example.clone() };
-            objective.loss(dense_model(), Ops::Fused, &weights, &[&unweighted]).unwrap().1
+            let unweighted = TrainExample {
+                weight: 1.0,
+                ..example.clone()
+            };
+            objective
+                .loss(dense_model(), Ops::Fused, &weights, &[&unweighted])
+                .unwrap()
+                .1
         };
         let expected = &golden()["losses"][example.id.as_str()];
-        let (sigmoid, ipo) = (one(objective(PreferenceLoss::Sigmoid)), one(objective(PreferenceLoss::Ipo)));
+        let (sigmoid, ipo) = (
+            one(objective(PreferenceLoss::Sigmoid)),
+            one(objective(PreferenceLoss::Ipo)),
+        );
         match example.category {
             Category::Invert => {
                 close(sigmoid.invert, &expected["loss_dpo"], 2e-3, &example.id);
                 close(ipo.invert, &expected["loss_ipo"], 1e-2, &example.id);
             }
             Category::Punish => close(sigmoid.punish, &expected["loss_npo2"], 2e-3, &example.id),
-            Category::Retain => close(sigmoid.retain / 0.1, &expected["kl_mean"], 2e-3, &example.id),
+            Category::Retain => close(
+                sigmoid.retain / 0.1,
+                &expected["kl_mean"],
+                2e-3,
+                &example.id,
+            ),
         }
     }
 }
@@ -82,16 +134,33 @@ fn every_loss_agrees_per_sample() {
 fn the_total_loss_and_the_norm_of_every_gradient_agree() {
     let (total, gradients) = gradients(objective(PreferenceLoss::Sigmoid), &samples());
     close(total, &golden()["total_loss"], 2e-3, "total loss");
-    close(gradients.norm().unwrap(), &golden()["grad_norm_total"], 1e-3 * 24.6, "total gradient norm");
+    close(
+        gradients.norm().unwrap(),
+        &golden()["grad_norm_total"],
+        1e-3 * 24.6,
+        "total gradient norm",
+    );
     let expected = golden()["grad_norms"].as_object().unwrap();
     assert_eq!(expected.len(), 2 * gradients.sites.len());
     for (site, (a, b)) in &gradients.sites {
         for (part, gradient) in [("A", a), ("B", b)] {
             let name = peft_name(site, part);
-            let norm = f64::from(gradient.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap()).sqrt();
+            let norm = f64::from(
+                gradient
+                    .sqr()
+                    .unwrap()
+                    .sum_all()
+                    .unwrap()
+                    .to_scalar::<f32>()
+                    .unwrap(),
+            )
+            .sqrt();
             let golden_norm = expected[&name].as_f64().unwrap();
             assert!(norm > 0.0, "{name} has no gradient");
-            assert!((norm / golden_norm - 1.0).abs() < 1e-3, "{name}: got {norm}, PyTorch has {golden_norm}");
+            assert!(
+                (norm / golden_norm - 1.0).abs() < 1e-3,
+                "{name}: got {norm}, PyTorch has {golden_norm}"
+            );
         }
     }
 }
@@ -99,30 +168,57 @@ fn the_total_loss_and_the_norm_of_every_gradient_agree() {
 #[test]
 fn the_ipo_total_agrees() {
     let (total, gradients) = gradients(objective(PreferenceLoss::Ipo), &samples());
-    close(total, &golden()["total_loss_ipo_variant"], 1e-2, "ipo total");
-    close(gradients.norm().unwrap(), &golden()["grad_norm_total_ipo_variant"], 1e-3 * 680.0, "ipo gradient norm");
+    close(
+        total,
+        &golden()["total_loss_ipo_variant"],
+        1e-2,
+        "ipo total",
+    );
+    close(
+        gradients.norm().unwrap(),
+        &golden()["grad_norm_total_ipo_variant"],
+        1e-3 * 680.0,
+        "ipo gradient norm",
+    );
 }
 
 fn peft_name(site: &LoraSite, part: &str) -> String {
-    format!("base_model.model.model.layers.{}.self_attn.{}.lora_{part}.weight", site.layer, site.projection.name())
+    format!(
+        "base_model.model.model.layers.{}.self_attn.{}.lora_{part}.weight",
+        site.layer,
+        site.projection.name()
+    )
 }
 
 #[test]
 fn full_gradients_agree_element_by_element() {
     let (_, gradients) = gradients(objective(PreferenceLoss::Sigmoid), &samples());
-    let sample = candle_core::safetensors::load("tests/golden/grads_sample.safetensors", &Device::Cpu).unwrap();
+    let sample =
+        candle_core::safetensors::load("tests/golden/grads_sample.safetensors", &Device::Cpu)
+            .unwrap();
     let mut compared = 0;
     for (site, (a, b)) in &gradients.sites {
         for (part, gradient) in [("A", a), ("B", b)] {
             let name = peft_name(site, part);
-            let Some((_, expected)) = sample.iter().find(|(key, _)| key.contains(&name)) else { continue };
-            let difference = (gradient - expected).unwrap().abs().unwrap().flatten_all().unwrap();
+            let Some((_, expected)) = sample.iter().find(|(key, _)| key.contains(&name)) else {
+                continue;
+            };
+            let difference = (gradient - expected)
+                .unwrap()
+                .abs()
+                .unwrap()
+                .flatten_all()
+                .unwrap();
             let difference = difference.max(0).unwrap().to_scalar::<f32>().unwrap();
             assert!(difference < 2e-3, "{name} differs by {difference}");
             compared += 1;
         }
     }
-    assert_eq!(compared, sample.len(), "every sampled gradient was compared");
+    assert_eq!(
+        compared,
+        sample.len(),
+        "every sampled gradient was compared"
+    );
 }
 
 #[test]
@@ -133,17 +229,41 @@ fn every_seven_projections_get_a_gradient_with_a_random_b() {
         for projection in Projection::ALL {
             let (inner, out) = spec.projection_shape(projection);
             let random = |shape| Tensor::randn(0f32, 0.02, shape, &Device::Cpu).unwrap();
-            weights.sites.insert(LoraSite { layer, projection }, LoraPair { a: random((4, inner)), b: random((out, 4)), scale: 2.0 });
+            weights.sites.insert(
+                LoraSite { layer, projection },
+                LoraPair {
+                    a: random((4, inner)),
+                    b: random((out, 4)),
+                    scale: 2.0,
+                },
+            );
         }
     }
     let lora = TrainableLora::from_weights(&weights).unwrap();
     let examples = samples();
-    let (loss, _) = objective(PreferenceLoss::Sigmoid).loss(dense_model(), Ops::Fused, &lora.weights(), &refs(&examples[..3])).unwrap();
+    let (loss, _) = objective(PreferenceLoss::Sigmoid)
+        .loss(
+            dense_model(),
+            Ops::Fused,
+            &lora.weights(),
+            &refs(&examples[..3]),
+        )
+        .unwrap();
     let gradients = lora.gradients(&loss.backward().unwrap()).unwrap();
     assert_eq!(gradients.sites.len(), 30 * 7);
     for (site, (a, b)) in &gradients.sites {
         for gradient in [a, b] {
-            assert!(gradient.abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap() > 0.0, "{site:?} has no gradient");
+            assert!(
+                gradient
+                    .abs()
+                    .unwrap()
+                    .sum_all()
+                    .unwrap()
+                    .to_scalar::<f32>()
+                    .unwrap()
+                    > 0.0,
+                "{site:?} has no gradient"
+            );
         }
     }
 }
@@ -153,13 +273,24 @@ fn three_adamw_steps_agree() {
     let examples = samples();
     let lora = TrainableLora::from_weights(&adapter("adapter")).unwrap();
     let mut optimizer = AdamW::new(lora.vars()).unwrap();
-    let expected = golden()["adamw3"]["losses_before_each_step_and_final"].as_array().unwrap();
+    let expected = golden()["adamw3"]["losses_before_each_step_and_final"]
+        .as_array()
+        .unwrap();
     for (step, expected) in expected.iter().enumerate() {
-        let (loss, parts) = objective(PreferenceLoss::Sigmoid).loss(dense_model(), Ops::Fused, &lora.weights(), &refs(&examples)).unwrap();
-        close(parts.total(), expected, 1e-3, &format!("loss before step {step}"));
+        let (loss, parts) = objective(PreferenceLoss::Sigmoid)
+            .loss(dense_model(), Ops::Fused, &lora.weights(), &refs(&examples))
+            .unwrap();
+        close(
+            parts.total(),
+            expected,
+            1e-3,
+            &format!("loss before step {step}"),
+        );
         if step < 3 {
             let gradients = lora.gradients(&loss.backward().unwrap()).unwrap();
-            optimizer.step(lora.vars(), &gradients, 1e-3, f64::INFINITY).unwrap();
+            optimizer
+                .step(lora.vars(), &gradients, 1e-3, f64::INFINITY)
+                .unwrap();
         }
     }
     let (ours, theirs) = (lora.snapshot().unwrap(), adapter("adapter_step3"));
@@ -167,11 +298,21 @@ fn three_adamw_steps_agree() {
     for (site, pair) in &ours.sites {
         let other = &theirs.sites[site];
         for (x, y) in [(&pair.a, &other.a), (&pair.b, &other.b)] {
-            differences.extend((x - y).unwrap().abs().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap());
+            differences.extend(
+                (x - y)
+                    .unwrap()
+                    .abs()
+                    .unwrap()
+                    .flatten_all()
+                    .unwrap()
+                    .to_vec1::<f32>()
+                    .unwrap(),
+            );
         }
     }
     let mean = differences.iter().map(|d| f64::from(*d)).sum::<f64>() / differences.len() as f64;
-    let within = differences.iter().filter(|d| **d < 1e-4).count() as f64 / differences.len() as f64;
+    let within =
+        differences.iter().filter(|d| **d < 1e-4).count() as f64 / differences.len() as f64;
     assert!(mean < 1e-5, "mean difference {mean}");
     assert!(within >= 0.999, "only {within} of the entries within 1e-4");
 }
@@ -189,12 +330,23 @@ fn fresh() -> LoraWeights {
 fn impact_inputs() -> (Vec<TrainExample>, Vec<Example>, Vec<[f64; 2]>) {
     let conflicts = samples().into_iter().take(4).collect();
     let gold = examples("gold");
-    let reference = Packed::new(&gold).response_logprobs(dense_model(), Ops::Fused, None).unwrap();
-    (conflicts, gold, reference.into_iter().map(|r| [r[0], r[1]]).collect())
+    let reference = Packed::new(&gold)
+        .response_logprobs(dense_model(), Ops::Fused, None)
+        .unwrap();
+    (
+        conflicts,
+        gold,
+        reference.into_iter().map(|r| [r[0], r[1]]).collect(),
+    )
 }
 
 fn at(adapter: &LoraWeights) -> At<'_> {
-    At { model: dense_model(), ops: Ops::Fused, adapter, objective: objective(PreferenceLoss::Sigmoid) }
+    At {
+        model: dense_model(),
+        ops: Ops::Fused,
+        adapter,
+        objective: objective(PreferenceLoss::Sigmoid),
+    }
 }
 
 /// At B = 0 the adapted model equals the reference, so every margin is exactly zero: the point at
@@ -203,17 +355,30 @@ fn at(adapter: &LoraWeights) -> At<'_> {
 fn impact_scores_agree_by_gradients_and_by_directional_derivative() {
     let (conflicts, gold, reference) = impact_inputs();
     let gold: Vec<(&Example, [f64; 2])> = gold.iter().zip(reference).collect();
-    for (key, weights) in [("impact_at_adapter", adapter("adapter")), ("impact_at_B_zero", fresh())] {
+    for (key, weights) in [
+        ("impact_at_adapter", adapter("adapter")),
+        ("impact_at_B_zero", fresh()),
+    ] {
         let expected = &golden()[key];
         let direction = at(&weights).gold_gradient(&gold, || true).unwrap().unwrap();
-        close(direction.norm().unwrap(), &expected["gJ_norm"], 1e-3 * 4.0, "norm of the gold gradient");
+        close(
+            direction.norm().unwrap(),
+            &expected["gJ_norm"],
+            1e-3 * 4.0,
+            "norm of the gold gradient",
+        );
         let exact = per_pair(at(&weights), &conflicts, &direction).unwrap();
         check_scores(expected, &conflicts, &exact, 1e-3);
         let fast = directional_along(at(&weights), &conflicts, &direction).unwrap();
         check_scores(expected, &conflicts, &fast, 1e-2);
         let normalised = weigh(&exact.score, 1.0, WeightScale::SumOne).unwrap();
         for (example, weight) in conflicts.iter().zip(normalised.values) {
-            close(weight, &expected["normalised"][example.id.as_str()], 1e-4, &format!("{key} {}", example.id));
+            close(
+                weight,
+                &expected["normalised"][example.id.as_str()],
+                1e-4,
+                &format!("{key} {}", example.id),
+            );
         }
     }
 }
@@ -223,6 +388,11 @@ fn check_scores(expected: &Value, conflicts: &[TrainExample], scored: &Scored, r
     for (example, score) in conflicts.iter().zip(&scored.score) {
         let golden = expected["raw_score"][example.id.as_str()].as_f64().unwrap();
         let tolerance = relative * golden.abs().max(0.05 * largest);
-        close(*score, &expected["raw_score"][example.id.as_str()], tolerance, &example.id);
+        close(
+            *score,
+            &expected["raw_score"][example.id.as_str()],
+            tolerance,
+            &example.id,
+        );
     }
 }

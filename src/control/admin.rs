@@ -25,21 +25,33 @@ impl Control {
     }
 
     /// Stores `CURRENT`, then the pointer.
-    fn activate_generation(&self, to: Arc<Generation>, expected: Option<&GenerationId>) -> Result<Value, AdminError> {
+    fn activate_generation(
+        &self,
+        to: Arc<Generation>,
+        expected: Option<&GenerationId>,
+    ) -> Result<Value, AdminError> {
         let started = Instant::now();
         let context = &self.context;
         let serving = context.registry.lease_current();
         if let Some(expected) = expected.filter(|e| **e != serving.id) {
-            return Err(AdminError::Conflict(format!("generation {} serves, not {expected}", serving.id)));
+            return Err(AdminError::Conflict(format!(
+                "generation {} serves, not {expected}",
+                serving.id
+            )));
         }
         let stored = match to.adapter {
             Some(_) => context.store.set_current(&to.id),
             None => context.store.set_current_base(&to.base_hash),
         };
         stored.map_err(|e| AdminError::Failed(e.to_string()))?;
-        let swapped = context.registry.swap(to.clone(), expected).map_err(|error| match error {
-            SwapError::Conflict { .. } | SwapError::NoPrevious { .. } => AdminError::Conflict(error.to_string()),
-        })?;
+        let swapped = context
+            .registry
+            .swap(to.clone(), expected)
+            .map_err(|error| match error {
+                SwapError::Conflict { .. } | SwapError::NoPrevious { .. } => {
+                    AdminError::Conflict(error.to_string())
+                }
+            })?;
         announce(context, &swapped, &to, started.elapsed());
         Ok(json!({ "from": swapped.from, "to": swapped.to }))
     }
@@ -54,7 +66,9 @@ pub fn announce(context: &Context, swapped: &Swapped, to: &Generation, took: Dur
         took,
     });
     if let Some(retired) = &swapped.retired {
-        context.emit(telemetry::Event::GenerationRetired { generation: retired.to_string() });
+        context.emit(telemetry::Event::GenerationRetired {
+            generation: retired.to_string(),
+        });
     }
 }
 
@@ -73,30 +87,47 @@ impl AdminDoor for Control {
     }
 
     fn realignments(&self) -> Value {
-        let rows = self.context.log(self.context.db.realignments(LISTED)).unwrap_or_default();
+        let rows = self
+            .context
+            .log(self.context.db.realignments(LISTED))
+            .unwrap_or_default();
         json!({ "realignments": rows.iter().map(show).collect::<Vec<_>>() })
     }
 
     fn realignment(&self, id: &str) -> Option<Value> {
-        self.context.log(self.context.db.realignment(id))?.as_ref().map(show)
+        self.context
+            .log(self.context.db.realignment(id))?
+            .as_ref()
+            .map(show)
     }
 
     fn start(&self) -> Result<Value, AdminError> {
         let (reply, answer) = channel();
-        self.events.send(Event::Start(reply)).map_err(|_| Control::gone())?;
-        let id = answer.recv().map_err(|_| Control::gone())?.map_err(AdminError::Conflict)?;
+        self.events
+            .send(Event::Start(reply))
+            .map_err(|_| Control::gone())?;
+        let id = answer
+            .recv()
+            .map_err(|_| Control::gone())?
+            .map_err(AdminError::Conflict)?;
         Ok(self.realignment(&id).unwrap_or_else(|| json!({ "id": id })))
     }
 
     fn cancel(&self, id: &str) -> Result<Value, AdminError> {
         if self.realignment(id).is_none() {
-            return Err(AdminError::NotFound(format!("no realignment `{id}`; GET /admin/v1/realignments lists them")));
+            return Err(AdminError::NotFound(format!(
+                "no realignment `{id}`; GET /admin/v1/realignments lists them"
+            )));
         }
         let (reply, answer) = channel();
-        self.events.send(Event::Cancel(id.into(), reply)).map_err(|_| Control::gone())?;
+        self.events
+            .send(Event::Cancel(id.into(), reply))
+            .map_err(|_| Control::gone())?;
         match answer.recv().map_err(|_| Control::gone())? {
             true => Ok(json!({ "id": id, "status": "cancelling" })),
-            false => Err(AdminError::Conflict(format!("realignment `{id}` is not running"))),
+            false => Err(AdminError::Conflict(format!(
+                "realignment `{id}` is not running"
+            ))),
         }
     }
 
@@ -121,7 +152,10 @@ impl AdminDoor for Control {
                 }
             }
         };
-        std::thread::Builder::new().name("events".into()).spawn(forward).ok()?;
+        std::thread::Builder::new()
+            .name("events".into())
+            .spawn(forward)
+            .ok()?;
         Some(receiver)
     }
 
@@ -149,16 +183,22 @@ impl AdminDoor for Control {
     }
 
     fn activate(&self, generation: &str, expected: Option<&str>) -> Result<Value, AdminError> {
-        let to = self.context.registry.resolve(Some(generation)).map_err(|error| match error {
-            ResolveError::Unknown { .. } => AdminError::NotFound(error.to_string()),
-            ResolveError::Load { .. } => AdminError::Failed(error.to_string()),
-        })?;
+        let to = self
+            .context
+            .registry
+            .resolve(Some(generation))
+            .map_err(|error| match error {
+                ResolveError::Unknown { .. } => AdminError::NotFound(error.to_string()),
+                ResolveError::Load { .. } => AdminError::Failed(error.to_string()),
+            })?;
         self.activate_generation(to, expected.map(|e| GenerationId(e.into())).as_ref())
     }
 
     fn rollback(&self) -> Result<Value, AdminError> {
         let previous = self.context.registry.previous();
-        let to = previous.ok_or_else(|| AdminError::Conflict("there is no previous generation to go back to".into()))?;
+        let to = previous.ok_or_else(|| {
+            AdminError::Conflict("there is no previous generation to go back to".into())
+        })?;
         self.activate_generation(to, None)
     }
 }

@@ -70,8 +70,26 @@ struct Active {
 impl Context {
     pub fn new(parts: Parts) -> Result<Self, ControlError> {
         let recipe = recipe(&parts.config.train)?;
-        let Parts { config, loaded, engine, registry, store, db, telemetry } = parts;
-        Ok(Self { config, loaded, engine, registry, store, db, telemetry, recipe, policies: RwLock::default() })
+        let Parts {
+            config,
+            loaded,
+            engine,
+            registry,
+            store,
+            db,
+            telemetry,
+        } = parts;
+        Ok(Self {
+            config,
+            loaded,
+            engine,
+            registry,
+            store,
+            db,
+            telemetry,
+            recipe,
+            policies: RwLock::default(),
+        })
     }
 
     pub fn emit(&self, event: Event) {
@@ -80,57 +98,117 @@ impl Context {
 
     /// The active policy set.
     pub fn policies(&self) -> Arc<PolicySet> {
-        self.policies.read().unwrap_or_else(PoisonError::into_inner).set.clone()
+        self.policies
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .set
+            .clone()
     }
 
     /// Why the policy directory as it is now was refused; `None` if it is active.
     pub fn refused(&self) -> Option<String> {
-        self.policies.read().unwrap_or_else(PoisonError::into_inner).refused.clone()
+        self.policies
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .refused
+            .clone()
     }
 
     pub fn activate_policies(&self, set: PolicySet) {
         let policies = set.policies().iter();
-        let policies = policies.map(|p| PolicyRevision { policy: p.id.clone(), revision: p.version.clone() }).collect();
-        self.emit(Event::PolicyReloaded { revision: set.revision().into(), policies });
-        *self.policies.write().unwrap_or_else(PoisonError::into_inner) = Active { set: Arc::new(set), refused: None };
+        let policies = policies
+            .map(|p| PolicyRevision {
+                policy: p.id.clone(),
+                revision: p.version.clone(),
+            })
+            .collect();
+        self.emit(Event::PolicyReloaded {
+            revision: set.revision().into(),
+            policies,
+        });
+        *self
+            .policies
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Active {
+            set: Arc::new(set),
+            refused: None,
+        };
     }
 
     pub fn refuse_policies(&self, error: String) {
-        self.policies.write().unwrap_or_else(PoisonError::into_inner).refused = Some(error.clone());
+        self.policies
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .refused = Some(error.clone());
         self.emit(Event::PolicyReloadFailed { error });
     }
 
     /// The interrupted realignment with these inputs, if any; all other interrupted ones are
     /// closed as superseded.
     pub fn supersede_unfinished(&self, inputs_hash: &str) -> Option<RealignmentRow> {
-        let rows = self.log(self.db.unfinished_realignments()).unwrap_or_default();
-        let (wanted, others): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.inputs_hash == inputs_hash);
+        let rows = self
+            .log(self.db.unfinished_realignments())
+            .unwrap_or_default();
+        let (wanted, others): (Vec<_>, Vec<_>) = rows
+            .into_iter()
+            .partition(|row| row.inputs_hash == inputs_hash);
         for row in others {
             let why = "the server stopped, and other policies or data are there now";
-            self.finish(&row.id, Outcome::Superseded, None, Some(why.into()), Duration::ZERO);
+            self.finish(
+                &row.id,
+                Outcome::Superseded,
+                None,
+                Some(why.into()),
+                Duration::ZERO,
+            );
         }
         wanted.into_iter().next_back()
     }
 
     /// Whether the newest realignment had these inputs and ended for good.
     pub fn has_ended(&self, inputs_hash: &str) -> bool {
-        let newest = self.log(self.db.realignments(1)).unwrap_or_default().into_iter().next();
+        let newest = self
+            .log(self.db.realignments(1))
+            .unwrap_or_default()
+            .into_iter()
+            .next();
         newest.is_some_and(|row| {
-            let settled = matches!(row.outcome, Some(Outcome::Succeeded | Outcome::Rejected | Outcome::NoConflict));
+            let settled = matches!(
+                row.outcome,
+                Some(Outcome::Succeeded | Outcome::Rejected | Outcome::NoConflict)
+            );
             row.inputs_hash == inputs_hash && settled
         })
     }
 
     /// Records how a realignment ended, in the database, the log and the metrics.
-    pub fn finish(&self, id: &str, outcome: Outcome, generation: Option<String>, detail: Option<String>, took: Duration) {
+    pub fn finish(
+        &self,
+        id: &str,
+        outcome: Outcome,
+        generation: Option<String>,
+        detail: Option<String>,
+        took: Duration,
+    ) {
         let result = (generation.as_deref(), detail.as_deref());
-        self.log(self.db.finish_realignment(id, outcome, result, unix_seconds()));
-        self.emit(Event::RealignmentFinished { id: id.into(), outcome, generation, detail, took });
+        self.log(
+            self.db
+                .finish_realignment(id, outcome, result, unix_seconds()),
+        );
+        self.emit(Event::RealignmentFinished {
+            id: id.into(),
+            outcome,
+            generation,
+            detail,
+            took,
+        });
     }
 
     /// State that cannot be written costs a repetition later, never the server.
     pub fn log<T>(&self, result: Result<T, StateError>) -> Option<T> {
-        result.inspect_err(|error| tracing::error!(%error, "the state database failed")).ok()
+        result
+            .inspect_err(|error| tracing::error!(%error, "the state database failed"))
+            .ok()
     }
 
     /// A generation from the store, on the serving device.
@@ -140,10 +218,19 @@ impl Context {
 }
 
 /// Reads and validates a stored generation; the base model's own id gives the base.
-pub fn load_generation(store: &AdapterStore, loaded: &LoadedModel, id: &GenerationId) -> Result<Generation, AdapterError> {
+pub fn load_generation(
+    store: &AdapterStore,
+    loaded: &LoadedModel,
+    id: &GenerationId,
+) -> Result<Generation, AdapterError> {
     let base_hash = loaded.base_hash.to_string();
     if *id == base_id(&base_hash) {
-        return Ok(Generation { id: id.clone(), base_hash, policy_revision: None, adapter: None });
+        return Ok(Generation {
+            id: id.clone(),
+            base_hash,
+            policy_revision: None,
+            adapter: None,
+        });
     }
     let stored = store.load(id, &base_hash)?;
     let spec = &loaded.model.spec;
@@ -200,7 +287,10 @@ pub fn recipe(config: &TrainConfig) -> Result<Recipe, RecipeError> {
             "uniform" => WeightScale::Uniform,
             other => {
                 let what = format!("`{other}` is unknown; use `mean-one`, `sum-one` or `uniform`");
-                return Err(RecipeError { field: "weight_scale", what });
+                return Err(RecipeError {
+                    field: "weight_scale",
+                    what,
+                });
             }
         };
     }
@@ -213,5 +303,7 @@ pub fn recipe(config: &TrainConfig) -> Result<Recipe, RecipeError> {
 
 /// Seconds since 1970.
 pub fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
 }

@@ -32,11 +32,23 @@ impl Inputs {
         let parts = split(&dataset.pairs, ratio, context.recipe.seed);
         let recipe = serde_json::to_string(&context.recipe).unwrap_or_default();
         let mut hash = Sha256::new();
-        for part in [ALGORITHM, &context.loaded.base_hash, &dataset.digest, policies.revision(), &recipe, &ratio.to_string()] {
+        for part in [
+            ALGORITHM,
+            &context.loaded.base_hash,
+            &dataset.digest,
+            policies.revision(),
+            &recipe,
+            &ratio.to_string(),
+        ] {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);
         }
-        Ok(Self { hash: hex::encode(hash.finalize()), dataset, train: parts.train, holdout: parts.holdout })
+        Ok(Self {
+            hash: hex::encode(hash.finalize()),
+            dataset,
+            train: parts.train,
+            holdout: parts.holdout,
+        })
     }
 }
 

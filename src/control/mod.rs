@@ -20,10 +20,10 @@ use crate::policy::{PolicySet, PolicyWatcher, WatchOptions};
 use crate::state::RealignmentRow;
 use crate::telemetry::{self, Outcome};
 
-pub use context::{ControlError, Parts, initial_generation, load_generation, recipe};
 use context::Context;
-pub use inputs::holdout_ratio;
+pub use context::{ControlError, Parts, initial_generation, load_generation, recipe};
 use inputs::Inputs;
+pub use inputs::holdout_ratio;
 use realign::{Ended, Job, Stop};
 
 /// Everything that can happen to the control loop.
@@ -65,9 +65,23 @@ impl Control {
             // A closed channel means that the loop is shutting down.
             let _closed = looker.send(Event::PoliciesChanged);
         })?;
-        let worker = Loop { context: context.clone(), events: events.clone(), inbox, running: None, pending: false, at_start: true };
-        let thread = std::thread::Builder::new().name("control".into()).spawn(move || worker.run())?;
-        Ok(Self { events, context, thread: Mutex::new(Some(thread)), _watcher: watcher })
+        let worker = Loop {
+            context: context.clone(),
+            events: events.clone(),
+            inbox,
+            running: None,
+            pending: false,
+            at_start: true,
+        };
+        let thread = std::thread::Builder::new()
+            .name("control".into())
+            .spawn(move || worker.run())?;
+        Ok(Self {
+            events,
+            context,
+            thread: Mutex::new(Some(thread)),
+            _watcher: watcher,
+        })
     }
 
     /// Stops a running realignment at its next step, leaving it to be resumed, and ends the loop.
@@ -159,7 +173,8 @@ impl Loop {
             }
             None => {
                 if let Err(error) = self.begin(!self.at_start) {
-                    self.context.emit(telemetry::Event::PolicyReloadFailed { error });
+                    self.context
+                        .emit(telemetry::Event::PolicyReloadFailed { error });
                 }
             }
         }
@@ -167,7 +182,10 @@ impl Loop {
 
     fn start_on_request(&mut self) -> Result<String, String> {
         match &self.running {
-            Some(running) => Err(format!("realignment {} is running; cancel it first or wait", running.id)),
+            Some(running) => Err(format!(
+                "realignment {} is running; cancel it first or wait",
+                running.id
+            )),
             None => self.begin(true)?.ok_or_else(|| "nothing to do".into()),
         }
     }
@@ -195,10 +213,18 @@ impl Loop {
             Some(row) => row.id,
             None => self.record(&inputs, set.revision())?,
         };
-        self.context.emit(telemetry::Event::RealignmentStarted { id: id.clone(), policy_revision: set.revision().into() });
+        self.context.emit(telemetry::Event::RealignmentStarted {
+            id: id.clone(),
+            policy_revision: set.revision().into(),
+        });
         let flag = Arc::new(AtomicU8::new(stop::GO_ON));
         let revision = set.revision().to_string();
-        let job = Job { id: id.clone(), policies: set, inputs, flag: flag.clone() };
+        let job = Job {
+            id: id.clone(),
+            policies: set,
+            inputs,
+            flag: flag.clone(),
+        };
         let (context, events) = (self.context.clone(), self.events.clone());
         let run = move || {
             let ended = realign::run(&context, job);
@@ -206,35 +232,74 @@ impl Loop {
             let _closed = events.send(Event::Ended(Box::new(ended)));
         };
         // Candle walks a graph recursively, one frame per operation.
-        let thread = std::thread::Builder::new().name("realign".into()).stack_size(256 << 20).spawn(run).map_err(|e| e.to_string())?;
-        self.running = Some(Running { id: id.clone(), revision, flag, started: Instant::now(), thread });
+        let thread = std::thread::Builder::new()
+            .name("realign".into())
+            .stack_size(256 << 20)
+            .spawn(run)
+            .map_err(|e| e.to_string())?;
+        self.running = Some(Running {
+            id: id.clone(),
+            revision,
+            flag,
+            started: Instant::now(),
+            thread,
+        });
         Ok(Some(id))
     }
 
     fn record(&self, inputs: &Inputs, revision: &str) -> Result<String, String> {
         let context = &self.context;
         let now = context::unix_seconds();
-        let attempt = context.db.realignments(usize::from(u16::MAX)).map_err(|e| e.to_string())?.len() + 1;
+        let attempt = context
+            .db
+            .realignments(usize::from(u16::MAX))
+            .map_err(|e| e.to_string())?
+            .len()
+            + 1;
         let id = format!("ra-{attempt:04}-{}", &inputs.hash[..8]);
-        context.db.begin_realignment(&id, &inputs.hash, revision, now).map_err(|e| e.to_string())?;
+        context
+            .db
+            .begin_realignment(&id, &inputs.hash, revision, now)
+            .map_err(|e| e.to_string())?;
         Ok(id)
     }
 
     fn ended(&mut self, ended: Ended) {
-        let Some(running) = self.running.take() else { return };
+        let Some(running) = self.running.take() else {
+            return;
+        };
         let (outcome, generation, detail) = match ended.result {
             Ok(done) => (done.outcome, Some(done.generation), None),
-            Err(Stop::Rejected { generation, reason }) => (Outcome::Rejected, Some(generation), Some(reason)),
+            Err(Stop::Rejected { generation, reason }) => {
+                (Outcome::Rejected, Some(generation), Some(reason))
+            }
             Err(Stop::Failed(reason)) => (Outcome::Failed, None, Some(reason)),
             Err(Stop::Asked) => match running.flag.load(Ordering::Acquire) {
                 stop::SHUTDOWN => return,
-                stop::SUPERSEDED => (Outcome::Superseded, None, Some("a newer policy set took its place".into())),
-                _ => (Outcome::Cancelled, None, Some("stopped by an operator".into())),
+                stop::SUPERSEDED => (
+                    Outcome::Superseded,
+                    None,
+                    Some("a newer policy set took its place".into()),
+                ),
+                _ => (
+                    Outcome::Cancelled,
+                    None,
+                    Some("stopped by an operator".into()),
+                ),
             },
         };
-        self.context.finish(&ended.id, outcome, generation, detail, running.started.elapsed());
-        if std::mem::take(&mut self.pending) && let Err(error) = self.begin(true) {
-            self.context.emit(telemetry::Event::PolicyReloadFailed { error });
+        self.context.finish(
+            &ended.id,
+            outcome,
+            generation,
+            detail,
+            running.started.elapsed(),
+        );
+        if std::mem::take(&mut self.pending)
+            && let Err(error) = self.begin(true)
+        {
+            self.context
+                .emit(telemetry::Event::PolicyReloadFailed { error });
         }
     }
 }

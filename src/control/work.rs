@@ -40,7 +40,13 @@ fn span(stage: Stage) -> (f64, f64) {
 
 impl<'a> Work<'a> {
     pub fn new(context: &'a Context, id: &'a str, flag: Arc<AtomicU8>) -> Self {
-        Self { context, id, flag, stage: Cell::new(Stage::Triage), entered: Cell::new(Instant::now()) }
+        Self {
+            context,
+            id,
+            flag,
+            stage: Cell::new(Stage::Triage),
+            entered: Cell::new(Instant::now()),
+        }
     }
 
     /// Leaves the stage before (if any) and enters this one.
@@ -50,13 +56,20 @@ impl<'a> Work<'a> {
         }
         self.stage.set(stage);
         self.entered.set(Instant::now());
-        self.context.emit(Event::StageEntered { id: self.id.into(), stage });
+        self.context.emit(Event::StageEntered {
+            id: self.id.into(),
+            stage,
+        });
         self.progress(0.0);
     }
 
     /// The stage ended well.
     pub fn leave(&self) {
-        self.context.emit(Event::StageFinished { id: self.id.into(), stage: self.stage.get(), took: self.entered.get().elapsed() });
+        self.context.emit(Event::StageFinished {
+            id: self.id.into(),
+            stage: self.stage.get(),
+            took: self.entered.get().elapsed(),
+        });
     }
 
     /// Done share of the current stage, 0 to 1.
@@ -64,8 +77,17 @@ impl<'a> Work<'a> {
         let stage = self.stage.get();
         let (from, to) = span(stage);
         let ratio = from + (to - from) * done.clamp(0.0, 1.0);
-        self.context.log(self.context.db.advance_realignment(self.id, stage, ratio, unix_seconds()));
-        self.context.emit(Event::Progress { id: self.id.into(), stage, ratio });
+        self.context.log(self.context.db.advance_realignment(
+            self.id,
+            stage,
+            ratio,
+            unix_seconds(),
+        ));
+        self.context.emit(Event::Progress {
+            id: self.id.into(),
+            stage,
+            ratio,
+        });
     }
 
     /// Whether to go on; does not wait.
@@ -113,8 +135,14 @@ impl Observer for Work<'_> {
             "punish": loss.punish, "kl": loss.retain, "sft": loss.sft, "gradient_norm": report.gradient_norm,
             "tokens": report.tokens, "seconds": report.seconds,
         });
-        self.context.log(self.context.db.put_report(self.id, Report::Losses, &shown));
-        self.context.emit(Event::TrainLoss { id: self.id.into(), step: report.step, steps: report.total, parts });
+        self.context
+            .log(self.context.db.put_report(self.id, Report::Losses, &shown));
+        self.context.emit(Event::TrainLoss {
+            id: self.id.into(),
+            step: report.step,
+            steps: report.total,
+            parts,
+        });
         self.progress(report.step as f64 / report.total.max(1) as f64);
     }
 }

@@ -12,12 +12,18 @@ impl BlockPool {
     /// A pool of `total` free blocks of `block_size` tokens.
     pub fn new(total: usize, block_size: usize) -> Self {
         // Reversed, so that the first blocks go out first and a small load stays in few pages.
-        Self { free: (0..total as u32).rev().collect(), total, block_size }
+        Self {
+            free: (0..total as u32).rev().collect(),
+            total,
+            block_size,
+        }
     }
 
     /// Extends `blocks` until they hold `tokens` tokens. On `false` nothing was taken.
     pub fn grow(&mut self, blocks: &mut Vec<u32>, tokens: usize) -> bool {
-        let missing = tokens.div_ceil(self.block_size).saturating_sub(blocks.len());
+        let missing = tokens
+            .div_ceil(self.block_size)
+            .saturating_sub(blocks.len());
         if missing > self.free.len() {
             return false;
         }

@@ -31,7 +31,13 @@ pub struct EngineConfig {
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { max_model_len: None, max_running: 64, max_waiting: 256, kv_cache_bytes: 512 << 20, step_tokens: 512 }
+        Self {
+            max_model_len: None,
+            max_running: 64,
+            max_waiting: 256,
+            kv_cache_bytes: 512 << 20,
+            step_tokens: 512,
+        }
     }
 }
 
@@ -42,7 +48,9 @@ const BLOCK_SIZE: usize = 16;
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// The KV cache would not hold even one block.
-    #[error("a KV cache of {bytes} bytes holds no block; one block takes {block} bytes: raise engine.kv_cache_mb")]
+    #[error(
+        "a KV cache of {bytes} bytes holds no block; one block takes {block} bytes: raise engine.kv_cache_mb"
+    )]
     CacheTooSmall {
         /// Configured size.
         bytes: usize,
@@ -84,16 +92,27 @@ pub struct EngineHandle {
 }
 
 /// Allocates the KV cache and starts the engine's thread.
-pub fn start(model: Arc<Model>, tokenizer: Arc<Tokenizer>, config: EngineConfig) -> Result<EngineHandle, EngineError> {
+pub fn start(
+    model: Arc<Model>,
+    tokenizer: Arc<Tokenizer>,
+    config: EngineConfig,
+) -> Result<EngineHandle, EngineError> {
     let width = model.spec.kv_heads * model.spec.head_dim;
     let block = PagedKv::bytes_per_block(model.spec.layers, width, BLOCK_SIZE);
     let blocks = config.kv_cache_bytes / block;
     if blocks == 0 {
-        return Err(EngineError::CacheTooSmall { bytes: config.kv_cache_bytes, block });
+        return Err(EngineError::CacheTooSmall {
+            bytes: config.kv_cache_bytes,
+            block,
+        });
     }
     let kv = PagedKv::new(model.spec.layers, width, blocks, BLOCK_SIZE, &model.device)?;
     let pool = BlockPool::new(blocks, BLOCK_SIZE);
-    let limit = config.max_model_len.unwrap_or(usize::MAX).min(model.spec.max_position).min(pool.capacity());
+    let limit = config
+        .max_model_len
+        .unwrap_or(usize::MAX)
+        .min(model.spec.max_position)
+        .min(pool.capacity());
     let shared = Arc::new(Shared::default());
     let (commands, inbox) = channel();
     let worker = Worker {
@@ -105,7 +124,9 @@ pub fn start(model: Arc<Model>, tokenizer: Arc<Tokenizer>, config: EngineConfig)
         shared: shared.clone(),
         inbox,
     };
-    let thread = std::thread::Builder::new().name("engine".into()).spawn(move || worker.run())?;
+    let thread = std::thread::Builder::new()
+        .name("engine".into())
+        .spawn(move || worker.run())?;
     Ok(EngineHandle {
         commands,
         shared,
@@ -125,14 +146,22 @@ impl EngineHandle {
             return Err(SubmitError::EmptyPrompt);
         }
         if prompt.saturating_add(max_tokens) > self.max_model_len {
-            return Err(SubmitError::TooLong { prompt, max_tokens, limit: self.max_model_len });
+            return Err(SubmitError::TooLong {
+                prompt,
+                max_tokens,
+                limit: self.max_model_len,
+            });
         }
         if self.shared.stopping.load(Ordering::Acquire) {
             return Err(SubmitError::ShuttingDown);
         }
         let limit = self.max_waiting;
         let take_place = |n: usize| (n < limit).then_some(n + 1);
-        if let Err(waiting) = self.shared.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, take_place) {
+        if let Err(waiting) =
+            self.shared
+                .waiting
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, take_place)
+        {
             return Err(SubmitError::QueueFull { waiting, limit });
         }
         let (sender, events) = unbounded_channel();
@@ -154,7 +183,8 @@ impl EngineHandle {
 
     /// Whether any sequence is running or waiting: the sign for training to stand back.
     pub fn is_busy(&self) -> bool {
-        self.shared.running.load(Ordering::Relaxed) + self.shared.waiting.load(Ordering::Relaxed) > 0
+        self.shared.running.load(Ordering::Relaxed) + self.shared.waiting.load(Ordering::Relaxed)
+            > 0
     }
 
     /// Longest prompt plus completion, in tokens.
@@ -221,11 +251,21 @@ impl Worker {
         if shares.is_empty() {
             return;
         }
-        match step::forward(&self.model, self.ops, &self.kv, &mut self.scheduler, &shares) {
+        match step::forward(
+            &self.model,
+            self.ops,
+            &self.kv,
+            &mut self.scheduler,
+            &shares,
+        ) {
             Ok(rows) => {
                 let mut ended: Vec<usize> = rows
                     .into_iter()
-                    .filter_map(|(index, logits)| self.scheduler.running[index].advance(&logits, &self.tokenizer).then_some(index))
+                    .filter_map(|(index, logits)| {
+                        self.scheduler.running[index]
+                            .advance(&logits, &self.tokenizer)
+                            .then_some(index)
+                    })
                     .collect();
                 ended.sort_unstable();
                 self.scheduler.retire(&ended);
@@ -245,14 +285,23 @@ impl Worker {
     fn count_waiting(&self, before: usize) {
         let after = self.scheduler.waiting.len();
         if after < before {
-            self.shared.waiting.fetch_sub(before - after, Ordering::AcqRel);
+            self.shared
+                .waiting
+                .fetch_sub(before - after, Ordering::AcqRel);
         } else {
-            self.shared.waiting.fetch_add(after - before, Ordering::AcqRel);
+            self.shared
+                .waiting
+                .fetch_add(after - before, Ordering::AcqRel);
         }
     }
 
     fn publish(&self) {
-        self.shared.running.store(self.scheduler.running.len(), Ordering::Relaxed);
-        self.shared.kv_usage_ppm.store((self.scheduler.pool.usage() * 1e6) as u64, Ordering::Relaxed);
+        self.shared
+            .running
+            .store(self.scheduler.running.len(), Ordering::Relaxed);
+        self.shared.kv_usage_ppm.store(
+            (self.scheduler.pool.usage() * 1e6) as u64,
+            Ordering::Relaxed,
+        );
     }
 }

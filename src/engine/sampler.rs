@@ -19,7 +19,10 @@ const NEGLIGIBLE: f32 = -30.0;
 impl Sampler {
     /// A sampler at the beginning of its stream.
     pub fn new(params: &SamplingParams) -> Self {
-        Self { params: params.clone(), rng: ChaCha8Rng::seed_from_u64(params.seed) }
+        Self {
+            params: params.clone(),
+            rng: ChaCha8Rng::seed_from_u64(params.seed),
+        }
     }
 
     /// Draws a token id. Ties go to the lower id.
@@ -83,14 +86,21 @@ pub fn argmax(logits: &[f32]) -> usize {
 pub fn logprobs(logits: &[f32], token: u32, n: usize) -> (f32, Vec<(u32, f32)>) {
     let normaliser = logsumexp(logits);
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-    let by_logit = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    let by_logit = |a: &u32, b: &u32| {
+        logits[*b as usize]
+            .total_cmp(&logits[*a as usize])
+            .then(a.cmp(b))
+    };
     let n = n.min(order.len());
     if n > 0 && n < order.len() {
         order.select_nth_unstable_by(n - 1, by_logit);
     }
     order.truncate(n);
     order.sort_by(by_logit);
-    let top = order.into_iter().map(|id| (id, logits[id as usize] - normaliser)).collect();
+    let top = order
+        .into_iter()
+        .map(|id| (id, logits[id as usize] - normaliser))
+        .collect();
     (logits[token as usize] - normaliser, top)
 }
 
@@ -111,22 +121,54 @@ mod tests {
 
     #[test]
     fn the_same_seed_draws_the_same_and_limits_hold() {
-        let params = SamplingParams { temperature: 1.0, seed: 5, ..Default::default() };
+        let params = SamplingParams {
+            temperature: 1.0,
+            seed: 5,
+            ..Default::default()
+        };
         let all = draws(params.clone(), 400);
         assert_eq!(all, draws(params.clone(), 400));
-        assert_ne!(all, draws(SamplingParams { seed: 6, ..params.clone() }, 400));
+        assert_ne!(
+            all,
+            draws(
+                SamplingParams {
+                    seed: 6,
+                    ..params.clone()
+                },
+                400
+            )
+        );
         assert!([0, 1, 2, 4].iter().all(|id| all.contains(id)) && !all.contains(&3));
-        let two = draws(SamplingParams { top_k: 2, ..params.clone() }, 400);
+        let two = draws(
+            SamplingParams {
+                top_k: 2,
+                ..params.clone()
+            },
+            400,
+        );
         assert!(two.iter().all(|id| [1, 4].contains(id)));
-        let nucleus = draws(SamplingParams { top_p: 0.1, ..params }, 50);
+        let nucleus = draws(
+            SamplingParams {
+                top_p: 0.1,
+                ..params
+            },
+            50,
+        );
         assert!(nucleus.iter().all(|id| *id == 1));
     }
 
     #[test]
     fn frequencies_follow_the_softmax() {
-        let params = SamplingParams { temperature: 2.0, seed: 1, ..Default::default() };
+        let params = SamplingParams {
+            temperature: 2.0,
+            seed: 1,
+            ..Default::default()
+        };
         let all = draws(params, 20_000);
-        let expected: Vec<f64> = [1.0f64, 3.0, 2.0, -50.0, 3.0].iter().map(|l| (l / 2.0).exp()).collect();
+        let expected: Vec<f64> = [1.0f64, 3.0, 2.0, -50.0, 3.0]
+            .iter()
+            .map(|l| (l / 2.0).exp())
+            .collect();
         let sum: f64 = expected.iter().sum();
         for (id, weight) in expected.iter().enumerate() {
             let share = all.iter().filter(|d| **d == id as u32).count() as f64 / 20_000.0;

@@ -30,7 +30,13 @@ pub struct Share {
 impl Scheduler {
     /// An empty scheduler. `token_budget` bounds the rows of one step.
     pub fn new(pool: BlockPool, max_running: usize, token_budget: usize) -> Self {
-        Self { running: Vec::new(), waiting: VecDeque::new(), pool, max_running, token_budget: token_budget.max(1) }
+        Self {
+            running: Vec::new(),
+            waiting: VecDeque::new(),
+            pool,
+            max_running,
+            token_budget: token_budget.max(1),
+        }
     }
 
     /// Whether nothing is running or waiting.
@@ -106,13 +112,18 @@ impl Scheduler {
 
     fn admit(&mut self, budget: &mut usize, shares: &mut Vec<Share>) {
         while *budget > 0 && self.running.len() < self.max_running {
-            let Some(mut sequence) = self.waiting.pop_front() else { return };
+            let Some(mut sequence) = self.waiting.pop_front() else {
+                return;
+            };
             let tokens = sequence.pending().min(*budget);
             if !self.pool.grow(&mut sequence.blocks, tokens) {
                 self.waiting.push_front(sequence);
                 return;
             }
-            shares.push(Share { index: self.running.len(), tokens });
+            shares.push(Share {
+                index: self.running.len(),
+                tokens,
+            });
             self.running.push(sequence);
             *budget -= tokens;
         }

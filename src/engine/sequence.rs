@@ -32,8 +32,16 @@ pub struct Sequence {
 
 impl Sequence {
     /// A sequence that has computed nothing yet.
-    pub fn new(request: GenerateRequest, tokenizer: &Arc<Tokenizer>, events: UnboundedSender<GenerateEvent>) -> Self {
-        let GenerateRequest { prompt, sampling, generation } = request;
+    pub fn new(
+        request: GenerateRequest,
+        tokenizer: &Arc<Tokenizer>,
+        events: UnboundedSender<GenerateEvent>,
+    ) -> Self {
+        let GenerateRequest {
+            prompt,
+            sampling,
+            generation,
+        } = request;
         Self {
             generation,
             prompt: prompt.len(),
@@ -82,15 +90,27 @@ impl Sequence {
     }
 
     fn report(&self, id: u32, text: String, logits: &[f32], tokenizer: &Tokenizer) {
-        let entry = |id: u32, logprob: f32| TokenLogprob { id, text: tokenizer.token_text(id), logprob };
+        let entry = |id: u32, logprob: f32| TokenLogprob {
+            id,
+            text: tokenizer.token_text(id),
+            logprob,
+        };
         let (logprob, top) = match self.top_logprobs {
             Some(n) => {
                 let (own, top) = logprobs(logits, id, n);
-                (Some(entry(id, own)), top.into_iter().map(|(id, l)| entry(id, l)).collect())
+                (
+                    Some(entry(id, own)),
+                    top.into_iter().map(|(id, l)| entry(id, l)).collect(),
+                )
             }
             None => (None, Vec::new()),
         };
-        self.send(GenerateEvent::Token { id, text, logprob, top });
+        self.send(GenerateEvent::Token {
+            id,
+            text,
+            logprob,
+            top,
+        });
     }
 
     fn finish(&mut self, reason: FinishReason, stopped: bool) {
@@ -104,7 +124,12 @@ impl Sequence {
             }
         }
         let completion_tokens = self.tokens.len() - self.prompt;
-        self.send(GenerateEvent::Finished { reason, text, prompt_tokens: self.prompt, completion_tokens });
+        self.send(GenerateEvent::Finished {
+            reason,
+            text,
+            prompt_tokens: self.prompt,
+            completion_tokens,
+        });
     }
 
     /// Ends the sequence because the engine cannot go on with it.

@@ -19,26 +19,48 @@ struct Layout {
 impl Layout {
     fn new(running: &[Sequence], shares: &[Share]) -> Self {
         let mut shares = shares.to_vec();
-        shares.sort_by(|a, b| running[a.index].generation.id.cmp(&running[b.index].generation.id).then(a.index.cmp(&b.index)));
+        shares.sort_by(|a, b| {
+            running[a.index]
+                .generation
+                .id
+                .cmp(&running[b.index].generation.id)
+                .then(a.index.cmp(&b.index))
+        });
         let (mut tokens, mut positions, mut sequences) = (Vec::new(), Vec::new(), Vec::new());
         for share in &shares {
             let s = &running[share.index];
             let range = s.computed..s.computed + share.tokens;
-            sequences.push(PagedSequence { start: tokens.len(), rows: share.tokens, cached: s.computed, blocks: s.blocks.clone().into() });
+            sequences.push(PagedSequence {
+                start: tokens.len(),
+                rows: share.tokens,
+                cached: s.computed,
+                blocks: s.blocks.clone().into(),
+            });
             tokens.extend_from_slice(&s.tokens[range.clone()]);
             positions.extend(range.map(|p| p as u32));
         }
-        Self { shares, tokens, positions, sequences: sequences.into() }
+        Self {
+            shares,
+            tokens,
+            positions,
+            sequences: sequences.into(),
+        }
     }
 
     /// Row ranges by adapter, ascending; base rows appear in none.
     fn adapters<'a>(&self, running: &'a [Sequence]) -> Vec<AdapterRows<'a>> {
         let mut ranges: Vec<AdapterRows<'a>> = Vec::new();
         for (share, rows) in self.shares.iter().zip(self.sequences.iter()) {
-            let Some(adapter) = running[share.index].generation.adapter.as_deref() else { continue };
+            let Some(adapter) = running[share.index].generation.adapter.as_deref() else {
+                continue;
+            };
             let rows = rows.start..rows.start + rows.rows;
             match ranges.last_mut() {
-                Some(last) if std::ptr::eq(last.adapter, adapter) && last.rows.end == rows.start => last.rows.end = rows.end,
+                Some(last)
+                    if std::ptr::eq(last.adapter, adapter) && last.rows.end == rows.start =>
+                {
+                    last.rows.end = rows.end
+                }
                 _ => ranges.push(AdapterRows { rows, adapter }),
             }
         }
@@ -48,20 +70,35 @@ impl Layout {
 
 /// Runs the shares, marks their tokens as computed, and returns (index into `running`, logits) of
 /// every sequence whose last token was among them.
-pub fn forward(model: &Model, ops: Ops, kv: &PagedKv, scheduler: &mut Scheduler, shares: &[Share]) -> Result<Vec<(usize, Vec<f32>)>> {
+pub fn forward(
+    model: &Model,
+    ops: Ops,
+    kv: &PagedKv,
+    scheduler: &mut Scheduler,
+    shares: &[Share],
+) -> Result<Vec<(usize, Vec<f32>)>> {
     let running = &scheduler.running;
     let layout = Layout::new(running, shares);
     let batch = Batch {
         tokens: &layout.tokens,
         positions: &layout.positions,
         adapters: &layout.adapters(running),
-        attention: Attention::Paged { kv, sequences: layout.sequences.clone() },
+        attention: Attention::Paged {
+            kv,
+            sequences: layout.sequences.clone(),
+        },
         ops,
     };
     let hidden = model.hidden(&batch)?;
     let complete = |share: &Share| running[share.index].pending() == share.tokens;
-    let ready = layout.shares.iter().zip(layout.sequences.iter()).filter(|(share, _)| complete(share));
-    let (indices, rows): (Vec<usize>, Vec<u32>) = ready.map(|(share, s)| (share.index, (s.start + s.rows - 1) as u32)).unzip();
+    let ready = layout
+        .shares
+        .iter()
+        .zip(layout.sequences.iter())
+        .filter(|(share, _)| complete(share));
+    let (indices, rows): (Vec<usize>, Vec<u32>) = ready
+        .map(|(share, s)| (share.index, (s.start + s.rows - 1) as u32))
+        .unzip();
     for share in shares {
         scheduler.running[share.index].computed += share.tokens;
     }

@@ -19,17 +19,30 @@ pub enum StopOutcome {
 impl StopMatcher {
     /// Watches for these strings; empty ones are ignored.
     pub fn new(stops: &[String]) -> Self {
-        Self { stops: stops.iter().filter(|s| !s.is_empty()).cloned().collect(), held: String::new() }
+        Self {
+            stops: stops.iter().filter(|s| !s.is_empty()).cloned().collect(),
+            held: String::new(),
+        }
     }
 
     /// Takes newly decoded text.
     pub fn push(&mut self, text: &str) -> StopOutcome {
         self.held.push_str(text);
-        if let Some(at) = self.stops.iter().filter_map(|s| self.held.find(s.as_str())).min() {
+        if let Some(at) = self
+            .stops
+            .iter()
+            .filter_map(|s| self.held.find(s.as_str()))
+            .min()
+        {
             self.held.truncate(at);
             return StopOutcome::Stopped(std::mem::take(&mut self.held));
         }
-        let keep = self.stops.iter().map(|s| begun(&self.held, s)).max().unwrap_or(0);
+        let keep = self
+            .stops
+            .iter()
+            .map(|s| begun(&self.held, s))
+            .max()
+            .unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - keep);
         StopOutcome::Text(std::mem::replace(&mut self.held, rest))
     }
@@ -45,7 +58,12 @@ fn begun(text: &str, stop: &str) -> usize {
     let longest = text.len().min(stop.len().saturating_sub(1));
     (1..=longest)
         .rev()
-        .find(|&n| text.is_char_boundary(text.len() - n) && stop.as_bytes().starts_with(&text.as_bytes()[text.len() - n..]))
+        .find(|&n| {
+            text.is_char_boundary(text.len() - n)
+                && stop
+                    .as_bytes()
+                    .starts_with(&text.as_bytes()[text.len() - n..])
+        })
         .unwrap_or(0)
 }
 
@@ -79,7 +97,11 @@ mod tests {
             (vec!["é!"], vec!["caf", "é", "!"], "caf", true),
             (vec!["END"], vec!["tail E"], "tail E", false),
         ] {
-            assert_eq!(run(&stops, &pieces), (text.to_string(), stopped), "{stops:?} {pieces:?}");
+            assert_eq!(
+                run(&stops, &pieces),
+                (text.to_string(), stopped),
+                "{stops:?} {pieces:?}"
+            );
         }
     }
 }

@@ -31,7 +31,9 @@ pub struct Agreement {
 #[derive(Debug, thiserror::Error)]
 pub enum AgreementError {
     /// Nothing was held out.
-    #[error("no held-out prompt concerns this policy set: mark pairs with \"meta\": {{\"holdout\": true}} or add data")]
+    #[error(
+        "no held-out prompt concerns this policy set: mark pairs with \"meta\": {{\"holdout\": true}} or add data"
+    )]
     NoPrompts,
     /// The engine did not take a prompt.
     #[error("the engine refused a held-out prompt: {0}")]
@@ -46,7 +48,14 @@ pub enum AgreementError {
 
 /// Answers every prompt greedily with one generation, through the serving engine itself, and has
 /// the answers judged. `proceed` is asked between answers.
-pub fn agreement(engine: &EngineHandle, generation: &Arc<Generation>, prompts: &[HeldOutPrompt], oracle: &dyn Oracle, max_tokens: usize, proceed: &dyn Fn() -> bool) -> Result<Agreement, AgreementError> {
+pub fn agreement(
+    engine: &EngineHandle,
+    generation: &Arc<Generation>,
+    prompts: &[HeldOutPrompt],
+    oracle: &dyn Oracle,
+    max_tokens: usize,
+    proceed: &dyn Fn() -> bool,
+) -> Result<Agreement, AgreementError> {
     if prompts.is_empty() {
         return Err(AgreementError::NoPrompts);
     }
@@ -54,8 +63,15 @@ pub fn agreement(engine: &EngineHandle, generation: &Arc<Generation>, prompts: &
     // A small window keeps room in the engine's queue for clients.
     for window in prompts.chunks(16) {
         let streams = window.iter().map(|prompt| {
-            let sampling = SamplingParams { max_tokens, ..SamplingParams::default() };
-            engine.submit(GenerateRequest { prompt: prompt.tokens.clone(), sampling, generation: generation.clone() })
+            let sampling = SamplingParams {
+                max_tokens,
+                ..SamplingParams::default()
+            };
+            engine.submit(GenerateRequest {
+                prompt: prompt.tokens.clone(),
+                sampling,
+                generation: generation.clone(),
+            })
         });
         let streams = streams.collect::<Result<Vec<_>, _>>()?;
         for (prompt, mut stream) in window.iter().zip(streams) {
@@ -70,15 +86,24 @@ pub fn agreement(engine: &EngineHandle, generation: &Arc<Generation>, prompts: &
                         answer.push_str(&text);
                         break;
                     }
-                    Some(GenerateEvent::Failed(reason)) => return Err(AgreementError::Engine(reason)),
+                    Some(GenerateEvent::Failed(reason)) => {
+                        return Err(AgreementError::Engine(reason));
+                    }
                     None => return Err(AgreementError::Engine("the engine stopped".into())),
                 }
             }
-            let exchange = Exchange { prompt: &prompt.text, response: &answer, labels: &[] };
+            let exchange = Exchange {
+                prompt: &prompt.text,
+                response: &answer,
+                labels: &[],
+            };
             let complies = oracle.judge(&exchange).complies();
             answers.push((prompt.text.clone(), answer, complies));
         }
     }
     let compliant = answers.iter().filter(|a| a.2).count();
-    Ok(Agreement { ratio: compliant as f64 / answers.len() as f64, answers })
+    Ok(Agreement {
+        ratio: compliant as f64 / answers.len() as f64,
+        answers,
+    })
 }

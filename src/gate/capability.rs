@@ -43,7 +43,13 @@ pub fn paragraphs(tokenizer: &Tokenizer, text: &str, max_tokens: usize) -> Vec<E
 }
 
 /// Measures base and candidate on the examples. `None` if `proceed` says stop.
-pub fn capability(model: &Model, ops: Ops, candidate: &LoraWeights, examples: &[Example], proceed: &dyn Fn() -> bool) -> Result<Option<Capability>> {
+pub fn capability(
+    model: &Model,
+    ops: Ops,
+    candidate: &LoraWeights,
+    examples: &[Example],
+    proceed: &dyn Fn() -> bool,
+) -> Result<Option<Capability>> {
     let (mut base, mut adapted, mut divergence, mut tokens) = (0f64, 0f64, 0f64, 0usize);
     for group in group_by_rows(examples, ROW_BUDGET) {
         if !proceed() {
@@ -52,12 +58,19 @@ pub fn capability(model: &Model, ops: Ops, candidate: &LoraWeights, examples: &[
         let packed = Packed::new(&examples[group]);
         let logits = |adapter| model.logits(ops, &packed.response_hidden(model, ops, adapter)?);
         let (reference, policy) = (logits(None)?, logits(Some(candidate))?);
-        let sum = |t: candle_core::Tensor| -> Result<f64> { Ok(t.to_vec1::<f32>()?.into_iter().map(f64::from).sum()) };
+        let sum = |t: candle_core::Tensor| -> Result<f64> {
+            Ok(t.to_vec1::<f32>()?.into_iter().map(f64::from).sum())
+        };
         base -= sum(ops::token_logprobs(ops, &reference, packed.targets())?)?;
         adapted -= sum(ops::token_logprobs(ops, &policy, packed.targets())?)?;
         divergence += sum(ops::kl_from_reference(ops, &reference, &policy)?)?;
         tokens += packed.targets().len();
     }
     let n = tokens.max(1) as f64;
-    Ok(Some(Capability { perplexity_base: (base / n).exp(), perplexity_candidate: (adapted / n).exp(), kl: divergence / n, tokens }))
+    Ok(Some(Capability {
+        perplexity_base: (base / n).exp(),
+        perplexity_candidate: (adapted / n).exp(),
+        kl: divergence / n,
+        tokens,
+    }))
 }

@@ -64,16 +64,37 @@ impl Verdict {
     pub fn reason(&self) -> String {
         match *self {
             Verdict::Promote => "every check passed".into(),
-            Verdict::Reject { check: Check::PolicyAgreement, got, bound } => {
+            Verdict::Reject {
+                check: Check::PolicyAgreement,
+                got,
+                bound,
+            } => {
                 format!("held-out policy agreement is {got:.3}, at least {bound:.3} is asked for")
             }
-            Verdict::Reject { check: Check::PerplexityRise, got, bound } => {
-                format!("perplexity on neutral text rises by {:.1} %, at most {:.1} % is allowed", got * 100.0, bound * 100.0)
+            Verdict::Reject {
+                check: Check::PerplexityRise,
+                got,
+                bound,
+            } => {
+                format!(
+                    "perplexity on neutral text rises by {:.1} %, at most {:.1} % is allowed",
+                    got * 100.0,
+                    bound * 100.0
+                )
             }
-            Verdict::Reject { check: Check::Kl, got, bound } => {
-                format!("KL to the base model is {got:.3} nats per token, at most {bound:.3} is allowed")
+            Verdict::Reject {
+                check: Check::Kl,
+                got,
+                bound,
+            } => {
+                format!(
+                    "KL to the base model is {got:.3} nats per token, at most {bound:.3} is allowed"
+                )
             }
-            Verdict::Reject { check: Check::Finite, .. } => "a measurement is not a number: the adapter is broken".into(),
+            Verdict::Reject {
+                check: Check::Finite,
+                ..
+            } => "a measurement is not a number: the adapter is broken".into(),
         }
     }
 }
@@ -83,20 +104,42 @@ impl Verdict {
 /// The asked-for gain is capped where there is no room for it: a generation that complies in 95 %
 /// of cases cannot gain 30 points. The candidate must then reach 1 − gain and not fall behind.
 pub fn judge(measured: &Measured, gate: &Gate) -> Verdict {
-    let values = [measured.agreement_after, measured.perplexity_rise(), measured.kl_to_base];
+    let values = [
+        measured.agreement_after,
+        measured.perplexity_rise(),
+        measured.kl_to_base,
+    ];
     if let Some(got) = values.into_iter().find(|v| !v.is_finite()) {
-        return Verdict::Reject { check: Check::Finite, got, bound: 0.0 };
+        return Verdict::Reject {
+            check: Check::Finite,
+            got,
+            bound: 0.0,
+        };
     }
     let gain = gate.min_policy_agreement_gain;
-    let floor = (measured.agreement_before + gain).min(1.0 - gain).max(measured.agreement_before);
+    let floor = (measured.agreement_before + gain)
+        .min(1.0 - gain)
+        .max(measured.agreement_before);
     if measured.agreement_after + 1e-9 < floor {
-        return Verdict::Reject { check: Check::PolicyAgreement, got: measured.agreement_after, bound: floor };
+        return Verdict::Reject {
+            check: Check::PolicyAgreement,
+            got: measured.agreement_after,
+            bound: floor,
+        };
     }
     if measured.perplexity_rise() > gate.max_perplexity_rise {
-        return Verdict::Reject { check: Check::PerplexityRise, got: measured.perplexity_rise(), bound: gate.max_perplexity_rise };
+        return Verdict::Reject {
+            check: Check::PerplexityRise,
+            got: measured.perplexity_rise(),
+            bound: gate.max_perplexity_rise,
+        };
     }
     match gate.max_kl {
-        Some(bound) if measured.kl_to_base > bound => Verdict::Reject { check: Check::Kl, got: measured.kl_to_base, bound },
+        Some(bound) if measured.kl_to_base > bound => Verdict::Reject {
+            check: Check::Kl,
+            got: measured.kl_to_base,
+            bound,
+        },
         _ => Verdict::Promote,
     }
 }
@@ -106,12 +149,23 @@ mod tests {
     use super::*;
 
     fn measured(before: f64, after: f64, perplexity: f64, kl: f64) -> Measured {
-        Measured { prompts: 40, agreement_before: before, agreement_after: after, perplexity_base: 10.0, perplexity_after: perplexity, kl_to_base: kl }
+        Measured {
+            prompts: 40,
+            agreement_before: before,
+            agreement_after: after,
+            perplexity_base: 10.0,
+            perplexity_after: perplexity,
+            kl_to_base: kl,
+        }
     }
 
     #[test]
     fn every_bound_decides() {
-        let gate = Gate { min_policy_agreement_gain: 0.3, max_perplexity_rise: 0.25, max_kl: Some(0.5) };
+        let gate = Gate {
+            min_policy_agreement_gain: 0.3,
+            max_perplexity_rise: 0.25,
+            max_kl: Some(0.5),
+        };
         let rejected_by = |m: Measured| match judge(&m, &gate) {
             Verdict::Promote => None,
             Verdict::Reject { check, .. } => Some(check),

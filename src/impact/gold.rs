@@ -30,7 +30,9 @@ pub struct GoldBatch {
 impl GoldBatch {
     /// The fold that holds a pair, if any.
     pub fn fold_of(&self, pair: usize) -> Option<usize> {
-        self.folds.iter().position(|fold| fold.iter().any(|g| g.source == pair))
+        self.folds
+            .iter()
+            .position(|fold| fold.iter().any(|g| g.source == pair))
     }
 
     /// Pairs in both folds.
@@ -50,7 +52,9 @@ impl GoldBatch {
 pub fn gold_batch(pairs: &[TokenPair], size: usize, seed: u64) -> GoldBatch {
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x601d);
     let mut queues = [Category::Retain, Category::Invert, Category::Punish].map(|category| {
-        let mut indices: Vec<usize> = (0..pairs.len()).filter(|&i| pairs[i].category == category).collect();
+        let mut indices: Vec<usize> = (0..pairs.len())
+            .filter(|&i| pairs[i].category == category)
+            .collect();
         indices.shuffle(&mut rng);
         indices
     });
@@ -65,7 +69,9 @@ pub fn gold_batch(pairs: &[TokenPair], size: usize, seed: u64) -> GoldBatch {
     }
     let mut batch = GoldBatch::default();
     for source in drawn {
-        let Some(example) = gold_example(pairs, source) else { continue };
+        let Some(example) = gold_example(pairs, source) else {
+            continue;
+        };
         let fold = usize::from(batch.folds[0].len() > batch.folds[1].len());
         batch.folds[fold].push(GoldPair { source, example });
     }
@@ -78,7 +84,10 @@ fn gold_example(pairs: &[TokenPair], index: usize) -> Option<Example> {
         return Some(pair.preference());
     }
     let compliant = nearest_compliant(pairs, &pair.prompt)?;
-    Some(Example::new(pair.prompt.clone(), vec![compliant.to_vec(), pair.chosen.clone()]))
+    Some(Example::new(
+        pair.prompt.clone(),
+        vec![compliant.to_vec(), pair.chosen.clone()],
+    ))
 }
 
 /// The compliant response whose prompt is most like this one (Jaccard over token sets): an answer
@@ -119,7 +128,10 @@ mod tests {
 
     fn pairs() -> Vec<TokenPair> {
         let of = |category, from: u32| (from..from + 10).map(move |i| pair(category, i));
-        of(Category::Retain, 10).chain(of(Category::Invert, 20)).chain(of(Category::Punish, 30)).collect()
+        of(Category::Retain, 10)
+            .chain(of(Category::Invert, 20))
+            .chain(of(Category::Punish, 30))
+            .collect()
     }
 
     #[test]
@@ -128,9 +140,18 @@ mod tests {
         let batch = gold_batch(&pairs, 12, 1);
         let of = |category| {
             let sources = batch.folds.iter().flatten();
-            sources.filter(|g| pairs[g.source].category == category).count()
+            sources
+                .filter(|g| pairs[g.source].category == category)
+                .count()
         };
-        assert_eq!([of(Category::Retain), of(Category::Invert), of(Category::Punish)], [4, 4, 4]);
+        assert_eq!(
+            [
+                of(Category::Retain),
+                of(Category::Invert),
+                of(Category::Punish)
+            ],
+            [4, 4, 4]
+        );
         assert_eq!([batch.folds[0].len(), batch.folds[1].len()], [6, 6]);
         assert_eq!(batch, gold_batch(&pairs, 12, 1));
         assert_ne!(batch, gold_batch(&pairs, 12, 2));
@@ -138,18 +159,32 @@ mod tests {
 
     #[test]
     fn missing_categories_leave_their_share() {
-        let pairs: Vec<TokenPair> = pairs().into_iter().filter(|p| p.category != Category::Punish).collect();
+        let pairs: Vec<TokenPair> = pairs()
+            .into_iter()
+            .filter(|p| p.category != Category::Punish)
+            .collect();
         assert_eq!(gold_batch(&pairs, 12, 1).len(), 12);
         assert_eq!(gold_batch(&pairs, 100, 1).len(), 20);
-        assert!(gold_batch(&[pair(Category::Punish, 3)], 12, 1).is_empty(), "nothing compliant to prefer");
+        assert!(
+            gold_batch(&[pair(Category::Punish, 3)], 12, 1).is_empty(),
+            "nothing compliant to prefer"
+        );
     }
 
     #[test]
     fn punished_prompts_get_the_nearest_compliant_response() {
-        let near = TokenPair { prompt: vec![30, 31, 3], ..pair(Category::Invert, 29) };
+        let near = TokenPair {
+            prompt: vec![30, 31, 3],
+            ..pair(Category::Invert, 29)
+        };
         let pairs = [pair(Category::Retain, 10), near, pair(Category::Punish, 30)];
         let gold = gold_batch(&pairs, 3, 0);
-        let punished = gold.folds.iter().flatten().find(|g| g.source == 2).expect("drawn");
+        let punished = gold
+            .folds
+            .iter()
+            .flatten()
+            .find(|g| g.source == 2)
+            .expect("drawn");
         assert_eq!(punished.example.responses, [vec![229, 2], vec![130, 2]]);
     }
 }

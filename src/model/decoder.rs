@@ -105,7 +105,14 @@ impl Model {
         self.head.forward(ops, hidden)
     }
 
-    fn layer(&self, index: usize, layer: &Layer, x: &Tensor, rope: &RopeTable, batch: &Batch) -> Result<Tensor> {
+    fn layer(
+        &self,
+        index: usize,
+        layer: &Layer,
+        x: &Tensor,
+        rope: &RopeTable,
+        batch: &Batch,
+    ) -> Result<Tensor> {
         let eps = self.spec.rms_norm_eps;
         let h = ops::rms_norm(batch.ops, x, &layer.input_norm, eps)?;
         let x = (x + self.attention(index, layer, &h, rope, batch)?)?;
@@ -113,17 +120,30 @@ impl Model {
         let [gate, up, down] = &layer.mlp;
         let gate = gate.forward(batch.ops, &h, batch.adapters)?;
         let up = up.forward(batch.ops, &h, batch.adapters)?;
-        &x + down.forward(batch.ops, &ops::swiglu(batch.ops, &gate, &up)?, batch.adapters)?
+        &x + down.forward(
+            batch.ops,
+            &ops::swiglu(batch.ops, &gate, &up)?,
+            batch.adapters,
+        )?
     }
 
-    fn attention(&self, index: usize, layer: &Layer, h: &Tensor, rope: &RopeTable, batch: &Batch) -> Result<Tensor> {
+    fn attention(
+        &self,
+        index: usize,
+        layer: &Layer,
+        h: &Tensor,
+        rope: &RopeTable,
+        batch: &Batch,
+    ) -> Result<Tensor> {
         let [q, k, v, o] = &layer.attention;
         let q = ops::rope(batch.ops, &q.forward(batch.ops, h, batch.adapters)?, rope)?;
         let k = ops::rope(batch.ops, &k.forward(batch.ops, h, batch.adapters)?, rope)?;
         let v = v.forward(batch.ops, h, batch.adapters)?;
         let d = self.spec.head_dim;
         let mixed = match &batch.attention {
-            Attention::Packed(segments) => ops::packed_attention(batch.ops, (&q, &k, &v), d, segments)?,
+            Attention::Packed(segments) => {
+                ops::packed_attention(batch.ops, (&q, &k, &v), d, segments)?
+            }
             Attention::Paged { kv, sequences } => {
                 kv.write(index, &k, &v, sequences)?;
                 ops::paged_attention(batch.ops, &q, kv, index, sequences, d)?
@@ -146,8 +166,17 @@ impl Model {
             })
         });
         let embedding = self.embedding.dequantized(&self.device)?;
-        let head = if self.spec.tied_embeddings { embedding.clone() } else { self.head.dequantized(&self.device)? };
-        Ok(Model { layers: layers.collect::<Result<_>>()?, embedding, head, ..self.clone() })
+        let head = if self.spec.tied_embeddings {
+            embedding.clone()
+        } else {
+            self.head.dequantized(&self.device)?
+        };
+        Ok(Model {
+            layers: layers.collect::<Result<_>>()?,
+            embedding,
+            head,
+            ..self.clone()
+        })
     }
 
     /// Bytes of an f32 copy of all weights.

@@ -8,19 +8,36 @@ use hf_hub::{Repo, RepoType};
 use super::error::{ModelError, Result};
 
 /// Files besides the weights that a model may bring; the first two are required.
-const SIDE_FILES: [&str; 5] =
-    ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"];
+const SIDE_FILES: [&str; 5] = [
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+];
 
 /// Downloads configuration, tokenizer and safetensors of a repository into the hub cache
 /// (`HF_HOME`) and returns the snapshot's directory. What is cached is not fetched again.
 pub fn fetch(repo: &str, revision: &str) -> Result<PathBuf> {
-    let error = |what: String| ModelError::Hub { repo: repo.into(), what };
-    let api = ApiBuilder::from_env().build().map_err(|e| error(e.to_string()))?;
-    let remote = api.repo(Repo::with_revision(repo.into(), RepoType::Model, revision.into()));
+    let error = |what: String| ModelError::Hub {
+        repo: repo.into(),
+        what,
+    };
+    let api = ApiBuilder::from_env()
+        .build()
+        .map_err(|e| error(e.to_string()))?;
+    let remote = api.repo(Repo::with_revision(
+        repo.into(),
+        RepoType::Model,
+        revision.into(),
+    ));
     let info = remote.info().map_err(|e| error(advice(&e.to_string())))?;
     let listed: Vec<&str> = info.siblings.iter().map(|s| s.rfilename.as_str()).collect();
-    let weights: Vec<&str> =
-        listed.iter().copied().filter(|f| f.ends_with(".safetensors") && !f.contains('/')).collect();
+    let weights: Vec<&str> = listed
+        .iter()
+        .copied()
+        .filter(|f| f.ends_with(".safetensors") && !f.contains('/'))
+        .collect();
     if weights.is_empty() {
         return Err(error("the repository has no *.safetensors files; other weight formats are not read from a hub".into()));
     }
@@ -39,7 +56,10 @@ pub fn fetch(repo: &str, revision: &str) -> Result<PathBuf> {
 }
 
 fn get(remote: &ApiRepo, file: &str) -> std::result::Result<PathBuf, String> {
-    tracing::info!(file, "fetching from the hub (a cached file is used as it is)");
+    tracing::info!(
+        file,
+        "fetching from the hub (a cached file is used as it is)"
+    );
     remote.get(file).map_err(|e| format!("{file}: {e}"))
 }
 

@@ -81,12 +81,19 @@ pub struct Linear {
 impl Linear {
     /// A projection of one layer; the bias, if any, has `out` elements.
     pub fn new(layer: usize, projection: Projection, weight: Weight, bias: Option<Tensor>) -> Self {
-        Self { site: LoraSite { layer, projection }, weight, bias }
+        Self {
+            site: LoraSite { layer, projection },
+            weight,
+            bias,
+        }
     }
 
     /// The same map with an f32 weight.
     pub fn dequantized(&self, device: &Device) -> Result<Self> {
-        Ok(Self { weight: self.weight.dequantized(device)?, ..self.clone() })
+        Ok(Self {
+            weight: self.weight.dequantized(device)?,
+            ..self.clone()
+        })
     }
 
     /// Bytes of the weight.

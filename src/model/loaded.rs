@@ -52,13 +52,15 @@ impl LoadedModel {
 }
 
 fn text_parts(files: &ModelFiles) -> Result<(Tokenizer, ChatTemplate)> {
-    let text = |e: &dyn std::fmt::Display| ModelError::Text(format!("{}: {e}", files.root.display()));
+    let text =
+        |e: &dyn std::fmt::Display| ModelError::Text(format!("{}: {e}", files.root.display()));
     if let Some(content) = files.gguf_content()? {
         let tokenizer = Tokenizer::from_gguf(&content).map_err(|e| text(&e))?;
         let chat = ChatTemplate::from_gguf(&content, &tokenizer).map_err(|e| text(&e))?;
         return Ok((tokenizer, chat));
     }
-    let tokenizer = Tokenizer::from_file(&files.root.join("tokenizer.json")).map_err(|e| text(&e))?;
+    let tokenizer =
+        Tokenizer::from_file(&files.root.join("tokenizer.json")).map_err(|e| text(&e))?;
     let chat = ChatTemplate::from_directory(&files.root, &tokenizer).map_err(|e| text(&e))?;
     Ok((tokenizer, chat))
 }

@@ -100,6 +100,9 @@ impl LoraWeights {
 
     /// Number of trainable scalars in all A and B.
     pub fn parameter_count(&self) -> usize {
-        self.sites.values().map(|p| p.a.elem_count() + p.b.elem_count()).sum()
+        self.sites
+            .values()
+            .map(|p| p.a.elem_count() + p.b.elem_count())
+            .sum()
     }
 }

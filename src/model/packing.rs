@@ -44,12 +44,21 @@ impl Eq for Example {}
 impl Example {
     /// An example without remembered states.
     pub fn new(prompt: Vec<u32>, responses: Vec<Vec<u32>>) -> Self {
-        Self { prompt, responses, states: None }
+        Self {
+            prompt,
+            responses,
+            states: None,
+        }
     }
 
     /// Rows the example takes in a batch. A response's last token is only predicted, never fed.
     pub fn rows(&self) -> usize {
-        self.prompt.len() + self.responses.iter().map(|r| r.len().saturating_sub(1)).sum::<usize>()
+        self.prompt.len()
+            + self
+                .responses
+                .iter()
+                .map(|r| r.len().saturating_sub(1))
+                .sum::<usize>()
     }
 }
 
@@ -87,7 +96,8 @@ impl Packed {
             segments.push(packed.push(example));
             states.extend(example.states.clone());
         }
-        let complete = states.len() == segments.len() && states.windows(2).all(|w| w[0].layer == w[1].layer);
+        let complete =
+            states.len() == segments.len() && states.windows(2).all(|w| w[0].layer == w[1].layer);
         packed.states = complete.then_some(states).filter(|s| !s.is_empty());
         packed.segments = segments.into();
         packed
@@ -97,7 +107,11 @@ impl Packed {
         let segment = Segment {
             start: self.tokens.len(),
             prompt: example.prompt.len(),
-            branches: example.responses.iter().map(|r| r.len().saturating_sub(1)).collect(),
+            branches: example
+                .responses
+                .iter()
+                .map(|r| r.len().saturating_sub(1))
+                .collect(),
         };
         self.positions.extend(segment.positions());
         self.tokens.extend_from_slice(&example.prompt);
@@ -107,7 +121,12 @@ impl Packed {
             let first = self.targets.len();
             // Token i is predicted by the row before it: the prompt's last row, then the branch's.
             let last_prompt_row = (segment.start + segment.prompt).saturating_sub(1);
-            self.rows.extend(std::iter::once(last_prompt_row).chain(fed.clone()).take(response.len()).map(|r| r as u32));
+            self.rows.extend(
+                std::iter::once(last_prompt_row)
+                    .chain(fed.clone())
+                    .take(response.len())
+                    .map(|r| r as u32),
+            );
             self.targets.extend_from_slice(response);
             self.tokens.extend_from_slice(&response[..fed.len()]);
             spans.push(first..self.targets.len());
@@ -133,9 +152,19 @@ impl Packed {
 
     /// Final hidden states that predict the response tokens: (response tokens, hidden). The LM
     /// head never sees any other row.
-    pub fn response_hidden(&self, model: &Model, ops: Ops, adapter: Option<&LoraWeights>) -> Result<Tensor> {
-        let adapters: Vec<AdapterRows> =
-            adapter.map(|adapter| AdapterRows { rows: 0..self.tokens.len(), adapter }).into_iter().collect();
+    pub fn response_hidden(
+        &self,
+        model: &Model,
+        ops: Ops,
+        adapter: Option<&LoraWeights>,
+    ) -> Result<Tensor> {
+        let adapters: Vec<AdapterRows> = adapter
+            .map(|adapter| AdapterRows {
+                rows: 0..self.tokens.len(),
+                adapter,
+            })
+            .into_iter()
+            .collect();
         let batch = self.batch(ops, &adapters);
         let hidden = match &self.states {
             Some(states) => {
@@ -150,7 +179,13 @@ impl Packed {
 
     fn batch<'a>(&'a self, ops: Ops, adapters: &'a [AdapterRows<'a>]) -> Batch<'a> {
         let attention = Attention::Packed(self.segments.clone());
-        Batch { tokens: &self.tokens, positions: &self.positions, adapters, attention, ops }
+        Batch {
+            tokens: &self.tokens,
+            positions: &self.positions,
+            adapters,
+            attention,
+            ops,
+        }
     }
 
     /// The base model's residual stream entering `layer`, per example.
@@ -158,30 +193,55 @@ impl Packed {
         let hidden = model.states_below(&self.batch(ops, &[]), layer)?;
         let part = |segment: &Segment| {
             let rows = segment.rows();
-            Ok(States { layer, hidden: hidden.narrow(0, rows.start, rows.len())?.copy()?.detach() })
+            Ok(States {
+                layer,
+                hidden: hidden.narrow(0, rows.start, rows.len())?.copy()?.detach(),
+            })
         };
         self.segments.iter().map(part).collect()
     }
 
     /// log p(token | prefix) of every response token: (response tokens).
-    pub fn token_logprobs(&self, model: &Model, ops: Ops, adapter: Option<&LoraWeights>) -> Result<Tensor> {
+    pub fn token_logprobs(
+        &self,
+        model: &Model,
+        ops: Ops,
+        adapter: Option<&LoraWeights>,
+    ) -> Result<Tensor> {
         let hidden = self.response_hidden(model, ops, adapter)?;
         ops::token_logprobs(ops, &model.logits(ops, &hidden)?, &self.targets)
     }
 
     /// log p(response | prompt) per example and response, summed over tokens in f64; no gradient.
-    pub fn response_logprobs(&self, model: &Model, ops: Ops, adapter: Option<&LoraWeights>) -> Result<Vec<Vec<f64>>> {
+    pub fn response_logprobs(
+        &self,
+        model: &Model,
+        ops: Ops,
+        adapter: Option<&LoraWeights>,
+    ) -> Result<Vec<Vec<f64>>> {
         let tokens = self.token_logprobs(model, ops, adapter)?.to_vec1::<f32>()?;
         let sum = |span: &Range<usize>| tokens[span.clone()].iter().map(|&v| f64::from(v)).sum();
-        Ok(self.spans.iter().map(|spans| spans.iter().map(sum).collect()).collect())
+        Ok(self
+            .spans
+            .iter()
+            .map(|spans| spans.iter().map(sum).collect())
+            .collect())
     }
 }
 
 /// Runs the layers below `layer` on the base model, once, and leaves the result with the examples.
-pub fn remember_states<'a>(model: &Model, ops: Ops, examples: impl IntoIterator<Item = &'a mut Example>, layer: usize) -> Result<()> {
+pub fn remember_states<'a>(
+    model: &Model,
+    ops: Ops,
+    examples: impl IntoIterator<Item = &'a mut Example>,
+    layer: usize,
+) -> Result<()> {
     let mut examples: Vec<&mut Example> = examples.into_iter().collect();
     let packed = Packed::new(examples.iter().map(|e| &**e));
-    for (example, states) in examples.iter_mut().zip(packed.states_below(model, ops, layer)?) {
+    for (example, states) in examples
+        .iter_mut()
+        .zip(packed.states_below(model, ops, layer)?)
+    {
         example.states = Some(states);
     }
     Ok(())

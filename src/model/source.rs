@@ -35,12 +35,21 @@ impl ModelSource {
     pub fn parse(text: &str) -> Result<Self> {
         if let Some(id) = text.strip_prefix("hf:") {
             let (repo, revision) = id.split_once('@').unwrap_or((id, "main"));
-            let well_formed = repo.split('/').count() == 2 && repo.split('/').all(|part| !part.is_empty());
+            let well_formed =
+                repo.split('/').count() == 2 && repo.split('/').all(|part| !part.is_empty());
             if !well_formed || revision.is_empty() {
-                let what = format!("`{text}` is not a hub id; write hf:<owner>/<name>, e.g. hf:Qwen/Qwen2.5-0.5B-Instruct");
-                return Err(ModelError::Malformed { path: text.into(), what });
+                let what = format!(
+                    "`{text}` is not a hub id; write hf:<owner>/<name>, e.g. hf:Qwen/Qwen2.5-0.5B-Instruct"
+                );
+                return Err(ModelError::Malformed {
+                    path: text.into(),
+                    what,
+                });
             }
-            return Ok(ModelSource::Hub { repo: repo.into(), revision: revision.into() });
+            return Ok(ModelSource::Hub {
+                repo: repo.into(),
+                revision: revision.into(),
+            });
         }
         let path = PathBuf::from(text);
         match std::fs::metadata(&path) {
@@ -61,9 +70,15 @@ impl ModelSource {
     /// Fetches what has to be fetched; afterwards everything is on this machine.
     pub fn fetch(self) -> Result<ModelFiles> {
         match self {
-            ModelSource::Gguf(path) => Ok(ModelFiles { weights: vec![path.clone()], root: path, kind: Kind::Gguf }),
+            ModelSource::Gguf(path) => Ok(ModelFiles {
+                weights: vec![path.clone()],
+                root: path,
+                kind: Kind::Gguf,
+            }),
             ModelSource::Directory(dir) => directory_files(dir),
-            ModelSource::Hub { repo, revision } => super::hub::fetch(&repo, &revision).and_then(directory_files),
+            ModelSource::Hub { repo, revision } => {
+                super::hub::fetch(&repo, &revision).and_then(directory_files)
+            }
         }
     }
 }
@@ -84,19 +99,39 @@ enum Kind {
 }
 
 fn directory_files(dir: PathBuf) -> Result<ModelFiles> {
-    let listing = std::fs::read_dir(&dir).map_err(|source| ModelError::Io { path: dir.clone(), source })?;
-    let mut paths: Vec<PathBuf> = listing.filter_map(|entry| entry.ok().map(|e| e.path())).collect();
+    let listing = std::fs::read_dir(&dir).map_err(|source| ModelError::Io {
+        path: dir.clone(),
+        source,
+    })?;
+    let mut paths: Vec<PathBuf> = listing
+        .filter_map(|entry| entry.ok().map(|e| e.path()))
+        .collect();
     paths.sort();
     let with_extension = |wanted: &str| -> Vec<PathBuf> {
-        paths.iter().filter(|p| p.extension().is_some_and(|e| e == wanted)).cloned().collect()
+        paths
+            .iter()
+            .filter(|p| p.extension().is_some_and(|e| e == wanted))
+            .cloned()
+            .collect()
     };
     let weights = with_extension("safetensors");
     if !weights.is_empty() {
-        return Ok(ModelFiles { root: dir, weights, kind: Kind::Safetensors });
+        return Ok(ModelFiles {
+            root: dir,
+            weights,
+            kind: Kind::Safetensors,
+        });
     }
     match with_extension("gguf").as_slice() {
-        [one] => Ok(ModelFiles { root: one.clone(), weights: vec![one.clone()], kind: Kind::Gguf }),
-        [] => Err(ModelError::Malformed { path: dir, what: "has no *.safetensors and no *.gguf file".into() }),
+        [one] => Ok(ModelFiles {
+            root: one.clone(),
+            weights: vec![one.clone()],
+            kind: Kind::Gguf,
+        }),
+        [] => Err(ModelError::Malformed {
+            path: dir,
+            what: "has no *.safetensors and no *.gguf file".into(),
+        }),
         many => {
             let what = format!("has {} GGUF files; name one of them", many.len());
             Err(ModelError::Malformed { path: dir, what })
@@ -124,7 +159,10 @@ impl ModelFiles {
         let mut hash = Sha256::new();
         let config = (self.kind == Kind::Safetensors).then(|| self.root.join("config.json"));
         for path in config.iter().chain(&self.weights) {
-            let io = |source| ModelError::Io { path: path.clone(), source };
+            let io = |source| ModelError::Io {
+                path: path.clone(),
+                source,
+            };
             let mut file = File::open(path).map_err(io)?;
             let mut buffer = vec![0u8; 1 << 20];
             loop {
@@ -140,7 +178,9 @@ impl ModelFiles {
 
     /// The GGUF header, for the tokenizer and the chat template.
     pub fn gguf_content(&self) -> Result<Option<gguf_file::Content>> {
-        self.gguf().map(|path| open_gguf(path).map(|(content, _)| content)).transpose()
+        self.gguf()
+            .map(|path| open_gguf(path).map(|(content, _)| content))
+            .transpose()
     }
 
     /// `gguf` or `safetensors`.
@@ -154,7 +194,10 @@ impl ModelFiles {
     /// Size of the weight files together, in bytes.
     pub fn weight_bytes(&self) -> Result<u64> {
         let size = |path: &PathBuf| {
-            let file = std::fs::metadata(path).map_err(|source| ModelError::Io { path: path.clone(), source })?;
+            let file = std::fs::metadata(path).map_err(|source| ModelError::Io {
+                path: path.clone(),
+                source,
+            })?;
             Ok(file.len())
         };
         self.weights.iter().map(size).sum()
@@ -174,24 +217,40 @@ impl ModelFiles {
             Kind::Gguf => {
                 let (content, reader) = open_gguf(&self.root)?;
                 let spec = ModelSpec::from_gguf(&self.root, &content)?;
-                WeightFile::Gguf { path: self.root.clone(), content, reader }.load(spec, device)
+                WeightFile::Gguf {
+                    path: self.root.clone(),
+                    content,
+                    reader,
+                }
+                .load(spec, device)
             }
             Kind::Safetensors => {
                 let spec = ModelSpec::from_config_json(&self.root.join("config.json"))?;
                 // SAFETY: the files are mapped read-only; changing them under a running server is
                 // as fatal as changing its binary, and the documentation of `--model` says so.
                 let tensors = unsafe { MmapedSafetensors::multi(&self.weights) };
-                let tensors = tensors
-                    .map_err(|e| ModelError::Malformed { path: self.root.clone(), what: e.to_string() })?;
-                WeightFile::Safetensors { path: self.root.clone(), tensors }.load(spec, device)
+                let tensors = tensors.map_err(|e| ModelError::Malformed {
+                    path: self.root.clone(),
+                    what: e.to_string(),
+                })?;
+                WeightFile::Safetensors {
+                    path: self.root.clone(),
+                    tensors,
+                }
+                .load(spec, device)
             }
         }
     }
 }
 
 fn open_gguf(path: &Path) -> Result<(gguf_file::Content, File)> {
-    let mut file = File::open(path).map_err(|source| ModelError::Io { path: path.into(), source })?;
-    let content = gguf_file::Content::read(&mut file)
-        .map_err(|e| ModelError::Malformed { path: path.into(), what: format!("not a readable GGUF file: {e}") })?;
+    let mut file = File::open(path).map_err(|source| ModelError::Io {
+        path: path.into(),
+        source,
+    })?;
+    let content = gguf_file::Content::read(&mut file).map_err(|e| ModelError::Malformed {
+        path: path.into(),
+        what: format!("not a readable GGUF file: {e}"),
+    })?;
     Ok((content, file))
 }

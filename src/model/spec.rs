@@ -43,7 +43,11 @@ const SUPPORTED: &str = "supported architectures: llama, qwen2";
 impl ModelSpec {
     /// (in, out) widths of a linear map, the shape an adapter must fit.
     pub fn projection_shape(&self, projection: Projection) -> (usize, usize) {
-        let (h, q, kv) = (self.hidden_size, self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let (h, q, kv) = (
+            self.hidden_size,
+            self.heads * self.head_dim,
+            self.kv_heads * self.head_dim,
+        );
         match projection {
             Projection::Q => (h, q),
             Projection::K | Projection::V => (h, kv),
@@ -59,7 +63,11 @@ impl ModelSpec {
             let (inputs, outputs) = self.projection_shape(p);
             inputs * outputs
         });
-        let biases = if self.qkv_bias { (self.heads + 2 * self.kv_heads) * self.head_dim } else { 0 };
+        let biases = if self.qkv_bias {
+            (self.heads + 2 * self.kv_heads) * self.head_dim
+        } else {
+            0
+        };
         let layer = maps.iter().sum::<usize>() + biases + 2 * self.hidden_size;
         let embedding = self.vocab_size * self.hidden_size;
         let head = if self.tied_embeddings { 0 } else { embedding };
@@ -76,10 +84,16 @@ impl ModelSpec {
         let meta = GgufMeta { path, content };
         let architecture = meta.string("general.architecture")?;
         if !matches!(architecture.as_str(), "llama" | "qwen2") {
-            return Err(meta.wrong("general.architecture", format!("`{architecture}` is not supported; {SUPPORTED}")));
+            return Err(meta.wrong(
+                "general.architecture",
+                format!("`{architecture}` is not supported; {SUPPORTED}"),
+            ));
         }
         if content.tensor_infos.contains_key("rope_freqs.weight") {
-            return Err(meta.wrong("rope_freqs.weight", "scaled rotary frequencies (Llama 3.1 and later) are not supported yet".into()));
+            return Err(meta.wrong(
+                "rope_freqs.weight",
+                "scaled rotary frequencies (Llama 3.1 and later) are not supported yet".into(),
+            ));
         }
         let key = |suffix: &str| format!("{architecture}.{suffix}");
         let hidden_size = meta.usize(&key("embedding_length"))?;
@@ -88,9 +102,15 @@ impl ModelSpec {
             Some(d) => d,
             None => hidden_size.checked_div(heads).unwrap_or(0),
         };
-        let embedding = content.tensor_infos.get("token_embd.weight").map(|t| t.shape.dims().to_vec());
+        let embedding = content
+            .tensor_infos
+            .get("token_embd.weight")
+            .map(|t| t.shape.dims().to_vec());
         let vocab_size = embedding.and_then(|d| d.first().copied()).ok_or_else(|| {
-            meta.wrong("token_embd.weight", "the file has no token embedding".into())
+            meta.wrong(
+                "token_embd.weight",
+                "the file has no token embedding".into(),
+            )
         })?;
         let spec = ModelSpec {
             vocab_size,
@@ -98,10 +118,14 @@ impl ModelSpec {
             intermediate_size: meta.usize(&key("feed_forward_length"))?,
             layers: meta.usize(&key("block_count"))?,
             heads,
-            kv_heads: meta.optional(&key("attention.head_count_kv"))?.unwrap_or(heads),
+            kv_heads: meta
+                .optional(&key("attention.head_count_kv"))?
+                .unwrap_or(heads),
             head_dim,
             rms_norm_eps: meta.float(&key("attention.layer_norm_rms_epsilon"))?,
-            rope_theta: meta.optional_float(&key("rope.freq_base"))?.unwrap_or(10_000.0),
+            rope_theta: meta
+                .optional_float(&key("rope.freq_base"))?
+                .unwrap_or(10_000.0),
             max_position: meta.usize(&key("context_length"))?,
             qkv_bias: content.tensor_infos.contains_key("blk.0.attn_q.bias"),
             tied_embeddings: !content.tensor_infos.contains_key("output.weight"),
@@ -113,21 +137,42 @@ impl ModelSpec {
 
     /// Reads a Hugging Face `config.json`.
     pub fn from_config_json(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|source| ModelError::Io { path: path.into(), source })?;
-        let raw: HfConfig = serde_json::from_str(&text)
-            .map_err(|e| ModelError::Malformed { path: path.into(), what: e.to_string() })?;
-        let field = |field: &str, what: String| ModelError::Field { path: path.into(), field: field.into(), what };
+        let text = std::fs::read_to_string(path).map_err(|source| ModelError::Io {
+            path: path.into(),
+            source,
+        })?;
+        let raw: HfConfig = serde_json::from_str(&text).map_err(|e| ModelError::Malformed {
+            path: path.into(),
+            what: e.to_string(),
+        })?;
+        let field = |field: &str, what: String| ModelError::Field {
+            path: path.into(),
+            field: field.into(),
+            what,
+        };
         if !matches!(raw.model_type.as_str(), "llama" | "qwen2") {
-            return Err(field("model_type", format!("`{}` is not supported; {SUPPORTED}", raw.model_type)));
+            return Err(field(
+                "model_type",
+                format!("`{}` is not supported; {SUPPORTED}", raw.model_type),
+            ));
         }
         if raw.rope_scaling.as_ref().is_some_and(|v| !v.is_null()) {
-            return Err(field("rope_scaling", "scaled rotary embeddings are not supported yet; null is".into()));
+            return Err(field(
+                "rope_scaling",
+                "scaled rotary embeddings are not supported yet; null is".into(),
+            ));
         }
         if raw.use_sliding_window == Some(true) {
-            return Err(field("use_sliding_window", "sliding-window attention is not supported yet; false is".into()));
+            return Err(field(
+                "use_sliding_window",
+                "sliding-window attention is not supported yet; false is".into(),
+            ));
         }
         if raw.hidden_act.as_deref().is_some_and(|a| a != "silu") {
-            return Err(field("hidden_act", "only `silu` is supported for this architecture".into()));
+            return Err(field(
+                "hidden_act",
+                "only `silu` is supported for this architecture".into(),
+            ));
         }
         let spec = ModelSpec {
             vocab_size: raw.vocab_size,
@@ -138,7 +183,10 @@ impl ModelSpec {
             kv_heads: raw.num_key_value_heads.unwrap_or(raw.num_attention_heads),
             head_dim: match raw.head_dim {
                 Some(d) => d,
-                None => raw.hidden_size.checked_div(raw.num_attention_heads).unwrap_or(0),
+                None => raw
+                    .hidden_size
+                    .checked_div(raw.num_attention_heads)
+                    .unwrap_or(0),
             },
             rms_norm_eps: raw.rms_norm_eps,
             rope_theta: raw.rope_theta.unwrap_or(10_000.0),
@@ -153,19 +201,41 @@ impl ModelSpec {
     }
 
     fn check(&self, path: &Path) -> Result<()> {
-        let field = |field: &str, what: &str| ModelError::Field { path: path.into(), field: field.into(), what: what.into() };
-        let sizes = [self.vocab_size, self.hidden_size, self.intermediate_size, self.layers, self.heads, self.kv_heads, self.head_dim, self.max_position];
+        let field = |field: &str, what: &str| ModelError::Field {
+            path: path.into(),
+            field: field.into(),
+            what: what.into(),
+        };
+        let sizes = [
+            self.vocab_size,
+            self.hidden_size,
+            self.intermediate_size,
+            self.layers,
+            self.heads,
+            self.kv_heads,
+            self.head_dim,
+            self.max_position,
+        ];
         if sizes.contains(&0) {
-            return Err(field("(sizes)", &format!("every size must be at least 1, got {self:?}")));
+            return Err(field(
+                "(sizes)",
+                &format!("every size must be at least 1, got {self:?}"),
+            ));
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
-            return Err(field("num_key_value_heads", "must divide the number of attention heads"));
+            return Err(field(
+                "num_key_value_heads",
+                "must divide the number of attention heads",
+            ));
         }
         if !self.head_dim.is_multiple_of(2) {
             return Err(field("head_dim", "must be even for rotary embeddings"));
         }
         if !(self.rope_theta.is_finite() && self.rope_theta > 0.0 && self.rms_norm_eps >= 0.0) {
-            return Err(field("rope_theta / rms_norm_eps", "must be finite and not negative"));
+            return Err(field(
+                "rope_theta / rms_norm_eps",
+                "must be finite and not negative",
+            ));
         }
         Ok(())
     }
@@ -200,23 +270,36 @@ struct GgufMeta<'a> {
 
 impl GgufMeta<'_> {
     fn wrong(&self, key: &str, what: String) -> ModelError {
-        ModelError::Field { path: self.path.into(), field: key.into(), what }
+        ModelError::Field {
+            path: self.path.into(),
+            field: key.into(),
+            what,
+        }
     }
 
     fn get(&self, key: &str) -> Result<&Value> {
-        self.content.metadata.get(key).ok_or_else(|| self.wrong(key, "missing from the file's metadata".into()))
+        self.content
+            .metadata
+            .get(key)
+            .ok_or_else(|| self.wrong(key, "missing from the file's metadata".into()))
     }
 
     fn string(&self, key: &str) -> Result<String> {
-        self.get(key)?.to_string().cloned().map_err(|e| self.wrong(key, e.to_string()))
+        self.get(key)?
+            .to_string()
+            .cloned()
+            .map_err(|e| self.wrong(key, e.to_string()))
     }
 
     fn usize(&self, key: &str) -> Result<usize> {
-        self.optional(key)?.ok_or_else(|| self.wrong(key, "missing from the file's metadata".into()))
+        self.optional(key)?
+            .ok_or_else(|| self.wrong(key, "missing from the file's metadata".into()))
     }
 
     fn optional(&self, key: &str) -> Result<Option<usize>> {
-        let Some(value) = self.content.metadata.get(key) else { return Ok(None) };
+        let Some(value) = self.content.metadata.get(key) else {
+            return Ok(None);
+        };
         match value {
             Value::U8(v) => Ok(Some(usize::from(*v))),
             Value::U16(v) => Ok(Some(usize::from(*v))),
@@ -229,7 +312,8 @@ impl GgufMeta<'_> {
     }
 
     fn float(&self, key: &str) -> Result<f64> {
-        self.optional_float(key)?.ok_or_else(|| self.wrong(key, "missing from the file's metadata".into()))
+        self.optional_float(key)?
+            .ok_or_else(|| self.wrong(key, "missing from the file's metadata".into()))
     }
 
     fn optional_float(&self, key: &str) -> Result<Option<f64>> {

@@ -42,7 +42,11 @@ impl WeightFile {
     }
 
     fn wrong(&self, tensor: &str, what: impl ToString) -> ModelError {
-        ModelError::Tensor { path: self.path().into(), tensor: tensor.into(), what: what.to_string() }
+        ModelError::Tensor {
+            path: self.path().into(),
+            tensor: tensor.into(),
+            what: what.to_string(),
+        }
     }
 
     fn contains(&self, name: &str) -> bool {
@@ -53,18 +57,30 @@ impl WeightFile {
     }
 
     /// A matrix of shape (out, in). `heads` un-permutes the rows of a llama GGUF's q and k.
-    fn matrix(&mut self, name: &str, shape: (usize, usize), heads: Option<usize>, device: &Device) -> Result<Weight> {
+    fn matrix(
+        &mut self,
+        name: &str,
+        shape: (usize, usize),
+        heads: Option<usize>,
+        device: &Device,
+    ) -> Result<Weight> {
         let weight = match self {
-            WeightFile::Gguf { content, reader, .. } => {
+            WeightFile::Gguf {
+                content, reader, ..
+            } => {
                 let stored = content.tensor(reader, &gguf_name(name), device);
                 let stored = stored.map_err(|e| self.wrong(&gguf_name(name), e))?;
                 self.check(name, stored.shape().dims(), &[shape.0, shape.1])?;
                 let stored = match heads {
-                    Some(heads) => unpermute(&stored, heads, device).map_err(|e| self.wrong(name, e))?,
+                    Some(heads) => {
+                        unpermute(&stored, heads, device).map_err(|e| self.wrong(name, e))?
+                    }
                     None => stored,
                 };
                 match stored.dtype() {
-                    GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => Weight::Dense(stored.dequantize(device)?),
+                    GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => {
+                        Weight::Dense(stored.dequantize(device)?)
+                    }
                     _ => Weight::Quantized(Arc::new(stored)),
                 }
             }
@@ -76,13 +92,25 @@ impl WeightFile {
     }
 
     /// A vector of `len` elements in f32.
-    fn vector(&mut self, name: &str, len: usize, heads: Option<usize>, device: &Device) -> Result<Tensor> {
+    fn vector(
+        &mut self,
+        name: &str,
+        len: usize,
+        heads: Option<usize>,
+        device: &Device,
+    ) -> Result<Tensor> {
         let tensor = match self {
-            WeightFile::Gguf { content, reader, .. } => {
+            WeightFile::Gguf {
+                content, reader, ..
+            } => {
                 let stored = content.tensor(reader, &gguf_name(name), device);
-                let dense = stored.map_err(|e| self.wrong(&gguf_name(name), e))?.dequantize(device)?;
+                let dense = stored
+                    .map_err(|e| self.wrong(&gguf_name(name), e))?
+                    .dequantize(device)?;
                 match heads {
-                    Some(heads) => dense.index_select(&Tensor::new(row_order(len, heads), device)?, 0)?,
+                    Some(heads) => {
+                        dense.index_select(&Tensor::new(row_order(len, heads), device)?, 0)?
+                    }
                     None => dense,
                 }
             }
@@ -96,9 +124,17 @@ impl WeightFile {
         let WeightFile::Safetensors { tensors, .. } = self else {
             return Err(self.wrong(name, "not a safetensors file"));
         };
-        let tensor = tensors.load(name, device).map_err(|e| self.wrong(name, e))?;
+        let tensor = tensors
+            .load(name, device)
+            .map_err(|e| self.wrong(name, e))?;
         if !tensor.dtype().is_float() {
-            return Err(self.wrong(name, format!("has type {:?}; f32, f16 and bf16 are supported", tensor.dtype())));
+            return Err(self.wrong(
+                name,
+                format!(
+                    "has type {:?}; f32, f16 and bf16 are supported",
+                    tensor.dtype()
+                ),
+            ));
         }
         Ok(tensor.to_dtype(DType::F32)?)
     }
@@ -107,41 +143,90 @@ impl WeightFile {
         if got == expected {
             return Ok(());
         }
-        Err(self.wrong(name, format!("has shape {got:?}, the configuration asks for {expected:?}")))
+        Err(self.wrong(
+            name,
+            format!("has shape {got:?}, the configuration asks for {expected:?}"),
+        ))
     }
 
     /// Loads every tensor that the spec asks for and checks its shape.
     pub fn load(mut self, spec: ModelSpec, device: &Device) -> Result<Model> {
         let hidden = spec.hidden_size;
-        let embedding = self.matrix("model.embed_tokens.weight", (spec.vocab_size, hidden), None, device)?;
-        let layers = (0..spec.layers).map(|i| self.layer(&spec, i, device)).collect::<Result<_>>()?;
+        let embedding = self.matrix(
+            "model.embed_tokens.weight",
+            (spec.vocab_size, hidden),
+            None,
+            device,
+        )?;
+        let layers = (0..spec.layers)
+            .map(|i| self.layer(&spec, i, device))
+            .collect::<Result<_>>()?;
         let final_norm = self.vector("model.norm.weight", hidden, None, device)?;
         let tied = spec.tied_embeddings || !self.contains("lm_head.weight");
         let head = match tied {
             true => embedding.clone(),
             false => self.matrix("lm_head.weight", (spec.vocab_size, hidden), None, device)?,
         };
-        let spec = ModelSpec { tied_embeddings: tied, ..spec };
-        Ok(Model { spec, embedding, layers, final_norm, head, device: device.clone() })
+        let spec = ModelSpec {
+            tied_embeddings: tied,
+            ..spec
+        };
+        Ok(Model {
+            spec,
+            embedding,
+            layers,
+            final_norm,
+            head,
+            device: device.clone(),
+        })
     }
 
     fn layer(&mut self, spec: &ModelSpec, layer: usize, device: &Device) -> Result<Layer> {
         let norm = |file: &mut Self, name: &str| {
-            file.vector(&format!("model.layers.{layer}.{name}.weight"), spec.hidden_size, None, device)
+            file.vector(
+                &format!("model.layers.{layer}.{name}.weight"),
+                spec.hidden_size,
+                None,
+                device,
+            )
         };
-        let (input_norm, post_attention_norm) = (norm(self, "input_layernorm")?, norm(self, "post_attention_layernorm")?);
+        let (input_norm, post_attention_norm) = (
+            norm(self, "input_layernorm")?,
+            norm(self, "post_attention_layernorm")?,
+        );
         let mut linear = |projection: Projection| -> Result<Linear> {
             let (inner, out) = spec.projection_shape(projection);
-            let name = format!("model.layers.{layer}.{}.{}", projection.parent(), projection.name());
+            let name = format!(
+                "model.layers.{layer}.{}.{}",
+                projection.parent(),
+                projection.name()
+            );
             let heads = self.permuted_heads(spec, projection);
             let weight = self.matrix(&format!("{name}.weight"), (out, inner), heads, device)?;
-            let has_bias = spec.qkv_bias && matches!(projection, Projection::Q | Projection::K | Projection::V);
-            let bias = has_bias.then(|| self.vector(&format!("{name}.bias"), out, heads, device)).transpose()?;
+            let has_bias = spec.qkv_bias
+                && matches!(projection, Projection::Q | Projection::K | Projection::V);
+            let bias = has_bias
+                .then(|| self.vector(&format!("{name}.bias"), out, heads, device))
+                .transpose()?;
             Ok(Linear::new(layer, projection, weight, bias))
         };
-        let attention = [linear(Projection::Q)?, linear(Projection::K)?, linear(Projection::V)?, linear(Projection::O)?];
-        let mlp = [linear(Projection::Gate)?, linear(Projection::Up)?, linear(Projection::Down)?];
-        Ok(Layer { input_norm, attention, post_attention_norm, mlp })
+        let attention = [
+            linear(Projection::Q)?,
+            linear(Projection::K)?,
+            linear(Projection::V)?,
+            linear(Projection::O)?,
+        ];
+        let mlp = [
+            linear(Projection::Gate)?,
+            linear(Projection::Up)?,
+            linear(Projection::Down)?,
+        ];
+        Ok(Layer {
+            input_norm,
+            attention,
+            post_attention_norm,
+            mlp,
+        })
     }
 
     /// Heads of q and k in a llama-architecture GGUF, whose rows are permuted; `None` elsewhere.
@@ -175,7 +260,9 @@ fn gguf_name(name: &str) -> String {
         ("post_attention_layernorm", "ffn_norm"),
         ("input_layernorm", "attn_norm"),
     ];
-    PARTS.iter().fold(name.to_string(), |name, (hf, gguf)| name.replace(hf, gguf))
+    PARTS
+        .iter()
+        .fold(name.to_string(), |name, (hf, gguf)| name.replace(hf, gguf))
 }
 
 /// For each row of the Hugging Face layout, the row of a llama GGUF that holds it.
@@ -202,7 +289,8 @@ fn unpermute(stored: &QTensor, heads: usize, device: &Device) -> candle_core::Re
     for source in row_order(rows, heads) {
         reordered.extend_from_slice(&data[source as usize * row_bytes..][..row_bytes]);
     }
-    let storage = candle_core::quantized::QStorage::from_data(reordered.into(), device, stored.dtype())?;
+    let storage =
+        candle_core::quantized::QStorage::from_data(reordered.into(), device, stored.dtype())?;
     QTensor::new(storage, stored.shape().clone())
 }
 
@@ -215,9 +303,18 @@ mod tests {
         for (hf, gguf) in [
             ("model.embed_tokens.weight", "token_embd.weight"),
             ("model.layers.7.self_attn.q_proj.bias", "blk.7.attn_q.bias"),
-            ("model.layers.0.mlp.down_proj.weight", "blk.0.ffn_down.weight"),
-            ("model.layers.0.post_attention_layernorm.weight", "blk.0.ffn_norm.weight"),
-            ("model.layers.0.input_layernorm.weight", "blk.0.attn_norm.weight"),
+            (
+                "model.layers.0.mlp.down_proj.weight",
+                "blk.0.ffn_down.weight",
+            ),
+            (
+                "model.layers.0.post_attention_layernorm.weight",
+                "blk.0.ffn_norm.weight",
+            ),
+            (
+                "model.layers.0.input_layernorm.weight",
+                "blk.0.attn_norm.weight",
+            ),
             ("lm_head.weight", "output.weight"),
         ] {
             assert_eq!(gguf_name(hf), gguf);

@@ -5,9 +5,9 @@ mod db;
 mod error;
 mod realignments;
 mod schema;
-mod verdict_cache;
 #[cfg(test)]
 mod tests;
+mod verdict_cache;
 
 pub use crash::crash_point;
 pub use db::{CheckpointRow, GenerationRow, GenerationStatus, ScoreRow, StateDb};

@@ -21,14 +21,27 @@ impl AdamW {
     /// Zero moments for these variables.
     pub fn new<'a>(vars: impl Iterator<Item = &'a Var>) -> Result<Self> {
         let zero = |var: &Var| Ok((var.zeros_like()?.detach(), var.zeros_like()?.detach()));
-        Ok(Self { steps: 0, moments: vars.map(zero).collect::<Result<_>>()? })
+        Ok(Self {
+            steps: 0,
+            moments: vars.map(zero).collect::<Result<_>>()?,
+        })
     }
 
     /// One update at `learning_rate`; gradients whose total norm exceeds `clip_norm` are scaled
     /// down to it. Returns the norm before clipping.
-    pub fn step<'a>(&mut self, vars: impl Iterator<Item = &'a Var>, gradients: &Gradients, learning_rate: f64, clip_norm: f64) -> Result<f64> {
+    pub fn step<'a>(
+        &mut self,
+        vars: impl Iterator<Item = &'a Var>,
+        gradients: &Gradients,
+        learning_rate: f64,
+        clip_norm: f64,
+    ) -> Result<f64> {
         let norm = gradients.norm()?;
-        let clip = if norm > clip_norm { clip_norm / norm } else { 1.0 };
+        let clip = if norm > clip_norm {
+            clip_norm / norm
+        } else {
+            1.0
+        };
         self.steps += 1;
         let correction1 = 1.0 - BETA1.powi(self.steps as i32);
         let correction2 = 1.0 - BETA2.powi(self.steps as i32);
@@ -62,8 +75,15 @@ mod tests {
     #[test]
     fn the_schedule_warms_up_then_falls_to_zero() {
         let rates: Vec<f64> = (0..100).map(|s| learning_rate(1.0, 0.1, s, 100)).collect();
-        assert!((rates[0] - 0.1).abs() < 1e-12 && (rates[9] - 1.0).abs() < 1e-12 && (rates[10] - 1.0).abs() < 1e-12);
-        assert!(rates.windows(2).skip(10).all(|w| w[1] < w[0]), "falls after the warm-up");
+        assert!(
+            (rates[0] - 0.1).abs() < 1e-12
+                && (rates[9] - 1.0).abs() < 1e-12
+                && (rates[10] - 1.0).abs() < 1e-12
+        );
+        assert!(
+            rates.windows(2).skip(10).all(|w| w[1] < w[0]),
+            "falls after the warm-up"
+        );
         assert!(rates[99] < 1e-3 && rates[99] > 0.0);
         assert_eq!(learning_rate(1.0, 0.0, 0, 1), 1.0);
     }

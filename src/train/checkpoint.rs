@@ -38,16 +38,18 @@ pub fn save(dir: &Path, lora: &TrainableLora, optimizer: &AdamW) -> io::Result<P
 pub fn restore(dir: &Path, lora: &TrainableLora, optimizer: &mut AdamW) -> bool {
     let mut found = list(dir);
     found.sort_by_key(|(step, _)| std::cmp::Reverse(*step));
-    found.into_iter().any(|(step, path)| match load(&path, lora, optimizer) {
-        Ok(()) => {
-            optimizer.steps = step;
-            true
-        }
-        Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "ignoring an unusable checkpoint");
-            false
-        }
-    })
+    found
+        .into_iter()
+        .any(|(step, path)| match load(&path, lora, optimizer) {
+            Ok(()) => {
+                optimizer.steps = step;
+                true
+            }
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "ignoring an unusable checkpoint");
+                false
+            }
+        })
 }
 
 fn load(path: &Path, lora: &TrainableLora, optimizer: &mut AdamW) -> candle_core::Result<()> {
@@ -60,7 +62,11 @@ fn load(path: &Path, lora: &TrainableLora, optimizer: &mut AdamW) -> candle_core
     };
     let mut restored = Vec::with_capacity(optimizer.moments.len());
     for (i, var) in lora.vars().enumerate() {
-        restored.push((get(format!("{i}.value"), var)?, get(format!("{i}.m"), var)?, get(format!("{i}.v"), var)?));
+        restored.push((
+            get(format!("{i}.value"), var)?,
+            get(format!("{i}.m"), var)?,
+            get(format!("{i}.v"), var)?,
+        ));
     }
     for ((var, moments), (value, m, v)) in lora.vars().zip(&mut optimizer.moments).zip(restored) {
         var.set(&value)?;
@@ -70,11 +76,19 @@ fn load(path: &Path, lora: &TrainableLora, optimizer: &mut AdamW) -> candle_core
 }
 
 fn list(dir: &Path) -> Vec<(usize, PathBuf)> {
-    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    let Ok(entries) = fs::read_dir(dir) else {
+        return Vec::new();
+    };
     entries
         .filter_map(|entry| {
             let path = entry.ok()?.path();
-            let step = path.file_name()?.to_str()?.strip_prefix("step-")?.strip_suffix(".safetensors")?.parse().ok()?;
+            let step = path
+                .file_name()?
+                .to_str()?
+                .strip_prefix("step-")?
+                .strip_suffix(".safetensors")?
+                .parse()
+                .ok()?;
             Some((step, path))
         })
         .collect()

@@ -80,12 +80,17 @@ pub fn prepare(pairs: impl IntoIterator<Item = TokenPair>, max_tokens: usize) ->
         let reason = if pair.prompt.is_empty() || pair.chosen.len() < 2 || pair.rejected.len() < 2 {
             Some("the prompt or a response is empty".to_string())
         } else if longest > max_tokens {
-            Some(format!("{longest} tokens, the recipe's max_tokens is {max_tokens}"))
+            Some(format!(
+                "{longest} tokens, the recipe's max_tokens is {max_tokens}"
+            ))
         } else {
             None
         };
         match reason {
-            Some(reason) => prepared.skipped.push(Skipped { id: pair.id, reason }),
+            Some(reason) => prepared.skipped.push(Skipped {
+                id: pair.id,
+                reason,
+            }),
             None => prepared.pairs.push(pair),
         }
     }
@@ -95,8 +100,17 @@ pub fn prepare(pairs: impl IntoIterator<Item = TokenPair>, max_tokens: usize) ->
 /// Runs the reference model (no adapter) over all pairs, at most `row_budget` rows at a time, and
 /// remembers the residual stream that enters `lowest_layer`, the first one an adapter may touch.
 /// `proceed` is asked before each batch; `None` comes back if it says no.
-pub fn with_reference(at: Reference, pairs: &[TokenPair], row_budget: usize, mut proceed: impl FnMut(usize) -> bool) -> Result<Option<Vec<TrainExample>>> {
-    let Reference { model, ops, lowest_layer } = at;
+pub fn with_reference(
+    at: Reference,
+    pairs: &[TokenPair],
+    row_budget: usize,
+    mut proceed: impl FnMut(usize) -> bool,
+) -> Result<Option<Vec<TrainExample>>> {
+    let Reference {
+        model,
+        ops,
+        lowest_layer,
+    } = at;
     let mut examples: Vec<TrainExample> = pairs.iter().map(without_reference).collect();
     let layouts: Vec<Example> = examples.iter().map(|e| e.example.clone()).collect();
     for group in group_by_rows(&layouts, row_budget) {
@@ -104,10 +118,16 @@ pub fn with_reference(at: Reference, pairs: &[TokenPair], row_budget: usize, mut
             return Ok(None);
         }
         let batch = &mut examples[group];
-        remember_states(model, ops, batch.iter_mut().map(|e| &mut e.example), lowest_layer)?;
+        remember_states(
+            model,
+            ops,
+            batch.iter_mut().map(|e| &mut e.example),
+            lowest_layer,
+        )?;
         let packed = Packed::new(batch.iter().map(|e| &e.example));
         let hidden = packed.response_hidden(model, ops, None)?;
-        let logprobs = ops::token_logprobs(ops, &model.logits(ops, &hidden)?, packed.targets())?.to_vec1::<f32>()?;
+        let logprobs = ops::token_logprobs(ops, &model.logits(ops, &hidden)?, packed.targets())?
+            .to_vec1::<f32>()?;
         for (i, example) in batch.iter_mut().enumerate() {
             for response in 0..example.example.responses.len().min(2) {
                 let tokens = &logprobs[packed.span(i, response)];
@@ -115,7 +135,8 @@ pub fn with_reference(at: Reference, pairs: &[TokenPair], row_budget: usize, mut
             }
             if example.category == Category::Retain {
                 let span = packed.span(i, 0);
-                example.reference_hidden = Some(hidden.narrow(0, span.start, span.len())?.copy()?.detach());
+                example.reference_hidden =
+                    Some(hidden.narrow(0, span.start, span.len())?.copy()?.detach());
             }
         }
     }
@@ -138,7 +159,14 @@ fn without_reference(pair: &TokenPair) -> TrainExample {
     if pair.category == Category::Retain {
         example.responses.truncate(1);
     }
-    TrainExample { id: pair.id.clone(), category: pair.category, example, weight: 1.0, reference: [0.0; 2], reference_hidden: None }
+    TrainExample {
+        id: pair.id.clone(),
+        category: pair.category,
+        example,
+        weight: 1.0,
+        reference: [0.0; 2],
+        reference_hidden: None,
+    }
 }
 
 #[cfg(test)]
@@ -146,21 +174,49 @@ mod tests {
     use super::*;
 
     fn pair(category: Category, chosen: usize) -> TokenPair {
-        TokenPair { id: "p".into(), category, prompt: vec![1, 2], chosen: vec![7; chosen], rejected: vec![8, 8, 8] }
+        TokenPair {
+            id: "p".into(),
+            category,
+            prompt: vec![1, 2],
+            chosen: vec![7; chosen],
+            rejected: vec![8, 8, 8],
+        }
     }
 
     #[test]
     fn the_preferred_response_comes_first() {
-        assert_eq!(pair(Category::Invert, 2).preference().responses, [vec![8, 8, 8], vec![7, 7]]);
-        assert_eq!(pair(Category::Punish, 2).preference().responses, [vec![7, 7], vec![8, 8, 8]]);
-        assert_eq!(without_reference(&pair(Category::Retain, 2)).example.responses, [vec![7, 7]]);
+        assert_eq!(
+            pair(Category::Invert, 2).preference().responses,
+            [vec![8, 8, 8], vec![7, 7]]
+        );
+        assert_eq!(
+            pair(Category::Punish, 2).preference().responses,
+            [vec![7, 7], vec![8, 8, 8]]
+        );
+        assert_eq!(
+            without_reference(&pair(Category::Retain, 2))
+                .example
+                .responses,
+            [vec![7, 7]]
+        );
     }
 
     #[test]
     fn pairs_that_do_not_fit_are_reported_not_truncated() {
-        let prepared = prepare([pair(Category::Retain, 1), pair(Category::Retain, 4), pair(Category::Retain, 9)], 8);
+        let prepared = prepare(
+            [
+                pair(Category::Retain, 1),
+                pair(Category::Retain, 4),
+                pair(Category::Retain, 9),
+            ],
+            8,
+        );
         assert_eq!(prepared.pairs.len(), 1);
         assert_eq!(prepared.skipped.len(), 2);
-        assert!(prepared.skipped[1].reason.contains("11 tokens"), "{:?}", prepared.skipped);
+        assert!(
+            prepared.skipped[1].reason.contains("11 tokens"),
+            "{:?}",
+            prepared.skipped
+        );
     }
 }

@@ -34,7 +34,12 @@ pub struct Objective {
 
 impl From<&Recipe> for Objective {
     fn from(r: &Recipe) -> Self {
-        Self { beta: r.beta, alpha_kl: r.alpha_kl, alpha_sft: r.alpha_sft, preference: r.preference_loss }
+        Self {
+            beta: r.beta,
+            alpha_kl: r.alpha_kl,
+            alpha_sft: r.alpha_sft,
+            preference: r.preference_loss,
+        }
     }
 }
 
@@ -63,11 +68,23 @@ impl Objective {
     ///
     /// `reference` log-probabilities come with the examples; RETAIN needs the reference's hidden
     /// states there too.
-    pub fn loss(&self, model: &Model, ops: Ops, adapter: &LoraWeights, batch: &[&TrainExample]) -> Result<(Tensor, LossParts)> {
+    pub fn loss(
+        &self,
+        model: &Model,
+        ops: Ops,
+        adapter: &LoraWeights,
+        batch: &[&TrainExample],
+    ) -> Result<(Tensor, LossParts)> {
         let packed = Packed::new(batch.iter().map(|e| &e.example));
         let logits = model.logits(ops, &packed.response_hidden(model, ops, Some(adapter))?)?;
         let logprobs = ops::token_logprobs(ops, &logits, packed.targets())?;
-        let view = BatchView { model, ops, packed: &packed, logits: &logits, logprobs: &logprobs };
+        let view = BatchView {
+            model,
+            ops,
+            packed: &packed,
+            logits: &logits,
+            logprobs: &logprobs,
+        };
         let mut parts = LossParts::default();
         let mut total: Option<Tensor> = None;
         for (i, example) in batch.iter().enumerate() {
@@ -87,7 +104,13 @@ impl Objective {
         }
     }
 
-    fn invert(&self, view: &BatchView, i: usize, example: &TrainExample, parts: &mut LossParts) -> Result<Tensor> {
+    fn invert(
+        &self,
+        view: &BatchView,
+        i: usize,
+        example: &TrainExample,
+        parts: &mut LossParts,
+    ) -> Result<Tensor> {
         let margin = (view.log_ratio(i, 0, example)? - view.log_ratio(i, 1, example)?)?;
         let loss = (self.preference_loss(&margin)? * example.weight)?;
         parts.invert += scalar(&loss)?;
@@ -99,22 +122,36 @@ impl Objective {
         loss + nll
     }
 
-    fn punish(&self, view: &BatchView, i: usize, example: &TrainExample, parts: &mut LossParts) -> Result<Tensor> {
-        let both = [0, 1].map(|r| minus_log_sigmoid(&(view.log_ratio(i, r, example)? * -self.beta)?));
+    fn punish(
+        &self,
+        view: &BatchView,
+        i: usize,
+        example: &TrainExample,
+        parts: &mut LossParts,
+    ) -> Result<Tensor> {
+        let both =
+            [0, 1].map(|r| minus_log_sigmoid(&(view.log_ratio(i, r, example)? * -self.beta)?));
         let [chosen, rejected] = both;
         let loss = ((chosen? + rejected?)? * example.weight)?;
         parts.punish += scalar(&loss)?;
         Ok(loss)
     }
 
-    fn retain(&self, view: &BatchView, i: usize, example: &TrainExample, parts: &mut LossParts) -> Result<Tensor> {
+    fn retain(
+        &self,
+        view: &BatchView,
+        i: usize,
+        example: &TrainExample,
+        parts: &mut LossParts,
+    ) -> Result<Tensor> {
         let Some(hidden) = &example.reference_hidden else {
             bail!("a RETAIN example came without the reference's hidden states");
         };
         let span = view.packed.span(i, 0);
         let reference = view.model.logits(view.ops, hidden)?;
         let policy = view.logits.narrow(0, span.start, span.len())?;
-        let loss = (ops::kl_from_reference(view.ops, &reference, &policy)?.mean_all()? * self.alpha_kl)?;
+        let loss =
+            (ops::kl_from_reference(view.ops, &reference, &policy)?.mean_all()? * self.alpha_kl)?;
         parts.retain += scalar(&loss)?;
         Ok(loss)
     }
@@ -141,7 +178,13 @@ impl Objective {
 
     /// The preference loss alone, without weight or likelihood term: what the gold batch and the
     /// impact scores differentiate. `example.responses` are (preferred, dispreferred).
-    pub fn gold_loss(&self, model: &Model, ops: Ops, adapter: &LoraWeights, batch: &[(&Example, [f64; 2])]) -> Result<Tensor> {
+    pub fn gold_loss(
+        &self,
+        model: &Model,
+        ops: Ops,
+        adapter: &LoraWeights,
+        batch: &[(&Example, [f64; 2])],
+    ) -> Result<Tensor> {
         let packed = Packed::new(batch.iter().map(|(e, _)| *e));
         let logprobs = packed.token_logprobs(model, ops, Some(adapter))?;
         let mut total: Option<Tensor> = None;

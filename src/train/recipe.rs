@@ -122,7 +122,10 @@ impl Recipe {
         match name {
             "default" => Ok(Self::default()),
             "paper" => Ok(Self::paper()),
-            other => Err(RecipeError { field: "recipe", what: format!("`{other}` is unknown; use `default` or `paper`") }),
+            other => Err(RecipeError {
+                field: "recipe",
+                what: format!("`{other}` is unknown; use `default` or `paper`"),
+            }),
         }
     }
 
@@ -131,7 +134,10 @@ impl Recipe {
         let parse = |name: &String| {
             Projection::from_name(name).ok_or_else(|| RecipeError {
                 field: "targets",
-                what: format!("`{name}` is unknown; use some of {}", Projection::ALL.map(Projection::name).join(", ")),
+                what: format!(
+                    "`{name}` is unknown; use some of {}",
+                    Projection::ALL.map(Projection::name).join(", ")
+                ),
             })
         };
         self.targets.iter().map(parse).collect()
@@ -151,21 +157,48 @@ impl Recipe {
             ("rank", (1..=512).contains(&self.rank), "1 to 512"),
             ("alpha", positive(self.alpha), "a number above 0"),
             ("targets", !self.targets.is_empty(), "at least one module"),
-            ("layer_share", self.layer_share > 0.0 && self.layer_share <= 1.0, "above 0, at most 1"),
-            ("learning_rate", positive(self.learning_rate) && self.learning_rate <= 1.0, "above 0, at most 1"),
-            ("warmup_ratio", (0.0..=1.0).contains(&self.warmup_ratio), "0 to 1"),
+            (
+                "layer_share",
+                self.layer_share > 0.0 && self.layer_share <= 1.0,
+                "above 0, at most 1",
+            ),
+            (
+                "learning_rate",
+                positive(self.learning_rate) && self.learning_rate <= 1.0,
+                "above 0, at most 1",
+            ),
+            (
+                "warmup_ratio",
+                (0.0..=1.0).contains(&self.warmup_ratio),
+                "0 to 1",
+            ),
             ("epochs", (1..=100).contains(&self.epochs), "1 to 100"),
-            ("pairs_per_step", (1..=1024).contains(&self.pairs_per_step), "1 to 1024"),
+            (
+                "pairs_per_step",
+                (1..=1024).contains(&self.pairs_per_step),
+                "1 to 1024",
+            ),
             ("clip_norm", positive(self.clip_norm), "a number above 0"),
             ("beta", positive(self.beta), "a number above 0"),
             ("alpha_kl", not_negative(self.alpha_kl), "0 or more"),
             ("alpha_sft", not_negative(self.alpha_sft), "0 or more"),
             ("gamma", positive(self.gamma), "a number above 0"),
-            ("gold_pairs", (3..=4096).contains(&self.gold_pairs), "3 to 4096"),
-            ("max_tokens", (8..=32768).contains(&self.max_tokens), "8 to 32768"),
+            (
+                "gold_pairs",
+                (3..=4096).contains(&self.gold_pairs),
+                "3 to 4096",
+            ),
+            (
+                "max_tokens",
+                (8..=32768).contains(&self.max_tokens),
+                "8 to 32768",
+            ),
         ];
         match rules.iter().find(|(_, ok, _)| !ok) {
-            Some((field, _, allowed)) => Err(RecipeError { field, what: format!("must be {allowed}") }),
+            Some((field, _, allowed)) => Err(RecipeError {
+                field,
+                what: format!("must be {allowed}"),
+            }),
             None => self.projections().map(drop),
         }
     }
@@ -190,16 +223,29 @@ mod tests {
         for name in ["default", "paper"] {
             Recipe::named(name).and_then(|r| r.check()).unwrap();
         }
-        assert_eq!(Recipe::paper().alpha_sft, 0.0, "the paper's objective has no likelihood term");
+        assert_eq!(
+            Recipe::paper().alpha_sft,
+            0.0,
+            "the paper's objective has no likelihood term"
+        );
     }
 
     #[test]
     fn a_wrong_field_is_named_with_what_is_allowed() {
         let cases: [(fn(&mut Recipe), &str); 5] = [
             (|r| r.rank = 0, "train.rank: must be 1 to 512"),
-            (|r| r.beta = f64::NAN, "train.beta: must be a number above 0"),
-            (|r| r.learning_rate = 2.0, "train.learning_rate: must be above 0, at most 1"),
-            (|r| r.targets = vec!["qkv".into()], "train.targets: `qkv` is unknown"),
+            (
+                |r| r.beta = f64::NAN,
+                "train.beta: must be a number above 0",
+            ),
+            (
+                |r| r.learning_rate = 2.0,
+                "train.learning_rate: must be above 0, at most 1",
+            ),
+            (
+                |r| r.targets = vec!["qkv".into()],
+                "train.targets: `qkv` is unknown",
+            ),
             (|r| r.epochs = 0, "train.epochs: must be 1 to 100"),
         ];
         for (spoil, message) in cases {

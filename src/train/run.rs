@@ -87,7 +87,14 @@ pub struct Trained {
 
 /// Trains an adapter from scratch, or from the newest checkpoint in `checkpoints`, on a model with
 /// f32 weights. The same examples, recipe and device give the same bits, interrupted or not.
-pub fn train(model: &Model, ops: Ops, examples: &[TrainExample], recipe: &Recipe, checkpoints: Option<&Path>, observer: &dyn Observer) -> Result<Trained, TrainError> {
+pub fn train(
+    model: &Model,
+    ops: Ops,
+    examples: &[TrainExample],
+    recipe: &Recipe,
+    checkpoints: Option<&Path>,
+    observer: &dyn Observer,
+) -> Result<Trained, TrainError> {
     recipe.check()?;
     if examples.iter().all(|e| e.category == Category::Retain) {
         return Err(TrainError::NoConflicts);
@@ -98,7 +105,14 @@ pub fn train(model: &Model, ops: Ops, examples: &[TrainExample], recipe: &Recipe
         checkpoint::restore(dir, &lora, &mut optimizer);
     }
     let plan = plan(examples, recipe);
-    let run = Run { model, ops, examples, recipe, objective: recipe.into(), observer };
+    let run = Run {
+        model,
+        ops,
+        examples,
+        recipe,
+        objective: recipe.into(),
+        observer,
+    };
     let mut recent = Vec::new();
     while optimizer.steps < plan.len() {
         let report = run.step(&lora, &mut optimizer, &plan)?;
@@ -112,7 +126,11 @@ pub fn train(model: &Model, ops: Ops, examples: &[TrainExample], recipe: &Recipe
     }
     let last_epoch = recent.len().min(plan.len() / recipe.epochs.max(1));
     let final_loss = mean(&recent[recent.len() - last_epoch..]);
-    Ok(Trained { weights: lora.snapshot()?, steps: plan.len(), final_loss })
+    Ok(Trained {
+        weights: lora.snapshot()?,
+        steps: plan.len(),
+        final_loss,
+    })
 }
 
 /// A kill costs at most this many steps.
@@ -121,8 +139,16 @@ const CHECKPOINT_STEPS: usize = 8;
 /// The example indices of every step of a run: each epoch shuffles each category with its own
 /// seed, then deals every category evenly over the steps.
 pub fn plan(examples: &[TrainExample], recipe: &Recipe) -> Vec<Vec<usize>> {
-    let of = |category: Category| -> Vec<usize> { (0..examples.len()).filter(|&i| examples[i].category == category).collect() };
-    let categories = [of(Category::Invert), of(Category::Punish), of(Category::Retain)];
+    let of = |category: Category| -> Vec<usize> {
+        (0..examples.len())
+            .filter(|&i| examples[i].category == category)
+            .collect()
+    };
+    let categories = [
+        of(Category::Invert),
+        of(Category::Punish),
+        of(Category::Retain),
+    ];
     let steps = examples.len().div_ceil(recipe.pairs_per_step.max(1));
     let mut plan = Vec::with_capacity(steps * recipe.epochs);
     for epoch in 0..recipe.epochs {
@@ -137,7 +163,12 @@ pub fn plan(examples: &[TrainExample], recipe: &Recipe) -> Vec<Vec<usize>> {
             .collect();
         for step in 0..steps {
             let share = |c: &Vec<usize>| step * c.len() / steps..(step + 1) * c.len() / steps;
-            plan.push(shuffled.iter().flat_map(|c| c[share(c)].iter().copied()).collect());
+            plan.push(
+                shuffled
+                    .iter()
+                    .flat_map(|c| c[share(c)].iter().copied())
+                    .collect(),
+            );
         }
     }
     plan.retain(|step: &Vec<usize>| !step.is_empty());
@@ -154,7 +185,12 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn step(&self, lora: &TrainableLora, optimizer: &mut AdamW, plan: &[Vec<usize>]) -> Result<StepReport, TrainError> {
+    fn step(
+        &self,
+        lora: &TrainableLora,
+        optimizer: &mut AdamW,
+        plan: &[Vec<usize>],
+    ) -> Result<StepReport, TrainError> {
         let started = Instant::now();
         let step = optimizer.steps;
         let batch: Vec<&TrainExample> = plan[step].iter().map(|&i| &self.examples[i]).collect();
@@ -173,10 +209,18 @@ impl Run<'_> {
             });
         }
         if !loss.total().is_finite() {
-            return Err(TrainError::Diverged { step: step + 1, loss: loss.total() });
+            return Err(TrainError::Diverged {
+                step: step + 1,
+                loss: loss.total(),
+            });
         }
         let gradients = gradients.ok_or(TrainError::NoConflicts)?;
-        let rate = learning_rate(self.recipe.learning_rate, self.recipe.warmup_ratio, step, plan.len());
+        let rate = learning_rate(
+            self.recipe.learning_rate,
+            self.recipe.warmup_ratio,
+            step,
+            plan.len(),
+        );
         let gradient_norm = optimizer.step(lora.vars(), &gradients, rate, self.recipe.clip_norm)?;
         Ok(StepReport {
             step: step + 1,
@@ -188,19 +232,35 @@ impl Run<'_> {
         })
     }
 
-    fn micro_batch(&self, lora: &TrainableLora, batch: &[&TrainExample]) -> TensorResult<(Gradients, LossParts)> {
-        let (loss, parts) = self.objective.loss(self.model, self.ops, &lora.weights(), batch)?;
+    fn micro_batch(
+        &self,
+        lora: &TrainableLora,
+        batch: &[&TrainExample],
+    ) -> TensorResult<(Gradients, LossParts)> {
+        let (loss, parts) = self
+            .objective
+            .loss(self.model, self.ops, &lora.weights(), batch)?;
         let store = loss.backward()?;
         Ok((lora.gradients(&store)?, parts))
     }
 }
 
 fn add(a: LossParts, b: LossParts) -> LossParts {
-    LossParts { invert: a.invert + b.invert, punish: a.punish + b.punish, retain: a.retain + b.retain, sft: a.sft + b.sft }
+    LossParts {
+        invert: a.invert + b.invert,
+        punish: a.punish + b.punish,
+        retain: a.retain + b.retain,
+        sft: a.sft + b.sft,
+    }
 }
 
 fn mean(losses: &[LossParts]) -> LossParts {
     let n = losses.len().max(1) as f64;
     let sum = losses.iter().copied().fold(LossParts::default(), add);
-    LossParts { invert: sum.invert / n, punish: sum.punish / n, retain: sum.retain / n, sft: sum.sft / n }
+    LossParts {
+        invert: sum.invert / n,
+        punish: sum.punish / n,
+        retain: sum.retain / n,
+        sft: sum.sft / n,
+    }
 }

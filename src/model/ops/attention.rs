@@ -38,12 +38,17 @@ impl Segment {
     /// Positions of all rows: every branch continues where the prompt ends.
     pub fn positions(&self) -> impl Iterator<Item = u32> + '_ {
         let prompt = self.prompt as u32;
-        (0..prompt).chain(self.branches.iter().flat_map(move |&len| prompt..prompt + len as u32))
+        (0..prompt).chain(
+            self.branches
+                .iter()
+                .flat_map(move |&len| prompt..prompt + len as u32),
+        )
     }
 
     /// For each row of the segment, relative to `start`: the prompt rows and own-branch rows it sees.
     fn visible(&self) -> Vec<(usize, Range<usize>)> {
-        let mut seen: Vec<(usize, Range<usize>)> = (0..self.prompt).map(|i| (i + 1, 0..0)).collect();
+        let mut seen: Vec<(usize, Range<usize>)> =
+            (0..self.prompt).map(|i| (i + 1, 0..0)).collect();
         for i in 0..self.branches.len() {
             let branch = self.branch(i);
             let begin = branch.start - self.start;
@@ -80,13 +85,25 @@ impl Heads {
 ///
 /// `q` is (rows, heads · head_dim), `k` and `v` (rows, kv_heads · head_dim); the result has q's
 /// shape. Rows outside every segment come out as zero.
-pub fn packed_attention(ops: Ops, (q, k, v): (&Tensor, &Tensor, &Tensor), head_dim: usize, segments: &Arc<[Segment]>) -> Result<Tensor> {
-    let heads = Heads { query: q.dim(1)? / head_dim, key_value: k.dim(1)? / head_dim, dim: head_dim };
+pub fn packed_attention(
+    ops: Ops,
+    (q, k, v): (&Tensor, &Tensor, &Tensor),
+    head_dim: usize,
+    segments: &Arc<[Segment]>,
+) -> Result<Tensor> {
+    let heads = Heads {
+        query: q.dim(1)? / head_dim,
+        key_value: k.dim(1)? / head_dim,
+        dim: head_dim,
+    };
     match ops {
         Ops::Plain => plain(q, k, v, heads, segments),
         Ops::Fused => {
             let qkv = Tensor::cat(&[q, k, v], 1)?;
-            qkv.apply_op1(PackedAttention { heads, segments: segments.clone() })
+            qkv.apply_op1(PackedAttention {
+                heads,
+                segments: segments.clone(),
+            })
         }
     }
 }
@@ -96,18 +113,32 @@ fn plain(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads, segments: &[Segment])
     for segment in segments {
         let rows = segment.rows();
         let split = |x: &Tensor, count: usize| -> Result<Tensor> {
-            x.narrow(0, rows.start, rows.len())?.reshape((rows.len(), count, heads.dim))?.transpose(0, 1)?.contiguous()
+            x.narrow(0, rows.start, rows.len())?
+                .reshape((rows.len(), count, heads.dim))?
+                .transpose(0, 1)?
+                .contiguous()
         };
         let repeat = |x: Tensor| -> Result<Tensor> {
             let (count, t, d) = x.dims3()?;
-            x.unsqueeze(1)?.expand((count, heads.group(), t, d))?.reshape((count * heads.group(), t, d))
+            x.unsqueeze(1)?
+                .expand((count, heads.group(), t, d))?
+                .reshape((count * heads.group(), t, d))
         };
-        let (q, k, v) = (split(q, heads.query)?, repeat(split(k, heads.key_value)?)?, repeat(split(v, heads.key_value)?)?);
+        let (q, k, v) = (
+            split(q, heads.query)?,
+            repeat(split(k, heads.key_value)?)?,
+            repeat(split(v, heads.key_value)?)?,
+        );
         let scores = (q.matmul(&k.t()?)? * f64::from(heads.scale()))?; // (heads, rows, rows)
         let scores = scores.broadcast_add(&mask(segment, q.device())?)?;
-        let shifted = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
+        let shifted = scores
+            .broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?
+            .exp()?;
         let weights = shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?;
-        let out = weights.matmul(&v)?.transpose(0, 1)?.reshape((rows.len(), heads.query * heads.dim))?;
+        let out = weights
+            .matmul(&v)?
+            .transpose(0, 1)?
+            .reshape((rows.len(), heads.query * heads.dim))?;
         outputs.push(out);
     }
     Tensor::cat(&outputs, 0)
@@ -133,7 +164,10 @@ struct PackedAttention {
 impl PackedAttention {
     /// One task per (segment, kv head): the unit that owns its slice of dk and dv.
     fn tasks(&self) -> Vec<(&Segment, usize)> {
-        self.segments.iter().flat_map(|s| (0..self.heads.key_value).map(move |h| (s, h))).collect()
+        self.segments
+            .iter()
+            .flat_map(|s| (0..self.heads.key_value).map(move |h| (s, h)))
+            .collect()
     }
 }
 
@@ -154,9 +188,19 @@ impl<'a> HeadRows<'a> {
 }
 
 /// Softmax weights of one query row over the keys it sees, prompt first, then its own branch.
-fn attention_weights(q: &[f32], keys: &HeadRows, seen: &(usize, Range<usize>), scale: f32, weights: &mut Vec<f32>) {
+fn attention_weights(
+    q: &[f32],
+    keys: &HeadRows,
+    seen: &(usize, Range<usize>),
+    scale: f32,
+    weights: &mut Vec<f32>,
+) {
     weights.clear();
-    weights.extend((0..seen.0).chain(seen.1.clone()).map(|j| dot(q, keys.row(j)) * scale));
+    weights.extend(
+        (0..seen.0)
+            .chain(seen.1.clone())
+            .map(|j| dot(q, keys.row(j)) * scale),
+    );
     let shift = max(weights);
     let inverse = 1.0 / exp_shifted_sum(weights, shift);
     weights.iter_mut().for_each(|w| *w *= inverse);
@@ -165,21 +209,37 @@ fn attention_weights(q: &[f32], keys: &HeadRows, seen: &(usize, Range<usize>), s
 impl PackedAttention {
     fn head_rows<'a>(&self, qkv: &'a [f32], segment: &Segment, column_head: usize) -> HeadRows<'a> {
         let d = self.heads.dim;
-        HeadRows { data: qkv, width: self.heads.width(), first_row: segment.start, column: column_head * d, dim: d }
+        HeadRows {
+            data: qkv,
+            width: self.heads.width(),
+            first_row: segment.start,
+            column: column_head * d,
+            dim: d,
+        }
     }
 
     /// Output of one task, (rows, group · head_dim).
     fn forward_task(&self, qkv: &[f32], segment: &Segment, kv_head: usize) -> Vec<f32> {
         let (d, group) = (self.heads.dim, self.heads.group());
         let keys = self.head_rows(qkv, segment, self.heads.query + kv_head);
-        let values = self.head_rows(qkv, segment, self.heads.query + self.heads.key_value + kv_head);
+        let values = self.head_rows(
+            qkv,
+            segment,
+            self.heads.query + self.heads.key_value + kv_head,
+        );
         let visible = segment.visible();
         let mut out = vec![0f32; visible.len() * group * d];
         let mut weights = Vec::new();
         for g in 0..group {
             let queries = self.head_rows(qkv, segment, kv_head * group + g);
             for (i, seen) in visible.iter().enumerate() {
-                attention_weights(queries.row(i), &keys, seen, self.heads.scale(), &mut weights);
+                attention_weights(
+                    queries.row(i),
+                    &keys,
+                    seen,
+                    self.heads.scale(),
+                    &mut weights,
+                );
                 let out = &mut out[(i * group + g) * d..][..d];
                 for (w, j) in weights.iter().zip((0..seen.0).chain(seen.1.clone())) {
                     axpy(*w, values.row(j), out);
@@ -190,18 +250,38 @@ impl PackedAttention {
     }
 
     /// Gradients of one task: dq (rows, group · head_dim), dk and dv (rows, head_dim).
-    fn backward_task(&self, qkv: &[f32], grad: &[f32], segment: &Segment, kv_head: usize) -> [Vec<f32>; 3] {
+    fn backward_task(
+        &self,
+        qkv: &[f32],
+        grad: &[f32],
+        segment: &Segment,
+        kv_head: usize,
+    ) -> [Vec<f32>; 3] {
         let (d, group, scale) = (self.heads.dim, self.heads.group(), self.heads.scale());
         let keys = self.head_rows(qkv, segment, self.heads.query + kv_head);
-        let values = self.head_rows(qkv, segment, self.heads.query + self.heads.key_value + kv_head);
+        let values = self.head_rows(
+            qkv,
+            segment,
+            self.heads.query + self.heads.key_value + kv_head,
+        );
         let visible = segment.visible();
         let n = visible.len();
-        let (mut dq, mut dk, mut dv) = (vec![0f32; n * group * d], vec![0f32; n * d], vec![0f32; n * d]);
+        let (mut dq, mut dk, mut dv) = (
+            vec![0f32; n * group * d],
+            vec![0f32; n * d],
+            vec![0f32; n * d],
+        );
         let (mut weights, mut d_weights) = (Vec::new(), Vec::new());
         for g in 0..group {
             let head = kv_head * group + g;
             let queries = self.head_rows(qkv, segment, head);
-            let upstream = HeadRows { data: grad, width: self.heads.query * d, first_row: segment.start, column: head * d, dim: d };
+            let upstream = HeadRows {
+                data: grad,
+                width: self.heads.query * d,
+                first_row: segment.start,
+                column: head * d,
+                dim: d,
+            };
             for (i, seen) in visible.iter().enumerate() {
                 let (q, go) = (queries.row(i), upstream.row(i));
                 let columns = || (0..seen.0).chain(seen.1.clone());
@@ -223,7 +303,13 @@ impl PackedAttention {
 }
 
 /// Copies a (rows, columns) block into a wider row-major matrix.
-fn place(block: &[f32], columns: usize, into: &mut [f32], width: usize, (row, column): (usize, usize)) {
+fn place(
+    block: &[f32],
+    columns: usize,
+    into: &mut [f32],
+    width: usize,
+    (row, column): (usize, usize),
+) {
     for (i, source) in block.chunks_exact(columns).enumerate() {
         into[(row + i) * width + column..][..columns].copy_from_slice(source);
     }
@@ -238,14 +324,29 @@ impl CustomOp1 for PackedAttention {
         let qkv = f32_slice(storage, layout, self.name())?;
         let (rows, width) = rows_columns(layout)?;
         if width != self.heads.width() || self.segments.iter().any(|s| s.rows().end > rows) {
-            bail!("packed-attention: {rows} rows of {width} do not fit {:?} and its segments", self.heads);
+            bail!(
+                "packed-attention: {rows} rows of {width} do not fit {:?} and its segments",
+                self.heads
+            );
         }
-        let (group_width, out_width) = (self.heads.group() * self.heads.dim, self.heads.query * self.heads.dim);
+        let (group_width, out_width) = (
+            self.heads.group() * self.heads.dim,
+            self.heads.query * self.heads.dim,
+        );
         let tasks = self.tasks();
-        let blocks: Vec<Vec<f32>> = tasks.par_iter().map(|(s, h)| self.forward_task(qkv, s, *h)).collect();
+        let blocks: Vec<Vec<f32>> = tasks
+            .par_iter()
+            .map(|(s, h)| self.forward_task(qkv, s, *h))
+            .collect();
         let mut out = vec![0f32; rows * out_width];
         for ((segment, h), block) in tasks.iter().zip(&blocks) {
-            place(block, group_width, &mut out, out_width, (segment.start, h * group_width));
+            place(
+                block,
+                group_width,
+                &mut out,
+                out_width,
+                (segment.start, h * group_width),
+            );
         }
         Ok((CpuStorage::F32(out), Shape::from((rows, out_width))))
     }
@@ -264,17 +365,35 @@ impl CustomOp2 for PackedAttentionBackward {
         "packed-attention-backward"
     }
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (qkv, grad) = (f32_slice(s1, l1, self.name())?, f32_slice(s2, l2, self.name())?);
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (qkv, grad) = (
+            f32_slice(s1, l1, self.name())?,
+            f32_slice(s2, l2, self.name())?,
+        );
         let heads = self.0.heads;
         let (group_width, width) = (heads.group() * heads.dim, heads.width());
         let tasks = self.0.tasks();
-        let blocks: Vec<[Vec<f32>; 3]> = tasks.par_iter().map(|(s, h)| self.0.backward_task(qkv, grad, s, *h)).collect();
+        let blocks: Vec<[Vec<f32>; 3]> = tasks
+            .par_iter()
+            .map(|(s, h)| self.0.backward_task(qkv, grad, s, *h))
+            .collect();
         let mut d_qkv = vec![0f32; qkv.len()];
         for ((segment, h), [dq, dk, dv]) in tasks.iter().zip(&blocks) {
             let k_column = (heads.query + h) * heads.dim;
             let v_column = k_column + heads.key_value * heads.dim;
-            place(dq, group_width, &mut d_qkv, width, (segment.start, h * group_width));
+            place(
+                dq,
+                group_width,
+                &mut d_qkv,
+                width,
+                (segment.start, h * group_width),
+            );
             place(dk, heads.dim, &mut d_qkv, width, (segment.start, k_column));
             place(dv, heads.dim, &mut d_qkv, width, (segment.start, v_column));
         }

@@ -12,7 +12,10 @@ use super::{Ops, f32_slice, rows_columns};
 pub fn frozen_linear(ops: Ops, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     match ops {
         Ops::Plain => x.matmul(&weight.t()?),
-        Ops::Fused => x.contiguous()?.apply_op1(Product { weight: weight.clone(), orientation: Orientation::Transposed }),
+        Ops::Fused => x.contiguous()?.apply_op1(Product {
+            weight: weight.clone(),
+            orientation: Orientation::Transposed,
+        }),
     }
 }
 
@@ -36,7 +39,10 @@ impl CustomOp1 for Product {
             Orientation::Plain => (n, k),
         };
         if columns != inner {
-            bail!("{}: x has {columns} columns, the weight takes {inner}", self.name());
+            bail!(
+                "{}: x has {columns} columns, the weight takes {inner}",
+                self.name()
+            );
         }
         let (guard, weight_layout) = self.weight.storage_and_layout();
         let Storage::Cpu(weight_storage) = &*guard else {
@@ -48,7 +54,10 @@ impl CustomOp1 for Product {
     }
 
     fn bwd(&self, _x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let backward = Product { weight: self.weight.clone(), orientation: Orientation::Plain };
+        let backward = Product {
+            weight: self.weight.clone(),
+            orientation: Orientation::Plain,
+        };
         Ok(Some(grad.contiguous()?.apply_op1_no_bwd(&backward)?))
     }
 }

@@ -75,12 +75,21 @@ vectorised! {
 pub fn exp(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_375;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    let clamped = if x < -87.0 { -87.0 } else if x > 88.0 { 88.0 } else { x };
+    let clamped = if x < -87.0 {
+        -87.0
+    } else if x > 88.0 {
+        88.0
+    } else {
+        x
+    };
     // Adding and subtracting 1.5·2²³ rounds to the nearest integer without a library call.
     const ROUND: f32 = 12_582_912.0;
     let n = (clamped * std::f32::consts::LOG2_E + ROUND) - ROUND;
     let r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
-    let p = 1.0 + r * (1.0 + r * (0.5 + r * (1.0 / 6.0 + r * (1.0 / 24.0 + r * (1.0 / 120.0 + r * (1.0 / 720.0))))));
+    let p = 1.0
+        + r * (1.0
+            + r * (0.5
+                + r * (1.0 / 6.0 + r * (1.0 / 24.0 + r * (1.0 / 120.0 + r * (1.0 / 720.0))))));
     // n lies in [-126, 127], so the conversion is exact and cannot overflow.
     let scale = f32::from_bits((((n as i32) + 127) << 23) as u32);
     if x < -87.0 { 0.0 } else { p * scale }
@@ -202,7 +211,10 @@ mod tests {
         for i in -8700..8800 {
             let x = i as f32 * 0.01;
             let (ours, exact) = (f64::from(exp(x)), f64::from(x).exp());
-            assert!((ours - exact).abs() <= 4e-7 * exact + 1e-37, "exp({x}): {ours} is not {exact}");
+            assert!(
+                (ours - exact).abs() <= 4e-7 * exact + 1e-37,
+                "exp({x}): {ours} is not {exact}"
+            );
         }
         assert_eq!(exp(-200.0), 0.0);
         assert_eq!(exp(0.0), 1.0);
@@ -214,10 +226,17 @@ mod tests {
             let a: Vec<f32> = (0..n).map(|i| i as f32 - 3.5).collect();
             let expected: f32 = a.iter().map(|x| x * x).sum();
             assert!((dot(&a, &a) - expected).abs() < 1e-2, "dot of {n}");
-            assert_eq!(max(&a), a.iter().copied().fold(f32::NEG_INFINITY, f32::max), "max of {n}");
+            assert_eq!(
+                max(&a),
+                a.iter().copied().fold(f32::NEG_INFINITY, f32::max),
+                "max of {n}"
+            );
             if n > 0 {
                 let exact = a.iter().map(|x| f64::from(*x).exp()).sum::<f64>().ln();
-                assert!((f64::from(logsumexp(&a)) - exact).abs() < 1e-5, "logsumexp of {n}");
+                assert!(
+                    (f64::from(logsumexp(&a)) - exact).abs() < 1e-5,
+                    "logsumexp of {n}"
+                );
             }
         }
     }

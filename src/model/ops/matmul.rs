@@ -33,7 +33,10 @@ pub fn matmul(x: &[f32], rows: usize, weight: Matrix, orientation: Orientation) 
         Orientation::Transposed => (weight.k, weight.n),
         Orientation::Plain => (weight.n, weight.k),
     };
-    assert!(x.len() == rows * inner && weight.data.len() == weight.n * weight.k, "slices match their shapes");
+    assert!(
+        x.len() == rows * inner && weight.data.len() == weight.n * weight.k,
+        "slices match their shapes"
+    );
     let mut y = vec![0f32; rows * out];
     #[cfg(target_arch = "x86_64")]
     if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
@@ -59,13 +62,24 @@ pub fn generic(x: &[f32], rows: usize, weight: Matrix, orientation: Orientation,
     // overlap the inputs because it is uniquely borrowed.
     unsafe {
         gemm::gemm(
-            rows, out, inner,
-            y.as_mut_ptr(), 1, out as isize,
+            rows,
+            out,
+            inner,
+            y.as_mut_ptr(),
+            1,
+            out as isize,
             false,
-            x.as_ptr(), 1, inner as isize,
-            weight.data.as_ptr(), column_stride, row_stride,
-            0.0, 1.0,
-            false, false, false,
+            x.as_ptr(),
+            1,
+            inner as isize,
+            weight.data.as_ptr(),
+            column_stride,
+            row_stride,
+            0.0,
+            1.0,
+            false,
+            false,
+            false,
             gemm::Parallelism::Rayon(rayon::current_num_threads()),
         );
     }
@@ -74,10 +88,11 @@ pub fn generic(x: &[f32], rows: usize, weight: Matrix, orientation: Orientation,
 #[cfg(target_arch = "x86_64")]
 mod tiled {
     use std::arch::x86_64::{
-        _mm256_add_ps, _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps, _mm256_storeu_ps,
+        _mm256_add_ps, _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps,
+        _mm256_storeu_ps,
     };
 
-    use super::{Matrix, Orientation, ParallelIterator, IntoParallelIterator};
+    use super::{IntoParallelIterator, Matrix, Orientation, ParallelIterator};
 
     /// Output columns of one panel: two AVX registers.
     const PANEL: usize = 16;
@@ -110,34 +125,56 @@ mod tiled {
         assert!(x.len() == rows * inner && y.len() == rows * out);
         let output = Output(y.as_mut_ptr());
         let columns_per_task = GROUP * PANEL;
-        (0..out.div_ceil(columns_per_task)).into_par_iter().for_each(|task| {
-            let first = task * columns_per_task;
-            let columns = columns_per_task.min(out - first);
-            let mut packed = vec![0f32; columns.div_ceil(PANEL) * PANEL * DEPTH];
-            for depth in (0..inner).step_by(DEPTH) {
-                let length = DEPTH.min(inner - depth);
-                for (p, panel) in packed.chunks_exact_mut(PANEL * DEPTH).enumerate() {
-                    let width = PANEL.min(columns - p * PANEL);
-                    pack(weight, orientation, (first + p * PANEL, width), (depth, length), panel);
-                }
-                for row in (0..rows).step_by(TILE) {
-                    let height = TILE.min(rows - row);
-                    let a = &x[row * inner + depth..];
-                    for (p, panel) in packed.chunks_exact(PANEL * DEPTH).enumerate() {
-                        let column = first + p * PANEL;
-                        let tile = Tile { length, stride: inner, out_stride: out, width: PANEL.min(columns - p * PANEL), accumulate: depth > 0 };
-                        // SAFETY: the caller detected AVX2 and FMA. `a` holds `height` rows of
-                        // `length` elements at `stride`; the tile's columns belong to this task.
-                        unsafe { tile.dispatch(height, a, panel, output.at(row * out + column)) };
+        (0..out.div_ceil(columns_per_task))
+            .into_par_iter()
+            .for_each(|task| {
+                let first = task * columns_per_task;
+                let columns = columns_per_task.min(out - first);
+                let mut packed = vec![0f32; columns.div_ceil(PANEL) * PANEL * DEPTH];
+                for depth in (0..inner).step_by(DEPTH) {
+                    let length = DEPTH.min(inner - depth);
+                    for (p, panel) in packed.chunks_exact_mut(PANEL * DEPTH).enumerate() {
+                        let width = PANEL.min(columns - p * PANEL);
+                        pack(
+                            weight,
+                            orientation,
+                            (first + p * PANEL, width),
+                            (depth, length),
+                            panel,
+                        );
+                    }
+                    for row in (0..rows).step_by(TILE) {
+                        let height = TILE.min(rows - row);
+                        let a = &x[row * inner + depth..];
+                        for (p, panel) in packed.chunks_exact(PANEL * DEPTH).enumerate() {
+                            let column = first + p * PANEL;
+                            let tile = Tile {
+                                length,
+                                stride: inner,
+                                out_stride: out,
+                                width: PANEL.min(columns - p * PANEL),
+                                accumulate: depth > 0,
+                            };
+                            // SAFETY: the caller detected AVX2 and FMA. `a` holds `height` rows of
+                            // `length` elements at `stride`; the tile's columns belong to this task.
+                            unsafe {
+                                tile.dispatch(height, a, panel, output.at(row * out + column))
+                            };
+                        }
                     }
                 }
-            }
-        });
+            });
     }
 
     /// Copies `width` output columns from `first`, over inner indices `depth..depth + length`,
     /// into a panel: inner index by inner index, 16 columns each, zero beyond `width`.
-    fn pack(weight: Matrix, orientation: Orientation, (first, width): (usize, usize), (depth, length): (usize, usize), panel: &mut [f32]) {
+    fn pack(
+        weight: Matrix,
+        orientation: Orientation,
+        (first, width): (usize, usize),
+        (depth, length): (usize, usize),
+        panel: &mut [f32],
+    ) {
         match orientation {
             Orientation::Transposed => {
                 for j in 0..PANEL {
@@ -147,7 +184,11 @@ mod tiled {
                             panel[i * PANEL + j] = *v;
                         }
                     } else {
-                        panel.iter_mut().skip(j).step_by(PANEL).for_each(|v| *v = 0.0);
+                        panel
+                            .iter_mut()
+                            .skip(j)
+                            .step_by(PANEL)
+                            .for_each(|v| *v = 0.0);
                     }
                 }
             }
@@ -174,7 +215,10 @@ mod tiled {
         /// # Safety
         /// AVX2 and FMA are present; `out` is valid for `height` rows of `width` elements.
         unsafe fn dispatch(&self, height: usize, a: &[f32], panel: &[f32], out: *mut f32) {
-            assert!(a.len() >= (height - 1) * self.stride + self.length && panel.len() >= self.length * PANEL);
+            assert!(
+                a.len() >= (height - 1) * self.stride + self.length
+                    && panel.len() >= self.length * PANEL
+            );
             // SAFETY: passed on from the caller; the assertion bounds all reads.
             unsafe {
                 match height {
@@ -241,17 +285,31 @@ mod tests {
     #[test]
     fn the_tiled_product_agrees_with_its_twin_on_odd_shapes() {
         let value = |i: usize| ((i * 2_654_435_761) % 1000) as f32 / 500.0 - 1.0;
-        for (rows, n, k) in [(1, 16, 8), (7, 33, 19), (6, 192, 576), (13, 100, 800), (25, 5, 3), (1, 1, 1)] {
+        for (rows, n, k) in [
+            (1, 16, 8),
+            (7, 33, 19),
+            (6, 192, 576),
+            (13, 100, 800),
+            (25, 5, 3),
+            (1, 1, 1),
+        ] {
             let data: Vec<f32> = (0..n * k).map(value).collect();
             let weight = Matrix { data: &data, n, k };
             for orientation in [Orientation::Transposed, Orientation::Plain] {
-                let inner = if orientation == Orientation::Transposed { k } else { n };
+                let inner = if orientation == Orientation::Transposed {
+                    k
+                } else {
+                    n
+                };
                 let x: Vec<f32> = (0..rows * inner).map(|i| value(i + 7)).collect();
                 let fast = matmul(&x, rows, weight, orientation);
                 let mut slow = vec![0f32; fast.len()];
                 generic(&x, rows, weight, orientation, &mut slow);
                 for (a, b) in fast.iter().zip(&slow) {
-                    assert!((a - b).abs() < 1e-3, "{rows} {n} {k} {orientation:?}: {a} and {b}");
+                    assert!(
+                        (a - b).abs() < 1e-3,
+                        "{rows} {n} {k} {orientation:?}: {a} and {b}"
+                    );
                 }
             }
         }

@@ -19,13 +19,13 @@ mod token_loss;
 
 pub use attention::{Segment, packed_attention};
 pub use frozen_linear::frozen_linear;
+pub use kernels::logsumexp;
 pub use paged::{PagedKv, PagedSequence, paged_attention};
 pub use quantized_linear::quantized_linear;
 pub use rms_norm::rms_norm;
 pub use rope::{RopeTable, rope};
 pub use swiglu::swiglu;
 pub use token_loss::{kl_from_reference, token_logprobs};
-pub use kernels::logsumexp;
 
 use candle_core::{CpuStorage, Device, Layout, Result, bail};
 
@@ -44,7 +44,11 @@ pub enum Ops {
 impl Ops {
     /// The fastest form that runs on a device.
     pub fn for_device(device: &Device) -> Self {
-        if device.is_cpu() { Ops::Fused } else { Ops::Plain }
+        if device.is_cpu() {
+            Ops::Fused
+        } else {
+            Ops::Plain
+        }
     }
 }
 
@@ -55,7 +59,10 @@ fn f32_slice<'a>(storage: &'a CpuStorage, layout: &Layout, op: &str) -> Result<&
     };
     match storage {
         CpuStorage::F32(data) => Ok(&data[start..end]),
-        other => bail!("{op}: the argument must be f32, got {:?}", candle_core::backend::BackendStorage::dtype(other)),
+        other => bail!(
+            "{op}: the argument must be f32, got {:?}",
+            candle_core::backend::BackendStorage::dtype(other)
+        ),
     }
 }
 

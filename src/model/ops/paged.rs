@@ -44,10 +44,22 @@ impl PagedSequence {
 
 impl PagedKv {
     /// A pool of `blocks` blocks for `layers` layers of `width` = kv_heads · head_dim columns, f32.
-    pub fn new(layers: usize, width: usize, blocks: usize, block_size: usize, device: &Device) -> Result<Self> {
+    pub fn new(
+        layers: usize,
+        width: usize,
+        blocks: usize,
+        block_size: usize,
+        device: &Device,
+    ) -> Result<Self> {
         let one = || Tensor::zeros((blocks * block_size, width), DType::F32, device);
-        let layers = (0..layers).map(|_| Ok((one()?, one()?))).collect::<Result<_>>()?;
-        Ok(Self { layers, block_size, blocks })
+        let layers = (0..layers)
+            .map(|_| Ok((one()?, one()?)))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            layers,
+            block_size,
+            blocks,
+        })
     }
 
     /// Bytes of keys and values per block.
@@ -56,7 +68,13 @@ impl PagedKv {
     }
 
     /// Writes the batch's new keys and values, (batch rows, width), where the sequences keep them.
-    pub fn write(&self, layer: usize, k: &Tensor, v: &Tensor, sequences: &[PagedSequence]) -> Result<()> {
+    pub fn write(
+        &self,
+        layer: usize,
+        k: &Tensor,
+        v: &Tensor,
+        sequences: &[PagedSequence],
+    ) -> Result<()> {
         let (keys, values) = &self.layers[layer];
         let (k, v) = (k.contiguous()?, v.contiguous()?);
         for sequence in sequences {
@@ -77,37 +95,70 @@ impl PagedKv {
 
 /// softmax(q kᵀ / √head_dim) v where each row of `q` (rows, heads · head_dim) sees its own
 /// sequence's cache up to and including itself. Keys and values must have been written before.
-pub fn paged_attention(ops: Ops, q: &Tensor, kv: &PagedKv, layer: usize, sequences: &Arc<[PagedSequence]>, head_dim: usize) -> Result<Tensor> {
+pub fn paged_attention(
+    ops: Ops,
+    q: &Tensor,
+    kv: &PagedKv,
+    layer: usize,
+    sequences: &Arc<[PagedSequence]>,
+    head_dim: usize,
+) -> Result<Tensor> {
     let (keys, values) = &kv.layers[layer];
     match ops {
         Ops::Plain => plain(q, keys, values, kv.block_size, sequences, head_dim),
         Ops::Fused => {
-            let op = PagedAttention { sequences: sequences.clone(), head_dim, block_size: kv.block_size };
+            let op = PagedAttention {
+                sequences: sequences.clone(),
+                head_dim,
+                block_size: kv.block_size,
+            };
             q.contiguous()?.apply_op3_no_bwd(keys, values, &op)
         }
     }
 }
 
-fn plain(q: &Tensor, keys: &Tensor, values: &Tensor, block_size: usize, sequences: &[PagedSequence], d: usize) -> Result<Tensor> {
+fn plain(
+    q: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    block_size: usize,
+    sequences: &[PagedSequence],
+    d: usize,
+) -> Result<Tensor> {
     let (query_heads, kv_heads) = (q.dim(1)? / d, keys.dim(1)? / d);
     let mut outputs = Vec::with_capacity(sequences.len());
     for s in sequences {
         let slots: Vec<u32> = (0..s.end()).map(|p| s.slot(p, block_size) as u32).collect();
         let slots = Tensor::from_vec(slots, s.end(), q.device())?;
         let gather = |cache: &Tensor| -> Result<Tensor> {
-            let x = cache.index_select(&slots, 0)?.reshape((s.end(), kv_heads, 1, d))?;
+            let x = cache
+                .index_select(&slots, 0)?
+                .reshape((s.end(), kv_heads, 1, d))?;
             let x = x.expand((s.end(), kv_heads, query_heads / kv_heads, d))?;
-            x.reshape((s.end(), query_heads, d))?.transpose(0, 1)?.contiguous()
+            x.reshape((s.end(), query_heads, d))?
+                .transpose(0, 1)?
+                .contiguous()
         };
-        let q = q.narrow(0, s.start, s.rows)?.reshape((s.rows, query_heads, d))?.transpose(0, 1)?.contiguous()?;
+        let q = q
+            .narrow(0, s.start, s.rows)?
+            .reshape((s.rows, query_heads, d))?
+            .transpose(0, 1)?
+            .contiguous()?;
         let mask: Vec<f32> = (0..s.rows)
             .flat_map(|i| (0..s.end()).map(move |j| if j <= s.cached + i { 0.0 } else { -1e30 }))
             .collect();
         let mask = Tensor::from_vec(mask, (1, s.rows, s.end()), q.device())?;
         let scores = (q.matmul(&gather(keys)?.t()?)? / (d as f64).sqrt())?.broadcast_add(&mask)?;
-        let shifted = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
+        let shifted = scores
+            .broadcast_sub(&scores.max_keepdim(D::Minus1)?)?
+            .exp()?;
         let weights = shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?;
-        outputs.push(weights.matmul(&gather(values)?)?.transpose(0, 1)?.reshape((s.rows, query_heads * d))?);
+        outputs.push(
+            weights
+                .matmul(&gather(values)?)?
+                .transpose(0, 1)?
+                .reshape((s.rows, query_heads * d))?,
+        );
     }
     Tensor::cat(&outputs, 0)
 }
@@ -120,7 +171,14 @@ struct PagedAttention {
 
 impl PagedAttention {
     /// One row, all heads: reads each cached key and value where it lies.
-    fn row(&self, q: &[f32], (keys, values): (&[f32], &[f32]), width: usize, (s, length): (&PagedSequence, usize), out: &mut [f32]) {
+    fn row(
+        &self,
+        q: &[f32],
+        (keys, values): (&[f32], &[f32]),
+        width: usize,
+        (s, length): (&PagedSequence, usize),
+        out: &mut [f32],
+    ) {
         let d = self.head_dim;
         let group = q.len() / width;
         let scale = 1.0 / (d as f32).sqrt();
@@ -156,13 +214,19 @@ impl CustomOp3 for PagedAttention {
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let q = f32_slice(s1, l1, self.name())?;
-        let (keys, values) = (f32_slice(s2, l2, self.name())?, f32_slice(s3, l3, self.name())?);
+        let (keys, values) = (
+            f32_slice(s2, l2, self.name())?,
+            f32_slice(s3, l3, self.name())?,
+        );
         let (rows, q_width) = l1.shape().dims2()?;
         let (slots, width) = l2.shape().dims2()?;
         let mut owners: Vec<Option<(&PagedSequence, usize)>> = vec![None; rows];
         for s in self.sequences.iter() {
             let blocks_hold = s.blocks.len() * self.block_size;
-            let in_pool = s.blocks.iter().all(|&b| (b as usize + 1) * self.block_size <= slots);
+            let in_pool = s
+                .blocks
+                .iter()
+                .all(|&b| (b as usize + 1) * self.block_size <= slots);
             if s.start + s.rows > rows || s.end() > blocks_hold || !in_pool {
                 bail!("paged-attention: sequence {s:?} does not fit {rows} rows and {slots} slots");
             }
@@ -171,11 +235,14 @@ impl CustomOp3 for PagedAttention {
             }
         }
         let mut out = vec![0f32; rows * q_width];
-        out.par_chunks_mut(q_width).zip(q.par_chunks(q_width)).zip(owners).for_each(|((out, q), owner)| {
-            if let Some(owner) = owner {
-                self.row(q, (keys, values), width, owner, out);
-            }
-        });
+        out.par_chunks_mut(q_width)
+            .zip(q.par_chunks(q_width))
+            .zip(owners)
+            .for_each(|((out, q), owner)| {
+                if let Some(owner) = owner {
+                    self.row(q, (keys, values), width, owner, out);
+                }
+            });
         Ok((CpuStorage::F32(out), Shape::from((rows, q_width))))
     }
 }

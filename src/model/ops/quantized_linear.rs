@@ -20,7 +20,10 @@ const BLOCK: usize = 32;
 pub fn quantized_linear(ops: Ops, x: &Tensor, weight: &Arc<QTensor>) -> Result<Tensor> {
     let x = x.contiguous()?;
     match (ops, Format::of(weight)) {
-        (Ops::Fused, Some(format)) => x.apply_op1_no_bwd(&QuantizedLinear { weight: weight.clone(), format }),
+        (Ops::Fused, Some(format)) => x.apply_op1_no_bwd(&QuantizedLinear {
+            weight: weight.clone(),
+            format,
+        }),
         _ => QMatMul::QTensor(weight.clone()).forward(&x),
     }
 }
@@ -38,7 +41,9 @@ impl Format {
     fn of(weight: &QTensor) -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
         {
-            let has = std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") && std::is_x86_feature_detected!("f16c");
+            let has = std::is_x86_feature_detected!("avx2")
+                && std::is_x86_feature_detected!("fma")
+                && std::is_x86_feature_detected!("f16c");
             match weight.dtype() {
                 GgmlDType::Q4_1 if has => return Some(Format::Q4_1),
                 GgmlDType::Q8_0 if has => return Some(Format::Q8_0),
@@ -78,7 +83,11 @@ fn quantize(x: &[f32]) -> Vec<ActivationBlock> {
             *q = (v * inverse).round_ties_even() as i8;
             total += i32::from(*q);
         }
-        ActivationBlock { values, scale, sum: scale * total as f32 }
+        ActivationBlock {
+            values,
+            scale,
+            sum: scale * total as f32,
+        }
     };
     x.chunks_exact(BLOCK).map(block).collect()
 }
@@ -103,18 +112,32 @@ impl CustomOp1 for QuantizedLinear {
         let data = self.weight.data()?;
         let row_bytes = inner / BLOCK * self.format.block_bytes();
         if inner != k || !inner.is_multiple_of(BLOCK) || data.len() != out * row_bytes {
-            bail!("{}: x has {inner} columns, the weight is ({out}, {k}) in {} bytes", self.name(), data.len());
+            bail!(
+                "{}: x has {inner} columns, the weight is ({out}, {k}) in {} bytes",
+                self.name(),
+                data.len()
+            );
         }
         let activations = quantize(x);
         let blocks = inner / BLOCK;
         // (out, rows): every task writes its own columns of the result in one piece.
         let mut transposed = vec![0f32; rows * out];
-        transposed.par_chunks_mut(rows * TASK_COLUMNS).zip(data.par_chunks(row_bytes * TASK_COLUMNS)).for_each(|(y, weights)| {
-            for (y, weight_row) in y.chunks_exact_mut(rows).zip(weights.chunks_exact(row_bytes)) {
-                dot_rows(self.format, weight_row, &activations, blocks, y);
-            }
-        });
-        let y = if rows == 1 { transposed } else { transpose(&transposed, out, rows) };
+        transposed
+            .par_chunks_mut(rows * TASK_COLUMNS)
+            .zip(data.par_chunks(row_bytes * TASK_COLUMNS))
+            .for_each(|(y, weights)| {
+                for (y, weight_row) in y
+                    .chunks_exact_mut(rows)
+                    .zip(weights.chunks_exact(row_bytes))
+                {
+                    dot_rows(self.format, weight_row, &activations, blocks, y);
+                }
+            });
+        let y = if rows == 1 {
+            transposed
+        } else {
+            transpose(&transposed, out, rows)
+        };
         Ok((CpuStorage::F32(y), Shape::from((rows, out))))
     }
 }
@@ -123,21 +146,29 @@ impl CustomOp1 for QuantizedLinear {
 fn transpose(x: &[f32], n: usize, m: usize) -> Vec<f32> {
     const TILE: usize = 32;
     let mut y = vec![0f32; x.len()];
-    y.par_chunks_mut(n * TILE).enumerate().for_each(|(tile, rows)| {
-        for columns in (0..n).step_by(TILE) {
-            for (i, row) in rows.chunks_exact_mut(n).enumerate() {
-                for column in columns..n.min(columns + TILE) {
-                    row[column] = x[column * m + tile * TILE + i];
+    y.par_chunks_mut(n * TILE)
+        .enumerate()
+        .for_each(|(tile, rows)| {
+            for columns in (0..n).step_by(TILE) {
+                for (i, row) in rows.chunks_exact_mut(n).enumerate() {
+                    for column in columns..n.min(columns + TILE) {
+                        row[column] = x[column * m + tile * TILE + i];
+                    }
                 }
             }
-        }
-    });
+        });
     y
 }
 
 /// Products of one weight row with every activation row.
 #[cfg(target_arch = "x86_64")]
-fn dot_rows(format: Format, weight: &[u8], activations: &[ActivationBlock], blocks: usize, y: &mut [f32]) {
+fn dot_rows(
+    format: Format,
+    weight: &[u8],
+    activations: &[ActivationBlock],
+    blocks: usize,
+    y: &mut [f32],
+) {
     assert!(weight.len() >= blocks * format.block_bytes() && activations.len() >= blocks * y.len());
     for (group, y) in y.chunks_mut(4).enumerate() {
         let x = &activations[group * 4 * blocks..][..y.len() * blocks];
@@ -181,7 +212,12 @@ mod avx2 {
     /// The processor has AVX2, FMA and F16C; `weight` holds `blocks` Q4_1 blocks, `x` holds
     /// `ROWS · blocks` blocks, `y` has `ROWS` elements.
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub unsafe fn q4_1<const ROWS: usize>(weight: &[u8], x: &[ActivationBlock], blocks: usize, y: &mut [f32]) {
+    pub unsafe fn q4_1<const ROWS: usize>(
+        weight: &[u8],
+        x: &[ActivationBlock],
+        blocks: usize,
+        y: &mut [f32],
+    ) {
         let (mut sums, mut minima) = ([_mm256_setzero_ps(); ROWS], [0f32; ROWS]);
         let (ones, nibble) = (_mm256_set1_epi16(1), _mm256_set1_epi8(0x0f));
         for b in 0..blocks {
@@ -198,7 +234,11 @@ mod avx2 {
                     let a = &*x.as_ptr().add(r * blocks + b);
                     let v = _mm256_loadu_si256(a.values.as_ptr().cast());
                     let products = _mm256_madd_epi16(_mm256_maddubs_epi16(q, v), ones);
-                    sums[r] = _mm256_fmadd_ps(_mm256_set1_ps(scale * a.scale), _mm256_cvtepi32_ps(products), sums[r]);
+                    sums[r] = _mm256_fmadd_ps(
+                        _mm256_set1_ps(scale * a.scale),
+                        _mm256_cvtepi32_ps(products),
+                        sums[r],
+                    );
                     minima[r] += minimum * a.sum;
                 }
             }
@@ -211,7 +251,12 @@ mod avx2 {
     /// # Safety
     /// As [`q4_1`], with Q8_0 blocks.
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub unsafe fn q8_0<const ROWS: usize>(weight: &[u8], x: &[ActivationBlock], blocks: usize, y: &mut [f32]) {
+    pub unsafe fn q8_0<const ROWS: usize>(
+        weight: &[u8],
+        x: &[ActivationBlock],
+        blocks: usize,
+        y: &mut [f32],
+    ) {
         let mut sums = [_mm256_setzero_ps(); ROWS];
         let ones = _mm256_set1_epi16(1);
         for b in 0..blocks {
@@ -227,7 +272,11 @@ mod avx2 {
                     let a = &*x.as_ptr().add(r * blocks + b);
                     let v = _mm256_sign_epi8(_mm256_loadu_si256(a.values.as_ptr().cast()), q);
                     let products = _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, v), ones);
-                    sums[r] = _mm256_fmadd_ps(_mm256_set1_ps(scale * a.scale), _mm256_cvtepi32_ps(products), sums[r]);
+                    sums[r] = _mm256_fmadd_ps(
+                        _mm256_set1_ps(scale * a.scale),
+                        _mm256_cvtepi32_ps(products),
+                        sums[r],
+                    );
                 }
             }
         }
@@ -255,10 +304,15 @@ mod tests {
                 let ours = quantized_linear(Ops::Fused, &x, &weight)?;
                 let candle = quantized_linear(Ops::Plain, &x, &weight)?;
                 let float = x.matmul(&exact.t()?)?;
-                let distance = |a: &Tensor, b: &Tensor| -> Result<f32> { (a - b)?.abs()?.flatten_all()?.max(0)?.to_scalar() };
+                let distance = |a: &Tensor, b: &Tensor| -> Result<f32> {
+                    (a - b)?.abs()?.flatten_all()?.max(0)?.to_scalar()
+                };
                 let (to_candle, to_float) = (distance(&ours, &candle)?, distance(&ours, &float)?);
                 // Both round activations to 8 bits, so both lie this near to the float product.
-                assert!(to_float < 0.3 && to_candle < 0.3, "{dtype:?}, {rows} rows: {to_float}, {to_candle}");
+                assert!(
+                    to_float < 0.3 && to_candle < 0.3,
+                    "{dtype:?}, {rows} rows: {to_float}, {to_candle}"
+                );
             }
         }
         Ok(())

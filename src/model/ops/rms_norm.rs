@@ -12,11 +12,15 @@ pub fn rms_norm(ops: Ops, x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tenso
     match ops {
         Ops::Plain => {
             let mean_square = x.sqr()?.mean_keepdim(D::Minus1)?;
-            x.broadcast_div(&(mean_square + eps)?.sqrt()?)?.broadcast_mul(weight)
+            x.broadcast_div(&(mean_square + eps)?.sqrt()?)?
+                .broadcast_mul(weight)
         }
         Ops::Fused => {
             let weight = weight.to_vec1::<f32>()?;
-            x.contiguous()?.apply_op1(RmsNorm { weight: weight.into(), eps: eps as f32 })
+            x.contiguous()?.apply_op1(RmsNorm {
+                weight: weight.into(),
+                eps: eps as f32,
+            })
         }
     }
 }
@@ -42,17 +46,22 @@ impl CustomOp1 for RmsNorm {
         let x = f32_slice(storage, layout, "rms-norm")?;
         let (_, width) = rows_columns(layout)?;
         let mut y = vec![0f32; x.len()];
-        y.par_chunks_mut(width).zip(x.par_chunks(width)).with_min_len(16).for_each(|(y, x)| {
-            let r = self.inverse_rms(x);
-            for i in 0..width {
-                y[i] = x[i] * r * self.weight[i];
-            }
-        });
+        y.par_chunks_mut(width)
+            .zip(x.par_chunks(width))
+            .with_min_len(16)
+            .for_each(|(y, x)| {
+                let r = self.inverse_rms(x);
+                for i in 0..width {
+                    y[i] = x[i] * r * self.weight[i];
+                }
+            });
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let dx = x.contiguous()?.apply_op2_no_bwd(&grad.contiguous()?, &RmsNormBackward(self.clone()))?;
+        let dx = x
+            .contiguous()?
+            .apply_op2_no_bwd(&grad.contiguous()?, &RmsNormBackward(self.clone()))?;
         Ok(Some(dx))
     }
 }
@@ -65,14 +74,22 @@ impl CustomOp2 for RmsNormBackward {
         "rms-norm-backward"
     }
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let x = f32_slice(s1, l1, self.name())?;
         let g = f32_slice(s2, l2, self.name())?;
         let (_, width) = rows_columns(l1)?;
         let weight = &self.0.weight;
         let mut dx = vec![0f32; x.len()];
-        dx.par_chunks_mut(width).zip(x.par_chunks(width).zip(g.par_chunks(width))).with_min_len(16).for_each(
-            |(dx, (x, g))| {
+        dx.par_chunks_mut(width)
+            .zip(x.par_chunks(width).zip(g.par_chunks(width)))
+            .with_min_len(16)
+            .for_each(|(dx, (x, g))| {
                 let r = self.0.inverse_rms(x);
                 for i in 0..width {
                     dx[i] = g[i] * weight[i];
@@ -81,8 +98,7 @@ impl CustomOp2 for RmsNormBackward {
                 for i in 0..width {
                     dx[i] = r * (dx[i] - x[i] * projection);
                 }
-            },
-        );
+            });
         Ok((CpuStorage::F32(dx), l1.shape().clone()))
     }
 }

@@ -21,9 +21,14 @@ impl RopeTable {
     /// reference implementations compute them.
     pub fn new(positions: &[u32], head_dim: usize, theta: f64) -> Self {
         let half = head_dim / 2;
-        let frequencies: Vec<f32> =
-            (0..half).map(|i| (1.0 / theta.powf(2.0 * i as f64 / head_dim as f64)) as f32).collect();
-        let angles = || positions.iter().flat_map(|&p| frequencies.iter().map(move |f| p as f32 * f));
+        let frequencies: Vec<f32> = (0..half)
+            .map(|i| (1.0 / theta.powf(2.0 * i as f64 / head_dim as f64)) as f32)
+            .collect();
+        let angles = || {
+            positions
+                .iter()
+                .flat_map(|&p| frequencies.iter().map(move |f| p as f32 * f))
+        };
         Self {
             cos: angles().map(f32::cos).collect(),
             sin: angles().map(f32::sin).collect(),
@@ -37,7 +42,10 @@ impl RopeTable {
 pub fn rope(ops: Ops, x: &Tensor, table: &RopeTable) -> Result<Tensor> {
     match ops {
         Ops::Plain => plain(x, table),
-        Ops::Fused => x.contiguous()?.apply_op1(Rope { table: table.clone(), direction: 1.0 }),
+        Ops::Fused => x.contiguous()?.apply_op1(Rope {
+            table: table.clone(),
+            direction: 1.0,
+        }),
     }
 }
 
@@ -45,8 +53,12 @@ fn plain(x: &Tensor, table: &RopeTable) -> Result<Tensor> {
     let (rows, width) = x.dims2()?;
     let half = table.half;
     let x = x.reshape((rows, width / (2 * half), 2 * half))?; // (rows, heads, head_dim)
-    let factors = |values: &[f32], device: &Device| Tensor::from_slice(values, (rows, 1, half), device);
-    let (cos, sin) = (factors(&table.cos, x.device())?, factors(&table.sin, x.device())?);
+    let factors =
+        |values: &[f32], device: &Device| Tensor::from_slice(values, (rows, 1, half), device);
+    let (cos, sin) = (
+        factors(&table.cos, x.device())?,
+        factors(&table.sin, x.device())?,
+    );
     let (low, high) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
     let rotated_low = (low.broadcast_mul(&cos)? - high.broadcast_mul(&sin)?)?;
     let rotated_high = (high.broadcast_mul(&cos)? + low.broadcast_mul(&sin)?)?;
@@ -69,25 +81,36 @@ impl CustomOp1 for Rope {
         let (rows, width) = rows_columns(layout)?;
         let half = self.table.half;
         if rows != self.table.rows || !width.is_multiple_of(2 * half) {
-            bail!("rope: {rows} rows of {width} do not fit a table of {} rows, head_dim {}", self.table.rows, 2 * half);
+            bail!(
+                "rope: {rows} rows of {width} do not fit a table of {} rows, head_dim {}",
+                self.table.rows,
+                2 * half
+            );
         }
         let mut y = vec![0f32; x.len()];
-        y.par_chunks_mut(width).zip(x.par_chunks(width)).enumerate().with_min_len(16).for_each(|(row, (y, x))| {
-            let cos = &self.table.cos[row * half..(row + 1) * half];
-            let sin = &self.table.sin[row * half..(row + 1) * half];
-            for (y, x) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
-                for i in 0..half {
-                    let s = sin[i] * self.direction;
-                    y[i] = x[i] * cos[i] - x[i + half] * s;
-                    y[i + half] = x[i + half] * cos[i] + x[i] * s;
+        y.par_chunks_mut(width)
+            .zip(x.par_chunks(width))
+            .enumerate()
+            .with_min_len(16)
+            .for_each(|(row, (y, x))| {
+                let cos = &self.table.cos[row * half..(row + 1) * half];
+                let sin = &self.table.sin[row * half..(row + 1) * half];
+                for (y, x) in y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
+                    for i in 0..half {
+                        let s = sin[i] * self.direction;
+                        y[i] = x[i] * cos[i] - x[i + half] * s;
+                        y[i + half] = x[i + half] * cos[i] + x[i] * s;
+                    }
                 }
-            }
-        });
+            });
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
     fn bwd(&self, _x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let inverse = Rope { table: self.table.clone(), direction: -self.direction };
+        let inverse = Rope {
+            table: self.table.clone(),
+            direction: -self.direction,
+        };
         Ok(Some(grad.contiguous()?.apply_op1_no_bwd(&inverse)?))
     }
 }

@@ -13,14 +13,19 @@ use super::{Ops, f32_slice, rows_columns};
 pub fn token_logprobs(ops: Ops, logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
     let (rows, vocabulary) = logits.dims2()?;
     if rows != targets.len() || targets.iter().any(|&t| t as usize >= vocabulary) {
-        bail!("token_logprobs: {} targets do not fit {rows} rows over {vocabulary} tokens", targets.len());
+        bail!(
+            "token_logprobs: {} targets do not fit {rows} rows over {vocabulary} tokens",
+            targets.len()
+        );
     }
     match ops {
         Ops::Plain => {
             let index = Tensor::from_slice(targets, (rows, 1), logits.device())?;
             log_softmax(logits)?.gather(&index, 1)?.squeeze(1)
         }
-        Ops::Fused => logits.contiguous()?.apply_op1(TokenLogProbs { targets: targets.into() }),
+        Ops::Fused => logits.contiguous()?.apply_op1(TokenLogProbs {
+            targets: targets.into(),
+        }),
     }
 }
 
@@ -28,14 +33,20 @@ pub fn token_logprobs(ops: Ops, logits: &Tensor, targets: &[u32]) -> Result<Tens
 /// (rows, vocabulary): shape (rows). Only the policy gets a gradient.
 pub fn kl_from_reference(ops: Ops, reference: &Tensor, policy: &Tensor) -> Result<Tensor> {
     if reference.dims2()? != policy.dims2()? {
-        bail!("kl_from_reference: shapes differ, {:?} and {:?}", reference.shape(), policy.shape());
+        bail!(
+            "kl_from_reference: shapes differ, {:?} and {:?}",
+            reference.shape(),
+            policy.shape()
+        );
     }
     match ops {
         Ops::Plain => {
             let (q, p) = (log_softmax(reference)?.detach(), log_softmax(policy)?);
             (q.exp()? * (q - p)?)?.sum(D::Minus1)
         }
-        Ops::Fused => policy.contiguous()?.apply_op1(Kl { reference: reference.contiguous()?.detach() }),
+        Ops::Fused => policy.contiguous()?.apply_op1(Kl {
+            reference: reference.contiguous()?.detach(),
+        }),
     }
 }
 
@@ -67,7 +78,11 @@ impl CustomOp1 for TokenLogProbs {
 
     fn bwd(&self, logits: &Tensor, _values: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let backward = TokenLogProbsBackward(self.clone());
-        Ok(Some(logits.contiguous()?.apply_op2_no_bwd(&grad.contiguous()?, &backward)?))
+        Ok(Some(
+            logits
+                .contiguous()?
+                .apply_op2_no_bwd(&grad.contiguous()?, &backward)?,
+        ))
     }
 }
 
@@ -79,8 +94,17 @@ impl CustomOp2 for TokenLogProbsBackward {
         "token-logprobs-backward"
     }
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (logits, grad) = (f32_slice(s1, l1, self.name())?, f32_slice(s2, l2, self.name())?);
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (logits, grad) = (
+            f32_slice(s1, l1, self.name())?,
+            f32_slice(s2, l2, self.name())?,
+        );
         let (_, vocabulary) = rows_columns(l1)?;
         let mut d_logits = vec![0f32; logits.len()];
         d_logits
@@ -133,7 +157,11 @@ impl CustomOp1 for Kl {
 
     fn bwd(&self, policy: &Tensor, _values: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let backward = KlBackward(self.clone());
-        Ok(Some(policy.contiguous()?.apply_op2_no_bwd(&grad.contiguous()?, &backward)?))
+        Ok(Some(
+            policy
+                .contiguous()?
+                .apply_op2_no_bwd(&grad.contiguous()?, &backward)?,
+        ))
     }
 }
 
@@ -145,14 +173,27 @@ impl CustomOp2 for KlBackward {
         "kl-backward"
     }
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (policy, grad) = (f32_slice(s1, l1, self.name())?, f32_slice(s2, l2, self.name())?);
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (policy, grad) = (
+            f32_slice(s1, l1, self.name())?,
+            f32_slice(s2, l2, self.name())?,
+        );
         let (_, vocabulary) = rows_columns(l1)?;
         let mut d_policy = vec![0f32; policy.len()];
         self.0.with_reference(|reference| {
             d_policy
                 .par_chunks_mut(vocabulary)
-                .zip(policy.par_chunks(vocabulary).zip(reference.par_chunks(vocabulary)))
+                .zip(
+                    policy
+                        .par_chunks(vocabulary)
+                        .zip(reference.par_chunks(vocabulary)),
+                )
                 .zip(grad.par_iter())
                 .for_each(|((d, (p, q)), &g)| {
                     if g != 0.0 {

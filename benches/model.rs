@@ -1,0 +1,189 @@
+//! Decode, prefill, swap under load and a training step on the default model.
+//!
+//! `make bench` fetches the model first. Times are per step; tokens per second stand beside them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use candle_core::Device;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use realign::adapter::generation::{Generation, GenerationId};
+use realign::adapter::{Registry, base_id};
+use realign::engine::request::{GenerateEvent, GenerateRequest, SamplingParams};
+use realign::engine::{self, EngineConfig, EngineHandle};
+use realign::model::packing::{Example, remember_states};
+use realign::model::{LoadedModel, Ops};
+use realign::train::{Objective, Recipe, TrainableLora};
+
+const MODEL: &str = "models/SmolLM2-135M-Instruct.Q4_1.gguf";
+
+fn load() -> LoadedModel {
+    LoadedModel::load(MODEL, &Device::Cpu).expect("`make model` fetches the model")
+}
+
+fn generation(loaded: &LoadedModel, adapter: Option<TrainableLora>) -> Arc<Generation> {
+    let adapter = adapter.map(|a| Arc::new(a.weights()));
+    let base_hash = loaded.base_hash.to_string();
+    let id = if adapter.is_some() {
+        GenerationId("0123456789ab".into())
+    } else {
+        base_id(&base_hash)
+    };
+    Arc::new(Generation {
+        id,
+        base_hash,
+        policy_revision: None,
+        adapter,
+    })
+}
+
+fn adapter(loaded: &LoadedModel) -> TrainableLora {
+    let recipe = Recipe {
+        layer_share: 1.0,
+        targets: vec!["q_proj".into(), "v_proj".into()],
+        ..Recipe::default()
+    };
+    let projections = recipe.projections().expect("named above");
+    TrainableLora::init(&loaded.model.spec, &recipe, &projections, &Device::Cpu).expect("it fits")
+}
+
+/// Runs one sequence to its end and returns the tokens it generated.
+fn generate(
+    engine: &EngineHandle,
+    generation: &Arc<Generation>,
+    prompt: usize,
+    tokens: usize,
+) -> usize {
+    let sampling = SamplingParams {
+        max_tokens: tokens,
+        ..SamplingParams::default()
+    };
+    let prompt = (0..prompt as u32).map(|i| 1000 + i % 5000).collect();
+    let request = GenerateRequest {
+        prompt,
+        sampling,
+        generation: generation.clone(),
+    };
+    let mut stream = engine.submit(request).expect("the queue is empty");
+    loop {
+        match stream.blocking_next() {
+            Some(GenerateEvent::Finished {
+                completion_tokens, ..
+            }) => return completion_tokens,
+            Some(GenerateEvent::Token { .. }) => {}
+            other => panic!("the engine gave up: {other:?}"),
+        }
+    }
+}
+
+fn serving(c: &mut Criterion) {
+    let loaded = load();
+    let engine = engine::start(
+        loaded.model.clone(),
+        loaded.tokenizer.clone(),
+        EngineConfig::default(),
+    )
+    .expect("it starts");
+    let base = generation(&loaded, None);
+    let adapted = generation(&loaded, Some(adapter(&loaded)));
+    let mut group = c.benchmark_group("serving");
+    group
+        .sample_size(10)
+        .measurement_time(Duration::from_secs(10));
+    group.throughput(Throughput::Elements(512));
+    group.bench_function("prefill 512", |b| {
+        b.iter(|| generate(&engine, &base, 512, 1))
+    });
+    group.throughput(Throughput::Elements(32));
+    group.bench_function("decode 32, base", |b| {
+        b.iter(|| generate(&engine, &base, 8, 32))
+    });
+    group.bench_function("decode 32, rank-16 adapter on q and v", |b| {
+        b.iter(|| generate(&engine, &adapted, 8, 32))
+    });
+    group.finish();
+    swap_under_load(c, &engine, base, adapted);
+    engine.shutdown();
+}
+
+/// The pointer store itself, while sequences run on both generations.
+fn swap_under_load(
+    c: &mut Criterion,
+    engine: &EngineHandle,
+    base: Arc<Generation>,
+    adapted: Arc<Generation>,
+) {
+    let registry = Registry::new(base.clone(), 4);
+    let sampling = SamplingParams {
+        max_tokens: 4000,
+        ..SamplingParams::default()
+    };
+    let load = [&base, &adapted].map(|g| {
+        engine.submit(GenerateRequest {
+            prompt: vec![1000; 8],
+            sampling: sampling.clone(),
+            generation: g.clone(),
+        })
+    });
+    let mut to_base = false;
+    c.bench_function("swap under load", |b| {
+        b.iter(|| {
+            to_base = !to_base;
+            registry.swap(
+                if to_base {
+                    base.clone()
+                } else {
+                    adapted.clone()
+                },
+                None,
+            )
+        })
+    });
+    drop(load);
+}
+
+fn training(c: &mut Criterion) {
+    let loaded = load();
+    let model = loaded.model.dequantized().expect("513 MB are there");
+    let recipe = Recipe::default();
+    let projections = recipe.projections().expect("the default's");
+    let lora =
+        TrainableLora::init(&model.spec, &recipe, &projections, &Device::Cpu).expect("it fits");
+    let tokens = |from: u32, n: u32| (from..from + n).collect::<Vec<u32>>();
+    let mut pairs: Vec<Example> = (0..6)
+        .map(|i| {
+            Example::new(
+                tokens(1000 + i, 40),
+                vec![tokens(2000, 24), tokens(3000, 24)],
+            )
+        })
+        .collect();
+    remember_states(
+        &model,
+        Ops::Fused,
+        pairs.iter_mut(),
+        recipe.lowest_layer(model.spec.layers),
+    )
+    .expect("the base runs");
+    let batch: Vec<(&Example, [f64; 2])> = pairs.iter().map(|p| (p, [0.0, 0.0])).collect();
+    let rows: usize = pairs.iter().map(Example::rows).sum();
+    let objective = Objective::from(&recipe);
+    let mut group = c.benchmark_group("training");
+    group
+        .sample_size(10)
+        .measurement_time(Duration::from_secs(20))
+        .throughput(Throughput::Elements(rows as u64));
+    group.bench_function("forward and backward of 6 pairs", |b| {
+        b.iter(|| {
+            let loss = objective
+                .gold_loss(&model, Ops::Fused, &lora.weights(), &batch)
+                .expect("it runs");
+            lora.gradients(&loss.backward().expect("it differentiates"))
+                .expect("every tensor has one")
+        })
+    });
+    group.finish();
+}
+
+criterion_group!(benches, serving, training);
+criterion_main!(benches);
