@@ -24,8 +24,8 @@ RUN = ROOT / "demo" / "run"
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 AFTER = ROOT / "demo" / "no-medication-doses.yaml"
 DATA = ROOT / "preferences" / "medication.jsonl"
-FAILED = {"failed", "rejected", "cancelled", "canceled", "error", "interrupted"}
-LIVE = {"live", "promoted", "succeeded", "completed", "done", "published", "swapped", "activated"}
+FAILED = {"failed", "rejected", "cancelled", "superseded", "no_conflict"}
+LIVE = {"succeeded"}
 
 
 class DemoError(Exception):

@@ -6,7 +6,9 @@
 
 mod admin;
 mod context;
+mod gating;
 mod inputs;
+mod learn;
 mod realign;
 mod work;
 
