@@ -232,7 +232,8 @@ mod tests {
 
     #[test]
     fn a_wrong_field_is_named_with_what_is_allowed() {
-        let cases: [(fn(&mut Recipe), &str); 5] = [
+        type Spoil = fn(&mut Recipe);
+        let cases: [(Spoil, &str); 5] = [
             (|r| r.rank = 0, "train.rank: must be 1 to 512"),
             (
                 |r| r.beta = f64::NAN,

@@ -148,10 +148,7 @@ fn the_steps_are_those_that_training_takes() {
     let example = |index: usize| TrainExample {
         id: index.to_string(),
         category: Category::ALL[index % 3],
-        example: Example {
-            prompt: vec![1],
-            responses: vec![vec![2]],
-        },
+        example: Example::new(vec![1], vec![vec![2]]),
         weight: 1.0,
         reference: [0.0; 2],
         reference_hidden: None,

@@ -195,6 +195,7 @@ fn dot_rows(_: Format, _: &[u8], _: &[ActivationBlock], _: usize, y: &mut [f32])
 }
 
 #[cfg(target_arch = "x86_64")]
+#[allow(clippy::needless_range_loop)] // one index walks several register arrays
 mod avx2 {
     use std::arch::x86_64::*;
 
