@@ -5,3 +5,4 @@ mod e2e;
 mod golden_parity;
 mod golden_training;
 mod hub;
+mod tidy;

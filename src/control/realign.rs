@@ -140,6 +140,13 @@ impl Realignment<'_> {
             cached = judged.cached,
             "triage"
         );
+        if counts.invert == 0 && counts.punish > 0 {
+            // Without a wanted answer in the data, suppression alone drifts towards refusal.
+            tracing::warn!(
+                id = self.job.id,
+                "every conflict is PUNISH: nothing in the data shows what to answer instead"
+            );
+        }
         let report = json!({ "invert": counts.invert, "punish": counts.punish, "retain": counts.retain, "gap_ratio": triage.gap_ratio });
         self.context.log(
             self.context
