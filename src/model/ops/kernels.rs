@@ -202,6 +202,29 @@ vectorised! {
     }
 }
 
+vectorised! {
+    /// Rounds a block to 8 bits: values · scale ≈ x with |values| ≤ 127. Returns (scale, Σ values).
+    fn quantize_block(x: &[f32], values: &mut [i8]) -> (f32, i32) {
+        let mut lanes = [0f32; LANES];
+        for c in x.chunks_exact(LANES) {
+            for l in 0..LANES {
+                let magnitude = c[l].abs();
+                lanes[l] = if magnitude > lanes[l] { magnitude } else { lanes[l] };
+            }
+        }
+        let scale = lanes.iter().fold(0f32, |m, &v| if v > m { v } else { m }) / 127.0;
+        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+        let mut sum = 0i32;
+        for (q, v) in values.iter_mut().zip(x) {
+            // 1.5·2²³ rounds to the nearest integer without a library call; NaN becomes 0.
+            let rounded = ((v * inverse + 12_582_912.0) - 12_582_912.0) as i32;
+            *q = rounded as i8;
+            sum += rounded;
+        }
+        (scale, sum)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

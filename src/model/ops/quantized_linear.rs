@@ -11,6 +11,7 @@ use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{CpuStorage, CustomOp1, Layout, Module, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::kernels::quantize_block;
 use super::{Ops, f32_slice, rows_columns};
 
 /// Elements per block of both formats.
@@ -73,23 +74,19 @@ struct ActivationBlock {
 
 fn quantize(x: &[f32]) -> Vec<ActivationBlock> {
     let block = |x: &[f32]| {
-        let largest = x.iter().fold(0f32, |m, v| m.max(v.abs()));
-        let scale = largest / 127.0;
-        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
         let mut values = [0i8; BLOCK];
-        let mut total = 0i32;
-        for (q, v) in values.iter_mut().zip(x) {
-            // Within ±127 by construction; NaN becomes 0 as `as` saturates.
-            *q = (v * inverse).round_ties_even() as i8;
-            total += i32::from(*q);
-        }
+        let (scale, total) = quantize_block(x, &mut values);
         ActivationBlock {
             values,
             scale,
             sum: scale * total as f32,
         }
     };
-    x.chunks_exact(BLOCK).map(block).collect()
+    // A decode step's few blocks are not worth handing to another thread.
+    x.par_chunks_exact(BLOCK)
+        .with_min_len(128)
+        .map(block)
+        .collect()
 }
 
 struct QuantizedLinear {
