@@ -116,22 +116,32 @@ impl Linear {
             .collect();
         match pairs.as_slice() {
             [] => Ok(y),
-            [(rows, pair)] if **rows == (0..x.dim(0)?) => y + lora_delta(x, pair)?,
+            [(rows, pair)] if **rows == (0..x.dim(0)?) => y + lora_delta(ops, x, pair)?,
             some => {
                 let out = y.dim(1)?;
-                y + ragged_delta(x, some, out)?
+                y + ragged_delta(ops, x, some, out)?
             }
         }
     }
 }
 
-/// `scale · B (A x)`, (rows, out).
-fn lora_delta(x: &Tensor, pair: &LoraPair) -> Result<Tensor> {
-    x.matmul(&pair.a.t()?)?.matmul(&pair.b.t()?)? * pair.scale
+/// `scale · B (A x)`, (rows, out). Factors under training take candle's product, which sends them
+/// gradients; those of a finished adapter take the frozen one.
+fn lora_delta(ops: Ops, x: &Tensor, pair: &LoraPair) -> Result<Tensor> {
+    let product = |x: &Tensor, w: &Tensor| match w.track_op() {
+        true => x.matmul(&w.t()?),
+        false => frozen_linear(ops, x, w),
+    };
+    product(&product(x, &pair.a)?, &pair.b)? * pair.scale
 }
 
 /// The deltas of several row ranges stitched together, zero between them.
-fn ragged_delta(x: &Tensor, pairs: &[(&Range<usize>, &LoraPair)], out: usize) -> Result<Tensor> {
+fn ragged_delta(
+    ops: Ops,
+    x: &Tensor,
+    pairs: &[(&Range<usize>, &LoraPair)],
+    out: usize,
+) -> Result<Tensor> {
     let rows = x.dim(0)?;
     let zeros = |n: usize| Tensor::zeros((n, out), x.dtype(), x.device());
     let mut parts = Vec::with_capacity(2 * pairs.len() + 1);
@@ -140,7 +150,11 @@ fn ragged_delta(x: &Tensor, pairs: &[(&Range<usize>, &LoraPair)], out: usize) ->
         if range.start > next {
             parts.push(zeros(range.start - next)?);
         }
-        parts.push(lora_delta(&x.narrow(0, range.start, range.len())?, pair)?);
+        parts.push(lora_delta(
+            ops,
+            &x.narrow(0, range.start, range.len())?,
+            pair,
+        )?);
         next = range.end;
     }
     if next < rows {

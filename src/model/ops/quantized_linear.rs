@@ -96,6 +96,8 @@ struct QuantizedLinear {
 
 /// Output columns that one task computes.
 const TASK_COLUMNS: usize = 32;
+/// Activation rows that stay in the first-level cache while a task's weight rows pass.
+const GROUP_ROWS: usize = 16;
 
 impl CustomOp1 for QuantizedLinear {
     fn name(&self) -> &'static str {
@@ -123,11 +125,15 @@ impl CustomOp1 for QuantizedLinear {
             .par_chunks_mut(rows * TASK_COLUMNS)
             .zip(data.par_chunks(row_bytes * TASK_COLUMNS))
             .for_each(|(y, weights)| {
-                for (y, weight_row) in y
-                    .chunks_exact_mut(rows)
-                    .zip(weights.chunks_exact(row_bytes))
-                {
-                    dot_rows(self.format, weight_row, &activations, blocks, y);
+                for first in (0..rows).step_by(GROUP_ROWS) {
+                    let group = first..rows.min(first + GROUP_ROWS);
+                    let x = &activations[first * blocks..group.end * blocks];
+                    for (y, weight_row) in y
+                        .chunks_exact_mut(rows)
+                        .zip(weights.chunks_exact(row_bytes))
+                    {
+                        dot_rows(self.format, weight_row, x, blocks, &mut y[group.clone()]);
+                    }
                 }
             });
         let y = if rows == 1 {
