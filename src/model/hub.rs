@@ -8,12 +8,13 @@ use hf_hub::{Repo, RepoType};
 use super::error::{ModelError, Result};
 
 /// Files besides the weights that a model may bring; the first two are required.
-const SIDE_FILES: [&str; 5] = [
+const SIDE_FILES: [&str; 6] = [
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "generation_config.json",
     "chat_template.jinja",
+    "model.safetensors.index.json",
 ];
 
 /// Downloads configuration, tokenizer and safetensors of a repository into the hub cache
@@ -38,6 +39,9 @@ pub fn fetch(repo: &str, revision: &str) -> Result<PathBuf> {
         .copied()
         .filter(|f| f.ends_with(".safetensors") && !f.contains('/'))
         .collect();
+    // Some repositories hold the same weights once more in their authors' own layout.
+    let single = weights.iter().copied().find(|f| *f == "model.safetensors");
+    let weights = single.map_or(weights, |single| vec![single]);
     if weights.is_empty() {
         return Err(error("the repository has no *.safetensors files; other weight formats are not read from a hub".into()));
     }

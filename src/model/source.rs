@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use candle_core::quantized::gguf_file;
-use candle_core::safetensors::MmapedSafetensors;
 use sha2::{Digest, Sha256};
 
 use super::decoder::Model;
 use super::error::{ModelError, Result};
+use super::shards;
 use super::spec::ModelSpec;
 use super::weights::WeightFile;
 
@@ -114,11 +114,11 @@ fn directory_files(dir: PathBuf) -> Result<ModelFiles> {
             .cloned()
             .collect()
     };
-    let weights = with_extension("safetensors");
-    if !weights.is_empty() {
+    let found = with_extension("safetensors");
+    if !found.is_empty() {
         return Ok(ModelFiles {
+            weights: shards::select(&dir, found)?,
             root: dir,
-            weights,
             kind: Kind::Safetensors,
         });
     }
@@ -217,27 +217,17 @@ impl ModelFiles {
             Kind::Gguf => {
                 let (content, reader) = open_gguf(&self.root)?;
                 let spec = ModelSpec::from_gguf(&self.root, &content)?;
-                WeightFile::Gguf {
-                    path: self.root.clone(),
-                    content,
-                    reader,
-                }
-                .load(spec, device)
+                WeightFile::gguf(&self.root, content, reader, &spec).load(spec, device)
             }
             Kind::Safetensors => {
                 let spec = ModelSpec::from_config_json(&self.root.join("config.json"))?;
-                // SAFETY: the files are mapped read-only; changing them under a running server is
-                // as fatal as changing its binary, and the documentation of `--model` says so.
-                let tensors = unsafe { MmapedSafetensors::multi(&self.weights) };
-                let tensors = tensors.map_err(|e| ModelError::Malformed {
-                    path: self.root.clone(),
-                    what: e.to_string(),
-                })?;
-                WeightFile::Safetensors {
-                    path: self.root.clone(),
-                    tensors,
-                }
-                .load(spec, device)
+                let tensors = shards::open(&self.root, &self.weights)?;
+                // Errors about a tensor name the file where there is only one.
+                let place = match self.weights.as_slice() {
+                    [one] => one,
+                    _ => &self.root,
+                };
+                WeightFile::safetensors(place, tensors).load(spec, device)
             }
         }
     }
@@ -252,5 +242,32 @@ fn open_gguf(path: &Path) -> Result<(gguf_file::Content, File)> {
         path: path.into(),
         what: format!("not a readable GGUF file: {e}"),
     })?;
+    check_length(path, &file, &content)?;
     Ok((content, file))
+}
+
+/// A download that broke off has its whole header and a part of its tensors.
+fn check_length(path: &Path, file: &File, content: &gguf_file::Content) -> Result<()> {
+    let io = |source| ModelError::Io {
+        path: path.into(),
+        source,
+    };
+    let length = file.metadata().map_err(io)?.len();
+    for (name, info) in &content.tensor_infos {
+        let kind = info.ggml_dtype;
+        let bytes = info.shape.elem_count() / kind.block_size() * kind.type_size();
+        let end = content
+            .tensor_data_offset
+            .saturating_add(info.offset)
+            .saturating_add(bytes as u64);
+        if end > length {
+            return Err(ModelError::Malformed {
+                path: path.into(),
+                what: format!(
+                    "is truncated: tensor `{name}` ends at byte {end}, the file at {length}"
+                ),
+            });
+        }
+    }
+    Ok(())
 }

@@ -6,6 +6,7 @@
 
 mod gguf;
 mod pieces;
+mod sentencepiece;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -15,8 +16,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::quantized::gguf_file;
 use tokenizers::AddedVocabulary;
-use tokenizers::tokenizer::{Model, OffsetType, PreTokenizer};
+use tokenizers::tokenizer::{Model, OffsetType, PreTokenizer, Token};
 
+use sentencepiece::SentencePiece;
 pub use stream::StreamDecoder;
 
 /// Tokens that end a turn or a text in the model families this crate serves. A model may emit any
@@ -89,6 +91,8 @@ struct Conventions {
 /// A byte-level BPE or SentencePiece-style BPE tokenizer.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// Merges instead of `inner`'s model, for a SentencePiece vocabulary without merges.
+    merger: Option<SentencePiece>,
     /// As `inner`'s added vocabulary, but control tokens are ordinary text.
     plain: AddedVocabulary,
     /// Bytes of each token by id; empty for control tokens and unused ids.
@@ -117,8 +121,11 @@ impl Tokenizer {
     /// If an entry is missing, malformed, or names a pre-tokenizer that this crate does not know:
     /// a guess would shift every token id silently.
     pub fn from_gguf(content: &gguf_file::Content) -> Result<Self, TokenizerError> {
-        let (inner, conventions) = gguf::build(content)?;
-        Self::assemble(inner, conventions, "tokenizer.ggml.model")
+        let built = gguf::build(content)?;
+        let mut tokenizer =
+            Self::assemble(built.pipeline, built.conventions, "tokenizer.ggml.model")?;
+        tokenizer.merger = built.merger;
+        Ok(tokenizer)
     }
 
     /// Reads a Hugging Face `tokenizer.json`. End-of-turn ids are also taken from
@@ -170,6 +177,7 @@ impl Tokenizer {
         let known = known.filter(|id| control.contains_key(id));
         let end_ids: BTreeSet<u32> = conventions.eos.iter().copied().chain(known).collect();
         Ok(Self {
+            merger: None,
             plain,
             pieces,
             control,
@@ -235,10 +243,16 @@ impl Tokenizer {
         if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
             pre_tokenizer.pre_tokenize(&mut parts).map_err(fail)?;
         }
-        let model = self.inner.get_model();
-        parts
-            .tokenize(|part| model.tokenize(part.get()))
-            .map_err(fail)?;
+        let tokenized = match &self.merger {
+            Some(merger) => parts.tokenize(|part| {
+                let ids = merger.encode(part.get()).into_iter();
+                Ok(ids
+                    .map(|id| Token::new(id, String::new(), (0, 0)))
+                    .collect())
+            }),
+            None => parts.tokenize(|part| self.inner.get_model().tokenize(part.get())),
+        };
+        tokenized.map_err(fail)?;
         let encoding = parts
             .into_encoding(None, 0, OffsetType::None)
             .map_err(fail)?;

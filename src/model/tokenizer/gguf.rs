@@ -1,26 +1,39 @@
 //! Rebuilds a tokenizer pipeline from `tokenizer.ggml.*` metadata.
 //!
-//! GGUF stores vocabulary and merges, but only a *name* for the pre-tokenizer, so each name is a
-//! pipeline written down here.
+//! For byte-level BPE (`gpt2`), GGUF stores vocabulary and merges, but only a *name* for the
+//! pre-tokenizer, so each name is a pipeline written down here. For SentencePiece (`llama`), it
+//! stores pieces, scores and types, from which [`SentencePiece`] merges.
 
 use std::collections::BTreeSet;
 
 use candle_core::quantized::gguf_file::{Content, Value};
+use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::byte_level::ByteLevel;
 use tokenizers::models::bpe::{BPE, Vocab};
-use tokenizers::normalizers::{NormalizerWrapper, unicode::NFC};
+use tokenizers::normalizers::replace::Replace;
+use tokenizers::normalizers::{NormalizerWrapper, prepend::Prepend, unicode::NFC};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
+use super::pieces::byte_literal;
+use super::sentencepiece::{Piece, PieceKind, SPACE, SentencePiece};
 use super::{Conventions, TokenizerError};
 
+/// `tokenizer.ggml.token_type`: ordinary text.
+const TYPE_NORMAL: u64 = 1;
+/// `tokenizer.ggml.token_type`: stands for what nothing else covers.
+const TYPE_UNKNOWN: u64 = 2;
 /// `tokenizer.ggml.token_type`: matched as a whole and has no text.
 const TYPE_CONTROL: u64 = 3;
 /// `tokenizer.ggml.token_type`: matched as a whole, ordinary text.
 const TYPE_USER_DEFINED: u64 = 4;
+/// `tokenizer.ggml.token_type`: never a result.
+const TYPE_UNUSED: u64 = 5;
+/// `tokenizer.ggml.token_type`: one byte, written `<0xAB>`.
+const TYPE_BYTE: u64 = 6;
 
 const WORD: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|";
 const REST: &str = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -51,29 +64,61 @@ const PRE_NAMES: [(&str, Pre); 10] = [
     ("llama-v3", Pre::Llama3),
 ];
 
-/// The pipeline of a GGUF file, and what the file says about begin and end tokens.
-pub(super) fn build(
-    content: &Content,
-) -> Result<(tokenizers::Tokenizer, Conventions), TokenizerError> {
+/// A GGUF file's tokenizer.
+pub(super) struct Built {
+    pub(super) pipeline: tokenizers::Tokenizer,
+    /// Merges instead of the pipeline's own model, if there.
+    pub(super) merger: Option<SentencePiece>,
+    pub(super) conventions: Conventions,
+}
+
+/// Reads the tokenizer, and what the file says about begin and end tokens.
+pub(super) fn build(content: &Content) -> Result<Built, TokenizerError> {
     let model = string(content, "tokenizer.ggml.model")?;
-    if model != "gpt2" {
-        return Err(TokenizerError::Unsupported {
-            place: "tokenizer.ggml.model".into(),
-            found: model,
-            supported: "gpt2".into(),
-        });
-    }
-    let pre = pre_tokenizer(&string(content, "tokenizer.ggml.pre")?)?;
     let tokens = strings(content, "tokenizer.ggml.tokens")?;
-    let mut tokenizer = byte_level_bpe(content, &tokens, pre)?;
-    mark_added_tokens(content, &tokens, &mut tokenizer)?;
+    let types = token_types(content, tokens.len())?;
+    // What holds where the file does not say: the conventions of the format's reference reader.
+    let (pipeline, merger, adds_bos) = match model.as_str() {
+        "gpt2" => {
+            let pre = pre_tokenizer(&string(content, "tokenizer.ggml.pre")?)?;
+            let mut pipeline = byte_level_bpe(content, &tokens, pre)?;
+            add_tokens(&mut pipeline, &tokens, &types, &[TYPE_USER_DEFINED], false)?;
+            (pipeline, None, matches!(pre, Pre::Llama3))
+        }
+        "llama" => {
+            let prefix = boolean(content, "tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+            let merger = sentence_piece(content, &tokens, &types)?;
+            (
+                sentence_piece_pipeline(&tokens, prefix)?,
+                Some(merger),
+                true,
+            )
+        }
+        _ => {
+            return Err(TokenizerError::Unsupported {
+                place: "tokenizer.ggml.model".into(),
+                found: model,
+                supported: "gpt2 (byte-level BPE), llama (SentencePiece BPE)".into(),
+            });
+        }
+    };
+    let mut pipeline = pipeline;
+    let special: &[u64] = match merger {
+        // SentencePiece's unknown token has no text either.
+        Some(_) => &[TYPE_CONTROL, TYPE_UNKNOWN],
+        None => &[TYPE_CONTROL],
+    };
+    add_tokens(&mut pipeline, &tokens, &types, special, true)?;
     let conventions = Conventions {
         bos: token_id(content, "tokenizer.ggml.bos_token_id", tokens.len())?,
-        add_bos: boolean(content, "tokenizer.ggml.add_bos_token")
-            .unwrap_or(matches!(pre, Pre::Llama3)),
+        add_bos: boolean(content, "tokenizer.ggml.add_bos_token")?.unwrap_or(adds_bos),
         eos: end_ids(content, tokens.len())?,
     };
-    Ok((tokenizer, conventions))
+    Ok(Built {
+        pipeline,
+        merger,
+        conventions,
+    })
 }
 
 fn pre_tokenizer(name: &str) -> Result<Pre, TokenizerError> {
@@ -102,13 +147,8 @@ fn byte_level_bpe(
             )),
         })
         .collect::<Result<Vec<_>, _>>()?;
-    let vocab: Vocab = tokens
-        .iter()
-        .enumerate()
-        .map(|(id, token)| (token.clone(), id as u32))
-        .collect();
     let bpe = BPE::builder()
-        .vocab_and_merges(vocab, merges)
+        .vocab_and_merges(vocab(tokens), merges)
         .ignore_merges(matches!(pre, Pre::Llama3))
         .build()
         .map_err(|e| malformed("tokenizer.ggml.merges", e.to_string()))?;
@@ -143,36 +183,122 @@ fn split_on(digits: &str) -> Result<PreTokenizerWrapper, TokenizerError> {
         .map_err(|e| malformed("tokenizer.ggml.pre", e.to_string()))
 }
 
-/// Registers control and user-defined tokens, which are recognised before any splitting.
-fn mark_added_tokens(
+/// The steps around a SentencePiece merger: spaces become [`SPACE`], after one more at the
+/// beginning of each stretch of text if the vocabulary wants a prefix.
+fn sentence_piece_pipeline(
+    tokens: &[String],
+    prefix: bool,
+) -> Result<tokenizers::Tokenizer, TokenizerError> {
+    let fail = |e: tokenizers::Error| malformed("tokenizer.ggml.tokens", e.to_string());
+    let bpe = BPE::builder()
+        .vocab_and_merges(vocab(tokens), Vec::new())
+        .build()
+        .map_err(fail)?;
+    let mut pipeline = tokenizers::Tokenizer::new(bpe);
+    let mut steps: Vec<NormalizerWrapper> = Vec::new();
+    if prefix {
+        steps.push(Prepend::new(SPACE.to_string()).into());
+    }
+    steps.push(Replace::new(" ", SPACE.to_string()).map_err(fail)?.into());
+    let steps = tokenizers::normalizers::Sequence::new(steps);
+    pipeline.with_normalizer(Some(steps)).map_err(fail)?;
+    pipeline.with_decoder(Some(ByteFallback::default()));
+    Ok(pipeline)
+}
+
+fn sentence_piece(
     content: &Content,
     tokens: &[String],
-    tokenizer: &mut tokenizers::Tokenizer,
-) -> Result<(), TokenizerError> {
+    types: &[u64],
+) -> Result<SentencePiece, TokenizerError> {
+    let key = "tokenizer.ggml.scores";
+    let Some(Value::Array(scores)) = content.metadata.get(key) else {
+        return Err(malformed(key, "missing, or not an array"));
+    };
+    if scores.len() != tokens.len() {
+        let problem = format!("{} entries for {} tokens", scores.len(), tokens.len());
+        return Err(malformed(key, problem));
+    }
+    let mut pieces = Vec::with_capacity(tokens.len());
+    for (id, ((text, score), kind)) in tokens.iter().zip(scores).zip(types).enumerate() {
+        let Value::F32(score) = *score else {
+            return Err(malformed(key, "not an array of 32-bit floats"));
+        };
+        let kind = piece_kind(text, *kind).map_err(|problem| {
+            let problem = format!("token {id} (`{text}`) {problem}");
+            malformed("tokenizer.ggml.token_type", problem)
+        })?;
+        pieces.push(Piece { text, score, kind });
+    }
+    mark_unknown(content, &mut pieces)?;
+    SentencePiece::new(&pieces).map_err(|problem| malformed(key, problem))
+}
+
+fn piece_kind(text: &str, kind: u64) -> Result<PieceKind, String> {
+    match kind {
+        TYPE_NORMAL => Ok(PieceKind::Normal),
+        TYPE_UNKNOWN => Ok(PieceKind::Unknown),
+        TYPE_CONTROL => Ok(PieceKind::Control),
+        TYPE_USER_DEFINED => Ok(PieceKind::UserDefined),
+        TYPE_UNUSED => Ok(PieceKind::Unused),
+        TYPE_BYTE => byte_literal(text)
+            .map(PieceKind::Byte)
+            .ok_or_else(|| "is a byte token, but not written as <0xAB>".into()),
+        other => Err(format!("has type {other}; allowed are 1 to 6")),
+    }
+}
+
+/// Some files give the unknown token as a control token, and name it by its id.
+fn mark_unknown(content: &Content, pieces: &mut [Piece<'_>]) -> Result<(), TokenizerError> {
+    let key = "tokenizer.ggml.unknown_token_id";
+    if let Some(id) = token_id(content, key, pieces.len())? {
+        let piece = &mut pieces[id as usize];
+        if piece.kind == PieceKind::Control {
+            piece.kind = PieceKind::Unknown;
+        }
+    }
+    Ok(())
+}
+
+fn token_types(content: &Content, tokens: usize) -> Result<Vec<u64>, TokenizerError> {
     let key = "tokenizer.ggml.token_type";
     let Some(Value::Array(types)) = content.metadata.get(key) else {
         return Err(malformed(key, "missing, or not an array"));
     };
-    if types.len() != tokens.len() {
-        let problem = format!("{} entries for {} tokens", types.len(), tokens.len());
+    if types.len() != tokens {
+        let problem = format!("{} entries for {tokens} tokens", types.len());
         return Err(malformed(key, problem));
     }
-    let of_type = |wanted: u64| -> Vec<AddedToken> {
-        let typed = types.iter().zip(tokens);
-        let chosen = typed.filter(|(kind, _)| unsigned(kind) == Some(wanted));
-        let special = wanted == TYPE_CONTROL;
-        chosen
-            .map(|(_, token)| AddedToken::from(token.clone(), special).normalized(false))
-            .collect()
+    let types = types.iter().map(unsigned).collect::<Option<Vec<u64>>>();
+    types.ok_or_else(|| malformed(key, "not an array of whole numbers"))
+}
+
+/// Registers the tokens of the given types, which are recognised before any splitting.
+fn add_tokens(
+    pipeline: &mut tokenizers::Tokenizer,
+    tokens: &[String],
+    types: &[u64],
+    wanted: &[u64],
+    special: bool,
+) -> Result<(), TokenizerError> {
+    let typed = types.iter().zip(tokens);
+    let chosen: Vec<AddedToken> = typed
+        .filter(|(kind, _)| wanted.contains(kind))
+        .map(|(_, token)| AddedToken::from(token.clone(), special).normalized(false))
+        .collect();
+    let added = match special {
+        true => pipeline.add_special_tokens(chosen),
+        false => pipeline.add_tokens(chosen),
     };
-    let fail = |e: tokenizers::Error| malformed(key, e.to_string());
-    tokenizer
-        .add_special_tokens(of_type(TYPE_CONTROL))
-        .map_err(fail)?;
-    tokenizer
-        .add_tokens(of_type(TYPE_USER_DEFINED))
-        .map_err(fail)?;
+    added.map_err(|e| malformed("tokenizer.ggml.token_type", e.to_string()))?;
     Ok(())
+}
+
+fn vocab(tokens: &[String]) -> Vocab {
+    (0..)
+        .zip(tokens)
+        .map(|(id, token)| (token.clone(), id))
+        .collect()
 }
 
 /// End-of-sequence, end-of-turn and end-of-message ids, the first of them first.
@@ -225,8 +351,12 @@ fn strings(content: &Content, key: &str) -> Result<Vec<String>, TokenizerError> 
     texts.collect()
 }
 
-fn boolean(content: &Content, key: &str) -> Option<bool> {
-    content.metadata.get(key)?.to_bool().ok()
+fn boolean(content: &Content, key: &str) -> Result<Option<bool>, TokenizerError> {
+    match content.metadata.get(key) {
+        Some(Value::Bool(value)) => Ok(Some(*value)),
+        Some(_) => Err(malformed(key, "not a boolean")),
+        None => Ok(None),
+    }
 }
 
 fn unsigned(value: &Value) -> Option<u64> {

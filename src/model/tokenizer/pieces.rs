@@ -92,16 +92,18 @@ fn byte_level(token: &str, alphabet: &HashMap<char, u8>) -> Vec<u8> {
 }
 
 fn sentence_piece(token: &str) -> Vec<u8> {
-    let hex = token
-        .strip_prefix("<0x")
-        .and_then(|rest| rest.strip_suffix('>'));
-    match hex
-        .filter(|hex| hex.len() == 2)
-        .and_then(|hex| u8::from_str_radix(hex, 16).ok())
-    {
+    match byte_literal(token) {
         Some(byte) => vec![byte],
         None => token.replace('▁', " ").into_bytes(),
     }
+}
+
+/// The byte that SentencePiece writes as `<0xAB>`.
+pub(super) fn byte_literal(token: &str) -> Option<u8> {
+    let hex = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    // `from_str_radix` alone would take a sign.
+    let digits = hex.len() == 2 && hex.bytes().all(|b| b.is_ascii_hexdigit());
+    u8::from_str_radix(hex, 16).ok().filter(|_| digits)
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Against ids made by the reference implementation (tests/golden) and by reading back.
 
+mod golden;
+
 use std::sync::Arc;
 
 use super::*;

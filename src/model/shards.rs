@@ -1,0 +1,111 @@
+//! Which safetensors files make up a model, and opening them with errors that name the file.
+//!
+//! Large models come as several files and an index, `model.safetensors.index.json`, whose
+//! `weight_map` says which tensor is where. The index decides: whatever else lies in the directory
+//! (an adapter, another layout of the same weights) is left alone.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::safetensors::MmapedSafetensors;
+
+use super::error::{ModelError, Result};
+
+const INDEX: &str = "model.safetensors.index.json";
+const SINGLE: &str = "model.safetensors";
+
+/// Tensor names by the file that holds them.
+type Listing = BTreeMap<String, Vec<String>>;
+
+/// The weight files of a directory: those of the index, or else `model.safetensors`, or else
+/// every `*.safetensors` of `found`.
+///
+/// # Errors
+/// [`ModelError::Field`] if the index lists a file that is not there.
+pub fn select(dir: &Path, found: Vec<PathBuf>) -> Result<Vec<PathBuf>> {
+    let Some(listing) = read_index(dir)? else {
+        let single = dir.join(SINGLE);
+        return Ok(match found.contains(&single) {
+            true => vec![single],
+            false => found,
+        });
+    };
+    let files: Vec<PathBuf> = listing.keys().map(|file| dir.join(file)).collect();
+    match files.iter().find(|file| !file.is_file()) {
+        Some(absent) => Err(wrong(
+            dir,
+            format!("lists {}, which is not there", absent.display()),
+        )),
+        None => Ok(files),
+    }
+}
+
+/// Maps the files of a directory, after each was found readable and to hold what the index says.
+///
+/// # Errors
+/// [`ModelError::Malformed`] naming the file, [`ModelError::Field`] naming the index.
+pub fn open(dir: &Path, files: &[PathBuf]) -> Result<MmapedSafetensors> {
+    let listing = read_index(dir)?.unwrap_or_default();
+    for path in files {
+        let tensors = map(path, std::slice::from_ref(path))?;
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("");
+        let listed = listing.get(name).into_iter().flatten();
+        for tensor in listed {
+            if tensors.get(tensor).is_err() {
+                let what = format!("puts tensor `{tensor}` in {name}, which does not hold it");
+                return Err(wrong(dir, what));
+            }
+        }
+    }
+    map(dir, files)
+}
+
+fn map(place: &Path, files: &[PathBuf]) -> Result<MmapedSafetensors> {
+    // SAFETY: the files are mapped read-only; changing them under a running server is as fatal
+    // as changing its binary, and the documentation of `--model` says so.
+    let tensors = unsafe { MmapedSafetensors::multi(files) };
+    tensors.map_err(|e| ModelError::Malformed {
+        path: place.into(),
+        what: format!("is truncated or no safetensors file: {e}"),
+    })
+}
+
+fn wrong(dir: &Path, what: impl Into<String>) -> ModelError {
+    ModelError::Field {
+        path: dir.join(INDEX),
+        field: "weight_map".into(),
+        what: what.into(),
+    }
+}
+
+fn read_index(dir: &Path) -> Result<Option<Listing>> {
+    let path = dir.join(INDEX);
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(ModelError::Io { path, source }),
+    };
+    let index: serde_json::Value =
+        serde_json::from_slice(&text).map_err(|e| ModelError::Malformed {
+            path: path.clone(),
+            what: format!("not a JSON file: {e}"),
+        })?;
+    let map = index.get("weight_map").and_then(|map| map.as_object());
+    let map = map.filter(|map| !map.is_empty()).ok_or_else(|| {
+        let what = "expected an object from tensor names to file names";
+        wrong(dir, what)
+    })?;
+    let mut listing = Listing::new();
+    for (tensor, file) in map {
+        // A plain name only: an index from elsewhere must not reach outside its directory.
+        let plain = file.as_str().filter(|f| {
+            f.ends_with(".safetensors") && Path::new(f).file_name().is_some_and(|n| n == *f)
+        });
+        let Some(file) = plain else {
+            let what = format!("tensor `{tensor}`: {file} is not the name of a safetensors file");
+            return Err(wrong(dir, what));
+        };
+        listing.entry(file.into()).or_default().push(tensor.clone());
+    }
+    Ok(Some(listing))
+}
