@@ -8,8 +8,11 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 
+use super::compute::{Compute, Ropes, run_layers};
 use super::linear::{AdapterRows, Linear, Weight};
-use super::ops::{self, Ops, PagedKv, PagedSequence, RopeTable, Segment};
+use super::ops::{
+    self, Activation, AttentionShape, Ops, PagedKv, PagedSequence, RopeTable, Segment,
+};
 use super::spec::ModelSpec;
 
 /// Where attention finds keys and values.
@@ -42,17 +45,22 @@ pub struct Batch<'a> {
     pub ops: Ops,
 }
 
-/// One decoder layer: pre-norm attention and pre-norm SwiGLU MLP, each with a residual.
+/// One decoder layer: pre-norm attention and pre-norm gated MLP, each with a residual.
 #[derive(Clone, Debug)]
 pub struct Layer {
     /// Scale of the norm before attention, (hidden).
-    pub input_norm: Tensor,
+    pub attention_norm: Tensor,
     /// Query, key, value and output projections.
     pub attention: [Linear; 4],
+    /// Scales of the norms of every head of q and of k, (head_dim), in families that have them.
+    pub qk_norms: Option<[Tensor; 2]>,
     /// Scale of the norm before the MLP, (hidden).
-    pub post_attention_norm: Tensor,
+    pub mlp_norm: Tensor,
     /// Gate, up and down projections.
     pub mlp: [Linear; 3],
+    /// Scales of the norms of what attention and MLP add to the residual stream, (hidden), in
+    /// families that have them.
+    pub output_norms: Option<[Tensor; 2]>,
 }
 
 /// Weights and shapes of a model; immutable once loaded.
@@ -82,7 +90,11 @@ impl Model {
     /// The residual stream that enters layer `layer`: (rows, hidden). Layer 0's is the embedding.
     pub fn states_below(&self, batch: &Batch, layer: usize) -> Result<Tensor> {
         let ids = Tensor::new(batch.tokens, &self.device)?;
-        self.run_layers(batch, self.embedding.rows(&ids)?, 0..layer)
+        let mut embedded = self.embedding.rows(&ids)?;
+        if let Some(scale) = self.spec.variant.embedding_scale {
+            embedded = (embedded * scale)?;
+        }
+        self.run_layers(batch, embedded, 0..layer)
     }
 
     /// [`Model::hidden`], continued from the residual stream that enters layer `layer`. Training
@@ -92,64 +104,20 @@ impl Model {
         ops::rms_norm(batch.ops, &x, &self.final_norm, self.spec.rms_norm_eps)
     }
 
-    fn run_layers(&self, batch: &Batch, mut x: Tensor, range: Range<usize>) -> Result<Tensor> {
-        let rope = RopeTable::new(batch.positions, self.spec.head_dim, self.spec.rope_theta);
-        for index in range {
-            x = self.layer(index, &self.layers[index], &x, &rope, batch)?;
-        }
-        Ok(x)
+    fn run_layers(&self, batch: &Batch, x: Tensor, range: Range<usize>) -> Result<Tensor> {
+        let mut machine = TensorMachine::new(self, batch, x);
+        let ropes = Ropes::new(&self.spec, batch.positions);
+        run_layers(&mut machine, self, &ropes, range)?;
+        Ok(machine.x)
     }
 
     /// Logits of some rows of `hidden` (rows, hidden): (rows, vocabulary).
     pub fn logits(&self, ops: Ops, hidden: &Tensor) -> Result<Tensor> {
-        self.head.forward(ops, hidden)
-    }
-
-    fn layer(
-        &self,
-        index: usize,
-        layer: &Layer,
-        x: &Tensor,
-        rope: &RopeTable,
-        batch: &Batch,
-    ) -> Result<Tensor> {
-        let eps = self.spec.rms_norm_eps;
-        let h = ops::rms_norm(batch.ops, x, &layer.input_norm, eps)?;
-        let x = (x + self.attention(index, layer, &h, rope, batch)?)?;
-        let h = ops::rms_norm(batch.ops, &x, &layer.post_attention_norm, eps)?;
-        let [gate, up, down] = &layer.mlp;
-        let gate = gate.forward(batch.ops, &h, batch.adapters)?;
-        let up = up.forward(batch.ops, &h, batch.adapters)?;
-        &x + down.forward(
-            batch.ops,
-            &ops::swiglu(batch.ops, &gate, &up)?,
-            batch.adapters,
-        )?
-    }
-
-    fn attention(
-        &self,
-        index: usize,
-        layer: &Layer,
-        h: &Tensor,
-        rope: &RopeTable,
-        batch: &Batch,
-    ) -> Result<Tensor> {
-        let [q, k, v, o] = &layer.attention;
-        let q = ops::rope(batch.ops, &q.forward(batch.ops, h, batch.adapters)?, rope)?;
-        let k = ops::rope(batch.ops, &k.forward(batch.ops, h, batch.adapters)?, rope)?;
-        let v = v.forward(batch.ops, h, batch.adapters)?;
-        let d = self.spec.head_dim;
-        let mixed = match &batch.attention {
-            Attention::Packed(segments) => {
-                ops::packed_attention(batch.ops, (&q, &k, &v), d, segments)?
-            }
-            Attention::Paged { kv, sequences } => {
-                kv.write(index, &k, &v, sequences)?;
-                ops::paged_attention(batch.ops, &q, kv, index, sequences, d)?
-            }
-        };
-        o.forward(batch.ops, &mixed, batch.adapters)
+        let logits = self.head.forward(ops, hidden)?;
+        match self.spec.variant.logit_cap {
+            Some(cap) => ops::soft_cap(ops, &logits, cap as f32),
+            None => Ok(logits),
+        }
     }
 
     /// The same model with f32 weights: exact products that carry gradients. Norms are shared,
@@ -179,6 +147,32 @@ impl Model {
         })
     }
 
+    /// Whether the weights are packed for the CPU executor.
+    pub fn is_packed(&self) -> bool {
+        matches!(self.head, Weight::Packed(_))
+    }
+
+    /// The same model with weights packed for the CPU executor. Every tensor is dropped as soon as
+    /// it is packed.
+    pub fn packed(mut self) -> Result<Model> {
+        for layer in &mut self.layers {
+            for linear in layer.attention.iter_mut().chain(&mut layer.mlp) {
+                linear.pack()?;
+            }
+        }
+        self.head = match self.spec.tied_embeddings {
+            true => {
+                self.embedding = self.embedding.packed()?;
+                self.embedding.clone()
+            }
+            false => {
+                self.embedding = self.embedding.packed()?;
+                self.head.packed()?
+            }
+        };
+        Ok(self)
+    }
+
     /// Bytes of an f32 copy of all weights.
     pub fn dense_bytes(&self) -> usize {
         let spec = &self.spec;
@@ -191,5 +185,96 @@ impl Model {
             .sum();
         let tables = if spec.tied_embeddings { 1 } else { 2 };
         size_of::<f32>() * (per_layer * spec.layers + tables * spec.vocab_size * spec.hidden_size)
+    }
+}
+
+/// Steps on candle tensors: differentiable, on any device.
+struct TensorMachine<'a> {
+    model: &'a Model,
+    batch: &'a Batch<'a>,
+    x: Tensor,
+    h: Tensor,
+    heads: [Tensor; 3],
+    m: Tensor,
+}
+
+impl<'a> TensorMachine<'a> {
+    /// All registers start as x; each is written before it is read.
+    fn new(model: &'a Model, batch: &'a Batch<'a>, x: Tensor) -> Self {
+        Self {
+            model,
+            batch,
+            h: x.clone(),
+            heads: [x.clone(), x.clone(), x.clone()],
+            m: x.clone(),
+            x,
+        }
+    }
+
+    fn project(&self, map: &Linear, x: &Tensor) -> Result<Tensor> {
+        map.forward(self.batch.ops, x, self.batch.adapters)
+    }
+
+    fn norm(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        ops::rms_norm(self.batch.ops, x, weight, self.model.spec.rms_norm_eps)
+    }
+
+    /// Normalises every head of `x` (rows, heads · head_dim) by itself.
+    fn norm_heads(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        let (rows, width) = x.dims2()?;
+        let d = self.model.spec.head_dim;
+        let heads = x.reshape((rows * width / d, d))?;
+        self.norm(&heads, weight)?.reshape((rows, width))
+    }
+}
+
+impl Compute for TensorMachine<'_> {
+    fn normalise(&mut self, weight: &Tensor) -> Result<()> {
+        self.h = self.norm(&self.x, weight)?;
+        Ok(())
+    }
+
+    fn heads(&mut self, index: usize, layer: &Layer, rope: &RopeTable) -> Result<()> {
+        let [q, k, v, _] = &layer.attention;
+        let rotated = |map: &Linear, which: usize| {
+            let x = self.project(map, &self.h)?;
+            let x = match &layer.qk_norms {
+                Some(norms) => self.norm_heads(&x, &norms[which])?,
+                None => x,
+            };
+            ops::rope(self.batch.ops, &x, rope)
+        };
+        let heads = [rotated(q, 0)?, rotated(k, 1)?, self.project(v, &self.h)?];
+        if let Attention::Paged { kv, sequences } = &self.batch.attention {
+            kv.write(index, &heads[1], &heads[2], sequences)?;
+        }
+        self.heads = heads;
+        Ok(())
+    }
+
+    fn attend(&mut self, index: usize, shape: &AttentionShape) -> Result<()> {
+        let (ops, [q, k, v]) = (self.batch.ops, &self.heads);
+        self.m = match &self.batch.attention {
+            Attention::Packed(segments) => ops::packed_attention(ops, (q, k, v), *shape, segments)?,
+            Attention::Paged { kv, sequences } => {
+                ops::paged_attention(ops, q, kv, index, sequences, *shape)?
+            }
+        };
+        Ok(())
+    }
+
+    fn gate(&mut self, gate: &Linear, up: &Linear, activation: Activation) -> Result<()> {
+        let (gate, up) = (self.project(gate, &self.h)?, self.project(up, &self.h)?);
+        self.m = ops::gated(self.batch.ops, activation, &gate, &up)?;
+        Ok(())
+    }
+
+    fn add_projected(&mut self, map: &Linear, norm: Option<&Tensor>) -> Result<()> {
+        let mut y = self.project(map, &self.m)?;
+        if let Some(weight) = norm {
+            y = self.norm(&y, weight)?;
+        }
+        self.x = (&self.x + y)?;
+        Ok(())
     }
 }

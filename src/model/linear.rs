@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::quantized::QTensor;
 use candle_core::{Device, Result, Tensor};
 
+use super::cpu::PackedWeight;
 use super::lora::{LoraPair, LoraSite, LoraWeights, Projection};
 use super::ops::{Ops, frozen_linear, quantized_linear};
 
@@ -14,6 +15,8 @@ use super::ops::{Ops, frozen_linear, quantized_linear};
 pub enum Weight {
     /// As its GGUF file stores it. Products use 8-bit activations on the CPU and have no gradient.
     Quantized(Arc<QTensor>),
+    /// Laid out for the CPU executor, which is what multiplies with it.
+    Packed(PackedWeight),
     /// f32, with an exact product that sends gradients to its input.
     Dense(Tensor),
 }
@@ -23,6 +26,7 @@ impl Weight {
     pub fn shape(&self) -> Result<(usize, usize)> {
         match self {
             Weight::Quantized(q) => q.shape().dims2(),
+            Weight::Packed(p) => Ok((p.out, p.columns)),
             Weight::Dense(t) => t.dims2(),
         }
     }
@@ -31,7 +35,17 @@ impl Weight {
     pub fn dequantized(&self, device: &Device) -> Result<Weight> {
         Ok(Weight::Dense(match self {
             Weight::Quantized(q) => q.dequantize(device)?,
+            Weight::Packed(p) => p.dequantize()?,
             Weight::Dense(t) => t.clone(),
+        }))
+    }
+
+    /// The same weight packed for the CPU executor.
+    pub fn packed(&self) -> Result<Weight> {
+        Ok(Weight::Packed(match self {
+            Weight::Quantized(q) => PackedWeight::from_quantized(q)?,
+            Weight::Packed(p) => p.clone(),
+            Weight::Dense(t) => PackedWeight::from_dense(t)?,
         }))
     }
 
@@ -39,6 +53,7 @@ impl Weight {
     pub fn bytes(&self) -> usize {
         match self {
             Weight::Quantized(q) => q.storage_size_in_bytes(),
+            Weight::Packed(p) => p.bytes(),
             Weight::Dense(t) => t.elem_count() * size_of::<f32>(),
         }
     }
@@ -47,6 +62,7 @@ impl Weight {
     pub fn forward(&self, ops: Ops, x: &Tensor) -> Result<Tensor> {
         match self {
             Weight::Quantized(q) => quantized_linear(ops, x, q),
+            Weight::Packed(p) => p.forward(x),
             Weight::Dense(w) => frozen_linear(ops, x, w),
         }
     }
@@ -55,6 +71,7 @@ impl Weight {
     pub fn rows(&self, ids: &Tensor) -> Result<Tensor> {
         match self {
             Weight::Quantized(q) => q.embedding(ids),
+            Weight::Packed(p) => p.rows(ids),
             Weight::Dense(w) => w.index_select(ids, 0),
         }
     }
@@ -67,6 +84,15 @@ pub struct AdapterRows<'a> {
     pub rows: Range<usize>,
     /// The adapter.
     pub adapter: &'a LoraWeights,
+}
+
+/// As [`AdapterRows`], for whoever keeps the adapter alive by itself.
+#[derive(Clone, Debug)]
+pub struct AdapterSpan {
+    /// Consecutive rows of the batch.
+    pub rows: Range<usize>,
+    /// The adapter.
+    pub adapter: Arc<LoraWeights>,
 }
 
 /// One projection of a decoder layer.
@@ -94,6 +120,22 @@ impl Linear {
             weight: self.weight.dequantized(device)?,
             ..self.clone()
         })
+    }
+
+    /// Packs the weight for the CPU executor.
+    pub fn pack(&mut self) -> Result<()> {
+        self.weight = self.weight.packed()?;
+        Ok(())
+    }
+
+    /// The frozen weight.
+    pub fn weight(&self) -> &Weight {
+        &self.weight
+    }
+
+    /// The bias, (out).
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
     }
 
     /// Bytes of the weight.

@@ -1,402 +1,72 @@
-//! Causal attention over a packed batch, without a cache: what training and scoring use.
+//! What every form of attention shares: how a layer scores, and softmax over what it sees.
 
-use std::ops::Range;
-use std::sync::Arc;
+use candle_core::{D, Result, Tensor};
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
+use super::kernels::{exp_shifted_sum, max, soft_cap_in_place};
+use super::soft_cap;
 
-use super::kernels::{axpy, dot, exp_shifted_sum, max};
-use super::{Ops, f32_slice, rows_columns};
-
-/// Consecutive rows of a packed batch that share a prompt.
-///
-/// The rows are the prompt, then each branch in turn. A branch (a response) sees the prompt and
-/// itself, never its siblings, so a preference pair costs its prompt once.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// First row in the batch.
-    pub start: usize,
-    /// Rows of the shared prompt.
-    pub prompt: usize,
-    /// Rows of each branch; may be empty.
-    pub branches: Vec<usize>,
+/// How the heads of one layer attend.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionShape {
+    /// Columns of one head.
+    pub head_dim: usize,
+    /// Factor on q kᵀ, 1/√head_dim in most families.
+    pub scale: f32,
+    /// c in c · tanh(score / c), applied to scaled scores before the mask.
+    pub cap: Option<f32>,
+    /// How many tokens a row sees, itself included; `None` for all before it.
+    pub window: Option<usize>,
 }
 
-impl Segment {
-    /// All rows of the segment.
-    pub fn rows(&self) -> Range<usize> {
-        self.start..self.start + self.prompt + self.branches.iter().sum::<usize>()
-    }
-
-    /// The rows of branch `i`.
-    pub fn branch(&self, i: usize) -> Range<usize> {
-        let start = self.start + self.prompt + self.branches[..i].iter().sum::<usize>();
-        start..start + self.branches[i]
-    }
-
-    /// Positions of all rows: every branch continues where the prompt ends.
-    pub fn positions(&self) -> impl Iterator<Item = u32> + '_ {
-        let prompt = self.prompt as u32;
-        (0..prompt).chain(
-            self.branches
-                .iter()
-                .flat_map(move |&len| prompt..prompt + len as u32),
-        )
-    }
-
-    /// For each row of the segment, relative to `start`: the prompt rows and own-branch rows it sees.
-    fn visible(&self) -> Vec<(usize, Range<usize>)> {
-        let mut seen: Vec<(usize, Range<usize>)> =
-            (0..self.prompt).map(|i| (i + 1, 0..0)).collect();
-        for i in 0..self.branches.len() {
-            let branch = self.branch(i);
-            let begin = branch.start - self.start;
-            seen.extend((0..branch.len()).map(|offset| (self.prompt, begin..begin + offset + 1)));
-        }
-        seen
-    }
-}
-
-/// Shapes of grouped-query attention.
-#[derive(Clone, Copy, Debug)]
-struct Heads {
-    query: usize,
-    key_value: usize,
-    dim: usize,
-}
-
-impl Heads {
-    /// Columns of q, k and v side by side.
-    fn width(self) -> usize {
-        (self.query + 2 * self.key_value) * self.dim
-    }
-
-    fn group(self) -> usize {
-        self.query / self.key_value
-    }
-
-    fn scale(self) -> f32 {
-        1.0 / (self.dim as f32).sqrt()
-    }
-}
-
-/// softmax(q kᵀ / √head_dim) v for every segment of a packed batch.
-///
-/// `q` is (rows, heads · head_dim), `k` and `v` (rows, kv_heads · head_dim); the result has q's
-/// shape. Rows outside every segment come out as zero.
-pub fn packed_attention(
-    ops: Ops,
-    (q, k, v): (&Tensor, &Tensor, &Tensor),
-    head_dim: usize,
-    segments: &Arc<[Segment]>,
-) -> Result<Tensor> {
-    let heads = Heads {
-        query: q.dim(1)? / head_dim,
-        key_value: k.dim(1)? / head_dim,
-        dim: head_dim,
-    };
-    match ops {
-        Ops::Plain => plain(q, k, v, heads, segments),
-        Ops::Fused => {
-            let qkv = Tensor::cat(&[q, k, v], 1)?;
-            qkv.apply_op1(PackedAttention {
-                heads,
-                segments: segments.clone(),
-            })
+impl AttentionShape {
+    /// Scores scaled by 1/√head_dim over the whole past.
+    pub fn full(head_dim: usize) -> Self {
+        Self {
+            head_dim,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            cap: None,
+            window: None,
         }
     }
-}
 
-fn plain(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads, segments: &[Segment]) -> Result<Tensor> {
-    let mut outputs = Vec::with_capacity(segments.len());
-    for segment in segments {
-        let rows = segment.rows();
-        let split = |x: &Tensor, count: usize| -> Result<Tensor> {
-            x.narrow(0, rows.start, rows.len())?
-                .reshape((rows.len(), count, heads.dim))?
-                .transpose(0, 1)?
-                .contiguous()
+    /// Position of the oldest token that the token at `position` sees.
+    pub fn first_visible(&self, position: usize) -> usize {
+        (position + 1).saturating_sub(self.window.unwrap_or(usize::MAX))
+    }
+
+    /// softmax(cap(q kᵀ · scale) + mask) v of (heads, rows, head_dim) by candle's primitives.
+    pub(super) fn plain(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        mask: &Tensor,
+    ) -> Result<Tensor> {
+        let scores = (q.matmul(&k.t()?)? * f64::from(self.scale))?; // (heads, rows, keys)
+        let scores = match self.cap {
+            Some(cap) => soft_cap::plain(&scores, cap)?,
+            None => scores,
         };
-        let repeat = |x: Tensor| -> Result<Tensor> {
-            let (count, t, d) = x.dims3()?;
-            x.unsqueeze(1)?
-                .expand((count, heads.group(), t, d))?
-                .reshape((count * heads.group(), t, d))
-        };
-        let (q, k, v) = (
-            split(q, heads.query)?,
-            repeat(split(k, heads.key_value)?)?,
-            repeat(split(v, heads.key_value)?)?,
-        );
-        let scores = (q.matmul(&k.t()?)? * f64::from(heads.scale()))?; // (heads, rows, rows)
-        let scores = scores.broadcast_add(&mask(segment, q.device())?)?;
+        let scores = scores.broadcast_add(mask)?;
         let shifted = scores
             .broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?
             .exp()?;
         let weights = shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?;
-        let out = weights
-            .matmul(&v)?
-            .transpose(0, 1)?
-            .reshape((rows.len(), heads.query * heads.dim))?;
-        outputs.push(out);
-    }
-    Tensor::cat(&outputs, 0)
-}
-
-/// 0 where a row may look, −1e30 elsewhere; (1, rows, rows).
-fn mask(segment: &Segment, device: &candle_core::Device) -> Result<Tensor> {
-    let n = segment.rows().len();
-    let mut mask = vec![-1e30f32; n * n];
-    for (row, (prompt, own)) in segment.visible().into_iter().enumerate() {
-        mask[row * n..row * n + prompt].fill(0.0);
-        mask[row * n + own.start..row * n + own.end].fill(0.0);
-    }
-    Tensor::from_vec(mask, (1, n, n), device)
-}
-
-#[derive(Clone)]
-struct PackedAttention {
-    heads: Heads,
-    segments: Arc<[Segment]>,
-}
-
-impl PackedAttention {
-    /// One task per (segment, kv head): the unit that owns its slice of dk and dv.
-    fn tasks(&self) -> Vec<(&Segment, usize)> {
-        self.segments
-            .iter()
-            .flat_map(|s| (0..self.heads.key_value).map(move |h| (s, h)))
-            .collect()
+        weights.matmul(v)
     }
 }
 
-/// The columns of one head inside a packed qkv matrix, restricted to a segment's rows.
-struct HeadRows<'a> {
-    data: &'a [f32],
-    width: usize,
-    first_row: usize,
-    column: usize,
-    dim: usize,
-}
-
-impl<'a> HeadRows<'a> {
-    fn row(&self, i: usize) -> &'a [f32] {
-        let at = (self.first_row + i) * self.width + self.column;
-        &self.data[at..at + self.dim]
-    }
-}
-
-/// Softmax weights of one query row over the keys it sees, prompt first, then its own branch.
-fn attention_weights(
-    q: &[f32],
-    keys: &HeadRows,
-    seen: &(usize, Range<usize>),
-    scale: f32,
-    weights: &mut Vec<f32>,
-) {
-    weights.clear();
-    weights.extend(
-        (0..seen.0)
-            .chain(seen.1.clone())
-            .map(|j| dot(q, keys.row(j)) * scale),
-    );
-    let shift = max(weights);
-    let inverse = 1.0 / exp_shifted_sum(weights, shift);
-    weights.iter_mut().for_each(|w| *w *= inverse);
-}
-
-impl PackedAttention {
-    fn head_rows<'a>(&self, qkv: &'a [f32], segment: &Segment, column_head: usize) -> HeadRows<'a> {
-        let d = self.heads.dim;
-        HeadRows {
-            data: qkv,
-            width: self.heads.width(),
-            first_row: segment.start,
-            column: column_head * d,
-            dim: d,
+/// Scores ← softmax weights, through the cap if there is one. `capped` receives the capped scores,
+/// which the backward pass needs; it is left alone without a cap.
+pub fn capped_softmax(scores: &mut [f32], cap: Option<f32>, capped: Option<&mut Vec<f32>>) {
+    if let Some(cap) = cap {
+        soft_cap_in_place(scores, cap);
+        if let Some(capped) = capped {
+            capped.clear();
+            capped.extend_from_slice(scores);
         }
     }
-
-    /// Output of one task, (rows, group · head_dim).
-    fn forward_task(&self, qkv: &[f32], segment: &Segment, kv_head: usize) -> Vec<f32> {
-        let (d, group) = (self.heads.dim, self.heads.group());
-        let keys = self.head_rows(qkv, segment, self.heads.query + kv_head);
-        let values = self.head_rows(
-            qkv,
-            segment,
-            self.heads.query + self.heads.key_value + kv_head,
-        );
-        let visible = segment.visible();
-        let mut out = vec![0f32; visible.len() * group * d];
-        let mut weights = Vec::new();
-        for g in 0..group {
-            let queries = self.head_rows(qkv, segment, kv_head * group + g);
-            for (i, seen) in visible.iter().enumerate() {
-                attention_weights(
-                    queries.row(i),
-                    &keys,
-                    seen,
-                    self.heads.scale(),
-                    &mut weights,
-                );
-                let out = &mut out[(i * group + g) * d..][..d];
-                for (w, j) in weights.iter().zip((0..seen.0).chain(seen.1.clone())) {
-                    axpy(*w, values.row(j), out);
-                }
-            }
-        }
-        out
-    }
-
-    /// Gradients of one task: dq (rows, group · head_dim), dk and dv (rows, head_dim).
-    fn backward_task(
-        &self,
-        qkv: &[f32],
-        grad: &[f32],
-        segment: &Segment,
-        kv_head: usize,
-    ) -> [Vec<f32>; 3] {
-        let (d, group, scale) = (self.heads.dim, self.heads.group(), self.heads.scale());
-        let keys = self.head_rows(qkv, segment, self.heads.query + kv_head);
-        let values = self.head_rows(
-            qkv,
-            segment,
-            self.heads.query + self.heads.key_value + kv_head,
-        );
-        let visible = segment.visible();
-        let n = visible.len();
-        let (mut dq, mut dk, mut dv) = (
-            vec![0f32; n * group * d],
-            vec![0f32; n * d],
-            vec![0f32; n * d],
-        );
-        let (mut weights, mut d_weights) = (Vec::new(), Vec::new());
-        for g in 0..group {
-            let head = kv_head * group + g;
-            let queries = self.head_rows(qkv, segment, head);
-            let upstream = HeadRows {
-                data: grad,
-                width: self.heads.query * d,
-                first_row: segment.start,
-                column: head * d,
-                dim: d,
-            };
-            for (i, seen) in visible.iter().enumerate() {
-                let (q, go) = (queries.row(i), upstream.row(i));
-                let columns = || (0..seen.0).chain(seen.1.clone());
-                attention_weights(q, &keys, seen, scale, &mut weights);
-                d_weights.clear();
-                d_weights.extend(columns().map(|j| dot(go, values.row(j))));
-                let mean = dot(&weights, &d_weights);
-                let dq = &mut dq[(i * group + g) * d..][..d];
-                for ((w, dw), j) in weights.iter().zip(&d_weights).zip(columns()) {
-                    let ds = w * (dw - mean) * scale;
-                    axpy(*w, go, &mut dv[j * d..][..d]);
-                    axpy(ds, keys.row(j), dq);
-                    axpy(ds, q, &mut dk[j * d..][..d]);
-                }
-            }
-        }
-        [dq, dk, dv]
-    }
-}
-
-/// Copies a (rows, columns) block into a wider row-major matrix.
-fn place(
-    block: &[f32],
-    columns: usize,
-    into: &mut [f32],
-    width: usize,
-    (row, column): (usize, usize),
-) {
-    for (i, source) in block.chunks_exact(columns).enumerate() {
-        into[(row + i) * width + column..][..columns].copy_from_slice(source);
-    }
-}
-
-impl CustomOp1 for PackedAttention {
-    fn name(&self) -> &'static str {
-        "packed-attention"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let qkv = f32_slice(storage, layout, self.name())?;
-        let (rows, width) = rows_columns(layout)?;
-        if width != self.heads.width() || self.segments.iter().any(|s| s.rows().end > rows) {
-            bail!(
-                "packed-attention: {rows} rows of {width} do not fit {:?} and its segments",
-                self.heads
-            );
-        }
-        let (group_width, out_width) = (
-            self.heads.group() * self.heads.dim,
-            self.heads.query * self.heads.dim,
-        );
-        let tasks = self.tasks();
-        let blocks: Vec<Vec<f32>> = tasks
-            .par_iter()
-            .map(|(s, h)| self.forward_task(qkv, s, *h))
-            .collect();
-        let mut out = vec![0f32; rows * out_width];
-        for ((segment, h), block) in tasks.iter().zip(&blocks) {
-            place(
-                block,
-                group_width,
-                &mut out,
-                out_width,
-                (segment.start, h * group_width),
-            );
-        }
-        Ok((CpuStorage::F32(out), Shape::from((rows, out_width))))
-    }
-
-    fn bwd(&self, qkv: &Tensor, _out: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let backward = PackedAttentionBackward(self.clone());
-        Ok(Some(qkv.apply_op2_no_bwd(&grad.contiguous()?, &backward)?))
-    }
-}
-
-/// Recomputes the softmax weights rather than keeping them: they are quadratic in the length.
-struct PackedAttentionBackward(PackedAttention);
-
-impl CustomOp2 for PackedAttentionBackward {
-    fn name(&self) -> &'static str {
-        "packed-attention-backward"
-    }
-
-    fn cpu_fwd(
-        &self,
-        s1: &CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (qkv, grad) = (
-            f32_slice(s1, l1, self.name())?,
-            f32_slice(s2, l2, self.name())?,
-        );
-        let heads = self.0.heads;
-        let (group_width, width) = (heads.group() * heads.dim, heads.width());
-        let tasks = self.0.tasks();
-        let blocks: Vec<[Vec<f32>; 3]> = tasks
-            .par_iter()
-            .map(|(s, h)| self.0.backward_task(qkv, grad, s, *h))
-            .collect();
-        let mut d_qkv = vec![0f32; qkv.len()];
-        for ((segment, h), [dq, dk, dv]) in tasks.iter().zip(&blocks) {
-            let k_column = (heads.query + h) * heads.dim;
-            let v_column = k_column + heads.key_value * heads.dim;
-            place(
-                dq,
-                group_width,
-                &mut d_qkv,
-                width,
-                (segment.start, h * group_width),
-            );
-            place(dk, heads.dim, &mut d_qkv, width, (segment.start, k_column));
-            place(dv, heads.dim, &mut d_qkv, width, (segment.start, v_column));
-        }
-        Ok((CpuStorage::F32(d_qkv), l1.shape().clone()))
-    }
+    let shift = max(scores);
+    let inverse = 1.0 / exp_shifted_sum(scores, shift);
+    scores.iter_mut().for_each(|w| *w *= inverse);
 }

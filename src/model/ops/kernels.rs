@@ -202,6 +202,60 @@ vectorised! {
     }
 }
 
+/// The gate of GELU in its tanh form, sigmoid(2u) with u = √(2/π) · (x + 0.044715 x³), and 2 du/dx.
+///
+/// (1 + tanh u) / 2 is that sigmoid, which loses no digits where tanh u nears −1.
+#[inline(always)]
+fn gelu_gate(x: f32) -> (f32, f32) {
+    const TWICE_ROOT: f32 = 1.595_769; // 2 √(2/π)
+    const CUBIC: f32 = 0.044_715;
+    let square = x * x;
+    let gate = 1.0 / (1.0 + exp(-TWICE_ROOT * x * (1.0 + CUBIC * square)));
+    (gate, TWICE_ROOT * (1.0 + 3.0 * CUBIC * square))
+}
+
+vectorised! {
+    /// out ← gelu(gate) · up.
+    fn geglu_forward(gate: &[f32], up: &[f32], out: &mut [f32]) {
+        for i in 0..out.len().min(gate.len()).min(up.len()) {
+            out[i] = gate[i] * gelu_gate(gate[i]).0 * up[i];
+        }
+    }
+}
+
+vectorised! {
+    /// Gradients of gelu(gate) · up for an upstream gradient g.
+    fn geglu_backward(gate: &[f32], up: &[f32], g: &[f32], d_gate: &mut [f32], d_up: &mut [f32]) {
+        let n = g.len().min(gate.len()).min(up.len()).min(d_gate.len()).min(d_up.len());
+        for i in 0..n {
+            let (open, slope) = gelu_gate(gate[i]);
+            d_up[i] = g[i] * gate[i] * open;
+            d_gate[i] = g[i] * up[i] * (open + gate[i] * open * (1.0 - open) * slope);
+        }
+    }
+}
+
+vectorised! {
+    /// x ← cap · tanh(x / cap), as cap · (1 − 2 / (1 + exp(2x / cap))).
+    fn soft_cap_in_place(x: &mut [f32], cap: f32) {
+        let twice = 2.0 / cap;
+        for v in x.iter_mut() {
+            *v = cap * (1.0 - 2.0 / (1.0 + exp(*v * twice)));
+        }
+    }
+}
+
+vectorised! {
+    /// g ← g · (1 − (y / cap)²), the gradient of a soft cap whose output is y.
+    fn soft_cap_backward(y: &[f32], cap: f32, g: &mut [f32]) {
+        let inverse = 1.0 / cap;
+        for (g, y) in g.iter_mut().zip(y) {
+            let t = y * inverse;
+            *g *= 1.0 - t * t;
+        }
+    }
+}
+
 vectorised! {
     /// Rounds a block to 8 bits: values · scale ≈ x with |values| ≤ 127. Returns (scale, Σ values).
     fn quantize_block(x: &[f32], values: &mut [i8]) -> (f32, i32) {

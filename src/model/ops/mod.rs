@@ -8,23 +8,29 @@
 
 mod attention;
 mod frozen_linear;
+mod gated;
 mod kernels;
 pub mod matmul;
+mod packed;
 mod paged;
 mod quantized_linear;
 mod rms_norm;
 mod rope;
-mod swiglu;
+mod segment;
+mod soft_cap;
 mod token_loss;
 
-pub use attention::{Segment, packed_attention};
+pub use attention::{AttentionShape, capped_softmax};
 pub use frozen_linear::frozen_linear;
-pub use kernels::logsumexp;
+pub use gated::{Activation, gated};
+pub use kernels::{logsumexp, quantize_block, soft_cap_in_place};
+pub use packed::packed_attention;
 pub use paged::{PagedKv, PagedSequence, paged_attention};
 pub use quantized_linear::quantized_linear;
-pub use rms_norm::rms_norm;
+pub use rms_norm::{inverse_rms, rms_norm};
 pub use rope::{RopeTable, rope};
-pub use swiglu::swiglu;
+pub use segment::Segment;
+pub use soft_cap::soft_cap;
 pub use token_loss::{kl_from_reference, token_logprobs};
 
 use candle_core::{CpuStorage, Device, Layout, Result, bail};

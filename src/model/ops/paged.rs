@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp3, D, DType, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::kernels::{axpy, dot, exp_shifted_sum, max};
+use super::attention::{AttentionShape, capped_softmax};
+use super::kernels::{axpy, dot};
 use super::{Ops, f32_slice};
 
 /// Keys and values of all sequences, in blocks of `block_size` tokens. Allocated once.
@@ -93,23 +94,23 @@ impl PagedKv {
     }
 }
 
-/// softmax(q kᵀ / √head_dim) v where each row of `q` (rows, heads · head_dim) sees its own
-/// sequence's cache up to and including itself. Keys and values must have been written before.
+/// softmax(cap(q kᵀ · scale)) v where each row of `q` (rows, heads · head_dim) sees the window of
+/// its own sequence's cache that ends with itself. Keys and values must have been written before.
 pub fn paged_attention(
     ops: Ops,
     q: &Tensor,
     kv: &PagedKv,
     layer: usize,
     sequences: &Arc<[PagedSequence]>,
-    head_dim: usize,
+    shape: AttentionShape,
 ) -> Result<Tensor> {
     let (keys, values) = &kv.layers[layer];
     match ops {
-        Ops::Plain => plain(q, keys, values, kv.block_size, sequences, head_dim),
+        Ops::Plain => plain(q, (keys, values), kv.block_size, sequences, shape),
         Ops::Fused => {
             let op = PagedAttention {
                 sequences: sequences.clone(),
-                head_dim,
+                shape,
                 block_size: kv.block_size,
             };
             q.contiguous()?.apply_op3_no_bwd(keys, values, &op)
@@ -119,12 +120,12 @@ pub fn paged_attention(
 
 fn plain(
     q: &Tensor,
-    keys: &Tensor,
-    values: &Tensor,
+    (keys, values): (&Tensor, &Tensor),
     block_size: usize,
     sequences: &[PagedSequence],
-    d: usize,
+    shape: AttentionShape,
 ) -> Result<Tensor> {
+    let d = shape.head_dim;
     let (query_heads, kv_heads) = (q.dim(1)? / d, keys.dim(1)? / d);
     let mut outputs = Vec::with_capacity(sequences.len());
     for s in sequences {
@@ -144,28 +145,26 @@ fn plain(
             .reshape((s.rows, query_heads, d))?
             .transpose(0, 1)?
             .contiguous()?;
-        let mask: Vec<f32> = (0..s.rows)
-            .flat_map(|i| (0..s.end()).map(move |j| if j <= s.cached + i { 0.0 } else { -1e30 }))
-            .collect();
-        let mask = Tensor::from_vec(mask, (1, s.rows, s.end()), q.device())?;
-        let scores = (q.matmul(&gather(keys)?.t()?)? / (d as f64).sqrt())?.broadcast_add(&mask)?;
-        let shifted = scores
-            .broadcast_sub(&scores.max_keepdim(D::Minus1)?)?
-            .exp()?;
-        let weights = shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?;
-        outputs.push(
-            weights
-                .matmul(&gather(values)?)?
-                .transpose(0, 1)?
-                .reshape((s.rows, query_heads * d))?,
-        );
+        let mask = mask(s, shape, q.device())?;
+        let out = shape.plain(&q, &gather(keys)?, &gather(values)?, &mask)?;
+        outputs.push(out.transpose(0, 1)?.reshape((s.rows, query_heads * d))?);
     }
     Tensor::cat(&outputs, 0)
 }
 
+/// 0 where a row may look, −1e30 elsewhere; (1, rows, cached + rows).
+fn mask(s: &PagedSequence, shape: AttentionShape, device: &Device) -> Result<Tensor> {
+    let mut mask = vec![-1e30f32; s.rows * s.end()];
+    for (i, row) in mask.chunks_exact_mut(s.end()).enumerate() {
+        let position = s.cached + i;
+        row[shape.first_visible(position)..=position].fill(0.0);
+    }
+    Tensor::from_vec(mask, (1, s.rows, s.end()), device)
+}
+
 struct PagedAttention {
     sequences: Arc<[PagedSequence]>,
-    head_dim: usize,
+    shape: AttentionShape,
     block_size: usize,
 }
 
@@ -176,24 +175,23 @@ impl PagedAttention {
         q: &[f32],
         (keys, values): (&[f32], &[f32]),
         width: usize,
-        (s, length): (&PagedSequence, usize),
+        (s, position): (&PagedSequence, usize),
         out: &mut [f32],
     ) {
-        let d = self.head_dim;
+        let d = self.shape.head_dim;
         let group = q.len() / width;
-        let scale = 1.0 / (d as f32).sqrt();
-        let mut weights = vec![0f32; length];
+        let first = self.shape.first_visible(position);
+        let mut weights = vec![0f32; position + 1 - first];
         for (head, (q, out)) in q.chunks_exact(d).zip(out.chunks_exact_mut(d)).enumerate() {
             let column = head / group * d;
-            for (position, w) in weights.iter_mut().enumerate() {
-                let at = s.slot(position, self.block_size) * width + column;
-                *w = dot(q, &keys[at..at + d]) * scale;
+            for (seen, w) in (first..).zip(weights.iter_mut()) {
+                let at = s.slot(seen, self.block_size) * width + column;
+                *w = dot(q, &keys[at..at + d]) * self.shape.scale;
             }
-            let shift = max(&weights);
-            let inverse = 1.0 / exp_shifted_sum(&mut weights, shift);
-            for (position, w) in weights.iter().enumerate() {
-                let at = s.slot(position, self.block_size) * width + column;
-                axpy(w * inverse, &values[at..at + d], out);
+            capped_softmax(&mut weights, self.shape.cap, None);
+            for (seen, w) in (first..).zip(&weights) {
+                let at = s.slot(seen, self.block_size) * width + column;
+                axpy(*w, &values[at..at + d], out);
             }
         }
     }
@@ -231,7 +229,7 @@ impl CustomOp3 for PagedAttention {
                 bail!("paged-attention: sequence {s:?} does not fit {rows} rows and {slots} slots");
             }
             for i in 0..s.rows {
-                owners[s.start + i] = Some((s, s.cached + i + 1));
+                owners[s.start + i] = Some((s, s.cached + i));
             }
         }
         let mut out = vec![0f32; rows * q_width];

@@ -31,9 +31,14 @@ struct RmsNorm {
     eps: f32,
 }
 
+/// 1 / √(mean(x²) + ε).
+pub fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt()
+}
+
 impl RmsNorm {
     fn inverse_rms(&self, x: &[f32]) -> f32 {
-        1.0 / (dot(x, x) / x.len() as f32 + self.eps).sqrt()
+        inverse_rms(x, self.eps)
     }
 }
 

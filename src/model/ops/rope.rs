@@ -17,13 +17,9 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// Angles for `positions` with `head_dim / 2` frequencies θ^(−2i/head_dim), in f32 as the
-    /// reference implementations compute them.
-    pub fn new(positions: &[u32], head_dim: usize, theta: f64) -> Self {
-        let half = head_dim / 2;
-        let frequencies: Vec<f32> = (0..half)
-            .map(|i| (1.0 / theta.powf(2.0 * i as f64 / head_dim as f64)) as f32)
-            .collect();
+    /// Angles for `positions`, given the `head_dim / 2` frequencies in radians per token.
+    pub fn new(positions: &[u32], frequencies: &[f32]) -> Self {
+        let half = frequencies.len();
         let angles = || {
             positions
                 .iter()
@@ -35,6 +31,12 @@ impl RopeTable {
             rows: positions.len(),
             half,
         }
+    }
+
+    /// Cosines and sines of one row's angles, (head_dim / 2) each.
+    pub fn row(&self, index: usize) -> (&[f32], &[f32]) {
+        let range = index * self.half..(index + 1) * self.half;
+        (&self.cos[range.clone()], &self.sin[range])
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::*;
+use crate::model::spec::RopeSpec;
 
 const DEVICE: Device = Device::Cpu;
 
@@ -62,7 +63,8 @@ fn rms_norm_agrees_with_primitives() -> Result<()> {
 #[test]
 fn rope_agrees_with_primitives_and_preserves_length() -> Result<()> {
     let x = random((7, 48))?;
-    let table = RopeTable::new(&[0, 1, 5, 900, 3, 3, 8191], 16, 10_000.0);
+    let frequencies = RopeSpec::plain(10_000.0).frequencies(16);
+    let table = RopeTable::new(&[0, 1, 5, 900, 3, 3, 8191], &frequencies);
     check(&[&x], |ops| rope(ops, &x, &table))?;
     let norms = |t: &Tensor| t.sqr()?.sum(1);
     assert!(max_difference(&norms(&x)?, &norms(&rope(Ops::Fused, &x, &table)?)?)? < 1e-3);
@@ -72,7 +74,46 @@ fn rope_agrees_with_primitives_and_preserves_length() -> Result<()> {
 #[test]
 fn swiglu_agrees_with_primitives() -> Result<()> {
     let (gate, up) = (random((11, 1000))?, random((11, 1000))?);
-    check(&[&gate, &up], |ops| swiglu(ops, &gate, &up))
+    check(&[&gate, &up], |ops| {
+        gated(ops, Activation::Silu, &gate, &up)
+    })
+}
+
+#[test]
+fn geglu_agrees_with_primitives() -> Result<()> {
+    let gate = Var::from_tensor(&Tensor::randn(0f32, 3.0, (11, 1000), &DEVICE)?)?;
+    let up = random((11, 1000))?;
+    check(&[&gate, &up], |ops| {
+        gated(ops, Activation::GeluTanh, &gate, &up)
+    })
+}
+
+#[test]
+fn soft_cap_agrees_with_primitives_and_keeps_within_the_cap() -> Result<()> {
+    let x = Var::from_tensor(&Tensor::randn(0f32, 8.0, (7, 333), &DEVICE)?)?;
+    check(&[&x], |ops| soft_cap(ops, &x, 5.0))?;
+    let capped = soft_cap(Ops::Fused, &(&*x * 100.0)?, 5.0)?.flatten_all()?;
+    assert!(capped.abs()?.max(0)?.to_scalar::<f32>()? <= 5.0);
+    Ok(())
+}
+
+/// Every way in which a layer may attend, each alone and all together.
+fn attention_shapes() -> Vec<AttentionShape> {
+    let full = AttentionShape::full(8);
+    let capped = AttentionShape {
+        cap: Some(0.7),
+        ..full
+    };
+    let windowed = AttentionShape {
+        window: Some(3),
+        ..full
+    };
+    let all = AttentionShape {
+        scale: 0.5,
+        window: Some(4),
+        ..capped
+    };
+    vec![full, capped, windowed, all]
 }
 
 fn segments() -> Arc<[Segment]> {
@@ -102,9 +143,12 @@ fn packed_attention_agrees_with_masked_matmul() -> Result<()> {
         random((21, 2 * 8))?,
         random((21, 2 * 8))?,
     );
-    check(&[&q, &k, &v], |ops| {
-        packed_attention(ops, (&q, &k, &v), 8, &segments())
-    })
+    for shape in attention_shapes() {
+        check(&[&q, &k, &v], |ops| {
+            packed_attention(ops, (&q, &k, &v), shape, &segments())
+        })?;
+    }
+    Ok(())
 }
 
 #[test]
@@ -115,7 +159,7 @@ fn a_branch_never_sees_its_sibling() -> Result<()> {
         prompt: 5,
         branches: vec![3, 4],
     }]);
-    let out = packed_attention(Ops::Fused, (&q, &k, &v), 8, &pair)?;
+    let out = packed_attention(Ops::Fused, (&q, &k, &v), AttentionShape::full(8), &pair)?;
     // The second branch alone behind the prompt gives the same rows.
     let rows = Tensor::new(&[0u32, 1, 2, 3, 4, 8, 9, 10, 11], &DEVICE)?;
     let alone: Arc<[Segment]> = Arc::from([Segment {
@@ -124,13 +168,24 @@ fn a_branch_never_sees_its_sibling() -> Result<()> {
         branches: vec![4],
     }]);
     let pick = |t: &Tensor| t.index_select(&rows, 0);
-    let expected = packed_attention(Ops::Fused, (&pick(&q)?, &pick(&k)?, &pick(&v)?), 8, &alone)?;
+    let expected = packed_attention(
+        Ops::Fused,
+        (&pick(&q)?, &pick(&k)?, &pick(&v)?),
+        AttentionShape::full(8),
+        &alone,
+    )?;
     assert!(max_difference(&pick(&out)?, &expected)? < 1e-6);
     Ok(())
 }
 
 #[test]
 fn paged_attention_agrees_with_its_twin_and_with_packed_attention() -> Result<()> {
+    attention_shapes()
+        .into_iter()
+        .try_for_each(paged_attention_agrees)
+}
+
+fn paged_attention_agrees(shape: AttentionShape) -> Result<()> {
     let (heads, kv_heads, d, block_size) = (4, 2, 8, 4);
     let kv = PagedKv::new(1, kv_heads * d, 8, block_size, &DEVICE)?;
     let (q, k, v) = (
@@ -150,8 +205,8 @@ fn paged_attention_agrees_with_its_twin_and_with_packed_attention() -> Result<()
             blocks: blocks.clone(),
         }]);
         kv.write(0, &part(&k)?, &part(&v)?, &sequences)?;
-        let fused = paged_attention(Ops::Fused, &part(&q)?, &kv, 0, &sequences, d)?;
-        let plain = paged_attention(Ops::Plain, &part(&q)?, &kv, 0, &sequences, d)?;
+        let fused = paged_attention(Ops::Fused, &part(&q)?, &kv, 0, &sequences, shape)?;
+        let plain = paged_attention(Ops::Plain, &part(&q)?, &kv, 0, &sequences, shape)?;
         assert!(max_difference(&fused, &plain)? < 1e-5);
         last = Some(fused);
     }
@@ -160,7 +215,7 @@ fn paged_attention_agrees_with_its_twin_and_with_packed_attention() -> Result<()
         prompt: 9,
         branches: vec![],
     }]);
-    let packed = packed_attention(Ops::Fused, (&q, &k, &v), d, &whole)?.narrow(0, 6, 3)?;
+    let packed = packed_attention(Ops::Fused, (&q, &k, &v), shape, &whole)?.narrow(0, 6, 3)?;
     assert!(max_difference(&last.expect("two steps ran"), &packed)? < 1e-5);
     Ok(())
 }
@@ -191,6 +246,6 @@ fn shapes_that_do_not_fit_are_errors() -> Result<()> {
     assert!(frozen_linear(Ops::Fused, &x, &Tensor::zeros((4, 9), DType::F32, &DEVICE)?).is_err());
     assert!(token_logprobs(Ops::Fused, &x, &[0, 1]).is_err());
     assert!(token_logprobs(Ops::Fused, &x, &[0, 1, 8]).is_err());
-    assert!(rope(Ops::Fused, &x, &RopeTable::new(&[0, 1], 8, 1e4)).is_err());
+    assert!(rope(Ops::Fused, &x, &RopeTable::new(&[0, 1], &[1.0; 4])).is_err());
     Ok(())
 }

@@ -1,27 +1,50 @@
-//! SwiGLU (arXiv 2002.05202): silu(gate) · up.
+//! Gated activations (arXiv 2002.05202): SwiGLU, silu(gate) · up, and GeGLU, gelu(gate) · up.
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::kernels::{swiglu_backward, swiglu_forward};
+use super::kernels::{geglu_backward, geglu_forward, swiglu_backward, swiglu_forward};
 use super::{Ops, f32_slice};
 
 /// Elements that one task takes: large enough to pay for the hand-over, small enough for a cache.
 const CHUNK: usize = 8192;
 
-/// silu(gate) · up, element by element; both of one shape.
-pub fn swiglu(ops: Ops, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    match ops {
-        Ops::Plain => gate.silu()? * up,
-        Ops::Fused => gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu),
+/// What gates an MLP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activation {
+    /// x · sigmoid(x).
+    #[default]
+    Silu,
+    /// GELU in its tanh form: x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))).
+    GeluTanh,
+}
+
+impl Activation {
+    /// out ← activation(gate) · up.
+    pub fn apply(self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        match self {
+            Activation::Silu => swiglu_forward(gate, up, out),
+            Activation::GeluTanh => geglu_forward(gate, up, out),
+        }
     }
 }
 
-struct SwiGlu;
+/// activation(gate) · up, element by element; both of one shape.
+pub fn gated(ops: Ops, activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    match (ops, activation) {
+        (Ops::Plain, Activation::Silu) => gate.silu()? * up,
+        (Ops::Plain, Activation::GeluTanh) => gate.gelu()? * up,
+        (Ops::Fused, _) => gate
+            .contiguous()?
+            .apply_op2(&up.contiguous()?, Gated(activation)),
+    }
+}
 
-impl CustomOp2 for SwiGlu {
+struct Gated(Activation);
+
+impl CustomOp2 for Gated {
     fn name(&self) -> &'static str {
-        "swiglu"
+        "gated"
     }
 
     fn cpu_fwd(
@@ -38,7 +61,7 @@ impl CustomOp2 for SwiGlu {
         let mut y = vec![0f32; gate.len()];
         y.par_chunks_mut(CHUNK)
             .zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)))
-            .for_each(|(y, (gate, up))| swiglu_forward(gate, up, y));
+            .for_each(|(y, (gate, up))| self.0.apply(gate, up, y));
         Ok((CpuStorage::F32(y), l1.shape().clone()))
     }
 
@@ -52,18 +75,18 @@ impl CustomOp2 for SwiGlu {
         let both = gate.contiguous()?.apply_op3_no_bwd(
             &up.contiguous()?,
             &grad.contiguous()?,
-            &SwiGluBackward,
+            &GatedBackward(self.0),
         )?;
         Ok((Some(both.get(0)?), Some(both.get(1)?)))
     }
 }
 
 /// Both gradients in one pass, stacked on a new first dimension.
-struct SwiGluBackward;
+struct GatedBackward(Activation);
 
-impl CustomOp3 for SwiGluBackward {
+impl CustomOp3 for GatedBackward {
     fn name(&self) -> &'static str {
-        "swiglu-backward"
+        "gated-backward"
     }
 
     fn cpu_fwd(
@@ -80,6 +103,10 @@ impl CustomOp3 for SwiGluBackward {
             f32_slice(s2, l2, self.name())?,
         );
         let g = f32_slice(s3, l3, self.name())?;
+        let kernel = match self.0 {
+            Activation::Silu => swiglu_backward,
+            Activation::GeluTanh => geglu_backward,
+        };
         let mut both = vec![0f32; 2 * g.len()];
         let (d_gate, d_up) = both.split_at_mut(g.len());
         d_gate
@@ -90,9 +117,7 @@ impl CustomOp3 for SwiGluBackward {
                     .zip(up.par_chunks(CHUNK))
                     .zip(g.par_chunks(CHUNK)),
             )
-            .for_each(|((d_gate, d_up), ((gate, up), g))| {
-                swiglu_backward(gate, up, g, d_gate, d_up)
-            });
+            .for_each(|((d_gate, d_up), ((gate, up), g))| kernel(gate, up, g, d_gate, d_up));
         let shape: Vec<usize> = std::iter::once(2)
             .chain(l1.shape().dims().iter().copied())
             .collect();

@@ -1,0 +1,304 @@
+//! Reading a Hugging Face `config.json`.
+//!
+//! Fields are looked up one by one rather than through one struct: families name the same thing
+//! differently, newer files nest what older ones had flat, and an error can name the field.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::{Family, ModelSpec, RopeScaling, RopeSpec, SUPPORTED, Variant, periodic_windows};
+use crate::model::error::{ModelError, Result};
+use crate::model::ops::Activation;
+
+impl ModelSpec {
+    /// Reads a Hugging Face `config.json`.
+    pub fn from_config_json(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|source| ModelError::Io {
+            path: path.into(),
+            source,
+        })?;
+        let root: Value = serde_json::from_str(&text).map_err(|e| ModelError::Malformed {
+            path: path.into(),
+            what: format!("not a JSON file: {e}"),
+        })?;
+        Self::from_config(path, &root)
+    }
+
+    /// As [`ModelSpec::from_config_json`], of a file that is already parsed.
+    fn from_config(path: &Path, root: &Value) -> Result<Self> {
+        let outer = Fields { path, object: root };
+        let model_type = outer.string("model_type")?;
+        let family = Family::from_name(model_type).ok_or_else(|| {
+            outer.wrong(
+                "model_type",
+                format!("`{model_type}` is not supported; {SUPPORTED}"),
+            )
+        })?;
+        // A multimodal Gemma 3 keeps its decoder in here; the image tower is left aside.
+        let object = root.get("text_config").unwrap_or(root);
+        let fields = Fields { path, object };
+        fields.refuse_what_is_not_built()?;
+        let spec = fields.spec(family)?;
+        spec.check(path)?;
+        Ok(spec)
+    }
+}
+
+/// Typed look-ups with errors that name the file and the field. A null counts as absent.
+struct Fields<'a> {
+    path: &'a Path,
+    object: &'a Value,
+}
+
+impl<'a> Fields<'a> {
+    fn wrong(&self, field: &str, what: impl Into<String>) -> ModelError {
+        ModelError::Field {
+            path: self.path.into(),
+            field: field.into(),
+            what: what.into(),
+        }
+    }
+
+    fn get(&self, field: &str) -> Option<&'a Value> {
+        self.object.get(field).filter(|v| !v.is_null())
+    }
+
+    fn typed<T>(
+        &self,
+        field: &str,
+        kind: &str,
+        read: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let Some(value) = self.get(field) else {
+            return Ok(None);
+        };
+        match read(value) {
+            Some(value) => Ok(Some(value)),
+            None => Err(self.wrong(field, format!("expected {kind}, got {value}"))),
+        }
+    }
+
+    fn count(&self, field: &str) -> Result<Option<usize>> {
+        let read = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok());
+        self.typed(field, "a whole number", read)
+    }
+
+    fn number(&self, field: &str) -> Result<Option<f64>> {
+        self.typed(field, "a number", Value::as_f64)
+    }
+
+    fn flag(&self, field: &str) -> Result<Option<bool>> {
+        self.typed(field, "true or false", Value::as_bool)
+    }
+
+    fn text(&self, field: &str) -> Result<Option<&'a str>> {
+        self.typed(field, "a string", Value::as_str)
+    }
+
+    fn string(&self, field: &str) -> Result<&'a str> {
+        self.required(field, self.text(field)?)
+    }
+
+    fn required<T>(&self, field: &str, value: Option<T>) -> Result<T> {
+        value.ok_or_else(|| self.wrong(field, "is missing"))
+    }
+
+    /// Switches that change the arithmetic and that this decoder does not have.
+    fn refuse_what_is_not_built(&self) -> Result<()> {
+        for field in ["mlp_bias", "use_bidirectional_attention"] {
+            if self.flag(field)? == Some(true) {
+                return Err(self.wrong(field, "is not supported; false is"));
+            }
+        }
+        match self.number("partial_rotary_factor")? {
+            Some(share) if share != 1.0 => Err(self.wrong(
+                "partial_rotary_factor",
+                "is not supported; rotations of whole heads are",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn spec(&self, family: Family) -> Result<ModelSpec> {
+        // Gemma 3 leaves out of its file what equals its library's defaults.
+        let gemma3 = |value: usize| (family == Family::Gemma3).then_some(value);
+        let count = |field: &str, default: Option<usize>| {
+            self.required(field, self.count(field)?.or(default))
+        };
+        let hidden_size = count("hidden_size", None)?;
+        let heads = count("num_attention_heads", gemma3(8))?;
+        let kv_heads = self.count("num_key_value_heads")?.or(gemma3(4));
+        let head_dim = self.count("head_dim")?.or(gemma3(256));
+        let layers = count("num_hidden_layers", None)?;
+        let eps = self
+            .number("rms_norm_eps")?
+            .or((family == Family::Gemma3).then_some(1e-6));
+        let biased = self.flag("attention_bias")?;
+        let (rope, local_rope) = self.ropes(family)?;
+        Ok(ModelSpec {
+            architecture: family.name().into(),
+            vocab_size: count("vocab_size", gemma3(262_208))?,
+            hidden_size,
+            intermediate_size: count("intermediate_size", None)?,
+            layers,
+            heads,
+            kv_heads: kv_heads.unwrap_or(heads),
+            head_dim: head_dim.unwrap_or_else(|| hidden_size.checked_div(heads).unwrap_or(0)),
+            rms_norm_eps: self.required("rms_norm_eps", eps)?,
+            rope,
+            max_position: count("max_position_embeddings", gemma3(131_072))?,
+            // Qwen 2 has these three biases by definition and no field that says so.
+            qkv_bias: biased.unwrap_or(family == Family::Qwen2),
+            tied_embeddings: self
+                .flag("tie_word_embeddings")?
+                .unwrap_or(family.is_gemma()),
+            variant: Variant {
+                output_bias: family != Family::Qwen2 && biased == Some(true),
+                activation: self.activation(family)?,
+                attention_scale_width: self.attention_scale_width(family)?,
+                attention_cap: self.cap("attn_logit_softcapping", family, 50.0)?,
+                logit_cap: self.cap("final_logit_softcapping", family, 30.0)?,
+                windows: self.windows(family, layers)?,
+                local_rope,
+                ..family.variant(hidden_size)
+            },
+        })
+    }
+
+    fn attention_scale_width(&self, family: Family) -> Result<Option<f64>> {
+        let width = self.number("query_pre_attn_scalar")?.unwrap_or(256.0);
+        Ok(family.is_gemma().then_some(width))
+    }
+
+    /// A soft-cap: Gemma 2 has both unless its file says null.
+    fn cap(&self, field: &str, family: Family, default: f64) -> Result<Option<f64>> {
+        match self.object.get(field) {
+            None => Ok((family == Family::Gemma2).then_some(default)),
+            Some(_) => self.number(field),
+        }
+    }
+
+    fn activation(&self, family: Family) -> Result<Activation> {
+        // Gemma's own field wins over the general one, which some of its files have wrong.
+        let field = match self.get("hidden_activation") {
+            Some(_) => "hidden_activation",
+            None => "hidden_act",
+        };
+        match self.text(field)? {
+            None => Ok(family.variant(1).activation),
+            Some("silu") => Ok(Activation::Silu),
+            Some("gelu_pytorch_tanh") => Ok(Activation::GeluTanh),
+            Some(other) => Err(self.wrong(
+                field,
+                format!("`{other}` is not supported; `silu` and `gelu_pytorch_tanh` are"),
+            )),
+        }
+    }
+
+    /// Windows by layer: listed in newer files, given by a rule in older ones.
+    fn windows(&self, family: Family, layers: usize) -> Result<Vec<Option<usize>>> {
+        let switched_off = self.flag("use_sliding_window")? == Some(false);
+        let window = self.count("sliding_window")?;
+        // As above: a Gemma 3 file may leave it out.
+        let default = (family == Family::Gemma3 && self.object.get("sliding_window").is_none())
+            .then_some(4096);
+        let Some(window) = window.or(default).filter(|_| !switched_off) else {
+            return Ok(vec![]);
+        };
+        if let Some(kinds) = self.get("layer_types") {
+            return self.listed_windows(kinds, layers, window);
+        }
+        if family.is_gemma() {
+            let period = self.count("sliding_window_pattern")?;
+            let period = period.unwrap_or(family.window_period()).max(1);
+            return Ok(periodic_windows(layers, period, window));
+        }
+        if self.flag("use_sliding_window")? != Some(true) {
+            return Ok(vec![]);
+        }
+        let full = self.count("max_window_layers")?.unwrap_or(layers);
+        Ok((0..layers).map(|i| (i >= full).then_some(window)).collect())
+    }
+
+    fn listed_windows(
+        &self,
+        kinds: &Value,
+        layers: usize,
+        window: usize,
+    ) -> Result<Vec<Option<usize>>> {
+        let windows: Option<Vec<Option<usize>>> = kinds.as_array().and_then(|kinds| {
+            let one = |kind: &Value| match kind.as_str()? {
+                "full_attention" => Some(None),
+                "sliding_attention" => Some(Some(window)),
+                _ => None,
+            };
+            kinds.iter().map(one).collect()
+        });
+        windows.filter(|w| w.len() == layers).ok_or_else(|| {
+            let what = format!(
+                "expected {layers} entries, each `full_attention` or `sliding_attention`, got {kinds}"
+            );
+            self.wrong("layer_types", what)
+        })
+    }
+
+    /// The rotary embedding, and that of windowed layers where it differs.
+    fn ropes(&self, family: Family) -> Result<(RopeSpec, Option<RopeSpec>)> {
+        let parameters = self.get("rope_parameters");
+        let by_kind = |kind: &str| parameters.and_then(|p| p.get(kind));
+        if let (Some(full), Some(sliding)) =
+            (by_kind("full_attention"), by_kind("sliding_attention"))
+        {
+            let (full, sliding) = (self.rope(Some(full), 1e6)?, self.rope(Some(sliding), 1e4)?);
+            return Ok((full, Some(sliding)));
+        }
+        let theta = match family {
+            Family::Gemma3 => 1e6,
+            _ => 1e4,
+        };
+        let theta = self.number("rope_theta")?.unwrap_or(theta);
+        let rope = self.rope(parameters.or_else(|| self.get("rope_scaling")), theta)?;
+        let local = self
+            .number("rope_local_base_freq")?
+            .or((family == Family::Gemma3).then_some(1e4));
+        Ok((rope, local.map(RopeSpec::plain)))
+    }
+
+    /// One block of rotary parameters; `theta` is what holds where the block has none.
+    fn rope(&self, block: Option<&Value>, theta: f64) -> Result<RopeSpec> {
+        let Some(block) = block else {
+            return Ok(RopeSpec::plain(theta));
+        };
+        let fields = Fields {
+            path: self.path,
+            object: block,
+        };
+        let number = |field: &str| fields.required(field, fields.number(field)?);
+        let kind = match fields.text("rope_type")? {
+            Some(kind) => Some(kind),
+            None => fields.text("type")?,
+        };
+        let scaling = match kind {
+            None | Some("default") => RopeScaling::None,
+            Some("linear") => RopeScaling::Linear {
+                factor: number("factor")?,
+            },
+            Some("llama3") => RopeScaling::Llama3 {
+                factor: number("factor")?,
+                low_freq_factor: number("low_freq_factor")?,
+                high_freq_factor: number("high_freq_factor")?,
+                original_max_position: number("original_max_position_embeddings")?,
+            },
+            Some(other) => {
+                let what =
+                    format!("`{other}` is not supported; `default`, `linear` and `llama3` are");
+                return Err(self.wrong("rope_type", what));
+            }
+        };
+        Ok(RopeSpec {
+            theta: fields.number("rope_theta")?.unwrap_or(theta),
+            scaling,
+        })
+    }
+}

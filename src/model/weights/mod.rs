@@ -1,0 +1,317 @@
+//! Reading weights from GGUF and safetensors under one set of names (Hugging Face's).
+
+mod names;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
+use candle_core::safetensors::MmapedSafetensors;
+use candle_core::{DType, Device, Tensor};
+
+use self::names::{EMBEDDING, FINAL_NORM, HEAD, LayerNorms, Names};
+use super::decoder::{Layer, Model};
+use super::error::{ModelError, Result};
+use super::linear::{Linear, Weight};
+use super::lora::Projection;
+use super::spec::ModelSpec;
+
+/// Weights by their Hugging Face names.
+pub struct WeightFile {
+    /// The file, or the directory of several, for errors.
+    path: PathBuf,
+    source: Source,
+    names: Names,
+}
+
+enum Source {
+    Gguf {
+        content: gguf_file::Content,
+        reader: File,
+    },
+    Safetensors(MmapedSafetensors),
+}
+
+impl WeightFile {
+    /// A GGUF file with its header read.
+    pub fn gguf(path: &Path, content: gguf_file::Content, reader: File, spec: &ModelSpec) -> Self {
+        Self {
+            path: path.into(),
+            source: Source::Gguf { content, reader },
+            names: Names::gguf(spec.variant.output_norms),
+        }
+    }
+
+    /// One or more mapped safetensors files.
+    pub fn safetensors(path: &Path, tensors: MmapedSafetensors) -> Self {
+        let names = Names::safetensors(|name| tensors.get(name).is_ok());
+        Self {
+            path: path.into(),
+            source: Source::Safetensors(tensors),
+            names,
+        }
+    }
+
+    fn wrong(&self, name: &str, what: impl ToString) -> ModelError {
+        ModelError::Tensor {
+            path: self.path.clone(),
+            tensor: self.names.stored(name),
+            what: what.to_string(),
+        }
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        let name = self.names.stored(name);
+        match &self.source {
+            Source::Gguf { content, .. } => content.tensor_infos.contains_key(&name),
+            Source::Safetensors(tensors) => tensors.get(&name).is_ok(),
+        }
+    }
+
+    /// A tensor as a GGUF file stores it; `None` if this is no such file.
+    fn stored(&mut self, name: &str, device: &Device) -> Result<Option<QTensor>> {
+        if !self.contains(name) {
+            return Err(self.wrong(name, "is missing"));
+        }
+        let Source::Gguf { content, reader } = &mut self.source else {
+            return Ok(None);
+        };
+        let tensor = content.tensor(reader, &self.names.stored(name), device);
+        tensor.map(Some).map_err(|e| self.wrong(name, e))
+    }
+
+    /// A matrix of shape (out, in). `heads` un-permutes the rows of a llama GGUF's q and k.
+    fn matrix(
+        &mut self,
+        name: &str,
+        (out, inner): (usize, usize),
+        heads: Option<usize>,
+        device: &Device,
+    ) -> Result<Weight> {
+        let Some(mut stored) = self.stored(name, device)? else {
+            let dense = self.dense(name, device)?;
+            self.check(name, dense.dims(), &[out, inner])?;
+            return Ok(Weight::Dense(dense));
+        };
+        self.check(name, stored.shape().dims(), &[out, inner])?;
+        if let Some(heads) = heads {
+            stored = unpermute(&stored, heads, device).map_err(|e| self.wrong(name, e))?;
+        }
+        Ok(match stored.dtype() {
+            GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => {
+                Weight::Dense(stored.dequantize(device)?)
+            }
+            _ => Weight::Quantized(Arc::new(stored)),
+        })
+    }
+
+    /// A vector of `len` elements in f32.
+    fn vector(
+        &mut self,
+        name: &str,
+        len: usize,
+        heads: Option<usize>,
+        device: &Device,
+    ) -> Result<Tensor> {
+        let tensor = match self.stored(name, device)? {
+            Some(stored) => stored.dequantize(device)?,
+            None => self.dense(name, device)?,
+        };
+        self.check(name, tensor.dims(), &[len])?;
+        match heads {
+            Some(heads) => {
+                let order = Tensor::new(row_order(len, heads), device)?;
+                Ok(tensor.index_select(&order, 0)?)
+            }
+            None => Ok(tensor),
+        }
+    }
+
+    fn dense(&self, name: &str, device: &Device) -> Result<Tensor> {
+        let Source::Safetensors(tensors) = &self.source else {
+            return Err(self.wrong(name, "not a safetensors file"));
+        };
+        let tensor = tensors
+            .load(&self.names.stored(name), device)
+            .map_err(|e| self.wrong(name, e))?;
+        if !tensor.dtype().is_float() {
+            return Err(self.wrong(
+                name,
+                format!(
+                    "has type {:?}; f32, f16 and bf16 are supported",
+                    tensor.dtype()
+                ),
+            ));
+        }
+        Ok(tensor.to_dtype(DType::F32)?)
+    }
+
+    fn check(&self, name: &str, got: &[usize], expected: &[usize]) -> Result<()> {
+        if got == expected {
+            return Ok(());
+        }
+        Err(self.wrong(
+            name,
+            format!("has shape {got:?}, the configuration asks for {expected:?}"),
+        ))
+    }
+
+    /// Loads every tensor that the spec asks for and checks its shape.
+    pub fn load(mut self, spec: ModelSpec, device: &Device) -> Result<Model> {
+        let hidden = spec.hidden_size;
+        let table = (spec.vocab_size, hidden);
+        let embedding = self.matrix(EMBEDDING, table, None, device)?;
+        let layers = (0..spec.layers)
+            .map(|i| self.layer(&spec, i, device))
+            .collect::<Result<_>>()?;
+        let final_norm = self.norm(&spec, FINAL_NORM, hidden, device)?;
+        let tied = spec.tied_embeddings || !self.contains(HEAD);
+        let head = match tied {
+            true => embedding.clone(),
+            false => self.matrix(HEAD, table, None, device)?,
+        };
+        let spec = ModelSpec {
+            tied_embeddings: tied,
+            ..spec
+        };
+        Ok(Model {
+            spec,
+            embedding,
+            layers,
+            final_norm,
+            head,
+            device: device.clone(),
+        })
+    }
+
+    fn layer(&mut self, spec: &ModelSpec, layer: usize, device: &Device) -> Result<Layer> {
+        let norms = LayerNorms::of(spec);
+        let mut norm = |name: &str, width: usize| {
+            self.norm(
+                spec,
+                &format!("model.layers.{layer}.{name}.weight"),
+                width,
+                device,
+            )
+        };
+        let hidden = spec.hidden_size;
+        let (attention_norm, mlp_norm) = (norm(norms.attention, hidden)?, norm(norms.mlp, hidden)?);
+        let output_norms = match norms.outputs {
+            Some([attention, mlp]) => Some([norm(attention, hidden)?, norm(mlp, hidden)?]),
+            None => None,
+        };
+        let qk_norms = match spec.variant.qk_norm {
+            true => Some([
+                norm("self_attn.q_norm", spec.head_dim)?,
+                norm("self_attn.k_norm", spec.head_dim)?,
+            ]),
+            false => None,
+        };
+        let mut linear = |projection| self.linear(spec, layer, projection, device);
+        Ok(Layer {
+            attention_norm,
+            attention: [
+                linear(Projection::Q)?,
+                linear(Projection::K)?,
+                linear(Projection::V)?,
+                linear(Projection::O)?,
+            ],
+            qk_norms,
+            mlp_norm,
+            mlp: [
+                linear(Projection::Gate)?,
+                linear(Projection::Up)?,
+                linear(Projection::Down)?,
+            ],
+            output_norms,
+        })
+    }
+
+    fn linear(
+        &mut self,
+        spec: &ModelSpec,
+        layer: usize,
+        projection: Projection,
+        device: &Device,
+    ) -> Result<Linear> {
+        let (inner, out) = spec.projection_shape(projection);
+        let name = format!(
+            "model.layers.{layer}.{}.{}",
+            projection.parent(),
+            projection.name()
+        );
+        let heads = self.permuted_heads(spec, projection);
+        let weight = self.matrix(&format!("{name}.weight"), (out, inner), heads, device)?;
+        let bias = match spec.has_bias(projection) {
+            true => Some(self.vector(&format!("{name}.bias"), out, heads, device)?),
+            false => None,
+        };
+        Ok(Linear::new(layer, projection, weight, bias))
+    }
+
+    /// The scale of a norm, with the family's offset.
+    fn norm(
+        &mut self,
+        spec: &ModelSpec,
+        name: &str,
+        width: usize,
+        device: &Device,
+    ) -> Result<Tensor> {
+        let scale = self.vector(name, width, None, device)?;
+        match spec.variant.norm_offset {
+            true => Ok((scale + 1.0)?),
+            false => Ok(scale),
+        }
+    }
+
+    /// Heads of q and k in a llama-architecture GGUF, whose rows are permuted; `None` elsewhere.
+    fn permuted_heads(&self, spec: &ModelSpec, projection: Projection) -> Option<usize> {
+        let permuted = matches!(self.source, Source::Gguf { .. }) && spec.architecture == "llama";
+        match projection {
+            Projection::Q if permuted => Some(spec.heads),
+            Projection::K if permuted => Some(spec.kv_heads),
+            _ => None,
+        }
+    }
+}
+
+/// For each row of the Hugging Face layout, the row of a llama GGUF that holds it.
+///
+/// The converter interleaves the two halves of every head (2i, 2i+1) for GGML's rotary layout;
+/// adapters and rotate-half want them apart (i, i + head_dim/2).
+fn row_order(rows: usize, heads: usize) -> Vec<u32> {
+    let d = rows / heads;
+    (0..rows)
+        .map(|row| {
+            let (head, within) = (row / d, row % d);
+            let (half, i) = (within / (d / 2), within % (d / 2));
+            (head * d + 2 * i + half) as u32
+        })
+        .collect()
+}
+
+/// Undoes the row permutation on the stored blocks themselves: nothing is requantised.
+fn unpermute(stored: &QTensor, heads: usize, device: &Device) -> candle_core::Result<QTensor> {
+    let (rows, _) = stored.shape().dims2()?;
+    let data = stored.data()?;
+    let row_bytes = data.len() / rows;
+    let mut reordered = Vec::with_capacity(data.len());
+    for source in row_order(rows, heads) {
+        reordered.extend_from_slice(&data[source as usize * row_bytes..][..row_bytes]);
+    }
+    let storage =
+        candle_core::quantized::QStorage::from_data(reordered.into(), device, stored.dtype())?;
+    QTensor::new(storage, stored.shape().clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn row_order_separates_the_interleaved_halves_of_each_head() {
+        assert_eq!(row_order(8, 2), [0, 2, 1, 3, 4, 6, 5, 7]);
+        assert_eq!(row_order(6, 1), [0, 2, 4, 1, 3, 5]);
+    }
+}

@@ -1,0 +1,353 @@
+//! Every model family against PyTorch + PEFT on tiny random models: whole sequences, paged
+//! decoding in chunks and token by token, LoRA gradients, and every kind of weight file.
+//! tests/golden/make_families.py makes the fixtures.
+
+mod files;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor, Var};
+use realign::adapter::peft;
+use realign::model::packing::{Example, Packed};
+use realign::model::{
+    AdapterRows, AdapterSpan, Attention, BLOCK_TOKENS, Batch, CpuExecutor, LoraPair, LoraSite,
+    LoraWeights, Model, ModelSource, Ops, PagedKv, PagedSequence, Segment, Step,
+};
+use serde_json::Value;
+
+const FAMILIES: [&str; 5] = ["llama", "qwen2", "qwen3", "gemma2", "gemma3"];
+const BOTH: [Ops; 2] = [Ops::Fused, Ops::Plain];
+/// Tokens per cache block: a divisor of neither the window nor the chunks.
+const BLOCK_SIZE: usize = 3;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new("tests/golden/families").join(name)
+}
+
+fn load(path: &Path) -> Model {
+    let source = ModelSource::parse(&path.to_string_lossy()).unwrap();
+    let model = source.fetch().and_then(|f| f.load(&Device::Cpu));
+    model.unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// What PyTorch computed for one family.
+struct Golden {
+    family: &'static str,
+    tokens: Vec<u32>,
+    prompt: usize,
+    loss: f64,
+    tensors: HashMap<String, Tensor>,
+}
+
+impl Golden {
+    fn of(family: &'static str) -> Self {
+        let dir = fixture(family);
+        let text = std::fs::read_to_string(dir.join("golden.json")).unwrap();
+        let json: Value = serde_json::from_str(&text).unwrap();
+        let tensors =
+            candle_core::safetensors::load(dir.join("golden.safetensors"), &Device::Cpu).unwrap();
+        Self {
+            family,
+            tokens: crate::golden_parity::ids(&json["tokens"]),
+            prompt: json["prompt"].as_u64().unwrap() as usize,
+            loss: json["loss"].as_f64().unwrap(),
+            tensors,
+        }
+    }
+
+    /// Fails unless the largest difference is at most `tolerance` of the largest golden value.
+    fn check(&self, got: &Tensor, name: &str, tolerance: f32, what: &str) {
+        let distance = self.distance(got, name);
+        assert!(
+            distance <= tolerance,
+            "{} {name}, {what}: {distance}",
+            self.family
+        );
+    }
+
+    /// The largest difference, as a part of the largest golden value.
+    fn distance(&self, got: &Tensor, name: &str) -> f32 {
+        let expected = &self.tensors[name];
+        assert_eq!(got.dims(), expected.dims(), "{} {name}", self.family);
+        let largest = |t: Tensor| {
+            let t = t.abs().unwrap().flatten_all().unwrap();
+            t.max(0).unwrap().to_scalar::<f32>().unwrap()
+        };
+        largest((got - expected).unwrap()) / largest(expected.clone())
+    }
+
+    fn adapter(&self) -> LoraWeights {
+        peft::read_dir(&fixture(self.family).join("adapter"))
+            .unwrap()
+            .weights
+    }
+}
+
+/// Logits of a whole sequence, (tokens, vocabulary).
+fn whole(model: &Model, tokens: &[u32], ops: Ops, adapter: Option<&LoraWeights>) -> Tensor {
+    let positions: Vec<u32> = (0..tokens.len() as u32).collect();
+    let segment = Segment {
+        start: 0,
+        prompt: tokens.len(),
+        branches: vec![],
+    };
+    let adapters = rows_of(adapter, tokens.len());
+    let batch = Batch {
+        tokens,
+        positions: &positions,
+        adapters: &adapters,
+        attention: Attention::Packed(Arc::from([segment])),
+        ops,
+    };
+    model.logits(ops, &model.hidden(&batch).unwrap()).unwrap()
+}
+
+fn rows_of(adapter: Option<&LoraWeights>, rows: usize) -> Vec<AdapterRows<'_>> {
+    adapter
+        .map(|adapter| AdapterRows {
+            rows: 0..rows,
+            adapter,
+        })
+        .into_iter()
+        .collect()
+}
+
+/// Logits of a whole sequence that is fed in chunks over a paged cache.
+fn paged(model: &Model, tokens: &[u32], chunks: &[usize], ops: Ops) -> Tensor {
+    let spec = &model.spec;
+    let count = tokens.len().div_ceil(BLOCK_SIZE);
+    let width = spec.kv_heads * spec.head_dim;
+    let kv = PagedKv::new(spec.layers, width, count + 1, BLOCK_SIZE, &Device::Cpu).unwrap();
+    // Blocks from the pool's end downwards: neighbours in the sequence are none in the pool.
+    let blocks: Arc<[u32]> = (0..count as u32).rev().collect();
+    let mut cached = 0;
+    let mut parts = Vec::new();
+    for &rows in chunks {
+        let positions: Vec<u32> = (cached as u32..(cached + rows) as u32).collect();
+        let sequence = PagedSequence {
+            start: 0,
+            rows,
+            cached,
+            blocks: blocks.clone(),
+        };
+        let batch = Batch {
+            tokens: &tokens[cached..cached + rows],
+            positions: &positions,
+            adapters: &[],
+            attention: Attention::Paged {
+                kv: &kv,
+                sequences: Arc::from([sequence]),
+            },
+            ops,
+        };
+        parts.push(model.logits(ops, &model.hidden(&batch).unwrap()).unwrap());
+        cached += rows;
+    }
+    assert_eq!(cached, tokens.len());
+    Tensor::cat(&parts, 0).unwrap()
+}
+
+/// Logits from the CPU executor, fed in chunks, with the adapter on every row if there is one.
+fn served(model: Model, tokens: &[u32], chunks: &[usize], adapter: Option<LoraWeights>) -> Tensor {
+    let (spec, adapter) = (model.spec.clone(), adapter.map(Arc::new));
+    let count = tokens.len().div_ceil(BLOCK_TOKENS);
+    let mut executor = CpuExecutor::new(Arc::new(model.packed().unwrap()), count + 1, 2).unwrap();
+    let blocks: Arc<[u32]> = (0..count as u32).rev().collect();
+    let mut logits = vec![0f32; tokens.len() * spec.vocab_size];
+    let mut cached = 0;
+    for &rows in chunks {
+        let positions: Vec<u32> = (cached as u32..(cached + rows) as u32).collect();
+        let outputs: Vec<u32> = (0..rows as u32).collect();
+        let spans: Vec<AdapterSpan> = adapter
+            .iter()
+            .map(|adapter| AdapterSpan {
+                rows: 0..rows,
+                adapter: adapter.clone(),
+            })
+            .collect();
+        let step = Step {
+            tokens: &tokens[cached..cached + rows],
+            positions: &positions,
+            sequences: &[PagedSequence {
+                start: 0,
+                rows,
+                cached,
+                blocks: blocks.clone(),
+            }],
+            adapters: &spans,
+            outputs: &outputs,
+        };
+        let room = &mut logits[cached * spec.vocab_size..(cached + rows) * spec.vocab_size];
+        executor.forward(&step, room).unwrap();
+        cached += rows;
+    }
+    assert_eq!(cached, tokens.len());
+    Tensor::from_vec(logits, (tokens.len(), spec.vocab_size), &Device::Cpu).unwrap()
+}
+
+#[test]
+fn the_cpu_executor_agrees_with_and_without_an_adapter() {
+    for family in FAMILIES {
+        let golden = Golden::of(family);
+        for chunks in [&[40][..], &[7, 16, 1, 16], &[1; 40]] {
+            let model = || load(&fixture(family));
+            let base = served(model(), &golden.tokens, chunks, None);
+            golden.check(
+                &base,
+                "logits",
+                1e-4,
+                &format!("executor, chunks {chunks:?}"),
+            );
+            let adapted = served(model(), &golden.tokens, chunks, Some(golden.adapter()));
+            golden.check(
+                &adapted,
+                "logits_adapter",
+                1e-4,
+                &format!("executor, {chunks:?}"),
+            );
+        }
+    }
+}
+
+#[test]
+fn whole_sequences_agree_with_and_without_an_adapter() {
+    for family in FAMILIES {
+        let (golden, model) = (Golden::of(family), load(&fixture(family)));
+        let adapter = golden.adapter();
+        for ops in BOTH {
+            let what = format!("{ops:?}");
+            let base = whole(&model, &golden.tokens, ops, None);
+            golden.check(&base, "logits", 1e-4, &what);
+            let adapted = whole(&model, &golden.tokens, ops, Some(&adapter));
+            golden.check(&adapted, "logits_adapter", 1e-4, &what);
+        }
+    }
+}
+
+#[test]
+fn paged_decoding_agrees_in_chunks_and_token_by_token() {
+    for family in FAMILIES {
+        let (golden, model) = (Golden::of(family), load(&fixture(family)));
+        for ops in BOTH {
+            let chunks = paged(&model, &golden.tokens, &[7, 16, 1, 16], ops);
+            golden.check(&chunks, "logits", 1e-4, &format!("{ops:?} in chunks"));
+            let single = paged(&model, &golden.tokens, &[1; 40], ops);
+            golden.check(&single, "decoded", 1e-4, &format!("{ops:?} by token"));
+        }
+    }
+}
+
+/// Were a constant read wrongly, these fixtures would show it: each changes the logits.
+#[test]
+fn every_constant_of_a_family_matters() {
+    let full = "rope_parameters/full_attention/factor";
+    let cases: [(&str, &[(&str, Value)]); 5] = [
+        (
+            "llama",
+            &[
+                ("rope_parameters/factor", 2.0.into()),
+                ("rope_parameters/low_freq_factor", 2.0.into()),
+                (
+                    "rope_parameters/original_max_position_embeddings",
+                    32.into(),
+                ),
+            ],
+        ),
+        ("qwen2", &[("rope_parameters/factor", 3.0.into())]),
+        ("qwen3", &[("rope_parameters/rope_theta", 900.0.into())]),
+        (
+            "gemma2",
+            &[
+                ("sliding_window", 9.into()),
+                ("layer_types/1", "sliding_attention".into()),
+                ("attn_logit_softcapping", Value::Null),
+                ("final_logit_softcapping", Value::Null),
+                ("query_pre_attn_scalar", 16.into()),
+                ("hidden_activation", "silu".into()),
+            ],
+        ),
+        (
+            "gemma3",
+            &[
+                ("sliding_window", 7.into()),
+                ("layer_types/5", "sliding_attention".into()),
+                (
+                    "rope_parameters/sliding_attention/rope_theta",
+                    1000.0.into(),
+                ),
+                (full, 1.0.into()),
+            ],
+        ),
+    ];
+    for (family, changes) in cases {
+        let golden = Golden::of(family);
+        for (field, value) in changes {
+            let dir = files::copy(family);
+            files::edit_json(&dir.path().join("config.json"), |config| {
+                let place = config.pointer_mut(&format!("/{field}"));
+                *place.expect("the fixture has the field") = value.clone();
+            });
+            let logits = whole(&load(dir.path()), &golden.tokens, Ops::Fused, None);
+            let distance = golden.distance(&logits, "logits");
+            assert!(distance > 1e-3, "{family}: {field} changes {distance}");
+        }
+    }
+}
+
+/// The adapter with every factor as a variable, and the variables by PEFT's names.
+fn trainable(adapter: &LoraWeights) -> (LoraWeights, Vec<(String, Var)>) {
+    let mut variables = Vec::new();
+    let mut trainable = LoraWeights::default();
+    for (site, pair) in &adapter.sites {
+        let mut variable = |factor: &Tensor, part: &str| {
+            let variable = Var::from_tensor(factor).unwrap();
+            variables.push((parameter_name(*site, part), variable.clone()));
+            variable.as_tensor().clone()
+        };
+        let pair = LoraPair {
+            a: variable(&pair.a, "A"),
+            b: variable(&pair.b, "B"),
+            scale: pair.scale,
+        };
+        trainable.sites.insert(*site, pair);
+    }
+    (trainable, variables)
+}
+
+fn parameter_name(site: LoraSite, part: &str) -> String {
+    let projection = site.projection;
+    format!(
+        "base_model.model.model.layers.{}.{}.{}.lora_{part}.weight",
+        site.layer,
+        projection.parent(),
+        projection.name()
+    )
+}
+
+#[test]
+fn lora_gradients_agree_on_all_seven_projections() {
+    for family in FAMILIES {
+        let (golden, model) = (Golden::of(family), load(&fixture(family)));
+        let (prompt, response) = golden.tokens.split_at(golden.prompt);
+        let packed = Packed::new([&Example::new(prompt.to_vec(), vec![response.to_vec()])]);
+        for ops in BOTH {
+            let (adapter, variables) = trainable(&golden.adapter());
+            assert_eq!(variables.len(), 14 * model.spec.layers);
+            let logprobs = packed.token_logprobs(&model, ops, Some(&adapter)).unwrap();
+            let loss = logprobs.mean_all().unwrap().neg().unwrap();
+            let got = f64::from(loss.to_scalar::<f32>().unwrap());
+            assert!(
+                (got - golden.loss).abs() < 1e-4 * golden.loss,
+                "{family} {ops:?}: loss {got}, PyTorch has {}",
+                golden.loss
+            );
+            let gradients = loss.backward().unwrap();
+            for (name, variable) in &variables {
+                let gradient = gradients.get(variable).expect("every factor has one");
+                golden.check(gradient, &format!("grad.{name}"), 2e-4, &format!("{ops:?}"));
+            }
+        }
+    }
+}
