@@ -30,16 +30,11 @@ impl LoadedModel {
     pub fn load(source: &str, device: &Device) -> Result<Self> {
         let files = ModelSource::parse(source)?.fetch()?;
         let (tokenizer, chat) = text_parts(&files)?;
-        let model = files.load(device)?;
-        if tokenizer.vocab_size() > model.spec.vocab_size {
-            return Err(ModelError::Malformed {
-                path: files.root.clone(),
-                what: format!(
-                    "the tokenizer has {} tokens, the embedding only {} rows: they belong to different models",
-                    tokenizer.vocab_size(),
-                    model.spec.vocab_size
-                ),
-            });
+        // Before the weights: a mistake in small files should not cost a large load.
+        check_vocabulary(&files, &tokenizer)?;
+        let mut model = files.load(device)?;
+        if device.is_cpu() {
+            model = model.packed()?;
         }
         Ok(Self {
             model: Arc::new(model),
@@ -49,6 +44,20 @@ impl LoadedModel {
             name: files.name().into(),
         })
     }
+}
+
+fn check_vocabulary(files: &ModelFiles, tokenizer: &Tokenizer) -> Result<()> {
+    let (tokens, rows) = (tokenizer.vocab_size(), files.spec()?.vocab_size);
+    if tokens <= rows {
+        return Ok(());
+    }
+    Err(ModelError::Malformed {
+        path: files.root.clone(),
+        what: format!(
+            "the tokenizer has {tokens} tokens, the embedding (`vocab_size`) only {rows} rows: \
+             they belong to different models"
+        ),
+    })
 }
 
 fn text_parts(files: &ModelFiles) -> Result<(Tokenizer, ChatTemplate)> {

@@ -2,6 +2,8 @@
 //! files (weights, tokenizer, chat template). Imports no sibling module.
 
 pub mod chat;
+pub mod compute;
+pub mod cpu;
 pub mod decoder;
 pub mod error;
 pub mod hub;
@@ -10,6 +12,7 @@ pub mod loaded;
 pub mod lora;
 pub mod ops;
 pub mod packing;
+mod shards;
 pub mod source;
 pub mod spec;
 #[cfg(test)]
@@ -18,9 +21,10 @@ pub mod tokenizer;
 pub mod weights;
 
 pub use chat::{ChatMessage, ChatRole, ChatTemplate};
+pub use cpu::{BLOCK_TOKENS, CpuExecutor, Step};
 pub use decoder::{Attention, Batch, Model};
 pub use error::ModelError;
-pub use linear::AdapterRows;
+pub use linear::{AdapterRows, AdapterSpan};
 pub use loaded::LoadedModel;
 pub use lora::{LoraPair, LoraSite, LoraWeights, Projection};
 pub use ops::{Ops, PagedKv, PagedSequence, Segment};

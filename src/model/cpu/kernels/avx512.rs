@@ -1,0 +1,107 @@
+//! Sixteen outputs per 512-bit vector, four products per lane and instruction (VNNI).
+
+use std::arch::x86_64::*;
+
+use super::{Format, ROW_SLACK, Rows, Tile, extents, for_format};
+
+/// # Safety
+/// The processor has the features, `bytes` is one panel of `x.columns` columns in this format, and
+/// sixteen rows of `x` can be read.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
+pub unsafe fn integer(format: Format, bytes: &[u8], x: Rows, rows: usize, tile: &mut Tile) {
+    macro_rules! call {
+        ($four:literal, $scales:literal, $minimum:literal) => {
+            // SAFETY: passed on. Rows beyond `rows` are slack that may be read.
+            unsafe {
+                match rows {
+                    0 => {}
+                    1 => block::<1, $four, $scales, $minimum>(format, bytes, x, tile),
+                    2 => block::<2, $four, $scales, $minimum>(format, bytes, x, tile),
+                    3..=4 => block::<4, $four, $scales, $minimum>(format, bytes, x, tile),
+                    5..=8 => block::<8, $four, $scales, $minimum>(format, bytes, x, tile),
+                    _ => block::<ROW_SLACK, $four, $scales, $minimum>(format, bytes, x, tile),
+                }
+            }
+        };
+    }
+    for_format!(format, call)
+}
+
+/// # Safety
+/// As [`integer`]; `ROWS` ≤ 16.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
+#[allow(clippy::needless_range_loop)] // one index walks several register arrays
+unsafe fn block<const ROWS: usize, const FOUR: bool, const SCALES: usize, const MINIMUM: bool>(
+    format: Format,
+    bytes: &[u8],
+    x: Rows,
+    tile: &mut Tile,
+) {
+    let (units, header) = extents(format, x);
+    let mut at = bytes.as_ptr();
+    let mut sums = [_mm512_setzero_ps(); ROWS];
+    let nibble = _mm512_set1_epi8(15);
+    for u in 0..units {
+        // SAFETY: `at` walks the panel unit by unit; activations of ROWS rows can be read;
+        // prefetching has no effect on memory safety.
+        unsafe {
+            let vector = |i: usize| _mm512_cvtph_ps(_mm256_loadu_si256(at.add(32 * i).cast()));
+            let scales: [__m512; SCALES] = std::array::from_fn(&vector);
+            let minima: [__m512; SCALES] = match MINIMUM {
+                true => std::array::from_fn(|i| vector(SCALES + i)),
+                false => [_mm512_setzero_ps(); SCALES],
+            };
+            at = at.add(header);
+            let mut q = [_mm512_setzero_si512(); 8];
+            if FOUR {
+                for j in 0..4 {
+                    let packed = _mm512_loadu_si512(at.add(64 * j).cast());
+                    q[j] = _mm512_and_si512(packed, nibble);
+                    q[j + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(packed), nibble);
+                }
+                at = at.add(256);
+            } else {
+                for (j, q) in q.iter_mut().enumerate() {
+                    *q = _mm512_loadu_si512(at.add(64 * j).cast());
+                }
+                at = at.add(512);
+            }
+            for line in 0..if FOUR { 5 } else { 9 } {
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(2048 + 64 * line).cast());
+            }
+            for r in 0..ROWS {
+                let values = x.rounded.add(r * x.columns + u * 32).cast::<i32>();
+                let unit = &*x.units.add(r * units + u);
+                let scale = _mm512_set1_ps(unit.scale);
+                for s in 0..SCALES {
+                    let total = match SCALES {
+                        1 => unit.halves[0] + unit.halves[1],
+                        _ => unit.halves[s],
+                    };
+                    // Starting from −zero · Σx makes the sum that of the signed weights, exactly.
+                    let mut sum = match MINIMUM {
+                        true => _mm512_setzero_si512(),
+                        false => _mm512_set1_epi32(-format.zero * total),
+                    };
+                    for j in s * 8 / SCALES..(s + 1) * 8 / SCALES {
+                        let four = _mm512_set1_epi32(values.add(j).read_unaligned());
+                        sum = _mm512_dpbusd_epi32(sum, q[j], four);
+                    }
+                    let product = _mm512_cvtepi32_ps(sum);
+                    sums[r] = _mm512_fmadd_ps(_mm512_mul_ps(scales[s], scale), product, sums[r]);
+                    if MINIMUM {
+                        let total = match SCALES {
+                            1 => unit.sum,
+                            _ => unit.scale * total as f32,
+                        };
+                        sums[r] = _mm512_fmadd_ps(minima[s], _mm512_set1_ps(total), sums[r]);
+                    }
+                }
+            }
+        }
+    }
+    for r in 0..ROWS {
+        // SAFETY: a row of the tile holds sixteen floats.
+        unsafe { _mm512_storeu_ps(tile[r].as_mut_ptr(), sums[r]) };
+    }
+}
