@@ -197,6 +197,10 @@ fn engine_config(config: &Config) -> EngineConfig {
         max_waiting: config.engine.max_waiting,
         kv_cache_bytes: config.engine.kv_cache_mb << 20,
         step_tokens: config.engine.prefill_budget_tokens,
+        threads: match config.engine.threads {
+            Some(threads) => threads,
+            None => EngineConfig::default().threads,
+        },
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod demo_data;
 mod e2e;
+mod families;
 mod golden_parity;
 mod golden_training;
 mod hub;

@@ -9,9 +9,6 @@ use super::params::Params;
 use crate::model::chat::ChatError;
 use crate::model::{ChatMessage, ChatRole};
 
-/// Tokens generated at most if the request does not say.
-const DEFAULT_MAX_TOKENS: usize = 1024;
-
 const REFUSED: [&str; 9] = [
     "tools",
     "tool_choice",
@@ -56,12 +53,12 @@ impl ChatRequest {
             .map_err(|error| chat_error(&error))
     }
 
-    /// Most tokens to generate after a prompt of this length.
+    /// Most tokens to generate after a prompt of this length: if the request does not say, whatever
+    /// is left of the context.
     pub(crate) fn max_tokens(&self, prompt: usize, max_model_len: usize) -> usize {
         let room = max_model_len.saturating_sub(prompt);
         // At least 1, so that the engine refuses a prompt that fills the context.
-        let default = room.clamp(1, DEFAULT_MAX_TOKENS);
-        self.params.max_tokens.unwrap_or(default)
+        self.params.max_tokens.unwrap_or(room.max(1))
     }
 }
 

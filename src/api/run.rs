@@ -230,6 +230,7 @@ impl Progress {
                 reason,
                 text,
                 prompt_tokens,
+                cached_tokens,
                 completion_tokens,
             } => {
                 piece.text = text;
@@ -237,6 +238,7 @@ impl Progress {
                 self.usage.completion += completion_tokens;
                 if index.is_multiple_of(self.n) {
                     self.usage.prompt += prompt_tokens;
+                    self.usage.cached += cached_tokens;
                 }
             }
             GenerateEvent::Failed(message) => {

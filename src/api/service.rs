@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::error::ApiError;
 use super::{AppState, not_ready};
 use crate::telemetry::Event;
+use crate::telemetry::event::EngineSnapshot;
 
 /// `GET /health`: the process is alive.
 pub(crate) async fn health() -> Json<Value> {
@@ -33,11 +34,14 @@ pub(crate) async fn metrics(
 ) -> ([(HeaderName, &'static str); 1], String) {
     let stats = state.engine.stats();
     let metrics = state.telemetry.metrics();
-    metrics.record(&Event::EngineStats {
+    metrics.record(&Event::EngineStats(EngineSnapshot {
         running: stats.running,
         waiting: stats.waiting,
         kv_cache_usage: stats.kv_cache_usage,
-    });
+        prefix_queries: stats.prefix_queries,
+        prefix_hits: stats.prefix_hits,
+        preemptions: stats.preemptions,
+    }));
     metrics.record(&Event::Leases(state.registry.leases()));
     let content_type = "text/plain; version=0.0.4; charset=utf-8";
     ([(header::CONTENT_TYPE, content_type)], metrics.render())

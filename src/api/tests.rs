@@ -112,7 +112,13 @@ fn chat_answers_whole() {
         [requests[0].sampling.seed, requests[1].sampling.seed],
         [5, 6]
     );
-    assert_eq!(requests[0].sampling.max_tokens, 1024);
+    let prompt = requests[0].prompt.len();
+    assert_eq!(usage["prompt_tokens_details"]["cached_tokens"], prompt / 2);
+    assert_eq!(
+        requests[0].sampling.max_tokens,
+        2048 - prompt,
+        "whatever is left of the context"
+    );
     assert_eq!(requests[0].sampling.temperature, 1.0);
 }
 
@@ -401,6 +407,8 @@ fn probes_and_metrics_tell_the_state() {
     let lines = [
         "realign_requests_running 3",
         "realign_kv_cache_usage_ratio 0.5",
+        "realign_prefix_cache_queries_total 100",
+        "realign_prefix_cache_hits_total 64",
         "realign_requests_total{route=\"/v1/chat/completions\",status=\"200\"} 1",
         "realign_generation_tokens_total 3",
     ];

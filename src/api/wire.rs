@@ -37,6 +37,8 @@ pub(crate) struct Piece {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Usage {
     pub(crate) prompt: usize,
+    /// Prompt tokens that the prefix cache held.
+    pub(crate) cached: usize,
     pub(crate) completion: usize,
 }
 
@@ -94,6 +96,7 @@ impl Usage {
             "prompt_tokens": self.prompt,
             "completion_tokens": self.completion,
             "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
         })
     }
 }

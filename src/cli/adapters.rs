@@ -259,6 +259,7 @@ mod tests {
     use super::*;
     use crate::adapter::Manifest;
     use crate::adapter::test_support::small_weights;
+    use crate::model::spec::{RopeSpec, Variant};
 
     #[test]
     fn list_show_and_export() {
@@ -324,10 +325,11 @@ mod tests {
                 kv_heads: heads,
                 head_dim: 2,
                 rms_norm_eps: 1e-5,
-                rope_theta: 1e4,
+                rope: RopeSpec::plain(1e4),
                 max_position: 16,
                 qkv_bias: false,
                 tied_embeddings: true,
+                variant: Variant::default(),
             },
             hash: "hash".into(),
             name: "tiny".into(),

@@ -107,7 +107,8 @@ fn spec(spec: &ModelSpec) -> Value {
         "vocab_size": spec.vocab_size,
         "max_position": spec.max_position,
         "rms_norm_eps": spec.rms_norm_eps,
-        "rope_theta": spec.rope_theta,
+        "rope_theta": spec.rope.theta,
+        "sliding_window": spec.variant.windows.iter().flatten().next(),
         "qkv_bias": spec.qkv_bias,
         "tied_embeddings": spec.tied_embeddings,
     })

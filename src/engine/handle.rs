@@ -9,10 +9,11 @@ use tokio::sync::mpsc::unbounded_channel;
 
 use super::blocks::BlockPool;
 use super::request::{EngineStats, GenerateRequest, GenerateStream, SubmitError};
+use super::runner::Runner;
 use super::scheduler::Scheduler;
 use super::sequence::Sequence;
-use super::step;
-use crate::model::{Model, Ops, PagedKv, Tokenizer};
+use super::step::{Executor, ModelExecutor};
+use crate::model::{BLOCK_TOKENS, CpuExecutor, Model, PagedKv, Tokenizer};
 
 /// Sizes of an engine; resolved from the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +26,11 @@ pub struct EngineConfig {
     pub max_waiting: usize,
     /// Memory for keys and values, in bytes.
     pub kv_cache_bytes: usize,
-    /// Most rows in one step.
+    /// Rows that a step aims for: what decoding leaves of them is for prompts, and a chunk of a
+    /// prompt runs in any case.
     pub step_tokens: usize,
+    /// CPU threads that compute.
+    pub threads: usize,
 }
 
 impl Default for EngineConfig {
@@ -37,12 +41,13 @@ impl Default for EngineConfig {
             max_waiting: 256,
             kv_cache_bytes: 512 << 20,
             step_tokens: 512,
+            threads: std::thread::available_parallelism().map_or(1, Into::into),
         }
     }
 }
 
 /// Tokens per KV block.
-const BLOCK_SIZE: usize = 16;
+const BLOCK_SIZE: usize = BLOCK_TOKENS;
 
 /// Why an engine did not start.
 #[derive(Debug, thiserror::Error)]
@@ -57,8 +62,8 @@ pub enum EngineError {
         /// Bytes of one block.
         block: usize,
     },
-    /// The cache could not be allocated.
-    #[error("cannot allocate the KV cache: {0}")]
+    /// The executor or its cache could not be set up.
+    #[error("cannot set up the model's executor: {0}")]
     Allocate(#[from] candle_core::Error),
     /// The thread could not be started.
     #[error("cannot start the engine's thread: {0}")]
@@ -72,6 +77,9 @@ struct Shared {
     running: AtomicUsize,
     /// Parts per million, so that it fits an integer.
     kv_usage_ppm: AtomicU64,
+    prefix_queries: AtomicU64,
+    prefix_hits: AtomicU64,
+    preemptions: AtomicU64,
     stopping: AtomicBool,
 }
 
@@ -97,8 +105,9 @@ pub fn start(
     tokenizer: Arc<Tokenizer>,
     config: EngineConfig,
 ) -> Result<EngineHandle, EngineError> {
-    let width = model.spec.kv_heads * model.spec.head_dim;
-    let block = PagedKv::bytes_per_block(model.spec.layers, width, BLOCK_SIZE);
+    let (spec, limit) = (&model.spec, model.spec.max_position);
+    let width = spec.kv_heads * spec.head_dim;
+    let block = PagedKv::bytes_per_block(spec.layers, width, BLOCK_SIZE);
     let blocks = config.kv_cache_bytes / block;
     if blocks == 0 {
         return Err(EngineError::CacheTooSmall {
@@ -106,21 +115,40 @@ pub fn start(
             block,
         });
     }
-    let kv = PagedKv::new(model.spec.layers, width, blocks, BLOCK_SIZE, &model.device)?;
     let pool = BlockPool::new(blocks, BLOCK_SIZE);
-    let limit = config
-        .max_model_len
-        .unwrap_or(usize::MAX)
-        .min(model.spec.max_position)
-        .min(pool.capacity());
+    let executor: Box<dyn Executor> = if model.is_packed() {
+        Box::new(CpuExecutor::new(model, blocks, config.threads)?)
+    } else {
+        let kv = PagedKv::new(spec.layers, width, blocks, BLOCK_SIZE, &model.device)?;
+        Box::new(ModelExecutor::new(model, kv))
+    };
+    start_with(executor, pool, limit, tokenizer, config)
+}
+
+/// Starts the engine's thread on an executor whose cache has the pool's blocks; `limit` is the
+/// model's longest sequence in tokens.
+pub(super) fn start_with(
+    executor: Box<dyn Executor>,
+    pool: BlockPool,
+    limit: usize,
+    tokenizer: Arc<Tokenizer>,
+    config: EngineConfig,
+) -> Result<EngineHandle, EngineError> {
+    let wanted = config.max_model_len.unwrap_or(usize::MAX).min(limit);
+    let max_model_len = wanted.min(pool.capacity());
+    if max_model_len < wanted {
+        tracing::warn!(
+            max_model_len,
+            wanted,
+            "the KV cache holds fewer tokens than the context: requests are limited to \
+             max_model_len; raise engine.kv_cache_mb for longer ones"
+        );
+    }
     let shared = Arc::new(Shared::default());
     let (commands, inbox) = channel();
+    let scheduler = Scheduler::new(pool, config.max_running.max(1), config.step_tokens);
     let worker = Worker {
-        ops: Ops::for_device(&model.device),
-        model,
-        kv,
-        scheduler: Scheduler::new(pool, config.max_running.max(1), config.step_tokens),
-        tokenizer: tokenizer.clone(),
+        runner: Runner::new(scheduler, executor, tokenizer.clone()),
         shared: shared.clone(),
         inbox,
     };
@@ -131,7 +159,7 @@ pub fn start(
         commands,
         shared,
         tokenizer,
-        max_model_len: limit,
+        max_model_len,
         max_waiting: config.max_waiting,
         thread: Arc::new(Mutex::new(Some(thread))),
     })
@@ -174,10 +202,14 @@ impl EngineHandle {
 
     /// Load right now.
     pub fn stats(&self) -> EngineStats {
+        let shared = &self.shared;
         EngineStats {
-            running: self.shared.running.load(Ordering::Relaxed),
-            waiting: self.shared.waiting.load(Ordering::Relaxed),
-            kv_cache_usage: self.shared.kv_usage_ppm.load(Ordering::Relaxed) as f64 / 1e6,
+            running: shared.running.load(Ordering::Relaxed),
+            waiting: shared.waiting.load(Ordering::Relaxed),
+            kv_cache_usage: shared.kv_usage_ppm.load(Ordering::Relaxed) as f64 / 1e6,
+            prefix_hits: shared.prefix_hits.load(Ordering::Relaxed),
+            prefix_queries: shared.prefix_queries.load(Ordering::Relaxed),
+            preemptions: shared.preemptions.load(Ordering::Relaxed),
         }
     }
 
@@ -205,11 +237,7 @@ impl EngineHandle {
 }
 
 struct Worker {
-    model: Arc<Model>,
-    ops: Ops,
-    kv: PagedKv,
-    scheduler: Scheduler,
-    tokenizer: Arc<Tokenizer>,
+    runner: Runner,
     shared: Arc<Shared>,
     inbox: Receiver<Command>,
 }
@@ -217,91 +245,64 @@ struct Worker {
 impl Worker {
     fn run(mut self) {
         while self.receive() {
-            let gone = self.scheduler.drop_cancelled();
-            self.shared.waiting.fetch_sub(gone, Ordering::AcqRel);
-            self.step();
+            let waiting = self.runner.scheduler.waiting.len();
+            let can_run = self.runner.schedule();
+            self.count_waiting(waiting);
             self.publish();
+            if can_run {
+                self.runner.execute();
+                self.publish();
+            }
         }
-        for sequence in self.scheduler.running.iter().chain(&self.scheduler.waiting) {
+        let scheduler = &self.runner.scheduler;
+        for sequence in scheduler.running.iter().chain(&scheduler.waiting) {
             sequence.fail("the engine is shutting down");
         }
     }
 
     /// Takes new sequences in; waits for one when idle. `false` ends the engine.
     fn receive(&mut self) -> bool {
-        if self.scheduler.is_idle() {
+        let scheduler = &mut self.runner.scheduler;
+        if scheduler.is_idle() {
             match self.inbox.recv() {
-                Ok(Command::Run(sequence)) => self.scheduler.waiting.push_back(*sequence),
+                Ok(Command::Run(sequence)) => scheduler.waiting.push_back(*sequence),
                 Ok(Command::Stop) | Err(_) => return false,
             }
         }
         loop {
             match self.inbox.try_recv() {
-                Ok(Command::Run(sequence)) => self.scheduler.waiting.push_back(*sequence),
+                Ok(Command::Run(sequence)) => scheduler.waiting.push_back(*sequence),
                 Ok(Command::Stop) => return false,
                 Err(_) => return true,
             }
         }
     }
 
-    fn step(&mut self) {
-        let waiting = self.scheduler.waiting.len();
-        let shares = self.scheduler.schedule();
-        self.count_waiting(waiting);
-        if shares.is_empty() {
-            return;
-        }
-        match step::forward(
-            &self.model,
-            self.ops,
-            &self.kv,
-            &mut self.scheduler,
-            &shares,
-        ) {
-            Ok(rows) => {
-                let mut ended: Vec<usize> = rows
-                    .into_iter()
-                    .filter_map(|(index, logits)| {
-                        self.scheduler.running[index]
-                            .advance(&logits, &self.tokenizer)
-                            .then_some(index)
-                    })
-                    .collect();
-                ended.sort_unstable();
-                self.scheduler.retire(&ended);
-            }
-            Err(error) => {
-                tracing::error!(%error, "a forward pass failed; its sequences are given up");
-                let mut failed: Vec<usize> = shares.iter().map(|s| s.index).collect();
-                failed.sort_unstable();
-                for sequence in self.scheduler.retire(&failed) {
-                    sequence.fail("the model could not compute this step; see the server's log");
-                }
-            }
-        }
-    }
-
     /// The counter bounds accepted sequences that are not running; scheduling moves some.
     fn count_waiting(&self, before: usize) {
-        let after = self.scheduler.waiting.len();
+        let after = self.runner.scheduler.waiting.len();
+        let waiting = &self.shared.waiting;
         if after < before {
-            self.shared
-                .waiting
-                .fetch_sub(before - after, Ordering::AcqRel);
+            waiting.fetch_sub(before - after, Ordering::AcqRel);
         } else {
-            self.shared
-                .waiting
-                .fetch_add(after - before, Ordering::AcqRel);
+            waiting.fetch_add(after - before, Ordering::AcqRel);
         }
     }
 
     fn publish(&self) {
+        let scheduler = &self.runner.scheduler;
         self.shared
             .running
-            .store(self.scheduler.running.len(), Ordering::Relaxed);
-        self.shared.kv_usage_ppm.store(
-            (self.scheduler.pool.usage() * 1e6) as u64,
-            Ordering::Relaxed,
-        );
+            .store(scheduler.running.len(), Ordering::Relaxed);
+        let usage = (scheduler.pool.usage() * 1e6) as u64;
+        let totals = scheduler.totals;
+        for (shared, value) in [
+            (&self.shared.kv_usage_ppm, usage),
+            (&self.shared.prefix_queries, totals.prefix_queries),
+            (&self.shared.prefix_hits, totals.prefix_hits),
+            (&self.shared.preemptions, totals.preemptions),
+        ] {
+            shared.store(value, Ordering::Relaxed);
+        }
     }
 }

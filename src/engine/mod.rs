@@ -1,16 +1,22 @@
 //! Continuous batching over a paged KV cache. Knows no HTTP.
 //!
-//! One thread owns the cache and the sequences and repeats `schedule → forward → sample`; callers
-//! hold an [`EngineHandle`] and talk to it through channels. A sequence leases its generation when
+//! One thread owns the cache and the sequences and repeats `schedule → forward → sample`
+//! ([`runner`]); callers hold an [`EngineHandle`] and talk to it through channels, so a waiting
+//! request costs its prompt's memory and nothing else. A sequence leases its generation when
 //! it is accepted; rows of different generations share a batch because adapters stay unmerged.
 
 mod blocks;
+mod free_list;
 mod handle;
+mod prefix;
 pub mod request;
+mod runner;
 mod sampler;
 mod scheduler;
 mod sequence;
 mod step;
 mod stop;
+#[cfg(test)]
+mod tests;
 
 pub use handle::{EngineConfig, EngineError, EngineHandle, start};

@@ -93,6 +93,8 @@ pub enum GenerateEvent {
         text: String,
         /// Prompt tokens processed.
         prompt_tokens: usize,
+        /// Those of them whose keys and values another sequence had left in the cache.
+        cached_tokens: usize,
         /// Tokens generated, the end-of-turn token included.
         completion_tokens: usize,
     },
@@ -156,6 +158,12 @@ pub struct EngineStats {
     pub running: usize,
     /// Sequences accepted and waiting for KV blocks.
     pub waiting: usize,
-    /// Used share of KV blocks, 0 to 1.
+    /// Share of KV blocks that running sequences hold, 0 to 1.
     pub kv_cache_usage: f64,
+    /// Prompt tokens looked up in the prefix cache since the start.
+    pub prefix_queries: u64,
+    /// Those that were found there.
+    pub prefix_hits: u64,
+    /// Times that a running sequence gave its KV blocks to older ones, since the start.
+    pub preemptions: u64,
 }

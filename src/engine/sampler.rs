@@ -13,8 +13,19 @@ pub struct Sampler {
     rng: ChaCha8Rng,
 }
 
+/// A candidate's id and its weight, exp(scaled logit), 1 for the most probable token.
+type Candidate = (u32, f32);
+
+/// Candidates while a token is drawn. All sequences share one, which grows to the vocabulary once.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    candidates: Vec<Candidate>,
+}
+
 /// A token's probability falls below 1e-13 of the best one's here: never drawn, not worth sorting.
 const NEGLIGIBLE: f32 = -30.0;
+/// The nucleus is looked for among this many best candidates first; mostly it is there.
+const FIRST_LOOK: usize = 64;
 
 impl Sampler {
     /// A sampler at the beginning of its stream.
@@ -25,29 +36,35 @@ impl Sampler {
         }
     }
 
+    #[cfg(test)]
+    pub fn seed(&self) -> u64 {
+        self.params.seed
+    }
+
     /// Draws a token id. Ties go to the lower id.
-    pub fn draw(&mut self, logits: &[f32]) -> u32 {
+    pub fn draw(&mut self, logits: &[f32], scratch: &mut Scratch) -> u32 {
         let best = argmax(logits);
         if self.params.temperature <= 0.0 {
             return best as u32;
         }
+        let candidates = &mut scratch.candidates;
+        candidates.clear();
         let top = logits[best];
         let scaled = |l: f32| (l - top) / self.params.temperature;
-        let mut candidates: Vec<(u32, f32)> = logits
-            .iter()
-            .enumerate()
-            .filter(|(_, l)| scaled(**l) > NEGLIGIBLE)
-            .map(|(id, l)| (id as u32, scaled(*l).exp()))
-            .collect();
-        candidates.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        if self.params.top_k > 0 {
+        candidates.extend(
+            (0u32..)
+                .zip(logits)
+                .filter(|(_, l)| scaled(**l) > NEGLIGIBLE)
+                .map(|(id, l)| (id, scaled(*l).exp())),
+        );
+        if (1..candidates.len()).contains(&self.params.top_k) {
+            best_first(candidates, self.params.top_k);
             candidates.truncate(self.params.top_k);
         }
-        keep_nucleus(&mut candidates, self.params.top_p);
-        let total: f32 = candidates.iter().map(|c| c.1).sum();
-        let mut rest = self.rng.random::<f32>() * total;
-        for (id, weight) in &candidates {
-            rest -= weight;
+        keep_nucleus(candidates, self.params.top_p);
+        let mut rest = self.rng.random::<f64>() * sum(candidates);
+        for (id, weight) in candidates.iter() {
+            rest -= f64::from(*weight);
             if rest <= 0.0 {
                 return *id;
             }
@@ -57,18 +74,43 @@ impl Sampler {
     }
 }
 
+/// In f64, so that the rounding of a vocabulary's worth of small weights does not add up.
+fn sum(candidates: &[Candidate]) -> f64 {
+    candidates.iter().map(|c| f64::from(c.1)).sum()
+}
+
+/// Brings the `n` best candidates to the front, the best first, the lower id of equals first.
+fn best_first(candidates: &mut [Candidate], n: usize) {
+    let order = |a: &Candidate, b: &Candidate| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    if (1..candidates.len()).contains(&n) {
+        candidates.select_nth_unstable_by(n - 1, order);
+    }
+    let n = n.min(candidates.len());
+    candidates[..n].sort_unstable_by(order);
+}
+
 /// Keeps the smallest set of best candidates whose share reaches `top_p`, at least one.
-fn keep_nucleus(candidates: &mut Vec<(u32, f32)>, top_p: f32) {
+fn keep_nucleus(candidates: &mut Vec<Candidate>, top_p: f32) {
     if top_p >= 1.0 {
         return;
     }
-    let limit = top_p * candidates.iter().map(|c| c.1).sum::<f32>();
-    let mut sum = 0.0;
-    let keep = candidates.iter().position(|c| {
-        sum += c.1;
-        sum >= limit
-    });
-    candidates.truncate(keep.map_or(candidates.len(), |i| i + 1));
+    let limit = f64::from(top_p) * sum(candidates);
+    let mut look = FIRST_LOOK;
+    loop {
+        best_first(candidates, look);
+        let mut reached = 0.0;
+        let keep = candidates.iter().take(look).position(|c| {
+            reached += f64::from(c.1);
+            reached >= limit
+        });
+        if let Some(last) = keep {
+            return candidates.truncate(last + 1);
+        }
+        if look >= candidates.len() {
+            return;
+        }
+        look *= 8;
+    }
 }
 
 /// Index of the largest logit, the lowest of equals.
@@ -82,25 +124,23 @@ pub fn argmax(logits: &[f32]) -> usize {
     best
 }
 
-/// log p of one token, and the `n` most probable ones with theirs, best first.
+/// log p of one token, and the `n` most probable ones with theirs, best first. Holds `n` tokens
+/// while it reads the logits once.
 pub fn logprobs(logits: &[f32], token: u32, n: usize) -> (f32, Vec<(u32, f32)>) {
     let normaliser = logsumexp(logits);
-    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-    let by_logit = |a: &u32, b: &u32| {
-        logits[*b as usize]
-            .total_cmp(&logits[*a as usize])
-            .then(a.cmp(b))
-    };
-    let n = n.min(order.len());
-    if n > 0 && n < order.len() {
-        order.select_nth_unstable_by(n - 1, by_logit);
+    let mut top: Vec<(u32, f32)> = Vec::with_capacity(n.min(logits.len()));
+    for (id, &logit) in (0u32..).zip(logits) {
+        if top.len() == n && top.last().is_none_or(|worst| logit <= worst.1) {
+            continue;
+        }
+        // Ids ascend, so an equal one found before stays in front.
+        let at = top.partition_point(|(_, better)| *better >= logit);
+        top.truncate(n - 1);
+        top.insert(at, (id, logit));
     }
-    order.truncate(n);
-    order.sort_by(by_logit);
-    let top = order
-        .into_iter()
-        .map(|id| (id, logits[id as usize] - normaliser))
-        .collect();
+    for (_, logit) in &mut top {
+        *logit -= normaliser;
+    }
     (logits[token as usize] - normaliser, top)
 }
 
@@ -110,8 +150,9 @@ mod tests {
 
     fn draws(params: SamplingParams, n: usize) -> Vec<u32> {
         let logits = [1.0f32, 3.0, 2.0, -50.0, 3.0];
-        let mut sampler = Sampler::new(&params);
-        (0..n).map(|_| sampler.draw(&logits)).collect()
+        let (mut sampler, mut scratch) = (Sampler::new(&params), Scratch::default());
+        let draw = |_| sampler.draw(&logits, &mut scratch);
+        (0..n).map(draw).collect()
     }
 
     #[test]
@@ -183,5 +224,68 @@ mod tests {
         assert_eq!(top.iter().map(|t| t.0).collect::<Vec<_>>(), [2, 1]);
         assert!((top[0].1 + 0.407_606).abs() < 1e-4);
         assert_eq!(logprobs(&[0.0, 1.0], 1, 9).1.len(), 2);
+    }
+    #[test]
+    fn the_nucleus_is_the_same_as_after_a_full_sort() {
+        let mut random = ChaCha8Rng::seed_from_u64(3);
+        for round in 0..40 {
+            // Coarse weights, so that there are ties; few or many reach the limit.
+            let size = random.random_range(1..3000);
+            let weight = |id| (id, random.random_range(1..20) as f32 / 20.0);
+            let mut kept: Vec<Candidate> = (0..size).map(weight).collect();
+            let mut sorted = kept.clone();
+            let top_p = [0.0, 0.01, 0.5, 0.99, 0.9999][round % 5];
+            keep_nucleus(&mut kept, top_p);
+            sorted.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            let limit = f64::from(top_p) * sum(&sorted);
+            let enough = (1..=sorted.len()).find(|&n| sum(&sorted[..n]) >= limit);
+            assert_eq!(kept, sorted[..enough.unwrap()], "{size} {top_p}");
+        }
+    }
+
+    #[test]
+    fn a_draw_leaves_nothing_behind_for_the_next() {
+        let sampling = |top_k, top_p| SamplingParams {
+            temperature: 0.8,
+            top_k,
+            top_p,
+            seed: 9,
+            ..Default::default()
+        };
+        let logits = |shift: usize| -> Vec<f32> {
+            (0..500)
+                .map(|i| ((i * 37 + shift) % 91) as f32 / 9.0)
+                .collect()
+        };
+        let mut shared = Scratch::default();
+        for params in [
+            sampling(0, 1.0),
+            sampling(5, 1.0),
+            sampling(0, 0.7),
+            sampling(40, 0.5),
+        ] {
+            let mut beside = Sampler::new(&params);
+            let mut alone = Sampler::new(&params);
+            for step in 0..50 {
+                let expected = alone.draw(&logits(step), &mut Scratch::default());
+                assert_eq!(beside.draw(&logits(step), &mut shared), expected);
+                Sampler::new(&sampling(0, 1.0)).draw(&logits(step + 7), &mut shared);
+            }
+        }
+    }
+
+    #[test]
+    fn the_most_probable_tokens_are_those_of_a_full_sort() {
+        let logits: Vec<f32> = (0..300).map(|i| ((i * 53) % 40) as f32).collect();
+        let mut order: Vec<u32> = (0..300).collect();
+        order.sort_by(|&a, &b| {
+            logits[b as usize]
+                .total_cmp(&logits[a as usize])
+                .then(a.cmp(&b))
+        });
+        for n in [0, 1, 7, 20, 300, 400] {
+            let ids: Vec<u32> = logprobs(&logits, 0, n).1.iter().map(|t| t.0).collect();
+            assert_eq!(ids, order[..n.min(300)]);
+        }
     }
 }

@@ -1,9 +1,18 @@
 //! Who runs in the next step.
+//!
+//! First come, first served. A sequence is admitted when the blocks for all its tokens are there,
+//! so prefills never wait for each other's blocks; a sequence that does not fit yet lets none
+//! behind it pass, so it runs as soon as enough running ones have ended. Only decoding takes
+//! further blocks. If none is left the youngest sequence gives its own back and waits in front:
+//! the oldest always gets on, and with it everyone.
 
 use std::collections::VecDeque;
 
 use super::blocks::BlockPool;
 use super::sequence::Sequence;
+
+/// Fewest prompt tokens of a prefill chunk: smaller ones pay a step's fixed costs too often.
+const MIN_CHUNK: usize = 64;
 
 /// Waiting and running sequences. Running ones hold KV blocks; waiting ones hold nothing.
 #[derive(Debug)]
@@ -14,8 +23,25 @@ pub struct Scheduler {
     pub waiting: VecDeque<Sequence>,
     /// Free and used KV blocks.
     pub pool: BlockPool,
+    /// Running totals.
+    pub totals: Totals,
     max_running: usize,
-    token_budget: usize,
+    prefill_budget: usize,
+    /// The next place in the round of prefills.
+    next_turn: u64,
+    /// Scratch: indices of prefilling sequences.
+    prefilling: Vec<usize>,
+}
+
+/// What happened since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Prompt tokens looked up in the prefix cache: all of each prompt, once per sequence.
+    pub prefix_queries: u64,
+    /// Those that were found.
+    pub prefix_hits: u64,
+    /// Sequences that gave their blocks back to older ones.
+    pub preemptions: u64,
 }
 
 /// One sequence's share of a step.
@@ -28,14 +54,18 @@ pub struct Share {
 }
 
 impl Scheduler {
-    /// An empty scheduler. `token_budget` bounds the rows of one step.
-    pub fn new(pool: BlockPool, max_running: usize, token_budget: usize) -> Self {
+    /// An empty scheduler. A step has a row for every decoding sequence and fills up to
+    /// `step_tokens` rows with prompts, but runs at least one chunk if a prompt is there.
+    pub fn new(pool: BlockPool, max_running: usize, step_tokens: usize) -> Self {
         Self {
             running: Vec::new(),
             waiting: VecDeque::new(),
             pool,
-            max_running,
-            token_budget: token_budget.max(1),
+            totals: Totals::default(),
+            max_running: max_running.max(1),
+            prefill_budget: step_tokens.max(1),
+            next_turn: 0,
+            prefilling: Vec::new(),
         }
     }
 
@@ -44,98 +74,168 @@ impl Scheduler {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
-    /// Drops sequences whose clients have gone. Returns how many of them were waiting.
-    pub fn drop_cancelled(&mut self) -> usize {
+    /// Drops sequences whose clients have gone.
+    pub fn drop_cancelled(&mut self) {
         let pool = &mut self.pool;
         self.running.retain_mut(|s| {
             let keep = !s.is_cancelled();
             if !keep {
-                pool.release(&mut s.blocks);
+                pool.release(&mut s.table);
             }
             keep
         });
-        let before = self.waiting.len();
         self.waiting.retain(|s| !s.is_cancelled());
-        before - self.waiting.len()
     }
 
-    /// Chooses the next step: every decoding sequence first, so that no stream stalls behind a
-    /// long prompt, then prefill chunks, oldest first, then new sequences, within the token budget.
-    pub fn schedule(&mut self) -> Vec<Share> {
-        let mut budget = self.token_budget;
-        let mut shares = Vec::new();
-        let preempted = self.secure_decodes();
-        for index in 0..self.running.len() {
-            if self.running[index].pending() == 1 && budget > 0 {
+    /// Chooses the next step: every decoding sequence, so that no stream stalls behind a prompt,
+    /// then chunks of prompts. Nothing is chosen only if nothing can run.
+    pub fn schedule(&mut self, shares: &mut Vec<Share>) {
+        shares.clear();
+        if !self.secure_blocks() {
+            self.admit();
+        }
+        for (index, sequence) in self.running.iter().enumerate() {
+            if sequence.pending() == 1 {
                 shares.push(Share { index, tokens: 1 });
-                budget -= 1;
             }
         }
-        for index in 0..self.running.len() {
-            let sequence = &mut self.running[index];
-            let tokens = sequence.pending().min(budget);
-            if sequence.pending() > 1 && tokens > 0 {
-                let end = sequence.computed + tokens;
-                if self.pool.grow(&mut sequence.blocks, end) {
-                    shares.push(Share { index, tokens });
-                    budget -= tokens;
-                }
-            }
-        }
-        if !preempted {
-            self.admit(&mut budget, &mut shares);
-        }
-        shares
+        self.share_prefill(shares);
     }
 
-    /// Gives every decoding sequence the block for its next token, preempting the youngest when
-    /// the pool is empty. A preempted sequence forgets its cache and is recomputed later.
-    fn secure_decodes(&mut self) -> bool {
+    /// Gives every running sequence the blocks for its tokens, which only a decoding one can lack.
+    /// Returns whether others were preempted for it.
+    fn secure_blocks(&mut self) -> bool {
         let mut preempted = false;
         let mut index = 0;
-        while index < self.running.len() {
-            let sequence = &mut self.running[index];
-            let end = sequence.computed + 1;
-            if sequence.pending() > 1 || self.pool.grow(&mut sequence.blocks, end) {
+        while let Some(sequence) = self.running.get_mut(index) {
+            let tokens = sequence.tokens.len();
+            if self.pool.grow(&mut sequence.table, tokens) {
                 index += 1;
-                continue;
-            }
-            preempted = true;
-            if let Some(mut youngest) = self.running.pop() {
-                self.pool.release(&mut youngest.blocks);
-                youngest.computed = 0;
-                self.waiting.push_front(youngest);
+            } else {
+                self.preempt_youngest();
+                preempted = true;
             }
         }
         preempted
     }
 
-    fn admit(&mut self, budget: &mut usize, shares: &mut Vec<Share>) {
-        while *budget > 0 && self.running.len() < self.max_running {
-            let Some(mut sequence) = self.waiting.pop_front() else {
-                return;
-            };
-            let tokens = sequence.pending().min(*budget);
-            if !self.pool.grow(&mut sequence.blocks, tokens) {
-                self.waiting.push_front(sequence);
-                return;
-            }
-            shares.push(Share {
-                index: self.running.len(),
-                tokens,
-            });
-            self.running.push(sequence);
-            *budget -= tokens;
+    /// The youngest forgets what it computed; its full blocks stay findable until others need
+    /// them, so little may be left to recompute.
+    fn preempt_youngest(&mut self) {
+        if let Some(mut youngest) = self.running.pop() {
+            self.pool.release(&mut youngest.table);
+            youngest.computed = 0;
+            self.waiting.push_front(youngest);
+            self.totals.preemptions += 1;
         }
     }
 
-    /// Removes the running sequences at these ascending indices and frees their blocks.
-    pub fn retire(&mut self, indices: &[usize]) -> Vec<Sequence> {
+    fn admit(&mut self) {
+        let mut at = 0;
+        // Looking past sequences that wait for a block in the making is bounded like the batch.
+        while self.running.len() < self.max_running && at < self.max_running {
+            let Some(sequence) = self.waiting.get_mut(at) else {
+                return;
+            };
+            let tokens = sequence.tokens.len();
+            let cached = self
+                .pool
+                .lease_prefix(&mut sequence.table, &sequence.tokens);
+            let next_block = cached / self.pool.block_size();
+            if awaits_block(sequence, next_block, &self.running, &self.pool) {
+                self.pool.release(&mut sequence.table);
+                at += 1;
+                continue;
+            }
+            if !self.pool.grow(&mut sequence.table, tokens) {
+                self.pool.release(&mut sequence.table);
+                return;
+            }
+            if let Some(mut sequence) = self.waiting.remove(at) {
+                self.count_lookup(&mut sequence, cached);
+                sequence.computed = cached;
+                sequence.turn = self.next_turn;
+                self.next_turn += 1;
+                self.running.push(sequence);
+            }
+        }
+    }
+
+    /// Counts a sequence's first admission only: a preempted one finds what it computed itself.
+    fn count_lookup(&mut self, sequence: &mut Sequence, cached: usize) {
+        if sequence.cached_prompt.is_none() {
+            sequence.cached_prompt = Some(cached);
+            self.totals.prefix_queries += sequence.tokens.len() as u64;
+            self.totals.prefix_hits += cached as u64;
+        }
+    }
+
+    /// Divides the rows that decoding leaves between prefills: equal parts, at least a minimum
+    /// chunk each, and if that does not suffice for all, those first that waited longest.
+    fn share_prefill(&mut self, shares: &mut Vec<Share>) {
+        let least = MIN_CHUNK.min(self.prefill_budget);
+        let mut budget = self.prefill_budget.saturating_sub(shares.len()).max(least);
+        let running = &mut self.running;
+        let mut turn = std::mem::take(&mut self.prefilling);
+        turn.clear();
+        turn.extend((0..running.len()).filter(|&i| running[i].pending() > 1));
+        turn.sort_unstable_by_key(|&i| running[i].turn);
+        let served = turn.len().min((budget / least).max(1));
+        // The shortest first: what they leave of an equal part is the others'.
+        turn[..served].sort_unstable_by_key(|&i| (running[i].pending(), i));
+        for (at, &index) in turn.iter().enumerate() {
+            // Rows that are left over are a gift: they cost nobody's turn.
+            let part = budget / served.saturating_sub(at).max(1);
+            if at < served {
+                running[index].turn = self.next_turn;
+                self.next_turn += 1;
+            }
+            let tokens = running[index].pending().min(part);
+            if tokens > 0 {
+                shares.push(Share { index, tokens });
+                budget -= tokens;
+            }
+        }
+        self.prefilling = turn;
+    }
+
+    /// Notes that the tokens of these shares have their keys and values in the cache.
+    pub fn mark_computed(&mut self, shares: &[Share]) {
+        for share in shares {
+            let s = &mut self.running[share.index];
+            s.computed += share.tokens;
+            self.pool.seal(&mut s.table, &s.tokens, s.computed);
+        }
+    }
+
+    /// Removes the running sequences at these indices and frees their blocks.
+    pub fn retire(&mut self, indices: &mut [usize]) -> Vec<Sequence> {
+        indices.sort_unstable();
         let retired = indices.iter().rev().map(|&index| {
             let mut sequence = self.running.remove(index);
-            self.pool.release(&mut sequence.blocks);
+            self.pool.release(&mut sequence.table);
             sequence
         });
         retired.collect()
     }
+}
+
+/// Whether a running sequence is about to compute the very block that this one lacks next, as when
+/// several choices are asked of one prompt: waiting for it is less work than computing it twice.
+/// Running sequences get on in every step, so this ends.
+fn awaits_block(
+    sequence: &Sequence,
+    next_block: usize,
+    running: &[Sequence],
+    pool: &BlockPool,
+) -> bool {
+    let end = (next_block + 1) * pool.block_size();
+    let Some(key) = sequence.table.key(next_block) else {
+        return false;
+    };
+    // The last token runs anyway, so a block that holds it is not worth waiting for.
+    end < sequence.tokens.len()
+        && running
+            .iter()
+            .any(|r| r.computed < end && r.table.key(next_block) == Some(key))
 }

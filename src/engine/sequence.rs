@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::blocks::BlockTable;
 use super::request::{FinishReason, GenerateEvent, GenerateRequest, TokenLogprob};
-use super::sampler::{Sampler, logprobs};
+use super::sampler::{Sampler, Scratch, logprobs};
 use super::stop::{StopMatcher, StopOutcome};
 use crate::adapter::generation::Generation;
 use crate::model::{StreamDecoder, Tokenizer};
@@ -20,7 +21,11 @@ pub struct Sequence {
     /// How many of them have keys and values in the cache.
     pub computed: usize,
     /// Blocks that hold them.
-    pub blocks: Vec<u32>,
+    pub table: BlockTable,
+    /// Its place in the round of prefills: the lowest has a chunk next.
+    pub turn: u64,
+    /// Prompt tokens that the prefix cache held when it was first admitted.
+    pub cached_prompt: Option<usize>,
     prompt: usize,
     max_tokens: usize,
     top_logprobs: Option<usize>,
@@ -43,11 +48,13 @@ impl Sequence {
             generation,
         } = request;
         Self {
+            table: BlockTable::new(&generation.id),
             generation,
             prompt: prompt.len(),
             tokens: prompt,
             computed: 0,
-            blocks: Vec::new(),
+            turn: 0,
+            cached_prompt: None,
             max_tokens: sampling.max_tokens,
             top_logprobs: sampling.top_logprobs,
             sampler: Sampler::new(&sampling),
@@ -62,14 +69,25 @@ impl Sequence {
         self.tokens.len() - self.computed
     }
 
+    /// Tells sequences apart in tests.
+    #[cfg(test)]
+    pub fn seed(&self) -> u64 {
+        self.sampler.seed()
+    }
+
     /// Whether the client has gone.
     pub fn is_cancelled(&self) -> bool {
         self.events.is_closed()
     }
 
     /// Draws the next token from its logits and reports it. Returns whether the sequence ended.
-    pub fn advance(&mut self, logits: &[f32], tokenizer: &Tokenizer) -> bool {
-        let id = self.sampler.draw(logits);
+    pub fn advance(
+        &mut self,
+        logits: &[f32],
+        tokenizer: &Tokenizer,
+        scratch: &mut Scratch,
+    ) -> bool {
+        let id = self.sampler.draw(logits, scratch);
         self.tokens.push(id);
         let generated = self.tokens.len() - self.prompt;
         let at_end = tokenizer.end_of_generation_ids().contains(&id);
@@ -128,6 +146,7 @@ impl Sequence {
             reason,
             text,
             prompt_tokens: self.prompt,
+            cached_tokens: self.cached_prompt.unwrap_or(0),
             completion_tokens,
         });
     }

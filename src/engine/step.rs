@@ -1,111 +1,226 @@
-//! One forward pass over a scheduled batch.
+//! One step: the rows that run, and who runs them.
+//!
+//! The scheduler's shares become a [`Layout`]; an [`Executor`] computes it and hands back the
+//! logits of the rows that a next token is drawn from. Executors know nothing of sequences,
+//! requests or scheduling.
 
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor};
+use candle_core::{CpuStorage, Result, Storage, Tensor};
 
-use super::scheduler::{Scheduler, Share};
+use super::scheduler::Share;
 use super::sequence::Sequence;
-use crate::model::{AdapterRows, Attention, Batch, Model, Ops, PagedKv, PagedSequence};
+use crate::model::{
+    AdapterRows, AdapterSpan, Attention, Batch, CpuExecutor, Model, Ops, PagedKv, PagedSequence,
+    Step,
+};
 
-/// The rows of a step, sequences of one generation side by side.
-struct Layout {
-    shares: Vec<Share>,
-    tokens: Vec<u32>,
-    positions: Vec<u32>,
-    sequences: Arc<[PagedSequence]>,
+/// The rows of a step, sequences of one generation side by side. Refilled for every step, so that
+/// its buffers are allocated once.
+#[derive(Debug)]
+pub struct Layout {
+    /// Token ids, one per row.
+    pub tokens: Vec<u32>,
+    /// Position of each row in its sequence.
+    pub positions: Vec<u32>,
+    /// Which rows belong to which sequence, and where its keys and values are.
+    pub sequences: Arc<[PagedSequence]>,
+    /// Adapters by ascending row range; base rows appear in none.
+    pub adapters: Vec<AdapterSpan>,
+    /// Ascending rows whose logits are asked for: the last row of every sequence that has no
+    /// further token to compute.
+    pub outputs: Vec<u32>,
+    /// For each output, its sequence's index in the running batch.
+    pub owners: Vec<usize>,
+    /// The shares in the rows' order.
+    order: Vec<Share>,
+    /// `sequences` while it is collected.
+    parts: Vec<PagedSequence>,
+}
+
+impl Default for Layout {
+    fn default() -> Self {
+        Self {
+            tokens: Vec::new(),
+            positions: Vec::new(),
+            sequences: Arc::from([]),
+            adapters: Vec::new(),
+            outputs: Vec::new(),
+            owners: Vec::new(),
+            order: Vec::new(),
+            parts: Vec::new(),
+        }
+    }
 }
 
 impl Layout {
-    fn new(running: &[Sequence], shares: &[Share]) -> Self {
-        let mut shares = shares.to_vec();
-        shares.sort_by(|a, b| {
-            running[a.index]
-                .generation
-                .id
-                .cmp(&running[b.index].generation.id)
-                .then(a.index.cmp(&b.index))
+    /// Lays out a step's shares.
+    pub fn fill(&mut self, running: &mut [Sequence], shares: &[Share]) {
+        self.clear();
+        self.order.extend_from_slice(shares);
+        self.order.sort_unstable_by(|a, b| {
+            let generation = |share: &Share| &running[share.index].generation.id;
+            generation(a).cmp(generation(b)).then(a.index.cmp(&b.index))
         });
-        let (mut tokens, mut positions, mut sequences) = (Vec::new(), Vec::new(), Vec::new());
-        for share in &shares {
-            let s = &running[share.index];
-            let range = s.computed..s.computed + share.tokens;
-            sequences.push(PagedSequence {
-                start: tokens.len(),
-                rows: share.tokens,
-                cached: s.computed,
-                blocks: s.blocks.clone().into(),
-            });
-            tokens.extend_from_slice(&s.tokens[range.clone()]);
-            positions.extend(range.map(|p| p as u32));
+        for i in 0..self.order.len() {
+            let share = self.order[i];
+            self.push(&mut running[share.index], share);
         }
-        Self {
-            shares,
-            tokens,
-            positions,
-            sequences: sequences.into(),
-        }
+        self.sequences = self.parts.drain(..).collect();
     }
 
-    /// Row ranges by adapter, ascending; base rows appear in none.
-    fn adapters<'a>(&self, running: &'a [Sequence]) -> Vec<AdapterRows<'a>> {
-        let mut ranges: Vec<AdapterRows<'a>> = Vec::new();
-        for (share, rows) in self.shares.iter().zip(self.sequences.iter()) {
-            let Some(adapter) = running[share.index].generation.adapter.as_deref() else {
-                continue;
-            };
-            let rows = rows.start..rows.start + rows.rows;
-            match ranges.last_mut() {
-                Some(last)
-                    if std::ptr::eq(last.adapter, adapter) && last.rows.end == rows.start =>
-                {
-                    last.rows.end = rows.end
-                }
-                _ => ranges.push(AdapterRows { rows, adapter }),
-            }
+    fn clear(&mut self) {
+        self.tokens.clear();
+        self.positions.clear();
+        self.adapters.clear();
+        self.outputs.clear();
+        self.owners.clear();
+        self.order.clear();
+    }
+
+    fn push(&mut self, sequence: &mut Sequence, share: Share) {
+        let start = self.tokens.len();
+        let range = sequence.computed..sequence.computed + share.tokens;
+        self.parts.push(PagedSequence {
+            start,
+            rows: share.tokens,
+            cached: sequence.computed,
+            blocks: sequence.table.view(),
+        });
+        self.tokens
+            .extend_from_slice(&sequence.tokens[range.clone()]);
+        self.positions.extend(range.map(|p| p as u32));
+        let end = self.tokens.len();
+        if sequence.pending() == share.tokens {
+            self.outputs.push((end - 1) as u32);
+            self.owners.push(share.index);
         }
-        ranges
+        let Some(adapter) = &sequence.generation.adapter else {
+            return;
+        };
+        match self.adapters.last_mut() {
+            Some(last) if Arc::ptr_eq(&last.adapter, adapter) && last.rows.end == start => {
+                last.rows.end = end;
+            }
+            _ => self.adapters.push(AdapterSpan {
+                rows: start..end,
+                adapter: adapter.clone(),
+            }),
+        }
     }
 }
 
-/// Runs the shares, marks their tokens as computed, and returns (index into `running`, logits) of
-/// every sequence whose last token was among them.
-pub fn forward(
-    model: &Model,
+/// Logits of a step's outputs in one flat buffer, (outputs, vocabulary), reused between steps.
+#[derive(Debug, Default)]
+pub struct Logits {
+    values: Vec<f32>,
+    vocab: usize,
+}
+
+impl Logits {
+    /// Makes room for `rows` rows of `vocab` logits and gives the buffer to write them to. What it
+    /// holds is unspecified.
+    pub fn prepare(&mut self, rows: usize, vocab: usize) -> &mut [f32] {
+        self.vocab = vocab;
+        self.values.resize(rows * vocab, 0.0);
+        &mut self.values
+    }
+
+    /// The logits of output `index`, (vocabulary).
+    pub fn row(&self, index: usize) -> &[f32] {
+        &self.values[index * self.vocab..(index + 1) * self.vocab]
+    }
+
+    /// Takes over a tensor of shape (outputs, vocabulary), f32.
+    fn read(&mut self, logits: &Tensor) -> Result<()> {
+        let (rows, vocab) = logits.dims2()?;
+        let into = self.prepare(rows, vocab);
+        let (storage, layout) = logits.storage_and_layout();
+        match (&*storage, layout.contiguous_offsets()) {
+            (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => {
+                into.copy_from_slice(&values[start..end]);
+            }
+            _ => {
+                drop(storage);
+                into.copy_from_slice(&logits.flatten_all()?.to_vec1::<f32>()?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What computes a step.
+pub trait Executor: Send {
+    /// Runs the layout's rows: writes their keys and values where their sequences keep them, and
+    /// the logits of `layout.outputs`, in that order, to `logits` (nothing if there are none).
+    /// A row's result must not depend on the other sequences of the batch.
+    ///
+    /// # Errors
+    /// If the step could not be computed; the sequences in it are given up.
+    fn forward(&mut self, layout: &Layout, logits: &mut Logits) -> Result<()>;
+}
+
+/// Runs steps on the shared model definition.
+pub struct ModelExecutor {
+    model: Arc<Model>,
     ops: Ops,
-    kv: &PagedKv,
-    scheduler: &mut Scheduler,
-    shares: &[Share],
-) -> Result<Vec<(usize, Vec<f32>)>> {
-    let running = &scheduler.running;
-    let layout = Layout::new(running, shares);
-    let batch = Batch {
-        tokens: &layout.tokens,
-        positions: &layout.positions,
-        adapters: &layout.adapters(running),
-        attention: Attention::Paged {
+    kv: PagedKv,
+}
+
+impl ModelExecutor {
+    /// Runs `model` with the cache `kv`, in the fastest form its device has.
+    pub fn new(model: Arc<Model>, kv: PagedKv) -> Self {
+        Self {
+            ops: Ops::for_device(&model.device),
+            model,
             kv,
-            sequences: layout.sequences.clone(),
-        },
-        ops,
-    };
-    let hidden = model.hidden(&batch)?;
-    let complete = |share: &Share| running[share.index].pending() == share.tokens;
-    let ready = layout
-        .shares
-        .iter()
-        .zip(layout.sequences.iter())
-        .filter(|(share, _)| complete(share));
-    let (indices, rows): (Vec<usize>, Vec<u32>) = ready
-        .map(|(share, s)| (share.index, (s.start + s.rows - 1) as u32))
-        .unzip();
-    for share in shares {
-        scheduler.running[share.index].computed += share.tokens;
+        }
     }
-    if indices.is_empty() {
-        return Ok(Vec::new());
+}
+
+impl Executor for ModelExecutor {
+    fn forward(&mut self, layout: &Layout, logits: &mut Logits) -> Result<()> {
+        let adapters: Vec<AdapterRows> = layout
+            .adapters
+            .iter()
+            .map(|span| AdapterRows {
+                rows: span.rows.clone(),
+                adapter: &span.adapter,
+            })
+            .collect();
+        let batch = Batch {
+            tokens: &layout.tokens,
+            positions: &layout.positions,
+            adapters: &adapters,
+            attention: Attention::Paged {
+                kv: &self.kv,
+                sequences: layout.sequences.clone(),
+            },
+            ops: self.ops,
+        };
+        let hidden = self.model.hidden(&batch)?;
+        if layout.outputs.is_empty() {
+            return Ok(());
+        }
+        let rows = Tensor::new(layout.outputs.as_slice(), &self.model.device)?;
+        logits.read(
+            &self
+                .model
+                .logits(self.ops, &hidden.index_select(&rows, 0)?)?,
+        )
     }
-    let rows = Tensor::new(rows.as_slice(), &model.device)?;
-    let logits = model.logits(ops, &hidden.index_select(&rows, 0)?)?;
-    Ok(indices.into_iter().zip(logits.to_vec2::<f32>()?).collect())
+}
+
+impl Executor for CpuExecutor {
+    fn forward(&mut self, layout: &Layout, logits: &mut Logits) -> Result<()> {
+        let step = Step {
+            tokens: &layout.tokens,
+            positions: &layout.positions,
+            sequences: &layout.sequences,
+            adapters: &layout.adapters,
+            outputs: &layout.outputs,
+        };
+        let room = logits.prepare(layout.outputs.len(), self.vocab_size());
+        CpuExecutor::forward(self, &step, room)
+    }
 }

@@ -171,6 +171,23 @@ pub struct GateMeasured {
     pub reason: String,
 }
 
+/// The engine's load now and its totals since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct EngineSnapshot {
+    /// Sequences in the batch.
+    pub running: usize,
+    /// Sequences waiting.
+    pub waiting: usize,
+    /// Share of KV blocks that running sequences hold, 0 to 1.
+    pub kv_cache_usage: f64,
+    /// Total of prompt tokens looked up in the prefix cache.
+    pub prefix_queries: u64,
+    /// Total of prompt tokens found there.
+    pub prefix_hits: u64,
+    /// Total of sequences that gave their KV blocks to older ones.
+    pub preemptions: u64,
+}
+
 /// Everything that is logged and counted. `id` is the realignment's id throughout.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -293,14 +310,7 @@ pub enum Event {
     RequestFinished(RequestFinished),
     /// A snapshot of the engine.
     #[serde(skip)]
-    EngineStats {
-        /// Sequences in the batch.
-        running: usize,
-        /// Sequences waiting.
-        waiting: usize,
-        /// Used share of KV blocks, 0 to 1.
-        kv_cache_usage: f64,
-    },
+    EngineStats(EngineSnapshot),
     /// A snapshot of the registry.
     #[serde(skip)]
     Leases(LeaseCounts),
@@ -324,7 +334,7 @@ impl Event {
             | Event::SwapFailed { .. }
             | Event::GenerationRetired { .. }
             | Event::RequestFinished(_)
-            | Event::EngineStats { .. }
+            | Event::EngineStats(_)
             | Event::Leases(_) => None,
         }
     }

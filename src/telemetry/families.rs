@@ -42,6 +42,9 @@ pub(super) struct Serving {
     pub(super) requests_running: IntGauge,
     pub(super) requests_waiting: IntGauge,
     pub(super) kv_cache_usage: Gauge,
+    pub(super) prefix_queries: Total,
+    pub(super) prefix_hits: Total,
+    pub(super) preemptions: Total,
     pub(super) prompt_tokens: IntCounter,
     pub(super) generation_tokens: IntCounter,
 }
@@ -77,7 +80,19 @@ impl Serving {
             )?,
             kv_cache_usage: build.gauge(
                 names::KV_CACHE_USAGE_RATIO,
-                "Share of KV cache blocks in use.",
+                "Share of KV cache blocks held by running sequences.",
+            )?,
+            prefix_queries: build.total(
+                names::PREFIX_CACHE_QUERIES_TOTAL,
+                "Prompt tokens looked up in the prefix cache, counted in tokens, once per sequence.",
+            )?,
+            prefix_hits: build.total(
+                names::PREFIX_CACHE_HITS_TOTAL,
+                "Prompt tokens found in the prefix cache and not computed again, counted in tokens.",
+            )?,
+            preemptions: build.total(
+                names::PREEMPTIONS_TOTAL,
+                "Sequences that gave their KV cache blocks to older ones, to be recomputed later.",
             )?,
             prompt_tokens: build.counter(
                 names::PROMPT_TOKENS_TOTAL,
@@ -276,6 +291,23 @@ impl InfoSeries {
     }
 }
 
+/// A counter that follows a total kept elsewhere and read in snapshots.
+#[derive(Debug)]
+pub(super) struct Total {
+    counter: IntCounter,
+    /// What the counter shows already; two scrapes at once must not both add the difference.
+    seen: Mutex<u64>,
+}
+
+impl Total {
+    /// Raises the counter to `total`; an older snapshot than the last changes nothing.
+    pub(super) fn advance_to(&self, total: u64) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        self.counter.inc_by(total.saturating_sub(*seen));
+        *seen = total.max(*seen);
+    }
+}
+
 /// Creates and registers in one step.
 pub(super) struct Build {
     pub(super) registry: Registry,
@@ -289,6 +321,13 @@ impl Build {
 
     fn counter(&self, name: &str, help: &str) -> Result<IntCounter, Error> {
         self.add(IntCounter::new(name, help)?)
+    }
+
+    fn total(&self, name: &str, help: &str) -> Result<Total, Error> {
+        Ok(Total {
+            counter: self.counter(name, help)?,
+            seen: Mutex::new(0),
+        })
     }
 
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, Error> {

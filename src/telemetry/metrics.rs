@@ -4,7 +4,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus::{Registry, TextEncoder};
 
-use super::event::{Event, GateMeasured, LeaseCounts, LossPart, Outcome, RequestFinished, Stage};
+use super::event::{
+    EngineSnapshot, Event, GateMeasured, LeaseCounts, LossPart, Outcome, RequestFinished, Stage,
+};
 use super::families::{Build, Policy, Realignment, Serving, Swap};
 
 /// The registry of one server. There are no global metrics, so tests do not meet each other.
@@ -130,15 +132,7 @@ impl Metrics {
             Event::SwapFailed { .. } => self.swap.swaps.with_label_values(&["failed"]).inc(),
             Event::GenerationRetired { generation } => self.swap.generation_info.remove(generation),
             Event::RequestFinished(request) => self.record_request(request),
-            Event::EngineStats {
-                running,
-                waiting,
-                kv_cache_usage,
-            } => {
-                self.serving.requests_running.set(gauge_value(*running));
-                self.serving.requests_waiting.set(gauge_value(*waiting));
-                self.serving.kv_cache_usage.set(*kv_cache_usage);
-            }
+            Event::EngineStats(snapshot) => self.record_engine(snapshot),
             Event::Leases(counts) => self.record_leases(*counts),
         }
     }
@@ -228,6 +222,20 @@ impl Metrics {
         self.serving
             .generation_tokens
             .inc_by(request.completion_tokens as u64);
+    }
+
+    fn record_engine(&self, engine: &EngineSnapshot) {
+        let serving = &self.serving;
+        serving.requests_running.set(gauge_value(engine.running));
+        serving.requests_waiting.set(gauge_value(engine.waiting));
+        serving.kv_cache_usage.set(engine.kv_cache_usage);
+        for (counter, total) in [
+            (&serving.prefix_queries, engine.prefix_queries),
+            (&serving.prefix_hits, engine.prefix_hits),
+            (&serving.preemptions, engine.preemptions),
+        ] {
+            counter.advance_to(total);
+        }
     }
 
     fn record_leases(&self, counts: LeaseCounts) {

@@ -46,7 +46,7 @@ impl Telemetry {
         self.metrics.record(&event);
         let frequent = matches!(
             event,
-            Event::RequestFinished(_) | Event::EngineStats { .. } | Event::Leases(_)
+            Event::RequestFinished(_) | Event::EngineStats(_) | Event::Leases(_)
         );
         if !frequent {
             // An error means that nobody listens, which is the usual case.

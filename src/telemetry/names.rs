@@ -14,8 +14,14 @@ pub const REQUESTS_TOTAL: &str = "realign_requests_total";
 pub const REQUESTS_RUNNING: &str = "realign_requests_running";
 /// Gauge: sequences accepted, not yet in the batch.
 pub const REQUESTS_WAITING: &str = "realign_requests_waiting";
-/// Gauge: used share of KV blocks.
+/// Gauge: share of KV blocks that running sequences hold.
 pub const KV_CACHE_USAGE_RATIO: &str = "realign_kv_cache_usage_ratio";
+/// Counter, in tokens: prompt tokens looked up in the prefix cache.
+pub const PREFIX_CACHE_QUERIES_TOTAL: &str = "realign_prefix_cache_queries_total";
+/// Counter, in tokens: prompt tokens found in the prefix cache.
+pub const PREFIX_CACHE_HITS_TOTAL: &str = "realign_prefix_cache_hits_total";
+/// Counter: sequences that gave their KV blocks to older ones.
+pub const PREEMPTIONS_TOTAL: &str = "realign_preemptions_total";
 /// Counter: prompt tokens of finished requests.
 pub const PROMPT_TOKENS_TOTAL: &str = "realign_prompt_tokens_total";
 /// Counter: generated tokens of finished requests.

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::event::{GateMeasured, PolicyRevision};
+use super::event::{EngineSnapshot, GateMeasured, PolicyRevision};
 use super::*;
 
 fn telemetry() -> Telemetry {
@@ -68,6 +68,28 @@ fn a_request_is_counted_once_everywhere() {
             "realign_request_duration_seconds_count 1",
             "realign_prompt_tokens_total 7",
             "realign_generation_tokens_total 3",
+        ],
+        &[],
+    );
+}
+
+#[test]
+fn totals_follow_the_newest_snapshot() {
+    let snapshot = |prefix_queries, prefix_hits| {
+        Event::EngineStats(EngineSnapshot {
+            prefix_queries,
+            prefix_hits,
+            kv_cache_usage: 0.25,
+            ..EngineSnapshot::default()
+        })
+    };
+    check(
+        vec![snapshot(30, 16), snapshot(90, 48), snapshot(60, 32)],
+        &[
+            "realign_prefix_cache_queries_total 90",
+            "realign_prefix_cache_hits_total 48",
+            "realign_preemptions_total 0",
+            "realign_kv_cache_usage_ratio 0.25",
         ],
         &[],
     );
@@ -197,11 +219,10 @@ fn a_realignment_shows_its_stage_gap_losses_and_gate() {
 fn subscribers_see_realignments_but_not_requests() {
     let telemetry = telemetry();
     let mut events = telemetry.subscribe();
-    telemetry.emit(Event::EngineStats {
+    telemetry.emit(Event::EngineStats(EngineSnapshot {
         running: 1,
-        waiting: 0,
-        kv_cache_usage: 0.5,
-    });
+        ..EngineSnapshot::default()
+    }));
     telemetry.emit(Event::StageFinished {
         id: "r1".into(),
         stage: Stage::Gate,

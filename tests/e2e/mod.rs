@@ -3,11 +3,12 @@
 //! A random model of two tiny layers stands in for a real one wherever a mechanism is tested; the
 //! one test of learning uses the default model.
 
+mod batching;
 mod crashes;
 mod openai_client;
 mod real_model;
 mod realigning;
 mod server;
 mod serving;
-mod tiny_model;
+pub mod tiny_model;
 mod workspace;

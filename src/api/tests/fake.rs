@@ -65,6 +65,7 @@ impl EngineDoor for FakeEngine {
                     reason: FinishReason::Stop,
                     text: "!".into(),
                     prompt_tokens,
+                    cached_tokens: prompt_tokens / 2,
                     completion_tokens: texts.len() + 1,
                 };
                 sender.send(finished).unwrap();
@@ -83,6 +84,9 @@ impl EngineDoor for FakeEngine {
             running: 3,
             waiting: 2,
             kv_cache_usage: 0.5,
+            prefix_queries: 100,
+            prefix_hits: 64,
+            preemptions: 0,
         }
     }
 

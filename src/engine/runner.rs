@@ -1,0 +1,94 @@
+//! The loop's body: schedule, run, sample. No threads and no channels for requests, so that tests
+//! drive it step by step.
+
+use std::sync::Arc;
+
+use super::sampler::Scratch;
+use super::scheduler::{Scheduler, Share};
+use super::step::{Executor, Layout, Logits};
+use crate::model::Tokenizer;
+
+/// The sequences, what computes them, and the buffers that steps reuse.
+pub struct Runner {
+    /// Who runs and who waits.
+    pub scheduler: Scheduler,
+    executor: Box<dyn Executor>,
+    tokenizer: Arc<Tokenizer>,
+    shares: Vec<Share>,
+    layout: Layout,
+    logits: Logits,
+    scratch: Scratch,
+    ended: Vec<usize>,
+}
+
+impl Runner {
+    /// A runner without sequences.
+    pub fn new(
+        scheduler: Scheduler,
+        executor: Box<dyn Executor>,
+        tokenizer: Arc<Tokenizer>,
+    ) -> Self {
+        Self {
+            scheduler,
+            executor,
+            tokenizer,
+            shares: Vec::new(),
+            layout: Layout::default(),
+            logits: Logits::default(),
+            scratch: Scratch::default(),
+            ended: Vec::new(),
+        }
+    }
+
+    /// Forgets cancelled sequences and chooses who runs in the next step. `false` if nobody can.
+    pub fn schedule(&mut self) -> bool {
+        self.scheduler.drop_cancelled();
+        self.scheduler.schedule(&mut self.shares);
+        if self.shares.is_empty() {
+            self.give_up_unfit();
+        }
+        !self.shares.is_empty()
+    }
+
+    /// Runs the chosen step; sequences that end leave the batch.
+    pub fn execute(&mut self) {
+        self.layout.fill(&mut self.scheduler.running, &self.shares);
+        match self.executor.forward(&self.layout, &mut self.logits) {
+            Ok(()) => self.advance(),
+            Err(error) => {
+                tracing::error!(%error, "a forward pass failed; its sequences are given up");
+                self.give_up();
+            }
+        }
+    }
+
+    fn advance(&mut self) {
+        self.ended.clear();
+        self.scheduler.mark_computed(&self.shares);
+        for (output, &index) in self.layout.owners.iter().enumerate() {
+            let sequence = &mut self.scheduler.running[index];
+            let logits = self.logits.row(output);
+            if sequence.advance(logits, &self.tokenizer, &mut self.scratch) {
+                self.ended.push(index);
+            }
+        }
+        self.scheduler.retire(&mut self.ended);
+    }
+
+    /// A sequence that the whole empty pool cannot hold would wait for ever, and everyone behind it.
+    /// Acceptance refuses such sequences; this keeps a mistake there from stopping the engine.
+    fn give_up_unfit(&mut self) {
+        if let Some(sequence) = self.scheduler.waiting.pop_front() {
+            tracing::error!("a sequence does not fit the KV cache and is given up");
+            sequence.fail("the sequence does not fit the KV cache");
+        }
+    }
+
+    fn give_up(&mut self) {
+        self.ended.clear();
+        self.ended.extend(self.shares.iter().map(|s| s.index));
+        for sequence in self.scheduler.retire(&mut self.ended) {
+            sequence.fail("the model could not compute this step; see the server's log");
+        }
+    }
+}

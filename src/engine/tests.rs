@@ -1,0 +1,9 @@
+//! Scheduling against a fake model that reads its whole context through the KV blocks: a wrong,
+//! stale or foreign block changes what it says.
+
+mod fairness;
+mod fake;
+mod load;
+mod preemption;
+mod prefix;
+mod random;

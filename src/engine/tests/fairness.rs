@@ -1,0 +1,133 @@
+//! Who waits for whom, and how long.
+
+use super::fake::{Answer, BLOCK, Bench, prompt, request};
+
+#[test]
+fn prefills_share_the_budget_and_short_ones_leave_their_rest() {
+    let mut bench = Bench::new(512, 8, 256);
+    let lengths = [600, 20, 400, 600];
+    let _streams: Vec<_> = (0..4)
+        .map(|i| bench.submit(request(prompt(i, lengths[i as usize]), 8, i)))
+        .collect();
+    let mut rows: Vec<usize> = bench.step().iter().map(|part| part.1).collect();
+    rows.sort_unstable();
+    // 20 are all that one wants; the other 236 rows are for three.
+    assert_eq!(rows, [20, 78, 79, 79]);
+}
+
+#[test]
+fn a_small_budget_goes_round() {
+    // 64 rows are one chunk: three prompts take turns.
+    let mut bench = Bench::new(512, 8, 64);
+    let _streams: Vec<_> = (0..3)
+        .map(|i| bench.submit(request(prompt(i, 128 + i as usize), 1, i)))
+        .collect();
+    let turns: Vec<_> = (0..6).flat_map(|_| bench.step()).collect();
+    let chunk = |cached| (cached, 64);
+    assert_eq!(turns[..3], [chunk(0); 3]);
+    assert!(turns[3..].contains(&chunk(64)), "{turns:?}");
+    bench.run();
+}
+
+#[test]
+fn every_stream_gets_a_token_in_every_step_and_prompts_get_on_beside_them() {
+    // Twelve streams fill the eight rows that a step aims for.
+    let mut bench = Bench::new(512, 16, 8);
+    let mut streams: Vec<_> = (0..12)
+        .map(|i| {
+            let mut asked = request(prompt(i, 3), 400, i);
+            asked.sampling.temperature = 0.0;
+            bench.submit(asked)
+        })
+        .collect();
+    while bench
+        .runner
+        .scheduler
+        .running
+        .iter()
+        .any(|s| s.computed < 3)
+        || !bench.runner.scheduler.waiting.is_empty()
+    {
+        bench.step();
+    }
+    let _long = bench.submit(request(prompt(99, 300), 4, 0));
+    for step in 0..20 {
+        let running = bench.runner.scheduler.running.len();
+        let parts = bench.step();
+        let decoding = parts.iter().filter(|part| part.1 == 1).count();
+        let prefilling: usize = parts
+            .iter()
+            .map(|part| part.1)
+            .filter(|rows| *rows > 1)
+            .sum();
+        assert!(decoding + 1 >= running, "step {step}: {parts:?}");
+        assert_eq!(prefilling, 8, "step {step}: {parts:?}");
+    }
+    streams.clear();
+    bench.run();
+}
+
+/// Steps until `answer`'s request has ended, with a new small request in every step.
+fn steps_among_small_ones(bench: &mut Bench, big: usize) -> usize {
+    let mut streams: Vec<_> = (0..6)
+        .map(|i| bench.submit(request(prompt(i, 6), 20, i)))
+        .collect();
+    bench.step();
+    let mut stream = bench.submit(request(prompt(77, big), 4, 0));
+    let mut answer = Answer::default();
+    for step in 1..2000 {
+        let seed = 100 + step as u64;
+        streams.push(bench.submit(request(prompt(seed, 6), 20, seed)));
+        bench.step();
+        answer.update(&mut stream);
+        if answer.cached.is_some() {
+            return step;
+        }
+    }
+    panic!("the big prompt starved");
+}
+
+#[test]
+fn a_big_prompt_is_not_passed_for_ever_by_small_ones() {
+    // It needs 30 of 32 blocks, so nearly everyone has to end first.
+    let mut bench = Bench::new(32, 8, 64);
+    let steps = steps_among_small_ones(&mut bench, 29 * BLOCK);
+    assert!(steps < 40, "{steps} steps");
+    bench.run();
+}
+
+#[test]
+fn a_small_prompt_is_not_held_up_by_a_long_prefill() {
+    let mut bench = Bench::new(1024, 8, 128);
+    let _long = bench.submit(request(prompt(1, 2000), 4, 0));
+    bench.step();
+    let mut stream = bench.submit(request(prompt(2, 20), 4, 0));
+    let mut answer = Answer::default();
+    bench.step();
+    answer.update(&mut stream);
+    assert_eq!(
+        answer.ids.len(),
+        1,
+        "its first token comes with the next step"
+    );
+    bench.run();
+}
+
+#[test]
+fn newcomers_with_one_chunk_do_not_starve_a_long_prefill() {
+    // One chunk per step, and in each step a place and a newcomer for it.
+    let mut bench = Bench::new(1024, 4, 64);
+    let mut long = bench.submit(request(prompt(1, 640), 1, 0));
+    let mut answer = Answer::default();
+    let mut streams = Vec::new();
+    for step in 0..60 {
+        streams.push(bench.submit(request(prompt(1000 + step, 60), 1, 0)));
+        bench.step();
+    }
+    answer.update(&mut long);
+    assert!(
+        answer.cached.is_some(),
+        "ten chunks did not run in sixty steps"
+    );
+    bench.run();
+}
