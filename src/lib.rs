@@ -26,6 +26,7 @@ pub mod engine;
 pub mod model;
 pub mod telemetry;
 
+pub mod bench;
 pub mod cli;
 pub mod control;
 pub mod server;

@@ -54,6 +54,7 @@ impl Params {
                 seed: seed.map_or_else(rand::random, i64::cast_unsigned),
                 max_tokens: 0,
                 stop: stops(fields)?,
+                ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
                 top_logprobs: None,
             },
             max_tokens: fields.count("max_tokens", 1..=i64::MAX)?,

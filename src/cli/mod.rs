@@ -1,6 +1,7 @@
 //! The command line. Parsing and printing only; the work is in the modules.
 
 pub mod adapters;
+pub mod bench;
 mod flags;
 pub mod logs;
 pub mod model;
@@ -47,6 +48,9 @@ pub enum CliError {
     /// A running server did not do what it was asked.
     #[error(transparent)]
     Remote(#[from] remote::RemoteError),
+    /// A benchmark could not be run.
+    #[error(transparent)]
+    Bench(#[from] crate::bench::BenchError),
     /// A path is not there or cannot be looked at.
     #[error("{}: {source}; give {wanted}", path.display())]
     Path {
@@ -158,6 +162,8 @@ pub enum Command {
     /// Look at a model, or fetch one ahead of time
     #[command(subcommand)]
     Model(model::ModelCommand),
+    /// Measure how fast a model runs here, in this process or over HTTP
+    Bench(bench::BenchArgs),
 }
 
 /// The metadata of a path that a command needs.

@@ -235,6 +235,7 @@ pub fn load_generation(
     let stored = store.load(id, &base_hash)?;
     let spec = &loaded.model.spec;
     validate(&stored.weights, &|site| spec.site_shape(site))?;
+    loaded.model.stage(&stored.weights)?;
     Ok(Generation {
         id: id.clone(),
         base_hash,

@@ -214,8 +214,9 @@ impl Realignment<'_> {
 
     fn candidate(&self, weights: crate::model::LoraWeights) -> Result<Arc<Generation>, Stop> {
         let base_hash = self.context.loaded.base_hash.to_string();
-        let spec = &self.context.loaded.model.spec;
-        adapter::validate(&weights, &|site| spec.site_shape(site)).map_err(failed)?;
+        let model = &self.context.loaded.model;
+        adapter::validate(&weights, &|site| model.spec.site_shape(site)).map_err(failed)?;
+        model.stage(&weights).map_err(failed)?;
         Ok(Arc::new(Generation {
             id: content_id(&base_hash, &weights).map_err(failed)?,
             base_hash,

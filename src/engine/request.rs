@@ -21,6 +21,8 @@ pub struct SamplingParams {
     pub max_tokens: usize,
     /// Generation ends before the first occurrence of any of these in the decoded text.
     pub stop: Vec<String>,
+    /// Go on after an end-of-turn token, as benchmarks want.
+    pub ignore_eos: bool,
     /// Report the log-probability of each token and of this many alternatives.
     pub top_logprobs: Option<usize>,
 }
@@ -34,6 +36,7 @@ impl Default for SamplingParams {
             seed: 0,
             max_tokens: 16,
             stop: Vec::new(),
+            ignore_eos: false,
             top_logprobs: None,
         }
     }

@@ -28,6 +28,7 @@ pub struct Sequence {
     pub cached_prompt: Option<usize>,
     prompt: usize,
     max_tokens: usize,
+    ignore_eos: bool,
     top_logprobs: Option<usize>,
     sampler: Sampler,
     decoder: StreamDecoder,
@@ -56,6 +57,7 @@ impl Sequence {
             turn: 0,
             cached_prompt: None,
             max_tokens: sampling.max_tokens,
+            ignore_eos: sampling.ignore_eos,
             top_logprobs: sampling.top_logprobs,
             sampler: Sampler::new(&sampling),
             decoder: StreamDecoder::new(tokenizer.clone()),
@@ -90,7 +92,7 @@ impl Sequence {
         let id = self.sampler.draw(logits, scratch);
         self.tokens.push(id);
         let generated = self.tokens.len() - self.prompt;
-        let at_end = tokenizer.end_of_generation_ids().contains(&id);
+        let at_end = !self.ignore_eos && tokenizer.end_of_generation_ids().contains(&id);
         let decoded = if at_end { None } else { self.decoder.push(id) };
         let (text, stopped) = match self.stops.push(decoded.as_deref().unwrap_or("")) {
             StopOutcome::Text(text) => (text, false),

@@ -58,11 +58,14 @@ impl ChatMessage {
 pub enum ChatError {
     /// The model's files hold no template.
     #[error(
-        "{place} has no chat template: this is a base model (use /v1/completions), or give a chat_template.jinja file"
+        "{place} has no chat template: this is a base model (use /v1/completions), or its template \
+         belongs into {wanted}"
     )]
     NoTemplate {
         /// Where it was looked for.
         place: String,
+        /// The file that may hold one.
+        wanted: String,
     },
     /// A file could not be read or parsed.
     #[error("{place}: {problem}")]
@@ -86,7 +89,8 @@ pub enum ChatError {
 impl ChatError {
     /// Whether the conversation is at fault rather than the model's files.
     pub fn is_client_fault(&self) -> bool {
-        matches!(self, ChatError::Refused(_) | ChatError::Tokenizer(_))
+        use ChatError::{NoTemplate, Refused, Tokenizer};
+        matches!(self, NoTemplate { .. } | Refused(_) | Tokenizer(_))
     }
 }
 
@@ -96,6 +100,8 @@ pub struct ChatTemplate {
     bos: String,
     eos: String,
     end_of_turn: u32,
+    /// Where a template was looked for and where one could be put, if there is none.
+    absent: Option<[String; 2]>,
 }
 
 impl std::fmt::Debug for ChatTemplate {
@@ -131,6 +137,7 @@ impl ChatTemplate {
             bos: literal(tokenizer.bos_id()),
             eos: literal(tokenizer.eos_id()),
             end_of_turn: 0,
+            absent: None,
         };
         template.end_of_turn = template
             .written_end_of_turn(tokenizer)
@@ -144,36 +151,53 @@ impl ChatTemplate {
         Ok(template)
     }
 
-    /// The template in a GGUF file's `tokenizer.chat_template`.
+    /// The template of a GGUF file: the file of the same name that ends in `.jinja`, or else the
+    /// metadata's `tokenizer.chat_template`. A base model has none: its conversations are refused
+    /// when they are rendered, everything else works.
     ///
     /// # Errors
-    /// [`ChatError::NoTemplate`] if there is none; otherwise as [`ChatTemplate::new`].
-    pub fn from_gguf(content: &Content, tokenizer: &Tokenizer) -> Result<Self, ChatError> {
+    /// As [`ChatTemplate::new`].
+    pub fn from_gguf(
+        file: &Path,
+        content: &Content,
+        tokenizer: &Tokenizer,
+    ) -> Result<Self, ChatError> {
+        let beside = file.with_extension("jinja");
+        if let Some(source) = read(&beside)? {
+            return Self::new(&source, tokenizer);
+        }
         let key = "tokenizer.chat_template";
         match content.metadata.get(key) {
             Some(GgufValue::String(source)) => Self::new(source, tokenizer),
             Some(_) => Err(malformed(key, "not a string")),
-            None => Err(ChatError::NoTemplate {
-                place: "the GGUF metadata".into(),
-            }),
+            None => Self::absent(&file.display().to_string(), &beside, tokenizer),
         }
     }
 
+    /// Stands where a base model has no template.
+    fn absent(place: &str, wanted: &Path, tokenizer: &Tokenizer) -> Result<Self, ChatError> {
+        tracing::info!("{place} has no chat template: it serves completions, not conversations");
+        Ok(Self {
+            absent: Some([place.to_owned(), wanted.display().to_string()]),
+            ..Self::new("", tokenizer)?
+        })
+    }
+
     /// The template of a Hugging Face model directory: `chat_template.jinja`, or else the entry
-    /// `chat_template` of `tokenizer_config.json` (of several, the one named `default`).
+    /// `chat_template` of `tokenizer_config.json` (of several, the one named `default`). A base
+    /// model has none, as with [`ChatTemplate::from_gguf`].
     ///
     /// # Errors
-    /// [`ChatError::NoTemplate`] if there is none; otherwise as [`ChatTemplate::new`].
+    /// As [`ChatTemplate::new`].
     pub fn from_directory(dir: &Path, tokenizer: &Tokenizer) -> Result<Self, ChatError> {
-        if let Some(source) = read(&dir.join("chat_template.jinja"))? {
+        let wanted = dir.join("chat_template.jinja");
+        if let Some(source) = read(&wanted)? {
             return Self::new(&source, tokenizer);
         }
         let path = dir.join("tokenizer_config.json");
         let place = path.display().to_string();
         let Some(text) = read(&path)? else {
-            return Err(ChatError::NoTemplate {
-                place: dir.display().to_string(),
-            });
+            return Self::absent(&dir.display().to_string(), &wanted, tokenizer);
         };
         let config: serde_json::Value =
             serde_json::from_str(&text).map_err(|e| malformed(&place, e.to_string()))?;
@@ -185,18 +209,25 @@ impl ChatTemplate {
                 .and_then(|entry| entry["template"].as_str()),
             Some(_) | None => None,
         };
-        Self::new(source.ok_or(ChatError::NoTemplate { place })?, tokenizer)
+        match source {
+            Some(source) => Self::new(source, tokenizer),
+            None => Self::absent(&place, &wanted, tokenizer),
+        }
     }
 
     /// The conversation as the model's text, control tokens written out.
     ///
     /// # Errors
-    /// [`ChatError::Refused`] if the template raises, e.g. because roles must alternate.
+    /// [`ChatError::Refused`] if the template raises, e.g. because roles must alternate;
+    /// [`ChatError::NoTemplate`] for a base model.
     pub fn render(
         &self,
         messages: &[ChatMessage],
         add_generation_prompt: bool,
     ) -> Result<String, ChatError> {
+        if let Some([place, wanted]) = self.absent.clone() {
+            return Err(ChatError::NoTemplate { place, wanted });
+        }
         let template = self
             .environment
             .get_template(NAME)

@@ -6,10 +6,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::compute::{Compute, Ropes, run_layers};
+use super::cpu::Encoding;
 use super::linear::{AdapterRows, Linear, Weight};
+use super::lora::LoraWeights;
 use super::ops::{
     self, Activation, AttentionShape, Ops, PagedKv, PagedSequence, RopeTable, Segment,
 };
@@ -150,6 +152,32 @@ impl Model {
     /// Whether the weights are packed for the CPU executor.
     pub fn is_packed(&self) -> bool {
         matches!(self.head, Weight::Packed(_))
+    }
+
+    /// Element type of served adapters: f32 beside f32 weights, f16 beside all that is coarser.
+    pub(super) fn adapter_dtype(&self) -> DType {
+        let is_f32 = |linear: &Linear| match linear.weight() {
+            Weight::Packed(packed) => packed.encoding == Encoding::F32,
+            Weight::Quantized(_) => false,
+            Weight::Dense(_) => true,
+        };
+        let mut all = self.layers.iter().flat_map(|l| l.attention.iter());
+        match all.any(is_f32) {
+            true => DType::F32,
+            false => DType::F16,
+        }
+    }
+
+    /// Puts an adapter into the form in which steps read it. Call it while a generation is staged:
+    /// otherwise the first step that meets the adapter does it, and its streams wait.
+    ///
+    /// # Errors
+    /// If a factor is not a matrix on the model's device.
+    pub fn stage(&self, adapter: &LoraWeights) -> Result<()> {
+        if self.is_packed() {
+            adapter.packed(self.adapter_dtype())?;
+        }
+        Ok(())
     }
 
     /// The same model with weights packed for the CPU executor. Every tensor is dropped as soon as

@@ -65,7 +65,8 @@ fn text_parts(files: &ModelFiles) -> Result<(Tokenizer, ChatTemplate)> {
         |e: &dyn std::fmt::Display| ModelError::Text(format!("{}: {e}", files.root.display()));
     if let Some(content) = files.gguf_content()? {
         let tokenizer = Tokenizer::from_gguf(&content).map_err(|e| text(&e))?;
-        let chat = ChatTemplate::from_gguf(&content, &tokenizer).map_err(|e| text(&e))?;
+        let chat =
+            ChatTemplate::from_gguf(&files.root, &content, &tokenizer).map_err(|e| text(&e))?;
         return Ok((tokenizer, chat));
     }
     let tokenizer =

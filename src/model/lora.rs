@@ -4,8 +4,11 @@
 //! from *LoRA: Low-Rank Adaptation of Large Language Models* (arXiv 2106.09685).
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 
-use candle_core::Tensor;
+use candle_core::{DType, Result, Tensor};
+
+use super::cpu::PackedAdapter;
 
 /// The seven linear maps of a decoder layer that can carry an adapter, by their PEFT names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -88,11 +91,34 @@ pub struct LoraPair {
 /// A whole adapter: one pair per adapted site, ordered by (layer, projection).
 #[derive(Clone, Debug, Default)]
 pub struct LoraWeights {
-    /// The adapted sites.
+    /// The adapted sites. They do not change once the adapter has served.
     pub sites: BTreeMap<LoraSite, LoraPair>,
+    /// As the CPU executor multiplies with them.
+    packed: OnceLock<Arc<PackedAdapter>>,
+}
+
+impl From<BTreeMap<LoraSite, LoraPair>> for LoraWeights {
+    fn from(sites: BTreeMap<LoraSite, LoraPair>) -> Self {
+        Self {
+            sites,
+            packed: OnceLock::new(),
+        }
+    }
 }
 
 impl LoraWeights {
+    /// The factors packed for the CPU executor, in the element type that was asked for first.
+    ///
+    /// # Errors
+    /// If a factor is not a matrix on the CPU.
+    pub(super) fn packed(&self, dtype: DType) -> Result<Arc<PackedAdapter>> {
+        if let Some(packed) = self.packed.get() {
+            return Ok(packed.clone());
+        }
+        let packed = Arc::new(PackedAdapter::new(&self.sites, dtype)?);
+        Ok(self.packed.get_or_init(|| packed).clone())
+    }
+
     /// The pair at a site, if that site is adapted.
     pub fn get(&self, layer: usize, projection: Projection) -> Option<&LoraPair> {
         self.sites.get(&LoraSite { layer, projection })

@@ -84,9 +84,8 @@ impl TrainableLora {
                 },
             ))
         };
-        Ok(LoraWeights {
-            sites: self.sites.iter().map(pair).collect::<Result<_>>()?,
-        })
+        let sites: BTreeMap<_, _> = self.sites.iter().map(pair).collect::<Result<_>>()?;
+        Ok(sites.into())
     }
 
     /// All variables in a fixed order: A then B of each site, sites by layer and projection.
@@ -164,8 +163,7 @@ impl Gradients {
                 },
             ))
         };
-        Ok(LoraWeights {
-            sites: weights.sites.iter().map(moved).collect::<Result<_>>()?,
-        })
+        let sites: BTreeMap<_, _> = weights.sites.iter().map(moved).collect::<Result<_>>()?;
+        Ok(sites.into())
     }
 }

@@ -156,7 +156,7 @@ impl Server {
     pub(super) fn start(change: impl FnOnce(&mut AppState)) -> Self {
         let content = test_model();
         let tokenizer = Tokenizer::from_gguf(&content).unwrap();
-        let chat = ChatTemplate::from_gguf(&content, &tokenizer).unwrap();
+        let chat = ChatTemplate::from_gguf("none.gguf".as_ref(), &content, &tokenizer).unwrap();
         let registry = Registry::new(generation(BASE), 4);
         registry.swap(generation(CURRENT), None).unwrap();
         let engine = Arc::new(FakeEngine::default());

@@ -1,5 +1,6 @@
 //! A model of a few hash functions, and an engine without a thread around it.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use candle_core::{Device, Result, Tensor, bail};
@@ -129,11 +130,7 @@ pub fn generation(number: u32) -> Arc<Generation> {
         id: GenerationId(format!("{number:012x}")),
         base_hash: "0".repeat(64),
         policy_revision: None,
-        adapter: (number > 0).then(|| {
-            Arc::new(LoraWeights {
-                sites: [(site, pair)].into(),
-            })
-        }),
+        adapter: (number > 0).then(|| Arc::new(LoraWeights::from(BTreeMap::from([(site, pair)])))),
     })
 }
 

@@ -6,7 +6,8 @@ use crate::model::test_support::{golden, test_model};
 fn loaded() -> (Tokenizer, ChatTemplate) {
     let content = test_model();
     let tokenizer = Tokenizer::from_gguf(&content).expect("tokenizer");
-    let template = ChatTemplate::from_gguf(&content, &tokenizer).expect("template");
+    let template =
+        ChatTemplate::from_gguf("none.gguf".as_ref(), &content, &tokenizer).expect("template");
     (tokenizer, template)
 }
 
@@ -149,8 +150,13 @@ fn templates_are_found_in_a_model_directory() {
             .render(&[], false)
             .expect("render")
     };
-    let missing = load().expect_err("none yet").to_string();
-    assert!(missing.contains("no chat template"), "{missing}");
+    let base = load().expect("a base model loads");
+    let missing = base.render(&[], false).expect_err("it has no template");
+    assert!(missing.is_client_fault());
+    assert!(
+        missing.to_string().contains("chat_template.jinja"),
+        "{missing}"
+    );
     let config = dir.path().join("tokenizer_config.json");
     std::fs::write(&config, r#"{"chat_template": "one"}"#).expect("write");
     assert_eq!(render(), "one");

@@ -136,7 +136,8 @@ impl CpuExecutor {
     /// If the step does not fit the cache or the model.
     pub fn forward(&mut self, step: &Step, logits: &mut [f32]) -> Result<()> {
         self.check(step, logits)?;
-        self.adapters.set(step.adapters)?;
+        self.adapters
+            .set(step.adapters, self.model.adapter_dtype())?;
         let model = self.model.clone();
         let ropes = Ropes::new(&model.spec, step.positions);
         let r = &mut self.registers;

@@ -18,6 +18,7 @@ mod team;
 #[cfg(test)]
 mod tests;
 
+pub use adapters::PackedAdapter;
 pub use executor::{CpuExecutor, Step};
 pub use kv::{BLOCK_TOKENS, KvCache};
-pub use packed::PackedWeight;
+pub use packed::{Encoding, PackedWeight};

@@ -183,6 +183,24 @@ impl PackedWeight {
         })
     }
 
+    /// Packs a factor of an adapter as f32, or as f16 with its largest element near 2¹⁴: small
+    /// factors then keep f16's precision.
+    ///
+    /// # Errors
+    /// If the tensor is not a matrix on the CPU.
+    pub fn from_factor(factor: &Tensor, dtype: DType) -> Result<Self> {
+        if dtype != DType::F16 {
+            return Self::from_dense(&factor.to_dtype(dtype)?);
+        }
+        let largest = factor.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
+        let gain = gain_for(largest);
+        let scaled = (factor / f64::from(gain))?.to_dtype(DType::F16)?;
+        Ok(Self {
+            gain,
+            ..Self::from_dense(&scaled)?
+        })
+    }
+
     /// Panels, the last one padded with zero rows.
     pub fn panels(&self) -> usize {
         self.out.div_ceil(PANEL)
@@ -211,7 +229,10 @@ impl PackedWeight {
             }
             Encoding::F32 => read_dense(panel, lane, into, f32::from_le_bytes),
             Encoding::Bf16 => read_dense(panel, lane, into, |b| bf16::from_le_bytes(b).to_f32()),
-            Encoding::F16 => read_dense(panel, lane, into, |b| f16::from_le_bytes(b).to_f32()),
+            Encoding::F16 => {
+                let value = |b| f16::from_le_bytes(b).to_f32() * self.gain;
+                read_dense(panel, lane, into, value);
+            }
         }
     }
 

@@ -37,13 +37,14 @@ impl Compute for CpuExecutor {
     }
 
     fn heads(&mut self, index: usize, layer: &Layer, rope: &RopeTable) -> Result<()> {
-        for (which, map) in layer.attention[..3].iter().enumerate() {
-            let r = &mut self.registers;
-            r.qkv[which].resize(r.rows * packed(map.weight())?.out, 0.0);
-            let into = &mut r.projected[which];
-            self.adapters
-                .project(&mut self.team, self.isa, map.site, &r.h, into);
+        let r = &mut self.registers;
+        let [q, k, v, _] = &layer.attention;
+        for (map, values) in [q, k, v].into_iter().zip(&mut r.qkv) {
+            values.resize(r.rows * packed(map.weight())?.out, 0.0);
         }
+        let (sites, into) = ([q.site, k.site, v.site], &mut r.projected);
+        self.adapters
+            .project(&mut self.team, self.isa, sites, &r.h, into);
         self.project_heads(layer)?;
         match &layer.qk_norms {
             Some([q, k]) => with_floats(q, |q| {
@@ -126,10 +127,9 @@ impl Compute for CpuExecutor {
 
     fn gate(&mut self, gate: &Linear, up: &Linear, activation: Activation) -> Result<()> {
         let r = &mut self.registers;
-        for (map, into) in [gate, up].into_iter().zip(&mut r.projected) {
-            self.adapters
-                .project(&mut self.team, self.isa, map.site, &r.h, into);
-        }
+        let (sites, into) = ([gate.site, up.site], &mut r.projected);
+        self.adapters
+            .project(&mut self.team, self.isa, sites, &r.h, into);
         let (gate, up) = (packed(gate.weight())?, packed(up.weight())?);
         r.m.reshape(r.rows, gate.out);
         let (isa, h, projected) = (self.isa, &r.h, &r.projected);
@@ -254,10 +254,10 @@ impl CpuExecutor {
         let weight = packed(map.weight())?;
         let r = &mut self.registers;
         round_rows(&mut self.team, &mut r.m);
-        let (isa, m, projected) = (self.isa, &r.m, &mut r.projected[0]);
+        let (isa, m, into) = (self.isa, &r.m, &mut r.projected);
         self.adapters
-            .project(&mut self.team, isa, map.site, m, projected);
-        let (projected, team) = (&*projected, &mut self.team);
+            .project(&mut self.team, isa, [map.site], m, into);
+        let (projected, team) = (&r.projected[0], &mut self.team);
         with_optional(map.bias(), |bias| {
             for_tiles(team, weight.panels(), m.rows, |panel, first, rows| {
                 let mut tile: Tile = [[0.0; PANEL]; ROW_SLACK];

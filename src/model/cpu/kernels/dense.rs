@@ -26,7 +26,7 @@ pub fn panel(isa: Isa, encoding: Encoding, bytes: &[u8], x: Rows, rows: usize, t
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => unsafe { avx2(encoding, bytes, &slices, target) },
-            _ => by_encoding::<false>(encoding, bytes, &slices, target),
+            _ => by_encoding::<Half, false>(encoding, bytes, &slices, target),
         }
     }
 }
@@ -34,60 +34,127 @@ pub fn panel(isa: Isa, encoding: Encoding, bytes: &[u8], x: Rows, rows: usize, t
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
 fn avx512(encoding: Encoding, bytes: &[u8], x: &[&[f32]; BLOCK], tile: &mut [[f32; PANEL]]) {
-    by_encoding::<true>(encoding, bytes, x, tile);
+    by_encoding::<HalfAvx512, true>(encoding, bytes, x, tile);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn avx2(encoding: Encoding, bytes: &[u8], x: &[&[f32]; BLOCK], tile: &mut [[f32; PANEL]]) {
-    by_encoding::<true>(encoding, bytes, x, tile);
+    by_encoding::<HalfAvx2, true>(encoding, bytes, x, tile);
+}
+
+/// Reads the sixteen weights of one input element.
+trait Read {
+    /// Bytes they take.
+    const BYTES: usize;
+    /// # Safety
+    /// [`Read::BYTES`] bytes can be read at `at`, and the processor has what the reader needs.
+    unsafe fn read(at: *const u8) -> [f32; PANEL];
+}
+
+struct Single;
+
+impl Read for Single {
+    const BYTES: usize = 4 * PANEL;
+    #[inline(always)]
+    unsafe fn read(at: *const u8) -> [f32; PANEL] {
+        // SAFETY: by the contract; any bytes are floats.
+        unsafe { at.cast::<[f32; PANEL]>().read_unaligned() }
+    }
+}
+
+struct Brain;
+
+impl Read for Brain {
+    const BYTES: usize = 2 * PANEL;
+    #[inline(always)]
+    unsafe fn read(at: *const u8) -> [f32; PANEL] {
+        // SAFETY: by the contract; any bytes are integers.
+        let bits = unsafe { at.cast::<[u16; PANEL]>().read_unaligned() };
+        bits.map(|b| bf16::from_bits(b).to_f32())
+    }
+}
+
+struct Half;
+
+impl Read for Half {
+    const BYTES: usize = 2 * PANEL;
+    #[inline(always)]
+    unsafe fn read(at: *const u8) -> [f32; PANEL] {
+        // SAFETY: by the contract; any bytes are integers.
+        let bits = unsafe { at.cast::<[u16; PANEL]>().read_unaligned() };
+        bits.map(|b| f16::from_bits(b).to_f32())
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+struct HalfAvx2;
+
+#[cfg(target_arch = "x86_64")]
+impl Read for HalfAvx2 {
+    const BYTES: usize = 2 * PANEL;
+    #[inline(always)]
+    unsafe fn read(at: *const u8) -> [f32; PANEL] {
+        use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps};
+        // SAFETY: by the contract; two vectors of eight floats are an array of sixteen.
+        unsafe {
+            let half = |i: usize| _mm256_cvtph_ps(_mm_loadu_si128(at.add(i * 16).cast()));
+            std::mem::transmute([half(0), half(1)])
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+struct HalfAvx512;
+
+#[cfg(target_arch = "x86_64")]
+impl Read for HalfAvx512 {
+    const BYTES: usize = 2 * PANEL;
+    #[inline(always)]
+    unsafe fn read(at: *const u8) -> [f32; PANEL] {
+        use std::arch::x86_64::{_mm256_loadu_si256, _mm512_cvtph_ps};
+        // SAFETY: by the contract; a vector of sixteen floats is an array of them.
+        unsafe { std::mem::transmute(_mm512_cvtph_ps(_mm256_loadu_si256(at.cast()))) }
+    }
 }
 
 #[inline(always)]
-fn by_encoding<const FMA: bool>(
+fn by_encoding<H: Read, const FMA: bool>(
     encoding: Encoding,
     bytes: &[u8],
     x: &[&[f32]; BLOCK],
     tile: &mut [[f32; PANEL]],
 ) {
     match encoding {
-        Encoding::Bf16 => rows::<FMA, 2>(bytes, x, tile, |b| bf16::from_le_bytes(b).to_f32()),
-        Encoding::F16 => rows::<FMA, 2>(bytes, x, tile, |b| f16::from_le_bytes(b).to_f32()),
-        _ => rows::<FMA, 4>(bytes, x, tile, f32::from_le_bytes),
+        Encoding::Bf16 => rows::<Brain, FMA>(bytes, x, tile),
+        Encoding::F16 => rows::<H, FMA>(bytes, x, tile),
+        _ => rows::<Single, FMA>(bytes, x, tile),
     }
 }
 
 #[inline(always)]
-fn rows<const FMA: bool, const N: usize>(
-    bytes: &[u8],
-    x: &[&[f32]; BLOCK],
-    tile: &mut [[f32; PANEL]],
-    value: impl Fn([u8; N]) -> f32 + Copy,
-) {
+fn rows<R: Read, const FMA: bool>(bytes: &[u8], x: &[&[f32]; BLOCK], tile: &mut [[f32; PANEL]]) {
     match tile {
         [one] => {
-            let [sum] = sums::<FMA, N, 1>(bytes, [x[0]], value);
+            let [sum] = sums::<R, FMA, 1>(bytes, [x[0]]);
             *one = sum;
         }
         some => {
-            let all = sums::<FMA, N, BLOCK>(bytes, *x, value);
+            let all = sums::<R, FMA, BLOCK>(bytes, *x);
             some.copy_from_slice(&all[..some.len()]);
         }
     }
 }
 
 #[inline(always)]
-fn sums<const FMA: bool, const N: usize, const ROWS: usize>(
+fn sums<R: Read, const FMA: bool, const ROWS: usize>(
     bytes: &[u8],
     x: [&[f32]; ROWS],
-    value: impl Fn([u8; N]) -> f32 + Copy,
 ) -> [[f32; PANEL]; ROWS] {
     let mut sums = [[[0f32; PANEL]; CHAINS]; ROWS];
-    let columns = x[0].len();
-    let (elements, _) = bytes.as_chunks::<N>();
-    let (vectors, _) = elements.as_chunks::<PANEL>();
-    for (column, vector) in vectors.iter().enumerate().take(columns) {
-        let weights: [f32; PANEL] = std::array::from_fn(|lane| value(vector[lane]));
+    for (column, vector) in bytes.chunks_exact(R::BYTES).enumerate().take(x[0].len()) {
+        // SAFETY: a chunk has BYTES bytes; the reader was chosen by the processor's features.
+        let weights = unsafe { R::read(vector.as_ptr()) };
         for r in 0..ROWS {
             let a = x[r][column];
             let sum = &mut sums[r][column % CHAINS];

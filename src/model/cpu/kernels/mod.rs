@@ -97,16 +97,14 @@ pub fn panel(
     let bytes = weight.panel(panel);
     let view = Rows::new(x, first);
     match weight.encoding {
-        Encoding::Integer(format) => {
-            integer(isa, format, bytes, view, rows, tile);
-            if weight.gain != 1.0 {
-                for value in tile[..rows].as_flattened_mut() {
-                    *value *= weight.gain;
-                }
-            }
-        }
+        Encoding::Integer(format) => integer(isa, format, bytes, view, rows, tile),
         Encoding::F32 | Encoding::Bf16 | Encoding::F16 => {
             dense::panel(isa, weight.encoding, bytes, view, rows, tile);
+        }
+    }
+    if weight.gain != 1.0 {
+        for value in tile[..rows].as_flattened_mut() {
+            *value *= weight.gain;
         }
     }
 }

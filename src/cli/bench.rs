@@ -1,0 +1,364 @@
+//! `realign bench`: how fast a model runs here.
+
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use candle_core::Device;
+use serde_json::json;
+
+use super::{CliError, EXIT_OK, GlobalArgs};
+use crate::bench::load::{Load, LoadReport};
+use crate::bench::model::{ModelBench, Options, Row};
+use crate::bench::{BenchError, Samples};
+use crate::engine::EngineConfig;
+use crate::model::LoadedModel;
+
+/// How long a server may take to load its model.
+const START: Duration = Duration::from_secs(120);
+
+/// Flags of `bench`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  realign bench                                   prefill, decode and batches in this process
+  realign bench --swap-seconds 5                  and what a swap every second costs 8 streams
+  realign bench --serve                           start a server and load it over HTTP
+  realign bench --url http://127.0.0.1:8080/v1    load a server that runs already, any OpenAI-compatible one
+Cases run in turn, repetition by repetition; a figure is the median with the smallest and largest beside it.")]
+pub struct BenchArgs {
+    /// Tokens of the prompt that prefill is measured with
+    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
+    pub prompt_tokens: usize,
+    /// Tokens that each stream generates
+    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
+    pub generate_tokens: usize,
+    /// Streams of the batch cases in this process; 0 leaves them out
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub streams: usize,
+    /// How often everything is measured
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub repetitions: u16,
+    /// Rank of the random adapter on q and v; 0 leaves the adapter cases out
+    #[arg(long, value_name = "RANK", default_value_t = 16)]
+    pub rank: usize,
+    /// Seconds of the case that swaps generations every second; 0 leaves it out
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub swap_seconds: u64,
+    /// CPU threads [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Start a server of its own and measure over HTTP instead
+    #[arg(long, conflicts_with = "url")]
+    pub serve: bool,
+    /// Measure a running server over HTTP instead; the address ends in /v1
+    #[arg(long, value_name = "URL")]
+    pub url: Option<String>,
+    /// Key for --url
+    #[arg(
+        long,
+        env = "OPENAI_API_KEY",
+        hide_env_values = true,
+        value_name = "KEY"
+    )]
+    pub api_key: Option<String>,
+    /// Numbers of concurrent streams over HTTP
+    #[arg(
+        long,
+        value_name = "N,N,…",
+        value_delimiter = ',',
+        default_value = "1,4,8,16"
+    )]
+    pub concurrency: Vec<usize>,
+    /// Words of each prompt over HTTP, about as many tokens
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub prompt_words: usize,
+    /// Requests that each stream makes over HTTP, one after the other
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub requests: usize,
+    /// First prompt's number: the same number gives the same prompts
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub round: usize,
+}
+
+/// Runs the command and returns the exit code.
+///
+/// # Errors
+/// [`CliError`].
+pub fn run(args: &BenchArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<u8, CliError> {
+    match (&args.url, args.serve) {
+        (Some(url), _) => over_http(args, url, global.json, out)?,
+        (None, true) => {
+            let server = Server::start(args, global)?;
+            over_http(args, &server.url, global.json, out)?;
+        }
+        (None, false) => in_process(args, global, out)?,
+    }
+    Ok(EXIT_OK)
+}
+
+fn in_process(args: &BenchArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<(), CliError> {
+    let source = global.resolve()?.model;
+    let loaded = LoadedModel::load(&source, &Device::Cpu)?;
+    let default = EngineConfig::default();
+    let config = EngineConfig {
+        threads: args.threads.unwrap_or(default.threads),
+        ..default
+    };
+    let options = Options {
+        prompt_tokens: args.prompt_tokens,
+        generate_tokens: args.generate_tokens,
+        streams: args.streams,
+        repetitions: args.repetitions.into(),
+        rank: args.rank,
+        swap_seconds: args.swap_seconds,
+    };
+    let mut bench = ModelBench::start(&loaded, config, options)?;
+    let progress = Progress::new(global.json);
+    let rows = bench.run(|what| progress.say(what))?;
+    progress.clear();
+    if global.json {
+        let report = json!({"model": &*loaded.name, "threads": config.threads, "rows": rows});
+        return Ok(writeln!(out, "{report}")?);
+    }
+    writeln!(out, "{}, {} threads", loaded.name, config.threads)?;
+    Ok(rows.iter().try_for_each(|row| write_row(row, out))?)
+}
+
+fn write_row(row: &Row, out: &mut dyn Write) -> std::io::Result<()> {
+    let rate = &row.tokens_per_second;
+    write!(
+        out,
+        "{:<54} {:>8.1} tokens/s  ({:.1} to {:.1})",
+        row.name,
+        rate.median(),
+        rate.min(),
+        rate.max()
+    )?;
+    if let (Some(ratio), Some(against)) = (&row.ratio, &row.against) {
+        write!(out, "  {:.3} of `{against}`", ratio.median())?;
+    }
+    if let Some(gap) = &row.longest_gap_over_p99 {
+        write!(out, "  longest wait {:.1} × p99", gap.median())?;
+    }
+    writeln!(out)
+}
+
+fn over_http(
+    args: &BenchArgs,
+    url: &str,
+    as_json: bool,
+    out: &mut dyn Write,
+) -> Result<(), CliError> {
+    let mut load = Load {
+        url: url.trim_end_matches('/').to_owned(),
+        model: None,
+        api_key: args.api_key.clone(),
+        prompt_words: args.prompt_words,
+        max_tokens: args.generate_tokens,
+        requests_per_stream: args.requests.max(1),
+    };
+    load.resolve_model()?;
+    let progress = Progress::new(as_json);
+    let mut all: Vec<Vec<LoadReport>> = vec![Vec::new(); args.concurrency.len()];
+    for repetition in 0..usize::from(args.repetitions) {
+        for (streams, reports) in args.concurrency.iter().zip(&mut all) {
+            progress.say(&format!("{}: {streams} streams", repetition + 1));
+            reports.push(load.run(*streams, args.round + repetition)?);
+        }
+    }
+    progress.clear();
+    if as_json {
+        let report = json!({"url": load.url, "model": load.model, "loads": all});
+        return Ok(writeln!(out, "{report}")?);
+    }
+    writeln!(
+        out,
+        "{:>7} {:>10} {:>9} {:>9} {:>8} {:>8} {:>8} {:>8}",
+        "streams", "tokens/s", "TTFT p50", "TTFT p99", "ITL p50", "p95", "p99", "max ms"
+    )?;
+    Ok(all
+        .iter()
+        .try_for_each(|reports| write_load(reports, out))?)
+}
+
+fn write_load(reports: &[LoadReport], out: &mut dyn Write) -> std::io::Result<()> {
+    let median = |f: &dyn Fn(&LoadReport) -> f64| Samples(reports.iter().map(f).collect()).median();
+    let streams = reports.first().map_or(0, |r| r.streams);
+    let [first, late] = [0, 1].map(|i| median(&|r| r.ttft_ms[i]));
+    let [p50, p95, p99, max] = [0, 1, 2, 3].map(|i| median(&|r| r.inter_token_ms[i]));
+    writeln!(
+        out,
+        "{streams:>7} {:>10.1} {first:>9.1} {late:>9.1} {p50:>8.2} {p95:>8.2} {p99:>8.2} {max:>8.2}",
+        median(&|r| r.tokens_per_second)
+    )
+}
+
+/// What runs now, on a terminal in place and elsewhere a line each, never among the results.
+struct Progress {
+    in_place: bool,
+    silent: bool,
+}
+
+impl Progress {
+    fn new(as_json: bool) -> Self {
+        let in_place = std::io::stderr().is_terminal();
+        Self {
+            in_place,
+            silent: as_json && !in_place,
+        }
+    }
+
+    fn say(&self, what: &str) {
+        match (self.silent, self.in_place) {
+            (true, _) => {}
+            (false, true) => eprint!("\r\x1b[K{what}"),
+            (false, false) => eprintln!("{what}"),
+        }
+    }
+
+    fn clear(&self) {
+        if self.in_place && !self.silent {
+            eprint!("\r\x1b[K");
+        }
+    }
+}
+
+/// A server in a child process with directories of its own; ends when dropped.
+struct Server {
+    child: Child,
+    url: String,
+    folder: std::path::PathBuf,
+}
+
+impl Server {
+    fn start(args: &BenchArgs, global: &GlobalArgs) -> Result<Self, CliError> {
+        let model = global.resolve()?.model;
+        let port = free_port().map_err(BenchError::from)?;
+        let folder = std::env::temp_dir().join(format!("realign-bench-{}", std::process::id()));
+        for part in ["policies", "preferences", "adapters", "state"] {
+            std::fs::create_dir_all(folder.join(part)).map_err(BenchError::from)?;
+        }
+        let child = spawn(&model, port, args.threads, &folder).map_err(BenchError::from)?;
+        let mut server = Self {
+            child,
+            url: format!("http://127.0.0.1:{port}/v1"),
+            folder,
+        };
+        server.wait(port)?;
+        Ok(server)
+    }
+
+    fn wait(&mut self, port: u16) -> Result<(), BenchError> {
+        let failed = |reason: String| BenchError::Server {
+            url: format!("127.0.0.1:{port}"),
+            reason,
+        };
+        let started = Instant::now();
+        while started.elapsed() < START {
+            if let Some(status) = self.child.try_wait()? {
+                return Err(failed(format!("the server ended at once ({status})")));
+            }
+            if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Err(failed("the server did not listen in time".into()))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself; nothing of its folder is of use afterwards.
+        let _ended = self.child.kill().and_then(|()| self.child.wait());
+        let _removed = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn spawn(model: &str, port: u16, threads: Option<usize>, folder: &Path) -> std::io::Result<Child> {
+    let mut command = Command::new(std::env::current_exe()?);
+    let part = |name: &str| folder.join(name);
+    command
+        .args(["serve", "--host", "127.0.0.1", "--model", model])
+        .args(["--port", &port.to_string()])
+        .arg("--policies")
+        .arg(part("policies"))
+        .arg("--preferences")
+        .arg(part("preferences"))
+        .arg("--adapters")
+        .arg(part("adapters"))
+        .arg("--state")
+        .arg(part("state"))
+        .env("REALIGN_LOG", "warn")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    if let Some(threads) = threads {
+        command.args(["--threads", &threads.to_string()]);
+    }
+    command.spawn()
+}
+
+fn free_port() -> std::io::Result<u16> {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
+    Ok(listener.local_addr()?.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::model::test_support::test_model_path;
+
+    #[test]
+    fn every_case_gives_a_rate_and_comparisons_a_ratio() {
+        let args = BenchArgs {
+            prompt_tokens: 8,
+            generate_tokens: 4,
+            streams: 2,
+            repetitions: 2,
+            rank: 2,
+            swap_seconds: 1,
+            threads: None,
+            serve: false,
+            url: None,
+            api_key: None,
+            concurrency: vec![1],
+            prompt_words: 4,
+            requests: 1,
+            round: 0,
+        };
+        let global = GlobalArgs {
+            json: true,
+            model: Some(test_model_path().to_string_lossy().into_owned()),
+            ..GlobalArgs::default()
+        };
+        let mut out = Vec::new();
+        assert_eq!(run(&args, &global, &mut out).unwrap(), EXIT_OK);
+        let report: Value = serde_json::from_slice(&out).unwrap();
+        let rows = report["rows"].as_array().unwrap();
+        assert_eq!(rows.len(), 8, "{report}");
+        for row in rows {
+            assert_eq!(row["tokens_per_second"].as_array().unwrap().len(), 2);
+            assert!(row["tokens_per_second"][0].as_f64().unwrap() > 0.0, "{row}");
+        }
+        let compared = rows.iter().filter(|r| r["ratio"].is_array());
+        assert_eq!(compared.count(), 4);
+    }
+
+    #[test]
+    fn sizes_beyond_the_model_are_refused_with_the_limit() {
+        let args = ["bench", "--prompt-tokens", "999999", "--streams", "0"];
+        let mut command = <BenchArgs as clap::Args>::augment_args(clap::Command::new("bench"));
+        let matches = command.try_get_matches_from_mut(args).unwrap();
+        let args = <BenchArgs as clap::FromArgMatches>::from_arg_matches(&matches).unwrap();
+        let global = GlobalArgs {
+            model: Some(test_model_path().to_string_lossy().into_owned()),
+            ..GlobalArgs::default()
+        };
+        let error = run(&args, &global, &mut Vec::new()).unwrap_err();
+        assert!(error.to_string().contains("--prompt-tokens"), "{error}");
+    }
+}
