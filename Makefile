@@ -29,7 +29,7 @@ venv: .venv/.ready  ## Make .venv with the OpenAI client, for the client tests
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check "openai>=1,<4"
 	touch $@
 
-test: model venv  ## Run all tests
+test: model model-gemma venv  ## Run all tests
 	$(CARGO) test --locked
 
 lint: ## Check formatting and lints

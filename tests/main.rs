@@ -5,5 +5,6 @@ mod e2e;
 mod families;
 mod golden_parity;
 mod golden_training;
+mod greedy;
 mod hub;
 mod tidy;

@@ -33,7 +33,7 @@ impl PackedPair {
 
 /// A whole adapter, packed.
 #[derive(Debug)]
-pub struct PackedAdapter(BTreeMap<LoraSite, PackedPair>);
+pub struct PackedAdapter(BTreeMap<LoraSite, Arc<PackedPair>>);
 
 impl PackedAdapter {
     /// Packs every pair, its factors in `dtype`: f32, or f16 with a power of two taken out, which
@@ -42,8 +42,9 @@ impl PackedAdapter {
     /// # Errors
     /// If a factor is not a matrix on the CPU.
     pub fn new(sites: &BTreeMap<LoraSite, LoraPair>, dtype: DType) -> Result<Self> {
-        let packed =
-            |(site, pair): (&LoraSite, &LoraPair)| Ok((*site, PackedPair::new(pair, dtype)?));
+        let packed = |(site, pair): (&LoraSite, &LoraPair)| {
+            Ok((*site, Arc::new(PackedPair::new(pair, dtype)?)))
+        };
         sites.iter().map(packed).collect::<Result<_>>().map(Self)
     }
 }
@@ -54,19 +55,20 @@ pub struct Adapters {
     current: Vec<(Range<usize>, Arc<PackedAdapter>)>,
     /// Scratch: what [`Adapters::project`] shares out.
     pieces: Vec<Piece>,
+    /// Scratch: the rows and factors behind each buffer that takes results.
+    spans: Vec<Span>,
 }
 
-/// Up to sixteen rows of one adapter, times one panel of one site's A.
+/// Rows of a step and the factors that they carry at some site.
+type Span = (Range<usize>, Arc<PackedPair>);
+
+/// Up to sixteen rows of one span, times one panel of its A.
 #[derive(Clone, Copy, Debug)]
 struct Piece {
-    site: LoraSite,
-    /// Index of the adapter and its rows.
     span: usize,
     /// First row of the span.
     first: usize,
     panel: usize,
-    /// Index of the buffer that takes the result.
-    target: usize,
 }
 
 impl Adapters {
@@ -94,36 +96,33 @@ impl Adapters {
         into: &mut [Projected],
     ) {
         self.pieces.clear();
+        self.spans.clear();
         let mut targets = Vec::new();
         for (site, into) in sites.into_iter().zip(into) {
-            into.site = Some(site);
             into.spans.clear();
-            for (span, (rows, adapter)) in self.current.iter().enumerate() {
-                let Some(pair) = adapter.0.get(&site) else {
-                    continue;
-                };
-                into.spans.push((rows.clone(), adapter.clone()));
-                let target = targets.len() + into.spans.len() - 1;
-                for first in (0..rows.len()).step_by(ROW_SLACK) {
-                    self.pieces.extend((0..pair.a.panels()).map(|panel| Piece {
-                        site,
-                        span,
-                        first,
-                        panel,
-                        target,
-                    }));
+            for (rows, adapter) in &self.current {
+                if let Some(pair) = adapter.0.get(&site) {
+                    let span = self.spans.len();
+                    share_out(span, rows.len(), pair.a.panels(), &mut self.pieces);
+                    self.spans.push((rows.clone(), pair.clone()));
+                    into.spans.push((rows.clone(), pair.clone()));
                 }
             }
-            targets.extend(into.buffers(site));
+            targets.extend(into.buffers());
         }
-        let (current, pieces) = (&self.current, &self.pieces);
+        let (spans, pieces) = (&self.spans, &self.pieces);
         team.run(pieces.len(), |_, at| {
             let piece = pieces[at];
-            let (rows, adapter) = &current[piece.span];
-            if let Some(pair) = adapter.0.get(&piece.site) {
-                pair.project(isa, x, rows, piece, &targets[piece.target]);
-            }
+            let (rows, pair) = &spans[piece.span];
+            pair.project(isa, x, rows, piece, &targets[piece.span]);
         });
+    }
+}
+
+/// Cuts a span of some rows into pieces.
+fn share_out(span: usize, rows: usize, panels: usize, pieces: &mut Vec<Piece>) {
+    for first in (0..rows).step_by(ROW_SLACK) {
+        pieces.extend((0..panels).map(|panel| Piece { span, first, panel }));
     }
 }
 
@@ -156,42 +155,42 @@ impl PackedPair {
 /// scale · A x of a batch's rows at one site; buffers are reused.
 #[derive(Debug, Default)]
 pub struct Projected {
-    site: Option<LoraSite>,
-    spans: Vec<(Range<usize>, Arc<PackedAdapter>)>,
+    spans: Vec<Span>,
     inner: Vec<Activations>,
 }
 
 impl Projected {
     /// The buffers of the current spans, each (rows, rank).
-    fn buffers(&mut self, site: LoraSite) -> impl Iterator<Item = Shards<'_, f32>> {
-        if self.inner.len() < self.spans.len() {
-            self.inner
-                .resize_with(self.spans.len(), Activations::default);
-        }
+    fn buffers(&mut self) -> impl Iterator<Item = Shards<'_, f32>> {
+        let count = self.spans.len().max(self.inner.len());
+        self.inner.resize_with(count, Activations::default);
         let spans = self.spans.iter().zip(&mut self.inner);
-        spans.map(move |((rows, adapter), inner)| {
-            let rank = adapter.0.get(&site).map_or(0, |pair| pair.a.out);
-            inner.reshape(rows.len(), rank);
+        spans.map(|((rows, pair), inner)| {
+            inner.reshape(rows.len(), pair.a.out);
             Shards::new(&mut inner.values)
         })
     }
 
+    /// Starts to fetch what [`Projected::add`] will read for an output panel and rows from `first`.
+    pub fn prefetch(&self, panel: usize, first: usize) {
+        // Later rows find it there.
+        if first > 0 {
+            return;
+        }
+        for (_, pair) in &self.spans {
+            kernels::prefetch(&pair.b, panel);
+        }
+    }
+
     /// Adds B (A x) to the tile of output panel `panel` and rows `first .. first + rows`.
     pub fn add(&self, isa: Isa, panel: usize, first: usize, rows: usize, tile: &mut Tile) {
-        let Some(site) = self.site else { return };
-        for ((span, adapter), inner) in self.spans.iter().zip(&self.inner) {
+        for ((span, pair), inner) in self.spans.iter().zip(&self.inner) {
             let (from, to) = (first.max(span.start), (first + rows).min(span.end));
-            let Some(pair) = adapter.0.get(&site).filter(|_| from < to) else {
+            if from >= to {
                 continue;
-            };
-            let mut delta: Tile = [[0.0; PANEL]; ROW_SLACK];
-            let (start, count) = (from - span.start, to - from);
-            kernels::panel(isa, &pair.b, panel, inner, start, count, &mut delta);
-            for (row, delta) in (from..to).zip(&delta) {
-                for (y, d) in tile[row - first].iter_mut().zip(delta) {
-                    *y += d;
-                }
             }
+            let target = &mut tile[from - first..to - first];
+            kernels::add_panel(isa, &pair.b, panel, inner, from - span.start, target);
         }
     }
 }

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use candle_core::{Result, bail};
 
-use super::activations::{Activations, ROW_SLACK};
+use super::activations::Activations;
 use super::adapters::{Adapters, Projected};
-use super::kernels::{self, Isa, Tile};
+use super::kernels::{self, Isa};
 use super::kv::{BLOCK_TOKENS, KvCache};
 use super::packed::PANEL;
 use super::rows::{for_tiles, normalise, packed, round_rows, with_floats};
@@ -222,9 +222,8 @@ impl CpuExecutor {
             &mut self.team,
             head.panels(),
             h.rows,
-            |panel, first, rows| {
-                let mut tile: Tile = [[0.0; PANEL]; ROW_SLACK];
-                kernels::panel(isa, head, panel, h, first, rows, &mut tile);
+            |panel, first, rows, [tile, _]| {
+                kernels::panel(isa, head, panel, h, first, rows, tile);
                 let lanes = PANEL.min(head.out - panel * PANEL);
                 for (r, tile) in tile[..rows].iter_mut().enumerate() {
                     if let Some(cap) = cap {

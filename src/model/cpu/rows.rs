@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, Result, Storage, Tensor, bail};
 
 use super::activations::{Activations, ROW_SLACK, round_row};
 use super::blocks::UNIT;
+use super::kernels::Tile;
 use super::packed::{PANEL, PackedWeight};
 use super::team::{Shards, Team};
 use crate::model::linear::Weight;
@@ -13,7 +14,8 @@ use crate::model::ops::inverse_rms;
 /// holds little, large enough that claiming them costs nothing.
 const PIECES: usize = 8;
 
-/// Runs `f(panel, first row, rows)` for every panel of a product and every sixteen rows.
+/// Runs `f(panel, first row, rows, tiles)` for every panel of a product and every sixteen rows.
+/// The two tiles are scratch: what they hold is unspecified.
 ///
 /// A piece is a few panels for all rows: its weights stay in the first-level cache while the
 /// activations pass.
@@ -21,16 +23,17 @@ pub fn for_tiles(
     team: &mut Team,
     panels: usize,
     rows: usize,
-    f: impl Fn(usize, usize, usize) + Sync,
+    f: impl Fn(usize, usize, usize, &mut [Tile; 2]) + Sync,
 ) {
     let per_piece = panels
         .div_ceil(team.threads() * PIECES)
         .clamp(1, MAX_PANELS);
     team.run(panels.div_ceil(per_piece), |_, piece| {
+        let mut tiles: [Tile; 2] = [[[0.0; PANEL]; ROW_SLACK]; 2];
         for first in (0..rows).step_by(ROW_SLACK) {
             let count = ROW_SLACK.min(rows - first);
             for panel in piece * per_piece..panels.min((piece + 1) * per_piece) {
-                f(panel, first, count);
+                f(panel, first, count, &mut tiles);
             }
         }
     });

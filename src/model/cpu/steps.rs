@@ -2,10 +2,9 @@
 
 use candle_core::{Result, Tensor};
 
-use super::activations::ROW_SLACK;
 use super::attention::{Query, attend};
 use super::executor::{CpuExecutor, Run};
-use super::kernels::{self, Tile};
+use super::kernels;
 use super::kv::{BLOCK_TOKENS, write_token};
 use super::packed::PANEL;
 use super::rows::{
@@ -138,15 +137,15 @@ impl Compute for CpuExecutor {
             &mut self.team,
             gate.panels(),
             r.rows,
-            |panel, first, rows| {
-                let mut tiles: [Tile; 2] = [[[0.0; PANEL]; ROW_SLACK]; 2];
-                for ((weight, tile), projected) in [gate, up].iter().zip(&mut tiles).zip(projected)
+            |panel, first, rows, tiles| {
+                for ((weight, tile), projected) in [gate, up].iter().zip(&mut *tiles).zip(projected)
                 {
+                    projected.prefetch(panel, first);
                     kernels::panel(isa, weight, panel, h, first, rows, tile);
                     projected.add(isa, panel, first, rows, tile);
                 }
                 let lanes = PANEL.min(width - panel * PANEL);
-                let [gates, ups] = &tiles;
+                let [gates, ups] = &*tiles;
                 for (row, (gate, up)) in gates[..rows].iter().zip(ups).enumerate() {
                     // SAFETY: every (row, panel) is computed once.
                     let m = unsafe { m.part((first + row) * width + panel * PANEL, lanes) };
@@ -178,16 +177,16 @@ impl CpuExecutor {
         let panels = ends[1] + weights[2].panels();
         let (team, rows) = (&mut self.team, r.rows);
         with_biases([q, k, v], |biases| {
-            for_tiles(team, panels, rows, |panel, first, rows| {
+            for_tiles(team, panels, rows, |panel, first, rows, [tile, _]| {
                 let (which, panel) = match panel {
                     p if p < ends[0] => (0, p),
                     p if p < ends[1] => (1, p - ends[0]),
                     p => (2, p - ends[1]),
                 };
                 let (weight, column) = (weights[which], panel * PANEL);
-                let mut tile: Tile = [[0.0; PANEL]; ROW_SLACK];
-                kernels::panel(isa, weight, panel, h, first, rows, &mut tile);
-                projected[which].add(isa, panel, first, rows, &mut tile);
+                projected[which].prefetch(panel, first);
+                kernels::panel(isa, weight, panel, h, first, rows, tile);
+                projected[which].add(isa, panel, first, rows, tile);
                 let lanes = PANEL.min(weight.out - column);
                 for (row, tile) in tile[..rows].iter_mut().enumerate() {
                     add_bias(tile, biases[which], column);
@@ -259,10 +258,11 @@ impl CpuExecutor {
             .project(&mut self.team, isa, [map.site], m, into);
         let (projected, team) = (&r.projected[0], &mut self.team);
         with_optional(map.bias(), |bias| {
-            for_tiles(team, weight.panels(), m.rows, |panel, first, rows| {
-                let mut tile: Tile = [[0.0; PANEL]; ROW_SLACK];
-                kernels::panel(isa, weight, panel, m, first, rows, &mut tile);
-                projected.add(isa, panel, first, rows, &mut tile);
+            let (panels, rows) = (weight.panels(), m.rows);
+            for_tiles(team, panels, rows, |panel, first, rows, [tile, _]| {
+                projected.prefetch(panel, first);
+                kernels::panel(isa, weight, panel, m, first, rows, tile);
+                projected.add(isa, panel, first, rows, tile);
                 let column = panel * PANEL;
                 let lanes = PANEL.min(weight.out - column);
                 for (row, tile) in tile[..rows].iter_mut().enumerate() {

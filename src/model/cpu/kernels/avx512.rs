@@ -83,9 +83,19 @@ unsafe fn block<const ROWS: usize, const FOUR: bool, const SCALES: usize, const 
                         true => _mm512_setzero_si512(),
                         false => _mm512_set1_epi32(-format.zero * total),
                     };
+                    // Integer sums are exact in any order: a lone row takes two chains, so that
+                    // one product need not wait for the last.
+                    let mut other = _mm512_setzero_si512();
                     for j in s * 8 / SCALES..(s + 1) * 8 / SCALES {
                         let four = _mm512_set1_epi32(values.add(j).read_unaligned());
-                        sum = _mm512_dpbusd_epi32(sum, q[j], four);
+                        if ROWS == 1 && j % 2 == 1 {
+                            other = _mm512_dpbusd_epi32(other, q[j], four);
+                        } else {
+                            sum = _mm512_dpbusd_epi32(sum, q[j], four);
+                        }
+                    }
+                    if ROWS == 1 {
+                        sum = _mm512_add_epi32(sum, other);
                     }
                     let product = _mm512_cvtepi32_ps(sum);
                     sums[r] = _mm512_fmadd_ps(_mm512_mul_ps(scales[s], scale), product, sums[r]);

@@ -2,18 +2,24 @@
 
 use half::{bf16, f16};
 
-use super::{Encoding, Isa, PANEL, Rows, Tile};
+use super::{Encoding, Isa, PANEL, PackedWeight, Rows};
 
 /// Rows computed at once.
 const BLOCK: usize = 4;
 /// Running sums per output: two, so that one need not wait for the other's addition.
 const CHAINS: usize = 2;
 
-/// One panel of floats times some rows.
-pub fn panel(isa: Isa, encoding: Encoding, bytes: &[u8], x: Rows, rows: usize, tile: &mut Tile) {
-    for first in (0..rows).step_by(BLOCK) {
-        let count = (rows - first).min(BLOCK);
-        let target = &mut tile[first..first + count];
+/// One panel of floats times as many rows as `tile` has; the results are written to it or, with
+/// `ADD`, added to what it holds.
+pub fn panel<const ADD: bool>(
+    isa: Isa,
+    weight: &PackedWeight,
+    bytes: &[u8],
+    x: Rows,
+    tile: &mut [[f32; PANEL]],
+) {
+    for (first, target) in (0..).step_by(BLOCK).zip(tile.chunks_mut(BLOCK)) {
+        let count = target.len();
         let slices: [&[f32]; BLOCK] = std::array::from_fn(|r| {
             let row = first + r.min(count - 1);
             // SAFETY: `Rows` promises that sixteen rows can be read.
@@ -22,25 +28,35 @@ pub fn panel(isa: Isa, encoding: Encoding, bytes: &[u8], x: Rows, rows: usize, t
         match isa {
             // SAFETY: the processor has what its `Isa` says.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { avx512(encoding, bytes, &slices, target) },
+            Isa::Avx512 => unsafe { avx512::<ADD>(weight, bytes, &slices, target) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { avx2(encoding, bytes, &slices, target) },
-            _ => by_encoding::<Half, false>(encoding, bytes, &slices, target),
+            Isa::Avx2 => unsafe { avx2::<ADD>(weight, bytes, &slices, target) },
+            _ => by_encoding::<Half, false, ADD>(weight, bytes, &slices, target),
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
-fn avx512(encoding: Encoding, bytes: &[u8], x: &[&[f32]; BLOCK], tile: &mut [[f32; PANEL]]) {
-    by_encoding::<HalfAvx512, true>(encoding, bytes, x, tile);
+fn avx512<const ADD: bool>(
+    weight: &PackedWeight,
+    bytes: &[u8],
+    x: &[&[f32]; BLOCK],
+    tile: &mut [[f32; PANEL]],
+) {
+    by_encoding::<HalfAvx512, true, ADD>(weight, bytes, x, tile);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn avx2(encoding: Encoding, bytes: &[u8], x: &[&[f32]; BLOCK], tile: &mut [[f32; PANEL]]) {
-    by_encoding::<HalfAvx2, true>(encoding, bytes, x, tile);
+fn avx2<const ADD: bool>(
+    weight: &PackedWeight,
+    bytes: &[u8],
+    x: &[&[f32]; BLOCK],
+    tile: &mut [[f32; PANEL]],
+) {
+    by_encoding::<HalfAvx2, true, ADD>(weight, bytes, x, tile);
 }
 
 /// Reads the sixteen weights of one input element.
@@ -119,29 +135,38 @@ impl Read for HalfAvx512 {
 }
 
 #[inline(always)]
-fn by_encoding<H: Read, const FMA: bool>(
-    encoding: Encoding,
+fn by_encoding<H: Read, const FMA: bool, const ADD: bool>(
+    weight: &PackedWeight,
     bytes: &[u8],
     x: &[&[f32]; BLOCK],
     tile: &mut [[f32; PANEL]],
 ) {
-    match encoding {
-        Encoding::Bf16 => rows::<Brain, FMA>(bytes, x, tile),
-        Encoding::F16 => rows::<H, FMA>(bytes, x, tile),
-        _ => rows::<Single, FMA>(bytes, x, tile),
+    match weight.encoding {
+        Encoding::Bf16 => rows::<Brain, FMA, ADD>(bytes, x, weight.gain, tile),
+        Encoding::F16 => rows::<H, FMA, ADD>(bytes, x, weight.gain, tile),
+        _ => rows::<Single, FMA, ADD>(bytes, x, weight.gain, tile),
     }
 }
 
 #[inline(always)]
-fn rows<R: Read, const FMA: bool>(bytes: &[u8], x: &[&[f32]; BLOCK], tile: &mut [[f32; PANEL]]) {
-    match tile {
-        [one] => {
-            let [sum] = sums::<R, FMA, 1>(bytes, [x[0]]);
-            *one = sum;
+fn rows<R: Read, const FMA: bool, const ADD: bool>(
+    bytes: &[u8],
+    x: &[&[f32]; BLOCK],
+    gain: f32,
+    tile: &mut [[f32; PANEL]],
+) {
+    let finish = |y: &mut [f32; PANEL], sum: &[f32; PANEL]| {
+        for (y, sum) in y.iter_mut().zip(sum) {
+            *y = if ADD { *y + gain * sum } else { gain * sum };
         }
+    };
+    match tile {
+        [one] => finish(one, &sums::<R, FMA, 1>(bytes, [x[0]])[0]),
         some => {
             let all = sums::<R, FMA, BLOCK>(bytes, *x);
-            some.copy_from_slice(&all[..some.len()]);
+            some.iter_mut()
+                .zip(&all)
+                .for_each(|(y, sum)| finish(y, sum));
         }
     }
 }

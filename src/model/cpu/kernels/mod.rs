@@ -97,16 +97,50 @@ pub fn panel(
     let bytes = weight.panel(panel);
     let view = Rows::new(x, first);
     match weight.encoding {
-        Encoding::Integer(format) => integer(isa, format, bytes, view, rows, tile),
+        Encoding::Integer(format) => {
+            integer(isa, format, bytes, view, rows, tile);
+            if weight.gain != 1.0 {
+                for value in tile[..rows].as_flattened_mut() {
+                    *value *= weight.gain;
+                }
+            }
+        }
         Encoding::F32 | Encoding::Bf16 | Encoding::F16 => {
-            dense::panel(isa, weight.encoding, bytes, view, rows, tile);
+            let target = &mut tile[..rows];
+            dense::panel::<false>(isa, weight, bytes, view, target);
         }
     }
-    if weight.gain != 1.0 {
-        for value in tile[..rows].as_flattened_mut() {
-            *value *= weight.gain;
-        }
+}
+
+/// Adds rows `first ..` of `x` times panel `panel` of an unquantised weight to as many rows of a
+/// tile, at most sixteen.
+///
+/// # Panics
+/// If shapes do not fit, or the weight is quantised.
+pub fn add_panel(
+    isa: Isa,
+    weight: &PackedWeight,
+    panel: usize,
+    x: &Activations,
+    first: usize,
+    tile: &mut [[f32; PANEL]],
+) {
+    let rows = tile.len();
+    assert!(rows <= ROW_SLACK && first + rows <= x.rows && x.columns == weight.columns);
+    assert!(!matches!(weight.encoding, Encoding::Integer(_)));
+    dense::panel::<true>(isa, weight, weight.panel(panel), Rows::new(x, first), tile);
+}
+
+/// Starts to bring a panel into the caches.
+pub fn prefetch(weight: &PackedWeight, panel: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in weight.panel(panel).chunks(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch changes no memory and faults nowhere.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (weight, panel);
 }
 
 fn integer(isa: Isa, format: Format, bytes: &[u8], x: Rows, rows: usize, tile: &mut Tile) {
