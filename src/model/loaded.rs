@@ -29,20 +29,38 @@ impl LoadedModel {
     /// Fetches what has to be fetched, loads everything, and checks that the parts fit together.
     pub fn load(source: &str, device: &Device) -> Result<Self> {
         let files = ModelSource::parse(source)?.fetch()?;
-        let (tokenizer, chat) = text_parts(&files)?;
-        // Before the weights: a mistake in small files should not cost a large load.
+        // Side by side: each takes a good part of a second.
+        let (text, model, hash) = std::thread::scope(|scope| {
+            let text = scope.spawn(|| text_parts(&files));
+            let hash = scope.spawn(|| files.base_hash());
+            let model = weights(&files, device);
+            (joined(text), model, joined(hash))
+        });
+        // A tokenizer of another model is the more telling mistake.
+        let (tokenizer, chat) = text?;
         check_vocabulary(&files, &tokenizer)?;
-        let mut model = files.load(device)?;
-        if device.is_cpu() {
-            model = model.packed()?;
-        }
         Ok(Self {
-            model: Arc::new(model),
+            model: Arc::new(model?),
             tokenizer: Arc::new(tokenizer),
             chat: Arc::new(chat),
-            base_hash: files.base_hash()?.into(),
+            base_hash: hash?.into(),
             name: files.name().into(),
         })
+    }
+}
+
+fn weights(files: &ModelFiles, device: &Device) -> Result<Model> {
+    let model = files.load(device)?;
+    match device.is_cpu() {
+        true => Ok(model.packed()?),
+        false => Ok(model),
+    }
+}
+
+fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
+    match thread.join() {
+        Ok(value) => value,
+        Err(panic) => std::panic::resume_unwind(panic),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Where a model comes from: a GGUF file, a directory of safetensors, or a hub repository.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
@@ -234,11 +234,13 @@ impl ModelFiles {
 }
 
 fn open_gguf(path: &Path) -> Result<(gguf_file::Content, File)> {
-    let mut file = File::open(path).map_err(|source| ModelError::Io {
+    let file = File::open(path).map_err(|source| ModelError::Io {
         path: path.into(),
         source,
     })?;
-    let content = gguf_file::Content::read(&mut file).map_err(|e| ModelError::Malformed {
+    // A header is a million small values: unbuffered, each is a system call.
+    let mut header = BufReader::with_capacity(1 << 20, &file);
+    let content = gguf_file::Content::read(&mut header).map_err(|e| ModelError::Malformed {
         path: path.into(),
         what: format!("not a readable GGUF file: {e}"),
     })?;

@@ -5,10 +5,13 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 /// Zeroed bytes at a multiple of 2 MiB for large buffers, of 64 bytes for small ones.
 ///
 /// A decode step reads every weight once, a hundred megabytes in a few milliseconds. On 4 KiB
-/// pages that is a page walk per 64 cache lines.
+/// pages that is a page walk per 64 cache lines. The advice comes before the first touch, and
+/// zeroes come from the system: what is never written takes no memory.
 pub struct AlignedBytes {
-    start: *mut u8,
+    /// What was allocated, and at which alignment its use begins.
+    base: *mut u8,
     layout: Layout,
+    start: *mut u8,
     len: usize,
 }
 
@@ -26,19 +29,30 @@ impl AlignedBytes {
     /// If `len` exceeds the address space. Running out of memory aborts, as everywhere in Rust.
     pub fn zeroed(len: usize) -> Self {
         let align = if len >= HUGE_PAGE { HUGE_PAGE } else { 64 };
-        let layout = Layout::from_size_align(len.max(1), align)
-            .unwrap_or_else(|_| panic!("{len} bytes exceed the address space"));
+        // With a small alignment, because zeroed memory of a larger one is written to by the
+        // allocator.
+        let layout = len
+            .checked_add(align)
+            .and_then(|size| Layout::from_size_align(size, 16).ok())
+            .unwrap_or_else(|| panic!("{len} bytes exceed the address space"));
         // SAFETY: the layout has a non-zero size.
-        let start = unsafe { alloc_zeroed(layout) };
-        if start.is_null() {
+        let base = unsafe { alloc_zeroed(layout) };
+        if base.is_null() {
             handle_alloc_error(layout);
         }
+        // SAFETY: the offset is less than `align`, and `align` more bytes than `len` are there.
+        let start = unsafe { base.add(base.align_offset(align)) };
         #[cfg(target_os = "linux")]
         if align == HUGE_PAGE {
             // SAFETY: the range was just allocated; the call is advice and may fail harmlessly.
             unsafe { libc::madvise(start.cast(), len, libc::MADV_HUGEPAGE) };
         }
-        Self { start, layout, len }
+        Self {
+            base,
+            layout,
+            start,
+            len,
+        }
     }
 }
 
@@ -61,7 +75,7 @@ impl std::ops::DerefMut for AlignedBytes {
 impl Drop for AlignedBytes {
     fn drop(&mut self) {
         // SAFETY: allocated in `zeroed` with this layout.
-        unsafe { dealloc(self.start, self.layout) }
+        unsafe { dealloc(self.base, self.layout) }
     }
 }
 

@@ -89,6 +89,19 @@ pub fn read_unit(dtype: GgmlDType, row: &[u8], index: usize) -> Unit {
     }
 }
 
+/// A bound on the scales and minima of a block, near the largest of them.
+pub fn scale_bound(dtype: GgmlDType, block: &[u8]) -> f32 {
+    let at = |at: usize| half(block, at).abs();
+    match dtype {
+        GgmlDType::Q4_1 | GgmlDType::Q5_1 => at(0).max(at(2)),
+        GgmlDType::Q2K => 15.0 * at(80).max(at(82)),
+        GgmlDType::Q3K => 32.0 * at(108),
+        GgmlDType::Q4K | GgmlDType::Q5K => 63.0 * at(0).max(at(2)),
+        GgmlDType::Q6K => 128.0 * at(208),
+        _ => at(0),
+    }
+}
+
 fn half(bytes: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
 }
@@ -218,6 +231,11 @@ mod tests {
             for (row, expected) in data.chunks_exact(data.len() / 3).zip(&expected) {
                 for (index, expected) in expected.chunks_exact(UNIT).enumerate() {
                     let unit = read_unit(dtype, row, index);
+                    let per_block = dtype.block_size() / UNIT;
+                    let block = &row[index / per_block * dtype.type_size()..];
+                    let bound = scale_bound(dtype, block);
+                    let all = unit.scales.into_iter().chain(unit.minima);
+                    assert!(all.clone().all(|s| s.abs() <= bound * 1.0001), "{dtype:?}");
                     for (i, e) in expected.iter().enumerate() {
                         let w = unit.scales[i / 16] * (f32::from(unit.q[i]) - zero)
                             + unit.minima[i / 16];

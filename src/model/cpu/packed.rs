@@ -12,7 +12,7 @@ use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
 use half::{bf16, f16};
 
 use super::aligned::AlignedBytes;
-use super::blocks::{Format, UNIT, Unit, read_unit};
+use super::blocks::{Format, UNIT, Unit, read_unit, scale_bound};
 
 /// Output rows in a panel.
 pub const PANEL: usize = 16;
@@ -54,7 +54,8 @@ pub fn unit_bytes(format: Format) -> usize {
     header_bytes(format) + UNIT * PANEL * format.bits / 8
 }
 
-/// Where element `i` of row `lane` lies among a unit's integers: byte and shift.
+/// Where element `i` of row `lane` lies among a unit's integers: byte and shift. Four elements of a
+/// row lie side by side; with four bits, elements 16 to 31 are the high halves of 0 to 15.
 fn position(bits: usize, lane: usize, i: usize) -> (usize, u32) {
     let (step, byte) = (i / 4, i % 4);
     match bits {
@@ -102,28 +103,24 @@ impl PackedWeight {
         let unit = |row: usize, index: usize| {
             read_unit(dtype, &data[row * row_bytes..][..row_bytes], index)
         };
-        Ok(Self::pack_units(out, columns, format, unit))
+        let blocks = data.chunks_exact(dtype.type_size());
+        let largest = blocks.fold(0f32, |m, block| m.max(scale_bound(dtype, block)));
+        Ok(Self::pack_units(
+            (out, columns),
+            format,
+            gain_for(largest),
+            unit,
+        ))
     }
 
     fn pack_units(
-        out: usize,
-        columns: usize,
+        (out, columns): (usize, usize),
         format: Format,
+        gain: f32,
         unit: impl Fn(usize, usize) -> Unit + Sync,
     ) -> Self {
         use rayon::prelude::*;
-        let units = columns / UNIT;
         let encoding = Encoding::Integer(format);
-        let largest = (0..out)
-            .into_par_iter()
-            .flat_map_iter(|row| (0..units).map(move |index| (row, index)))
-            .map(|(row, index)| {
-                let u = unit(row, index);
-                let all = u.scales.into_iter().chain(u.minima);
-                all.fold(0f32, |m, s| m.max(s.abs()))
-            })
-            .reduce(|| 0.0, f32::max);
-        let gain = gain_for(largest);
         let panel_bytes = encoding.panel_bytes(columns);
         let panels = out.div_ceil(PANEL);
         let mut data = AlignedBytes::zeroed(panels * panel_bytes + SLACK);
@@ -289,9 +286,15 @@ fn write_unit(format: Format, unit: &Unit, gain: f32, lane: usize, bytes: &mut [
         }
     }
     let integers = &mut bytes[header_bytes(format)..];
-    for (i, q) in unit.q.iter().enumerate() {
-        let (byte, shift) = position(format.bits, lane, i);
-        integers[byte] |= q << shift;
+    let (fours, _) = unit.q.as_chunks::<4>();
+    let steps = UNIT / 4 * format.bits / 8;
+    for (step, four) in fours[..steps].iter().enumerate() {
+        let mut four = u32::from_le_bytes(*four);
+        if format.bits == 4 {
+            four |= u32::from_le_bytes(fours[step + 4]) << 4;
+        }
+        let at = step * 64 + lane * 4;
+        integers[at..at + 4].copy_from_slice(&four.to_le_bytes());
     }
 }
 
