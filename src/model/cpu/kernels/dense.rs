@@ -6,8 +6,6 @@ use super::{Encoding, Isa, PANEL, PackedWeight, Rows};
 
 /// Rows computed at once.
 const BLOCK: usize = 4;
-/// Running sums per output: two, so that one need not wait for the other's addition.
-const CHAINS: usize = 2;
 
 /// One panel of floats times as many rows as `tile` has; the results are written to it or, with
 /// `ADD`, added to what it holds.
@@ -176,20 +174,45 @@ fn sums<R: Read, const FMA: bool, const ROWS: usize>(
     bytes: &[u8],
     x: [&[f32]; ROWS],
 ) -> [[f32; PANEL]; ROWS] {
-    let mut sums = [[[0f32; PANEL]; CHAINS]; ROWS];
-    for (column, vector) in bytes.chunks_exact(R::BYTES).enumerate().take(x[0].len()) {
-        // SAFETY: a chunk has BYTES bytes; the reader was chosen by the processor's features.
-        let weights = unsafe { R::read(vector.as_ptr()) };
+    // Even and odd columns in named sums, not in an array by parity: an index that is not a
+    // constant would keep them in memory.
+    let (mut even, mut odd) = ([[0f32; PANEL]; ROWS], [[0f32; PANEL]; ROWS]);
+    let columns = x[0].len();
+    let x = x.map(|x| x[..columns].as_chunks::<2>());
+    let pairs = columns / 2;
+    let vectors = bytes.chunks_exact(2 * R::BYTES).take(pairs);
+    for (pair, vectors) in vectors.enumerate() {
+        // SAFETY: a chunk has two vectors; the reader was chosen by the processor's features.
+        let (first, second) = unsafe {
+            (
+                R::read(vectors.as_ptr()),
+                R::read(vectors.as_ptr().add(R::BYTES)),
+            )
+        };
         for r in 0..ROWS {
-            let a = x[r][column];
-            let sum = &mut sums[r][column % CHAINS];
-            for lane in 0..PANEL {
-                sum[lane] = match FMA {
-                    true => a.mul_add(weights[lane], sum[lane]),
-                    false => sum[lane] + a * weights[lane],
-                };
-            }
+            let [a, b] = x[r].0[pair];
+            multiply_add::<FMA>(a, &first, &mut even[r]);
+            multiply_add::<FMA>(b, &second, &mut odd[r]);
         }
     }
-    sums.map(|[a, b]| std::array::from_fn(|lane| a[lane] + b[lane]))
+    if !columns.is_multiple_of(2) {
+        let last = &bytes[(columns - 1) * R::BYTES..columns * R::BYTES];
+        // SAFETY: as above; the slice has one vector.
+        let weights = unsafe { R::read(last.as_ptr()) };
+        for r in 0..ROWS {
+            multiply_add::<FMA>(x[r].1[0], &weights, &mut even[r]);
+        }
+    }
+    std::array::from_fn(|r| std::array::from_fn(|lane| even[r][lane] + odd[r][lane]))
+}
+
+#[inline(always)]
+fn multiply_add<const FMA: bool>(a: f32, weights: &[f32; PANEL], sum: &mut [f32; PANEL]) {
+    for (sum, w) in sum.iter_mut().zip(weights) {
+        *sum = if FMA {
+            a.mul_add(*w, *sum)
+        } else {
+            *sum + a * w
+        };
+    }
 }
