@@ -212,7 +212,7 @@ fn resolve_engine(raw: RawEngine) -> Result<EngineConfig, ConfigError> {
         prefill_budget_tokens: at_least(
             16,
             "engine.prefill_budget_tokens",
-            raw.prefill_budget_tokens.unwrap_or(512),
+            raw.prefill_budget_tokens.unwrap_or(256),
             "at least 16",
         )?,
         threads: raw.threads.map(|n| one("engine.threads", n)).transpose()?,

@@ -40,7 +40,7 @@ impl Default for EngineConfig {
             max_running: 64,
             max_waiting: 256,
             kv_cache_bytes: 512 << 20,
-            step_tokens: 512,
+            step_tokens: 256,
             threads: std::thread::available_parallelism().map_or(1, Into::into),
         }
     }

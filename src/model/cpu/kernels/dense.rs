@@ -4,9 +4,6 @@ use half::{bf16, f16};
 
 use super::{Encoding, Isa, PANEL, PackedWeight, Rows};
 
-/// Rows computed at once.
-const BLOCK: usize = 4;
-
 /// One panel of floats times as many rows as `tile` has; the results are written to it or, with
 /// `ADD`, added to what it holds.
 pub fn panel<const ADD: bool>(
@@ -16,22 +13,14 @@ pub fn panel<const ADD: bool>(
     x: Rows,
     tile: &mut [[f32; PANEL]],
 ) {
-    for (first, target) in (0..).step_by(BLOCK).zip(tile.chunks_mut(BLOCK)) {
-        let count = target.len();
-        let slices: [&[f32]; BLOCK] = std::array::from_fn(|r| {
-            let row = first + r.min(count - 1);
-            // SAFETY: `Rows` promises that sixteen rows can be read.
-            unsafe { std::slice::from_raw_parts(x.values.add(row * x.columns), x.columns) }
-        });
-        match isa {
-            // SAFETY: the processor has what its `Isa` says.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { avx512::<ADD>(weight, bytes, &slices, target) },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => unsafe { avx2::<ADD>(weight, bytes, &slices, target) },
-            _ => by_encoding::<Half, false, ADD>(weight, bytes, &slices, target),
-        }
+    match isa {
+        // SAFETY: the processor has what its `Isa` says.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { avx512::<ADD>(weight, bytes, x, tile) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { avx2::<ADD>(weight, bytes, x, tile) },
+        _ => by_encoding::<Half, 4, false, ADD>(weight, bytes, x, tile),
     }
 }
 
@@ -40,21 +29,16 @@ pub fn panel<const ADD: bool>(
 fn avx512<const ADD: bool>(
     weight: &PackedWeight,
     bytes: &[u8],
-    x: &[&[f32]; BLOCK],
+    x: Rows,
     tile: &mut [[f32; PANEL]],
 ) {
-    by_encoding::<HalfAvx512, true, ADD>(weight, bytes, x, tile);
+    by_encoding::<HalfAvx512, 8, true, ADD>(weight, bytes, x, tile);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn avx2<const ADD: bool>(
-    weight: &PackedWeight,
-    bytes: &[u8],
-    x: &[&[f32]; BLOCK],
-    tile: &mut [[f32; PANEL]],
-) {
-    by_encoding::<HalfAvx2, true, ADD>(weight, bytes, x, tile);
+fn avx2<const ADD: bool>(weight: &PackedWeight, bytes: &[u8], x: Rows, tile: &mut [[f32; PANEL]]) {
+    by_encoding::<HalfAvx2, 4, true, ADD>(weight, bytes, x, tile);
 }
 
 /// Reads the sixteen weights of one input element.
@@ -132,24 +116,33 @@ impl Read for HalfAvx512 {
     }
 }
 
+/// `BLOCK` rows are computed at once, as many as the registers hold sums for.
 #[inline(always)]
-fn by_encoding<H: Read, const FMA: bool, const ADD: bool>(
+fn by_encoding<H: Read, const BLOCK: usize, const FMA: bool, const ADD: bool>(
     weight: &PackedWeight,
     bytes: &[u8],
-    x: &[&[f32]; BLOCK],
+    x: Rows,
     tile: &mut [[f32; PANEL]],
 ) {
-    match weight.encoding {
-        Encoding::Bf16 => rows::<Brain, FMA, ADD>(bytes, x, weight.gain, tile),
-        Encoding::F16 => rows::<H, FMA, ADD>(bytes, x, weight.gain, tile),
-        _ => rows::<Single, FMA, ADD>(bytes, x, weight.gain, tile),
+    for (first, tile) in (0..).step_by(BLOCK).zip(tile.chunks_mut(BLOCK)) {
+        let last = first + tile.len() - 1;
+        let x: [&[f32]; BLOCK] = std::array::from_fn(|r| {
+            let row = last.min(first + r);
+            // SAFETY: `Rows` promises that sixteen rows can be read.
+            unsafe { std::slice::from_raw_parts(x.values.add(row * x.columns), x.columns) }
+        });
+        match weight.encoding {
+            Encoding::Bf16 => rows::<Brain, BLOCK, FMA, ADD>(bytes, x, weight.gain, tile),
+            Encoding::F16 => rows::<H, BLOCK, FMA, ADD>(bytes, x, weight.gain, tile),
+            _ => rows::<Single, BLOCK, FMA, ADD>(bytes, x, weight.gain, tile),
+        }
     }
 }
 
 #[inline(always)]
-fn rows<R: Read, const FMA: bool, const ADD: bool>(
+fn rows<R: Read, const BLOCK: usize, const FMA: bool, const ADD: bool>(
     bytes: &[u8],
-    x: &[&[f32]; BLOCK],
+    x: [&[f32]; BLOCK],
     gain: f32,
     tile: &mut [[f32; PANEL]],
 ) {
@@ -161,7 +154,7 @@ fn rows<R: Read, const FMA: bool, const ADD: bool>(
     match tile {
         [one] => finish(one, &sums::<R, FMA, 1>(bytes, [x[0]])[0]),
         some => {
-            let all = sums::<R, FMA, BLOCK>(bytes, *x);
+            let all = sums::<R, FMA, BLOCK>(bytes, x);
             some.iter_mut()
                 .zip(&all)
                 .for_each(|(y, sum)| finish(y, sum));
