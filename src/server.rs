@@ -112,6 +112,7 @@ impl Server {
             .unwrap_or_else(|| loaded.name.to_string());
         let state = AppState {
             model_name: name.into(),
+            compiler: api::Compiler::new(loaded.tokenizer.clone()),
             tokenizer: loaded.tokenizer,
             chat: loaded.chat,
             engine: Arc::new(engine.clone()),

@@ -6,6 +6,7 @@ use super::AppState;
 use super::error::ApiError;
 use super::fields::{Fields, wrong_type};
 use super::params::Params;
+use crate::model::Tokenizer;
 use crate::model::tokenizer::TokenizerError;
 
 /// Tokens generated at most if the request does not say, as OpenAI has it.
@@ -26,12 +27,13 @@ enum Prompt {
 pub(crate) struct CompletionRequest {
     pub(crate) params: Params,
     prompts: Vec<Prompt>,
+    echo: bool,
 }
 
 impl CompletionRequest {
     pub(crate) fn read(body: &Value) -> Result<Self, ApiError> {
         let fields = Fields::root(body)?;
-        fields.refuse(&["suffix", "echo", "logit_bias"])?;
+        fields.refuse(&["suffix"])?;
         let mut params = Params::read(&fields)?;
         let best_of = fields.count("best_of", 1..=i64::MAX)?;
         if best_of.is_some_and(|best| best != params.n) {
@@ -41,6 +43,13 @@ impl CompletionRequest {
             });
         }
         params.sampling.top_logprobs = fields.count("logprobs", 0..=5)?;
+        let echo = fields.boolean("echo")?.unwrap_or(false);
+        if echo && params.sampling.top_logprobs.is_some() {
+            return Err(ApiError::Unsupported {
+                param: "echo".into(),
+                detail: " together with `logprobs`".into(),
+            });
+        }
         let prompts = prompts(fields.required("prompt")?)?;
         if prompts.len() * params.n > MAX_SEQUENCES {
             let message = format!(
@@ -50,7 +59,11 @@ impl CompletionRequest {
             );
             return Err(ApiError::field("prompt", message));
         }
-        Ok(Self { params, prompts })
+        Ok(Self {
+            params,
+            prompts,
+            echo,
+        })
     }
 
     /// Each prompt's tokens. Slow for long prompts: call it where blocking is allowed.
@@ -69,6 +82,24 @@ impl CompletionRequest {
         self.prompts.iter().map(encode).collect()
     }
 
+    /// The text of each prompt, if it is to stand before the answer.
+    pub(crate) fn echo(
+        &self,
+        tokenizer: &Tokenizer,
+        encoded: &[Vec<u32>],
+    ) -> Result<Vec<String>, ApiError> {
+        if !self.echo {
+            return Ok(Vec::new());
+        }
+        let text = |(prompt, ids): (&Prompt, &Vec<u32>)| match prompt {
+            Prompt::Text(text) => Ok(text.clone()),
+            Prompt::Ids(_) => tokenizer
+                .decode(ids)
+                .map_err(|e| ApiError::field("prompt", e.to_string())),
+        };
+        self.prompts.iter().zip(encoded).map(text).collect()
+    }
+
     /// Most tokens to generate after a prompt of this length.
     pub(crate) fn max_tokens(&self, prompt: usize, max_model_len: usize) -> usize {
         let room = max_model_len.saturating_sub(prompt);
@@ -77,6 +108,7 @@ impl CompletionRequest {
     }
 }
 
+/// `prompt` or `input`: texts or token ids, one or several.
 fn prompts(value: &Value) -> Result<Vec<Prompt>, ApiError> {
     match value {
         Value::String(text) => Ok(vec![Prompt::Text(text.clone())]),

@@ -7,6 +7,7 @@ mod admin;
 mod auth;
 mod body;
 mod chat;
+mod compile;
 mod completions;
 pub mod doors;
 pub mod error;
@@ -19,6 +20,8 @@ mod service;
 mod streaming;
 #[cfg(test)]
 mod tests;
+mod tool_calls;
+mod tools;
 mod wire;
 
 use std::sync::Arc;
@@ -30,6 +33,7 @@ use axum::extract::Request;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 
+pub use compile::Compiler;
 pub use doors::{AdminDoor, AdminError, EngineDoor};
 pub use error::ApiError;
 
@@ -46,6 +50,8 @@ pub struct AppState {
     pub tokenizer: Arc<Tokenizer>,
     /// The model's chat template.
     pub chat: Arc<ChatTemplate>,
+    /// What compiles grammars for structured answers.
+    pub compiler: Compiler,
     /// Where sequences go.
     pub engine: Arc<dyn EngineDoor>,
     /// Where generations are leased.

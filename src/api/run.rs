@@ -15,11 +15,14 @@ use super::completions::CompletionRequest;
 use super::error::ApiError;
 use super::observe::Observation;
 use super::params::Params;
-use super::wire::{Envelope, Piece, Scored, Shape, Usage};
-use super::{AppState, blocking, body, models, streaming, unix_seconds};
+use super::tool_calls::{CallReader, Part};
+use super::tools::{ToolChoice, Tools};
+use super::wire::{CallDelta, Envelope, Piece, Reason, Scored, Shape, Usage};
+use super::{AppState, blocking, body, compile, models, streaming, unix_seconds};
 use crate::adapter::generation::Generation;
-use crate::engine::request::{GenerateEvent, GenerateRequest, GenerateStream};
-use crate::model::Tokenizer;
+use crate::engine::grammar::Constraint;
+use crate::engine::request::{FinishReason, GenerateEvent, GenerateRequest, GenerateStream};
+use crate::model::{CallStyle, Tokenizer};
 
 /// Header that names the generation that answered.
 const GENERATION: HeaderName = HeaderName::from_static("x-realign-generation");
@@ -32,21 +35,34 @@ pub(crate) async fn chat_completions(
 ) -> Result<Response, ApiError> {
     let body = body::json(request, state.max_body_bytes).await?;
     let request = ChatRequest::read(&body)?;
-    let prepared = blocking({
-        let state = state.clone();
-        move || {
-            let generation = models::resolve(&state, &request.params.model)?;
-            let prompt = request.encode(&state)?;
-            let max_tokens = request.max_tokens(prompt.len(), state.engine.max_model_len());
-            Ok(Prepared {
-                params: request.params,
-                prompts: vec![(prompt, max_tokens)],
-                generation,
-            })
-        }
-    })
-    .await?;
+    let (tools, format) = (&request.tools, &request.format);
+    let grammar = compile::constraint(&state, tools, format, "response_format").await?;
+    let prepared = prepare_chat(&state, request, grammar).await?;
     respond(&state, Shape::Chat, prepared, observation).await
+}
+
+/// Leases the generation and lays the conversation out.
+async fn prepare_chat(
+    state: &AppState,
+    mut request: ChatRequest,
+    grammar: Option<Constraint>,
+) -> Result<Prepared, ApiError> {
+    let state = state.clone();
+    blocking(move || {
+        let generation = models::resolve(&state, &request.params.model)?;
+        request.params.check_bias(&state.tokenizer)?;
+        let prompt = request.encode(&state)?;
+        let max_tokens = request.max_tokens(prompt.len(), state.engine.max_model_len());
+        request.params.sampling.grammar = grammar;
+        Ok(Prepared {
+            calls: CallReading::new(&request.tools, &state),
+            params: request.params,
+            prompts: vec![(prompt, max_tokens)],
+            generation,
+            echo: Vec::new(),
+        })
+    })
+    .await
 }
 
 /// `POST /v1/completions`.
@@ -61,16 +77,21 @@ pub(crate) async fn completions(
         let state = state.clone();
         move || {
             let generation = models::resolve(&state, &request.params.model)?;
+            request.params.check_bias(&state.tokenizer)?;
             let limit = state.engine.max_model_len();
             let with_max = |ids: Vec<u32>| {
                 let max_tokens = request.max_tokens(ids.len(), limit);
                 (ids, max_tokens)
             };
-            let prompts = request.encode(&state)?.into_iter().map(with_max).collect();
+            let encoded = request.encode(&state)?;
+            let echo = request.echo(&state.tokenizer, &encoded)?;
+            let prompts = encoded.into_iter().map(with_max).collect();
             Ok(Prepared {
                 params: request.params,
                 prompts,
                 generation,
+                calls: None,
+                echo,
             })
         }
     })
@@ -79,11 +100,32 @@ pub(crate) async fn completions(
 }
 
 /// A request that can be submitted.
-struct Prepared {
-    params: Params,
+pub(crate) struct Prepared {
+    pub(crate) params: Params,
     /// Token ids, and the most tokens to generate after them.
-    prompts: Vec<(Vec<u32>, usize)>,
-    generation: Arc<Generation>,
+    pub(crate) prompts: Vec<(Vec<u32>, usize)>,
+    pub(crate) generation: Arc<Generation>,
+    /// How calls are read, if there may be any.
+    pub(crate) calls: Option<CallReading>,
+    /// The text of each prompt, if it is to stand before the answer.
+    pub(crate) echo: Vec<String>,
+}
+
+/// How calls are found in an answer and reported.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CallReading {
+    style: CallStyle,
+    /// The client named the function, so that the answer stops rather than calls.
+    named: bool,
+}
+
+impl CallReading {
+    pub(crate) fn new(tools: &Tools, state: &AppState) -> Option<Self> {
+        tools.callable().then(|| Self {
+            style: state.chat.call_style(),
+            named: matches!(tools.choice, ToolChoice::Named(_)),
+        })
+    }
 }
 
 /// An answer that is being generated. Dropping it cancels its sequences.
@@ -105,6 +147,13 @@ pub(crate) struct Progress {
     n: usize,
     /// Characters of each choice so far.
     offsets: Vec<usize>,
+    calls: Option<CallReading>,
+    /// One for each choice, if there may be calls.
+    readers: Vec<CallReader>,
+    /// Calls of each choice so far.
+    called: Vec<usize>,
+    /// The text of each prompt, if it is to stand before the answer.
+    echo: Vec<String>,
 }
 
 async fn respond(
@@ -128,7 +177,11 @@ async fn respond(
     Ok(response)
 }
 
-fn submit(
+/// Queues the sequences of a request.
+///
+/// # Errors
+/// If the server is not ready or the engine refuses; nothing is left behind then.
+pub(crate) fn submit(
     state: &AppState,
     shape: Shape,
     prepared: Prepared,
@@ -141,11 +194,10 @@ fn submit(
         params,
         prompts,
         generation,
+        calls,
+        echo,
     } = prepared;
-    let (field, prefix) = match shape {
-        Shape::Chat => ("messages", "chatcmpl"),
-        Shape::Text => ("prompt", "cmpl"),
-    };
+    let (field, prefix) = shape.names();
     let mut streams = Vec::new();
     for (prompt, max_tokens) in prompts {
         for choice in 0..params.n {
@@ -174,6 +226,13 @@ fn submit(
             scored: params.sampling.top_logprobs.is_some(),
             n: params.n,
             offsets: vec![0; streams.len()],
+            readers: match calls {
+                Some(calls) => vec![CallReader::new(calls.style); streams.len()],
+                None => Vec::new(),
+            },
+            called: vec![0; streams.len()],
+            calls,
+            echo,
         },
         choices: streams.len(),
         include_usage: params.include_usage,
@@ -200,6 +259,11 @@ fn merge(streams: Vec<GenerateStream>) -> BoxStream<'static, (usize, GenerateEve
 }
 
 impl Progress {
+    /// The text that stands before a choice's answer, if it was asked for.
+    pub(crate) fn echo(&self, index: usize) -> Option<&str> {
+        self.echo.get(index / self.n).map(String::as_str)
+    }
+
     /// What an event adds to its choice.
     ///
     /// # Errors
@@ -207,7 +271,6 @@ impl Progress {
     pub(crate) fn piece(&mut self, index: usize, event: GenerateEvent) -> Result<Piece, ApiError> {
         let mut piece = Piece {
             offset: self.offsets[index],
-            scored: None,
             ..Piece::default()
         };
         match event {
@@ -218,7 +281,7 @@ impl Progress {
                 top,
             } => {
                 self.observation.token(index);
-                piece.text = text;
+                self.read(index, &text, &mut piece);
                 // The end of the turn is not part of the text.
                 let ends = self.tokenizer.end_of_generation_ids().contains(&id);
                 if let Some(token) = logprob.filter(|_| self.scored && !ends) {
@@ -233,8 +296,8 @@ impl Progress {
                 cached_tokens,
                 completion_tokens,
             } => {
-                piece.text = text;
-                piece.reason = Some(reason);
+                self.read(index, &text, &mut piece);
+                self.end(index, reason, &mut piece)?;
                 self.usage.completion += completion_tokens;
                 if index.is_multiple_of(self.n) {
                     self.usage.prompt += prompt_tokens;
@@ -249,6 +312,67 @@ impl Progress {
         Ok(piece)
     }
 
+    /// New text of a choice: text, or calls in it.
+    fn read(&mut self, index: usize, text: &str, piece: &mut Piece) {
+        let Some(reader) = self.readers.get_mut(index) else {
+            piece.text.push_str(text);
+            return;
+        };
+        let parts = reader.push(text);
+        self.take(index, parts, piece);
+    }
+
+    fn take(&mut self, index: usize, parts: Vec<Part>, piece: &mut Piece) {
+        for part in parts {
+            let called = &mut self.called[index];
+            match part {
+                Part::Text(text) => piece.text.push_str(&text),
+                Part::Call(name) => {
+                    let id = format!("call_{:024x}", rand::random::<u128>() >> 32);
+                    piece.calls.push(CallDelta {
+                        index: *called,
+                        opens: Some((id, name)),
+                        arguments: String::new(),
+                    });
+                    *called += 1;
+                }
+                Part::Arguments(arguments) => piece.calls.push(CallDelta {
+                    index: called.saturating_sub(1),
+                    opens: None,
+                    arguments,
+                }),
+            }
+        }
+    }
+
+    fn end(
+        &mut self,
+        index: usize,
+        reason: FinishReason,
+        piece: &mut Piece,
+    ) -> Result<(), ApiError> {
+        if let Some(reader) = self.readers.get_mut(index) {
+            let parts = reader.finish();
+            self.take(index, parts, piece);
+        }
+        let called = self.called[index] > 0 && self.calls.is_some_and(|calls| !calls.named);
+        piece.reason = Some(match reason {
+            FinishReason::Stop if called => Reason::ToolCalls,
+            FinishReason::Stop => Reason::Stop,
+            FinishReason::Length => Reason::Length,
+            FinishReason::Grammar => {
+                let param = match self.calls {
+                    Some(_) => "tools",
+                    None => "response_format",
+                };
+                let message = "the schema became too complex while the answer was generated; \
+                               make it simpler";
+                return Err(ApiError::field(param, message));
+            }
+        });
+        Ok(())
+    }
+
     /// Reports the figures of a request that ran to its end.
     pub(crate) fn finish(&self) {
         self.observation
@@ -256,22 +380,27 @@ impl Progress {
     }
 }
 
-async fn collect(mut job: Job) -> Result<Value, ApiError> {
-    let empty = || Piece {
+/// Reads a job to its end: its choices, whole.
+///
+/// # Errors
+/// If the engine could not go on.
+pub(crate) async fn choices(job: &mut Job) -> Result<Vec<Piece>, ApiError> {
+    let empty = |index| Piece {
+        text: job.progress.echo(index).unwrap_or_default().to_string(),
         scored: job.progress.scored.then(Vec::new),
         ..Piece::default()
     };
-    let mut choices: Vec<Piece> = (0..job.choices).map(|_| empty()).collect();
+    let mut choices: Vec<Piece> = (0..job.choices).map(empty).collect();
     while let Some((index, event)) = job.events.next().await {
         let piece = job.progress.piece(index, event)?;
-        let whole = &mut choices[index];
-        whole.text.push_str(&piece.text);
-        whole.reason = whole.reason.or(piece.reason);
-        if let (Some(all), Some(new)) = (&mut whole.scored, piece.scored) {
-            all.extend(new);
-        }
+        choices[index].extend(piece);
     }
     job.progress.finish();
+    Ok(choices)
+}
+
+async fn collect(mut job: Job) -> Result<Value, ApiError> {
+    let choices = choices(&mut job).await?;
     let shape = job.envelope.shape;
     let tokenizer = &job.progress.tokenizer;
     let choices = choices.iter().enumerate();

@@ -7,6 +7,7 @@
 
 mod blocks;
 mod free_list;
+pub mod grammar;
 mod handle;
 mod prefix;
 pub mod request;
@@ -14,6 +15,7 @@ mod runner;
 mod sampler;
 mod scheduler;
 mod sequence;
+mod shaper;
 mod step;
 mod stop;
 #[cfg(test)]

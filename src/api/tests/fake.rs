@@ -160,9 +160,11 @@ impl Server {
         let registry = Registry::new(generation(BASE), 4);
         registry.swap(generation(CURRENT), None).unwrap();
         let engine = Arc::new(FakeEngine::default());
+        let tokenizer = Arc::new(tokenizer);
         let mut state = AppState {
             model_name: MODEL.into(),
-            tokenizer: Arc::new(tokenizer),
+            compiler: Compiler::new(Arc::clone(&tokenizer)),
+            tokenizer,
             chat: Arc::new(chat),
             engine: Arc::clone(&engine) as Arc<dyn EngineDoor>,
             registry: Arc::new(registry),
