@@ -116,6 +116,8 @@ impl Server {
             tokenizer: loaded.tokenizer,
             chat: loaded.chat,
             engine: Arc::new(engine.clone()),
+            embeddings: api::Embeddings::new(Arc::new(engine::Embedder::new(loaded.model))),
+            moderation: control.clone(),
             registry,
             admin: control.clone(),
             telemetry,

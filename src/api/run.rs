@@ -166,15 +166,20 @@ async fn respond(
     observation.set_generation(&generation.id.0);
     let stream = prepared.params.stream;
     let job = submit(state, shape, prepared, observation)?;
-    let mut response = if stream {
+    let response = if stream {
         streaming::response(job)
     } else {
         Json(collect(job).await?).into_response()
     };
+    Ok(with_generation(response, &generation))
+}
+
+/// Names the generation that answers in the response's header.
+pub(crate) fn with_generation(mut response: Response, generation: &Generation) -> Response {
     if let Ok(id) = HeaderValue::from_str(&generation.id.0) {
         response.headers_mut().insert(GENERATION, id);
     }
-    Ok(response)
+    response
 }
 
 /// Queues the sequences of a request.
@@ -214,7 +219,7 @@ pub(crate) fn submit(
     Ok(Job {
         envelope: Envelope {
             shape,
-            id: format!("{prefix}-{:024x}", rand::random::<u128>() >> 32),
+            id: format!("{prefix}{:024x}", rand::random::<u128>() >> 32),
             created: unix_seconds(),
             model: params.model,
             fingerprint: generation.fingerprint(),

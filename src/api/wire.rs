@@ -8,11 +8,13 @@ use crate::model::Tokenizer;
 /// What stands for a log-probability that JSON cannot express, as OpenAI has it.
 const LEAST_LOGPROB: f32 = -9999.0;
 
-/// Which of the two endpoints answers.
+/// Which endpoint answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shape {
     Chat,
     Text,
+    /// Builds its own objects; see [`super::responses`].
+    Response,
 }
 
 /// A token with its alternatives, as the engine reported it.
@@ -152,7 +154,7 @@ impl Envelope {
     /// The whole answer.
     pub(crate) fn whole(&self, choices: Vec<Value>, usage: Usage) -> Value {
         let object = match self.shape {
-            Shape::Chat => "chat.completion",
+            Shape::Chat | Shape::Response => "chat.completion",
             Shape::Text => "text_completion",
         };
         let mut answer = self.head(object, choices);
@@ -163,7 +165,7 @@ impl Envelope {
     /// A part of a streamed answer. `usage`: outer `None` if it was not asked for.
     pub(crate) fn chunk(&self, choices: Vec<Value>, usage: Option<Option<Usage>>) -> Value {
         let object = match self.shape {
-            Shape::Chat => "chat.completion.chunk",
+            Shape::Chat | Shape::Response => "chat.completion.chunk",
             Shape::Text => "text_completion",
         };
         let mut answer = self.head(object, choices);
@@ -187,6 +189,17 @@ impl Envelope {
 }
 
 impl Usage {
+    /// As responses name the counts.
+    pub(crate) fn of_response(self) -> Value {
+        json!({
+            "input_tokens": self.prompt,
+            "input_tokens_details": {"cached_tokens": self.cached, "cache_write_tokens": 0},
+            "output_tokens": self.completion,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": self.prompt + self.completion,
+        })
+    }
+
     fn json(self) -> Value {
         json!({
             "prompt_tokens": self.prompt,
@@ -201,15 +214,16 @@ impl Shape {
     /// The field that holds the prompt, and what ids begin with.
     pub(crate) fn names(self) -> (&'static str, &'static str) {
         match self {
-            Shape::Chat => ("messages", "chatcmpl"),
-            Shape::Text => ("prompt", "cmpl"),
+            Shape::Chat => ("messages", "chatcmpl-"),
+            Shape::Text => ("prompt", "cmpl-"),
+            Shape::Response => ("input", "resp_"),
         }
     }
 
     /// The chunk with which a choice opens, if the endpoint has one.
     pub(crate) fn opening(self, index: usize) -> Option<Value> {
         match self {
-            Shape::Chat => Some(json!({
+            Shape::Chat | Shape::Response => Some(json!({
                 "index": index,
                 "delta": {"role": "assistant", "content": ""},
                 "logprobs": null,
@@ -222,7 +236,7 @@ impl Shape {
     /// A choice of a whole answer.
     pub(crate) fn choice(self, index: usize, piece: &Piece, tokenizer: &Tokenizer) -> Value {
         match self {
-            Shape::Chat => json!({
+            Shape::Chat | Shape::Response => json!({
                 "index": index,
                 "message": piece.message(),
                 "logprobs": self.logprobs(piece, tokenizer),
@@ -235,7 +249,7 @@ impl Shape {
     /// A choice's part in a chunk.
     pub(crate) fn delta(self, index: usize, piece: &Piece, tokenizer: &Tokenizer) -> Value {
         match self {
-            Shape::Chat => json!({
+            Shape::Chat | Shape::Response => json!({
                 "index": index,
                 "delta": piece.delta(),
                 "logprobs": self.logprobs(piece, tokenizer),
@@ -259,7 +273,7 @@ impl Shape {
             return Value::Null;
         };
         match self {
-            Shape::Chat => {
+            Shape::Chat | Shape::Response => {
                 let entry = |s: &Scored| {
                     let mut entry = token(&s.token, tokenizer);
                     let top: Vec<Value> = s.top.iter().map(|t| token(t, tokenizer)).collect();

@@ -6,6 +6,7 @@
 //! it is accepted; rows of different generations share a batch because adapters stay unmerged.
 
 mod blocks;
+mod embed;
 mod free_list;
 pub mod grammar;
 mod handle;
@@ -21,4 +22,5 @@ mod stop;
 #[cfg(test)]
 mod tests;
 
+pub use embed::Embedder;
 pub use handle::{EngineConfig, EngineError, EngineHandle, start};
