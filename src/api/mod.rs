@@ -18,6 +18,7 @@ mod moderations;
 mod observe;
 mod openapi;
 mod params;
+mod progress;
 mod responses;
 mod run;
 mod service;
