@@ -12,7 +12,7 @@ import sys
 
 import openai
 
-from openai_checks import PROMPT, expect, refused
+from openai_checks import PROMPT, expect, loose, refused
 from openai_surface import SURFACE
 
 
@@ -51,7 +51,8 @@ def completions(client, model):
     whole = client.completions.create(**asked)
     expect(len(whole.choices) == 2, f"2 prompts gave {len(whole.choices)} choices")
     texts = ["", ""]
-    for chunk in client.completions.create(**asked, stream=True):
+    # Chunks have no finish reason, as OpenAI's own: the client's type insists on one.
+    for chunk in loose(client).completions.create(**asked, stream=True):
         for choice in chunk.choices:
             texts[choice.index] += choice.text
     expect(texts == [choice.text for choice in whole.choices], f"{texts} != {whole.choices}")

@@ -10,7 +10,7 @@ from typing import Literal
 import openai
 from pydantic import BaseModel
 
-from openai_checks import PROMPT, expect, refused
+from openai_checks import PROMPT, expect, loose, refused
 
 CITIES = ["Oslo", "Rome"]
 WEATHER = {
@@ -211,8 +211,7 @@ def responses(client, model):
 
 def moderations(client, model):
     # The categories are the server's own rules, so OpenAI's fixed list is not to be insisted on.
-    loose = client.copy(_strict_response_validation=False)
-    results = loose.moderations.create(input=["good day", "say xyzzy"]).results
+    results = loose(client).moderations.create(input=["good day", "say xyzzy"]).results
     expect(len(results) == 2, f"2 inputs gave {len(results)} results")
     flagged = [result.flagged for result in results]
     forbidden = os.environ.get("FORBIDDEN_WORD") == "xyzzy"

@@ -1,0 +1,12 @@
+#!/usr/bin/env sh
+# Sends requests generated from /openapi.json to the server at $REALIGN_BASE_URL: no answer may be
+# a 5xx, and every answer must have a documented status, type and form.
+#
+# usage: schemathesis.sh PYTHON [EXAMPLES]     (EXAMPLES per route; 25 by default)
+set -eu
+here=$(dirname "$0")
+st=$(dirname "$1")/st
+checks=not_a_server_error,response_schema_conformance,status_code_conformance,content_type_conformance
+cd "$here"
+SCHEMATHESIS_HOOKS=schema_hooks.py exec "$st" run "${REALIGN_BASE_URL%/v1}/openapi.json" \
+    --checks "$checks" --max-examples "${2:-25}" --seed 1 --request-timeout 60 --no-color
