@@ -67,10 +67,10 @@ impl Params {
 
     /// Fails for a biased token that the model does not have.
     pub(crate) fn check_bias(&self, tokenizer: &Tokenizer) -> Result<(), ApiError> {
-        let ids = self.sampling.logit_bias.iter().map(|(id, _)| *id);
+        let mut ids = self.sampling.logit_bias.iter().map(|(id, _)| *id);
         let check = |id| tokenizer.check_id(id);
         let wrong = |e: TokenizerError| ApiError::field("logit_bias", format!("`logit_bias`: {e}"));
-        ids.map(check).collect::<Result<(), _>>().map_err(wrong)
+        ids.try_for_each(check).map_err(wrong)
     }
 
     /// The sampling of choice `index`: its own seed, so that choices differ.

@@ -222,7 +222,8 @@ def moderations(client, model):
 
 def embeddings(client, model):
     texts = ["The cat sleeps.", "The cat sleeps.", "Stocks fell on Monday."]
-    answer = client.embeddings.create(model=model, input=texts)
+    # The client asks for base64, which its own strict mode refuses before it decodes it.
+    answer = loose(client).embeddings.create(model=model, input=texts)
     same, again, other = [entry.embedding for entry in answer.data]
     expect(same == again, "one text has two embeddings")
     expect(abs(math.hypot(*same) - 1) < 1e-4, f"length {math.hypot(*same)}")

@@ -24,7 +24,8 @@ def repair(body):
     if body.get("echo"):
         body.pop("logprobs", None)
     body.pop("best_of", None)
-    body.pop("tool_choice", None) if not body.get("tools") else None
+    if not body.get("tools") or isinstance(body.get("tool_choice"), dict):
+        body.pop("tool_choice", None)
     for name in ("prompt", "input", "tokens"):
         if name in body:
             body[name] = ids(body[name])
