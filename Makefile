@@ -4,7 +4,7 @@ PYTHON ?= python3
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo build test lint bench model model-gemma venv
+.PHONY: help demo build test test-openai test-schema lint bench model model-gemma venv
 .DEFAULT_GOAL := help
 
 help:   ## List the targets
@@ -31,6 +31,23 @@ venv: .venv/.ready  ## Make .venv with the OpenAI client, for the client tests
 
 test: model model-gemma venv  ## Run all tests
 	$(CARGO) test --locked
+
+PROOF := $(TARGET_DIR)/proof
+PROOF_PYTHON = $(abspath $(PROOF))/venv/bin/python
+SERVED := $(PYTHON) tests/python/with_server.py "$(TARGET_DIR)/debug/realign" models/SmolLM2-135M-Instruct.Q4_1.gguf
+
+$(PROOF)/.ready: tests/python/proof-requirements.txt
+	$(PYTHON) -m venv $(PROOF)/venv
+	$(PROOF_PYTHON) -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+test-openai: model $(PROOF)/.ready  ## Run the openai package's own tests against a server
+	$(CARGO) build --locked
+	$(SERVED) tests/python/openai_sdist.sh $(PROOF_PYTHON) $(abspath $(PROOF))
+
+test-schema: model $(PROOF)/.ready  ## Send generated requests to a server: no 5xx, all as documented
+	$(CARGO) build --locked
+	$(SERVED) tests/python/schemathesis.sh $(PROOF_PYTHON)
 
 lint: ## Check formatting and lints
 	$(CARGO) fmt --check

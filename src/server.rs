@@ -112,9 +112,12 @@ impl Server {
             .unwrap_or_else(|| loaded.name.to_string());
         let state = AppState {
             model_name: name.into(),
+            compiler: api::Compiler::new(loaded.tokenizer.clone()),
             tokenizer: loaded.tokenizer,
             chat: loaded.chat,
             engine: Arc::new(engine.clone()),
+            embeddings: api::Embeddings::new(Arc::new(engine::Embedder::new(loaded.model))),
+            moderation: control.clone(),
             registry,
             admin: control.clone(),
             telemetry,

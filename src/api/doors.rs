@@ -4,6 +4,7 @@
 use serde_json::Value;
 use tokio::sync::broadcast;
 
+use crate::adapter::generation::Generation;
 use crate::engine::request::{EngineStats, GenerateRequest, GenerateStream, SubmitError};
 
 /// The engine, as far as the API knows it.
@@ -79,6 +80,39 @@ pub trait AdminDoor: Send + Sync {
     /// # Errors
     /// [`AdminError::Conflict`] if there is none.
     fn rollback(&self) -> Result<Value, AdminError>;
+}
+
+/// What the policy oracle says about texts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Moderations {
+    /// Which policy set judged: equal revisions, equal judgements.
+    pub revision: String,
+    /// `policy/rule` of every enforced rule.
+    pub categories: Vec<String>,
+    /// For each text, which of them it violates.
+    pub results: Vec<Vec<bool>>,
+}
+
+/// The policy oracle, as far as clients see it.
+pub trait ModerationDoor: Send + Sync {
+    /// Judges each text as the answer to the prompt, by the active policies. Pure and quick, but
+    /// linear in texts and rules: the API calls it where blocking is allowed.
+    fn moderate(&self, prompt: &str, responses: &[String]) -> Moderations;
+}
+
+/// What makes embeddings.
+pub trait EmbeddingDoor: Send + Sync {
+    /// The embedding of a text's tokens. Blocks for one forward pass.
+    ///
+    /// # Errors
+    /// Why it could not be computed.
+    fn embed(&self, generation: &Generation, tokens: &[u32]) -> Result<Vec<f32>, String>;
+}
+
+impl EmbeddingDoor for crate::engine::Embedder {
+    fn embed(&self, generation: &Generation, tokens: &[u32]) -> Result<Vec<f32>, String> {
+        crate::engine::Embedder::embed(self, generation, tokens).map_err(|e| e.to_string())
+    }
 }
 
 impl EngineDoor for crate::engine::EngineHandle {

@@ -7,18 +7,27 @@ mod admin;
 mod auth;
 mod body;
 mod chat;
+mod compile;
 mod completions;
 pub mod doors;
+mod embeddings;
 pub mod error;
 mod fields;
 mod models;
+mod moderations;
 mod observe;
+mod openapi;
 mod params;
+mod progress;
+mod responses;
 mod run;
 mod service;
 mod streaming;
 #[cfg(test)]
 mod tests;
+mod tokens;
+mod tool_calls;
+mod tools;
 mod wire;
 
 use std::sync::Arc;
@@ -30,7 +39,9 @@ use axum::extract::Request;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 
-pub use doors::{AdminDoor, AdminError, EngineDoor};
+pub use compile::Compiler;
+pub use doors::{AdminDoor, AdminError, EmbeddingDoor, EngineDoor, ModerationDoor, Moderations};
+pub use embeddings::Embeddings;
 pub use error::ApiError;
 
 use crate::adapter::Registry;
@@ -46,8 +57,14 @@ pub struct AppState {
     pub tokenizer: Arc<Tokenizer>,
     /// The model's chat template.
     pub chat: Arc<ChatTemplate>,
+    /// What compiles grammars for structured answers.
+    pub compiler: Compiler,
     /// Where sequences go.
     pub engine: Arc<dyn EngineDoor>,
+    /// What makes embeddings, and how many wait for it.
+    pub embeddings: Embeddings,
+    /// The policy oracle.
+    pub moderation: Arc<dyn ModerationDoor>,
     /// Where generations are leased.
     pub registry: Arc<Registry>,
     /// What operators see and do.
@@ -78,6 +95,11 @@ pub fn router(state: AppState) -> Router {
     let client = Router::new()
         .route("/v1/chat/completions", post(run::chat_completions))
         .route("/v1/completions", post(run::completions))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/embeddings", post(embeddings::create))
+        .route("/v1/moderations", post(moderations::create))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::retrieve))
         .method_not_allowed_fallback(method_not_allowed)
@@ -100,6 +122,7 @@ pub fn router(state: AppState) -> Router {
         .route("/health", get(service::health))
         .route("/ready", get(service::ready))
         .route("/metrics", get(service::metrics))
+        .route("/openapi.json", get(openapi::document))
         .method_not_allowed_fallback(method_not_allowed)
         .merge(client)
         .merge(operator)

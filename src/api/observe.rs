@@ -18,9 +18,14 @@ pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 const CLIENT_CLOSED: u16 = 499;
 
 /// Every route that is counted. Probes and scrapes are not: they would drown the rest.
-const ROUTES: [&str; 12] = [
+pub(crate) const ROUTES: [&str; 17] = [
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/responses",
+    "/v1/embeddings",
+    "/v1/moderations",
+    "/tokenize",
+    "/detokenize",
     "/v1/models",
     "/v1/models/{*id}",
     "/admin/v1/policies",
@@ -32,7 +37,7 @@ const ROUTES: [&str; 12] = [
     "/admin/v1/generations/activate",
     "/admin/v1/generations/rollback",
 ];
-const PROBES: [&str; 3] = ["/health", "/ready", "/metrics"];
+pub(crate) const PROBES: [&str; 4] = ["/health", "/ready", "/metrics", "/openapi.json"];
 
 /// What is known of a running request. The middleware holds one clone of the `Arc`, a streamed
 /// answer another; the event goes out when the last is dropped.

@@ -15,11 +15,12 @@ use super::completions::CompletionRequest;
 use super::error::ApiError;
 use super::observe::Observation;
 use super::params::Params;
-use super::wire::{Envelope, Piece, Scored, Shape, Usage};
-use super::{AppState, blocking, body, models, streaming, unix_seconds};
+use super::progress::{CallReading, Progress, ProgressParts, choices};
+use super::wire::{Envelope, Shape};
+use super::{AppState, blocking, body, compile, models, streaming, unix_seconds};
 use crate::adapter::generation::Generation;
+use crate::engine::grammar::Constraint;
 use crate::engine::request::{GenerateEvent, GenerateRequest, GenerateStream};
-use crate::model::Tokenizer;
 
 /// Header that names the generation that answered.
 const GENERATION: HeaderName = HeaderName::from_static("x-realign-generation");
@@ -32,21 +33,34 @@ pub(crate) async fn chat_completions(
 ) -> Result<Response, ApiError> {
     let body = body::json(request, state.max_body_bytes).await?;
     let request = ChatRequest::read(&body)?;
-    let prepared = blocking({
-        let state = state.clone();
-        move || {
-            let generation = models::resolve(&state, &request.params.model)?;
-            let prompt = request.encode(&state)?;
-            let max_tokens = request.max_tokens(prompt.len(), state.engine.max_model_len());
-            Ok(Prepared {
-                params: request.params,
-                prompts: vec![(prompt, max_tokens)],
-                generation,
-            })
-        }
-    })
-    .await?;
+    let (tools, format) = (&request.tools, &request.format);
+    let grammar = compile::constraint(&state, tools, format, "response_format").await?;
+    let prepared = prepare_chat(&state, request, grammar).await?;
     respond(&state, Shape::Chat, prepared, observation).await
+}
+
+/// Leases the generation and lays the conversation out.
+async fn prepare_chat(
+    state: &AppState,
+    mut request: ChatRequest,
+    grammar: Option<Constraint>,
+) -> Result<Prepared, ApiError> {
+    let state = state.clone();
+    blocking(move || {
+        let generation = models::resolve(&state, &request.params.model)?;
+        request.params.check_bias(&state.tokenizer)?;
+        let prompt = request.encode(&state)?;
+        let max_tokens = request.max_tokens(prompt.len(), state.engine.max_model_len());
+        request.params.sampling.grammar = grammar;
+        Ok(Prepared {
+            calls: CallReading::new(&request.tools, &state),
+            params: request.params,
+            prompts: vec![(prompt, max_tokens)],
+            generation,
+            echo: Vec::new(),
+        })
+    })
+    .await
 }
 
 /// `POST /v1/completions`.
@@ -61,16 +75,21 @@ pub(crate) async fn completions(
         let state = state.clone();
         move || {
             let generation = models::resolve(&state, &request.params.model)?;
+            request.params.check_bias(&state.tokenizer)?;
             let limit = state.engine.max_model_len();
             let with_max = |ids: Vec<u32>| {
                 let max_tokens = request.max_tokens(ids.len(), limit);
                 (ids, max_tokens)
             };
-            let prompts = request.encode(&state)?.into_iter().map(with_max).collect();
+            let encoded = request.encode(&state)?;
+            let echo = request.echo(&state.tokenizer, &encoded)?;
+            let prompts = encoded.into_iter().map(with_max).collect();
             Ok(Prepared {
                 params: request.params,
                 prompts,
                 generation,
+                calls: None,
+                echo,
             })
         }
     })
@@ -79,11 +98,15 @@ pub(crate) async fn completions(
 }
 
 /// A request that can be submitted.
-struct Prepared {
-    params: Params,
+pub(crate) struct Prepared {
+    pub(crate) params: Params,
     /// Token ids, and the most tokens to generate after them.
-    prompts: Vec<(Vec<u32>, usize)>,
-    generation: Arc<Generation>,
+    pub(crate) prompts: Vec<(Vec<u32>, usize)>,
+    pub(crate) generation: Arc<Generation>,
+    /// How calls are read, if there may be any.
+    pub(crate) calls: Option<CallReading>,
+    /// The text of each prompt, if it is to stand before the answer.
+    pub(crate) echo: Vec<String>,
 }
 
 /// An answer that is being generated. Dropping it cancels its sequences.
@@ -93,18 +116,6 @@ pub(crate) struct Job {
     pub(crate) progress: Progress,
     pub(crate) choices: usize,
     pub(crate) include_usage: bool,
-}
-
-/// What has come so far.
-pub(crate) struct Progress {
-    pub(crate) tokenizer: Arc<Tokenizer>,
-    pub(crate) observation: Arc<Observation>,
-    pub(crate) usage: Usage,
-    scored: bool,
-    /// Choices per prompt: they share the prompt's tokens, which count once.
-    n: usize,
-    /// Characters of each choice so far.
-    offsets: Vec<usize>,
 }
 
 async fn respond(
@@ -117,18 +128,27 @@ async fn respond(
     observation.set_generation(&generation.id.0);
     let stream = prepared.params.stream;
     let job = submit(state, shape, prepared, observation)?;
-    let mut response = if stream {
+    let response = if stream {
         streaming::response(job)
     } else {
         Json(collect(job).await?).into_response()
     };
+    Ok(with_generation(response, &generation))
+}
+
+/// Names the generation that answers in the response's header.
+pub(crate) fn with_generation(mut response: Response, generation: &Generation) -> Response {
     if let Ok(id) = HeaderValue::from_str(&generation.id.0) {
         response.headers_mut().insert(GENERATION, id);
     }
-    Ok(response)
+    response
 }
 
-fn submit(
+/// Queues the sequences of a request.
+///
+/// # Errors
+/// If the server is not ready or the engine refuses; nothing is left behind then.
+pub(crate) fn submit(
     state: &AppState,
     shape: Shape,
     prepared: Prepared,
@@ -141,11 +161,10 @@ fn submit(
         params,
         prompts,
         generation,
+        calls,
+        echo,
     } = prepared;
-    let (field, prefix) = match shape {
-        Shape::Chat => ("messages", "chatcmpl"),
-        Shape::Text => ("prompt", "cmpl"),
-    };
+    let (field, prefix) = shape.names();
     let mut streams = Vec::new();
     for (prompt, max_tokens) in prompts {
         for choice in 0..params.n {
@@ -162,19 +181,20 @@ fn submit(
     Ok(Job {
         envelope: Envelope {
             shape,
-            id: format!("{prefix}-{:024x}", rand::random::<u128>() >> 32),
+            id: format!("{prefix}{:024x}", rand::random::<u128>() >> 32),
             created: unix_seconds(),
             model: params.model,
             fingerprint: generation.fingerprint(),
         },
-        progress: Progress {
+        progress: Progress::new(ProgressParts {
             tokenizer: Arc::clone(&state.tokenizer),
             observation,
-            usage: Usage::default(),
             scored: params.sampling.top_logprobs.is_some(),
+            choices: streams.len(),
             n: params.n,
-            offsets: vec![0; streams.len()],
-        },
+            calls,
+            echo,
+        }),
         choices: streams.len(),
         include_usage: params.include_usage,
         events: merge(streams),
@@ -199,79 +219,8 @@ fn merge(streams: Vec<GenerateStream>) -> BoxStream<'static, (usize, GenerateEve
     stream::select_all(streams.into_iter().enumerate().map(tagged)).boxed()
 }
 
-impl Progress {
-    /// What an event adds to its choice.
-    ///
-    /// # Errors
-    /// If the engine could not go on.
-    pub(crate) fn piece(&mut self, index: usize, event: GenerateEvent) -> Result<Piece, ApiError> {
-        let mut piece = Piece {
-            offset: self.offsets[index],
-            scored: None,
-            ..Piece::default()
-        };
-        match event {
-            GenerateEvent::Token {
-                id,
-                text,
-                logprob,
-                top,
-            } => {
-                self.observation.token(index);
-                piece.text = text;
-                // The end of the turn is not part of the text.
-                let ends = self.tokenizer.end_of_generation_ids().contains(&id);
-                if let Some(token) = logprob.filter(|_| self.scored && !ends) {
-                    self.offsets[index] += token.text.chars().count();
-                    piece.scored = Some(vec![Scored { token, top }]);
-                }
-            }
-            GenerateEvent::Finished {
-                reason,
-                text,
-                prompt_tokens,
-                cached_tokens,
-                completion_tokens,
-            } => {
-                piece.text = text;
-                piece.reason = Some(reason);
-                self.usage.completion += completion_tokens;
-                if index.is_multiple_of(self.n) {
-                    self.usage.prompt += prompt_tokens;
-                    self.usage.cached += cached_tokens;
-                }
-            }
-            GenerateEvent::Failed(message) => {
-                tracing::error!(message, "generation failed");
-                return Err(ApiError::Internal(format!("generation failed: {message}")));
-            }
-        }
-        Ok(piece)
-    }
-
-    /// Reports the figures of a request that ran to its end.
-    pub(crate) fn finish(&self) {
-        self.observation
-            .set_tokens(self.usage.prompt, self.usage.completion);
-    }
-}
-
 async fn collect(mut job: Job) -> Result<Value, ApiError> {
-    let empty = || Piece {
-        scored: job.progress.scored.then(Vec::new),
-        ..Piece::default()
-    };
-    let mut choices: Vec<Piece> = (0..job.choices).map(|_| empty()).collect();
-    while let Some((index, event)) = job.events.next().await {
-        let piece = job.progress.piece(index, event)?;
-        let whole = &mut choices[index];
-        whole.text.push_str(&piece.text);
-        whole.reason = whole.reason.or(piece.reason);
-        if let (Some(all), Some(new)) = (&mut whole.scored, piece.scored) {
-            all.extend(new);
-        }
-    }
-    job.progress.finish();
+    let choices = choices(&mut job).await?;
     let shape = job.envelope.shape;
     let tokenizer = &job.progress.tokenizer;
     let choices = choices.iter().enumerate();

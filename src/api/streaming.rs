@@ -9,6 +9,7 @@ use futures::stream::{self, StreamExt};
 use serde_json::Value;
 
 use super::run::Job;
+use super::wire::Piece;
 
 /// A comment goes out after this much silence, so that proxies keep the connection.
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -60,8 +61,17 @@ impl Stream {
 
     fn opening(&self) -> Vec<Event> {
         let shape = self.job.envelope.shape;
-        let opening = |index| shape.opening(index).map(|choice| self.chunk(vec![choice]));
-        (0..self.job.choices).filter_map(opening).collect()
+        let progress = &self.job.progress;
+        let echo = |index| {
+            let piece = Piece {
+                text: progress.echo(index)?.to_string(),
+                ..Piece::default()
+            };
+            Some(shape.delta(index, &piece, &progress.tokenizer))
+        };
+        let opening = |index| shape.opening(index).or_else(|| echo(index));
+        let choices = (0..self.job.choices).filter_map(opening);
+        choices.map(|choice| self.chunk(vec![choice])).collect()
     }
 
     async fn running(&mut self) -> Vec<Event> {
@@ -78,7 +88,7 @@ impl Stream {
                 return vec![data(&error.body())];
             }
         };
-        if piece.text.is_empty() && piece.scored.is_none() && piece.reason.is_none() {
+        if piece.is_empty() {
             return Vec::new();
         }
         let shape = self.job.envelope.shape;

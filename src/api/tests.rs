@@ -1,6 +1,9 @@
 //! Routes against a scripted engine, over a socket.
 
 mod fake;
+mod responses;
+mod surface;
+mod tools;
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -72,6 +75,10 @@ fn chat(server: &Server, fields: &Value) -> Reply {
         &[],
         &body.to_string(),
     )
+}
+
+fn post(server: &Server, path: &str, body: &Value) -> Reply {
+    send(server, "POST", path, &[], &body.to_string())
 }
 
 fn complete(server: &Server, fields: &Value) -> Reply {
@@ -199,18 +206,32 @@ fn wrong_fields_are_named() {
             json!({"logprobs": true, "top_logprobs": 21}),
             "top_logprobs",
         ),
-        (json!({"frequency_penalty": 0.5}), "frequency_penalty"),
-        (json!({"tools": [{"type": "function"}]}), "tools"),
+        (json!({"frequency_penalty": 2.5}), "frequency_penalty"),
+        (json!({"presence_penalty": "0"}), "presence_penalty"),
+        (json!({"min_p": 1.5}), "min_p"),
+        (json!({"top_k": -2}), "top_k"),
+        (json!({"seed": 1.5}), "seed"),
+        (json!({"logit_bias": {"1": 101}}), "logit_bias"),
+        (json!({"logit_bias": {"one": 1}}), "logit_bias"),
+        (json!({"logit_bias": {"9999999": 1}}), "logit_bias"),
+        (json!({"functions": [{"name": "f"}]}), "functions"),
         (
-            json!({"response_format": {"type": "json_object"}}),
-            "response_format",
+            json!({"response_format": {"type": "xml"}}),
+            "response_format.type",
         ),
-        (json!({"logit_bias": {"1": 1}}), "logit_bias"),
+        (
+            json!({"response_format": {"type": "json_schema"}}),
+            "response_format.json_schema",
+        ),
         (json!({"model": 5}), "model"),
         (json!({"messages": []}), "messages"),
         (
-            json!({"messages": [{"role": "tool", "content": "x"}]}),
+            json!({"messages": [{"role": "robot", "content": "x"}]}),
             "messages[0].role",
+        ),
+        (
+            json!({"messages": [{"role": "tool", "content": "x"}]}),
+            "messages[0].tool_call_id",
         ),
         (
             json!({"messages": [{"role": "user"}]}),
@@ -238,6 +259,16 @@ fn wrong_fields_are_named() {
             (reply.status, &reply.json()["error"]["param"]),
             (400, &json!("prompt"))
         );
+    }
+    for (fields, param) in [
+        (json!({"suffix": "x"}), "suffix"),
+        (json!({"best_of": 3}), "best_of"),
+        (json!({"echo": true, "logprobs": 1}), "echo"),
+    ] {
+        let reply = complete(&server, &fields);
+        let error = &reply.json()["error"];
+        assert_eq!((reply.status, &error["param"]), (400, &json!(param)));
+        assert_eq!(error["code"], "unsupported_parameter");
     }
     assert!(server.engine.requests.lock().unwrap().is_empty());
 }

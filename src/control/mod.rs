@@ -9,6 +9,7 @@ mod context;
 mod gating;
 mod inputs;
 mod learn;
+mod moderation;
 mod realign;
 mod work;
 

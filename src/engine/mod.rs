@@ -6,7 +6,9 @@
 //! it is accepted; rows of different generations share a batch because adapters stay unmerged.
 
 mod blocks;
+mod embed;
 mod free_list;
+pub mod grammar;
 mod handle;
 mod prefix;
 pub mod request;
@@ -14,9 +16,11 @@ mod runner;
 mod sampler;
 mod scheduler;
 mod sequence;
+mod shaper;
 mod step;
 mod stop;
 #[cfg(test)]
 mod tests;
 
+pub use embed::Embedder;
 pub use handle::{EngineConfig, EngineError, EngineHandle, start};

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use super::grammar::Constraint;
 use crate::adapter::generation::Generation;
 
 /// How the next token is drawn.
@@ -15,6 +16,16 @@ pub struct SamplingParams {
     pub top_p: f32,
     /// Keep only the k most probable tokens; 0 keeps all.
     pub top_k: usize,
+    /// Keep only tokens at least this share as probable as the most probable one; 0 keeps all.
+    pub min_p: f32,
+    /// Taken off the logit of every token that was generated before.
+    pub presence_penalty: f32,
+    /// Taken off the logit of a token for each time that it was generated before.
+    pub frequency_penalty: f32,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// What the answer must look like, token by token.
+    pub grammar: Option<Constraint>,
     /// Seed of this request's own random stream, so batch mates cannot change its text.
     pub seed: u64,
     /// Most tokens to generate.
@@ -33,6 +44,11 @@ impl Default for SamplingParams {
             temperature: 0.0,
             top_p: 1.0,
             top_k: 0,
+            min_p: 0.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            grammar: None,
             seed: 0,
             max_tokens: 16,
             stop: Vec::new(),
@@ -56,13 +72,16 @@ pub struct GenerateRequest {
 /// Why a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
-    /// End-of-turn token or a stop string.
+    /// End-of-turn token, a stop string, or a grammar that is complete.
     Stop,
     /// `max_tokens` or the context length was reached.
     Length,
+    /// The grammar could not be followed further within its bounds: it is too complex.
+    Grammar,
 }
 
-/// A token and its log-probability (natural log, before temperature).
+/// A token and its log-probability (natural log; the model's own, before temperature, penalties,
+/// biases and grammar).
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprob {
     /// Token id.

@@ -20,6 +20,8 @@ type Candidate = (u32, f32);
 #[derive(Debug, Default)]
 pub struct Scratch {
     candidates: Vec<Candidate>,
+    /// Logits that a request has changed.
+    pub shaped: Vec<f32>,
 }
 
 /// A token's probability falls below 1e-13 of the best one's here: never drawn, not worth sorting.
@@ -60,6 +62,10 @@ impl Sampler {
         if (1..candidates.len()).contains(&self.params.top_k) {
             best_first(candidates, self.params.top_k);
             candidates.truncate(self.params.top_k);
+        }
+        if self.params.min_p > 0.0 {
+            // Weights are relative to the most probable token's.
+            candidates.retain(|c| c.1 >= self.params.min_p);
         }
         keep_nucleus(candidates, self.params.top_p);
         let mut rest = self.rng.random::<f64>() * sum(candidates);
@@ -191,11 +197,19 @@ mod tests {
         let nucleus = draws(
             SamplingParams {
                 top_p: 0.1,
-                ..params
+                ..params.clone()
             },
             50,
         );
         assert!(nucleus.iter().all(|id| *id == 1));
+        // The second best has e^-1 = 0.37 of the best one's probability, the third 0.14.
+        let min_p = |min_p| SamplingParams {
+            min_p,
+            ..params.clone()
+        };
+        assert!(draws(min_p(0.3), 400).iter().all(|id| *id != 0));
+        assert!(draws(min_p(0.3), 400).contains(&2));
+        assert!(draws(min_p(0.4), 400).iter().all(|id| [1, 4].contains(id)));
     }
 
     #[test]

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::blocks::BlockTable;
+use super::grammar::GrammarError;
 use super::request::{FinishReason, GenerateEvent, GenerateRequest, TokenLogprob};
 use super::sampler::{Sampler, Scratch, logprobs};
+use super::shaper::Shaper;
 use super::stop::{StopMatcher, StopOutcome};
 use crate::adapter::generation::Generation;
 use crate::model::{StreamDecoder, Tokenizer};
@@ -30,6 +32,7 @@ pub struct Sequence {
     max_tokens: usize,
     ignore_eos: bool,
     top_logprobs: Option<usize>,
+    shaper: Shaper,
     sampler: Sampler,
     decoder: StreamDecoder,
     stops: StopMatcher,
@@ -59,6 +62,7 @@ impl Sequence {
             max_tokens: sampling.max_tokens,
             ignore_eos: sampling.ignore_eos,
             top_logprobs: sampling.top_logprobs,
+            shaper: Shaper::new(&sampling),
             sampler: Sampler::new(&sampling),
             decoder: StreamDecoder::new(tokenizer.clone()),
             stops: StopMatcher::new(&sampling.stop),
@@ -89,7 +93,10 @@ impl Sequence {
         tokenizer: &Tokenizer,
         scratch: &mut Scratch,
     ) -> bool {
-        let id = self.sampler.draw(logits, scratch);
+        let Ok((id, complete)) = self.draw(logits, scratch) else {
+            self.finish(FinishReason::Grammar, false);
+            return true;
+        };
         self.tokens.push(id);
         let generated = self.tokens.len() - self.prompt;
         let at_end = !self.ignore_eos && tokenizer.end_of_generation_ids().contains(&id);
@@ -99,7 +106,7 @@ impl Sequence {
             StopOutcome::Stopped(text) => (text, true),
         };
         self.report(id, text, logits, tokenizer);
-        if at_end || stopped {
+        if at_end || stopped || complete {
             self.finish(FinishReason::Stop, stopped);
         } else if generated >= self.max_tokens {
             self.finish(FinishReason::Length, false);
@@ -107,6 +114,17 @@ impl Sequence {
             return false;
         }
         true
+    }
+
+    /// The next token, and whether the grammar is complete with it.
+    fn draw(&mut self, logits: &[f32], scratch: &mut Scratch) -> Result<(u32, bool), GrammarError> {
+        // Taken out, as the sampler needs the rest of the scratch beside it.
+        let mut buffer = std::mem::take(&mut scratch.shaped);
+        let shaped = self.shaper.shape(logits, &mut buffer);
+        let drawn = shaped.map(|shaped| self.sampler.draw(shaped, scratch));
+        scratch.shaped = buffer;
+        let id = drawn.inspect_err(|error| tracing::debug!(%error, "a grammar was given up"))?;
+        Ok((id, self.shaper.accept(id)?))
     }
 
     fn report(&self, id: u32, text: String, logits: &[f32], tokenizer: &Tokenizer) {

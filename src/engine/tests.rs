@@ -7,3 +7,4 @@ mod load;
 mod preemption;
 mod prefix;
 mod random;
+mod shaping;

@@ -6,14 +6,20 @@
 //! close a turn, and a conversation without such literals takes no detour at all.
 
 mod functions;
+mod guard;
 #[cfg(test)]
 mod tests;
+mod tools;
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use candle_core::quantized::gguf_file::{Content, Value as GgufValue};
 use minijinja::{Environment, context};
+use serde_json::Value;
+
+use guard::{all_texts, guard_literals, holds_control, unused_character};
+pub use tools::CallStyle;
+use tools::{ToolSupport, map_strings, support};
 
 use super::tokenizer::{Tokenizer, TokenizerError};
 
@@ -27,6 +33,8 @@ pub enum ChatRole {
     User,
     /// The model.
     Assistant,
+    /// The result of a function that the model called.
+    Tool,
 }
 
 /// One message of a conversation.
@@ -36,6 +44,13 @@ pub struct ChatMessage {
     pub role: ChatRole,
     /// Its text.
     pub content: String,
+    /// The model's calls, each `{"type": "function", "function": {"name", "arguments"}}` with the
+    /// arguments as an object, which is how templates read them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<Vec<Value>>,
+    /// Of a result: the call that it answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<String>,
 }
 
 impl ChatMessage {
@@ -44,12 +59,27 @@ impl ChatMessage {
         Self {
             role,
             content: content.into(),
+            tool_calls: None,
+            tool_call_id: None,
         }
     }
 
     /// A user's message.
     pub fn user(content: impl Into<String>) -> Self {
         Self::new(ChatRole::User, content)
+    }
+}
+
+impl ChatMessage {
+    /// The same message with every text that a client wrote changed.
+    fn guarded(&self, change: &dyn Fn(&str) -> String) -> Self {
+        let calls = self.tool_calls.as_ref();
+        Self {
+            role: self.role,
+            content: change(&self.content),
+            tool_calls: calls.map(|calls| calls.iter().map(|c| map_strings(c, change)).collect()),
+            tool_call_id: self.tool_call_id.as_deref().map(change),
+        }
     }
 }
 
@@ -102,6 +132,9 @@ pub struct ChatTemplate {
     end_of_turn: u32,
     /// Where a template was looked for and where one could be put, if there is none.
     absent: Option<[String; 2]>,
+    tools: ToolSupport,
+    /// Whether a conversation may begin with a system message.
+    takes_system: bool,
 }
 
 impl std::fmt::Debug for ChatTemplate {
@@ -138,7 +171,10 @@ impl ChatTemplate {
             eos: literal(tokenizer.eos_id()),
             end_of_turn: 0,
             absent: None,
+            tools: support(source),
+            takes_system: false,
         };
+        template.takes_system = template.accepts_system();
         template.end_of_turn = template
             .written_end_of_turn(tokenizer)
             .or(tokenizer.eos_id())
@@ -225,6 +261,15 @@ impl ChatTemplate {
         messages: &[ChatMessage],
         add_generation_prompt: bool,
     ) -> Result<String, ChatError> {
+        self.render_with(messages, &[], add_generation_prompt)
+    }
+
+    fn render_with(
+        &self,
+        messages: &[ChatMessage],
+        tools: &[Value],
+        add_generation_prompt: bool,
+    ) -> Result<String, ChatError> {
         if let Some([place, wanted]) = self.absent.clone() {
             return Err(ChatError::NoTemplate { place, wanted });
         }
@@ -232,11 +277,13 @@ impl ChatTemplate {
             .environment
             .get_template(NAME)
             .map_err(|e| ChatError::Template(e.to_string()))?;
+        let tools = (!tools.is_empty()).then_some(tools);
         let variables = context! {
             messages => messages,
             add_generation_prompt => add_generation_prompt,
             bos_token => self.bos,
             eos_token => self.eos,
+            ..tools.map_or_else(|| context! {}, |tools| context! { tools => tools })
         };
         template.render(variables).map_err(|e| {
             // `detail` is what `raise_exception` was given; the kind alone says little otherwise.
@@ -257,19 +304,45 @@ impl ChatTemplate {
         messages: &[ChatMessage],
         add_generation_prompt: bool,
     ) -> Result<Vec<u32>, ChatError> {
-        if !messages
-            .iter()
-            .any(|message| holds_control(tokenizer, &message.content))
-        {
-            let text = self.render(messages, add_generation_prompt)?;
+        self.encode_chat_with(tokenizer, messages, &[], add_generation_prompt)
+    }
+
+    /// As [`ChatTemplate::encode_chat`], with functions that the model may call, each as OpenAI's
+    /// `{"type": "function", "function": {…}}`. Control literals inside them are text, too.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::encode_chat`].
+    pub fn encode_chat_with(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[ChatMessage],
+        tools: &[Value],
+        add_generation_prompt: bool,
+    ) -> Result<Vec<u32>, ChatError> {
+        if !self.tools.native {
+            let plain = self.plain(messages, tools);
+            return self.encode_guarding(tokenizer, &plain, &[], add_generation_prompt);
+        }
+        self.encode_guarding(tokenizer, messages, tools, add_generation_prompt)
+    }
+
+    fn encode_guarding(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[ChatMessage],
+        tools: &[Value],
+        add_generation_prompt: bool,
+    ) -> Result<Vec<u32>, ChatError> {
+        let texts = all_texts(messages, tools);
+        if !holds_control(tokenizer, &texts) {
+            let text = self.render_with(messages, tools, add_generation_prompt)?;
             return Ok(tokenizer.encode(&text, true)?);
         }
-        let guard = unused_character(messages)?;
-        let guarded: Vec<ChatMessage> = messages
-            .iter()
-            .map(|m| ChatMessage::new(m.role, guard_literals(tokenizer, &m.content, guard)))
-            .collect();
-        let text = self.render(&guarded, add_generation_prompt)?;
+        let guard = unused_character(&texts)?;
+        let change = |text: &str| guard_literals(tokenizer, text, guard);
+        let guarded: Vec<ChatMessage> = messages.iter().map(|m| m.guarded(&change)).collect();
+        let tools: Vec<Value> = tools.iter().map(|t| map_strings(t, &change)).collect();
+        let text = self.render_with(&guarded, &tools, add_generation_prompt)?;
         Ok(tokenizer.encode_guarded(&text, guard)?)
     }
 
@@ -293,6 +366,15 @@ impl ChatTemplate {
         self.end_of_turn
     }
 
+    fn accepts_system(&self) -> bool {
+        let messages = [
+            ChatMessage::new(ChatRole::System, "be brief"),
+            ChatMessage::user("hello"),
+        ];
+        let rendered = self.render(&messages, true);
+        rendered.is_ok_and(|text| text.contains("be brief"))
+    }
+
     /// Renders a short exchange and reads which control token follows the answer.
     fn written_end_of_turn(&self, tokenizer: &Tokenizer) -> Option<u32> {
         let answer = "an-answer-to-find-again";
@@ -309,40 +391,6 @@ impl ChatTemplate {
         ends.max_by_key(|(_, literal)| literal.len())
             .map(|(id, _)| id)
     }
-}
-
-fn holds_control(tokenizer: &Tokenizer, text: &str) -> bool {
-    tokenizer
-        .control_tokens()
-        .any(|(_, literal)| text.contains(literal))
-}
-
-/// Puts the guard after the first character of every control literal in the text, again until none
-/// is left: occurrences may overlap.
-fn guard_literals(tokenizer: &Tokenizer, text: &str, guard: char) -> String {
-    let mut text = text.to_owned();
-    for (_, literal) in tokenizer.control_tokens() {
-        let mut chars = literal.chars();
-        let Some(first) = chars.next() else { continue };
-        while text.contains(literal) {
-            text = text.replace(literal, &format!("{first}{guard}{}", chars.as_str()));
-        }
-    }
-    text
-}
-
-/// A private-use character that no message contains.
-fn unused_character(messages: &[ChatMessage]) -> Result<char, ChatError> {
-    let is_private = |c: &char| matches!(*c, '\u{E000}'..='\u{F8FF}');
-    let used: BTreeSet<char> = messages
-        .iter()
-        .flat_map(|message| message.content.chars().filter(is_private))
-        .collect();
-    ('\u{E000}'..='\u{F8FF}')
-        .find(|c| !used.contains(c))
-        .ok_or_else(|| {
-            ChatError::Refused("they use every private-use character and control literals".into())
-        })
 }
 
 fn read(path: &Path) -> Result<Option<String>, ChatError> {

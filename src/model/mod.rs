@@ -20,7 +20,7 @@ pub(crate) mod test_support;
 pub mod tokenizer;
 pub mod weights;
 
-pub use chat::{ChatMessage, ChatRole, ChatTemplate};
+pub use chat::{CallStyle, ChatMessage, ChatRole, ChatTemplate};
 pub use cpu::{BLOCK_TOKENS, CpuExecutor, Step};
 pub use decoder::{Attention, Batch, Model};
 pub use error::ModelError;

@@ -24,12 +24,14 @@ fn the_openai_package_is_content() {
     );
 
     let workspace = Workspace::tiny(1);
+    workspace.drop_policy("xyzzy");
     let server = Server::start(&workspace);
     server.ended(1);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/openai_client.py");
     let checked = Command::new(python())
         .arg(script)
         .args([&server.base_url(), "tiny"])
+        .env("FORBIDDEN_WORD", "xyzzy")
         .output()
         .unwrap();
     let (out, err) = (

@@ -135,6 +135,29 @@ impl AdminDoor for FakeAdmin {
     }
 }
 
+/// One rule: a text must not say "bad".
+struct FakeOracle;
+
+impl ModerationDoor for FakeOracle {
+    fn moderate(&self, prompt: &str, responses: &[String]) -> Moderations {
+        let bad = |text: &String| vec![text.contains("bad") && prompt != "bad is fine"];
+        Moderations {
+            revision: "abc".into(),
+            categories: vec!["words/bad".into()],
+            results: responses.iter().map(bad).collect(),
+        }
+    }
+}
+
+/// Embeds a text as the number of its tokens.
+struct FakeEmbedder;
+
+impl EmbeddingDoor for FakeEmbedder {
+    fn embed(&self, _: &Generation, tokens: &[u32]) -> Result<Vec<f32>, String> {
+        Ok(vec![tokens.len() as f32, -0.5])
+    }
+}
+
 fn generation(id: &str) -> Arc<Generation> {
     Arc::new(Generation {
         id: GenerationId(id.into()),
@@ -160,11 +183,15 @@ impl Server {
         let registry = Registry::new(generation(BASE), 4);
         registry.swap(generation(CURRENT), None).unwrap();
         let engine = Arc::new(FakeEngine::default());
+        let tokenizer = Arc::new(tokenizer);
         let mut state = AppState {
             model_name: MODEL.into(),
-            tokenizer: Arc::new(tokenizer),
+            compiler: Compiler::new(Arc::clone(&tokenizer)),
+            tokenizer,
             chat: Arc::new(chat),
             engine: Arc::clone(&engine) as Arc<dyn EngineDoor>,
+            embeddings: Embeddings::new(Arc::new(FakeEmbedder)),
+            moderation: Arc::new(FakeOracle),
             registry: Arc::new(registry),
             admin: Arc::new(FakeAdmin),
             telemetry: Arc::new(Telemetry::new().unwrap()),

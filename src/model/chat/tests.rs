@@ -168,3 +168,68 @@ fn templates_are_found_in_a_model_directory() {
     std::fs::write(dir.path().join("chat_template.jinja"), "{% if %}").expect("write");
     assert!(matches!(load(), Err(ChatError::Template(_))));
 }
+
+fn tool() -> Value {
+    serde_json::json!({"type": "function", "function": {"name": "f", "parameters": {}}})
+}
+
+/// A conversation in which a function was called.
+fn called() -> Vec<ChatMessage> {
+    let mut call = ChatMessage::new(ChatRole::Assistant, "");
+    call.tool_calls = Some(vec![
+        serde_json::json!({"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}),
+    ]);
+    let mut result = ChatMessage::new(ChatRole::Tool, "42");
+    result.tool_call_id = Some("call_1".into());
+    vec![ChatMessage::user("how much?"), call, result]
+}
+
+#[test]
+fn a_template_with_tools_lays_them_out_itself() {
+    let (tokenizer, _) = loaded();
+    let source = "{% if tools %}TOOLS{% for t in tools %} {{ t | tojson }}{% endfor %}\n{% endif %}\
+        {% for m in messages %}{% if 'tool_calls' in m %}{% for c in m.tool_calls %}\
+        <tool_call>{{ c.function.name }} {{ c.function.arguments | tojson }}</tool_call>{% endfor %}\
+        {% else %}{{ m.role }}: {{ m.content }}{% endif %}\n{% endfor %}";
+    let template = ChatTemplate::new(source, &tokenizer).expect("template");
+    assert_eq!(template.call_style(), CallStyle::Tagged);
+    let ids = template
+        .encode_chat_with(&tokenizer, &called(), &[tool()], false)
+        .expect("encode");
+    let text = tokenizer.decode(&ids).expect("decode");
+    assert_eq!(
+        text,
+        "TOOLS {\"type\": \"function\", \"function\": {\"name\": \"f\", \"parameters\": {}}}\
+         user: how much?<tool_call>f {\"a\": 1}</tool_call>tool: 42"
+    );
+    let llama = "{% if tools %}{\"name\": x, \"parameters\": y}{% endif %}{{ message.tool_calls }}";
+    let llama = ChatTemplate::new(llama, &tokenizer).expect("template");
+    assert_eq!(llama.call_style(), CallStyle::Bare);
+}
+
+#[test]
+fn a_template_without_tools_gets_plain_messages() {
+    let (tokenizer, template) = loaded();
+    let text = |template: &ChatTemplate| {
+        let ids = template.encode_chat_with(&tokenizer, &called(), &[tool()], true);
+        tokenizer.decode(&ids.expect("encode")).expect("decode")
+    };
+    let laid_out = text(&template);
+    for part in [
+        "system\nYou can call these functions",
+        "{\"name\":\"f\",\"parameters\":{}}",
+        "assistant\n<tool_call>\n{\"name\":\"f\",\"arguments\":{\"a\":1}}\n</tool_call>",
+        "user\n<tool_response>\n42\n</tool_response>",
+    ] {
+        assert!(laid_out.contains(part), "{part} is not in {laid_out}");
+    }
+    let strict = "{% for m in messages %}{% if m.role == 'system' %}\
+        {{ raise_exception('no system role') }}{% endif %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
+    let strict = ChatTemplate::new(strict, &tokenizer).expect("template");
+    let laid_out = text(&strict);
+    assert!(
+        laid_out.starts_with("user: You can call these functions")
+            && laid_out.contains("how much?"),
+        "{laid_out}"
+    );
+}

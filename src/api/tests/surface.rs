@@ -1,0 +1,190 @@
+//! Sampling fields, echo, and the smaller routes.
+
+use serde_json::{Value, json};
+
+use super::fake::{MODEL, Server};
+use super::{chat, complete, get, post};
+use crate::api::observe::{PROBES, ROUTES};
+
+#[test]
+fn sampling_fields_reach_the_engine() {
+    let server = Server::start(|_| ());
+    let fields = json!({
+        "temperature": 0.5, "top_p": 0.25, "top_k": 7, "min_p": 0.125, "seed": -1, "stop": ["x"],
+        "presence_penalty": 1.5, "frequency_penalty": -0.5, "logit_bias": {"5": -100, "6": 2.5},
+        "max_tokens": 9, "max_completion_tokens": 3,
+    });
+    assert_eq!(chat(&server, &fields).status, 200);
+    let requests = server.engine.requests.lock().unwrap();
+    let got = &requests[0].sampling;
+    let floats = [got.temperature, got.top_p, got.min_p];
+    assert_eq!(floats, [0.5, 0.25, 0.125]);
+    assert_eq!([got.presence_penalty, got.frequency_penalty], [1.5, -0.5]);
+    assert_eq!((got.top_k, got.seed, got.max_tokens), (7, u64::MAX, 3));
+    assert_eq!(got.logit_bias, [(5, -100.0), (6, 2.5)]);
+    assert_eq!(got.stop, ["x"]);
+    assert!(got.grammar.is_none());
+}
+
+#[test]
+fn echo_puts_the_prompt_first() {
+    let server = Server::start(|_| ());
+    let fields = json!({"prompt": ["One", "Two"], "echo": true, "n": 2});
+    let answer = complete(&server, &fields).json();
+    let texts: Vec<&str> = (0..4)
+        .map(|i| answer["choices"][i]["text"].as_str().unwrap())
+        .collect();
+    let [one, two] = ["OneHello world!", "TwoHello world!"];
+    assert_eq!(texts, [one, one, two, two]);
+    let mut streamed = fields.clone();
+    streamed["stream"] = true.into();
+    let mut joined = vec![String::new(); 4];
+    for event in complete(&server, &streamed).events() {
+        let choice = &event["choices"][0];
+        let index = choice["index"].as_u64().unwrap() as usize;
+        joined[index].push_str(choice["text"].as_str().unwrap());
+    }
+    assert_eq!(joined, texts);
+    let ids = server.state.tokenizer.encode("By ids", false).unwrap();
+    let answer = complete(&server, &json!({"prompt": ids, "echo": true})).json();
+    assert_eq!(answer["choices"][0]["text"], "By idsHello world!");
+}
+
+#[test]
+fn texts_become_tokens_and_texts_again() {
+    let server = Server::start(|_| ());
+    let text = "Grüße, <|im_end|> 🦀";
+    for name in ["content", "prompt"] {
+        let answer = post(&server, "/tokenize", &json!({ name: text })).json();
+        let tokens = answer["tokens"].as_array().unwrap();
+        assert_eq!(answer["count"], tokens.len());
+        assert_eq!(answer["max_model_len"], 2048);
+        let id = |t: &Value| t.as_u64().unwrap() as u32;
+        assert!(
+            tokens
+                .iter()
+                .all(|t| !server.state.tokenizer.is_control(id(t))),
+            "typed control tokens are text"
+        );
+        let back = post(&server, "/detokenize", &json!({"tokens": tokens})).json();
+        assert_eq!([&back["content"], &back["prompt"]], [text, text]);
+    }
+    let fields = json!({"content": "🦀", "with_pieces": true, "return_token_strs": true});
+    let answer = post(&server, "/tokenize", &fields).json();
+    let bytes: Vec<u8> = answer["tokens"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|t| serde_json::from_value::<Vec<u8>>(t["piece"].clone()).unwrap())
+        .collect();
+    assert_eq!(bytes, "🦀".as_bytes(), "{answer}");
+    let messages = json!([{"role": "user", "content": "Hi"}]);
+    let answer = post(&server, "/tokenize", &json!({"messages": messages})).json();
+    chat(&server, &json!({}));
+    let requests = server.engine.requests.lock().unwrap();
+    assert_eq!(answer["tokens"], json!(requests[0].prompt));
+    for (path, body, param) in [
+        ("/tokenize", json!({}), "prompt"),
+        ("/tokenize", json!({"content": 5}), "content"),
+        ("/detokenize", json!({"tokens": "x"}), "tokens"),
+        ("/detokenize", json!({"tokens": [9_999_999]}), "tokens"),
+    ] {
+        let reply = post(&server, path, &body);
+        assert_eq!(reply.status, 400);
+        assert_eq!(reply.json()["error"]["param"], param);
+    }
+}
+
+#[test]
+fn moderation_is_the_policies() {
+    let server = Server::start(|_| ());
+    let results = |body: Value| {
+        let reply = post(&server, "/v1/moderations", &body);
+        assert_eq!(reply.status, 200, "{}", reply.text);
+        assert_eq!(reply.json()["model"], "policies-abc");
+        reply.json()["results"].as_array().unwrap().clone()
+    };
+    let two = results(json!({"input": ["good", "bad"], "model": "omni-moderation-latest"}));
+    assert_eq!(two[0]["flagged"], false);
+    assert_eq!(two[1]["flagged"], true);
+    assert_eq!(two[1]["categories"], json!({"words/bad": true}));
+    assert_eq!(two[1]["category_scores"], json!({"words/bad": 1.0}));
+    let parts = json!([{"type": "text", "text": "b"}, {"type": "text", "text": "ad"}]);
+    let one = results(json!({"input": parts}));
+    assert_eq!((one.len(), &one[0]["flagged"]), (1, &json!(true)));
+    let excused = results(json!({"input": "bad", "prompt": "bad is fine"}));
+    assert_eq!(excused[0]["flagged"], false);
+    for body in [json!({}), json!({"input": 5}), json!({"input": [5]})] {
+        let reply = post(&server, "/v1/moderations", &body);
+        assert_eq!(
+            (reply.status, &reply.json()["error"]["param"]),
+            (400, &json!("input"))
+        );
+    }
+}
+
+#[test]
+fn embeddings_come_in_both_encodings() {
+    let server = Server::start(|state| state.max_body_bytes = 65_536);
+    let embed = |fields: Value| {
+        let mut body = json!({"model": MODEL, "input": "Hi"});
+        for (name, value) in fields.as_object().unwrap() {
+            body[name] = value.clone();
+        }
+        post(&server, "/v1/embeddings", &body)
+    };
+    let answer = embed(json!({"input": [[5], [5, 6]]})).json();
+    assert_eq!(answer["data"][1]["embedding"], json!([2.0, -0.5]));
+    assert_eq!(answer["data"][1]["index"], 1);
+    assert_eq!(
+        answer["usage"],
+        json!({"prompt_tokens": 3, "total_tokens": 3})
+    );
+    let encoded = embed(json!({"input": [5], "encoding_format": "base64"})).json();
+    // 1.0 and -0.5 as little-endian f32: 0000803f 000000bf.
+    assert_eq!(encoded["data"][0]["embedding"], "AACAPwAAAL8=");
+    for (fields, param) in [
+        (json!({"dimensions": 8}), "dimensions"),
+        (json!({"encoding_format": "hex"}), "encoding_format"),
+        (json!({"input": []}), "input"),
+        (json!({"input": ""}), "input"),
+        (json!({"input": {"a": 1}}), "input"),
+        (json!({"input": vec![5; 3000]}), "input"),
+        (json!({"model": null}), "model"),
+    ] {
+        let reply = embed(fields.clone());
+        assert_eq!(reply.status, 400, "{fields}");
+        assert_eq!(reply.json()["error"]["param"], param, "{fields}");
+    }
+    assert_eq!(embed(json!({"model": "other"})).status, 404);
+}
+
+#[test]
+fn the_document_has_every_client_route() {
+    let server = Server::start(|_| ());
+    let document = get(&server, "/openapi.json").json();
+    assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
+    let paths = document["paths"].as_object().unwrap();
+    let mut documented: Vec<&str> = paths.keys().map(String::as_str).collect();
+    let served = ROUTES.iter().chain(&PROBES);
+    let mut served: Vec<String> = served
+        .filter(|route| !route.starts_with("/admin"))
+        .map(|route| route.replace("{*", "{"))
+        .collect();
+    documented.sort_unstable();
+    served.sort_unstable();
+    assert_eq!(documented, served);
+    let schema = &document["components"]["schemas"]["ChatRequest"]["properties"];
+    assert_eq!(schema["model"]["examples"], json!([MODEL]));
+    for (path, methods) in paths {
+        let method = methods.as_object().unwrap().keys().next().unwrap();
+        let path = path.replace("{id}", MODEL);
+        let body = if method == "post" { "{}" } else { "" };
+        let reply = super::send(&server, &method.to_uppercase(), &path, &[], body);
+        assert!(
+            [200, 400].contains(&reply.status),
+            "{method} {path}: {}",
+            reply.status
+        );
+    }
+}

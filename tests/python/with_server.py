@@ -1,0 +1,71 @@
+#!/usr/bin/env python3
+"""Runs a command beside a server of its own.
+
+usage: with_server.py BINARY MODEL COMMAND...
+
+The server listens on a free port of 127.0.0.1, in an empty directory, with a context of 256 tokens
+so that requests without a limit end soon. The command finds it in $REALIGN_BASE_URL (ends in /v1)
+and its model under the name in $REALIGN_MODEL. Exits as the command does; 2 if the server does not
+start, 3 if it died meanwhile.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+NAME = "served"
+SETTINGS = {
+    "REALIGN_MODEL_NAME": NAME,
+    "REALIGN_SERVER__PORT": "0",
+    "REALIGN_ENGINE__MAX_MODEL_LEN": "256",
+    "REALIGN_ENGINE__KV_CACHE_MB": "64",
+    "REALIGN_LOG": "warn,realign::server=info",
+}
+
+
+def listening(server, log):
+    """The address, once the log tells it."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until and server.poll() is None:
+        with open(log) as lines:
+            found = re.search(r"listening: (http://[^/]+)/v1", lines.read())
+        if found:
+            return found[1]
+        time.sleep(0.05)
+    return None
+
+
+def main(arguments):
+    if len(arguments) < 3:
+        print(__doc__, file=sys.stderr)
+        return 2
+    binary, model, command = os.path.abspath(arguments[0]), os.path.abspath(arguments[1]), arguments[2:]
+    with tempfile.TemporaryDirectory() as directory:
+        log = os.path.join(directory, "log")
+        environment = os.environ | SETTINGS | {"REALIGN_MODEL": model}
+        with open(log, "w") as out:
+            server = subprocess.Popen([binary, "serve"], cwd=directory, env=environment, stderr=out)
+        try:
+            address = listening(server, log)
+            if address is None:
+                print("the server did not start:\n" + open(log).read(), file=sys.stderr)
+                return 2
+            found = {"REALIGN_BASE_URL": f"{address}/v1", "REALIGN_MODEL": NAME}
+            status = subprocess.run(command, env=os.environ | found).returncode
+            if server.poll() is not None:
+                print("the server died:\n" + open(log).read(), file=sys.stderr)
+                return 3
+            return status
+        finally:
+            server.terminate()
+            try:
+                server.wait(30)
+            except subprocess.TimeoutExpired:
+                server.kill()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
