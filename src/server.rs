@@ -1,27 +1,41 @@
 //! Putting the parts together: model, engine, generations, control loop, HTTP.
 
+mod listen;
+mod signals;
+pub mod tls;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use axum::Router;
 use candle_core::Device;
 use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
 
 use crate::adapter::generation::Generation;
 use crate::adapter::{AdapterError, AdapterStore, Registry, base_id};
-use crate::api::{self, AppState};
-use crate::config::Config;
+use crate::api::{self, Access, AppState, LogDoor, Rates};
+use crate::config::keys::{self, ApiKey, KeyDigest, KeyFileError};
+use crate::config::{ComplianceConfig, Config, ConfigError};
 use crate::control::{Control, ControlError, Parts, initial_generation, load_generation, recipe};
 use crate::engine::{self, EngineConfig, EngineError, EngineHandle};
 use crate::model::{LoadedModel, ModelError};
 use crate::state::{StateDb, StateError};
-use crate::telemetry::Telemetry;
+use crate::telemetry::compliance::{DecisionLog, DecisionLogError, Limits};
+use crate::telemetry::traces::Exporter;
+use crate::telemetry::{Compliance, Telemetry};
+use listen::{Listening, Timeouts};
+use tls::{Tls, TlsError};
 
 /// Generations kept in memory beside the base.
 const LOADED_GENERATIONS: usize = 4;
-/// How long running requests may take to finish after SIGTERM.
-const DRAIN: Duration = Duration::from_secs(30);
+/// How often the end of the running requests, and the state of the alignment, is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+const ALIGNMENT_LOOK: Duration = Duration::from_secs(1);
+/// How long connections have to take what was written to them, once every request has ended.
+const FLUSH: Duration = Duration::from_secs(2);
 
 /// Why the server did not start or went down.
 #[derive(Debug, thiserror::Error)]
@@ -52,9 +66,21 @@ pub enum ServerError {
         /// The operating system's reason.
         source: std::io::Error,
     },
-    /// The listener failed while serving.
-    #[error("the HTTP server failed: {0}")]
-    Http(#[from] std::io::Error),
+    /// The certificate cannot be served.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The key file is unusable.
+    #[error(transparent)]
+    Keys(#[from] KeyFileError),
+    /// A key of the configuration is unusable.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The decision log cannot be opened.
+    #[error(transparent)]
+    DecisionLog(#[from] DecisionLogError),
+    /// A thread or a socket could not be had.
+    #[error("the server cannot go on: {0}")]
+    System(#[from] std::io::Error),
 }
 
 /// A server that has loaded everything but does not listen yet.
@@ -62,17 +88,21 @@ pub struct Server {
     config: Arc<Config>,
     engine: EngineHandle,
     control: Arc<Control>,
+    tls: Option<Arc<Tls>>,
     state: AppState,
 }
 
 impl Server {
     /// Loads the model, opens state and adapters, starts engine and control loop. Blocks for
     /// seconds; every unusable input is an error here, before a port opens.
-    pub fn load(config: Config) -> Result<Self, ServerError> {
+    pub fn load(config: Config, logs: Arc<dyn LogDoor>) -> Result<Self, ServerError> {
         let config = Arc::new(config);
-        // A recipe that cannot be trained with is found before the model is loaded.
+        // What is quickly found to be unusable is found before the model is loaded.
         recipe(&config.train).map_err(ControlError::Recipe)?;
-        let telemetry = Arc::new(Telemetry::new()?);
+        let access = Arc::new(access(&config)?);
+        let tls = config.server.tls.as_ref().map(Tls::load).transpose()?;
+        let decisions = decision_log(&config.compliance)?;
+        let telemetry = Arc::new(telemetry(&config)?);
         let db = Arc::new(StateDb::open(&config.paths.database())?);
         let store = Arc::new(AdapterStore::open(&config.paths.adapters)?);
         let started = Instant::now();
@@ -106,6 +136,7 @@ impl Server {
             telemetry: telemetry.clone(),
         };
         let control = Arc::new(Control::start(parts)?);
+        let compliance = compliance(&config.compliance, &control, decisions, &telemetry)?;
         let name = config
             .model_name
             .clone()
@@ -118,8 +149,11 @@ impl Server {
             registry,
             admin: control.clone(),
             telemetry,
-            api_key: config.server.api_key.as_deref().map(Into::into),
-            admin_key: config.server.admin_key.as_deref().map(Into::into),
+            access,
+            compliance,
+            logs,
+            cors_origins: config.server.cors_origins.clone().into(),
+            body_timeout: config.server.body_timeout,
             ready: Arc::new(AtomicBool::new(true)),
             max_body_bytes: config.server.max_body_bytes,
             started_at: api::unix_seconds(),
@@ -128,46 +162,257 @@ impl Server {
             config,
             engine,
             control,
+            tls: tls.map(Arc::new),
             state,
         })
     }
 
     /// Listens and serves until SIGTERM or SIGINT, then drains: not ready any more, running
-    /// requests finish within 30 s, a running realignment is left to be resumed.
+    /// requests finish within `server.drain_timeout_s`, a running realignment is left to be
+    /// resumed. Probes are answered until the end, so that whoever routes requests here sees it.
     pub async fn run(self) -> Result<(), ServerError> {
-        let address = self.config.server.address;
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|source| ServerError::Listen { address, source })?;
-        let address = listener.local_addr()?;
-        tracing::info!(%address, model = &*self.state.model_name, "listening: http://{address}/v1");
-        let ready = self.state.ready.clone();
-        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let app = api::router(self.state).into_make_service_with_connect_info::<SocketAddr>();
-        let drain = async move {
-            terminated().await;
-            ready.store(false, Ordering::Release);
-            tracing::info!("draining: no new requests are taken");
-            // The receiver has gone only if serving has ended already.
-            let _ended = stop.send(());
+        let hangups = signals::hangups();
+        let (close, closing) = watch::channel(false);
+        let server = &self.config.server;
+        let listening = Listening {
+            timeouts: Timeouts {
+                header: server.header_timeout,
+                write: server.write_timeout,
+            },
+            tls: self.tls.clone(),
+            connections: Arc::new(Semaphore::new(
+                self.config
+                    .limits
+                    .max_connections
+                    .min(Semaphore::MAX_PERMITS),
+            )),
+            closing,
         };
-        let serving = axum::serve(listener, app).with_graceful_shutdown(drain);
-        tokio::select! {
-            result = async { serving.await } => result?,
-            () = async { if stopped.await.is_ok() { tokio::time::sleep(DRAIN).await } else { std::future::pending().await } } => {
-                tracing::warn!("some requests did not finish in time");
+        let mut serving = tokio::task::JoinSet::new();
+        let listeners = self.listeners().await?;
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        for (listener, what, app) in listeners {
+            let address = listener.local_addr()?;
+            match what {
+                Role::Clients => {
+                    tracing::info!(%address, model = &*self.state.model_name, "listening: {scheme}://{address}/v1");
+                }
+                Role::Operators => {
+                    tracing::info!(%address, "operators: {scheme}://{address}/");
+                }
             }
+            serving.spawn(listening.clone().serve(listener, app));
         }
-        let (control, engine) = (self.control, self.engine);
-        // Both wait for their threads, at most one training step or one forward pass each.
+        let chores = tokio::spawn(chores(self.control.clone(), self.state.telemetry.clone()));
+        let reload = tokio::spawn(reload(
+            hangups,
+            self.config.clone(),
+            self.control.clone(),
+            self.state.access.clone(),
+            self.tls.clone(),
+        ));
+        signals::terminated().await;
+        self.drain().await;
+        // An error means that no listener is left, which is what is wanted.
+        let _none_left = close.send(true);
+        let flushed = async { while serving.join_next().await.is_some() {} };
+        if tokio::time::timeout(FLUSH, flushed).await.is_err() {
+            tracing::debug!("connections were cut off");
+        }
+        drop(serving);
+        chores.abort();
+        reload.abort();
+        self.end().await;
+        Ok(())
+    }
+
+    /// Clients and operators on one listener, or on one each.
+    async fn listeners(&self) -> Result<Vec<(TcpListener, Role, Router)>, ServerError> {
+        let server = &self.config.server;
+        let clients = bind(server.address).await?;
+        let state = || self.state.clone();
+        Ok(match server.admin_address {
+            None => vec![(clients, Role::Clients, api::router(state()))],
+            Some(address) => vec![
+                (
+                    bind(address).await?,
+                    Role::Operators,
+                    api::operator_router(state()),
+                ),
+                (clients, Role::Clients, api::client_router(state())),
+            ],
+        })
+    }
+
+    /// Takes no more work and waits for what runs, as long as it may take.
+    async fn drain(&self) {
+        self.state.ready.store(false, Ordering::Release);
+        let running = || self.state.access.running();
+        tracing::info!(running = running(), "draining: no new requests are taken");
+        let until = Instant::now() + self.config.server.drain_timeout;
+        while running() > 0 {
+            if Instant::now() >= until {
+                tracing::warn!(running = running(), "some requests did not finish in time");
+                return;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Ends the threads; each finishes what it is at: a training step, a forward pass, the
+    /// judgements that wait.
+    async fn end(self) {
+        let Self {
+            engine,
+            control,
+            state,
+            ..
+        } = self;
         let ended = tokio::task::spawn_blocking(move || {
             control.shutdown();
             engine.shutdown();
+            if let Some(compliance) = &state.compliance {
+                compliance.shutdown();
+            }
+            if let Some(exporter) = state.telemetry.exporter() {
+                exporter.shutdown();
+            }
         });
         if let Err(error) = ended.await {
             tracing::error!(%error, "shutdown did not end well");
         }
-        Ok(())
+    }
+}
+
+/// Who a listener is for.
+#[derive(Clone, Copy)]
+enum Role {
+    Clients,
+    Operators,
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, ServerError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| ServerError::Listen { address, source })
+}
+
+fn all_keys(config: &Config) -> Result<Vec<ApiKey>, KeyFileError> {
+    let mut all = config.server.api_keys.clone();
+    if let Some(file) = &config.server.api_keys_file {
+        all.extend(keys::read_file(file)?);
+    }
+    Ok(all)
+}
+
+fn access(config: &Config) -> Result<Access, ServerError> {
+    let keys = all_keys(config)?;
+    if keys.is_empty() && config.server.api_keys_file.is_some() {
+        // An empty file means nobody, not everybody.
+        return Err(ServerError::Config(ConfigError::Value {
+            key: "server.api_keys_file",
+            value: "empty".into(),
+            allowed: "write at least one name:key into it, or leave it out to let everyone in",
+        }));
+    }
+    let admin = config.server.admin_key.as_deref().map(KeyDigest::parse);
+    let admin = admin.transpose().map_err(|allowed| ConfigError::Value {
+        key: "server.admin_key",
+        value: "refused".into(),
+        allowed,
+    })?;
+    let limits = &config.limits;
+    let rates = Rates {
+        requests: limits.requests_per_minute,
+        tokens: limits.tokens_per_minute,
+    };
+    Ok(Access::new(
+        keys,
+        admin,
+        rates,
+        limits.max_concurrent_requests,
+    ))
+}
+
+fn telemetry(config: &Config) -> Result<Telemetry, ServerError> {
+    let telemetry = Telemetry::new()?;
+    let traces = &config.traces;
+    let Some(endpoint) = &traces.otlp_endpoint else {
+        return Ok(telemetry);
+    };
+    let exporter = Exporter::start(endpoint, &traces.service_name, traces.share)?;
+    Ok(telemetry.with_exporter(exporter))
+}
+
+fn decision_log(config: &ComplianceConfig) -> Result<Option<DecisionLog>, DecisionLogError> {
+    let limits = Limits {
+        bytes: config.decision_log_max_bytes,
+        files: config.decision_log_files,
+        texts: config.decision_log_texts,
+    };
+    let path = config.decision_log.as_deref();
+    path.map(|path| DecisionLog::open(path, limits)).transpose()
+}
+
+fn compliance(
+    config: &ComplianceConfig,
+    control: &Arc<Control>,
+    log: Option<DecisionLog>,
+    telemetry: &Arc<Telemetry>,
+) -> Result<Option<Arc<Compliance>>, ServerError> {
+    if config.share == 0.0 {
+        return Ok(None);
+    }
+    let policies = control.clone();
+    let policies = Box::new(move || policies.policies());
+    let amount = (config.share, config.queue);
+    let compliance = Compliance::start(amount, policies, log, telemetry.clone())?;
+    Ok(Some(Arc::new(compliance)))
+}
+
+/// What is looked at again and again.
+async fn chores(control: Arc<Control>, telemetry: Arc<Telemetry>) {
+    use crate::api::AdminDoor;
+    loop {
+        let control = control.clone();
+        // It may read from the state database.
+        let aligned = tokio::task::spawn_blocking(move || control.aligned()).await;
+        if let Ok(aligned) = aligned {
+            telemetry.metrics().set_aligned(aligned);
+        }
+        tokio::time::sleep(ALIGNMENT_LOOK).await;
+    }
+}
+
+/// With every SIGHUP, reads policies, keys and certificate again. What is unusable leaves the old in
+/// place.
+async fn reload(
+    hangups: Option<tokio::signal::unix::Signal>,
+    config: Arc<Config>,
+    control: Arc<Control>,
+    access: Arc<Access>,
+    tls: Option<Arc<Tls>>,
+) {
+    let Some(mut hangups) = hangups else { return };
+    while hangups.recv().await.is_some() {
+        tracing::info!("SIGHUP: reading policies, keys and certificate again");
+        control.look_again();
+        let (config, access, tls) = (config.clone(), access.clone(), tls.clone());
+        let read = tokio::task::spawn_blocking(move || {
+            match all_keys(&config) {
+                Ok(keys) if keys.is_empty() && config.server.api_keys_file.is_some() => {
+                    tracing::error!("the key file is empty; the old keys stay");
+                }
+                Ok(keys) => access.replace_keys(keys),
+                Err(error) => tracing::error!(%error, "the old keys stay"),
+            }
+            if let Some(Err(error)) = tls.map(|tls| tls.reload()) {
+                tracing::error!(%error, "the old certificate stays");
+            }
+        });
+        if let Err(error) = read.await {
+            tracing::error!(%error, "the reload did not end well");
+        }
     }
 }
 
@@ -201,23 +446,5 @@ fn engine_config(config: &Config) -> EngineConfig {
             Some(threads) => threads,
             None => EngineConfig::default().threads,
         },
-    }
-}
-
-/// Waits for SIGTERM or SIGINT.
-async fn terminated() {
-    use tokio::signal::unix::{SignalKind, signal};
-    match signal(SignalKind::terminate()) {
-        Ok(mut terminate) => {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
-            }
-        }
-        Err(error) => {
-            tracing::warn!(%error, "SIGTERM cannot be handled; SIGINT can");
-            // Without a handler the process ends at once, which is what is left.
-            let _interrupted = tokio::signal::ctrl_c().await;
-        }
     }
 }

@@ -246,6 +246,8 @@ impl Progress {
                 return Err(ApiError::Internal(format!("generation failed: {message}")));
             }
         }
+        let ended = piece.reason.is_some();
+        self.observation.answered(index, &piece.text, ended);
         Ok(piece)
     }
 

@@ -5,9 +5,12 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
+
+use super::traces::TraceContext;
 
 /// Gives a field-less enum its fixed label values, for metrics, the database and JSON alike.
 macro_rules! labels {
@@ -113,11 +116,31 @@ labels! {
     }
 }
 
+labels! {
+    /// Why a request was turned away although nothing is wrong with what it asks for.
+    Refusal {
+        /// No key, or a wrong one.
+        Unauthorized = "unauthorized",
+        /// Its key has used up what it may ask for in a minute.
+        RateLimit = "rate_limit",
+        /// As many requests run as the server takes on.
+        Concurrency = "concurrency",
+        /// As many sequences wait as the engine takes on.
+        QueueFull = "queue_full",
+        /// The server is loading or draining.
+        Unavailable = "unavailable",
+    }
+}
+
 /// A finished HTTP request.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct RequestFinished {
     /// The route's template, never the client's path, so that label values stay bounded.
     pub route: &'static str,
+    /// The request's id, for the log.
+    pub request_id: String,
+    /// Name of the key it came with, for the log.
+    pub caller: Option<Arc<str>>,
     /// HTTP status; for a stream that broke after its header, the status the failure maps to.
     pub status: u16,
     /// From receipt to the first token; `None` if there was none.
@@ -132,6 +155,30 @@ pub struct RequestFinished {
     pub completion_tokens: usize,
     /// The generation that answered, for the log.
     pub generation: Option<String>,
+    /// Its place in a trace, if it is traced.
+    pub trace: Option<TraceContext>,
+}
+
+/// A rule, as metrics name it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct RuleLabels {
+    /// Policy id.
+    pub policy: String,
+    /// Rule id.
+    pub rule: String,
+    /// Its severity.
+    pub severity: &'static str,
+}
+
+/// What was found when an answer to a client was judged.
+#[derive(Clone, Debug)]
+pub struct Judged {
+    /// Whether it violates no enforced policy.
+    pub complies: bool,
+    /// The violated rules, those of `dryrun` policies included.
+    pub violations: Vec<RuleLabels>,
+    /// From the answer's last byte to the judgement.
+    pub lag: Duration,
 }
 
 /// Sequences that hold a generation, by the generation's role.
@@ -308,6 +355,18 @@ pub enum Event {
     /// An HTTP request ended.
     #[serde(skip)]
     RequestFinished(RequestFinished),
+    /// A request was turned away.
+    #[serde(skip)]
+    RequestRefused {
+        /// Why.
+        reason: Refusal,
+    },
+    /// An answer to a client was judged.
+    #[serde(skip)]
+    ComplianceJudged(Judged),
+    /// An answer to a client found no place in the queue of those to be judged.
+    #[serde(skip)]
+    ComplianceDropped,
     /// A snapshot of the engine.
     #[serde(skip)]
     EngineStats(EngineSnapshot),
@@ -334,9 +393,25 @@ impl Event {
             | Event::SwapFailed { .. }
             | Event::GenerationRetired { .. }
             | Event::RequestFinished(_)
+            | Event::RequestRefused { .. }
+            | Event::ComplianceJudged(_)
+            | Event::ComplianceDropped
             | Event::EngineStats(_)
             | Event::Leases(_) => None,
         }
+    }
+
+    /// Whether it comes with every request or every look, and so is not for subscribers.
+    pub fn is_frequent(&self) -> bool {
+        matches!(
+            self,
+            Event::RequestFinished(_)
+                | Event::RequestRefused { .. }
+                | Event::ComplianceJudged(_)
+                | Event::ComplianceDropped
+                | Event::EngineStats(_)
+                | Event::Leases(_)
+        )
     }
 }
 

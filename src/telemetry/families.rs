@@ -9,6 +9,7 @@ use prometheus::{
     IntGauge, IntGaugeVec, Opts, Registry,
 };
 
+use super::event::RuleLabels;
 use super::names;
 
 /// First-token times: a cached prompt answers in milliseconds, a full queue in a minute.
@@ -32,6 +33,11 @@ const SWAP_BUCKETS: &[f64] = &[
     0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
 
+/// Judging: microseconds for a few expressions, seconds where a model is asked.
+const LAG_BUCKETS: &[f64] = &[
+    0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0,
+];
+
 /// What clients feel.
 #[derive(Debug)]
 pub(super) struct Serving {
@@ -39,6 +45,7 @@ pub(super) struct Serving {
     pub(super) inter_token_latency: Histogram,
     pub(super) request_duration: Histogram,
     pub(super) requests: IntCounterVec,
+    pub(super) refused: IntCounterVec,
     pub(super) requests_running: IntGauge,
     pub(super) requests_waiting: IntGauge,
     pub(super) kv_cache_usage: Gauge,
@@ -71,6 +78,11 @@ impl Serving {
                 names::REQUESTS_TOTAL,
                 "Finished HTTP requests.",
                 &["route", "status"],
+            )?,
+            refused: build.counters(
+                names::REQUESTS_REFUSED_TOTAL,
+                "Requests turned away although nothing is wrong with what they ask for.",
+                &["reason"],
             )?,
             requests_running: build
                 .int_gauge(names::REQUESTS_RUNNING, "Sequences in the running batch.")?,
@@ -149,6 +161,7 @@ pub(super) struct Realignment {
     pub(super) progress: Gauge,
     pub(super) triage_pairs: IntGaugeVec,
     pub(super) alignment_gap: Gauge,
+    pub(super) gap_open: Gauge,
     pub(super) train_loss: GaugeVec,
     pub(super) gate_agreement: GaugeVec,
     pub(super) gate_capability: GaugeVec,
@@ -184,6 +197,10 @@ impl Realignment {
             alignment_gap: build.gauge(
                 names::ALIGNMENT_GAP_RATIO,
                 "Share of preference pairs in conflict with the active policy.",
+            )?,
+            gap_open: build.gauge(
+                names::ALIGNMENT_GAP_OPEN_SECONDS,
+                "Time for which what serves has not been aligned to the active policies, 0 while it is.",
             )?,
             train_loss: build.gauges(
                 names::TRAIN_LOSS,
@@ -238,6 +255,96 @@ impl Swap {
             )?,
         })
     }
+}
+
+/// How answers to clients fare, and what is not told of them.
+#[derive(Debug)]
+pub(super) struct Compliance {
+    pub(super) responses: IntCounterVec,
+    pub(super) violations: RuleCounters,
+    pub(super) lag: Histogram,
+    pub(super) dropped: IntCounter,
+    pub(super) spans_dropped: Total,
+}
+
+impl Compliance {
+    pub(super) fn register(build: &Build) -> Result<Self, Error> {
+        Ok(Self {
+            responses: build.counters(
+                names::COMPLIANCE_RESPONSES_TOTAL,
+                "Answers to clients that were judged against the active policies.",
+                &["verdict"],
+            )?,
+            violations: RuleCounters {
+                counters: build.counters(
+                    names::POLICY_VIOLATIONS_TOTAL,
+                    "Rules that judged answers violate.",
+                    &["policy", "rule", "severity"],
+                )?,
+                active: Mutex::default(),
+            },
+            lag: build.histogram(
+                names::COMPLIANCE_JUDGE_LAG_SECONDS,
+                "Time from an answer's last byte to its judgement.",
+                LAG_BUCKETS,
+            )?,
+            dropped: build.counter(
+                names::COMPLIANCE_RESPONSES_DROPPED_TOTAL,
+                "Answers that were not judged because too many waited.",
+            )?,
+            spans_dropped: build.total(
+                names::TRACE_SPANS_DROPPED_TOTAL,
+                "Spans that did not reach the trace collector.",
+            )?,
+        })
+    }
+}
+
+/// Counters whose labels are the active rules; those of other rules do not exist.
+#[derive(Debug)]
+pub(super) struct RuleCounters {
+    counters: IntCounterVec,
+    active: Mutex<BTreeSet<RuleLabels>>,
+}
+
+impl RuleCounters {
+    /// Makes `rules` the only ones; new ones begin at 0, others keep their counts.
+    pub(super) fn set(&self, rules: BTreeSet<RuleLabels>) {
+        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        for rule in &rules {
+            self.counters.with_label_values(&values(rule));
+        }
+        for gone in active.difference(&rules) {
+            if let Err(error) = self.counters.remove_label_values(&values(gone)) {
+                tracing::debug!(%error, ?gone, "an expired series was gone already");
+            }
+        }
+        *active = rules;
+    }
+
+    /// Counts a violation, unless the rule has gone in the meantime.
+    pub(super) fn count(&self, rule: &RuleLabels) {
+        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        if active.contains(rule) {
+            self.counters.with_label_values(&values(rule)).inc();
+        }
+    }
+}
+
+impl RuleCounters {
+    /// Every active rule with its count.
+    pub(super) fn counts(&self) -> Vec<(RuleLabels, u64)> {
+        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = |rule: &RuleLabels| {
+            let counter = self.counters.with_label_values(&values(rule));
+            (rule.clone(), counter.get())
+        };
+        active.iter().map(count).collect()
+    }
+}
+
+fn values(rule: &RuleLabels) -> [&str; 3] {
+    [&rule.policy, &rule.rule, rule.severity]
 }
 
 /// Series of constant 1 whose labels are data; they expire, or every revision ever seen would stay.
@@ -346,7 +453,12 @@ impl Build {
         self.add(IntGauge::new(name, help)?)
     }
 
-    fn int_gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, Error> {
+    pub(super) fn int_gauges(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntGaugeVec, Error> {
         self.add(IntGaugeVec::new(Opts::new(name, help), labels)?)
     }
 
