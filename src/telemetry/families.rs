@@ -1,5 +1,7 @@
 //! The metric families by section, and their registration.
 
+mod compliance;
+
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
@@ -9,8 +11,8 @@ use prometheus::{
     IntGauge, IntGaugeVec, Opts, Registry,
 };
 
-use super::event::RuleLabels;
 use super::names;
+pub(super) use compliance::Compliance;
 
 /// First-token times: a cached prompt answers in milliseconds, a full queue in a minute.
 const TIME_TO_FIRST_TOKEN_BUCKETS: &[f64] = &[
@@ -31,11 +33,6 @@ const STAGE_BUCKETS: &[f64] = &[
 /// Swaps: the pointer store itself is nanoseconds, warming may be a second.
 const SWAP_BUCKETS: &[f64] = &[
     0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
-];
-
-/// Judging: microseconds for a few expressions, seconds where a model is asked.
-const LAG_BUCKETS: &[f64] = &[
-    0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0,
 ];
 
 /// What clients feel.
@@ -257,96 +254,6 @@ impl Swap {
     }
 }
 
-/// How answers to clients fare, and what is not told of them.
-#[derive(Debug)]
-pub(super) struct Compliance {
-    pub(super) responses: IntCounterVec,
-    pub(super) violations: RuleCounters,
-    pub(super) lag: Histogram,
-    pub(super) dropped: IntCounter,
-    pub(super) spans_dropped: Total,
-}
-
-impl Compliance {
-    pub(super) fn register(build: &Build) -> Result<Self, Error> {
-        Ok(Self {
-            responses: build.counters(
-                names::COMPLIANCE_RESPONSES_TOTAL,
-                "Answers to clients that were judged against the active policies.",
-                &["verdict"],
-            )?,
-            violations: RuleCounters {
-                counters: build.counters(
-                    names::POLICY_VIOLATIONS_TOTAL,
-                    "Rules that judged answers violate.",
-                    &["policy", "rule", "severity"],
-                )?,
-                active: Mutex::default(),
-            },
-            lag: build.histogram(
-                names::COMPLIANCE_JUDGE_LAG_SECONDS,
-                "Time from an answer's last byte to its judgement.",
-                LAG_BUCKETS,
-            )?,
-            dropped: build.counter(
-                names::COMPLIANCE_RESPONSES_DROPPED_TOTAL,
-                "Answers that were not judged because too many waited.",
-            )?,
-            spans_dropped: build.total(
-                names::TRACE_SPANS_DROPPED_TOTAL,
-                "Spans that did not reach the trace collector.",
-            )?,
-        })
-    }
-}
-
-/// Counters whose labels are the active rules; those of other rules do not exist.
-#[derive(Debug)]
-pub(super) struct RuleCounters {
-    counters: IntCounterVec,
-    active: Mutex<BTreeSet<RuleLabels>>,
-}
-
-impl RuleCounters {
-    /// Makes `rules` the only ones; new ones begin at 0, others keep their counts.
-    pub(super) fn set(&self, rules: BTreeSet<RuleLabels>) {
-        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-        for rule in &rules {
-            self.counters.with_label_values(&values(rule));
-        }
-        for gone in active.difference(&rules) {
-            if let Err(error) = self.counters.remove_label_values(&values(gone)) {
-                tracing::debug!(%error, ?gone, "an expired series was gone already");
-            }
-        }
-        *active = rules;
-    }
-
-    /// Counts a violation, unless the rule has gone in the meantime.
-    pub(super) fn count(&self, rule: &RuleLabels) {
-        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-        if active.contains(rule) {
-            self.counters.with_label_values(&values(rule)).inc();
-        }
-    }
-}
-
-impl RuleCounters {
-    /// Every active rule with its count.
-    pub(super) fn counts(&self) -> Vec<(RuleLabels, u64)> {
-        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = |rule: &RuleLabels| {
-            let counter = self.counters.with_label_values(&values(rule));
-            (rule.clone(), counter.get())
-        };
-        active.iter().map(count).collect()
-    }
-}
-
-fn values(rule: &RuleLabels) -> [&str; 3] {
-    [&rule.policy, &rule.rule, rule.severity]
-}
-
 /// Series of constant 1 whose labels are data; they expire, or every revision ever seen would stay.
 #[derive(Debug)]
 pub(super) struct InfoSeries {
@@ -426,18 +333,23 @@ impl Build {
         Ok(metric)
     }
 
-    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, Error> {
+    pub(super) fn counter(&self, name: &str, help: &str) -> Result<IntCounter, Error> {
         self.add(IntCounter::new(name, help)?)
     }
 
-    fn total(&self, name: &str, help: &str) -> Result<Total, Error> {
+    pub(super) fn total(&self, name: &str, help: &str) -> Result<Total, Error> {
         Ok(Total {
             counter: self.counter(name, help)?,
             seen: Mutex::new(0),
         })
     }
 
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, Error> {
+    pub(super) fn counters(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntCounterVec, Error> {
         self.add(IntCounterVec::new(Opts::new(name, help), labels)?)
     }
 
@@ -462,7 +374,12 @@ impl Build {
         self.add(IntGaugeVec::new(Opts::new(name, help), labels)?)
     }
 
-    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram, Error> {
+    pub(super) fn histogram(
+        &self,
+        name: &str,
+        help: &str,
+        buckets: &[f64],
+    ) -> Result<Histogram, Error> {
         let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
         self.add(Histogram::with_opts(opts)?)
     }

@@ -1,5 +1,6 @@
 //! Events become log lines and metrics together; see [`Event`].
 
+mod answers;
 pub mod compliance;
 pub mod event;
 mod families;

@@ -99,6 +99,32 @@ fn alerts_and_dashboard_name_metrics_that_exist() {
     }
 }
 
+/// The lines below `key: |` in a YAML text, without their indent.
+fn block<'a>(text: &'a str, key: &str) -> Vec<&'a str> {
+    let (before, rest) = text.split_once(&format!("{key}: |\n")).unwrap();
+    let indent = before.rsplit('\n').next().unwrap().len() + 2;
+    let inside =
+        |line: &&str| line.trim().is_empty() || line.len() - line.trim_start().len() >= indent;
+    let lines = rest.lines().take_while(inside);
+    lines
+        .map(|line| line.get(indent..).unwrap_or_default())
+        .collect()
+}
+
+#[test]
+fn the_kubernetes_config_map_holds_what_the_program_accepts() {
+    let file = root().join("deploy/kubernetes/realign.yaml");
+    let text = std::fs::read_to_string(file).unwrap();
+    let workspace = Workspace::with_config(&block(&text, "realign.toml").join("\n"));
+    let policy = block(&text, "helpful-answers.yaml").join("\n");
+    workspace.write("policies/p.yaml", &policy);
+    let tested = Command::new(env!("CARGO_BIN_EXE_realign"))
+        .args(["policy", "test", "--policies", "policies"])
+        .current_dir(workspace.path(""))
+        .output();
+    assert_content("policy test", &tested.unwrap());
+}
+
 /// A Prometheus of its own; killed when dropped.
 struct Prometheus {
     child: Child,

@@ -88,7 +88,7 @@ impl<'a> Server<'a> {
     pub fn operators_url(&self) -> Option<String> {
         let log = self.log();
         let (_, rest) = log.split_once("operators: ")?;
-        Some(rest.split_once("/\n")?.0.to_string())
+        Some(rest.split_once("/ ")?.0.to_string())
     }
 
     /// Status and text of any URL's answer, with a bearer key unless it is empty.

@@ -102,7 +102,7 @@ function path(points, x, y, kind) {
 }
 
 function legend(kinds, names = {}) {
-  return make("div", { class: "legend row" }, kinds.map((kind) =>
+  return make("div", { class: "legend keys" }, kinds.map((kind) =>
     make("span", {}, make("i", { class: `c-${kind}`, style: null }), " ", names[kind] || kind)));
 }
 
