@@ -20,7 +20,7 @@ use crate::policy::PolicySet;
 /// Most text that may wait to be judged, whatever the number of answers.
 const WAITING_BYTES: usize = 64 << 20;
 /// How often the thread looks whether the policies changed while there is nothing to judge.
-const IDLE_LOOK: Duration = Duration::from_secs(1);
+const IDLE_LOOK: Duration = Duration::from_millis(200);
 
 /// One answer to a client.
 #[derive(Clone, Debug)]
@@ -143,23 +143,23 @@ struct Active {
 impl Judge {
     fn run(mut self, inbox: &Receiver<Answer>, stop: &AtomicBool) {
         loop {
-            self.look();
             // A short wait once the server goes down: what came before is judged, then it ends.
-            let wait = match stop.load(Ordering::Acquire) {
-                true => Duration::ZERO,
-                false => IDLE_LOOK.min(Duration::from_millis(200)),
-            };
+            let stopping = stop.load(Ordering::Acquire);
+            let wait = if stopping { Duration::ZERO } else { IDLE_LOOK };
             match inbox.recv_timeout(wait) {
                 Ok(answer) => {
                     self.waiting_bytes
                         .fetch_sub(answer.bytes(), Ordering::AcqRel);
+                    // By the policies of now, not by those of when the wait began.
+                    self.look();
                     self.judge(&answer);
                 }
                 Err(RecvTimeoutError::Timeout) => {
+                    self.look();
                     if let Some(log) = &mut self.log {
                         log.flush();
                     }
-                    if stop.load(Ordering::Acquire) {
+                    if stopping {
                         return;
                     }
                 }

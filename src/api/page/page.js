@@ -52,7 +52,7 @@ function seconds(s) {
   if (s < 0.0005) return "0 ms";
   if (s < 1) return `${Math.round(s * 1000)} ms`;
   if (s < 60) return `${s.toFixed(s < 10 ? 1 : 0)} s`;
-  if (s < 3600) return `${Math.floor(s / 60)} min ${Math.round(s % 60)} s`;
+  if (s < 3600) return `${Math.floor(s / 60)} min${s % 60 >= 1 ? ` ${Math.floor(s % 60)} s` : ""}`;
   if (s < 172800) return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
   return `${Math.floor(s / 86400)} d`;
 }
@@ -63,6 +63,10 @@ function clock(unix, withDate) {
   const time = date.toTimeString().slice(0, 5);
   return withDate ? `${date.getFullYear()}-${String(date.getMonth() + 1).padStart(2, "0")}-${String(date.getDate()).padStart(2, "0")} ${time}` : time;
 }
+
+/// The database counts in whole seconds.
+const lasted = (s) => (s < 1 ? "under 1 s" : seconds(s));
+const upFor = (s) => (s < 60 ? "less than a minute" : seconds(Math.floor(s / 60) * 60));
 
 // ---- charts: viewBox units are pixels at the chart's natural width
 
@@ -235,7 +239,7 @@ function gate(g) {
     row("Compliance after", percent(m.agreement_after)), meter(m.agreement_after, passed ? "after" : "missed"),
     row("Perplexity rise", percent(g.perplexity_rise, 1) + bound(bounds.max_perplexity_rise, (v) => percent(v))),
     row("KL to base", `${Number(m.kl_to_base).toFixed(3)} nats` + bound(bounds.max_kl, String)),
-    make("div", { class: passed ? "ok" : "bad" }, passed ? "passed" : "refused: ", passed ? "" : g.reason));
+    make("div", { class: passed ? "ok" : "bad" }, passed ? "passed" : "refused"));
 }
 
 function answers(g) {
@@ -332,7 +336,7 @@ function history(rows) {
     make("tbody", {}, rows.slice(0, 8).map((r) => make("tr", { title: r.error || null },
       make("td", {}, clock(r.created_at, true)), make("td", {}, badge(r.status)),
       make("td", { class: "id" }, make("code", {}, short(r.policy_revision))),
-      make("td", { class: "right" }, r.finished_at ? seconds(r.finished_at - r.created_at) : "–")))));
+      make("td", { class: "right" }, r.finished_at ? lasted(r.finished_at - r.created_at) : "–")))));
 }
 
 /// A button that does its work at the second click within a few seconds.
@@ -401,7 +405,7 @@ function redraw() {
   draw("rollback", [o.generations.previous, confirming], ([previous]) =>
     previous ? careful("rollback", `Roll back to ${short(previous)}`, () => act("generations/rollback")) : make("span", { class: "muted" }, "nothing to roll back to"));
   draw("generations", { generations: o.generations, confirming }, generations);
-  const up = `realign ${o.server.version}, up ${seconds(Math.floor((o.now - o.server.started_at) / 60) * 60 || 1)}`;
+  const up = `realign ${o.server.version}, up ${upFor(o.now - o.server.started_at)}`;
   draw("footer", up, (text) => text);
   banner(o.policies.last_error ? `The policy directory was refused; the last good set stays active.\n${o.policies.last_error}` : "");
 }

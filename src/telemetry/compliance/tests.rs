@@ -110,7 +110,7 @@ fn a_dryrun_policy_counts_but_does_not_decide() {
 #[test]
 fn a_full_queue_drops_and_counts_and_never_waits() {
     let telemetry = telemetry();
-    // The judge hangs in its first look at the policies until it is released.
+    // The judge, idle, hangs in its first look at the policies until it is released.
     let (release, held) = channel::<()>();
     let empty = Arc::new(PolicySet::default());
     let policies = Box::new(move || {
@@ -118,6 +118,7 @@ fn a_full_queue_drops_and_counts_and_never_waits() {
         Arc::clone(&empty)
     });
     let compliance = Compliance::start((1.0, 2), policies, None, Arc::clone(&telemetry)).unwrap();
+    std::thread::sleep(IDLE_LOOK * 2);
     for _ in 0..5 {
         compliance.offer(answer("x"));
     }
