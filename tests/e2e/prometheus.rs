@@ -70,6 +70,33 @@ fn alerts_fire_when_they_should() {
     }
 }
 
+#[test]
+fn the_dashboard_asks_in_valid_promql() {
+    let Some(tool) = tool("promtool") else { return };
+    let text = std::fs::read_to_string(root().join("deploy/grafana/realign.json")).unwrap();
+    let dashboard: Value = serde_json::from_str(&text).unwrap();
+    let mut rules = Vec::new();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        for target in panel["targets"].as_array().into_iter().flatten() {
+            let expr = target["expr"].as_str().unwrap();
+            let expr = expr
+                .replace("$__rate_interval", "5m")
+                .replace("$instance", ".*");
+            rules.push(serde_json::json!({"record": format!("x:{}", rules.len()), "expr": expr}));
+        }
+    }
+    assert!(rules.len() > 20, "{} expressions", rules.len());
+    // JSON is YAML.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let groups = serde_json::json!({"groups": [{"name": "dashboard", "rules": rules}]});
+    std::fs::write(file.path(), groups.to_string()).unwrap();
+    let path = file.path().to_str().unwrap();
+    assert_content(
+        "the dashboard",
+        &promtool(&tool, &["check", "rules", path], ""),
+    );
+}
+
 /// Names of metrics in a text, without the parts that Prometheus adds to histograms.
 fn names_in(text: &str) -> BTreeSet<String> {
     let word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
