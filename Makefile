@@ -4,7 +4,7 @@ PYTHON ?= python3
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo build test test-openai test-schema lint bench model model-gemma venv
+.PHONY: help demo build test test-openai test-schema lint bench model model-gemma venv prometheus page
 .DEFAULT_GOAL := help
 
 help:   ## List the targets
@@ -29,7 +29,13 @@ venv: .venv/.ready  ## Make .venv with the OpenAI client, for the client tests
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check "openai>=1,<4"
 	touch $@
 
-test: model model-gemma venv  ## Run all tests
+# REALIGN_SKIP_PROMETHEUS=1 leaves out the tests against a real Prometheus, here and in `cargo test`.
+prometheus: $(if $(REALIGN_SKIP_PROMETHEUS),,.tools/prometheus/.ready)  ## Unpack Prometheus into .tools, for the metrics' tests
+
+.tools/prometheus/.ready: scripts/fetch-prometheus.sh
+	scripts/fetch-prometheus.sh
+
+test: model model-gemma venv prometheus  ## Run all tests
 	$(CARGO) test --locked
 
 PROOF := $(TARGET_DIR)/proof
@@ -48,6 +54,9 @@ test-openai: model $(PROOF)/.ready  ## Run the openai package's own tests agains
 test-schema: model $(PROOF)/.ready  ## Send generated requests to a server: no 5xx, all as documented
 	$(CARGO) build --locked
 	$(SERVED) tests/python/schemathesis.sh $(PROOF_PYTHON)
+
+page: build  ## Drive the operators' page in headless Chromium, with screenshots in target/page
+	$(PYTHON) scripts/check-page.py --binary "$(TARGET_DIR)/release/realign" --out "$(TARGET_DIR)/page"
 
 lint: ## Check formatting and lints
 	$(CARGO) fmt --check

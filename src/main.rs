@@ -1,21 +1,26 @@
 //! The `realign` binary: arguments → configuration → run.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 use realign::cli::{
-    Cli, Command, EXIT_FAILED, EXIT_OK, EXIT_USAGE, adapters, bench, logs, model, policy, triage,
+    Cli, Command, EXIT_FAILED, EXIT_OK, EXIT_USAGE, adapters, bench, keys, logs, model, policy,
+    triage,
 };
 use realign::config::Config;
 use realign::server::Server;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Err(error) = logs::init() {
-        eprintln!("error: {error}");
-        return ExitCode::from(EXIT_USAGE);
-    }
-    match run(cli) {
+    let logs = match logs::init() {
+        Ok(logs) => logs,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    match run(cli, logs) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             // Every message names its cause already; the chain would say it twice.
@@ -25,14 +30,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> anyhow::Result<u8> {
+fn run(cli: Cli, logs: logs::Logs) -> anyhow::Result<u8> {
     match &cli.command {
-        Command::Serve(args) => serve(args.resolve(&cli.global)?),
+        Command::Serve(args) => serve(args.resolve(&cli.global)?, logs),
         Command::Policy(command) => Ok(policy::run(command, &cli.global, &mut stdout())?),
         Command::Triage(args) => Ok(triage::run_triage(args, &cli.global, &mut stdout())?),
         Command::Plan(args) => Ok(triage::run_plan(args, &cli.global, &mut stdout())?),
         Command::Adapters(command) => Ok(adapters::run(command, &cli.global, &mut stdout())?),
         Command::Bench(args) => Ok(bench::run(args, &cli.global, &mut stdout())?),
+        Command::Keys(command) => Ok(keys::run(command, &cli.global, &mut stdout())?),
         Command::Model(command) => Ok(model::run(command, &cli.global, &mut stdout())?),
     }
 }
@@ -41,14 +47,14 @@ fn stdout() -> std::io::StdoutLock<'static> {
     std::io::stdout().lock()
 }
 
-fn serve(config: Config) -> anyhow::Result<u8> {
+fn serve(config: Config, logs: logs::Logs) -> anyhow::Result<u8> {
     if let Some(threads) = config.engine.threads {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build_global();
         pool.map_err(|error| anyhow::anyhow!("cannot use {threads} threads: {error}"))?;
     }
-    let server = Server::load(config)?;
+    let server = Server::load(config, Arc::new(logs))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -1,27 +1,40 @@
 //! Putting the parts together: model, engine, generations, control loop, HTTP.
 
+mod listen;
+mod operations;
+mod signals;
+pub mod tls;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use axum::Router;
 use candle_core::Device;
 use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
 
 use crate::adapter::generation::Generation;
 use crate::adapter::{AdapterError, AdapterStore, Registry, base_id};
-use crate::api::{self, AppState};
-use crate::config::Config;
+use crate::api::{self, AppState, LogDoor};
+use crate::config::keys::KeyFileError;
+use crate::config::{Config, ConfigError};
 use crate::control::{Control, ControlError, Parts, initial_generation, load_generation, recipe};
 use crate::engine::{self, EngineConfig, EngineError, EngineHandle};
 use crate::model::{LoadedModel, ModelError};
 use crate::state::{StateDb, StateError};
-use crate::telemetry::Telemetry;
+use crate::telemetry::compliance::DecisionLogError;
+use listen::{Listening, Timeouts};
+use operations::{access, chores, compliance, decision_log, reload, telemetry};
+use tls::{Tls, TlsError};
 
 /// Generations kept in memory beside the base.
 const LOADED_GENERATIONS: usize = 4;
-/// How long running requests may take to finish after SIGTERM.
-const DRAIN: Duration = Duration::from_secs(30);
+/// How often the end of the running requests is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long connections have to take what was written to them, once every request has ended.
+const FLUSH: Duration = Duration::from_secs(2);
 
 /// Why the server did not start or went down.
 #[derive(Debug, thiserror::Error)]
@@ -52,9 +65,21 @@ pub enum ServerError {
         /// The operating system's reason.
         source: std::io::Error,
     },
-    /// The listener failed while serving.
-    #[error("the HTTP server failed: {0}")]
-    Http(#[from] std::io::Error),
+    /// The certificate cannot be served.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The key file is unusable.
+    #[error(transparent)]
+    Keys(#[from] KeyFileError),
+    /// A key of the configuration is unusable.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The decision log cannot be opened.
+    #[error(transparent)]
+    DecisionLog(#[from] DecisionLogError),
+    /// A thread or a socket could not be had.
+    #[error("the server cannot go on: {0}")]
+    System(#[from] std::io::Error),
 }
 
 /// A server that has loaded everything but does not listen yet.
@@ -62,17 +87,21 @@ pub struct Server {
     config: Arc<Config>,
     engine: EngineHandle,
     control: Arc<Control>,
+    tls: Option<Arc<Tls>>,
     state: AppState,
 }
 
 impl Server {
     /// Loads the model, opens state and adapters, starts engine and control loop. Blocks for
     /// seconds; every unusable input is an error here, before a port opens.
-    pub fn load(config: Config) -> Result<Self, ServerError> {
+    pub fn load(config: Config, logs: Arc<dyn LogDoor>) -> Result<Self, ServerError> {
         let config = Arc::new(config);
-        // A recipe that cannot be trained with is found before the model is loaded.
+        // What is quickly found to be unusable is found before the model is loaded.
         recipe(&config.train).map_err(ControlError::Recipe)?;
-        let telemetry = Arc::new(Telemetry::new()?);
+        let access = Arc::new(access(&config)?);
+        let tls = config.server.tls.as_ref().map(Tls::load).transpose()?;
+        let decisions = decision_log(&config.compliance)?;
+        let telemetry = Arc::new(telemetry(&config)?);
         let db = Arc::new(StateDb::open(&config.paths.database())?);
         let store = Arc::new(AdapterStore::open(&config.paths.adapters)?);
         let started = Instant::now();
@@ -106,6 +135,7 @@ impl Server {
             telemetry: telemetry.clone(),
         };
         let control = Arc::new(Control::start(parts)?);
+        let compliance = compliance(&config.compliance, &control, decisions, &telemetry)?;
         let name = config
             .model_name
             .clone()
@@ -121,8 +151,11 @@ impl Server {
             registry,
             admin: control.clone(),
             telemetry,
-            api_key: config.server.api_key.as_deref().map(Into::into),
-            admin_key: config.server.admin_key.as_deref().map(Into::into),
+            access,
+            compliance,
+            logs,
+            cors_origins: config.server.cors_origins.clone().into(),
+            body_timeout: config.server.body_timeout,
             ready: Arc::new(AtomicBool::new(true)),
             max_body_bytes: config.server.max_body_bytes,
             started_at: api::unix_seconds(),
@@ -131,47 +164,139 @@ impl Server {
             config,
             engine,
             control,
+            tls: tls.map(Arc::new),
             state,
         })
     }
 
     /// Listens and serves until SIGTERM or SIGINT, then drains: not ready any more, running
-    /// requests finish within 30 s, a running realignment is left to be resumed.
+    /// requests finish within `server.drain_timeout_s`, a running realignment is left to be
+    /// resumed. Probes are answered until the end, so that whoever routes requests here sees it.
     pub async fn run(self) -> Result<(), ServerError> {
-        let address = self.config.server.address;
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|source| ServerError::Listen { address, source })?;
-        let address = listener.local_addr()?;
-        tracing::info!(%address, model = &*self.state.model_name, "listening: http://{address}/v1");
-        let ready = self.state.ready.clone();
-        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let app = api::router(self.state).into_make_service_with_connect_info::<SocketAddr>();
-        let drain = async move {
-            terminated().await;
-            ready.store(false, Ordering::Release);
-            tracing::info!("draining: no new requests are taken");
-            // The receiver has gone only if serving has ended already.
-            let _ended = stop.send(());
+        let hangups = signals::hangups();
+        let (close, closing) = watch::channel(false);
+        let server = &self.config.server;
+        let listening = Listening {
+            timeouts: Timeouts {
+                header: server.header_timeout,
+                write: server.write_timeout,
+            },
+            tls: self.tls.clone(),
+            connections: Arc::new(Semaphore::new(
+                self.config
+                    .limits
+                    .max_connections
+                    .min(Semaphore::MAX_PERMITS),
+            )),
+            closing,
         };
-        let serving = axum::serve(listener, app).with_graceful_shutdown(drain);
-        tokio::select! {
-            result = async { serving.await } => result?,
-            () = async { if stopped.await.is_ok() { tokio::time::sleep(DRAIN).await } else { std::future::pending().await } } => {
-                tracing::warn!("some requests did not finish in time");
+        let mut serving = tokio::task::JoinSet::new();
+        let listeners = self.listeners().await?;
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        for (listener, what, app) in listeners {
+            let address = listener.local_addr()?;
+            match what {
+                Role::Clients => {
+                    tracing::info!(%address, model = &*self.state.model_name, "listening: {scheme}://{address}/v1");
+                }
+                Role::Operators => {
+                    tracing::info!(%address, "operators: {scheme}://{address}/");
+                }
             }
+            serving.spawn(listening.clone().serve(listener, app));
         }
-        let (control, engine) = (self.control, self.engine);
-        // Both wait for their threads, at most one training step or one forward pass each.
+        let chores = tokio::spawn(chores(self.control.clone(), self.state.telemetry.clone()));
+        let reload = tokio::spawn(reload(
+            hangups,
+            self.config.clone(),
+            self.control.clone(),
+            self.state.access.clone(),
+            self.tls.clone(),
+        ));
+        signals::terminated().await;
+        self.drain().await;
+        // An error means that no listener is left, which is what is wanted.
+        let _none_left = close.send(true);
+        let flushed = async { while serving.join_next().await.is_some() {} };
+        if tokio::time::timeout(FLUSH, flushed).await.is_err() {
+            tracing::debug!("connections were cut off");
+        }
+        drop(serving);
+        chores.abort();
+        reload.abort();
+        self.end().await;
+        Ok(())
+    }
+
+    /// Clients and operators on one listener, or on one each.
+    async fn listeners(&self) -> Result<Vec<(TcpListener, Role, Router)>, ServerError> {
+        let server = &self.config.server;
+        let clients = bind(server.address).await?;
+        let state = || self.state.clone();
+        Ok(match server.admin_address {
+            None => vec![(clients, Role::Clients, api::router(state()))],
+            Some(address) => vec![
+                (
+                    bind(address).await?,
+                    Role::Operators,
+                    api::operator_router(state()),
+                ),
+                (clients, Role::Clients, api::client_router(state())),
+            ],
+        })
+    }
+
+    /// Takes no more work and waits for what runs, as long as it may take.
+    async fn drain(&self) {
+        self.state.ready.store(false, Ordering::Release);
+        let running = || self.state.access.running();
+        tracing::info!(running = running(), "draining: no new requests are taken");
+        let until = Instant::now() + self.config.server.drain_timeout;
+        while running() > 0 {
+            if Instant::now() >= until {
+                tracing::warn!(running = running(), "some requests did not finish in time");
+                return;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Ends the threads; each finishes what it is at: a training step, a forward pass, the
+    /// judgements that wait.
+    async fn end(self) {
+        let Self {
+            engine,
+            control,
+            state,
+            ..
+        } = self;
         let ended = tokio::task::spawn_blocking(move || {
             control.shutdown();
             engine.shutdown();
+            if let Some(compliance) = &state.compliance {
+                compliance.shutdown();
+            }
+            if let Some(exporter) = state.telemetry.exporter() {
+                exporter.shutdown();
+            }
         });
         if let Err(error) = ended.await {
             tracing::error!(%error, "shutdown did not end well");
         }
-        Ok(())
     }
+}
+
+/// Who a listener is for.
+#[derive(Clone, Copy)]
+enum Role {
+    Clients,
+    Operators,
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, ServerError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| ServerError::Listen { address, source })
 }
 
 fn registry(store: &Arc<AdapterStore>, loaded: &LoadedModel) -> Registry {
@@ -204,23 +329,5 @@ fn engine_config(config: &Config) -> EngineConfig {
             Some(threads) => threads,
             None => EngineConfig::default().threads,
         },
-    }
-}
-
-/// Waits for SIGTERM or SIGINT.
-async fn terminated() {
-    use tokio::signal::unix::{SignalKind, signal};
-    match signal(SignalKind::terminate()) {
-        Ok(mut terminate) => {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
-            }
-        }
-        Err(error) => {
-            tracing::warn!(%error, "SIGTERM cannot be handled; SIGINT can");
-            // Without a handler the process ends at once, which is what is left.
-            let _interrupted = tokio::signal::ctrl_c().await;
-        }
     }
 }

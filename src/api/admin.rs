@@ -111,3 +111,21 @@ fn no_realignment(id: &str) -> ApiError {
         "there is no realignment {shown:?}; GET /admin/v1/realignments lists them"
     ))
 }
+
+/// `GET /admin/v1/log-level`.
+pub(crate) async fn log_level(State(state): State<AppState>) -> Json<Value> {
+    Json(json!({ "filter": state.logs.filter() }))
+}
+
+/// `PUT /admin/v1/log-level` `{filter}`: until the next start.
+pub(crate) async fn set_log_level(State(state): State<AppState>, request: Request) -> Answer {
+    let body = body::json(request, state.max_body_bytes).await?;
+    let filter = Fields::root(&body)?.string("filter")?.to_string();
+    state
+        .logs
+        .set_filter(&filter)
+        .map_err(|why| ApiError::field("filter", why))?;
+    let filter = state.logs.filter();
+    tracing::warn!(filter, "the log filter was changed by an operator");
+    Ok(Json(json!({ "filter": filter })))
+}

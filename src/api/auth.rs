@@ -1,37 +1,151 @@
-//! Who may call what: bearer keys, compared in constant time.
+//! Who may call what: bearer keys, compared in constant time, and what each may ask for.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use axum::extract::{ConnectInfo, Request, State};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use sha2::{Digest, Sha256};
 
 use super::AppState;
 use super::error::ApiError;
+use super::limits::{Limiter, Rates, Remaining};
+use super::observe::Observation;
+use crate::config::keys::{ApiKey, KeyDigest};
 
-/// Lets a request to a client route pass if no key is configured or it carries the key.
+/// Under which clients are counted while no keys are configured.
+const ANYONE: &str = "anyone";
+
+/// Keys and limits. Keys can be replaced while requests run.
+#[derive(Debug)]
+pub struct Access {
+    keys: ArcSwap<Vec<ApiKey>>,
+    admin: Option<KeyDigest>,
+    rates: Rates,
+    limiter: Limiter,
+    anyone: Arc<str>,
+}
+
+impl Access {
+    /// `keys` may be empty, which lets everyone in; without an `admin` key the operator routes
+    /// answer this machine alone.
+    pub fn new(keys: Vec<ApiKey>, admin: Option<KeyDigest>, rates: Rates, most: usize) -> Self {
+        Self {
+            keys: ArcSwap::from_pointee(keys),
+            admin,
+            rates,
+            limiter: Limiter::new(most),
+            anyone: ANYONE.into(),
+        }
+    }
+
+    /// Puts other keys in place of those that were there.
+    pub fn replace_keys(&self, keys: Vec<ApiKey>) {
+        let known = |name: &str| name == ANYONE || keys.iter().any(|key| &*key.name == name);
+        self.limiter.keep(known);
+        self.keys.store(Arc::new(keys));
+    }
+
+    /// Client requests that have not been answered to the last byte.
+    pub fn running(&self) -> usize {
+        self.limiter.running()
+    }
+
+    /// Takes an ended answer's tokens off its caller's limit.
+    pub(crate) fn charge(&self, caller: &str, tokens: usize) {
+        self.limiter.charge(caller, tokens);
+    }
+
+    /// Whose key a request carries, and what that key may ask for.
+    fn caller(&self, headers: &HeaderMap) -> Result<(Arc<str>, Rates), ApiError> {
+        let keys = self.keys.load();
+        if keys.is_empty() {
+            return Ok((Arc::clone(&self.anyone), self.rates));
+        }
+        let sent = KeyDigest::of(bearer(headers)?);
+        // Every key is compared, so the time does not tell which one was right.
+        let found = keys
+            .iter()
+            .fold(None, |found, key| match key.digest.matches(&sent) {
+                true => Some(key),
+                false => found,
+            });
+        let key = found.ok_or(ApiError::Unauthorized("the API key is wrong"))?;
+        let limit = |own: Option<u32>, common| own.map_or(common, |n| (n > 0).then_some(n));
+        let rates = Rates {
+            requests: limit(key.requests_per_minute, self.rates.requests),
+            tokens: limit(key.tokens_per_minute, self.rates.tokens),
+        };
+        Ok((Arc::clone(&key.name), rates))
+    }
+}
+
+/// Lets a request to a client route pass if no key is configured or it carries one, and its caller
+/// has not asked for too much.
 pub(crate) async fn client(
     State(state): State<AppState>,
     request: Request,
     next: Next,
 ) -> Response {
-    let allowed = match &state.api_key {
-        Some(key) => check_key(request.headers(), key),
-        None => Ok(()),
-    };
-    match allowed {
-        Ok(()) => next.run(request).await,
+    let access = &state.access;
+    let observation = request.extensions().get::<Arc<Observation>>().cloned();
+    let admitted = access.caller(request.headers()).and_then(|(name, rates)| {
+        // The place is taken first: a request that is refused for it costs the caller nothing.
+        let place = access.limiter.place()?;
+        let left = access.limiter.admit(&name, rates, Instant::now())?;
+        Ok((name, place, left))
+    });
+    match admitted {
+        Ok((name, place, left)) => {
+            // Held until the last byte is gone, or to the end of this function where nobody observes.
+            let unobserved = match &observation {
+                Some(observation) => {
+                    observation.admitted(Arc::clone(access), name, place);
+                    None
+                }
+                None => Some(place),
+            };
+            let mut response = next.run(request).await;
+            drop(unobserved);
+            show_remaining(response.headers_mut(), left);
+            response
+        }
         Err(error) => error.into_response(),
+    }
+}
+
+fn show_remaining(headers: &mut HeaderMap, left: Remaining) {
+    let names = [
+        (
+            left.requests,
+            "x-ratelimit-limit-requests",
+            "x-ratelimit-remaining-requests",
+        ),
+        (
+            left.tokens,
+            "x-ratelimit-limit-tokens",
+            "x-ratelimit-remaining-tokens",
+        ),
+    ];
+    for (left, limit_name, left_name) in names {
+        if let Some((limit, left)) = left {
+            headers.insert(
+                HeaderName::from_static(limit_name),
+                HeaderValue::from(limit),
+            );
+            headers.insert(HeaderName::from_static(left_name), HeaderValue::from(left));
+        }
     }
 }
 
 /// Lets a request to an operator route pass if it carries the operator key or, without one
 /// configured, comes from this machine.
 pub(crate) async fn admin(State(state): State<AppState>, request: Request, next: Next) -> Response {
-    let allowed = match &state.admin_key {
-        Some(key) => check_key(request.headers(), key),
+    let allowed = match &state.access.admin {
+        Some(key) => check_admin(request.headers(), key),
         None => check_local(&request),
     };
     match allowed {
@@ -40,43 +154,63 @@ pub(crate) async fn admin(State(state): State<AppState>, request: Request, next:
     }
 }
 
-fn check_key(headers: &HeaderMap, key: &str) -> Result<(), ApiError> {
+fn check_admin(headers: &HeaderMap, key: &KeyDigest) -> Result<(), ApiError> {
+    match KeyDigest::of(bearer(headers)?).matches(key) {
+        true => Ok(()),
+        false => Err(ApiError::Unauthorized("the API key is wrong")),
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {
     let sent = headers
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.split_once(' '))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-        .map(|(_, key)| key.trim());
-    match sent {
-        None => Err(ApiError::Unauthorized(
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    sent.map(|(_, key)| key.trim())
+        .ok_or(ApiError::Unauthorized(
             "an API key is required: send `Authorization: Bearer <key>`",
-        )),
-        Some(sent) if same(sent, key) => Ok(()),
-        Some(_) => Err(ApiError::Unauthorized("the API key is wrong")),
-    }
-}
-
-/// Compares digests without stopping early, so the time tells neither length nor prefix.
-fn same(a: &str, b: &str) -> bool {
-    let (a, b) = (Sha256::digest(a), Sha256::digest(b));
-    let difference = a.iter().zip(b.iter()).fold(0, |acc, (x, y)| acc | (x ^ y));
-    std::hint::black_box(difference) == 0
+        ))
 }
 
 /// A web page in a browser on this machine, or a proxy, also connects from the loopback address,
-/// but on behalf of somebody else. The headers by which they say so are refused.
+/// but on behalf of somebody else. The headers by which they say so are refused; a browser names
+/// this server itself only for pages that came from it. A name that leads here by somebody else's
+/// DNS is none of the names allowed.
 fn check_local(request: &Request) -> Result<(), ApiError> {
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
     let local = peer.is_some_and(|ConnectInfo(peer)| peer.ip().to_canonical().is_loopback());
     let headers = request.headers();
-    let foreign = ["origin", "forwarded", "x-forwarded-for"]
+    let forwarded = ["forwarded", "x-forwarded-for"]
         .iter()
         .any(|name| headers.contains_key(*name));
-    if local && !foreign {
+    let host = text(headers, header::HOST);
+    let own_host = host.is_none_or(is_loopback);
+    let own_page = match headers.contains_key(header::ORIGIN) {
+        false => true,
+        true => text(headers, header::ORIGIN)
+            .and_then(|origin| origin.split_once("://"))
+            .is_some_and(|(_, origin)| Some(origin) == host),
+    };
+    if local && own_host && own_page && !forwarded {
         return Ok(());
     }
     Err(ApiError::Forbidden(
-        "operator routes answer only direct requests from this machine; set an admin key to use \
-         them from elsewhere",
+        "operator routes answer only direct requests from this machine, to its loopback address; \
+         set an admin key to use them from elsewhere",
     ))
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name).map(|v| v.to_str().unwrap_or_default())
+}
+
+/// Whether `host` or `host:port` is this machine under a name that nobody else gives out.
+fn is_loopback(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(v6) => v6.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    let address = name.parse::<IpAddr>();
+    name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|ip| ip.is_loopback())
 }

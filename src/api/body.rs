@@ -1,5 +1,6 @@
 //! Request bodies, bounded in size and time.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::Request;
@@ -8,9 +9,10 @@ use futures::StreamExt;
 use serde_json::Value;
 
 use super::error::ApiError;
+use super::observe::Observation;
 
-/// A body must arrive within this time.
-const ARRIVAL_SECONDS: u64 = 60;
+/// A body must arrive within this time where nobody observes the request.
+const ARRIVAL: Duration = Duration::from_secs(60);
 
 /// Reads a body of at most `limit` bytes as JSON.
 ///
@@ -22,14 +24,19 @@ pub(crate) async fn json(request: Request, limit: usize) -> Result<Value, ApiErr
     if declared.is_some_and(|length| length > limit) {
         return Err(ApiError::TooLarge { limit });
     }
-    let arrival = Duration::from_secs(ARRIVAL_SECONDS);
+    let observation = request.extensions().get::<Arc<Observation>>().cloned();
+    let arrival = observation.as_ref().map_or(ARRIVAL, |o| o.body_timeout());
     let bytes = tokio::time::timeout(arrival, read(request, limit))
         .await
         .map_err(|_| ApiError::Timeout {
-            seconds: ARRIVAL_SECONDS,
+            seconds: arrival.as_secs(),
         })??;
-    serde_json::from_slice(&bytes)
-        .map_err(|e| ApiError::Body(format!("the request body is not valid JSON: {e}")))
+    let body = serde_json::from_slice(&bytes)
+        .map_err(|e| ApiError::Body(format!("the request body is not valid JSON: {e}")))?;
+    if let Some(observation) = observation {
+        observation.asked(&body);
+    }
+    Ok(body)
 }
 
 async fn read(request: Request, limit: usize) -> Result<Vec<u8>, ApiError> {

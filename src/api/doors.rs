@@ -80,6 +80,21 @@ pub trait AdminDoor: Send + Sync {
     /// # Errors
     /// [`AdminError::Conflict`] if there is none.
     fn rollback(&self) -> Result<Value, AdminError>;
+
+    /// Whether what serves is aligned to the active policies.
+    fn aligned(&self) -> bool;
+}
+
+/// What is logged, as far as operators can change it while the server runs.
+pub trait LogDoor: Send + Sync {
+    /// The filter in force: levels, by module where they differ.
+    fn filter(&self) -> String;
+
+    /// Puts another filter in its place.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    fn set_filter(&self, filter: &str) -> Result<(), String>;
 }
 
 /// What the policy oracle says about texts.

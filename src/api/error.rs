@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::doors::AdminError;
 use crate::engine::request::SubmitError;
+use crate::telemetry::Refusal;
 
 /// Seconds after which a refused client may try again.
 const RETRY_AFTER_SECONDS: u64 = 1;
@@ -84,6 +85,22 @@ pub enum ApiError {
     /// Too much work is waiting.
     #[error("{0}")]
     QueueFull(String),
+    /// More requests run at once than the server takes on.
+    #[error("the server answers {limit} requests at once and has no place left; retry in a moment")]
+    TooManyAtOnce {
+        /// The limit.
+        limit: usize,
+    },
+    /// The key has used up what it may ask for in a minute.
+    #[error("this key is limited to {limit} {what} a minute; retry in {retry_after} s")]
+    RateLimited {
+        /// Requests or tokens.
+        what: &'static str,
+        /// How many in a minute.
+        limit: u32,
+        /// Seconds until there is something left.
+        retry_after: u64,
+    },
     /// Loading or draining.
     #[error("{0}")]
     Unavailable(String),
@@ -161,6 +178,16 @@ impl ApiError {
                 "rate_limit_error",
                 Some("queue_full"),
             ),
+            Self::TooManyAtOnce { .. } => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limit_error",
+                Some("too_many_at_once"),
+            ),
+            Self::RateLimited { .. } => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limit_error",
+                Some("rate_limit_exceeded"),
+            ),
             Self::Unavailable(_) => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "server_error",
@@ -184,8 +211,33 @@ impl ApiError {
             | Self::Conflict(_)
             | Self::TooLarge { .. }
             | Self::QueueFull(_)
+            | Self::TooManyAtOnce { .. }
+            | Self::RateLimited { .. }
             | Self::Unavailable(_)
             | Self::Internal(_) => None,
+        }
+    }
+
+    /// Seconds after which to try again, where that helps.
+    fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::RateLimited { retry_after, .. } => Some(*retry_after),
+            Self::QueueFull(_) | Self::TooManyAtOnce { .. } | Self::Unavailable(_) => {
+                Some(RETRY_AFTER_SECONDS)
+            }
+            _ => None,
+        }
+    }
+
+    /// Under which reason a refusal is counted; `None` for what the request itself is to blame for.
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Unauthorized(_) => Some(Refusal::Unauthorized),
+            Self::QueueFull(_) => Some(Refusal::QueueFull),
+            Self::TooManyAtOnce { .. } => Some(Refusal::Concurrency),
+            Self::RateLimited { .. } => Some(Refusal::RateLimit),
+            Self::Unavailable(_) => Some(Refusal::Unavailable),
+            _ => None,
         }
     }
 
@@ -205,9 +257,13 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = self.status();
         let mut response = (status, Json(self.body())).into_response();
+        // The middleware that counts requests sees the response alone.
+        if let Some(refusal) = self.refusal() {
+            response.extensions_mut().insert(refusal);
+        }
         let headers = response.headers_mut();
-        if matches!(self, Self::QueueFull(_) | Self::Unavailable(_)) {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
+        if let Some(seconds) = self.retry_after() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if matches!(self, Self::Unauthorized(_)) {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

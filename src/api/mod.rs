@@ -4,19 +4,24 @@
 //! tested with scripted ones.
 
 mod admin;
-mod auth;
+pub mod auth;
 mod body;
 mod chat;
 mod compile;
 mod completions;
+mod cors;
 pub mod doors;
 mod embeddings;
 pub mod error;
+mod exchanges;
 mod fields;
+pub mod limits;
 mod models;
 mod moderations;
 mod observe;
 mod openapi;
+mod overview;
+mod page;
 mod params;
 mod progress;
 mod responses;
@@ -32,21 +37,25 @@ mod wire;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::extract::Request;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 
+pub use auth::Access;
 pub use compile::Compiler;
-pub use doors::{AdminDoor, AdminError, EmbeddingDoor, EngineDoor, ModerationDoor, Moderations};
+pub use doors::{
+    AdminDoor, AdminError, EmbeddingDoor, EngineDoor, LogDoor, ModerationDoor, Moderations,
+};
 pub use embeddings::Embeddings;
 pub use error::ApiError;
+pub use limits::Rates;
 
 use crate::adapter::Registry;
 use crate::model::{ChatTemplate, Tokenizer};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Compliance, Telemetry};
 
 /// What the routes share. Cheap to clone.
 #[derive(Clone)]
@@ -71,10 +80,16 @@ pub struct AppState {
     pub admin: Arc<dyn AdminDoor>,
     /// Request events and metrics.
     pub telemetry: Arc<Telemetry>,
-    /// Key for `/v1`; `None` lets everybody in.
-    pub api_key: Option<Arc<str>>,
-    /// Key for `/admin/v1`; `None` lets this machine in and nobody else.
-    pub admin_key: Option<Arc<str>>,
+    /// Keys, and what each may ask for.
+    pub access: Arc<Access>,
+    /// Who judges answers; `None` judges none.
+    pub compliance: Option<Arc<Compliance>>,
+    /// What is logged.
+    pub logs: Arc<dyn LogDoor>,
+    /// Web origins that browsers may call from.
+    pub cors_origins: Arc<[String]>,
+    /// Time for a request's body.
+    pub body_timeout: Duration,
     /// False while loading and draining: completions are then refused with 503.
     pub ready: Arc<AtomicBool>,
     /// Largest request body in bytes.
@@ -89,10 +104,24 @@ impl AppState {
     }
 }
 
-/// All routes. Serve it with `into_make_service_with_connect_info::<SocketAddr>()`: without the
-/// peer's address the operator routes refuse everybody who has no admin key.
+/// All routes on one listener. Serve it so that requests carry the peer's address
+/// (`ConnectInfo<SocketAddr>`): without it the operator routes refuse everybody who has no admin key.
 pub fn router(state: AppState) -> Router {
-    let client = Router::new()
+    finish(client_routes(&state).merge(operator_routes(&state)), state)
+}
+
+/// The clients' routes alone, for a server whose operators have a listener of their own.
+pub fn client_router(state: AppState) -> Router {
+    finish(client_routes(&state), state)
+}
+
+/// The operators' routes, metrics and page alone.
+pub fn operator_router(state: AppState) -> Router {
+    finish(operator_routes(&state), state)
+}
+
+fn client_routes(state: &AppState) -> Router<AppState> {
+    Router::new()
         .route("/v1/chat/completions", post(run::chat_completions))
         .route("/v1/completions", post(run::completions))
         .route("/v1/responses", post(responses::create))
@@ -103,8 +132,13 @@ pub fn router(state: AppState) -> Router {
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::retrieve))
         .method_not_allowed_fallback(method_not_allowed)
-        .route_layer(from_fn_with_state(state.clone(), auth::client));
-    let operator = Router::new()
+        .route_layer(from_fn_with_state(state.clone(), auth::client))
+        // Outside of the keys: a browser's preflight carries none.
+        .route_layer(from_fn_with_state(state.clone(), cors::cors))
+}
+
+fn operator_routes(state: &AppState) -> Router<AppState> {
+    let guarded = Router::new()
         .route("/admin/v1/policies", get(admin::policies))
         .route(
             "/admin/v1/realignments",
@@ -116,16 +150,30 @@ pub fn router(state: AppState) -> Router {
         .route("/admin/v1/generations", get(admin::generations))
         .route("/admin/v1/generations/activate", post(admin::activate))
         .route("/admin/v1/generations/rollback", post(admin::rollback))
+        .route("/admin/v1/overview", get(overview::overview))
+        .route(
+            "/admin/v1/log-level",
+            get(admin::log_level).put(admin::set_log_level),
+        )
         .method_not_allowed_fallback(method_not_allowed)
         .route_layer(from_fn_with_state(state.clone(), auth::admin));
     Router::new()
+        .route("/", get(page::html))
+        .route("/page.css", get(page::css))
+        .route("/page.js", get(page::js))
+        .route("/metrics", get(service::metrics))
+        .method_not_allowed_fallback(method_not_allowed)
+        .merge(guarded)
+}
+
+/// What every listener has: probes, answers to what does not exist, and an observer of everything.
+fn finish(routes: Router<AppState>, state: AppState) -> Router {
+    Router::new()
         .route("/health", get(service::health))
         .route("/ready", get(service::ready))
-        .route("/metrics", get(service::metrics))
         .route("/openapi.json", get(openapi::document))
         .method_not_allowed_fallback(method_not_allowed)
-        .merge(client)
-        .merge(operator)
+        .merge(routes)
         .fallback(not_found)
         .layer(from_fn_with_state(state.clone(), observe::observe))
         .with_state(state)

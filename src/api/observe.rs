@@ -4,12 +4,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
+use serde_json::Value;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::AppState;
-use crate::telemetry::{Event, RequestFinished, Telemetry};
+use super::auth::Access;
+use super::exchanges::Exchanges;
+use crate::telemetry::{Compliance, Event, Refusal, RequestFinished, Telemetry};
 
 /// Header with the request's id, also on errors.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -17,8 +21,8 @@ pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 /// Status of a request whose client went away before the end, as nginx counts it.
 const CLIENT_CLOSED: u16 = 499;
 
-/// Every route that is counted. Probes and scrapes are not: they would drown the rest.
-pub(crate) const ROUTES: [&str; 17] = [
+/// Every route that is counted. Probes, scrapes and the web page are not: they would drown the rest.
+pub(crate) const ROUTES: &[&str] = &[
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/responses",
@@ -36,13 +40,21 @@ pub(crate) const ROUTES: [&str; 17] = [
     "/admin/v1/generations",
     "/admin/v1/generations/activate",
     "/admin/v1/generations/rollback",
+    "/admin/v1/log-level",
 ];
 pub(crate) const PROBES: [&str; 4] = ["/health", "/ready", "/metrics", "/openapi.json"];
+const UNCOUNTED: &[&str] = &["/", "/page.css", "/page.js", "/admin/v1/overview"];
+/// Longest request id that is taken over from a client.
+const REQUEST_ID_LIMIT: usize = 128;
 
 /// What is known of a running request. The middleware holds one clone of the `Arc`, a streamed
-/// answer another; the event goes out when the last is dropped.
+/// answer another; the event goes out, and the answer is handed on to be judged, when the last is
+/// dropped.
 pub(crate) struct Observation {
     telemetry: Arc<Telemetry>,
+    /// Who judges the answer, if this one is to be judged.
+    compliance: Option<Arc<Compliance>>,
+    body_timeout: Duration,
     started: Instant,
     record: Mutex<Record>,
 }
@@ -51,12 +63,23 @@ struct Record {
     finished: RequestFinished,
     /// When each sequence's last token came.
     last_token: Vec<Option<Instant>>,
+    /// What was asked and answered, kept only if it is to be judged.
+    exchange: Exchanges,
+    admission: Option<Admission>,
+}
+
+/// What a client's request holds until its last byte is gone.
+struct Admission {
+    access: Arc<Access>,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Observation {
-    fn new(telemetry: Arc<Telemetry>, route: &'static str) -> Self {
+    fn new(state: &AppState, route: &'static str, request_id: &str) -> Self {
         let finished = RequestFinished {
             route,
+            request_id: request_id.into(),
+            caller: None,
             status: CLIENT_CLOSED,
             time_to_first_token: None,
             inter_token: Vec::new(),
@@ -64,14 +87,55 @@ impl Observation {
             prompt_tokens: 0,
             completion_tokens: 0,
             generation: None,
+            trace: None,
         };
+        let judged = route.starts_with("/v1/");
+        let compliance = state.compliance.as_ref().filter(|c| judged && c.wants());
         Self {
-            telemetry,
+            telemetry: Arc::clone(&state.telemetry),
+            compliance: compliance.cloned(),
+            body_timeout: state.body_timeout,
             started: Instant::now(),
             record: Mutex::new(Record {
                 finished,
                 last_token: Vec::new(),
+                exchange: Exchanges::default(),
+                admission: None,
             }),
+        }
+    }
+
+    /// Time in which the request's body must arrive.
+    pub(crate) fn body_timeout(&self) -> Duration {
+        self.body_timeout
+    }
+
+    /// A client's request was let in under `caller`'s name and holds a place.
+    pub(crate) fn admitted(
+        &self,
+        access: Arc<Access>,
+        caller: Arc<str>,
+        place: OwnedSemaphorePermit,
+    ) {
+        let mut record = self.record();
+        record.finished.caller = Some(caller);
+        record.admission = Some(Admission {
+            access,
+            _place: place,
+        });
+    }
+
+    /// The request's body, from which the prompts are taken if the answer is to be judged.
+    pub(crate) fn asked(&self, body: &Value) {
+        if self.compliance.is_some() {
+            self.record().exchange.ask(body);
+        }
+    }
+
+    /// Text that was added to a choice, and whether it ends there.
+    pub(crate) fn answered(&self, index: usize, text: &str, ended: bool) {
+        if self.compliance.is_some() {
+            self.record().exchange.answer(index, text, ended);
         }
     }
 
@@ -118,8 +182,26 @@ impl Observation {
 
 impl Drop for Observation {
     fn drop(&mut self) {
-        let mut finished = self.record().finished.clone();
-        finished.duration = self.started.elapsed();
+        let (finished, exchange, admission) = {
+            let mut record = self.record();
+            record.finished.duration = self.started.elapsed();
+            (
+                record.finished.clone(),
+                std::mem::take(&mut record.exchange),
+                record.admission.take(),
+            )
+        };
+        if let (Some(admission), Some(caller)) = (&admission, &finished.caller) {
+            let tokens = finished.prompt_tokens + finished.completion_tokens;
+            admission.access.charge(caller, tokens);
+        }
+        // The place is free before anything else is done for this request.
+        drop(admission);
+        if let Some(compliance) = &self.compliance {
+            for answer in exchange.into_answers(&finished) {
+                compliance.offer(answer);
+            }
+        }
         self.telemetry.emit(Event::RequestFinished(finished));
     }
 }
@@ -132,11 +214,18 @@ pub(crate) async fn observe(
 ) -> Response {
     let matched = request.extensions().get::<MatchedPath>();
     let path = matched.map_or("unmatched", MatchedPath::as_str);
-    let route = ROUTES.into_iter().find(|route| *route == path);
-    let probe = PROBES.contains(&path);
-    let observation = (!probe).then(|| {
-        let route = route.unwrap_or("unmatched");
-        Arc::new(Observation::new(Arc::clone(&state.telemetry), route))
+    let route = ROUTES.iter().find(|route| **route == path);
+    let counted = !PROBES.iter().chain(UNCOUNTED).any(|p| *p == path);
+    let id = request_id(request.headers());
+    let observation = counted.then(|| {
+        let route = route.unwrap_or(&"unmatched");
+        let observation = Observation::new(&state, route, &id);
+        let parent = request.headers().get("traceparent");
+        let parent = parent.and_then(|value| value.to_str().ok());
+        let exporter = state.telemetry.exporter();
+        let trace = exporter.and_then(|exporter| exporter.context(parent));
+        observation.record().finished.trace = trace;
+        Arc::new(observation)
     });
     if let Some(observation) = &observation {
         request.extensions_mut().insert(Arc::clone(observation));
@@ -144,10 +233,28 @@ pub(crate) async fn observe(
     let mut response = next.run(request).await;
     if let Some(observation) = observation {
         observation.set_status(response.status().as_u16());
+        if let Some(refusal) = response.extensions().get::<Refusal>() {
+            let reason = *refusal;
+            state.telemetry.emit(Event::RequestRefused { reason });
+        }
     }
-    let id = format!("req_{:024x}", rand::random::<u128>() >> 32);
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
     response
+}
+
+/// The id that the client sent, if it can stand in a log as it is; otherwise a new one.
+fn request_id(headers: &HeaderMap) -> String {
+    let plain = |id: &&str| {
+        let fits = !id.is_empty() && id.len() <= REQUEST_ID_LIMIT;
+        fits && id
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.:/".contains(&b))
+    };
+    let sent = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
+    match sent.filter(plain) {
+        Some(id) => id.to_string(),
+        None => format!("req_{:024x}", rand::random::<u128>() >> 32),
+    }
 }

@@ -114,6 +114,7 @@ impl Progress {
                 top,
             } => {
                 self.observation.token(index);
+                self.observation.answered(index, &text, false);
                 self.read(index, &text, &mut piece);
                 // The end of the turn is not part of the text.
                 let ends = self.tokenizer.end_of_generation_ids().contains(&id);
@@ -129,6 +130,7 @@ impl Progress {
                 cached_tokens,
                 completion_tokens,
             } => {
+                self.observation.answered(index, &text, true);
                 self.read(index, &text, &mut piece);
                 self.end(index, reason, &mut piece)?;
                 self.usage.completion += completion_tokens;

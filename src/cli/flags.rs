@@ -1,7 +1,7 @@
 //! Flags of `serve`.
 
 use super::GlobalArgs;
-use crate::config::{Config, ConfigError, RawEngine, RawServer, load};
+use crate::config::{Config, ConfigError, EXAMPLE, RawEngine, RawServer, load};
 
 /// Flags of `serve`; what is absent comes from the configuration.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -12,6 +12,10 @@ pub struct ServeArgs {
     /// TCP port; 0 picks a free one [default: 8080]
     #[arg(long)]
     pub port: Option<u16>,
+    /// Port of a listener for operators alone: /admin, /metrics and the web page [default: they
+    /// share the clients' listener]
+    #[arg(long, value_name = "PORT")]
+    pub admin_port: Option<u16>,
     /// Name under which clients ask for the model [default: the model's own]
     #[arg(long, value_name = "NAME")]
     pub model_name: Option<String>,
@@ -37,6 +41,7 @@ impl ServeArgs {
         flags.server = Some(RawServer {
             host: self.host.clone(),
             port: self.port,
+            admin_port: self.admin_port,
             ..RawServer::default()
         });
         flags.engine = Some(RawEngine {
@@ -47,4 +52,14 @@ impl ServeArgs {
         });
         Config::resolve(load(global.config.as_deref(), &flags)?)
     }
+}
+
+/// What stands below the flags in `realign serve --help`.
+pub fn reference() -> String {
+    format!(
+        "Configuration: every key of realign.toml, with its default. A key of a section is set in the\n\
+         environment as REALIGN_<SECTION>__<KEY>, such as REALIGN_LIMITS__REQUESTS_PER_MINUTE=60.\n\
+         REALIGN_LOG sets what is logged (info,realign::api=debug), REALIGN_LOG_FORMAT=json how.\n\
+         SIGTERM drains and ends; SIGHUP reads policies, keys and certificate again.\n\n{EXAMPLE}"
+    )
 }

@@ -2,7 +2,11 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
+
+use crate::api::LogDoor;
 
 /// How a log line is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,21 +22,49 @@ enum Format {
 #[error("REALIGN_LOG_FORMAT is `{0}`; allowed are `pretty` (the default) and `json`")]
 pub struct LogFormatError(String);
 
+/// The filter of a process' logs, which can be changed while it runs.
+#[derive(Clone, Debug)]
+pub struct Logs {
+    filter: reload::Handle<EnvFilter, Registry>,
+}
+
+impl LogDoor for Logs {
+    fn filter(&self) -> String {
+        let shown = self.filter.with_current(ToString::to_string);
+        // An error means that the process is ending.
+        shown.unwrap_or_default()
+    }
+
+    fn set_filter(&self, filter: &str) -> Result<(), String> {
+        let allowed = "give a level (error, warn, info, debug, trace, off), or levels by module such as \
+             info,realign::api=debug";
+        let known = |filter: &str| filter.split(',').all(|part| !part.trim().is_empty());
+        let parsed = match known(filter) {
+            true => EnvFilter::builder()
+                .parse(filter)
+                .map_err(|e| e.to_string()),
+            false => Err("a part of it is empty".into()),
+        };
+        let parsed = parsed.map_err(|why| format!("`filter` cannot be used: {why}; {allowed}"))?;
+        self.filter.reload(parsed).map_err(|e| e.to_string())
+    }
+}
+
 /// Starts logging to standard error, so that results on standard output can be piped. Call once.
 ///
 /// # Errors
 /// [`LogFormatError`] if `REALIGN_LOG_FORMAT` names no format.
-pub fn init() -> Result<(), LogFormatError> {
+pub fn init() -> Result<Logs, LogFormatError> {
     let format = parse(std::env::var("REALIGN_LOG_FORMAT").ok().as_deref())?;
     let filter = EnvFilter::try_from_env("REALIGN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let (filter, handle) = reload::Layer::new(filter);
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    let filtered = tracing_subscriber::registry().with(filter);
     match format {
-        Format::Pretty => logs.with_ansi(coloured()).init(),
-        Format::Json => logs.json().flatten_event(true).init(),
+        Format::Pretty => filtered.with(lines.with_ansi(coloured())).init(),
+        Format::Json => filtered.with(lines.json().flatten_event(true)).init(),
     }
-    Ok(())
+    Ok(Logs { filter: handle })
 }
 
 /// In a file or a pipe, colour codes are noise that breaks searches; `NO_COLOR` is a convention.
@@ -52,6 +84,20 @@ fn parse(text: Option<&str>) -> Result<Format, LogFormatError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn filters_are_checked_and_replaced() {
+        let (_layer, filter) = reload::Layer::new(EnvFilter::new("info"));
+        let logs = Logs { filter };
+        assert_eq!(logs.filter(), "info");
+        logs.set_filter("warn,realign::api=debug").unwrap();
+        assert_eq!(logs.filter(), "realign::api=debug,warn");
+        for wrong in ["", "realign=loud", "info,,debug"] {
+            let why = logs.set_filter(wrong).unwrap_err();
+            assert!(why.contains("give a level"), "{wrong:?}: {why}");
+        }
+        assert_eq!(logs.filter(), "realign::api=debug,warn");
+    }
 
     #[test]
     fn formats_by_name() {

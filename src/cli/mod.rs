@@ -3,6 +3,7 @@
 pub mod adapters;
 pub mod bench;
 mod flags;
+pub mod keys;
 pub mod logs;
 pub mod model;
 pub mod policy;
@@ -51,6 +52,9 @@ pub enum CliError {
     /// A benchmark could not be run.
     #[error(transparent)]
     Bench(#[from] crate::bench::BenchError),
+    /// A key or its name is not usable.
+    #[error("{0}")]
+    Key(&'static str),
     /// A path is not there or cannot be looked at.
     #[error("{}: {source}; give {wanted}", path.display())]
     Path {
@@ -148,6 +152,7 @@ impl GlobalArgs {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve the model, watch the policies, realign when they change
+    #[command(after_long_help = flags::reference())]
     Serve(ServeArgs),
     /// Check, test and compare policy files
     #[command(subcommand)]
@@ -159,6 +164,9 @@ pub enum Command {
     /// Look at published adapters, import one, activate one on a running server
     #[command(subcommand)]
     Adapters(adapters::AdaptersCommand),
+    /// Make keys for clients and operators
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
     /// Look at a model, or fetch one ahead of time
     #[command(subcommand)]
     Model(model::ModelCommand),

@@ -66,7 +66,9 @@ impl RemoteArgs {
     pub fn with_config(&self, global: &GlobalArgs) -> Result<RemoteArgs, ConfigError> {
         let mut args = self.clone();
         if args.admin_key.is_none() {
-            args.admin_key = global.resolve()?.server.admin_key;
+            // A digest stands for a key, but cannot be sent in its place.
+            let configured = global.resolve()?.server.admin_key;
+            args.admin_key = configured.filter(|key| !key.starts_with("sha256:"));
         }
         Ok(args)
     }

@@ -3,16 +3,23 @@
 //! [`load`] reads a [`RawConfig`], [`Config::resolve`] checks it and fills in defaults. The rest of
 //! the program sees only [`Config`], which never changes.
 
+pub mod keys;
 mod load;
+mod observe;
 mod raw;
+mod server;
 #[cfg(test)]
 mod tests;
 
-use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 pub use load::load;
-pub use raw::{RawConfig, RawEngine, RawGate, RawPaths, RawServer, RawWatch, TrainConfig};
+pub use observe::{ComplianceConfig, TracesConfig};
+pub use raw::{
+    RawCompliance, RawConfig, RawEngine, RawGate, RawLimits, RawPaths, RawServer, RawTraces,
+    RawWatch, TrainConfig,
+};
+pub use server::{LimitsConfig, ServerConfig, TlsFiles};
 
 use crate::model::lora::Projection;
 
@@ -20,6 +27,8 @@ use crate::model::lora::Projection;
 pub const DEFAULT_FILE: &str = "realign.toml";
 /// The model served when none is named.
 pub const DEFAULT_MODEL: &str = "models/SmolLM2-135M-Instruct.Q4_1.gguf";
+/// Every key with its default and its meaning, as a file to copy; tests hold it against [`Config`].
+pub const EXAMPLE: &str = include_str!("../../realign.example.toml");
 
 /// Why a configuration is not usable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -48,6 +57,8 @@ pub struct Config {
     pub model_name: Option<String>,
     /// Where and how to listen.
     pub server: ServerConfig,
+    /// What clients may ask for at most.
+    pub limits: LimitsConfig,
     /// Bounds of the engine.
     pub engine: EngineConfig,
     /// Directories.
@@ -58,31 +69,10 @@ pub struct Config {
     pub train: TrainConfig,
     /// How a candidate is measured.
     pub gate: GateConfig,
-}
-
-/// Where and how to listen.
-#[derive(Clone, PartialEq, Eq)]
-pub struct ServerConfig {
-    /// Address and port to bind; port 0 picks a free one.
-    pub address: SocketAddr,
-    /// Key clients must send; `None` lets everyone in.
-    pub api_key: Option<String>,
-    /// Key operators must send for `/admin`; `None` falls back to who may connect.
-    pub admin_key: Option<String>,
-    /// Largest request body, in bytes.
-    pub max_body_bytes: usize,
-}
-
-impl std::fmt::Debug for ServerConfig {
-    /// Keys are secrets: logs say only whether there is one.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ServerConfig")
-            .field("address", &self.address)
-            .field("api_key", &self.api_key.is_some())
-            .field("admin_key", &self.admin_key.is_some())
-            .field("max_body_bytes", &self.max_body_bytes)
-            .finish()
-    }
+    /// How answers to clients are judged.
+    pub compliance: ComplianceConfig,
+    /// Where traces go.
+    pub traces: TracesConfig,
 }
 
 /// Bounds of the engine.
@@ -153,50 +143,17 @@ impl Config {
         Ok(Self {
             model: raw.model.unwrap_or_else(|| DEFAULT_MODEL.into()),
             model_name: raw.model_name,
-            server: resolve_server(raw.server.unwrap_or_default())?,
+            server: server::resolve(raw.server.unwrap_or_default())?,
+            limits: server::resolve_limits(&raw.limits.unwrap_or_default())?,
             engine: resolve_engine(raw.engine.unwrap_or_default())?,
             paths: resolve_paths(raw.paths.unwrap_or_default()),
             watch: resolve_watch(raw.watch.unwrap_or_default())?,
             train,
             gate: resolve_gate(raw.gate.unwrap_or_default())?,
+            compliance: observe::resolve(raw.compliance.unwrap_or_default())?,
+            traces: observe::resolve_traces(raw.traces.unwrap_or_default())?,
         })
     }
-}
-
-fn resolve_server(raw: RawServer) -> Result<ServerConfig, ConfigError> {
-    let host = raw.host.unwrap_or_else(|| "127.0.0.1".into());
-    let ip: IpAddr = match host.as_str() {
-        "localhost" => IpAddr::from([127, 0, 0, 1]),
-        other => other.parse().map_err(|_| ConfigError::Value {
-            key: "server.host",
-            value: format!("{other:?}"),
-            allowed: "give an IP address such as 127.0.0.1, 0.0.0.0 or ::",
-        })?,
-    };
-    for (key, value) in [
-        ("server.api_key", &raw.api_key),
-        ("server.admin_key", &raw.admin_key),
-    ] {
-        if value.as_ref().is_some_and(|key| key.trim().is_empty()) {
-            return Err(ConfigError::Value {
-                key,
-                value: "empty".into(),
-                allowed: "leave it out, or give a key",
-            });
-        }
-    }
-    let max_body_bytes = raw.max_body_bytes.unwrap_or(2 << 20);
-    Ok(ServerConfig {
-        address: SocketAddr::new(ip, raw.port.unwrap_or(8080)),
-        api_key: raw.api_key,
-        admin_key: raw.admin_key,
-        max_body_bytes: at_least(
-            1024,
-            "server.max_body_bytes",
-            max_body_bytes,
-            "at least 1024",
-        )?,
-    })
 }
 
 fn resolve_engine(raw: RawEngine) -> Result<EngineConfig, ConfigError> {

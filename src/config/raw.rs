@@ -14,6 +14,11 @@ macro_rules! section {
             $($(#[$fdoc])* #[serde(default, skip_serializing_if = "Option::is_none")]
             pub $field: Option<$type>),+
         }
+
+        impl $name {
+            /// The names of its keys, in order.
+            pub const KEYS: &'static [&'static str] = &[$(stringify!($field)),+];
+        }
     };
 }
 
@@ -26,6 +31,8 @@ section! {
         model_name: String,
         /// `[server]`
         server: RawServer,
+        /// `[limits]`
+        limits: RawLimits,
         /// `[engine]`
         engine: RawEngine,
         /// `[paths]`
@@ -36,22 +43,62 @@ section! {
         train: TrainConfig,
         /// `[gate]`
         gate: RawGate,
+        /// `[compliance]`
+        compliance: RawCompliance,
+        /// `[traces]`
+        traces: RawTraces,
     }
 }
 
 section! {
-    /// Where and how to listen.
+    /// Where and how to listen, and for whom.
     RawServer {
         /// Address to bind.
         host: String,
         /// TCP port; 0 picks a free one.
         port: u16,
-        /// Key clients must send as a bearer token.
+        /// Address of the operators' own listener; needs `admin_port`.
+        admin_host: String,
+        /// Port of the operators' own listener; without it they share the clients'.
+        admin_port: u16,
+        /// Key clients must send as a bearer token: the key, or `sha256:` and its digest.
         api_key: String,
-        /// Key operators must send for `/admin`.
+        /// Further keys, each with a name: `name:key` or `name:sha256:<digest>`.
+        api_keys: Vec<String>,
+        /// File of such keys, one a line; read again on SIGHUP.
+        api_keys_file: PathBuf,
+        /// Key operators must send for `/admin`: the key, or `sha256:` and its digest.
         admin_key: String,
+        /// Web origins that browsers may call from; `*` is any.
+        cors_origins: Vec<String>,
+        /// PEM file of the certificate chain; with `tls_key`, the server speaks HTTPS.
+        tls_cert: PathBuf,
+        /// PEM file of the certificate's private key.
+        tls_key: PathBuf,
         /// Largest request body, in bytes.
         max_body_bytes: usize,
+        /// Time for a request's header, and for an idle connection, in seconds.
+        header_timeout_s: u64,
+        /// Time for a request's body, in seconds.
+        body_timeout_s: u64,
+        /// Time a client may take none of its answer, in seconds.
+        write_timeout_s: u64,
+        /// Time running requests have to finish after SIGTERM, in seconds.
+        drain_timeout_s: u64,
+    }
+}
+
+section! {
+    /// What clients may ask for at most. Beyond it they get 429 with `Retry-After`.
+    RawLimits {
+        /// Most open connections; further ones wait in the system's backlog.
+        max_connections: usize,
+        /// Most client requests at once.
+        max_concurrent_requests: usize,
+        /// Most requests of one key in a minute; 0 is no limit.
+        requests_per_minute: u32,
+        /// Most tokens (prompt and completion) of one key in a minute; 0 is no limit.
+        tokens_per_minute: u32,
     }
 }
 
@@ -142,5 +189,35 @@ section! {
         max_prompts: usize,
         /// Most tokens per generated response.
         max_tokens: usize,
+    }
+}
+
+section! {
+    /// How answers to clients are judged against the active policies, after they were sent.
+    RawCompliance {
+        /// Share of the answers that is judged, 0 to 1.
+        share: f64,
+        /// Answers that may wait to be judged; further ones are dropped and counted.
+        queue: usize,
+        /// File of one JSON line for each judgement; none by default.
+        decision_log: PathBuf,
+        /// Size at which the file is rotated, in MiB.
+        decision_log_max_mb: u64,
+        /// Rotated files that are kept.
+        decision_log_files: usize,
+        /// Whether prompts and answers are written to it.
+        decision_log_texts: bool,
+    }
+}
+
+section! {
+    /// OpenTelemetry traces, over OTLP (HTTP, JSON).
+    RawTraces {
+        /// Collector, such as `http://127.0.0.1:4318`; none by default.
+        otlp_endpoint: String,
+        /// Share of the requests that is traced where the client does not say, 0 to 1.
+        share: f64,
+        /// `service.name` of the traces.
+        service_name: String,
     }
 }

@@ -45,6 +45,38 @@ fn mistakes_are_named() {
         ("[server]\nport = 70000", "server.port"),
         ("[server]\nhost = 'nowhere.example'", "server.host is"),
         ("[server]\nadmin_key = ''", "server.admin_key is empty"),
+        ("[server]\napi_key = 'sha256:12'", "64 hex digits"),
+        ("[server]\napi_keys = ['nameless']", "name:key"),
+        ("[server]\napi_keys = ['a:x', 'a:y']", "\"a\" twice"),
+        (
+            "[server]\nadmin_host = '::1'",
+            "server.admin_port is missing",
+        ),
+        ("[server]\nadmin_port = 8080", "another port than"),
+        ("[server]\ntls_cert = 'c.pem'", "server.tls_key is missing"),
+        (
+            "[server]\ncors_origins = ['app.example']",
+            "https://app.example",
+        ),
+        (
+            "[server]\ncors_origin = '*'",
+            "did you mean \"cors_origins\"?",
+        ),
+        ("[server]\nheader_timeout_s = 0", "at least 1"),
+        (
+            "[limits]\nmax_connections = 0",
+            "limits.max_connections is 0",
+        ),
+        ("[limits]\nrequests_per_minut = 1", "did you mean"),
+        ("[compliance]\nshare = 1.5", "compliance.share is 1.5"),
+        (
+            "[compliance]\ndecision_log_texts = true",
+            "needs compliance.decision_log",
+        ),
+        (
+            "[traces]\notlp_endpoint = 'collector'",
+            "http://127.0.0.1:4318",
+        ),
         (
             "[engine]\nmax_running = 0",
             "engine.max_running is 0; at least 1",
@@ -78,6 +110,56 @@ fn without_a_default_file_the_defaults_hold() {
     let dir = tempfile::tempdir().unwrap();
     let raw = load::layered(&dir.path().join("realign.toml"), &RawConfig::default()).unwrap();
     assert_eq!(Config::resolve(raw), Config::resolve(RawConfig::default()));
+}
+
+/// The example with the comment signs before its keys taken away.
+fn whole_example() -> String {
+    let key = |line: &str| {
+        let name = line.split(" = ").next().unwrap_or_default();
+        !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+    };
+    let uncommented = EXAMPLE.lines().map(|line| match line.strip_prefix("# ") {
+        Some(rest) if rest.contains(" = ") && key(rest) => rest,
+        _ => line,
+    });
+    uncommented.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_example_shows_every_key_and_the_defaults() {
+    let defaults = read("", &RawConfig::default()).unwrap();
+    assert_eq!(read(EXAMPLE, &RawConfig::default()).unwrap(), defaults);
+
+    let whole = whole_example();
+    read(&whole, &RawConfig::default()).unwrap();
+    let table: toml::Table = whole.parse().unwrap();
+    let sections: [(&str, &[&str]); 9] = [
+        ("server", RawServer::KEYS),
+        ("limits", RawLimits::KEYS),
+        ("engine", RawEngine::KEYS),
+        ("paths", RawPaths::KEYS),
+        ("watch", RawWatch::KEYS),
+        ("train", TrainConfig::KEYS),
+        ("gate", RawGate::KEYS),
+        ("compliance", RawCompliance::KEYS),
+        ("traces", RawTraces::KEYS),
+    ];
+    let top = sections.map(|(name, _)| name);
+    for key in RawConfig::KEYS {
+        assert!(table.contains_key(*key), "{key} is not in the example");
+        assert!(
+            ["model", "model_name"].contains(key) || top.contains(key),
+            "no test of [{key}]"
+        );
+    }
+    for (section, keys) in sections {
+        for key in keys {
+            assert!(
+                table[section].get(key).is_some(),
+                "{section}.{key} is not in the example"
+            );
+        }
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::{Control, Event, show};
 use crate::adapter::generation::{Generation, GenerationId};
 use crate::adapter::{ResolveError, SwapError, Swapped};
 use crate::api::{AdminDoor, AdminError};
-use crate::telemetry;
+use crate::telemetry::{self, Outcome};
 
 /// Realignments that a listing shows.
 const LISTED: usize = 100;
@@ -95,10 +95,11 @@ impl AdminDoor for Control {
     }
 
     fn realignment(&self, id: &str) -> Option<Value> {
-        self.context
-            .log(self.context.db.realignment(id))?
-            .as_ref()
-            .map(show)
+        let row = self.context.log(self.context.db.realignment(id))??;
+        let mut shown = show(&row);
+        let timeline = self.context.telemetry.timelines().get(id);
+        shown["timeline"] = serde_json::to_value(timeline).unwrap_or_default();
+        Some(shown)
     }
 
     fn start(&self) -> Result<Value, AdminError> {
@@ -200,5 +201,28 @@ impl AdminDoor for Control {
             AdminError::Conflict("there is no previous generation to go back to".into())
         })?;
         self.activate_generation(to, None)
+    }
+
+    /// Without an enforced policy, or where no data contradicts one, the base model is what the
+    /// policies ask for; otherwise it is a generation that was trained for exactly this set.
+    fn aligned(&self) -> bool {
+        let context = &self.context;
+        let serving = context.registry.lease_current();
+        let set = context.policies();
+        let revision = set.revision();
+        if serving.policy_revision.as_deref() == Some(revision) {
+            return true;
+        }
+        if serving.adapter.is_some() {
+            return false;
+        }
+        let enforced = set.policies().iter().any(|policy| policy.is_enforced());
+        let no_conflict = || {
+            let newest = context.log(context.db.realignments(1)).unwrap_or_default();
+            newest.first().is_some_and(|row| {
+                row.policy_revision == revision && row.outcome == Some(Outcome::NoConflict)
+            })
+        };
+        !enforced || no_conflict()
     }
 }

@@ -87,6 +87,17 @@ impl Control {
         })
     }
 
+    /// Reads the policy directory as if it had changed.
+    pub fn look_again(&self) {
+        // A closed channel means that the loop is shutting down.
+        let _closed = self.events.send(Event::PoliciesChanged);
+    }
+
+    /// The active policy set.
+    pub fn policies(&self) -> Arc<PolicySet> {
+        self.context.policies()
+    }
+
     /// Stops a running realignment at its next step, leaving it to be resumed, and ends the loop.
     pub fn shutdown(&self) {
         let _already_ended = self.events.send(Event::Shutdown);

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
+pub use super::answers::{Judged, RequestFinished, RuleLabels};
+
 /// Gives a field-less enum its fixed label values, for metrics, the database and JSON alike.
 macro_rules! labels {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
@@ -113,25 +115,20 @@ labels! {
     }
 }
 
-/// A finished HTTP request.
-#[derive(Clone, Debug)]
-pub struct RequestFinished {
-    /// The route's template, never the client's path, so that label values stay bounded.
-    pub route: &'static str,
-    /// HTTP status; for a stream that broke after its header, the status the failure maps to.
-    pub status: u16,
-    /// From receipt to the first token; `None` if there was none.
-    pub time_to_first_token: Option<Duration>,
-    /// Gaps between consecutive tokens.
-    pub inter_token: Vec<Duration>,
-    /// From receipt to the last byte.
-    pub duration: Duration,
-    /// Prompt tokens processed.
-    pub prompt_tokens: usize,
-    /// Tokens generated.
-    pub completion_tokens: usize,
-    /// The generation that answered, for the log.
-    pub generation: Option<String>,
+labels! {
+    /// Why a request was turned away although nothing is wrong with what it asks for.
+    Refusal {
+        /// No key, or a wrong one.
+        Unauthorized = "unauthorized",
+        /// Its key has used up what it may ask for in a minute.
+        RateLimit = "rate_limit",
+        /// As many requests run as the server takes on.
+        Concurrency = "concurrency",
+        /// As many sequences wait as the engine takes on.
+        QueueFull = "queue_full",
+        /// The server is loading or draining.
+        Unavailable = "unavailable",
+    }
 }
 
 /// Sequences that hold a generation, by the generation's role.
@@ -308,6 +305,18 @@ pub enum Event {
     /// An HTTP request ended.
     #[serde(skip)]
     RequestFinished(RequestFinished),
+    /// A request was turned away.
+    #[serde(skip)]
+    RequestRefused {
+        /// Why.
+        reason: Refusal,
+    },
+    /// An answer to a client was judged.
+    #[serde(skip)]
+    ComplianceJudged(Judged),
+    /// An answer to a client found no place in the queue of those to be judged.
+    #[serde(skip)]
+    ComplianceDropped,
     /// A snapshot of the engine.
     #[serde(skip)]
     EngineStats(EngineSnapshot),
@@ -334,9 +343,25 @@ impl Event {
             | Event::SwapFailed { .. }
             | Event::GenerationRetired { .. }
             | Event::RequestFinished(_)
+            | Event::RequestRefused { .. }
+            | Event::ComplianceJudged(_)
+            | Event::ComplianceDropped
             | Event::EngineStats(_)
             | Event::Leases(_) => None,
         }
+    }
+
+    /// Whether it comes with every request or every look, and so is not for subscribers.
+    pub fn is_frequent(&self) -> bool {
+        matches!(
+            self,
+            Event::RequestFinished(_)
+                | Event::RequestRefused { .. }
+                | Event::ComplianceJudged(_)
+                | Event::ComplianceDropped
+                | Event::EngineStats(_)
+                | Event::Leases(_)
+        )
     }
 }
 

@@ -1,5 +1,7 @@
 //! The metric families by section, and their registration.
 
+mod compliance;
+
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
@@ -10,6 +12,7 @@ use prometheus::{
 };
 
 use super::names;
+pub(super) use compliance::Compliance;
 
 /// First-token times: a cached prompt answers in milliseconds, a full queue in a minute.
 const TIME_TO_FIRST_TOKEN_BUCKETS: &[f64] = &[
@@ -39,6 +42,7 @@ pub(super) struct Serving {
     pub(super) inter_token_latency: Histogram,
     pub(super) request_duration: Histogram,
     pub(super) requests: IntCounterVec,
+    pub(super) refused: IntCounterVec,
     pub(super) requests_running: IntGauge,
     pub(super) requests_waiting: IntGauge,
     pub(super) kv_cache_usage: Gauge,
@@ -71,6 +75,11 @@ impl Serving {
                 names::REQUESTS_TOTAL,
                 "Finished HTTP requests.",
                 &["route", "status"],
+            )?,
+            refused: build.counters(
+                names::REQUESTS_REFUSED_TOTAL,
+                "Requests turned away although nothing is wrong with what they ask for.",
+                &["reason"],
             )?,
             requests_running: build
                 .int_gauge(names::REQUESTS_RUNNING, "Sequences in the running batch.")?,
@@ -149,6 +158,7 @@ pub(super) struct Realignment {
     pub(super) progress: Gauge,
     pub(super) triage_pairs: IntGaugeVec,
     pub(super) alignment_gap: Gauge,
+    pub(super) gap_open: Gauge,
     pub(super) train_loss: GaugeVec,
     pub(super) gate_agreement: GaugeVec,
     pub(super) gate_capability: GaugeVec,
@@ -184,6 +194,10 @@ impl Realignment {
             alignment_gap: build.gauge(
                 names::ALIGNMENT_GAP_RATIO,
                 "Share of preference pairs in conflict with the active policy.",
+            )?,
+            gap_open: build.gauge(
+                names::ALIGNMENT_GAP_OPEN_SECONDS,
+                "Time for which what serves has not been aligned to the active policies, 0 while it is.",
             )?,
             train_loss: build.gauges(
                 names::TRAIN_LOSS,
@@ -319,18 +333,23 @@ impl Build {
         Ok(metric)
     }
 
-    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, Error> {
+    pub(super) fn counter(&self, name: &str, help: &str) -> Result<IntCounter, Error> {
         self.add(IntCounter::new(name, help)?)
     }
 
-    fn total(&self, name: &str, help: &str) -> Result<Total, Error> {
+    pub(super) fn total(&self, name: &str, help: &str) -> Result<Total, Error> {
         Ok(Total {
             counter: self.counter(name, help)?,
             seen: Mutex::new(0),
         })
     }
 
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, Error> {
+    pub(super) fn counters(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntCounterVec, Error> {
         self.add(IntCounterVec::new(Opts::new(name, help), labels)?)
     }
 
@@ -346,11 +365,21 @@ impl Build {
         self.add(IntGauge::new(name, help)?)
     }
 
-    fn int_gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, Error> {
+    pub(super) fn int_gauges(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntGaugeVec, Error> {
         self.add(IntGaugeVec::new(Opts::new(name, help), labels)?)
     }
 
-    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram, Error> {
+    pub(super) fn histogram(
+        &self,
+        name: &str,
+        help: &str,
+        buckets: &[f64],
+    ) -> Result<Histogram, Error> {
         let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
         self.add(Histogram::with_opts(opts)?)
     }

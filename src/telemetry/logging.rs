@@ -22,6 +22,15 @@ pub(super) fn log(event: &Event) {
         | Event::Gated { .. }
         | Event::RealignmentFinished { .. } => log_realignment(event),
         Event::RequestFinished(request) => log_request(request),
+        Event::RequestRefused { reason } => debug!(%reason, "request refused"),
+        Event::ComplianceJudged(judged) => debug!(
+            complies = judged.complies,
+            violations = judged.violations.len(),
+            lag_seconds = judged.lag.as_secs_f64(),
+            "answer judged"
+        ),
+        // A flood of answers must not become one of log lines; the metrics count them.
+        Event::ComplianceDropped => debug!("answer not judged: too many wait"),
         // Snapshots come every second; the metrics are where to look for them.
         Event::EngineStats(_) | Event::Leases(_) => {}
     }
@@ -129,13 +138,17 @@ fn log_request(request: &RequestFinished) {
     let status = request.status;
     let duration_seconds = request.duration.as_secs_f64();
     let generation = request.generation.as_deref();
+    let request_id = request.request_id.as_str();
+    let key = request.caller.as_deref();
     if status >= 500 {
         warn!(
-            route,
-            status, duration_seconds, generation, "request failed"
+            request_id,
+            key, route, status, duration_seconds, generation, "request failed"
         );
     } else {
         debug!(
+            request_id,
+            key,
             route,
             status,
             duration_seconds,

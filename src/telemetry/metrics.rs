@@ -1,13 +1,17 @@
 //! The metrics of one server, and how events change them.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use prometheus::{Registry, TextEncoder};
 
 use super::event::{
-    EngineSnapshot, Event, GateMeasured, LeaseCounts, LossPart, Outcome, RequestFinished, Stage,
+    EngineSnapshot, Event, GateMeasured, Judged, LeaseCounts, LossPart, Outcome, Refusal,
+    RequestFinished, RuleLabels, Stage,
 };
-use super::families::{Build, Policy, Realignment, Serving, Swap};
+use super::families::{Build, Compliance, Policy, Realignment, Serving, Swap};
+use super::names;
 
 /// The registry of one server. There are no global metrics, so tests do not meet each other.
 #[derive(Debug)]
@@ -17,6 +21,9 @@ pub struct Metrics {
     policy: Policy,
     realignment: Realignment,
     swap: Swap,
+    compliance: Compliance,
+    /// Since when what serves is not aligned to the active policies.
+    gap_since: Mutex<Option<Instant>>,
 }
 
 impl Metrics {
@@ -29,11 +36,15 @@ impl Metrics {
         let build = Build {
             registry: Registry::new(),
         };
+        let info = build.int_gauges(names::BUILD_INFO, "The program's version.", &["version"])?;
+        info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let metrics = Self {
             serving: Serving::register(&build)?,
             policy: Policy::register(&build)?,
             realignment: Realignment::register(&build)?,
             swap: Swap::register(&build)?,
+            compliance: Compliance::register(&build)?,
+            gap_since: Mutex::new(None),
             registry: build.registry,
         };
         metrics.start_at_zero();
@@ -56,11 +67,18 @@ impl Metrics {
             self.policy.reloads.with_label_values(&[result]);
             self.swap.swaps.with_label_values(&[result]);
         }
+        for reason in Refusal::ALL {
+            self.serving.refused.with_label_values(&[reason.as_str()]);
+        }
+        for verdict in ["complies", "violates"] {
+            self.compliance.responses.with_label_values(&[verdict]);
+        }
         self.record_leases(LeaseCounts::default());
     }
 
     /// All metrics in Prometheus' text format.
     pub fn render(&self) -> String {
+        self.realignment.gap_open.set(self.gap_open_seconds());
         let families = self.registry.gather();
         TextEncoder::new()
             .encode_to_string(&families)
@@ -132,6 +150,13 @@ impl Metrics {
             Event::SwapFailed { .. } => self.swap.swaps.with_label_values(&["failed"]).inc(),
             Event::GenerationRetired { generation } => self.swap.generation_info.remove(generation),
             Event::RequestFinished(request) => self.record_request(request),
+            Event::RequestRefused { reason } => self
+                .serving
+                .refused
+                .with_label_values(&[reason.as_str()])
+                .inc(),
+            Event::ComplianceJudged(judged) => self.record_judged(judged),
+            Event::ComplianceDropped => self.compliance.dropped.inc(),
             Event::EngineStats(snapshot) => self.record_engine(snapshot),
             Event::Leases(counts) => self.record_leases(*counts),
         }
@@ -143,6 +168,60 @@ impl Metrics {
         self.swap
             .generation_info
             .insert([generation.to_string(), revision]);
+    }
+
+    /// Names the rules that judge answers; only these have series.
+    pub fn set_rules(&self, rules: BTreeSet<RuleLabels>) {
+        self.compliance.violations.set(rules);
+    }
+
+    /// Every active rule with the judged answers that violate it, as JSON rows.
+    pub fn violations(&self) -> Vec<serde_json::Value> {
+        let counts = self.compliance.violations.counts();
+        let row = |(rule, count): (RuleLabels, u64)| serde_json::json!({ "policy": rule.policy, "rule": rule.rule, "severity": rule.severity, "count": count });
+        counts.into_iter().map(row).collect()
+    }
+
+    /// Says whether what serves is aligned to the active policies.
+    pub fn set_aligned(&self, aligned: bool) {
+        let mut since = self.gap_since();
+        match aligned {
+            true => *since = None,
+            false => {
+                since.get_or_insert_with(Instant::now);
+            }
+        }
+    }
+
+    /// For how long what serves has not been aligned to the active policies; 0 while it is.
+    pub fn gap_open_seconds(&self) -> f64 {
+        self.gap_since()
+            .map_or(0.0, |since| since.elapsed().as_secs_f64())
+    }
+
+    /// Spans that did not reach the collector, in all.
+    pub fn set_spans_dropped(&self, total: u64) {
+        self.compliance.spans_dropped.advance_to(total);
+    }
+
+    fn gap_since(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.gap_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn record_judged(&self, judged: &Judged) {
+        let verdict = if judged.complies {
+            "complies"
+        } else {
+            "violates"
+        };
+        let compliance = &self.compliance;
+        compliance.responses.with_label_values(&[verdict]).inc();
+        compliance.lag.observe(judged.lag.as_secs_f64());
+        for rule in &judged.violations {
+            compliance.violations.count(rule);
+        }
     }
 
     fn set_stage(&self, now: Option<Stage>) {

@@ -1,5 +1,7 @@
 //! Events become log lines and metrics together; see [`Event`].
 
+mod answers;
+pub mod compliance;
 pub mod event;
 mod families;
 mod logging;
@@ -7,13 +9,24 @@ pub mod metrics;
 pub mod names;
 #[cfg(test)]
 mod tests;
+pub mod timeline;
+pub mod traces;
+pub mod traffic;
 
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::broadcast;
 
-pub use event::{Event, LeaseCounts, LossPart, Outcome, RequestFinished, Stage};
+pub use compliance::Compliance;
+pub use event::{
+    Event, Judged, LeaseCounts, LossPart, Outcome, Refusal, RequestFinished, RuleLabels, Stage,
+};
 pub use metrics::Metrics;
+
+use timeline::Timelines;
+use traces::Exporter;
+use traffic::Traffic;
 
 /// Events a slow subscriber may fall behind before it misses some. A run of a thousand training
 /// steps emits about two thousand, and a subscriber reads them within milliseconds.
@@ -24,6 +37,9 @@ const SUBSCRIBER_BACKLOG: usize = 1024;
 pub struct Telemetry {
     metrics: Arc<Metrics>,
     events: broadcast::Sender<Arc<Event>>,
+    traffic: Arc<Traffic>,
+    timelines: Arc<Timelines>,
+    exporter: Option<Arc<Exporter>>,
 }
 
 impl Telemetry {
@@ -36,7 +52,16 @@ impl Telemetry {
         Ok(Self {
             metrics: Arc::new(Metrics::new()?),
             events,
+            traffic: Arc::default(),
+            timelines: Arc::default(),
+            exporter: None,
         })
+    }
+
+    /// Sends traces as well.
+    pub fn with_exporter(mut self, exporter: Exporter) -> Self {
+        self.exporter = Some(Arc::new(exporter));
+        self
     }
 
     /// Logs an event, applies it to the metrics and, if it is no per-request event, hands it to
@@ -44,11 +69,12 @@ impl Telemetry {
     pub fn emit(&self, event: Event) {
         logging::log(&event);
         self.metrics.record(&event);
-        let frequent = matches!(
-            event,
-            Event::RequestFinished(_) | Event::EngineStats(_) | Event::Leases(_)
-        );
-        if !frequent {
+        self.traffic.record(&event, unix_seconds());
+        self.timelines.record(&event, unix_seconds());
+        if let Some(exporter) = &self.exporter {
+            exporter.record(&event);
+        }
+        if !event.is_frequent() {
             // An error means that nobody listens, which is the usual case.
             let _ = self.events.send(Arc::new(event));
         }
@@ -61,6 +87,29 @@ impl Telemetry {
 
     /// The metrics.
     pub fn metrics(&self) -> &Metrics {
+        if let Some(exporter) = &self.exporter {
+            self.metrics.set_spans_dropped(exporter.dropped());
+        }
         &self.metrics
     }
+
+    /// Requests and judgements of the last hours.
+    pub fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+
+    /// Stages and losses of the last realignments.
+    pub fn timelines(&self) -> &Timelines {
+        &self.timelines
+    }
+
+    /// Where traces go, if anywhere.
+    pub fn exporter(&self) -> Option<&Exporter> {
+        self.exporter.as_deref()
+    }
+}
+
+fn unix_seconds() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
 }

@@ -10,6 +10,8 @@ pub const INTER_TOKEN_LATENCY_SECONDS: &str = "realign_inter_token_latency_secon
 pub const REQUEST_DURATION_SECONDS: &str = "realign_request_duration_seconds";
 /// Counter by `route` and `status`.
 pub const REQUESTS_TOTAL: &str = "realign_requests_total";
+/// Counter by `reason`: requests turned away although nothing is wrong with what they ask for.
+pub const REQUESTS_REFUSED_TOTAL: &str = "realign_requests_refused_total";
 /// Gauge: sequences in the batch.
 pub const REQUESTS_RUNNING: &str = "realign_requests_running";
 /// Gauge: sequences accepted, not yet in the batch.
@@ -49,6 +51,8 @@ pub const REALIGNMENT_PROGRESS_RATIO: &str = "realign_realignment_progress_ratio
 pub const TRIAGE_PAIRS: &str = "realign_triage_pairs";
 /// Gauge: share of preference pairs in conflict with the active policy.
 pub const ALIGNMENT_GAP_RATIO: &str = "realign_alignment_gap_ratio";
+/// Gauge: how long what serves has not been aligned to the active policies; 0 while it is.
+pub const ALIGNMENT_GAP_OPEN_SECONDS: &str = "realign_alignment_gap_open_seconds";
 /// Gauge by `part`: the last training step's losses.
 pub const TRAIN_LOSS: &str = "realign_train_loss";
 /// Gauge by `generation_role`: policy agreement that the last gate measured.
@@ -64,3 +68,17 @@ pub const GENERATION_LEASES: &str = "realign_generation_leases";
 pub const SWAPS_TOTAL: &str = "realign_swaps_total";
 /// Histogram: from a staged adapter to the pointer store.
 pub const SWAP_DURATION_SECONDS: &str = "realign_swap_duration_seconds";
+
+/// Counter by `verdict`: answers to clients that were judged.
+pub const COMPLIANCE_RESPONSES_TOTAL: &str = "realign_compliance_responses_total";
+/// Counter by `policy`, `rule` and `severity`: rules that judged answers violate.
+pub const POLICY_VIOLATIONS_TOTAL: &str = "realign_policy_violations_total";
+/// Histogram: from an answer's last byte to its judgement.
+pub const COMPLIANCE_JUDGE_LAG_SECONDS: &str = "realign_compliance_judge_lag_seconds";
+/// Counter: answers that were not judged because too many waited.
+pub const COMPLIANCE_RESPONSES_DROPPED_TOTAL: &str = "realign_compliance_responses_dropped_total";
+
+/// Counter: spans that did not reach the trace collector.
+pub const TRACE_SPANS_DROPPED_TOTAL: &str = "realign_trace_spans_dropped_total";
+/// Gauge of 1 with the program's `version`.
+pub const BUILD_INFO: &str = "realign_build_info";

@@ -56,7 +56,7 @@ fn a_request_is_counted_once_everywhere() {
         duration: Duration::from_millis(400),
         prompt_tokens: 7,
         completion_tokens: 3,
-        generation: None,
+        ..RequestFinished::default()
     };
     check(
         vec![Event::RequestFinished(request)],

@@ -6,9 +6,12 @@
 mod batching;
 mod crashes;
 mod openai_client;
+mod operating;
+mod prometheus;
 mod real_model;
 mod realigning;
 mod server;
 mod serving;
 pub mod tiny_model;
+mod tls;
 mod workspace;

@@ -84,6 +84,29 @@ impl<'a> Server<'a> {
         server
     }
 
+    /// The operators' own listener, if there is one: `http://` and its address.
+    pub fn operators_url(&self) -> Option<String> {
+        let log = self.log();
+        let (_, rest) = log.split_once("operators: ")?;
+        Some(rest.split_once("/ ")?.0.to_string())
+    }
+
+    /// Status and text of any URL's answer, with a bearer key unless it is empty.
+    pub fn fetch(&self, url: &str, key: &str) -> (u16, String) {
+        let request = self.agent.get(url);
+        let request = match key {
+            "" => request,
+            key => request.header("authorization", format!("Bearer {key}")),
+        };
+        let mut response = request.call().unwrap();
+        let status = response.status().as_u16();
+        (status, response.body_mut().read_to_string().unwrap())
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
     pub fn log(&self) -> String {
         self.workspace.read("log")
     }
@@ -200,8 +223,12 @@ impl<'a> Server<'a> {
 
     /// As an init system does.
     pub fn terminate(&self) {
+        self.signal("-TERM");
+    }
+
+    pub fn signal(&self, signal: &str) {
         let status = Command::new("kill")
-            .args(["-TERM", &self.child.id().to_string()])
+            .args([signal, &self.child.id().to_string()])
             .status()
             .unwrap();
         assert!(status.success());

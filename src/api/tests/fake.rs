@@ -133,6 +133,25 @@ impl AdminDoor for FakeAdmin {
     fn rollback(&self) -> Result<Value, AdminError> {
         Err(AdminError::Failed("disk".into()))
     }
+    fn aligned(&self) -> bool {
+        true
+    }
+}
+
+#[derive(Default)]
+struct FakeLogs(Mutex<String>);
+
+impl LogDoor for FakeLogs {
+    fn filter(&self) -> String {
+        self.0.lock().unwrap().clone()
+    }
+    fn set_filter(&self, filter: &str) -> Result<(), String> {
+        if filter == "loud" {
+            return Err("no such level".into());
+        }
+        *self.0.lock().unwrap() = filter.into();
+        Ok(())
+    }
 }
 
 /// One rule: a text must not say "bad".
@@ -195,8 +214,11 @@ impl Server {
             registry: Arc::new(registry),
             admin: Arc::new(FakeAdmin),
             telemetry: Arc::new(Telemetry::new().unwrap()),
-            api_key: None,
-            admin_key: None,
+            access: Arc::new(Access::new(Vec::new(), None, Rates::default(), 64)),
+            compliance: None,
+            logs: Arc::new(FakeLogs::default()),
+            cors_origins: Arc::default(),
+            body_timeout: Duration::from_secs(60),
             ready: Arc::new(AtomicBool::new(true)),
             max_body_bytes: 4096,
             started_at: unix_seconds(),

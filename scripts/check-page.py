@@ -1,0 +1,277 @@
+#!/usr/bin/env python3
+"""Drives the operators' page in headless Chromium against a real server, and takes screenshots.
+
+`make page` calls this. It needs Chromium (Debian package `chromium`) and the default model. Standard
+library only: the browser is driven over its DevTools protocol, by a WebSocket client of fifty lines.
+"""
+
+import argparse
+import base64
+import json
+import os
+import pathlib
+import re
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+KEY = "page-check"
+MARKUP = "<img src=x onerror=document.title='broken'> & <b>bold</b>"
+CONFIG = """
+model = {model!r}
+model_name = "assistant"
+[server]
+admin_key = "{key}"
+[train]
+max_pairs = {pairs}
+[gate]
+max_prompts = {prompts}
+max_tokens = 24
+"""
+
+
+def wait(what, ask, seconds=150):
+    """What `ask` gives as soon as it gives something."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        found = ask()
+        if found:
+            return found
+        time.sleep(0.2)
+    raise SystemExit(f"check-page: no sign of {what} after {seconds} s")
+
+
+def check(what, holds):
+    print(("ok    " if holds else "FAILED ") + what)
+    if not holds:
+        raise SystemExit(1)
+
+
+class Browser:
+    """One page of a Chromium, over the DevTools protocol."""
+
+    def __init__(self, profile, url):
+        binary = shutil.which("chromium") or shutil.which("chromium-browser")
+        if not binary:
+            raise SystemExit("check-page: there is no chromium; install the package `chromium`")
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+                 "--disable-background-networking", "--disable-component-update", "--disable-sync",
+                 "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
+        self.process = subprocess.Popen([binary, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            port_file = pathlib.Path(profile, "DevToolsActivePort")
+            port = wait("Chromium", lambda: port_file.exists() and port_file.read_text().split("\n")[0])
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as answer:
+                pages = json.load(answer)
+            self.connect(next(p["webSocketDebuggerUrl"] for p in pages if p["type"] == "page"))
+            self.last_id, self.problems = 0, []
+            for domain in ("Page", "Runtime", "Log"):
+                self.call(f"{domain}.enable")
+            self.call("Emulation.setDeviceMetricsOverride", width=1280, height=1000, deviceScaleFactor=1, mobile=False)
+            self.call("Page.navigate", url=url)
+        except BaseException:
+            self.close()
+            raise
+
+    def connect(self, url):
+        host, path = url.removeprefix("ws://").split("/", 1)
+        name, port = host.split(":")
+        self.socket = socket.create_connection((name, int(port)), timeout=60)
+        key = base64.b64encode(os.urandom(16)).decode()
+        self.socket.sendall(f"GET /{path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode())
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += self.exactly(1)
+        assert b" 101 " in head.split(b"\r\n")[0], head
+
+    def exactly(self, count):
+        data = b""
+        while len(data) < count:
+            part = self.socket.recv(count - len(data))
+            if not part:
+                raise SystemExit("check-page: Chromium hung up")
+            data += part
+        return data
+
+    def message(self):
+        text = b""
+        while True:
+            first, second = self.exactly(2)
+            length = second & 127
+            if length == 126:
+                length = struct.unpack(">H", self.exactly(2))[0]
+            elif length == 127:
+                length = struct.unpack(">Q", self.exactly(8))[0]
+            text += self.exactly(length)
+            if first & 128:
+                return json.loads(text)
+
+    def call(self, method, **params):
+        self.last_id += 1
+        data = json.dumps({"id": self.last_id, "method": method, "params": params}).encode()
+        mask = os.urandom(4)
+        size = struct.pack(">BBH", 129, 254, len(data)) if len(data) < 65536 else struct.pack(">BBQ", 129, 255, len(data))
+        self.socket.sendall(size + mask + bytes(b ^ mask[i % 4] for i, b in enumerate(data)))
+        while True:
+            answer = self.message()
+            if answer.get("method") == "Runtime.exceptionThrown":
+                self.problems.append(answer["params"]["exceptionDetails"])
+            if answer.get("method") == "Log.entryAdded":
+                self.problems.append(answer["params"]["entry"])
+            if answer.get("id") == self.last_id:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def run(self, script):
+        result = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    def text(self, selector):
+        return self.run(f"document.querySelector({selector!r}).innerText") or ""
+
+    def visible(self, selector):
+        return self.run(f"document.querySelector({selector!r})?.checkVisibility() ?? false")
+
+    def screenshot(self, file, scheme):
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        time.sleep(0.3)
+        shot = self.call("Page.captureScreenshot", captureBeyondViewport=True)
+        file.write_bytes(base64.b64decode(shot["data"]))
+        print(f"      {file}")
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+
+
+class Server:
+    """A server on a copy of the example data, with the policies left out."""
+
+    def __init__(self, binary, folder, arguments):
+        self.folder = pathlib.Path(folder)
+        for name in ("policies", "preferences"):
+            (self.folder / name).mkdir()
+        for file in (ROOT / "preferences").glob("*.jsonl"):
+            shutil.copy(file, self.folder / "preferences")
+        model = str((ROOT / arguments.model).resolve())
+        config = CONFIG.format(model=model, key=KEY, pairs=arguments.pairs, prompts=arguments.prompts)
+        (self.folder / "realign.toml").write_text(config)
+        log = (self.folder / "log").open("wb")
+        self.process = subprocess.Popen([binary, "serve", "--port", "0"], cwd=folder, stderr=log)
+        self.url = wait("a listening server", self.address)
+
+    def address(self):
+        log = (self.folder / "log").read_text()
+        if self.process.poll() is not None:
+            raise SystemExit(f"check-page: the server ended\n{log}")
+        return "listening: " in log and log.split("listening: ")[1].split("/v1")[0]
+
+    def ask(self, path, body=None, method=None):
+        headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return json.load(answer)
+
+    def chat(self, prompt):
+        return self.ask("/v1/chat/completions", {
+            "model": "assistant", "max_tokens": 24, "temperature": 0, "messages": [{"role": "user", "content": prompt}]})
+
+    def close(self):
+        self.process.terminate()
+        self.process.wait(60)
+
+
+PROMPTS = ["How much ibuprofen should I take for a headache?", "What is the capital of France?",
+           "How much paracetamol may an adult take a day?", "Name three colours."]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--binary", required=True, help="the realign binary")
+    parser.add_argument("--out", required=True, help="where screenshots go")
+    parser.add_argument("--model", default="models/SmolLM2-135M-Instruct.Q4_1.gguf")
+    parser.add_argument("--pairs", type=int, default=24, help="train.max_pairs; few keep this short")
+    parser.add_argument("--prompts", type=int, default=6, help="gate.max_prompts")
+    arguments = parser.parse_args()
+    out = pathlib.Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        server = Server(str(pathlib.Path(arguments.binary).resolve()), folder, arguments)
+        try:
+            browser = Browser(profile, server.url + "/")
+            try:
+                drive(server, browser, out)
+            finally:
+                browser.close()
+        finally:
+            server.close()
+
+
+def drive(server, browser, out):
+    wait("the login", lambda: browser.visible("#login"))
+    browser.screenshot(out / "login.png", "light")
+    enter = "document.querySelector('#key').value = {!r}; document.querySelector('#login button').click()"
+    browser.run(enter.format("wrong"))
+    wait("the refusal", lambda: "wrong" in browser.text("#login-error"))
+    browser.problems.clear()  # Browsers log every 401.
+    browser.run(enter.format(KEY))
+    wait("the page", lambda: browser.visible("#page"))
+    check("the key lives in this tab only", browser.run(f"sessionStorage.length == 1 && localStorage.length == 0 && !document.cookie"))
+    check("the model is named", browser.text("#model") == "assistant")
+    wait("the first look at the policies", lambda: "no conflict" in browser.text("#history"))
+    browser.screenshot(out / "quiet-dark.png", "dark")
+
+    policy = (ROOT / "demo/no-medication-doses.yaml").read_text()
+    # A description of its own, in place of whatever the file says before its rules.
+    head, rules = policy.split("\nrules:", 1)
+    # A few pairs do not teach it enough for the demo's own bound; this is about the page.
+    rules = re.sub(r"min_policy_agreement_gain: [0-9.]+", "min_policy_agreement_gain: 0.0", rules)
+    keys = [line for line in head.splitlines() if line.startswith(("apiVersion:", "id:", "version:"))]
+    (server.folder / "policies/doses.yaml").write_text("\n".join([*keys, f"description: {json.dumps(MARKUP)}"]) + "\nrules:" + rules)
+    wait("a realignment", lambda: "realigning" in browser.text("#status"))
+    check("the gap is open", "gap open" in browser.text("#serving"))
+    wait("losses", lambda: browser.run("document.querySelectorAll('#realignment path.line').length > 1"))
+    for prompt in PROMPTS:
+        server.chat(prompt)
+    browser.screenshot(out / "running.png", "light")
+    browser.screenshot(out / "running-dark.png", "dark")
+    wait("its end", lambda: "realigning" not in browser.text("#status"))
+    for prompt in PROMPTS:
+        server.chat(prompt)
+    wait("judgements", lambda: "8 answers judged" in browser.text("#compliance"))
+    print("      " + browser.text("#compliance").replace("\n", " | ")[:200])
+    check("markup in a policy is text", MARKUP in browser.text("#policies")
+          and browser.run("document.images.length == 0 && document.title == 'realign'"))
+    browser.screenshot(out / "done.png", "light")
+    browser.screenshot(out / "done-dark.png", "dark")
+
+    current = lambda: server.ask("/admin/v1/generations")["current"]
+    trained = current()
+    check("what was trained serves", "aligned" in browser.text("#serving") and trained in browser.text("#generations"))
+    click = "document.querySelector('#rollback button').click()"
+    browser.run(click)
+    check("a rollback asks first", "Sure?" in browser.text("#rollback") and current() == trained)
+    browser.run(click)
+    wait("the rollback", lambda: "gap open" in browser.text("#serving"))
+    check("the rollback happened", current() != trained)
+    (server.folder / "policies/broken.yaml").write_text("rules: [\n")
+    wait("the banner", lambda: "broken.yaml" in browser.text("#banner"))
+    browser.call("Emulation.setDeviceMetricsOverride", width=420, height=900, deviceScaleFactor=1, mobile=True)
+    check("a narrow window does not scroll sideways", browser.run("document.documentElement.scrollWidth <= 420"))
+    browser.screenshot(out / "narrow.png", "light")
+    check(f"the browser has nothing to complain about {browser.problems or ''}", not browser.problems)
+    browser.run("document.querySelector('#forget').click()")
+    wait("the login", lambda: browser.visible("#login"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

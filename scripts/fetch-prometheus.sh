@@ -1,0 +1,31 @@
+#!/bin/sh
+# Puts Prometheus and promtool where the tests look for them, without installing a service: those of
+# the system if it has them, otherwise those of the Debian package `prometheus`, unpacked.
+set -eu
+cd "$(dirname "$0")/.."
+dir=.tools/prometheus
+
+give_up() {
+    echo "fetch-prometheus: $1" >&2
+    echo "  install prometheus and promtool, or set REALIGN_SKIP_PROMETHEUS=1 to leave these tests out" >&2
+    exit 1
+}
+
+rm -rf "$dir"
+mkdir -p "$dir"
+if command -v prometheus >/dev/null && command -v promtool >/dev/null; then
+    ln -s "$(command -v prometheus)" "$(command -v promtool)" "$dir/"
+else
+    command -v apt-get >/dev/null || give_up "this system has neither Prometheus nor apt-get"
+    root=
+    [ "$(id -u)" = 0 ] || root="sudo -n"
+    # Package lists may be missing or old: they are read again only if the package cannot be had.
+    (cd "$dir" && apt-get -qq download prometheus 2>/dev/null) ||
+        { $root apt-get -qq update && (cd "$dir" && apt-get -qq download prometheus); } ||
+        give_up "apt-get could not download prometheus"
+    dpkg-deb --extract "$dir"/prometheus_*.deb "$dir/package"
+    mv "$dir"/package/usr/bin/prometheus "$dir"/package/usr/bin/promtool "$dir/"
+    rm -rf "$dir"/package "$dir"/prometheus_*.deb
+fi
+"$dir/promtool" --version >/dev/null 2>&1 || give_up "promtool does not run here"
+touch "$dir/.ready"

@@ -1,0 +1,39 @@
+//! The operators' web page: three files in the binary, nothing from elsewhere.
+
+use axum::http::{HeaderName, header};
+
+type File = ([(HeaderName, &'static str); 4], &'static str);
+
+/// The page runs its own script and talks to its own server; nothing else is allowed, and no other
+/// page may put it into a frame.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+                      img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// `GET /`. It holds no data: the script asks for that, with the operator's key.
+pub(crate) async fn html() -> File {
+    file("text/html; charset=utf-8", include_str!("page/page.html"))
+}
+
+/// `GET /page.css`.
+pub(crate) async fn css() -> File {
+    file("text/css; charset=utf-8", include_str!("page/page.css"))
+}
+
+/// `GET /page.js`.
+pub(crate) async fn js() -> File {
+    file(
+        "text/javascript; charset=utf-8",
+        include_str!("page/page.js"),
+    )
+}
+
+fn file(content_type: &'static str, text: &'static str) -> File {
+    let headers = [
+        (header::CONTENT_TYPE, content_type),
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        // A new binary may bring a new page.
+        (header::CACHE_CONTROL, "no-cache"),
+    ];
+    (headers, text)
+}

@@ -1,0 +1,481 @@
+// The operators' page. It asks /admin/v1/overview every two seconds and draws what it says. All text
+// from the server enters the document as text nodes, never as markup.
+"use strict";
+
+const KEY = "realign-admin-key";
+const EVERY_MS = 2000;
+const CONFIRM_MS = 5000;
+const STAGES = ["triage", "impact", "train", "gate", "publish", "swap"];
+const LOSSES = ["total", "invert", "punish", "kl", "sft"];
+
+const $ = (id) => document.getElementById(id);
+const drawn = new Map();
+let confirming = null;
+let timer = null;
+
+// ---- elements
+
+function make(tag, attributes, ...children) {
+  const svg = ["svg", "path", "rect", "line", "text", "g", "title", "circle"].includes(tag);
+  const element = svg
+    ? document.createElementNS("http://www.w3.org/2000/svg", tag)
+    : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes || {})) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name === "onclick") element.addEventListener("click", value);
+    else if (name === "width%") element.style.width = `${value}%`;
+    else element.setAttribute(name, value === true ? "" : String(value));
+  }
+  for (const child of children.flat()) {
+    if (child === undefined || child === null || child === false) continue;
+    element.append(child instanceof Node ? child : String(child));
+  }
+  return element;
+}
+
+/// Draws a part anew only if what it shows has changed, so that focus and selection stay.
+function draw(id, data, build) {
+  const state = JSON.stringify(data);
+  if (drawn.get(id) === state) return;
+  drawn.set(id, state);
+  $(id).replaceChildren(...[build(data)].flat().filter((x) => x));
+}
+
+// ---- figures
+
+const short = (id) => (id ? String(id).slice(0, 12) : "–");
+const percent = (x, digits = 0) => (Number.isFinite(x) ? `${(x * 100).toFixed(digits)} %` : "–");
+const number = (x) => (Number.isFinite(x) ? x.toLocaleString("en") : "–");
+
+function seconds(s) {
+  if (!Number.isFinite(s)) return "–";
+  if (s < 0.0005) return "0 ms";
+  if (s < 1) return `${Math.round(s * 1000)} ms`;
+  if (s < 60) return `${s.toFixed(s < 10 ? 1 : 0)} s`;
+  if (s < 3600) return `${Math.floor(s / 60)} min${s % 60 >= 1 ? ` ${Math.floor(s % 60)} s` : ""}`;
+  if (s < 172800) return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
+  return `${Math.floor(s / 86400)} d`;
+}
+
+function clock(unix, withDate) {
+  if (!unix) return "–";
+  const date = new Date(unix * 1000);
+  const time = date.toTimeString().slice(0, 5);
+  return withDate ? `${date.getFullYear()}-${String(date.getMonth() + 1).padStart(2, "0")}-${String(date.getDate()).padStart(2, "0")} ${time}` : time;
+}
+
+/// The database counts in whole seconds.
+const lasted = (s) => (s < 1 ? "under 1 s" : seconds(s));
+const upFor = (s) => (s < 60 ? "less than a minute" : seconds(Math.floor(s / 60) * 60));
+
+// ---- charts: viewBox units are pixels at the chart's natural width
+
+const W = 540;
+const LEFT = 44;
+
+/// The smallest of 1, 2, 2.5, 5 times a power of ten that is not below `value`.
+function nice(value) {
+  if (!(value > 0)) return 1;
+  const power = 10 ** Math.floor(Math.log10(value));
+  return [1, 2, 2.5, 5, 10].map((f) => f * power).find((n) => n >= value * 0.9999);
+}
+
+/// Grid lines with labels for values from `low` to `high`; gives the scale.
+function axis(parts, { low, high, height, label }) {
+  const y = (value) => height - ((value - low) / (high - low || 1)) * height;
+  for (const share of [0, 0.5, 1]) {
+    const value = low + (high - low) * share;
+    parts.push(make("line", { class: "grid", x1: LEFT, x2: W, y1: y(value), y2: y(value) }));
+    parts.push(make("text", { x: LEFT - 8, y: y(value) + 4, "text-anchor": "end" }, label(value)));
+  }
+  return y;
+}
+
+function figure(parts, height, title) {
+  return make("svg", { viewBox: `0 -8 ${W} ${height + 30}`, role: "img", "aria-label": title }, parts);
+}
+
+function path(points, x, y, kind) {
+  const shown = points.filter(([, v]) => Number.isFinite(v));
+  if (shown.length === 1) {
+    const [[at, v]] = shown;
+    return make("path", { class: `line s-${kind}`, d: `M${x(at) - 3} ${y(v)}h6` });
+  }
+  const d = shown.map(([at, v], i) => `${i ? "L" : "M"}${x(at).toFixed(1)} ${y(v).toFixed(1)}`).join("");
+  return make("path", { class: `line s-${kind}`, d });
+}
+
+function legend(kinds, names = {}) {
+  return make("div", { class: "legend keys" }, kinds.map((kind) =>
+    make("span", {}, make("i", { class: `c-${kind}`, style: null }), " ", names[kind] || kind)));
+}
+
+function lossChart(losses) {
+  const parts = [];
+  const height = 130;
+  const kinds = LOSSES.filter((k) => losses.some((p) => Math.abs(p[k] || 0) > 1e-9));
+  const values = losses.flatMap((p) => kinds.map((k) => p[k])).filter(Number.isFinite);
+  const top = nice(Math.max(...values, 1e-6));
+  const bottom = Math.min(0, ...values);
+  const low = bottom < 0 ? -nice(-bottom) : 0;
+  const last = losses[losses.length - 1];
+  const y = axis(parts, { low, high: top, height, label: (v) => String(Number(v.toPrecision(2))) });
+  const x = (step) => LEFT + ((step - 1) / Math.max(1, last.steps - 1)) * (W - LEFT);
+  for (const kind of [...kinds].reverse()) {
+    parts.push(path(losses.map((p) => [p.step, p[kind]]), x, y, kind));
+  }
+  parts.push(make("text", { x: LEFT, y: height + 18 }, "step 1"));
+  parts.push(make("text", { x: W, y: height + 18, "text-anchor": "end" }, `step ${last.steps}`));
+  return [figure(parts, height, "Loss by training step"), legend(kinds)];
+}
+
+/// Bars over time: one pile of `kinds` per bin of a minute.
+function bars(bins, kinds, { from, to, height, label, title }) {
+  const parts = [];
+  const sum = (bin) => kinds.reduce((total, kind) => total + bin[kind], 0);
+  const high = nice(Math.max(1, ...bins.map(sum)));
+  const y = axis(parts, { low: 0, high, height, label });
+  const x = (at) => LEFT + ((at - from) / (to - from)) * (W - LEFT);
+  const wide = Math.max(1.5, x(from + 60) - x(from) - 1.5);
+  for (const bin of bins) {
+    let base = 0;
+    const said = kinds.map((kind) => `${bin[kind]} ${kind}`).join(", ");
+    const pile = make("g", {}, make("title", {}, `${clock(bin.at)}: ${said}`));
+    for (const kind of kinds) {
+      if (!bin[kind]) continue;
+      const top = base + bin[kind];
+      pile.append(make("rect", { class: `f-${kind}`, x: x(bin.at), width: wide, rx: 1, y: y(top), height: y(base) - y(top) }));
+      base = top;
+    }
+    parts.push(pile);
+  }
+  times(parts, from, to, height);
+  return figure(parts, height, title);
+}
+
+function times(parts, from, to, height) {
+  for (const [share, anchor] of [[0, "start"], [0.5, "middle"], [1, "end"]]) {
+    const x = LEFT + share * (W - LEFT);
+    parts.push(make("text", { x, y: height + 18, "text-anchor": anchor }, clock(from + (to - from) * share)));
+  }
+}
+
+/// Slots of the server joined to minutes.
+function minutes(slots) {
+  const bins = new Map();
+  for (const slot of slots) {
+    const at = slot.at - (slot.at % 60);
+    const bin = bins.get(at) || { at, requests: 0, errors: 0, complies: 0, violates: 0 };
+    for (const kind of ["requests", "errors", "complies", "violates"]) bin[kind] += slot[kind];
+    bins.set(at, bin);
+  }
+  return [...bins.values()];
+}
+
+// ---- sections
+
+function tile(label, value, note, kind) {
+  return make("div", { class: "tile" },
+    make("div", { class: "label" }, label),
+    make("div", { class: `value ${kind || ""}` }, value),
+    note ? make("div", { class: "note" }, note) : null);
+}
+
+function serving({ serving: s, engine, policies, generations }) {
+  const base = (generations.generations || []).some((g) => g.base && g.id === s.generation);
+  const count = (policies.policies || []).length;
+  return [
+    tile("Generation", short(s.generation), base ? "the base model" : "an adapter of the base model", "mono"),
+    tile("Policy set", short(policies.revision), `${count} ${count === 1 ? "policy" : "policies"}`, "mono"),
+    s.aligned
+      ? tile("Alignment", "aligned", "what serves fits the active policies", "ok")
+      : tile("Alignment", "gap open", "what serves was not trained for the active policies", "warn"),
+    tile("Running", number(engine.running), `${number(engine.waiting)} waiting`),
+    tile("KV cache", percent(engine.kv_cache_usage), "held by running sequences"),
+  ];
+}
+
+function steps(r) {
+  const times = new Map(((r.timeline || {}).stages || []).map((s) => [s.stage, s.took_seconds]));
+  const at = STAGES.indexOf(r.stage);
+  const over = r.status !== "running";
+  const well = ["succeeded", "no_conflict"].includes(r.status);
+  const entered = (stage) => !r.timeline || times.has(stage);
+  return make("ol", { class: "steps" }, STAGES.map((stage, i) => {
+    const skipped = over && well && !entered(stage);
+    const state = over
+      ? (i < at || well) ? (skipped ? "" : "done") : i === at ? "failed" : ""
+      : i < at ? "done" : i === at ? "now" : "";
+    const took = times.get(stage);
+    const said = skipped ? "not needed" : Number.isFinite(took) ? seconds(took) : state === "now" ? percent(r.progress) : "";
+    return make("li", { class: state, "aria-current": state === "now" ? "step" : null }, make("b", {}, stage), said || "\u00a0");
+  }));
+}
+
+function triage(t) {
+  if (!t) return make("p", { class: "muted" }, "No pair judged yet.");
+  const kinds = ["invert", "punish", "retain"];
+  const all = kinds.reduce((sum, k) => sum + t[k], 0) || 1;
+  const means = { invert: "preference turned around", punish: "both violate", retain: "left as it is" };
+  return [
+    make("div", { class: "stack", role: "img", "aria-label": "Pairs by category" },
+      kinds.filter((k) => t[k]).map((k) => make("span", { class: `c-${k}`, "width%": (t[k] / all) * 100, title: `${k}: ${t[k]}` }))),
+    make("div", { class: "legend" }, kinds.map((k) => make("div", {},
+      make("i", { class: `c-${k}` }), make("span", {}, k, make("span", { class: "muted" }, ` ${means[k]}`)),
+      make("span", { class: "n" }, number(t[k]))))),
+  ];
+}
+
+function gate(g) {
+  if (!g || !g.measured) return make("p", { class: "muted" }, "Not measured.");
+  const m = g.measured;
+  const passed = (g.verdict || {}).verdict === "promote";
+  const meter = (value, kind) => make("div", { class: `meter ${kind}` }, make("span", { "width%": Math.max(0, Math.min(1, value)) * 100 }));
+  const row = (name, value) => make("div", { class: "row" }, make("span", { class: "muted" }, name), make("b", {}, value));
+  const bound = (value, text) => (Number.isFinite(value) ? ` of at most ${text(value)}` : "");
+  const bounds = g.bounds || {};
+  return make("div", { class: "gate" },
+    row("Compliance before", percent(m.agreement_before)), meter(m.agreement_before, ""),
+    row("Compliance after", percent(m.agreement_after)), meter(m.agreement_after, passed ? "after" : "missed"),
+    row("Perplexity rise", percent(g.perplexity_rise, 1) + bound(bounds.max_perplexity_rise, (v) => percent(v))),
+    row("KL to base", `${Number(m.kl_to_base).toFixed(3)} nats` + bound(bounds.max_kl, String)),
+    make("div", { class: passed ? "ok" : "bad" }, passed ? "passed" : "refused"));
+}
+
+function answers(g) {
+  if (!g || !(g.answers || []).length) return null;
+  return make("details", {}, make("summary", {}, `${g.answers.length} held-out answers of the candidate`),
+    make("div", { class: "answers" }, g.answers.map((a) =>
+      make("div", { class: `answer ${a.complies ? "ok" : ""}` },
+        make("div", { class: "muted" }, a.prompt), a.answer))));
+}
+
+function realignment(r) {
+  if (!r) return make("div", { class: "empty" }, "No realignment yet. Drop a policy file into the policy directory.");
+  const losses = (r.timeline || {}).losses || [];
+  const curve = losses.length
+    ? lossChart(losses)
+    : make("p", { class: "muted" }, r.status === "running" ? "Training has not begun." : r.losses ? "The curve is kept until the server restarts." : "Nothing was trained.");
+  return [
+    make("p", {}, badge(r.status), " ", make("code", {}, r.id), make("span", { class: "muted" }, `  to policy set ${short(r.policy_revision)}, begun ${clock(r.created_at, true)}`)),
+    steps(r),
+    r.error ? make("p", { class: r.status === "failed" || r.status === "rejected" ? "bad" : "muted" }, r.error) : null,
+    make("div", { class: "columns" },
+      make("div", {}, make("h3", {}, "Preference pairs"), triage(r.triage)),
+      make("div", {}, make("h3", {}, "Loss"), curve),
+      make("div", {}, make("h3", {}, "Gate"), gate(r.gate))),
+    answers(r.gate),
+  ];
+}
+
+function badge(status) {
+  const kinds = { running: "busy", succeeded: "ok", no_conflict: "ok", rejected: "bad", failed: "bad" };
+  return make("span", { class: `pill ${kinds[status] || ""}` }, String(status).replace("_", " "));
+}
+
+function compliance({ slots, violations, from, to, judges }) {
+  if (!judges) return make("div", { class: "empty" }, "Live answers are not judged: compliance.share is 0.");
+  const total = (kind) => slots.reduce((sum, slot) => sum + slot[kind], 0);
+  const [good, wrong] = [total("complies"), total("violates")];
+  const all = good + wrong;
+  const found = violations.filter((v) => v.count).sort((a, b) => b.count - a.count).slice(0, 6);
+  return [
+    make("div", { class: "figures" },
+      make("div", { class: `big ${!all ? "" : wrong ? (wrong / all > 0.05 ? "bad" : "warn") : "ok"}` }, all ? percent(good / all, 1) : "–"),
+      make("div", { class: "muted" }, all ? `${number(all)} answers judged, ${number(wrong)} violate` : "no answer judged in this time")),
+    bars(minutes(slots), ["violates", "complies"], { from, to, height: 110, label: (v) => number(Math.round(v * 10) / 10), title: "Judged answers a minute" }),
+    legend(["complies", "violates"]),
+    found.length ? make("ul", { class: "rules" }, found.map((v) => make("li", {},
+      make("span", { class: `sev ${v.severity}` }, v.severity),
+      make("span", {}, v.policy, make("span", { class: "muted" }, ` / ${v.rule}`)),
+      make("span", { class: "n bad" }, number(v.count))))) : null,
+  ];
+}
+
+function traffic({ slots, from, to }) {
+  const total = (kind) => slots.reduce((sum, slot) => sum + slot[kind], 0);
+  const latest = [...slots].reverse().find((s) => Number.isFinite(s.p50)) || {};
+  const parts = [];
+  const height = 90;
+  const high = nice(Math.max(0.01, ...slots.map((s) => s.p95).filter(Number.isFinite)));
+  const y = axis(parts, { low: 0, high, height, label: seconds });
+  const x = (at) => LEFT + ((at - from) / (to - from)) * (W - LEFT);
+  for (const kind of ["p95", "p50"]) parts.push(path(slots.map((s) => [s.at, s[kind]]), x, y, kind));
+  times(parts, from, to, height);
+  const refused = total("refused");
+  return [
+    make("div", { class: "figures" },
+      make("div", { class: "big" }, number(total("requests"))),
+      make("div", { class: "muted" },
+        `requests, ${number(total("errors"))} failed${refused ? `, ${number(refused)} refused` : ""}; ${number(total("tokens"))} tokens`,
+        make("br"), `now: half within ${seconds(latest.p50)}, first token ${seconds(latest.first_token_p50)}`)),
+    bars(minutes(slots), ["requests"], { from, to, height: 70, label: (v) => number(Math.round(v * 10) / 10), title: "Requests a minute" }),
+    figure(parts, height, "Duration of requests"),
+    legend(["requests", "p50", "p95"], { requests: "requests a minute", p50: "median", p95: "95th percentile" }),
+  ];
+}
+
+function policies({ policies: set, counts }) {
+  const all = set.policies || [];
+  if (!all.length) return make("div", { class: "empty" }, "No policy is active.");
+  return all.map((p) => make("div", {},
+    make("div", {}, make("b", {}, p.id), make("span", { class: "muted" }, `  ${p.version}`),
+      p.enforcement === "dryrun" ? [" ", make("span", { class: "pill warn" }, "dry run")] : null),
+    p.description ? make("div", { class: "muted" }, p.description) : null,
+    make("ul", { class: "rules" }, (p.rules || []).map((r) => {
+      const count = counts[`${p.id}/${r.id}`] || 0;
+      return make("li", { title: r.description || null },
+        make("span", { class: `sev ${r.severity}` }, r.severity), make("span", {}, r.id),
+        make("span", { class: `n ${count ? "bad" : "muted"}` }, count ? `${number(count)} live` : "none live"));
+    }))));
+}
+
+function history(rows) {
+  if (!rows.length) return make("div", { class: "empty" }, "None yet.");
+  return make("table", {}, make("thead", {}, make("tr", {}, ["When", "Outcome", "Policy set", "Took"].map((t, i) => make("th", { class: i === 3 ? "right" : null }, t)))),
+    make("tbody", {}, rows.slice(0, 8).map((r) => make("tr", { title: r.error || null },
+      make("td", {}, clock(r.created_at, true)), make("td", {}, badge(r.status)),
+      make("td", { class: "id" }, make("code", {}, short(r.policy_revision))),
+      make("td", { class: "right" }, r.finished_at ? lasted(r.finished_at - r.created_at) : "–")))));
+}
+
+/// A button that does its work at the second click within a few seconds.
+function careful(name, text, work, kind) {
+  const armed = confirming === name;
+  return make("button", {
+    class: armed ? "danger" : kind || "",
+    onclick: () => {
+      if (!armed) {
+        confirming = name;
+        setTimeout(() => { if (confirming === name) { confirming = null; redraw(); } }, CONFIRM_MS);
+        redraw();
+        return;
+      }
+      confirming = null;
+      work();
+    },
+  }, armed ? `Sure? ${text}` : text);
+}
+
+function generations({ generations: g }) {
+  const kinds = { current: "ok", previous: "busy", unreadable: "bad" };
+  return make("table", {},
+    make("thead", {}, make("tr", {}, ["Generation", "Role", "Policy set", "Published", "Pairs", "Held-out compliance", ""].map((t) => make("th", {}, t)))),
+    make("tbody", {}, (g.generations || []).map((row) => {
+      const m = (row.gate || {}).measured;
+      const t = row.triage;
+      return make("tr", {},
+        make("td", { class: "id" }, make("code", {}, short(row.id)), row.base ? make("span", { class: "muted" }, " base model") : null),
+        make("td", {}, make("span", { class: `pill ${kinds[row.role] || ""}` }, row.role)),
+        make("td", { class: "id" }, make("code", {}, short(row.policy_revision))),
+        make("td", {}, clock(row.created_at, true)),
+        make("td", {}, t ? `${t.invert} / ${t.punish} / ${t.retain}` : "–"),
+        make("td", {}, m ? `${percent(m.agreement_before)} → ${percent(m.agreement_after)}` : row.error || "–"),
+        make("td", { class: "right" }, ["current", "unreadable"].includes(row.role) ? "" :
+          careful(`activate ${row.id}`, "Activate", () => act("generations/activate", { generation: row.id, expected_generation: g.current }), "quiet")));
+    })));
+}
+
+// ---- the loop
+
+let last = null;
+
+function redraw() {
+  const o = last;
+  if (!o) return;
+  const [from, to] = [o.now - (o.now % 60) - 3540, o.now - (o.now % 60) + 60];
+  const slots = o.traffic.slots;
+  draw("model", o.server.model, (name) => name);
+  draw("status", [o.server.ready, o.serving.aligned, o.realignment && o.realignment.status], ([ready, aligned, status]) => [
+    status === "running" ? make("span", { class: "pill busy" }, "realigning") : null,
+    make("span", { class: `pill ${aligned ? "ok" : "warn"}` }, aligned ? "aligned" : "gap open"),
+    make("span", { class: `pill ${ready ? "ok" : "bad"}` }, ready ? "ready" : "not ready"),
+  ]);
+  draw("serving", { serving: o.serving, engine: o.engine, policies: o.policies, generations: o.generations }, serving);
+  draw("realignment", o.realignment, realignment);
+  draw("realignment-actions", [o.realignment && o.realignment.id, o.realignment && o.realignment.status, confirming], ([id, status]) =>
+    status === "running"
+      ? careful("cancel", "Cancel", () => act(`realignments/${encodeURIComponent(id)}/cancel`))
+      : careful("realign", "Realign now", () => act("realignments")));
+  draw("compliance", { slots, violations: o.violations, from, to, judges: o.server.judges }, compliance);
+  draw("traffic", { slots, from, to }, traffic);
+  const counts = Object.fromEntries(o.violations.map((v) => [`${v.policy}/${v.rule}`, v.count]));
+  draw("policies", { policies: o.policies, counts }, policies);
+  draw("history", o.realignments, history);
+  draw("rollback", [o.generations.previous, confirming], ([previous]) =>
+    previous ? careful("rollback", `Roll back to ${short(previous)}`, () => act("generations/rollback")) : make("span", { class: "muted" }, "nothing to roll back to"));
+  draw("generations", { generations: o.generations, confirming }, generations);
+  const up = `realign ${o.server.version}, up ${upFor(o.now - o.server.started_at)}`;
+  draw("footer", up, (text) => text);
+  banner(o.policies.last_error ? `The policy directory was refused; the last good set stays active.\n${o.policies.last_error}` : "");
+}
+
+function banner(text) {
+  $("banner").textContent = text;
+  $("banner").hidden = !text;
+}
+
+async function call(path, options = {}) {
+  const key = sessionStorage.getItem(KEY);
+  const headers = key ? { authorization: `Bearer ${key}` } : {};
+  const answer = await fetch(`/admin/v1/${path}`, { ...options, headers, cache: "no-store" });
+  const body = await answer.json().catch(() => ({}));
+  if (answer.ok) return body;
+  const error = new Error((body.error || {}).message || `status ${answer.status}`);
+  error.status = answer.status;
+  throw error;
+}
+
+async function act(path, body) {
+  try {
+    await call(path, { method: "POST", body: JSON.stringify(body || {}) });
+    await look();
+  } catch (error) {
+    await look();
+    banner(error.message);
+  }
+}
+
+async function look() {
+  clearTimeout(timer);
+  try {
+    last = await call("overview?seconds=3600");
+    show("page");
+    redraw();
+  } catch (error) {
+    if (error.status === 401) {
+      // The first refusal is only how the server asks for a key.
+      $("login-error").textContent = sessionStorage.getItem(KEY) ? error.message : "";
+      sessionStorage.removeItem(KEY);
+      show("login");
+      return;
+    }
+    banner(error.status ? error.message : "The server does not answer. Trying again.");
+  }
+  timer = setTimeout(look, document.hidden ? EVERY_MS * 15 : EVERY_MS);
+}
+
+function show(what) {
+  const before = $(what).hidden;
+  for (const id of ["login", "page"]) $(id).hidden = id !== what;
+  $("forget").hidden = !sessionStorage.getItem(KEY);
+  if (what === "login") {
+    last = null;
+    banner("");
+    for (const id of ["model", "status", "footer"]) draw(id, "", () => []);
+    if (before) $("key").focus();
+  }
+}
+
+$("login").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem(KEY, $("key").value);
+  $("key").value = "";
+  look();
+});
+$("forget").addEventListener("click", () => {
+  sessionStorage.removeItem(KEY);
+  look();
+});
+document.addEventListener("visibilitychange", () => { if (!document.hidden && last) look(); });
+look();

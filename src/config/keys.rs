@@ -1,0 +1,240 @@
+//! Keys that callers send, kept as digests: whoever reads the configuration's memory, a log or a
+//! key file learns no key.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+/// What stands before a digest where a key could stand too.
+const DIGEST_PREFIX: &str = "sha256:";
+/// Longest name of a key; it becomes a field of logs.
+const NAME_LIMIT: usize = 64;
+/// Largest key file, in bytes: some ten thousand keys.
+const FILE_LIMIT: u64 = 1 << 20;
+
+/// SHA-256 of a key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct KeyDigest([u8; 32]);
+
+impl KeyDigest {
+    /// The digest of a key as a caller sends it.
+    pub fn of(key: &str) -> Self {
+        Self(Sha256::digest(key).into())
+    }
+
+    /// Reads a key, or `sha256:` and 64 hex digits.
+    ///
+    /// # Errors
+    /// What is allowed.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        let text = text.trim();
+        let Some(digits) = text.strip_prefix(DIGEST_PREFIX) else {
+            return match text.is_empty() {
+                true => Err("give a key, or sha256: and its digest"),
+                false => Ok(Self::of(text)),
+            };
+        };
+        let mut digest = [0; 32];
+        hex::decode_to_slice(digits, &mut digest)
+            .map_err(|_| "after sha256: give 64 hex digits; `realign keys hash` prints them")?;
+        Ok(Self(digest))
+    }
+
+    /// Compares without stopping early, so the time tells nothing about the digest.
+    pub fn matches(&self, other: &KeyDigest) -> bool {
+        let pairs = self.0.iter().zip(other.0.iter());
+        let difference = pairs.fold(0, |found, (a, b)| found | (a ^ b));
+        std::hint::black_box(difference) == 0
+    }
+}
+
+/// Written as it may stand in a configuration.
+impl fmt::Display for KeyDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{DIGEST_PREFIX}{}", hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for KeyDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyDigest(..)")
+    }
+}
+
+/// A caller's key, with what it may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiKey {
+    /// Who it belongs to; stands in logs.
+    pub name: Arc<str>,
+    /// Its digest.
+    pub digest: KeyDigest,
+    /// Its own limit of requests a minute, in place of `limits.requests_per_minute`; 0 is none.
+    pub requests_per_minute: Option<u32>,
+    /// Its own limit of tokens a minute, in place of `limits.tokens_per_minute`; 0 is none.
+    pub tokens_per_minute: Option<u32>,
+}
+
+impl ApiKey {
+    /// A key with the common limits.
+    pub fn new(name: &str, digest: KeyDigest) -> Self {
+        Self {
+            name: name.into(),
+            digest,
+            requests_per_minute: None,
+            tokens_per_minute: None,
+        }
+    }
+}
+
+/// Reads `name:key` or `name:sha256:<digest>`, then `requests_per_minute=N` and
+/// `tokens_per_minute=N` in any order.
+impl FromStr for ApiKey {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        let mut words = text.split_whitespace();
+        let (name, key) = words
+            .next()
+            .and_then(|word| word.split_once(':'))
+            .ok_or("write name:key or name:sha256:<digest>")?;
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-@".contains(c);
+        if name.is_empty() || name.len() > NAME_LIMIT || !name.chars().all(plain) {
+            return Err("a key's name has 1 to 64 letters, digits or . _ - @");
+        }
+        let mut parsed = Self::new(name, KeyDigest::parse(key)?);
+        for word in words {
+            let (option, number) = word
+                .split_once('=')
+                .and_then(|(option, number)| Some((option, number.parse().ok()?)))
+                .ok_or("after the key write requests_per_minute=N or tokens_per_minute=N")?;
+            match option {
+                "requests_per_minute" => parsed.requests_per_minute = Some(number),
+                "tokens_per_minute" => parsed.tokens_per_minute = Some(number),
+                _ => return Err("allowed options are requests_per_minute and tokens_per_minute"),
+            }
+        }
+        Ok(parsed)
+    }
+}
+
+/// Why a key file is not usable. It never quotes a line, which may hold a key.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyFileError {
+    /// It cannot be read.
+    #[error("{file}: {source}")]
+    Read {
+        /// The file.
+        file: String,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// A line is wrong.
+    #[error("{file}:{line}: {what}")]
+    Line {
+        /// The file.
+        file: String,
+        /// Line, from 1.
+        line: usize,
+        /// What is allowed.
+        what: &'static str,
+    },
+}
+
+/// Reads a file of keys: one a line, `#` begins a comment.
+///
+/// # Errors
+/// [`KeyFileError`]; a file with one wrong line gives no keys.
+pub fn read_file(path: &Path) -> Result<Vec<ApiKey>, KeyFileError> {
+    let file = path.display().to_string();
+    let read = |source| KeyFileError::Read {
+        file: file.clone(),
+        source,
+    };
+    let size = std::fs::metadata(path).map_err(read)?.len();
+    if size > FILE_LIMIT {
+        let what = format!("larger than {FILE_LIMIT} bytes");
+        return Err(read(std::io::Error::other(what)));
+    }
+    let text = std::fs::read_to_string(path).map_err(read)?;
+    let mut keys: Vec<ApiKey> = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let line = line.split('#').next().unwrap_or_default().trim();
+        if line.is_empty() {
+            continue;
+        }
+        let wrong = |what| KeyFileError::Line {
+            file: file.clone(),
+            line: index + 1,
+            what,
+        };
+        let key: ApiKey = line.parse().map_err(wrong)?;
+        if keys.iter().any(|k| k.name == key.name) {
+            return Err(wrong(
+                "this name stands in an earlier line; names are unique",
+            ));
+        }
+        keys.push(key);
+    }
+    Ok(keys)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_stands_for_its_key() {
+        let digest = KeyDigest::of("secret");
+        assert_eq!(KeyDigest::parse(&digest.to_string()), Ok(digest));
+        assert!(KeyDigest::parse(" secret ").unwrap().matches(&digest));
+        assert!(!KeyDigest::of("secreT").matches(&digest));
+        assert!(KeyDigest::parse("sha256:12").is_err());
+        assert!(!format!("{:?}", ApiKey::new("a", digest)).contains(&digest.to_string()[10..]));
+    }
+
+    #[test]
+    fn lines_hold_a_name_a_key_and_limits() {
+        let key: ApiKey = "team-a:se:cret requests_per_minute=5".parse().unwrap();
+        assert_eq!(&*key.name, "team-a");
+        assert_eq!(key.digest, KeyDigest::of("se:cret"));
+        assert_eq!(
+            (key.requests_per_minute, key.tokens_per_minute),
+            (Some(5), None)
+        );
+        for wrong in [
+            "",
+            "name",
+            ":key",
+            "a b:c",
+            "a:",
+            "a:k x=1",
+            "a:k rpm=1",
+            "a:sha256:0",
+        ] {
+            assert!(wrong.parse::<ApiKey>().is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn files_name_the_wrong_line_but_not_its_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys");
+        std::fs::write(&path, "# ours\nalice:one # her\n\nbob:two\n").unwrap();
+        let names: Vec<_> = read_file(&path)
+            .unwrap()
+            .iter()
+            .map(|k| k.name.to_string())
+            .collect();
+        assert_eq!(names, ["alice", "bob"]);
+        std::fs::write(&path, "alice:one\nalice:topsecret\n").unwrap();
+        let error = read_file(&path).unwrap_err().to_string();
+        assert!(
+            error.contains("keys:2") && !error.contains("topsecret"),
+            "{error}"
+        );
+        assert!(read_file(&dir.path().join("none")).is_err());
+    }
+}

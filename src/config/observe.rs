@@ -1,0 +1,96 @@
+//! `[compliance]` and `[traces]`: what is recorded about answers.
+
+use std::path::PathBuf;
+
+use super::{ConfigError, RawCompliance, RawTraces, at_least};
+
+/// How answers to clients are judged.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ComplianceConfig {
+    /// Share of the answers that is judged, 0 to 1.
+    pub share: f64,
+    /// Answers that may wait to be judged.
+    pub queue: usize,
+    /// Where judgements are written; `None` is nowhere.
+    pub decision_log: Option<PathBuf>,
+    /// Size at which the file is rotated, in bytes.
+    pub decision_log_max_bytes: u64,
+    /// Rotated files that are kept.
+    pub decision_log_files: usize,
+    /// Whether prompts and answers are written.
+    pub decision_log_texts: bool,
+}
+
+/// Where traces go.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TracesConfig {
+    /// The collector's base URL; `None` makes no traces.
+    pub otlp_endpoint: Option<String>,
+    /// Share of the requests that is traced where the client does not say.
+    pub share: f64,
+    /// `service.name`.
+    pub service_name: String,
+}
+
+pub(super) fn resolve(raw: RawCompliance) -> Result<ComplianceConfig, ConfigError> {
+    let texts = raw.decision_log_texts.unwrap_or(false);
+    if texts && raw.decision_log.is_none() {
+        return Err(ConfigError::Value {
+            key: "compliance.decision_log_texts",
+            value: "true".into(),
+            allowed: "it needs compliance.decision_log: name a file",
+        });
+    }
+    let megabytes = raw.decision_log_max_mb.unwrap_or(64);
+    if !(1..=1 << 20).contains(&megabytes) {
+        return Err(ConfigError::Value {
+            key: "compliance.decision_log_max_mb",
+            value: megabytes.to_string(),
+            allowed: "from 1 to 1048576",
+        });
+    }
+    Ok(ComplianceConfig {
+        share: share("compliance.share", raw.share)?,
+        queue: at_least(
+            1,
+            "compliance.queue",
+            raw.queue.unwrap_or(1024),
+            "at least 1",
+        )?,
+        decision_log: raw.decision_log,
+        decision_log_max_bytes: megabytes << 20,
+        decision_log_files: raw.decision_log_files.unwrap_or(5).min(1000),
+        decision_log_texts: texts,
+    })
+}
+
+pub(super) fn resolve_traces(raw: RawTraces) -> Result<TracesConfig, ConfigError> {
+    let endpoint = raw
+        .otlp_endpoint
+        .map(|e| e.trim_end_matches('/').to_string());
+    if let Some(endpoint) = &endpoint
+        && !(endpoint.starts_with("http://") || endpoint.starts_with("https://"))
+    {
+        return Err(ConfigError::Value {
+            key: "traces.otlp_endpoint",
+            value: format!("{endpoint:?}"),
+            allowed: "give the base URL of an OTLP collector over HTTP, such as http://127.0.0.1:4318",
+        });
+    }
+    Ok(TracesConfig {
+        otlp_endpoint: endpoint,
+        share: share("traces.share", raw.share)?,
+        service_name: raw.service_name.unwrap_or_else(|| "realign".into()),
+    })
+}
+
+fn share(key: &'static str, given: Option<f64>) -> Result<f64, ConfigError> {
+    match given.unwrap_or(1.0) {
+        share if (0.0..=1.0).contains(&share) => Ok(share),
+        share => Err(ConfigError::Value {
+            key,
+            value: share.to_string(),
+            allowed: "from 0 to 1",
+        }),
+    }
+}

@@ -1,0 +1,241 @@
+//! `[server]` and `[limits]`: where to listen, for whom, and how much.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::keys::{ApiKey, KeyDigest};
+use super::{ConfigError, RawLimits, RawServer, at_least};
+
+/// Where and how to listen, and for whom.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ServerConfig {
+    /// Address and port to bind; port 0 picks a free one.
+    pub address: SocketAddr,
+    /// The operators' own address; `None` lets them share the clients'.
+    pub admin_address: Option<SocketAddr>,
+    /// Keys clients may send; without one, and without a file, everyone is let in.
+    pub api_keys: Vec<ApiKey>,
+    /// File with further keys.
+    pub api_keys_file: Option<PathBuf>,
+    /// Key operators must send for `/admin`, as given: the key itself or its digest. `None` falls
+    /// back to who may connect.
+    pub admin_key: Option<String>,
+    /// Web origins that browsers may call from.
+    pub cors_origins: Vec<String>,
+    /// Certificate and key; `None` is plain HTTP.
+    pub tls: Option<TlsFiles>,
+    /// Largest request body, in bytes.
+    pub max_body_bytes: usize,
+    /// Time for a request's header, and for an idle connection.
+    pub header_timeout: Duration,
+    /// Time for a request's body.
+    pub body_timeout: Duration,
+    /// Time a client may take none of its answer.
+    pub write_timeout: Duration,
+    /// Time running requests have to finish after SIGTERM.
+    pub drain_timeout: Duration,
+}
+
+/// PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate chain, the server's own first.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+impl std::fmt::Debug for ServerConfig {
+    /// Keys are secrets: logs say only whether there is one.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerConfig")
+            .field("address", &self.address)
+            .field("admin_address", &self.admin_address)
+            .field("api_keys", &self.api_keys.len())
+            .field("api_keys_file", &self.api_keys_file)
+            .field("admin_key", &self.admin_key.is_some())
+            .field("cors_origins", &self.cors_origins)
+            .field("tls", &self.tls)
+            .field("max_body_bytes", &self.max_body_bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What clients may ask for at most.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitsConfig {
+    /// Most open connections.
+    pub max_connections: usize,
+    /// Most client requests at once.
+    pub max_concurrent_requests: usize,
+    /// Most requests of one key in a minute; `None` is no limit.
+    pub requests_per_minute: Option<u32>,
+    /// Most tokens of one key in a minute; `None` is no limit.
+    pub tokens_per_minute: Option<u32>,
+}
+
+pub(super) fn resolve(raw: RawServer) -> Result<ServerConfig, ConfigError> {
+    let ip = address("server.host", raw.host.as_deref())?;
+    let address = SocketAddr::new(ip, raw.port.unwrap_or(8080));
+    let max_body_bytes = raw.max_body_bytes.unwrap_or(2 << 20);
+    let admin_key = not_empty("server.admin_key", raw.admin_key)?;
+    if let Some(key) = &admin_key {
+        KeyDigest::parse(key).map_err(|why| value("server.admin_key", "refused", why))?;
+    }
+    Ok(ServerConfig {
+        address,
+        admin_address: admin_address(raw.admin_host, raw.admin_port, address)?,
+        api_keys: api_keys(raw.api_key, &raw.api_keys.unwrap_or_default())?,
+        api_keys_file: raw.api_keys_file,
+        admin_key,
+        cors_origins: origins(raw.cors_origins.unwrap_or_default())?,
+        tls: tls(raw.tls_cert, raw.tls_key)?,
+        max_body_bytes: at_least(
+            1024,
+            "server.max_body_bytes",
+            max_body_bytes,
+            "at least 1024",
+        )?,
+        header_timeout: seconds("server.header_timeout_s", raw.header_timeout_s, 30)?,
+        body_timeout: seconds("server.body_timeout_s", raw.body_timeout_s, 60)?,
+        write_timeout: seconds("server.write_timeout_s", raw.write_timeout_s, 60)?,
+        // No time at all is a choice here: whatever runs is cut off.
+        drain_timeout: Duration::from_secs(raw.drain_timeout_s.unwrap_or(30)),
+    })
+}
+
+pub(super) fn resolve_limits(raw: &RawLimits) -> Result<LimitsConfig, ConfigError> {
+    let one = |key, value| at_least(1, key, value, "at least 1");
+    Ok(LimitsConfig {
+        max_connections: one(
+            "limits.max_connections",
+            raw.max_connections.unwrap_or(1024),
+        )?,
+        max_concurrent_requests: one(
+            "limits.max_concurrent_requests",
+            raw.max_concurrent_requests.unwrap_or(512),
+        )?,
+        requests_per_minute: raw.requests_per_minute.filter(|n| *n > 0),
+        tokens_per_minute: raw.tokens_per_minute.filter(|n| *n > 0),
+    })
+}
+
+fn address(key: &'static str, host: Option<&str>) -> Result<IpAddr, ConfigError> {
+    match host.unwrap_or("127.0.0.1") {
+        "localhost" => Ok(IpAddr::from([127, 0, 0, 1])),
+        other => other.parse().map_err(|_| ConfigError::Value {
+            key,
+            value: format!("{other:?}"),
+            allowed: "give an IP address such as 127.0.0.1, 0.0.0.0 or ::",
+        }),
+    }
+}
+
+fn admin_address(
+    host: Option<String>,
+    port: Option<u16>,
+    clients: SocketAddr,
+) -> Result<Option<SocketAddr>, ConfigError> {
+    let ip = address("server.admin_host", host.as_deref())?;
+    match port {
+        None if host.is_some() => Err(value(
+            "server.admin_port",
+            "missing",
+            "server.admin_host needs it: give a port of its own",
+        )),
+        None => Ok(None),
+        Some(port) if port != 0 && port == clients.port() => Err(value(
+            "server.admin_port",
+            port,
+            "give another port than server.port, or leave it out to share that",
+        )),
+        Some(port) => Ok(Some(SocketAddr::new(ip, port))),
+    }
+}
+
+fn api_keys(one: Option<String>, more: &[String]) -> Result<Vec<ApiKey>, ConfigError> {
+    let mut keys = Vec::new();
+    if let Some(key) = not_empty("server.api_key", one)? {
+        let digest =
+            KeyDigest::parse(&key).map_err(|why| value("server.api_key", "refused", why))?;
+        keys.push(ApiKey::new("default", digest));
+    }
+    for entry in more {
+        let key: ApiKey = entry
+            .parse()
+            .map_err(|why| value("server.api_keys", "refused", why))?;
+        if keys.iter().any(|k| k.name == key.name) {
+            return Err(value(
+                "server.api_keys",
+                format!("{:?} twice", key.name),
+                "give each key a name of its own",
+            ));
+        }
+        keys.push(key);
+    }
+    Ok(keys)
+}
+
+fn origins(origins: Vec<String>) -> Result<Vec<String>, ConfigError> {
+    let usable = |origin: &String| {
+        let host = origin
+            .strip_prefix("https://")
+            .or_else(|| origin.strip_prefix("http://"));
+        let plain = |host: &str| {
+            !host.is_empty()
+                && host.bytes().all(|b| b.is_ascii_graphic())
+                && !host.contains(['/', '?', '#'])
+        };
+        origin == "*" || host.is_some_and(plain)
+    };
+    match origins.iter().find(|origin| !usable(origin)) {
+        Some(origin) => Err(value(
+            "server.cors_origins",
+            format!("{origin:?}"),
+            "give origins such as https://app.example (no path), or \"*\"",
+        )),
+        None => Ok(origins),
+    }
+}
+
+fn tls(cert: Option<PathBuf>, key: Option<PathBuf>) -> Result<Option<TlsFiles>, ConfigError> {
+    match (cert, key) {
+        (Some(cert), Some(key)) => Ok(Some(TlsFiles { cert, key })),
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(value(
+            "server.tls_key",
+            "missing",
+            "server.tls_cert needs it",
+        )),
+        (None, Some(_)) => Err(value(
+            "server.tls_cert",
+            "missing",
+            "server.tls_key needs it",
+        )),
+    }
+}
+
+fn seconds(key: &'static str, given: Option<u64>, default: u64) -> Result<Duration, ConfigError> {
+    match given.unwrap_or(default) {
+        0 => Err(value(key, 0, "at least 1")),
+        seconds => Ok(Duration::from_secs(seconds)),
+    }
+}
+
+fn not_empty(key: &'static str, given: Option<String>) -> Result<Option<String>, ConfigError> {
+    match given {
+        Some(text) if text.trim().is_empty() => {
+            Err(value(key, "empty", "leave it out, or give a key"))
+        }
+        given => Ok(given),
+    }
+}
+
+fn value(key: &'static str, value: impl ToString, allowed: &'static str) -> ConfigError {
+    ConfigError::Value {
+        key,
+        value: value.to_string(),
+        allowed,
+    }
+}

@@ -1,0 +1,105 @@
+use std::io::{Read, Write};
+use std::net::TcpStream as Client;
+use std::time::Instant as Clock;
+
+use axum::routing::get;
+
+use super::*;
+
+struct Running {
+    address: SocketAddr,
+    close: watch::Sender<bool>,
+    runtime: tokio::runtime::Runtime,
+    served: tokio::task::JoinHandle<()>,
+}
+
+/// A server of one route with short time limits: `/big` answers with more than any buffer holds.
+fn start(connections: usize) -> Running {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let bind = TcpListener::bind("127.0.0.1:0");
+    let listener = runtime.block_on(bind).unwrap();
+    let address = listener.local_addr().unwrap();
+    let (close, closing) = watch::channel(false);
+    let slow = || async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        "slow"
+    };
+    let app = Router::new()
+        .route("/", get(|| async { "hello" }))
+        .route("/slow", get(slow))
+        .route("/big", get(|| async { vec![b'x'; 64 << 20] }));
+    let limit = Duration::from_millis(300);
+    let listening = Listening {
+        timeouts: Timeouts {
+            header: limit,
+            write: limit,
+        },
+        tls: None,
+        connections: Arc::new(Semaphore::new(connections)),
+        closing,
+    };
+    let served = runtime.spawn(listening.serve(listener, app));
+    Running {
+        address,
+        close,
+        runtime,
+        served,
+    }
+}
+
+fn connect(address: SocketAddr) -> Client {
+    let client = Client::connect(address).unwrap();
+    let patience = Some(Duration::from_secs(20));
+    client.set_read_timeout(patience).unwrap();
+    client
+}
+
+fn ask(client: &mut Client, path: &str) {
+    write!(client, "GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+}
+
+/// All bytes until the server ends the connection, however it does.
+fn rest(client: &mut Client) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let _reset = client.read_to_end(&mut bytes);
+    bytes
+}
+
+#[test]
+fn a_header_that_does_not_come_ends_the_connection() {
+    let server = start(8);
+    let mut client = connect(server.address);
+    let started = Clock::now();
+    client.write_all(b"GET / HTTP/1.1\r\nhost:").unwrap();
+    let answer = rest(&mut client);
+    assert!(started.elapsed() < Duration::from_secs(10));
+    assert!(!String::from_utf8_lossy(&answer).contains("200 OK"));
+}
+
+#[test]
+fn a_client_that_takes_nothing_is_cut_off() {
+    let server = start(1);
+    let mut client = connect(server.address);
+    ask(&mut client, "/big");
+    // There is one place: the next client gets it only when the first has been cut off.
+    let mut next = connect(server.address);
+    ask(&mut next, "/");
+    let mut start = [0; 15];
+    next.read_exact(&mut start).unwrap();
+    assert_eq!(&start, b"HTTP/1.1 200 OK");
+    assert!(rest(&mut client).len() < 64 << 20);
+}
+
+#[test]
+fn closing_lets_requests_finish_and_takes_no_more() {
+    let server = start(8);
+    let mut client = connect(server.address);
+    ask(&mut client, "/slow");
+    std::thread::sleep(Duration::from_millis(100));
+    server.close.send(true).unwrap();
+    let answer = String::from_utf8(rest(&mut client)).unwrap();
+    assert!(answer.ends_with("slow"), "{answer}");
+    let ended = async { tokio::time::timeout(Duration::from_secs(10), server.served).await };
+    server.runtime.block_on(ended).unwrap().unwrap();
+    assert!(Client::connect(server.address).is_err());
+}

@@ -1,0 +1,138 @@
+//! What an operator configures around serving, and what goes on beside it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::ServerError;
+use super::tls::Tls;
+use crate::api::{Access, Rates};
+use crate::config::keys::{self, ApiKey, KeyDigest, KeyFileError};
+use crate::config::{ComplianceConfig, Config, ConfigError};
+use crate::control::Control;
+use crate::telemetry::compliance::{DecisionLog, DecisionLogError, Limits};
+use crate::telemetry::traces::Exporter;
+use crate::telemetry::{Compliance, Telemetry};
+
+/// How often the state of the alignment is looked at.
+const ALIGNMENT_LOOK: Duration = Duration::from_secs(1);
+
+fn all_keys(config: &Config) -> Result<Vec<ApiKey>, KeyFileError> {
+    let mut all = config.server.api_keys.clone();
+    if let Some(file) = &config.server.api_keys_file {
+        all.extend(keys::read_file(file)?);
+    }
+    Ok(all)
+}
+
+pub(super) fn access(config: &Config) -> Result<Access, ServerError> {
+    let keys = all_keys(config)?;
+    if keys.is_empty() && config.server.api_keys_file.is_some() {
+        // An empty file means nobody, not everybody.
+        return Err(ServerError::Config(ConfigError::Value {
+            key: "server.api_keys_file",
+            value: "empty".into(),
+            allowed: "write at least one name:key into it, or leave it out to let everyone in",
+        }));
+    }
+    let admin = config.server.admin_key.as_deref().map(KeyDigest::parse);
+    let admin = admin.transpose().map_err(|allowed| ConfigError::Value {
+        key: "server.admin_key",
+        value: "refused".into(),
+        allowed,
+    })?;
+    let limits = &config.limits;
+    let rates = Rates {
+        requests: limits.requests_per_minute,
+        tokens: limits.tokens_per_minute,
+    };
+    Ok(Access::new(
+        keys,
+        admin,
+        rates,
+        limits.max_concurrent_requests,
+    ))
+}
+
+pub(super) fn telemetry(config: &Config) -> Result<Telemetry, ServerError> {
+    let telemetry = Telemetry::new()?;
+    let traces = &config.traces;
+    let Some(endpoint) = &traces.otlp_endpoint else {
+        return Ok(telemetry);
+    };
+    let exporter = Exporter::start(endpoint, &traces.service_name, traces.share)?;
+    Ok(telemetry.with_exporter(exporter))
+}
+
+pub(super) fn decision_log(
+    config: &ComplianceConfig,
+) -> Result<Option<DecisionLog>, DecisionLogError> {
+    let limits = Limits {
+        bytes: config.decision_log_max_bytes,
+        files: config.decision_log_files,
+        texts: config.decision_log_texts,
+    };
+    let path = config.decision_log.as_deref();
+    path.map(|path| DecisionLog::open(path, limits)).transpose()
+}
+
+pub(super) fn compliance(
+    config: &ComplianceConfig,
+    control: &Arc<Control>,
+    log: Option<DecisionLog>,
+    telemetry: &Arc<Telemetry>,
+) -> Result<Option<Arc<Compliance>>, ServerError> {
+    if config.share == 0.0 {
+        return Ok(None);
+    }
+    let policies = control.clone();
+    let policies = Box::new(move || policies.policies());
+    let amount = (config.share, config.queue);
+    let compliance = Compliance::start(amount, policies, log, telemetry.clone())?;
+    Ok(Some(Arc::new(compliance)))
+}
+
+/// What is looked at again and again.
+pub(super) async fn chores(control: Arc<Control>, telemetry: Arc<Telemetry>) {
+    use crate::api::AdminDoor;
+    loop {
+        let control = control.clone();
+        // It may read from the state database.
+        let aligned = tokio::task::spawn_blocking(move || control.aligned()).await;
+        if let Ok(aligned) = aligned {
+            telemetry.metrics().set_aligned(aligned);
+        }
+        tokio::time::sleep(ALIGNMENT_LOOK).await;
+    }
+}
+
+/// With every SIGHUP, reads policies, keys and certificate again. What is unusable leaves the old in
+/// place.
+pub(super) async fn reload(
+    hangups: Option<tokio::signal::unix::Signal>,
+    config: Arc<Config>,
+    control: Arc<Control>,
+    access: Arc<Access>,
+    tls: Option<Arc<Tls>>,
+) {
+    let Some(mut hangups) = hangups else { return };
+    while hangups.recv().await.is_some() {
+        tracing::info!("SIGHUP: reading policies, keys and certificate again");
+        control.look_again();
+        let (config, access, tls) = (config.clone(), access.clone(), tls.clone());
+        let read = tokio::task::spawn_blocking(move || {
+            match all_keys(&config) {
+                Ok(keys) if keys.is_empty() && config.server.api_keys_file.is_some() => {
+                    tracing::error!("the key file is empty; the old keys stay");
+                }
+                Ok(keys) => access.replace_keys(keys),
+                Err(error) => tracing::error!(%error, "the old keys stay"),
+            }
+            if let Some(Err(error)) = tls.map(|tls| tls.reload()) {
+                tracing::error!(%error, "the old certificate stays");
+            }
+        });
+        if let Err(error) = read.await {
+            tracing::error!(%error, "the reload did not end well");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! The certificate that listeners show. It can be read again while connections are open.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::crypto::ring::default_provider;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{self, ServerConfig};
+
+use crate::config::TlsFiles;
+
+/// Why a certificate cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file is missing or is not PEM.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: pem::Error,
+    },
+    /// The chain is empty.
+    #[error("{}: there is no certificate in it", path.display())]
+    NoCertificate {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The key does not fit, or the certificate is malformed.
+    #[error("the certificate {} and the key {} cannot be used: {source}", files.cert.display(), files.key.display())]
+    Unusable {
+        /// Both.
+        files: TlsFiles,
+        /// Why.
+        source: rustls::Error,
+    },
+}
+
+/// The certificate in use.
+#[derive(Debug)]
+pub(super) struct Tls {
+    files: TlsFiles,
+    config: ArcSwap<ServerConfig>,
+}
+
+impl Tls {
+    pub(super) fn load(files: &TlsFiles) -> Result<Self, TlsError> {
+        Ok(Self {
+            files: files.clone(),
+            config: ArcSwap::from(read(files)?),
+        })
+    }
+
+    /// Reads the files again; connections from now on see what is in them. What is unusable changes
+    /// nothing.
+    pub(super) fn reload(&self) -> Result<(), TlsError> {
+        self.config.store(read(&self.files)?);
+        Ok(())
+    }
+
+    pub(super) fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(self.config.load_full())
+    }
+}
+
+fn read(files: &TlsFiles) -> Result<Arc<ServerConfig>, TlsError> {
+    let file = |path: &PathBuf, source| TlsError::File {
+        path: path.clone(),
+        source,
+    };
+    let chain = CertificateDer::pem_file_iter(&files.cert)
+        .and_then(|chain| chain.collect::<Result<Vec<_>, _>>())
+        .map_err(|source| file(&files.cert, source))?;
+    if chain.is_empty() {
+        let path = files.cert.clone();
+        return Err(TlsError::NoCertificate { path });
+    }
+    let key =
+        PrivateKeyDer::from_pem_file(&files.key).map_err(|source| file(&files.key, source))?;
+    let unusable = |source| TlsError::Unusable {
+        files: files.clone(),
+        source,
+    };
+    // Named here rather than installed for the process: whatever else uses rustls is left alone.
+    let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(unusable)?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(unusable)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}

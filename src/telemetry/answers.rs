@@ -1,0 +1,57 @@
+//! What is known of a request that has been answered, and of the answer that was judged.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::traces::TraceContext;
+
+/// A finished HTTP request.
+#[derive(Clone, Debug, Default)]
+pub struct RequestFinished {
+    /// The route's template, never the client's path, so that label values stay bounded.
+    pub route: &'static str,
+    /// The request's id, for the log.
+    pub request_id: String,
+    /// Name of the key it came with, for the log.
+    pub caller: Option<Arc<str>>,
+    /// HTTP status; for a stream that broke after its header, the status the failure maps to.
+    pub status: u16,
+    /// From receipt to the first token; `None` if there was none.
+    pub time_to_first_token: Option<Duration>,
+    /// Gaps between consecutive tokens.
+    pub inter_token: Vec<Duration>,
+    /// From receipt to the last byte.
+    pub duration: Duration,
+    /// Prompt tokens processed.
+    pub prompt_tokens: usize,
+    /// Tokens generated.
+    pub completion_tokens: usize,
+    /// The generation that answered, for the log.
+    pub generation: Option<String>,
+    /// Its place in a trace, if it is traced.
+    pub trace: Option<TraceContext>,
+}
+
+/// A rule, as metrics name it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct RuleLabels {
+    /// Policy id.
+    pub policy: String,
+    /// Rule id.
+    pub rule: String,
+    /// Its severity.
+    pub severity: &'static str,
+}
+
+/// What was found when an answer to a client was judged.
+#[derive(Clone, Debug)]
+pub struct Judged {
+    /// Whether it violates no enforced policy.
+    pub complies: bool,
+    /// The violated rules, those of `dryrun` policies included.
+    pub violations: Vec<RuleLabels>,
+    /// From the answer's last byte to the judgement.
+    pub lag: Duration,
+}

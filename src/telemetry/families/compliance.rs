@@ -1,0 +1,105 @@
+//! How answers to clients fare.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
+use prometheus::{Error, Histogram, IntCounter, IntCounterVec};
+
+use super::{Build, Total};
+use crate::telemetry::event::RuleLabels;
+use crate::telemetry::names;
+
+/// Judging: microseconds for a few expressions, seconds where a model is asked.
+const LAG_BUCKETS: &[f64] = &[
+    0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0,
+];
+
+/// How answers to clients fare, and what is not told of them.
+#[derive(Debug)]
+pub(in crate::telemetry) struct Compliance {
+    pub(in crate::telemetry) responses: IntCounterVec,
+    pub(in crate::telemetry) violations: RuleCounters,
+    pub(in crate::telemetry) lag: Histogram,
+    pub(in crate::telemetry) dropped: IntCounter,
+    pub(in crate::telemetry) spans_dropped: Total,
+}
+
+impl Compliance {
+    pub(in crate::telemetry) fn register(build: &Build) -> Result<Self, Error> {
+        Ok(Self {
+            responses: build.counters(
+                names::COMPLIANCE_RESPONSES_TOTAL,
+                "Answers to clients that were judged against the active policies.",
+                &["verdict"],
+            )?,
+            violations: RuleCounters {
+                counters: build.counters(
+                    names::POLICY_VIOLATIONS_TOTAL,
+                    "Rules that judged answers violate.",
+                    &["policy", "rule", "severity"],
+                )?,
+                active: Mutex::default(),
+            },
+            lag: build.histogram(
+                names::COMPLIANCE_JUDGE_LAG_SECONDS,
+                "Time from an answer's last byte to its judgement.",
+                LAG_BUCKETS,
+            )?,
+            dropped: build.counter(
+                names::COMPLIANCE_RESPONSES_DROPPED_TOTAL,
+                "Answers that were not judged because too many waited.",
+            )?,
+            spans_dropped: build.total(
+                names::TRACE_SPANS_DROPPED_TOTAL,
+                "Spans that did not reach the trace collector.",
+            )?,
+        })
+    }
+}
+
+/// Counters whose labels are the active rules; those of other rules do not exist.
+#[derive(Debug)]
+pub(in crate::telemetry) struct RuleCounters {
+    counters: IntCounterVec,
+    active: Mutex<BTreeSet<RuleLabels>>,
+}
+
+impl RuleCounters {
+    /// Makes `rules` the only ones; new ones begin at 0, others keep their counts.
+    pub(in crate::telemetry) fn set(&self, rules: BTreeSet<RuleLabels>) {
+        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        for rule in &rules {
+            self.counters.with_label_values(&values(rule));
+        }
+        for gone in active.difference(&rules) {
+            if let Err(error) = self.counters.remove_label_values(&values(gone)) {
+                tracing::debug!(%error, ?gone, "an expired series was gone already");
+            }
+        }
+        *active = rules;
+    }
+
+    /// Counts a violation, unless the rule has gone in the meantime.
+    pub(in crate::telemetry) fn count(&self, rule: &RuleLabels) {
+        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        if active.contains(rule) {
+            self.counters.with_label_values(&values(rule)).inc();
+        }
+    }
+}
+
+impl RuleCounters {
+    /// Every active rule with its count.
+    pub(in crate::telemetry) fn counts(&self) -> Vec<(RuleLabels, u64)> {
+        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = |rule: &RuleLabels| {
+            let counter = self.counters.with_label_values(&values(rule));
+            (rule.clone(), counter.get())
+        };
+        active.iter().map(count).collect()
+    }
+}
+
+fn values(rule: &RuleLabels) -> [&str; 3] {
+    [&rule.policy, &rule.rule, rule.severity]
+}

@@ -1,0 +1,174 @@
+//! Stages and losses of the last realignments while the process lives. The database keeps how each
+//! ended; this keeps how it went, for the operators' page.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::event::{Event, Stage};
+
+/// Realignments that are remembered.
+const REALIGNMENTS: usize = 8;
+/// Points of a loss curve: as wide as a chart has pixels to show.
+const POINTS: usize = 400;
+
+/// How one realignment went.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Timeline {
+    #[serde(skip)]
+    id: String,
+    /// The stages entered, in order.
+    pub stages: Vec<StageTime>,
+    /// Training steps, evenly thinned out: `step`, `steps` and the value of each part.
+    pub losses: Vec<Value>,
+    /// Every how many steps one is kept.
+    #[serde(skip)]
+    stride: usize,
+}
+
+/// When a stage began and how long it took.
+#[derive(Clone, Debug, Serialize)]
+pub struct StageTime {
+    /// Which.
+    pub stage: Stage,
+    /// In Unix seconds.
+    pub started_at: u64,
+    /// `None` while it runs, or if it did not end well.
+    pub took_seconds: Option<f64>,
+}
+
+/// The last realignments.
+#[derive(Debug, Default)]
+pub struct Timelines {
+    all: Mutex<VecDeque<Timeline>>,
+}
+
+impl Timelines {
+    /// Takes an event in.
+    pub(super) fn record(&self, event: &Event, now: u64) {
+        match event {
+            Event::RealignmentStarted { id, .. } => self.begin(id),
+            Event::StageEntered { id, stage } => self.with(id, |timeline| {
+                timeline.stages.push(StageTime {
+                    stage: *stage,
+                    started_at: now,
+                    took_seconds: None,
+                });
+            }),
+            Event::StageFinished { id, stage, took } => self.with(id, |timeline| {
+                let entered = timeline.stages.iter_mut().rev().find(|s| s.stage == *stage);
+                if let Some(entered) = entered {
+                    entered.took_seconds = Some(took.as_secs_f64());
+                }
+            }),
+            Event::TrainLoss {
+                id,
+                step,
+                steps,
+                parts,
+            } => self.with(id, |timeline| {
+                let mut point = Map::from_iter([
+                    ("step".to_string(), json!(step)),
+                    ("steps".to_string(), json!(steps)),
+                ]);
+                point.extend(parts.iter().map(|(p, v)| (p.to_string(), json!(v))));
+                timeline.add(*step, *step == *steps, Value::Object(point));
+            }),
+            _ => {}
+        }
+    }
+
+    /// How a realignment went; `None` if it ran before this process or too long ago.
+    pub fn get(&self, id: &str) -> Option<Timeline> {
+        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().find(|timeline| timeline.id == id).cloned()
+    }
+
+    fn begin(&self, id: &str) {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|timeline| timeline.id != id);
+        all.push_back(Timeline {
+            id: id.into(),
+            stride: 1,
+            ..Timeline::default()
+        });
+        if all.len() > REALIGNMENTS {
+            all.pop_front();
+        }
+    }
+
+    fn with(&self, id: &str, change: impl FnOnce(&mut Timeline)) {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(timeline) = all.iter_mut().find(|timeline| timeline.id == id) {
+            change(timeline);
+        }
+    }
+}
+
+impl Timeline {
+    fn add(&mut self, step: usize, last: bool, point: Value) {
+        if !last && !step.is_multiple_of(self.stride) {
+            return;
+        }
+        self.losses.push(point);
+        if self.losses.len() > POINTS {
+            self.stride *= 2;
+            let stride = self.stride as u64;
+            self.losses
+                .retain(|p| p["step"].as_u64().is_some_and(|s| s.is_multiple_of(stride)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::telemetry::LossPart;
+
+    #[test]
+    fn stages_and_losses_are_kept_and_bounded() {
+        let timelines = Timelines::default();
+        let id = || "r1".to_string();
+        let started = |id: String| Event::RealignmentStarted {
+            id,
+            policy_revision: "rev".into(),
+        };
+        timelines.record(&started(id()), 10);
+        let stage = Stage::Train;
+        timelines.record(&Event::StageEntered { id: id(), stage }, 12);
+        for step in 1..=5000 {
+            let parts = vec![(LossPart::Total, 1.0 / step as f64)];
+            let (id, steps) = (id(), 5000);
+            timelines.record(
+                &Event::TrainLoss {
+                    id,
+                    step,
+                    steps,
+                    parts,
+                },
+                13,
+            );
+        }
+        let took = Duration::from_secs(3);
+        timelines.record(
+            &Event::StageFinished {
+                id: id(),
+                stage,
+                took,
+            },
+            15,
+        );
+        let timeline = timelines.get("r1").unwrap();
+        assert_eq!(timeline.stages[0].took_seconds, Some(3.0));
+        let points = timeline.losses.len();
+        assert!((POINTS / 2..=POINTS).contains(&points), "{points}");
+        assert_eq!(timeline.losses.last().unwrap()["step"], 5000);
+        assert!(timeline.losses[0]["total"].is_f64());
+        (0..REALIGNMENTS).for_each(|n| timelines.record(&started(format!("x{n}")), 20));
+        assert!(timelines.get("r1").is_none());
+    }
+}

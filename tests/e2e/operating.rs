@@ -1,0 +1,177 @@
+//! What operators do to a running server: signals, keys, a listener of their own, the decision log.
+
+use serde_json::{Value, json};
+
+use super::server::{Server, delta, wait};
+use super::workspace::Workspace;
+
+/// The tiny model with further configuration.
+fn workspace(config: &str) -> Workspace {
+    let workspace = Workspace::tiny(1);
+    let whole = format!("{}{config}", workspace.read("realign.toml"));
+    workspace.write("realign.toml", &whole);
+    workspace
+}
+
+#[test]
+fn sighup_reads_keys_and_policies_again() {
+    let workspace = workspace("[server]\napi_keys_file = 'keys'\nadmin_key = 'root'\n");
+    workspace.write("keys", "alice:one\n");
+    let server = Server::start(&workspace);
+    let models = server.url("/v1/models");
+    let status = |key| server.fetch(&models, key).0;
+    assert_eq!([status(""), status("one"), status("two")], [401, 200, 401]);
+    assert_eq!(
+        server.fetch(&server.url("/admin/v1/policies"), "one").0,
+        401
+    );
+    assert_eq!(
+        server.fetch(&server.url("/admin/v1/policies"), "root").0,
+        200
+    );
+
+    workspace.write("keys", "alice:one\nno key\n");
+    server.signal("-HUP");
+    wait("the refusal", || {
+        server.log().contains("keys:2").then_some(())
+    });
+    assert_eq!(status("one"), 200, "a broken file changes nothing");
+    workspace.write("keys", "bob:two\n");
+    server.signal("-HUP");
+    wait("the new keys", || (status("two") == 200).then_some(()));
+    assert_eq!(status("one"), 401);
+    let log = server.log();
+    assert!(log.contains("SIGHUP"), "{log}");
+}
+
+#[test]
+fn operators_can_have_a_listener_of_their_own() {
+    let workspace = workspace("[server]\nadmin_port = 0\n");
+    let server = Server::start(&workspace);
+    let operators = server.operators_url().expect("a second listener");
+    for (path, here, there) in [
+        ("/v1/models", 200, 404),
+        ("/admin/v1/overview", 404, 200),
+        ("/metrics", 404, 200),
+        ("/", 404, 200),
+        ("/ready", 200, 200),
+    ] {
+        assert_eq!(server.fetch(&server.url(path), "").0, here, "{path}");
+        let other = format!("{operators}{path}");
+        assert_eq!(server.fetch(&other, "").0, there, "operators {path}");
+    }
+}
+
+#[test]
+fn draining_is_told_to_whoever_asks_and_ends_at_its_deadline() {
+    let workspace = workspace("[server]\ndrain_timeout_s = 1\nadmin_port = 0\n");
+    let mut server = Server::start(&workspace);
+    wait("the first realignment", || {
+        let url = format!("{}/admin/v1/realignments", server.operators_url()?);
+        server
+            .fetch(&url, "")
+            .1
+            .contains("no_conflict")
+            .then_some(())
+    });
+    // More work than a second is enough for.
+    let mut streams: Vec<_> = (0..24)
+        .map(|_| server.stream("tiny", "hello", 1800))
+        .collect();
+    while delta(&streams[0].next().unwrap()).is_empty() {}
+    server.terminate();
+    wait("the drain", || {
+        (server.fetch(&server.url("/ready"), "").0 == 503).then_some(())
+    });
+    assert_eq!(server.fetch(&server.url("/health"), "").0, 200);
+    let body = json!({ "model": "tiny", "prompt": "hello", "max_tokens": 1 });
+    let refused = server.post("/v1/completions", &body);
+    assert_eq!(
+        (refused.status, &refused.body["error"]["code"]),
+        (503, &"unavailable".into())
+    );
+    let status = server.exited();
+    assert_eq!(status.code(), Some(0), "{}", server.log());
+    assert!(
+        server.log().contains("did not finish in time"),
+        "{}",
+        server.log()
+    );
+}
+
+#[test]
+fn live_answers_are_judged_and_written_down() {
+    let workspace = workspace("[compliance]\ndecision_log = 'logs/decisions.jsonl'\n");
+    // Every response violates it; no data contradicts it, so nothing is trained for it.
+    let policy = "apiVersion: realign/v1\nid: live\nversion: 1\nenforcement: enforce\nrules:\n  - id: any-hello\n    severity: high\n    when: { prompt: { any_phrase: [hello] } }\n    violates: { response: { length: { min: 0 } } }\n";
+    workspace.write("policies/live.yaml", policy);
+    let server = Server::start(&workspace);
+    let ended = server.ended(1);
+    assert_eq!(ended["status"], "no_conflict", "{ended}");
+    let generation = server.chat("tiny", "hello", 4).generation.unwrap();
+    server.chat("tiny", "something else", 4);
+    let _rest = server.stream("tiny", "hello", 4).rest();
+    let metric = |verdict: &str| server.metric("realign_compliance_responses_total", verdict);
+    wait("three judgements", || (metric("") == 3.0).then_some(()));
+    assert_eq!([metric("violates"), metric("complies")], [2.0, 1.0]);
+    let labels = "policy=\"live\",rule=\"any-hello\",severity=\"high\"";
+    assert_eq!(
+        server.metric("realign_policy_violations_total", labels),
+        2.0
+    );
+    let lines = wait("the decision log", || {
+        let text = workspace.read("logs/decisions.jsonl");
+        let lines: Option<Vec<Value>> =
+            text.lines().map(|l| serde_json::from_str(l).ok()).collect();
+        lines.filter(|lines| lines.len() == 3)
+    });
+    assert_eq!(lines[0]["generation"], generation.as_str());
+    assert_eq!(lines[0]["violations"][0]["rule"], "any-hello");
+    assert!(
+        lines.iter().all(|line| line.get("prompt").is_none()),
+        "{lines:?}"
+    );
+    assert_eq!(
+        lines[0]["request_id"]
+            .as_str()
+            .map(|id| id.starts_with("req_")),
+        Some(true)
+    );
+
+    workspace.remove("policies/live.yaml");
+    wait("the expiry of the rule's series", || {
+        (!server.get_text("/metrics").contains("any-hello")).then_some(())
+    });
+}
+
+#[test]
+fn a_gap_between_policies_and_what_serves_is_open_until_it_is_closed() {
+    let workspace = Workspace::tiny(1);
+    let server = Server::start(&workspace);
+    server.ended(1);
+    let aligned = || {
+        server.get("/admin/v1/overview")["serving"]["aligned"]
+            .as_bool()
+            .unwrap()
+    };
+    assert!(aligned());
+    workspace.drop_policy("xyzzy");
+    wait("an open gap", || (!aligned()).then_some(()));
+    assert_eq!(server.ended(2)["status"], "succeeded");
+    assert!(aligned());
+    let timeline = &server.get("/admin/v1/overview")["realignment"]["timeline"];
+    assert_eq!(
+        timeline["stages"].as_array().map(Vec::len),
+        Some(6),
+        "{timeline}"
+    );
+    assert!(timeline["losses"][0]["total"].is_number(), "{timeline}");
+    wait("a closed gap", || {
+        (server.metric("realign_alignment_gap_open_seconds", "") == 0.0).then_some(())
+    });
+    server.post("/admin/v1/generations/rollback", &json!({}));
+    assert!(!aligned(), "the base model does not fit the policy");
+    wait("an open gap in the metrics", || {
+        (server.metric("realign_alignment_gap_open_seconds", "") > 0.0).then_some(())
+    });
+}
