@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use realign::cli::{
-    Cli, Command, EXIT_FAILED, EXIT_OK, EXIT_USAGE, adapters, logs, model, policy, triage,
+    Cli, Command, EXIT_FAILED, EXIT_OK, EXIT_USAGE, adapters, eval, logs, model, policy, triage,
 };
 use realign::config::Config;
 use realign::server::Server;
@@ -31,6 +31,7 @@ fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Policy(command) => Ok(policy::run(command, &cli.global, &mut stdout())?),
         Command::Triage(args) => Ok(triage::run_triage(args, &cli.global, &mut stdout())?),
         Command::Plan(args) => Ok(triage::run_plan(args, &cli.global, &mut stdout())?),
+        Command::Eval(command) => Ok(eval::run(command, &cli.global, &mut stdout())?),
         Command::Adapters(command) => Ok(adapters::run(command, &cli.global, &mut stdout())?),
         Command::Model(command) => Ok(model::run(command, &cli.global, &mut stdout())?),
     }

@@ -5,13 +5,14 @@ mod report;
 
 use std::fmt::Write as _;
 use std::io::Write;
+use std::path::Path;
 
 use serde::Serialize;
 
 use super::{CliError, EXIT_OK, GlobalArgs, require};
 use crate::config::Config;
 use crate::control::recipe;
-use crate::oracle::RuleOracle;
+use crate::oracle::{Prepared, RuleOracle, prepare_trusted};
 use crate::policy::PolicySet;
 use crate::preferences::Dataset;
 use crate::triage::triage;
@@ -61,11 +62,12 @@ pub fn run_triage(
     global: &GlobalArgs,
     out: &mut dyn Write,
 ) -> Result<u8, CliError> {
-    let (set, dataset) = inputs(&global.resolve()?)?;
+    let (set, prepared, dataset) = inputs(&global.resolve()?)?;
     let oracle = match args.include_dryrun {
         true => RuleOracle::with_dryrun(&set),
         false => RuleOracle::new(&set),
     };
+    let oracle = oracle.with_matchers(prepared.matchers);
     let triage = triage(&dataset.pairs, &oracle);
     let report = TriageReport::new(&oracle, &dataset, &triage, args.examples);
     print(out, global.json, &report, &triage_text(&report))
@@ -78,8 +80,8 @@ pub fn run_triage(
 pub fn run_plan(args: &PlanArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<u8, CliError> {
     let config = global.resolve()?;
     let recipe = recipe(&config.train)?;
-    let (set, dataset) = inputs(&config)?;
-    let oracle = RuleOracle::new(&set);
+    let (set, prepared, dataset) = inputs(&config)?;
+    let oracle = prepared.oracle(&set);
     let triage = triage(&dataset.pairs, &oracle);
     let report = TriageReport::new(&oracle, &dataset, &triage, args.examples);
     let plan = Plan::new(
@@ -93,7 +95,7 @@ pub fn run_plan(args: &PlanArgs, global: &GlobalArgs, out: &mut dyn Write) -> Re
 }
 
 /// The set and the data as a server would take them: a set whose examples fail is refused.
-fn inputs(config: &Config) -> Result<(PolicySet, Dataset), CliError> {
+fn inputs(config: &Config) -> Result<(PolicySet, Prepared, Dataset), CliError> {
     require(
         &config.paths.policies,
         "a directory of policies (--policies)",
@@ -102,8 +104,15 @@ fn inputs(config: &Config) -> Result<(PolicySet, Dataset), CliError> {
         &config.paths.preferences,
         "a directory of preference data (--preferences)",
     )?;
-    let set = PolicySet::load_and_test(&config.paths.policies)?;
-    Ok((set, Dataset::load_dir(&config.paths.preferences)?))
+    let (set, prepared) = read_set(config, &config.paths.policies)?;
+    Ok((set, prepared, Dataset::load_dir(&config.paths.preferences)?))
+}
+
+/// A set as a server would take it, its rules ready to be asked.
+fn read_set(config: &Config, dir: &Path) -> Result<(PolicySet, Prepared), CliError> {
+    let set = PolicySet::load_dir(dir)?;
+    let prepared = prepare_trusted(&set, &super::oracle::services(config, &set)?)?;
+    Ok((set, prepared))
 }
 
 fn print(

@@ -9,6 +9,7 @@ mod context;
 mod gating;
 mod inputs;
 mod learn;
+mod oracle;
 mod realign;
 mod work;
 
@@ -18,6 +19,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::oracle::{Prepared, prepare_trusted};
 use crate::policy::{PolicySet, PolicyWatcher, WatchOptions};
 use crate::state::RealignmentRow;
 use crate::telemetry::{self, Outcome};
@@ -152,18 +154,29 @@ impl Loop {
         }
     }
 
-    /// Reads the directory; a set that is invalid or fails its examples changes nothing.
+    /// Reads the directory and makes its rules ready to be asked.
+    fn read_policies(&self) -> Result<(PolicySet, Prepared), String> {
+        let dir = &self.context.config.paths.policies;
+        let set = PolicySet::load_dir(dir).map_err(|e| e.to_string())?;
+        let services = self.context.services(&set)?;
+        let prepared = prepare_trusted(&set, &services).map_err(|e| e.to_string())?;
+        Ok((set, prepared))
+    }
+
+    /// Looks at the directory; a set that is invalid, fails its examples or has a rule below its
+    /// minimum changes nothing.
     fn look_at_policies(&mut self) {
-        let set = match PolicySet::load_and_test(&self.context.config.paths.policies) {
-            Ok(set) => set,
+        let (set, prepared) = match self.read_policies() {
+            Ok(read) => read,
             Err(errors) => {
-                self.context.refuse_policies(errors.to_string());
+                self.context.refuse_policies(errors);
                 return;
             }
         };
         let revision = set.revision().to_string();
         let unchanged = self.context.policies().revision() == revision && !self.at_start;
-        self.context.activate_policies(set);
+        self.context.activate_policies(set, prepared);
+        self.context.keep_dryrun(self.context.report_dryrun());
         if unchanged {
             return;
         }
@@ -205,7 +218,8 @@ impl Loop {
     /// Starts the realignment that the active set asks for. At the server's start (`wanted` is
     /// false) one that has ended already is not repeated: an operator may have rolled it back.
     fn begin(&mut self, wanted: bool) -> Result<Option<String>, String> {
-        let set = self.context.policies();
+        let active = self.context.active();
+        let set = active.set;
         let inputs = Inputs::collect(&self.context, &set).map_err(|e| e.to_string())?;
         let unfinished = self.context.supersede_unfinished(&inputs.hash);
         if unfinished.is_none() && !wanted && self.context.has_ended(&inputs.hash) {
@@ -224,6 +238,7 @@ impl Loop {
         let job = Job {
             id: id.clone(),
             policies: set,
+            matchers: active.matchers,
             inputs,
             flag: flag.clone(),
         };
