@@ -6,4 +6,6 @@ mod families;
 mod golden_parity;
 mod golden_training;
 mod hub;
+mod mutations;
+mod oracle;
 mod tidy;

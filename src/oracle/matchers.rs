@@ -76,6 +76,16 @@ impl Matchers {
         parts.collect::<Vec<_>>().join(" ")
     }
 
+    /// The same probes and no judges, for whoever plans without asking: what would reach a judge
+    /// is undecided.
+    pub fn without_judges(&self) -> Matchers {
+        Matchers {
+            features: self.features.clone(),
+            probes: self.probes.clone(),
+            ..Matchers::default()
+        }
+    }
+
     /// What was asked so far.
     pub fn usage(&self) -> MatcherUsage {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);

@@ -210,7 +210,7 @@ pub fn triage_cached(
 }
 
 /// The chosen and the rejected response, as the oracle sees them.
-pub(crate) fn exchanges(pair: &Pair) -> [Exchange<'_>; 2] {
+fn exchanges(pair: &Pair) -> [Exchange<'_>; 2] {
     let prompt = pair.prompt_text();
     [
         Exchange {
