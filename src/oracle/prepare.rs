@@ -1,6 +1,7 @@
 //! A policy set → an oracle that can be trusted: probes fitted, judges reached, every rule measured
 //! on its examples.
 
+use std::collections::hash_map::Entry;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -149,11 +150,9 @@ fn add(matchers: &mut Matchers, matcher: Matcher<'_>, services: &Services) -> Re
                 .insert(spec.id().to_owned(), Arc::new(fitted));
         }
         Matcher::Judge(spec) => {
-            let id = spec.id();
-            if !matchers.judges.contains_key(&id) {
+            if let Entry::Vacant(place) = matchers.judges.entry(spec.id()) {
                 let judge = Judge::prepare(spec.clone(), services.scores.clone());
-                let judge = judge.map_err(|error| error.to_string())?;
-                matchers.judges.insert(id, Arc::new(judge));
+                place.insert(Arc::new(judge.map_err(|error| error.to_string())?));
             }
         }
     }
