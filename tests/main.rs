@@ -7,4 +7,6 @@ mod golden_parity;
 mod golden_training;
 mod greedy;
 mod hub;
+mod mutations;
+mod oracle;
 mod tidy;

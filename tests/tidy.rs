@@ -52,7 +52,7 @@ fn modules_import_only_what_the_architecture_allows() {
         ("model", &[]),
         ("engine", &["model", "adapter"]),
         ("policy", &[]),
-        ("oracle", &["policy"]),
+        ("oracle", &["policy", "model"]),
         ("preferences", &[]),
         ("triage", &["oracle", "preferences", "policy"]),
         ("impact", &["model", "train", "triage"]),

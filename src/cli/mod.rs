@@ -2,10 +2,12 @@
 
 pub mod adapters;
 pub mod bench;
+pub mod eval;
 mod flags;
 pub mod keys;
 pub mod logs;
 pub mod model;
+mod oracle;
 pub mod policy;
 pub mod remote;
 pub mod triage;
@@ -43,6 +45,15 @@ pub enum CliError {
     /// The recipe cannot be trained with.
     #[error(transparent)]
     Recipe(#[from] crate::train::recipe::RecipeError),
+    /// The state database is not usable.
+    #[error(transparent)]
+    State(#[from] crate::state::StateError),
+    /// Hidden states cannot be read.
+    #[error(transparent)]
+    Features(#[from] crate::oracle::features::FeatureError),
+    /// Labelled data cannot be evaluated on.
+    #[error("{0}")]
+    Eval(String),
     /// The model is not usable.
     #[error(transparent)]
     Model(#[from] crate::model::ModelError),
@@ -161,6 +172,9 @@ pub enum Command {
     Triage(triage::TriageArgs),
     /// Show what a server would do with the policies and the data, without doing it
     Plan(triage::PlanArgs),
+    /// Measure the oracle against labelled data
+    #[command(subcommand)]
+    Eval(eval::EvalCommand),
     /// Look at published adapters, import one, activate one on a running server
     #[command(subcommand)]
     Adapters(adapters::AdaptersCommand),

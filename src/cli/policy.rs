@@ -1,4 +1,7 @@
-//! `realign policy`: check, test and compare policy files, without a model or a server.
+//! `realign policy`: check, test and compare policy files, without a server. The model is loaded
+//! only where a rule has a probe.
+
+mod trust;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -7,6 +10,7 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::{CliError, EXIT_FAILED, EXIT_OK, GlobalArgs, require};
+use crate::oracle::{Prepared, prepare};
 use crate::policy::{ExampleReport, PolicyErrors, PolicySet, diff};
 
 /// What to do with policies.
@@ -23,15 +27,20 @@ Errors are printed as file:line:column: message.")]
         /// Directory or file [default: the policy directory]
         path: Option<PathBuf>,
     },
-    /// Run the examples of every rule; exits 1 if one does not get the verdict it states
+    /// Run the examples of every rule and print its figures; exits 1 if a rule may not act
     #[command(after_help = "\
 Examples:
   realign policy test                     what a server does before it activates a set
   realign policy test new-rule.yaml --json
-A server refuses a set whose examples fail, and keeps the set it has.")]
+  realign policy test --svg plots/        calibration plots of rules with probes or judges
+A server refuses a set whose examples fail or with a rule below its minimum, and keeps the set it
+has. Rules with probes are measured by cross-validation.")]
     Test {
         /// Directory or file [default: the policy directory]
         path: Option<PathBuf>,
+        /// Directory for one SVG calibration plot per rule that gives probabilities
+        #[arg(long, value_name = "DIR")]
+        svg: Option<PathBuf>,
     },
     /// Show what changes in meaning from one set to another
     #[command(after_help = "\
@@ -60,8 +69,17 @@ pub fn run(
         PolicyCommand::Check { path } => {
             check(read(&place(path.as_deref(), global)?)?, global.json, out)
         }
-        PolicyCommand::Test { path } => match read(&place(path.as_deref(), global)?)? {
-            Ok(set) => test(&set.run_examples(), global.json, out),
+        PolicyCommand::Test { path, svg } => match read(&place(path.as_deref(), global)?)? {
+            Ok(set) => {
+                let services = super::oracle::services(&global.resolve()?, &set)?;
+                match prepare(&set, &services) {
+                    Ok(prepared) => {
+                        write_plots(svg.as_deref(), &prepared)?;
+                        test(&set.run_examples(), &prepared, global.json, out)
+                    }
+                    Err(errors) => check(Err(errors), global.json, out),
+                }
+            }
             Err(errors) => check(Err(errors), global.json, out),
         },
         PolicyCommand::Diff { old, new } => compare(&read(old)??, &read(new)??, global.json, out),
@@ -111,15 +129,43 @@ fn check(
     }
 }
 
-fn test(report: &ExampleReport, as_json: bool, out: &mut dyn Write) -> Result<u8, CliError> {
+fn test(
+    report: &ExampleReport,
+    prepared: &Prepared,
+    as_json: bool,
+    out: &mut dyn Write,
+) -> Result<u8, CliError> {
+    let below: Vec<String> = prepared
+        .trust
+        .iter()
+        .filter_map(|t| Some(format!("{}:{}: {}", t.policy, t.rule, t.shortfall()?)))
+        .collect();
+    let passed = report.passed() && below.is_empty();
     let json = json!({
-        "passed": report.passed(), "rules": report.rules, "untested": report.untested(),
+        "passed": passed, "rules": report.rules, "untested": report.untested(),
+        "trust": prepared.trust, "below_minimum": below, "usage": prepared.matchers.usage(),
     });
-    print(out, as_json, &json, &test_table(report))?;
-    Ok(match report.passed() {
+    let text = format!(
+        "{}\n\n{}",
+        test_table(report),
+        trust::table(&prepared.trust)
+    );
+    print(out, as_json, &json, text.trim_end())?;
+    Ok(match passed {
         true => EXIT_OK,
         false => EXIT_FAILED,
     })
+}
+
+fn write_plots(dir: Option<&Path>, prepared: &Prepared) -> Result<(), CliError> {
+    let Some(dir) = dir else { return Ok(()) };
+    std::fs::create_dir_all(dir)?;
+    let plotted = prepared.trust.iter().filter(|t| !t.calibration.is_empty());
+    for rule in plotted {
+        let name = format!("{}-{}.svg", rule.policy, rule.rule).replace('/', "_");
+        std::fs::write(dir.join(name), trust::svg(rule))?;
+    }
+    Ok(())
 }
 
 /// One line per rule, then the failures with their places, then the totals.
@@ -259,6 +305,7 @@ rules:
         assert_eq!(run_json(&whole).1["errors"][0]["line"], 8);
         // An invalid set cannot be tested, for the same reasons.
         let test = PolicyCommand::Test {
+            svg: None,
             path: Some(dir.path().into()),
         };
         assert_eq!(run_json(&test).0, EXIT_FAILED);
@@ -273,11 +320,11 @@ rules:
     fn test_runs_the_examples() {
         let dir = tempfile::tempdir().unwrap();
         let path = file(dir.path(), "good.yaml", GOOD);
-        let (code, text) = run_text(&PolicyCommand::Test { path });
+        let (code, text) = run_text(&PolicyCommand::Test { path, svg: None });
         assert_eq!(code, EXIT_OK);
         assert!(text.contains("no-doses:dose  ok        2 of 2"), "{text}");
         let path = file(dir.path(), "wrong.yaml", &GOOD.replace("200 mg", "some"));
-        let command = PolicyCommand::Test { path };
+        let command = PolicyCommand::Test { path, svg: None };
         let (code, text) = run_text(&command);
         assert_eq!(code, EXIT_FAILED);
         assert!(

@@ -1,22 +1,28 @@
 //! `realign triage` and `realign plan`: what the policies say about the preference data, and what a
 //! server would do about it. Nothing is trained and nothing is written.
 
+mod flips;
 mod report;
+mod stream;
 
 use std::fmt::Write as _;
 use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::{CliError, EXIT_OK, GlobalArgs, require};
 use crate::config::Config;
 use crate::control::recipe;
-use crate::oracle::RuleOracle;
+use crate::oracle::{Prepared, RuleOracle, prepare_trusted};
 use crate::policy::PolicySet;
 use crate::preferences::Dataset;
 use crate::triage::triage;
 
+pub use flips::{Flip, Flips};
 pub use report::{Conflict, Plan, Reason, RuleCount, TriageReport};
+pub use stream::StreamReport;
 
 /// Characters of a text that a line on a terminal shows; JSON has the whole text.
 const SHOWN: usize = 90;
@@ -28,6 +34,7 @@ Examples:
   realign triage                          policies/ over preferences/
   realign triage --examples 5             with five conflicting pairs and the rules that decided
   realign triage --policies staging/ --include-dryrun --json
+  realign triage --data huge.jsonl.gz     one file as a stream
 Categories: invert (chosen violates, rejected complies), punish (both violate), retain (chosen
 complies). The gap ratio is the share of pairs that are not retained.")]
 pub struct TriageArgs {
@@ -37,6 +44,9 @@ pub struct TriageArgs {
     /// Also judge by policies with `enforcement: dryrun`
     #[arg(long)]
     pub include_dryrun: bool,
+    /// Triage this one file instead (.jsonl, .gz or .zst), in bounded memory, however large
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
 }
 
 /// Flags of `plan`.
@@ -44,12 +54,19 @@ pub struct TriageArgs {
 #[command(after_help = "\
 Examples:
   realign plan                            what a server would do with policies/ now
-  realign plan --policies staging/ --json before staging/ is copied to policies/
+  realign plan --policies staging/ --examples 3   before staging/ is copied to policies/:
+                                          which pairs flip against policies/, and by which rule
+  realign plan --policies new/ --against old/
+No judge is asked about the data: what would reach one is counted.
 The steps are an upper bound: pairs longer than the recipe's max_tokens are left out of training.")]
 pub struct PlanArgs {
     /// Conflicting pairs to show, with the rules that decided
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub examples: usize,
+    /// Directory of the active set to compare with [default: the configured policies, where
+    /// --policies names others]
+    #[arg(long, value_name = "DIR")]
+    pub against: Option<PathBuf>,
 }
 
 /// Runs `triage` and returns the exit code.
@@ -61,10 +78,22 @@ pub fn run_triage(
     global: &GlobalArgs,
     out: &mut dyn Write,
 ) -> Result<u8, CliError> {
-    let (set, dataset) = inputs(&global.resolve()?)?;
+    let config = global.resolve()?;
+    let dataset = match args.data {
+        Some(_) => None,
+        None => Some(read_data(&config)?),
+    };
+    let (set, prepared) = read_set(&config, &config.paths.policies)?;
     let oracle = match args.include_dryrun {
         true => RuleOracle::with_dryrun(&set),
         false => RuleOracle::new(&set),
+    };
+    let oracle = oracle.with_matchers(prepared.matchers);
+    let Some(dataset) = dataset else {
+        let file = args.data.as_deref().unwrap_or(Path::new(""));
+        require(file, "a file of preference data (--data)")?;
+        let report = StreamReport::read(&oracle, file)?;
+        return print(out, global.json, &report, &report.text());
     };
     let triage = triage(&dataset.pairs, &oracle);
     let report = TriageReport::new(&oracle, &dataset, &triage, args.examples);
@@ -78,32 +107,68 @@ pub fn run_triage(
 pub fn run_plan(args: &PlanArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<u8, CliError> {
     let config = global.resolve()?;
     let recipe = recipe(&config.train)?;
-    let (set, dataset) = inputs(&config)?;
-    let oracle = RuleOracle::new(&set);
+    let dataset = read_data(&config)?;
+    let (set, prepared) = read_set(&config, &config.paths.policies)?;
+    let unasked = Arc::new(prepared.matchers.without_judges());
+    let oracle = prepared.oracle(&set).with_matchers(unasked);
     let triage = triage(&dataset.pairs, &oracle);
+    let flips = match active_directory(args, global)? {
+        Some(dir) => {
+            let (active, prepared) = read_set(&config, &dir)?;
+            let unasked = Arc::new(prepared.matchers.without_judges());
+            let before = prepared.oracle(&active).with_matchers(unasked);
+            let before = crate::triage::triage(&dataset.pairs, &before);
+            Some(Flips::new(&dataset.pairs, &before, &triage, args.examples))
+        }
+        None => None,
+    };
     let report = TriageReport::new(&oracle, &dataset, &triage, args.examples);
-    let plan = Plan::new(
+    let mut plan = Plan::new(
         report,
         &recipe,
         &dataset,
         &triage,
         config.gate.holdout_ratio,
     );
+    plan.judge_calls = oracle.usage().undecided;
+    plan.flips = flips;
     print(out, global.json, &plan, &plan_text(&plan))
 }
 
-/// The set and the data as a server would take them: a set whose examples fail is refused.
-fn inputs(config: &Config) -> Result<(PolicySet, Dataset), CliError> {
-    require(
-        &config.paths.policies,
-        "a directory of policies (--policies)",
-    )?;
+/// The directory of the active set: `--against`, else the configured one if `--policies` names
+/// another.
+fn active_directory(args: &PlanArgs, global: &GlobalArgs) -> Result<Option<PathBuf>, CliError> {
+    if let Some(dir) = &args.against {
+        require(dir, "a directory of policies (--against)")?;
+        return Ok(Some(dir.clone()));
+    }
+    let Some(given) = &global.policies else {
+        return Ok(None);
+    };
+    let configured = GlobalArgs {
+        policies: None,
+        ..global.clone()
+    };
+    let active = configured.resolve()?.paths.policies;
+    Ok((active != *given && active.is_dir()).then_some(active))
+}
+
+/// The data as a server would take it.
+fn read_data(config: &Config) -> Result<Dataset, CliError> {
     require(
         &config.paths.preferences,
         "a directory of preference data (--preferences)",
     )?;
-    let set = PolicySet::load_and_test(&config.paths.policies)?;
-    Ok((set, Dataset::load_dir(&config.paths.preferences)?))
+    Ok(Dataset::load_dir(&config.paths.preferences)?)
+}
+
+/// A set as a server would take it, its rules ready to be asked; one whose examples fail or with a
+/// rule below its minimum is refused.
+fn read_set(config: &Config, dir: &Path) -> Result<(PolicySet, Prepared), CliError> {
+    require(dir, "a directory of policies (--policies)")?;
+    let set = PolicySet::load_dir(dir)?;
+    let prepared = prepare_trusted(&set, &super::oracle::services(config, &set)?)?;
+    Ok((set, prepared))
 }
 
 fn print(
@@ -135,6 +200,33 @@ fn write_triage(text: &mut String, report: &TriageReport) -> std::fmt::Result {
     )?;
     if report.duplicates > 0 {
         writeln!(text, "{} duplicate lines were merged", report.duplicates)?;
+    }
+    for pair in &report.contradictions {
+        writeln!(text, "{} prefers what {} rejects", pair.second, pair.first)?;
+    }
+    if report.undecided > 0 {
+        let (count, rest) = (
+            report.undecided,
+            "are counted as retained until a judge or the model answers",
+        );
+        writeln!(text, "{count} pairs could not be decided and {rest}")?;
+    }
+    if let Some(reached) = report
+        .reached
+        .filter(|r| r.probe + r.judge + r.undecided > 0)
+    {
+        writeln!(
+            text,
+            "verdicts by text {}, by probe {}, by judge {} (share {:.3}; {} calls, {} cached, {} tokens, cost {:.4})",
+            reached.text,
+            reached.probe,
+            reached.judge,
+            reached.judge_share,
+            reached.judges.calls,
+            reached.judges.cached,
+            reached.judges.prompt_tokens + reached.judges.completion_tokens,
+            reached.judges.cost
+        )?;
     }
     for line in &report.skipped {
         writeln!(text, "skipped {line}")?;
@@ -188,8 +280,20 @@ fn plan_text(plan: &Plan) -> String {
     } else {
         "\n"
     };
+    let flips = plan.flips.as_ref().map(Flips::text).unwrap_or_default();
+    let effect = match plan.trains {
+        true => format!(
+            "{effect}; about {:.1} minutes at the demo's rate",
+            plan.minutes
+        ),
+        false => effect,
+    };
+    let judged = match plan.judge_calls {
+        0 => String::new(),
+        calls => format!("at most {calls} questions to judges\n"),
+    };
     format!(
-        "{}{gap}{effect}\n{} of the training pairs are in conflict; {} pairs are held out to measure on, {} of them in conflict\n",
+        "{}{flips}{gap}{judged}{effect}\n{} of the training pairs are in conflict; {} pairs are held out to measure on, {} of them in conflict\n",
         triage_text(&plan.triage),
         plan.train_conflicts,
         plan.holdout_pairs,

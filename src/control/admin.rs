@@ -74,7 +74,8 @@ pub fn announce(context: &Context, swapped: &Swapped, to: &Generation, took: Dur
 
 impl AdminDoor for Control {
     fn policies(&self) -> Value {
-        let set = self.context.policies();
+        let active = self.context.active();
+        let set = active.set;
         let policies: Vec<Value> = set
             .policies()
             .iter()
@@ -83,7 +84,7 @@ impl AdminDoor for Control {
                 json!({ "id": p.id, "version": p.version, "description": p.description, "enforcement": p.enforcement, "rules": rules })
             })
             .collect();
-        json!({ "revision": set.revision(), "gate": set.gate(), "policies": policies, "last_error": self.context.refused() })
+        json!({ "revision": set.revision(), "gate": set.gate(), "policies": policies, "last_error": self.context.refused(), "trust": active.trust, "dryrun": active.dryrun })
     }
 
     fn realignments(&self) -> Value {

@@ -1,6 +1,6 @@
 //! What a realignment and the operator API share.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::adapter::generation::{Generation, GenerationId};
@@ -8,6 +8,7 @@ use crate::adapter::{AdapterError, AdapterStore, Registry, base_id, validate};
 use crate::config::{Config, TrainConfig};
 use crate::engine::EngineHandle;
 use crate::model::LoadedModel;
+use crate::oracle::{FeatureSource, Matchers, Prepared, RuleTrust};
 use crate::policy::{PolicySet, WatchError};
 use crate::state::{RealignmentRow, StateDb, StateError};
 use crate::telemetry::event::PolicyRevision;
@@ -57,13 +58,21 @@ pub struct Context {
     pub db: Arc<StateDb>,
     pub telemetry: Arc<Telemetry>,
     pub recipe: Recipe,
+    /// Hidden states of the base model, once a probe has asked for them.
+    pub features: Mutex<Option<Arc<dyn FeatureSource>>>,
     policies: RwLock<Active>,
 }
 
 /// The active policy set, and why the last look at the directory was refused, if it was.
-#[derive(Default)]
-struct Active {
-    set: Arc<PolicySet>,
+#[derive(Clone, Default)]
+pub struct Active {
+    pub set: Arc<PolicySet>,
+    /// Its probes and judges.
+    pub matchers: Arc<Matchers>,
+    /// How its rules did on their examples.
+    pub trust: Vec<RuleTrust>,
+    /// What its `dryrun` policies say about the data, if it has any.
+    pub dryrun: Option<serde_json::Value>,
     refused: Option<String>,
 }
 
@@ -88,6 +97,7 @@ impl Context {
             db,
             telemetry,
             recipe,
+            features: Mutex::default(),
             policies: RwLock::default(),
         })
     }
@@ -98,10 +108,14 @@ impl Context {
 
     /// The active policy set.
     pub fn policies(&self) -> Arc<PolicySet> {
+        self.active().set
+    }
+
+    /// The active policy set with what its rules may ask.
+    pub fn active(&self) -> Active {
         self.policies
             .read()
             .unwrap_or_else(PoisonError::into_inner)
-            .set
             .clone()
     }
 
@@ -114,7 +128,7 @@ impl Context {
             .clone()
     }
 
-    pub fn activate_policies(&self, set: PolicySet) {
+    pub fn activate_policies(&self, set: PolicySet, prepared: Prepared) {
         let policies = set.policies().iter();
         let policies = policies
             .map(|p| PolicyRevision {
@@ -131,8 +145,19 @@ impl Context {
             .write()
             .unwrap_or_else(PoisonError::into_inner) = Active {
             set: Arc::new(set),
+            matchers: prepared.matchers,
+            trust: prepared.trust,
+            dryrun: None,
             refused: None,
         };
+    }
+
+    /// Keeps what `dryrun` policies say, for the operator to see.
+    pub fn keep_dryrun(&self, report: Option<serde_json::Value>) {
+        self.policies
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .dryrun = report;
     }
 
     pub fn refuse_policies(&self, error: String) {

@@ -10,6 +10,7 @@ mod gating;
 mod inputs;
 mod learn;
 mod moderation;
+mod oracle;
 mod realign;
 mod work;
 
@@ -19,6 +20,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::oracle::{Matchers, Prepared, prepare_trusted};
 use crate::policy::{PolicySet, PolicyWatcher, WatchOptions};
 use crate::state::RealignmentRow;
 use crate::telemetry::{self, Outcome};
@@ -93,9 +95,10 @@ impl Control {
         let _closed = self.events.send(Event::PoliciesChanged);
     }
 
-    /// The active policy set.
-    pub fn policies(&self) -> Arc<PolicySet> {
-        self.context.policies()
+    /// The active policies with what their rules may ask beyond the text.
+    pub fn active_policies(&self) -> (Arc<PolicySet>, Arc<Matchers>) {
+        let active = self.context.active();
+        (active.set, active.matchers)
     }
 
     /// Stops a running realignment at its next step, leaving it to be resumed, and ends the loop.
@@ -164,18 +167,29 @@ impl Loop {
         }
     }
 
-    /// Reads the directory; a set that is invalid or fails its examples changes nothing.
+    /// Reads the directory and makes its rules ready to be asked.
+    fn read_policies(&self) -> Result<(PolicySet, Prepared), String> {
+        let dir = &self.context.config.paths.policies;
+        let set = PolicySet::load_dir(dir).map_err(|e| e.to_string())?;
+        let services = self.context.services(&set)?;
+        let prepared = prepare_trusted(&set, &services).map_err(|e| e.to_string())?;
+        Ok((set, prepared))
+    }
+
+    /// Looks at the directory; a set that is invalid, fails its examples or has a rule below its
+    /// minimum changes nothing.
     fn look_at_policies(&mut self) {
-        let set = match PolicySet::load_and_test(&self.context.config.paths.policies) {
-            Ok(set) => set,
+        let (set, prepared) = match self.read_policies() {
+            Ok(read) => read,
             Err(errors) => {
-                self.context.refuse_policies(errors.to_string());
+                self.context.refuse_policies(errors);
                 return;
             }
         };
         let revision = set.revision().to_string();
         let unchanged = self.context.policies().revision() == revision && !self.at_start;
-        self.context.activate_policies(set);
+        self.context.activate_policies(set, prepared);
+        self.context.keep_dryrun(self.context.report_dryrun());
         if unchanged {
             return;
         }
@@ -217,7 +231,8 @@ impl Loop {
     /// Starts the realignment that the active set asks for. At the server's start (`wanted` is
     /// false) one that has ended already is not repeated: an operator may have rolled it back.
     fn begin(&mut self, wanted: bool) -> Result<Option<String>, String> {
-        let set = self.context.policies();
+        let active = self.context.active();
+        let set = active.set;
         let inputs = Inputs::collect(&self.context, &set).map_err(|e| e.to_string())?;
         let unfinished = self.context.supersede_unfinished(&inputs.hash);
         if unfinished.is_none() && !wanted && self.context.has_ended(&inputs.hash) {
@@ -236,6 +251,7 @@ impl Loop {
         let job = Job {
             id: id.clone(),
             policies: set,
+            matchers: active.matchers,
             inputs,
             flag: flag.clone(),
         };

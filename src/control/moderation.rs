@@ -2,11 +2,11 @@
 
 use super::Control;
 use crate::api::{ModerationDoor, Moderations};
-use crate::oracle::{Exchange, Oracle, RuleOracle};
+use crate::oracle::{Exchange, Oracle};
 
 impl ModerationDoor for Control {
     fn moderate(&self, prompt: &str, responses: &[String]) -> Moderations {
-        let oracle = RuleOracle::new(&self.context.policies());
+        let oracle = self.context.oracle();
         let rules: Vec<(String, String)> = oracle
             .rules()
             .map(|(policy, rule)| (policy.id.clone(), rule.id.clone()))

@@ -15,7 +15,7 @@ use super::work::Work;
 use crate::adapter::generation::{Generation, GenerationId};
 use crate::adapter::{self, Manifest, content_id};
 use crate::model::Ops;
-use crate::oracle::RuleOracle;
+use crate::oracle::{Matchers, RuleOracle};
 use crate::policy::PolicySet;
 use crate::state::{GenerationRow, GenerationStatus, Report};
 use crate::telemetry::{Event, Outcome, Stage};
@@ -25,6 +25,8 @@ use crate::triage::{Triage, triage_cached};
 pub struct Job {
     pub id: String,
     pub policies: Arc<PolicySet>,
+    /// The policies' probes and judges.
+    pub matchers: Arc<Matchers>,
     pub inputs: Inputs,
     /// Why to stop, if not 0; see [`super::stop`].
     pub flag: Arc<AtomicU8>,
@@ -89,9 +91,17 @@ fn realign(context: &Context, job: &Job) -> Result<Done, Stop> {
         context,
         job,
         work: &work,
-        oracle: RuleOracle::new(&job.policies),
+        oracle: RuleOracle::new(&job.policies).with_matchers(job.matchers.clone()),
     };
     let triage = run.triage();
+    if let Some(open) = triage.first_failure() {
+        // Verdicts that were had are kept, so the next attempt begins where this one stopped.
+        let (count, rule, why) = (triage.undecided, &open.rule, &open.why);
+        return Err(Stop::Failed(format!(
+            "{count} pairs could not be triaged; rule {}:{rule}: {why}",
+            open.policy
+        )));
+    }
     if let Some(known) = run.known_result()? {
         return run.reuse(known);
     }
@@ -138,6 +148,8 @@ impl Realignment<'_> {
             id = self.job.id,
             judged = judged.judged,
             cached = judged.cached,
+            undecided = triage.undecided,
+            reached = %json!(self.oracle.usage()),
             "triage"
         );
         if counts.invert == 0 && counts.punish > 0 {

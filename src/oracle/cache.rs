@@ -8,32 +8,24 @@ use sha2::{Digest, Sha256};
 
 use crate::policy::{Exchange, MATCHER_VERSION, Rule};
 
-/// SHA-256 over prompt, response, labels, the rule's hash and the matchers' version.
+/// Half a SHA-256 over the rule's hash, its fits and the matchers' version, then half a SHA-256
+/// over prompt, response and labels. The rule stands first, so that a sorted store holds a rule's
+/// verdicts side by side and reads them in one sweep.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VerdictKey(pub [u8; 32]);
 
 impl VerdictKey {
     /// The key of one rule's verdict on one response.
     pub fn new(exchange: &Exchange<'_>, rule: &Rule) -> VerdictKey {
-        VerdictKey::of(&exchange_digest(exchange), rule)
+        VerdictKey::of(&exchange_digest(exchange), &rule_digest(rule, ""))
     }
 
-    /// As [`VerdictKey::new`] for several rules; the texts are hashed once.
-    pub fn for_rules<'r>(
-        exchange: &Exchange<'_>,
-        rules: impl Iterator<Item = &'r Rule>,
-    ) -> Vec<VerdictKey> {
-        let digest = exchange_digest(exchange);
-        rules.map(|rule| VerdictKey::of(&digest, rule)).collect()
-    }
-
-    fn of(exchange: &[u8; 32], rule: &Rule) -> VerdictKey {
-        // Every part has a fixed length, so their concatenation is unambiguous.
-        let mut hasher = Sha256::new();
-        hasher.update(MATCHER_VERSION.to_le_bytes());
-        hasher.update(exchange);
-        hasher.update(rule.hash());
-        VerdictKey(hasher.finalize().into())
+    /// The key from the digests of both halves.
+    pub(super) fn of(exchange: &[u8; 16], rule: &[u8; 16]) -> VerdictKey {
+        let mut key = [0; 32];
+        key[..16].copy_from_slice(rule);
+        key[16..].copy_from_slice(exchange);
+        VerdictKey(key)
     }
 
     /// The key as 64 hex digits.
@@ -48,7 +40,24 @@ impl fmt::Debug for VerdictKey {
     }
 }
 
-fn exchange_digest(exchange: &Exchange<'_>) -> [u8; 32] {
+/// What a rule's verdicts depend on; `fits` names its probes and judges.
+pub(super) fn rule_digest(rule: &Rule, fits: &str) -> [u8; 16] {
+    let mut hasher = Sha256::new();
+    hasher.update(MATCHER_VERSION.to_le_bytes());
+    // The hash has a fixed length, so what follows is unambiguous.
+    hasher.update(rule.hash());
+    hasher.update(fits);
+    half(hasher)
+}
+
+fn half(hasher: Sha256) -> [u8; 16] {
+    let whole: [u8; 32] = hasher.finalize().into();
+    let mut out = [0; 16];
+    out.copy_from_slice(&whole[..16]);
+    out
+}
+
+pub(super) fn exchange_digest(exchange: &Exchange<'_>) -> [u8; 16] {
     let mut hasher = Sha256::new();
     let texts = [exchange.prompt, exchange.response];
     for text in texts
@@ -58,7 +67,7 @@ fn exchange_digest(exchange: &Exchange<'_>) -> [u8; 32] {
         hasher.update((text.len() as u64).to_le_bytes());
         hasher.update(text);
     }
-    hasher.finalize().into()
+    half(hasher)
 }
 
 /// Where verdicts are kept; `true` is "violates".

@@ -1,10 +1,24 @@
-//! The policy oracle: which rules a response violates. Pure.
+//! The policy oracle: which rules a response violates.
 //!
 //! [`RuleOracle`] evaluates a policy set's rules; [`cache`] keeps verdicts per rule, so that
-//! editing one rule re-judges that rule alone.
+//! editing one rule re-judges that rule alone. Text decides first; where it leaves a rule open,
+//! [`probe`]s read the base model's hidden states ([`hidden`]), and [`judge`]s ask an endpoint.
+//! [`prepare()`] fits and measures all that ([`trust`]) before a set may act.
 
+mod bits;
 pub mod cache;
+pub mod features;
+pub mod hidden;
+pub mod judge;
+pub mod logistic;
+pub mod matchers;
+pub mod measure;
+pub mod prepare;
+pub mod probe;
+pub mod products;
 mod rules;
+pub mod scores;
+pub mod trust;
 
 #[cfg(test)]
 mod tests;
@@ -13,7 +27,13 @@ use serde::Serialize;
 
 pub use crate::policy::{Exchange, Severity};
 pub use cache::{CacheCounts, MemoryVerdictCache, VerdictCache, VerdictKey};
+pub use features::FeatureSource;
+pub use hidden::HiddenStates;
+pub use matchers::{MatcherUsage, Matchers};
+pub use prepare::{Prepared, Services, needs_services, prepare, prepare_trusted};
 pub use rules::RuleOracle;
+pub use scores::{MemoryScoreCache, ScoreCache};
+pub use trust::RuleTrust;
 
 /// A rule that a response violates.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -31,12 +51,31 @@ pub struct Violation {
 pub struct Judgement {
     /// The violated rules, in policy-id order, then file order.
     pub violations: Vec<Violation>,
+    /// The rules that could not be decided; empty unless hidden states or a judge failed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub undecided: Vec<Undecided>,
+}
+
+/// A rule that could not be decided.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Undecided {
+    /// Policy id.
+    pub policy: String,
+    /// Rule id.
+    pub rule: String,
+    /// Why.
+    pub why: String,
 }
 
 impl Judgement {
-    /// Whether no rule is violated.
+    /// Whether no rule is violated. What could not be decided is no evidence of compliance.
     pub fn complies(&self) -> bool {
-        self.violations.is_empty()
+        self.violations.is_empty() && self.undecided.is_empty()
+    }
+
+    /// Whether a rule is violated, whatever else could not be decided.
+    pub fn violates(&self) -> bool {
+        !self.violations.is_empty()
     }
 
     /// The gravest violation's severity.
@@ -52,6 +91,15 @@ impl Judgement {
 pub trait Oracle: Send + Sync {
     /// Judges one response. The same exchange always gets the same judgement.
     fn judge(&self, exchange: &Exchange<'_>) -> Judgement;
+
+    /// Judges several responses, in order; faster than one by one where the model or a judge is
+    /// asked.
+    fn judge_many(&self, exchanges: &[Exchange<'_>]) -> Vec<Judgement> {
+        exchanges
+            .iter()
+            .map(|exchange| self.judge(exchange))
+            .collect()
+    }
 
     /// Content hash of what it judges by: equal revisions, equal judgements.
     fn revision(&self) -> &str;

@@ -4,22 +4,25 @@ use std::sync::Arc;
 
 use crate::policy::{Policy, PolicySet, Rule};
 
-use super::cache::{CacheCounts, VerdictCache, VerdictKey};
-use super::{Exchange, Judgement, Oracle, Violation};
+use super::cache::{CacheCounts, VerdictCache, VerdictKey, exchange_digest, rule_digest};
+use super::matchers::{MatcherUsage, Matchers, RuleVerdict};
+use super::{Exchange, Judgement, Oracle, Undecided, Violation};
 
-/// How many verdicts are asked of a cache at once: enough to make a transaction worth while,
-/// few enough to keep the keys in a few hundred kilobytes.
-const CACHE_BATCH: usize = 4096;
+/// How many verdicts are asked of a cache at once: enough for a sweep over a rule's verdicts to be
+/// worth while, few enough to keep the keys in some megabytes.
+const CACHE_BATCH: usize = 1 << 18;
 
 /// Judges by the rules of a policy set.
 #[derive(Clone, Debug)]
 pub struct RuleOracle {
     policies: Vec<Arc<Policy>>,
     revision: String,
+    matchers: Arc<Matchers>,
 }
 
 impl RuleOracle {
-    /// Judges by the enforced policies; its revision is the set's.
+    /// Judges by the enforced policies; its revision is the set's. Rules with probes or judges are
+    /// undecided until it has them ([`RuleOracle::with_matchers`]).
     pub fn new(set: &PolicySet) -> RuleOracle {
         let policies = set
             .policies()
@@ -30,6 +33,7 @@ impl RuleOracle {
         RuleOracle {
             policies,
             revision: set.revision().to_owned(),
+            matchers: Arc::default(),
         }
     }
 
@@ -38,7 +42,18 @@ impl RuleOracle {
         RuleOracle {
             policies: set.policies().to_vec(),
             revision: set.content_hash().to_owned(),
+            matchers: Arc::default(),
         }
+    }
+
+    /// The same oracle with probes and judges that are ready (see [`super::prepare()`]).
+    pub fn with_matchers(self, matchers: Arc<Matchers>) -> RuleOracle {
+        RuleOracle { matchers, ..self }
+    }
+
+    /// Where its verdicts were decided so far, and what judges cost.
+    pub fn usage(&self) -> MatcherUsage {
+        self.matchers.usage()
     }
 
     /// The rules it judges by, each with its policy, in the order of a judgement's violations.
@@ -56,56 +71,117 @@ impl RuleOracle {
         cache: &dyn VerdictCache,
     ) -> (Vec<Judgement>, CacheCounts) {
         let rules: Vec<(&Policy, &Rule)> = self.rules().collect();
+        let digests: Vec<[u8; 16]> = rules
+            .iter()
+            .map(|(_, rule)| rule_digest(rule, &self.matchers.identity(rule)))
+            .collect();
         let mut judgements = Vec::with_capacity(exchanges.len());
         let mut counts = CacheCounts::default();
         for chunk in exchanges.chunks((CACHE_BATCH / rules.len().max(1)).max(1)) {
-            let keys: Vec<VerdictKey> = chunk
+            let texts: Vec<[u8; 16]> = chunk.iter().map(exchange_digest).collect();
+            // Rule by rule, as the keys sort.
+            let keys: Vec<VerdictKey> = digests
                 .iter()
-                .flat_map(|exchange| VerdictKey::for_rules(exchange, rules.iter().map(|r| r.1)))
+                .flat_map(|rule| texts.iter().map(|text| VerdictKey::of(text, rule)))
                 .collect();
-            let known = cache.get_many(&keys);
-            let mut fresh = Vec::new();
-            for (i, exchange) in chunk.iter().enumerate() {
-                let mut judgement = Judgement::default();
-                for (j, (policy, rule)) in rules.iter().enumerate() {
-                    let at = i * rules.len() + j;
-                    let violated = match known.get(at).copied().flatten() {
-                        Some(verdict) => {
-                            counts.cached += 1;
-                            verdict
-                        }
-                        None => {
-                            counts.judged += 1;
-                            let verdict = rule.violated_by(exchange);
-                            fresh.push((keys[at], verdict));
-                            verdict
-                        }
-                    };
-                    if violated {
-                        judgement.violations.push(violation(policy, rule));
+            let mut known = cache.get_many(&keys);
+            known.resize(keys.len(), None);
+            let open: Vec<usize> = (0..keys.len()).filter(|&at| known[at].is_none()).collect();
+            counts.judged += open.len();
+            counts.cached += keys.len() - open.len();
+            let questions: Vec<(Exchange<'_>, &Rule)> = open
+                .iter()
+                .map(|at| (chunk[at % chunk.len()], rules[at / chunk.len()].1))
+                .collect();
+            let verdicts = self.matchers.decide(&questions);
+            let mut fresh = Vec::with_capacity(open.len());
+            let mut failures = Vec::new();
+            for (&at, verdict) in open.iter().zip(verdicts) {
+                match verdict {
+                    RuleVerdict::Known(violates) => {
+                        known[at] = Some(violates);
+                        fresh.push((keys[at], violates));
                     }
+                    RuleVerdict::Undecided(why) => failures.push((at, why)),
                 }
-                judgements.push(judgement);
             }
             cache.put_many(&fresh);
+            let first = judgements.len();
+            judgements
+                .extend((0..chunk.len()).map(|i| self.collect(&rules, &known, i, chunk.len())));
+            for (at, why) in failures {
+                let (policy, rule) = rules[at / chunk.len()];
+                judgements[first + at % chunk.len()]
+                    .undecided
+                    .push(Undecided {
+                        policy: policy.id.clone(),
+                        rule: rule.id.clone(),
+                        why,
+                    });
+            }
         }
         (judgements, counts)
+    }
+
+    /// The violations of one exchange, from verdicts that stand rule by rule.
+    fn collect(
+        &self,
+        rules: &[(&Policy, &Rule)],
+        known: &[Option<bool>],
+        exchange: usize,
+        exchanges: usize,
+    ) -> Judgement {
+        let violated = rules
+            .iter()
+            .enumerate()
+            .filter(|(rule, _)| known[rule * exchanges + exchange] == Some(true));
+        Judgement {
+            violations: violated
+                .map(|(_, (policy, rule))| violation(policy, rule))
+                .collect(),
+            undecided: Vec::new(),
+        }
     }
 }
 
 impl Oracle for RuleOracle {
     fn judge(&self, exchange: &Exchange<'_>) -> Judgement {
-        let violated = self.rules().filter(|(_, rule)| rule.violated_by(exchange));
-        Judgement {
-            violations: violated
-                .map(|(policy, rule)| violation(policy, rule))
-                .collect(),
+        let mut judgement = Judgement::default();
+        let questions: Vec<(Exchange<'_>, &Rule)> =
+            self.rules().map(|(_, rule)| (*exchange, rule)).collect();
+        let verdicts = self.matchers.decide(&questions);
+        for ((policy, rule), verdict) in self.rules().zip(verdicts) {
+            match verdict {
+                RuleVerdict::Known(true) => judgement.violations.push(violation(policy, rule)),
+                RuleVerdict::Known(false) => {}
+                RuleVerdict::Undecided(why) => judgement.undecided.push(Undecided {
+                    policy: policy.id.clone(),
+                    rule: rule.id.clone(),
+                    why,
+                }),
+            }
         }
+        judgement
+    }
+
+    fn judge_many(&self, exchanges: &[Exchange<'_>]) -> Vec<Judgement> {
+        self.judge_cached(exchanges, &NoCache).0
     }
 
     fn revision(&self) -> &str {
         &self.revision
     }
+}
+
+/// Knows nothing and keeps nothing.
+struct NoCache;
+
+impl VerdictCache for NoCache {
+    fn get_many(&self, _: &[VerdictKey]) -> Vec<Option<bool>> {
+        Vec::new()
+    }
+
+    fn put_many(&self, _: &[(VerdictKey, bool)]) {}
 }
 
 fn violation(policy: &Policy, rule: &Rule) -> Violation {

@@ -1,5 +1,7 @@
 //! Raw condition trees → compiled ones. All errors of a tree are collected, not only the first.
 
+mod fitted;
+
 use std::path::Path;
 
 use regex::{Regex, RegexBuilder};
@@ -7,6 +9,8 @@ use serde_saphyr::{Location, Spanned};
 
 use super::condition::{Condition, Pattern, TextTest};
 use super::error::PolicyError;
+use super::labelled::Reader;
+use super::matchers::Labelled;
 use super::raw::{OneOrMany, RawCondition, RawLength, RawTextTest};
 
 /// Bound on one compiled regular expression, bytes.
@@ -20,6 +24,12 @@ pub(super) struct Compiler<'a> {
     pub file: &'a Path,
     /// The rule's id, for error messages.
     pub rule: &'a str,
+    /// What the rule asks for, in words: a judge reads it.
+    pub words: &'a str,
+    /// The rule's own examples, which probes and judges are fitted on.
+    pub examples: &'a [Labelled],
+    /// Reads files beside the policy.
+    pub reader: Reader<'a>,
     /// Errors found so far.
     pub errors: &'a mut Vec<PolicyError>,
 }
@@ -33,21 +43,14 @@ impl Compiler<'_> {
     /// Compiles a condition; `None` if it has errors, which are then recorded.
     pub fn condition(&mut self, raw: &Spanned<RawCondition>) -> Option<Condition> {
         let (at, node) = (raw.referenced, &raw.value);
-        self.unavailable("probe", node.probe.as_ref().map(|n| n.referenced));
-        self.unavailable("judge", node.judge.as_ref().map(|n| n.referenced));
-        let unavailable = node.probe.is_some() || node.judge.is_some();
         let mut parts = Vec::new();
         if let Some(all) = &node.all {
-            parts.push(
-                self.list(at, "all", all, Self::condition)
-                    .map(Condition::All),
-            );
+            let parts_of = self.list(at, "all", all, Self::condition);
+            parts.push(parts_of.map(|parts| Condition::All(cheapest_first(parts))));
         }
         if let Some(any) = &node.any {
-            parts.push(
-                self.list(at, "any", any, Self::condition)
-                    .map(Condition::Any),
-            );
+            let parts_of = self.list(at, "any", any, Self::condition);
+            parts.push(parts_of.map(|parts| Condition::Any(cheapest_first(parts))));
         }
         if let Some(not) = &node.not {
             parts.push(self.condition(not).map(|c| Condition::Not(Box::new(c))));
@@ -61,22 +64,28 @@ impl Compiler<'_> {
         if let Some(label) = &node.label {
             parts.push(self.labels(label).map(Condition::Label));
         }
-        if parts.is_empty() && !unavailable {
-            let keys = "`prompt`, `response`, `label`, `all`, `any` or `not`";
+        if let Some(probe) = &node.probe {
+            parts.push(self.probe(probe).map(Condition::Probe));
+        }
+        if let Some(judge) = &node.judge {
+            parts.push(self.judge(judge).map(Condition::Judge));
+        }
+        if let Some(cascade) = &node.cascade {
+            parts.push(self.cascade(cascade));
+        }
+        if parts.is_empty() {
+            let keys =
+                "`prompt`, `response`, `label`, `probe`, `judge`, `cascade`, `all`, `any` or `not`";
             self.error(at, format!("this condition is empty; give one of {keys}"));
         }
-        if unavailable {
-            None
-        } else {
-            join(parts, Condition::All)
-        }
+        join(parts, |parts| Condition::All(cheapest_first(parts)))
     }
 
     fn text_test(&mut self, raw: &Spanned<RawTextTest>) -> Option<TextTest> {
         let (at, node) = (raw.referenced, &raw.value);
-        self.unavailable("probe", node.probe.as_ref().map(|n| n.referenced));
-        self.unavailable("judge", node.judge.as_ref().map(|n| n.referenced));
-        let unavailable = node.probe.is_some() || node.judge.is_some();
+        self.misplaced("probe", node.probe.as_ref().map(|n| n.referenced));
+        self.misplaced("judge", node.judge.as_ref().map(|n| n.referenced));
+        let misplaced = node.probe.is_some() || node.judge.is_some();
         let mut parts = Vec::new();
         if let Some(all) = &node.all {
             parts.push(
@@ -108,22 +117,24 @@ impl Compiler<'_> {
         if let Some(length) = &node.length {
             parts.push(self.length(length));
         }
-        if parts.is_empty() && !unavailable {
+        if parts.is_empty() && !misplaced {
             let keys = "`any_regex`, `all_regex`, `any_phrase`, `length`, `all`, `any` or `not`";
             self.error(at, format!("this test is empty; give one of {keys}"));
         }
-        if unavailable {
+        if misplaced {
             None
         } else {
             join(parts, TextTest::All)
         }
     }
 
-    fn unavailable(&mut self, matcher: &str, at: Option<Location>) {
+    fn misplaced(&mut self, matcher: &str, at: Option<Location>) {
         if let Some(at) = at {
             self.error(
                 at,
-                format!("matcher `{matcher}` is not available in this version"),
+                format!(
+                    "`{matcher}` reads the whole exchange; put it beside `response`, not inside it"
+                ),
             );
         }
     }
@@ -212,6 +223,13 @@ impl Compiler<'_> {
         labels.dedup();
         Some(labels)
     }
+}
+
+/// In a list whose order carries no meaning, what costs nothing is asked first. Text conditions
+/// stay as they stand, and so does the rule's hash.
+fn cheapest_first(mut parts: Vec<Condition>) -> Vec<Condition> {
+    parts.sort_by_key(Condition::cost);
+    parts
 }
 
 /// Several keys in one node mean that all of them must hold; one key stands for itself.

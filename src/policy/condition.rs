@@ -1,8 +1,11 @@
 //! The compiled boolean tree of a rule, and its evaluation. Pure.
 
+use std::sync::Arc;
+
 use regex::Regex;
 use serde::{Serialize, Serializer};
 
+use super::matchers::{JudgeSpec, ProbeSpec, Scores, Stage, TextOnly, cascade};
 use super::model::LengthUnit;
 
 /// Raised whenever a matcher's meaning changes, so that cached verdicts of the old meaning expire.
@@ -35,6 +38,12 @@ pub enum Condition {
     Response(TextTest),
     /// The response carries one of these labels (exact match).
     Label(Vec<String>),
+    /// A fitted classifier says so.
+    Probe(Arc<ProbeSpec>),
+    /// A judge answers yes.
+    Judge(Arc<JudgeSpec>),
+    /// The first stage that is sure says so.
+    Cascade(Vec<Stage>),
 }
 
 /// A boolean tree over one text.
@@ -93,15 +102,27 @@ impl Serialize for Pattern {
 }
 
 impl Condition {
-    /// Whether the condition holds for a response.
+    /// Whether the condition holds for a response, as far as its text and labels can tell: what
+    /// only a probe or a judge could say does not hold.
     pub fn holds(&self, exchange: &Exchange<'_>) -> bool {
+        self.decide(exchange, &TextOnly) == Some(true)
+    }
+
+    /// Whether the condition holds for a response; `None` if that depends on a probe or a judge
+    /// that `scores` has no answer of (Kleene's three-valued logic).
+    pub fn decide(&self, exchange: &Exchange<'_>, scores: &dyn Scores) -> Option<bool> {
         match self {
-            Condition::All(parts) => parts.iter().all(|part| part.holds(exchange)),
-            Condition::Any(parts) => parts.iter().any(|part| part.holds(exchange)),
-            Condition::Not(part) => !part.holds(exchange),
-            Condition::Prompt(test) => test.holds(exchange.prompt),
-            Condition::Response(test) => test.holds(exchange.response),
-            Condition::Label(wanted) => wanted.iter().any(|label| exchange.labels.contains(label)),
+            Condition::All(parts) => settle(parts, false, exchange, scores),
+            Condition::Any(parts) => settle(parts, true, exchange, scores),
+            Condition::Not(part) => part.decide(exchange, scores).map(|holds| !holds),
+            Condition::Prompt(test) => Some(test.holds(exchange.prompt)),
+            Condition::Response(test) => Some(test.holds(exchange.response)),
+            Condition::Label(wanted) => {
+                Some(wanted.iter().any(|label| exchange.labels.contains(label)))
+            }
+            Condition::Probe(probe) => scores.probe(probe, exchange).map(|score| score.holds()),
+            Condition::Judge(judge) => scores.judge(judge, exchange).map(|score| score.holds()),
+            Condition::Cascade(stages) => cascade(stages, exchange, scores),
         }
     }
 
@@ -124,8 +145,33 @@ impl Condition {
                 .iter()
                 .find(|label| exchange.labels.contains(label))
                 .map(|label| format!("it carries the label `{label}`")),
+            Condition::Probe(_) => None,
+            Condition::Judge(_) => None,
+            Condition::Cascade(stages) => stages.iter().find_map(|stage| match stage {
+                Stage::YesIf(part) if part.holds(exchange) => part.evidence(exchange),
+                _ => None,
+            }),
         }
     }
+}
+
+/// The value that one part decides for all (`deciding`), else its opposite, else unknown. Parts
+/// stand cheapest first.
+fn settle(
+    parts: &[Condition],
+    deciding: bool,
+    exchange: &Exchange<'_>,
+    scores: &dyn Scores,
+) -> Option<bool> {
+    let mut unknown = false;
+    for part in parts {
+        match part.decide(exchange, scores) {
+            Some(value) if value == deciding => return Some(deciding),
+            Some(_) => {}
+            None => unknown = true,
+        }
+    }
+    (!unknown).then_some(!deciding)
 }
 
 impl TextTest {

@@ -152,6 +152,7 @@ fn rule_fields(old: &Rule, new: &Rule) -> Vec<&'static str> {
         ("violates", hash(&old.violates) != hash(&new.violates)),
         ("exceptions", hash(&old.exceptions) != hash(&new.exceptions)),
         ("examples", examples(old) != examples(new)),
+        ("minimum", old.minimum != new.minimum),
     ])
 }
 

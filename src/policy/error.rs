@@ -89,7 +89,7 @@ fn not_known(what: &str, got: &str, expected: &[&str]) -> String {
     let offered: Vec<&str> = expected
         .iter()
         .copied()
-        .filter(|name| !matches!(*name, "probe" | "judge"))
+        .filter(|name| !(matches!(*name, "probe" | "judge") && expected.contains(&"any_regex")))
         .collect();
     let hint = match nearest(got, &offered) {
         Some(name) => format!("; did you mean `{name}`?"),

@@ -12,6 +12,8 @@ pub mod condition;
 pub mod diff;
 pub mod error;
 pub mod examples;
+mod labelled;
+pub mod matchers;
 pub mod model;
 mod parse;
 mod raw;
@@ -28,9 +30,12 @@ pub use condition::{Condition, Exchange, MATCHER_VERSION, Pattern, TextTest};
 pub use diff::{PolicyDiff, diff};
 pub use error::{PolicyError, PolicyErrors};
 pub use examples::{ExampleFailure, ExampleReport, RuleReport};
+pub use matchers::{
+    Cost, JudgeSpec, Labelled, Matcher, ProbeSpec, Score, Scores, Stage, TextOnly, Unsure,
+};
 pub use model::{
-    Enforcement, Example, Gate, LengthUnit, Policy, Rule, RuleOutcome, Severity, SourceLocation,
-    Verdict,
+    DEFAULT_FITTED_MINIMUM, Enforcement, Example, Gate, LengthUnit, Minimum, Policy, Rule,
+    RuleOutcome, Severity, SourceLocation, Verdict,
 };
 pub use set::PolicySet;
 pub use watch::{PolicyWatcher, WatchError, WatchOptions};
@@ -42,6 +47,14 @@ pub fn schema_json() -> String {
     let mut text = format!("{:#}", schemars::schema_for!(raw::RawPolicy).to_value());
     text.push('\n');
     text
+}
+
+/// Reads labelled responses: JSON lines of `prompt`, `response` and `verdict`.
+///
+/// # Errors
+/// The first line that is not one, in words.
+pub fn read_labelled(bytes: &[u8]) -> Result<Vec<Labelled>, String> {
+    labelled::parse(bytes)
 }
 
 /// SHA-256 (64 hex digits) over a value's JSON form, whose fields stand in declaration order.

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::condition::{Condition, Exchange, MATCHER_VERSION};
+use super::matchers::{Cost, Matcher, Scores, TextOnly};
 use super::sha256_json;
 
 /// How much a violation matters; ordered from least to most.
@@ -156,8 +157,28 @@ pub struct Rule {
     pub exceptions: Vec<Condition>,
     /// The rule's own tests.
     pub examples: Vec<Example>,
+    /// How well it must do on them before it may act.
+    pub minimum: Option<Minimum>,
     hash: String,
 }
+
+/// The least figures on a rule's examples, shares from 0 to 1; `None` asks for nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Minimum {
+    /// Share of right verdicts.
+    pub accuracy: Option<f64>,
+    /// Of what it calls a violation, the share that is one.
+    pub precision: Option<f64>,
+    /// Of the violations, the share that it finds.
+    pub recall: Option<f64>,
+}
+
+/// What a probe or a judge must reach where the rule declares nothing.
+pub const DEFAULT_FITTED_MINIMUM: Minimum = Minimum {
+    accuracy: Some(0.7),
+    precision: None,
+    recall: None,
+};
 
 /// How a rule came to its verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,6 +191,8 @@ pub enum RuleOutcome {
     Excepted(usize),
     /// The response violates the rule.
     Violated,
+    /// A probe or a judge would have to say, and has not.
+    Undecided,
 }
 
 /// The parts of a rule that `Rule::new` seals under its hash.
@@ -181,6 +204,7 @@ pub(super) struct RuleParts {
     pub violates: Condition,
     pub exceptions: Vec<Condition>,
     pub examples: Vec<Example>,
+    pub minimum: Option<Minimum>,
 }
 
 impl Rule {
@@ -200,6 +224,7 @@ impl Rule {
             violates: parts.violates,
             exceptions: parts.exceptions,
             examples: parts.examples,
+            minimum: parts.minimum,
             hash,
         }
     }
@@ -211,21 +236,61 @@ impl Rule {
         &self.hash
     }
 
-    /// Judges one response, and says how the verdict came about.
+    /// The dearest matcher that the rule may ask.
+    pub fn cost(&self) -> Cost {
+        self.conditions()
+            .map(Condition::cost)
+            .max()
+            .unwrap_or(Cost::Text)
+    }
+
+    /// Every probe and judge of the rule.
+    pub fn matchers(&self) -> Vec<Matcher<'_>> {
+        let mut found = Vec::new();
+        self.conditions()
+            .for_each(|condition| condition.visit(&mut |matcher| found.push(matcher)));
+        found
+    }
+
+    fn conditions(&self) -> impl Iterator<Item = &Condition> {
+        let violates = std::iter::once(&self.violates);
+        self.when.iter().chain(violates).chain(&self.exceptions)
+    }
+
+    /// Judges one response by its text and labels alone, and says how the verdict came about.
     pub fn evaluate(&self, exchange: &Exchange<'_>) -> RuleOutcome {
-        if self.when.as_ref().is_some_and(|when| !when.holds(exchange)) {
+        self.evaluate_with(exchange, &TextOnly)
+    }
+
+    /// Judges one response, and says how the verdict came about. Whatever already excludes a
+    /// violation decides, even where something else is not known.
+    pub fn evaluate_with(&self, exchange: &Exchange<'_>, scores: &dyn Scores) -> RuleOutcome {
+        let applies = self
+            .when
+            .as_ref()
+            .map_or(Some(true), |when| when.decide(exchange, scores));
+        if applies == Some(false) {
             return RuleOutcome::NotApplicable;
         }
-        if !self.violates.holds(exchange) {
+        let matched = self.violates.decide(exchange, scores);
+        if matched == Some(false) {
             return RuleOutcome::NotMatched;
         }
-        match self.exceptions.iter().position(|e| e.holds(exchange)) {
-            Some(index) => RuleOutcome::Excepted(index),
-            None => RuleOutcome::Violated,
+        let mut known = applies.is_some() && matched.is_some();
+        for (index, exception) in self.exceptions.iter().enumerate() {
+            match exception.decide(exchange, scores) {
+                Some(true) => return RuleOutcome::Excepted(index),
+                Some(false) => {}
+                None => known = false,
+            }
+        }
+        match known {
+            true => RuleOutcome::Violated,
+            false => RuleOutcome::Undecided,
         }
     }
 
-    /// Whether the response violates the rule.
+    /// Whether the response violates the rule, by its text and labels alone.
     pub fn violated_by(&self, exchange: &Exchange<'_>) -> bool {
         self.evaluate(exchange) == RuleOutcome::Violated
     }

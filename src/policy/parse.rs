@@ -8,15 +8,24 @@ use serde_saphyr::{DuplicateKeyPolicy, Location, MergeKeyPolicy, Options, Spanne
 
 use super::compile::Compiler;
 use super::error::PolicyError;
-use super::model::{Example, Gate, Policy, Rule, RuleParts, SourceLocation};
-use super::raw::{API_VERSION, RawCondition, RawExample, RawGate, RawHeader, RawPolicy, RawRule};
+use super::labelled::Reader;
+use super::matchers::Labelled;
+use super::model::{Example, Gate, Minimum, Policy, Rule, RuleParts, SourceLocation, Verdict};
+use super::raw::{
+    API_VERSION, RawCondition, RawExample, RawGate, RawHeader, RawMinimum, RawPolicy, RawRule,
+};
 
-/// Parses a policy; `file` only stands in messages and source locations.
-pub(super) fn parse(file: &Path, text: &str) -> Result<Policy, Vec<PolicyError>> {
+/// Parses a policy; `file` only stands in messages and source locations, and `reader` reads what
+/// the policy names beside it.
+pub(super) fn parse(
+    file: &Path,
+    text: &str,
+    reader: Reader<'_>,
+) -> Result<Policy, Vec<PolicyError>> {
     check_api_version(file, text).map_err(|error| vec![error])?;
     let raw: RawPolicy = read_yaml(file, text).map_err(|error| vec![error])?;
     let mut errors = Vec::new();
-    let policy = resolve(file, raw, &mut errors);
+    let policy = resolve(file, raw, reader, &mut errors);
     match policy {
         Some(policy) if errors.is_empty() => Ok(policy),
         _ => Err(errors),
@@ -70,7 +79,12 @@ fn check_api_version(file: &Path, text: &str) -> Result<(), PolicyError> {
     }
 }
 
-fn resolve(file: &Path, raw: RawPolicy, errors: &mut Vec<PolicyError>) -> Option<Policy> {
+fn resolve(
+    file: &Path,
+    raw: RawPolicy,
+    reader: Reader<'_>,
+    errors: &mut Vec<PolicyError>,
+) -> Option<Policy> {
     check_id(file, "policy", &raw.id, errors);
     if raw.version.value.trim().is_empty() {
         errors.push(PolicyError::at(
@@ -95,7 +109,7 @@ fn resolve(file: &Path, raw: RawPolicy, errors: &mut Vec<PolicyError>) -> Option
         } else {
             seen.insert(id.value.clone(), id.referenced);
         }
-        rules.push(resolve_rule(file, raw_rule.value, errors));
+        rules.push(resolve_rule(file, raw_rule.value, reader, errors));
     }
     let gate = resolve_gate(file, &raw.gate, errors);
     Some(Policy {
@@ -118,23 +132,41 @@ fn source(file: &Path, at: Location) -> SourceLocation {
 }
 
 fn check_id(file: &Path, what: &str, id: &Spanned<String>, errors: &mut Vec<PolicyError>) {
-    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let allowed = |c: char| c.is_ascii_alphanumeric();
     let valid = id.value.len() <= 128
         && id.value.starts_with(allowed)
         && id.value.chars().all(|c| allowed(c) || "._/-".contains(c));
     if !valid {
         let message = format!(
-            "{what} id `{}` is not valid: begin with a letter or digit, then a-z, 0-9, `.`, `_`, `/` or `-`, at most 128 in all, no capitals",
+            "{what} id `{}` is not valid: begin with a letter or digit, then A-Z, a-z, 0-9, `.`, `_`, `/` or `-`, at most 128 in all",
             id.value
         );
         errors.push(PolicyError::at(file, id.referenced, message));
     }
 }
 
-fn resolve_rule(file: &Path, raw: RawRule, errors: &mut Vec<PolicyError>) -> Option<Rule> {
+fn resolve_rule(
+    file: &Path,
+    raw: RawRule,
+    reader: Reader<'_>,
+    errors: &mut Vec<PolicyError>,
+) -> Option<Rule> {
+    let minimum = raw
+        .minimum
+        .as_ref()
+        .map(|m| resolve_minimum(file, m, errors));
+    let examples: Vec<Example> = raw
+        .examples
+        .into_iter()
+        .map(|e| resolve_example(file, e))
+        .collect();
+    let labelled: Vec<Labelled> = examples.iter().map(to_labelled).collect();
     let mut compiler = Compiler {
         file,
         rule: &raw.id.value,
+        words: &raw.description,
+        examples: &labelled,
+        reader,
         errors,
     };
     let mut compile = |node: &Spanned<RawCondition>| compiler.condition(node);
@@ -142,11 +174,6 @@ fn resolve_rule(file: &Path, raw: RawRule, errors: &mut Vec<PolicyError>) -> Opt
     let when = raw.when.as_ref().map(&mut compile);
     let violates = compile(&raw.violates);
     let exceptions: Vec<_> = raw.exceptions.iter().map(&mut compile).collect();
-    let examples = raw
-        .examples
-        .into_iter()
-        .map(|e| resolve_example(file, e))
-        .collect();
     let when = match when {
         None => None,
         Some(compiled) => Some(compiled?),
@@ -159,7 +186,42 @@ fn resolve_rule(file: &Path, raw: RawRule, errors: &mut Vec<PolicyError>) -> Opt
         violates: violates?,
         exceptions: exceptions.into_iter().collect::<Option<_>>()?,
         examples,
+        minimum,
     }))
+}
+
+fn to_labelled(example: &Example) -> Labelled {
+    Labelled {
+        prompt: example.prompt.clone(),
+        response: example.response.clone(),
+        violates: example.verdict == Verdict::Violates,
+    }
+}
+
+fn resolve_minimum(
+    file: &Path,
+    raw: &Spanned<RawMinimum>,
+    errors: &mut Vec<PolicyError>,
+) -> Minimum {
+    let RawMinimum {
+        accuracy,
+        precision,
+        recall,
+    } = raw.value;
+    let figures = [accuracy, precision, recall];
+    let message = if figures.iter().all(Option::is_none) {
+        Some("`minimum` needs `accuracy`, `precision`, `recall` or several of them")
+    } else if figures.iter().flatten().any(|v| !(0.0..=1.0).contains(v)) {
+        Some("a figure of `minimum` must be between 0 and 1")
+    } else {
+        None
+    };
+    errors.extend(message.map(|m| PolicyError::at(file, raw.referenced, m)));
+    Minimum {
+        accuracy,
+        precision,
+        recall,
+    }
 }
 
 fn resolve_example(file: &Path, raw: Spanned<RawExample>) -> Example {

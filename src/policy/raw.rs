@@ -34,7 +34,7 @@ pub(super) struct RawPolicy {
     )]
     pub api_version: String,
     /// Name of the policy, unique among all policy files.
-    #[schemars(with = "String", extend("pattern" = "^[a-z0-9][a-z0-9._/-]*$"))]
+    #[schemars(with = "String", extend("pattern" = "^[A-Za-z0-9][A-Za-z0-9._/-]*$"))]
     pub id: Spanned<String>,
     /// The operator's own version, e.g. a date. It is part of the policy revision.
     #[schemars(with = "String")]
@@ -59,7 +59,7 @@ pub(super) struct RawPolicy {
 #[schemars(rename = "Rule")]
 pub(super) struct RawRule {
     /// Name of the rule, unique in its policy.
-    #[schemars(with = "String", extend("pattern" = "^[a-z0-9][a-z0-9._/-]*$"))]
+    #[schemars(with = "String", extend("pattern" = "^[A-Za-z0-9][A-Za-z0-9._/-]*$"))]
     pub id: Spanned<String>,
     /// How much a violation matters.
     #[serde(default)]
@@ -81,6 +81,27 @@ pub(super) struct RawRule {
     #[serde(default)]
     #[schemars(with = "Vec<RawExample>")]
     pub examples: Vec<Spanned<RawExample>>,
+    /// How well the rule must do on its examples (cross-validated where it is fitted on them)
+    /// before it activates. Without it, a rule of text and labels must get every example right,
+    /// and one with a probe or a judge seven in ten.
+    #[schemars(with = "Option<RawMinimum>")]
+    pub minimum: Option<Spanned<RawMinimum>>,
+}
+
+/// Least figures on a rule's examples, as shares from 0 to 1; at least one is given.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Minimum", extend("minProperties" = 1))]
+pub(super) struct RawMinimum {
+    /// Share of right verdicts.
+    #[schemars(range(min = 0, max = 1))]
+    pub accuracy: Option<f64>,
+    /// Of what the rule calls a violation, the share that is one.
+    #[schemars(range(min = 0, max = 1))]
+    pub precision: Option<f64>,
+    /// Of the violations, the share that the rule finds.
+    #[schemars(range(min = 0, max = 1))]
+    pub recall: Option<f64>,
 }
 
 /// A condition on a prompt and its response. If several keys are given, all of them must hold.
@@ -106,12 +127,93 @@ pub(super) struct RawCondition {
     /// Holds if the response carries this category label, or one of these.
     #[schemars(with = "Option<OneOrMany>")]
     pub label: Option<Spanned<OneOrMany>>,
-    /// Not available yet; read so that its use is answered clearly.
-    #[schemars(skip)]
-    pub probe: Option<Spanned<IgnoredAny>>,
-    /// Not available yet; read so that its use is answered clearly.
-    #[schemars(skip)]
-    pub judge: Option<Spanned<IgnoredAny>>,
+    /// Holds if a classifier over the base model's hidden states says so. It is fitted on the
+    /// rule's own examples and, if given, a file of labelled responses.
+    #[schemars(with = "Option<RawProbe>")]
+    pub probe: Option<Spanned<RawProbe>>,
+    /// Holds if a model behind an OpenAI-compatible endpoint answers yes.
+    #[schemars(with = "Option<RawJudge>")]
+    pub judge: Option<Spanned<RawJudge>>,
+    /// Holds if the first of these stages that is sure says so; the last decides if none is.
+    #[schemars(with = "Option<Vec<RawStage>>")]
+    pub cascade: Option<Spanned<Vec<Spanned<RawStage>>>>,
+}
+
+/// A classifier to be fitted.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Probe")]
+pub(super) struct RawProbe {
+    /// Name of a file beside the policy: JSON lines of `prompt`, `response` and `verdict`.
+    #[schemars(with = "Option<String>")]
+    pub data: Option<Spanned<String>>,
+    /// Whether it is also fitted on the rule's own examples. Default true; with false they only
+    /// measure.
+    #[serde(default = "yes")]
+    pub use_examples: bool,
+    /// Probability from which on it holds. Default: fitted by cross-validation.
+    #[schemars(with = "Option<f64>", range(min = 0, max = 1))]
+    pub threshold: Option<Spanned<f64>>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A yes/no question to a model; yes means that the condition holds.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Judge")]
+pub(super) struct RawJudge {
+    /// Base URL of an OpenAI-compatible endpoint, up to and including `/v1`.
+    #[schemars(with = "String")]
+    pub url: Spanned<String>,
+    /// The model to ask for.
+    pub model: String,
+    /// Name of the environment variable that holds the key.
+    pub key_env: Option<String>,
+    /// The question; yes means that the condition holds.
+    #[schemars(with = "String")]
+    pub question: Spanned<String>,
+    /// Jinja template of the message, over `policy`, `question`, `prompt` and `response`.
+    #[schemars(with = "Option<String>")]
+    pub template: Option<Spanned<String>>,
+    /// Probability of yes from which on it holds. Default: fitted on the rule's examples.
+    #[schemars(with = "Option<f64>", range(min = 0, max = 1))]
+    pub threshold: Option<Spanned<f64>>,
+    /// Most questions under way at once, from 1 to 64. Default 4.
+    #[schemars(with = "Option<usize>", range(min = 1, max = 64))]
+    pub concurrency: Option<Spanned<usize>>,
+    /// Price of a million prompt tokens, for the cost report.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub price_per_million_in: f64,
+    /// Price of a million completion tokens, for the cost report.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub price_per_million_out: f64,
+}
+
+/// One stage of a cascade: exactly one of `yes_if`, `no_if`, `probe` and `judge`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Stage", extend("minProperties" = 1))]
+pub(super) struct RawStage {
+    /// Where this holds, the cascade holds; otherwise the next stage is asked.
+    #[schemars(with = "Option<RawCondition>")]
+    pub yes_if: Option<Spanned<RawCondition>>,
+    /// Where this holds, the cascade does not hold; otherwise the next stage is asked.
+    #[schemars(with = "Option<RawCondition>")]
+    pub no_if: Option<Spanned<RawCondition>>,
+    /// A classifier, asked where nothing before was sure.
+    #[schemars(with = "Option<RawProbe>")]
+    pub probe: Option<Spanned<RawProbe>>,
+    /// A judge, asked where nothing before was sure.
+    #[schemars(with = "Option<RawJudge>")]
+    pub judge: Option<Spanned<RawJudge>>,
+    /// With `probe` or `judge`: between these two probabilities the next stage is asked.
+    #[schemars(with = "Option<[f64; 2]>")]
+    pub unsure: Option<Spanned<[f64; 2]>>,
 }
 
 /// A test of one text. If several keys are given, all of them must hold.
@@ -141,10 +243,10 @@ pub(super) struct RawTextTest {
     /// Holds if the text's length lies in this range.
     #[schemars(with = "Option<RawLength>")]
     pub length: Option<Spanned<RawLength>>,
-    /// Not available yet; read so that its use is answered clearly.
+    /// Belongs beside the texts; read so that its use here is answered clearly.
     #[schemars(skip)]
     pub probe: Option<Spanned<IgnoredAny>>,
-    /// Not available yet; read so that its use is answered clearly.
+    /// Belongs beside the texts; read so that its use here is answered clearly.
     #[schemars(skip)]
     pub judge: Option<Spanned<IgnoredAny>>,
 }

@@ -69,7 +69,7 @@ impl PolicySet {
         for file in files {
             match read_policy_text(file)
                 .map_err(|error| vec![error])
-                .and_then(|t| parse(file, &t))
+                .and_then(|t| parse(file, &t, &|name| read_beside(file, name)))
             {
                 Ok(policy) => policies.push(policy),
                 Err(found) => errors.extend(found),
@@ -85,12 +85,18 @@ impl PolicySet {
         }
     }
 
-    /// Parses one policy from text; `name` stands for the file in messages.
+    /// Parses one policy from text; `name` stands for the file in messages. A text has no
+    /// directory, so a probe with a `data` file is refused.
     ///
     /// # Errors
     /// Every error of the text.
     pub fn from_yaml(name: &str, text: &str) -> Result<PolicySet, PolicyErrors> {
-        let policy = parse(Path::new(name), text).map_err(PolicyErrors)?;
+        let nothing = |_: &Path| {
+            Err(io::Error::other(
+                "a policy given as text has no files beside it",
+            ))
+        };
+        let policy = parse(Path::new(name), text, &nothing).map_err(PolicyErrors)?;
         Ok(PolicySet::from_policies(vec![Arc::new(policy)]))
     }
 
@@ -249,19 +255,51 @@ fn is_policy_file(path: &Path) -> bool {
     !hidden && extension.is_some_and(|e| e == "yaml" || e == "yml")
 }
 
+/// Policy files and the labelled files beside them: whatever a set may depend on.
+pub(super) fn watched_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = policy_files(dir)?;
+    if let Ok(entries) = fs::read_dir(dir) {
+        let paths = entries.filter_map(|entry| entry.ok().map(|e| e.path()));
+        files.extend(paths.filter(|path| {
+            let named = path.file_name().map(|n| n.to_string_lossy());
+            let hidden = named.is_some_and(|n| n.starts_with('.') || n.starts_with('#'));
+            !hidden && path.extension().is_some_and(|e| e == "jsonl")
+        }));
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// A labelled file in the directory of a policy.
+fn read_beside(policy: &Path, name: &Path) -> io::Result<Vec<u8>> {
+    let dir = policy.parent().unwrap_or(Path::new(""));
+    read_at_most(&dir.join(name), super::labelled::MAX_LABELLED_BYTES)
+}
+
 /// The bytes of a policy file, refused beyond the size bound.
 pub(super) fn read_bounded(file: &Path) -> io::Result<Vec<u8>> {
+    read_at_most(file, MAX_POLICY_FILE_BYTES)
+}
+
+/// The bytes of a watched file, whichever bound is its own.
+pub(super) fn read_watched(file: &Path) -> io::Result<Vec<u8>> {
+    match is_policy_file(file) {
+        true => read_bounded(file),
+        false => read_at_most(file, super::labelled::MAX_LABELLED_BYTES),
+    }
+}
+
+fn read_at_most(file: &Path, bound: u64) -> io::Result<Vec<u8>> {
     // Opening a named pipe would block until someone writes to it.
     if !fs::metadata(file)?.is_file() {
         return Err(io::Error::other("not a regular file"));
     }
     let mut bytes = Vec::new();
     fs::File::open(file)?
-        .take(MAX_POLICY_FILE_BYTES + 1)
+        .take(bound + 1)
         .read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_POLICY_FILE_BYTES {
-        let message =
-            format!("larger than {MAX_POLICY_FILE_BYTES} bytes, the bound for one policy");
+    if bytes.len() as u64 > bound {
+        let message = format!("larger than {bound} bytes, the bound for one such file");
         return Err(io::Error::other(message));
     }
     Ok(bytes)

@@ -17,7 +17,7 @@ use notify::event::{AccessKind, AccessMode};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use sha2::{Digest, Sha256};
 
-use super::set::{policy_files, read_bounded};
+use super::set::{read_watched, watched_files};
 
 /// When the watcher looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -238,11 +238,11 @@ fn dir_identity(dir: &Path) -> Option<DirIdentity> {
     dir.canonicalize().ok().map(|real| (real, 0))
 }
 
-/// SHA-256 over the names and bytes of the policy files. What cannot be read counts with the kind
+/// SHA-256 over the names and bytes of the policy files and the labelled files beside them. What cannot be read counts with the kind
 /// of its error, so that its becoming readable is a change.
 fn directory_digest(dir: &Path) -> [u8; 32] {
     let mut hasher = Sha256::new();
-    let files = match policy_files(dir) {
+    let files = match watched_files(dir) {
         Ok(files) => files,
         Err(error) => {
             hasher.update(error.kind().to_string());
@@ -253,7 +253,7 @@ fn directory_digest(dir: &Path) -> [u8; 32] {
         let name = file.file_name().unwrap_or_default();
         // Hashing each part on its own keeps the boundary between name and content.
         hasher.update(Sha256::digest(name.as_encoded_bytes()));
-        match read_bounded(&file) {
+        match read_watched(&file) {
             Ok(bytes) => hasher.update(Sha256::digest(bytes)),
             Err(error) => hasher.update(error.kind().to_string()),
         }

@@ -1,14 +1,15 @@
 //! Files and directories of preference data.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read};
+use std::fs;
+use std::io::{self, BufRead, Read};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::formats::parse_line;
+use super::open::open;
 use super::{LineSource, Pair, PairId};
 
 /// Bound on one line, bytes; a longer line is skipped and reported.
@@ -50,6 +51,15 @@ pub enum DatasetError {
     },
 }
 
+/// Two pairs that prefer opposite responses of the same two.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Contradiction {
+    /// The pair read first.
+    pub first: LineSource,
+    /// The pair that contradicts it.
+    pub second: LineSource,
+}
+
 /// All pairs of some files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dataset {
@@ -59,12 +69,15 @@ pub struct Dataset {
     pub skipped: Vec<SkippedLine>,
     /// Lines merged into an earlier one that holds the same pair; its hold-out mark is kept.
     pub duplicates: usize,
+    /// Pairs of pairs that prefer opposite responses; both are kept, and the policy decides.
+    pub contradictions: Vec<Contradiction>,
     /// SHA-256 (64 hex digits) over the pairs' ids and hold-out marks.
     pub digest: String,
 }
 
 impl Dataset {
-    /// Reads all `*.jsonl` of a directory (not of its subdirectories), hidden files apart, by name.
+    /// Reads all `*.jsonl`, `*.jsonl.gz` and `*.jsonl.zst` of a directory (not of its
+    /// subdirectories), hidden files apart, by name.
     /// A missing directory is an empty data set.
     ///
     /// # Errors
@@ -88,11 +101,7 @@ impl Dataset {
             let hidden = path
                 .file_name()
                 .is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
-            if !hidden
-                && path
-                    .extension()
-                    .is_some_and(|e| e.eq_ignore_ascii_case("jsonl"))
-            {
+            if !hidden && is_data_file(&path) {
                 files.push(path);
             }
         }
@@ -108,6 +117,22 @@ impl Dataset {
         Dataset::load_files(&[file.to_owned()])
     }
 
+    /// Reads bytes as [`Dataset::load_file`] reads a file; `name` stands for it in messages.
+    ///
+    /// # Errors
+    /// If they are a compressed file that is broken.
+    pub fn from_bytes(name: &str, bytes: Vec<u8>) -> Result<Dataset, DatasetError> {
+        let file = Path::new(name);
+        let failed = |source| DatasetError::File {
+            path: file.to_owned(),
+            source,
+        };
+        let mut reader = Collector::default();
+        let input = super::open::decompressed(io::Cursor::new(bytes)).map_err(failed)?;
+        reader.read(file, input, MAX_LINE_BYTES).map_err(failed)?;
+        Ok(reader.finish())
+    }
+
     /// Reads several files as one data set.
     ///
     /// # Errors
@@ -119,13 +144,81 @@ impl Dataset {
                 path: file.clone(),
                 source,
             };
-            let open = File::open(file).map_err(failed)?;
-            reader
-                .read(file, BufReader::new(open), MAX_LINE_BYTES)
-                .map_err(failed)?;
+            let input = open(file).map_err(failed)?;
+            reader.read(file, input, MAX_LINE_BYTES).map_err(failed)?;
         }
         Ok(reader.finish())
     }
+}
+
+fn is_data_file(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = name.to_ascii_lowercase();
+    [".jsonl", ".jsonl.gz", ".jsonl.zst"]
+        .iter()
+        .any(|end| name.ends_with(end))
+}
+
+/// Reads one file pair by pair, without holding more than one line: what is shown is forgotten.
+///
+/// # Errors
+/// If the file cannot be read. Bad lines are shown, not errors.
+pub fn for_each_pair(
+    file: &Path,
+    mut show: impl FnMut(Result<Pair, SkippedLine>),
+) -> Result<(), DatasetError> {
+    let failed = |source| DatasetError::File {
+        path: file.to_owned(),
+        source,
+    };
+    let input = open(file).map_err(failed)?;
+    read_lines(file, input, MAX_LINE_BYTES, &mut show).map_err(failed)
+}
+
+/// Reads lines of at most `max_line` bytes; memory stays bounded by that.
+fn read_lines(
+    file: &Path,
+    mut input: impl BufRead,
+    max_line: usize,
+    show: &mut dyn FnMut(Result<Pair, SkippedLine>),
+) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    for line in 1.. {
+        bytes.clear();
+        let source = LineSource {
+            file: file.to_owned(),
+            line,
+        };
+        let limit = max_line as u64 + 1;
+        if input.by_ref().take(limit).read_until(b'\n', &mut bytes)? == 0 {
+            break;
+        }
+        if bytes.len() > max_line && bytes.last() != Some(&b'\n') {
+            input.skip_until(b'\n')?;
+            let reason = format!("the line is longer than {max_line} bytes");
+            show(Err(SkippedLine { source, reason }));
+            continue;
+        }
+        if let Some(result) = parse_bytes(&bytes, source) {
+            show(result);
+        }
+    }
+    Ok(())
+}
+
+/// A line's pair, or what is wrong with it; nothing for a blank line.
+fn parse_bytes(bytes: &[u8], source: LineSource) -> Option<Result<Pair, SkippedLine>> {
+    // Some editors begin a file with a byte-order mark.
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    let parsed = match std::str::from_utf8(bytes) {
+        Ok(text) if text.trim().is_empty() => return None,
+        Ok(text) => parse_line(text.trim(), source.clone()),
+        Err(error) => Err(format!(
+            "not valid UTF-8 at byte {}",
+            error.valid_up_to() + 1
+        )),
+    };
+    Some(parsed.map_err(|reason| SkippedLine { source, reason }))
 }
 
 /// Gathers pairs while files are read.
@@ -134,61 +227,44 @@ pub(super) struct Collector {
     pairs: Vec<Pair>,
     /// Where each pair stands in `pairs`.
     seen: HashMap<PairId, usize>,
+    /// The first pair of two responses, and whether it prefers the first of them by text.
+    compared: HashMap<[u8; 32], (usize, bool)>,
     skipped: Vec<SkippedLine>,
     duplicates: usize,
+    contradictions: Vec<Contradiction>,
 }
 
 impl Collector {
-    /// Reads lines of at most `max_line` bytes; memory stays bounded by that.
+    /// Reads lines of at most `max_line` bytes.
     pub(super) fn read(
         &mut self,
         file: &Path,
-        mut input: impl BufRead,
+        input: impl BufRead,
         max_line: usize,
     ) -> io::Result<()> {
-        let mut bytes = Vec::new();
-        for line in 1.. {
-            bytes.clear();
-            let source = LineSource {
-                file: file.to_owned(),
-                line,
-            };
-            let limit = max_line as u64 + 1;
-            if input.by_ref().take(limit).read_until(b'\n', &mut bytes)? == 0 {
-                break;
-            }
-            if bytes.len() > max_line && bytes.last() != Some(&b'\n') {
-                input.skip_until(b'\n')?;
-                let reason = format!("the line is longer than {max_line} bytes");
-                self.skipped.push(SkippedLine { source, reason });
-                continue;
-            }
-            self.line(&bytes, source);
-        }
-        Ok(())
-    }
-
-    fn line(&mut self, bytes: &[u8], source: LineSource) {
-        // Some editors begin a file with a byte-order mark.
-        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-        let parsed = match std::str::from_utf8(bytes) {
-            Ok(text) if text.trim().is_empty() => return,
-            Ok(text) => parse_line(text.trim(), source.clone()),
-            Err(error) => Err(format!(
-                "not valid UTF-8 at byte {}",
-                error.valid_up_to() + 1
-            )),
-        };
-        match parsed {
+        read_lines(file, input, max_line, &mut |result| match result {
             Ok(pair) => self.add(pair),
-            Err(reason) => self.skipped.push(SkippedLine { source, reason }),
-        }
+            Err(line) => self.skipped.push(line),
+        })
     }
 
     fn add(&mut self, pair: Pair) {
         let known = self.seen.get(&pair.id).copied();
         let Some(first) = known.and_then(|index| self.pairs.get_mut(index)) else {
             self.seen.insert(pair.id.clone(), self.pairs.len());
+            let (hash, order) = pair.unordered_hash();
+            let (index, first) = *self
+                .compared
+                .entry(hash)
+                .or_insert((self.pairs.len(), order));
+            if first != order
+                && let Some(earlier) = self.pairs.get(index)
+            {
+                self.contradictions.push(Contradiction {
+                    first: earlier.source.clone(),
+                    second: pair.source.clone(),
+                });
+            }
             self.pairs.push(pair);
             return;
         };
@@ -203,6 +279,7 @@ impl Collector {
             mut pairs,
             skipped,
             duplicates,
+            contradictions,
             ..
         } = self;
         pairs.sort_by(|a, b| a.id.cmp(&b.id));
@@ -220,6 +297,7 @@ impl Collector {
             pairs,
             skipped,
             duplicates,
+            contradictions,
             digest: hex::encode(hasher.finalize()),
         }
     }

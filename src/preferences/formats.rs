@@ -6,11 +6,17 @@
 //! | TRL | `prompt` (text or messages), or the start of both conversations | `chosen`, `rejected` as message lists |
 //! | Anthropic HH | inside the texts, `\n\nHuman: …\n\nAssistant: …` | `chosen`, `rejected` |
 //! | ShareGPT | `conversations` of `{from, value}` | `chosen`, `rejected` as one message each |
+//! | UltraFeedback | `instruction` or `prompt` | `completions` of `{response, overall_score or annotations}`: best against worst |
+//! | scored | `prompt` or `instruction` | `responses` with `scores` of the same length |
 //! | PKU-SafeRLHF | `prompt` | `response_0`, `response_1`; `better_response_id`, else `safer_response_id` |
 //!
 //! Labels come from `meta.labels` and `meta.category` (both responses), `meta.chosen_labels` and
 //! `meta.rejected_labels` (one each), the same keys beside `chosen`, and from PKU-SafeRLHF's
-//! safety flags (`safe`, `unsafe`) and harm categories.
+//! safety flags (`safe`, `unsafe`), harm categories by their published names, and severity
+//! (`severity-1` and up). Where `score_chosen` and `score_rejected` stand beside a pair, they must
+//! agree with it.
+
+mod scored;
 
 use serde_json::{Map, Value};
 
@@ -26,7 +32,10 @@ pub(super) fn parse_line(line: &str, source: LineSource) -> Result<Pair, String>
     };
     let draft = if object.contains_key("response_0") {
         pku(&object)?
+    } else if object.contains_key("completions") || object.contains_key("scores") {
+        scored::draft(&object)?
     } else {
+        scored::check(&object)?;
         preference(&object)?
     };
     draft.finish(&object, source)
@@ -165,6 +174,10 @@ fn pku(object: &Object) -> Result<Draft, String> {
                 .iter()
                 .filter(|(_, value)| **value == Value::Bool(true));
             labels.extend(present.map(|(name, _)| name.clone()));
+        }
+        let severity = object.get(&format!("response_{i}_severity_level"));
+        if let Some(level) = severity.and_then(Value::as_u64).filter(|level| *level > 0) {
+            labels.push(format!("severity-{level}"));
         }
         Ok((text, labels))
     };

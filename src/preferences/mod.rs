@@ -4,6 +4,7 @@
 
 pub mod dataset;
 mod formats;
+pub mod open;
 pub mod split;
 
 #[cfg(test)]
@@ -15,7 +16,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-pub use dataset::{Dataset, DatasetError, MAX_LINE_BYTES, SkippedLine};
+pub use dataset::{
+    Contradiction, Dataset, DatasetError, MAX_LINE_BYTES, SkippedLine, for_each_pair,
+};
 pub use split::{Split, split};
 
 /// Who wrote a message.
@@ -106,6 +109,21 @@ impl Pair {
             .rev()
             .find(|message| message.role == Role::User);
         last.map_or("", |message| message.content.as_str())
+    }
+
+    /// SHA-256 over the conversation and both responses, whichever was preferred, and whether they
+    /// stand in the order of their texts: equal hashes with different orders contradict.
+    pub fn unordered_hash(&self) -> ([u8; 32], bool) {
+        let in_order = self.chosen <= self.rejected;
+        let (first, second) = match in_order {
+            true => (&self.chosen, &self.rejected),
+            false => (&self.rejected, &self.chosen),
+        };
+        let mut hasher = Sha256::new();
+        hash_messages(&mut hasher, &self.prompt);
+        hash_text(&mut hasher, first);
+        hash_text(&mut hasher, second);
+        (hasher.finalize().into(), in_order)
     }
 
     /// SHA-256 over the whole conversation before the response.

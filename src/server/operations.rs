@@ -84,8 +84,8 @@ pub(super) fn compliance(
     if config.share == 0.0 {
         return Ok(None);
     }
-    let policies = control.clone();
-    let policies = Box::new(move || policies.policies());
+    let active = control.clone();
+    let policies = Box::new(move || active.active_policies());
     let amount = (config.share, config.queue);
     let compliance = Compliance::start(amount, policies, log, telemetry.clone())?;
     Ok(Some(Arc::new(compliance)))

@@ -6,7 +6,8 @@ use super::StateError;
 
 /// Each step runs once, in order; `user_version` counts the steps a file has seen. Steps are never
 /// edited after a release, only added.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE realignments (
         id              TEXT PRIMARY KEY,
         inputs_hash     TEXT NOT NULL,
@@ -53,7 +54,14 @@ const MIGRATIONS: &[&str] = &["
         status          TEXT NOT NULL,
         path            TEXT NOT NULL
     ) STRICT;
-"];
+",
+    "
+    CREATE TABLE judge_scores (
+        key         BLOB PRIMARY KEY CHECK (length(key) = 32),
+        probability REAL NOT NULL
+    ) STRICT, WITHOUT ROWID;
+",
+];
 
 /// Brings a file to the newest schema.
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StateError> {

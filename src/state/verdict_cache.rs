@@ -1,7 +1,9 @@
 //! The database as the oracle's verdict cache.
 
-use super::StateDb;
-use crate::oracle::{VerdictCache, VerdictKey};
+use rusqlite::{OptionalExtension, params};
+
+use super::{StateDb, StateError};
+use crate::oracle::{ScoreCache, VerdictCache, VerdictKey};
 
 impl VerdictCache for StateDb {
     /// A database that fails makes triage slower, never wrong: the verdicts are computed again.
@@ -18,5 +20,45 @@ impl VerdictCache for StateDb {
         if let Err(error) = self.put_verdicts(&raw) {
             tracing::warn!(%error, "verdicts cannot be stored; they will be judged again");
         }
+    }
+}
+
+impl ScoreCache for StateDb {
+    fn get(&self, key: &[u8; 32]) -> Option<f64> {
+        self.judge_score(key).unwrap_or_else(|error| {
+            tracing::warn!(%error, "a judge's answer cannot be read; it is asked again");
+            None
+        })
+    }
+
+    fn put(&self, key: &[u8; 32], probability: f64) {
+        if let Err(error) = self.put_judge_score(key, probability) {
+            tracing::warn!(%error, "a judge's answer cannot be stored; it will be asked again");
+        }
+    }
+}
+
+impl StateDb {
+    /// A judge's stored probability.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub fn judge_score(&self, key: &[u8; 32]) -> Result<Option<f64>, StateError> {
+        let connection = self.lock();
+        let mut query =
+            connection.prepare_cached("SELECT probability FROM judge_scores WHERE key = ?1")?;
+        Ok(query.query_row([&key[..]], |row| row.get(0)).optional()?)
+    }
+
+    /// Stores a judge's probability.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub fn put_judge_score(&self, key: &[u8; 32], probability: f64) -> Result<(), StateError> {
+        self.lock().execute(
+            "INSERT OR REPLACE INTO judge_scores (key, probability) VALUES (?1, ?2)",
+            params![&key[..], probability],
+        )?;
+        Ok(())
     }
 }

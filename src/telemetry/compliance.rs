@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 pub use decisions::{DecisionLog, DecisionLogError, Limits};
 
 use super::{Event, Judged, RuleLabels, Telemetry};
-use crate::oracle::{Exchange, Oracle, RuleOracle, Violation};
+use crate::oracle::{Exchange, Matchers, Oracle, RuleOracle};
 use crate::policy::PolicySet;
 
 /// Most text that may wait to be judged, whatever the number of answers.
@@ -49,8 +49,8 @@ impl Answer {
     }
 }
 
-/// The active policy set, whenever it is asked for.
-pub type Policies = Box<dyn Fn() -> Arc<PolicySet> + Send>;
+/// The active policy set and what its rules may ask, whenever they are wanted.
+pub type Policies = Box<dyn Fn() -> (Arc<PolicySet>, Arc<Matchers>) + Send>;
 
 /// The serving side's handle.
 #[derive(Debug)]
@@ -170,12 +170,12 @@ impl Judge {
 
     /// Takes a new policy set up, and lets the series of rules that are gone expire.
     fn look(&mut self) {
-        let set = (self.policies)();
+        let (set, matchers) = (self.policies)();
         let same = |active: &Active| Arc::ptr_eq(&active.set, &set);
         if self.active.as_ref().is_some_and(same) {
             return;
         }
-        let oracle = RuleOracle::with_dryrun(&set);
+        let oracle = RuleOracle::with_dryrun(&set).with_matchers(matchers);
         let rules = oracle.rules().map(|(policy, rule)| RuleLabels {
             policy: policy.id.clone(),
             rule: rule.id.clone(),
@@ -192,12 +192,12 @@ impl Judge {
             response: &answer.response,
             labels: &[],
         };
-        let violations = active.oracle.judge(&exchange).violations;
-        let enforced = |violation: &Violation| {
-            let policy = active.set.get(&violation.policy);
-            policy.is_some_and(|policy| policy.is_enforced())
-        };
-        let complies = !violations.iter().any(enforced);
+        let judgement = active.oracle.judge(&exchange);
+        let enforced = |policy: &str| active.set.get(policy).is_some_and(|p| p.is_enforced());
+        // What could not be decided is not compliant.
+        let undecided = judgement.undecided.iter().any(|u| enforced(&u.policy));
+        let violations = judgement.violations;
+        let complies = !undecided && !violations.iter().any(|v| enforced(&v.policy));
         if let Some(log) = &mut self.log {
             let revision = active.oracle.revision();
             log.write(answer, &violations, (complies, revision));

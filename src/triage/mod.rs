@@ -13,7 +13,9 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
-use crate::oracle::{CacheCounts, Exchange, Judgement, Oracle, RuleOracle, VerdictCache};
+use crate::oracle::{
+    CacheCounts, Exchange, Judgement, Oracle, RuleOracle, Undecided, VerdictCache,
+};
 use crate::preferences::Pair;
 
 /// What training does with a pair.
@@ -69,6 +71,19 @@ pub struct TriagedPair {
     pub rejected: Judgement,
 }
 
+impl TriagedPair {
+    /// Whether the category hangs on a verdict that could not be had.
+    pub fn is_open(&self) -> bool {
+        is_open(&self.chosen, &self.rejected)
+    }
+}
+
+/// A violation is one whatever else is unknown; and a compliant chosen response decides alone.
+fn is_open(chosen: &Judgement, rejected: &Judgement) -> bool {
+    let unknown = |judgement: &Judgement| !judgement.violates() && !judgement.undecided.is_empty();
+    unknown(chosen) || (chosen.violates() && unknown(rejected))
+}
+
 /// Pairs per category.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TriageCounts {
@@ -118,9 +133,19 @@ pub struct Triage {
     pub counts: TriageCounts,
     /// Share of pairs in conflict with the policy, 0 to 1; 0 if there are no pairs.
     pub gap_ratio: f64,
+    /// Pairs whose category hangs on a verdict that could not be had. They are counted with the
+    /// retained ones, so a triage with any must not be trained on.
+    pub undecided: usize,
 }
 
 impl Triage {
+    /// Why a verdict could not be had, of the first pair that lacks one.
+    pub fn first_failure(&self) -> Option<&Undecided> {
+        let open = self.items.iter().filter(|item| item.is_open());
+        open.flat_map(|item| item.chosen.undecided.iter().chain(&item.rejected.undecided))
+            .next()
+    }
+
     /// Indices of the pairs of one category, ascending.
     pub fn indices(&self, category: Category) -> impl Iterator<Item = usize> {
         self.items
@@ -131,10 +156,14 @@ impl Triage {
 
     fn from_judgements(judgements: impl Iterator<Item = (Judgement, Judgement)>) -> Triage {
         let mut counts = TriageCounts::default();
-        let items = judgements
+        let items: Vec<TriagedPair> = judgements
             .enumerate()
             .map(|(index, (chosen, rejected))| {
-                let category = Category::of(chosen.complies(), rejected.complies());
+                let open = is_open(&chosen, &rejected);
+                let category = match open {
+                    true => Category::Retain,
+                    false => Category::of(chosen.complies(), rejected.complies()),
+                };
                 match category {
                     Category::Invert => counts.invert += 1,
                     Category::Punish => counts.punish += 1,
@@ -149,6 +178,7 @@ impl Triage {
             })
             .collect();
         Triage {
+            undecided: items.iter().filter(|item| item.is_open()).count(),
             items,
             counts,
             gap_ratio: counts.gap_ratio(),
@@ -158,9 +188,10 @@ impl Triage {
 
 /// Sorts pairs by an oracle's judgements.
 pub fn triage(pairs: &[Pair], oracle: &dyn Oracle) -> Triage {
-    Triage::from_judgements(pairs.iter().map(|pair| {
-        let [chosen, rejected] = exchanges(pair);
-        (oracle.judge(&chosen), oracle.judge(&rejected))
+    let exchanges: Vec<Exchange<'_>> = pairs.iter().flat_map(exchanges).collect();
+    let mut judgements = oracle.judge_many(&exchanges).into_iter();
+    Triage::from_judgements(std::iter::from_fn(|| {
+        Some((judgements.next()?, judgements.next()?))
     }))
 }
 

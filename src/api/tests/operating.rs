@@ -285,7 +285,7 @@ fn answers_are_judged_after_they_were_sent() {
     let text = "apiVersion: realign/v1\nid: p\nversion: 1\nrules:\n  - id: hello\n    when: { prompt: { any_phrase: [Hi] } }\n    violates: { response: { any_phrase: [Hello world] } }\n";
     let set = Arc::new(PolicySet::from_yaml("p.yaml", text).unwrap());
     let server = Server::start(|state| {
-        let policies = Box::new(move || Arc::clone(&set));
+        let policies = Box::new(move || (Arc::clone(&set), Arc::default()));
         let telemetry = Arc::clone(&state.telemetry);
         let compliance = Compliance::start((1.0, 64), policies, None, telemetry).unwrap();
         state.compliance = Some(Arc::new(compliance));

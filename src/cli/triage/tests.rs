@@ -46,7 +46,15 @@ fn directories(root: &Path, policy: &str, data: &str) -> GlobalArgs {
 
 fn plan_json(global: &GlobalArgs) -> Value {
     let mut out = Vec::new();
-    run_plan(&PlanArgs { examples: 1 }, global, &mut out).unwrap();
+    run_plan(
+        &PlanArgs {
+            examples: 1,
+            against: None,
+        },
+        global,
+        &mut out,
+    )
+    .unwrap();
     serde_json::from_slice(&out).unwrap()
 }
 
@@ -58,6 +66,7 @@ fn triage_counts_and_explains() {
     let args = TriageArgs {
         examples: 2,
         include_dryrun: false,
+        data: None,
     };
     let mut out = Vec::new();
     assert_eq!(run_triage(&args, &global, &mut out).unwrap(), EXIT_OK);
@@ -110,6 +119,7 @@ fn dryrun_policies_count_only_when_asked() {
         let args = TriageArgs {
             examples: 0,
             include_dryrun,
+            data: None,
         };
         let mut out = Vec::new();
         run_triage(&args, &global, &mut out).unwrap();

@@ -162,15 +162,15 @@ fn mix<const N: usize>(weights: &[&[f32]; N], values: &[f32], out: &mut [&mut [f
                 let at = token * d + column;
                 match values[at..at + lanes].first_chunk::<LANES>() {
                     Some(v) => {
-                        for n in 0..N {
-                            multiply_add::<FMA>(weights[n][token], v, &mut sums[n]);
+                        for (weights, sum) in weights.iter().zip(&mut sums) {
+                            multiply_add::<FMA>(weights[token], v, sum);
                         }
                     }
                     None => {
                         let mut v = [0f32; LANES];
                         v[..lanes].copy_from_slice(&values[at..at + lanes]);
-                        for n in 0..N {
-                            multiply_add::<FMA>(weights[n][token], &v, &mut sums[n]);
+                        for (weights, sum) in weights.iter().zip(&mut sums) {
+                            multiply_add::<FMA>(weights[token], &v, sum);
                         }
                     }
                 }

@@ -1,5 +1,7 @@
 //! The decoder's steps on reusable buffers.
 
+mod hidden;
+
 use std::sync::Arc;
 
 use candle_core::{Result, bail};

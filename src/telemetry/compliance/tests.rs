@@ -50,7 +50,7 @@ fn answers_are_judged_counted_and_written() {
     let log = DecisionLog::open(&path, limits).unwrap();
     let telemetry = telemetry();
     let set = set(POLICY);
-    let policies = Box::new(move || Arc::clone(&set));
+    let policies = Box::new(move || (Arc::clone(&set), Arc::default()));
     let compliance =
         Compliance::start((1.0, 8), policies, Some(log), Arc::clone(&telemetry)).unwrap();
     assert!(compliance.wants());
@@ -90,7 +90,7 @@ fn a_dryrun_policy_counts_but_does_not_decide() {
     let set = set(&POLICY.replace("version: 1", "version: 1\nenforcement: dryrun"));
     let compliance = Compliance::start(
         (1.0, 8),
-        Box::new(move || Arc::clone(&set)),
+        Box::new(move || (Arc::clone(&set), Arc::default())),
         None,
         Arc::clone(&telemetry),
     )
@@ -115,7 +115,7 @@ fn a_full_queue_drops_and_counts_and_never_waits() {
     let empty = Arc::new(PolicySet::default());
     let policies = Box::new(move || {
         let _released = held.recv();
-        Arc::clone(&empty)
+        (Arc::clone(&empty), Arc::default())
     });
     let compliance = Compliance::start((1.0, 2), policies, None, Arc::clone(&telemetry)).unwrap();
     std::thread::sleep(IDLE_LOOK * 2);

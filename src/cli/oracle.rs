@@ -1,0 +1,38 @@
+//! What commands need to ask a policy set's probes and judges: model, state, caches.
+
+use std::sync::Arc;
+
+use super::CliError;
+use crate::config::Config;
+use crate::model::LoadedModel;
+use crate::oracle::{
+    FeatureSource, HiddenStates, MemoryScoreCache, ScoreCache, Services, needs_services,
+};
+use crate::policy::PolicySet;
+use crate::state::StateDb;
+
+/// The model and the caches, as far as the set needs them. Sets of text alone need neither, and
+/// nothing is opened or written for them.
+pub(super) fn services(config: &Config, set: &PolicySet) -> Result<Services, CliError> {
+    let (probes, judges) = needs_services(set);
+    let scores: Arc<dyn ScoreCache> = match judges {
+        true => Arc::new(StateDb::open(&config.paths.database())?),
+        false => Arc::new(MemoryScoreCache::default()),
+    };
+    Ok(Services {
+        features: match probes {
+            true => Some(features(config)?),
+            false => None,
+        },
+        scores,
+        probes: probes.then(|| config.paths.state.join("probes")),
+    })
+}
+
+/// Hidden states of the configured model.
+pub(super) fn features(config: &Config) -> Result<Arc<dyn FeatureSource>, CliError> {
+    let loaded = LoadedModel::load(&config.model, &candle_core::Device::Cpu)?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = config.engine.threads.unwrap_or(cores);
+    Ok(Arc::new(HiddenStates::new(loaded, threads)?))
+}

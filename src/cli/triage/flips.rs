@@ -1,0 +1,128 @@
+//! Which pairs a change of policies moves to another category, and which rules did it. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use crate::oracle::Judgement;
+use crate::preferences::Pair;
+use crate::triage::{Category, Triage, TriageCounts, TriagedPair};
+
+/// The difference that a set makes to the active one.
+#[derive(Clone, Debug, Serialize)]
+pub struct Flips {
+    /// Pairs per category under the active set.
+    pub before: TriageCounts,
+    /// Pairs that change category.
+    pub flipped: usize,
+    /// Pairs by old and new category, e.g. `retain → invert`.
+    pub moves: BTreeMap<String, usize>,
+    /// Flipped pairs by rule whose verdict changed, as `policy:rule`.
+    pub rules: BTreeMap<String, usize>,
+    /// Some flipped pairs.
+    pub examples: Vec<Flip>,
+}
+
+/// A pair that changes category.
+#[derive(Clone, Debug, Serialize)]
+pub struct Flip {
+    /// `file:line`.
+    pub source: String,
+    /// Category under the active set.
+    pub from: Category,
+    /// Category under the new one.
+    pub to: Category,
+    /// Rules whose verdict changed.
+    pub rules: Vec<String>,
+    /// The last user message.
+    pub prompt: String,
+    /// The preferred response.
+    pub chosen: String,
+    /// The other response.
+    pub rejected: String,
+}
+
+impl Flips {
+    /// Compares two triages of the same pairs, with at most `examples` flipped ones.
+    pub fn new(pairs: &[Pair], before: &Triage, after: &Triage, examples: usize) -> Flips {
+        let mut out = Flips {
+            before: before.counts,
+            flipped: 0,
+            moves: BTreeMap::new(),
+            rules: BTreeMap::new(),
+            examples: Vec::new(),
+        };
+        for ((pair, old), new) in pairs.iter().zip(&before.items).zip(&after.items) {
+            if old.category == new.category {
+                continue;
+            }
+            let rules = changed(old, new);
+            let (from, to) = (old.category, new.category);
+            out.flipped += 1;
+            *out.moves
+                .entry(format!("{} → {}", from.as_str(), to.as_str()))
+                .or_default() += 1;
+            for rule in &rules {
+                *out.rules.entry(rule.clone()).or_default() += 1;
+            }
+            if out.examples.len() < examples {
+                out.examples.push(Flip {
+                    source: pair.source.to_string(),
+                    from,
+                    to,
+                    rules: rules.into_iter().collect(),
+                    prompt: pair.prompt_text().to_owned(),
+                    chosen: pair.chosen.clone(),
+                    rejected: pair.rejected.clone(),
+                });
+            }
+        }
+        out
+    }
+
+    /// The difference for a terminal.
+    pub fn text(&self) -> String {
+        let b = self.before;
+        let mut text = format!(
+            "against the active set ({} invert, {} punish, {} retain): {} pairs flip\n",
+            b.invert, b.punish, b.retain, self.flipped
+        );
+        for (name, count) in self.moves.iter().chain(&self.rules) {
+            let _infallible = writeln!(text, "  {count:6}  {name}");
+        }
+        for flip in &self.examples {
+            let _infallible = writeln!(
+                text,
+                "\n{} → {}  {}  by {}\n  prompt    {}\n  chosen    {}\n  rejected  {}",
+                flip.from.as_str(),
+                flip.to.as_str(),
+                flip.source,
+                flip.rules.join(", "),
+                super::one_line(&flip.prompt),
+                super::one_line(&flip.chosen),
+                super::one_line(&flip.rejected)
+            );
+        }
+        text
+    }
+}
+
+/// Rules that one triage says are violated by a response and the other does not.
+fn changed(old: &TriagedPair, new: &TriagedPair) -> BTreeSet<String> {
+    let names = |judgement: &Judgement| -> BTreeSet<String> {
+        let violations = judgement.violations.iter();
+        violations
+            .map(|v| format!("{}:{}", v.policy, v.rule))
+            .collect()
+    };
+    [(&old.chosen, &new.chosen), (&old.rejected, &new.rejected)]
+        .into_iter()
+        .flat_map(|(a, b)| {
+            names(a)
+                .symmetric_difference(&names(b))
+                .cloned()
+                .collect::<Vec<_>>()
+        })
+        .collect()
+}

@@ -1,0 +1,180 @@
+//! `realign triage --data FILE`: one file of any size, in bounded memory.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::{CliError, RuleCount};
+use crate::oracle::{Oracle, RuleOracle};
+use crate::preferences::{Pair, SkippedLine, for_each_pair};
+use crate::triage::{TriageCounts, triage};
+
+/// Pairs judged at once.
+const CHUNK: usize = 1024;
+/// Bad lines that are shown; all are counted.
+const SHOWN: usize = 20;
+
+/// What a stream's triage found.
+#[derive(Debug, Serialize)]
+pub struct StreamReport {
+    /// Revision of what was judged by.
+    pub policy_revision: String,
+    /// Pairs, repeated ones left out.
+    pub pairs: usize,
+    /// Pairs per category.
+    pub counts: TriageCounts,
+    /// Share of pairs in conflict with the policies, 0 to 1.
+    pub gap_ratio: f64,
+    /// Pairs whose category could not be had.
+    pub undecided: usize,
+    /// Violations of each rule, in set order.
+    pub rules: Vec<RuleCount>,
+    /// Pairs that were there before.
+    pub duplicates: usize,
+    /// Pairs that prefer the other response of a pair that was there before.
+    pub contradictions: usize,
+    /// Lines that gave no pair.
+    pub skipped: usize,
+    /// The first of them.
+    pub skipped_lines: Vec<SkippedLine>,
+}
+
+impl StreamReport {
+    /// Triages a file.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn read(oracle: &RuleOracle, file: &Path) -> Result<StreamReport, CliError> {
+        let rules = oracle.rules().map(|(policy, rule)| RuleCount {
+            policy: policy.id.clone(),
+            rule: rule.id.clone(),
+            severity: rule.severity,
+            chosen: 0,
+            rejected: 0,
+        });
+        let mut report = StreamReport {
+            policy_revision: oracle.revision().to_owned(),
+            pairs: 0,
+            counts: TriageCounts::default(),
+            gap_ratio: 0.0,
+            undecided: 0,
+            rules: rules.collect(),
+            duplicates: 0,
+            contradictions: 0,
+            skipped: 0,
+            skipped_lines: Vec::new(),
+        };
+        let mut seen = Seen::default();
+        let mut chunk: Vec<Pair> = Vec::with_capacity(CHUNK);
+        for_each_pair(file, |line| match line {
+            Ok(pair) => match seen.note(&pair) {
+                Before::Same => report.duplicates += 1,
+                before => {
+                    report.contradictions += usize::from(before == Before::Opposite);
+                    chunk.push(pair);
+                    if chunk.len() == CHUNK {
+                        report.add(oracle, &chunk);
+                        chunk.clear();
+                    }
+                }
+            },
+            Err(line) => {
+                report.skipped += 1;
+                if report.skipped_lines.len() < SHOWN {
+                    report.skipped_lines.push(line);
+                }
+            }
+        })?;
+        report.add(oracle, &chunk);
+        report.gap_ratio = report.counts.gap_ratio();
+        Ok(report)
+    }
+
+    fn add(&mut self, oracle: &RuleOracle, pairs: &[Pair]) {
+        let done = triage(pairs, oracle);
+        self.pairs += pairs.len();
+        self.counts.invert += done.counts.invert;
+        self.counts.punish += done.counts.punish;
+        self.counts.retain += done.counts.retain;
+        self.undecided += done.undecided;
+        for item in &done.items {
+            for violation in &item.chosen.violations {
+                self.rule(&violation.policy, &violation.rule, |count| {
+                    count.chosen += 1
+                });
+            }
+            for violation in &item.rejected.violations {
+                self.rule(&violation.policy, &violation.rule, |count| {
+                    count.rejected += 1
+                });
+            }
+        }
+    }
+
+    fn rule(&mut self, policy: &str, rule: &str, change: impl Fn(&mut RuleCount)) {
+        let named = |count: &&mut RuleCount| count.policy == policy && count.rule == rule;
+        self.rules.iter_mut().find(named).map(change);
+    }
+
+    /// The report for a terminal.
+    pub fn text(&self) -> String {
+        let c = self.counts;
+        let mut text = format!(
+            "{} pairs: {} invert, {} punish, {} retain; gap ratio {:.3}\n{} duplicates left out, {} contradictions, {} lines skipped, {} pairs undecided\n",
+            self.pairs,
+            c.invert,
+            c.punish,
+            c.retain,
+            self.gap_ratio,
+            self.duplicates,
+            self.contradictions,
+            self.skipped,
+            self.undecided
+        );
+        for line in &self.skipped_lines {
+            let _infallible = writeln!(text, "skipped {line}");
+        }
+        for rule in &self.rules {
+            let _infallible = writeln!(
+                text,
+                "{}:{}  {}  violated by {} chosen, {} rejected",
+                rule.policy,
+                rule.rule,
+                rule.severity.as_str(),
+                rule.chosen,
+                rule.rejected
+            );
+        }
+        text
+    }
+}
+
+/// Whether a pair was there before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Before {
+    Never,
+    Same,
+    Opposite,
+}
+
+/// 64 bits per pair: of two million pairs, two coincide by chance once in four million files.
+#[derive(Default)]
+struct Seen {
+    hashes: HashSet<u64>,
+}
+
+impl Seen {
+    fn note(&mut self, pair: &Pair) -> Before {
+        let (hash, order) = pair.unordered_hash();
+        let mut first = [0; 8];
+        first.copy_from_slice(&hash[..8]);
+        let key = u64::from_le_bytes(first) & !1 | u64::from(order);
+        match (self.hashes.insert(key), self.hashes.contains(&(key ^ 1))) {
+            (false, _) => Before::Same,
+            (true, true) => Before::Opposite,
+            (true, false) => Before::Never,
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! The residual stream itself, for whoever reads hidden states rather than logits.
+
+use candle_core::{Result, bail};
+
+use super::{CpuExecutor, Ropes, Step, cut, run_layers};
+
+impl CpuExecutor {
+    /// Runs the base layers and shows the residual stream where it enters each of `layers`
+    /// (ascending; the number of layers itself is what leaves the last one), as (rows, hidden).
+    /// Nothing above the last of them is computed.
+    ///
+    /// # Errors
+    /// If the step does not fit the cache or the model, or `layers` is not ascending.
+    pub fn residuals(
+        &mut self,
+        step: &Step,
+        layers: &[usize],
+        mut show: impl FnMut(usize, &[f32]),
+    ) -> Result<()> {
+        self.check(step, &[])?;
+        self.adapters
+            .set(step.adapters, self.model.adapter_dtype())?;
+        let model = self.model.clone();
+        let ropes = Ropes::new(&model.spec, step.positions);
+        let r = &mut self.registers;
+        r.rows = step.tokens.len();
+        r.sequences.clear();
+        r.sequences.extend_from_slice(step.sequences);
+        cut(step.sequences, &mut r.runs);
+        self.embed(&model, step.tokens)?;
+        let values = step.tokens.len() * model.spec.hidden_size;
+        let mut done = 0;
+        for &layer in layers {
+            if layer < done || layer > model.layers.len() {
+                bail!(
+                    "layers {layers:?} are not an ascending part of 0..={}",
+                    model.layers.len()
+                );
+            }
+            run_layers(self, &model, &ropes, done..layer)?;
+            done = layer;
+            show(layer, &self.registers.x[..values]);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,204 @@
+//! Hidden states of the base model, pooled: what probes read.
+
+use std::sync::{Mutex, PoisonError};
+
+use crate::model::{BLOCK_TOKENS, ChatMessage, CpuExecutor, LoadedModel, PagedSequence, Step};
+
+use super::features::{FeatureError, FeatureSource, Pooling, View};
+use crate::policy::Exchange;
+
+/// Rows of one forward pass: enough to keep the cores busy, 47 MB of cache on the default model.
+const BATCH_ROWS: usize = 1024;
+/// Most tokens of a prompt that are read, from its end: what is asked stands last.
+const PROMPT_TOKENS: usize = 192;
+/// Most tokens of a response that are read, from its start. What a response is shows early, and
+/// time grows with every token.
+const RESPONSE_TOKENS: usize = 160;
+
+/// The base model as a source of features, on the CPU.
+pub struct HiddenStates {
+    loaded: LoadedModel,
+    layers: Vec<usize>,
+    executor: Mutex<CpuExecutor>,
+}
+
+impl std::fmt::Debug for HiddenStates {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HiddenStates")
+            .field("base", &self.loaded.base_hash)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One exchange as token ids.
+struct Rendered {
+    tokens: Vec<u32>,
+    /// Tokens of the prompt, generation prompt included; at least one.
+    prompt: usize,
+}
+
+impl HiddenStates {
+    /// Reads the base model's hidden states with `threads` threads.
+    ///
+    /// # Errors
+    /// If the model's weights are not packed for the CPU or no thread can be had.
+    pub fn new(loaded: LoadedModel, threads: usize) -> Result<Self, FeatureError> {
+        let blocks = BATCH_ROWS.div_ceil(BLOCK_TOKENS) + BATCH_ROWS / 8;
+        let executor = CpuExecutor::new(loaded.model.clone(), blocks, threads)
+            .map_err(|error| FeatureError(error.to_string()))?;
+        Ok(Self {
+            layers: candidate_layers(loaded.model.spec.layers),
+            executor: Mutex::new(executor),
+            loaded,
+        })
+    }
+
+    fn render(&self, exchange: &Exchange<'_>) -> Result<Rendered, FeatureError> {
+        let failed = |error: &dyn std::fmt::Display| FeatureError(error.to_string());
+        let messages = [ChatMessage::user(exchange.prompt)];
+        let (chat, tokenizer) = (&self.loaded.chat, &self.loaded.tokenizer);
+        let mut tokens = chat
+            .encode_chat(tokenizer, &messages, true)
+            .map_err(|e| failed(&e))?;
+        tokens.drain(..tokens.len().saturating_sub(PROMPT_TOKENS));
+        let prompt = tokens.len();
+        let mut response = chat
+            .encode_response(tokenizer, exchange.response)
+            .map_err(|e| failed(&e))?;
+        response.truncate(RESPONSE_TOKENS);
+        tokens.extend(response);
+        if prompt == 0 || tokens.len() == prompt {
+            return Err(FeatureError(
+                "an exchange without tokens has no hidden states".into(),
+            ));
+        }
+        Ok(Rendered { tokens, prompt })
+    }
+
+    /// One forward pass over exchanges that fit in it.
+    fn pass(&self, batch: &[Rendered], views: &[View]) -> Result<Vec<Vec<Vec<f32>>>, FeatureError> {
+        let mut tokens = Vec::new();
+        let mut positions = Vec::new();
+        let mut sequences = Vec::new();
+        let mut block = 0u32;
+        for rendered in batch {
+            let rows = rendered.tokens.len();
+            let blocks = rows.div_ceil(BLOCK_TOKENS) as u32;
+            sequences.push(PagedSequence {
+                start: tokens.len(),
+                rows,
+                cached: 0,
+                blocks: (block..block + blocks).collect(),
+            });
+            block += blocks;
+            tokens.extend_from_slice(&rendered.tokens);
+            positions.extend(0..rows as u32);
+        }
+        let step = Step {
+            tokens: &tokens,
+            positions: &positions,
+            sequences: &sequences,
+            adapters: &[],
+            outputs: &[],
+        };
+        let mut layers: Vec<usize> = views.iter().map(|view| view.layer).collect();
+        layers.sort_unstable();
+        layers.dedup();
+        let width = self.loaded.model.spec.hidden_size;
+        let mut out = vec![vec![Vec::new(); views.len()]; batch.len()];
+        // A panic elsewhere leaves buffers that the next pass overwrites.
+        let mut executor = self.executor.lock().unwrap_or_else(PoisonError::into_inner);
+        let pooled = executor.residuals(&step, &layers, |layer, x| {
+            for (i, (rendered, sequence)) in batch.iter().zip(&sequences).enumerate() {
+                let rows = &x[sequence.start * width..(sequence.start + sequence.rows) * width];
+                for (slot, view) in views.iter().enumerate().filter(|(_, v)| v.layer == layer) {
+                    out[i][slot] = pool(rows, width, rendered.prompt, view.pooling);
+                }
+            }
+        });
+        pooled.map_err(|error| FeatureError(error.to_string()))?;
+        Ok(out)
+    }
+}
+
+impl FeatureSource for HiddenStates {
+    fn base(&self) -> &str {
+        &self.loaded.base_hash
+    }
+
+    fn layers(&self) -> &[usize] {
+        &self.layers
+    }
+
+    fn features(
+        &self,
+        exchanges: &[Exchange<'_>],
+        views: &[View],
+    ) -> Result<Vec<Vec<Vec<f32>>>, FeatureError> {
+        let rendered = exchanges
+            .iter()
+            .map(|e| self.render(e))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut out = Vec::with_capacity(exchanges.len());
+        let mut start = 0;
+        while start < rendered.len() {
+            let mut rows = 0;
+            let fits = rendered[start..].iter().take_while(|r| {
+                rows += r.tokens.len();
+                rows <= BATCH_ROWS
+            });
+            // An exchange has at most PROMPT_TOKENS + RESPONSE_TOKENS rows, so one always fits.
+            let end = start + fits.count().max(1);
+            out.extend(self.pass(&rendered[start..end], views)?);
+            start = end;
+        }
+        Ok(out)
+    }
+}
+
+/// Layers whose residual stream is worth trying: six between a fifth of the depth and the top.
+fn candidate_layers(layers: usize) -> Vec<usize> {
+    let mut out: Vec<usize> = (1..=6).map(|i| (layers * (i + 1)).div_ceil(7)).collect();
+    out.dedup();
+    out
+}
+
+/// One vector from the rows of an exchange, (rows, width).
+fn pool(rows: &[f32], width: usize, prompt: usize, pooling: Pooling) -> Vec<f32> {
+    let (asked, answered) = rows.split_at(prompt * width);
+    match pooling {
+        Pooling::Mean => mean(answered, width),
+        Pooling::Last => {
+            let mut last = answered[answered.len() - width..].to_vec();
+            normalise(&mut last);
+            last
+        }
+        Pooling::Both => {
+            // The first token gathers attention that has nowhere to go and says nothing.
+            let mut both = mean(asked.get(width..).unwrap_or_default(), width);
+            both.extend(mean(answered, width));
+            both
+        }
+    }
+}
+
+fn mean(rows: &[f32], width: usize) -> Vec<f32> {
+    let mut sum = vec![0.0f32; width];
+    let mut unit = vec![0.0f32; width];
+    for row in rows.chunks_exact(width) {
+        unit.copy_from_slice(row);
+        normalise(&mut unit);
+        sum.iter_mut().zip(&unit).for_each(|(s, v)| *s += v);
+    }
+    let count = (rows.len() / width).max(1) as f32;
+    sum.iter_mut().for_each(|s| *s /= count);
+    sum
+}
+
+/// Scales a row to mean square 1, as the layer that reads it does: a few tokens of enormous norm
+/// would otherwise be all that a mean shows.
+fn normalise(row: &mut [f32]) {
+    let square = row.iter().map(|v| v * v).sum::<f32>() / row.len().max(1) as f32;
+    let scale = (square + 1e-6).sqrt().recip();
+    row.iter_mut().for_each(|v| *v *= scale);
+}

@@ -1,0 +1,312 @@
+//! Probes and judges, ready to answer, and the order in which they are asked: the text first, the
+//! base model where the text leaves a rule open, a judge where that does too.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Serialize;
+
+use super::features::{FeatureError, FeatureSource, View};
+use super::judge::{Judge, JudgeUsage};
+use super::probe::FittedProbe;
+use super::scores::in_parallel;
+use crate::policy::{Exchange, JudgeSpec, Matcher, ProbeSpec, Rule, RuleOutcome, Score, Scores};
+
+/// Exchanges whose hidden states are in memory at once.
+const BATCH: usize = 256;
+
+/// Everything that a policy set's rules may ask beyond the text.
+#[derive(Debug, Default)]
+pub struct Matchers {
+    pub(super) features: Option<Arc<dyn FeatureSource>>,
+    pub(super) probes: HashMap<String, Arc<FittedProbe>>,
+    pub(super) judges: HashMap<String, Arc<Judge>>,
+    pub(super) reached: Reached,
+}
+
+/// Where verdicts were decided.
+#[derive(Debug, Default)]
+pub(super) struct Reached {
+    text: AtomicU64,
+    probe: AtomicU64,
+    judge: AtomicU64,
+    undecided: AtomicU64,
+}
+
+/// How many verdicts (one per response and rule) each kind of matcher decided.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct MatcherUsage {
+    /// By the text and labels alone.
+    pub text: u64,
+    /// With hidden states.
+    pub probe: u64,
+    /// With a judge.
+    pub judge: u64,
+    /// Not at all, because something failed.
+    pub undecided: u64,
+    /// Share of verdicts that reached a judge, 0 to 1.
+    pub judge_share: f64,
+    /// What the judges were asked and what it cost.
+    pub judges: JudgeUsage,
+}
+
+/// A verdict on one response by one rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RuleVerdict {
+    /// Whether it violates the rule.
+    Known(bool),
+    /// It could not be told, and why.
+    Undecided(String),
+}
+
+impl Matchers {
+    /// What decides a rule's verdicts beside the rule: the fits it uses. Empty for text alone.
+    pub fn identity(&self, rule: &Rule) -> String {
+        let parts = rule.matchers().into_iter().map(|matcher| match matcher {
+            Matcher::Probe(spec) => match self.probes.get(spec.id()) {
+                Some(fitted) => fitted.key.clone(),
+                None => "unfitted".to_owned(),
+            },
+            Matcher::Judge(spec) => match self.judges.get(&spec.id()) {
+                Some(judge) => format!("judge {}", judge.threshold().to_bits()),
+                None => "no judge".to_owned(),
+            },
+        });
+        parts.collect::<Vec<_>>().join(" ")
+    }
+
+    /// The same probes and no judges, for whoever plans without asking: what would reach a judge
+    /// is undecided.
+    pub fn without_judges(&self) -> Matchers {
+        Matchers {
+            features: self.features.clone(),
+            probes: self.probes.clone(),
+            ..Matchers::default()
+        }
+    }
+
+    /// What was asked so far.
+    pub fn usage(&self) -> MatcherUsage {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let r = &self.reached;
+        let [text, probe, judge, undecided] = [&r.text, &r.probe, &r.judge, &r.undecided].map(get);
+        let total = (text + probe + judge + undecided).max(1);
+        let mut judges = JudgeUsage::default();
+        for usage in self.judges.values().map(|judge| judge.usage()) {
+            judges.calls += usage.calls;
+            judges.cached += usage.cached;
+            judges.retries += usage.retries;
+            judges.prompt_tokens += usage.prompt_tokens;
+            judges.completion_tokens += usage.completion_tokens;
+            judges.cost += usage.cost;
+        }
+        MatcherUsage {
+            text,
+            probe,
+            judge,
+            undecided,
+            judge_share: judge as f64 / total as f64,
+            judges,
+        }
+    }
+
+    /// Judges pairs of a response and a rule; verdicts in the questions' order.
+    pub fn decide(&self, questions: &[(Exchange<'_>, &Rule)]) -> Vec<RuleVerdict> {
+        questions
+            .chunks(BATCH)
+            .flat_map(|chunk| self.decide_chunk(chunk))
+            .collect()
+    }
+
+    fn decide_chunk(&self, questions: &[(Exchange<'_>, &Rule)]) -> Vec<RuleVerdict> {
+        let by_text = |(exchange, rule): &(Exchange<'_>, &Rule)| rule.evaluate(exchange);
+        let mut outcomes: Vec<RuleOutcome> = questions.iter().map(by_text).collect();
+        let open = undecided(&outcomes);
+        self.reached
+            .text
+            .fetch_add((outcomes.len() - open.len()) as u64, Ordering::Relaxed);
+        if open.is_empty() {
+            return outcomes.into_iter().map(|o| known(o, None)).collect();
+        }
+        let asked: Vec<_> = open.iter().map(|&i| questions[i]).collect();
+        let (features, failure) = match self.features_of(&asked) {
+            Ok(features) => (features, None),
+            Err(error) => (
+                vec![Features::default(); open.len()],
+                Some(error.to_string()),
+            ),
+        };
+        for (&index, features) in open.iter().zip(&features) {
+            let (exchange, rule) = &questions[index];
+            outcomes[index] = rule.evaluate_with(exchange, &self.answers(features, Ask::Probes));
+        }
+        let left: Vec<usize> = (0..open.len())
+            .filter(|&slot| outcomes[open[slot]] == RuleOutcome::Undecided)
+            .collect();
+        self.reached
+            .probe
+            .fetch_add((open.len() - left.len()) as u64, Ordering::Relaxed);
+        let at_once = self.judges.values().map(|judge| judge.spec().concurrency);
+        let judged = in_parallel(&left, at_once.max().unwrap_or(1), |&slot| {
+            let (exchange, rule) = &questions[open[slot]];
+            let answers = self.answers(&features[slot], Ask::All);
+            (rule.evaluate_with(exchange, &answers), answers.failure())
+        });
+        let mut verdicts: Vec<RuleVerdict> = outcomes.into_iter().map(|o| known(o, None)).collect();
+        for (&slot, (outcome, why)) in left.iter().zip(judged) {
+            let counter = match outcome {
+                RuleOutcome::Undecided => &self.reached.undecided,
+                _ => &self.reached.judge,
+            };
+            counter.fetch_add(1, Ordering::Relaxed);
+            verdicts[open[slot]] = known(outcome, why.or_else(|| failure.clone()));
+        }
+        verdicts
+    }
+
+    fn answers<'a>(&'a self, features: &'a Features, ask: Ask) -> Answers<'a> {
+        Answers {
+            matchers: self,
+            features,
+            ask,
+            failure: Mutex::new(None),
+        }
+    }
+
+    /// Hidden states for questions that the text left open, in one batch.
+    pub(super) fn features_of(
+        &self,
+        questions: &[(Exchange<'_>, &Rule)],
+    ) -> Result<Vec<Features>, FeatureError> {
+        let mut out = vec![Features::default(); questions.len()];
+        let mut views: Vec<View> = Vec::new();
+        let mut wanted: Vec<usize> = Vec::new();
+        for (index, (_, rule)) in questions.iter().enumerate() {
+            let of_rule = rule
+                .matchers()
+                .into_iter()
+                .filter_map(|matcher| match matcher {
+                    Matcher::Probe(spec) => self.probes.get(spec.id()).map(|probe| probe.view),
+                    Matcher::Judge(_) => None,
+                });
+            let before = wanted.len();
+            for view in of_rule {
+                if wanted.len() == before {
+                    wanted.push(index);
+                }
+                if !views.contains(&view) {
+                    views.push(view);
+                }
+            }
+        }
+        let Some(source) = self.features.as_ref().filter(|_| !views.is_empty()) else {
+            return Ok(out);
+        };
+        // Several rules may ask about one exchange: it runs through the model once.
+        let mut distinct: Vec<Exchange<'_>> = Vec::new();
+        let mut place: HashMap<(&str, &str), usize> = HashMap::new();
+        let slots: Vec<usize> = wanted
+            .iter()
+            .map(|&index| {
+                let exchange = questions[index].0;
+                *place
+                    .entry((exchange.prompt, exchange.response))
+                    .or_insert_with(|| {
+                        distinct.push(exchange);
+                        distinct.len() - 1
+                    })
+            })
+            .collect();
+        let computed = source.features(&distinct, &views)?;
+        for (&index, slot) in wanted.iter().zip(slots) {
+            out[index] = Features(
+                views
+                    .iter()
+                    .copied()
+                    .zip(computed[slot].iter().cloned())
+                    .collect(),
+            );
+        }
+        Ok(out)
+    }
+}
+
+fn undecided(outcomes: &[RuleOutcome]) -> Vec<usize> {
+    let open = outcomes.iter().enumerate();
+    open.filter(|(_, outcome)| **outcome == RuleOutcome::Undecided)
+        .map(|(index, _)| index)
+        .collect()
+}
+
+fn known(outcome: RuleOutcome, why: Option<String>) -> RuleVerdict {
+    match outcome {
+        RuleOutcome::Violated => RuleVerdict::Known(true),
+        RuleOutcome::NotApplicable | RuleOutcome::NotMatched | RuleOutcome::Excepted(_) => {
+            RuleVerdict::Known(false)
+        }
+        RuleOutcome::Undecided => RuleVerdict::Undecided(
+            why.unwrap_or_else(|| "its probe or judge is not prepared".to_owned()),
+        ),
+    }
+}
+
+/// Pooled hidden states of one exchange, by view.
+#[derive(Clone, Debug, Default)]
+pub struct Features(pub(super) Vec<(View, Vec<f32>)>);
+
+/// What may be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ask {
+    /// Probes, which cost nothing once the features are there.
+    Probes,
+    /// Judges as well.
+    All,
+}
+
+/// Answers about one exchange.
+pub(super) struct Answers<'a> {
+    matchers: &'a Matchers,
+    features: &'a Features,
+    ask: Ask,
+    failure: Mutex<Option<String>>,
+}
+
+impl Answers<'_> {
+    fn failure(&self) -> Option<String> {
+        self.failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+impl Matchers {
+    /// A fitted probe's answer from features.
+    pub(super) fn probe_score(&self, spec: &ProbeSpec, features: &Features) -> Option<Score> {
+        let probe = self.probes.get(spec.id())?;
+        let (_, vector) = features.0.iter().find(|(view, _)| *view == probe.view)?;
+        Some(probe.score(vector))
+    }
+}
+
+impl Scores for Answers<'_> {
+    fn probe(&self, probe: &ProbeSpec, _: &Exchange<'_>) -> Option<Score> {
+        self.matchers.probe_score(probe, self.features)
+    }
+
+    fn judge(&self, judge: &JudgeSpec, exchange: &Exchange<'_>) -> Option<Score> {
+        if self.ask != Ask::All {
+            return None;
+        }
+        let judge = self.matchers.judges.get(&judge.id())?;
+        match judge.score(exchange) {
+            Ok(score) => Some(score),
+            Err(error) => {
+                *self.failure.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some(error.to_string());
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! A policy set → an oracle that can be trusted: probes fitted, judges reached, every rule measured
+//! on its examples.
+
+use std::collections::hash_map::Entry;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::features::FeatureSource;
+use super::judge::Judge;
+use super::matchers::Matchers;
+use super::probe::FittedProbe;
+use super::rules::RuleOracle;
+use super::scores::ScoreCache;
+use super::trust::{RuleTrust, measure};
+use crate::policy::{Matcher, Policy, PolicyError, PolicyErrors, PolicySet, Rule};
+
+/// What preparing a set may use.
+#[derive(Clone, Debug)]
+pub struct Services {
+    /// Hidden states, for probes.
+    pub features: Option<Arc<dyn FeatureSource>>,
+    /// Judges' answers so far.
+    pub scores: Arc<dyn ScoreCache>,
+    /// Where fitted probes are kept.
+    pub probes: Option<PathBuf>,
+}
+
+/// A set whose rules can all be asked.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// Its probes and judges.
+    pub matchers: Arc<Matchers>,
+    /// Every rule's figures, in set order.
+    pub trust: Vec<RuleTrust>,
+}
+
+impl Prepared {
+    /// The oracle over the set's enforced policies.
+    pub fn oracle(&self, set: &PolicySet) -> RuleOracle {
+        RuleOracle::new(set).with_matchers(self.matchers.clone())
+    }
+
+    /// Rules that do not reach their minimum, as errors at their policy's place.
+    pub fn shortfalls(&self, set: &PolicySet) -> Vec<PolicyError> {
+        let short = self.trust.iter().filter_map(|trust| {
+            let policy = set.get(&trust.policy)?;
+            let why = trust.shortfall()?;
+            Some(error(policy, &trust.rule, why))
+        });
+        short.collect()
+    }
+}
+
+/// Whether any rule of the set needs more than the text.
+pub fn needs_services(set: &PolicySet) -> (bool, bool) {
+    let (mut probes, mut judges) = (false, false);
+    for rule in set.policies().iter().flat_map(|policy| &policy.rules) {
+        for matcher in rule.matchers() {
+            match matcher {
+                Matcher::Probe(_) => probes = true,
+                Matcher::Judge(_) => judges = true,
+            }
+        }
+    }
+    (probes, judges)
+}
+
+/// Fits probes, reaches judges and measures every rule; rules below their minimum are reported by
+/// [`Prepared::shortfalls`].
+///
+/// # Errors
+/// Every probe that cannot be fitted and every judge that cannot be asked.
+pub fn prepare(set: &PolicySet, services: &Services) -> Result<Prepared, PolicyErrors> {
+    let mut errors = Vec::new();
+    let mut matchers = Matchers {
+        features: services.features.clone(),
+        ..Matchers::default()
+    };
+    for policy in set.policies() {
+        for rule in &policy.rules {
+            for matcher in rule.matchers() {
+                if let Err(why) = add(&mut matchers, matcher, services) {
+                    errors.push(error(policy, &rule.id, why));
+                }
+            }
+        }
+    }
+    if !errors.is_empty() {
+        return Err(PolicyErrors(errors));
+    }
+    let mut trust = Vec::new();
+    for policy in set.policies() {
+        for rule in &policy.rules {
+            match measure(&policy.id, rule, &matchers) {
+                Ok(figures) => trust.push(figures),
+                Err(why) => errors.push(error(policy, &rule.id, why)),
+            }
+        }
+    }
+    match errors.is_empty() {
+        true => Ok(Prepared {
+            matchers: Arc::new(matchers),
+            trust,
+        }),
+        false => Err(PolicyErrors(errors)),
+    }
+}
+
+/// As [`prepare`], and what a server asks before it activates a set: every example of a rule of
+/// text passes, and no rule is below its minimum.
+///
+/// # Errors
+/// As [`prepare`], failing examples and shortfalls.
+pub fn prepare_trusted(set: &PolicySet, services: &Services) -> Result<Prepared, PolicyErrors> {
+    let failures = set.run_examples().into_errors();
+    if !failures.is_empty() {
+        return Err(PolicyErrors(failures));
+    }
+    let prepared = prepare(set, services)?;
+    match prepared.shortfalls(set) {
+        short if short.is_empty() => Ok(prepared),
+        short => Err(PolicyErrors(short)),
+    }
+}
+
+fn add(matchers: &mut Matchers, matcher: Matcher<'_>, services: &Services) -> Result<(), String> {
+    match matcher {
+        Matcher::Probe(spec) => {
+            if matchers.probes.contains_key(spec.id()) {
+                return Ok(());
+            }
+            let source = services
+                .features
+                .as_deref()
+                .ok_or("a probe reads the base model's hidden states, and no model is loaded")?;
+            let dir = services.probes.as_deref();
+            let key = FittedProbe::key(spec, source.base());
+            let fitted = match dir.and_then(|dir| FittedProbe::load(dir, &key)) {
+                Some(known) => known,
+                None => {
+                    let fitted = FittedProbe::fit(spec, source).map_err(|e| e.to_string())?;
+                    if let Some(dir) = dir {
+                        fitted.store(dir);
+                    }
+                    fitted
+                }
+            };
+            matchers
+                .probes
+                .insert(spec.id().to_owned(), Arc::new(fitted));
+        }
+        Matcher::Judge(spec) => {
+            if let Entry::Vacant(place) = matchers.judges.entry(spec.id()) {
+                let judge = Judge::prepare(spec.clone(), services.scores.clone());
+                place.insert(Arc::new(judge.map_err(|error| error.to_string())?));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn error(policy: &Policy, rule: &str, why: impl std::fmt::Display) -> PolicyError {
+    PolicyError {
+        file: policy.source.file.clone(),
+        line: Some(policy.source.line),
+        column: Some(policy.source.column),
+        message: format!("rule `{rule}`: {why}"),
+    }
+}
+
+/// The rules of a set with their policies.
+pub fn rules_of(set: &PolicySet) -> impl Iterator<Item = (&Policy, &Rule)> {
+    set.policies()
+        .iter()
+        .flat_map(|policy| policy.rules.iter().map(move |rule| (policy.as_ref(), rule)))
+}

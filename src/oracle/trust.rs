@@ -1,0 +1,227 @@
+//! How far a rule can be trusted: its figures on its own examples, cross-validated where something
+//! was fitted on them.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
+use serde::Serialize;
+
+use super::matchers::{Features, Matchers};
+use super::measure::{Bin, Confusion, calibration, calibration_error};
+use crate::policy::{
+    Cost, DEFAULT_FITTED_MINIMUM, Exchange, JudgeSpec, Labelled, Matcher, Minimum, ProbeSpec, Rule,
+    RuleOutcome, Score, Scores, Verdict,
+};
+
+/// A rule's figures.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RuleTrust {
+    /// Policy id.
+    pub policy: String,
+    /// Rule id.
+    pub rule: String,
+    /// Whether the figures are of verdicts by fits that did not see the example.
+    pub cross_validated: bool,
+    /// Examples measured on.
+    pub examples: usize,
+    /// Counts of right and wrong verdicts.
+    pub counts: Confusion,
+    /// Share of right verdicts.
+    pub accuracy: Option<f64>,
+    /// Of what it calls a violation, the share that is one.
+    pub precision: Option<f64>,
+    /// Of the violations, the share that it finds.
+    pub recall: Option<f64>,
+    /// Predicted against observed, where a probe or a judge gave probabilities.
+    pub calibration: Vec<Bin>,
+    /// The bins' mean distance from the diagonal.
+    pub calibration_error: f64,
+    /// What it must reach.
+    pub minimum: Minimum,
+}
+
+impl RuleTrust {
+    /// Which figure is below the minimum, in words; `None` if the rule may act.
+    pub fn shortfall(&self) -> Option<String> {
+        let figures = [
+            ("accuracy", self.accuracy, self.minimum.accuracy),
+            ("precision", self.precision, self.minimum.precision),
+            ("recall", self.recall, self.minimum.recall),
+        ];
+        figures.into_iter().find_map(|(name, got, least)| {
+            let (least, of) = (least?, self.examples);
+            match got {
+                Some(got) if got >= least => None,
+                Some(got) => Some(format!(
+                    "{name} is {got:.3} on its {of} examples, below its minimum of {least}; it does not activate"
+                )),
+                None => Some(format!(
+                    "its minimum asks for {name} {least}, which its {of} examples cannot show; add examples of both verdicts"
+                )),
+            }
+        })
+    }
+}
+
+/// Measures a rule on its examples and on the labelled files whose verdicts are its own.
+///
+/// # Errors
+/// If hidden states or a judge fail.
+pub fn measure(policy: &str, rule: &Rule, matchers: &Matchers) -> Result<RuleTrust, String> {
+    let examples = measured_on(rule);
+    let questions: Vec<(Exchange<'_>, &Rule)> = examples
+        .iter()
+        .map(|(row, labels)| {
+            (
+                Exchange {
+                    labels,
+                    ..row.exchange()
+                },
+                rule,
+            )
+        })
+        .collect();
+    let features = features(&questions, matchers)?;
+    let mut counts = Confusion::default();
+    let mut scored = Vec::new();
+    for (((row, _), (exchange, _)), features) in examples.iter().zip(&questions).zip(&features) {
+        let held = Held {
+            matchers,
+            features,
+            seen: Mutex::default(),
+        };
+        let outcome = rule.evaluate_with(exchange, &held);
+        let seen = held.seen.into_inner().unwrap_or_default();
+        if outcome == RuleOutcome::Undecided {
+            return Err(seen
+                .failure
+                .unwrap_or_else(|| "it cannot be measured".to_owned()));
+        }
+        counts.add(outcome == RuleOutcome::Violated, row.violates);
+        scored.extend(seen.probability.map(|p| (p, row.violates)));
+    }
+    let bins = calibration(&scored);
+    let fitted = rule.cost() != Cost::Text;
+    Ok(RuleTrust {
+        policy: policy.to_owned(),
+        rule: rule.id.clone(),
+        cross_validated: fitted,
+        examples: counts.total(),
+        accuracy: counts.accuracy(),
+        precision: counts.precision(),
+        recall: counts.recall(),
+        counts,
+        calibration_error: calibration_error(&bins),
+        calibration: bins,
+        minimum: match (rule.minimum, fitted) {
+            (Some(declared), _) => declared,
+            (None, true) => DEFAULT_FITTED_MINIMUM,
+            (None, false) => Minimum::default(),
+        },
+    })
+}
+
+/// The rule's examples with their labels, then the files' rows, each once.
+fn measured_on(rule: &Rule) -> Vec<(Labelled, Vec<String>)> {
+    let mut out: Vec<(Labelled, Vec<String>)> = Vec::new();
+    for example in &rule.examples {
+        let row = Labelled {
+            prompt: example.prompt.clone(),
+            response: example.response.clone(),
+            violates: example.verdict == Verdict::Violates,
+        };
+        out.push((row, example.labels.clone()));
+    }
+    let mut seen: BTreeSet<(String, String)> = out
+        .iter()
+        .map(|(row, _)| (row.prompt.clone(), row.response.clone()))
+        .collect();
+    for matcher in rule.matchers() {
+        if let Matcher::Probe(spec) = matcher
+            && spec.is_own
+        {
+            for row in spec.training.iter() {
+                if seen.insert((row.prompt.clone(), row.response.clone())) {
+                    out.push((row.clone(), Vec::new()));
+                }
+            }
+        }
+    }
+    out
+}
+
+/// Hidden states are needed only where a probe was not fitted on the example itself.
+fn features(
+    questions: &[(Exchange<'_>, &Rule)],
+    matchers: &Matchers,
+) -> Result<Vec<Features>, String> {
+    let is_held = |(exchange, rule): &&(Exchange<'_>, &Rule)| {
+        rule.matchers().into_iter().all(|matcher| match matcher {
+            Matcher::Probe(spec) => matchers
+                .probes
+                .get(spec.id())
+                .is_some_and(|probe| probe.left_out(exchange).is_some()),
+            Matcher::Judge(_) => true,
+        })
+    };
+    if questions.iter().all(|question| is_held(&question)) {
+        return Ok(vec![Features::default(); questions.len()]);
+    }
+    let mut out = Vec::with_capacity(questions.len());
+    for chunk in questions.chunks(256) {
+        out.extend(
+            matchers
+                .features_of(chunk)
+                .map_err(|error| error.to_string())?,
+        );
+    }
+    Ok(out)
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    /// The last probability given.
+    probability: Option<f64>,
+    failure: Option<String>,
+}
+
+/// Answers by fits that did not see the example.
+struct Held<'a> {
+    matchers: &'a Matchers,
+    features: &'a Features,
+    seen: Mutex<Seen>,
+}
+
+impl Held<'_> {
+    fn note(&self, score: Result<Option<Score>, String>) -> Option<Score> {
+        // Nothing panics while the lock is held.
+        let mut seen = self.seen.lock().ok()?;
+        match score {
+            Ok(score) => {
+                seen.probability = score.map(|s| s.probability).or(seen.probability);
+                score
+            }
+            Err(why) => {
+                seen.failure = Some(why);
+                None
+            }
+        }
+    }
+}
+
+impl Scores for Held<'_> {
+    fn probe(&self, spec: &ProbeSpec, exchange: &Exchange<'_>) -> Option<Score> {
+        let probe = self.matchers.probes.get(spec.id())?;
+        let live = || self.matchers.probe_score(spec, self.features);
+        self.note(Ok(probe.left_out(exchange).or_else(live)))
+    }
+
+    fn judge(&self, spec: &JudgeSpec, exchange: &Exchange<'_>) -> Option<Score> {
+        let judge = self.matchers.judges.get(&spec.id())?;
+        let text = Exchange {
+            labels: &[],
+            ..*exchange
+        };
+        self.note(judge.left_out(&text).map(Some).map_err(|e| e.to_string()))
+    }
+}
