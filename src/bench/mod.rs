@@ -3,10 +3,12 @@
 //! Nothing here judges: it reports every repetition, so that a reader sees the spread, and it runs
 //! what is compared in turn (A B A B), because machines drift.
 
+mod cases;
 pub mod load;
 pub mod model;
 mod samples;
 
+pub use cases::{Options, Row};
 pub use samples::Samples;
 
 /// Why a benchmark could not be run.

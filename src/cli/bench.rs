@@ -10,8 +10,8 @@ use serde_json::json;
 
 use super::{CliError, EXIT_OK, GlobalArgs};
 use crate::bench::load::{Load, LoadReport};
-use crate::bench::model::{ModelBench, Options, Row};
-use crate::bench::{BenchError, Samples};
+use crate::bench::model::ModelBench;
+use crate::bench::{BenchError, Options, Row, Samples};
 use crate::engine::EngineConfig;
 use crate::model::LoadedModel;
 

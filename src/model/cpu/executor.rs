@@ -137,6 +137,13 @@ impl CpuExecutor {
     /// # Errors
     /// If the step does not fit the cache or the model.
     pub fn forward(&mut self, step: &Step, logits: &mut [f32]) -> Result<()> {
+        let (model, ropes) = self.begin(step, logits)?;
+        run_layers(self, &model, &ropes, 0..model.layers.len())?;
+        self.logits(&model, step.outputs, logits)
+    }
+
+    /// Checks a step, and lays its rows and its tokens' embeddings out in the registers.
+    fn begin(&mut self, step: &Step, logits: &[f32]) -> Result<(Arc<Model>, Ropes)> {
         self.check(step, logits)?;
         self.adapters
             .set(step.adapters, self.model.adapter_dtype())?;
@@ -148,8 +155,7 @@ impl CpuExecutor {
         r.sequences.extend_from_slice(step.sequences);
         cut(step.sequences, &mut r.runs);
         self.embed(&model, step.tokens)?;
-        run_layers(self, &model, &ropes, 0..model.layers.len())?;
-        self.logits(&model, step.outputs, logits)
+        Ok((model, ropes))
     }
 
     fn check(&self, step: &Step, logits: &[f32]) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, bail};
 
-use super::{CpuExecutor, Ropes, Step, cut, run_layers};
+use super::{CpuExecutor, Step, run_layers};
 
 impl CpuExecutor {
     /// Runs the base layers and shows the residual stream where it enters each of `layers`
@@ -17,17 +17,7 @@ impl CpuExecutor {
         layers: &[usize],
         mut show: impl FnMut(usize, &[f32]),
     ) -> Result<()> {
-        self.check(step, &[])?;
-        self.adapters
-            .set(step.adapters, self.model.adapter_dtype())?;
-        let model = self.model.clone();
-        let ropes = Ropes::new(&model.spec, step.positions);
-        let r = &mut self.registers;
-        r.rows = step.tokens.len();
-        r.sequences.clear();
-        r.sequences.extend_from_slice(step.sequences);
-        cut(step.sequences, &mut r.runs);
-        self.embed(&model, step.tokens)?;
+        let (model, ropes) = self.begin(step, &[])?;
         let values = step.tokens.len() * model.spec.hidden_size;
         let mut done = 0;
         for &layer in layers {
