@@ -62,7 +62,7 @@ impl Case {
             Mix::Base => String::new(),
             Mix::One => format!(", rank-{rank} adapter on q and v"),
             Mix::Two => ", base and adapter mixed".to_string(),
-            Mix::Steady => ", new requests all the time".to_string(),
+            Mix::Steady => ", an adapter, new requests all the time".to_string(),
             Mix::Swapping => ", the same with a swap every second".to_string(),
         };
         match self {

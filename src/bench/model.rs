@@ -196,6 +196,9 @@ impl ModelBench {
         let seeds: Vec<u32> = (0..self.options.streams)
             .map(|_| self.next_prompt())
             .collect();
+        // Both cases run on an adapter, so that their ratio is what swapping costs.
+        let start = self.registry.swap(self.adapted.clone(), None);
+        start.map_err(|e| BenchError::Sequence(e.to_string()))?;
         let this = &*self;
         let worker = |seed: u32| async move {
             let mut runs = Vec::new();
@@ -233,10 +236,11 @@ impl ModelBench {
         while swapping && Instant::now() < until {
             tokio::time::sleep(Duration::from_secs(1)).await;
             count += 1;
-            let model = self.model.clone();
-            let rank = self.options.rank.max(1);
+            let (model, same) = (self.model.clone(), self.adapted.adapter.clone());
             let staged = tokio::task::spawn_blocking(move || {
-                let adapter = random_adapter(&model.spec, rank)?;
+                // Packed anew, as a generation from the disk would be.
+                let sites = same.map(|adapter| adapter.sites.clone());
+                let adapter = LoraWeights::from(sites.unwrap_or_default());
                 model.stage(&adapter).map(|()| adapter)
             });
             let adapter = staged.await.map_err(std::io::Error::other)??;
