@@ -323,7 +323,7 @@ fn engine_config(config: &Config) -> EngineConfig {
         max_model_len: config.engine.max_model_len,
         max_running: config.engine.max_running,
         max_waiting: config.engine.max_waiting,
-        kv_cache_bytes: config.engine.kv_cache_mb << 20,
+        kv_cache_bytes: config.engine.kv_cache_mb.saturating_mul(1 << 20),
         step_tokens: config.engine.prefill_budget_tokens,
         threads: match config.engine.threads {
             Some(threads) => threads,

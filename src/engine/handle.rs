@@ -115,13 +115,14 @@ pub fn start(
             block,
         });
     }
-    let pool = BlockPool::new(blocks, BLOCK_SIZE);
     let executor: Box<dyn Executor> = if model.is_packed() {
         Box::new(CpuExecutor::new(model, blocks, config.threads)?)
     } else {
         let kv = PagedKv::new(spec.layers, width, blocks, BLOCK_SIZE, &model.device)?;
         Box::new(ModelExecutor::new(model, kv))
     };
+    // After the cache: a size that was mistyped is refused there.
+    let pool = BlockPool::new(blocks, BLOCK_SIZE);
     start_with(executor, pool, limit, tokenizer, config)
 }
 

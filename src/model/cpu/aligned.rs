@@ -1,6 +1,6 @@
 //! Memory for weights: cache-line aligned and on huge pages where the system has them.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 
 /// Zeroed bytes at a multiple of 2 MiB for large buffers, of 64 bytes for small ones.
 ///
@@ -26,19 +26,24 @@ impl AlignedBytes {
     /// `len` zero bytes.
     ///
     /// # Panics
-    /// If `len` exceeds the address space. Running out of memory aborts, as everywhere in Rust.
+    /// If the system refuses them, as for any allocation in Rust.
     pub fn zeroed(len: usize) -> Self {
+        Self::try_zeroed(len).unwrap_or_else(|| panic!("{len} bytes of memory were refused"))
+    }
+
+    /// As [`AlignedBytes::zeroed`], for sizes that somebody may have mistyped: `None` if the
+    /// system refuses them.
+    pub fn try_zeroed(len: usize) -> Option<Self> {
         let align = if len >= HUGE_PAGE { HUGE_PAGE } else { 64 };
         // With a small alignment, because zeroed memory of a larger one is written to by the
         // allocator.
         let layout = len
             .checked_add(align)
-            .and_then(|size| Layout::from_size_align(size, 16).ok())
-            .unwrap_or_else(|| panic!("{len} bytes exceed the address space"));
+            .and_then(|size| Layout::from_size_align(size, 16).ok())?;
         // SAFETY: the layout has a non-zero size.
         let base = unsafe { alloc_zeroed(layout) };
         if base.is_null() {
-            handle_alloc_error(layout);
+            return None;
         }
         // SAFETY: the offset is less than `align`, and `align` more bytes than `len` are there.
         let start = unsafe { base.add(base.align_offset(align)) };
@@ -47,12 +52,12 @@ impl AlignedBytes {
             // SAFETY: the range was just allocated; the call is advice and may fail harmlessly.
             unsafe { libc::madvise(start.cast(), len, libc::MADV_HUGEPAGE) };
         }
-        Self {
+        Some(Self {
             base,
             layout,
             start,
             len,
-        }
+        })
     }
 }
 

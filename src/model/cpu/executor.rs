@@ -106,11 +106,15 @@ impl CpuExecutor {
     /// An executor with `threads` threads and a cache of `blocks` blocks of 16 tokens.
     ///
     /// # Errors
-    /// If a thread cannot be started or the model's weights are not packed.
+    /// If a thread cannot be started, the cache does not fit the memory or the model's weights are not packed.
     pub fn new(model: Arc<Model>, blocks: usize, threads: usize) -> Result<Self> {
         packed(&model.head)?;
         let spec = &model.spec;
-        let kv = KvCache::new(spec.layers, spec.kv_heads, spec.head_dim, blocks);
+        let Some(kv) = KvCache::new(spec.layers, spec.kv_heads, spec.head_dim, blocks) else {
+            bail!(
+                "the system refuses memory for a KV cache of {blocks} blocks: lower engine.kv_cache_mb"
+            );
+        };
         let team = Team::new(threads)?;
         let registers = Registers {
             scratch: vec![Vec::new(); team.threads()],

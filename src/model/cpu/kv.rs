@@ -23,15 +23,15 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// A cache of `blocks` blocks for `layers` layers.
-    pub fn new(layers: usize, heads: usize, head_dim: usize, blocks: usize) -> Self {
-        let bytes = blocks * Self::bytes_per_block(layers, heads, head_dim);
-        Self {
-            data: AlignedBytes::zeroed(bytes),
+    /// A cache of `blocks` blocks for `layers` layers; `None` if the system has no such memory.
+    pub fn new(layers: usize, heads: usize, head_dim: usize, blocks: usize) -> Option<Self> {
+        let bytes = blocks.checked_mul(Self::bytes_per_block(layers, heads, head_dim))?;
+        Some(Self {
+            data: AlignedBytes::try_zeroed(bytes)?,
             blocks,
             heads,
             head_dim,
-        }
+        })
     }
 
     /// Bytes of keys and values of one block, all layers.
@@ -103,4 +103,18 @@ pub fn write_token(part: &mut [f32], slot: usize, key: &[f32], value: &[f32]) {
         keys[dimension * BLOCK_TOKENS + slot] = *k;
     }
     values[slot * value.len()..(slot + 1) * value.len()].copy_from_slice(value);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_that_no_machine_has_is_refused_and_others_are_zero() {
+        for blocks in [usize::MAX, usize::MAX / 64, 1 << 50] {
+            assert!(KvCache::new(30, 3, 64, blocks).is_none(), "{blocks}");
+        }
+        let small = KvCache::new(2, 1, 4, 3).unwrap();
+        assert!(small.floats().iter().all(|f| *f == 0.0));
+    }
 }
