@@ -77,7 +77,8 @@ impl Ropes {
         }
     }
 
-    fn of(&self, shape: &AttentionShape) -> &RopeTable {
+    /// Those of a layer that attends like this.
+    pub(super) fn of(&self, shape: &AttentionShape) -> &RopeTable {
         match &self.local {
             Some(local) if shape.window.is_some() => local,
             _ => &self.full,

@@ -65,17 +65,17 @@ impl Example {
 /// Several examples laid out in one batch.
 #[derive(Clone, Debug)]
 pub struct Packed {
-    tokens: Vec<u32>,
-    positions: Vec<u32>,
-    segments: Arc<[Segment]>,
+    pub(super) tokens: Vec<u32>,
+    pub(super) positions: Vec<u32>,
+    pub(super) segments: Arc<[Segment]>,
     /// For every response token, the batch row whose logits predict it.
-    rows: Vec<u32>,
+    pub(super) rows: Vec<u32>,
     /// The response tokens themselves, aligned with `rows`.
     targets: Vec<u32>,
     /// Per example and response: its part of `rows` and `targets`.
     spans: Vec<Vec<Range<usize>>>,
     /// The examples' states, if every one has them at the same layer.
-    states: Option<Vec<States>>,
+    pub(super) states: Option<Vec<States>>,
 }
 
 impl Packed {

@@ -11,6 +11,7 @@ mod blocks;
 mod executor;
 mod kernels;
 mod kv;
+pub mod learn;
 mod packed;
 mod rows;
 mod steps;

@@ -27,6 +27,21 @@ impl Activation {
             Activation::GeluTanh => geglu_forward(gate, up, out),
         }
     }
+
+    /// d_gate, d_up ← the gradients in both of what has the gradient `g` in activation(gate) · up.
+    pub fn gradient(
+        self,
+        gate: &[f32],
+        up: &[f32],
+        g: &[f32],
+        d_gate: &mut [f32],
+        d_up: &mut [f32],
+    ) {
+        match self {
+            Activation::Silu => swiglu_backward(gate, up, g, d_gate, d_up),
+            Activation::GeluTanh => geglu_backward(gate, up, g, d_gate, d_up),
+        }
+    }
 }
 
 /// activation(gate) · up, element by element; both of one shape.
@@ -103,10 +118,6 @@ impl CustomOp3 for GatedBackward {
             f32_slice(s2, l2, self.name())?,
         );
         let g = f32_slice(s3, l3, self.name())?;
-        let kernel = match self.0 {
-            Activation::Silu => swiglu_backward,
-            Activation::GeluTanh => geglu_backward,
-        };
         let mut both = vec![0f32; 2 * g.len()];
         let (d_gate, d_up) = both.split_at_mut(g.len());
         d_gate
@@ -117,7 +128,9 @@ impl CustomOp3 for GatedBackward {
                     .zip(up.par_chunks(CHUNK))
                     .zip(g.par_chunks(CHUNK)),
             )
-            .for_each(|((d_gate, d_up), ((gate, up), g))| kernel(gate, up, g, d_gate, d_up));
+            .for_each(|((d_gate, d_up), ((gate, up), g))| {
+                self.0.gradient(gate, up, g, d_gate, d_up);
+            });
         let shape: Vec<usize> = std::iter::once(2)
             .chain(l1.shape().dims().iter().copied())
             .collect();

@@ -23,13 +23,16 @@ mod token_loss;
 pub use attention::{AttentionShape, capped_softmax};
 pub use frozen_linear::frozen_linear;
 pub use gated::{Activation, gated};
-pub use kernels::{logsumexp, quantize_block, soft_cap_in_place};
+pub use kernels::{
+    dot, exp_shifted_sum, kl_gradient, kl_sum, logsumexp, quantize_block, scaled_exp,
+    soft_cap_backward, soft_cap_in_place,
+};
 pub use packed::packed_attention;
 pub use paged::{PagedKv, PagedSequence, paged_attention};
 pub use quantized_linear::quantized_linear;
 pub use rms_norm::{inverse_rms, rms_norm};
 pub use rope::{RopeTable, rope};
-pub use segment::Segment;
+pub use segment::{Seen, Segment};
 pub use soft_cap::soft_cap;
 pub use token_loss::{kl_from_reference, token_logprobs};
 

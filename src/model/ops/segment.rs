@@ -40,7 +40,7 @@ impl Segment {
 
     /// For each row of the segment, relative to `start`: the rows it sees, the last `window`
     /// tokens of its own past at most.
-    pub(super) fn visible(&self, window: Option<usize>) -> Vec<Seen> {
+    pub fn visible(&self, window: Option<usize>) -> Vec<Seen> {
         let window = window.unwrap_or(usize::MAX);
         // The first position that a row at position `p` sees.
         let first = |p: usize| (p + 1).saturating_sub(window);
@@ -67,7 +67,7 @@ impl Segment {
 
 /// The rows of a segment that one of its rows sees, relative to the segment's start.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Seen {
+pub struct Seen {
     /// Rows of the prompt.
     pub prompt: Range<usize>,
     /// Rows of its own branch; empty for a row of the prompt.

@@ -1,0 +1,75 @@
+//! Learning on the CPU: forward passes that keep what gradients need, their backward, and
+//! tangents, on flat buffers and straight from the packed weights that serve.
+//!
+//! Nothing is copied or unpacked for longer than one product needs it, so training beside serving
+//! costs activations and no second model. Values are exact products in f32. Gradients and tangents
+//! may run in bfloat16 pairs ([`Precision::Mixed`]): they are means over many tokens, and half as
+//! dear. Candle's automatic differentiation stays the slow twin.
+
+mod attention;
+mod backward;
+mod factors;
+mod forward;
+mod head;
+mod pass;
+mod product;
+mod rows;
+mod small;
+mod tangent;
+mod tile;
+mod unpack;
+
+use std::sync::OnceLock;
+
+use rayon::ThreadPool;
+
+pub use factors::SiteGradients;
+pub use head::TokenLoss;
+pub use pass::Learner;
+
+/// The arithmetic of gradients and tangents.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// f32 throughout.
+    Exact,
+    /// Products with frozen weights in bfloat16 where the processor multiplies those faster, on
+    /// the way back only.
+    #[default]
+    Mixed,
+}
+
+/// How much the scheduler prefers other threads to learning ones: at 10 a learning thread gets a
+/// tenth of a core that serving wants too.
+const NICE: i32 = 10;
+
+/// The threads that learn: as many as there are cores, each of low priority.
+fn pool() -> Option<&'static ThreadPool> {
+    static POOL: OnceLock<Option<ThreadPool>> = OnceLock::new();
+    let build = || {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("learn-{i}"))
+            .start_handler(|_| stand_behind())
+            .build()
+            .ok()
+    };
+    POOL.get_or_init(build).as_ref()
+}
+
+/// Lowers the priority of this thread. Where that cannot be done, learning is less polite.
+fn stand_behind() {
+    #[cfg(target_os = "linux")]
+    // SAFETY: no pointers are passed; 0 means the calling thread.
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, 0, NICE);
+    }
+}
+
+/// Runs `f` on the learning threads, or here if the system gave none.
+fn on_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    match pool() {
+        Some(pool) => pool.install(f),
+        None => f(),
+    }
+}

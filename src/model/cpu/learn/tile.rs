@@ -1,0 +1,204 @@
+//! Register tiles: a few rows of x times one panel of 32 columns, in three forms.
+
+use super::unpack::WIDTH;
+
+/// Rows of a tile at most: 14 × 2 sums, two vectors of the panel and a broadcast fill the 32
+/// registers of AVX-512.
+pub const ROWS: usize = 14;
+
+/// The arithmetic that a product runs in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Any processor.
+    Portable,
+    /// f32 in 256-bit vectors.
+    Avx2,
+    /// f32 in 512-bit vectors.
+    Avx512,
+    /// Pairs of bfloat16, summed in f32, in 512-bit vectors: twice as fast.
+    Bf16,
+}
+
+impl Form {
+    /// The best form here; `rounded` allows bfloat16.
+    pub fn detect(rounded: bool) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+            if avx512 && rounded && is_x86_feature_detected!("avx512bf16") {
+                return Form::Bf16;
+            }
+            if avx512 {
+                return Form::Avx512;
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                return Form::Avx2;
+            }
+        }
+        let _ = rounded;
+        Form::Portable
+    }
+}
+
+/// Where a tile's results go.
+#[derive(Clone, Copy)]
+pub struct Target {
+    /// First element of the first row.
+    pub at: *mut f32,
+    /// Elements from one row to the next.
+    pub stride: usize,
+    /// Columns that exist, at most 32.
+    pub width: usize,
+    /// Whether results are added to what is there.
+    pub add: bool,
+}
+
+/// `rows` rows of floats at `a`, `stride` apart, times a panel.
+///
+/// # Safety
+/// The processor has what `form` says; `a` can be read at `rows` rows of `panel.len()` floats, and
+/// `target` written at as many rows of its width.
+pub unsafe fn floats(form: Form, a: *const f32, stride: usize, rows: usize, panel: &[[f32; WIDTH]], target: Target) {
+    macro_rules! call {
+        ($f:path, $($n:literal)*) => {
+            // SAFETY: passed on.
+            unsafe { match rows { $($n => $f(std::array::from_fn::<_, $n, _>(|r| a.wrapping_add(r * stride)), panel, target),)* _ => {} } }
+        };
+    }
+    match form {
+        #[cfg(target_arch = "x86_64")]
+        Form::Avx512 | Form::Bf16 => call!(x86::avx512, 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        #[cfg(target_arch = "x86_64")]
+        Form::Avx2 => {
+            // Sixteen vectors hold three rows of four sums.
+            for first in (0..rows).step_by(3) {
+                let (a, target) = (a.wrapping_add(first * stride), Target { at: target.at.wrapping_add(first * target.stride), ..target });
+                let rows = rows.min(first + 3) - first;
+                // SAFETY: passed on.
+                unsafe {
+                    match rows {
+                        1 => x86::avx2([a], panel, target),
+                        2 => x86::avx2([a, a.wrapping_add(stride)], panel, target),
+                        _ => x86::avx2([a, a.wrapping_add(stride), a.wrapping_add(2 * stride)], panel, target),
+                    }
+                }
+            }
+        }
+        _ => {
+            for r in 0..rows {
+                let target = Target { at: target.at.wrapping_add(r * target.stride), ..target };
+                // SAFETY: passed on.
+                unsafe { plain([a.wrapping_add(r * stride)], panel, target) };
+            }
+        }
+    }
+}
+
+/// As [`floats`], for pairs of bfloat16: `a` has `panel.len()` pairs a row.
+///
+/// # Safety
+/// As [`floats`], and the processor has AVX-512 BF16.
+#[cfg(target_arch = "x86_64")]
+pub unsafe fn pairs(a: *const u32, stride: usize, rows: usize, panel: &[[u32; WIDTH]], target: Target) {
+    macro_rules! call {
+        ($($n:literal)*) => {
+            // SAFETY: passed on.
+            unsafe { match rows { $($n => x86::bf16(std::array::from_fn::<_, $n, _>(|r| a.wrapping_add(r * stride)), panel, target),)* _ => {} } }
+        };
+    }
+    call!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+}
+
+#[inline(always)]
+unsafe fn plain<const N: usize>(a: [*const f32; N], panel: &[[f32; WIDTH]], target: Target) {
+    let mut sums = [[0f32; WIDTH]; N];
+    for (i, weights) in panel.iter().enumerate() {
+        for r in 0..N {
+            // SAFETY: by the contract of `floats`.
+            let value = unsafe { *a[r].add(i) };
+            for (sum, w) in sums[r].iter_mut().zip(weights) {
+                *sum += value * w;
+            }
+        }
+    }
+    for (r, sum) in sums.iter().enumerate() {
+        // SAFETY: by the contract of `floats`.
+        let row = unsafe { std::slice::from_raw_parts_mut(target.at.add(r * target.stride), target.width) };
+        for (y, sum) in row.iter_mut().zip(sum) {
+            *y = if target.add { *y + sum } else { *sum };
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{Target, WIDTH, plain};
+
+    #[target_feature(enable = "avx2,fma")]
+    pub unsafe fn avx2<const N: usize>(a: [*const f32; N], panel: &[[f32; WIDTH]], target: Target) {
+        // SAFETY: passed on.
+        unsafe { plain(a, panel, target) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub unsafe fn avx512<const N: usize>(a: [*const f32; N], panel: &[[f32; WIDTH]], target: Target) {
+        let mut sums = [[_mm512_setzero_ps(); 2]; N];
+        for (i, weights) in panel.iter().enumerate() {
+            // SAFETY: a row of the panel is two vectors; `a` by the contract of `floats`.
+            unsafe {
+                let low = _mm512_loadu_ps(weights.as_ptr());
+                let high = _mm512_loadu_ps(weights.as_ptr().add(16));
+                for (sum, a) in sums.iter_mut().zip(a) {
+                    let value = _mm512_set1_ps(*a.add(i));
+                    sum[0] = _mm512_fmadd_ps(value, low, sum[0]);
+                    sum[1] = _mm512_fmadd_ps(value, high, sum[1]);
+                }
+            }
+        }
+        // SAFETY: passed on.
+        unsafe { store(&sums, target) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub unsafe fn bf16<const N: usize>(a: [*const u32; N], panel: &[[u32; WIDTH]], target: Target) {
+        let mut sums = [[_mm512_setzero_ps(); 2]; N];
+        // SAFETY: both types are 64 bytes of any content.
+        let pairs = |v: __m512i| unsafe { std::mem::transmute::<__m512i, __m512bh>(v) };
+        for (i, weights) in panel.iter().enumerate() {
+            // SAFETY: as above.
+            unsafe {
+                let low = pairs(_mm512_loadu_si512(weights.as_ptr().cast()));
+                let high = pairs(_mm512_loadu_si512(weights.as_ptr().add(16).cast()));
+                for (sum, a) in sums.iter_mut().zip(a) {
+                    let value = pairs(_mm512_set1_epi32(*a.add(i) as i32));
+                    sum[0] = _mm512_dpbf16_ps(sum[0], value, low);
+                    sum[1] = _mm512_dpbf16_ps(sum[1], value, high);
+                }
+            }
+        }
+        // SAFETY: passed on.
+        unsafe { store(&sums, target) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn store<const N: usize>(sums: &[[__m512; 2]; N], target: Target) {
+        let mask = |first: usize| -> __mmask16 { ((1u32 << target.width.saturating_sub(first).min(16)) - 1) as u16 };
+        let masks = [mask(0), mask(16)];
+        for (r, sum) in sums.iter().enumerate() {
+            for (half, mask) in masks.iter().enumerate() {
+                let at = target.at.wrapping_add(r * target.stride + 16 * half);
+                // SAFETY: the mask leaves out what is beyond the target's width.
+                unsafe {
+                    let before = match target.add {
+                        true => _mm512_maskz_loadu_ps(*mask, at),
+                        false => _mm512_setzero_ps(),
+                    };
+                    _mm512_mask_storeu_ps(at, *mask, _mm512_add_ps(before, sum[half]));
+                }
+            }
+        }
+    }
+}
