@@ -25,6 +25,7 @@ use crate::engine::{self, EngineConfig, EngineError, EngineHandle};
 use crate::model::{LoadedModel, ModelError};
 use crate::state::{StateDb, StateError};
 use crate::telemetry::compliance::DecisionLogError;
+use crate::train::choices::ModelSize;
 use listen::{Listening, Timeouts};
 use operations::{access, chores, compliance, decision_log, reload, telemetry};
 use tls::{Tls, TlsError};
@@ -97,7 +98,7 @@ impl Server {
     pub fn load(config: Config, logs: Arc<dyn LogDoor>) -> Result<Self, ServerError> {
         let config = Arc::new(config);
         // What is quickly found to be unusable is found before the model is loaded.
-        recipe(&config.train).map_err(ControlError::Recipe)?;
+        recipe(&config.train, ModelSize::default()).map_err(ControlError::Recipe)?;
         let access = Arc::new(access(&config)?);
         let tls = config.server.tls.as_ref().map(Tls::load).transpose()?;
         let decisions = decision_log(&config.compliance)?;

@@ -47,8 +47,11 @@ fn modules_import_only_what_the_architecture_allows() {
         "server",
         "bench",
         "cli",
+        "learn",
+        "plot",
+        "evaluation",
     ];
-    let allowed: [(&str, &[&str]); 11] = [
+    let allowed: [(&str, &[&str]); 13] = [
         ("model", &[]),
         ("engine", &["model", "adapter"]),
         ("policy", &[]),
@@ -56,7 +59,23 @@ fn modules_import_only_what_the_architecture_allows() {
         ("preferences", &[]),
         ("triage", &["oracle", "preferences", "policy"]),
         ("impact", &["model", "train", "triage"]),
-        ("train", &["model", "triage", "state"]),
+        ("train", &["model", "triage", "state", "plot"]),
+        (
+            "learn",
+            &["model", "train", "impact", "triage", "preferences"],
+        ),
+        (
+            "evaluation",
+            &[
+                "model",
+                "train",
+                "learn",
+                "triage",
+                "preferences",
+                "oracle",
+                "plot",
+            ],
+        ),
         ("gate", &["engine", "oracle", "model", "policy", "adapter"]),
         ("bench", &["engine", "adapter", "model"]),
         ("adapter", &["model", "state", "telemetry"]),

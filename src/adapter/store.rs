@@ -124,6 +124,20 @@ impl AdapterStore {
         weights: &LoraWeights,
         manifest: Manifest,
     ) -> Result<GenerationId, AdapterError> {
+        self.write_beside(weights, manifest, &[])
+    }
+
+    /// As [`AdapterStore::write`], with further files (name, content) beside the adapter: the
+    /// curve of its losses. They are no part of its identity.
+    ///
+    /// # Errors
+    /// [`AdapterError`].
+    pub fn write_beside(
+        &self,
+        weights: &LoraWeights,
+        manifest: Manifest,
+        beside: &[(&str, String)],
+    ) -> Result<GenerationId, AdapterError> {
         let id = content::content_id(&manifest.base_hash, weights)?;
         if self.load(&id, &manifest.base_hash).is_ok() {
             return Ok(id);
@@ -147,6 +161,9 @@ impl AdapterStore {
         write_synced(&staging.join(peft::CONFIG_FILE), &files.config)?;
         write_synced(&staging.join(peft::MODEL_FILE), &files.model)?;
         write_synced(&manifest_path, &text)?;
+        for (name, content) in beside {
+            write_synced(&staging.join(name), content.as_bytes())?;
+        }
         sync_dir(&staging)?;
         // Read back before anything refers to it: what cannot be loaded is not published.
         verify(&staging, &id, &manifest.base_hash)?;

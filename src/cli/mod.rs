@@ -9,6 +9,7 @@ pub mod logs;
 pub mod model;
 mod oracle;
 pub mod policy;
+mod recipes;
 pub mod remote;
 pub mod triage;
 

@@ -106,7 +106,7 @@ pub fn run_triage(
 /// [`CliError`].
 pub fn run_plan(args: &PlanArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<u8, CliError> {
     let config = global.resolve()?;
-    let recipe = recipe(&config.train)?;
+    let recipe = recipe(&config.train, super::recipes::size_of(&config.model))?;
     let dataset = read_data(&config)?;
     let (set, prepared) = read_set(&config, &config.paths.policies)?;
     let unasked = Arc::new(prepared.matchers.without_judges());

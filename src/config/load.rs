@@ -6,7 +6,7 @@ use figment::Figment;
 use figment::error::Kind;
 use figment::providers::{Env, Format, Serialized, Toml};
 
-use super::{ConfigError, DEFAULT_FILE, RawConfig};
+use super::{ConfigError, DEFAULT_FILE, RawConfig, TrainConfig};
 
 /// Variables with the prefix that are no configuration keys.
 const NOT_CONFIG: [&str; 7] = [
@@ -46,6 +46,22 @@ pub(super) fn layered(path: &Path, flags: &RawConfig) -> Result<RawConfig, Confi
     sources
         .merge(env)
         .merge(Serialized::defaults(flags))
+        .extract()
+        .map_err(|error| ConfigError::Read(explain(&error)))
+}
+
+/// Reads a recipe file: the keys of `[train]`, without the heading.
+///
+/// # Errors
+/// As [`load`].
+pub fn recipe_file(path: &Path) -> Result<TrainConfig, ConfigError> {
+    if !path.is_file() {
+        return Err(ConfigError::Read(format!(
+            "{}: there is no such recipe; use `default`, `paper` or a TOML file",
+            path.display()
+        )));
+    }
+    Figment::from(Toml::file_exact(path))
         .extract()
         .map_err(|error| ConfigError::Read(explain(&error)))
 }

@@ -13,11 +13,11 @@ mod tests;
 
 use std::path::PathBuf;
 
-pub use load::load;
+pub use load::{load, recipe_file};
 pub use observe::{ComplianceConfig, TracesConfig};
 pub use raw::{
-    RawCompliance, RawConfig, RawEngine, RawGate, RawLimits, RawPaths, RawServer, RawTraces,
-    RawWatch, TrainConfig,
+    Layers, RawCompliance, RawConfig, RawCorrective, RawEngine, RawGate, RawLimits, RawPaths,
+    RawServer, RawTraces, RawWatch, TrainConfig,
 };
 pub use server::{LimitsConfig, ServerConfig, TlsFiles};
 
@@ -138,7 +138,9 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Value`], naming the key and what is allowed.
     pub fn resolve(raw: RawConfig) -> Result<Self, ConfigError> {
-        let train = raw.train.unwrap_or_default();
+        let mut train = raw.train.unwrap_or_default();
+        // A heading without keys says nothing.
+        train.corrective = train.corrective.filter(|c| *c != RawCorrective::default());
         check_train(&train)?;
         Ok(Self {
             model: raw.model.unwrap_or_else(|| DEFAULT_MODEL.into()),

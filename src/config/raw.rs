@@ -22,6 +22,16 @@ macro_rules! section {
     };
 }
 
+/// Layers of a model, counted from 0: a list, or `first-last` with both ends included.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Layers {
+    /// One by one.
+    List(Vec<usize>),
+    /// A range, such as `15-29`.
+    Range(String),
+}
+
 section! {
     /// The whole file.
     RawConfig {
@@ -147,7 +157,7 @@ section! {
 section! {
     /// Deviations from the recipe; what is absent is the recipe's.
     TrainConfig {
-        /// `default` or `paper`.
+        /// `default` or `paper`; what follows is changed in it.
         recipe: String,
         /// Seed of initialisation, order and gold batch.
         seed: u64,
@@ -155,28 +165,84 @@ section! {
         rank: usize,
         /// LoRA alpha; the scale is alpha / rank.
         alpha: f64,
+        /// Share of the adapter's inputs that training drops.
+        dropout: f64,
+        /// Modules to adapt, by PEFT name.
+        targets: Vec<String>,
         /// Share of the layers that are adapted, from the top; 1 is all.
         layer_share: f64,
+        /// Exactly the layers to adapt, from 0, instead of a share.
+        layers: Layers,
+        /// `adamw` or `lion`.
+        optimizer: String,
         /// Peak learning rate.
         learning_rate: f64,
-        /// Passes over the conflicts.
+        /// Decay of the optimiser's two moments.
+        betas: [f64; 2],
+        /// What AdamW adds to the denominator.
+        epsilon: f64,
+        /// Decoupled weight decay.
+        weight_decay: f64,
+        /// `cosine`, `linear` or `constant`.
+        schedule: String,
+        /// Share of the steps that warm up.
+        warmup_ratio: f64,
+        /// Passes over the pairs.
         epochs: usize,
+        /// Pairs in a batch.
+        batch_pairs: usize,
+        /// Batches whose gradients one step averages.
+        accumulation: usize,
+        /// Most optimiser steps; 0 is all that the epochs hold.
+        max_steps: usize,
+        /// Gradient norm at which training ends; 0 is never.
+        stop_gradient_norm: f64,
+        /// Gradient norm above which gradients are scaled down.
+        clip_norm: f64,
+        /// Rise of the smoothed loss, as a ratio, that ends a run as diverged.
+        max_loss_ratio: f64,
+        /// `f32` or `mixed`.
+        precision: String,
         /// Temperature of the preference loss.
         beta: f64,
         /// Weight of the KL term.
         alpha_kl: f64,
         /// Weight of the likelihood term.
         alpha_sft: f64,
-        /// Modules to adapt, by PEFT name.
-        targets: Vec<String>,
+        /// Divisor of impact scores.
+        gamma: f64,
+        /// `sigmoid` or `ipo`.
+        preference_loss: String,
+        /// How impact scores become weights: `mean-one`, `sum-one` or `uniform`.
+        weight_scale: String,
+        /// Pairs in the gold batch.
+        gold_pairs: usize,
         /// Most pairs to train on; 0 is all.
         max_pairs: usize,
         /// Most tokens of a pair's prompt and response.
         max_pair_tokens: usize,
-        /// How impact scores become weights: `mean-one`, `sum-one` or `uniform`.
-        weight_scale: String,
-        /// Pairs in a step.
-        batch_pairs: usize,
+        /// `[train.corrective]`
+        corrective: RawCorrective,
+    }
+}
+
+section! {
+    /// Who writes compliant responses for pairs of which both responses violate.
+    RawCorrective {
+        /// Base URL of an OpenAI-compatible endpoint, such as `http://127.0.0.1:8000/v1`.
+        url: String,
+        /// Model to ask.
+        model: String,
+        /// Environment variable that holds the key.
+        key_env: String,
+        /// Template of the request; `policy` and `prompt` are filled in.
+        template: String,
+        /// Most tokens of a response.
+        max_tokens: usize,
+        /// Attempts at a response that complies.
+        attempts: usize,
+        /// Requests at once.
+        concurrency: usize,
     }
 }
 

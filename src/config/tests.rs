@@ -91,12 +91,36 @@ fn mistakes_are_named() {
             "[train]\nlearning_rate = -1.0",
             "train.learning_rate is -1; above 0",
         ),
+        (
+            "[train]\nlearnin_rate = 1",
+            "did you mean \"learning_rate\"?",
+        ),
+        ("[train.corrective]\nurls = 'x'", "did you mean \"url\"?"),
         ("model = ", "realign.toml"),
     ];
     for (text, expect) in cases {
         let error = read(text, &RawConfig::default()).unwrap_err().to_string();
         assert!(error.contains(expect), "{text:?}: {error}");
     }
+}
+
+#[test]
+fn a_recipe_file_has_the_keys_of_the_train_section() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("recipe.toml");
+    std::fs::write(
+        &path,
+        "recipe = 'paper'\nlayers = '3-5'\nbetas = [0.9, 0.99]",
+    )
+    .unwrap();
+    let recipe = recipe_file(&path).unwrap();
+    assert_eq!(recipe.layers, Some(Layers::Range("3-5".into())));
+    assert_eq!(recipe.betas, Some([0.9, 0.99]));
+    std::fs::write(&path, "learning_rat = 1e-3").unwrap();
+    let error = recipe_file(&path).unwrap_err().to_string();
+    assert!(error.contains("did you mean \"learning_rate\"?"), "{error}");
+    let error = recipe_file(&dir.path().join("none")).unwrap_err();
+    assert!(error.to_string().contains("no such recipe"), "{error}");
 }
 
 #[test]
@@ -150,6 +174,13 @@ fn the_example_shows_every_key_and_the_defaults() {
         assert!(
             ["model", "model_name"].contains(key) || top.contains(key),
             "no test of [{key}]"
+        );
+    }
+    for key in RawCorrective::KEYS {
+        let corrective = &table["train"]["corrective"];
+        assert!(
+            corrective.get(key).is_some(),
+            "train.corrective.{key} is not in the example"
         );
     }
     for (section, keys) in sections {

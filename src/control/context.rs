@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::adapter::generation::{Generation, GenerationId};
 use crate::adapter::{AdapterError, AdapterStore, Registry, base_id, validate};
-use crate::config::{Config, TrainConfig};
+use crate::config::Config;
 use crate::engine::EngineHandle;
 use crate::model::LoadedModel;
 use crate::oracle::{FeatureSource, Matchers, Prepared, RuleTrust};
@@ -13,8 +13,9 @@ use crate::policy::{PolicySet, WatchError};
 use crate::state::{RealignmentRow, StateDb, StateError};
 use crate::telemetry::event::PolicyRevision;
 use crate::telemetry::{Event, Outcome, Telemetry};
+use crate::train::Recipe;
+use crate::train::choices::ModelSize;
 use crate::train::recipe::RecipeError;
-use crate::train::{Recipe, WeightScale};
 
 /// What the control loop is built from.
 pub struct Parts {
@@ -78,7 +79,9 @@ pub struct Active {
 
 impl Context {
     pub fn new(parts: Parts) -> Result<Self, ControlError> {
-        let recipe = recipe(&parts.config.train)?;
+        let size = ModelSize::from(&parts.loaded.model.spec);
+        let recipe = super::recipe(&parts.config.train, size)?;
+        recipe.check_layers(parts.loaded.model.spec.layers)?;
         let Parts {
             config,
             loaded,
@@ -282,49 +285,6 @@ pub fn initial_generation(store: &AdapterStore, loaded: &LoadedModel) -> Generat
         tracing::error!(%error, generation = %id, "the current generation is unusable: the base model serves");
         Generation { id: base, base_hash: loaded.base_hash.to_string(), policy_revision: None, adapter: None }
     })
-}
-
-/// The recipe that the `[train]` section describes.
-pub fn recipe(config: &TrainConfig) -> Result<Recipe, RecipeError> {
-    let name = config.recipe.as_deref().unwrap_or("default");
-    let mut recipe = Recipe::named(name)?;
-    fn set<T: Clone>(field: &mut T, value: &Option<T>) {
-        if let Some(value) = value {
-            *field = value.clone();
-        }
-    }
-    set(&mut recipe.seed, &config.seed);
-    set(&mut recipe.rank, &config.rank);
-    set(&mut recipe.alpha, &config.alpha);
-    set(&mut recipe.layer_share, &config.layer_share);
-    set(&mut recipe.learning_rate, &config.learning_rate);
-    set(&mut recipe.epochs, &config.epochs);
-    set(&mut recipe.beta, &config.beta);
-    set(&mut recipe.alpha_kl, &config.alpha_kl);
-    set(&mut recipe.alpha_sft, &config.alpha_sft);
-    set(&mut recipe.targets, &config.targets);
-    set(&mut recipe.max_pairs, &config.max_pairs);
-    set(&mut recipe.max_tokens, &config.max_pair_tokens);
-    set(&mut recipe.pairs_per_step, &config.batch_pairs);
-    if let Some(scale) = &config.weight_scale {
-        recipe.weight_scale = match scale.as_str() {
-            "mean-one" => WeightScale::MeanOne,
-            "sum-one" => WeightScale::SumOne,
-            "uniform" => WeightScale::Uniform,
-            other => {
-                let what = format!("`{other}` is unknown; use `mean-one`, `sum-one` or `uniform`");
-                return Err(RecipeError {
-                    field: "weight_scale",
-                    what,
-                });
-            }
-        };
-    }
-    recipe.check()?;
-    if recipe != Recipe::named(name)? {
-        recipe.name = format!("{name}, changed");
-    }
-    Ok(recipe)
 }
 
 /// Seconds since 1970.

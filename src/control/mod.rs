@@ -12,6 +12,7 @@ mod learn;
 mod moderation;
 mod oracle;
 mod realign;
+mod recipe;
 mod work;
 
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -26,10 +27,11 @@ use crate::state::RealignmentRow;
 use crate::telemetry::{self, Outcome};
 
 use context::Context;
-pub use context::{ControlError, Parts, initial_generation, load_generation, recipe};
+pub use context::{ControlError, Parts, initial_generation, load_generation};
 use inputs::Inputs;
 pub use inputs::holdout_ratio;
 use realign::{Ended, Job, Stop};
+pub use recipe::recipe;
 
 /// Everything that can happen to the control loop.
 enum Event {

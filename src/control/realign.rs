@@ -19,6 +19,8 @@ use crate::oracle::{Matchers, RuleOracle};
 use crate::policy::PolicySet;
 use crate::state::{GenerationRow, GenerationStatus, Report};
 use crate::telemetry::{Event, Outcome, Stage};
+use crate::train::Curve;
+use crate::train::curve::{LINES_FILE, PLOT_FILE};
 use crate::triage::{Triage, triage_cached};
 
 /// What to realign to.
@@ -115,11 +117,12 @@ fn realign(context: &Context, job: &Job) -> Result<Done, Stop> {
     work.enter(Stage::Train);
     let trained = run.train(&model, &examples)?;
     work.enter(Stage::Gate);
+    let curve = trained.curve;
     let candidate = run.candidate(trained.weights)?;
     let gate_report = run.gate(&model, &triage, &candidate)?;
     drop(model);
     work.enter(Stage::Publish);
-    run.publish(&candidate, &triage, gate_report)?;
+    run.publish(&candidate, &triage, gate_report, &curve)?;
     work.enter(Stage::Swap);
     run.swap(candidate)
 }
@@ -259,6 +262,7 @@ impl Realignment<'_> {
         candidate: &Generation,
         triage: &Triage,
         gate: serde_json::Value,
+        curve: &Curve,
     ) -> Result<(), Stop> {
         let adapter = candidate
             .adapter
@@ -283,9 +287,10 @@ impl Realignment<'_> {
             gate,
             ..Manifest::default()
         };
+        let beside = [(LINES_FILE, curve.jsonl()), (PLOT_FILE, curve.svg())];
         self.context
             .store
-            .write(adapter, manifest)
+            .write_beside(adapter, manifest, &beside)
             .map_err(failed)?;
         self.remember(&candidate.id, GenerationStatus::Promoted)
     }

@@ -133,7 +133,7 @@ impl Observer for Work<'_> {
         let shown = json!({
             "step": report.step, "steps": report.total, "total": loss.total(), "invert": loss.invert,
             "punish": loss.punish, "kl": loss.retain, "sft": loss.sft, "gradient_norm": report.gradient_norm,
-            "tokens": report.tokens, "seconds": report.seconds,
+            "learning_rate": report.learning_rate, "tokens": report.tokens, "seconds": report.seconds,
         });
         self.context
             .log(self.context.db.put_report(self.id, Report::Losses, &shown));

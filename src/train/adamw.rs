@@ -1,12 +1,29 @@
-//! AdamW (arXiv 1711.05101) without weight decay, with bias correction, over LoRA variables.
+//! AdamW (arXiv 1711.05101) with bias correction, over LoRA variables.
 
 use candle_core::{Result, Tensor, Var};
 
 use super::trainable::Gradients;
 
-const BETA1: f64 = 0.9;
-const BETA2: f64 = 0.999;
-const EPSILON: f64 = 1e-8;
+/// AdamW's constants.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamWConstants {
+    /// Decay of the first and the second moment.
+    pub betas: [f64; 2],
+    /// What is added to the denominator.
+    pub epsilon: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamWConstants {
+    fn default() -> Self {
+        Self {
+            betas: [0.9, 0.999],
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+        }
+    }
+}
 
 /// First and second moments per variable, in the order of [`super::TrainableLora::vars`].
 #[derive(Debug)]
@@ -15,6 +32,8 @@ pub struct AdamW {
     pub steps: usize,
     /// (m, v) per variable.
     pub moments: Vec<(Tensor, Tensor)>,
+    /// Its constants.
+    pub constants: AdamWConstants,
 }
 
 impl AdamW {
@@ -24,6 +43,7 @@ impl AdamW {
         Ok(Self {
             steps: 0,
             moments: vars.map(zero).collect::<Result<_>>()?,
+            constants: AdamWConstants::default(),
         })
     }
 
@@ -37,54 +57,52 @@ impl AdamW {
         clip_norm: f64,
     ) -> Result<f64> {
         let norm = gradients.norm()?;
-        let clip = if norm > clip_norm {
-            clip_norm / norm
-        } else {
-            1.0
-        };
-        self.steps += 1;
-        let correction1 = 1.0 - BETA1.powi(self.steps as i32);
-        let correction2 = 1.0 - BETA2.powi(self.steps as i32);
-        for ((var, gradient), (m, v)) in vars.zip(gradients.tensors()).zip(&mut self.moments) {
-            let gradient = (gradient * clip)?;
-            *m = ((&*m * BETA1)? + (&gradient * (1.0 - BETA1))?)?;
-            *v = ((&*v * BETA2)? + (gradient.sqr()? * (1.0 - BETA2))?)?;
-            let denominator = ((&*v / correction2)?.sqrt()? + EPSILON)?;
-            let update = ((&*m / correction1)? / denominator)?;
-            var.set(&(var.as_detached_tensor() - (update * learning_rate)?)?)?;
-        }
+        self.update(vars, gradients, learning_rate, clip(norm, clip_norm))?;
         Ok(norm)
     }
-}
 
-/// Linear warm-up over the first `warmup_ratio` of `total` steps, then a cosine to zero.
-pub fn learning_rate(peak: f64, warmup_ratio: f64, step: usize, total: usize) -> f64 {
-    let warmup = (warmup_ratio * total as f64).ceil().max(0.0);
-    let step = step as f64;
-    if step < warmup {
-        return peak * (step + 1.0) / warmup;
+    /// One update with gradients scaled by `scale`.
+    pub fn update<'a>(
+        &mut self,
+        vars: impl Iterator<Item = &'a Var>,
+        gradients: &Gradients,
+        learning_rate: f64,
+        scale: f64,
+    ) -> Result<()> {
+        let AdamWConstants {
+            betas: [beta1, beta2],
+            epsilon,
+            weight_decay,
+        } = self.constants;
+        self.steps += 1;
+        let correction1 = 1.0 - beta1.powi(self.steps as i32);
+        let correction2 = 1.0 - beta2.powi(self.steps as i32);
+        for ((var, gradient), (m, v)) in vars.zip(gradients.tensors()).zip(&mut self.moments) {
+            let gradient = (gradient * scale)?;
+            *m = ((&*m * beta1)? + (&gradient * (1.0 - beta1))?)?;
+            *v = ((&*v * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
+            let denominator = ((&*v / correction2)?.sqrt()? + epsilon)?;
+            let update = ((&*m / correction1)? / denominator)?;
+            let value = decayed(var, learning_rate * weight_decay)?;
+            var.set(&(value - (update * learning_rate)?)?)?;
+        }
+        Ok(())
     }
-    let progress = (step - warmup) / (total as f64 - warmup).max(1.0);
-    peak * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// What gradients of this norm are scaled by.
+pub(super) fn clip(norm: f64, limit: f64) -> f64 {
+    match norm > limit {
+        true => limit / norm,
+        false => 1.0,
+    }
+}
 
-    #[test]
-    fn the_schedule_warms_up_then_falls_to_zero() {
-        let rates: Vec<f64> = (0..100).map(|s| learning_rate(1.0, 0.1, s, 100)).collect();
-        assert!(
-            (rates[0] - 0.1).abs() < 1e-12
-                && (rates[9] - 1.0).abs() < 1e-12
-                && (rates[10] - 1.0).abs() < 1e-12
-        );
-        assert!(
-            rates.windows(2).skip(10).all(|w| w[1] < w[0]),
-            "falls after the warm-up"
-        );
-        assert!(rates[99] < 1e-3 && rates[99] > 0.0);
-        assert_eq!(learning_rate(1.0, 0.0, 0, 1), 1.0);
+/// A variable's value, shrunk by decoupled weight decay.
+pub(super) fn decayed(var: &Var, decay: f64) -> Result<Tensor> {
+    let value = var.as_detached_tensor();
+    match decay == 0.0 {
+        true => Ok(value),
+        false => value * (1.0 - decay),
     }
 }

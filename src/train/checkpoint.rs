@@ -5,54 +5,73 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
-use super::adamw::AdamW;
+use super::curve::{Curve, StepRecord};
+use super::optimizer::Optimizer;
 use super::trainable::TrainableLora;
 
-/// Writes `step-<n>.safetensors` (variables and moments) atomically and removes older ones.
-pub fn save(dir: &Path, lora: &TrainableLora, optimizer: &AdamW) -> io::Result<PathBuf> {
+/// Name of the tensor of step records, (steps, [`StepRecord::FIELDS`]).
+const CURVE: &str = "curve";
+
+/// Writes `step-<n>.safetensors` (variables, the optimiser's state, the steps' records) atomically
+/// and removes older ones.
+pub fn save(
+    dir: &Path,
+    lora: &TrainableLora,
+    optimizer: &Optimizer,
+    curve: &Curve,
+) -> io::Result<PathBuf> {
     fs::create_dir_all(dir)?;
     let mut tensors: HashMap<String, Tensor> = HashMap::new();
-    for (i, (var, (m, v))) in lora.vars().zip(&optimizer.moments).enumerate() {
+    for (i, var) in lora.vars().enumerate() {
         tensors.insert(format!("{i}.value"), var.as_detached_tensor());
-        tensors.insert(format!("{i}.m"), m.clone());
-        tensors.insert(format!("{i}.v"), v.clone());
+        for (name, tensor) in optimizer.state(i) {
+            tensors.insert(format!("{i}.{name}"), tensor.clone());
+        }
     }
-    let path = dir.join(format!("step-{}.safetensors", optimizer.steps));
+    let values: Vec<f64> = curve.0.iter().flat_map(|r| r.to_values()).collect();
+    let shape = (curve.0.len(), StepRecord::FIELDS);
+    let records = Tensor::from_vec(values, shape, &Device::Cpu).map_err(io::Error::other)?;
+    tensors.insert(CURVE.into(), records);
+    let steps = optimizer.steps();
+    let path = dir.join(format!("step-{steps}.safetensors"));
     let temporary = path.with_extension("tmp");
     candle_core::safetensors::save(&tensors, &temporary).map_err(io::Error::other)?;
     File::open(&temporary)?.sync_all()?;
     fs::rename(&temporary, &path)?;
     File::open(dir)?.sync_all()?;
     for (step, old) in list(dir) {
-        if step != optimizer.steps {
+        if step != steps {
             fs::remove_file(old)?;
         }
     }
     Ok(path)
 }
 
-/// Restores the newest checkpoint that fits; returns whether one was found. A damaged or foreign
-/// checkpoint is passed over: the run then starts earlier, never wrong.
-pub fn restore(dir: &Path, lora: &TrainableLora, optimizer: &mut AdamW) -> bool {
+/// Restores the newest checkpoint that fits; returns the records of the steps it stands for, none
+/// if there is no checkpoint. A damaged or foreign one is passed over: the run then starts
+/// earlier, never wrong.
+pub fn restore(dir: &Path, lora: &TrainableLora, optimizer: &mut Optimizer) -> Curve {
     let mut found = list(dir);
     found.sort_by_key(|(step, _)| std::cmp::Reverse(*step));
-    found
-        .into_iter()
-        .any(|(step, path)| match load(&path, lora, optimizer) {
-            Ok(()) => {
-                optimizer.steps = step;
-                true
-            }
+    for (step, path) in found {
+        match load(&path, step, lora, optimizer) {
+            Ok(curve) => return curve,
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "ignoring an unusable checkpoint");
-                false
             }
-        })
+        }
+    }
+    Curve::default()
 }
 
-fn load(path: &Path, lora: &TrainableLora, optimizer: &mut AdamW) -> candle_core::Result<()> {
+fn load(
+    path: &Path,
+    step: usize,
+    lora: &TrainableLora,
+    optimizer: &mut Optimizer,
+) -> candle_core::Result<Curve> {
     let tensors = candle_core::safetensors::load(path, &Device::Cpu)?;
     let get = |name: String, like: &Tensor| -> candle_core::Result<Tensor> {
         match tensors.get(&name) {
@@ -60,19 +79,34 @@ fn load(path: &Path, lora: &TrainableLora, optimizer: &mut AdamW) -> candle_core
             _ => candle_core::bail!("tensor {name} is missing or has another shape"),
         }
     };
-    let mut restored = Vec::with_capacity(optimizer.moments.len());
+    let mut values = Vec::new();
+    let mut state = Vec::new();
     for (i, var) in lora.vars().enumerate() {
-        restored.push((
-            get(format!("{i}.value"), var)?,
-            get(format!("{i}.m"), var)?,
-            get(format!("{i}.v"), var)?,
-        ));
+        values.push(get(format!("{i}.value"), var)?);
+        let of_variable = optimizer.state(i).into_iter();
+        let of_variable = of_variable.map(|(name, like)| get(format!("{i}.{name}"), like));
+        state.push(of_variable.collect::<candle_core::Result<Vec<_>>>()?);
     }
-    for ((var, moments), (value, m, v)) in lora.vars().zip(&mut optimizer.moments).zip(restored) {
+    let curve = records(tensors.get(CURVE), step)?;
+    // Nothing is changed before everything has been found.
+    for (var, value) in lora.vars().zip(values) {
         var.set(&value)?;
-        *moments = (m, v);
     }
-    Ok(())
+    optimizer.restore(step, state);
+    Ok(curve)
+}
+
+fn records(tensor: Option<&Tensor>, step: usize) -> candle_core::Result<Curve> {
+    let fits = |t: &&Tensor| t.dims() == [step, StepRecord::FIELDS] && t.dtype() == DType::F64;
+    let Some(tensor) = tensor.filter(fits) else {
+        candle_core::bail!("the records of its {step} steps are missing");
+    };
+    let rows = tensor.to_vec2::<f64>()?;
+    let record = |row: Vec<f64>| {
+        let values = <[f64; StepRecord::FIELDS]>::try_from(row);
+        values.map(StepRecord::from_values).unwrap_or_default()
+    };
+    Ok(Curve(rows.into_iter().map(record).collect()))
 }
 
 fn list(dir: &Path) -> Vec<(usize, PathBuf)> {

@@ -1,22 +1,27 @@
-//! The training loop: stratified steps, gradient accumulation, checkpoints, yielding to serving.
+//! The training loop: stratified steps, gradient accumulation, stopping rules, checkpoints,
+//! yielding to serving.
 
 use std::path::Path;
 use std::time::Instant;
 
 use candle_core::Result as TensorResult;
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
 
-use super::adamw::{AdamW, learning_rate};
+use super::adamw::clip;
 use super::checkpoint;
+use super::curve::{Curve, StepRecord};
+use super::divergence::{Risen, Watch};
 use super::examples::TrainExample;
+use super::fresh::fresh;
 use super::objective::{LossParts, Objective};
+use super::optimizer::Optimizer;
 use super::recipe::{Recipe, RecipeError};
+use super::schedule::learning_rate;
 use super::trainable::{Gradients, TrainableLora};
 use crate::model::packing::{Example, group_by_rows};
 use crate::model::{LoraWeights, Model, Ops};
 use crate::triage::Category;
+
+pub use super::plan::{plan, steps};
 
 /// Rows of one forward and backward pass: bounds the activations' memory whatever a step holds.
 pub const ROW_BUDGET: usize = 512;
@@ -36,10 +41,12 @@ pub struct StepReport {
     pub step: usize,
     /// Steps of the whole run.
     pub total: usize,
-    /// The step's loss, summed over its pairs.
+    /// The step's loss, summed over a batch's pairs and averaged over its batches.
     pub loss: LossParts,
     /// Gradient norm before clipping.
     pub gradient_norm: f64,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
     /// Rows that went through the layers.
     pub tokens: usize,
     /// Seconds the step took, waiting included.
@@ -55,13 +62,36 @@ pub enum TrainError {
     /// There is nothing to learn from.
     #[error("no conflicting pairs to train on")]
     NoConflicts,
-    /// The loss became NaN or infinite.
-    #[error("the loss is {loss} at step {step}: lower train.learning_rate")]
+    /// The loss or the gradient became NaN or infinite.
+    #[error(
+        "{what} is {value} at step {step}: lower train.learning_rate, which is {learning_rate}; \
+         nothing was published"
+    )]
+    NotFinite {
+        /// Of what.
+        what: &'static str,
+        /// The value.
+        value: f64,
+        /// The step.
+        step: usize,
+        /// The recipe's peak learning rate.
+        learning_rate: f64,
+    },
+    /// The loss rose and stayed up.
+    #[error(
+        "the run has diverged: at step {step} the smoothed loss is {smoothed:.3}, it began at \
+         {beginning:.3}; lower train.learning_rate, which is {learning_rate}, or raise \
+         train.max_loss_ratio; nothing was published"
+    )]
     Diverged {
         /// The step.
         step: usize,
-        /// The loss.
-        loss: f64,
+        /// Mean loss of the first steps.
+        beginning: f64,
+        /// Smoothed loss at the step.
+        smoothed: f64,
+        /// The recipe's peak learning rate.
+        learning_rate: f64,
     },
     /// The observer said stop.
     #[error("cancelled")]
@@ -74,6 +104,18 @@ pub enum TrainError {
     Tensor(#[from] candle_core::Error),
 }
 
+/// What ended a run that went well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// Every step of every epoch was made.
+    Epochs,
+    /// `max_steps` were made.
+    MaxSteps,
+    /// The gradient's norm fell to `stop_gradient_norm`.
+    SmallGradient,
+}
+
 /// A finished run.
 #[derive(Debug)]
 pub struct Trained {
@@ -81,8 +123,12 @@ pub struct Trained {
     pub weights: LoraWeights,
     /// Optimiser steps of the whole run, restored ones included.
     pub steps: usize,
-    /// Mean loss over the last epoch's steps that ran here.
+    /// Mean loss over the last epoch's steps.
     pub final_loss: LossParts,
+    /// Every step, restored ones included.
+    pub curve: Curve,
+    /// What ended it.
+    pub ending: Ending,
 }
 
 /// Trains an adapter from scratch, or from the newest checkpoint in `checkpoints`, on a model with
@@ -96,15 +142,20 @@ pub fn train(
     observer: &dyn Observer,
 ) -> Result<Trained, TrainError> {
     recipe.check()?;
+    recipe.check_layers(model.spec.layers)?;
     if examples.iter().all(|e| e.category == Category::Retain) {
         return Err(TrainError::NoConflicts);
     }
-    let lora = TrainableLora::init(&model.spec, recipe, &recipe.projections()?, &model.device)?;
-    let mut optimizer = AdamW::new(lora.vars())?;
-    if let Some(dir) = checkpoints {
-        checkpoint::restore(dir, &lora, &mut optimizer);
+    let lora = fresh(model, recipe)?;
+    let mut optimizer = Optimizer::new(recipe, lora.vars())?;
+    let mut curve = match checkpoints {
+        Some(dir) => checkpoint::restore(dir, &lora, &mut optimizer),
+        None => Curve::default(),
+    };
+    let mut watch = Watch::new(recipe.max_loss_ratio);
+    for record in &curve.0 {
+        watch.observe(record.total);
     }
-    let plan = plan(examples, recipe);
     let run = Run {
         model,
         ops,
@@ -112,68 +163,36 @@ pub fn train(
         recipe,
         objective: recipe.into(),
         observer,
+        plan: plan(examples, recipe),
     };
-    let mut recent = Vec::new();
-    while optimizer.steps < plan.len() {
-        let report = run.step(&lora, &mut optimizer, &plan)?;
-        recent.push(report.loss);
+    let mut ending = run.full_length();
+    while optimizer.steps() < run.plan.len() {
+        let Some(report) = run.step(&lora, &mut optimizer)? else {
+            ending = Ending::SmallGradient;
+            break;
+        };
+        curve.0.push(record(&report));
+        run.check(&report, &mut watch)?;
         observer.on_step(&report);
-        let due = report.step.is_multiple_of(CHECKPOINT_STEPS) && report.step < plan.len();
+        let due = report.step.is_multiple_of(CHECKPOINT_STEPS) && report.step < run.plan.len();
         if let (true, Some(dir)) = (due, checkpoints) {
-            checkpoint::save(dir, &lora, &optimizer)?;
+            checkpoint::save(dir, &lora, &optimizer, &curve)?;
         }
         crate::state::crash_point(&format!("train:after-step-{}", report.step));
     }
-    let last_epoch = recent.len().min(plan.len() / recipe.epochs.max(1));
-    let final_loss = mean(&recent[recent.len() - last_epoch..]);
+    let epoch = (run.plan.len() / recipe.epochs.max(1)).max(1);
+    let last = &curve.0[curve.0.len().saturating_sub(epoch)..];
     Ok(Trained {
         weights: lora.snapshot()?,
-        steps: plan.len(),
-        final_loss,
+        steps: optimizer.steps(),
+        final_loss: mean(last),
+        curve,
+        ending,
     })
 }
 
 /// A kill costs at most this many steps.
 const CHECKPOINT_STEPS: usize = 8;
-
-/// The example indices of every step of a run: each epoch shuffles each category with its own
-/// seed, then deals every category evenly over the steps.
-pub fn plan(examples: &[TrainExample], recipe: &Recipe) -> Vec<Vec<usize>> {
-    let of = |category: Category| -> Vec<usize> {
-        (0..examples.len())
-            .filter(|&i| examples[i].category == category)
-            .collect()
-    };
-    let categories = [
-        of(Category::Invert),
-        of(Category::Punish),
-        of(Category::Retain),
-    ];
-    let steps = examples.len().div_ceil(recipe.pairs_per_step.max(1));
-    let mut plan = Vec::with_capacity(steps * recipe.epochs);
-    for epoch in 0..recipe.epochs {
-        let mut rng = ChaCha8Rng::seed_from_u64(recipe.seed.wrapping_add(1 + epoch as u64));
-        let shuffled: Vec<Vec<usize>> = categories
-            .iter()
-            .map(|indices| {
-                let mut indices = indices.clone();
-                indices.shuffle(&mut rng);
-                indices
-            })
-            .collect();
-        for step in 0..steps {
-            let share = |c: &Vec<usize>| step * c.len() / steps..(step + 1) * c.len() / steps;
-            plan.push(
-                shuffled
-                    .iter()
-                    .flat_map(|c| c[share(c)].iter().copied())
-                    .collect(),
-            );
-        }
-    }
-    plan.retain(|step: &Vec<usize>| !step.is_empty());
-    plan
-}
 
 struct Run<'a> {
     model: &'a Model,
@@ -182,54 +201,85 @@ struct Run<'a> {
     recipe: &'a Recipe,
     objective: Objective,
     observer: &'a dyn Observer,
+    plan: Vec<Vec<Vec<usize>>>,
+}
+
+/// What the batches of a step add up to.
+#[derive(Default)]
+struct Sum {
+    loss: LossParts,
+    gradients: Option<Gradients>,
+    tokens: usize,
 }
 
 impl Run<'_> {
+    /// How the run ends if nothing ends it earlier.
+    fn full_length(&self) -> Ending {
+        let limited = self.recipe.max_steps > 0 && self.plan.len() == self.recipe.max_steps;
+        match limited {
+            true => Ending::MaxSteps,
+            false => Ending::Epochs,
+        }
+    }
+
+    /// Makes the next step; `None`, without an update, if the gradient says that it is done.
     fn step(
         &self,
         lora: &TrainableLora,
-        optimizer: &mut AdamW,
-        plan: &[Vec<usize>],
-    ) -> Result<StepReport, TrainError> {
+        optimizer: &mut Optimizer,
+    ) -> Result<Option<StepReport>, TrainError> {
         let started = Instant::now();
-        let step = optimizer.steps;
-        let batch: Vec<&TrainExample> = plan[step].iter().map(|&i| &self.examples[i]).collect();
+        let step = optimizer.steps();
+        let batches = &self.plan[step];
+        let mut sum = Sum::default();
+        for batch in batches {
+            self.batch(lora, batch, &mut sum)?;
+        }
+        let share = 1.0 / batches.len().max(1) as f64;
+        let loss = scaled(sum.loss, share);
+        self.finite("the loss", loss.total(), step)?;
+        let gradients = sum.gradients.ok_or(TrainError::NoConflicts)?;
+        let gradient_norm = gradients.norm()? * share;
+        self.finite("the gradient's norm", gradient_norm, step)?;
+        if gradient_norm <= self.recipe.stop_gradient_norm {
+            return Ok(None);
+        }
+        let learning_rate = learning_rate(self.recipe, step, self.plan.len());
+        let scale = share * clip(gradient_norm, self.recipe.clip_norm);
+        optimizer.update(lora.vars(), &gradients, learning_rate, scale)?;
+        Ok(Some(StepReport {
+            step: step + 1,
+            total: self.plan.len(),
+            loss,
+            gradient_norm,
+            learning_rate,
+            tokens: sum.tokens,
+            seconds: started.elapsed().as_secs_f64(),
+        }))
+    }
+
+    /// Adds a batch's loss and gradient, in groups that bound the activations' memory.
+    fn batch(
+        &self,
+        lora: &TrainableLora,
+        batch: &[usize],
+        sum: &mut Sum,
+    ) -> Result<(), TrainError> {
+        let batch: Vec<&TrainExample> = batch.iter().map(|&i| &self.examples[i]).collect();
         let layouts: Vec<Example> = batch.iter().map(|e| e.example.clone()).collect();
-        let mut loss = LossParts::default();
-        let mut gradients: Option<Gradients> = None;
         for group in group_by_rows(&layouts, ROW_BUDGET) {
             if !self.observer.proceed() {
                 return Err(TrainError::Cancelled);
             }
             let (part, parts) = self.micro_batch(lora, &batch[group])?;
-            loss = add(loss, parts);
-            gradients = Some(match gradients {
-                Some(sum) => sum.add(&part)?,
+            sum.loss = add(sum.loss, parts);
+            sum.gradients = Some(match sum.gradients.take() {
+                Some(gradients) => gradients.add(&part)?,
                 None => part,
             });
         }
-        if !loss.total().is_finite() {
-            return Err(TrainError::Diverged {
-                step: step + 1,
-                loss: loss.total(),
-            });
-        }
-        let gradients = gradients.ok_or(TrainError::NoConflicts)?;
-        let rate = learning_rate(
-            self.recipe.learning_rate,
-            self.recipe.warmup_ratio,
-            step,
-            plan.len(),
-        );
-        let gradient_norm = optimizer.step(lora.vars(), &gradients, rate, self.recipe.clip_norm)?;
-        Ok(StepReport {
-            step: step + 1,
-            total: plan.len(),
-            loss,
-            gradient_norm,
-            tokens: layouts.iter().map(Example::rows).sum(),
-            seconds: started.elapsed().as_secs_f64(),
-        })
+        sum.tokens += layouts.iter().map(Example::rows).sum::<usize>();
+        Ok(())
     }
 
     fn micro_batch(
@@ -243,6 +293,48 @@ impl Run<'_> {
         let store = loss.backward()?;
         Ok((lora.gradients(&store)?, parts))
     }
+
+    fn finite(&self, what: &'static str, value: f64, step: usize) -> Result<(), TrainError> {
+        match value.is_finite() {
+            true => Ok(()),
+            false => Err(TrainError::NotFinite {
+                what,
+                value,
+                step: step + 1,
+                learning_rate: self.recipe.learning_rate,
+            }),
+        }
+    }
+
+    fn check(&self, report: &StepReport, watch: &mut Watch) -> Result<(), TrainError> {
+        match watch.observe(report.loss.total()) {
+            None => Ok(()),
+            Some(Risen {
+                beginning,
+                smoothed,
+            }) => Err(TrainError::Diverged {
+                step: report.step,
+                beginning,
+                smoothed,
+                learning_rate: self.recipe.learning_rate,
+            }),
+        }
+    }
+}
+
+fn record(report: &StepReport) -> StepRecord {
+    StepRecord {
+        step: report.step,
+        total: report.loss.total(),
+        invert: report.loss.invert,
+        punish: report.loss.punish,
+        kl: report.loss.retain,
+        sft: report.loss.sft,
+        gradient_norm: report.gradient_norm,
+        learning_rate: report.learning_rate,
+        tokens: report.tokens,
+        seconds: report.seconds,
+    }
 }
 
 fn add(a: LossParts, b: LossParts) -> LossParts {
@@ -254,13 +346,20 @@ fn add(a: LossParts, b: LossParts) -> LossParts {
     }
 }
 
-fn mean(losses: &[LossParts]) -> LossParts {
-    let n = losses.len().max(1) as f64;
-    let sum = losses.iter().copied().fold(LossParts::default(), add);
+fn scaled(a: LossParts, by: f64) -> LossParts {
     LossParts {
-        invert: sum.invert / n,
-        punish: sum.punish / n,
-        retain: sum.retain / n,
-        sft: sum.sft / n,
+        invert: a.invert * by,
+        punish: a.punish * by,
+        retain: a.retain * by,
+        sft: a.sft * by,
     }
 }
+
+fn mean(records: &[StepRecord]) -> LossParts {
+    let sum = records.iter().map(StepRecord::loss);
+    let sum = sum.fold(LossParts::default(), add);
+    scaled(sum, 1.0 / records.len().max(1) as f64)
+}
+
+#[cfg(test)]
+mod tests;

@@ -241,7 +241,7 @@ impl Plan {
             holdout_pairs: parts.holdout.len(),
             holdout_conflicts: conflicts(&parts.holdout),
             steps: match trains {
-                true => train_pairs.div_ceil(recipe.pairs_per_step.max(1)) * recipe.epochs,
+                true => crate::train::run::steps(train_pairs, recipe),
                 false => 0,
             },
             minutes: match trains {

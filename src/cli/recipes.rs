@@ -1,0 +1,45 @@
+//! `--recipe FILE|default|paper` of the commands that train.
+
+use std::path::Path;
+
+use super::CliError;
+use crate::config::{TrainConfig, recipe_file};
+use crate::control::recipe;
+use crate::model::{ModelSource, ModelSpec};
+use crate::train::{ModelSize, Recipe};
+
+/// The size of a model that is on this machine, for the recipe's defaults; nothing is fetched, and
+/// what cannot be looked at counts as small.
+pub(super) fn size_of(model: &str) -> ModelSize {
+    let files = match ModelSource::parse(model) {
+        Ok(source @ (ModelSource::Gguf(_) | ModelSource::Directory(_))) => source.fetch(),
+        Ok(ModelSource::Hub { .. }) | Err(_) => return ModelSize::default(),
+    };
+    let spec = files.and_then(|files| files.spec());
+    spec.map_or_else(|_| ModelSize::default(), |spec| ModelSize::from(&spec))
+}
+
+/// The section that `--recipe` names, in place of the configuration's: a named recipe, or a file of
+/// the keys of `[train]`.
+pub(super) fn section(
+    given: Option<&str>,
+    configured: &TrainConfig,
+) -> Result<TrainConfig, CliError> {
+    let named = |name: &str| TrainConfig {
+        recipe: Some(name.to_owned()),
+        corrective: configured.corrective.clone(),
+        ..TrainConfig::default()
+    };
+    Ok(match given {
+        None => configured.clone(),
+        Some(name @ ("default" | "paper")) => named(name),
+        Some(file) => recipe_file(Path::new(file))?,
+    })
+}
+
+/// The recipe for a loaded model.
+pub(super) fn for_model(section: &TrainConfig, spec: &ModelSpec) -> Result<Recipe, CliError> {
+    let recipe = recipe(section, ModelSize::from(spec))?;
+    recipe.check_layers(spec.layers)?;
+    Ok(recipe)
+}

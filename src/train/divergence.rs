@@ -1,0 +1,84 @@
+//! When a run's losses say that it will come to nothing. Pure.
+
+/// Steps whose mean is the loss of the beginning.
+const BEGINNING: usize = 5;
+/// Weight of a new step in the smoothed loss.
+const SMOOTHING: f64 = 0.2;
+/// Steps in a row that must exceed the bound: one batch may be hard, five are no accident.
+const PATIENCE: usize = 5;
+
+/// Watches the loss of every step.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    ratio: f64,
+    seen: usize,
+    beginning: f64,
+    smoothed: f64,
+    above: usize,
+}
+
+/// What the loss rose from, and to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Risen {
+    /// Mean loss of the first steps.
+    pub beginning: f64,
+    /// Smoothed loss now.
+    pub smoothed: f64,
+}
+
+impl Watch {
+    /// A watch that calls a smoothed loss of `ratio` times the beginning's diverged.
+    pub fn new(ratio: f64) -> Self {
+        Self {
+            ratio,
+            seen: 0,
+            beginning: 0.0,
+            smoothed: 0.0,
+            above: 0,
+        }
+    }
+
+    /// Takes the next step's loss, which is finite; `Some` if the run has diverged.
+    pub fn observe(&mut self, loss: f64) -> Option<Risen> {
+        self.seen += 1;
+        if self.seen <= BEGINNING {
+            self.beginning += (loss - self.beginning) / self.seen as f64;
+            self.smoothed = self.beginning;
+            return None;
+        }
+        self.smoothed += SMOOTHING * (loss - self.smoothed);
+        let bound = self.ratio * self.beginning.max(f64::MIN_POSITIVE);
+        self.above = match self.smoothed > bound {
+            true => self.above + 1,
+            false => 0,
+        };
+        (self.above >= PATIENCE).then_some(Risen {
+            beginning: self.beginning,
+            smoothed: self.smoothed,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn first_alarm(losses: impl IntoIterator<Item = f64>) -> Option<usize> {
+        let mut watch = Watch::new(4.0);
+        losses
+            .into_iter()
+            .position(|loss| watch.observe(loss).is_some())
+    }
+
+    #[test]
+    fn a_rise_that_stays_is_found_and_a_spike_is_not() {
+        let calm = (0..60).map(|i| 3.0 + f64::from(i % 7) * 0.3);
+        assert_eq!(first_alarm(calm), None);
+        let spike = (0..60).map(|i| if i == 20 { 60.0 } else { 3.0 });
+        assert_eq!(first_alarm(spike), None, "one bad batch");
+        let risen = (0..60).map(|i| if i < 20 { 3.0 } else { 30.0 });
+        assert_eq!(first_alarm(risen), Some(25));
+        let falling = (0..60).map(|i| 30.0 / f64::from(1 + i));
+        assert_eq!(first_alarm(falling), None);
+    }
+}
