@@ -165,7 +165,7 @@ fn training(c: &mut Criterion) {
         recipe.lowest_layer(model.spec.layers),
     )
     .expect("the base runs");
-    let batch: Vec<(&Example, [f64; 2])> = pairs.iter().map(|p| (p, [0.0, 0.0])).collect();
+    let batch: Vec<(&Example, _)> = pairs.iter().map(|p| (p, None)).collect();
     let rows: usize = pairs.iter().map(Example::rows).sum();
     let objective = Objective::from(&recipe);
     let mut group = c.benchmark_group("training");

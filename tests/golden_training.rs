@@ -5,9 +5,10 @@ use candle_core::{Device, Tensor};
 use realign::impact::score::{At, directional_along, per_pair};
 use realign::impact::{Scored, weigh};
 use realign::model::packing::{Example, Packed};
-use realign::model::{LoraPair, LoraSite, LoraWeights, Ops, Projection};
+use realign::model::{LoraPair, LoraSite, LoraWeights, Ops, Precision, Projection};
 use realign::train::adamw::AdamW;
 use realign::train::examples::{Reference, TokenPair};
+use realign::train::passes::Passes;
 use realign::train::{
     Gradients, Objective, PreferenceLoss, TrainExample, TrainableLora, WeightScale,
 };
@@ -16,7 +17,7 @@ use serde_json::Value;
 
 use crate::golden_parity::{adapter, dense_model, example, examples, golden};
 
-fn close(got: f64, expected: &Value, tolerance: f64, what: &str) {
+pub fn close(got: f64, expected: &Value, tolerance: f64, what: &str) {
     let expected = expected
         .as_f64()
         .unwrap_or_else(|| panic!("{what}: golden value missing"));
@@ -26,7 +27,7 @@ fn close(got: f64, expected: &Value, tolerance: f64, what: &str) {
     );
 }
 
-fn objective(preference: PreferenceLoss) -> Objective {
+pub fn objective(preference: PreferenceLoss) -> Objective {
     Objective {
         beta: 0.3,
         alpha_kl: 0.1,
@@ -35,33 +36,35 @@ fn objective(preference: PreferenceLoss) -> Objective {
     }
 }
 
-/// The six golden samples; INVERT's chosen response is the preferred one there.
-fn samples() -> Vec<TrainExample> {
+/// The six golden samples with their weights; INVERT's chosen response is the preferred one there.
+pub fn golden_pairs() -> Vec<(TokenPair, f64)> {
+    let pair = |s: &Value| {
+        let example = example(s);
+        let category = match s["category"].as_str().unwrap() {
+            "INVERT" => Category::Invert,
+            "PUNISH" => Category::Punish,
+            _ => Category::Retain,
+        };
+        let [first, second] = [example.responses[0].clone(), example.responses[1].clone()];
+        let (chosen, rejected) = match category {
+            Category::Invert => (second, first),
+            _ => (first, second),
+        };
+        let pair = TokenPair {
+            id: s["id"].as_str().unwrap().into(),
+            category,
+            prompt: example.prompt,
+            chosen,
+            rejected,
+        };
+        (pair, s["weight"].as_f64().unwrap())
+    };
     let samples = golden()["samples"].as_array().unwrap();
-    let pairs: Vec<TokenPair> = samples
-        .iter()
-        .map(|s| {
-            let example = example(s);
-            let category = match s["category"].as_str().unwrap() {
-                "INVERT" => Category::Invert,
-                "PUNISH" => Category::Punish,
-                _ => Category::Retain,
-            };
-            let [first, second] = [example.responses[0].clone(), example.responses[1].clone()];
-            let (chosen, rejected) = if category == Category::Invert {
-                (second, first)
-            } else {
-                (first, second)
-            };
-            TokenPair {
-                id: s["id"].as_str().unwrap().into(),
-                category,
-                prompt: example.prompt,
-                chosen,
-                rejected,
-            }
-        })
-        .collect();
+    samples.iter().map(pair).collect()
+}
+
+fn samples() -> Vec<TrainExample> {
+    let (pairs, weights): (Vec<TokenPair>, Vec<f64>) = golden_pairs().into_iter().unzip();
     let mut examples = realign::train::examples::with_reference(
         Reference {
             model: dense_model(),
@@ -74,8 +77,8 @@ fn samples() -> Vec<TrainExample> {
     )
     .unwrap()
     .unwrap();
-    for (example, sample) in examples.iter_mut().zip(samples) {
-        example.weight = sample["weight"].as_f64().unwrap();
+    for (example, weight) in examples.iter_mut().zip(weights) {
+        example.weight = weight;
     }
     examples
 }
@@ -182,7 +185,7 @@ fn the_ipo_total_agrees() {
     );
 }
 
-fn peft_name(site: &LoraSite, part: &str) -> String {
+pub fn peft_name(site: &LoraSite, part: &str) -> String {
     format!(
         "base_model.model.model.layers.{}.self_attn.{}.lora_{part}.weight",
         site.layer,
@@ -318,7 +321,7 @@ fn three_adamw_steps_agree() {
 }
 
 /// The adapter of the golden file with B set to zero: what a fresh adapter looks like.
-fn fresh() -> LoraWeights {
+pub fn fresh() -> LoraWeights {
     let mut weights = adapter("adapter");
     for pair in weights.sites.values_mut() {
         pair.b = pair.b.zeros_like().unwrap();
@@ -346,6 +349,7 @@ fn at(adapter: &LoraWeights) -> At<'_> {
         ops: Ops::Fused,
         adapter,
         objective: objective(PreferenceLoss::Sigmoid),
+        precision: Precision::Exact,
     }
 }
 
@@ -354,13 +358,18 @@ fn at(adapter: &LoraWeights) -> At<'_> {
 #[test]
 fn impact_scores_agree_by_gradients_and_by_directional_derivative() {
     let (conflicts, gold, reference) = impact_inputs();
-    let gold: Vec<(&Example, [f64; 2])> = gold.iter().zip(reference).collect();
+    let reference = reference.into_iter().map(Some);
+    let gold: Vec<(&Example, _)> = gold.iter().zip(reference).collect();
     for (key, weights) in [
         ("impact_at_adapter", adapter("adapter")),
         ("impact_at_B_zero", fresh()),
     ] {
         let expected = &golden()[key];
-        let direction = at(&weights).gold_gradient(&gold, || true).unwrap().unwrap();
+        let mut passes = Passes::new(dense_model(), Ops::Fused, Precision::Exact).unwrap();
+        let direction = at(&weights)
+            .gold_gradient(&mut passes, &gold, || true)
+            .unwrap()
+            .unwrap();
         close(
             direction.norm().unwrap(),
             &expected["gJ_norm"],
@@ -383,7 +392,7 @@ fn impact_scores_agree_by_gradients_and_by_directional_derivative() {
     }
 }
 
-fn check_scores(expected: &Value, conflicts: &[TrainExample], scored: &Scored, relative: f64) {
+pub fn check_scores(expected: &Value, conflicts: &[TrainExample], scored: &Scored, relative: f64) {
     let largest = scored.score.iter().fold(0f64, |m, s| m.max(s.abs()));
     for (example, score) in conflicts.iter().zip(&scored.score) {
         let golden = expected["raw_score"][example.id.as_str()].as_f64().unwrap();

@@ -74,6 +74,7 @@ impl<'a> Learner<'a> {
             ops: self.ops(),
             adapter: &adapter,
             objective: self.recipe.into(),
+            precision: self.recipe.precision.into(),
         };
         let gold = impact::gold_batch(pairs, self.recipe.gold_pairs, self.recipe.seed);
         let scored = impact::directional(at, examples, &gold, true, proceed)?;

@@ -49,6 +49,15 @@ pub enum Precision {
     Mixed,
 }
 
+impl From<Precision> for crate::model::Precision {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::Exact,
+            Precision::Mixed => Self::Mixed,
+        }
+    }
+}
+
 /// How large a model is, as far as recipes care.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ModelSize {

@@ -4,8 +4,9 @@
 use candle_core::{Result, Tensor};
 use serde::Serialize;
 
-use crate::model::packing::{Example, Packed, group_by_rows, remember_states};
-use crate::model::{Model, Ops, ops};
+use super::passes::Passes;
+use crate::model::packing::{Example, Packed, group_by_rows};
+use crate::model::{Model, Ops, Precision};
 use crate::triage::Category;
 
 /// A pair as token ids: the prompt rendered with the chat template, each response ending with the
@@ -111,6 +112,7 @@ pub fn with_reference(
         ops,
         lowest_layer,
     } = at;
+    let mut passes = Passes::new(model, ops, Precision::Exact)?;
     let mut examples: Vec<TrainExample> = pairs.iter().map(without_reference).collect();
     let layouts: Vec<Example> = examples.iter().map(|e| e.example.clone()).collect();
     for group in group_by_rows(&layouts, row_budget) {
@@ -118,16 +120,13 @@ pub fn with_reference(
             return Ok(None);
         }
         let batch = &mut examples[group];
-        remember_states(
-            model,
-            ops,
-            batch.iter_mut().map(|e| &mut e.example),
-            lowest_layer,
-        )?;
+        let mut layouts: Vec<Example> = batch.iter().map(|e| e.example.clone()).collect();
+        passes.remember(&mut layouts, lowest_layer)?;
+        for (example, layout) in batch.iter_mut().zip(layouts) {
+            example.example = layout;
+        }
         let packed = Packed::new(batch.iter().map(|e| &e.example));
-        let hidden = packed.response_hidden(model, ops, None)?;
-        let logprobs = ops::token_logprobs(ops, &model.logits(ops, &hidden)?, packed.targets())?
-            .to_vec1::<f32>()?;
+        let (hidden, logprobs) = passes.reference(&packed, None)?;
         for (i, example) in batch.iter_mut().enumerate() {
             for response in 0..example.example.responses.len().min(2) {
                 let tokens = &logprobs[packed.span(i, response)];
@@ -146,7 +145,7 @@ pub fn with_reference(
 /// What [`with_reference`] runs on.
 #[derive(Clone, Copy, Debug)]
 pub struct Reference<'a> {
-    /// The model, with f32 weights.
+    /// The model, with packed or f32 weights.
     pub model: &'a Model,
     /// Form of the operations.
     pub ops: Ops,

@@ -11,6 +11,7 @@ pub mod fresh;
 pub mod lion;
 pub mod objective;
 pub mod optimizer;
+pub mod passes;
 pub mod plan;
 pub mod recipe;
 pub mod run;

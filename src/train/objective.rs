@@ -104,6 +104,56 @@ impl Objective {
         }
     }
 
+    /// The loss of a batch from the value of every response token (its log π_θ, or for RETAIN its
+    /// KL), as its parts and as ∂loss/∂value of every token.
+    pub fn weigh(
+        &self,
+        batch: &[&TrainExample],
+        packed: &Packed,
+        values: &[f32],
+    ) -> (Vec<f32>, LossParts) {
+        let mut coefficients = vec![0f32; values.len()];
+        let mut parts = LossParts::default();
+        for (i, example) in batch.iter().enumerate() {
+            let span = |r: usize| packed.span(i, r);
+            let sum = |r: usize| -> f64 { values[span(r)].iter().map(|v| f64::from(*v)).sum() };
+            let ratio = |r: usize| sum(r) - example.reference[r];
+            let weight = example.weight;
+            match example.category {
+                Category::Invert => {
+                    let margin = ratio(0) - ratio(1);
+                    parts.invert += weight * self.preference_value(margin);
+                    let slope = weight * self.preference_slope(margin);
+                    let tokens = span(0).len() as f64;
+                    parts.sft -= self.alpha_sft * weight * sum(0) / tokens;
+                    let likelihood = self.alpha_sft * weight / tokens;
+                    coefficients[span(0)].fill((slope - likelihood) as f32);
+                    coefficients[span(1)].fill(-slope as f32);
+                }
+                Category::Punish => {
+                    for r in 0..2 {
+                        parts.punish += weight * minus_log_sigmoid_value(-self.beta * ratio(r));
+                        coefficients[span(r)].fill((weight * self.npo_slope(ratio(r))) as f32);
+                    }
+                }
+                Category::Retain => {
+                    let per_token = self.alpha_kl / span(0).len() as f64;
+                    parts.retain += per_token * sum(0);
+                    coefficients[span(0)].fill(per_token as f32);
+                }
+            }
+        }
+        (coefficients, parts)
+    }
+
+    /// The preference loss at a margin Δ.
+    fn preference_value(&self, margin: f64) -> f64 {
+        match self.preference {
+            PreferenceLoss::Sigmoid => minus_log_sigmoid_value(self.beta * margin),
+            PreferenceLoss::Ipo => (margin - 1.0 / (2.0 * self.beta)).powi(2),
+        }
+    }
+
     fn invert(
         &self,
         view: &BatchView,
@@ -183,7 +233,7 @@ impl Objective {
         model: &Model,
         ops: Ops,
         adapter: &LoraWeights,
-        batch: &[(&Example, [f64; 2])],
+        batch: &[(&Example, Option<[f64; 2]>)],
     ) -> Result<Tensor> {
         let packed = Packed::new(batch.iter().map(|(e, _)| *e));
         let logprobs = packed.token_logprobs(model, ops, Some(adapter))?;
@@ -191,7 +241,12 @@ impl Objective {
         for (i, (_, reference)) in batch.iter().enumerate() {
             let ratio = |r: usize| -> Result<Tensor> {
                 let span = packed.span(i, r);
-                logprobs.narrow(0, span.start, span.len())?.sum_all()? - reference[r]
+                let sum = logprobs.narrow(0, span.start, span.len())?.sum_all()?;
+                let reference = match reference {
+                    Some(reference) => reference[r],
+                    None => scalar(&sum)?,
+                };
+                sum - reference
             };
             let loss = self.preference_loss(&(ratio(0)? - ratio(1)?)?)?;
             total = Some(match total {
@@ -233,9 +288,13 @@ impl BatchView<'_> {
 /// automatic differentiation: at x = 0, where every pair stands at θ_ref, its gradient is wrong.
 fn minus_log_sigmoid(x: &Tensor) -> Result<Tensor> {
     let at = scalar(x)?;
-    let value = (-at).max(0.0) + (-at.abs()).exp().ln_1p();
+    let value = minus_log_sigmoid_value(at);
     let slope = -sigmoid(-at);
     (x * slope)? + (value - slope * at)
+}
+
+fn minus_log_sigmoid_value(x: f64) -> f64 {
+    (-x).max(0.0) + (-x.abs()).exp().ln_1p()
 }
 
 fn sigmoid(x: f64) -> f64 {

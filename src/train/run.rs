@@ -4,8 +4,6 @@
 use std::path::Path;
 use std::time::Instant;
 
-use candle_core::Result as TensorResult;
-
 use super::adamw::clip;
 use super::checkpoint;
 use super::curve::{Curve, StepRecord};
@@ -14,6 +12,7 @@ use super::examples::TrainExample;
 use super::fresh::fresh;
 use super::objective::{LossParts, Objective};
 use super::optimizer::Optimizer;
+use super::passes::Passes;
 use super::recipe::{Recipe, RecipeError};
 use super::schedule::learning_rate;
 use super::trainable::{Gradients, TrainableLora};
@@ -132,7 +131,7 @@ pub struct Trained {
 }
 
 /// Trains an adapter from scratch, or from the newest checkpoint in `checkpoints`, on a model with
-/// f32 weights. The same examples, recipe and device give the same bits, interrupted or not.
+/// packed or f32 weights. The same examples, recipe and device give the same bits, interrupted or not.
 pub fn train(
     model: &Model,
     ops: Ops,
@@ -156,9 +155,8 @@ pub fn train(
     for record in &curve.0 {
         watch.observe(record.total);
     }
-    let run = Run {
-        model,
-        ops,
+    let mut run = Run {
+        passes: Passes::new(model, ops, recipe.precision.into())?,
         examples,
         recipe,
         objective: recipe.into(),
@@ -195,8 +193,7 @@ pub fn train(
 const CHECKPOINT_STEPS: usize = 8;
 
 struct Run<'a> {
-    model: &'a Model,
-    ops: Ops,
+    passes: Passes<'a>,
     examples: &'a [TrainExample],
     recipe: &'a Recipe,
     objective: Objective,
@@ -224,15 +221,15 @@ impl Run<'_> {
 
     /// Makes the next step; `None`, without an update, if the gradient says that it is done.
     fn step(
-        &self,
+        &mut self,
         lora: &TrainableLora,
         optimizer: &mut Optimizer,
     ) -> Result<Option<StepReport>, TrainError> {
         let started = Instant::now();
         let step = optimizer.steps();
-        let batches = &self.plan[step];
+        let batches = self.plan[step].clone();
         let mut sum = Sum::default();
-        for batch in batches {
+        for batch in &batches {
             self.batch(lora, batch, &mut sum)?;
         }
         let share = 1.0 / batches.len().max(1) as f64;
@@ -260,7 +257,7 @@ impl Run<'_> {
 
     /// Adds a batch's loss and gradient, in groups that bound the activations' memory.
     fn batch(
-        &self,
+        &mut self,
         lora: &TrainableLora,
         batch: &[usize],
         sum: &mut Sum,
@@ -271,7 +268,7 @@ impl Run<'_> {
             if !self.observer.proceed() {
                 return Err(TrainError::Cancelled);
             }
-            let (part, parts) = self.micro_batch(lora, &batch[group])?;
+            let (part, parts) = self.passes.loss(&self.objective, lora, &batch[group])?;
             sum.loss = add(sum.loss, parts);
             sum.gradients = Some(match sum.gradients.take() {
                 Some(gradients) => gradients.add(&part)?,
@@ -280,18 +277,6 @@ impl Run<'_> {
         }
         sum.tokens += layouts.iter().map(Example::rows).sum::<usize>();
         Ok(())
-    }
-
-    fn micro_batch(
-        &self,
-        lora: &TrainableLora,
-        batch: &[&TrainExample],
-    ) -> TensorResult<(Gradients, LossParts)> {
-        let (loss, parts) = self
-            .objective
-            .loss(self.model, self.ops, &lora.weights(), batch)?;
-        let store = loss.backward()?;
-        Ok((lora.gradients(&store)?, parts))
     }
 
     fn finite(&self, what: &'static str, value: f64, step: usize) -> Result<(), TrainError> {

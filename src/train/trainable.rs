@@ -145,6 +145,16 @@ impl Gradients {
         Ok(Gradients { sites })
     }
 
+    /// factor · self.
+    pub fn scaled(&self, factor: f64) -> Result<Gradients> {
+        let pair = |(site, (a, b)): (&LoraSite, &(Tensor, Tensor))| {
+            Ok((*site, ((a * factor)?, (b * factor)?)))
+        };
+        Ok(Gradients {
+            sites: self.sites.iter().map(pair).collect::<Result<_>>()?,
+        })
+    }
+
     /// `weights` moved by `step` along this gradient: an adapter again, so any forward pass that
     /// takes an adapter can evaluate it.
     pub fn perturb(&self, weights: &LoraWeights, step: f64) -> Result<LoraWeights> {

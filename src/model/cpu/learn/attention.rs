@@ -8,7 +8,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::small::{Grid, Sum, multiply};
-use crate::model::ops::{AttentionShape, Segment, exp_shifted_sum, soft_cap_backward, soft_cap_in_place};
+use crate::model::ops::{
+    AttentionShape, Segment, exp_shifted_sum, soft_cap_backward, soft_cap_in_place,
+};
 
 /// Query rows that are scored together.
 const BLOCK: usize = 32;
@@ -60,7 +62,10 @@ impl Block {
 
     /// (first column, batch rows) of each run of keys.
     fn runs(&self) -> [(usize, Range<usize>); 2] {
-        [(0, self.keys[0].clone()), (self.keys[0].len(), self.keys[1].clone())]
+        [
+            (0, self.keys[0].clone()),
+            (self.keys[0].len(), self.keys[1].clone()),
+        ]
     }
 }
 
@@ -89,10 +94,19 @@ fn blocks(segment: &Segment, window: Option<usize>) -> Vec<Block> {
             };
             let seen = seen
                 .iter()
-                .map(|s| [shift(&s.prompt, keys[0].start, 0), shift(&s.own, keys[1].start, keys[0].len())])
+                .map(|s| {
+                    [
+                        shift(&s.prompt, keys[0].start, 0),
+                        shift(&s.own, keys[1].start, keys[0].len()),
+                    ]
+                })
                 .collect();
             let batch = |r: &Range<usize>| r.start + start..r.end + start;
-            all.push(Block { rows: batch(&rows), keys: [batch(&keys[0]), batch(&keys[1])], seen });
+            all.push(Block {
+                rows: batch(&rows),
+                keys: [batch(&keys[0]), batch(&keys[1])],
+                seen,
+            });
         }
     }
     all
@@ -109,12 +123,23 @@ struct Part {
 impl Part {
     fn new(segment: &Segment, column: usize, columns: usize) -> Self {
         let rows = segment.rows();
-        Self { row: rows.start, column, columns, values: vec![0.0; rows.len() * columns] }
+        Self {
+            row: rows.start,
+            column,
+            columns,
+            values: vec![0.0; rows.len() * columns],
+        }
     }
 
     fn sum(&mut self, row: usize, column: usize, factor: f32) -> Sum<'_> {
         let at = (row - self.row) * self.columns + column;
-        Sum { data: &mut self.values, at, stride: self.columns, add: true, factor }
+        Sum {
+            data: &mut self.values,
+            at,
+            stride: self.columns,
+            add: true,
+            factor,
+        }
     }
 
     fn place(&self, into: &mut [f32], width: usize) {
@@ -153,11 +178,31 @@ impl<'a> HeadView<'a> {
 }
 
 /// scores (rows, keys) ← [scores +] factor · a bᵀ over the head's width, for all of a block's keys.
-fn score<'a>(block: &Block, d: usize, a: Grid, b: impl Fn(usize) -> Grid<'a>, scores: &mut [f32], factor: f32, add: bool) {
+fn score<'a>(
+    block: &Block,
+    d: usize,
+    a: Grid,
+    b: impl Fn(usize) -> Grid<'a>,
+    scores: &mut [f32],
+    factor: f32,
+    add: bool,
+) {
     let stride = block.width();
     for (at, keys) in block.runs() {
-        let c = Sum { data: scores, at, stride, add, factor };
-        multiply((block.rows.len(), keys.len(), d), a, b(keys.start).transposed(), c, false);
+        let c = Sum {
+            data: scores,
+            at,
+            stride,
+            add,
+            factor,
+        };
+        multiply(
+            (block.rows.len(), keys.len(), d),
+            a,
+            b(keys.start).transposed(),
+            c,
+            false,
+        );
     }
 }
 
@@ -166,15 +211,29 @@ fn weights(block: &Block, head: HeadView, scores: &mut Vec<f32>, capped: &mut Ve
     let shape = head.heads.shape;
     scores.clear();
     scores.resize(block.rows.len() * block.width(), 0.0);
-    score(block, head.heads.dim(), head.q(block.rows.start), |row| head.k(row), scores, shape.scale, false);
+    score(
+        block,
+        head.heads.dim(),
+        head.q(block.rows.start),
+        |row| head.k(row),
+        scores,
+        shape.scale,
+        false,
+    );
     if let Some(cap) = shape.cap {
         soft_cap_in_place(scores, cap);
         capped.clear();
         capped.extend_from_slice(scores);
     }
     for (row, seen) in scores.chunks_exact_mut(block.width()).zip(&block.seen) {
-        let largest = seen.iter().flat_map(|s| &row[s.clone()]).fold(f32::NEG_INFINITY, |m, v| m.max(*v));
-        let sum: f32 = seen.iter().map(|s| exp_shifted_sum(&mut row[s.clone()], largest)).sum();
+        let largest = seen
+            .iter()
+            .flat_map(|s| &row[s.clone()])
+            .fold(f32::NEG_INFINITY, |m, v| m.max(*v));
+        let sum: f32 = seen
+            .iter()
+            .map(|s| exp_shifted_sum(&mut row[s.clone()], largest))
+            .sum();
         let [a, b] = seen;
         let inverse = 1.0 / sum;
         let mut done = 0;
@@ -200,7 +259,12 @@ pub fn forward(heads: Heads, segments: &[Segment], qkv: &[f32], out: &mut [f32])
         let (mut scores, mut capped) = (Vec::new(), Vec::new());
         for block in blocks(segment, heads.shape.window) {
             for g in 0..group {
-                let head = HeadView { qkv, heads, query: kv * group + g, kv };
+                let head = HeadView {
+                    qkv,
+                    heads,
+                    query: kv * group + g,
+                    kv,
+                };
                 weights(&block, head, &mut scores, &mut capped);
                 attend(&block, d, &scores, |row| head.v(row), &mut part, g * d);
             }
@@ -212,11 +276,24 @@ pub fn forward(heads: Heads, segments: &[Segment], qkv: &[f32], out: &mut [f32])
 }
 
 /// part[block's rows] += weights · values.
-fn attend<'a>(block: &Block, d: usize, weights: &[f32], values: impl Fn(usize) -> Grid<'a>, part: &mut Part, column: usize) {
+fn attend<'a>(
+    block: &Block,
+    d: usize,
+    weights: &[f32],
+    values: impl Fn(usize) -> Grid<'a>,
+    part: &mut Part,
+    column: usize,
+) {
     for (at, keys) in block.runs() {
         let p = Grid::rows(weights, block.width()).from(at);
         let into = part.sum(block.rows.start, column, 1.0);
-        multiply((block.rows.len(), d, keys.len()), p, values(keys.start), into, false);
+        multiply(
+            (block.rows.len(), d, keys.len()),
+            p,
+            values(keys.start),
+            into,
+            false,
+        );
     }
 }
 
@@ -226,14 +303,23 @@ pub fn backward(heads: Heads, segments: &[Segment], qkv: &[f32], d_out: &[f32], 
     let run = |&(segment, kv): &(&Segment, usize)| {
         let [k_column, v_column] = heads.columns(kv);
         let mut dq = Part::new(segment, kv * group * d, group * d);
-        let (mut dk, mut dv) = (Part::new(segment, k_column, d), Part::new(segment, v_column, d));
+        let (mut dk, mut dv) = (
+            Part::new(segment, k_column, d),
+            Part::new(segment, v_column, d),
+        );
         let (mut p, mut capped, mut ds) = (Vec::new(), Vec::new(), Vec::new());
         for block in blocks(segment, heads.shape.window) {
             for g in 0..group {
-                let head = HeadView { qkv, heads, query: kv * group + g, kv };
+                let head = HeadView {
+                    qkv,
+                    heads,
+                    query: kv * group + g,
+                    kv,
+                };
                 weights(&block, head, &mut p, &mut capped);
                 let out_width = heads.query * d;
-                let upstream = Grid::rows(d_out, out_width).from(block.rows.start * out_width + head.query * d);
+                let upstream = Grid::rows(d_out, out_width)
+                    .from(block.rows.start * out_width + head.query * d);
                 ds.clear();
                 ds.resize(p.len(), 0.0);
                 score(&block, d, upstream, |row| head.v(row), &mut ds, 1.0, false);
@@ -242,24 +328,53 @@ pub fn backward(heads: Heads, segments: &[Segment], qkv: &[f32], d_out: &[f32], 
                     let (rows, n) = (block.rows.len(), keys.len());
                     let ds = Grid::rows(&ds, block.width()).from(at);
                     let p = Grid::rows(&p, block.width()).from(at);
-                    multiply((rows, d, n), ds, head.k(keys.start), dq.sum(block.rows.start, g * d, 1.0), false);
-                    multiply((n, d, rows), ds.transposed(), head.q(block.rows.start), dk.sum(keys.start, 0, 1.0), false);
-                    multiply((n, d, rows), p.transposed(), upstream, dv.sum(keys.start, 0, 1.0), false);
+                    multiply(
+                        (rows, d, n),
+                        ds,
+                        head.k(keys.start),
+                        dq.sum(block.rows.start, g * d, 1.0),
+                        false,
+                    );
+                    multiply(
+                        (n, d, rows),
+                        ds.transposed(),
+                        head.q(block.rows.start),
+                        dk.sum(keys.start, 0, 1.0),
+                        false,
+                    );
+                    multiply(
+                        (n, d, rows),
+                        p.transposed(),
+                        upstream,
+                        dv.sum(keys.start, 0, 1.0),
+                        false,
+                    );
                 }
             }
         }
         [dq, dk, dv]
     };
     let parts: Vec<[Part; 3]> = tasks(segments, heads).par_iter().map(run).collect();
-    parts.iter().flatten().for_each(|p| p.place(d_qkv, heads.width()));
+    parts
+        .iter()
+        .flatten()
+        .for_each(|p| p.place(d_qkv, heads.width()));
 }
 
 /// ds: from gradients of softmax weights to gradients of the products q kᵀ.
-fn through_softmax(block: &Block, p: &[f32], shape: AttentionShape, capped: &[f32], ds: &mut [f32]) {
+fn through_softmax(
+    block: &Block,
+    p: &[f32],
+    shape: AttentionShape,
+    capped: &[f32],
+    ds: &mut [f32],
+) {
     let width = block.width();
     for (ds, p) in ds.chunks_exact_mut(width).zip(p.chunks_exact(width)) {
         let mean: f32 = ds.iter().zip(p).map(|(g, w)| g * w).sum();
-        ds.iter_mut().zip(p).for_each(|(g, w)| *g = w * (*g - mean) * shape.scale);
+        ds.iter_mut()
+            .zip(p)
+            .for_each(|(g, w)| *g = w * (*g - mean) * shape.scale);
     }
     if let Some(cap) = shape.cap {
         soft_cap_backward(capped, cap, ds);
@@ -274,14 +389,35 @@ pub fn tangent(heads: Heads, segments: &[Segment], qkv: &[f32], t_qkv: &[f32], t
         let (mut p, mut capped, mut ts) = (Vec::new(), Vec::new(), Vec::new());
         for block in blocks(segment, heads.shape.window) {
             for g in 0..group {
-                let head = HeadView { qkv, heads, query: kv * group + g, kv };
+                let head = HeadView {
+                    qkv,
+                    heads,
+                    query: kv * group + g,
+                    kv,
+                };
                 let moved = HeadView { qkv: t_qkv, ..head };
                 weights(&block, head, &mut p, &mut capped);
                 ts.clear();
                 ts.resize(p.len(), 0.0);
                 let (row, scale) = (block.rows.start, heads.shape.scale);
-                score(&block, d, moved.q(row), |row| head.k(row), &mut ts, scale, false);
-                score(&block, d, head.q(row), |row| moved.k(row), &mut ts, scale, true);
+                score(
+                    &block,
+                    d,
+                    moved.q(row),
+                    |row| head.k(row),
+                    &mut ts,
+                    scale,
+                    false,
+                );
+                score(
+                    &block,
+                    d,
+                    head.q(row),
+                    |row| moved.k(row),
+                    &mut ts,
+                    scale,
+                    true,
+                );
                 if let Some(cap) = heads.shape.cap {
                     soft_cap_backward(&capped, cap, &mut ts);
                 }

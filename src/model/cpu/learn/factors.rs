@@ -37,7 +37,15 @@ impl Factor {
         let flat = |t: &Tensor| t.flatten_all()?.to_vec1::<f32>();
         let (a, b) = (flat(&pair.a)?, flat(&pair.b)?);
         let silent = b.iter().all(|v| *v == 0.0);
-        Ok(Self { a, b, rank, inner, out, scale: pair.scale as f32, silent })
+        Ok(Self {
+            a,
+            b,
+            rank,
+            inner,
+            out,
+            scale: pair.scale as f32,
+            silent,
+        })
     }
 
     fn a(&self) -> Grid<'_> {
@@ -58,50 +66,168 @@ impl Factor {
     }
 
     fn shrink(&self, rows: usize, x: &[f32], shrunk: &mut [f32]) {
-        let into = Sum { data: shrunk, at: 0, stride: self.rank, add: false, factor: 1.0 };
-        multiply((rows, self.rank, self.inner), Grid::rows(x, self.inner), self.a().transposed(), into, true);
+        let into = Sum {
+            data: shrunk,
+            at: 0,
+            stride: self.rank,
+            add: false,
+            factor: 1.0,
+        };
+        multiply(
+            (rows, self.rank, self.inner),
+            Grid::rows(x, self.inner),
+            self.a().transposed(),
+            into,
+            true,
+        );
     }
 
     fn expand(&self, rows: usize, shrunk: &[f32], b: &[f32], y: Columns) {
-        let into = Sum { data: y.data, at: y.column, stride: y.stride, add: true, factor: self.scale };
+        let into = Sum {
+            data: y.data,
+            at: y.column,
+            stride: y.stride,
+            add: true,
+            factor: self.scale,
+        };
         let b = Grid::rows(b, self.rank).transposed();
-        multiply((rows, self.out, self.rank), Grid::rows(shrunk, self.rank), b, into, true);
+        multiply(
+            (rows, self.out, self.rank),
+            Grid::rows(shrunk, self.rank),
+            b,
+            into,
+            true,
+        );
     }
 
     /// Gradients of A and B for an upstream gradient `g` of y; d_x, if wanted, gets what flows to x.
-    pub fn pull(&self, rows: usize, (x, shrunk): (&[f32], &[f32]), g: View, d_x: Option<&mut [f32]>) -> (Vec<f32>, Vec<f32>) {
-        let upstream = Grid { data: g.data, at: g.column, row: g.stride, column: 1 };
+    pub fn pull(
+        &self,
+        rows: usize,
+        (x, shrunk): (&[f32], &[f32]),
+        g: View,
+        d_x: Option<&mut [f32]>,
+    ) -> (Vec<f32>, Vec<f32>) {
+        let upstream = Grid {
+            data: g.data,
+            at: g.column,
+            row: g.stride,
+            column: 1,
+        };
         let mut d_b = vec![0f32; self.out * self.rank];
-        let into = Sum { data: &mut d_b, at: 0, stride: self.rank, add: false, factor: self.scale };
+        let into = Sum {
+            data: &mut d_b,
+            at: 0,
+            stride: self.rank,
+            add: false,
+            factor: self.scale,
+        };
         let shrunk = Grid::rows(shrunk, self.rank);
-        multiply((self.out, self.rank, rows), upstream.transposed(), shrunk, into, true);
+        multiply(
+            (self.out, self.rank, rows),
+            upstream.transposed(),
+            shrunk,
+            into,
+            true,
+        );
         let mut d_a = vec![0f32; self.rank * self.inner];
         if self.silent {
             return (d_a, d_b);
         }
         let mut d_shrunk = vec![0f32; rows * self.rank];
-        let into = Sum { data: &mut d_shrunk, at: 0, stride: self.rank, add: false, factor: self.scale };
+        let into = Sum {
+            data: &mut d_shrunk,
+            at: 0,
+            stride: self.rank,
+            add: false,
+            factor: self.scale,
+        };
         multiply((rows, self.rank, self.out), upstream, self.b(), into, true);
         let d_shrunk = Grid::rows(&d_shrunk, self.rank);
-        let into = Sum { data: &mut d_a, at: 0, stride: self.inner, add: false, factor: 1.0 };
-        multiply((self.rank, self.inner, rows), d_shrunk.transposed(), Grid::rows(x, self.inner), into, true);
+        let into = Sum {
+            data: &mut d_a,
+            at: 0,
+            stride: self.inner,
+            add: false,
+            factor: 1.0,
+        };
+        multiply(
+            (self.rank, self.inner, rows),
+            d_shrunk.transposed(),
+            Grid::rows(x, self.inner),
+            into,
+            true,
+        );
         if let Some(d_x) = d_x {
-            let into = Sum { data: d_x, at: 0, stride: self.inner, add: true, factor: 1.0 };
-            multiply((rows, self.inner, self.rank), d_shrunk, self.a(), into, true);
+            let into = Sum {
+                data: d_x,
+                at: 0,
+                stride: self.inner,
+                add: true,
+                factor: 1.0,
+            };
+            multiply(
+                (rows, self.inner, self.rank),
+                d_shrunk,
+                self.a(),
+                into,
+                true,
+            );
         }
         (d_a, d_b)
     }
 
     /// t_y += the tangent of scale · B (A x) along (t_a, t_b) and the tangent `t_x` of x.
-    pub fn push(&self, rows: usize, (x, shrunk): (&[f32], &[f32]), t_x: &[f32], along: &Factor, t_y: Columns) {
-        let Columns { data, stride, column } = t_y;
-        self.expand(rows, shrunk, &along.b, Columns { data, stride, column });
+    pub fn push(
+        &self,
+        rows: usize,
+        (x, shrunk): (&[f32], &[f32]),
+        t_x: &[f32],
+        along: &Factor,
+        t_y: Columns,
+    ) {
+        let Columns {
+            data,
+            stride,
+            column,
+        } = t_y;
+        self.expand(
+            rows,
+            shrunk,
+            &along.b,
+            Columns {
+                data,
+                stride,
+                column,
+            },
+        );
         if !self.silent {
             let mut moved = vec![0f32; rows * self.rank];
             self.shrink(rows, t_x, &mut moved);
-            let into = Sum { data: &mut moved, at: 0, stride: self.rank, add: true, factor: 1.0 };
-            multiply((rows, self.rank, self.inner), Grid::rows(x, self.inner), along.a().transposed(), into, true);
-            self.expand(rows, &moved, &self.b, Columns { data, stride, column });
+            let into = Sum {
+                data: &mut moved,
+                at: 0,
+                stride: self.rank,
+                add: true,
+                factor: 1.0,
+            };
+            multiply(
+                (rows, self.rank, self.inner),
+                Grid::rows(x, self.inner),
+                along.a().transposed(),
+                into,
+                true,
+            );
+            self.expand(
+                rows,
+                &moved,
+                &self.b,
+                Columns {
+                    data,
+                    stride,
+                    column,
+                },
+            );
         }
     }
 }
@@ -143,7 +269,10 @@ impl Factors {
     }
 
     /// Gradients that were gathered as flat values, as tensors; zero where none was.
-    pub fn gradients(&self, mut flat: BTreeMap<LoraSite, (Vec<f32>, Vec<f32>)>) -> Result<SiteGradients> {
+    pub fn gradients(
+        &self,
+        mut flat: BTreeMap<LoraSite, (Vec<f32>, Vec<f32>)>,
+    ) -> Result<SiteGradients> {
         let tensors = |(site, factor): (&LoraSite, &Factor)| {
             let zero = || (vec![0.0; factor.a.len()], vec![0.0; factor.b.len()]);
             let (a, b) = flat.remove(site).unwrap_or_else(zero);

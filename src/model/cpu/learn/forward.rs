@@ -37,7 +37,11 @@ pub struct Record {
 /// Columns of q, k and v: (projection, first column) of each.
 pub fn head_columns(model: &Model) -> [(Projection, usize); 3] {
     let (d, heads, kv) = (model.spec.head_dim, model.spec.heads, model.spec.kv_heads);
-    [(Projection::Q, 0), (Projection::K, heads * d), (Projection::V, (heads + kv) * d)]
+    [
+        (Projection::Q, 0),
+        (Projection::K, heads * d),
+        (Projection::V, (heads + kv) * d),
+    ]
 }
 
 /// Normalises every head of q and k in place, with `f(norm, row, first column, values)`.
@@ -47,7 +51,9 @@ pub fn each_head(
     data: &mut [f32],
     f: impl Fn(&Norm, usize, usize, &mut [f32]) + Sync + Send,
 ) -> Result<()> {
-    let Some([q, k]) = &layer.qk_norms else { return Ok(()) };
+    let Some([q, k]) = &layer.qk_norms else {
+        return Ok(());
+    };
     let spec = &model.spec;
     let (d, eps) = (spec.head_dim, spec.rms_norm_eps as f32);
     let width = (spec.heads + 2 * spec.kv_heads) * d;
@@ -88,19 +94,51 @@ pub struct Recorder<'a> {
 
 impl Recorder<'_> {
     fn norm<'n>(&self, weight: &'n [f32]) -> Norm<'n> {
-        Norm { weight, eps: self.model.spec.rms_norm_eps as f32 }
+        Norm {
+            weight,
+            eps: self.model.spec.rms_norm_eps as f32,
+        }
     }
 
     /// y[columns] ← map x.
-    fn project(&self, map: &Linear, x: &[f32], y: &mut [f32], (stride, column): (usize, usize), add: bool, shrunk: &mut Vec<f32>) -> Result<()> {
+    fn project(
+        &self,
+        map: &Linear,
+        x: &[f32],
+        y: &mut [f32],
+        (stride, column): (usize, usize),
+        add: bool,
+        shrunk: &mut Vec<f32>,
+    ) -> Result<()> {
         let weight = packed(map.weight())?;
-        let into = ViewMut { data: y, stride, column, add };
-        product(self.form, weight, Way::Forward, self.rows, View::whole(x, weight.columns), into);
+        let into = ViewMut {
+            data: y,
+            stride,
+            column,
+            add,
+        };
+        product(
+            self.form,
+            weight,
+            Way::Forward,
+            self.rows,
+            View::whole(x, weight.columns),
+            into,
+        );
         if let Some(bias) = map.bias() {
             with_floats(bias, |bias| add_bias(y, stride, column, bias))?;
         }
         if let Some(factor) = self.factors.get(map.site) {
-            factor.apply(self.rows, x, shrunk, Columns { data: y, stride, column });
+            factor.apply(
+                self.rows,
+                x,
+                shrunk,
+                Columns {
+                    data: y,
+                    stride,
+                    column,
+                },
+            );
         }
         Ok(())
     }
@@ -122,7 +160,10 @@ impl Compute for Recorder<'_> {
 
     fn heads(&mut self, _index: usize, layer: &Layer, rope: &RopeTable) -> Result<()> {
         let spec = &self.model.spec;
-        let (d, width) = (spec.head_dim, (spec.heads + 2 * spec.kv_heads) * spec.head_dim);
+        let (d, width) = (
+            spec.head_dim,
+            (spec.heads + 2 * spec.kv_heads) * spec.head_dim,
+        );
         let mut record = std::mem::take(&mut self.records[self.at]);
         fit(&mut record.qkv, self.rows * width);
         for (projection, column) in head_columns(self.model) {
@@ -134,19 +175,35 @@ impl Compute for Recorder<'_> {
             record.raw_heads.clear();
             record.raw_heads.extend_from_slice(&record.qkv);
             let raw = &record.raw_heads;
-            each_head(layer, self.model, &mut record.qkv, |norm, row, column, values| {
-                let x = &raw[row * width + column..][..d];
-                crate::model::cpu::rows::normalise(x, norm.weight, norm.eps, values);
-            })?;
+            each_head(
+                layer,
+                self.model,
+                &mut record.qkv,
+                |norm, row, column, values| {
+                    let x = &raw[row * width + column..][..d];
+                    crate::model::cpu::rows::normalise(x, norm.weight, norm.eps, values);
+                },
+            )?;
         }
-        turn(&mut record.qkv, width, (spec.heads + spec.kv_heads) * d, d, rope, Turn::Forward);
+        turn(
+            &mut record.qkv,
+            width,
+            (spec.heads + spec.kv_heads) * d,
+            d,
+            rope,
+            Turn::Forward,
+        );
         self.records[self.at] = record;
         Ok(())
     }
 
     fn attend(&mut self, _index: usize, shape: &AttentionShape) -> Result<()> {
         let spec = &self.model.spec;
-        let heads = Heads { query: spec.heads, key_value: spec.kv_heads, shape: *shape };
+        let heads = Heads {
+            query: spec.heads,
+            key_value: spec.kv_heads,
+            shape: *shape,
+        };
         let record = &mut self.records[self.at];
         fit(&mut record.attended, self.rows * spec.heads * spec.head_dim);
         attention::forward(heads, self.segments, &record.qkv, &mut record.attended);
@@ -161,7 +218,12 @@ impl Compute for Recorder<'_> {
             let shrunk = &mut record.shrunk[map.site.projection as usize];
             self.project(map, self.h, &mut record.mlp[i], (width, 0), false, shrunk)?;
         }
-        gated(activation, &record.mlp[0], &record.mlp[1], fit(self.m, self.rows * width));
+        gated(
+            activation,
+            &record.mlp[0],
+            &record.mlp[1],
+            fit(self.m, self.rows * width),
+        );
         self.records[self.at] = record;
         Ok(())
     }
@@ -171,7 +233,11 @@ impl Compute for Recorder<'_> {
         let half = usize::from(self.in_mlp);
         let mut record = std::mem::take(&mut self.records[self.at]);
         let mut x = std::mem::take(self.x);
-        let from = if self.in_mlp { &*self.m } else { &record.attended };
+        let from = if self.in_mlp {
+            &*self.m
+        } else {
+            &record.attended
+        };
         let shrunk = &mut record.shrunk[map.site.projection as usize];
         match norm {
             None => self.project(map, from, &mut x, (width, 0), true, shrunk)?,

@@ -10,7 +10,9 @@ use super::tile::Form;
 use super::unpack::Way;
 use crate::model::cpu::rows::packed;
 use crate::model::decoder::Model;
-use crate::model::ops::{dot, kl_gradient, kl_sum, logsumexp, scaled_exp, soft_cap_backward, soft_cap_in_place};
+use crate::model::ops::{
+    dot, kl_gradient, kl_sum, logsumexp, scaled_exp, soft_cap_backward, soft_cap_in_place,
+};
 
 /// Logits that exist at once, in elements.
 const CHUNK: usize = 8 << 20;
@@ -69,10 +71,22 @@ impl Head<'_> {
         let size = (CHUNK / vocabulary).clamp(8, 512);
         let mut chunk = Chunk::default();
         for indices in logprob.chunks(size).chain(kl.chunks(size)) {
-            self.logits(self.exact, self.hidden, indices, &mut chunk.rows, &mut chunk.logits)?;
+            self.logits(
+                self.exact,
+                self.hidden,
+                indices,
+                &mut chunk.rows,
+                &mut chunk.logits,
+            )?;
             self.cap(&mut chunk.logits);
             if is_kl(&indices[0]) {
-                self.logits(self.exact, self.reference, indices, &mut chunk.rows, &mut chunk.other)?;
+                self.logits(
+                    self.exact,
+                    self.reference,
+                    indices,
+                    &mut chunk.rows,
+                    &mut chunk.other,
+                )?;
                 self.cap(&mut chunk.other);
             }
             for (i, value) in indices.iter().zip(self.values(indices, &chunk)) {
@@ -85,13 +99,26 @@ impl Head<'_> {
                     let rows = fit(&mut chunk.rows, indices.len() * width);
                     let head = packed(&self.model.head)?;
                     let view = View::whole(&chunk.logits, vocabulary);
-                    product(self.quick, head, Way::Backward, indices.len(), view, ViewMut::whole(rows, width));
+                    product(
+                        self.quick,
+                        head,
+                        Way::Backward,
+                        indices.len(),
+                        view,
+                        ViewMut::whole(rows, width),
+                    );
                     for (row, i) in rows.chunks_exact(width).zip(indices) {
                         gradients[i * width..][..width].copy_from_slice(row);
                     }
                 }
                 Want::Slopes(tangents, slopes) => {
-                    self.logits(self.quick, tangents, indices, &mut chunk.rows, &mut chunk.other)?;
+                    self.logits(
+                        self.quick,
+                        tangents,
+                        indices,
+                        &mut chunk.rows,
+                        &mut chunk.other,
+                    )?;
                     for (i, slope) in indices.iter().zip(self.slopes(indices, &mut chunk)) {
                         slopes[*i] = slope;
                     }
@@ -101,20 +128,36 @@ impl Head<'_> {
         Ok(values)
     }
 
-    fn logits(&self, form: Form, hidden: &[f32], indices: &[usize], rows: &mut Vec<f32>, logits: &mut Vec<f32>) -> Result<()> {
+    fn logits(
+        &self,
+        form: Form,
+        hidden: &[f32],
+        indices: &[usize],
+        rows: &mut Vec<f32>,
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
         let (width, vocabulary) = (self.model.spec.hidden_size, self.model.spec.vocab_size);
         let rows = fit(rows, indices.len() * width);
         for (row, i) in rows.chunks_exact_mut(width).zip(indices) {
             row.copy_from_slice(&hidden[i * width..][..width]);
         }
         let into = ViewMut::whole(fit(logits, indices.len() * vocabulary), vocabulary);
-        product(form, packed(&self.model.head)?, Way::Forward, indices.len(), View::whole(rows, width), into);
+        product(
+            form,
+            packed(&self.model.head)?,
+            Way::Forward,
+            indices.len(),
+            View::whole(rows, width),
+            into,
+        );
         Ok(())
     }
 
     fn cap(&self, logits: &mut [f32]) {
         if let Some(cap) = self.model.spec.variant.logit_cap {
-            logits.par_chunks_mut(1 << 14).for_each(|part| soft_cap_in_place(part, cap as f32));
+            logits
+                .par_chunks_mut(1 << 14)
+                .for_each(|part| soft_cap_in_place(part, cap as f32));
         }
     }
 
@@ -139,7 +182,11 @@ impl Head<'_> {
         let vocabulary = self.model.spec.vocab_size;
         let cap = self.model.spec.variant.logit_cap.map(|c| c as f32);
         let other = &chunk.other;
-        let rows = chunk.logits.par_chunks_mut(vocabulary).zip(indices).enumerate();
+        let rows = chunk
+            .logits
+            .par_chunks_mut(vocabulary)
+            .zip(indices)
+            .enumerate();
         rows.for_each_init(Vec::new, |copy: &mut Vec<f32>, (at, (row, i))| {
             copy.clear();
             copy.extend_from_slice(row);
@@ -163,12 +210,17 @@ impl Head<'_> {
     fn slopes(&self, indices: &[usize], chunk: &mut Chunk) -> Vec<f32> {
         let vocabulary = self.model.spec.vocab_size;
         let cap = self.model.spec.variant.logit_cap.map(|c| c as f32);
-        let both = chunk.logits.par_chunks_mut(vocabulary).zip(chunk.other.par_chunks_mut(vocabulary));
+        let both = chunk
+            .logits
+            .par_chunks_mut(vocabulary)
+            .zip(chunk.other.par_chunks_mut(vocabulary));
         let slope = |((row, moved), i): ((&mut [f32], &mut [f32]), &usize)| {
             if let Some(cap) = cap {
                 soft_cap_backward(row, cap, moved);
             }
-            let TokenLoss::LogProb(target) = self.losses[*i] else { return 0.0 };
+            let TokenLoss::LogProb(target) = self.losses[*i] else {
+                return 0.0;
+            };
             let of_target = moved[target as usize];
             let shift = logsumexp(row);
             let logits = row.to_vec();

@@ -2,7 +2,7 @@
 //! tangents, on flat buffers and straight from the packed weights that serve.
 //!
 //! Nothing is copied or unpacked for longer than one product needs it, so training beside serving
-//! costs activations and no second model. Values are exact products in f32. Gradients and tangents
+//! costs activations and no second model. Values and tangents are exact products in f32. Gradients
 //! may run in bfloat16 pairs ([`Precision::Mixed`]): they are means over many tokens, and half as
 //! dear. Candle's automatic differentiation stays the slow twin.
 
@@ -25,9 +25,9 @@ use rayon::ThreadPool;
 
 pub use factors::SiteGradients;
 pub use head::TokenLoss;
-pub use pass::Learner;
+pub use pass::Differentiator;
 
-/// The arithmetic of gradients and tangents.
+/// The arithmetic of gradients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
     /// f32 throughout.

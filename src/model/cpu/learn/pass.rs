@@ -21,7 +21,7 @@ use crate::model::packing::{Packed, States};
 
 /// Computes what learning needs of a model whose weights are packed. Buffers are kept from pass
 /// to pass.
-pub struct Learner {
+pub struct Differentiator {
     model: Arc<Model>,
     exact: Form,
     quick: Form,
@@ -34,13 +34,16 @@ pub struct Learner {
     tangent: tangent::Scratch,
 }
 
-impl std::fmt::Debug for Learner {
+impl std::fmt::Debug for Differentiator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Learner").field("exact", &self.exact).field("quick", &self.quick).finish_non_exhaustive()
+        f.debug_struct("Differentiator")
+            .field("exact", &self.exact)
+            .field("quick", &self.quick)
+            .finish_non_exhaustive()
     }
 }
 
-impl Learner {
+impl Differentiator {
     /// For a model with packed weights.
     ///
     /// # Errors
@@ -99,7 +102,7 @@ impl Learner {
     /// log p of every response token.
     ///
     /// # Errors
-    /// As [`Learner::hidden`].
+    /// As [`Differentiator::hidden`].
     pub fn logprobs(&mut self, batch: &Packed, adapter: Option<&LoraWeights>) -> Result<Vec<f32>> {
         let hidden = self.hidden(batch, adapter)?;
         self.measure(&logprobs_of(batch), &hidden, &[])
@@ -109,7 +112,12 @@ impl Learner {
     ///
     /// # Errors
     /// If the head is not packed.
-    pub fn measure(&self, losses: &[TokenLoss], hidden: &[f32], reference: &[f32]) -> Result<Vec<f32>> {
+    pub fn measure(
+        &self,
+        losses: &[TokenLoss],
+        hidden: &[f32],
+        reference: &[f32],
+    ) -> Result<Vec<f32>> {
         on_pool(|| self.head(losses, hidden, reference).evaluate(Want::Values))
     }
 
@@ -118,7 +126,7 @@ impl Learner {
     /// response token, of which those with a KL are read.
     ///
     /// # Errors
-    /// As [`Learner::hidden`].
+    /// As [`Differentiator::hidden`].
     pub fn gradients(
         &mut self,
         batch: &Packed,
@@ -136,13 +144,19 @@ impl Learner {
             let head = self.head(losses, &hidden, reference);
             let values = head.evaluate(Want::Gradients(&mut by_hidden))?;
             let mut d_x = vec![0f32; batch.token_count() * width];
-            for ((c, g), row) in coefficients(&values).iter().zip(by_hidden.chunks_exact(width)).zip(&batch.rows) {
+            for ((c, g), row) in coefficients(&values)
+                .iter()
+                .zip(by_hidden.chunks_exact(width))
+                .zip(&batch.rows)
+            {
                 let into = &mut d_x[*row as usize * width..][..width];
                 into.iter_mut().zip(g).for_each(|(d, g)| *d += c * g);
             }
             let model = self.model.clone();
             let eps = model.spec.rms_norm_eps as f32;
-            with_floats(&model.final_norm, |weight| Norm { weight, eps }.pull(&self.x, &mut d_x))?;
+            with_floats(&model.final_norm, |weight| {
+                Norm { weight, eps }.pull(&self.x, &mut d_x)
+            })?;
             let ropes = Ropes::new(&model.spec, &batch.positions);
             let mut walk = Walk {
                 model: &model,
@@ -155,18 +169,29 @@ impl Learner {
                 scratch: std::mem::take(&mut self.backward),
             };
             for index in (lowest..layers).rev() {
-                walk.layer(index, &self.records[index - lowest], &mut d_x, index > lowest)?;
+                walk.layer(
+                    index,
+                    &self.records[index - lowest],
+                    &mut d_x,
+                    index > lowest,
+                )?;
             }
             self.backward = walk.scratch;
             factors.gradients(walk.found)
         })
     }
 
-    /// log p of every response token and how it moves along `along`, whose pairs are (∂A, ∂B).
+    /// log p of every response token and how it moves along `along`, whose pairs are (∂A, ∂B); f32
+    /// throughout, because a pair's score is a small difference of two such movements.
     ///
     /// # Errors
-    /// As [`Learner::hidden`].
-    pub fn slopes(&mut self, batch: &Packed, adapter: &LoraWeights, along: &LoraWeights) -> Result<(Vec<f32>, Vec<f32>)> {
+    /// As [`Differentiator::hidden`].
+    pub fn slopes(
+        &mut self,
+        batch: &Packed,
+        adapter: &LoraWeights,
+        along: &LoraWeights,
+    ) -> Result<(Vec<f32>, Vec<f32>)> {
         let (factors, along) = (Factors::new(Some(adapter))?, Factors::new(Some(along))?);
         on_pool(|| {
             let (layers, width) = (self.model.layers.len(), self.model.spec.hidden_size);
@@ -176,7 +201,7 @@ impl Learner {
             let ropes = Ropes::new(&model.spec, &batch.positions);
             let mut push = Push {
                 model: &model,
-                form: self.quick,
+                form: self.exact,
                 segments: &batch.segments,
                 factors: &factors,
                 along: &along,
@@ -191,7 +216,9 @@ impl Learner {
             }
             self.tangent = push.scratch;
             let eps = model.spec.rms_norm_eps as f32;
-            with_floats(&model.final_norm, |weight| Norm { weight, eps }.push(&self.x, &mut t_x))?;
+            with_floats(&model.final_norm, |weight| {
+                Norm { weight, eps }.push(&self.x, &mut t_x)
+            })?;
             let hidden = self.final_rows(batch)?;
             let mut t_hidden = vec![0f32; hidden.len()];
             for (into, row) in t_hidden.chunks_exact_mut(width).zip(&batch.rows) {
@@ -199,14 +226,29 @@ impl Learner {
             }
             let losses = logprobs_of(batch);
             let mut slopes = vec![0f32; losses.len()];
-            let head = self.head(&losses, &hidden, &[]);
+            let head = Head {
+                quick: self.exact,
+                ..self.head(&losses, &hidden, &[])
+            };
             let values = head.evaluate(Want::Slopes(&t_hidden, &mut slopes))?;
             Ok((values, slopes))
         })
     }
 
-    fn head<'a>(&'a self, losses: &'a [TokenLoss], hidden: &'a [f32], reference: &'a [f32]) -> Head<'a> {
-        Head { model: &self.model, exact: self.exact, quick: self.quick, losses, hidden, reference }
+    fn head<'a>(
+        &'a self,
+        losses: &'a [TokenLoss],
+        hidden: &'a [f32],
+        reference: &'a [f32],
+    ) -> Head<'a> {
+        Head {
+            model: &self.model,
+            exact: self.exact,
+            quick: self.quick,
+            losses,
+            hidden,
+            reference,
+        }
     }
 
     /// Runs the batch's layers up to `to`, with a record kept of each from `keep` on.
@@ -229,7 +271,9 @@ impl Learner {
             let mut at = 0;
             for s in states {
                 let n = s.hidden.elem_count();
-                with_floats(&s.hidden, |values| self.x[at..at + n].copy_from_slice(values))?;
+                with_floats(&s.hidden, |values| {
+                    self.x[at..at + n].copy_from_slice(values)
+                })?;
                 at += n;
             }
             return Ok(states[0].layer);
@@ -238,7 +282,10 @@ impl Learner {
         let scale = self.model.spec.variant.embedding_scale.map(|s| s as f32);
         for (row, token) in self.x.chunks_exact_mut(width).zip(&batch.tokens) {
             if *token as usize >= embedding.out {
-                bail!("token {token} is not in the vocabulary of {}", embedding.out);
+                bail!(
+                    "token {token} is not in the vocabulary of {}",
+                    embedding.out
+                );
             }
             embedding.read_row(*token as usize, row);
             if let Some(scale) = scale {
@@ -248,7 +295,13 @@ impl Learner {
         Ok(0)
     }
 
-    fn run_range(&mut self, batch: &Packed, factors: &Factors, range: std::ops::Range<usize>, keep: bool) -> Result<()> {
+    fn run_range(
+        &mut self,
+        batch: &Packed,
+        factors: &Factors,
+        range: std::ops::Range<usize>,
+        keep: bool,
+    ) -> Result<()> {
         if range.is_empty() {
             return Ok(());
         }
@@ -263,7 +316,11 @@ impl Learner {
             segments: &batch.segments,
             factors,
             rows: batch.token_count(),
-            records: if keep { &mut self.records[..range.len()] } else { &mut self.below },
+            records: if keep {
+                &mut self.records[..range.len()]
+            } else {
+                &mut self.below
+            },
             at: 0,
             x: &mut self.x,
             h: &mut self.h,
@@ -282,12 +339,18 @@ impl Learner {
         }
         let eps = self.model.spec.rms_norm_eps as f32;
         let x = rows.clone();
-        with_floats(&self.model.final_norm, |weight| Norm { weight, eps }.apply(&x, &mut rows))?;
+        with_floats(&self.model.final_norm, |weight| {
+            Norm { weight, eps }.apply(&x, &mut rows)
+        })?;
         Ok(rows)
     }
 }
 
 /// Every response token measured by its log-probability.
 pub fn logprobs_of(batch: &Packed) -> Vec<TokenLoss> {
-    batch.targets().iter().map(|t| TokenLoss::LogProb(*t)).collect()
+    batch
+        .targets()
+        .iter()
+        .map(|t| TokenLoss::LogProb(*t))
+        .collect()
 }

@@ -24,7 +24,11 @@ pub struct View<'a> {
 impl<'a> View<'a> {
     /// All columns of a matrix.
     pub fn whole(data: &'a [f32], columns: usize) -> Self {
-        Self { data, stride: columns, column: 0 }
+        Self {
+            data,
+            stride: columns,
+            column: 0,
+        }
     }
 }
 
@@ -44,10 +48,16 @@ pub struct ViewMut<'a> {
 impl<'a> ViewMut<'a> {
     /// All columns of a matrix, overwritten.
     pub fn whole(data: &'a mut [f32], columns: usize) -> Self {
-        Self { data, stride: columns, column: 0, add: false }
+        Self {
+            data,
+            stride: columns,
+            column: 0,
+            add: false,
+        }
     }
 
     /// The same, added to.
+    #[cfg(test)]
     pub fn adding(self) -> Self {
         Self { add: true, ..self }
     }
@@ -75,7 +85,9 @@ pub fn product(form: Form, weight: &PackedWeight, way: Way, rows: usize, x: View
     if rows == 0 {
         return;
     }
-    assert!(x.column + inner <= x.stride && x.data.len() >= (rows - 1) * x.stride + x.column + inner);
+    assert!(
+        x.column + inner <= x.stride && x.data.len() >= (rows - 1) * x.stride + x.column + inner
+    );
     assert!(y.column + out <= y.stride && y.data.len() >= (rows - 1) * y.stride + y.column + out);
     let target = Pointer(y.data.as_mut_ptr());
     let place = |column: usize, add: bool| Target {
@@ -104,7 +116,10 @@ pub fn product(form: Form, weight: &PackedWeight, way: Way, rows: usize, x: View
                     for first in (0..rows).step_by(ROWS) {
                         let stride = inner.div_ceil(2);
                         let a = rounded[first * stride + from / 2..].as_ptr();
-                        let target = Target { at: place.at.wrapping_add(first * place.stride), ..place };
+                        let target = Target {
+                            at: place.at.wrapping_add(first * place.stride),
+                            ..place
+                        };
                         // SAFETY: `rounded` has `rows` rows; the assertions above bound the target.
                         unsafe { tile::pairs(a, stride, ROWS.min(rows - first), pairs, target) };
                     }
@@ -123,16 +138,28 @@ pub fn product(form: Form, weight: &PackedWeight, way: Way, rows: usize, x: View
                 let place = place(column, y.add || from > 0);
                 for first in (0..rows).step_by(ROWS) {
                     let a = x.data[first * x.stride + x.column + from..].as_ptr();
-                    let target = Target { at: place.at.wrapping_add(first * place.stride), ..place };
+                    let target = Target {
+                        at: place.at.wrapping_add(first * place.stride),
+                        ..place
+                    };
                     // SAFETY: the assertions above bound both; the form was detected.
-                    unsafe { tile::floats(form, a, x.stride, ROWS.min(rows - first), panel, target) };
+                    unsafe {
+                        tile::floats(form, a, x.stride, ROWS.min(rows - first), panel, target)
+                    };
                 }
             }
         },
     );
 }
 
-fn unpack_as(form: Form, weight: &PackedWeight, way: Way, first: usize, from: usize, panel: &mut [[f32; WIDTH]]) {
+fn unpack_as(
+    form: Form,
+    weight: &PackedWeight,
+    way: Way,
+    first: usize,
+    from: usize,
+    panel: &mut [[f32; WIDTH]],
+) {
     match form {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the form was detected.
@@ -143,7 +170,13 @@ fn unpack_as(form: Form, weight: &PackedWeight, way: Way, first: usize, from: us
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
-fn unpack_avx512(weight: &PackedWeight, way: Way, first: usize, from: usize, panel: &mut [[f32; WIDTH]]) {
+fn unpack_avx512(
+    weight: &PackedWeight,
+    way: Way,
+    first: usize,
+    from: usize,
+    panel: &mut [[f32; WIDTH]],
+) {
     unpack(weight, way, first, from, panel);
 }
 
@@ -172,11 +205,15 @@ fn pair(panel: &[[f32; WIDTH]], pairs: &mut [[u32; WIDTH]]) {
 fn round(x: View, rows: usize, inner: usize) -> Vec<u32> {
     let stride = inner.div_ceil(2);
     let mut rounded = vec![0u32; rows * stride];
-    rounded.par_chunks_mut(stride).enumerate().with_min_len(16).for_each(|(row, into)| {
-        let from = &x.data[row * x.stride + x.column..][..inner];
-        // SAFETY: rounding runs only where `Form::Bf16` was detected.
-        unsafe { round_row(from, into) };
-    });
+    rounded
+        .par_chunks_mut(stride)
+        .enumerate()
+        .with_min_len(16)
+        .for_each(|(row, into)| {
+            let from = &x.data[row * x.stride + x.column..][..inner];
+            // SAFETY: rounding runs only where `Form::Bf16` was detected.
+            unsafe { round_row(from, into) };
+        });
     rounded
 }
 
@@ -221,13 +258,20 @@ mod tests {
                         Way::Backward => x.matmul(&exact)?,
                     };
                     let values = x.flatten_all()?.to_vec1::<f32>()?;
-                    for (form, tolerance) in [(Form::Portable, 1e-5), (Form::detect(false), 1e-5), (Form::detect(true), 2e-2)] {
+                    for (form, tolerance) in [
+                        (Form::Portable, 1e-5),
+                        (Form::detect(false), 1e-5),
+                        (Form::detect(true), 2e-2),
+                    ] {
                         let mut y = vec![1f32; rows * width];
                         let into = ViewMut::whole(&mut y, width).adding();
                         product(form, &weight, way, rows, View::whole(&values, inner), into);
                         let got = (Tensor::from_vec(y, (rows, width), &Device::Cpu)? - 1.0)?;
                         let off = largest(&(got - &expected)?)? / largest(&expected)?;
-                        assert!(off < tolerance, "{form:?} {way:?} {rows} {out} {columns}: off by {off}");
+                        assert!(
+                            off < tolerance,
+                            "{form:?} {way:?} {rows} {out} {columns}: off by {off}"
+                        );
                     }
                 }
             }

@@ -42,13 +42,17 @@ impl Norm<'_> {
     /// y ← norm(x), row by row.
     pub fn apply(&self, x: &[f32], y: &mut [f32]) {
         let width = self.width();
-        for_rows(y, width, |row, y| normalise(&x[row * width..][..width], self.weight, self.eps, y));
+        for_rows(y, width, |row, y| {
+            normalise(&x[row * width..][..width], self.weight, self.eps, y)
+        });
     }
 
     /// g ← the gradient in x of what has the gradient g in norm(x).
     pub fn pull(&self, x: &[f32], g: &mut [f32]) {
         let width = self.width();
-        for_rows(g, width, |row, g| self.pull_row(&x[row * width..][..width], g));
+        for_rows(g, width, |row, g| {
+            self.pull_row(&x[row * width..][..width], g)
+        });
     }
 
     /// As [`Norm::pull`] for one row: r · (g w − x · r² · mean(g w x)).
@@ -56,13 +60,17 @@ impl Norm<'_> {
         let r = inverse_rms(x, self.eps);
         g.iter_mut().zip(self.weight).for_each(|(g, w)| *g *= w);
         let along = dot(g, x) * r * r / x.len() as f32;
-        g.iter_mut().zip(x).for_each(|(g, x)| *g = r * (*g - x * along));
+        g.iter_mut()
+            .zip(x)
+            .for_each(|(g, x)| *g = r * (*g - x * along));
     }
 
     /// t ← the tangent of norm(x) along the tangent t of x.
     pub fn push(&self, x: &[f32], t: &mut [f32]) {
         let width = self.width();
-        for_rows(t, width, |row, t| self.push_row(&x[row * width..][..width], t));
+        for_rows(t, width, |row, t| {
+            self.push_row(&x[row * width..][..width], t)
+        });
     }
 
     /// As [`Norm::push`] for one row: w · r · (t − x · r² · mean(x t)).
@@ -78,15 +86,20 @@ impl Norm<'_> {
 /// x += y.
 pub fn add(x: &mut [f32], y: &[f32]) {
     const CHUNK: usize = 8192;
-    x.par_chunks_mut(CHUNK).zip(y.par_chunks(CHUNK)).for_each(|(x, y)| {
-        x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
-    });
+    x.par_chunks_mut(CHUNK)
+        .zip(y.par_chunks(CHUNK))
+        .for_each(|(x, y)| {
+            x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+        });
 }
 
 /// Adds a bias to some columns of every row.
 pub fn add_bias(data: &mut [f32], stride: usize, column: usize, bias: &[f32]) {
     for_rows(data, stride, |_, row| {
-        row[column..].iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+        row[column..]
+            .iter_mut()
+            .zip(bias)
+            .for_each(|(y, b)| *y += b);
     });
 }
 
@@ -100,7 +113,14 @@ pub enum Turn {
 }
 
 /// Rotates the first `columns` columns of every row, head by head.
-pub fn turn(data: &mut [f32], stride: usize, columns: usize, head_dim: usize, rope: &RopeTable, turn: Turn) {
+pub fn turn(
+    data: &mut [f32],
+    stride: usize,
+    columns: usize,
+    head_dim: usize,
+    rope: &RopeTable,
+    turn: Turn,
+) {
     for_rows(data, stride, |row, values| {
         let (cos, sin) = rope.row(row);
         for head in values[..columns].chunks_exact_mut(head_dim) {
@@ -126,17 +146,34 @@ pub fn gated(activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) 
 }
 
 /// gate, up ← the gradients in them of what has the gradient g in activation(gate) · up.
-pub fn pull_gated(activation: Activation, (gate, up): (&[f32], &[f32]), g: &[f32], d_gate: &mut [f32], d_up: &mut [f32]) {
+pub fn pull_gated(
+    activation: Activation,
+    (gate, up): (&[f32], &[f32]),
+    g: &[f32],
+    d_gate: &mut [f32],
+    d_up: &mut [f32],
+) {
     const CHUNK: usize = 4096;
     d_gate
         .par_chunks_mut(CHUNK)
         .zip(d_up.par_chunks_mut(CHUNK))
-        .zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)).zip(g.par_chunks(CHUNK)))
-        .for_each(|((d_gate, d_up), ((gate, up), g))| activation.gradient(gate, up, g, d_gate, d_up));
+        .zip(
+            gate.par_chunks(CHUNK)
+                .zip(up.par_chunks(CHUNK))
+                .zip(g.par_chunks(CHUNK)),
+        )
+        .for_each(|((d_gate, d_up), ((gate, up), g))| {
+            activation.gradient(gate, up, g, d_gate, d_up)
+        });
 }
 
 /// t_gate ← the tangent of activation(gate) · up along tangents of both.
-pub fn push_gated(activation: Activation, (gate, up): (&[f32], &[f32]), t_gate: &mut [f32], t_up: &[f32]) {
+pub fn push_gated(
+    activation: Activation,
+    (gate, up): (&[f32], &[f32]),
+    t_gate: &mut [f32],
+    t_up: &[f32],
+) {
     const CHUNK: usize = 1024;
     const ONES: [f32; CHUNK] = [1.0; CHUNK];
     t_gate

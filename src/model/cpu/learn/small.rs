@@ -18,22 +18,37 @@ pub struct Grid<'a> {
 impl<'a> Grid<'a> {
     /// A row-major matrix of `columns` columns that is the whole slice.
     pub fn rows(data: &'a [f32], columns: usize) -> Self {
-        Self { data, at: 0, row: columns, column: 1 }
+        Self {
+            data,
+            at: 0,
+            row: columns,
+            column: 1,
+        }
     }
 
     /// From another first element.
     pub fn from(self, at: usize) -> Self {
-        Self { at: self.at + at, ..self }
+        Self {
+            at: self.at + at,
+            ..self
+        }
     }
 
     /// Rows and columns exchanged.
     pub fn transposed(self) -> Self {
-        Self { row: self.column, column: self.row, ..self }
+        Self {
+            row: self.column,
+            column: self.row,
+            ..self
+        }
     }
 
     fn check(&self, rows: usize, columns: usize) {
         let last = self.at + (rows - 1) * self.row + (columns - 1) * self.column;
-        assert!(last < self.data.len(), "a matrix of {rows} × {columns} lies inside its slice");
+        assert!(
+            last < self.data.len(),
+            "a matrix of {rows} × {columns} lies inside its slice"
+        );
     }
 }
 

@@ -46,17 +46,50 @@ pub struct Scratch {
 
 impl Push<'_> {
     fn norm<'n>(&self, weight: &'n [f32]) -> Norm<'n> {
-        Norm { weight, eps: self.model.spec.rms_norm_eps as f32 }
+        Norm {
+            weight,
+            eps: self.model.spec.rms_norm_eps as f32,
+        }
     }
 
     /// t_y[columns] ← the tangent of map x, for a tangent t_x of x.
-    fn push(&self, map: &Linear, record: &Record, (x, t_x): (&[f32], &[f32]), t_y: &mut [f32], (stride, column): (usize, usize)) -> Result<()> {
+    fn push(
+        &self,
+        map: &Linear,
+        record: &Record,
+        (x, t_x): (&[f32], &[f32]),
+        t_y: &mut [f32],
+        (stride, column): (usize, usize),
+    ) -> Result<()> {
         let weight = packed(map.weight())?;
-        let into = ViewMut { data: t_y, stride, column, add: false };
-        product(self.form, weight, Way::Forward, self.rows, View::whole(t_x, weight.columns), into);
-        if let (Some(factor), Some(along)) = (self.factors.get(map.site), self.along.get(map.site)) {
+        let into = ViewMut {
+            data: t_y,
+            stride,
+            column,
+            add: false,
+        };
+        product(
+            self.form,
+            weight,
+            Way::Forward,
+            self.rows,
+            View::whole(t_x, weight.columns),
+            into,
+        );
+        if let (Some(factor), Some(along)) = (self.factors.get(map.site), self.along.get(map.site))
+        {
             let shrunk = &record.shrunk[map.site.projection as usize];
-            factor.push(self.rows, (x, shrunk), t_x, along, Columns { data: t_y, stride, column });
+            factor.push(
+                self.rows,
+                (x, shrunk),
+                t_x,
+                along,
+                Columns {
+                    data: t_y,
+                    stride,
+                    column,
+                },
+            );
         }
         Ok(())
     }
@@ -71,7 +104,13 @@ impl Push<'_> {
         Ok(())
     }
 
-    fn enter(&self, weight: &candle_core::Tensor, entered: &[f32], t_x: &[f32], s: &mut Scratch) -> Result<()> {
+    fn enter(
+        &self,
+        weight: &candle_core::Tensor,
+        entered: &[f32],
+        t_x: &[f32],
+        s: &mut Scratch,
+    ) -> Result<()> {
         fit(&mut s.h, entered.len());
         s.t_h.clear();
         s.t_h.extend_from_slice(t_x);
@@ -81,7 +120,14 @@ impl Push<'_> {
         })
     }
 
-    fn attention(&self, index: usize, layer: &Layer, record: &Record, t_x: &mut [f32], s: &mut Scratch) -> Result<()> {
+    fn attention(
+        &self,
+        index: usize,
+        layer: &Layer,
+        record: &Record,
+        t_x: &mut [f32],
+        s: &mut Scratch,
+    ) -> Result<()> {
         let (model, rows) = (self.model, self.rows);
         let spec = &model.spec;
         let (d, shape) = (spec.head_dim, spec.attention(index));
@@ -95,13 +141,30 @@ impl Push<'_> {
         each_head(layer, model, &mut s.t_qkv, |norm, row, column, t| {
             norm.push_row(&record.raw_heads[row * width + column..][..d], t);
         })?;
-        turn(&mut s.t_qkv, width, (spec.heads + spec.kv_heads) * d, d, self.ropes.of(&shape), Turn::Forward);
-        let heads = Heads { query: spec.heads, key_value: spec.kv_heads, shape };
+        turn(
+            &mut s.t_qkv,
+            width,
+            (spec.heads + spec.kv_heads) * d,
+            d,
+            self.ropes.of(&shape),
+            Turn::Forward,
+        );
+        let heads = Heads {
+            query: spec.heads,
+            key_value: spec.kv_heads,
+            shape,
+        };
         fit(&mut s.t_m, rows * spec.heads * d);
         attention::tangent(heads, self.segments, &record.qkv, &s.t_qkv, &mut s.t_m);
         let [_, _, _, output] = &layer.attention;
         fit(&mut s.t_y, t_x.len());
-        self.push(output, record, (&record.attended, &s.t_m), &mut s.t_y, (spec.hidden_size, 0))?;
+        self.push(
+            output,
+            record,
+            (&record.attended, &s.t_m),
+            &mut s.t_y,
+            (spec.hidden_size, 0),
+        )?;
         self.leave(layer, 0, record, t_x, s)
     }
 
@@ -114,18 +177,39 @@ impl Push<'_> {
         let [t_gate, t_up] = &mut s.t_mlp;
         for (map, into) in [(gate, &mut *t_gate), (up, &mut *t_up)] {
             fit(into, size);
-            self.push(map, record, (&s.h, &s.t_h), into, (spec.intermediate_size, 0))?;
+            self.push(
+                map,
+                record,
+                (&s.h, &s.t_h),
+                into,
+                (spec.intermediate_size, 0),
+            )?;
         }
         push_gated(spec.variant.activation, both, t_gate, t_up);
         gated(spec.variant.activation, both.0, both.1, fit(&mut s.m, size));
         fit(&mut s.t_y, t_x.len());
-        self.push(down, record, (&s.m, &s.t_mlp[0]), &mut s.t_y, (spec.hidden_size, 0))?;
+        self.push(
+            down,
+            record,
+            (&s.m, &s.t_mlp[0]),
+            &mut s.t_y,
+            (spec.hidden_size, 0),
+        )?;
         self.leave(layer, 1, record, t_x, s)
     }
 
-    fn leave(&self, layer: &Layer, half: usize, record: &Record, t_x: &mut [f32], s: &mut Scratch) -> Result<()> {
+    fn leave(
+        &self,
+        layer: &Layer,
+        half: usize,
+        record: &Record,
+        t_x: &mut [f32],
+        s: &mut Scratch,
+    ) -> Result<()> {
         if let Some(norms) = &layer.output_norms {
-            with_floats(&norms[half], |w| self.norm(w).push(&record.raw_outputs[half], &mut s.t_y))?;
+            with_floats(&norms[half], |w| {
+                self.norm(w).push(&record.raw_outputs[half], &mut s.t_y)
+            })?;
         }
         add(t_x, &s.t_y);
         Ok(())

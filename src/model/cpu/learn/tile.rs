@@ -24,7 +24,8 @@ impl Form {
     pub fn detect(rounded: bool) -> Self {
         #[cfg(target_arch = "x86_64")]
         {
-            let avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+            let avx512 =
+                is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
             if avx512 && rounded && is_x86_feature_detected!("avx512bf16") {
                 return Form::Bf16;
             }
@@ -58,7 +59,14 @@ pub struct Target {
 /// # Safety
 /// The processor has what `form` says; `a` can be read at `rows` rows of `panel.len()` floats, and
 /// `target` written at as many rows of its width.
-pub unsafe fn floats(form: Form, a: *const f32, stride: usize, rows: usize, panel: &[[f32; WIDTH]], target: Target) {
+pub unsafe fn floats(
+    form: Form,
+    a: *const f32,
+    stride: usize,
+    rows: usize,
+    panel: &[[f32; WIDTH]],
+    target: Target,
+) {
     macro_rules! call {
         ($f:path, $($n:literal)*) => {
             // SAFETY: passed on.
@@ -72,21 +80,34 @@ pub unsafe fn floats(form: Form, a: *const f32, stride: usize, rows: usize, pane
         Form::Avx2 => {
             // Sixteen vectors hold three rows of four sums.
             for first in (0..rows).step_by(3) {
-                let (a, target) = (a.wrapping_add(first * stride), Target { at: target.at.wrapping_add(first * target.stride), ..target });
+                let (a, target) = (
+                    a.wrapping_add(first * stride),
+                    Target {
+                        at: target.at.wrapping_add(first * target.stride),
+                        ..target
+                    },
+                );
                 let rows = rows.min(first + 3) - first;
                 // SAFETY: passed on.
                 unsafe {
                     match rows {
                         1 => x86::avx2([a], panel, target),
                         2 => x86::avx2([a, a.wrapping_add(stride)], panel, target),
-                        _ => x86::avx2([a, a.wrapping_add(stride), a.wrapping_add(2 * stride)], panel, target),
+                        _ => x86::avx2(
+                            [a, a.wrapping_add(stride), a.wrapping_add(2 * stride)],
+                            panel,
+                            target,
+                        ),
                     }
                 }
             }
         }
         _ => {
             for r in 0..rows {
-                let target = Target { at: target.at.wrapping_add(r * target.stride), ..target };
+                let target = Target {
+                    at: target.at.wrapping_add(r * target.stride),
+                    ..target
+                };
                 // SAFETY: passed on.
                 unsafe { plain([a.wrapping_add(r * stride)], panel, target) };
             }
@@ -99,7 +120,13 @@ pub unsafe fn floats(form: Form, a: *const f32, stride: usize, rows: usize, pane
 /// # Safety
 /// As [`floats`], and the processor has AVX-512 BF16.
 #[cfg(target_arch = "x86_64")]
-pub unsafe fn pairs(a: *const u32, stride: usize, rows: usize, panel: &[[u32; WIDTH]], target: Target) {
+pub unsafe fn pairs(
+    a: *const u32,
+    stride: usize,
+    rows: usize,
+    panel: &[[u32; WIDTH]],
+    target: Target,
+) {
     macro_rules! call {
         ($($n:literal)*) => {
             // SAFETY: passed on.
@@ -123,7 +150,9 @@ unsafe fn plain<const N: usize>(a: [*const f32; N], panel: &[[f32; WIDTH]], targ
     }
     for (r, sum) in sums.iter().enumerate() {
         // SAFETY: by the contract of `floats`.
-        let row = unsafe { std::slice::from_raw_parts_mut(target.at.add(r * target.stride), target.width) };
+        let row = unsafe {
+            std::slice::from_raw_parts_mut(target.at.add(r * target.stride), target.width)
+        };
         for (y, sum) in row.iter_mut().zip(sum) {
             *y = if target.add { *y + sum } else { *sum };
         }
@@ -143,7 +172,11 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub unsafe fn avx512<const N: usize>(a: [*const f32; N], panel: &[[f32; WIDTH]], target: Target) {
+    pub unsafe fn avx512<const N: usize>(
+        a: [*const f32; N],
+        panel: &[[f32; WIDTH]],
+        target: Target,
+    ) {
         let mut sums = [[_mm512_setzero_ps(); 2]; N];
         for (i, weights) in panel.iter().enumerate() {
             // SAFETY: a row of the panel is two vectors; `a` by the contract of `floats`.
@@ -185,7 +218,9 @@ mod x86 {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn store<const N: usize>(sums: &[[__m512; 2]; N], target: Target) {
-        let mask = |first: usize| -> __mmask16 { ((1u32 << target.width.saturating_sub(first).min(16)) - 1) as u16 };
+        let mask = |first: usize| -> __mmask16 {
+            ((1u32 << target.width.saturating_sub(first).min(16)) - 1) as u16
+        };
         let masks = [mask(0), mask(16)];
         for (r, sum) in sums.iter().enumerate() {
             for (half, mask) in masks.iter().enumerate() {

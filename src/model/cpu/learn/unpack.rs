@@ -2,7 +2,9 @@
 //! learning multiply with. The weights themselves stay as they are.
 
 use crate::model::cpu::blocks::{Format, UNIT};
-use crate::model::cpu::packed::{Encoding, PANEL, PackedWeight, SCALE_BYTES, header_bytes, unit_bytes};
+use crate::model::cpu::packed::{
+    Encoding, PANEL, PackedWeight, SCALE_BYTES, header_bytes, unit_bytes,
+};
 use half::{bf16, f16};
 
 /// Output columns of a panel of floats: two 512-bit vectors.
@@ -30,7 +32,13 @@ impl Way {
 /// Writes output columns `first .. first + 32`, over the sum's elements `from .. from + length`,
 /// to `panel` (length, 32); columns that the weight has not are zero. `first` is a multiple of
 /// 32, `from` of 32.
-pub fn unpack(weight: &PackedWeight, way: Way, first: usize, from: usize, panel: &mut [[f32; WIDTH]]) {
+pub fn unpack(
+    weight: &PackedWeight,
+    way: Way,
+    first: usize,
+    from: usize,
+    panel: &mut [[f32; WIDTH]],
+) {
     match way {
         Way::Forward => forward(weight, first, from, panel),
         Way::Backward => backward(weight, first, from, panel),
@@ -41,7 +49,9 @@ fn forward(weight: &PackedWeight, first: usize, from: usize, panel: &mut [[f32; 
     for half in 0..WIDTH / PANEL {
         let index = first / PANEL + half;
         if index >= weight.panels() {
-            panel.iter_mut().for_each(|row| row[half * PANEL..][..PANEL].fill(0.0));
+            panel
+                .iter_mut()
+                .for_each(|row| row[half * PANEL..][..PANEL].fill(0.0));
             continue;
         }
         for (block, rows) in panel.chunks_mut(UNIT).enumerate() {
@@ -76,7 +86,9 @@ fn read(weight: &PackedWeight, panel: usize, first: usize, count: usize) -> [[f3
         }
         Encoding::F32 => floats(bytes, first, count, f32::from_le_bytes),
         Encoding::Bf16 => floats(bytes, first, count, |b| bf16::from_le_bytes(b).to_f32()),
-        Encoding::F16 => floats(bytes, first, count, |b| f16::from_le_bytes(b).to_f32() * weight.gain),
+        Encoding::F16 => floats(bytes, first, count, |b| {
+            f16::from_le_bytes(b).to_f32() * weight.gain
+        }),
     }
 }
 
@@ -88,7 +100,11 @@ fn floats<const N: usize>(
     value: impl Fn([u8; N]) -> f32,
 ) -> [[f32; PANEL]; UNIT] {
     let mut values = [[0f32; PANEL]; UNIT];
-    let source = bytes[first * PANEL * N..].as_chunks::<N>().0.as_chunks::<PANEL>().0;
+    let source = bytes[first * PANEL * N..]
+        .as_chunks::<N>()
+        .0
+        .as_chunks::<PANEL>()
+        .0;
     for (into, from) in values.iter_mut().zip(&source[..count]) {
         *into = from.map(&value);
     }
@@ -104,7 +120,11 @@ fn integers(format: Format, unit: &[u8], gain: f32) -> [[f32; PANEL]; UNIT] {
             f16::from_le_bytes([unit[at], unit[at + 1]]).to_f32() * gain
         })
     };
-    let words = unit[header_bytes(format)..].as_chunks::<4>().0.as_chunks::<PANEL>().0;
+    let words = unit[header_bytes(format)..]
+        .as_chunks::<4>()
+        .0
+        .as_chunks::<PANEL>()
+        .0;
     let mut values = [[0f32; PANEL]; UNIT];
     for part in 0..format.scales {
         let scale = vector(part);
@@ -142,8 +162,15 @@ mod tests {
             PackedWeight::from_dense(&dense.to_dtype(DType::BF16)?)?,
             PackedWeight::from_factor(&dense, DType::F16)?,
         ];
-        for dtype in [GgmlDType::Q4_1, GgmlDType::Q8_0, GgmlDType::Q4_0, GgmlDType::Q5_1] {
-            weights.push(PackedWeight::from_quantized(&QTensor::quantize(&dense, dtype)?)?);
+        for dtype in [
+            GgmlDType::Q4_1,
+            GgmlDType::Q8_0,
+            GgmlDType::Q4_0,
+            GgmlDType::Q5_1,
+        ] {
+            weights.push(PackedWeight::from_quantized(&QTensor::quantize(
+                &dense, dtype,
+            )?)?);
         }
         for weight in weights {
             let exact = weight.dequantize()?.to_vec2::<f32>()?;
@@ -158,7 +185,11 @@ mod tests {
                                 Way::Forward => exact[first + c][32 + i],
                                 Way::Backward => exact[32 + i][first + c],
                             };
-                            assert!((got - expected).abs() < 1e-5, "{:?} {way:?}", weight.encoding);
+                            assert!(
+                                (got - expected).abs() < 1e-5,
+                                "{:?} {way:?}",
+                                weight.encoding
+                            );
                         }
                     }
                 }
