@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::{CliError, EXIT_OK, GlobalArgs, require};
 use crate::config::Config;
-use crate::control::recipe;
+use crate::control::{ONLY_PUNISH, recipe};
 use crate::oracle::{Prepared, RuleOracle, prepare_trusted};
 use crate::policy::PolicySet;
 use crate::preferences::Dataset;
@@ -130,6 +130,10 @@ pub fn run_plan(args: &PlanArgs, global: &GlobalArgs, out: &mut dyn Write) -> Re
         &triage,
         config.gate.holdout_ratio,
     );
+    let only_punish = triage.counts.invert == 0 && triage.counts.punish > 0;
+    if only_punish && config.train.corrective.is_none() {
+        plan.warning = Some(ONLY_PUNISH);
+    }
     plan.judge_calls = oracle.usage().undecided;
     plan.flips = flips;
     print(out, global.json, &plan, &plan_text(&plan))
@@ -292,8 +296,12 @@ fn plan_text(plan: &Plan) -> String {
         0 => String::new(),
         calls => format!("at most {calls} questions to judges\n"),
     };
+    let warning = plan
+        .warning
+        .map(|w| format!("warning: {w}\n"))
+        .unwrap_or_default();
     format!(
-        "{}{flips}{gap}{judged}{effect}\n{} of the training pairs are in conflict; {} pairs are held out to measure on, {} of them in conflict\n",
+        "{}{flips}{gap}{judged}{warning}{effect}\n{} of the training pairs are in conflict; {} pairs are held out to measure on, {} of them in conflict\n",
         triage_text(&plan.triage),
         plan.train_conflicts,
         plan.holdout_pairs,
