@@ -23,14 +23,28 @@ impl Progress {
 
     /// A bar of `total` units; `what` stands before it.
     pub fn bar(self, total: usize, what: &str) -> ProgressBar {
-        let bar = ProgressBar::with_draw_target(
+        self.styled(
             Some(total as u64),
-            match self.shown {
-                true => ProgressDrawTarget::stderr(),
-                false => ProgressDrawTarget::hidden(),
-            },
-        );
-        let template = "{prefix:10} {wide_bar} {pos}/{len}  {per_sec}  {eta} left  {msg}";
+            what,
+            "{prefix:10} {wide_bar} {pos}/{len}  {per_sec}  {eta} left  {msg}",
+        )
+    }
+
+    /// A count without an end that is known.
+    pub fn spinner(self, what: &str) -> ProgressBar {
+        self.styled(
+            None,
+            what,
+            "{prefix:10} {spinner} {pos}  {per_sec}  {elapsed}",
+        )
+    }
+
+    fn styled(self, total: Option<u64>, what: &str, template: &str) -> ProgressBar {
+        let target = match self.shown {
+            true => ProgressDrawTarget::stderr(),
+            false => ProgressDrawTarget::hidden(),
+        };
+        let bar = ProgressBar::with_draw_target(total, target);
         // The template is ours and well-formed; a bar without style still counts.
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);

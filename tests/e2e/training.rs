@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
+use super::server::Server;
 use super::workspace::Workspace;
 
 fn realign(workspace: &Workspace, args: &[&str]) -> Output {
@@ -96,7 +97,7 @@ fn recipe_files_change_a_run_and_their_mistakes_are_named() {
     workspace.write(
         "wild.toml",
         "learning_rate = 1.0\nmax_loss_ratio = 1.0001\nrank = 2\n\
-        warmup_ratio = 0.5\nbatch_pairs = 3\nepochs = 8\nclip_norm = 1e6\noptimizer = 'lion'\n\
+        warmup_ratio = 0.9\nbatch_pairs = 3\nepochs = 8\nclip_norm = 1e6\noptimizer = 'lion'\n\
         alpha_sft = 0.0\nalpha_kl = 20.0",
     );
     let output = realign(&workspace, &["train", "--recipe", "wild.toml"]);
@@ -264,4 +265,46 @@ fn a_comparison_goes_on_where_it_was_stopped() {
 
     let other = run("trace", &["--resume", "--max-pairs", "6"]);
     assert_eq!(other.status.code(), Some(2), "cells of other inputs");
+}
+
+#[test]
+fn a_server_comes_to_the_generation_that_was_trained_offline() {
+    let workspace = Workspace::tiny(1);
+    workspace.drop_policy("xyzzy");
+    let offline = ok(&workspace, &["train", "--out", "offline", "--json"]);
+    let offline: Value = serde_json::from_str(&offline).unwrap();
+    let server = Server::start(&workspace);
+    let ended = server.ended(1);
+    assert_eq!(ended["status"], "succeeded", "{ended}");
+    assert_eq!(ended["generation"], offline["generation"]);
+    let generation = ended["generation"].as_str().unwrap();
+    let curve = lines(&workspace.read(&format!("adapters/{generation}/losses.jsonl")));
+    let before = lines(&workspace.read("offline/losses.jsonl"));
+    let losses = |curve: &[Value]| curve.iter().map(|r| r["total"].clone()).collect::<Vec<_>>();
+    assert_eq!(losses(&curve), losses(&before));
+    let plot = workspace.read(&format!("adapters/{generation}/losses.svg"));
+    assert!(plot.contains("optimiser step"), "{plot}");
+}
+
+#[test]
+fn a_run_that_diverges_leaves_what_serves() {
+    let workspace = Workspace::tiny(8);
+    let wild = "learning_rate = 1.0\noptimizer = \"lion\"\nwarmup_ratio = 0.9\nalpha_sft = 0.0\n\
+                alpha_kl = 20.0\nmax_loss_ratio = 1.0001";
+    let config = workspace.read("realign.toml");
+    workspace.write(
+        "realign.toml",
+        &config.replace("learning_rate = 0.02", wild),
+    );
+    let server = Server::start(&workspace);
+    let base = server.ended(1)["generation"].clone();
+    workspace.drop_policy("xyzzy");
+    let ended = server.ended(2);
+    assert_eq!(ended["status"], "failed", "{ended}");
+    let reason = ended["error"].as_str().unwrap_or_default();
+    assert!(
+        reason.contains("at step") && reason.contains("train.learning_rate"),
+        "{ended}"
+    );
+    assert_eq!(server.current(), base.as_str().unwrap());
 }

@@ -155,7 +155,7 @@ fn a_run_ends_at_its_bound_or_where_the_gradient_is_small() {
 fn a_run_that_diverges_says_where_and_what_to_change() {
     let wild = Recipe {
         learning_rate: 1.0,
-        warmup_ratio: 0.3,
+        warmup_ratio: 0.9,
         max_loss_ratio: 2.0,
         epochs: 20,
         alpha_sft: 0.0,

@@ -30,7 +30,7 @@ pub(super) fn run(
             None => left.push((variant, seed)),
         }
     }
-    let mut say = |text: &str| {
+    let say = |text: &str| {
         if !global.quiet {
             eprintln!("{text}");
         }
