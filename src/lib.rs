@@ -30,6 +30,7 @@ pub mod telemetry;
 pub mod bench;
 pub mod cli;
 pub mod control;
+pub mod evaluation;
 pub mod plot;
 pub mod server;
 pub mod state;

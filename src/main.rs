@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Parser;
 use realign::cli::{
     Cli, Command, EXIT_FAILED, EXIT_OK, EXIT_USAGE, adapters, bench, eval, keys, logs, model,
-    policy, triage,
+    policy, score, train, triage,
 };
 use realign::config::Config;
 use realign::server::Server;
@@ -36,6 +36,8 @@ fn run(cli: Cli, logs: logs::Logs) -> anyhow::Result<u8> {
         Command::Policy(command) => Ok(policy::run(command, &cli.global, &mut stdout())?),
         Command::Triage(args) => Ok(triage::run_triage(args, &cli.global, &mut stdout())?),
         Command::Plan(args) => Ok(triage::run_plan(args, &cli.global, &mut stdout())?),
+        Command::Score(args) => Ok(score::run(args, &cli.global, &mut stdout())?),
+        Command::Train(args) => Ok(train::run(args, &cli.global, &mut stdout())?),
         Command::Eval(command) => Ok(eval::run(command, &cli.global, &mut stdout())?),
         Command::Adapters(command) => Ok(adapters::run(command, &cli.global, &mut stdout())?),
         Command::Bench(args) => Ok(bench::run(args, &cli.global, &mut stdout())?),

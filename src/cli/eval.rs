@@ -5,6 +5,7 @@
 
 mod methods;
 mod report;
+pub mod trace;
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -30,6 +31,8 @@ Examples:
 Each line: prompt, chosen, rejected, truth: {chosen_compliant, rejected_compliant}.
 Every response is judged by a probe that was fitted without its prompt.")]
     Oracle(OracleArgs),
+    /// Train TRACE, its ablations and the baselines, and measure them alike
+    Trace(Box<trace::TraceArgs>),
 }
 
 /// Flags of `eval oracle`.
@@ -89,7 +92,10 @@ pub fn run(
     global: &GlobalArgs,
     out: &mut dyn Write,
 ) -> Result<u8, CliError> {
-    let EvalCommand::Oracle(args) = command;
+    let args = match command {
+        EvalCommand::Oracle(args) => args,
+        EvalCommand::Trace(args) => return trace::run(args, global, out),
+    };
     let config = global.resolve()?;
     let data = read(&args.data)?;
     let extra = match &args.extra {

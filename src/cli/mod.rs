@@ -5,12 +5,16 @@ pub mod bench;
 pub mod eval;
 mod flags;
 pub mod keys;
+mod learning;
 pub mod logs;
 pub mod model;
 mod oracle;
 pub mod policy;
+mod progress;
 mod recipes;
 pub mod remote;
+pub mod score;
+pub mod train;
 pub mod triage;
 
 use std::path::{Path, PathBuf};
@@ -52,6 +56,12 @@ pub enum CliError {
     /// Hidden states cannot be read.
     #[error(transparent)]
     Features(#[from] crate::oracle::features::FeatureError),
+    /// A pair cannot be laid out for the model.
+    #[error(transparent)]
+    Learn(#[from] crate::learn::LearnError),
+    /// Nobody writes compliant responses.
+    #[error(transparent)]
+    Corrective(#[from] crate::oracle::corrective::CorrectiveError),
     /// Labelled data cannot be evaluated on.
     #[error("{0}")]
     Eval(String),
@@ -95,6 +105,7 @@ Examples:
   realign serve                           serve, and realign whenever policies/ changes
   realign policy test                     run the policies' own examples
   realign plan --examples 3               what a realignment would do, with conflicting pairs
+  realign train --out my-adapter          the adapter alone, offline
   realign adapters rollback               go back to the generation that served before
 
 Settings come from realign.toml, then REALIGN_* variables (REALIGN_SERVER__PORT=9000), then flags.
@@ -115,6 +126,9 @@ pub struct GlobalArgs {
     /// Print results as JSON
     #[arg(long, global = true)]
     pub json: bool,
+    /// No progress on stderr
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
     /// Configuration file [default: realign.toml, if there is one]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -173,7 +187,11 @@ pub enum Command {
     Triage(triage::TriageArgs),
     /// Show what a server would do with the policies and the data, without doing it
     Plan(triage::PlanArgs),
-    /// Measure the oracle against labelled data
+    /// Score how much each conflicting pair would help the policies
+    Score(score::ScoreArgs),
+    /// Train an adapter offline, without serving and without a gate
+    Train(train::TrainArgs),
+    /// Measure the oracle against labelled data, and TRACE against its ablations and baselines
     #[command(subcommand)]
     Eval(eval::EvalCommand),
     /// Look at published adapters, import one, activate one on a running server

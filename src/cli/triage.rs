@@ -12,13 +12,14 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::progress::Progress;
 use super::{CliError, EXIT_OK, GlobalArgs, require};
 use crate::config::Config;
-use crate::control::recipe;
+use crate::control::{ONLY_PUNISH, recipe};
 use crate::oracle::{Prepared, RuleOracle, prepare_trusted};
 use crate::policy::PolicySet;
-use crate::preferences::Dataset;
-use crate::triage::triage;
+use crate::preferences::{Dataset, Pair};
+use crate::triage::{Triage, triage_in_parts};
 
 pub use flips::{Flip, Flips};
 pub use report::{Conflict, Plan, Reason, RuleCount, TriageReport};
@@ -89,13 +90,16 @@ pub fn run_triage(
         false => RuleOracle::new(&set),
     };
     let oracle = oracle.with_matchers(prepared.matchers);
+    let progress = Progress::new(global);
     let Some(dataset) = dataset else {
         let file = args.data.as_deref().unwrap_or(Path::new(""));
         require(file, "a file of preference data (--data)")?;
-        let report = StreamReport::read(&oracle, file)?;
+        let bar = progress.spinner("pairs");
+        let report = StreamReport::read(&oracle, file, |pairs| bar.inc(pairs as u64))?;
+        bar.finish_and_clear();
         return print(out, global.json, &report, &report.text());
     };
-    let triage = triage(&dataset.pairs, &oracle);
+    let triage = watched(&dataset.pairs, &oracle, progress);
     let report = TriageReport::new(&oracle, &dataset, &triage, args.examples);
     print(out, global.json, &report, &triage_text(&report))
 }
@@ -111,7 +115,7 @@ pub fn run_plan(args: &PlanArgs, global: &GlobalArgs, out: &mut dyn Write) -> Re
     let (set, prepared) = read_set(&config, &config.paths.policies)?;
     let unasked = Arc::new(prepared.matchers.without_judges());
     let oracle = prepared.oracle(&set).with_matchers(unasked);
-    let triage = triage(&dataset.pairs, &oracle);
+    let triage = watched(&dataset.pairs, &oracle, Progress::new(global));
     let flips = match active_directory(args, global)? {
         Some(dir) => {
             let (active, prepared) = read_set(&config, &dir)?;
@@ -130,9 +134,24 @@ pub fn run_plan(args: &PlanArgs, global: &GlobalArgs, out: &mut dyn Write) -> Re
         &triage,
         config.gate.holdout_ratio,
     );
+    let only_punish = triage.counts.invert == 0 && triage.counts.punish > 0;
+    if only_punish && config.train.corrective.is_none() {
+        plan.warning = Some(ONLY_PUNISH);
+    }
     plan.judge_calls = oracle.usage().undecided;
     plan.flips = flips;
     print(out, global.json, &plan, &plan_text(&plan))
+}
+
+/// Pairs that are judged between two moves of the bar.
+const PART: usize = 256;
+
+/// A triage with a bar.
+fn watched(pairs: &[Pair], oracle: &RuleOracle, progress: Progress) -> Triage {
+    let bar = progress.bar(pairs.len(), "triage");
+    let triage = triage_in_parts(pairs, oracle, PART, |pairs| bar.inc(pairs as u64));
+    bar.finish_and_clear();
+    triage
 }
 
 /// The directory of the active set: `--against`, else the configured one if `--policies` names
@@ -292,8 +311,12 @@ fn plan_text(plan: &Plan) -> String {
         0 => String::new(),
         calls => format!("at most {calls} questions to judges\n"),
     };
+    let warning = plan
+        .warning
+        .map(|w| format!("warning: {w}\n"))
+        .unwrap_or_default();
     format!(
-        "{}{flips}{gap}{judged}{effect}\n{} of the training pairs are in conflict; {} pairs are held out to measure on, {} of them in conflict\n",
+        "{}{flips}{gap}{judged}{warning}{effect}\n{} of the training pairs are in conflict; {} pairs are held out to measure on, {} of them in conflict\n",
         triage_text(&plan.triage),
         plan.train_conflicts,
         plan.holdout_pairs,

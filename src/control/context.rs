@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::Inputs;
 use crate::adapter::generation::{Generation, GenerationId};
 use crate::adapter::{AdapterError, AdapterStore, Registry, base_id, validate};
 use crate::config::Config;
@@ -10,6 +11,7 @@ use crate::engine::EngineHandle;
 use crate::model::LoadedModel;
 use crate::oracle::{FeatureSource, Matchers, Prepared, RuleTrust};
 use crate::policy::{PolicySet, WatchError};
+use crate::preferences::DatasetError;
 use crate::state::{RealignmentRow, StateDb, StateError};
 use crate::telemetry::event::PolicyRevision;
 use crate::telemetry::{Event, Outcome, Telemetry};
@@ -82,6 +84,7 @@ impl Context {
         let size = ModelSize::from(&parts.loaded.model.spec);
         let recipe = super::recipe(&parts.config.train, size)?;
         recipe.check_layers(parts.loaded.model.spec.layers)?;
+        super::corrective(&parts.config.train)?;
         let Parts {
             config,
             loaded,
@@ -103,6 +106,11 @@ impl Context {
             features: Mutex::default(),
             policies: RwLock::default(),
         })
+    }
+
+    /// What a realignment to a set would be a function of.
+    pub fn inputs(&self, policies: &PolicySet) -> Result<Inputs, DatasetError> {
+        Inputs::collect(&self.config, &self.loaded.base_hash, policies, &self.recipe)
     }
 
     pub fn emit(&self, event: Event) {

@@ -2,16 +2,18 @@
 
 use sha2::{Digest, Sha256};
 
-use super::context::Context;
+use crate::config::Config;
 use crate::policy::PolicySet;
 use crate::preferences::{Dataset, DatasetError, Pair, split};
+use crate::train::Recipe;
 
 /// Changes when the same inputs would give another adapter: part of every hash.
 const ALGORITHM: &str = "realign/1";
 
 /// The inputs of one realignment.
 pub struct Inputs {
-    /// SHA-256 over base model, preference data, policy revision, recipe and hold-out share.
+    /// SHA-256 over base model, preference data, policy revision, recipe, hold-out share and who
+    /// corrects.
     pub hash: String,
     /// The preference data.
     pub dataset: Dataset,
@@ -23,22 +25,36 @@ pub struct Inputs {
 
 impl Inputs {
     /// Reads the preference data and hashes everything.
-    pub fn collect(context: &Context, policies: &PolicySet) -> Result<Self, DatasetError> {
-        let dataset = Dataset::load_dir(&context.config.paths.preferences)?;
+    ///
+    /// # Errors
+    /// If the data cannot be read.
+    pub fn collect(
+        config: &Config,
+        base_hash: &str,
+        policies: &PolicySet,
+        recipe: &Recipe,
+    ) -> Result<Self, DatasetError> {
+        let dataset = Dataset::load_dir(&config.paths.preferences)?;
         for line in &dataset.skipped {
             tracing::warn!(source = %line.source, reason = line.reason, "skipping a line of preference data");
         }
-        let ratio = holdout_ratio(&dataset.pairs, context.config.gate.holdout_ratio);
-        let parts = split(&dataset.pairs, ratio, context.recipe.seed);
-        let recipe = serde_json::to_string(&context.recipe).unwrap_or_default();
+        let ratio = holdout_ratio(&dataset.pairs, config.gate.holdout_ratio);
+        let parts = split(&dataset.pairs, ratio, recipe.seed);
+        let recipe = serde_json::to_string(recipe).unwrap_or_default();
+        // What cannot be asked is found when it is asked; here it only has to differ.
+        let corrective = match super::corrective(&config.train) {
+            Ok(Some(spec)) => spec.identity(),
+            Ok(None) | Err(_) => String::new(),
+        };
         let mut hash = Sha256::new();
         for part in [
             ALGORITHM,
-            &context.loaded.base_hash,
+            base_hash,
             &dataset.digest,
             policies.revision(),
             &recipe,
             &ratio.to_string(),
+            &corrective,
         ] {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);

@@ -3,9 +3,11 @@
 
 use std::path::PathBuf;
 
+use super::corrective::{Corrections, corrections, corrective};
 use super::realign::{Realignment, Stop, failed};
 use crate::learn::{Learner, RawScores, thin};
 use crate::model::Model;
+use crate::oracle::Oracle;
 use crate::preferences::Pair;
 use crate::state::ScoreRow;
 use crate::train::examples::TokenPair;
@@ -26,8 +28,12 @@ impl Realignment<'_> {
         let category = |index: usize| triage.items[index].category;
         let limit = self.context.recipe.max_pairs;
         let kept = thin(&self.job.inputs.train, category, dataset, limit);
-        let pairs = kept.iter().map(|&i| (&dataset[i], category(i)));
-        let prepared = self.learner().token_pairs(pairs).map_err(failed)?;
+        let corrected = self.corrections(&kept, triage)?;
+        let pairs = kept.iter().map(|i| {
+            let response = corrected.responses.get(i).map(String::as_str);
+            (&dataset[*i], category(*i), response)
+        });
+        let prepared = self.learner().corrected_pairs(pairs).map_err(failed)?;
         for skipped in &prepared.skipped {
             tracing::warn!(
                 pair = skipped.id,
@@ -36,6 +42,33 @@ impl Realignment<'_> {
             );
         }
         Ok(prepared.pairs)
+    }
+
+    /// Compliant responses to the PUNISH pairs' prompts, if somebody writes them.
+    fn corrections(&self, kept: &[usize], triage: &Triage) -> Result<Corrections, Stop> {
+        let context = self.context;
+        let spec = corrective(&context.config.train).map_err(failed)?;
+        let oracle: &dyn Oracle = &self.oracle;
+        let indices = kept.iter().map(|&i| (i, triage.items[i].category));
+        let made = corrections(
+            spec.as_ref(),
+            (&self.job.policies, oracle),
+            &self.job.inputs.dataset.pairs,
+            indices,
+            context.db.clone(),
+        );
+        let made = made.map_err(failed)?;
+        if made.asked > 0 {
+            tracing::info!(
+                id = self.job.id,
+                asked = made.asked,
+                corrected = made.responses.len(),
+                calls = made.usage.calls,
+                cached = made.usage.cached,
+                "corrective responses"
+            );
+        }
+        Ok(made)
     }
 
     pub(super) fn prompt(&self, pair: &Pair) -> Result<Vec<u32>, Stop> {

@@ -6,6 +6,7 @@
 
 mod admin;
 mod context;
+mod corrective;
 mod gating;
 mod inputs;
 mod learn;
@@ -28,8 +29,9 @@ use crate::telemetry::{self, Outcome};
 
 use context::Context;
 pub use context::{ControlError, Parts, initial_generation, load_generation};
-use inputs::Inputs;
-pub use inputs::holdout_ratio;
+pub use corrective::{Corrections, corrections, corrective};
+pub use inputs::{Inputs, holdout_ratio};
+pub use realign::ONLY_PUNISH;
 use realign::{Ended, Job, Stop};
 pub use recipe::recipe;
 
@@ -235,7 +237,7 @@ impl Loop {
     fn begin(&mut self, wanted: bool) -> Result<Option<String>, String> {
         let active = self.context.active();
         let set = active.set;
-        let inputs = Inputs::collect(&self.context, &set).map_err(|e| e.to_string())?;
+        let inputs = self.context.inputs(&set).map_err(|e| e.to_string())?;
         let unfinished = self.context.supersede_unfinished(&inputs.hash);
         if unfinished.is_none() && !wanted && self.context.has_ended(&inputs.hash) {
             return Ok(None);

@@ -127,6 +127,11 @@ fn realign(context: &Context, job: &Job) -> Result<Done, Stop> {
     run.swap(candidate)
 }
 
+/// Without a wanted answer in the data, suppression alone drifts towards refusal.
+pub const ONLY_PUNISH: &str = "every conflict is PUNISH: nothing in the data shows what to answer \
+    instead, and suppression alone drifts towards refusal; add pairs whose rejected response \
+    complies, or configure [train.corrective]";
+
 /// A job while it runs.
 pub(super) struct Realignment<'a> {
     pub(super) context: &'a Context,
@@ -155,12 +160,9 @@ impl Realignment<'_> {
             reached = %json!(self.oracle.usage()),
             "triage"
         );
-        if counts.invert == 0 && counts.punish > 0 {
-            // Without a wanted answer in the data, suppression alone drifts towards refusal.
-            tracing::warn!(
-                id = self.job.id,
-                "every conflict is PUNISH: nothing in the data shows what to answer instead"
-            );
+        let corrected = self.context.config.train.corrective.is_some();
+        if counts.invert == 0 && counts.punish > 0 && !corrected {
+            tracing::warn!(id = self.job.id, "{ONLY_PUNISH}");
         }
         let report = json!({ "invert": counts.invert, "punish": counts.punish, "retain": counts.retain, "gap_ratio": triage.gap_ratio });
         self.context.log(

@@ -18,16 +18,31 @@ pub struct LearnError {
 }
 
 impl Learner<'_> {
+    /// As [`Learner::token_pairs`], with a response that complies for some PUNISH pairs.
+    pub fn corrected_pairs<'p>(
+        &self,
+        pairs: impl IntoIterator<Item = (&'p Pair, Category, Option<&'p str>)>,
+    ) -> Result<Prepared, LearnError> {
+        let render = |(pair, category, corrected): (&'p Pair, Category, Option<&'p str>)| match (
+            category, corrected,
+        ) {
+            (Category::Punish, Some(response)) => self.corrected(pair, response),
+            _ => self.render(pair, category),
+        };
+        let rendered: Result<Vec<TokenPair>, LearnError> = pairs.into_iter().map(render).collect();
+        Ok(prepare(rendered?, self.recipe.max_tokens))
+    }
+
     /// The pairs as token ids; those that are too long for the recipe are skipped and reported.
     pub fn token_pairs<'p>(
         &self,
         pairs: impl IntoIterator<Item = (&'p Pair, Category)>,
     ) -> Result<Prepared, LearnError> {
-        let rendered: Result<Vec<TokenPair>, LearnError> = pairs
-            .into_iter()
-            .map(|(pair, category)| self.render(pair, category))
-            .collect();
-        Ok(prepare(rendered?, self.recipe.max_tokens))
+        self.corrected_pairs(
+            pairs
+                .into_iter()
+                .map(|(pair, category)| (pair, category, None)),
+        )
     }
 
     /// One pair as token ids.
@@ -38,6 +53,18 @@ impl Learner<'_> {
             prompt: self.prompt(pair)?,
             chosen: self.response(pair, &pair.chosen)?,
             rejected: self.response(pair, &pair.rejected)?,
+        })
+    }
+
+    /// A PUNISH pair with a response that complies, as a preference of that over the chosen one:
+    /// laid out as an INVERT pair, whose *rejected* response training prefers.
+    pub fn corrected(&self, pair: &Pair, response: &str) -> Result<TokenPair, LearnError> {
+        Ok(TokenPair {
+            id: pair.id.0.clone(),
+            category: Category::Invert,
+            prompt: self.prompt(pair)?,
+            chosen: self.response(pair, &pair.chosen)?,
+            rejected: self.response(pair, response)?,
         })
     }
 

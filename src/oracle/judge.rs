@@ -3,20 +3,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::endpoint::{Endpoint, EndpointError, shorten};
 use super::measure::best_threshold;
 use super::scores::ScoreCache;
 use crate::policy::{Exchange, JudgeSpec, Score};
 
-/// Attempts at one question.
-const ATTEMPTS: u32 = 5;
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-const TIMEOUT: Duration = Duration::from_secs(60);
 /// Least examples of each verdict that a threshold is fitted on; with fewer it is one half.
 const MIN_FOR_THRESHOLD: usize = 4;
 
@@ -86,8 +81,7 @@ pub struct JudgeUsage {
 #[derive(Debug)]
 pub struct Judge {
     spec: Arc<JudgeSpec>,
-    agent: ureq::Agent,
-    key: Option<String>,
+    endpoint: Endpoint,
     cache: Arc<dyn ScoreCache>,
     threshold: f64,
     calls: AtomicU64,
@@ -104,17 +98,9 @@ impl Judge {
     /// # Errors
     /// [`JudgeError`].
     pub fn prepare(spec: Arc<JudgeSpec>, cache: Arc<dyn ScoreCache>) -> Result<Judge, JudgeError> {
-        let key = match &spec.key_env {
-            Some(name) => Some(std::env::var(name).map_err(|_| JudgeError::NoKey(name.clone()))?),
-            None => None,
-        };
-        let config = ureq::Agent::config_builder()
-            .timeout_global(Some(TIMEOUT))
-            .http_status_as_error(false)
-            .build();
+        let endpoint = Endpoint::new(&spec.url, spec.key_env.as_deref())?;
         let mut judge = Judge {
-            agent: config.into(),
-            key,
+            endpoint,
             cache,
             threshold: spec.threshold.unwrap_or(0.5),
             spec,
@@ -256,77 +242,27 @@ impl Judge {
             .map_err(|error| JudgeError::Template(error.to_string()))
     }
 
-    /// One answered request; failures that may pass are tried again, ever more slowly.
     fn request(&self, message: &str) -> Result<Value, JudgeError> {
         let body = json!({
             "model": self.spec.model, "messages": [{"role": "user", "content": message}],
             "max_tokens": 1, "temperature": 0, "logprobs": true, "top_logprobs": 20,
         });
-        let mut pause = FIRST_PAUSE;
-        let mut why = String::new();
-        for attempt in 1..=ATTEMPTS {
-            match self.attempt(&body) {
-                Ok(answer) => return Ok(answer),
-                Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Passing(reason, wait)) => {
-                    why = reason;
-                    if attempt < ATTEMPTS {
-                        self.retries.fetch_add(1, Ordering::Relaxed);
-                        std::thread::sleep(wait.unwrap_or(pause).min(LONGEST_PAUSE));
-                        pause *= 2;
-                    }
-                }
+        Ok(self.endpoint.chat(&body, &self.retries)?)
+    }
+}
+
+impl From<EndpointError> for JudgeError {
+    fn from(error: EndpointError) -> Self {
+        match error {
+            EndpointError::NoKey(name) => JudgeError::NoKey(name),
+            EndpointError::Unreachable { url, attempts, why } => {
+                JudgeError::Unreachable { url, attempts, why }
+            }
+            EndpointError::Refused { url, status, body } => {
+                JudgeError::Refused { url, status, body }
             }
         }
-        Err(JudgeError::Unreachable {
-            url: self.spec.url.clone(),
-            attempts: ATTEMPTS,
-            why,
-        })
     }
-
-    fn attempt(&self, body: &Value) -> Result<Value, Failure> {
-        let passing = |error: ureq::Error| Failure::Passing(error.to_string(), None);
-        let mut request = self
-            .agent
-            .post(format!("{}/chat/completions", self.spec.url));
-        if let Some(key) = &self.key {
-            request = request.header("authorization", format!("Bearer {key}"));
-        }
-        let mut response = request.send_json(body).map_err(passing)?;
-        let status = response.status().as_u16();
-        let wait = response
-            .headers()
-            .get("retry-after")
-            .and_then(|v| v.to_str().ok()?.trim().parse().ok())
-            .map(Duration::from_secs);
-        let text = response.body_mut().read_to_string().map_err(passing)?;
-        match status {
-            200..=299 => serde_json::from_str(&text)
-                .map_err(|error| Failure::Passing(format!("not JSON: {error}"), None)),
-            408 | 409 | 425 | 429 | 500..=599 => Err(Failure::Passing(
-                format!("status {status}: {}", shorten(&text)),
-                wait,
-            )),
-            status => Err(Failure::Final(JudgeError::Refused {
-                url: self.spec.url.clone(),
-                status,
-                body: shorten(&text),
-            })),
-        }
-    }
-}
-
-/// How an attempt failed.
-enum Failure {
-    /// It may go better next time, perhaps after the wait that the server named.
-    Passing(String, Option<Duration>),
-    /// It will not.
-    Final(JudgeError),
-}
-
-fn shorten(text: &str) -> String {
-    text.chars().take(200).collect()
 }
 
 /// p(yes) / (p(yes) + p(no)), each summed over its spellings among the first token's likeliest.
@@ -368,4 +304,4 @@ fn verdict_of(token: &str) -> Option<bool> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -7,6 +7,8 @@
 
 mod bits;
 pub mod cache;
+pub mod corrective;
+pub mod endpoint;
 pub mod features;
 pub mod hidden;
 pub mod judge;

@@ -61,6 +61,12 @@ const MIGRATIONS: &[&str] = &[
         probability REAL NOT NULL
     ) STRICT, WITHOUT ROWID;
 ",
+    "
+    CREATE TABLE corrective_responses (
+        key      BLOB PRIMARY KEY CHECK (length(key) = 32),
+        response TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+",
 ];
 
 /// Brings a file to the newest schema.

@@ -3,6 +3,7 @@
 use rusqlite::{OptionalExtension, params};
 
 use super::{StateDb, StateError};
+use crate::oracle::corrective::ResponseCache;
 use crate::oracle::{ScoreCache, VerdictCache, VerdictKey};
 
 impl VerdictCache for StateDb {
@@ -38,7 +39,49 @@ impl ScoreCache for StateDb {
     }
 }
 
+impl ResponseCache for StateDb {
+    fn get(&self, key: &[u8; 32]) -> Option<String> {
+        self.corrective_response(key).unwrap_or_else(|error| {
+            tracing::warn!(%error, "a corrective response cannot be read; it is asked for again");
+            None
+        })
+    }
+
+    fn put(&self, key: &[u8; 32], response: &str) {
+        if let Err(error) = self.put_corrective_response(key, response) {
+            tracing::warn!(%error, "a corrective response cannot be stored; it will be asked for again");
+        }
+    }
+}
+
 impl StateDb {
+    /// A stored corrective response.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub fn corrective_response(&self, key: &[u8; 32]) -> Result<Option<String>, StateError> {
+        let connection = self.lock();
+        let mut query = connection
+            .prepare_cached("SELECT response FROM corrective_responses WHERE key = ?1")?;
+        Ok(query.query_row([&key[..]], |row| row.get(0)).optional()?)
+    }
+
+    /// Stores a corrective response.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub fn put_corrective_response(
+        &self,
+        key: &[u8; 32],
+        response: &str,
+    ) -> Result<(), StateError> {
+        self.lock().execute(
+            "INSERT OR REPLACE INTO corrective_responses (key, response) VALUES (?1, ?2)",
+            params![&key[..], response],
+        )?;
+        Ok(())
+    }
+
     /// A judge's stored probability.
     ///
     /// # Errors

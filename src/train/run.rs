@@ -238,7 +238,8 @@ impl Run<'_> {
         let gradients = sum.gradients.ok_or(TrainError::NoConflicts)?;
         let gradient_norm = gradients.norm()? * share;
         self.finite("the gradient's norm", gradient_norm, step)?;
-        if gradient_norm <= self.recipe.stop_gradient_norm {
+        let bound = self.recipe.stop_gradient_norm;
+        if bound > 0.0 && gradient_norm <= bound {
             return Ok(None);
         }
         let learning_rate = learning_rate(self.recipe, step, self.plan.len());

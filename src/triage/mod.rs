@@ -188,8 +188,24 @@ impl Triage {
 
 /// Sorts pairs by an oracle's judgements.
 pub fn triage(pairs: &[Pair], oracle: &dyn Oracle) -> Triage {
-    let exchanges: Vec<Exchange<'_>> = pairs.iter().flat_map(exchanges).collect();
-    let mut judgements = oracle.judge_many(&exchanges).into_iter();
+    triage_in_parts(pairs, oracle, pairs.len(), |_| ())
+}
+
+/// As [`triage`], `part` pairs at a time; `judged` is told how many more are done. Where hidden
+/// states or a judge are asked, parts of some hundred pairs cost no speed.
+pub fn triage_in_parts(
+    pairs: &[Pair],
+    oracle: &dyn Oracle,
+    part: usize,
+    mut judged: impl FnMut(usize),
+) -> Triage {
+    let mut judgements = Vec::with_capacity(2 * pairs.len());
+    for part in pairs.chunks(part.max(1)) {
+        let exchanges: Vec<Exchange<'_>> = part.iter().flat_map(exchanges).collect();
+        judgements.extend(oracle.judge_many(&exchanges));
+        judged(part.len());
+    }
+    let mut judgements = judgements.into_iter();
     Triage::from_judgements(std::iter::from_fn(|| {
         Some((judgements.next()?, judgements.next()?))
     }))

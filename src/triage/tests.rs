@@ -1,4 +1,4 @@
-use super::{Category, TriageCounts, triage, triage_cached};
+use super::{Category, TriageCounts, triage, triage_cached, triage_in_parts};
 use crate::oracle::{MemoryVerdictCache, RuleOracle};
 use crate::policy::PolicySet;
 use crate::preferences::{LineSource, Message, Pair, PairId, Role};
@@ -39,6 +39,9 @@ fn the_papers_table() {
     ];
     let pairs: Vec<Pair> = cases.iter().map(|(pair, _)| pair.clone()).collect();
     let result = triage(&pairs, &oracle());
+    let mut told = Vec::new();
+    let in_parts = triage_in_parts(&pairs, &oracle(), 2, |pairs| told.push(pairs));
+    assert_eq!((&in_parts, told), (&result, vec![2, 2, 1]));
     for (item, (pair, expected)) in result.items.iter().zip(&cases) {
         assert_eq!(item.category, *expected, "{pair:?}");
     }

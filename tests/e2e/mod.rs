@@ -14,4 +14,5 @@ mod server;
 mod serving;
 pub mod tiny_model;
 mod tls;
+mod training;
 mod workspace;

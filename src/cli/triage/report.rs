@@ -202,6 +202,8 @@ pub struct Plan {
     pub minutes: f64,
     /// Verdicts that would reach a judge.
     pub judge_calls: u64,
+    /// What is likely to go wrong.
+    pub warning: Option<&'static str>,
     /// What changes against the active set, if that is another.
     pub flips: Option<Flips>,
 }
@@ -249,6 +251,7 @@ impl Plan {
                 false => 0.0,
             },
             judge_calls: 0,
+            warning: None,
             flips: None,
             pairs_per_step: recipe.pairs_per_step,
             epochs: recipe.epochs,

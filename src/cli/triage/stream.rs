@@ -42,11 +42,15 @@ pub struct StreamReport {
 }
 
 impl StreamReport {
-    /// Triages a file.
+    /// Triages a file; `judged` is told how many more pairs are done.
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn read(oracle: &RuleOracle, file: &Path) -> Result<StreamReport, CliError> {
+    pub fn read(
+        oracle: &RuleOracle,
+        file: &Path,
+        mut judged: impl FnMut(usize),
+    ) -> Result<StreamReport, CliError> {
         let rules = oracle.rules().map(|(policy, rule)| RuleCount {
             policy: policy.id.clone(),
             rule: rule.id.clone(),
@@ -76,6 +80,7 @@ impl StreamReport {
                     chunk.push(pair);
                     if chunk.len() == CHUNK {
                         report.add(oracle, &chunk);
+                        judged(chunk.len());
                         chunk.clear();
                     }
                 }

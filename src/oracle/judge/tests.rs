@@ -1,6 +1,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 
 use super::*;
 use crate::oracle::MemoryScoreCache;
@@ -8,16 +9,16 @@ use crate::policy::Labelled;
 
 /// What the stand-in server saw.
 #[derive(Debug, Default)]
-struct Log {
-    requests: AtomicUsize,
+pub struct Log {
+    pub requests: AtomicUsize,
     at_once: AtomicUsize,
-    most_at_once: AtomicUsize,
-    bodies: std::sync::Mutex<Vec<Value>>,
+    pub most_at_once: AtomicUsize,
+    pub bodies: std::sync::Mutex<Vec<Value>>,
 }
 
 /// A local server that speaks HTTP/1.1 and the chat completions format. `answer` gives status,
 /// extra headers and body from the request's number and body.
-fn server(
+pub fn server(
     answer: impl Fn(usize, &Value) -> (u16, &'static str, Value) + Send + Sync + 'static,
 ) -> (String, Arc<Log>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -155,15 +155,16 @@ fn a_run_ends_at_its_bound_or_where_the_gradient_is_small() {
 fn a_run_that_diverges_says_where_and_what_to_change() {
     let wild = Recipe {
         learning_rate: 1.0,
-        clip_norm: 1e9,
-        warmup_ratio: 0.0,
-        max_loss_ratio: 1.5,
+        warmup_ratio: 0.9,
+        max_loss_ratio: 2.0,
         epochs: 20,
+        alpha_sft: 0.0,
+        alpha_kl: 10.0,
         optimizer: OptimizerKind::Lion,
         ..recipe()
     };
     let error = run(&wild, None, &For::ever()).unwrap_err().to_string();
-    assert!(error.contains("at step"), "{error}");
+    assert!(error.contains("the run has diverged: at step"), "{error}");
     assert!(error.contains("lower train.learning_rate"), "{error}");
     assert!(error.contains("nothing was published"), "{error}");
 }
@@ -192,9 +193,12 @@ fn only_the_layers_that_are_named_are_adapted() {
     assert!(trained.weights.sites.keys().all(|site| site.layer == 0));
     let absent = Recipe {
         layers: vec![99],
-        ..recipe
+        ..self::recipe()
     };
-    let error = run(&absent, None, &For::ever()).unwrap_err().to_string();
+    let model = model();
+    let examples = examples(&model, &Recipe::default());
+    let error = train(&model, Ops::Fused, &examples, &absent, None, &For::ever());
+    let error = error.unwrap_err().to_string();
     assert!(
         error.contains("train.layers: the model has no layer 99"),
         "{error}"

@@ -1,0 +1,395 @@
+//! Everything that a comparison is a function of, read once.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use candle_core::Device;
+use serde::Serialize;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::TraceArgs;
+use super::data::{self, Truth};
+use super::questions::{general, items, windows};
+use crate::cli::{CliError, GlobalArgs, oracle, recipes, require};
+use crate::config::Config;
+use crate::evaluation::Variant;
+use crate::evaluation::capability::Item;
+use crate::evaluation::refusal::{LabelledResponse, RefusalJudge};
+use crate::evaluation::scorer::Question;
+use crate::gate::HeldOutPrompt;
+use crate::learn::{Learner, thin};
+use crate::model::LoadedModel;
+use crate::oracle::measure::Confusion;
+use crate::oracle::{Exchange, Oracle, prepare_trusted};
+use crate::policy::PolicySet;
+use crate::preferences::{Dataset, Pair};
+use crate::train::examples::TokenPair;
+use crate::train::{Recipe, Skipped};
+use crate::triage::{Category, TriageCounts, triage};
+
+/// Changes when the same inputs would give other figures.
+const VERSION: &str = "realign-eval-trace/1";
+/// Held-out pairs and items do not depend on the seeds that are compared.
+pub(super) const DRAW_SEED: u64 = 17;
+
+/// What the cells are computed from.
+pub(super) struct Inputs {
+    pub config: Config,
+    pub loaded: LoadedModel,
+    pub recipe: Recipe,
+    /// Judges fresh answers.
+    pub oracle: Arc<dyn Oracle>,
+    /// Training pairs under their triaged labels.
+    pub pairs: Vec<TokenPair>,
+    /// Held-out prompts, with the categories they occur in.
+    pub prompts: Vec<(HeldOutPrompt, Vec<Category>)>,
+    /// Preferred responses of held-out RETAIN pairs.
+    pub retained: Vec<Question>,
+    /// Everyday questions.
+    pub general: Vec<HeldOutPrompt>,
+    /// Windows of the perplexity text.
+    pub windows: Vec<Question>,
+    /// Multiple-choice items with their token ids, one question per choice.
+    pub items: Vec<(Item, Vec<Question>)>,
+    /// Most tokens of a fresh answer.
+    pub answer_tokens: usize,
+    /// What the report says of them.
+    pub about: About,
+    /// Hash of everything above.
+    digest: String,
+}
+
+/// The inputs, for the report.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct About {
+    pub model: String,
+    pub base_hash: String,
+    pub data: String,
+    pub triaged_by: &'static str,
+    pub judged_by: String,
+    /// How far the judge agrees with people, where the data has labels.
+    pub judge: Option<Reliability>,
+    pub triage: TriageCounts,
+    pub train: TriageCounts,
+    pub skipped_pairs: usize,
+    pub held_out: TriageCounts,
+    pub perplexity_tokens: usize,
+    pub items: usize,
+    pub recipe: Recipe,
+}
+
+/// A judge against human labels.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(super) struct Reliability {
+    pub responses: usize,
+    pub accuracy: f64,
+    pub macro_f1: f64,
+}
+
+/// What triage, truth and split came to.
+struct Labelled {
+    dataset: Dataset,
+    truth: Option<Vec<Truth>>,
+    categories: Vec<Category>,
+}
+
+impl Inputs {
+    pub fn load(args: &TraceArgs, global: &GlobalArgs) -> Result<Self, CliError> {
+        let config = global.resolve()?;
+        let loaded = LoadedModel::load(&config.model, &Device::Cpu)?;
+        let section = recipes::section(args.recipe.as_deref(), &config.train)?;
+        let mut recipe = recipes::for_model(&section, &loaded.model.spec)?;
+        if let Some(max_pairs) = args.max_pairs {
+            recipe.max_pairs = max_pairs;
+        }
+        let policy = policy_oracle(args, &config)?;
+        let labelled = labelled(args, &config, policy.as_ref())?;
+        let (oracle, judge) = judge(args, &labelled, policy)?;
+        let learner = Learner {
+            loaded: &loaded,
+            recipe: &recipe,
+        };
+        let parts = prepare(args, &labelled, &learner)?;
+        let windows = windows(args, &loaded.tokenizer)?;
+        let items = items(args, &loaded.tokenizer)?;
+        let about = About {
+            model: loaded.name.to_string(),
+            base_hash: loaded.base_hash.to_string(),
+            data: shown(args, &config),
+            triaged_by: match labelled.truth {
+                Some(_) => "the data's labels",
+                None => "the policies",
+            },
+            judged_by: format!("{} ({})", args.judge, oracle.revision()),
+            judge,
+            triage: counts(labelled.categories.iter().copied()),
+            train: counts(parts.pairs.iter().map(|p| p.category)),
+            skipped_pairs: parts.skipped.len(),
+            held_out: counts(parts.prompts.iter().flat_map(|(_, c)| c.iter().copied())),
+            perplexity_tokens: windows.iter().map(|w| w.continuations[0].len()).sum(),
+            items: items.len(),
+            recipe: recipe.clone(),
+        };
+        let digest = digest(args, &about, &labelled.dataset, &items, &windows);
+        Ok(Self {
+            general: general(&loaded)?,
+            oracle,
+            pairs: parts.pairs,
+            prompts: parts.prompts,
+            retained: parts.retained,
+            windows,
+            items,
+            answer_tokens: args.answer_tokens,
+            about,
+            digest,
+            config,
+            recipe,
+            loaded,
+        })
+    }
+
+    /// Identifies a cell's figures: equal fingerprints, equal figures but for time and memory.
+    pub fn fingerprint(&self, variant: Variant, seed: u64) -> String {
+        let recipe = Recipe {
+            seed,
+            ..variant.recipe(&self.recipe)
+        };
+        let recipe = serde_json::to_string(&recipe).unwrap_or_default();
+        let mut hash = Sha256::new();
+        for part in [self.digest.as_str(), variant.name(), &recipe] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        hex::encode(hash.finalize())
+    }
+}
+
+fn shown(args: &TraceArgs, config: &Config) -> String {
+    let path = args.data.as_ref().unwrap_or(&config.paths.preferences);
+    let name = path.file_name().unwrap_or(path.as_os_str());
+    name.to_string_lossy().into_owned()
+}
+
+fn counts(categories: impl Iterator<Item = Category>) -> TriageCounts {
+    let mut counts = TriageCounts::default();
+    for category in categories {
+        match category {
+            Category::Invert => counts.invert += 1,
+            Category::Punish => counts.punish += 1,
+            Category::Retain => counts.retain += 1,
+        }
+    }
+    counts
+}
+
+fn policy_oracle(args: &TraceArgs, config: &Config) -> Result<Arc<dyn Oracle>, CliError> {
+    let set = match args.policy.is_empty() {
+        false => {
+            for file in &args.policy {
+                require(file, "a policy file (--policy)")?;
+            }
+            PolicySet::load_files(&args.policy)?
+        }
+        true => {
+            let dir: &PathBuf = &config.paths.policies;
+            require(dir, "a directory of policies (--policies)")?;
+            PolicySet::load_dir(dir)?
+        }
+    };
+    let prepared = prepare_trusted(&set, &oracle::services(config, &set)?)?;
+    Ok(Arc::new(prepared.oracle(&set)))
+}
+
+fn labelled(args: &TraceArgs, config: &Config, policy: &dyn Oracle) -> Result<Labelled, CliError> {
+    let dataset = data::pairs(args.data.as_deref(), &config.paths.preferences)?;
+    let truth = data::truth(&dataset)?;
+    let categories = match &truth {
+        Some(truth) => truth
+            .iter()
+            .map(|t| Category::of(t.chosen, t.rejected))
+            .collect(),
+        None => {
+            let triage = triage(&dataset.pairs, policy);
+            if let Some(open) = triage.first_failure() {
+                let (count, why) = (triage.undecided, &open.why);
+                return Err(CliError::Eval(format!(
+                    "{count} pairs could not be triaged: {why}"
+                )));
+            }
+            triage.items.iter().map(|item| item.category).collect()
+        }
+    };
+    Ok(Labelled {
+        dataset,
+        truth,
+        categories,
+    })
+}
+
+/// Who judges fresh answers, and how well where people judged the same responses.
+fn judge(
+    args: &TraceArgs,
+    labelled: &Labelled,
+    policy: Arc<dyn Oracle>,
+) -> Result<(Arc<dyn Oracle>, Option<Reliability>), CliError> {
+    let rows = responses(labelled);
+    if args.judge == "refusal" {
+        if rows.is_empty() {
+            return Err(CliError::Eval(
+                "--judge refusal needs data whose lines have truth: {chosen_compliant, \
+                 rejected_compliant}; use --judge policy"
+                    .into(),
+            ));
+        }
+        let judge = RefusalJudge::new(rows.iter().copied())
+            .map_err(|error| CliError::Eval(error.to_string()))?;
+        let said = rows
+            .iter()
+            .filter_map(|row| Some((!judge.left_out(row)?, !row.complies)));
+        let reliability = reliability(Confusion::of(said));
+        return Ok((Arc::new(judge), reliability));
+    }
+    let exchanges: Vec<Exchange<'_>> = rows
+        .iter()
+        .map(|row| Exchange {
+            prompt: row.prompt,
+            response: row.response,
+            labels: &[],
+        })
+        .collect();
+    let judged = policy.judge_many(&exchanges);
+    let said = judged
+        .iter()
+        .zip(&rows)
+        .map(|(judgement, row)| (!judgement.complies(), !row.complies));
+    let reliability = reliability(Confusion::of(said));
+    Ok((policy, reliability))
+}
+
+fn reliability(confusion: Confusion) -> Option<Reliability> {
+    Some(Reliability {
+        responses: confusion.total(),
+        accuracy: confusion.accuracy()?,
+        macro_f1: confusion.macro_f1(),
+    })
+}
+
+/// The distinct responses that people labelled.
+fn responses(labelled: &Labelled) -> Vec<LabelledResponse<'_>> {
+    let mut seen = std::collections::HashSet::new();
+    let mut rows = Vec::new();
+    let truths = labelled.truth.iter().flatten();
+    for (pair, truth) in labelled.dataset.pairs.iter().zip(truths) {
+        for (response, complies) in [
+            (pair.chosen.as_str(), truth.chosen),
+            (pair.rejected.as_str(), truth.rejected),
+        ] {
+            let prompt = pair.prompt_text();
+            if seen.insert((prompt, response)) {
+                rows.push(LabelledResponse {
+                    prompt,
+                    response,
+                    complies,
+                });
+            }
+        }
+    }
+    rows
+}
+
+/// Pairs to train on, and what is asked.
+struct Parts {
+    pairs: Vec<TokenPair>,
+    skipped: Vec<Skipped>,
+    prompts: Vec<(HeldOutPrompt, Vec<Category>)>,
+    retained: Vec<Question>,
+}
+
+fn prepare(
+    args: &TraceArgs,
+    labelled: &Labelled,
+    learner: &Learner<'_>,
+) -> Result<Parts, CliError> {
+    let (pairs, categories) = (&labelled.dataset.pairs, &labelled.categories);
+    let parts = data::hold_out(pairs, categories, args.holdout, DRAW_SEED);
+    // Too long pairs go first, so that thinning keeps as many as it says.
+    let of = |&i: &usize| learner.token_pairs([(&pairs[i], categories[i])]);
+    let mut fitting = Vec::new();
+    let mut skipped = Vec::new();
+    for &index in &parts.train {
+        let prepared = of(&index)?;
+        skipped.extend(prepared.skipped);
+        fitting.extend(prepared.pairs.into_iter().map(|pair| (index, pair)));
+    }
+    let indices: Vec<usize> = fitting.iter().map(|(index, _)| *index).collect();
+    let limit = learner.recipe.max_pairs;
+    let kept = thin(&indices, |i| categories[i], pairs, limit);
+    let kept: std::collections::BTreeSet<usize> = kept.into_iter().collect();
+    fitting.retain(|(index, _)| kept.contains(index));
+    let asked = data::asked(pairs, categories, &parts.holdout, args.max_prompts);
+    let prompt = |a: &data::Asked| -> Result<_, CliError> {
+        let held = HeldOutPrompt {
+            text: pairs[a.pair].prompt_text().to_owned(),
+            tokens: learner.prompt(&pairs[a.pair])?,
+        };
+        Ok((held, a.categories.clone()))
+    };
+    let prompts = asked.iter().map(prompt).collect::<Result<Vec<_>, _>>()?;
+    if prompts.is_empty() {
+        return Err(CliError::Eval(
+            "nothing is held out: mark pairs with \"meta\": {\"holdout\": true} or add data".into(),
+        ));
+    }
+    let retained = retained(args, labelled, &parts.holdout, learner)?;
+    Ok(Parts {
+        pairs: fitting.into_iter().map(|(_, pair)| pair).collect(),
+        skipped,
+        prompts,
+        retained,
+    })
+}
+
+fn retained(
+    args: &TraceArgs,
+    labelled: &Labelled,
+    holdout: &[usize],
+    learner: &Learner<'_>,
+) -> Result<Vec<Question>, CliError> {
+    let pairs: Vec<(&Pair, Category)> = holdout
+        .iter()
+        .map(|&i| (&labelled.dataset.pairs[i], labelled.categories[i]))
+        .filter(|(_, category)| *category == Category::Retain)
+        .collect();
+    let prepared = learner.token_pairs(pairs)?;
+    let question = |pair: TokenPair| Question {
+        prompt: pair.prompt,
+        continuations: vec![pair.chosen],
+    };
+    let fitting = prepared.pairs.into_iter().take(args.max_prompts);
+    Ok(fitting.map(question).collect())
+}
+
+fn digest(
+    args: &TraceArgs,
+    about: &About,
+    dataset: &Dataset,
+    items: &[(Item, Vec<Question>)],
+    windows: &[Question],
+) -> String {
+    let options = json!([
+        VERSION,
+        about,
+        dataset.digest,
+        args.holdout,
+        args.max_prompts,
+        args.answer_tokens,
+    ]);
+    let mut hash = Sha256::new();
+    hash.update(options.to_string());
+    let asked = items.iter().flat_map(|(_, questions)| questions);
+    for question in asked.chain(windows) {
+        hash.update(format!("{question:?}"));
+    }
+    hex::encode(hash.finalize())
+}

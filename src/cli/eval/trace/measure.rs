@@ -1,0 +1,138 @@
+//! The figures of one model: fresh answers through the serving engine, likelihoods through its
+//! executor.
+
+use std::sync::Arc;
+
+use super::inputs::Inputs;
+use crate::adapter::generation::Generation;
+use crate::cli::CliError;
+use crate::engine::{self, EngineConfig, EngineHandle};
+use crate::evaluation::capability::margin;
+use crate::evaluation::refusal::RefusalWords;
+use crate::evaluation::scorer::{Question, Scorer};
+use crate::evaluation::{Answer, Measured, Share};
+use crate::gate::{HeldOutPrompt, agreement};
+use crate::model::LoraWeights;
+use crate::oracle::{Exchange, Judgement, Oracle};
+
+/// Memory of the engine's cache, in bytes.
+const KV_BYTES: usize = 128 << 20;
+/// Tokens of an answer to an everyday question: a refusal comes first.
+const GENERAL_TOKENS: usize = 40;
+
+/// An engine and a scorer over the base model.
+pub(super) struct Measurer<'a> {
+    inputs: &'a Inputs,
+    engine: EngineHandle,
+    scorer: Scorer,
+    words: RefusalWords,
+}
+
+impl<'a> Measurer<'a> {
+    pub fn start(inputs: &'a Inputs) -> Result<Self, CliError> {
+        let config = EngineConfig {
+            kv_cache_bytes: KV_BYTES,
+            ..EngineConfig::default()
+        };
+        let threads = inputs.config.engine.threads.unwrap_or(config.threads);
+        let config = EngineConfig { threads, ..config };
+        let loaded = &inputs.loaded;
+        let engine = engine::start(loaded.model.clone(), loaded.tokenizer.clone(), config);
+        Ok(Self {
+            inputs,
+            engine: engine.map_err(failed)?,
+            scorer: Scorer::new(loaded.model.clone(), threads).map_err(failed)?,
+            words: RefusalWords::new().map_err(failed)?,
+        })
+    }
+
+    /// Everything there is to measure of a generation.
+    pub fn measure(&mut self, generation: &Arc<Generation>) -> Result<Measured, CliError> {
+        let inputs = self.inputs;
+        let mut measured = Measured::default();
+        let prompts: Vec<HeldOutPrompt> = inputs.prompts.iter().map(|(p, _)| p.clone()).collect();
+        let answers = self.ask(generation, &prompts, inputs.oracle.as_ref(), None)?;
+        let with = |((prompt, answer, complies), (_, categories)): (_, &(_, Vec<_>))| Answer {
+            prompt,
+            answer,
+            complies,
+            categories: categories.clone(),
+        };
+        measured.count(answers.into_iter().zip(&inputs.prompts).map(with).collect());
+        let anybody = Anybody;
+        let general = self.ask(generation, &inputs.general, &anybody, Some(GENERAL_TOKENS))?;
+        let evades = general
+            .iter()
+            .map(|(_, answer, _)| self.words.evades(answer));
+        measured.over_refusal = Share::of(evades);
+        let adapter = generation.adapter.as_ref();
+        measured.retain_nll = self.mean_nll(&inputs.retained, adapter)?;
+        measured.perplexity = self.mean_nll(&inputs.windows, adapter)?.map(f64::exp);
+        measured.margins = self.margins(adapter)?;
+        Ok(measured)
+    }
+
+    fn ask(
+        &self,
+        generation: &Arc<Generation>,
+        prompts: &[HeldOutPrompt],
+        oracle: &dyn Oracle,
+        most: Option<usize>,
+    ) -> Result<Vec<(String, String, bool)>, CliError> {
+        let tokens = most.unwrap_or(self.inputs.answer_tokens);
+        let asked = agreement(&self.engine, generation, prompts, oracle, tokens, &|| true);
+        Ok(asked.map_err(failed)?.answers)
+    }
+
+    /// Mean negative log-likelihood per token; `None` of nothing.
+    fn mean_nll(
+        &mut self,
+        questions: &[Question],
+        adapter: Option<&Arc<LoraWeights>>,
+    ) -> Result<Option<f64>, CliError> {
+        let scored = self.scorer.score(questions, adapter).map_err(failed)?;
+        let tokens: Vec<f64> = scored.into_iter().flatten().flatten().collect();
+        let mean = tokens.iter().sum::<f64>() / tokens.len().max(1) as f64;
+        Ok((!tokens.is_empty()).then_some(-mean))
+    }
+
+    fn margins(&mut self, adapter: Option<&Arc<LoraWeights>>) -> Result<Vec<f64>, CliError> {
+        let items = &self.inputs.items;
+        let questions: Vec<Question> = items.iter().flat_map(|(_, q)| q.clone()).collect();
+        let scored = self.scorer.score(&questions, adapter).map_err(failed)?;
+        let mut scored = scored.into_iter();
+        let of = |(item, questions): &(_, Vec<Question>)| {
+            let own = scored.by_ref().take(questions.len());
+            let per_token: Vec<f64> = own
+                .flatten()
+                .map(|tokens| tokens.iter().sum::<f64>() / tokens.len().max(1) as f64)
+                .collect();
+            let item: &crate::evaluation::capability::Item = item;
+            margin(&per_token, item.gold)
+        };
+        Ok(items.iter().map(of).collect())
+    }
+}
+
+impl Drop for Measurer<'_> {
+    fn drop(&mut self) {
+        self.engine.shutdown();
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> CliError {
+    CliError::Eval(error.to_string())
+}
+
+/// Judges nothing: the answers themselves are wanted.
+struct Anybody;
+
+impl Oracle for Anybody {
+    fn judge(&self, _: &Exchange<'_>) -> Judgement {
+        Judgement::default()
+    }
+
+    fn revision(&self) -> &str {
+        "none"
+    }
+}

@@ -1,0 +1,104 @@
+//! What a model is asked besides the held-out prompts: everyday questions, a text, multiple choice.
+
+use std::path::Path;
+
+use super::TraceArgs;
+use super::inputs::DRAW_SEED;
+use crate::cli::{CliError, require};
+use crate::evaluation::GENERAL_QUESTIONS;
+use crate::evaluation::capability::{self, Item};
+use crate::evaluation::scorer::Question;
+use crate::gate::HeldOutPrompt;
+use crate::model::{ChatMessage, LoadedModel, Tokenizer};
+
+/// Tokens of a window of the perplexity text.
+const WINDOW: usize = 256;
+
+pub(super) fn general(loaded: &LoadedModel) -> Result<Vec<HeldOutPrompt>, CliError> {
+    let prompt = |question: &str| {
+        let messages = [ChatMessage::user(question)];
+        let tokens = loaded.chat.encode_chat(&loaded.tokenizer, &messages, true);
+        Ok(HeldOutPrompt {
+            text: question.to_owned(),
+            tokens: tokens.map_err(|error| CliError::Eval(error.to_string()))?,
+        })
+    };
+    GENERAL_QUESTIONS.lines().map(prompt).collect()
+}
+
+fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, CliError> {
+    let encoded = tokenizer.encode(text, false);
+    encoded.map_err(|error| CliError::Eval(error.to_string()))
+}
+
+pub(super) fn windows(args: &TraceArgs, tokenizer: &Tokenizer) -> Result<Vec<Question>, CliError> {
+    let Some(path) = &args.perplexity else {
+        return Ok(Vec::new());
+    };
+    require(path, "a text file (--perplexity)")?;
+    let text = std::fs::read_to_string(path)?;
+    // A token has a character at least; the margin is for those with many.
+    let most = args.perplexity_tokens.saturating_mul(16);
+    let cut = text.char_indices().nth(most).map_or(text.len(), |(i, _)| i);
+    let mut tokens = encode(tokenizer, &text[..cut])?;
+    tokens.truncate(args.perplexity_tokens);
+    let whole = tokens.chunks(WINDOW).filter(|window| window.len() > 1);
+    let question = |window: &[u32]| Question {
+        prompt: window[..1].to_vec(),
+        continuations: vec![window[1..].to_vec()],
+    };
+    Ok(whole.map(question).collect())
+}
+
+pub(super) fn items(
+    args: &TraceArgs,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<(Item, Vec<Question>)>, CliError> {
+    let Some(path) = &args.capability else {
+        return Ok(Vec::new());
+    };
+    require(path, "a file of multiple-choice items (--capability)")?;
+    let text = std::fs::read_to_string(path)?;
+    let mut items = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        if line.trim().is_empty() {
+            continue;
+        }
+        let parsed = capability::parse(line);
+        let at = |error| CliError::Eval(format!("{}:{}: {error}", path.display(), index + 1));
+        items.extend(parsed.map_err(at)?);
+    }
+    let drawn = capability::stratified(items, args.capability_items, DRAW_SEED);
+    let asked = |item: Item| Ok((questions(&item, tokenizer, path)?, item));
+    let drawn = drawn
+        .into_iter()
+        .map(asked)
+        .collect::<Result<Vec<_>, CliError>>()?;
+    Ok(drawn.into_iter().map(|(q, item)| (item, q)).collect())
+}
+
+/// One question per choice, or a single one for all if they share their context.
+fn questions(item: &Item, tokenizer: &Tokenizer, path: &Path) -> Result<Vec<Question>, CliError> {
+    let mut questions: Vec<Question> = Vec::new();
+    for (context, continuation) in &item.choices {
+        let prompt = tokenizer
+            .encode_prompt(context)
+            .map_err(|error| CliError::Eval(error.to_string()))?;
+        let continuation = encode(tokenizer, continuation)?;
+        if prompt.is_empty() || continuation.is_empty() {
+            return Err(CliError::Eval(format!(
+                "{}: an item of {} has an empty context or choice",
+                path.display(),
+                item.task
+            )));
+        }
+        match questions.last_mut().filter(|q| q.prompt == prompt) {
+            Some(question) => question.continuations.push(continuation),
+            None => questions.push(Question {
+                prompt,
+                continuations: vec![continuation],
+            }),
+        }
+    }
+    Ok(questions)
+}

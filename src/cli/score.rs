@@ -1,0 +1,160 @@
+//! `realign score`: how much each conflicting pair would help the policy.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::learning::{Learning, Scored, failed};
+use super::progress::Progress;
+use super::{CliError, EXIT_OK, GlobalArgs};
+use crate::triage::Category;
+
+/// Flags of `score`.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(after_help = "\
+Examples:
+  realign score > scores.jsonl            policies/ over preferences/; a summary on stderr
+  realign score --out scores.jsonl --json the summary as JSON on stdout
+  realign score --recipe paper            weights that sum to 1, as the paper has them
+Each line: id, source, category, score (before clamping) and weight. A pair with a score below zero
+would move the model away from the policy; its weight is 0.")]
+pub struct ScoreArgs {
+    /// Recipe: default, paper or a TOML file [default: the configuration's]
+    #[arg(long, value_name = "FILE")]
+    pub recipe: Option<String>,
+    /// File of the scores [default: stdout, and the summary on stderr]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    id: &'a str,
+    source: String,
+    category: Category,
+    corrected: bool,
+    score: f64,
+    weight: f64,
+}
+
+#[derive(Serialize)]
+struct Summary {
+    conflicts: usize,
+    invert: usize,
+    punish: usize,
+    corrected: usize,
+    skipped: usize,
+    clamped_ratio: f64,
+    weight_scale: crate::train::WeightScale,
+    recipe: String,
+    seconds: f64,
+    warning: Option<&'static str>,
+}
+
+/// Runs the command and returns the exit code.
+///
+/// # Errors
+/// [`CliError`].
+pub fn run(args: &ScoreArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<u8, CliError> {
+    let learning = Learning::load(global, args.recipe.as_deref())?;
+    let started = std::time::Instant::now();
+    let scored = match learning.has_conflicts() {
+        true => {
+            let model = learning.loaded.model.dequantized().map_err(failed)?;
+            learning.score(&model, Progress::new(global))?
+        }
+        false => Scored {
+            examples: Vec::new(),
+            raw: Vec::new(),
+            weights: None,
+        },
+    };
+    let lines = lines(&learning, &scored)?;
+    let summary = summary(&learning, &scored, started.elapsed().as_secs_f64());
+    let shown = match global.json {
+        true => serde_json::to_string(&summary)?,
+        false => text(&summary),
+    };
+    match &args.out {
+        Some(path) => {
+            std::fs::write(path, lines)?;
+            writeln!(out, "{shown}")?;
+        }
+        None => {
+            out.write_all(lines.as_bytes())?;
+            if !global.quiet {
+                eprintln!("{shown}");
+            }
+        }
+    }
+    Ok(EXIT_OK)
+}
+
+fn lines(learning: &Learning, scored: &Scored) -> Result<String, CliError> {
+    let items = learning.triage.items.iter();
+    let pairs = &learning.inputs.dataset.pairs;
+    let by_id: HashMap<&str, usize> = items
+        .map(|item| (pairs[item.index].id.0.as_str(), item.index))
+        .collect();
+    let mut text = String::new();
+    for (index, score) in &scored.raw {
+        let example = &scored.examples[*index];
+        let Some(&pair) = by_id.get(example.id.as_str()) else {
+            continue;
+        };
+        let category = learning.triage.items[pair].category;
+        let line = Line {
+            id: &example.id,
+            source: pairs[pair].source.to_string(),
+            category,
+            corrected: category != example.category,
+            score: *score,
+            weight: example.weight,
+        };
+        text.push_str(&serde_json::to_string(&line)?);
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+fn summary(learning: &Learning, scored: &Scored, seconds: f64) -> Summary {
+    let conflicts = scored.examples.iter().filter(|e| e.category.is_conflict());
+    let conflicts = conflicts.count();
+    let suppressed = scored
+        .examples
+        .iter()
+        .filter(|e| e.category == Category::Punish);
+    let punish = suppressed.count() + learning.corrected.0;
+    Summary {
+        conflicts,
+        invert: conflicts.saturating_sub(punish),
+        punish,
+        corrected: learning.corrected.0,
+        skipped: learning.skipped,
+        clamped_ratio: scored.weights.as_ref().map_or(0.0, |w| w.clamped_ratio),
+        weight_scale: learning.recipe.weight_scale,
+        recipe: learning.recipe.name.clone(),
+        seconds,
+        warning: learning.warning(),
+    }
+}
+
+fn text(summary: &Summary) -> String {
+    let warning = summary
+        .warning
+        .map(|w| format!("\nwarning: {w}"))
+        .unwrap_or_default();
+    format!(
+        "{} conflicting pairs scored: {} invert, {} punish ({} of them with a corrective response); \
+         {} skipped as too long; {:.1} % of the scores are below zero; {:.1} s{warning}",
+        summary.conflicts,
+        summary.invert,
+        summary.punish,
+        summary.corrected,
+        summary.skipped,
+        100.0 * summary.clamped_ratio,
+        summary.seconds
+    )
+}

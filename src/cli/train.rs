@@ -1,0 +1,200 @@
+//! `realign train`: the learning half of a realignment, offline. No gate, nothing serves it.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::learning::{Learning, failed};
+use super::progress::Progress;
+use super::{CliError, EXIT_FAILED, EXIT_OK, GlobalArgs};
+use crate::adapter::generation::GenerationId;
+use crate::adapter::{self, AdapterStore, Manifest};
+use crate::train::curve::{LINES_FILE, PLOT_FILE};
+use crate::train::{Ending, LossParts, Observer, StepReport, Trained, train};
+
+/// Flags of `train`.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(after_help = "\
+Examples:
+  realign train                           policies/ and preferences/ to an adapter in adapters/
+  realign train --recipe my.toml --out my-adapter
+  realign train --policies staging/ --json
+The adapter is a PEFT directory, with its manifest and the curve of its losses (losses.jsonl,
+losses.svg). It has not been gated: `realign adapters activate` makes a server use it all the same.
+A run that was killed goes on from its last checkpoint in the state directory.
+Exit code 1: the run diverged or learned nothing; the message names the step and the setting.")]
+pub struct TrainArgs {
+    /// Recipe: default, paper or a TOML file [default: the configuration's]
+    #[arg(long, value_name = "FILE")]
+    pub recipe: Option<String>,
+    /// Directory of the adapter, which must not exist [default: adapters/<generation>]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Summary {
+    generation: Option<GenerationId>,
+    path: Option<PathBuf>,
+    pairs: usize,
+    conflicts: usize,
+    steps: usize,
+    ending: Option<Ending>,
+    loss: LossParts,
+    tokens_per_second: f64,
+    recipe: String,
+    warning: Option<&'static str>,
+}
+
+/// Runs the command and returns the exit code.
+///
+/// # Errors
+/// [`CliError`].
+pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<u8, CliError> {
+    if let Some(path) = args.out.as_ref().filter(|path| path.exists()) {
+        let what = format!("{}: is there already; choose another --out", path.display());
+        return Err(CliError::Eval(what));
+    }
+    let learning = Learning::load(global, args.recipe.as_deref())?;
+    if let Some(warning) = learning.warning()
+        && !global.quiet
+    {
+        eprintln!("warning: {warning}");
+    }
+    if !learning.has_conflicts() {
+        return print(out, global.json, &summary(&learning, None), EXIT_OK);
+    }
+    let progress = Progress::new(global);
+    let model = learning.loaded.model.dequantized().map_err(failed)?;
+    let scored = learning.score(&model, progress)?;
+    let checkpoints = learning.config.paths.state.join("checkpoints");
+    let checkpoints = checkpoints.join(&learning.inputs.hash[..16]);
+    let steps = crate::train::run::steps(scored.examples.len(), &learning.recipe);
+    let watcher = Watcher(progress.bar(steps, "train"));
+    let trained = train(
+        &model,
+        learning.learner().ops(),
+        &scored.examples,
+        &learning.recipe,
+        Some(&checkpoints),
+        &watcher,
+    );
+    watcher.0.finish_and_clear();
+    let trained = match trained {
+        Ok(trained) => trained,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return Ok(EXIT_FAILED);
+        }
+    };
+    let (id, path) = keep(args, &learning, &trained)?;
+    if let Err(error) = std::fs::remove_dir_all(&checkpoints) {
+        tracing::debug!(%error, "no checkpoints to remove");
+    }
+    let mut summary = summary(&learning, Some(&trained));
+    summary.generation = Some(id);
+    summary.path = Some(path);
+    print(out, global.json, &summary, EXIT_OK)
+}
+
+/// Writes the adapter into the store, or into a directory of its own.
+fn keep(
+    args: &TrainArgs,
+    learning: &Learning,
+    trained: &Trained,
+) -> Result<(GenerationId, PathBuf), CliError> {
+    let manifest = manifest(learning)?;
+    let curve = &trained.curve;
+    let beside = [(LINES_FILE, curve.jsonl()), (PLOT_FILE, curve.svg())];
+    let Some(target) = &args.out else {
+        let store = AdapterStore::open(&learning.config.paths.adapters)?;
+        let id = store.write_beside(&trained.weights, manifest, &beside)?;
+        let path = store.path(&id);
+        return Ok((id, path));
+    };
+    let staging = staging(target);
+    let store = AdapterStore::open(&staging)?;
+    let id = store.write_beside(&trained.weights, manifest, &beside)?;
+    std::fs::rename(store.path(&id), target)?;
+    std::fs::remove_dir(&staging)?;
+    Ok((id, target.clone()))
+}
+
+/// A store beside the directory, so that the last step is a rename.
+fn staging(target: &Path) -> PathBuf {
+    let mut name = target.as_os_str().to_owned();
+    name.push(format!(".staging-{}", std::process::id()));
+    name.into()
+}
+
+fn manifest(learning: &Learning) -> Result<Manifest, CliError> {
+    let counts = learning.triage.counts;
+    Ok(Manifest {
+        base_hash: learning.loaded.base_hash.to_string(),
+        base_name: learning.loaded.name.to_string(),
+        policy_revision: Some(learning.set.revision().into()),
+        dataset_digest: Some(learning.inputs.dataset.digest.clone()),
+        recipe: serde_json::to_value(&learning.recipe)?,
+        seed: learning.recipe.seed,
+        inputs_hash: learning.inputs.hash.clone(),
+        triage: adapter::TriageCounts {
+            invert: counts.invert,
+            punish: counts.punish,
+            retain: counts.retain,
+        },
+        gate: json!({ "verdict": "not_measured", "reason": "trained offline by `realign train`" }),
+        ..Manifest::default()
+    })
+}
+
+fn summary(learning: &Learning, trained: Option<&Trained>) -> Summary {
+    let conflicts = learning.pairs.iter().filter(|p| p.category.is_conflict());
+    Summary {
+        generation: None,
+        path: None,
+        pairs: learning.pairs.len(),
+        conflicts: conflicts.count(),
+        steps: trained.map_or(0, |t| t.steps),
+        ending: trained.map(|t| t.ending),
+        loss: trained.map(|t| t.final_loss).unwrap_or_default(),
+        tokens_per_second: trained.map_or(0.0, |t| t.curve.tokens_per_second()),
+        recipe: learning.recipe.name.clone(),
+        warning: learning.warning(),
+    }
+}
+
+fn print(out: &mut dyn Write, as_json: bool, summary: &Summary, code: u8) -> Result<u8, CliError> {
+    match (as_json, &summary.path) {
+        (true, _) => writeln!(out, "{}", serde_json::to_string(summary)?)?,
+        (false, None) => writeln!(out, "no training pair is in conflict: nothing was trained")?,
+        (false, Some(path)) => writeln!(
+            out,
+            "{} pairs, {} of them in conflict; {} steps, mean loss of the last epoch {:.3}, {:.0} \
+             tokens/s\n{}",
+            summary.pairs,
+            summary.conflicts,
+            summary.steps,
+            summary.loss.total(),
+            summary.tokens_per_second,
+            path.display()
+        )?,
+    }
+    Ok(code)
+}
+
+/// Moves a bar with every step.
+struct Watcher(indicatif::ProgressBar);
+
+impl Observer for Watcher {
+    fn proceed(&self) -> bool {
+        true
+    }
+
+    fn on_step(&self, report: &StepReport) {
+        self.0.set_position(report.step as u64);
+        self.0
+            .set_message(format!("loss {:.3}", report.loss.total()));
+    }
+}

@@ -1,0 +1,194 @@
+//! From cells to rows: means and spreads over seeds, differences to the base. Pure.
+
+use serde::{Deserialize, Serialize};
+
+use super::cell::{Cell, Measured, Share};
+use super::statistics::{Interval, Spread, bootstrap, column_means};
+use super::variants::Variant;
+
+/// One variant over its seeds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// Name of the variant.
+    pub variant: String,
+    /// What it is.
+    pub about: String,
+    /// Seeds with figures.
+    pub seeds: usize,
+    /// Seeds whose run failed, with the reason of the first.
+    pub failed: Option<(usize, String)>,
+    /// Target policy agreement on all held-out prompts.
+    pub agreement: Option<Spread>,
+    /// On those of INVERT pairs.
+    pub invert: Option<Spread>,
+    /// On those of PUNISH pairs.
+    pub punish: Option<Spread>,
+    /// On those of RETAIN pairs.
+    pub retain: Option<Spread>,
+    /// General questions refused or referred elsewhere.
+    pub over_refusal: Option<Spread>,
+    /// Perplexity of the text.
+    pub perplexity: Option<Spread>,
+    /// Rise of perplexity over the base, as a share.
+    pub perplexity_rise: Option<Spread>,
+    /// Rise of the negative log-likelihood of retained responses, per token.
+    pub retain_nll_rise: Option<Spread>,
+    /// Multiple-choice accuracy.
+    pub accuracy: Option<Spread>,
+    /// Change of the mean margin against the base, items paired, seeds averaged.
+    pub margin_change: Option<Interval>,
+    /// The same per seed.
+    pub margin_spread: Option<Spread>,
+    /// Seconds for reference and impact.
+    pub impact_seconds: Option<Spread>,
+    /// Seconds of training.
+    pub train_seconds: Option<Spread>,
+    /// Rows per second of training.
+    pub tokens_per_second: Option<Spread>,
+    /// Largest resident size, in bytes.
+    pub peak_bytes: Option<u64>,
+}
+
+/// The whole comparison.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// One row per variant, in the suite's order.
+    pub rows: Vec<Row>,
+}
+
+impl Report {
+    /// The rows of all variants that have a cell.
+    pub fn of(cells: &[Cell]) -> Report {
+        let base = cells
+            .iter()
+            .find(|cell| cell.variant == Variant::Base.name())
+            .and_then(|cell| cell.measured.as_ref());
+        let row = |variant: Variant| {
+            let of: Vec<&Cell> = cells
+                .iter()
+                .filter(|cell| cell.variant == variant.name())
+                .collect();
+            (!of.is_empty()).then(|| Row::of(variant, &of, base))
+        };
+        Report {
+            rows: Variant::ALL.into_iter().filter_map(row).collect(),
+        }
+    }
+}
+
+impl Row {
+    fn of(variant: Variant, cells: &[&Cell], base: Option<&Measured>) -> Row {
+        let done: Vec<(&Cell, &Measured)> = cells
+            .iter()
+            .filter_map(|cell| Some((*cell, cell.measured.as_ref()?)))
+            .collect();
+        let share =
+            |of: fn(&Measured) -> Share| Spread::of(done.iter().filter_map(|(_, m)| of(m).ratio()));
+        let number = |of: &dyn Fn(&Measured) -> Option<f64>| {
+            Spread::of(done.iter().filter_map(|(_, m)| of(m)))
+        };
+        let rise = |m: &Measured| Some(m.perplexity? / base?.perplexity? - 1.0);
+        let nll = |m: &Measured| Some(m.retain_nll? - base?.retain_nll?);
+        let trained = variant.trains();
+        let time = |of: fn(&Cell) -> f64| {
+            Spread::of(done.iter().filter(|_| trained).map(|(cell, _)| of(cell)))
+        };
+        let changes: Vec<Vec<f64>> = done
+            .iter()
+            .filter_map(|(_, m)| margin_changes(m, base?))
+            .collect();
+        let means = changes.iter().map(|row| mean(row));
+        Row {
+            variant: variant.name().into(),
+            about: variant.about().into(),
+            seeds: done.len(),
+            failed: failures(cells),
+            agreement: share(|m| m.agreement),
+            invert: share(|m| m.invert),
+            punish: share(|m| m.punish),
+            retain: share(|m| m.retain),
+            over_refusal: share(|m| m.over_refusal),
+            perplexity: number(&|m| m.perplexity),
+            perplexity_rise: number(&rise),
+            retain_nll_rise: number(&nll),
+            accuracy: share(Measured::accuracy),
+            margin_change: bootstrap(&column_means(&changes)),
+            margin_spread: Spread::of(means),
+            impact_seconds: time(|cell| cell.seconds.reference + cell.seconds.impact),
+            train_seconds: time(|cell| cell.seconds.train),
+            tokens_per_second: Spread::of(
+                done.iter()
+                    .filter_map(|(cell, _)| Some(cell.training.as_ref()?.tokens_per_second)),
+            ),
+            peak_bytes: done.iter().filter_map(|(cell, _)| cell.peak_bytes).max(),
+        }
+    }
+}
+
+fn failures(cells: &[&Cell]) -> Option<(usize, String)> {
+    let mut failed = cells.iter().filter_map(|cell| cell.failure.clone());
+    let first = failed.next()?;
+    Some((1 + failed.count(), first))
+}
+
+/// Item by item; `None` unless both have the same, at least one.
+fn margin_changes(of: &Measured, base: &Measured) -> Option<Vec<f64>> {
+    let paired = !of.margins.is_empty() && of.margins.len() == base.margins.len();
+    paired.then(|| {
+        let both = of.margins.iter().zip(&base.margins);
+        both.map(|(now, before)| now - before).collect()
+    })
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A base, two seeds of TRACE and a failed NPO.
+    pub(in crate::evaluation) fn cells() -> Vec<Cell> {
+        let cell = |variant: &str, seed: u64, count: usize, perplexity: f64, margin: f64| Cell {
+            variant: variant.into(),
+            seed,
+            measured: Some(Measured {
+                agreement: Share { count, of: 10 },
+                perplexity: Some(perplexity),
+                margins: vec![margin, margin + 1.0, margin + 2.0],
+                ..Measured::default()
+            }),
+            peak_bytes: Some(seed << 30),
+            ..Cell::default()
+        };
+        let failed = Cell {
+            variant: "npo".into(),
+            failure: Some("the loss is NaN at step 3".into()),
+            ..Cell::default()
+        };
+        vec![
+            cell("base", 1, 2, 20.0, 0.0),
+            cell("trace", 1, 8, 22.0, -0.1),
+            cell("trace", 2, 10, 21.0, -0.3),
+            failed,
+        ]
+    }
+
+    #[test]
+    fn rows_average_seeds_and_compare_with_the_base() {
+        let report = Report::of(&cells());
+        assert_eq!(report.rows.len(), 3);
+        let trace = &report.rows[1];
+        assert_eq!((trace.variant.as_str(), trace.seeds), ("trace", 2));
+        assert!((trace.agreement.unwrap().mean - 0.9).abs() < 1e-12);
+        assert!((trace.perplexity_rise.unwrap().mean - 0.075).abs() < 1e-12);
+        let change = trace.margin_change.unwrap();
+        assert!((change.mean + 0.2).abs() < 1e-12, "{change:?}");
+        assert_eq!(trace.peak_bytes, Some(2 << 30));
+        assert_eq!(report.rows[0].perplexity_rise.unwrap().mean, 0.0);
+        let npo = &report.rows[2];
+        assert_eq!((npo.seeds, npo.failed.as_ref().unwrap().0), (0, 1));
+        assert_eq!(npo.agreement, None);
+    }
+}
