@@ -4,6 +4,7 @@
 //! what is compared in turn (A B A B), because machines drift.
 
 mod cases;
+pub mod learning;
 pub mod load;
 pub mod model;
 mod samples;

@@ -9,10 +9,12 @@ use candle_core::Device;
 use serde_json::json;
 
 use super::{CliError, EXIT_OK, GlobalArgs};
+use crate::bench::learning::LearningCase;
 use crate::bench::load::{Load, LoadReport};
 use crate::bench::model::ModelBench;
 use crate::bench::{BenchError, Options, Row, Samples};
 use crate::engine::EngineConfig;
+use crate::evaluation::memory;
 use crate::model::LoadedModel;
 
 /// How long a server may take to load its model.
@@ -24,6 +26,7 @@ const START: Duration = Duration::from_secs(120);
 Examples:
   realign bench                                   prefill, decode and batches in this process
   realign bench --swap-seconds 5                  and what a swap every second costs 8 streams
+  realign bench --learning mini                   score and train 96 pairs, as JSON
   realign bench --serve                           start a server and load it over HTTP
   realign bench --url http://127.0.0.1:8080/v1    load a server that runs already, any OpenAI-compatible one
 Cases run in turn, repetition by repetition; a figure is the median with the smallest and largest beside it.")]
@@ -49,6 +52,9 @@ pub struct BenchArgs {
     /// CPU threads [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+    /// Measure scoring or training instead, and print JSON
+    #[arg(long, value_name = "CASE", conflicts_with_all = ["url", "serve"])]
+    pub learning: Option<LearningCase>,
     /// Start a server of its own and measure over HTTP instead
     #[arg(long, conflicts_with = "url")]
     pub serve: bool,
@@ -87,6 +93,10 @@ pub struct BenchArgs {
 /// # Errors
 /// [`CliError`].
 pub fn run(args: &BenchArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<u8, CliError> {
+    if let Some(case) = args.learning {
+        learning(args, case, global, out)?;
+        return Ok(EXIT_OK);
+    }
     match (&args.url, args.serve) {
         (Some(url), _) => over_http(args, url, global.json, out)?,
         (None, true) => {
@@ -96,6 +106,21 @@ pub fn run(args: &BenchArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
         (None, false) => in_process(args, global, out)?,
     }
     Ok(EXIT_OK)
+}
+
+fn learning(
+    args: &BenchArgs,
+    case: LearningCase,
+    global: &GlobalArgs,
+    out: &mut dyn Write,
+) -> Result<(), CliError> {
+    let loaded = LoadedModel::load(&global.resolve()?.model, &Device::Cpu)?;
+    memory::reset_peak();
+    let model = loaded.model.learnable().map_err(BenchError::Adapter)?;
+    let mut figures = crate::bench::learning::run(&model, case, args.repetitions.into())?;
+    figures["peak_bytes"] = json!(memory::peak_bytes());
+    writeln!(out, "{figures}")?;
+    Ok(())
 }
 
 fn in_process(args: &BenchArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<(), CliError> {
@@ -315,6 +340,7 @@ mod tests {
     #[test]
     fn every_case_gives_a_rate_and_comparisons_a_ratio() {
         let args = BenchArgs {
+            learning: None,
             prompt_tokens: 8,
             generate_tokens: 4,
             streams: 2,

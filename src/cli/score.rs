@@ -62,7 +62,7 @@ pub fn run(args: &ScoreArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
     let started = std::time::Instant::now();
     let scored = match learning.has_conflicts() {
         true => {
-            let model = learning.loaded.model.dequantized().map_err(failed)?;
+            let model = learning.loaded.model.learnable().map_err(failed)?;
             learning.score(&model, Progress::new(global))?
         }
         false => Scored {

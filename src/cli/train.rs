@@ -67,7 +67,7 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
         return print(out, global.json, &summary(&learning, None), EXIT_OK);
     }
     let progress = Progress::new(global);
-    let model = learning.loaded.model.dequantized().map_err(failed)?;
+    let model = learning.loaded.model.learnable().map_err(failed)?;
     let scored = learning.score(&model, progress)?;
     let checkpoints = learning.config.paths.state.join("checkpoints");
     let checkpoints = checkpoints.join(&learning.inputs.hash[..16]);

@@ -111,7 +111,7 @@ fn realign(context: &Context, job: &Job) -> Result<Done, Stop> {
         return run.without_conflict();
     }
     let pairs = run.token_pairs(&triage)?;
-    let model = context.loaded.model.dequantized().map_err(failed)?;
+    let model = context.loaded.model.learnable().map_err(failed)?;
     work.enter(Stage::Impact);
     let examples = run.impact(&model, &pairs)?;
     work.enter(Stage::Train);

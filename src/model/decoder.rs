@@ -149,6 +149,18 @@ impl Model {
         })
     }
 
+    /// The form of the weights that training and scoring take: packed ones as they are, which
+    /// costs nothing, all others as an f32 copy of [`Model::dense_bytes`].
+    ///
+    /// # Errors
+    /// If a weight cannot be read.
+    pub fn learnable(&self) -> Result<Model> {
+        match self.is_packed() {
+            true => Ok(self.clone()),
+            false => self.dequantized(),
+        }
+    }
+
     /// Whether the weights are packed for the CPU executor.
     pub fn is_packed(&self) -> bool {
         matches!(self.head, Weight::Packed(_))

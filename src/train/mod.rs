@@ -9,6 +9,7 @@ pub mod divergence;
 pub mod examples;
 pub mod fresh;
 pub mod lion;
+pub mod memory;
 pub mod objective;
 pub mod optimizer;
 pub mod passes;

@@ -108,7 +108,7 @@ impl Default for Recipe {
             stop_gradient_norm: 0.0,
             clip_norm: 1.0,
             max_loss_ratio: 4.0,
-            precision: Precision::F32,
+            precision: Precision::Mixed,
             beta: 0.1,
             alpha_kl: 1.0,
             alpha_sft: 1.0,

@@ -10,6 +10,7 @@ use super::curve::{Curve, StepRecord};
 use super::divergence::{Risen, Watch};
 use super::examples::TrainExample;
 use super::fresh::fresh;
+use super::memory::MemoryPlan;
 use super::objective::{LossParts, Objective};
 use super::optimizer::Optimizer;
 use super::passes::Passes;
@@ -31,6 +32,10 @@ pub trait Observer {
     fn proceed(&self) -> bool;
     /// After every optimiser step.
     fn on_step(&self, report: &StepReport);
+    /// Bytes that the run may take; asked once, before the first step. `None` is no limit.
+    fn memory(&self) -> Option<u64> {
+        super::memory::available_bytes()
+    }
 }
 
 /// One optimiser step.
@@ -58,6 +63,9 @@ pub enum TrainError {
     /// The recipe's values are out of range.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
+    /// The run would take more memory than there is.
+    #[error(transparent)]
+    Memory(#[from] super::memory::TooLarge),
     /// There is nothing to learn from.
     #[error("no conflicting pairs to train on")]
     NoConflicts,
@@ -145,6 +153,12 @@ pub fn train(
     if examples.iter().all(|e| e.category == Category::Retain) {
         return Err(TrainError::NoConflicts);
     }
+    // The pairs' hidden states are there by now.
+    MemoryPlan {
+        states: 0,
+        ..MemoryPlan::new(model, recipe, rows(examples))
+    }
+    .check(observer.memory())?;
     let lora = fresh(model, recipe)?;
     let mut optimizer = Optimizer::new(recipe, lora.vars())?;
     let mut curve = match checkpoints {
@@ -187,6 +201,10 @@ pub fn train(
         curve,
         ending,
     })
+}
+
+fn rows(examples: &[TrainExample]) -> usize {
+    examples.iter().map(|e| e.example.rows()).sum()
 }
 
 /// A kill costs at most this many steps.

@@ -149,11 +149,11 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// The f32 copy of the weights, made when the first cell needs it.
+    /// The weights in the form that learning takes, made when the first cell needs them.
     fn model(&mut self) -> Result<(), String> {
         if self.model.is_none() {
-            let dense = self.inputs.loaded.model.dequantized();
-            self.model = Some(dense.map_err(|e| e.to_string())?);
+            let learnable = self.inputs.loaded.model.learnable();
+            self.model = Some(learnable.map_err(|e| e.to_string())?);
         }
         Ok(())
     }
@@ -161,7 +161,7 @@ impl<'a> Runner<'a> {
     fn reference(&mut self, labels: Labels, recipe: &Recipe) -> Result<(), String> {
         self.model()?;
         let Some(model) = &self.model else {
-            return Err("the f32 model is missing".into());
+            return Err("the model is missing".into());
         };
         let lowest = recipe.lowest_layer(model.spec.layers);
         let seed = labels.depend_on_seed().then_some(recipe.seed);
@@ -235,7 +235,7 @@ impl<'a> Runner<'a> {
 
     fn learn(&self, recipe: &Recipe, examples: &[TrainExample]) -> Result<Trained, String> {
         let Some(model) = &self.model else {
-            return Err("the f32 model is missing".into());
+            return Err("the model is missing".into());
         };
         let steps = crate::train::run::steps(examples.len(), recipe);
         let watcher = Watcher(self.progress.bar(steps, "train"));

@@ -1,0 +1,156 @@
+//! What a run will take, counted before it begins.
+
+use serde::Serialize;
+
+use super::recipe::Recipe;
+use super::run::ROW_BUDGET;
+use crate::model::{LoraSite, Model};
+
+const FLOAT: usize = size_of::<f32>();
+
+/// Bytes that a run adds to a process that serves already.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct MemoryPlan {
+    /// An f32 copy of the weights; none where they are packed.
+    pub weights: usize,
+    /// What the layers of one micro-batch leave for their gradients.
+    pub activations: usize,
+    /// Logits of one chunk of response tokens, the reference's beside them.
+    pub logits: usize,
+    /// Factors, their gradients and the optimiser's moments.
+    pub adapter: usize,
+    /// Hidden states that are kept of every pair.
+    pub states: usize,
+}
+
+impl MemoryPlan {
+    /// For so many rows in all pairs together.
+    pub fn new(model: &Model, recipe: &Recipe, rows: usize) -> Self {
+        let spec = &model.spec;
+        let packed = model.is_packed();
+        let adapted = spec.layers - recipe.lowest_layer(spec.layers);
+        let heads = (spec.heads + 2 * spec.kv_heads) * spec.head_dim;
+        let (hidden, inner) = (spec.hidden_size, spec.intermediate_size);
+        // Two streams, q k v, attention's output, gate and up; twice the heads where they are
+        // normalised, and two outputs where those are.
+        let per_row = 2 * hidden
+            + heads * (1 + usize::from(spec.variant.qk_norm))
+            + spec.heads * spec.head_dim
+            + 2 * inner
+            + 2 * hidden * usize::from(spec.variant.output_norms);
+        // Automatic differentiation keeps every intermediate result, about three times as much.
+        let kept = if packed { per_row } else { 3 * per_row };
+        let rows_at_once = rows.min(ROW_BUDGET.max(recipe.max_tokens * 2));
+        let factors: usize = (spec.layers - adapted..spec.layers)
+            .flat_map(|layer| {
+                let projections = recipe.projections().unwrap_or_default();
+                projections
+                    .into_iter()
+                    .map(move |projection| LoraSite { layer, projection })
+            })
+            .filter_map(|site| spec.site_shape(site))
+            .map(|(inner, out)| recipe.rank * (inner + out))
+            .sum();
+        let chunk = match packed {
+            true => (8 << 20).max(8 * spec.vocab_size),
+            false => rows_at_once * spec.vocab_size * 2,
+        };
+        Self {
+            weights: if packed { 0 } else { model.dense_bytes() },
+            activations: FLOAT * rows_at_once * (adapted * kept + 4 * (inner + hidden + heads)),
+            logits: FLOAT * 2 * chunk,
+            adapter: FLOAT * factors * 5,
+            states: FLOAT * rows * hidden * 2,
+        }
+    }
+
+    /// All of it.
+    pub fn total(&self) -> usize {
+        self.weights + self.activations + self.logits + self.adapter + self.states
+    }
+
+    /// Holds the plan against what there is.
+    ///
+    /// # Errors
+    /// [`TooLarge`] with the numbers, if it does not fit.
+    pub fn check(&self, available: Option<u64>) -> Result<(), TooLarge> {
+        match available {
+            Some(available) if self.total() as u64 > available => Err(TooLarge {
+                plan: *self,
+                available,
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A run that does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "training would take {} MB ({} MB activations, {} MB hidden states of the pairs, {} MB adapter, \
+     {} MB logits, {} MB weights), {} MB are free: lower train.max_pairs, train.max_pair_tokens, \
+     train.rank or train.layer_share, or raise train.memory_mb if that is what limits it",
+    plan.total() >> 20, plan.activations >> 20, plan.states >> 20, plan.adapter >> 20,
+    plan.logits >> 20, plan.weights >> 20, available >> 20
+)]
+pub struct TooLarge {
+    /// What the run would take.
+    pub plan: MemoryPlan,
+    /// What there is, in bytes.
+    pub available: u64,
+}
+
+/// Bytes that the system can give without swapping, where it tells (Linux).
+pub fn available_bytes() -> Option<u64> {
+    parse(&std::fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+fn parse(meminfo: &str) -> Option<u64> {
+    let line = meminfo
+        .lines()
+        .find(|line| line.starts_with("MemAvailable:"))?;
+    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::model::ModelSource;
+
+    #[test]
+    fn packed_weights_need_no_copy_and_too_much_is_refused_with_numbers() {
+        let files = ModelSource::parse("tests/golden/families/gemma3").and_then(ModelSource::fetch);
+        let model = files.and_then(|f| f.load(&Device::Cpu)).unwrap();
+        let recipe = Recipe::default();
+        let dense = MemoryPlan::new(&model, &recipe, 10_000);
+        let packed = MemoryPlan::new(&model.packed().unwrap(), &recipe, 10_000);
+        assert!(packed.weights == 0 && dense.weights > 0);
+        assert!(packed.total() < dense.total());
+        let twice = MemoryPlan::new(&model_of("gemma3"), &recipe, 20_000);
+        assert_eq!(twice.states, 2 * packed.states);
+        packed.check(None).unwrap();
+        packed.check(Some(packed.total() as u64)).unwrap();
+        let error = packed.check(Some(1 << 20)).unwrap_err().to_string();
+        assert!(
+            error.contains("1 MB are free") && error.contains("train.max_pairs"),
+            "{error}"
+        );
+        assert_eq!(
+            parse("MemFree: 1 kB\nMemAvailable:   2048 kB\n"),
+            Some(2 << 20)
+        );
+    }
+
+    fn model_of(family: &str) -> Model {
+        let path = format!("tests/golden/families/{family}");
+        let files = ModelSource::parse(&path).and_then(ModelSource::fetch);
+        files
+            .and_then(|f| f.load(&Device::Cpu))
+            .unwrap()
+            .packed()
+            .unwrap()
+    }
+}
