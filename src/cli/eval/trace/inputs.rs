@@ -121,7 +121,7 @@ impl Inputs {
                 Some(_) => "the data's labels",
                 None => "the policies",
             },
-            judged_by: format!("{} ({})", args.judge, oracle.revision()),
+            judged_by: judged_by(args, oracle.as_ref()),
             judge,
             triage: counts(labelled.categories.iter().copied()),
             train: counts(parts.pairs.iter().map(|p| p.category)),
@@ -162,6 +162,16 @@ impl Inputs {
             hash.update(part);
         }
         hex::encode(hash.finalize())
+    }
+}
+
+fn judged_by(args: &TraceArgs, oracle: &dyn Oracle) -> String {
+    match args.judge.as_str() {
+        "policy" => {
+            let revision: String = oracle.revision().chars().take(12).collect();
+            format!("the policies (revision {revision})")
+        }
+        _ => oracle.revision().to_owned(),
     }
 }
 
