@@ -86,10 +86,14 @@ impl Frame {
             x = (x.0.min(px), x.1.max(px));
             y = (y.0.min(py), y.1.max(py));
         }
-        let open = |range: (f64, f64)| match range.1 - range.0 {
-            width if width > 0.0 => range,
-            width if width == 0.0 => (range.0 - 0.5, range.1 + 0.5),
-            _ => (0.0, 1.0),
+        let open = |(from, to): (f64, f64)| {
+            if from < to {
+                (from, to)
+            } else if from == to {
+                (from - 0.5, to + 0.5)
+            } else {
+                (0.0, 1.0)
+            }
         };
         Self {
             x: open(x),

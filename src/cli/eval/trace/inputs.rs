@@ -10,18 +10,17 @@ use sha2::{Digest, Sha256};
 
 use super::TraceArgs;
 use super::data::{self, Truth};
+use super::judging::{Reliability, judge, judged_by};
 use super::questions::{general, items, windows};
 use crate::cli::{CliError, GlobalArgs, oracle, recipes, require};
 use crate::config::Config;
 use crate::evaluation::Variant;
 use crate::evaluation::capability::Item;
-use crate::evaluation::refusal::{LabelledResponse, RefusalJudge};
 use crate::evaluation::scorer::Question;
 use crate::gate::HeldOutPrompt;
 use crate::learn::{Learner, thin};
 use crate::model::LoadedModel;
-use crate::oracle::measure::Confusion;
-use crate::oracle::{Exchange, Oracle, prepare_trusted};
+use crate::oracle::{Oracle, prepare_trusted};
 use crate::policy::PolicySet;
 use crate::preferences::{Dataset, Pair};
 use crate::train::examples::TokenPair;
@@ -79,19 +78,11 @@ pub(super) struct About {
     pub recipe: Recipe,
 }
 
-/// A judge against human labels.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub(super) struct Reliability {
-    pub responses: usize,
-    pub accuracy: f64,
-    pub macro_f1: f64,
-}
-
 /// What triage, truth and split came to.
-struct Labelled {
-    dataset: Dataset,
-    truth: Option<Vec<Truth>>,
-    categories: Vec<Category>,
+pub(super) struct Labelled {
+    pub dataset: Dataset,
+    pub truth: Option<Vec<Truth>>,
+    pub categories: Vec<Category>,
 }
 
 impl Inputs {
@@ -121,7 +112,7 @@ impl Inputs {
                 Some(_) => "the data's labels",
                 None => "the policies",
             },
-            judged_by: format!("{} ({})", args.judge, oracle.revision()),
+            judged_by: judged_by(args, oracle.as_ref()),
             judge,
             triage: counts(labelled.categories.iter().copied()),
             train: counts(parts.pairs.iter().map(|p| p.category)),
@@ -225,77 +216,6 @@ fn labelled(args: &TraceArgs, config: &Config, policy: &dyn Oracle) -> Result<La
         truth,
         categories,
     })
-}
-
-/// Who judges fresh answers, and how well where people judged the same responses.
-fn judge(
-    args: &TraceArgs,
-    labelled: &Labelled,
-    policy: Arc<dyn Oracle>,
-) -> Result<(Arc<dyn Oracle>, Option<Reliability>), CliError> {
-    let rows = responses(labelled);
-    if args.judge == "refusal" {
-        if rows.is_empty() {
-            return Err(CliError::Eval(
-                "--judge refusal needs data whose lines have truth: {chosen_compliant, \
-                 rejected_compliant}; use --judge policy"
-                    .into(),
-            ));
-        }
-        let judge = RefusalJudge::new(rows.iter().copied())
-            .map_err(|error| CliError::Eval(error.to_string()))?;
-        let said = rows
-            .iter()
-            .filter_map(|row| Some((!judge.left_out(row)?, !row.complies)));
-        let reliability = reliability(Confusion::of(said));
-        return Ok((Arc::new(judge), reliability));
-    }
-    let exchanges: Vec<Exchange<'_>> = rows
-        .iter()
-        .map(|row| Exchange {
-            prompt: row.prompt,
-            response: row.response,
-            labels: &[],
-        })
-        .collect();
-    let judged = policy.judge_many(&exchanges);
-    let said = judged
-        .iter()
-        .zip(&rows)
-        .map(|(judgement, row)| (!judgement.complies(), !row.complies));
-    let reliability = reliability(Confusion::of(said));
-    Ok((policy, reliability))
-}
-
-fn reliability(confusion: Confusion) -> Option<Reliability> {
-    Some(Reliability {
-        responses: confusion.total(),
-        accuracy: confusion.accuracy()?,
-        macro_f1: confusion.macro_f1(),
-    })
-}
-
-/// The distinct responses that people labelled.
-fn responses(labelled: &Labelled) -> Vec<LabelledResponse<'_>> {
-    let mut seen = std::collections::HashSet::new();
-    let mut rows = Vec::new();
-    let truths = labelled.truth.iter().flatten();
-    for (pair, truth) in labelled.dataset.pairs.iter().zip(truths) {
-        for (response, complies) in [
-            (pair.chosen.as_str(), truth.chosen),
-            (pair.rejected.as_str(), truth.rejected),
-        ] {
-            let prompt = pair.prompt_text();
-            if seen.insert((prompt, response)) {
-                rows.push(LabelledResponse {
-                    prompt,
-                    response,
-                    complies,
-                });
-            }
-        }
-    }
-    rows
 }
 
 /// Pairs to train on, and what is asked.

@@ -17,6 +17,8 @@ use crate::oracle::{Exchange, Judgement, Oracle};
 
 /// Memory of the engine's cache, in bytes.
 const KV_BYTES: usize = 128 << 20;
+/// Longest prompt and answer, in tokens.
+const LONGEST: usize = 2048;
 /// Tokens of an answer to an everyday question: a refusal comes first.
 const GENERAL_TOKENS: usize = 40;
 
@@ -32,6 +34,7 @@ impl<'a> Measurer<'a> {
     pub fn start(inputs: &'a Inputs) -> Result<Self, CliError> {
         let config = EngineConfig {
             kv_cache_bytes: KV_BYTES,
+            max_model_len: Some(LONGEST),
             ..EngineConfig::default()
         };
         let threads = inputs.config.engine.threads.unwrap_or(config.threads);

@@ -3,6 +3,7 @@
 
 mod data;
 mod inputs;
+mod judging;
 mod measure;
 mod questions;
 mod runner;
