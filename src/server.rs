@@ -112,9 +112,10 @@ impl Server {
             base = &loaded.base_hash[..8],
             layers = loaded.model.spec.layers,
             seconds = started.elapsed().as_secs_f64(),
-            training_memory_mb = loaded.model.dense_bytes() >> 20,
-            "model loaded; a realignment takes training_memory_mb more for its f32 copy"
+            parameters = loaded.model.spec.parameters(),
+            "model loaded; a realignment learns from the same weights"
         );
+        crate::model::be_polite();
         let registry = Arc::new(registry(&store, &loaded));
         let serving = registry.lease_current();
         telemetry

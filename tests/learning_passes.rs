@@ -288,3 +288,55 @@ fn every_family_agrees_with_automatic_differentiation() {
         }
     }
 }
+
+/// With some inputs left out the gradient is still that of the loss: moving along it by a small
+/// step changes the loss by the step times its square.
+#[test]
+fn dropout_thins_values_and_gradients_alike() {
+    let files = ModelSource::parse("tests/golden/families/llama").and_then(ModelSource::fetch);
+    let model = files
+        .and_then(|f| f.load(&Device::Cpu))
+        .unwrap()
+        .packed()
+        .unwrap();
+    let dir = std::path::Path::new("tests/golden/families/llama/adapter");
+    let weights = realign::adapter::peft::read_dir(dir).unwrap().weights;
+    let at = Reference {
+        model: &model,
+        ops: Ops::Fused,
+        lowest_layer: 0,
+    };
+    let examples = with_reference(at, &pairs(), 512, |_| true)
+        .unwrap()
+        .unwrap();
+    let objective = objective(PreferenceLoss::Sigmoid);
+    let of = |weights: &LoraWeights, share: f32, seed: u64| {
+        let mut passes = passes(&model, Precision::Exact);
+        passes
+            .drop_out(realign::model::Dropout { share, seed })
+            .unwrap();
+        let lora = TrainableLora::from_weights(weights).unwrap();
+        let (gradients, parts) = passes.loss(&objective, &lora, &refs(&examples)).unwrap();
+        (gradients, parts.total())
+    };
+    let (gradients, loss) = of(&weights, 0.3, 5);
+    assert_eq!(
+        loss,
+        of(&weights, 0.3, 5).1,
+        "the same seed leaves the same out"
+    );
+    assert!(
+        (loss - of(&weights, 0.3, 6).1).abs() > 1e-6,
+        "another seed leaves something else out"
+    );
+    assert!((loss - of(&weights, 0.0, 5).1).abs() > 1e-6);
+    let step = 1e-3 / gradients.norm().unwrap();
+    let ahead = of(&gradients.perturb(&weights, step).unwrap(), 0.3, 5).1;
+    let behind = of(&gradients.perturb(&weights, -step).unwrap(), 0.3, 5).1;
+    let slope = (ahead - behind) / (2.0 * step);
+    let expected = gradients.dot(&gradients).unwrap();
+    assert!(
+        (slope / expected - 1.0).abs() < 2e-2,
+        "{slope} and {expected}"
+    );
+}

@@ -81,7 +81,7 @@ fn info(files: &ModelFiles, loaded: &LoadedModel) -> Result<Value, CliError> {
         "path": files.root,
         "format": files.format(),
         "weight_bytes": files.weight_bytes()?,
-        "training_bytes": loaded.model.dense_bytes(),
+        "training_weight_bytes": if loaded.model.is_packed() { 0 } else { loaded.model.dense_bytes() },
         "base_hash": &*loaded.base_hash,
         "base_generation": base_id(&loaded.base_hash),
         "parameters": loaded.model.spec.parameters(),

@@ -21,7 +21,7 @@ pub mod tokenizer;
 pub mod weights;
 
 pub use chat::{CallStyle, ChatMessage, ChatRole, ChatTemplate};
-pub use cpu::learn::{Differentiator, Precision, SiteGradients, TokenLoss};
+pub use cpu::learn::{Differentiator, Dropout, Precision, SiteGradients, TokenLoss, be_polite};
 pub use cpu::{BLOCK_TOKENS, CpuExecutor, Step};
 pub use decoder::{Attention, Batch, Model};
 pub use error::ModelError;

@@ -11,7 +11,7 @@ use super::objective::{LossParts, Objective};
 use super::trainable::{Gradients, TrainableLora};
 use crate::model::packing::{Example, Packed, remember_states};
 use crate::model::{
-    Differentiator, LoraPair, LoraSite, LoraWeights, Model, Ops, Precision, SiteGradients,
+    Differentiator, Dropout, LoraPair, LoraSite, LoraWeights, Model, Ops, Precision, SiteGradients,
     TokenLoss, ops,
 };
 use crate::triage::Category;
@@ -122,6 +122,21 @@ impl<'a> Passes<'a> {
             Self::Packed(passes) => passes.logprobs(&batch, adapter)?,
         };
         Ok(per_response(examples, &batch, &tokens))
+    }
+
+    /// What the losses that follow leave out of the adapter's inputs.
+    ///
+    /// # Errors
+    /// If these passes cannot leave anything out.
+    pub fn drop_out(&mut self, dropout: Dropout) -> Result<()> {
+        match self {
+            Self::Packed(passes) => passes.dropout = dropout,
+            Self::Tensors { .. } if dropout.share == 0.0 => {}
+            Self::Tensors { .. } => candle_core::bail!(
+                "train.dropout works on the CPU's packed weights only: set it to 0 here"
+            ),
+        }
+        Ok(())
     }
 
     /// The loss of a batch and its gradient.

@@ -18,7 +18,7 @@ use super::recipe::{Recipe, RecipeError};
 use super::schedule::learning_rate;
 use super::trainable::{Gradients, TrainableLora};
 use crate::model::packing::{Example, group_by_rows};
-use crate::model::{LoraWeights, Model, Ops};
+use crate::model::{Dropout, LoraWeights, Model, Ops};
 use crate::triage::Category;
 
 pub use super::plan::{plan, steps};
@@ -176,6 +176,7 @@ pub fn train(
         objective: recipe.into(),
         observer,
         plan: plan(examples, recipe),
+        made: 0,
     };
     let mut ending = run.full_length();
     while optimizer.steps() < run.plan.len() {
@@ -217,6 +218,8 @@ struct Run<'a> {
     objective: Objective,
     observer: &'a dyn Observer,
     plan: Vec<Vec<Vec<usize>>>,
+    /// Steps made.
+    made: usize,
 }
 
 /// What the batches of a step add up to.
@@ -245,6 +248,7 @@ impl Run<'_> {
     ) -> Result<Option<StepReport>, TrainError> {
         let started = Instant::now();
         let step = optimizer.steps();
+        self.made = step;
         let batches = self.plan[step].clone();
         let mut sum = Sum::default();
         for batch in &batches {
@@ -274,6 +278,13 @@ impl Run<'_> {
         }))
     }
 
+    /// Differs for every micro-batch of a run, and not between two runs.
+    fn dropout_seed(&self, tokens: usize, first: usize) -> u64 {
+        let parts = [self.made as u64, tokens as u64, first as u64];
+        let mix = |seed: u64, part: u64| (seed ^ part).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        parts.into_iter().fold(self.recipe.seed, mix)
+    }
+
     /// Adds a batch's loss and gradient, in groups that bound the activations' memory.
     fn batch(
         &mut self,
@@ -287,6 +298,10 @@ impl Run<'_> {
             if !self.observer.proceed() {
                 return Err(TrainError::Cancelled);
             }
+            self.passes.drop_out(Dropout {
+                share: self.recipe.dropout as f32,
+                seed: self.dropout_seed(sum.tokens, group.start),
+            })?;
             let (part, parts) = self.passes.loss(&self.objective, lora, &batch[group])?;
             sum.loss = add(sum.loss, parts);
             sum.gradients = Some(match sum.gradients.take() {

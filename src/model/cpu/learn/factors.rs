@@ -12,9 +12,38 @@ use crate::model::lora::{LoraPair, LoraSite, LoraWeights};
 /// (∂A, ∂B) of every site.
 pub type SiteGradients = BTreeMap<LoraSite, (Tensor, Tensor)>;
 
+/// Which elements of an adapter's input are left out while it is trained.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Dropout {
+    /// Share that is left out, 0 to below 1; the others are scaled up to make up for it.
+    pub share: f32,
+    /// The same seed leaves the same elements out.
+    pub seed: u64,
+}
+
+impl Dropout {
+    /// The factor of each element of some rows of `columns`: 0 or 1 / (1 − share).
+    fn factors(self, site: LoraSite, rows: usize, columns: usize) -> Vec<f32> {
+        use rand::{Rng, SeedableRng};
+        let mix = (site.layer as u64) << 8 | site.projection as u64;
+        let seed = self.seed ^ mix.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+        let kept = 1.0 / (1.0 - self.share);
+        let mut one = || match rng.random::<f32>() < self.share {
+            true => 0.0,
+            false => kept,
+        };
+        (0..rows * columns).map(|_| one()).collect()
+    }
+}
+
 /// One site's factors: y += scale · B (A x).
 #[derive(Clone, Debug)]
 pub struct Factor {
+    /// Where it sits.
+    pub site: LoraSite,
+    /// What training leaves out of x.
+    pub dropout: Dropout,
     /// (rank, in).
     pub a: Vec<f32>,
     /// (out, rank).
@@ -32,12 +61,14 @@ pub struct Factor {
 }
 
 impl Factor {
-    fn new(pair: &LoraPair) -> Result<Self> {
+    fn new(site: LoraSite, pair: &LoraPair, dropout: Dropout) -> Result<Self> {
         let ((rank, inner), (out, _)) = (pair.a.dims2()?, pair.b.dims2()?);
         let flat = |t: &Tensor| t.flatten_all()?.to_vec1::<f32>();
         let (a, b) = (flat(&pair.a)?, flat(&pair.b)?);
         let silent = b.iter().all(|v| *v == 0.0);
         Ok(Self {
+            site,
+            dropout,
             a,
             b,
             rank,
@@ -59,10 +90,21 @@ impl Factor {
     /// shrunk ← x Aᵀ, then y[columns from `column` on] += scale · shrunk Bᵀ.
     pub fn apply(&self, rows: usize, x: &[f32], shrunk: &mut Vec<f32>, y: Columns) {
         let shrunk = fit(shrunk, rows * self.rank);
-        self.shrink(rows, x, shrunk);
+        match self.mask(rows) {
+            Some(mut thinned) => {
+                thinned.iter_mut().zip(x).for_each(|(m, x)| *m *= x);
+                self.shrink(rows, &thinned, shrunk);
+            }
+            None => self.shrink(rows, x, shrunk),
+        }
         if !self.silent {
             self.expand(rows, shrunk, &self.b, y);
         }
+    }
+
+    fn mask(&self, rows: usize) -> Option<Vec<f32>> {
+        let some = self.dropout.share > 0.0;
+        some.then(|| self.dropout.factors(self.site, rows, self.inner))
     }
 
     fn shrink(&self, rows: usize, x: &[f32], shrunk: &mut [f32]) {
@@ -151,30 +193,37 @@ impl Factor {
             add: false,
             factor: 1.0,
         };
-        multiply(
-            (self.rank, self.inner, rows),
-            d_shrunk.transposed(),
-            Grid::rows(x, self.inner),
-            into,
-            true,
-        );
+        let mask = self.mask(rows);
+        let thinned: Option<Vec<f32>> = mask
+            .as_ref()
+            .map(|mask| mask.iter().zip(x).map(|(m, x)| m * x).collect());
+        let seen = Grid::rows(thinned.as_deref().unwrap_or(x), self.inner);
+        let dims = (self.rank, self.inner, rows);
+        multiply(dims, d_shrunk.transposed(), seen, into, true);
         if let Some(d_x) = d_x {
-            let into = Sum {
-                data: d_x,
-                at: 0,
-                stride: self.inner,
-                add: true,
-                factor: 1.0,
-            };
-            multiply(
-                (rows, self.inner, self.rank),
-                d_shrunk,
-                self.a(),
-                into,
-                true,
-            );
+            self.pull_input(rows, d_shrunk, mask, d_x);
         }
         (d_a, d_b)
+    }
+
+    /// d_x += what flows to x through A.
+    fn pull_input(&self, rows: usize, d_shrunk: Grid, mask: Option<Vec<f32>>, d_x: &mut [f32]) {
+        let dims = (rows, self.inner, self.rank);
+        let into = |data, add| Sum {
+            data,
+            at: 0,
+            stride: self.inner,
+            add,
+            factor: 1.0,
+        };
+        let Some(mask) = mask else {
+            return multiply(dims, d_shrunk, self.a(), into(d_x, true), true);
+        };
+        let mut through = vec![0f32; d_x.len()];
+        multiply(dims, d_shrunk, self.a(), into(&mut through, false), true);
+        for ((d, t), m) in d_x.iter_mut().zip(&through).zip(&mask) {
+            *d += m * t;
+        }
     }
 
     /// t_y += the tangent of scale · B (A x) along (t_a, t_b) and the tangent `t_x` of x.
@@ -253,8 +302,17 @@ impl Factors {
     /// # Errors
     /// If a factor is not an f32 matrix.
     pub fn new(adapter: Option<&LoraWeights>) -> Result<Self> {
+        Self::with_dropout(adapter, Dropout::default())
+    }
+
+    /// As [`Factors::new`], with some of what the factors read left out.
+    ///
+    /// # Errors
+    /// As [`Factors::new`].
+    pub fn with_dropout(adapter: Option<&LoraWeights>, dropout: Dropout) -> Result<Self> {
         let sites = adapter.into_iter().flat_map(|a| &a.sites);
-        let flat = |(site, pair): (&LoraSite, &LoraPair)| Ok((*site, Factor::new(pair)?));
+        let flat =
+            |(site, pair): (&LoraSite, &LoraPair)| Ok((*site, Factor::new(*site, pair, dropout)?));
         Ok(Self(sites.map(flat).collect::<Result<_>>()?))
     }
 

@@ -20,10 +20,11 @@ mod tile;
 mod unpack;
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::ThreadPool;
 
-pub use factors::SiteGradients;
+pub use factors::{Dropout, SiteGradients};
 pub use head::TokenLoss;
 pub use pass::Differentiator;
 
@@ -42,7 +43,15 @@ pub enum Precision {
 /// tenth of a core that serving wants too.
 const NICE: i32 = 10;
 
-/// The threads that learn: as many as there are cores, each of low priority.
+static POLITE: AtomicBool = AtomicBool::new(false);
+
+/// Makes learning stand behind everything else that this process computes. A server says so before
+/// it learns for the first time; a command that does nothing else has nobody to stand behind.
+pub fn be_polite() {
+    POLITE.store(true, Ordering::Relaxed);
+}
+
+/// The threads that learn: as many as there are cores.
 fn pool() -> Option<&'static ThreadPool> {
     static POOL: OnceLock<Option<ThreadPool>> = OnceLock::new();
     let build = || {
@@ -57,8 +66,12 @@ fn pool() -> Option<&'static ThreadPool> {
     POOL.get_or_init(build).as_ref()
 }
 
-/// Lowers the priority of this thread. Where that cannot be done, learning is less polite.
+/// Lowers the priority of this thread if it has to be polite. Where that cannot be done, learning
+/// is less polite.
 fn stand_behind() {
+    if !POLITE.load(Ordering::Relaxed) {
+        return;
+    }
     #[cfg(target_os = "linux")]
     // SAFETY: no pointers are passed; 0 means the calling thread.
     unsafe {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{Device, Result, Tensor, bail};
 
 use super::backward::{self, Walk};
-use super::factors::{Factors, SiteGradients};
+use super::factors::{Dropout, Factors, SiteGradients};
 use super::forward::{Record, Recorder};
 use super::head::{Head, TokenLoss, Want};
 use super::rows::{Norm, fit};
@@ -22,6 +22,8 @@ use crate::model::packing::{Packed, States};
 /// Computes what learning needs of a model whose weights are packed. Buffers are kept from pass
 /// to pass.
 pub struct Differentiator {
+    /// What gradients leave out; nothing unless somebody sets it.
+    pub dropout: Dropout,
     model: Arc<Model>,
     exact: Form,
     quick: Form,
@@ -51,6 +53,7 @@ impl Differentiator {
     pub fn new(model: Arc<Model>, precision: Precision) -> Result<Self> {
         packed(&model.head)?;
         Ok(Self {
+            dropout: Dropout::default(),
             model,
             exact: Form::detect(false),
             quick: Form::detect(precision == Precision::Mixed),
@@ -134,7 +137,7 @@ impl Differentiator {
         (losses, reference): (&[TokenLoss], &[f32]),
         coefficients: impl FnOnce(&[f32]) -> Vec<f32> + Send,
     ) -> Result<SiteGradients> {
-        let factors = Factors::new(Some(adapter))?;
+        let factors = Factors::with_dropout(Some(adapter), self.dropout)?;
         on_pool(|| {
             let (layers, width) = (self.model.layers.len(), self.model.spec.hidden_size);
             let lowest = factors.lowest_layer().unwrap_or(layers);
