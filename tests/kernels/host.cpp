@@ -1,0 +1,213 @@
+// Runs the CUDA kernels' own sources on the host, so that their arithmetic is tested without a GPU.
+//
+// Every CUDA thread of a block is a fibre; blocks run one after the other. A fibre runs until it needs
+// the others: at a barrier of its block, or at a shuffle, where it waits for the threads of its warp.
+// Within a round, fibres run in ascending or in a shuffled order, so that a result that depends on a
+// barrier that is not there comes out differently (`seed`). Shared memory keeps what the block before
+// left in it.
+//
+// The build appends the kernels' sources (see tests/kernels/emulator.rs).
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+typedef uint8_t uint8;
+typedef uint16_t uint16;
+typedef uint32_t uint32;
+typedef unsigned long long uint64;
+
+struct Dim { unsigned x, y, z; };
+static Dim blockIdx, blockDim, gridDim;
+
+enum State { READY, AT_BARRIER, AT_SHUFFLE, DONE };
+struct Fibre {
+    ucontext_t context;
+    std::vector<char> stack;
+    State state;
+    Dim index;
+    float offered;
+};
+static std::vector<Fibre> fibres;
+static ucontext_t scheduler;
+static Fibre* current;
+#define threadIdx (current->index)
+
+static void wait_in(State state) {
+    current->state = state;
+    Fibre* self = current;
+    swapcontext(&self->context, &scheduler);
+}
+static void __syncthreads() { wait_in(AT_BARRIER); }
+
+static float exchange(float v, unsigned lane_of) {
+    size_t first = (size_t)(current - fibres.data()) / 32 * 32;
+    current->offered = v;
+    wait_in(AT_SHUFFLE);
+    float taken = fibres[first + lane_of].offered;
+    // Nobody may offer anew before all have taken.
+    wait_in(AT_SHUFFLE);
+    return taken;
+}
+static float shuffle_xor(float v, int lanes) { return exchange(v, (threadIdx.x % 32) ^ lanes); }
+static float shuffle(float v, int lane) { return exchange(v, lane); }
+
+static float bits_to_float(uint32 bits) { float v; memcpy(&v, &bits, 4); return v; }
+static uint32 float_to_bits(float v) { uint32 bits; memcpy(&bits, &v, 4); return bits; }
+static void add_shared(uint64* at, uint64 v) { *at += v; }
+
+static float half_to_float(uint16 bits) {
+    uint32 sign = (uint32)(bits & 0x8000) << 16, exponent = bits >> 10 & 31, mantissa = bits & 1023;
+    if (exponent == 31) return bits_to_float(sign | 0x7f800000 | mantissa << 13);
+    float magnitude = exponent ? ldexpf(1024 + mantissa, (int)exponent - 25) : ldexpf(mantissa, -24);
+    return sign ? -magnitude : magnitude;
+}
+static uint16 float_to_half(float v) {
+    uint16 sign = float_to_bits(v) >> 16 & 0x8000;
+    float magnitude = fabsf(v);
+    if (v != v) return sign | 0x7e00;
+    if (magnitude >= 65520.0f) return sign | 0x7c00;
+    int exponent;
+    frexpf(magnitude, &exponent);
+    int scale = std::max(exponent - 11, -24);
+    uint32 units = (uint32)nearbyintf(ldexpf(magnitude, -scale));
+    // units is below 2048 and carries into the exponent by itself.
+    return sign | (uint16)(units + ((uint32)(scale + 24) << 10));
+}
+
+using std::max;
+using std::min;
+#define REALIGN_HOST
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define SHARED static
+#define INFINITE INFINITY
+
+typedef void (*Call)(void** arguments);
+static std::map<std::string, Call>& kernels() { static std::map<std::string, Call> all; return all; }
+
+template <auto F> struct Caller;
+template <typename... A, void (*F)(A...)> struct Caller<F> {
+    template <size_t... I> static void spread(void** a, std::index_sequence<I...>) { F(*(A*)a[I]...); }
+    static void call(void** a) { spread(a, std::index_sequence_for<A...>{}); }
+};
+struct Registered { Registered(const char* name, Call call) { kernels()[name] = call; } };
+#define EXPORT(name) static Registered registered_##name(#name, Caller<name>::call);
+
+static Call running;
+static void** running_arguments;
+static void body() {
+    running(running_arguments);
+    current->state = DONE;
+    swapcontext(&current->context, &scheduler);
+}
+
+static uint32 noise;
+static uint32 random_below(uint32 n) {
+    noise = noise * 1664525u + 1013904223u;
+    return (uint32)(((unsigned long long)noise * n) >> 32);
+}
+
+static void run_fibre(Fibre& fibre) {
+    current = &fibre;
+    fibre.state = READY;
+    swapcontext(&scheduler, &fibre.context);
+}
+
+// Whether all of [first, last) that have not ended wait in `state`.
+static bool all_in(size_t first, size_t last, State state) {
+    bool any = false;
+    for (size_t i = first; i < last; i++) {
+        if (fibres[i].state == DONE) continue;
+        if (fibres[i].state != state) return false;
+        any = true;
+    }
+    return any;
+}
+
+// Runs the block to its end. False if threads wait for what cannot come.
+static bool run_block(bool shuffled) {
+    std::vector<size_t> order(fibres.size());
+    for (size_t i = 0; i < order.size(); i++) order[i] = i;
+    std::vector<char> runnable(fibres.size(), 1);
+    for (;;) {
+        if (shuffled)
+            for (size_t i = order.size(); i > 1; i--) std::swap(order[i - 1], order[random_below(i)]);
+        bool ran = false;
+        for (size_t i : order) {
+            if (!runnable[i] || fibres[i].state == DONE) continue;
+            runnable[i] = 0;
+            run_fibre(fibres[i]);
+            ran = true;
+        }
+        bool all_done = true;
+        for (Fibre& f : fibres) all_done = all_done && f.state == DONE;
+        if (all_done) return true;
+        // A warp's shuffle asks for its living threads, a barrier for the block's.
+        if (all_in(0, fibres.size(), AT_BARRIER)) {
+            std::fill(runnable.begin(), runnable.end(), 1);
+            continue;
+        }
+        bool released = false;
+        for (size_t first = 0; first < fibres.size(); first += 32) {
+            size_t last = std::min(first + 32, fibres.size());
+            if (!all_in(first, last, AT_SHUFFLE)) continue;
+            std::fill(runnable.begin() + first, runnable.begin() + last, 1);
+            released = true;
+        }
+        if (!released && !ran) return false;
+        if (!released) return false;
+    }
+}
+
+#define STACK (64 << 10)
+
+// Runs a kernel: 0 done, 1 no such kernel, 2 its threads wait for each other for ever.
+extern "C" int emulate(const char* name, const unsigned* grid, const unsigned* block, void** arguments, uint32 seed) {
+    auto found = kernels().find(name);
+    if (found == kernels().end()) return 1;
+    running = found->second;
+    running_arguments = arguments;
+    noise = seed;
+    gridDim = {grid[0], grid[1], grid[2]};
+    blockDim = {block[0], block[1], block[2]};
+    size_t threads = (size_t)block[0] * block[1] * block[2];
+    if (fibres.size() != threads) fibres.assign(threads, Fibre());
+    for (Fibre& f : fibres)
+        if (f.stack.empty()) f.stack.resize(STACK);
+    for (unsigned z = 0; z < grid[2]; z++)
+        for (unsigned y = 0; y < grid[1]; y++)
+            for (unsigned x = 0; x < grid[0]; x++) {
+                blockIdx = {x, y, z};
+                for (size_t i = 0; i < threads; i++) {
+                    Fibre& f = fibres[i];
+                    f.state = READY;
+                    f.index = {(unsigned)(i % block[0]), (unsigned)(i / block[0] % block[1]), (unsigned)(i / block[0] / block[1])};
+                    getcontext(&f.context);
+                    f.context.uc_stack.ss_sp = f.stack.data();
+                    f.context.uc_stack.ss_size = f.stack.size();
+                    f.context.uc_link = &scheduler;
+                    makecontext(&f.context, body, 0);
+                }
+                if (!run_block(seed != 0)) return 2;
+            }
+    return 0;
+}
+
+// The names of all kernels, one a line.
+extern "C" const char* kernel_names() {
+    static std::string names;
+    if (names.empty())
+        for (auto& entry : kernels()) names += entry.first + "\n";
+    return names.c_str();
+}
