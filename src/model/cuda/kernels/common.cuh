@@ -1,6 +1,6 @@
 // What all kernels share. The sources need no header of the toolkit, so that NVRTC compiles them on
 // a machine that has the driver and its own library alone, and no CUDA type or intrinsic outside this
-// file, so that a host compiler can run them as they are (see tests/kernels/host.h).
+// file, so that a host compiler can run them as they are (see tests/host.cpp).
 
 #ifndef REALIGN_HOST
 typedef unsigned char uint8;

@@ -26,9 +26,9 @@ struct Kept {
 struct Row {
     const float* logits;
     int vocab;
-    float top, inverse_temperature;
+    float top, temperature;
     INLINE float weight(int i) const {
-        float scaled = (logits[i] - top) * inverse_temperature;
+        float scaled = (logits[i] - top) / temperature;
         return scaled > -30.0f ? expf(scaled) : 0.0f;
     }
 };
@@ -168,7 +168,7 @@ KERNEL sample(const float* logits, const Draw* draws, int vocab, uint32* tokens)
     logits += (uint64)blockIdx.x * vocab;
     int best = most_probable(logits, vocab, s), id = best;
     if (draw.temperature > 0.0f) {
-        Row row = {logits, vocab, logits[best], 1.0f / draw.temperature};
+        Row row = {logits, vocab, logits[best], draw.temperature};
         Kept kept = {0, vocab, 0.0f};
         bool sorted = false;
         if (draw.top_k > 0 && (uint64)draw.top_k < total(row, kept, true, s)) {

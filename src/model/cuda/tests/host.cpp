@@ -6,7 +6,7 @@
 // barrier that is not there comes out differently (`seed`). Shared memory keeps what the block before
 // left in it.
 //
-// The build appends the kernels' sources (see tests/kernels/emulator.rs).
+// The build appends the kernels' sources (see emulator.rs).
 
 #include <ucontext.h>
 
