@@ -19,4 +19,9 @@ case "$command" in
     clippy) cargo clippy --locked --features cuda --all-targets -- -D warnings ;;
     *) echo "check-cuda: unknown command $command; allowed are check and clippy" >&2; exit 2 ;;
 esac
+cudarc=$(cargo metadata --locked --format-version 1 --features cuda | python3 -c '
+import json, pathlib, sys
+packages = json.load(sys.stdin)["packages"]
+print(next(pathlib.Path(p["manifest_path"]).parent for p in packages if p["name"] == "cudarc"))')
+scripts/cuda/try-libraries.sh "$cudarc"
 echo "check-cuda: the cuda feature passes cargo $command; no kernel was compiled (stand-in nvcc)"

@@ -164,11 +164,13 @@ fn resolve_engine(raw: RawEngine) -> Result<EngineConfig, ConfigError> {
     let device = raw
         .device
         .unwrap_or_else(|| DeviceChoice::default().to_string());
-    let device = device.parse::<DeviceChoice>().map_err(|allowed| ConfigError::Value {
-        key: "engine.device",
-        value: format!("{device:?}"),
-        allowed,
-    })?;
+    let device = device
+        .parse::<DeviceChoice>()
+        .map_err(|allowed| ConfigError::Value {
+            key: "engine.device",
+            value: format!("{device:?}"),
+            allowed,
+        })?;
     Ok(EngineConfig {
         device,
         max_model_len: raw

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, bail};
 
 use super::adapters::{DeviceAdapter, StepAdapters};
 use super::gpu::{Buffer, Element, Gpu, Product};
@@ -11,7 +11,7 @@ use super::launches::{self, Embed, Heads};
 use super::machine::{Machine, StepTables};
 use super::registers::{Places, Registers};
 use super::tables::{self, Tile, Upload};
-use super::weights::{address, check, matrix, qkv_biases};
+use super::weights::Weights;
 use crate::model::compute::{Ropes, run_layers};
 use crate::model::cpu::{BLOCK_TOKENS, Step};
 use crate::model::decoder::Model;
@@ -34,10 +34,9 @@ pub struct Outputs<'a> {
 pub struct CudaExecutor<G> {
     gpu: G,
     model: Arc<Model>,
-    element: Element,
+    weights: Weights,
     blocks: usize,
     cache: Vec<[Buffer; 2]>,
-    biases: Vec<Option<Tensor>>,
     /// Of layers that see all, and of those with a window where theirs differ.
     frequencies: [Option<Buffer>; 2],
     adapters: StepAdapters,
@@ -56,7 +55,8 @@ impl<G: Gpu> CudaExecutor<G> {
     /// # Errors
     /// If the kernels do not fit the model, or the cache the device.
     pub fn new(gpu: G, model: Arc<Model>, blocks: usize) -> Result<Self> {
-        let element = check(&model)?;
+        let weights = Weights::new(&model)?;
+        let element = weights.element;
         let spec = &model.spec;
         let bytes = blocks * BLOCK_TOKENS * spec.kv_heads * spec.head_dim * element.bytes();
         let cache = (0..spec.layers)
@@ -75,12 +75,11 @@ impl<G: Gpu> CudaExecutor<G> {
                 Some(frequencies(&spec.rope)?),
                 local.map(frequencies).transpose()?,
             ],
-            biases: model.layers.iter().map(qkv_biases).collect::<Result<_>>()?,
             adapters: StepAdapters::default(),
             registers: Registers::default(),
             upload: Upload::default(),
             gpu,
-            element,
+            weights,
             blocks,
             cache,
             model,
@@ -107,7 +106,7 @@ impl<G: Gpu> CudaExecutor<G> {
 
     fn run(&mut self, step: &Step, outputs: &mut Outputs) -> Result<()> {
         let (model, rows) = (self.model.clone(), step.tokens.len());
-        let (device, element) = (&model.device, self.element);
+        let (device, element) = (&model.device, self.weights.element);
         let on_device =
             |a: &LoraWeights| -> Result<Arc<DeviceAdapter>> { a.on_device(device, element) };
         self.adapters.set(
@@ -186,11 +185,10 @@ impl<G: Gpu> CudaExecutor<G> {
         Machine {
             gpu: &self.gpu,
             model: &self.model,
-            element: self.element,
+            weights: &self.weights,
             rows,
             at,
             cache: &self.cache,
-            biases: &self.biases,
             adapters: &self.adapters,
             tiles,
             tables,
@@ -214,7 +212,7 @@ impl<G: Gpu> CudaExecutor<G> {
         let r = &mut self.registers;
         let gpu = &self.gpu;
         let floats = |n: usize| rows * n * size_of::<f32>();
-        let elements = |n: usize| rows * n * self.element.bytes();
+        let elements = |n: usize| rows * n * self.weights.element.bytes();
         let mut angles = [0; 4];
         for (at, register) in angles.iter_mut().zip(&mut r.angles) {
             *at = register.at_least(gpu, floats(half))?;
@@ -239,10 +237,10 @@ impl<G: Gpu> CudaExecutor<G> {
     fn begin(&self, at: &Places, rows: usize, tokens: u64, positions: u64) -> Result<()> {
         let spec = &self.model.spec;
         self.gpu.launch(&launches::embed(
-            self.element,
+            self.weights.element,
             &Embed {
                 tokens,
-                table: address(matrix(&self.model.embedding)?, self.element)?,
+                table: self.weights.table(&self.model.embedding)?,
                 scale: spec.variant.embedding_scale.unwrap_or(1.0) as f32,
                 rows,
                 width: spec.hidden_size,
@@ -275,8 +273,8 @@ impl<G: Gpu> CudaExecutor<G> {
         let bytes = count * vocab * size_of::<f32>();
         let logits = self.registers.logits.at_least(&self.gpu, bytes)?;
         let product = Product {
-            element: self.element,
-            weight: address(matrix(&self.model.head)?, self.element)?,
+            element: self.weights.element,
+            weight: self.weights.table(&self.model.head)?,
             x: h,
             y: logits,
             rows: count,

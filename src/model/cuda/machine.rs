@@ -3,11 +3,11 @@
 use candle_core::{Result, Tensor};
 
 use super::adapters::{SITES, StepAdapters};
-use super::gpu::{Buffer, Element, Gpu, Product};
+use super::gpu::{Buffer, Gpu, Product};
 use super::launches::{self, AddNorm, Attend, FEW_ROWS, Heads, Lora, RopeWrite};
 use super::registers::Places;
 use super::tables::{self, Tile};
-use super::weights::{address, optional, products};
+use super::weights::Weights;
 use crate::model::compute::Compute;
 use crate::model::decoder::{Layer, Model};
 use crate::model::linear::Linear;
@@ -21,16 +21,14 @@ pub struct Machine<'a, G> {
     pub gpu: &'a G,
     /// Shapes.
     pub model: &'a Model,
-    /// Type of weights, cache, h and m.
-    pub element: Element,
+    /// Where its tensors are; their type is that of the cache, h and m too.
+    pub weights: &'a Weights,
     /// Rows of the step.
     pub rows: usize,
     /// Where the registers are.
     pub at: Places,
     /// Keys and values of each layer.
     pub cache: &'a [[Buffer; 2]],
-    /// Biases of q, k and v of each layer.
-    pub biases: &'a [Option<Tensor>],
     /// Adapters.
     pub adapters: &'a StepAdapters,
     /// Work of attention.
@@ -88,9 +86,9 @@ impl<G: Gpu> Machine<'_, G> {
         let stride = columns.iter().map(|c| c.1).sum();
         let (_, inner) = maps[0].weight().shape()?;
         let mut first = 0;
-        for (weight, out) in products(maps, self.element)? {
+        for (weight, out) in self.weights.products(maps)? {
             self.multiply(&Product {
-                element: self.element,
+                element: self.weights.element,
                 weight,
                 x,
                 y: y + (first * size_of::<f32>()) as u64,
@@ -125,22 +123,30 @@ impl<G: Gpu> Machine<'_, G> {
             places: self.adapters.places,
             shrunk: self.at.shrunk,
         };
-        self.gpu
-            .launch(&launches::lora_shrink(self.element, &lora, x, inner))?;
-        self.gpu
-            .launch(&launches::lora_expand(self.element, &lora, y, stride))
+        self.gpu.launch(&launches::lora_shrink(
+            self.weights.element,
+            &lora,
+            x,
+            inner,
+        ))?;
+        self.gpu.launch(&launches::lora_expand(
+            self.weights.element,
+            &lora,
+            y,
+            stride,
+        ))
     }
 
     /// h ← norm of x after what is pending, for `count` rows: those in `rows`, or the first.
     pub fn norm(&mut self, weight: &Tensor, rows: u64, count: usize) -> Result<()> {
         let pending = self.pending.take();
         self.gpu.launch(&launches::add_norm(
-            self.element,
+            self.weights.element,
             &AddNorm {
                 x: self.at.x,
                 y: pending.map_or(0, |_| self.at.y),
                 y_weight: pending.unwrap_or(0),
-                weight: address(weight, Element::F32)?,
+                weight: self.weights.at(weight)?,
                 rows,
                 count,
                 eps: self.model.spec.rms_norm_eps as f32,
@@ -158,7 +164,7 @@ impl<G: Gpu> Machine<'_, G> {
         let partial = self.at.partial;
         let [keys, values] = &self.cache[index];
         self.gpu.launch(&launches::attention(
-            self.element,
+            self.weights.element,
             heads,
             &Attend {
                 qkv: self.at.wide,
@@ -177,7 +183,7 @@ impl<G: Gpu> Machine<'_, G> {
         ))?;
         let sizes = [self.rows, splits];
         self.gpu.launch(&launches::attention_merge(
-            self.element,
+            self.weights.element,
             heads,
             sizes,
             [partial, self.at.m],
@@ -199,14 +205,14 @@ impl<G: Gpu> Compute for Machine<'_, G> {
         let [keys, values] = &self.cache[index];
         let norms = layer.qk_norms.as_ref();
         self.gpu.launch(&launches::rope_write(
-            self.element,
+            self.weights.element,
             self.heads_shape(),
             &RopeWrite {
                 qkv: self.at.wide,
-                biases: optional(self.biases[index].as_ref())?,
+                biases: self.weights.biases(index)?,
                 norms: [
-                    optional(norms.map(|n| &n[0]))?,
-                    optional(norms.map(|n| &n[1]))?,
+                    self.weights.optional(norms.map(|n| &n[0]))?,
+                    self.weights.optional(norms.map(|n| &n[1]))?,
                 ],
                 angles: self.at.angles[usize::from(local)],
                 slots: self.tables.slots,
@@ -226,7 +232,7 @@ impl<G: Gpu> Compute for Machine<'_, G> {
         let gelu = activation == Activation::GeluTanh;
         let sizes = [self.rows, self.model.spec.intermediate_size];
         self.gpu.launch(&launches::gated(
-            self.element,
+            self.weights.element,
             gelu,
             sizes,
             [self.at.wide, self.at.m],
@@ -237,11 +243,11 @@ impl<G: Gpu> Compute for Machine<'_, G> {
         self.project(&[map], self.at.m, self.at.y)?;
         if let Some(bias) = map.bias() {
             let sizes = [self.rows, self.model.spec.hidden_size];
-            let bias = address(bias, Element::F32)?;
+            let bias = self.weights.at(bias)?;
             self.gpu
                 .launch(&launches::add_bias(sizes, [self.at.y, bias]))?;
         }
-        self.pending = Some(optional(norm)?);
+        self.pending = Some(self.weights.optional(norm)?);
         Ok(())
     }
 }

@@ -1,8 +1,11 @@
-//! Addresses of what candle's tensors hold.
+//! Addresses of what candle's tensors hold, looked up once.
 
-use candle_core::{CpuStorage, Result, Storage, Tensor, bail};
+use std::collections::HashMap;
+
+use candle_core::{CpuStorage, Result, Storage, Tensor, TensorId, bail};
 
 use super::gpu::Element;
+use super::launches::attention_pairs;
 use crate::model::decoder::{Layer, Model};
 use crate::model::linear::{Linear, Weight};
 
@@ -30,13 +33,8 @@ pub fn address(tensor: &Tensor, element: Element) -> Result<u64> {
     Ok(begin + (start * element.bytes()) as u64)
 }
 
-/// The address of an optional f32 tensor; 0 for none.
-pub fn optional(tensor: Option<&Tensor>) -> Result<u64> {
-    tensor.map_or(Ok(0), |t| address(t, Element::F32))
-}
-
 /// The dense matrix of a map.
-pub fn matrix(weight: &Weight) -> Result<&Tensor> {
+fn matrix(weight: &Weight) -> Result<&Tensor> {
     match weight {
         Weight::Dense(tensor) => Ok(tensor),
         Weight::Quantized(_) | Weight::Packed(_) => {
@@ -45,28 +43,8 @@ pub fn matrix(weight: &Weight) -> Result<&Tensor> {
     }
 }
 
-/// Maps that read one input and write side by side, as few products as their places allow: where
-/// matrices lie one behind the other they are one. (address, columns of the result) each.
-pub fn products(maps: &[&Linear], element: Element) -> Result<Vec<(u64, usize)>> {
-    let mut all: Vec<(u64, usize)> = Vec::with_capacity(maps.len());
-    for map in maps {
-        let tensor = matrix(map.weight())?;
-        let (out, inner) = tensor.dims2()?;
-        let at = address(tensor, element)?;
-        match all.last_mut() {
-            Some((begin, columns))
-                if *begin + (*columns * inner * element.bytes()) as u64 == at =>
-            {
-                *columns += out;
-            }
-            _ => all.push((at, out)),
-        }
-    }
-    Ok(all)
-}
-
 /// Biases of q, k and v side by side, f32; `None` if the layer has none.
-pub fn qkv_biases(layer: &Layer) -> Result<Option<Tensor>> {
+fn qkv_biases(layer: &Layer) -> Result<Option<Tensor>> {
     let [q, k, v, _] = &layer.attention;
     let all: Vec<&Tensor> = [q, k, v].iter().filter_map(|map| map.bias()).collect();
     match all.len() {
@@ -76,23 +54,123 @@ pub fn qkv_biases(layer: &Layer) -> Result<Option<Tensor>> {
     }
 }
 
-/// Checks that the kernels can run a model, and says in which element type.
-///
-/// # Errors
-/// If its weights are not dense, not of one type, or its heads of a width without a kernel.
-pub fn check(model: &Model) -> Result<Element> {
-    let element = Element::of(matrix(&model.embedding)?.dtype())?;
-    let spec = &model.spec;
-    if super::launches::attention_pairs(spec.head_dim).is_none() {
-        bail!(
-            "no attention kernel for heads of {} columns; there are kernels for 32, 64, 96, 128 and 256",
-            spec.head_dim
-        );
+/// What a model's tensors hold, and where. The model outlives it.
+#[derive(Debug)]
+pub struct Weights {
+    /// Type of all matrices.
+    pub element: Element,
+    /// Of every tensor of the model. The driver's own look-up orders streams by events each time.
+    addresses: HashMap<TensorId, u64>,
+    /// Per layer: biases of q, k and v side by side.
+    biases: Vec<Option<Tensor>>,
+}
+
+impl Weights {
+    /// Looks everything up and checks that the kernels can run the model.
+    ///
+    /// # Errors
+    /// If its weights are not dense, not of one type, or its heads of a width without a kernel.
+    pub fn new(model: &Model) -> Result<Self> {
+        let spec = &model.spec;
+        if attention_pairs(spec.head_dim).is_none() {
+            bail!(
+                "no attention kernel for heads of {} columns; there are kernels for 32, 64, 96, \
+                 128 and 256",
+                spec.head_dim
+            );
+        }
+        let mut weights = Self {
+            element: Element::of(matrix(&model.embedding)?.dtype())?,
+            addresses: HashMap::new(),
+            biases: model.layers.iter().map(qkv_biases).collect::<Result<_>>()?,
+        };
+        for table in [&model.embedding, &model.head] {
+            weights.add(matrix(table)?, weights.element)?;
+        }
+        weights.add(&model.final_norm, Element::F32)?;
+        for layer in &model.layers {
+            weights.add_layer(layer)?;
+        }
+        for biases in weights.biases.clone().iter().flatten() {
+            weights.add(biases, Element::F32)?;
+        }
+        Ok(weights)
     }
-    address(matrix(&model.head)?, element)?;
-    for layer in &model.layers {
-        products(&layer.attention.iter().collect::<Vec<_>>(), element)?;
-        products(&layer.mlp.iter().collect::<Vec<_>>(), element)?;
+
+    fn add_layer(&mut self, layer: &Layer) -> Result<()> {
+        for map in layer.attention.iter().chain(&layer.mlp) {
+            self.add(matrix(map.weight())?, self.element)?;
+            if let Some(bias) = map.bias() {
+                self.add(bias, Element::F32)?;
+            }
+        }
+        let pairs = [&layer.qk_norms, &layer.output_norms];
+        let norms = pairs.into_iter().flatten().flatten();
+        for norm in norms.chain([&layer.attention_norm, &layer.mlp_norm]) {
+            self.add(norm, Element::F32)?;
+        }
+        Ok(())
     }
-    Ok(element)
+
+    fn add(&mut self, tensor: &Tensor, element: Element) -> Result<()> {
+        self.addresses
+            .insert(tensor.id(), address(tensor, element)?);
+        Ok(())
+    }
+
+    /// Where one of the model's tensors begins.
+    ///
+    /// # Errors
+    /// If it is none of them.
+    pub fn at(&self, tensor: &Tensor) -> Result<u64> {
+        match self.addresses.get(&tensor.id()) {
+            Some(at) => Ok(*at),
+            None => bail!("a tensor of {:?} is not the model's", tensor.shape()),
+        }
+    }
+
+    /// [`Weights::at`]; 0 for none.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn optional(&self, tensor: Option<&Tensor>) -> Result<u64> {
+        tensor.map_or(Ok(0), |tensor| self.at(tensor))
+    }
+
+    /// Where a table begins.
+    ///
+    /// # Errors
+    /// As [`Weights::at`].
+    pub fn table(&self, weight: &Weight) -> Result<u64> {
+        self.at(matrix(weight)?)
+    }
+
+    /// Biases of a layer's q, k and v side by side; 0 for none.
+    ///
+    /// # Errors
+    /// As [`Weights::at`].
+    pub fn biases(&self, layer: usize) -> Result<u64> {
+        self.optional(self.biases[layer].as_ref())
+    }
+
+    /// Maps that read one input and write side by side, as few products as their places allow: where
+    /// matrices lie one behind the other they are one. (address, columns of the result) each.
+    ///
+    /// # Errors
+    /// As [`Weights::at`].
+    pub fn products(&self, maps: &[&Linear]) -> Result<Vec<(u64, usize)>> {
+        let mut all: Vec<(u64, usize)> = Vec::with_capacity(maps.len());
+        for map in maps {
+            let at = self.table(map.weight())?;
+            let (out, inner) = map.weight().shape()?;
+            let behind = |begin: u64, columns: usize| {
+                begin + (columns * inner * self.element.bytes()) as u64
+            };
+            match all.last_mut() {
+                Some((begin, columns)) if behind(*begin, *columns) == at => *columns += out,
+                _ => all.push((at, out)),
+            }
+        }
+        Ok(all)
+    }
 }

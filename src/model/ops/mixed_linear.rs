@@ -40,7 +40,10 @@ impl Mixed {
         let whole = Layout::contiguous((rows, columns));
         let y = rounded.matmul(weight, (1, rows, out, inner), &whole, &weight_layout)?;
         let shape = Shape::from((rows, out));
-        Ok((y.to_dtype(&Layout::contiguous(shape.clone()), x.dtype())?, shape))
+        Ok((
+            y.to_dtype(&Layout::contiguous(shape.clone()), x.dtype())?,
+            shape,
+        ))
     }
 }
 

@@ -8,8 +8,6 @@
 //
 // The build appends the kernels' sources (see emulator.rs).
 
-#include <ucontext.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -31,32 +29,95 @@ static Dim blockIdx, blockDim, gridDim;
 
 enum State { READY, AT_BARRIER, AT_SHUFFLE, DONE };
 struct Fibre {
-    ucontext_t context;
+    void* stack_pointer;
     std::vector<char> stack;
     State state;
     Dim index;
-    float offered;
+    // Shuffles so far, and what this thread offered at the last two.
+    unsigned shuffles;
+    float offered[2];
 };
 static std::vector<Fibre> fibres;
-static ucontext_t scheduler;
+static void* scheduler;
 static Fibre* current;
 #define threadIdx (current->index)
 
+// Keeps what a call must keep, leaves the stack pointer at `from` and goes on where `to` left off.
+// swapcontext would ask the system for its signal mask at each of a block's many thousand switches.
+#if defined(__x86_64__)
+extern "C" void switch_fibre(void** from, void* to);
+asm(R"(
+.text
+.type switch_fibre, @function
+switch_fibre:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+)");
+#define KEPT_REGISTERS 6
+#elif defined(__aarch64__)
+extern "C" void switch_fibre(void** from, void* to);
+asm(R"(
+.text
+.type switch_fibre, %function
+switch_fibre:
+    sub sp, sp, #160
+    stp x19, x20, [sp, #0]
+    stp x21, x22, [sp, #16]
+    stp x23, x24, [sp, #32]
+    stp x25, x26, [sp, #48]
+    stp x27, x28, [sp, #64]
+    stp x29, x30, [sp, #80]
+    stp d8, d9, [sp, #96]
+    stp d10, d11, [sp, #112]
+    stp d12, d13, [sp, #128]
+    stp d14, d15, [sp, #144]
+    mov x9, sp
+    str x9, [x0]
+    mov sp, x1
+    ldp x19, x20, [sp, #0]
+    ldp x21, x22, [sp, #16]
+    ldp x23, x24, [sp, #32]
+    ldp x25, x26, [sp, #48]
+    ldp x27, x28, [sp, #64]
+    ldp x29, x30, [sp, #80]
+    ldp d8, d9, [sp, #96]
+    ldp d10, d11, [sp, #112]
+    ldp d12, d13, [sp, #128]
+    ldp d14, d15, [sp, #144]
+    add sp, sp, #160
+    ret
+)");
+#else
+#error "the emulator knows no way to switch fibres on this processor"
+#endif
+
 static void wait_in(State state) {
-    current->state = state;
     Fibre* self = current;
-    swapcontext(&self->context, &scheduler);
+    self->state = state;
+    switch_fibre(&self->stack_pointer, scheduler);
 }
 static void __syncthreads() { wait_in(AT_BARRIER); }
 
-static float exchange(float v, unsigned lane_of) {
+static float exchange(float v, unsigned lane) {
+    // Two places: who takes late still finds this offer when others make their next.
+    unsigned place = current->shuffles++ % 2;
     size_t first = (size_t)(current - fibres.data()) / 32 * 32;
-    current->offered = v;
+    current->offered[place] = v;
     wait_in(AT_SHUFFLE);
-    float taken = fibres[first + lane_of].offered;
-    // Nobody may offer anew before all have taken.
-    wait_in(AT_SHUFFLE);
-    return taken;
+    return fibres[first + lane].offered[place];
 }
 static float shuffle_xor(float v, int lanes) { return exchange(v, (threadIdx.x % 32) ^ lanes); }
 static float shuffle(float v, int lane) { return exchange(v, lane); }
@@ -74,6 +135,7 @@ static float half_to_float(uint16 bits) {
 static uint16 float_to_half(float v) {
     uint16 sign = float_to_bits(v) >> 16 & 0x8000;
     float magnitude = fabsf(v);
+    if (magnitude == 0.0f) return sign;
     if (v != v) return sign | 0x7e00;
     if (magnitude >= 65520.0f) return sign | 0x7c00;
     int exponent;
@@ -108,8 +170,9 @@ static Call running;
 static void** running_arguments;
 static void body() {
     running(running_arguments);
-    current->state = DONE;
-    swapcontext(&current->context, &scheduler);
+    wait_in(DONE);
+    // Nobody goes on with a fibre that is done.
+    abort();
 }
 
 static uint32 noise;
@@ -121,7 +184,24 @@ static uint32 random_below(uint32 n) {
 static void run_fibre(Fibre& fibre) {
     current = &fibre;
     fibre.state = READY;
-    swapcontext(&scheduler, &fibre.context);
+    switch_fibre(&scheduler, fibre.stack_pointer);
+}
+
+// A stack from which switch_fibre returns into `body`.
+static void prepare(Fibre& fibre) {
+    uintptr_t top = (uintptr_t)(fibre.stack.data() + fibre.stack.size()) & ~(uintptr_t)15;
+#if defined(__x86_64__)
+    void** words = (void**)top;
+    *--words = nullptr;  // where body would return to
+    *--words = (void*)body;
+    for (int i = 0; i < KEPT_REGISTERS; i++) *--words = nullptr;
+    fibre.stack_pointer = words;
+#else
+    void** words = (void**)(top - 160);
+    memset(words, 0, 160);
+    words[11] = (void*)body;  // x30
+    fibre.stack_pointer = words;
+#endif
 }
 
 // Whether all of [first, last) that have not ended wait in `state`.
@@ -193,11 +273,8 @@ extern "C" int emulate(const char* name, const unsigned* grid, const unsigned* b
                     Fibre& f = fibres[i];
                     f.state = READY;
                     f.index = {(unsigned)(i % block[0]), (unsigned)(i / block[0] % block[1]), (unsigned)(i / block[0] / block[1])};
-                    getcontext(&f.context);
-                    f.context.uc_stack.ss_sp = f.stack.data();
-                    f.context.uc_stack.ss_size = f.stack.size();
-                    f.context.uc_link = &scheduler;
-                    makecontext(&f.context, body, 0);
+                    f.shuffles = 0;
+                    prepare(f);
                 }
                 if (!run_block(seed != 0)) return 2;
             }
