@@ -6,7 +6,7 @@
 #   docker build -t realign:cuda --target cuda --build-arg CAPABILITY=90 .
 #   docker run --gpus all …
 
-FROM rust:1-slim-bookworm AS build
+FROM rust:1-slim-bookworm AS sources
 RUN apt-get update \
  && apt-get install -y --no-install-recommends build-essential pkg-config \
  && rm -rf /var/lib/apt/lists/*
@@ -16,9 +16,11 @@ COPY src src
 COPY benches benches
 COPY tests tests
 COPY README.md LICENSE realign.example.toml ./
+
+FROM sources AS build
 RUN cargo build --release --locked --bin realign
 
-FROM build AS build-cuda
+FROM sources AS build-cuda
 ARG CAPABILITY=90
 RUN apt-get update \
  && apt-get install -y --no-install-recommends python3 python3-venv \
