@@ -70,11 +70,14 @@ fn rotation(test: &UnderTest) -> Result<()> {
     let table = RopeTable::new(&[0, 3, 11], &frequencies);
     let (x, g) = (Var::from_tensor(&random((3, 96))?)?, random((3, 96))?);
     let twin = ops::rope(Ops::Plain, &x, &table)?;
-    let angles = |pick: fn((&'_ [f32], &'_ [f32])) -> Vec<f32>| -> Result<Buffer> {
-        let all: Vec<f32> = (0..3).flat_map(|row| pick(table.row(row))).collect();
-        put(test, &Tensor::new(all, &Device::Cpu)?)
-    };
-    let (cosines, sines) = (angles(|row| row.0.to_vec())?, angles(|row| row.1.to_vec())?);
+    let (mut cosines, mut sines) = (Vec::new(), Vec::new());
+    for row in 0..3 {
+        let (c, s) = table.row(row);
+        cosines.extend_from_slice(c);
+        sines.extend_from_slice(s);
+    }
+    let values = |v: Vec<f32>| -> Result<Buffer> { put(test, &Tensor::new(v, &Device::Cpu)?) };
+    let (cosines, sines) = (values(cosines)?, values(sines)?);
     for (direction, input, expected) in [
         (1.0, x.as_tensor(), twin.clone()),
         (-1.0, &g, gradient(&twin, &g, &x)?),
