@@ -68,8 +68,8 @@ fn load(path: &Path) -> Emulate {
     }
 }
 
-/// A device whose kernels run on this processor, threads in ascending order for seed 0 and in a
-/// shuffled one for others.
+/// A device whose kernels run on this processor, threads in step for seed 0; for others, warps run
+/// ahead of each other in an order that the seed gives.
 #[derive(Clone, Copy)]
 pub struct Emulator {
     emulate: Emulate,

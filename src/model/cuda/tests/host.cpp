@@ -2,9 +2,9 @@
 //
 // Every CUDA thread of a block is a fibre; blocks run one after the other. A fibre runs until it needs
 // the others: at a barrier of its block, or at a shuffle, where it waits for the threads of its warp.
-// Within a round, fibres run in ascending or in a shuffled order, so that a result that depends on a
-// barrier that is not there comes out differently (`seed`). Shared memory keeps what the block before
-// left in it.
+// Every kernel runs with all threads in step, and with warps in a shuffled order that run ahead of each
+// other as far as barriers let them (`seed`), so that a result that depends on a barrier that is not
+// there comes out differently. Shared memory keeps what the block before left in it.
 //
 // The build appends the kernels' sources (see emulator.rs).
 
@@ -215,38 +215,57 @@ static bool all_in(size_t first, size_t last, State state) {
     return any;
 }
 
-// Runs the block to its end. False if threads wait for what cannot come.
-static bool run_block(bool shuffled) {
-    std::vector<size_t> order(fibres.size());
-    for (size_t i = 0; i < order.size(); i++) order[i] = i;
-    std::vector<char> runnable(fibres.size(), 1);
+static std::vector<char> runnable;
+
+static void shuffle_order(std::vector<size_t>& order) {
+    for (size_t i = order.size(); i > 1; i--) std::swap(order[i - 1], order[random_below(i)]);
+}
+
+// Runs those of `order` that can, each until it waits or ends.
+static void run_once(const std::vector<size_t>& order) {
+    for (size_t i : order) {
+        if (!runnable[i] || fibres[i].state == DONE) continue;
+        runnable[i] = 0;
+        run_fibre(fibres[i]);
+    }
+}
+
+// Lets a warp go on whose living threads have all met at a shuffle.
+static bool release_shuffle(size_t first, size_t last) {
+    if (!all_in(first, last, AT_SHUFFLE)) return false;
+    std::fill(runnable.begin() + first, runnable.begin() + last, 1);
+    return true;
+}
+
+// Runs the block to its end. False if threads wait for what cannot come. In order, all threads go on
+// together from wait to wait. Skewed, warps in a shuffled order each run as far as they can alone, so
+// that one is a whole barrier ahead of the others: what it reads of theirs without one is not there.
+static bool run_block(bool skewed) {
+    size_t count = fibres.size();
+    runnable.assign(count, 1);
+    std::vector<size_t> all(count), warps((count + 31) / 32);
+    for (size_t i = 0; i < count; i++) all[i] = i;
+    for (size_t w = 0; w < warps.size(); w++) warps[w] = w;
     for (;;) {
-        if (shuffled)
-            for (size_t i = order.size(); i > 1; i--) std::swap(order[i - 1], order[random_below(i)]);
-        bool ran = false;
-        for (size_t i : order) {
-            if (!runnable[i] || fibres[i].state == DONE) continue;
-            runnable[i] = 0;
-            run_fibre(fibres[i]);
-            ran = true;
-        }
-        bool all_done = true;
-        for (Fibre& f : fibres) all_done = all_done && f.state == DONE;
-        if (all_done) return true;
-        // A warp's shuffle asks for its living threads, a barrier for the block's.
-        if (all_in(0, fibres.size(), AT_BARRIER)) {
-            std::fill(runnable.begin(), runnable.end(), 1);
-            continue;
-        }
         bool released = false;
-        for (size_t first = 0; first < fibres.size(); first += 32) {
-            size_t last = std::min(first + 32, fibres.size());
-            if (!all_in(first, last, AT_SHUFFLE)) continue;
-            std::fill(runnable.begin() + first, runnable.begin() + last, 1);
-            released = true;
+        if (skewed) shuffle_order(warps);
+        if (!skewed) run_once(all);
+        for (size_t w : warps) {
+            size_t first = 32 * w, last = std::min(first + 32, count);
+            if (!skewed) {
+                released = release_shuffle(first, last) || released;
+                continue;
+            }
+            std::vector<size_t> own(all.begin() + first, all.begin() + last);
+            do {
+                shuffle_order(own);
+                run_once(own);
+            } while (release_shuffle(first, last));
         }
-        if (!released && !ran) return false;
-        if (!released) return false;
+        if (released) continue;
+        if (std::all_of(fibres.begin(), fibres.end(), [](const Fibre& f) { return f.state == DONE; })) return true;
+        if (!all_in(0, count, AT_BARRIER)) return false;
+        std::fill(runnable.begin(), runnable.end(), 1);
     }
 }
 

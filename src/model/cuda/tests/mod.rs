@@ -1,5 +1,6 @@
-//! The kernels and the executor on every device that is at hand: the emulator always, in two orders
-//! of threads, and a GPU with the feature `cuda` and REALIGN_GPU_TESTS=1 (scripts/gpu-check.sh).
+//! The kernels and the executor on every device that is at hand: the emulator always, with threads in
+//! step and with warps that run ahead of each other, and a GPU with the feature `cuda` and
+//! REALIGN_GPU_TESTS=1 (scripts/gpu-check.sh).
 
 mod attention;
 pub(crate) mod emulator;
@@ -24,7 +25,7 @@ pub(crate) struct UnderTest {
 
 /// Every device at hand.
 pub(crate) fn devices() -> Vec<UnderTest> {
-    let emulators = [("ascending threads", 0), ("shuffled threads", 7)];
+    let emulators = [("threads in step", 0), ("skewed warps", 7)];
     let emulated = emulators.into_iter().filter_map(|(name, seed)| {
         let gpu = Emulator::new(seed)?;
         Some(UnderTest {
