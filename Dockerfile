@@ -2,9 +2,11 @@
 # Run:   docker compose -f deploy/docker-compose.yml up, or see docs/operating.md
 #
 # The image runs as user 10001 and writes to /data/adapters, /data/state and /tmp alone, so the root
-# file system can be read-only. It computes on the CPU; there is no other backend yet.
+# file system can be read-only. It computes on the CPU; the target `cuda` on an NVIDIA GPU:
+#   docker build -t realign:cuda --target cuda --build-arg CAPABILITY=90 .
+#   docker run --gpus all …
 
-FROM rust:1-slim-bookworm AS build
+FROM rust:1-slim-bookworm AS sources
 RUN apt-get update \
  && apt-get install -y --no-install-recommends build-essential pkg-config \
  && rm -rf /var/lib/apt/lists/*
@@ -14,15 +16,35 @@ COPY src src
 COPY benches benches
 COPY tests tests
 COPY README.md LICENSE realign.example.toml ./
+
+FROM sources AS build
 RUN cargo build --release --locked --bin realign
 
-FROM debian:bookworm-slim AS cpu
+FROM sources AS build-cuda
+ARG CAPABILITY=90
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends python3 python3-venv \
+ && rm -rf /var/lib/apt/lists/*
+COPY scripts scripts
+RUN scripts/build-cuda.sh "$CAPABILITY" && install -D target/release/realign /out/realign
+
+# The libraries that the program looks for when it starts, as Python wheels; the driver's own,
+# libcuda, comes from the host.
+FROM debian:bookworm-slim AS cuda-libraries
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends python3 python3-venv \
+ && rm -rf /var/lib/apt/lists/* \
+ && python3 -m venv /venv \
+ && /venv/bin/pip install --no-cache-dir --only-binary=:all: 'cuda-toolkit[nvrtc,cublas,curand]==13.0.2' \
+ && install -d /libraries \
+ && find /venv -path '*/nvidia/*/lib/*.so*' -exec cp -P {} /libraries/ ';'
+
+FROM debian:bookworm-slim AS runtime
 RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates curl \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --system --uid 10001 --home-dir /data --shell /usr/sbin/nologin realign \
  && install -d -o realign -g realign /data /data/models /data/policies /data/preferences /data/adapters /data/state
-COPY --from=build /src/target/release/realign /usr/local/bin/realign
 # Inside a container, loopback would be out of reach.
 ENV REALIGN_SERVER__HOST=0.0.0.0
 USER 10001:10001
@@ -33,3 +55,12 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=60s CMD curl -fsS http://
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["realign"]
 CMD ["serve"]
+
+FROM runtime AS cuda
+COPY --from=cuda-libraries /libraries /usr/local/lib/cuda
+COPY --from=build-cuda /out/realign /usr/local/bin/realign
+ENV CUDA_LIB_DIRS=/usr/local/lib/cuda LD_LIBRARY_PATH=/usr/local/lib/cuda NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+# The last target is what a build without --target makes.
+FROM runtime AS cpu
+COPY --from=build /src/target/release/realign /usr/local/bin/realign

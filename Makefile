@@ -4,7 +4,7 @@ PYTHON ?= python3
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo build test test-openai test-schema lint bench model model-gemma venv prometheus page
+.PHONY: help demo build cuda kernels check-cuda test test-openai test-schema lint bench model model-gemma venv prometheus page
 .DEFAULT_GOAL := help
 
 help:   ## List the targets
@@ -15,6 +15,15 @@ demo: build model  ## Serve the example, drop a policy in, compare answers befor
 
 build: ## Build the release binary
 	$(CARGO) build --release --locked
+
+cuda: ## Build for CUDA with packages alone; CAPABILITY=80|86|89|90 [90]
+	scripts/build-cuda.sh $(or $(CAPABILITY),90)
+
+kernels: ## Compile our own CUDA kernels to PTX and assemble them for every architecture; no GPU
+	scripts/check-kernels.py "$$(scripts/cuda/toolkit.sh)"
+
+check-cuda: ## Lint the cuda feature with a stand-in nvcc: compiles no kernel, needs no CUDA
+	scripts/check-cuda.sh clippy
 
 model: ## Fetch the default model into models/ (98 MB, checked)
 	$(PYTHON) scripts/fetch-model.py

@@ -1,6 +1,7 @@
 //! Putting the parts together: model, engine, generations, control loop, HTTP.
 
 mod listen;
+mod memory;
 mod operations;
 mod signals;
 pub mod tls;
@@ -11,7 +12,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use candle_core::Device;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
@@ -22,7 +22,7 @@ use crate::config::keys::KeyFileError;
 use crate::config::{Config, ConfigError};
 use crate::control::{Control, ControlError, Parts, initial_generation, load_generation, recipe};
 use crate::engine::{self, EngineConfig, EngineError, EngineHandle};
-use crate::model::{LoadedModel, ModelError};
+use crate::model::{DeviceError, LoadedModel, ModelError, device};
 use crate::state::{StateDb, StateError};
 use crate::telemetry::compliance::DecisionLogError;
 use crate::train::choices::ModelSize;
@@ -43,6 +43,12 @@ pub enum ServerError {
     /// The model is unusable.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The device that was asked for does not compute.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The device has no room for what is configured.
+    #[error(transparent)]
+    Memory(#[from] crate::model::plan::TooLarge),
     /// The engine did not start.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -105,9 +111,11 @@ impl Server {
         let telemetry = Arc::new(telemetry(&config)?);
         let db = Arc::new(StateDb::open(&config.paths.database())?);
         let store = Arc::new(AdapterStore::open(&config.paths.adapters)?);
+        let device = device::open(config.engine.device)?;
+        memory::check(&config, &device)?;
         let started = Instant::now();
         tracing::info!(model = config.model, "loading the model");
-        let loaded = LoadedModel::load(&config.model, &Device::Cpu)?;
+        let loaded = LoadedModel::load(&config.model, &device)?;
         tracing::info!(
             base = &loaded.base_hash[..8],
             layers = loaded.model.spec.layers,

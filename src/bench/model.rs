@@ -11,13 +11,26 @@ use crate::adapter::generation::{Generation, GenerationId};
 use crate::adapter::{Registry, base_id};
 use crate::engine::request::{GenerateEvent, GenerateRequest, SamplingParams};
 use crate::engine::{self, EngineConfig, EngineHandle};
-use crate::model::{LoadedModel, LoraPair, LoraSite, LoraWeights, Model, ModelSpec, Projection};
+use crate::model::{
+    LoadedModel, LoraPair, LoraSite, LoraWeights, Model, ModelSpec, Projection, Tokenizer,
+};
 
 /// One run of one case.
 #[derive(Clone, Copy, Debug)]
 struct Run {
     rate: f64,
     gap: Option<f64>,
+}
+
+/// What is measured.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// Weights and shapes.
+    pub model: Arc<Model>,
+    /// Text to ids and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// 64 hex digits.
+    pub base_hash: String,
 }
 
 /// An engine with the generations that the cases need.
@@ -42,8 +55,25 @@ impl ModelBench {
         config: EngineConfig,
         options: Options,
     ) -> Result<Self, BenchError> {
-        let spec = &loaded.model.spec;
-        let base_hash = loaded.base_hash.to_string();
+        let subject = Subject {
+            model: loaded.model.clone(),
+            tokenizer: loaded.tokenizer.clone(),
+            base_hash: loaded.base_hash.to_string(),
+        };
+        Self::start_on(&subject, config, options)
+    }
+
+    /// [`ModelBench::start`] on a model that comes from no file.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_on(
+        subject: &Subject,
+        config: EngineConfig,
+        options: Options,
+    ) -> Result<Self, BenchError> {
+        let spec = &subject.model.spec;
+        let base_hash = subject.base_hash.clone();
         let generation = |adapter: Option<LoraWeights>, id: GenerationId| {
             Arc::new(Generation {
                 id,
@@ -53,9 +83,10 @@ impl ModelBench {
             })
         };
         let base = generation(None, base_id(&base_hash));
-        let adapter = random_adapter(spec, options.rank.max(1))?;
+        let adapter = random_adapter(spec, options.rank.max(1), &subject.model.device)?;
+        subject.model.stage(&adapter)?;
         let adapted = generation(Some(adapter), GenerationId("bench0000000".into()));
-        let engine = engine::start(loaded.model.clone(), loaded.tokenizer.clone(), config)?;
+        let engine = engine::start(subject.model.clone(), subject.tokenizer.clone(), config)?;
         let longest = options.prompt_tokens.max(options.generate_tokens) + 33;
         if longest > engine.max_model_len() || options.prompt_tokens == 0 {
             let limit = engine.max_model_len();
@@ -66,7 +97,7 @@ impl ModelBench {
             )));
         }
         Ok(Self {
-            model: loaded.model.clone(),
+            model: subject.model.clone(),
             registry: Registry::new(base.clone(), 4),
             options,
             engine,
@@ -81,8 +112,23 @@ impl ModelBench {
     ///
     /// # Errors
     /// [`BenchError::Sequence`].
-    pub fn run(&mut self, mut progress: impl FnMut(&str)) -> Result<Vec<Row>, BenchError> {
-        let cases = self.cases();
+    pub fn run(&mut self, progress: impl FnMut(&str)) -> Result<Vec<Row>, BenchError> {
+        self.run_some(false, progress)
+    }
+
+    /// [`ModelBench::run`], or only its cases of several streams.
+    ///
+    /// # Errors
+    /// [`BenchError::Sequence`].
+    pub fn run_some(
+        &mut self,
+        batches_only: bool,
+        mut progress: impl FnMut(&str),
+    ) -> Result<Vec<Row>, BenchError> {
+        let mut cases = self.cases();
+        if batches_only {
+            cases.retain(|case| matches!(case, Case::Batch(_)));
+        }
         let mut runs = vec![Vec::new(); cases.len()];
         self.once(Case::Decode(Mix::Base))?; // Caches and clocks warm up unmeasured.
         for repetition in 0..self.options.repetitions.max(1) {
@@ -350,12 +396,16 @@ fn waits(times: &[Instant]) -> impl Iterator<Item = f64> {
 }
 
 /// An adapter on q and v of every layer whose factors are small and not zero.
-fn random_adapter(spec: &ModelSpec, rank: usize) -> candle_core::Result<LoraWeights> {
+fn random_adapter(
+    spec: &ModelSpec,
+    rank: usize,
+    device: &Device,
+) -> candle_core::Result<LoraWeights> {
     let mut weights = LoraWeights::default();
     for layer in 0..spec.layers {
         for projection in [Projection::Q, Projection::V] {
             let (inner, out) = spec.projection_shape(projection);
-            let random = |shape| Tensor::randn(0f32, 0.01, shape, &Device::Cpu);
+            let random = |shape| Tensor::randn(0f32, 0.01, shape, device);
             let pair = LoraPair {
                 a: random((rank, inner))?,
                 b: random((out, rank))?,

@@ -5,17 +5,17 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use candle_core::Device;
 use serde_json::json;
 
-use super::{CliError, EXIT_OK, GlobalArgs};
+use super::{CliError, EXIT_OK, GlobalArgs, bench_shape};
 use crate::bench::learning::LearningCase;
 use crate::bench::load::{Load, LoadReport};
 use crate::bench::model::ModelBench;
 use crate::bench::{BenchError, Options, Row, Samples};
+use crate::config::Config;
 use crate::engine::EngineConfig;
 use crate::evaluation::memory;
-use crate::model::LoadedModel;
+use crate::model::{LoadedModel, device};
 
 /// How long a server may take to load its model.
 const START: Duration = Duration::from_secs(120);
@@ -49,6 +49,18 @@ pub struct BenchArgs {
     /// Seconds of the case that swaps generations every second; 0 leaves it out
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     pub swap_seconds: u64,
+    /// Measure a model of these shapes with random weights instead of one from a file: qwen2.5-7b,
+    /// gemma-2-9b, llama-3.1-8b, or tiny to try the command
+    #[arg(long, value_name = "SHAPE", conflicts_with_all = ["url", "serve"])]
+    pub shape: Option<String>,
+    /// Streams of the batch cases with --shape
+    #[arg(
+        long,
+        value_name = "N,N,…",
+        value_delimiter = ',',
+        default_value = "8,32"
+    )]
+    pub shape_streams: Vec<usize>,
     /// CPU threads [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -114,7 +126,8 @@ fn learning(
     global: &GlobalArgs,
     out: &mut dyn Write,
 ) -> Result<(), CliError> {
-    let loaded = LoadedModel::load(&global.resolve()?.model, &Device::Cpu)?;
+    let resolved = global.resolve()?;
+    let loaded = LoadedModel::load(&resolved.model, &device::open(resolved.engine.device)?)?;
     memory::reset_peak();
     let model = loaded.model.learnable().map_err(BenchError::Adapter)?;
     let mut figures = crate::bench::learning::run(&model, case, args.repetitions.into())?;
@@ -124,8 +137,12 @@ fn learning(
 }
 
 fn in_process(args: &BenchArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<(), CliError> {
-    let source = global.resolve()?.model;
-    let loaded = LoadedModel::load(&source, &Device::Cpu)?;
+    let resolved = global.resolve()?;
+    if let Some(name) = &args.shape {
+        return with_shape(name, args, (&resolved, global.json), out);
+    }
+    let device = device::open(resolved.engine.device)?;
+    let loaded = LoadedModel::load(&resolved.model, &device)?;
     let default = EngineConfig::default();
     let config = EngineConfig {
         threads: args.threads.unwrap_or(default.threads),
@@ -151,7 +168,23 @@ fn in_process(args: &BenchArgs, global: &GlobalArgs, out: &mut dyn Write) -> Res
     Ok(rows.iter().try_for_each(|row| write_row(row, out))?)
 }
 
-fn write_row(row: &Row, out: &mut dyn Write) -> std::io::Result<()> {
+fn with_shape(
+    name: &str,
+    args: &BenchArgs,
+    (config, as_json): (&Config, bool),
+    out: &mut dyn Write,
+) -> Result<(), CliError> {
+    let device = device::open(config.engine.device)?;
+    let progress = Progress::new(as_json);
+    let report = bench_shape::run(name, (args, &device), &|what| progress.say(what))?;
+    progress.clear();
+    if as_json {
+        return Ok(writeln!(out, "{}", serde_json::to_string(&report)?)?);
+    }
+    Ok(bench_shape::write(&report, out)?)
+}
+
+pub(super) fn write_row(row: &Row, out: &mut dyn Write) -> std::io::Result<()> {
     let rate = &row.tokens_per_second;
     write!(
         out,
@@ -348,6 +381,8 @@ mod tests {
             rank: 2,
             swap_seconds: 1,
             threads: None,
+            shape: None,
+            shape_streams: vec![8],
             serve: false,
             url: None,
             api_key: None,
@@ -372,6 +407,45 @@ mod tests {
         }
         let compared = rows.iter().filter(|r| r["ratio"].is_array());
         assert_eq!(compared.count(), 4);
+    }
+
+    #[test]
+    fn a_shape_is_measured_without_any_file() {
+        let arguments = [
+            "bench",
+            "--shape",
+            "tiny",
+            "--prompt-tokens",
+            "8",
+            "--generate-tokens",
+            "4",
+            "--repetitions",
+            "1",
+            "--rank",
+            "2",
+            "--shape-streams",
+            "2,3",
+        ];
+        let mut command = <BenchArgs as clap::Args>::augment_args(clap::Command::new("bench"));
+        let matches = command.try_get_matches_from_mut(arguments).unwrap();
+        let mut args = <BenchArgs as clap::FromArgMatches>::from_arg_matches(&matches).unwrap();
+        let global = GlobalArgs {
+            json: true,
+            device: Some("cpu".into()),
+            ..GlobalArgs::default()
+        };
+        let mut out = Vec::new();
+        assert_eq!(run(&args, &global, &mut out).unwrap(), EXIT_OK);
+        let report: Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(report["rows"].as_array().unwrap().len(), 9, "{report}");
+        let trained = &report["training"]["tokens_per_second"][0];
+        assert!(trained.as_f64().unwrap() > 0.0, "{report}");
+        args.shape = Some("gpt".into());
+        let error = run(&args, &global, &mut out).unwrap_err().to_string();
+        assert!(
+            error.contains("qwen2.5-7b") && error.contains("tiny"),
+            "{error}"
+        );
     }
 
     #[test]

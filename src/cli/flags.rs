@@ -48,6 +48,7 @@ impl ServeArgs {
             max_model_len: self.max_model_len,
             kv_cache_mb: self.kv_cache_mb,
             threads: self.threads,
+            device: global.device.clone(),
             ..RawEngine::default()
         });
         Config::resolve(load(global.config.as_deref(), &flags)?)

@@ -2,6 +2,7 @@
 
 pub mod adapters;
 pub mod bench;
+mod bench_shape;
 pub mod eval;
 mod flags;
 pub mod keys;
@@ -23,7 +24,7 @@ use clap::{Parser, Subcommand};
 
 pub use flags::ServeArgs;
 
-use crate::config::{Config, ConfigError, RawConfig, RawPaths, load};
+use crate::config::{Config, ConfigError, RawConfig, RawEngine, RawPaths, load};
 
 /// Exit code of a command that did what it should.
 pub const EXIT_OK: u8 = 0;
@@ -68,6 +69,9 @@ pub enum CliError {
     /// The model is not usable.
     #[error(transparent)]
     Model(#[from] crate::model::ModelError),
+    /// The device that was asked for does not compute.
+    #[error(transparent)]
+    Device(#[from] crate::model::DeviceError),
     /// A running server did not do what it was asked.
     #[error(transparent)]
     Remote(#[from] remote::RemoteError),
@@ -135,6 +139,9 @@ pub struct GlobalArgs {
     /// Model: a .gguf file, a directory of safetensors, or hf:<owner>/<name>
     #[arg(long, global = true, value_name = "MODEL")]
     pub model: Option<String>,
+    /// What computes: auto, cpu or cuda:N [default: auto, a CUDA device if one answers]
+    #[arg(long, global = true, value_name = "DEVICE")]
+    pub device: Option<String>,
     /// Directory of policy files [default: policies]
     #[arg(long, global = true, value_name = "DIR")]
     pub policies: Option<PathBuf>,
@@ -161,6 +168,10 @@ impl GlobalArgs {
         RawConfig {
             model: self.model.clone(),
             paths: Some(paths),
+            engine: Some(RawEngine {
+                device: self.device.clone(),
+                ..RawEngine::default()
+            }),
             ..RawConfig::default()
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::CliError;
 use crate::config::Config;
-use crate::model::LoadedModel;
+use crate::model::{LoadedModel, device};
 use crate::oracle::{
     FeatureSource, HiddenStates, MemoryScoreCache, ScoreCache, Services, needs_services,
 };
@@ -31,7 +31,7 @@ pub(super) fn services(config: &Config, set: &PolicySet) -> Result<Services, Cli
 
 /// Hidden states of the configured model.
 pub(super) fn features(config: &Config) -> Result<Arc<dyn FeatureSource>, CliError> {
-    let loaded = LoadedModel::load(&config.model, &candle_core::Device::Cpu)?;
+    let loaded = LoadedModel::load(&config.model, &device::open(config.engine.device)?)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = config.engine.threads.unwrap_or(cores);
     Ok(Arc::new(HiddenStates::new(loaded, threads)?))

@@ -21,6 +21,7 @@ pub use raw::{
 };
 pub use server::{LimitsConfig, ServerConfig, TlsFiles};
 
+use crate::model::DeviceChoice;
 use crate::model::lora::Projection;
 
 /// The file read when none is named.
@@ -78,6 +79,8 @@ pub struct Config {
 /// Bounds of the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineConfig {
+    /// What computes.
+    pub device: DeviceChoice,
     /// Most tokens of prompt and completion; `None` is the model's own limit.
     pub max_model_len: Option<usize>,
     /// Most sequences in a batch.
@@ -160,7 +163,18 @@ impl Config {
 
 fn resolve_engine(raw: RawEngine) -> Result<EngineConfig, ConfigError> {
     let one = |key, value| at_least(1, key, value, "at least 1");
+    let device = raw
+        .device
+        .unwrap_or_else(|| DeviceChoice::default().to_string());
+    let device = device
+        .parse::<DeviceChoice>()
+        .map_err(|allowed| ConfigError::Value {
+            key: "engine.device",
+            value: format!("{device:?}"),
+            allowed,
+        })?;
     Ok(EngineConfig {
+        device,
         max_model_len: raw
             .max_model_len
             .map(|n| at_least(16, "engine.max_model_len", n, "at least 16"))

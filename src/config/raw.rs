@@ -115,6 +115,8 @@ section! {
 section! {
     /// Bounds of the engine.
     RawEngine {
+        /// What computes: `auto`, `cpu` or `cuda:N`.
+        device: String,
         /// Most tokens of prompt and completion together; defaults to the model's own limit.
         max_model_len: usize,
         /// Most sequences in a batch.

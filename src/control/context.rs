@@ -271,12 +271,13 @@ pub fn load_generation(
     let stored = store.load(id, &base_hash)?;
     let spec = &loaded.model.spec;
     validate(&stored.weights, &|site| spec.site_shape(site))?;
-    loaded.model.stage(&stored.weights)?;
+    let weights = stored.weights.to_device(&loaded.model.device)?;
+    loaded.model.stage(&weights)?;
     Ok(Generation {
         id: id.clone(),
         base_hash,
         policy_revision: stored.manifest.policy_revision,
-        adapter: Some(Arc::new(stored.weights)),
+        adapter: Some(Arc::new(weights)),
     })
 }
 

@@ -106,8 +106,7 @@ pub fn start(
     config: EngineConfig,
 ) -> Result<EngineHandle, EngineError> {
     let (spec, limit) = (&model.spec, model.spec.max_position);
-    let width = spec.kv_heads * spec.head_dim;
-    let block = PagedKv::bytes_per_block(spec.layers, width, BLOCK_SIZE);
+    let block = bytes_per_block(&model);
     let blocks = config.kv_cache_bytes / block;
     if blocks == 0 {
         return Err(EngineError::CacheTooSmall {
@@ -117,13 +116,42 @@ pub fn start(
     }
     let executor: Box<dyn Executor> = if model.is_packed() {
         Box::new(CpuExecutor::new(model, blocks, config.threads)?)
+    } else if model.device.is_cuda() {
+        cuda_executor(model, blocks)?
     } else {
+        let width = spec.kv_heads * spec.head_dim;
         let kv = PagedKv::new(spec.layers, width, blocks, BLOCK_SIZE, &model.device)?;
         Box::new(ModelExecutor::new(model, kv))
     };
     // After the cache: a size that was mistyped is refused there.
     let pool = BlockPool::new(blocks, BLOCK_SIZE);
     start_with(executor, pool, limit, tokenizer, config)
+}
+
+/// Bytes of keys and values per block, in the element type of the executor's cache.
+fn bytes_per_block(model: &Model) -> usize {
+    let (spec, width) = (&model.spec, model.spec.kv_heads * model.spec.head_dim);
+    let floats = PagedKv::bytes_per_block(spec.layers, width, BLOCK_SIZE);
+    // A CUDA device's cache has the weights' sixteen bits.
+    if model.device.is_cuda() {
+        floats / 2
+    } else {
+        floats
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_executor(model: Arc<Model>, blocks: usize) -> Result<Box<dyn Executor>, EngineError> {
+    let gpu = crate::model::cuda::CudaGpu::new(&model.device)?;
+    let executor = crate::model::cuda::CudaExecutor::new(gpu, model, blocks)?;
+    Ok(Box::new(executor))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_executor(_model: Arc<Model>, _blocks: usize) -> Result<Box<dyn Executor>, EngineError> {
+    // No device of that kind can be opened without the feature.
+    let error = candle_core::Error::NotCompiledWithCudaSupport;
+    Err(EngineError::Allocate(error))
 }
 
 /// Starts the engine's thread on an executor whose cache has the pool's blocks; `limit` is the

@@ -52,7 +52,9 @@ impl Runner {
 
     /// Runs the chosen step; sequences that end leave the batch.
     pub fn execute(&mut self) {
-        self.layout.fill(&mut self.scheduler.running, &self.shares);
+        let draws = self.executor.draws();
+        let running = &mut self.scheduler.running;
+        self.layout.fill(running, &self.shares, draws);
         match self.executor.forward(&self.layout, &mut self.logits) {
             Ok(()) => self.advance(),
             Err(error) => {
@@ -67,8 +69,14 @@ impl Runner {
         self.scheduler.mark_computed(&self.shares);
         for (output, &index) in self.layout.owners.iter().enumerate() {
             let sequence = &mut self.scheduler.running[index];
-            let logits = self.logits.row(output);
-            if sequence.advance(logits, &self.tokenizer, &mut self.scratch) {
+            let ended = match self.logits.token(output) {
+                Some(id) => sequence.advance_with(id, &self.tokenizer),
+                None => {
+                    let logits = self.logits.row(output);
+                    sequence.advance(logits, &self.tokenizer, &mut self.scratch)
+                }
+            };
+            if ended {
                 self.ended.push(index);
             }
         }

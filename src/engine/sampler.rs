@@ -4,6 +4,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::request::SamplingParams;
+use crate::model::DrawRequest;
 use crate::model::ops::logsumexp;
 
 /// One sequence's sampler: its own random stream, so batch mates cannot change its text.
@@ -41,6 +42,19 @@ impl Sampler {
     #[cfg(test)]
     pub fn seed(&self) -> u64 {
         self.params.seed
+    }
+
+    /// How the next token is to be drawn, for whoever holds its logits. Takes as much of the random
+    /// stream as [`Sampler::draw`] does.
+    pub fn request(&mut self) -> DrawRequest {
+        let greedy = self.params.temperature <= 0.0;
+        DrawRequest {
+            uniform: if greedy { 0.0 } else { self.rng.random() },
+            temperature: self.params.temperature,
+            top_p: self.params.top_p,
+            min_p: self.params.min_p,
+            top_k: self.params.top_k,
+        }
     }
 
     /// Draws a token id. Ties go to the lower id.

@@ -11,7 +11,7 @@ use super::sampler::{Sampler, Scratch, logprobs};
 use super::shaper::Shaper;
 use super::stop::{StopMatcher, StopOutcome};
 use crate::adapter::generation::Generation;
-use crate::model::{StreamDecoder, Tokenizer};
+use crate::model::{DrawRequest, StreamDecoder, Tokenizer};
 
 /// A sequence: its tokens, how far they are in the cache, and where its events go.
 #[derive(Debug)]
@@ -97,6 +97,29 @@ impl Sequence {
             self.finish(FinishReason::Grammar, false);
             return true;
         };
+        self.proceed((id, complete), logits, tokenizer)
+    }
+
+    /// How the next token is to be drawn where its logits are; `None` if the host has to see them.
+    /// Asked once per token: it takes a number of the sequence's random stream.
+    pub fn draw_request(&mut self) -> Option<DrawRequest> {
+        let plain = self.top_logprobs.is_none() && self.shaper.changes_nothing();
+        plain.then(|| self.sampler.request())
+    }
+
+    /// [`Sequence::advance`] by a token that was drawn as [`Sequence::draw_request`] said.
+    pub fn advance_with(&mut self, id: u32, tokenizer: &Tokenizer) -> bool {
+        self.proceed((id, false), &[], tokenizer)
+    }
+
+    /// Takes a token in, and whether the grammar is complete with it. `logits` are looked at only
+    /// if log-probabilities were asked for.
+    fn proceed(
+        &mut self,
+        (id, complete): (u32, bool),
+        logits: &[f32],
+        tokenizer: &Tokenizer,
+    ) -> bool {
         self.tokens.push(id);
         let generated = self.tokens.len() - self.prompt;
         let at_end = !self.ignore_eos && tokenizer.end_of_generation_ids().contains(&id);

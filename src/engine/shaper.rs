@@ -34,6 +34,14 @@ impl Shaper {
         }
     }
 
+    /// Whether the model's own logits are drawn from, now and for every token to come.
+    pub fn changes_nothing(&self) -> bool {
+        self.bias.is_empty()
+            && self.walk.is_none()
+            && self.presence_penalty == 0.0
+            && self.frequency_penalty == 0.0
+    }
+
     /// The logits to draw from: the model's own if nothing changes them, else a changed copy in
     /// `buffer`.
     ///

@@ -11,8 +11,8 @@ use candle_core::{CpuStorage, Result, Storage, Tensor};
 use super::scheduler::Share;
 use super::sequence::Sequence;
 use crate::model::{
-    AdapterRows, AdapterSpan, Attention, Batch, CpuExecutor, Model, Ops, PagedKv, PagedSequence,
-    Step,
+    AdapterRows, AdapterSpan, Attention, Batch, CpuExecutor, DrawRequest, Model, Ops, PagedKv,
+    PagedSequence, Step,
 };
 
 /// The rows of a step, sequences of one generation side by side. Refilled for every step, so that
@@ -32,6 +32,9 @@ pub struct Layout {
     pub outputs: Vec<u32>,
     /// For each output, its sequence's index in the running batch.
     pub owners: Vec<usize>,
+    /// For each output, how its token is to be drawn where the executor does that; `None` where the
+    /// host has to see its logits.
+    pub draws: Vec<Option<DrawRequest>>,
     /// The shares in the rows' order.
     order: Vec<Share>,
     /// `sequences` while it is collected.
@@ -47,6 +50,7 @@ impl Default for Layout {
             adapters: Vec::new(),
             outputs: Vec::new(),
             owners: Vec::new(),
+            draws: Vec::new(),
             order: Vec::new(),
             parts: Vec::new(),
         }
@@ -54,8 +58,8 @@ impl Default for Layout {
 }
 
 impl Layout {
-    /// Lays out a step's shares.
-    pub fn fill(&mut self, running: &mut [Sequence], shares: &[Share]) {
+    /// Lays out a step's shares. `draws` if the executor draws tokens.
+    pub fn fill(&mut self, running: &mut [Sequence], shares: &[Share], draws: bool) {
         self.clear();
         self.order.extend_from_slice(shares);
         self.order.sort_unstable_by(|a, b| {
@@ -66,6 +70,10 @@ impl Layout {
             let share = self.order[i];
             self.push(&mut running[share.index], share);
         }
+        if draws {
+            let request = |owner: &usize| running[*owner].draw_request();
+            self.draws.extend(self.owners.iter().map(request));
+        }
         self.sequences = self.parts.drain(..).collect();
     }
 
@@ -75,6 +83,7 @@ impl Layout {
         self.adapters.clear();
         self.outputs.clear();
         self.owners.clear();
+        self.draws.clear();
         self.order.clear();
     }
 
@@ -115,6 +124,8 @@ impl Layout {
 pub struct Logits {
     values: Vec<f32>,
     vocab: usize,
+    /// Tokens that the executor has drawn itself.
+    tokens: Vec<Option<u32>>,
 }
 
 impl Logits {
@@ -122,6 +133,7 @@ impl Logits {
     /// holds is unspecified.
     pub fn prepare(&mut self, rows: usize, vocab: usize) -> &mut [f32] {
         self.vocab = vocab;
+        self.tokens.clear();
         self.values.resize(rows * vocab, 0.0);
         &mut self.values
     }
@@ -129,6 +141,11 @@ impl Logits {
     /// The logits of output `index`, (vocabulary).
     pub fn row(&self, index: usize) -> &[f32] {
         &self.values[index * self.vocab..(index + 1) * self.vocab]
+    }
+
+    /// The token that the executor drew for output `index`; its logits are unspecified then.
+    pub fn token(&self, index: usize) -> Option<u32> {
+        self.tokens.get(index).copied().flatten()
     }
 
     /// Takes over a tensor of shape (outputs, vocabulary), f32.
@@ -151,6 +168,11 @@ impl Logits {
 
 /// What computes a step.
 pub trait Executor: Send {
+    /// Whether it draws tokens itself, where the layout says how.
+    fn draws(&self) -> bool {
+        false
+    }
+
     /// Runs the layout's rows: writes their keys and values where their sequences keep them, and
     /// the logits of `layout.outputs`, in that order, to `logits` (nothing if there are none).
     /// A row's result must not depend on the other sequences of the batch.
@@ -208,6 +230,30 @@ impl Executor for ModelExecutor {
                 .model
                 .logits(self.ops, &hidden.index_select(&rows, 0)?)?,
         )
+    }
+}
+
+#[cfg(any(test, feature = "cuda"))]
+impl<G: crate::model::cuda::Gpu> Executor for crate::model::cuda::CudaExecutor<G> {
+    fn draws(&self) -> bool {
+        true
+    }
+
+    fn forward(&mut self, layout: &Layout, logits: &mut Logits) -> Result<()> {
+        let step = Step {
+            tokens: &layout.tokens,
+            positions: &layout.positions,
+            sequences: &layout.sequences,
+            adapters: &layout.adapters,
+            outputs: &layout.outputs,
+        };
+        logits.prepare(layout.outputs.len(), self.vocab_size());
+        let mut outputs = crate::model::cuda::Outputs {
+            draws: &layout.draws,
+            logits: &mut logits.values,
+            tokens: &mut logits.tokens,
+        };
+        crate::model::cuda::CudaExecutor::forward(self, &step, &mut outputs)
     }
 }
 

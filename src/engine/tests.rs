@@ -1,6 +1,8 @@
 //! Scheduling against a fake model that reads its whole context through the KV blocks: a wrong,
 //! stale or foreign block changes what it says.
 
+mod device;
+mod device_sampling;
 mod fairness;
 mod fake;
 mod load;

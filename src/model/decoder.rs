@@ -92,11 +92,29 @@ impl Model {
     /// The residual stream that enters layer `layer`: (rows, hidden). Layer 0's is the embedding.
     pub fn states_below(&self, batch: &Batch, layer: usize) -> Result<Tensor> {
         let ids = Tensor::new(batch.tokens, &self.device)?;
-        let mut embedded = self.embedding.rows(&ids)?;
+        // The residual stream is f32 whatever the weights are.
+        let mut embedded = self.embedding.rows(&ids)?.to_dtype(DType::F32)?;
         if let Some(scale) = self.spec.variant.embedding_scale {
             embedded = (embedded * scale)?;
         }
         self.run_layers(batch, embedded, 0..layer)
+    }
+
+    /// Hands the residual stream that enters each of `layers` (ascending; one beyond the last is
+    /// what leaves it), (rows, hidden), to `take`.
+    pub fn residuals(
+        &self,
+        batch: &Batch,
+        layers: &[usize],
+        mut take: impl FnMut(usize, &Tensor) -> Result<()>,
+    ) -> Result<()> {
+        let (mut x, mut below) = (self.states_below(batch, 0)?, 0);
+        for layer in layers {
+            x = self.run_layers(batch, x, below..*layer)?;
+            below = *layer;
+            take(*layer, &x)?;
+        }
+        Ok(())
     }
 
     /// [`Model::hidden`], continued from the residual stream that enters layer `layer`. Training
@@ -188,6 +206,11 @@ impl Model {
     pub fn stage(&self, adapter: &LoraWeights) -> Result<()> {
         if self.is_packed() {
             adapter.packed(self.adapter_dtype())?;
+        }
+        #[cfg(feature = "cuda")]
+        if let (true, Weight::Dense(table)) = (self.device.is_cuda(), &self.embedding) {
+            let element = super::cuda::Element::of(table.dtype())?;
+            adapter.on_device(&self.device, element)?;
         }
         Ok(())
     }

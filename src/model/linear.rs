@@ -17,7 +17,7 @@ pub enum Weight {
     Quantized(Arc<QTensor>),
     /// Laid out for the CPU executor, which is what multiplies with it.
     Packed(PackedWeight),
-    /// f32, with an exact product that sends gradients to its input.
+    /// Floats: f32 on the CPU, 16 bits on a CUDA device. The product sends gradients to its input.
     Dense(Tensor),
 }
 
@@ -31,7 +31,7 @@ impl Weight {
         }
     }
 
-    /// The same weight in f32.
+    /// The same weight as floats; those that are floats already stay as they are.
     pub fn dequantized(&self, device: &Device) -> Result<Weight> {
         Ok(Weight::Dense(match self {
             Weight::Quantized(q) => q.dequantize(device)?,
@@ -54,7 +54,7 @@ impl Weight {
         match self {
             Weight::Quantized(q) => q.storage_size_in_bytes(),
             Weight::Packed(p) => p.bytes(),
-            Weight::Dense(t) => t.elem_count() * size_of::<f32>(),
+            Weight::Dense(t) => t.elem_count() * t.dtype().size_in_bytes(),
         }
     }
 
@@ -126,6 +126,11 @@ impl Linear {
     pub fn pack(&mut self) -> Result<()> {
         self.weight = self.weight.packed()?;
         Ok(())
+    }
+
+    /// Puts the same weight in another form or place.
+    pub(super) fn set_weight(&mut self, weight: Weight) {
+        self.weight = weight;
     }
 
     /// The frozen weight.

@@ -53,7 +53,7 @@ fn weights(files: &ModelFiles, device: &Device) -> Result<Model> {
     let model = files.load(device)?;
     match device.is_cpu() {
         true => Ok(model.packed()?),
-        false => Ok(model),
+        false => Ok(model.stacked()?),
     }
 }
 

@@ -9,6 +9,8 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{DType, Result, Tensor};
 
 use super::cpu::PackedAdapter;
+#[cfg(any(test, feature = "cuda"))]
+use super::cuda::DeviceAdapter;
 
 /// The seven linear maps of a decoder layer that can carry an adapter, by their PEFT names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -95,13 +97,16 @@ pub struct LoraWeights {
     pub sites: BTreeMap<LoraSite, LoraPair>,
     /// As the CPU executor multiplies with them.
     packed: OnceLock<Arc<PackedAdapter>>,
+    /// As the CUDA executor reads them.
+    #[cfg(any(test, feature = "cuda"))]
+    on_device: OnceLock<Arc<DeviceAdapter>>,
 }
 
 impl From<BTreeMap<LoraSite, LoraPair>> for LoraWeights {
     fn from(sites: BTreeMap<LoraSite, LoraPair>) -> Self {
         Self {
             sites,
-            packed: OnceLock::new(),
+            ..Self::default()
         }
     }
 }
@@ -117,6 +122,40 @@ impl LoraWeights {
         }
         let packed = Arc::new(PackedAdapter::new(&self.sites, dtype)?);
         Ok(self.packed.get_or_init(|| packed).clone())
+    }
+
+    /// The same adapter with its factors on a device.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    pub fn to_device(&self, device: &candle_core::Device) -> Result<LoraWeights> {
+        let pair = |(site, pair): (&LoraSite, &LoraPair)| {
+            let moved = LoraPair {
+                a: pair.a.to_device(device)?,
+                b: pair.b.to_device(device)?,
+                scale: pair.scale,
+            };
+            Ok((*site, moved))
+        };
+        let sites: BTreeMap<_, _> = self.sites.iter().map(pair).collect::<Result<_>>()?;
+        Ok(sites.into())
+    }
+
+    /// The factors on a device, in the element type that was asked for first.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(super) fn on_device(
+        &self,
+        device: &candle_core::Device,
+        element: super::cuda::Element,
+    ) -> Result<Arc<DeviceAdapter>> {
+        if let Some(adapter) = self.on_device.get() {
+            return Ok(adapter.clone());
+        }
+        let adapter = Arc::new(DeviceAdapter::new(&self.sites, device, element)?);
+        Ok(self.on_device.get_or_init(|| adapter).clone())
     }
 
     /// The pair at a site, if that site is adapted.

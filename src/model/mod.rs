@@ -4,7 +4,11 @@
 pub mod chat;
 pub mod compute;
 pub mod cpu;
+#[cfg(any(test, feature = "cuda"))]
+pub mod cuda;
 pub mod decoder;
+pub mod device;
+pub mod draw;
 pub mod error;
 pub mod hub;
 pub mod linear;
@@ -12,9 +16,13 @@ pub mod loaded;
 pub mod lora;
 pub mod ops;
 pub mod packing;
+pub mod plan;
+pub mod random;
+pub mod shapes;
 mod shards;
 pub mod source;
 pub mod spec;
+mod stacked;
 #[cfg(test)]
 pub(crate) mod test_support;
 pub mod tokenizer;
@@ -24,6 +32,8 @@ pub use chat::{CallStyle, ChatMessage, ChatRole, ChatTemplate};
 pub use cpu::learn::{Differentiator, Dropout, Precision, SiteGradients, TokenLoss, be_polite};
 pub use cpu::{BLOCK_TOKENS, CpuExecutor, Step};
 pub use decoder::{Attention, Batch, Model};
+pub use device::{DeviceChoice, DeviceError};
+pub use draw::DrawRequest;
 pub use error::ModelError;
 pub use linear::{AdapterRows, AdapterSpan};
 pub use loaded::LoadedModel;

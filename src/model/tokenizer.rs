@@ -156,6 +156,20 @@ impl Tokenizer {
         Self::assemble(inner, conventions, &place)
     }
 
+    /// As [`Tokenizer::from_file`], from the text of a `tokenizer.json` with nothing beside it.
+    ///
+    /// # Errors
+    /// If the text cannot be parsed, or if the decoder is of an unsupported kind.
+    pub fn from_json(text: &str) -> Result<Self, TokenizerError> {
+        let inner =
+            text.parse::<tokenizers::Tokenizer>()
+                .map_err(|e| TokenizerError::Malformed {
+                    place: "tokenizer".into(),
+                    problem: e.to_string(),
+                })?;
+        Self::assemble(inner, Conventions::default(), "tokenizer")
+    }
+
     fn assemble(
         inner: tokenizers::Tokenizer,
         conventions: Conventions,

@@ -2,7 +2,10 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::model::{BLOCK_TOKENS, ChatMessage, CpuExecutor, LoadedModel, PagedSequence, Step};
+use crate::model::{
+    Attention, BLOCK_TOKENS, Batch, ChatMessage, CpuExecutor, LoadedModel, Ops, PagedSequence,
+    Segment, Step,
+};
 
 use super::features::{FeatureError, FeatureSource, Pooling, View};
 use crate::policy::Exchange;
@@ -15,11 +18,12 @@ const PROMPT_TOKENS: usize = 192;
 /// time grows with every token.
 const RESPONSE_TOKENS: usize = 160;
 
-/// The base model as a source of features, on the CPU.
+/// The base model as a source of features, on the model's device.
 pub struct HiddenStates {
     loaded: LoadedModel,
     layers: Vec<usize>,
-    executor: Mutex<CpuExecutor>,
+    /// `None` where the weights are not the CPU executor's: the shared decoder runs them then.
+    executor: Option<Mutex<CpuExecutor>>,
 }
 
 impl std::fmt::Debug for HiddenStates {
@@ -41,15 +45,50 @@ impl HiddenStates {
     /// Reads the base model's hidden states with `threads` threads.
     ///
     /// # Errors
-    /// If the model's weights are not packed for the CPU or no thread can be had.
+    /// If no thread can be had.
     pub fn new(loaded: LoadedModel, threads: usize) -> Result<Self, FeatureError> {
         let blocks = BATCH_ROWS.div_ceil(BLOCK_TOKENS) + BATCH_ROWS / 8;
-        let executor = CpuExecutor::new(loaded.model.clone(), blocks, threads)
-            .map_err(|error| FeatureError(error.to_string()))?;
+        let executor = match loaded.model.is_packed() {
+            true => Some(
+                CpuExecutor::new(loaded.model.clone(), blocks, threads)
+                    .map_err(|error| FeatureError(error.to_string()))?,
+            ),
+            false => None,
+        };
         Ok(Self {
             layers: candidate_layers(loaded.model.spec.layers),
-            executor: Mutex::new(executor),
+            executor: executor.map(Mutex::new),
             loaded,
+        })
+    }
+
+    /// Shows the residual stream where it enters each layer, (rows, hidden).
+    fn residuals(
+        &self,
+        step: &Step,
+        layers: &[usize],
+        mut show: impl FnMut(usize, &[f32]),
+    ) -> candle_core::Result<()> {
+        if let Some(executor) = &self.executor {
+            // A panic elsewhere leaves buffers that the next pass overwrites.
+            let mut executor = executor.lock().unwrap_or_else(PoisonError::into_inner);
+            return executor.residuals(step, layers, show);
+        }
+        let segment = |s: &PagedSequence| Segment {
+            start: s.start,
+            prompt: s.rows,
+            branches: Vec::new(),
+        };
+        let batch = Batch {
+            tokens: step.tokens,
+            positions: step.positions,
+            adapters: &[],
+            attention: Attention::Packed(step.sequences.iter().map(segment).collect()),
+            ops: Ops::for_device(&self.loaded.model.device),
+        };
+        self.loaded.model.residuals(&batch, layers, |layer, x| {
+            show(layer, &x.flatten_all()?.to_vec1::<f32>()?);
+            Ok(())
         })
     }
 
@@ -106,9 +145,7 @@ impl HiddenStates {
         layers.dedup();
         let width = self.loaded.model.spec.hidden_size;
         let mut out = vec![vec![Vec::new(); views.len()]; batch.len()];
-        // A panic elsewhere leaves buffers that the next pass overwrites.
-        let mut executor = self.executor.lock().unwrap_or_else(PoisonError::into_inner);
-        let pooled = executor.residuals(&step, &layers, |layer, x| {
+        let pooled = self.residuals(&step, &layers, |layer, x| {
             for (i, (rendered, sequence)) in batch.iter().zip(&sequences).enumerate() {
                 let rows = &x[sequence.start * width..(sequence.start + sequence.rows) * width];
                 for (slot, view) in views.iter().enumerate().filter(|(_, v)| v.layer == layer) {

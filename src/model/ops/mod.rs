@@ -11,6 +11,7 @@ mod frozen_linear;
 mod gated;
 mod kernels;
 pub mod matmul;
+mod mixed_linear;
 mod packed;
 mod paged;
 mod quantized_linear;

@@ -90,13 +90,19 @@ impl WeightFile {
         device: &Device,
     ) -> Result<Weight> {
         let Some(mut stored) = self.stored(name, device)? else {
-            let dense = self.dense(name, device)?;
+            let dense = self.floats(name, device)?;
             self.check(name, dense.dims(), &[out, inner])?;
-            return Ok(Weight::Dense(dense));
+            let dtype = matrix_dtype(dense.dtype(), device);
+            return Ok(Weight::Dense(dense.to_dtype(dtype)?));
         };
         self.check(name, stored.shape().dims(), &[out, inner])?;
         if let Some(heads) = heads {
             stored = unpermute(&stored, heads, device).map_err(|e| self.wrong(name, e))?;
+        }
+        if device.is_cuda() {
+            // The own kernels read 16-bit weights; a file's blocks are for the CPU's.
+            let dtype = matrix_dtype(DType::F32, device);
+            return Ok(Weight::Dense(stored.dequantize(device)?.to_dtype(dtype)?));
         }
         Ok(match stored.dtype() {
             GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => {
@@ -129,6 +135,11 @@ impl WeightFile {
     }
 
     fn dense(&self, name: &str, device: &Device) -> Result<Tensor> {
+        Ok(self.floats(name, device)?.to_dtype(DType::F32)?)
+    }
+
+    /// A tensor of a safetensors file in its own type.
+    fn floats(&self, name: &str, device: &Device) -> Result<Tensor> {
         let Source::Safetensors(tensors) = &self.source else {
             return Err(self.wrong(name, "not a safetensors file"));
         };
@@ -144,7 +155,7 @@ impl WeightFile {
                 ),
             ));
         }
-        Ok(tensor.to_dtype(DType::F32)?)
+        Ok(tensor)
     }
 
     fn check(&self, name: &str, got: &[usize], expected: &[usize]) -> Result<()> {
@@ -273,6 +284,15 @@ impl WeightFile {
             Projection::K if permuted => Some(spec.kv_heads),
             _ => None,
         }
+    }
+}
+
+/// The type in which a device keeps matrices that a file has in `stored`.
+fn matrix_dtype(stored: DType, device: &Device) -> DType {
+    match stored {
+        _ if device.is_cpu() => DType::F32,
+        DType::F16 => DType::F16,
+        _ => DType::BF16,
     }
 }
 

@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one command: the comparisons of our kernels and of the executor
+# with their plain twins, then benchmarks of three models' shapes with random weights. No network.
+#
+# usage: scripts/gpu-check.sh [OUT_DIR]            default: target/gpu-check
+#
+#   REALIGN_GPU_BINARY   the program, built by `make cuda` [target/release/realign]
+#   REALIGN_GPU_TESTBIN  the library's tests, built with the feature `cuda`; without it the
+#                        comparisons are left out, and the report says so
+#   REALIGN_GPU_SECONDS  when to begin nothing new [500]; the whole stays below nine minutes
+#   REALIGN_GPU_SHAPES   shapes to measure [qwen2.5-7b gemma-2-9b llama-3.1-8b]
+#   PYTHON               where PyTorch, transformers and PEFT are looked for [python3]
+#
+# Prints one table and writes OUT_DIR/gpu-check.json. Exit code 1 if a comparison failed.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+out=${1:-target/gpu-check}
+binary=${REALIGN_GPU_BINARY:-${CARGO_TARGET_DIR:-target}/release/realign}
+limit=${REALIGN_GPU_SECONDS:-500}
+shapes=${REALIGN_GPU_SHAPES:-qwen2.5-7b gemma-2-9b llama-3.1-8b}
+python=${PYTHON:-python3}
+mkdir -p "$out"
+rm -f "$out"/*.json "$out"/*.log
+
+if [ ! -x "$binary" ]; then
+    echo "gpu-check: there is no $binary: build it with make cuda, or set REALIGN_GPU_BINARY" >&2
+    exit 2
+fi
+if ! nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader >"$out/device.log" 2>&1; then
+    echo "gpu-check: NEEDS A GPU, and nvidia-smi lists none" >&2
+    exit 2
+fi
+echo "device: $(head -1 "$out/device.log")"
+left() { echo $((limit - SECONDS)); }
+
+failed=0 comparisons=passed
+if [ -n "${REALIGN_GPU_TESTBIN:-}" ]; then
+    REALIGN_GPU_TESTS=1 timeout 240 "$REALIGN_GPU_TESTBIN" --nocapture \
+        model::cuda engine::tests::device_sampling >"$out/comparisons.log" 2>&1 || { failed=1; comparisons=FAILED; }
+    tail -3 "$out/comparisons.log"
+else
+    comparisons="left out: REALIGN_GPU_TESTBIN is not set"
+fi
+echo "comparisons on the device: $comparisons"
+
+# peak_of PID FILE: writes the most memory that the device had in use while PID ran, in MiB.
+peak_of() {
+    local peak=0 used
+    while kill -0 "$1" 2>/dev/null; do
+        used=$(nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | head -1)
+        [ "${used:-0}" -gt "$peak" ] && peak=$used
+        sleep 0.2
+    done
+    echo "$peak" >"$2"
+}
+
+for shape in $shapes; do
+    if [ "$(left)" -lt 60 ]; then
+        echo "gpu-check: no time left for $shape" | tee -a "$out/left-out.log"
+        continue
+    fi
+    timeout "$(left)" "$binary" bench --json --device cuda:0 --shape "$shape" --prompt-tokens 512 \
+        --generate-tokens 64 --repetitions 2 --swap-seconds 5 >"$out/ours-$shape.json" 2>"$out/ours-$shape.log" &
+    pid=$!
+    peak_of "$pid" "$out/peak-$shape.log"
+    wait "$pid" || { failed=1; echo "gpu-check: $shape FAILED: $(tail -1 "$out/ours-$shape.log")"; }
+done
+
+if "$python" -c 'import torch, transformers, peft' 2>/dev/null; then
+    for shape in $shapes; do
+        [ "$(left)" -lt 60 ] && { echo "gpu-check: no time left for the peer on $shape" | tee -a "$out/left-out.log"; continue; }
+        timeout "$(left)" "$python" scripts/gpu_peer.py "$shape" >"$out/peer-$shape.json" 2>"$out/peer-$shape.log" ||
+            echo "gpu-check: the peer on $shape failed: $(tail -1 "$out/peer-$shape.log")"
+    done
+else
+    echo "gpu-check: $python has no torch, transformers and peft: no peer is measured" | tee -a "$out/left-out.log"
+fi
+
+python3 scripts/gpu_table.py "$out" "$comparisons" || failed=1
+exit "$failed"

@@ -1,0 +1,334 @@
+//! `realign bench --shape`: a model of known shapes with random weights made on the device. Speed
+//! does not depend on the values, so no file is needed: what a GPU machine without a network runs.
+
+use std::io::Write;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use candle_core::{DType, Device, Tensor};
+use serde::Serialize;
+
+use super::CliError;
+use super::bench::BenchArgs;
+use crate::bench::model::{ModelBench, Subject};
+use crate::bench::{BenchError, Options, Row, Samples};
+use crate::engine::EngineConfig;
+use crate::model::packing::Example;
+use crate::model::random::random_model;
+use crate::model::shapes::{SHAPES, shape};
+use crate::model::{Model, ModelSpec, Ops, Tokenizer};
+use crate::train::{Observer, Recipe, StepReport, TrainExample, train};
+use crate::triage::Category;
+
+/// Tokens of the pairs that training is measured with: a prompt and two responses.
+const PROMPT: usize = 64;
+const RESPONSE: usize = 96;
+/// Pairs of a step, and steps; the first warms up.
+const PAIRS: usize = 8;
+const STEPS: usize = 4;
+/// Keys and values of the engine under measurement, in bytes.
+const KV_BYTES: usize = 6 << 30;
+
+/// What a shape did on a device.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    shape: String,
+    device: String,
+    parameters: usize,
+    rows: Vec<Row>,
+    ceilings: Option<Ceilings>,
+    /// Weight bytes that one decoding stream reads per second, over the copy bandwidth.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    decode_share_of_bandwidth: Option<f64>,
+    /// Arithmetic of a prompt, over that of a large product.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prefill_share_of_compute: Option<f64>,
+    training: Training,
+}
+
+/// What the device reaches at best, measured on it.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Ceilings {
+    /// Bytes read and written per second by a large copy, in GB/s.
+    bandwidth_gb_s: f64,
+    /// A large 16-bit product, in TFLOP/s.
+    compute_tflop_s: f64,
+}
+
+/// LoRA training on random pairs.
+#[derive(Debug, Serialize)]
+struct Training {
+    tokens_per_second: Samples,
+    rank: usize,
+    adapted_layers: usize,
+}
+
+/// Measures one shape.
+///
+/// # Errors
+/// [`CliError`]; a name that is not known among others.
+pub fn run(
+    name: &str,
+    (args, device): (&BenchArgs, &Device),
+    progress: &dyn Fn(&str),
+) -> Result<Report, CliError> {
+    let Some(spec) = shape(name) else {
+        let known = SHAPES.join(", ");
+        let what = format!("--shape {name} is not known; allowed are {known} and tiny");
+        return Err(BenchError::Options(what).into());
+    };
+    let tensor = |e: candle_core::Error| {
+        CliError::Bench(BenchError::Options(format!("--shape {name}: {e}")))
+    };
+    progress(&format!("{name}: making random weights"));
+    let dtype = if device.is_cpu() {
+        DType::F32
+    } else {
+        DType::BF16
+    };
+    let mut model = random_model(spec.clone(), dtype, device).map_err(tensor)?;
+    if device.is_cpu() {
+        model = model.packed().map_err(tensor)?;
+    }
+    let ceilings = match device.is_cuda() {
+        true => Some(ceilings(device).map_err(tensor)?),
+        false => None,
+    };
+    let subject = Subject {
+        model: Arc::new(model),
+        tokenizer: Arc::new(tokenizer()?),
+        base_hash: "0".repeat(64),
+    };
+    let rows = serve(&subject, args, progress)?;
+    progress(&format!("{name}: training"));
+    let training = training(&subject.model, args.rank.max(1))?;
+    let rate = |case: &str| {
+        rows.iter()
+            .find(|r| r.name.starts_with(case))
+            .map(|r| r.tokens_per_second.median())
+    };
+    let read = bytes_per_token(&spec) as f64;
+    Ok(Report {
+        shape: name.into(),
+        device: format!("{:?}", device.location()),
+        parameters: spec.parameters(),
+        decode_share_of_bandwidth: ceilings
+            .zip(rate("decode"))
+            .map(|(c, rate)| rate * read / (c.bandwidth_gb_s * 1e9)),
+        // Two operations per weight of the layers; the head computes one row.
+        prefill_share_of_compute: ceilings.zip(rate("prefill")).map(|(c, rate)| {
+            rate * layer_parameters(&spec) as f64 * 2.0 / (c.compute_tflop_s * 1e12)
+        }),
+        rows,
+        ceilings,
+        training,
+    })
+}
+
+/// Serves 1, 8 and 32 streams (or as many as asked), with and without adapters, and swaps.
+fn serve(
+    subject: &Subject,
+    args: &BenchArgs,
+    progress: &dyn Fn(&str),
+) -> Result<Vec<Row>, CliError> {
+    let mut rows: Vec<Row> = Vec::new();
+    for (index, streams) in args.shape_streams.iter().enumerate() {
+        let options = Options {
+            prompt_tokens: args.prompt_tokens,
+            generate_tokens: args.generate_tokens,
+            streams: *streams,
+            repetitions: args.repetitions.into(),
+            rank: args.rank,
+            swap_seconds: if index == 0 { args.swap_seconds } else { 0 },
+        };
+        let default = EngineConfig::default();
+        let config = EngineConfig {
+            threads: args.threads.unwrap_or(default.threads),
+            kv_cache_bytes: kv_bytes(&subject.model),
+            ..default
+        };
+        let mut bench = ModelBench::start_on(subject, config, options)?;
+        let batches_only = index > 0;
+        rows.extend(bench.run_some(batches_only, |what| progress(what))?);
+    }
+    Ok(rows)
+}
+
+fn kv_bytes(model: &Model) -> usize {
+    if model.device.is_cuda() {
+        KV_BYTES
+    } else {
+        EngineConfig::default().kv_cache_bytes
+    }
+}
+
+/// Weights of the layers alone.
+fn layer_parameters(spec: &ModelSpec) -> usize {
+    let tables = if spec.tied_embeddings { 1 } else { 2 };
+    spec.parameters() - tables * spec.vocab_size * spec.hidden_size
+}
+
+/// Bytes of weights that a decoded token reads: the layers and the head.
+fn bytes_per_token(spec: &ModelSpec) -> usize {
+    (layer_parameters(spec) + spec.vocab_size * spec.hidden_size) * 2
+}
+
+/// Seconds of the fastest of a few runs of `work`, each until the device is idle again.
+fn fastest(
+    device: &Device,
+    work: impl Fn() -> candle_core::Result<()>,
+) -> candle_core::Result<f64> {
+    work()?;
+    let mut best = f64::INFINITY;
+    for _ in 0..5 {
+        device.synchronize()?;
+        let started = Instant::now();
+        work()?;
+        device.synchronize()?;
+        best = best.min(started.elapsed().as_secs_f64());
+    }
+    Ok(best)
+}
+
+fn ceilings(device: &Device) -> candle_core::Result<Ceilings> {
+    const VALUES: usize = 1 << 30;
+    const SIDE: usize = 8192;
+    let copied = {
+        let from = Tensor::zeros(VALUES, DType::BF16, device)?;
+        let to = Tensor::zeros(VALUES, DType::BF16, device)?;
+        fastest(device, || to.slice_set(&from, 0, 0))?
+    };
+    let square = || Tensor::randn(0f32, 1.0, (SIDE, SIDE), device)?.to_dtype(DType::BF16);
+    let (a, b) = (square()?, square()?);
+    let multiplied = fastest(device, || a.matmul(&b).map(drop))?;
+    Ok(Ceilings {
+        bandwidth_gb_s: (2 * VALUES * 2) as f64 / copied / 1e9,
+        compute_tflop_s: 2.0 * (SIDE as f64).powi(3) / multiplied / 1e12,
+    })
+}
+
+/// Collects what training reports.
+#[derive(Default)]
+struct Steps(Mutex<Vec<StepReport>>);
+
+impl Observer for Steps {
+    fn proceed(&self) -> bool {
+        true
+    }
+
+    fn on_step(&self, report: &StepReport) {
+        let mut steps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        steps.push(*report);
+    }
+}
+
+fn training(model: &Model, rank: usize) -> Result<Training, CliError> {
+    let failed = |e: &dyn std::fmt::Display| {
+        CliError::Bench(BenchError::Options(format!("training did not run: {e}")))
+    };
+    let dense = model.dequantized().map_err(|e| failed(&e))?;
+    let vocab = dense.spec.vocab_size as u32;
+    let tokens = |n: usize, seed: usize| -> Vec<u32> {
+        (0..n)
+            .map(|i| ((i * 31 + seed * 17) as u32) % vocab)
+            .collect()
+    };
+    let example = |i: usize| TrainExample {
+        id: format!("pair{i}"),
+        category: Category::Invert,
+        example: Example::new(
+            tokens(PROMPT, i),
+            vec![tokens(RESPONSE, i + 1), tokens(RESPONSE, i + 2)],
+        ),
+        weight: 1.0,
+        reference: [-500.0, -500.0],
+        reference_hidden: None,
+    };
+    let examples: Vec<TrainExample> = (0..PAIRS * STEPS).map(example).collect();
+    let recipe = Recipe {
+        name: "custom".into(),
+        rank,
+        epochs: 1,
+        pairs_per_step: PAIRS,
+        layer_share: 1.0,
+        ..Recipe::default()
+    };
+    let steps = Steps::default();
+    let ops = Ops::for_device(&dense.device);
+    train(&dense, ops, &examples, &recipe, None, &steps).map_err(|e| failed(&e))?;
+    let steps = steps.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let rates = steps.iter().skip(1).map(|s| s.tokens as f64 / s.seconds);
+    Ok(Training {
+        tokens_per_second: Samples(rates.collect()),
+        rank,
+        adapted_layers: dense.spec.layers,
+    })
+}
+
+/// A vocabulary of a few letters: random weights have no text, but an engine decodes what it drew.
+fn tokenizer() -> Result<Tokenizer, CliError> {
+    let vocabulary: serde_json::Map<String, serde_json::Value> = ('a'..='z')
+        .zip(0..)
+        .map(|(letter, id)| (letter.to_string(), serde_json::Value::from(id)))
+        .collect();
+    let json = serde_json::json!({
+        "version": "1.0",
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "added_tokens": []
+    });
+    Tokenizer::from_json(&json.to_string())
+        .map_err(|e| BenchError::Options(format!("the benchmark's tokenizer: {e}")).into())
+}
+
+/// Writes a report for a reader.
+///
+/// # Errors
+/// If the output cannot be written.
+pub fn write(report: &Report, out: &mut dyn Write) -> std::io::Result<()> {
+    writeln!(
+        out,
+        "{}, {:.2} G parameters, random weights, {}",
+        report.shape,
+        report.parameters as f64 / 1e9,
+        report.device
+    )?;
+    if let Some(c) = &report.ceilings {
+        writeln!(
+            out,
+            "ceilings here: {:.0} GB/s copied, {:.0} TFLOP/s in a 16-bit product",
+            c.bandwidth_gb_s, c.compute_tflop_s
+        )?;
+    }
+    for row in &report.rows {
+        super::bench::write_row(row, out)?;
+    }
+    let rate = &report.training.tokens_per_second;
+    writeln!(
+        out,
+        "{:<54} {:>8.1} tokens/s  ({:.1} to {:.1})",
+        format!(
+            "training, rank {} on {} layers",
+            report.training.rank, report.training.adapted_layers
+        ),
+        rate.median(),
+        rate.min(),
+        rate.max()
+    )?;
+    for (what, share) in [
+        (
+            "decode's weight bytes over the copy bandwidth",
+            report.decode_share_of_bandwidth,
+        ),
+        (
+            "prefill's arithmetic over the product's",
+            report.prefill_share_of_compute,
+        ),
+    ] {
+        if let Some(share) = share {
+            writeln!(out, "{what:<54} {:>8.1} %", share * 100.0)?;
+        }
+    }
+    Ok(())
+}

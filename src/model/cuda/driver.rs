@@ -1,0 +1,245 @@
+//! [`Gpu`] on the CUDA driver. Thin on purpose: it is what the emulator cannot stand in for.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::cuda_backend::cudarc::cublas::{CudaBlas, result as blas, sys as blas_sys};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr,
+    DriverError, LaunchConfig, PushKernelArg, result, sys,
+};
+use candle_core::cuda_backend::cudarc::nvrtc::{
+    CompileError, CompileOptions, compile_ptx_with_opts,
+};
+use candle_core::{CudaStorage, Device, Error, Result, bail};
+use half::{bf16, f16};
+
+use super::gpu::{Buffer, Element, Gpu, Launch, Product};
+use super::sources::{UNITS, Unit};
+
+/// A CUDA device as the executor sees it: its own stream of the highest priority, so that training,
+/// which runs on candle's stream of the lowest, gives way between kernels.
+pub struct CudaGpu {
+    stream: Arc<CudaStream>,
+    blas: CudaBlas,
+    modules: Vec<Arc<CudaModule>>,
+    functions: Mutex<HashMap<&'static str, CudaFunction>>,
+    multiprocessors: usize,
+}
+
+fn driver(what: &str) -> impl FnOnce(DriverError) -> Error {
+    move |error| Error::Msg(format!("CUDA, {what}: {error}"))
+}
+
+impl CudaGpu {
+    /// Compiles the kernels for candle's device and loads them. Waits for what candle has begun
+    /// there, such as loading weights.
+    ///
+    /// # Errors
+    /// If the device is no CUDA device, NVRTC is not installed, or the driver refuses the kernels.
+    pub fn new(device: &Device) -> Result<Self> {
+        let Device::Cuda(cuda) = device else {
+            bail!(
+                "the CUDA executor needs a CUDA device, got {:?}",
+                device.location()
+            );
+        };
+        let context = cuda.cuda_stream().context().clone();
+        context.bind_to_thread().map_err(driver("the context"))?;
+        context.synchronize().map_err(driver("loading"))?;
+        let (_least, greatest) =
+            result::stream::get_priority_range().map_err(driver("priorities"))?;
+        let stream = context
+            .new_stream_with_priority(greatest)
+            .map_err(driver("a stream"))?;
+        let blas = CudaBlas::new(stream.clone())
+            .map_err(|e| Error::Msg(format!("cuBLAS cannot be set up: {e:?}")))?;
+        let modules = UNITS
+            .iter()
+            .map(|unit| compile(&context, unit))
+            .collect::<Result<_>>()?;
+        let count = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let multiprocessors = context.attribute(count).map_err(driver("attributes"))?;
+        Ok(Self {
+            stream,
+            blas,
+            modules,
+            functions: Mutex::default(),
+            multiprocessors: usize::try_from(multiprocessors).unwrap_or(1),
+        })
+    }
+
+    /// Bytes of free and of all memory on the device.
+    ///
+    /// # Errors
+    /// If the driver does not say.
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        let context = self.stream.context();
+        context.mem_get_info().map_err(driver("memory"))
+    }
+
+    fn function(&self, name: &'static str) -> Result<CudaFunction> {
+        let mut functions = self
+            .functions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = functions.get(name) {
+            return Ok(function.clone());
+        }
+        let found = self.modules.iter().find_map(|m| m.load_function(name).ok());
+        let Some(function) = found else {
+            bail!("there is no kernel {name}");
+        };
+        functions.insert(name, function.clone());
+        Ok(function)
+    }
+}
+
+/// PTX for the device's own architecture, loaded.
+fn compile(context: &Arc<CudaContext>, unit: &Unit) -> Result<Arc<CudaModule>> {
+    let (major, minor) = context
+        .compute_capability()
+        .map_err(driver("the architecture"))?;
+    let options = CompileOptions {
+        options: vec![
+            format!("--gpu-architecture=compute_{major}{minor}"),
+            "--std=c++17".into(),
+        ],
+        ..CompileOptions::default()
+    };
+    let ptx = compile_ptx_with_opts(unit.source(), options).map_err(|error| {
+        let reason = match error {
+            CompileError::CompileError { log, .. } => log.to_string_lossy().into_owned(),
+            other => format!(
+                "{other:?}; NVRTC (libnvrtc.so.13 or .12, with its builtins) has to be where the \
+                 loader looks, LD_LIBRARY_PATH or CUDA_LIB_DIRS"
+            ),
+        };
+        Error::Msg(format!("{} cannot be compiled: {reason}", unit.name))
+    })?;
+    context.load_module(ptx).map_err(driver(unit.name))
+}
+
+fn begin<T: DeviceRepr>(slice: &CudaSlice<T>) -> u64 {
+    // The guard orders streams by events; ours are ordered by `finish` and by synchronising once
+    // the weights are there.
+    slice.device_ptr(slice.stream()).0
+}
+
+/// Where a storage begins.
+pub(super) fn address(storage: &CudaStorage, element: Element) -> Result<u64> {
+    Ok(match element {
+        Element::F32 => begin(storage.as_cuda_slice::<f32>()?),
+        Element::F16 => begin(storage.as_cuda_slice::<f16>()?),
+        Element::Bf16 => begin(storage.as_cuda_slice::<bf16>()?),
+    })
+}
+
+impl Gpu for CudaGpu {
+    fn allocate(&self, bytes: usize) -> Result<Buffer> {
+        // SAFETY: u8 has no invalid values; whoever reads the buffer has written it before.
+        let slice = unsafe { self.stream.alloc::<u8>(bytes) }
+            .map_err(|e| Error::Msg(format!("CUDA cannot give {bytes} bytes: {e}")))?;
+        Ok(Buffer::new(begin(&slice), bytes, Box::new(slice)))
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.stream
+            .context()
+            .bind_to_thread()
+            .map_err(driver("the context"))?;
+        // SAFETY: callers pass an address inside a live buffer with room for the bytes. The driver
+        // has copied pageable memory before it returns.
+        unsafe { result::memcpy_htod_async(at, bytes, self.stream.cu_stream()) }
+            .map_err(driver("a copy to the device"))
+    }
+
+    fn read(&self, at: u64, into: &mut [u8]) -> Result<()> {
+        self.stream
+            .context()
+            .bind_to_thread()
+            .map_err(driver("the context"))?;
+        // SAFETY: callers pass an address inside a live buffer with as many bytes.
+        unsafe { result::memcpy_dtoh_async(into, at, self.stream.cu_stream()) }
+            .map_err(driver("a copy to the host"))?;
+        self.finish()
+    }
+
+    fn clear(&self, at: u64, bytes: usize) -> Result<()> {
+        self.stream
+            .context()
+            .bind_to_thread()
+            .map_err(driver("the context"))?;
+        // SAFETY: callers pass an address inside a live buffer with as many bytes.
+        unsafe { result::memset_d8_async(at, 0, bytes, self.stream.cu_stream()) }
+            .map_err(driver("clearing"))
+    }
+
+    fn launch(&self, launch: &Launch) -> Result<()> {
+        let function = self.function(launch.kernel)?;
+        let [x, y, z] = launch.grid;
+        let mut builder = self.stream.launch_builder(&function);
+        for arg in &launch.args {
+            // The driver reads as many of the low bytes as the parameter has.
+            builder.arg(&arg.0);
+        }
+        let config = LaunchConfig {
+            grid_dim: (x, y, z),
+            block_dim: (launch.threads, 1, 1),
+            shared_mem_bytes: 0,
+        };
+        // SAFETY: the arguments are the kernel's (the emulator's tests run the same lists), and
+        // addresses among them are of live buffers with room for the sizes beside them.
+        unsafe { builder.launch(config) }
+            .map(drop)
+            .map_err(driver(launch.kernel))
+    }
+
+    fn product(&self, p: &Product) -> Result<()> {
+        let kind = match p.element {
+            Element::F32 => blas_sys::cudaDataType::CUDA_R_32F,
+            Element::F16 => blas_sys::cudaDataType::CUDA_R_16F,
+            Element::Bf16 => blas_sys::cudaDataType::CUDA_R_16BF,
+        };
+        let [out, rows, inner, stride] = [p.out, p.rows, p.inner, p.stride].map(|n| n as i32);
+        let (one, zero) = (1f32, 0f32);
+        self.stream
+            .context()
+            .bind_to_thread()
+            .map_err(driver("the context"))?;
+        // cuBLAS counts by columns: its (out, rows) result is our (rows, out), Wᵀ is W read so.
+        // SAFETY: the addresses are of live buffers of these sizes; the factors are on the host.
+        let done = unsafe {
+            blas::gemm_ex(
+                *self.blas.handle(),
+                blas_sys::cublasOperation_t::CUBLAS_OP_T,
+                blas_sys::cublasOperation_t::CUBLAS_OP_N,
+                out,
+                rows,
+                inner,
+                std::ptr::from_ref(&one).cast(),
+                p.weight as *const _,
+                kind,
+                inner,
+                p.x as *const _,
+                kind,
+                inner,
+                std::ptr::from_ref(&zero).cast(),
+                p.y as *mut _,
+                blas_sys::cudaDataType::CUDA_R_32F,
+                stride,
+                blas_sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                blas_sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )
+        };
+        done.map_err(|e| Error::Msg(format!("cuBLAS refused a product, {p:?}: {e:?}")))
+    }
+
+    fn finish(&self) -> Result<()> {
+        self.stream.synchronize().map_err(driver("a step"))
+    }
+
+    fn blocks_to_fill(&self) -> usize {
+        2 * self.multiprocessors
+    }
+}

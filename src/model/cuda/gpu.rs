@@ -1,0 +1,216 @@
+//! What the executor asks of a device: memory, copies, launches, large products.
+
+use std::any::Any;
+
+use candle_core::{DType, Result, bail};
+
+/// Element types of weights, cache and activations that enter a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Element {
+    /// 32-bit float.
+    F32,
+    /// IEEE half.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl Element {
+    /// Bytes of one.
+    pub fn bytes(self) -> usize {
+        match self {
+            Element::F32 => 4,
+            Element::F16 | Element::Bf16 => 2,
+        }
+    }
+
+    /// The type of a tensor's elements.
+    ///
+    /// # Errors
+    /// If the kernels have no instance for it.
+    pub fn of(dtype: DType) -> Result<Self> {
+        Ok(match dtype {
+            DType::F32 => Element::F32,
+            DType::F16 => Element::F16,
+            DType::BF16 => Element::Bf16,
+            other => bail!("CUDA kernels take f32, f16 and bf16 weights, not {other:?}"),
+        })
+    }
+
+    /// As candle names it.
+    pub fn dtype(self) -> DType {
+        match self {
+            Element::F32 => DType::F32,
+            Element::F16 => DType::F16,
+            Element::Bf16 => DType::BF16,
+        }
+    }
+}
+
+/// One argument of a kernel; its bits in the low bytes, as the driver reads them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arg(pub u64);
+
+impl Arg {
+    /// An address on the device; 0 is null.
+    pub fn address(at: u64) -> Self {
+        Arg(at)
+    }
+
+    /// A 32-bit integer. Sizes beyond it are refused when a model is loaded.
+    pub fn int(v: usize) -> Self {
+        Arg(u64::from(v as u32))
+    }
+
+    /// A 32-bit float.
+    pub fn float(v: f32) -> Self {
+        Arg(u64::from(v.to_bits()))
+    }
+
+    /// A 64-bit count.
+    pub fn count(v: usize) -> Self {
+        Arg(v as u64)
+    }
+}
+
+/// A kernel, its grid and its arguments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Name in the sources.
+    pub kernel: &'static str,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub threads: u32,
+    /// In the kernel's order.
+    pub args: Vec<Arg>,
+}
+
+/// y (rows, out), f32, ← x (rows, inner) · Wᵀ for W (out, inner); x and W of one element type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Product {
+    /// Type of x and W.
+    pub element: Element,
+    /// Address of W.
+    pub weight: u64,
+    /// Address of x.
+    pub x: u64,
+    /// Address of y's first element.
+    pub y: u64,
+    /// Rows of x and y.
+    pub rows: usize,
+    /// Columns of x and W.
+    pub inner: usize,
+    /// Columns of y, rows of W.
+    pub out: usize,
+    /// Elements from one row of y to the next.
+    pub stride: usize,
+}
+
+/// Memory on the device; freed when dropped. Nothing that still runs may use it then.
+pub struct Buffer {
+    /// Where it is.
+    pub address: u64,
+    /// How large it is.
+    pub bytes: usize,
+    _owner: Box<dyn Any + Send>,
+}
+
+impl Buffer {
+    /// Memory that `owner` frees when it is dropped.
+    pub fn new(address: u64, bytes: usize, owner: Box<dyn Any + Send>) -> Self {
+        Self {
+            address,
+            bytes,
+            _owner: owner,
+        }
+    }
+}
+
+impl std::fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buffer({:#x}, {} bytes)", self.address, self.bytes)
+    }
+}
+
+/// A device. Copies, launches and products run in the order in which they were asked for.
+pub trait Gpu: Send {
+    /// Memory with unspecified contents, at an address that is a multiple of 256.
+    ///
+    /// # Errors
+    /// If there is none left.
+    fn allocate(&self, bytes: usize) -> Result<Buffer>;
+
+    /// Host to device.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<()>;
+
+    /// Device to host; waits for all that was asked before.
+    ///
+    /// # Errors
+    /// If the device refuses, or anything before failed.
+    fn read(&self, at: u64, into: &mut [u8]) -> Result<()>;
+
+    /// Sets bytes to zero.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    fn clear(&self, at: u64, bytes: usize) -> Result<()>;
+
+    /// Runs a kernel.
+    ///
+    /// # Errors
+    /// If there is no such kernel, or the device refuses.
+    fn launch(&self, launch: &Launch) -> Result<()>;
+
+    /// A product of more rows than our own kernels are for.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    fn product(&self, product: &Product) -> Result<()>;
+
+    /// Waits for all that was asked.
+    ///
+    /// # Errors
+    /// If any of it failed.
+    fn finish(&self) -> Result<()>;
+
+    /// How many blocks it takes to fill the device twice over.
+    fn blocks_to_fill(&self) -> usize;
+}
+
+impl<G: Gpu + Sync + ?Sized> Gpu for &G {
+    fn allocate(&self, bytes: usize) -> Result<Buffer> {
+        (**self).allocate(bytes)
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        (**self).write(at, bytes)
+    }
+
+    fn read(&self, at: u64, into: &mut [u8]) -> Result<()> {
+        (**self).read(at, into)
+    }
+
+    fn clear(&self, at: u64, bytes: usize) -> Result<()> {
+        (**self).clear(at, bytes)
+    }
+
+    fn launch(&self, launch: &Launch) -> Result<()> {
+        (**self).launch(launch)
+    }
+
+    fn product(&self, product: &Product) -> Result<()> {
+        (**self).product(product)
+    }
+
+    fn finish(&self) -> Result<()> {
+        (**self).finish()
+    }
+
+    fn blocks_to_fill(&self) -> usize {
+        (**self).blocks_to_fill()
+    }
+}

@@ -1,0 +1,28 @@
+//! Serving on CUDA with the project's own kernels.
+//!
+//! Everything above a launch is written against [`Gpu`], which has two implementations: the CUDA
+//! driver (feature `cuda`), and in tests an emulator that runs the same kernel sources on the host.
+//! So the kernels' arithmetic, the grids, the order and number of arguments, the layout of a step's
+//! tables and the whole executor are tested on machines without a GPU; what they leave to prove is
+//! the driver's part, the hardware and the speed. docs/cuda.md lists it.
+
+mod adapters;
+#[cfg(feature = "cuda")]
+mod driver;
+mod executor;
+pub mod gpu;
+pub mod launches;
+mod machine;
+mod registers;
+pub mod sources;
+pub mod tables;
+#[cfg(test)]
+pub(crate) mod tests;
+pub mod training;
+mod weights;
+
+pub use adapters::DeviceAdapter;
+#[cfg(feature = "cuda")]
+pub use driver::CudaGpu;
+pub use executor::{CudaExecutor, Outputs, bytes_per_block};
+pub use gpu::{Element, Gpu};

@@ -1,0 +1,44 @@
+//! The kernels' sources, compiled for the device that is there when the server starts.
+
+/// A translation unit: [`COMMON`] and one file.
+#[derive(Clone, Copy, Debug)]
+pub struct Unit {
+    /// File name, for messages.
+    pub name: &'static str,
+    /// Its text.
+    pub text: &'static str,
+}
+
+/// What every unit begins with.
+pub const COMMON: &str = include_str!("kernels/common.cuh");
+
+/// All units.
+pub const UNITS: [Unit; 5] = [
+    Unit {
+        name: "layer.cu",
+        text: include_str!("kernels/layer.cu"),
+    },
+    Unit {
+        name: "linear.cu",
+        text: include_str!("kernels/linear.cu"),
+    },
+    Unit {
+        name: "attention.cu",
+        text: include_str!("kernels/attention.cu"),
+    },
+    Unit {
+        name: "sampling.cu",
+        text: include_str!("kernels/sampling.cu"),
+    },
+    Unit {
+        name: "training.cu",
+        text: include_str!("kernels/training.cu"),
+    },
+];
+
+impl Unit {
+    /// The whole text that a compiler gets.
+    pub fn source(&self) -> String {
+        format!("{COMMON}\n{}", self.text)
+    }
+}

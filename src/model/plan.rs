@@ -1,0 +1,255 @@
+//! How much memory a device needs, part by part, before anything is loaded. Pure.
+
+use std::fmt;
+
+use super::lora::Projection;
+use super::spec::ModelSpec;
+
+/// Bytes of an f32.
+const FLOAT: usize = 4;
+/// Bytes of a weight, a cached value or an activation that enters a product, on a CUDA device.
+const ELEMENT: usize = 2;
+/// Full-size tensors of one width that a layer leaves for the backward pass, counted over candle's
+/// primitives: norms, residuals and projections.
+const SAVED_HIDDEN: usize = 12;
+/// As above, of q, k and v together: projections and rotations.
+const SAVED_HEADS: usize = 7;
+/// As above, of the MLP's inner width: gate, up, activation, product.
+const SAVED_INNER: usize = 5;
+/// As above, of the attention scores: scores, scale, cap, mask, shift, exponent, weights.
+const SAVED_SCORES: usize = 7;
+/// Tensors of the vocabulary's width per row of a loss: logits, shifted, exponents, gradient.
+const SAVED_LOGITS: usize = 4;
+/// What the CUDA context, cuBLAS and the modules take for themselves, measured by nobody here: a
+/// guess on the safe side.
+const CONTEXT: usize = 1 << 30;
+
+/// What a server is to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Keys and values, in bytes.
+    pub kv_bytes: usize,
+    /// Rows of the largest step: prompt tokens of one step and running sequences.
+    pub step_rows: usize,
+    /// Most rows whose logits one step computes.
+    pub outputs: usize,
+    /// Generations that stay loaded.
+    pub generations: usize,
+    /// Training beside serving; `None` for a server that only serves.
+    pub training: Option<Training>,
+}
+
+/// What a realignment holds while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Training {
+    /// LoRA rank.
+    pub rank: usize,
+    /// Adapted layers, from the top.
+    pub layers: usize,
+    /// Adapted projections of each.
+    pub projections: usize,
+    /// Rows of one forward and backward pass.
+    pub rows: usize,
+    /// Longest sequence in them.
+    pub longest: usize,
+}
+
+/// Bytes by what they are for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// (what, bytes), in the order in which they are allocated.
+    pub parts: Vec<(&'static str, usize)>,
+}
+
+/// A plan that does not fit.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the model needs {} MiB on the device, {} MiB are free: {plan}; lower engine.kv_cache_mb, \
+     engine.prefill_budget_tokens or train.rank, or take a smaller model",
+    .plan.total() >> 20,
+    .free >> 20
+)]
+pub struct TooLarge {
+    /// What was planned.
+    pub plan: Plan,
+    /// Bytes that are free.
+    pub free: usize,
+}
+
+impl Plan {
+    /// Adds the parts up for a model. Sizes beyond any machine come out as the largest number, not
+    /// as a small one.
+    pub fn new(spec: &ModelSpec, budget: &Budget) -> Self {
+        let rank = budget.training.map_or(16, |t| t.rank);
+        let adapter = adapter_parameters(spec, rank, spec.layers, Projection::ALL.len());
+        let mut parts = vec![
+            ("CUDA itself", CONTEXT),
+            ("weights", spec.parameters().saturating_mul(ELEMENT)),
+            ("keys and values", budget.kv_bytes),
+            ("a step's activations", step(spec, budget.step_rows)),
+            (
+                "a step's logits",
+                product(&[budget.outputs, spec.vocab_size, FLOAT]),
+            ),
+            (
+                "loaded generations",
+                product(&[budget.generations, adapter, FLOAT + ELEMENT]),
+            ),
+        ];
+        if let Some(training) = &budget.training {
+            parts.extend(training_parts(spec, training));
+        }
+        Self { parts }
+    }
+
+    /// All parts.
+    pub fn total(&self) -> usize {
+        self.parts
+            .iter()
+            .fold(0, |sum: usize, (_, bytes)| sum.saturating_add(*bytes))
+    }
+
+    /// Checks the plan against what a device has left.
+    ///
+    /// # Errors
+    /// [`TooLarge`].
+    pub fn check(self, free: usize) -> Result<Self, TooLarge> {
+        match self.total() <= free {
+            true => Ok(self),
+            false => Err(TooLarge { plan: self, free }),
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (what, bytes)) in self.parts.iter().enumerate() {
+            let comma = if index > 0 { ", " } else { "" };
+            write!(f, "{comma}{what} {} MiB", bytes >> 20)?;
+        }
+        Ok(())
+    }
+}
+
+fn product(factors: &[usize]) -> usize {
+    factors
+        .iter()
+        .fold(1, |all: usize, n| all.saturating_mul(*n))
+}
+
+/// Scalars of an adapter on the first `projections` projections of `layers` layers.
+fn adapter_parameters(spec: &ModelSpec, rank: usize, layers: usize, projections: usize) -> usize {
+    let widths = Projection::ALL.iter().take(projections).map(|p| {
+        let (inner, out) = spec.projection_shape(*p);
+        inner + out
+    });
+    product(&[rank, layers, widths.sum()])
+}
+
+/// The executor's registers.
+fn step(spec: &ModelSpec, rows: usize) -> usize {
+    let queries = spec.heads * spec.head_dim;
+    let heads = queries + 2 * spec.kv_heads * spec.head_dim;
+    let floats = 2 * spec.hidden_size + heads.max(2 * spec.intermediate_size) + queries;
+    let elements = spec.hidden_size + queries.max(spec.intermediate_size);
+    product(&[rows, floats * FLOAT + elements * ELEMENT])
+}
+
+fn training_parts(spec: &ModelSpec, t: &Training) -> Vec<(&'static str, usize)> {
+    let parameters = adapter_parameters(spec, t.rank, t.layers, t.projections);
+    let queries = spec.heads * spec.head_dim;
+    let heads = queries + 2 * spec.kv_heads * spec.head_dim;
+    let saved = SAVED_HIDDEN * spec.hidden_size
+        + SAVED_HEADS * heads
+        + SAVED_INNER * spec.intermediate_size;
+    let scores = product(&[SAVED_SCORES, spec.heads, t.rows, t.longest, FLOAT]);
+    let layer = product(&[t.rows, saved, FLOAT]).saturating_add(scores);
+    // Every layer's until the backward pass, and one layer's gradients.
+    let activations = product(&[layer, t.layers + 1]);
+    vec![
+        (
+            "trained adapter, gradients and optimiser",
+            product(&[parameters, 5, FLOAT]),
+        ),
+        ("training's activations", activations),
+        (
+            "training's logits",
+            product(&[SAVED_LOGITS, t.rows, spec.vocab_size, FLOAT]),
+        ),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::shapes::{SHAPES, shape};
+
+    const GIB: usize = 1 << 30;
+
+    fn budget(spec: &ModelSpec) -> Budget {
+        Budget {
+            kv_bytes: 16 * GIB,
+            step_rows: 256 + 64,
+            outputs: 64,
+            generations: 4,
+            training: Some(Training {
+                rank: 16,
+                layers: spec.layers,
+                projections: 7,
+                rows: 512,
+                longest: 512,
+            }),
+        }
+    }
+
+    fn bytes(plan: &Plan, what: &str) -> usize {
+        let part = plan.parts.iter().find(|p| p.0 == what);
+        part.unwrap_or_else(|| panic!("no {what} in {plan}")).1
+    }
+
+    #[test]
+    fn every_benchmark_shape_trains_beside_serving_on_one_80_gb_card() {
+        // 80 GB as the driver reports them, less what other processes hold.
+        let free = 79 * GIB;
+        for name in SHAPES {
+            let spec = shape(name).unwrap();
+            let plan = Plan::new(&spec, &budget(&spec)).check(free);
+            assert!(plan.is_ok(), "{name}: {plan:?}");
+        }
+    }
+
+    #[test]
+    fn the_parts_are_what_their_shapes_say() {
+        let spec = shape("qwen2.5-7b").unwrap();
+        let plan = Plan::new(&spec, &budget(&spec));
+        assert_eq!(bytes(&plan, "weights"), 7_615_616_512 * 2);
+        assert_eq!(bytes(&plan, "a step's logits"), 64 * 152_064 * 4);
+        // LoRA on all seven maps of 28 layers, rank 16: 40,370,176 scalars.
+        assert_eq!(
+            bytes(&plan, "trained adapter, gradients and optimiser"),
+            40_370_176 * 20
+        );
+        let saved = 12 * 3584 + 7 * 4608 + 5 * 18_944;
+        let layer = 512 * saved * 4 + 7 * 28 * 512 * 512 * 4;
+        assert_eq!(bytes(&plan, "training's activations"), 29 * layer);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_the_parts_and_what_to_change() {
+        let spec = shape("llama-3.1-8b").unwrap();
+        let error = Plan::new(&spec, &budget(&spec)).check(8 * GIB).unwrap_err();
+        let said = error.to_string();
+        for part in [
+            "weights 15316 MiB",
+            "8192 MiB are free",
+            "engine.kv_cache_mb",
+        ] {
+            assert!(said.contains(part), "{said}");
+        }
+        let endless = Budget {
+            kv_bytes: usize::MAX,
+            ..budget(&spec)
+        };
+        assert_eq!(Plan::new(&spec, &endless).total(), usize::MAX);
+    }
+}

@@ -1,0 +1,70 @@
+//! Maps that read one input, moved one behind the other, so that a device multiplies with all of
+//! them at once.
+
+use candle_core::{Result, Tensor};
+
+use super::decoder::{Layer, Model};
+use super::linear::{Linear, Weight};
+
+impl Model {
+    /// The same model with q, k and v, and gate and up, as rows of one tensor each. Layer by layer:
+    /// the copies take one layer's memory at a time beside the model's.
+    ///
+    /// # Errors
+    /// If the device has no room for a layer's copies.
+    pub fn stacked(mut self) -> Result<Model> {
+        for layer in &mut self.layers {
+            let Layer { attention, mlp, .. } = layer;
+            stack(&mut attention[..3])?;
+            stack(&mut mlp[..2])?;
+        }
+        Ok(self)
+    }
+}
+
+/// Replaces dense weights of one width and type by rows of one tensor; others stay.
+fn stack(maps: &mut [Linear]) -> Result<()> {
+    let dense = |map: &Linear| match map.weight() {
+        Weight::Dense(tensor) => Some(tensor.clone()),
+        Weight::Quantized(_) | Weight::Packed(_) => None,
+    };
+    let parts: Option<Vec<Tensor>> = maps.iter().map(dense).collect();
+    let Some(parts) = parts.filter(|p| p.iter().all(|t| t.dtype() == p[0].dtype())) else {
+        return Ok(());
+    };
+    let whole = Tensor::cat(&parts, 0)?;
+    let mut first = 0;
+    for (map, part) in maps.iter_mut().zip(&parts) {
+        let rows = part.dim(0)?;
+        map.set_weight(Weight::Dense(whole.narrow(0, first, rows)?));
+        first += rows;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::model::lora::Projection;
+
+    #[test]
+    fn stacked_maps_keep_their_values() -> Result<()> {
+        let weight = |rows| Tensor::randn(0f32, 1.0, (rows, 5), &Device::Cpu);
+        let values = [weight(3)?, weight(2)?];
+        let projections = [Projection::Gate, Projection::Up];
+        let linear =
+            |(p, w): (Projection, &Tensor)| Linear::new(0, p, Weight::Dense(w.clone()), None);
+        let mut maps: Vec<Linear> = projections.into_iter().zip(&values).map(linear).collect();
+        stack(&mut maps)?;
+        for (map, value) in maps.iter().zip(&values) {
+            let Weight::Dense(moved) = map.weight() else {
+                panic!("still dense");
+            };
+            assert!(moved.is_contiguous());
+            assert_eq!(moved.to_vec2::<f32>()?, value.to_vec2::<f32>()?);
+        }
+        Ok(())
+    }
+}

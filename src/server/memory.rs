@@ -1,0 +1,68 @@
+//! Whether a CUDA device has room for what the configuration asks for, before anything is loaded.
+
+use candle_core::Device;
+
+use super::{LOADED_GENERATIONS, ServerError};
+use crate::config::Config;
+use crate::control::recipe;
+use crate::model::plan::{Budget, Plan, Training};
+use crate::model::{ModelSource, ModelSpec, device};
+use crate::train::run::ROW_BUDGET;
+
+/// What the configuration asks for.
+fn budget(config: &Config, spec: &ModelSpec) -> Result<Budget, ServerError> {
+    let recipe = recipe(&config.train).map_err(crate::control::ControlError::Recipe)?;
+    let engine = &config.engine;
+    Ok(Budget {
+        kv_bytes: engine.kv_cache_mb.saturating_mul(1 << 20),
+        step_rows: engine
+            .prefill_budget_tokens
+            .saturating_add(engine.max_running),
+        outputs: engine.max_running,
+        generations: LOADED_GENERATIONS,
+        training: Some(Training {
+            rank: recipe.rank,
+            layers: spec.layers - recipe.lowest_layer(spec.layers),
+            projections: recipe.targets.len(),
+            rows: ROW_BUDGET.max(recipe.max_tokens),
+            longest: recipe.max_tokens,
+        }),
+    })
+}
+
+/// Checks the plan where the device is one whose memory the plan describes, and logs it.
+///
+/// # Errors
+/// If the plan does not fit, or the model's files cannot be read.
+pub fn check(config: &Config, at: &Device) -> Result<(), ServerError> {
+    let Some(free) = device::free_bytes(at) else {
+        return Ok(());
+    };
+    let spec = ModelSource::parse(&config.model)?.fetch()?.spec()?;
+    let plan = Plan::new(&spec, &budget(config, &spec)?).check(free)?;
+    tracing::info!(
+        planned_mb = plan.total() >> 20,
+        free_mb = free >> 20,
+        %plan,
+        "the device has room for the model and for training beside it"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RawConfig;
+    use crate::model::shapes::shape;
+
+    #[test]
+    fn the_default_configuration_fits_a_7b_model_and_training_on_80_gb() {
+        let config = Config::resolve(RawConfig::default()).unwrap();
+        let spec = shape("qwen2.5-7b").unwrap();
+        let plan = Plan::new(&spec, &budget(&config, &spec).unwrap());
+        assert!(plan.clone().check(79 << 30).is_ok(), "{plan}");
+        assert!(plan.check(16 << 30).is_err());
+        // The CPU's memory is not what the plan describes.
+        check(&config, &Device::Cpu).unwrap();
+    }
+}
