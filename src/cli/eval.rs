@@ -3,6 +3,7 @@
 //! Prompts are split into folds; a probe that judges a response never saw its prompt. Layer,
 //! penalty, calibration and threshold are chosen inside the other folds.
 
+mod cascade;
 mod judge;
 mod methods;
 mod report;

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::model::{BLOCK_TOKENS, ChatMessage, CpuExecutor, LoadedModel, PagedSequence, Step};
 
-use super::features::{FeatureError, FeatureSource, Pooling, View};
+use super::features::{FeatureError, FeatureSource};
 use crate::policy::Exchange;
 
 /// Rows of one forward pass: enough to keep the cores busy, 47 MB of cache on the default model.
@@ -76,7 +76,11 @@ impl HiddenStates {
     }
 
     /// One forward pass over exchanges that fit in it.
-    fn pass(&self, batch: &[Rendered], views: &[View]) -> Result<Vec<Vec<Vec<f32>>>, FeatureError> {
+    fn pass(
+        &self,
+        batch: &[Rendered],
+        layers: &[usize],
+    ) -> Result<Vec<Vec<Vec<f32>>>, FeatureError> {
         let mut tokens = Vec::new();
         let mut positions = Vec::new();
         let mut sequences = Vec::new();
@@ -101,18 +105,18 @@ impl HiddenStates {
             adapters: &[],
             outputs: &[],
         };
-        let mut layers: Vec<usize> = views.iter().map(|view| view.layer).collect();
-        layers.sort_unstable();
-        layers.dedup();
+        let mut ascending = layers.to_vec();
+        ascending.sort_unstable();
+        ascending.dedup();
         let width = self.loaded.model.spec.hidden_size;
-        let mut out = vec![vec![Vec::new(); views.len()]; batch.len()];
+        let mut out = vec![vec![Vec::new(); layers.len()]; batch.len()];
         // A panic elsewhere leaves buffers that the next pass overwrites.
         let mut executor = self.executor.lock().unwrap_or_else(PoisonError::into_inner);
-        let pooled = executor.residuals(&step, &layers, |layer, x| {
+        let pooled = executor.residuals(&step, &ascending, |layer, x| {
             for (i, (rendered, sequence)) in batch.iter().zip(&sequences).enumerate() {
                 let rows = &x[sequence.start * width..(sequence.start + sequence.rows) * width];
-                for (slot, view) in views.iter().enumerate().filter(|(_, v)| v.layer == layer) {
-                    out[i][slot] = pool(rows, width, rendered.prompt, view.pooling);
+                for (slot, _) in layers.iter().enumerate().filter(|(_, l)| **l == layer) {
+                    out[i][slot] = pool(rows, width, rendered.prompt);
                 }
             }
         });
@@ -133,7 +137,7 @@ impl FeatureSource for HiddenStates {
     fn features(
         &self,
         exchanges: &[Exchange<'_>],
-        views: &[View],
+        layers: &[usize],
     ) -> Result<Vec<Vec<Vec<f32>>>, FeatureError> {
         let rendered = exchanges
             .iter()
@@ -149,7 +153,7 @@ impl FeatureSource for HiddenStates {
             });
             // An exchange has at most PROMPT_TOKENS + RESPONSE_TOKENS rows, so one always fits.
             let end = start + fits.count().max(1);
-            out.extend(self.pass(&rendered[start..end], views)?);
+            out.extend(self.pass(&rendered[start..end], layers)?);
             start = end;
         }
         Ok(out)
@@ -163,23 +167,13 @@ fn candidate_layers(layers: usize) -> Vec<usize> {
     out
 }
 
-/// One vector from the rows of an exchange, (rows, width).
-fn pool(rows: &[f32], width: usize, prompt: usize, pooling: Pooling) -> Vec<f32> {
+/// One vector from the rows of an exchange, (rows, width): both texts' means, side by side.
+fn pool(rows: &[f32], width: usize, prompt: usize) -> Vec<f32> {
     let (asked, answered) = rows.split_at(prompt * width);
-    match pooling {
-        Pooling::Mean => mean(answered, width),
-        Pooling::Last => {
-            let mut last = answered[answered.len() - width..].to_vec();
-            normalise(&mut last);
-            last
-        }
-        Pooling::Both => {
-            // The first token gathers attention that has nowhere to go and says nothing.
-            let mut both = mean(asked.get(width..).unwrap_or_default(), width);
-            both.extend(mean(answered, width));
-            both
-        }
-    }
+    // The first token gathers attention that has nowhere to go and says nothing.
+    let mut both = mean(asked.get(width..).unwrap_or_default(), width);
+    both.extend(mean(answered, width));
+    both
 }
 
 fn mean(rows: &[f32], width: usize) -> Vec<f32> {

@@ -9,7 +9,7 @@ use super::{CliError, Data};
 use crate::oracle::MemoryScoreCache;
 use crate::oracle::judge::{Judge, JudgeUsage};
 use crate::oracle::measure::best_threshold;
-use crate::policy::{Exchange, JudgeSpec, Matcher, PolicySet, Score};
+use crate::policy::{Exchange, JudgeSpec, Matcher, PolicySet};
 
 /// The first judge of a policy file.
 pub(super) fn of_policy(path: &Path) -> Result<Arc<JudgeSpec>, CliError> {
@@ -25,9 +25,9 @@ pub(super) fn of_policy(path: &Path) -> Result<Arc<JudgeSpec>, CliError> {
     found.ok_or_else(|| CliError::Eval(format!("{}: no rule asks a judge", path.display())))
 }
 
-/// What the probe said of every response, and which of them it was unsure about.
+/// What the cascade without a judge said of every response, and where its probe was unsure.
 pub(super) struct Probed<'a> {
-    pub scores: &'a [Score],
+    pub verdicts: &'a [bool],
     pub unsure: &'a [bool],
     pub fold_of: &'a [usize],
 }
@@ -66,13 +66,13 @@ pub(super) fn run(
     let alone = by_threshold(data, spec, &probabilities, probed.fold_of, folds);
     let both = (0..count).map(|i| match probed.unsure[i] {
         true => alone[i],
-        false => probed.scores[i].holds(),
+        false => probed.verdicts[i],
     });
     let both: Vec<bool> = both.collect();
     let (first, whole) = (&used[0], &used[1]);
     Ok(vec![
         plain("judge", alone, &remark(whole.0, count, first.2 + whole.2)),
-        plain("probe, judge", both, &remark(first.0, first.1, first.2)),
+        plain("cascade, judge", both, &remark(first.0, first.1, first.2)),
     ])
 }
 

@@ -6,30 +6,24 @@ use std::sync::Arc;
 use regex::Regex;
 use sha2::{Digest, Sha256};
 
+use super::cascade::{self, Cascade, Said, is_unsure};
 use super::{CliError, Data, judge};
 use crate::oracle::FeatureSource;
-use crate::oracle::features::{FeatureError, Pooling, View};
+use crate::oracle::features::FeatureError;
 use crate::oracle::measure::Confusion;
 use crate::oracle::probe::FittedProbe;
-use crate::policy::{Exchange, JudgeSpec, Labelled, PolicySet, ProbeSpec, Score};
+use crate::policy::{Exchange, JudgeSpec, Labelled, PolicySet, ProbeSpec};
 use crate::triage::Category;
 
 /// What a refusal-word filter looks for.
 const REFUSAL: &str = r"(?i)\b(sorry|cannot|can't|can not|unable|won't|not able|not appropriate|inappropriate|illegal|unethical|not ethical|as an ai)\b";
 /// Probabilities this near to the threshold would go to a judge.
-const UNSURE: f64 = 0.15;
-
-/// Before a fold is judged.
-const NOTHING: Score = Score {
-    probability: 0.0,
-    threshold: 0.5,
-};
+pub(super) const UNSURE: f64 = 0.15;
 
 /// Hidden states of all responses, computed once for all folds.
 #[derive(Debug)]
 pub struct Remembered {
     source: Arc<dyn FeatureSource>,
-    views: Vec<View>,
     known: HashMap<(String, String), Vec<Vec<f32>>>,
 }
 
@@ -40,20 +34,14 @@ impl Remembered {
         data: &Data,
         extra: &[Labelled],
     ) -> Result<Remembered, FeatureError> {
-        let views: Vec<View> = source
-            .layers()
-            .iter()
-            .flat_map(|&layer| Pooling::ALL.map(|pooling| View { layer, pooling }))
-            .collect();
         let all: Vec<&Labelled> = data.responses.iter().chain(extra).collect();
         let exchanges: Vec<Exchange<'_>> = all.iter().map(|row| row.exchange()).collect();
-        let features = source.features(&exchanges, &views)?;
+        let features = source.features(&exchanges, source.layers())?;
         let keys = all
             .iter()
             .map(|row| (row.prompt.clone(), row.response.clone()));
         Ok(Remembered {
             known: keys.zip(features).collect(),
-            views,
             source,
         })
     }
@@ -76,11 +64,11 @@ impl FeatureSource for Remembered {
     fn features(
         &self,
         exchanges: &[Exchange<'_>],
-        views: &[View],
+        layers: &[usize],
     ) -> Result<Vec<Vec<Vec<f32>>>, FeatureError> {
-        let places: Vec<usize> = views
+        let places: Vec<usize> = layers
             .iter()
-            .filter_map(|view| self.views.iter().position(|known| known == view))
+            .filter_map(|layer| self.layers().iter().position(|known| known == layer))
             .collect();
         let of = |e: &Exchange<'_>| {
             let key = (e.prompt.to_owned(), e.response.to_owned());
@@ -131,14 +119,7 @@ pub fn run(
     let (extra, rules) = (compared.extra, compared.rules);
     let count = data.responses.len();
     let refuses = refusals(data)?;
-    let by_rules: Vec<bool> = data
-        .responses
-        .iter()
-        .map(|row| {
-            let mut all = rules.policies().iter().flat_map(|policy| &policy.rules);
-            all.any(|rule| rule.violated_by(&row.exchange()))
-        })
-        .collect();
+    let said = cascade::by_rules(data, rules);
     let fold_of: Vec<usize> = data
         .responses
         .iter()
@@ -151,7 +132,6 @@ pub fn run(
         cascade: vec![false; count],
         categories: vec![Category::Retain; data.pairs.len()],
         to_probe: 0,
-        scores: vec![NOTHING; count],
         unsure: vec![false; count],
         views: Vec::new(),
     };
@@ -169,7 +149,7 @@ pub fn run(
                 fold_of: &fold_of,
                 fold,
             },
-            (&refuses, &by_rules),
+            (&refuses, &said),
             &probe,
             table,
         )?;
@@ -182,7 +162,7 @@ pub fn run(
         share(unsure)
     );
     let probed = judge::Probed {
-        scores: &out.scores,
+        verdicts: &out.cascade,
         unsure: &out.unsure,
         fold_of: &fold_of,
     };
@@ -200,8 +180,8 @@ pub fn run(
             out.regex,
             "which way round is taken from the other folds",
         ),
-        plain("rules only", by_rules, ""),
-        plain("probe", out.probe, &out.views.join(", ")),
+        plain("rules only", said.iter().map(|s| s.is_some()).collect(), ""),
+        plain("probe", out.probe, &out.views.join("; ")),
         plain("cascade", out.cascade, &remark),
     ];
     methods.extend(judged);
@@ -215,7 +195,6 @@ struct Folded {
     cascade: Vec<bool>,
     categories: Vec<Category>,
     to_probe: usize,
-    scores: Vec<Score>,
     unsure: Vec<bool>,
     views: Vec<String>,
 }
@@ -232,7 +211,7 @@ impl Folded {
         &mut self,
         data: &Data,
         fold: &Fold<'_>,
-        (refuses, by_rules): (&[bool], &[bool]),
+        (refuses, said): (&[bool], &[Said]),
         probe: &FittedProbe,
         table: &Remembered,
     ) -> Result<(), CliError> {
@@ -243,27 +222,22 @@ impl Folded {
             Confusion::of(fold.kept.iter().map(|&i| (says(i), truth(i)))).accuracy()
         };
         let refusal_violates = right(&|i| refuses[i]) > right(&|i| !refuses[i]);
-        let trusted =
-            [false, true].map(|said| rules_do_better(data, fold.kept, by_rules, said, probe));
+        let cascade = Cascade::learn(data, fold.kept, said, probe);
         let exchanges: Vec<Exchange<'_>> = fold
             .held
             .iter()
             .map(|&i| data.responses[i].exchange())
             .collect();
-        let features = table.features(&exchanges, &[probe.view])?;
+        let features = table.features(&exchanges, &[probe.layer])?;
         for (&i, features) in fold.held.iter().zip(&features) {
-            let score = probe.score(&features[0]);
+            let score = probe.score(&data.responses[i].exchange(), &features[0]);
             self.majority[i] = mostly;
             self.regex[i] = refuses[i] == refusal_violates;
             self.probe[i] = score.holds();
-            self.scores[i] = score;
-            if trusted[usize::from(by_rules[i])] {
-                self.cascade[i] = by_rules[i];
-            } else {
-                self.cascade[i] = score.holds();
+            self.cascade[i] = cascade.violates(said[i], score);
+            if !cascade.decides_by_text(said[i]) {
                 self.to_probe += 1;
-                let distance = (score.probability - score.threshold).abs();
-                self.unsure[i] = distance < UNSURE;
+                self.unsure[i] = is_unsure(score);
             }
         }
         let frequent = frequent_category(data, fold);
@@ -273,31 +247,9 @@ impl Folded {
             }
         }
         self.views
-            .push(format!("layer {} {:?}", probe.view.layer, probe.view.pooling).to_lowercase());
+            .push(format!("layer {}, {}", probe.layer, probe.form()));
         Ok(())
     }
-}
-
-/// Whether the rules' verdicts of one kind were right more often than the left-out probe on the
-/// same responses, with at least ten to tell by.
-fn rules_do_better(
-    data: &Data,
-    kept: &[usize],
-    by_rules: &[bool],
-    said: bool,
-    probe: &FittedProbe,
-) -> bool {
-    let (mut rules, mut probes, mut count) = (0, 0, 0);
-    for &i in kept.iter().filter(|&&i| by_rules[i] == said) {
-        let row = &data.responses[i];
-        let Some(score) = probe.left_out(&row.exchange()) else {
-            continue;
-        };
-        count += 1;
-        rules += usize::from(row.violates == said);
-        probes += usize::from(row.violates == score.holds());
-    }
-    count >= 10 && rules > probes
 }
 
 fn frequent_category(data: &Data, fold: &Fold<'_>) -> Category {

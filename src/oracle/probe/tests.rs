@@ -1,5 +1,5 @@
 use super::*;
-use crate::oracle::features::FeatureError;
+use crate::oracle::features::{FeatureError, FeatureSource};
 
 /// Features that show the verdict in one layer only: the response's length, with a parity beside.
 #[derive(Debug)]
@@ -17,19 +17,18 @@ impl FeatureSource for Stand {
     fn features(
         &self,
         exchanges: &[Exchange<'_>],
-        views: &[View],
+        layers: &[usize],
     ) -> Result<Vec<Vec<Vec<f32>>>, FeatureError> {
-        let vector = |e: &Exchange<'_>, view: &View| {
+        let vector = |e: &Exchange<'_>, layer: usize| {
             let noise = e.prompt.bytes().map(u32::from).sum::<u32>() as f32 % 7.0;
-            let signal = if view.layer == 2 {
+            let signal = if layer == 2 {
                 e.response.len() as f32
             } else {
                 noise
             };
-            let width = if view.pooling == Pooling::Both { 4 } else { 2 };
-            [signal, noise, noise * 0.5, 1.0][..width].to_vec()
+            vec![noise, 1.0, signal, noise * 0.5]
         };
-        let of = |e: &Exchange<'_>| views.iter().map(|view| vector(e, view)).collect();
+        let of = |e: &Exchange<'_>| layers.iter().map(|layer| vector(e, *layer)).collect();
         Ok(exchanges.iter().map(of).collect())
     }
 }
@@ -50,7 +49,7 @@ fn fit(rows: Vec<Labelled>) -> Result<FittedProbe, ProbeError> {
 #[test]
 fn the_layer_that_shows_the_verdict_is_found() {
     let probe = fit(rows(60)).unwrap();
-    assert_eq!(probe.view.layer, 2);
+    assert_eq!(probe.layer, 2);
     for row in rows(60) {
         let held = probe.left_out(&row.exchange()).unwrap();
         assert_eq!(held.holds(), row.violates, "{held:?}");
@@ -61,8 +60,8 @@ fn the_layer_that_shows_the_verdict_is_found() {
         labels: &[],
     };
     assert!(probe.left_out(&unseen).is_none());
-    let features = Stand.features(&[unseen], &[probe.view]).unwrap();
-    assert!(probe.score(&features[0][0]).holds());
+    let features = Stand.features(&[unseen], &[probe.layer]).unwrap();
+    assert!(probe.score(&unseen, &features[0][0]).holds());
 }
 
 #[test]
@@ -71,7 +70,7 @@ fn equal_rows_give_equal_bits_in_any_order() {
     let mut turned = rows(60);
     turned.reverse();
     let second = fit(turned).unwrap();
-    assert_eq!(first.model, second.model);
+    assert_eq!(first.blend, second.blend);
     assert_ne!(
         first.key, second.key,
         "the key covers the file as it stands"
