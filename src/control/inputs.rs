@@ -24,7 +24,10 @@ pub struct Inputs {
 impl Inputs {
     /// Reads the preference data and hashes everything.
     pub fn collect(context: &Context, policies: &PolicySet) -> Result<Self, DatasetError> {
-        let dataset = Dataset::load_dir(&context.config.paths.preferences)?;
+        let dataset = Dataset::load_dir_within(
+            &context.config.paths.preferences,
+            context.config.paths.max_preferences_bytes,
+        )?;
         for line in &dataset.skipped {
             tracing::warn!(source = %line.source, reason = line.reason, "skipping a line of preference data");
         }

@@ -83,18 +83,18 @@ impl Scale {
     fn apply(&self, row: &[f32]) -> Vec<f32> {
         let parts = row.iter().zip(&self.mean).zip(&self.by);
         let mut out: Vec<f32> = parts.map(|((v, m), s)| (v - m) * s).collect();
-        let length = dot(&out, &out).sqrt();
-        let by = if length > 1e-12 { 1.0 / length } else { 0.0 };
-        out.iter_mut().for_each(|v| *v *= by);
+        normalise(&mut out);
         out
     }
 }
 
-/// How rows are read: learnt from the rows alone, without their verdicts.
+/// How rows are read: learnt from the rows alone, without their verdicts. Each layer's vector is
+/// brought to length 1, and their sum to length 1 again: the layers share one residual stream, and
+/// their mean shows a verdict better than whichever layer cross-validation would choose.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reader {
-    prompt: Scale,
-    response: Scale,
+    /// Per layer the prompt's and the response's.
+    layers: Vec<[Scale; 2]>,
     words: Vocabulary,
 }
 
@@ -107,33 +107,56 @@ pub struct Read {
 }
 
 impl Reader {
-    /// Learns from hidden states, each row the prompt's half and then the response's, and from
-    /// the responses' words.
-    pub fn fit(hidden: &[&[f32]], words: Vocabulary) -> Reader {
-        let halves: Vec<(&[f32], &[f32])> = hidden.iter().map(|row| halves(row)).collect();
-        let prompts: Vec<&[f32]> = halves.iter().map(|h| h.0).collect();
-        let responses: Vec<&[f32]> = halves.iter().map(|h| h.1).collect();
+    /// Learns from hidden states, per row and layer the prompt's half and then the response's, and
+    /// from the responses' words.
+    pub fn fit(hidden: &[Vec<Vec<f32>>], words: Vocabulary) -> Reader {
+        let layers = hidden.first().map_or(0, Vec::len);
+        let of = |layer: usize| {
+            let rows = hidden.iter().map(|row| halves(&row[layer]));
+            let (prompts, responses): (Vec<&[f32]>, Vec<&[f32]>) = rows.unzip();
+            [Scale::fit(&prompts), Scale::fit(&responses)]
+        };
         Reader {
-            prompt: Scale::fit(&prompts),
-            response: Scale::fit(&responses),
+            layers: (0..layers).map(of).collect(),
             words,
         }
     }
 
     /// Reads rows whose words were turned into vectors before.
-    pub fn read(&self, hidden: &[&[f32]], words: &[Sparse]) -> Read {
-        Read {
-            prompt: hidden
-                .iter()
-                .map(|r| self.prompt.apply(halves(r).0))
-                .collect(),
-            response: hidden
-                .iter()
-                .map(|r| self.response.apply(halves(r).1))
-                .collect(),
+    pub fn read(&self, hidden: &[Vec<Vec<f32>>], words: &[Sparse]) -> Read {
+        let mut out = Read {
             words: words.to_vec(),
+            ..Read::default()
+        };
+        for row in hidden {
+            let [prompt, response] = self.states(row);
+            out.prompt.push(prompt);
+            out.response.push(response);
         }
+        out
     }
+
+    /// One vector for the prompt and one for the response.
+    fn states(&self, row: &[Vec<f32>]) -> [Vec<f32>; 2] {
+        let width = row.first().map_or(0, |layer| layer.len() / 2);
+        let mut sums = [vec![0.0f32; width], vec![0.0f32; width]];
+        for (layer, scales) in row.iter().zip(&self.layers) {
+            let (prompt, response) = halves(layer);
+            for ((sum, scale), half) in sums.iter_mut().zip(scales).zip([prompt, response]) {
+                let unit = scale.apply(half);
+                sum.iter_mut().zip(unit).for_each(|(s, v)| *s += v);
+            }
+        }
+        sums.iter_mut().for_each(|sum| normalise(sum));
+        sums
+    }
+}
+
+/// Brings a vector to length 1; zero stays zero.
+fn normalise(row: &mut [f32]) {
+    let length = dot(row, row).sqrt();
+    let by = if length > 1e-12 { 1.0 / length } else { 0.0 };
+    row.iter_mut().for_each(|v| *v *= by);
 }
 
 fn halves(row: &[f32]) -> (&[f32], &[f32]) {
@@ -145,21 +168,22 @@ fn halves(row: &[f32]) -> (&[f32], &[f32]) {
 pub struct Similarities {
     prompt: Gram,
     response: Gram,
+    words: Gram,
 }
 
 impl Similarities {
-    /// Of hidden states; those of words do not depend on the layer and are given to
-    /// [`Similarities::of`].
+    /// Of all rows.
     pub fn new(read: &Read) -> Similarities {
         Similarities {
             prompt: Gram::dense(&read.prompt),
             response: Gram::dense(&read.response),
+            words: Gram::sparse(&read.words),
         }
     }
 
     /// Similarities under a form.
-    pub fn of(&self, form: Form, words: &Gram) -> Gram {
-        let parts = [&self.prompt, &self.response, words];
+    pub fn of(&self, form: Form) -> Gram {
+        let parts = [&self.prompt, &self.response, &self.words];
         match (form.prompt, form.products) {
             (false, false) => Gram::combine(parts, |[_, r, w]| r + w),
             (true, false) => Gram::combine(parts, |[p, r, w]| r + w + p),
@@ -217,9 +241,8 @@ impl Blend {
     }
 
     /// Its value: about 1 for a violation and −1 for none, before calibration.
-    pub fn value(&self, hidden: &[f32], response: &str) -> f64 {
-        let (p, r) = halves(hidden);
-        let (p, r) = (self.reader.prompt.apply(p), self.reader.response.apply(r));
+    pub fn value(&self, hidden: &[Vec<f32>], response: &str) -> f64 {
+        let [p, r] = self.reader.states(hidden);
         let mut value = self.offset + dot(&r, &self.response);
         value += text::dot(&self.reader.words.vector(response), &self.words);
         if self.form.prompt {
@@ -263,13 +286,14 @@ mod tests {
     use super::*;
 
     /// Prompts and responses of two kinds each; the verdict is whether the kinds differ.
-    fn rows() -> (Vec<Vec<f32>>, Vec<&'static str>, Vec<f32>) {
+    fn rows() -> (Vec<Vec<Vec<f32>>>, Vec<&'static str>, Vec<f32>) {
         let mut hidden = Vec::new();
         let mut target = Vec::new();
         for i in 0..64 {
             let (a, b) = ([-1.0, 1.0][i % 2], [-1.0, 1.0][i / 2 % 2]);
             let noise = (i as f32 * 0.7).sin() * 0.1;
-            hidden.push(vec![a, noise, 0.0, b, -noise, 1.0]);
+            let layer = vec![a, noise, 0.0, b, -noise, 1.0];
+            hidden.push(vec![layer.clone(), layer]);
             target.push(-a * b);
         }
         (hidden, vec!["the same words"; 64], target)
@@ -280,15 +304,13 @@ mod tests {
     #[test]
     fn a_function_equals_its_similarities() {
         let (hidden, texts, target) = rows();
-        let views: Vec<&[f32]> = hidden.iter().map(Vec::as_slice).collect();
         let known = Vocabulary::fit(texts.iter().copied());
         let words: Vec<Sparse> = texts.iter().map(|t| known.vector(t)).collect();
-        let reader = Reader::fit(&views, known);
-        let read = reader.read(&views, &words);
+        let reader = Reader::fit(&hidden, known);
+        let read = reader.read(&hidden, &words);
         let similar = Similarities::new(&read);
-        let by_words = Gram::sparse(&words);
         for form in Form::ALL {
-            let gram = similar.of(form, &by_words);
+            let gram = similar.of(form);
             let (weights, mean) = gram.ridge(&[true; 64], &target, 0.1);
             let blend = Blend::new(form, reader.clone(), &read, (&weights, mean));
             let mut right = 0;

@@ -12,19 +12,11 @@ pub trait FeatureSource: Send + Sync + std::fmt::Debug {
     /// What the features depend on beside the text: the base model's content hash.
     fn base(&self) -> &str;
 
-    /// Layers worth trying.
-    fn layers(&self) -> &[usize];
-
-    /// Per exchange and layer one vector, in the given orders: a mean over the prompt's tokens,
-    /// then one over the response's, of equal width. A layer is named by its number; the number of
-    /// layers is what leaves the last. Equal exchanges have equal features whatever stands beside
-    /// them.
+    /// Per exchange and layer one vector, in the exchanges' order: a mean over the prompt's tokens,
+    /// then one over the response's, of equal width. Equal exchanges have equal features whatever
+    /// stands beside them.
     ///
     /// # Errors
     /// [`FeatureError`].
-    fn features(
-        &self,
-        exchanges: &[Exchange<'_>],
-        layers: &[usize],
-    ) -> Result<Vec<Vec<Vec<f32>>>, FeatureError>;
+    fn features(&self, exchanges: &[Exchange<'_>]) -> Result<Vec<Vec<Vec<f32>>>, FeatureError>;
 }

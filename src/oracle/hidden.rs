@@ -47,7 +47,7 @@ impl HiddenStates {
         let executor = CpuExecutor::new(loaded.model.clone(), blocks, threads)
             .map_err(|error| FeatureError(error.to_string()))?;
         Ok(Self {
-            layers: candidate_layers(loaded.model.spec.layers),
+            layers: chosen_layers(loaded.model.spec.layers),
             executor: Mutex::new(executor),
             loaded,
         })
@@ -76,11 +76,7 @@ impl HiddenStates {
     }
 
     /// One forward pass over exchanges that fit in it.
-    fn pass(
-        &self,
-        batch: &[Rendered],
-        layers: &[usize],
-    ) -> Result<Vec<Vec<Vec<f32>>>, FeatureError> {
+    fn pass(&self, batch: &[Rendered]) -> Result<Vec<Vec<Vec<f32>>>, FeatureError> {
         let mut tokens = Vec::new();
         let mut positions = Vec::new();
         let mut sequences = Vec::new();
@@ -105,17 +101,14 @@ impl HiddenStates {
             adapters: &[],
             outputs: &[],
         };
-        let mut ascending = layers.to_vec();
-        ascending.sort_unstable();
-        ascending.dedup();
         let width = self.loaded.model.spec.hidden_size;
-        let mut out = vec![vec![Vec::new(); layers.len()]; batch.len()];
+        let mut out = vec![vec![Vec::new(); self.layers.len()]; batch.len()];
         // A panic elsewhere leaves buffers that the next pass overwrites.
         let mut executor = self.executor.lock().unwrap_or_else(PoisonError::into_inner);
-        let pooled = executor.residuals(&step, &ascending, |layer, x| {
+        let pooled = executor.residuals(&step, &self.layers, |layer, x| {
             for (i, (rendered, sequence)) in batch.iter().zip(&sequences).enumerate() {
                 let rows = &x[sequence.start * width..(sequence.start + sequence.rows) * width];
-                for (slot, _) in layers.iter().enumerate().filter(|(_, l)| **l == layer) {
+                if let Some(slot) = self.layers.iter().position(|l| *l == layer) {
                     out[i][slot] = pool(rows, width, rendered.prompt);
                 }
             }
@@ -130,15 +123,7 @@ impl FeatureSource for HiddenStates {
         &self.loaded.base_hash
     }
 
-    fn layers(&self) -> &[usize] {
-        &self.layers
-    }
-
-    fn features(
-        &self,
-        exchanges: &[Exchange<'_>],
-        layers: &[usize],
-    ) -> Result<Vec<Vec<Vec<f32>>>, FeatureError> {
+    fn features(&self, exchanges: &[Exchange<'_>]) -> Result<Vec<Vec<Vec<f32>>>, FeatureError> {
         let rendered = exchanges
             .iter()
             .map(|e| self.render(e))
@@ -153,15 +138,15 @@ impl FeatureSource for HiddenStates {
             });
             // An exchange has at most PROMPT_TOKENS + RESPONSE_TOKENS rows, so one always fits.
             let end = start + fits.count().max(1);
-            out.extend(self.pass(&rendered[start..end], layers)?);
+            out.extend(self.pass(&rendered[start..end])?);
             start = end;
         }
         Ok(out)
     }
 }
 
-/// Layers whose residual stream is worth trying: six between a fifth of the depth and the top.
-fn candidate_layers(layers: usize) -> Vec<usize> {
+/// Layers whose residual streams are read: six between a fifth of the depth and the top.
+fn chosen_layers(layers: usize) -> Vec<usize> {
     let mut out: Vec<usize> = (1..=6).map(|i| (layers * (i + 1)).div_ceil(7)).collect();
     out.dedup();
     out

@@ -180,27 +180,16 @@ impl Matchers {
         questions: &[(Exchange<'_>, &Rule)],
     ) -> Result<Vec<Features>, FeatureError> {
         let mut out = vec![Features::default(); questions.len()];
-        let mut layers: Vec<usize> = Vec::new();
-        let mut wanted: Vec<usize> = Vec::new();
-        for (index, (_, rule)) in questions.iter().enumerate() {
-            let of_rule = rule
-                .matchers()
-                .into_iter()
-                .filter_map(|matcher| match matcher {
-                    Matcher::Probe(spec) => self.probes.get(spec.id()).map(|probe| probe.layer),
-                    Matcher::Judge(_) => None,
-                });
-            let before = wanted.len();
-            for layer in of_rule {
-                if wanted.len() == before {
-                    wanted.push(index);
-                }
-                if !layers.contains(&layer) {
-                    layers.push(layer);
-                }
-            }
-        }
-        let Some(source) = self.features.as_ref().filter(|_| !layers.is_empty()) else {
+        let asks_a_probe = |rule: &Rule| {
+            rule.matchers().into_iter().any(|matcher| match matcher {
+                Matcher::Probe(spec) => self.probes.contains_key(spec.id()),
+                Matcher::Judge(_) => false,
+            })
+        };
+        let wanted: Vec<usize> = (0..questions.len())
+            .filter(|&index| asks_a_probe(questions[index].1))
+            .collect();
+        let Some(source) = self.features.as_ref().filter(|_| !wanted.is_empty()) else {
             return Ok(out);
         };
         // Several rules may ask about one exchange: it runs through the model once.
@@ -218,15 +207,9 @@ impl Matchers {
                     })
             })
             .collect();
-        let computed = source.features(&distinct, &layers)?;
+        let computed = source.features(&distinct)?;
         for (&index, slot) in wanted.iter().zip(slots) {
-            out[index] = Features(
-                layers
-                    .iter()
-                    .copied()
-                    .zip(computed[slot].iter().cloned())
-                    .collect(),
-            );
+            out[index] = Features(computed[slot].clone());
         }
         Ok(out)
     }
@@ -251,9 +234,9 @@ fn known(outcome: RuleOutcome, why: Option<String>) -> RuleVerdict {
     }
 }
 
-/// Pooled hidden states of one exchange, by layer.
+/// Pooled hidden states of one exchange, a vector per layer; none if no probe asks.
 #[derive(Clone, Debug, Default)]
-pub struct Features(pub(super) Vec<(usize, Vec<f32>)>);
+pub struct Features(pub(super) Vec<Vec<f32>>);
 
 /// What may be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -290,8 +273,7 @@ impl Matchers {
         features: &Features,
     ) -> Option<Score> {
         let probe = self.probes.get(spec.id())?;
-        let (_, vector) = features.0.iter().find(|(layer, _)| *layer == probe.layer)?;
-        Some(probe.score(exchange, vector))
+        (!features.0.is_empty()).then(|| probe.score(exchange, &features.0))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Probes: a calibrated classifier over pooled hidden states and words, fitted on labelled responses.
 //!
-//! Layer and form are chosen by cross-validation at two penalties, then the penalty; folds never
+//! The form is chosen by cross-validation at two penalties, then the penalty; folds never
 //! share a prompt. The probabilities of left-out rows calibrate the model and are kept, so that a
 //! rule's trust is measured on responses the model did not see.
 
@@ -58,8 +58,6 @@ pub enum ProbeError {
 pub struct FittedProbe {
     /// Hash of everything it was fitted from.
     pub key: String,
-    /// The layer it reads.
-    pub layer: usize,
     /// The penalty that cross-validation chose.
     pub penalty: f32,
     /// Rows it was fitted on.
@@ -85,7 +83,7 @@ impl FittedProbe {
     }
 
     /// What it says of an exchange and its hidden states.
-    pub fn score(&self, exchange: &Exchange<'_>, hidden: &[f32]) -> Score {
+    pub fn score(&self, exchange: &Exchange<'_>, hidden: &[Vec<f32>]) -> Score {
         let value = self.blend.value(hidden, exchange.response);
         Score {
             probability: self.calibration.probability(value),

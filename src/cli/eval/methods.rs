@@ -36,7 +36,7 @@ impl Remembered {
     ) -> Result<Remembered, FeatureError> {
         let all: Vec<&Labelled> = data.responses.iter().chain(extra).collect();
         let exchanges: Vec<Exchange<'_>> = all.iter().map(|row| row.exchange()).collect();
-        let features = source.features(&exchanges, source.layers())?;
+        let features = source.features(&exchanges)?;
         let keys = all
             .iter()
             .map(|row| (row.prompt.clone(), row.response.clone()));
@@ -57,24 +57,11 @@ impl FeatureSource for Remembered {
         self.source.base()
     }
 
-    fn layers(&self) -> &[usize] {
-        self.source.layers()
-    }
-
-    fn features(
-        &self,
-        exchanges: &[Exchange<'_>],
-        layers: &[usize],
-    ) -> Result<Vec<Vec<Vec<f32>>>, FeatureError> {
-        let places: Vec<usize> = layers
-            .iter()
-            .filter_map(|layer| self.layers().iter().position(|known| known == layer))
-            .collect();
+    fn features(&self, exchanges: &[Exchange<'_>]) -> Result<Vec<Vec<Vec<f32>>>, FeatureError> {
         let of = |e: &Exchange<'_>| {
             let key = (e.prompt.to_owned(), e.response.to_owned());
-            let known = self.known.get(&key);
-            let known = known.ok_or_else(|| FeatureError("an unknown response".to_owned()))?;
-            Ok(places.iter().map(|&place| known[place].clone()).collect())
+            let known = self.known.get(&key).cloned();
+            known.ok_or_else(|| FeatureError("an unknown response".to_owned()))
         };
         exchanges.iter().map(of).collect()
     }
@@ -228,9 +215,9 @@ impl Folded {
             .iter()
             .map(|&i| data.responses[i].exchange())
             .collect();
-        let features = table.features(&exchanges, &[probe.layer])?;
+        let features = table.features(&exchanges)?;
         for (&i, features) in fold.held.iter().zip(&features) {
-            let score = probe.score(&data.responses[i].exchange(), &features[0]);
+            let score = probe.score(&data.responses[i].exchange(), features);
             self.majority[i] = mostly;
             self.regex[i] = refuses[i] == refusal_violates;
             self.probe[i] = score.holds();
@@ -247,7 +234,7 @@ impl Folded {
             }
         }
         self.views
-            .push(format!("layer {}, {}", probe.layer, probe.form()));
+            .push(format!("{}, penalty {}", probe.form(), probe.penalty));
         Ok(())
     }
 }

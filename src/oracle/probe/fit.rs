@@ -9,23 +9,14 @@ use crate::oracle::features::FeatureSource;
 use crate::oracle::kernel::Gram;
 use crate::oracle::measure::best_threshold;
 use crate::oracle::text::{Sparse, Vocabulary};
-use crate::policy::{Exchange, Labelled, ProbeSpec};
+use crate::policy::{Exchange, ProbeSpec};
 
 const PENALTIES: [f32; 6] = [10.0, 3.0, 1.0, 0.3, 0.1, 0.03];
-/// Layers and forms are compared at these two: what is best at one is often not at the other.
+/// Forms are compared at these two: what is best at one is often not at the other.
 const COARSE: [f32; 2] = [3.0, 0.1];
-/// Most rows that layer and form are chosen on; time grows with their square.
-const CHOOSE_ROWS: usize = 1200;
 
-/// Rows to fit on, with everything that does not depend on the layer.
-struct Table<'a> {
-    rows: Vec<&'a Labelled>,
-    fold_of: Vec<usize>,
-    /// (rows, layers, both halves)
-    hidden: Vec<Vec<Vec<f32>>>,
-    vocabulary: Vocabulary,
-    words: Vec<Sparse>,
-}
+/// What a larger form must earn, in nats a row: below that a difference of losses is chance.
+const EARNED: f64 = 0.01;
 
 /// Values of rows under fits without their fold, and how good they are.
 struct LeftOut {
@@ -41,16 +32,24 @@ impl FittedProbe {
     /// # Errors
     /// [`ProbeError`].
     pub fn fit(spec: &ProbeSpec, source: &dyn FeatureSource) -> Result<FittedProbe, ProbeError> {
-        let table = Table::read(training_rows(&spec.training)?, source)?;
-        let (layer, form) = table.choose(source.layers().len());
-        let column = table.column(layer, table.rows.len());
-        let reader = Reader::fit(&column, table.vocabulary.clone());
-        let read = reader.read(&column, &table.words);
-        let gram = Similarities::new(&read).of(form, &Gram::sparse(&table.words));
-        let positive = table.positive();
+        let rows = training_rows(&spec.training)?;
+        let exchanges: Vec<Exchange<'_>> = rows.iter().map(|row| row.exchange()).collect();
+        let hidden = source.features(&exchanges)?;
+        let vocabulary = Vocabulary::fit(rows.iter().map(|row| row.response.as_str()));
+        let words: Vec<Sparse> = rows
+            .iter()
+            .map(|row| vocabulary.vector(&row.response))
+            .collect();
+        let reader = Reader::fit(&hidden, vocabulary);
+        let read = reader.read(&hidden, &words);
+        let similar = Similarities::new(&read);
+        let (fold_of, positive) = (folds(&rows), rows.iter().map(|row| row.violates));
+        let positive: Vec<bool> = positive.collect();
+        let form = choose(&similar, &positive, &fold_of);
+        let gram = similar.of(form);
         let tries: Vec<LeftOut> = PENALTIES
             .into_par_iter()
-            .map(|penalty| left_out(&gram, &positive, &table.fold_of, penalty))
+            .map(|penalty| left_out(&gram, &positive, &fold_of, penalty))
             .collect();
         let best = smallest(tries.iter().map(|t| t.loss));
         let chosen = &tries[best];
@@ -58,13 +57,9 @@ impl FittedProbe {
         let probabilities: Vec<f64> = chosen.values.iter().map(probability).collect();
         let everything = vec![true; positive.len()];
         let (weights, mean) = gram.ridge(&everything, &targets(&positive), PENALTIES[best]);
-        let keys = table
-            .rows
-            .iter()
-            .map(|row| digest(&row.prompt, &row.response));
+        let keys = rows.iter().map(|row| digest(&row.prompt, &row.response));
         Ok(FittedProbe {
             key: FittedProbe::key(spec, source.base()),
-            layer: source.layers()[layer],
             penalty: PENALTIES[best],
             rows: positive.len(),
             threshold: spec
@@ -77,53 +72,19 @@ impl FittedProbe {
     }
 }
 
-impl<'a> Table<'a> {
-    fn read(rows: Vec<&'a Labelled>, source: &dyn FeatureSource) -> Result<Self, ProbeError> {
-        let exchanges: Vec<Exchange<'_>> = rows.iter().map(|row| row.exchange()).collect();
-        let vocabulary = Vocabulary::fit(rows.iter().map(|row| row.response.as_str()));
-        Ok(Table {
-            fold_of: folds(&rows),
-            hidden: source.features(&exchanges, source.layers())?,
-            words: rows
-                .iter()
-                .map(|row| vocabulary.vector(&row.response))
-                .collect(),
-            vocabulary,
-            rows,
+/// The simplest form whose loss, at the better of the coarse penalties, is as good as the least.
+fn choose(similar: &Similarities, positive: &[bool], fold_of: &[usize]) -> Form {
+    let tries: Vec<f64> = Form::ALL
+        .into_par_iter()
+        .map(|form| {
+            let gram = similar.of(form);
+            let loss = |penalty| left_out(&gram, positive, fold_of, penalty).loss;
+            COARSE.map(loss).into_iter().fold(f64::INFINITY, f64::min)
         })
-    }
-
-    fn positive(&self) -> Vec<bool> {
-        self.rows.iter().map(|row| row.violates).collect()
-    }
-
-    /// Hidden states of the first rows at a layer.
-    fn column(&self, layer: usize, rows: usize) -> Vec<&[f32]> {
-        let first = self.hidden.iter().take(rows);
-        first.map(|layers| layers[layer].as_slice()).collect()
-    }
-
-    /// The layer's index and the form with the least loss at either coarse penalty. Rows are
-    /// sorted by their hashes, so the first are a random choice.
-    fn choose(&self, layers: usize) -> (usize, Form) {
-        let count = self.rows.len().min(CHOOSE_ROWS);
-        let (positive, fold_of) = (&self.positive()[..count], &self.fold_of[..count]);
-        let words = Gram::sparse(&self.words[..count]);
-        let mut tries: Vec<(f64, usize, Form)> = Vec::new();
-        for layer in 0..layers {
-            let column = self.column(layer, count);
-            let reader = Reader::fit(&column, self.vocabulary.clone());
-            let similar = Similarities::new(&reader.read(&column, &self.words[..count]));
-            tries.par_extend(Form::ALL.into_par_iter().map(|form| {
-                let gram = similar.of(form, &words);
-                let loss = |penalty| left_out(&gram, positive, fold_of, penalty).loss;
-                let least = COARSE.map(loss).into_iter().fold(f64::INFINITY, f64::min);
-                (least, layer, form)
-            }));
-        }
-        let (_, layer, form) = tries[smallest(tries.iter().map(|t| t.0))];
-        (layer, form)
-    }
+        .collect();
+    let least = tries.iter().copied().fold(f64::INFINITY, f64::min);
+    let enough = tries.iter().position(|loss| *loss <= least + EARNED);
+    Form::ALL[enough.unwrap_or(0)]
 }
 
 /// −1 and 1.

@@ -10,25 +10,12 @@ impl FeatureSource for Stand {
         "stand-in"
     }
 
-    fn layers(&self) -> &[usize] {
-        &[1, 2]
-    }
-
-    fn features(
-        &self,
-        exchanges: &[Exchange<'_>],
-        layers: &[usize],
-    ) -> Result<Vec<Vec<Vec<f32>>>, FeatureError> {
-        let vector = |e: &Exchange<'_>, layer: usize| {
+    fn features(&self, exchanges: &[Exchange<'_>]) -> Result<Vec<Vec<Vec<f32>>>, FeatureError> {
+        let of = |e: &Exchange<'_>| {
             let noise = e.prompt.bytes().map(u32::from).sum::<u32>() as f32 % 7.0;
-            let signal = if layer == 2 {
-                e.response.len() as f32
-            } else {
-                noise
-            };
-            vec![noise, 1.0, signal, noise * 0.5]
+            let layer = |signal: f32| vec![noise, 1.0, signal, noise * 0.5];
+            vec![layer(noise), layer(e.response.len() as f32)]
         };
-        let of = |e: &Exchange<'_>| layers.iter().map(|layer| vector(e, *layer)).collect();
         Ok(exchanges.iter().map(of).collect())
     }
 }
@@ -47,9 +34,8 @@ fn fit(rows: Vec<Labelled>) -> Result<FittedProbe, ProbeError> {
 }
 
 #[test]
-fn the_layer_that_shows_the_verdict_is_found() {
+fn what_one_layer_shows_is_found() {
     let probe = fit(rows(60)).unwrap();
-    assert_eq!(probe.layer, 2);
     for row in rows(60) {
         let held = probe.left_out(&row.exchange()).unwrap();
         assert_eq!(held.holds(), row.violates, "{held:?}");
@@ -60,8 +46,8 @@ fn the_layer_that_shows_the_verdict_is_found() {
         labels: &[],
     };
     assert!(probe.left_out(&unseen).is_none());
-    let features = Stand.features(&[unseen], &[probe.layer]).unwrap();
-    assert!(probe.score(&unseen, &features[0][0]).holds());
+    let features = Stand.features(&[unseen]).unwrap();
+    assert!(probe.score(&unseen, &features[0]).holds());
 }
 
 #[test]
