@@ -286,7 +286,7 @@ mod tests {
     use super::*;
 
     /// Prompts and responses of two kinds each; the verdict is whether the kinds differ.
-    fn rows() -> (Vec<Vec<Vec<f32>>>, Vec<&'static str>, Vec<f32>) {
+    fn rows() -> (Vec<Vec<Vec<f32>>>, Vec<f32>) {
         let mut hidden = Vec::new();
         let mut target = Vec::new();
         for i in 0..64 {
@@ -296,14 +296,15 @@ mod tests {
             hidden.push(vec![layer.clone(), layer]);
             target.push(-a * b);
         }
-        (hidden, vec!["the same words"; 64], target)
+        (hidden, target)
     }
 
     /// The function gives the values that the similarities promise, under every form; only
     /// products tell a parity.
     #[test]
     fn a_function_equals_its_similarities() {
-        let (hidden, texts, target) = rows();
+        let (hidden, target) = rows();
+        let texts = ["the same words"; 64];
         let known = Vocabulary::fit(texts.iter().copied());
         let words: Vec<Sparse> = texts.iter().map(|t| known.vector(t)).collect();
         let reader = Reader::fit(&hidden, known);

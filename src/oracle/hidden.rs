@@ -1,5 +1,6 @@
 //! Hidden states of the base model, pooled: what probes read.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use crate::model::{BLOCK_TOKENS, ChatMessage, CpuExecutor, LoadedModel, PagedSequence, Step};
@@ -19,6 +20,8 @@ const RESPONSE_TOKENS: usize = 160;
 pub struct HiddenStates {
     loaded: LoadedModel,
     layers: Vec<usize>,
+    /// Tokens that the chat template puts before and after what a user writes.
+    frame: [usize; 2],
     executor: Mutex<CpuExecutor>,
 }
 
@@ -33,8 +36,10 @@ impl std::fmt::Debug for HiddenStates {
 /// One exchange as token ids.
 struct Rendered {
     tokens: Vec<u32>,
-    /// Tokens of the prompt, generation prompt included; at least one.
-    prompt: usize,
+    /// What the user wrote, the template's words apart; never empty.
+    asked: Range<usize>,
+    /// The response, without the end of its turn where there is more; never empty.
+    answered: Range<usize>,
 }
 
 impl HiddenStates {
@@ -48,31 +53,36 @@ impl HiddenStates {
             .map_err(|error| FeatureError(error.to_string()))?;
         Ok(Self {
             layers: chosen_layers(loaded.model.spec.layers),
+            frame: frame(&loaded)?,
             executor: Mutex::new(executor),
             loaded,
         })
     }
 
     fn render(&self, exchange: &Exchange<'_>) -> Result<Rendered, FeatureError> {
-        let failed = |error: &dyn std::fmt::Display| FeatureError(error.to_string());
-        let messages = [ChatMessage::user(exchange.prompt)];
-        let (chat, tokenizer) = (&self.loaded.chat, &self.loaded.tokenizer);
-        let mut tokens = chat
-            .encode_chat(tokenizer, &messages, true)
-            .map_err(|e| failed(&e))?;
-        tokens.drain(..tokens.len().saturating_sub(PROMPT_TOKENS));
+        let mut tokens = prompt_tokens(&self.loaded, exchange.prompt)?;
+        let cut = tokens.len().saturating_sub(PROMPT_TOKENS);
+        tokens.drain(..cut);
         let prompt = tokens.len();
+        let [before, after] = self.frame;
+        let inside = before.saturating_sub(cut)..prompt.saturating_sub(after);
+        let (chat, tokenizer) = (&self.loaded.chat, &self.loaded.tokenizer);
         let mut response = chat
             .encode_response(tokenizer, exchange.response)
-            .map_err(|e| failed(&e))?;
+            .map_err(|error| FeatureError(error.to_string()))?;
         response.truncate(RESPONSE_TOKENS);
+        let ends = response.len() > 1 && response.last() == Some(&chat.end_of_turn_id());
         tokens.extend(response);
         if prompt == 0 || tokens.len() == prompt {
             return Err(FeatureError(
                 "an exchange without tokens has no hidden states".into(),
             ));
         }
-        Ok(Rendered { tokens, prompt })
+        Ok(Rendered {
+            asked: if inside.is_empty() { 0..prompt } else { inside },
+            answered: prompt..tokens.len() - usize::from(ends),
+            tokens,
+        })
     }
 
     /// One forward pass over exchanges that fit in it.
@@ -109,7 +119,7 @@ impl HiddenStates {
             for (i, (rendered, sequence)) in batch.iter().zip(&sequences).enumerate() {
                 let rows = &x[sequence.start * width..(sequence.start + sequence.rows) * width];
                 if let Some(slot) = self.layers.iter().position(|l| *l == layer) {
-                    out[i][slot] = pool(rows, width, rendered.prompt);
+                    out[i][slot] = pool(rows, width, rendered);
                 }
             }
         });
@@ -153,12 +163,34 @@ fn chosen_layers(layers: usize) -> Vec<usize> {
 }
 
 /// One vector from the rows of an exchange, (rows, width): both texts' means, side by side.
-fn pool(rows: &[f32], width: usize, prompt: usize) -> Vec<f32> {
-    let (asked, answered) = rows.split_at(prompt * width);
-    // The first token gathers attention that has nowhere to go and says nothing.
-    let mut both = mean(asked.get(width..).unwrap_or_default(), width);
-    both.extend(mean(answered, width));
+fn pool(rows: &[f32], width: usize, rendered: &Rendered) -> Vec<f32> {
+    let of = |part: &Range<usize>| mean(&rows[part.start * width..part.end * width], width);
+    let mut both = of(&rendered.asked);
+    both.extend(of(&rendered.answered));
     both
+}
+
+/// A prompt as the model would be asked it.
+fn prompt_tokens(loaded: &LoadedModel, prompt: &str) -> Result<Vec<u32>, FeatureError> {
+    let tokens = loaded
+        .chat
+        .encode_chat(&loaded.tokenizer, &[ChatMessage::user(prompt)], true);
+    tokens.map_err(|error| FeatureError(error.to_string()))
+}
+
+/// How many tokens two prompts that share no token have in common at their start and at their end.
+/// They are the same for every prompt and would only water a mean down.
+fn frame(loaded: &LoadedModel) -> Result<[usize; 2], FeatureError> {
+    let (one, other) = (prompt_tokens(loaded, "Q")?, prompt_tokens(loaded, "7")?);
+    let same = |(a, b): &(&u32, &u32)| a == b;
+    Ok([
+        one.iter().zip(&other).take_while(same).count(),
+        one.iter()
+            .rev()
+            .zip(other.iter().rev())
+            .take_while(same)
+            .count(),
+    ])
 }
 
 fn mean(rows: &[f32], width: usize) -> Vec<f32> {

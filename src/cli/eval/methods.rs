@@ -112,16 +112,7 @@ pub fn run(
         .iter()
         .map(|r| fold(&r.prompt, folds))
         .collect();
-    let mut out = Folded {
-        majority: vec![false; count],
-        regex: vec![false; count],
-        probe: vec![false; count],
-        cascade: vec![false; count],
-        categories: vec![Category::Retain; data.pairs.len()],
-        to_probe: 0,
-        unsure: vec![false; count],
-        views: Vec::new(),
-    };
+    let mut out = Folded::new(count, data.pairs.len());
     for fold in 0..folds {
         let (held, kept): (Vec<usize>, Vec<usize>) = (0..count).partition(|&i| fold_of[i] == fold);
         if held.is_empty() {
@@ -141,13 +132,6 @@ pub fn run(
             table,
         )?;
     }
-    let share = |n: usize| n as f64 / count as f64;
-    let unsure = out.unsure.iter().filter(|u| **u).count();
-    let remark = format!(
-        "the probe decided {:.3}; {:.3} lay within {UNSURE} of its threshold and would go to a judge",
-        share(out.to_probe),
-        share(unsure)
-    );
     let probed = judge::Probed {
         verdicts: &out.cascade,
         unsure: &out.unsure,
@@ -157,20 +141,7 @@ pub fn run(
         Some(spec) => judge::run(data, spec, &probed, folds)?,
         None => Vec::new(),
     };
-    let mut methods = vec![
-        Verdicts {
-            categories: Some(out.categories),
-            ..plain("majority class", out.majority, "")
-        },
-        plain(
-            "refusal words",
-            out.regex,
-            "which way round is taken from the other folds",
-        ),
-        plain("rules only", said.iter().map(|s| s.is_some()).collect(), ""),
-        plain("probe", out.probe, &out.views.join("; ")),
-        plain("cascade", out.cascade, &remark),
-    ];
+    let mut methods = out.methods(&said);
     methods.extend(judged);
     Ok(methods)
 }
@@ -194,6 +165,45 @@ struct Fold<'a> {
 }
 
 impl Folded {
+    fn new(count: usize, pairs: usize) -> Folded {
+        Folded {
+            majority: vec![false; count],
+            regex: vec![false; count],
+            probe: vec![false; count],
+            cascade: vec![false; count],
+            categories: vec![Category::Retain; pairs],
+            to_probe: 0,
+            unsure: vec![false; count],
+            views: Vec::new(),
+        }
+    }
+
+    /// What each method said, once all folds are judged.
+    fn methods(self, said: &[Said]) -> Vec<Verdicts> {
+        let share = |n: usize| n as f64 / said.len().max(1) as f64;
+        let unsure = self.unsure.iter().filter(|u| **u).count();
+        let remark = format!(
+            "the probe decided {:.3}; {:.3} lay within {UNSURE} of its threshold and would go to a judge",
+            share(self.to_probe),
+            share(unsure)
+        );
+        let by_rules = said.iter().map(|s| s.is_some()).collect();
+        vec![
+            Verdicts {
+                categories: Some(self.categories),
+                ..plain("majority class", self.majority, "")
+            },
+            plain(
+                "refusal words",
+                self.regex,
+                "which way round is taken from the other folds",
+            ),
+            plain("rules only", by_rules, ""),
+            plain("probe", self.probe, &self.views.join("; ")),
+            plain("cascade", self.cascade, &remark),
+        ]
+    }
+
     fn fold(
         &mut self,
         data: &Data,
