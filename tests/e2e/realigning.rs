@@ -198,6 +198,7 @@ fn a_dryrun_policy_is_reported_and_never_trained() {
     let workspace = Workspace::tiny(1);
     let server = Server::start(&workspace);
     assert_eq!(server.ended(1)["status"], "no_conflict");
+    let base = server.current();
     let dry = format!("{}enforcement: dryrun\n", policy("xyzzy"));
     workspace.write("policies/words.yaml", &dry);
     let report = wait("a report on the dryrun policy", || {
@@ -217,7 +218,7 @@ fn a_dryrun_policy_is_reported_and_never_trained() {
             .count()
     };
     assert_eq!(trained(&server), 0);
-    assert!(!workspace.path("adapters/CURRENT").exists());
+    assert_eq!(server.current(), base);
     // Enforced, the same policy trains: it was the word that kept it from doing so.
     workspace.drop_policy("xyzzy");
     let ended = wait("a realignment", || {
@@ -225,5 +226,6 @@ fn a_dryrun_policy_is_reported_and_never_trained() {
         (last["status"] == "succeeded").then_some(last)
     });
     assert_eq!(ended["triage"]["invert"], 10, "{ended}");
+    assert_ne!(server.current(), base);
     assert!(server.get("/admin/v1/policies")["dryrun"].is_null());
 }
