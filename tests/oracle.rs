@@ -177,7 +177,7 @@ fn a_probe_learns_from_a_rules_examples() {
     let dir = tempfile::tempdir().unwrap();
     let services = Services {
         features: Some(Arc::new(HiddenStates::new(loaded, 2).unwrap())),
-        probes: Some(dir.path().into()),
+        probes: Some(dir.path().join("probes")),
         ..services()
     };
     let prepared = prepare_trusted(&set, &services).unwrap_or_else(|e| panic!("{e}"));
@@ -211,7 +211,39 @@ fn a_probe_learns_from_a_rules_examples() {
     // The stored probe gives the same verdicts.
     let again = prepare(&set, &services).unwrap().oracle(&set);
     assert_eq!(again.judge_cached(&unseen, &cache).1.cached, 2);
+    the_command_draws_its_calibration(dir.path(), &text);
     // Without its probe a rule is undecided, which is no compliance.
     let bare = realign::oracle::RuleOracle::new(&set).judge(&unseen[0]);
     assert!(!bare.complies() && !bare.violates() && bare.undecided.len() == 1);
+}
+
+/// `realign policy test --svg` finds the stored probe, prints its figures and writes a picture.
+fn the_command_draws_its_calibration(state: &Path, policy: &str) {
+    let file = state.join("p.yaml");
+    std::fs::write(&file, policy).unwrap();
+    let plots = state.join("plots");
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_realign"))
+        .args(["policy", "test", "--svg"])
+        .args([&plots, &file])
+        .arg("--state")
+        .arg(state)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    assert!(
+        text.contains("p:french") && text.contains("(cross-validated)"),
+        "{text}"
+    );
+    let names: Vec<_> = std::fs::read_dir(&plots)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(names, ["p-french.svg"]);
+    let picture = std::fs::read_to_string(plots.join("p-french.svg")).unwrap();
+    assert!(
+        picture.contains("p:french: predicted against observed, 16 examples"),
+        "{picture}"
+    );
+    assert!(picture.matches("<circle").count() >= 2, "{picture}");
 }

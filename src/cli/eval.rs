@@ -3,6 +3,8 @@
 //! Prompts are split into folds; a probe that judges a response never saw its prompt. Layer,
 //! penalty, calibration and threshold are chosen inside the other folds.
 
+mod cascade;
+mod judge;
 mod methods;
 mod report;
 pub mod trace;
@@ -48,6 +50,10 @@ pub struct OracleArgs {
     /// prompt is being judged are left out
     #[arg(long, value_name = "FILE")]
     pub extra: Option<PathBuf>,
+    /// Policy whose first judge is measured too, alone and where the probe is unsure. It is asked
+    /// about every response
+    #[arg(long, value_name = "FILE")]
+    pub judge: Option<PathBuf>,
     /// Folds of prompts, from 2 to 20
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(2..=20))]
     pub folds: u64,
@@ -106,11 +112,17 @@ pub fn run(
         Some(path) => PolicySet::load_files(std::slice::from_ref(path))?,
         None => PolicySet::default(),
     };
+    let judge = args.judge.as_deref().map(judge::of_policy).transpose()?;
     let source = super::oracle::features(&config)?;
     let started = Instant::now();
     let table = methods::Remembered::new(source, &data, &extra)?;
     let seconds = started.elapsed().as_secs_f64();
-    let verdicts = methods::run(&data, &extra, &rules, &table, args.folds as usize)?;
+    let compared = methods::Compared {
+        extra: &extra,
+        rules: &rules,
+        judge: judge.as_ref(),
+    };
+    let verdicts = methods::run(&data, &compared, &table, args.folds as usize)?;
     let mut report = EvalReport::new(&data, verdicts);
     report.responses_per_minute = 60.0 * table.len() as f64 / seconds.max(1e-9);
     match global.json {

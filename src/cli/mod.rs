@@ -162,6 +162,7 @@ impl GlobalArgs {
         let paths = RawPaths {
             policies: self.policies.clone(),
             preferences: self.preferences.clone(),
+            max_preferences_mb: None,
             adapters: self.adapters.clone(),
             state: self.state.clone(),
         };

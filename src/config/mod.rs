@@ -102,6 +102,8 @@ pub struct Paths {
     pub policies: PathBuf,
     /// Preference data.
     pub preferences: PathBuf,
+    /// Most preference data that a server holds, in bytes of text.
+    pub max_preferences_bytes: u64,
     /// Published adapters.
     pub adapters: PathBuf,
     /// Database and checkpoints.
@@ -196,6 +198,10 @@ fn resolve_paths(raw: RawPaths) -> Paths {
     Paths {
         policies: raw.policies.unwrap_or_else(|| "policies".into()),
         preferences: raw.preferences.unwrap_or_else(|| "preferences".into()),
+        max_preferences_bytes: raw
+            .max_preferences_mb
+            .unwrap_or(2048)
+            .saturating_mul(1 << 20),
         adapters: raw.adapters.unwrap_or_else(|| "adapters".into()),
         state: raw.state.unwrap_or_else(|| "state".into()),
     }

@@ -139,6 +139,8 @@ section! {
         policies: PathBuf,
         /// Preference data.
         preferences: PathBuf,
+        /// Most preference data that a server holds, in MB of text.
+        max_preferences_mb: u64,
         /// Published adapters.
         adapters: PathBuf,
         /// Database and checkpoints.

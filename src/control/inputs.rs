@@ -34,7 +34,9 @@ impl Inputs {
         policies: &PolicySet,
         recipe: &Recipe,
     ) -> Result<Self, DatasetError> {
-        let dataset = Dataset::load_dir(&config.paths.preferences)?;
+        let paths = &config.paths;
+        let dataset =
+            Dataset::load_dir_within(&paths.preferences, paths.max_preferences_bytes)?;
         for line in &dataset.skipped {
             tracing::warn!(source = %line.source, reason = line.reason, "skipping a line of preference data");
         }

@@ -47,9 +47,12 @@ impl Context {
         if active.set.policies().iter().all(|p| p.is_enforced()) {
             return None;
         }
-        let dataset = Dataset::load_dir(&self.config.paths.preferences)
-            .inspect_err(|error| tracing::warn!(%error, "dryrun policies are not triaged"))
-            .ok()?;
+        let dataset = Dataset::load_dir_within(
+            &self.config.paths.preferences,
+            self.config.paths.max_preferences_bytes,
+        )
+        .inspect_err(|error| tracing::warn!(%error, "dryrun policies are not triaged"))
+        .ok()?;
         let all = RuleOracle::with_dryrun(&active.set).with_matchers(active.matchers);
         let with = triage_cached(&dataset.pairs, &all, self.db.as_ref()).0;
         let without = triage_cached(&dataset.pairs, &self.oracle(), self.db.as_ref());

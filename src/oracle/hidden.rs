@@ -1,5 +1,6 @@
 //! Hidden states of the base model, pooled: what probes read.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use crate::model::{
@@ -7,7 +8,7 @@ use crate::model::{
     Segment, Step,
 };
 
-use super::features::{FeatureError, FeatureSource, Pooling, View};
+use super::features::{FeatureError, FeatureSource};
 use crate::policy::Exchange;
 
 /// Rows of one forward pass: enough to keep the cores busy, 47 MB of cache on the default model.
@@ -22,6 +23,8 @@ const RESPONSE_TOKENS: usize = 160;
 pub struct HiddenStates {
     loaded: LoadedModel,
     layers: Vec<usize>,
+    /// Tokens that the chat template puts before and after what a user writes.
+    frame: [usize; 2],
     /// `None` where the weights are not the CPU executor's: the shared decoder runs them then.
     executor: Option<Mutex<CpuExecutor>>,
 }
@@ -37,8 +40,10 @@ impl std::fmt::Debug for HiddenStates {
 /// One exchange as token ids.
 struct Rendered {
     tokens: Vec<u32>,
-    /// Tokens of the prompt, generation prompt included; at least one.
-    prompt: usize,
+    /// What the user wrote, the template's words apart; never empty.
+    asked: Range<usize>,
+    /// The response, without the end of its turn where there is more; never empty.
+    answered: Range<usize>,
 }
 
 impl HiddenStates {
@@ -56,7 +61,8 @@ impl HiddenStates {
             false => None,
         };
         Ok(Self {
-            layers: candidate_layers(loaded.model.spec.layers),
+            layers: chosen_layers(loaded.model.spec.layers),
+            frame: frame(&loaded)?,
             executor: executor.map(Mutex::new),
             loaded,
         })
@@ -93,29 +99,33 @@ impl HiddenStates {
     }
 
     fn render(&self, exchange: &Exchange<'_>) -> Result<Rendered, FeatureError> {
-        let failed = |error: &dyn std::fmt::Display| FeatureError(error.to_string());
-        let messages = [ChatMessage::user(exchange.prompt)];
-        let (chat, tokenizer) = (&self.loaded.chat, &self.loaded.tokenizer);
-        let mut tokens = chat
-            .encode_chat(tokenizer, &messages, true)
-            .map_err(|e| failed(&e))?;
-        tokens.drain(..tokens.len().saturating_sub(PROMPT_TOKENS));
+        let mut tokens = prompt_tokens(&self.loaded, exchange.prompt)?;
+        let cut = tokens.len().saturating_sub(PROMPT_TOKENS);
+        tokens.drain(..cut);
         let prompt = tokens.len();
+        let [before, after] = self.frame;
+        let inside = before.saturating_sub(cut)..prompt.saturating_sub(after);
+        let (chat, tokenizer) = (&self.loaded.chat, &self.loaded.tokenizer);
         let mut response = chat
             .encode_response(tokenizer, exchange.response)
-            .map_err(|e| failed(&e))?;
+            .map_err(|error| FeatureError(error.to_string()))?;
         response.truncate(RESPONSE_TOKENS);
+        let ends = response.len() > 1 && response.last() == Some(&chat.end_of_turn_id());
         tokens.extend(response);
         if prompt == 0 || tokens.len() == prompt {
             return Err(FeatureError(
                 "an exchange without tokens has no hidden states".into(),
             ));
         }
-        Ok(Rendered { tokens, prompt })
+        Ok(Rendered {
+            asked: if inside.is_empty() { 0..prompt } else { inside },
+            answered: prompt..tokens.len() - usize::from(ends),
+            tokens,
+        })
     }
 
     /// One forward pass over exchanges that fit in it.
-    fn pass(&self, batch: &[Rendered], views: &[View]) -> Result<Vec<Vec<Vec<f32>>>, FeatureError> {
+    fn pass(&self, batch: &[Rendered]) -> Result<Vec<Vec<Vec<f32>>>, FeatureError> {
         let mut tokens = Vec::new();
         let mut positions = Vec::new();
         let mut sequences = Vec::new();
@@ -140,16 +150,13 @@ impl HiddenStates {
             adapters: &[],
             outputs: &[],
         };
-        let mut layers: Vec<usize> = views.iter().map(|view| view.layer).collect();
-        layers.sort_unstable();
-        layers.dedup();
         let width = self.loaded.model.spec.hidden_size;
-        let mut out = vec![vec![Vec::new(); views.len()]; batch.len()];
-        let pooled = self.residuals(&step, &layers, |layer, x| {
+        let mut out = vec![vec![Vec::new(); self.layers.len()]; batch.len()];
+        let pooled = self.residuals(&step, &self.layers, |layer, x| {
             for (i, (rendered, sequence)) in batch.iter().zip(&sequences).enumerate() {
                 let rows = &x[sequence.start * width..(sequence.start + sequence.rows) * width];
-                for (slot, view) in views.iter().enumerate().filter(|(_, v)| v.layer == layer) {
-                    out[i][slot] = pool(rows, width, rendered.prompt, view.pooling);
+                if let Some(slot) = self.layers.iter().position(|l| *l == layer) {
+                    out[i][slot] = pool(rows, width, rendered);
                 }
             }
         });
@@ -163,15 +170,7 @@ impl FeatureSource for HiddenStates {
         &self.loaded.base_hash
     }
 
-    fn layers(&self) -> &[usize] {
-        &self.layers
-    }
-
-    fn features(
-        &self,
-        exchanges: &[Exchange<'_>],
-        views: &[View],
-    ) -> Result<Vec<Vec<Vec<f32>>>, FeatureError> {
+    fn features(&self, exchanges: &[Exchange<'_>]) -> Result<Vec<Vec<Vec<f32>>>, FeatureError> {
         let rendered = exchanges
             .iter()
             .map(|e| self.render(e))
@@ -186,37 +185,49 @@ impl FeatureSource for HiddenStates {
             });
             // An exchange has at most PROMPT_TOKENS + RESPONSE_TOKENS rows, so one always fits.
             let end = start + fits.count().max(1);
-            out.extend(self.pass(&rendered[start..end], views)?);
+            out.extend(self.pass(&rendered[start..end])?);
             start = end;
         }
         Ok(out)
     }
 }
 
-/// Layers whose residual stream is worth trying: six between a fifth of the depth and the top.
-fn candidate_layers(layers: usize) -> Vec<usize> {
+/// Layers whose residual streams are read: six between a fifth of the depth and the top.
+fn chosen_layers(layers: usize) -> Vec<usize> {
     let mut out: Vec<usize> = (1..=6).map(|i| (layers * (i + 1)).div_ceil(7)).collect();
     out.dedup();
     out
 }
 
-/// One vector from the rows of an exchange, (rows, width).
-fn pool(rows: &[f32], width: usize, prompt: usize, pooling: Pooling) -> Vec<f32> {
-    let (asked, answered) = rows.split_at(prompt * width);
-    match pooling {
-        Pooling::Mean => mean(answered, width),
-        Pooling::Last => {
-            let mut last = answered[answered.len() - width..].to_vec();
-            normalise(&mut last);
-            last
-        }
-        Pooling::Both => {
-            // The first token gathers attention that has nowhere to go and says nothing.
-            let mut both = mean(asked.get(width..).unwrap_or_default(), width);
-            both.extend(mean(answered, width));
-            both
-        }
-    }
+/// One vector from the rows of an exchange, (rows, width): both texts' means, side by side.
+fn pool(rows: &[f32], width: usize, rendered: &Rendered) -> Vec<f32> {
+    let of = |part: &Range<usize>| mean(&rows[part.start * width..part.end * width], width);
+    let mut both = of(&rendered.asked);
+    both.extend(of(&rendered.answered));
+    both
+}
+
+/// A prompt as the model would be asked it.
+fn prompt_tokens(loaded: &LoadedModel, prompt: &str) -> Result<Vec<u32>, FeatureError> {
+    let tokens = loaded
+        .chat
+        .encode_chat(&loaded.tokenizer, &[ChatMessage::user(prompt)], true);
+    tokens.map_err(|error| FeatureError(error.to_string()))
+}
+
+/// How many tokens two prompts that share no token have in common at their start and at their end.
+/// They are the same for every prompt and would only water a mean down.
+fn frame(loaded: &LoadedModel) -> Result<[usize; 2], FeatureError> {
+    let (one, other) = (prompt_tokens(loaded, "Q")?, prompt_tokens(loaded, "7")?);
+    let same = |(a, b): &(&u32, &u32)| a == b;
+    Ok([
+        one.iter().zip(&other).take_while(same).count(),
+        one.iter()
+            .rev()
+            .zip(other.iter().rev())
+            .take_while(same)
+            .count(),
+    ])
 }
 
 fn mean(rows: &[f32], width: usize) -> Vec<f32> {

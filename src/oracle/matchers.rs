@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
-use super::features::{FeatureError, FeatureSource, View};
+use super::features::{FeatureError, FeatureSource};
 use super::judge::{Judge, JudgeUsage};
 use super::probe::FittedProbe;
 use super::scores::in_parallel;
@@ -180,27 +180,16 @@ impl Matchers {
         questions: &[(Exchange<'_>, &Rule)],
     ) -> Result<Vec<Features>, FeatureError> {
         let mut out = vec![Features::default(); questions.len()];
-        let mut views: Vec<View> = Vec::new();
-        let mut wanted: Vec<usize> = Vec::new();
-        for (index, (_, rule)) in questions.iter().enumerate() {
-            let of_rule = rule
-                .matchers()
-                .into_iter()
-                .filter_map(|matcher| match matcher {
-                    Matcher::Probe(spec) => self.probes.get(spec.id()).map(|probe| probe.view),
-                    Matcher::Judge(_) => None,
-                });
-            let before = wanted.len();
-            for view in of_rule {
-                if wanted.len() == before {
-                    wanted.push(index);
-                }
-                if !views.contains(&view) {
-                    views.push(view);
-                }
-            }
-        }
-        let Some(source) = self.features.as_ref().filter(|_| !views.is_empty()) else {
+        let asks_a_probe = |rule: &Rule| {
+            rule.matchers().into_iter().any(|matcher| match matcher {
+                Matcher::Probe(spec) => self.probes.contains_key(spec.id()),
+                Matcher::Judge(_) => false,
+            })
+        };
+        let wanted: Vec<usize> = (0..questions.len())
+            .filter(|&index| asks_a_probe(questions[index].1))
+            .collect();
+        let Some(source) = self.features.as_ref().filter(|_| !wanted.is_empty()) else {
             return Ok(out);
         };
         // Several rules may ask about one exchange: it runs through the model once.
@@ -218,15 +207,9 @@ impl Matchers {
                     })
             })
             .collect();
-        let computed = source.features(&distinct, &views)?;
+        let computed = source.features(&distinct)?;
         for (&index, slot) in wanted.iter().zip(slots) {
-            out[index] = Features(
-                views
-                    .iter()
-                    .copied()
-                    .zip(computed[slot].iter().cloned())
-                    .collect(),
-            );
+            out[index] = Features(computed[slot].clone());
         }
         Ok(out)
     }
@@ -251,9 +234,9 @@ fn known(outcome: RuleOutcome, why: Option<String>) -> RuleVerdict {
     }
 }
 
-/// Pooled hidden states of one exchange, by view.
+/// Pooled hidden states of one exchange, a vector per layer; none if no probe asks.
 #[derive(Clone, Debug, Default)]
-pub struct Features(pub(super) Vec<(View, Vec<f32>)>);
+pub struct Features(pub(super) Vec<Vec<f32>>);
 
 /// What may be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -283,16 +266,20 @@ impl Answers<'_> {
 
 impl Matchers {
     /// A fitted probe's answer from features.
-    pub(super) fn probe_score(&self, spec: &ProbeSpec, features: &Features) -> Option<Score> {
+    pub(super) fn probe_score(
+        &self,
+        spec: &ProbeSpec,
+        exchange: &Exchange<'_>,
+        features: &Features,
+    ) -> Option<Score> {
         let probe = self.probes.get(spec.id())?;
-        let (_, vector) = features.0.iter().find(|(view, _)| *view == probe.view)?;
-        Some(probe.score(vector))
+        (!features.0.is_empty()).then(|| probe.score(exchange, &features.0))
     }
 }
 
 impl Scores for Answers<'_> {
-    fn probe(&self, probe: &ProbeSpec, _: &Exchange<'_>) -> Option<Score> {
-        self.matchers.probe_score(probe, self.features)
+    fn probe(&self, probe: &ProbeSpec, exchange: &Exchange<'_>) -> Option<Score> {
+        self.matchers.probe_score(probe, exchange, self.features)
     }
 
     fn judge(&self, judge: &JudgeSpec, exchange: &Exchange<'_>) -> Option<Score> {

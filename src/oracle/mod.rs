@@ -6,20 +6,22 @@
 //! [`prepare()`] fits and measures all that ([`trust`]) before a set may act.
 
 mod bits;
+pub mod blend;
 pub mod cache;
 pub mod corrective;
 pub mod endpoint;
+pub mod calibration;
 pub mod features;
 pub mod hidden;
 pub mod judge;
-pub mod logistic;
+pub mod kernel;
 pub mod matchers;
 pub mod measure;
 pub mod prepare;
 pub mod probe;
-pub mod products;
 mod rules;
 pub mod scores;
+pub mod text;
 pub mod trust;
 
 #[cfg(test)]

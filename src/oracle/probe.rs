@@ -1,32 +1,30 @@
-//! Probes: a calibrated logistic regression over pooled hidden states, fitted on labelled responses.
+//! Probes: a calibrated classifier over pooled hidden states and words, fitted on labelled responses.
 //!
-//! Layer and pooling are chosen by cross-validation at a middling penalty, then the penalty; folds
-//! never share a prompt. The probabilities of left-out rows calibrate the model and are kept, so
-//! that a rule's trust is measured on responses the model did not see.
+//! The form is chosen by cross-validation at two penalties, then the penalty; folds never
+//! share a prompt. The probabilities of left-out rows calibrate the model and are kept, so that a
+//! rule's trust is measured on responses the model did not see.
+
+mod fit;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::features::{FeatureError, FeatureSource, Pooling, View};
-use super::logistic::{Calibration, Linear, Table, softplus};
-use super::measure::best_threshold;
-use super::products::Products;
+use super::blend::{Blend, Form};
+use super::calibration::Calibration;
+use super::features::FeatureError;
 use crate::policy::{Exchange, Labelled, ProbeSpec, Score};
 
 /// Changes when the same inputs would give another probe.
-const FIT_VERSION: u32 = 1;
+const FIT_VERSION: u32 = 2;
 /// Least labelled responses of each verdict.
 pub const MIN_PER_VERDICT: usize = 8;
 /// Most responses to fit on; of more, those with the smallest hashes are taken, so that features
 /// stay within a few hundred megabytes.
 pub const MAX_FIT_ROWS: usize = 4000;
 const FOLDS: usize = 5;
-const PENALTIES: [f64; 6] = [3.0, 1.0, 0.3, 0.1, 0.03, 0.01];
-const MIDDLING: f64 = 0.3;
 
 /// Why a probe cannot be fitted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -60,18 +58,14 @@ pub enum ProbeError {
 pub struct FittedProbe {
     /// Hash of everything it was fitted from.
     pub key: String,
-    /// What it reads.
-    pub view: View,
     /// The penalty that cross-validation chose.
-    pub penalty: f64,
+    pub penalty: f32,
     /// Rows it was fitted on.
     pub rows: usize,
     /// From which probability on it holds.
     #[serde(with = "super::bits")]
     pub threshold: f64,
-    /// Present if products of prompt and response are features too.
-    products: Option<Products>,
-    model: Linear,
+    blend: Blend,
     calibration: Calibration,
     /// Probability of each training row under a model that did not see its prompt, by the row's
     /// digest.
@@ -88,18 +82,12 @@ impl FittedProbe {
         hex::encode(hasher.finalize())
     }
 
-    /// What it says of the features of its view.
-    pub fn score(&self, features: &[f32]) -> Score {
+    /// What it says of an exchange and its hidden states.
+    pub fn score(&self, exchange: &Exchange<'_>, hidden: &[Vec<f32>]) -> Score {
+        let value = self.blend.value(hidden, exchange.response);
         Score {
-            probability: self.calibration.probability(self.logit(features)),
+            probability: self.calibration.probability(value),
             threshold: self.threshold,
-        }
-    }
-
-    fn logit(&self, features: &[f32]) -> f64 {
-        match &self.products {
-            Some(products) => self.model.logit(&products.extend(features)),
-            None => self.model.logit(features),
         }
     }
 
@@ -135,101 +123,10 @@ impl FittedProbe {
         }
     }
 
-    /// Fits a probe.
-    ///
-    /// # Errors
-    /// [`ProbeError`].
-    pub fn fit(spec: &ProbeSpec, source: &dyn FeatureSource) -> Result<FittedProbe, ProbeError> {
-        let rows = training_rows(&spec.training)?;
-        let views: Vec<View> = source
-            .layers()
-            .iter()
-            .flat_map(|&layer| Pooling::ALL.map(|pooling| View { layer, pooling }))
-            .collect();
-        let exchanges: Vec<Exchange<'_>> = rows.iter().map(|row| row.exchange()).collect();
-        let features = source.features(&exchanges, &views)?;
-        let fold_of = folds(&rows);
-        let positive: Vec<bool> = rows.iter().map(|row| row.violates).collect();
-        let candidates = candidates(&views, &features);
-        let try_out = |candidate: &Candidate<'_>, penalty: f64| {
-            let logits = left_out_logits(&candidate.rows(), &positive, &fold_of, penalty);
-            (log_loss(&logits, &positive), logits)
-        };
-        let losses: Vec<f64> = candidates
-            .par_iter()
-            .map(|candidate| try_out(candidate, MIDDLING).0)
-            .collect();
-        let chosen = &candidates[smallest(&losses)];
-        let tries: Vec<(f64, Vec<f64>)> = PENALTIES
-            .into_par_iter()
-            .map(|penalty| try_out(chosen, penalty))
-            .collect();
-        let best = smallest(&tries.iter().map(|t| t.0).collect::<Vec<_>>());
-        let logits = &tries[best].1;
-        let calibration = Calibration::fit(logits, &positive);
-        let probabilities: Vec<f64> = logits.iter().map(|z| calibration.probability(*z)).collect();
-        let table = Table {
-            rows: chosen.rows(),
-            positive: positive.clone(),
-        };
-        let keys = rows.iter().map(|row| digest(&row.prompt, &row.response));
-        Ok(FittedProbe {
-            key: FittedProbe::key(spec, source.base()),
-            view: chosen.view,
-            products: chosen
-                .products
-                .as_ref()
-                .map(|(products, _)| products.clone()),
-            penalty: PENALTIES[best],
-            rows: rows.len(),
-            threshold: spec
-                .threshold
-                .unwrap_or_else(|| best_threshold(&probabilities, &positive)),
-            model: Linear::fit(&table, PENALTIES[best]),
-            calibration,
-            left_out: keys.zip(probabilities.iter().map(|p| *p as f32)).collect(),
-        })
+    /// What it sums.
+    pub fn form(&self) -> Form {
+        self.blend.form
     }
-}
-
-/// A way to read the hidden states that cross-validation may choose.
-struct Candidate<'a> {
-    view: View,
-    plain: Vec<&'a [f32]>,
-    /// The learnt products, and the rows extended by them.
-    products: Option<(Products, Vec<Vec<f32>>)>,
-}
-
-impl Candidate<'_> {
-    fn rows(&self) -> Vec<&[f32]> {
-        match &self.products {
-            Some((_, rows)) => rows.iter().map(Vec::as_slice).collect(),
-            None => self.plain.clone(),
-        }
-    }
-}
-
-/// Every view as it is, and those that hold both texts also with products.
-fn candidates<'a>(views: &[View], features: &'a [Vec<Vec<f32>>]) -> Vec<Candidate<'a>> {
-    let mut out = Vec::new();
-    for (index, &view) in views.iter().enumerate() {
-        let plain: Vec<&[f32]> = features.iter().map(|f| f[index].as_slice()).collect();
-        if view.pooling == Pooling::Both {
-            let products = Products::fit(&plain);
-            let rows = plain.iter().map(|row| products.extend(row)).collect();
-            out.push(Candidate {
-                view,
-                plain: plain.clone(),
-                products: Some((products, rows)),
-            });
-        }
-        out.push(Candidate {
-            view,
-            plain,
-            products: None,
-        });
-    }
-    out
 }
 
 fn digest(prompt: &str, response: &str) -> String {
@@ -291,42 +188,6 @@ fn folds(rows: &[&Labelled]) -> Vec<usize> {
         group.into_iter().for_each(|i| fold_of[i] = fold);
     }
     fold_of
-}
-
-/// Log-odds of every row under a model fitted without its fold.
-fn left_out_logits(
-    column: &[&[f32]],
-    positive: &[bool],
-    fold_of: &[usize],
-    penalty: f64,
-) -> Vec<f64> {
-    let mut logits = vec![0.0; column.len()];
-    for fold in 0..FOLDS {
-        let kept: Vec<usize> = (0..column.len()).filter(|&i| fold_of[i] != fold).collect();
-        let table = Table {
-            rows: kept.iter().map(|&i| column[i]).collect(),
-            positive: kept.iter().map(|&i| positive[i]).collect(),
-        };
-        let model = Linear::fit(&table, penalty);
-        for i in (0..column.len()).filter(|&i| fold_of[i] == fold) {
-            logits[i] = model.logit(column[i]);
-        }
-    }
-    logits
-}
-
-fn log_loss(logits: &[f64], positive: &[bool]) -> f64 {
-    let losses = logits
-        .iter()
-        .zip(positive)
-        .map(|(z, p)| softplus(if *p { -z } else { *z }));
-    losses.sum::<f64>() / logits.len().max(1) as f64
-}
-
-/// Index of the smallest value, the first of equals.
-fn smallest(values: &[f64]) -> usize {
-    let best = (0..values.len()).min_by(|&a, &b| values[a].total_cmp(&values[b]));
-    best.unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -212,7 +212,7 @@ impl Held<'_> {
 impl Scores for Held<'_> {
     fn probe(&self, spec: &ProbeSpec, exchange: &Exchange<'_>) -> Option<Score> {
         let probe = self.matchers.probes.get(spec.id())?;
-        let live = || self.matchers.probe_score(spec, self.features);
+        let live = || self.matchers.probe_score(spec, exchange, self.features);
         self.note(Ok(probe.left_out(exchange).or_else(live)))
     }
 

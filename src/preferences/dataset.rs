@@ -41,6 +41,17 @@ pub enum DatasetError {
         /// Why.
         source: io::Error,
     },
+    /// There is more of it than may be held in memory.
+    #[error(
+        "the preference data is larger than paths.max_preferences_mb allows ({} MB of text, reached in {}): raise it if the machine has the memory (about twice as much is needed), or take files away",
+        most >> 20, path.display()
+    )]
+    TooLarge {
+        /// The file in which the limit was passed.
+        path: PathBuf,
+        /// The limit in bytes.
+        most: u64,
+    },
     /// A file cannot be opened, or reading stopped in the middle.
     #[error("cannot read preference data from {}: {source}", path.display())]
     File {
@@ -84,6 +95,15 @@ impl Dataset {
     /// If the directory is there but it or a file cannot be read. Bad lines are no errors: see
     /// [`Dataset::skipped`].
     pub fn load_dir(dir: &Path) -> Result<Dataset, DatasetError> {
+        Dataset::load_dir_within(dir, u64::MAX)
+    }
+
+    /// As [`Dataset::load_dir`], holding at most `most` bytes of texts: distinct pairs and what is
+    /// said of bad lines. Memory stays near that while more is read.
+    ///
+    /// # Errors
+    /// As [`Dataset::load_dir`], and if there is more.
+    pub fn load_dir_within(dir: &Path, most: u64) -> Result<Dataset, DatasetError> {
         let failed = |source| DatasetError::Directory {
             path: dir.to_owned(),
             source,
@@ -106,7 +126,7 @@ impl Dataset {
             }
         }
         files.sort();
-        Dataset::load_files(&files)
+        Dataset::load_within(&files, most)
     }
 
     /// Reads one file.
@@ -138,7 +158,14 @@ impl Dataset {
     /// # Errors
     /// If one of them cannot be read.
     pub fn load_files(files: &[PathBuf]) -> Result<Dataset, DatasetError> {
-        let mut reader = Collector::default();
+        Dataset::load_within(files, u64::MAX)
+    }
+
+    fn load_within(files: &[PathBuf], most: u64) -> Result<Dataset, DatasetError> {
+        let mut reader = Collector {
+            most,
+            ..Collector::default()
+        };
         for file in files {
             let failed = |source| DatasetError::File {
                 path: file.clone(),
@@ -146,6 +173,12 @@ impl Dataset {
             };
             let input = open(file).map_err(failed)?;
             reader.read(file, input, MAX_LINE_BYTES).map_err(failed)?;
+            if reader.held > reader.most {
+                return Err(DatasetError::TooLarge {
+                    path: file.clone(),
+                    most,
+                });
+            }
         }
         Ok(reader.finish())
     }
@@ -222,8 +255,11 @@ fn parse_bytes(bytes: &[u8], source: LineSource) -> Option<Result<Pair, SkippedL
 }
 
 /// Gathers pairs while files are read.
-#[derive(Default)]
 pub(super) struct Collector {
+    /// Bytes of the texts held.
+    held: u64,
+    /// Beyond this many, nothing more is kept.
+    most: u64,
     pairs: Vec<Pair>,
     /// Where each pair stands in `pairs`.
     seen: HashMap<PairId, usize>,
@@ -232,6 +268,21 @@ pub(super) struct Collector {
     skipped: Vec<SkippedLine>,
     duplicates: usize,
     contradictions: Vec<Contradiction>,
+}
+
+impl Default for Collector {
+    fn default() -> Self {
+        Collector {
+            held: 0,
+            most: u64::MAX,
+            pairs: Vec::new(),
+            seen: HashMap::new(),
+            compared: HashMap::new(),
+            skipped: Vec::new(),
+            duplicates: 0,
+            contradictions: Vec::new(),
+        }
+    }
 }
 
 impl Collector {
@@ -243,8 +294,13 @@ impl Collector {
         max_line: usize,
     ) -> io::Result<()> {
         read_lines(file, input, max_line, &mut |result| match result {
+            // The rest of the file is read and forgotten: the limit is an error all the same.
+            _ if self.held > self.most => {}
             Ok(pair) => self.add(pair),
-            Err(line) => self.skipped.push(line),
+            Err(line) => {
+                self.held += line.reason.len() as u64;
+                self.skipped.push(line);
+            }
         })
     }
 
@@ -265,6 +321,7 @@ impl Collector {
                     second: pair.source.clone(),
                 });
             }
+            self.held += pair.text_bytes();
             self.pairs.push(pair);
             return;
         };

@@ -111,6 +111,12 @@ impl Pair {
         last.map_or("", |message| message.content.as_str())
     }
 
+    /// Bytes of all its texts.
+    pub fn text_bytes(&self) -> u64 {
+        let prompt: usize = self.prompt.iter().map(|m| m.content.len()).sum();
+        (prompt + self.chosen.len() + self.rejected.len()) as u64
+    }
+
     /// SHA-256 over the conversation and both responses, whichever was preferred, and whether they
     /// stand in the order of their texts: equal hashes with different orders contradict.
     pub fn unordered_hash(&self) -> ([u8; 32], bool) {

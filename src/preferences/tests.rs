@@ -253,6 +253,27 @@ fn a_data_set_is_its_content() {
 }
 
 #[test]
+fn more_than_may_be_held_is_an_error_that_names_the_setting() {
+    let line =
+        |i: usize| format!("{{\"prompt\":\"{i:04}\",\"chosen\":\"yes\",\"rejected\":\"not\"}}\n");
+    let dir = tempfile::tempdir().unwrap();
+    let text: String = (0..50).map(line).collect();
+    fs::write(dir.path().join("a.jsonl"), text.repeat(3)).unwrap();
+    // Ten bytes a pair; the copies are not held.
+    let data = Dataset::load_dir_within(dir.path(), 500).unwrap();
+    assert_eq!((data.pairs.len(), data.duplicates), (50, 100));
+    let error = Dataset::load_dir_within(dir.path(), 499).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains("paths.max_preferences_mb") && text.contains("a.jsonl"),
+        "{text}"
+    );
+    // Bad lines count too: they are kept to be reported.
+    fs::write(dir.path().join("a.jsonl"), "not json\n".repeat(100)).unwrap();
+    assert!(Dataset::load_dir_within(dir.path(), 500).is_err());
+}
+
+#[test]
 fn a_duplicate_keeps_the_hold_out_mark_of_either_copy() {
     let table = [
         ("null", "true", Some(true)),

@@ -191,3 +191,41 @@ fn a_candidate_that_the_gate_refuses_never_serves() {
         "a refused candidate was published"
     );
 }
+
+/// A `dryrun` policy is triaged and reported where operators look, and trains nothing.
+#[test]
+fn a_dryrun_policy_is_reported_and_never_trained() {
+    let workspace = Workspace::tiny(1);
+    let server = Server::start(&workspace);
+    assert_eq!(server.ended(1)["status"], "no_conflict");
+    let base = server.current();
+    let dry = format!("{}enforcement: dryrun\n", policy("xyzzy"));
+    workspace.write("policies/words.yaml", &dry);
+    let report = wait("a report on the dryrun policy", || {
+        let report = server.get("/admin/v1/policies")["dryrun"].clone();
+        (!report.is_null()).then_some(report)
+    });
+    let counts = |invert: u64, punish: u64, retain: u64| serde_json::json!({"invert": invert, "punish": punish, "retain": retain});
+    assert_eq!(report["with_dryrun"], counts(10, 8, 12), "{report}");
+    assert_eq!(report["enforced"], counts(0, 0, 30), "{report}");
+    assert_eq!(report["undecided"], 0);
+    assert_eq!(server.metric("realign_alignment_gap_ratio", ""), 0.0);
+    let trained = |server: &Server<'_>| {
+        server
+            .realignments()
+            .iter()
+            .filter(|r| r["status"] == "succeeded")
+            .count()
+    };
+    assert_eq!(trained(&server), 0);
+    assert_eq!(server.current(), base);
+    // Enforced, the same policy trains: it was the word that kept it from doing so.
+    workspace.drop_policy("xyzzy");
+    let ended = wait("a realignment", || {
+        let last = server.realignments().into_iter().next()?;
+        (last["status"] == "succeeded").then_some(last)
+    });
+    assert_eq!(ended["triage"]["invert"], 10, "{ended}");
+    assert_ne!(server.current(), base);
+    assert!(server.get("/admin/v1/policies")["dryrun"].is_null());
+}

@@ -6,24 +6,24 @@ use std::sync::Arc;
 use regex::Regex;
 use sha2::{Digest, Sha256};
 
-use super::{CliError, Data};
+use super::cascade::{self, Cascade, Said, is_unsure};
+use super::{CliError, Data, judge};
 use crate::oracle::FeatureSource;
-use crate::oracle::features::{FeatureError, Pooling, View};
+use crate::oracle::features::FeatureError;
 use crate::oracle::measure::Confusion;
 use crate::oracle::probe::FittedProbe;
-use crate::policy::{Exchange, Labelled, PolicySet, ProbeSpec};
+use crate::policy::{Exchange, JudgeSpec, Labelled, PolicySet, ProbeSpec};
 use crate::triage::Category;
 
 /// What a refusal-word filter looks for.
 const REFUSAL: &str = r"(?i)\b(sorry|cannot|can't|can not|unable|won't|not able|not appropriate|inappropriate|illegal|unethical|not ethical|as an ai)\b";
 /// Probabilities this near to the threshold would go to a judge.
-const UNSURE: f64 = 0.15;
+pub(super) const UNSURE: f64 = 0.15;
 
 /// Hidden states of all responses, computed once for all folds.
 #[derive(Debug)]
 pub struct Remembered {
     source: Arc<dyn FeatureSource>,
-    views: Vec<View>,
     known: HashMap<(String, String), Vec<Vec<f32>>>,
 }
 
@@ -34,20 +34,14 @@ impl Remembered {
         data: &Data,
         extra: &[Labelled],
     ) -> Result<Remembered, FeatureError> {
-        let views: Vec<View> = source
-            .layers()
-            .iter()
-            .flat_map(|&layer| Pooling::ALL.map(|pooling| View { layer, pooling }))
-            .collect();
         let all: Vec<&Labelled> = data.responses.iter().chain(extra).collect();
         let exchanges: Vec<Exchange<'_>> = all.iter().map(|row| row.exchange()).collect();
-        let features = source.features(&exchanges, &views)?;
+        let features = source.features(&exchanges)?;
         let keys = all
             .iter()
             .map(|row| (row.prompt.clone(), row.response.clone()));
         Ok(Remembered {
             known: keys.zip(features).collect(),
-            views,
             source,
         })
     }
@@ -63,24 +57,11 @@ impl FeatureSource for Remembered {
         self.source.base()
     }
 
-    fn layers(&self) -> &[usize] {
-        self.source.layers()
-    }
-
-    fn features(
-        &self,
-        exchanges: &[Exchange<'_>],
-        views: &[View],
-    ) -> Result<Vec<Vec<Vec<f32>>>, FeatureError> {
-        let places: Vec<usize> = views
-            .iter()
-            .filter_map(|view| self.views.iter().position(|known| known == view))
-            .collect();
+    fn features(&self, exchanges: &[Exchange<'_>]) -> Result<Vec<Vec<Vec<f32>>>, FeatureError> {
         let of = |e: &Exchange<'_>| {
             let key = (e.prompt.to_owned(), e.response.to_owned());
-            let known = self.known.get(&key);
-            let known = known.ok_or_else(|| FeatureError("an unknown response".to_owned()))?;
-            Ok(places.iter().map(|&place| known[place].clone()).collect())
+            let known = self.known.get(&key).cloned();
+            known.ok_or_else(|| FeatureError("an unknown response".to_owned()))
         };
         exchanges.iter().map(of).collect()
     }
@@ -95,39 +76,43 @@ pub struct Verdicts {
     pub remark: String,
 }
 
+/// A method that goes through verdicts.
+pub(super) fn plain(name: &'static str, violates: Vec<bool>, remark: &str) -> Verdicts {
+    Verdicts {
+        name,
+        violates,
+        categories: None,
+        remark: remark.to_owned(),
+    }
+}
+
+/// What is measured beside the data itself.
+pub struct Compared<'a> {
+    /// Further rows for the probe.
+    pub extra: &'a [Labelled],
+    /// Text rules.
+    pub rules: &'a PolicySet,
+    /// A judge.
+    pub judge: Option<&'a Arc<JudgeSpec>>,
+}
+
 /// Runs all methods; each response is judged by what was chosen without its prompt.
 pub fn run(
     data: &Data,
-    extra: &[Labelled],
-    rules: &PolicySet,
+    compared: &Compared<'_>,
     table: &Remembered,
     folds: usize,
 ) -> Result<Vec<Verdicts>, CliError> {
+    let (extra, rules) = (compared.extra, compared.rules);
     let count = data.responses.len();
     let refuses = refusals(data)?;
-    let by_rules: Vec<bool> = data
-        .responses
-        .iter()
-        .map(|row| {
-            let mut all = rules.policies().iter().flat_map(|policy| &policy.rules);
-            all.any(|rule| rule.violated_by(&row.exchange()))
-        })
-        .collect();
+    let said = cascade::by_rules(data, rules);
     let fold_of: Vec<usize> = data
         .responses
         .iter()
         .map(|r| fold(&r.prompt, folds))
         .collect();
-    let mut out = Folded {
-        majority: vec![false; count],
-        regex: vec![false; count],
-        probe: vec![false; count],
-        cascade: vec![false; count],
-        categories: vec![Category::Retain; data.pairs.len()],
-        to_probe: 0,
-        unsure: 0,
-        views: Vec::new(),
-    };
+    let mut out = Folded::new(count, data.pairs.len());
     for fold in 0..folds {
         let (held, kept): (Vec<usize>, Vec<usize>) = (0..count).partition(|&i| fold_of[i] == fold);
         if held.is_empty() {
@@ -142,37 +127,23 @@ pub fn run(
                 fold_of: &fold_of,
                 fold,
             },
-            (&refuses, &by_rules),
+            (&refuses, &said),
             &probe,
             table,
         )?;
     }
-    let share = |n: usize| n as f64 / count as f64;
-    let remark = format!(
-        "the probe decided {:.3}; {:.3} lay within {UNSURE} of its threshold and would go to a judge",
-        share(out.to_probe),
-        share(out.unsure)
-    );
-    let plain = |name, violates, remark: &str| Verdicts {
-        name,
-        violates,
-        categories: None,
-        remark: remark.to_owned(),
+    let probed = judge::Probed {
+        verdicts: &out.cascade,
+        unsure: &out.unsure,
+        fold_of: &fold_of,
     };
-    Ok(vec![
-        Verdicts {
-            categories: Some(out.categories),
-            ..plain("majority class", out.majority, "")
-        },
-        plain(
-            "refusal words",
-            out.regex,
-            "which way round is taken from the other folds",
-        ),
-        plain("rules only", by_rules, ""),
-        plain("probe", out.probe, &out.views.join(", ")),
-        plain("cascade", out.cascade, &remark),
-    ])
+    let judged = match compared.judge {
+        Some(spec) => judge::run(data, spec, &probed, folds)?,
+        None => Vec::new(),
+    };
+    let mut methods = out.methods(&said);
+    methods.extend(judged);
+    Ok(methods)
 }
 
 struct Folded {
@@ -182,7 +153,7 @@ struct Folded {
     cascade: Vec<bool>,
     categories: Vec<Category>,
     to_probe: usize,
-    unsure: usize,
+    unsure: Vec<bool>,
     views: Vec<String>,
 }
 
@@ -194,11 +165,50 @@ struct Fold<'a> {
 }
 
 impl Folded {
+    fn new(count: usize, pairs: usize) -> Folded {
+        Folded {
+            majority: vec![false; count],
+            regex: vec![false; count],
+            probe: vec![false; count],
+            cascade: vec![false; count],
+            categories: vec![Category::Retain; pairs],
+            to_probe: 0,
+            unsure: vec![false; count],
+            views: Vec::new(),
+        }
+    }
+
+    /// What each method said, once all folds are judged.
+    fn methods(self, said: &[Said]) -> Vec<Verdicts> {
+        let share = |n: usize| n as f64 / said.len().max(1) as f64;
+        let unsure = self.unsure.iter().filter(|u| **u).count();
+        let remark = format!(
+            "the probe decided {:.3}; {:.3} lay within {UNSURE} of its threshold and would go to a judge",
+            share(self.to_probe),
+            share(unsure)
+        );
+        let by_rules = said.iter().map(|s| s.is_some()).collect();
+        vec![
+            Verdicts {
+                categories: Some(self.categories),
+                ..plain("majority class", self.majority, "")
+            },
+            plain(
+                "refusal words",
+                self.regex,
+                "which way round is taken from the other folds",
+            ),
+            plain("rules only", by_rules, ""),
+            plain("probe", self.probe, &self.views.join("; ")),
+            plain("cascade", self.cascade, &remark),
+        ]
+    }
+
     fn fold(
         &mut self,
         data: &Data,
         fold: &Fold<'_>,
-        (refuses, by_rules): (&[bool], &[bool]),
+        (refuses, said): (&[bool], &[Said]),
         probe: &FittedProbe,
         table: &Remembered,
     ) -> Result<(), CliError> {
@@ -209,26 +219,22 @@ impl Folded {
             Confusion::of(fold.kept.iter().map(|&i| (says(i), truth(i)))).accuracy()
         };
         let refusal_violates = right(&|i| refuses[i]) > right(&|i| !refuses[i]);
-        let trusted =
-            [false, true].map(|said| rules_do_better(data, fold.kept, by_rules, said, probe));
+        let cascade = Cascade::learn(data, fold.kept, said, probe);
         let exchanges: Vec<Exchange<'_>> = fold
             .held
             .iter()
             .map(|&i| data.responses[i].exchange())
             .collect();
-        let features = table.features(&exchanges, &[probe.view])?;
+        let features = table.features(&exchanges)?;
         for (&i, features) in fold.held.iter().zip(&features) {
-            let score = probe.score(&features[0]);
+            let score = probe.score(&data.responses[i].exchange(), features);
             self.majority[i] = mostly;
             self.regex[i] = refuses[i] == refusal_violates;
             self.probe[i] = score.holds();
-            if trusted[usize::from(by_rules[i])] {
-                self.cascade[i] = by_rules[i];
-            } else {
-                self.cascade[i] = score.holds();
+            self.cascade[i] = cascade.violates(said[i], score);
+            if !cascade.decides_by_text(said[i]) {
                 self.to_probe += 1;
-                let distance = (score.probability - score.threshold).abs();
-                self.unsure += usize::from(distance < UNSURE);
+                self.unsure[i] = is_unsure(score);
             }
         }
         let frequent = frequent_category(data, fold);
@@ -238,31 +244,9 @@ impl Folded {
             }
         }
         self.views
-            .push(format!("layer {} {:?}", probe.view.layer, probe.view.pooling).to_lowercase());
+            .push(format!("{}, penalty {}", probe.form(), probe.penalty));
         Ok(())
     }
-}
-
-/// Whether the rules' verdicts of one kind were right more often than the left-out probe on the
-/// same responses, with at least ten to tell by.
-fn rules_do_better(
-    data: &Data,
-    kept: &[usize],
-    by_rules: &[bool],
-    said: bool,
-    probe: &FittedProbe,
-) -> bool {
-    let (mut rules, mut probes, mut count) = (0, 0, 0);
-    for &i in kept.iter().filter(|&&i| by_rules[i] == said) {
-        let row = &data.responses[i];
-        let Some(score) = probe.left_out(&row.exchange()) else {
-            continue;
-        };
-        count += 1;
-        rules += usize::from(row.violates == said);
-        probes += usize::from(row.violates == score.holds());
-    }
-    count >= 10 && rules > probes
 }
 
 fn frequent_category(data: &Data, fold: &Fold<'_>) -> Category {

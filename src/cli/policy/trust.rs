@@ -121,3 +121,66 @@ fn escape(text: &str) -> String {
         .replace('<', "&lt;")
         .replace('>', "&gt;")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oracle::measure::Confusion;
+    use crate::policy::Minimum;
+
+    fn trust() -> RuleTrust {
+        let bin = |from: f64, count, predicted, observed| Bin {
+            from,
+            to: from + 0.1,
+            count,
+            predicted,
+            observed,
+        };
+        RuleTrust {
+            policy: "a<b".into(),
+            rule: "r&d".into(),
+            cross_validated: true,
+            examples: 20,
+            counts: Confusion::default(),
+            accuracy: Some(0.85),
+            precision: None,
+            recall: Some(1.0),
+            calibration: vec![bin(0.0, 4, 0.05, 0.25), bin(0.9, 16, 0.95, 1.0)],
+            calibration_error: 0.08,
+            minimum: Minimum::default(),
+        }
+    }
+
+    /// Predicted runs to the right and observed upwards, a circle's area grows with its bin.
+    #[test]
+    fn a_picture_puts_every_bin_in_its_place() {
+        let text = svg(&trust());
+        assert!(text.starts_with("<svg xmlns=\"http://www.w3.org/2000/svg\""));
+        assert!(text.trim_end().ends_with("</svg>"));
+        assert!(text.contains("a&lt;b:r&amp;d: predicted against observed, 20 examples"));
+        let circles: Vec<&str> = text.lines().filter(|l| l.starts_with("<circle")).collect();
+        // x is 40 + 320 p, y is 40 + 320 (1 − observed), r is 3 + 12 √(count / 16).
+        assert_eq!(circles.len(), 2);
+        assert!(
+            circles[0].starts_with(r#"<circle cx="56.0" cy="280.0" r="9.0""#),
+            "{text}"
+        );
+        assert!(
+            circles[1].starts_with(r#"<circle cx="344.0" cy="40.0" r="15.0""#),
+            "{text}"
+        );
+        assert!(circles[0].contains("4 examples, predicted 0.05, observed 0.25"));
+    }
+
+    #[test]
+    fn the_terminal_shows_figures_and_bars() {
+        let text = table(&[trust()]);
+        assert!(
+            text.contains("0.850          –   1.000  (cross-validated)"),
+            "{text}"
+        );
+        // A quarter of thirty columns is eight after rounding, with the mark at two.
+        assert!(text.contains("██|█████·"), "{text}");
+        assert!(text.contains("mean distance 0.080"), "{text}");
+    }
+}

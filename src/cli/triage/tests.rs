@@ -133,6 +133,70 @@ fn dryrun_policies_count_only_when_asked() {
     );
 }
 
+/// What `plan --against` says of a change: one rule removed, one added, one only dry.
+#[test]
+fn a_plan_names_the_pairs_that_flip_and_the_rule_that_did_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = POLICY.replace("ENFORCEMENT", "");
+    let global = directories(dir.path(), &old, DATA);
+    // The new set forgets millilitres, and a dryrun policy says things that must not count.
+    let staging = dir.path().join("staging");
+    std::fs::create_dir_all(&staging).unwrap();
+    let (kept, _) = old.split_once("  - id: ml").unwrap();
+    std::fs::write(staging.join("doses.yaml"), kept).unwrap();
+    let dry = "apiVersion: realign/v1\nid: dry\nversion: 1\nenforcement: dryrun\nrules:\n\
+               \x20 - { id: all, violates: { response: { length: { min: 1 } } } }\n";
+    std::fs::write(staging.join("dry.yaml"), dry).unwrap();
+    let mut changed = global.clone();
+    changed.policies = Some(staging);
+    let args = PlanArgs {
+        examples: 9,
+        against: global.policies.clone(),
+    };
+    let mut out = Vec::new();
+    assert_eq!(run_plan(&args, &changed, &mut out).unwrap(), EXIT_OK);
+    let plan: Value = serde_json::from_slice(&out).unwrap();
+    let flips = &plan["flips"];
+    assert_eq!(
+        flips["before"],
+        json!({"invert": 2, "punish": 1, "retain": 1})
+    );
+    assert_eq!(
+        plan["counts"],
+        json!({"invert": 3, "punish": 0, "retain": 1})
+    );
+    // Pair b was punished for both answers; only the rejected one's verdict changed.
+    assert_eq!(flips["flipped"], 1);
+    assert_eq!(flips["moves"], json!({"punish → invert": 1}));
+    assert_eq!(flips["rules"], json!({"doses:ml": 1}));
+    let flip = &flips["examples"][0];
+    assert_eq!(
+        (&flip["prompt"], &flip["rules"]),
+        (&json!("b"), &json!(["doses:ml"]))
+    );
+    let text = GlobalArgs {
+        json: false,
+        ..changed
+    };
+    let mut out = Vec::new();
+    run_plan(&args, &text, &mut out).unwrap();
+    let text = String::from_utf8(out).unwrap();
+    assert!(text.contains("1 pairs flip"), "{text}");
+    assert!(
+        text.contains("punish → invert") && text.contains("by doses:ml"),
+        "{text}"
+    );
+    // Against itself nothing flips.
+    let same = PlanArgs {
+        examples: 0,
+        against: global.policies.clone(),
+    };
+    let mut out = Vec::new();
+    run_plan(&same, &global, &mut out).unwrap();
+    let plan: Value = serde_json::from_slice(&out).unwrap();
+    assert_eq!(plan["flips"]["flipped"], 0, "{plan}");
+}
+
 #[test]
 fn a_plan_respects_the_held_out_part() {
     let dir = tempfile::tempdir().unwrap();

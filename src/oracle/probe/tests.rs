@@ -1,5 +1,5 @@
 use super::*;
-use crate::oracle::features::FeatureError;
+use crate::oracle::features::{FeatureError, FeatureSource};
 
 /// Features that show the verdict in one layer only: the response's length, with a parity beside.
 #[derive(Debug)]
@@ -10,26 +10,12 @@ impl FeatureSource for Stand {
         "stand-in"
     }
 
-    fn layers(&self) -> &[usize] {
-        &[1, 2]
-    }
-
-    fn features(
-        &self,
-        exchanges: &[Exchange<'_>],
-        views: &[View],
-    ) -> Result<Vec<Vec<Vec<f32>>>, FeatureError> {
-        let vector = |e: &Exchange<'_>, view: &View| {
+    fn features(&self, exchanges: &[Exchange<'_>]) -> Result<Vec<Vec<Vec<f32>>>, FeatureError> {
+        let of = |e: &Exchange<'_>| {
             let noise = e.prompt.bytes().map(u32::from).sum::<u32>() as f32 % 7.0;
-            let signal = if view.layer == 2 {
-                e.response.len() as f32
-            } else {
-                noise
-            };
-            let width = if view.pooling == Pooling::Both { 4 } else { 2 };
-            [signal, noise, noise * 0.5, 1.0][..width].to_vec()
+            let layer = |signal: f32| vec![noise, 1.0, signal, noise * 0.5];
+            vec![layer(noise), layer(e.response.len() as f32)]
         };
-        let of = |e: &Exchange<'_>| views.iter().map(|view| vector(e, view)).collect();
         Ok(exchanges.iter().map(of).collect())
     }
 }
@@ -48,9 +34,8 @@ fn fit(rows: Vec<Labelled>) -> Result<FittedProbe, ProbeError> {
 }
 
 #[test]
-fn the_layer_that_shows_the_verdict_is_found() {
+fn what_one_layer_shows_is_found() {
     let probe = fit(rows(60)).unwrap();
-    assert_eq!(probe.view.layer, 2);
     for row in rows(60) {
         let held = probe.left_out(&row.exchange()).unwrap();
         assert_eq!(held.holds(), row.violates, "{held:?}");
@@ -61,8 +46,8 @@ fn the_layer_that_shows_the_verdict_is_found() {
         labels: &[],
     };
     assert!(probe.left_out(&unseen).is_none());
-    let features = Stand.features(&[unseen], &[probe.view]).unwrap();
-    assert!(probe.score(&features[0][0]).holds());
+    let features = Stand.features(&[unseen]).unwrap();
+    assert!(probe.score(&unseen, &features[0]).holds());
 }
 
 #[test]
@@ -71,7 +56,7 @@ fn equal_rows_give_equal_bits_in_any_order() {
     let mut turned = rows(60);
     turned.reverse();
     let second = fit(turned).unwrap();
-    assert_eq!(first.model, second.model);
+    assert_eq!(first.blend, second.blend);
     assert_ne!(
         first.key, second.key,
         "the key covers the file as it stands"

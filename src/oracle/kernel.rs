@@ -1,0 +1,183 @@
+//! Ridge regression by similarities: with more features than rows, the rows' products with each
+//! other are all that a fit needs, and products of two similarities stand for all products of two
+//! features. Deterministic: every sum runs in one order.
+
+use rayon::prelude::*;
+
+use super::text::{self, Sparse};
+
+/// Rounds of conjugate gradients; it usually stops far earlier.
+const ROUNDS: usize = 250;
+/// Relative residual at which a solution is good enough.
+const TOLERANCE: f32 = 1e-4;
+
+/// Similarities of every row with every row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gram {
+    count: usize,
+    /// (rows, rows), symmetric.
+    values: Vec<f32>,
+}
+
+impl Gram {
+    /// Dot products of dense rows.
+    pub fn dense(rows: &[Vec<f32>]) -> Gram {
+        Gram::by(rows.len(), |i, out| {
+            for (value, row) in out.iter_mut().zip(rows) {
+                *value = dot(&rows[i], row);
+            }
+        })
+    }
+
+    /// Dot products of sparse rows.
+    pub fn sparse(rows: &[Sparse]) -> Gram {
+        Gram::by(rows.len(), |i, out| {
+            let mut spread = vec![0.0f32; text::WIDTH];
+            for (place, value) in &rows[i] {
+                spread[*place as usize] = *value;
+            }
+            for (value, row) in out.iter_mut().zip(rows) {
+                *value = text::dot(row, &spread);
+            }
+        })
+    }
+
+    fn by(count: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Gram {
+        let mut values = vec![0.0f32; count * count];
+        if count > 0 {
+            let rows = values.par_chunks_exact_mut(count).enumerate();
+            rows.for_each(|(i, out)| fill(i, out));
+        }
+        Gram { count, values }
+    }
+
+    /// One value for each pair of rows from the values of several matrices.
+    pub fn combine<const N: usize>(
+        parts: [&Gram; N],
+        with: impl Fn([f32; N]) -> f32 + Sync,
+    ) -> Gram {
+        let count = parts[0].count;
+        Gram::by(count, |i, out| {
+            let rows = parts.map(|part| part.row(i));
+            for (j, value) in out.iter_mut().enumerate() {
+                *value = with(rows.map(|row| row[j]));
+            }
+        })
+    }
+
+    fn row(&self, i: usize) -> &[f32] {
+        &self.values[i * self.count..(i + 1) * self.count]
+    }
+
+    /// Each row's weighted similarities, summed.
+    pub fn apply(&self, weights: &[f32]) -> Vec<f32> {
+        let rows = (0..self.count).into_par_iter();
+        rows.map(|i| dot(self.row(i), weights)).collect()
+    }
+
+    /// Ridge regression on the rows that `keep` names: a weight per row, 0 outside, such that
+    /// `apply(weights) + mean` comes near the target; and the target's mean over those rows.
+    pub fn ridge(&self, keep: &[bool], target: &[f32], penalty: f32) -> (Vec<f32>, f32) {
+        let kept = keep.iter().filter(|k| **k).count().max(1) as f32;
+        let inside = |values: &mut [f32]| {
+            let outside = values.iter_mut().zip(keep).filter(|(_, k)| !**k);
+            outside.for_each(|(v, _)| *v = 0.0);
+        };
+        let mut residual = target.to_vec();
+        inside(&mut residual);
+        let mean = residual.iter().sum::<f32>() / kept;
+        residual.iter_mut().for_each(|v| *v -= mean);
+        inside(&mut residual);
+        let mut weights = vec![0.0f32; self.count];
+        let mut direction = residual.clone();
+        let mut square = dot(&residual, &residual);
+        let enough = square * TOLERANCE * TOLERANCE;
+        for _ in 0..ROUNDS {
+            if square <= enough {
+                break;
+            }
+            let mut image = self.apply(&direction);
+            inside(&mut image);
+            add(&mut image, penalty, &direction);
+            let step = square / dot(&direction, &image).max(f32::MIN_POSITIVE);
+            add(&mut weights, step, &direction);
+            add(&mut residual, -step, &image);
+            let next = dot(&residual, &residual);
+            let turn = next / square;
+            let turned = direction.iter_mut().zip(&residual);
+            turned.for_each(|(d, r)| *d = r + turn * *d);
+            square = next;
+        }
+        (weights, mean)
+    }
+}
+
+fn add(to: &mut [f32], by: f32, what: &[f32]) {
+    to.iter_mut().zip(what).for_each(|(t, w)| *t += by * w);
+}
+
+/// In sixteen lanes, which the compiler turns into vector code.
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let mut lanes = [0.0f32; LANES];
+    let (a_main, b_main) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let rest = a_main.remainder().iter().zip(b_main.remainder());
+    let rest: f32 = rest.map(|(x, y)| x * y).sum();
+    for (x, y) in a_main.zip(b_main) {
+        for lane in 0..LANES {
+            lanes[lane] += x[lane] * y[lane];
+        }
+    }
+    lanes.iter().sum::<f32>() + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows() -> Vec<Vec<f32>> {
+        let value = |i: usize, j: usize| ((i * 7 + j * 3) as f32 * 0.37).sin();
+        (0..20)
+            .map(|i| (0..5).map(|j| value(i, j)).collect())
+            .collect()
+    }
+
+    /// (K + penalty) weights = target − mean, on the kept rows.
+    #[test]
+    fn a_solution_solves_and_ignores_what_is_left_out() {
+        let gram = Gram::dense(&rows());
+        let keep: Vec<bool> = (0..20).map(|i| i % 4 != 1).collect();
+        let mut target: Vec<f32> = (0..20)
+            .map(|i| if i % 3 == 0 { 1.0 } else { -1.0 })
+            .collect();
+        let (weights, mean) = gram.ridge(&keep, &target, 0.1);
+        let got = gram.apply(&weights);
+        for i in 0..20 {
+            if keep[i] {
+                let error = got[i] + 0.1 * weights[i] - (target[i] - mean);
+                assert!(error.abs() < 1e-3, "{i}: {error}");
+            } else {
+                assert_eq!(weights[i], 0.0);
+                target[i] = 99.0;
+            }
+        }
+        assert_eq!(gram.ridge(&keep, &target, 0.1), (weights, mean));
+    }
+
+    #[test]
+    fn sparse_and_dense_rows_have_the_same_similarities() {
+        let sparse: Vec<Sparse> = vec![vec![(1, 2.0), (9, 1.0)], vec![(9, 3.0)], vec![]];
+        let dense = |row: &Sparse| {
+            let mut out = vec![0.0; 10];
+            row.iter().for_each(|(p, v)| out[*p as usize] = *v);
+            out
+        };
+        let rows: Vec<Vec<f32>> = sparse.iter().map(dense).collect();
+        assert_eq!(Gram::sparse(&sparse), Gram::dense(&rows));
+        assert_eq!(Gram::sparse(&sparse).row(0), [5.0, 3.0, 0.0]);
+        let (a, b) = (Gram::dense(&rows), Gram::sparse(&sparse));
+        let sum = Gram::combine([&a, &b], |[x, y]| x * y + 1.0);
+        assert_eq!(sum.row(1), [10.0, 82.0, 1.0]);
+        assert_eq!(Gram::dense(&[]).ridge(&[], &[], 1.0).0, Vec::<f32>::new());
+    }
+}
