@@ -4,6 +4,7 @@
 mod fairness;
 mod fake;
 mod load;
+mod merged;
 mod preemption;
 mod prefix;
 mod random;
