@@ -7,6 +7,7 @@ mod golden_parity;
 mod golden_training;
 mod greedy;
 mod hub;
+mod merging;
 mod mutations;
 mod oracle;
 mod tidy;

@@ -147,7 +147,7 @@ impl Builder for Mistral {
                 .join()
                 .unwrap_or_else(|_| Err("mistralrs panicked while it loaded the model".into()))
         });
-        Ok(Box::new(Copy(loaded?)))
+        Ok(Box::new(Running(loaded?)))
     }
 }
 
@@ -244,9 +244,9 @@ fn with_architecture(mut config: Value) -> Result<Value, String> {
 }
 
 /// One loaded engine.
-struct Copy(Arc<MistralRs>);
+struct Running(Arc<MistralRs>);
 
-impl Backend for Copy {
+impl Backend for Running {
     fn submit(&self, mut driver: Driver) {
         let sender = match self.0.get_sender(None) {
             Ok(sender) => sender,
