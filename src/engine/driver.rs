@@ -96,13 +96,7 @@ impl Driver {
             return None;
         }
         self.run();
-        if self.shared.stopping.load(Ordering::Acquire) {
-            self.because(STOPPING);
-            self.give_up();
-            return None;
-        }
-        if self.sequence.is_cancelled() {
-            self.leave();
+        if self.is_over() {
             return None;
         }
         let ended = self
@@ -113,6 +107,18 @@ impl Driver {
             return None;
         }
         self.sequence.tokens.last().copied()
+    }
+
+    /// Whether there is nothing to compute for the sequence any more, because its client has gone
+    /// or the engine is to end. It has ended then.
+    pub fn is_over(&mut self) -> bool {
+        if self.shared.stopping.load(Ordering::Acquire) {
+            self.because(STOPPING);
+            self.give_up();
+        } else if self.sequence.is_cancelled() {
+            self.leave();
+        }
+        self.stage == Stage::Ended
     }
 
     fn run(&mut self) {

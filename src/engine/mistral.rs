@@ -7,9 +7,10 @@
 //!
 //! Its own way to load an adapter is not used: see docs/mistralrs.md for what it does not do.
 
+use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mistralrs::core::{
     DefaultSchedulerMethod, DeviceMapSetting, GGUFLoaderBuilder, GGUFSpecificConfig, IsqType,
@@ -17,7 +18,7 @@ use mistralrs::core::{
     SchedulerConfig, TokenSource, parse_isq_value,
 };
 use mistralrs::{
-    Constraint, CustomLogitsProcessor, Device, NormalRequest, Request, RequestMessage, Response,
+    CustomLogitsProcessor, Device, NormalRequest, Request, RequestMessage, Response,
     SamplingParams, Tensor,
 };
 use serde_json::{Map, Value, json};
@@ -39,7 +40,6 @@ pub struct Mistral {
     /// For merged copies of the files, which exist while they are loaded.
     scratch: PathBuf,
     isq: Option<IsqType>,
-    max_running: NonZeroUsize,
 }
 
 impl Mistral {
@@ -48,12 +48,7 @@ impl Mistral {
     ///
     /// # Errors
     /// What is wrong with `isq`.
-    pub fn new(
-        files: ModelFiles,
-        scratch: PathBuf,
-        isq: Option<&str>,
-        max_running: usize,
-    ) -> Result<Self, String> {
+    pub fn new(files: ModelFiles, scratch: PathBuf, isq: Option<&str>) -> Result<Self, String> {
         if isq.is_some() && files.gguf().is_some() {
             return Err(
                 "engine.isq quantises safetensors while they are loaded; a GGUF file is quantised \
@@ -67,7 +62,6 @@ impl Mistral {
             files,
             scratch,
             isq: isq.map_err(|why| format!("engine.isq: {why}"))?,
-            max_running: NonZeroUsize::new(max_running).unwrap_or(NonZeroUsize::MIN),
         })
     }
 
@@ -97,7 +91,7 @@ impl Mistral {
             None,
         );
         let pipeline = pipeline.map_err(|e| format!("{e:#}"))?;
-        let method = DefaultSchedulerMethod::Fixed(self.max_running);
+        let method = DefaultSchedulerMethod::Fixed(NonZeroUsize::MIN);
         let scheduler = SchedulerConfig::DefaultScheduler { method };
         let builder = MistralRsBuilder::new(pipeline, scheduler, false, None)
             // It keeps whole sequences without a bound in bytes.
@@ -147,7 +141,11 @@ impl Builder for Mistral {
                 .join()
                 .unwrap_or_else(|_| Err("mistralrs panicked while it loaded the model".into()))
         });
-        Ok(Box::new(Running(loaded?)))
+        let turns = Turns {
+            engine: loaded?,
+            queue: Mutex::default(),
+        };
+        Ok(Box::new(Running(Arc::new(turns))))
     }
 }
 
@@ -243,12 +241,68 @@ fn with_architecture(mut config: Value) -> Result<Value, String> {
     Ok(config)
 }
 
-/// One loaded engine.
-struct Running(Arc<MistralRs>);
+/// One loaded engine, and the sequences that wait for their turn in it.
+///
+/// One sequence at a time: mistralrs 0.8.1 computes wrong attention for a batch on the CPU. In
+/// `flash_attn_cpu_single_q` (attention/backends/cpu.rs) the buffer for partial sums has no place
+/// for the batch, so that every sequence of a step gets what the last one attends to: answers
+/// to different clients run into each other.
+struct Turns {
+    engine: Arc<MistralRs>,
+    queue: Mutex<Queue>,
+}
+
+#[derive(Default)]
+struct Queue {
+    busy: bool,
+    waiting: VecDeque<Driver>,
+}
+
+/// The right to run; the next sequence gets it when this is dropped.
+struct Turn(Arc<Turns>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        while let Some(mut driver) = self.0.next() {
+            if !driver.is_over() {
+                return self.0.start(driver);
+            }
+        }
+    }
+}
+
+struct Running(Arc<Turns>);
 
 impl Backend for Running {
-    fn submit(&self, mut driver: Driver) {
-        let sender = match self.0.get_sender(None) {
+    fn submit(&self, driver: Driver) {
+        let mut queue = self.0.queue();
+        if queue.busy {
+            return queue.waiting.push_back(driver);
+        }
+        queue.busy = true;
+        drop(queue);
+        self.0.start(driver);
+    }
+}
+
+impl Turns {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        // Nothing panics while the lock is held; if it did, the queue is still valid.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The sequence whose turn it is; without one, the next to come need not wait.
+    fn next(&self) -> Option<Driver> {
+        let mut queue = self.queue();
+        let next = queue.waiting.pop_front();
+        queue.busy = next.is_some();
+        next
+    }
+
+    /// Hands a sequence to mistralrs.
+    fn start(self: &Arc<Self>, mut driver: Driver) {
+        let turn = Turn(Arc::clone(self));
+        let sender = match self.engine.get_sender(None) {
             Ok(sender) => sender,
             Err(error) => return driver.because(format!("mistralrs has stopped: {error}")),
         };
@@ -260,27 +314,14 @@ impl Backend for Running {
             max_len: Some(driver.max_tokens()),
             ..SamplingParams::neutral()
         };
-        let processor = Processor(Mutex::new(Steered {
+        let mut request =
+            NormalRequest::new_simple(messages, sampling_params, response, 0, None, None);
+        request.is_streaming = true;
+        request.logits_processors = Some(vec![Arc::new(Processor(Mutex::new(Steered {
             driver,
             responses: Some(responses),
-        }));
-        let request = NormalRequest {
-            messages,
-            sampling_params,
-            response,
-            return_logprobs: false,
-            is_streaming: true,
-            id: 0,
-            constraint: Constraint::None,
-            suffix: None,
-            tools: None,
-            tool_choice: None,
-            logits_processors: Some(vec![Arc::new(processor)]),
-            return_raw_logits: false,
-            web_search_options: None,
-            model_id: None,
-            truncate_sequence: false,
-        };
+            _turn: turn,
+        })))]);
         // A full queue or an engine that has ended drops the request, and with it the driver.
         if sender.try_send(Request::Normal(Box::new(request))).is_err() {
             tracing::error!("mistralrs took no request");
@@ -296,6 +337,8 @@ struct Steered {
     /// mistralrs' own answer, of which only errors are of interest. It gives a sequence up when
     /// nobody listens any more, which is how an ended one is taken from it at once.
     responses: Option<Receiver<Response>>,
+    /// After the driver, which is dropped first.
+    _turn: Turn,
 }
 
 impl CustomLogitsProcessor for Processor {
