@@ -184,13 +184,6 @@ fn resolve_engine(raw: RawEngine) -> Result<EngineConfig, ConfigError> {
             });
         }
     };
-    if raw.isq.is_some() && kind == EngineKind::Native {
-        return Err(ConfigError::Value {
-            key: "engine.isq",
-            value: "set".into(),
-            allowed: "only the engine `mistralrs` quantises while it loads; leave it out",
-        });
-    }
     Ok(EngineConfig {
         kind,
         copies: at_least(2, "engine.copies", raw.copies.unwrap_or(2), "at least 2")?,

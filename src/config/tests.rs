@@ -86,10 +86,6 @@ fn mistakes_are_named() {
             "engine.kind is other; `native` or `mistralrs`",
         ),
         ("[engine]\ncopies = 1", "engine.copies is 1; at least 2"),
-        (
-            "[engine]\nisq = 'q8_0'",
-            "engine.isq is set; only the engine `mistralrs`",
-        ),
         ("[gate]\nholdout_ratio = 1.0", "gate.holdout_ratio is 1"),
         (
             "[train]\ntargets = ['x_proj']",

@@ -8,6 +8,9 @@ use crate::model::LoadedModel;
 pub(super) fn start(config: &Config, loaded: &LoadedModel) -> Result<EngineHandle, EngineError> {
     let bounds = bounds(config);
     match config.engine.kind {
+        EngineKind::Native if config.engine.isq.is_some() => Err(EngineError::Unsuitable(
+            "engine.isq: only the engine `mistralrs` quantises while it loads; leave it out".into(),
+        )),
         EngineKind::Native => engine::start(loaded.model.clone(), loaded.tokenizer.clone(), bounds),
         EngineKind::Mistralrs => mistralrs(config, loaded, bounds),
     }
