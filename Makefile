@@ -4,7 +4,7 @@ PYTHON ?= python3
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo build cuda kernels check-cuda test test-openai test-schema lint bench model model-gemma venv prometheus page
+.PHONY: help demo build cuda kernels check-cuda test test-mistralrs test-openai test-schema lint bench model model-gemma venv prometheus page
 .DEFAULT_GOAL := help
 
 help:   ## List the targets
@@ -46,6 +46,11 @@ prometheus: $(if $(REALIGN_SKIP_PROMETHEUS),,.tools/prometheus/.ready)  ## Unpac
 
 test: model model-gemma venv prometheus  ## Run all tests
 	$(CARGO) test --locked
+
+# Without the test of learning: at that engine's rate its gate would take a quarter of an hour more.
+test-mistralrs: model model-gemma venv prometheus  ## Run the end-to-end tests on the engine mistralrs
+	REALIGN_TEST_ENGINE=mistralrs $(CARGO) test --release --locked --features mistralrs \
+		--lib --test integration -- engine::mistral e2e:: --skip e2e::real_model
 
 PROOF := $(TARGET_DIR)/proof
 PROOF_PYTHON = $(abspath $(PROOF))/venv/bin/python

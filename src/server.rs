@@ -1,5 +1,6 @@
 //! Putting the parts together: model, engine, generations, control loop, HTTP.
 
+mod engines;
 mod listen;
 mod memory;
 mod operations;
@@ -21,7 +22,8 @@ use crate::api::{self, AppState, LogDoor};
 use crate::config::keys::KeyFileError;
 use crate::config::{Config, ConfigError};
 use crate::control::{Control, ControlError, Parts, initial_generation, load_generation, recipe};
-use crate::engine::{self, EngineConfig, EngineError, EngineHandle};
+use crate::engine::merged::PrepareError;
+use crate::engine::{self, EngineError, EngineHandle};
 use crate::model::{DeviceError, LoadedModel, ModelError, device};
 use crate::state::{StateDb, StateError};
 use crate::telemetry::compliance::DecisionLogError;
@@ -52,6 +54,9 @@ pub enum ServerError {
     /// The engine did not start.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// What should serve first cannot be loaded into the engine.
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
     /// The adapter directory is unusable.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
@@ -130,11 +135,9 @@ impl Server {
             .metrics()
             .set_initial_generation(&serving.id.0, serving.policy_revision.as_deref());
         tracing::info!(generation = %serving.id, policy_revision = serving.policy_revision, "serving generation");
-        let engine = engine::start(
-            loaded.model.clone(),
-            loaded.tokenizer.clone(),
-            engine_config(&config),
-        )?;
+        let engine = engines::start(&config, &loaded)?;
+        engine.prepare(&serving, &|_| true)?;
+        engine.serve(&serving.id);
         let parts = Parts {
             config: config.clone(),
             loaded: loaded.clone(),
@@ -326,18 +329,4 @@ fn registry(store: &Arc<AdapterStore>, loaded: &LoadedModel) -> Registry {
         let _first = registry.swap(Arc::new(current), None);
     }
     registry
-}
-
-fn engine_config(config: &Config) -> EngineConfig {
-    EngineConfig {
-        max_model_len: config.engine.max_model_len,
-        max_running: config.engine.max_running,
-        max_waiting: config.engine.max_waiting,
-        kv_cache_bytes: config.engine.kv_cache_mb.saturating_mul(1 << 20),
-        step_tokens: config.engine.prefill_budget_tokens,
-        threads: match config.engine.threads {
-            Some(threads) => threads,
-            None => EngineConfig::default().threads,
-        },
-    }
 }

@@ -8,6 +8,7 @@ mod golden_training;
 mod greedy;
 mod hub;
 mod learning_passes;
+mod merging;
 mod mutations;
 mod oracle;
 mod tidy;

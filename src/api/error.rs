@@ -133,7 +133,7 @@ impl ApiError {
             SubmitError::QueueFull { .. } => Self::QueueFull(message),
             SubmitError::TooLong { .. } => Self::ContextLength { param, message },
             SubmitError::EmptyPrompt => Self::field(param, message),
-            SubmitError::ShuttingDown => Self::Unavailable(message),
+            SubmitError::ShuttingDown | SubmitError::NoCopy { .. } => Self::Unavailable(message),
         }
     }
 

@@ -19,6 +19,9 @@ pub struct ServeArgs {
     /// Name under which clients ask for the model [default: the model's own]
     #[arg(long, value_name = "NAME")]
     pub model_name: Option<String>,
+    /// What computes answers: native, or mistralrs in builds with that feature [default: native]
+    #[arg(long, value_name = "ENGINE")]
+    pub engine: Option<String>,
     /// Most tokens of prompt and completion together [default: the model's limit]
     #[arg(long, value_name = "TOKENS")]
     pub max_model_len: Option<usize>,
@@ -45,6 +48,7 @@ impl ServeArgs {
             ..RawServer::default()
         });
         flags.engine = Some(RawEngine {
+            kind: self.engine.clone(),
             max_model_len: self.max_model_len,
             kv_cache_mb: self.kv_cache_mb,
             threads: self.threads,

@@ -22,6 +22,13 @@ enum Format {
 #[error("REALIGN_LOG_FORMAT is `{0}`; allowed are `pretty` (the default) and `json`")]
 pub struct LogFormatError(String);
 
+/// What is logged unless REALIGN_LOG says otherwise. mistralrs tells of each step of a load.
+const DEFAULT: &str = if cfg!(feature = "mistralrs") {
+    "info,mistralrs_core=warn,mistralrs_quant=warn"
+} else {
+    "info"
+};
+
 /// The filter of a process' logs, which can be changed while it runs.
 #[derive(Clone, Debug)]
 pub struct Logs {
@@ -56,7 +63,7 @@ impl LogDoor for Logs {
 /// [`LogFormatError`] if `REALIGN_LOG_FORMAT` names no format.
 pub fn init() -> Result<Logs, LogFormatError> {
     let format = parse(std::env::var("REALIGN_LOG_FORMAT").ok().as_deref())?;
-    let filter = EnvFilter::try_from_env("REALIGN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("REALIGN_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT));
     let (filter, handle) = reload::Layer::new(filter);
     let lines = fmt::layer().with_writer(std::io::stderr);
     let filtered = tracing_subscriber::registry().with(filter);

@@ -9,12 +9,14 @@ use figment::providers::{Env, Format, Serialized, Toml};
 use super::{ConfigError, DEFAULT_FILE, RawConfig, TrainConfig};
 
 /// Variables with the prefix that are no configuration keys.
-const NOT_CONFIG: [&str; 7] = [
+const NOT_CONFIG: [&str; 9] = [
     "admin_key",
     "config",
     "crash_at",
     "log",
     "log_format",
+    "skip_prometheus",
+    "test_engine",
     "test_model",
     "url",
 ];

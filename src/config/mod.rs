@@ -76,11 +76,26 @@ pub struct Config {
     pub traces: TracesConfig,
 }
 
+/// What computes answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineKind {
+    /// This crate's own engine: adapters stay unmerged and swap at once.
+    Native,
+    /// mistralrs, in builds with that feature: a copy of the weights for each generation.
+    Mistralrs,
+}
+
 /// Bounds of the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineConfig {
     /// What computes.
     pub device: DeviceChoice,
+    /// What computes answers.
+    pub kind: EngineKind,
+    /// Most copies of the weights at once, where each generation needs one of its own.
+    pub copies: usize,
+    /// Quantisation while loading, by mistralrs' name for it.
+    pub isq: Option<String>,
     /// Most tokens of prompt and completion; `None` is the model's own limit.
     pub max_model_len: Option<usize>,
     /// Most sequences in a batch.
@@ -175,8 +190,22 @@ fn resolve_engine(raw: RawEngine) -> Result<EngineConfig, ConfigError> {
             value: format!("{device:?}"),
             allowed,
         })?;
+    let kind = match raw.kind.as_deref() {
+        None | Some("native") => EngineKind::Native,
+        Some("mistralrs") => EngineKind::Mistralrs,
+        Some(other) => {
+            return Err(ConfigError::Value {
+                key: "engine.kind",
+                value: other.into(),
+                allowed: "`native` or `mistralrs`",
+            });
+        }
+    };
     Ok(EngineConfig {
         device,
+        kind,
+        copies: at_least(2, "engine.copies", raw.copies.unwrap_or(2), "at least 2")?,
+        isq: raw.isq,
         max_model_len: raw
             .max_model_len
             .map(|n| at_least(16, "engine.max_model_len", n, "at least 16"))

@@ -117,6 +117,12 @@ section! {
     RawEngine {
         /// What computes: `auto`, `cpu` or `cuda:N`.
         device: String,
+        /// What computes answers: `native` or `mistralrs`.
+        kind: String,
+        /// Most copies of the weights that `mistralrs` may have loaded at once.
+        copies: usize,
+        /// Quantisation that `mistralrs` applies to safetensors while it loads them.
+        isq: String,
         /// Most tokens of prompt and completion together; defaults to the model's own limit.
         max_model_len: usize,
         /// Most sequences in a batch.

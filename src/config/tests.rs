@@ -81,6 +81,11 @@ fn mistakes_are_named() {
             "[engine]\nmax_running = 0",
             "engine.max_running is 0; at least 1",
         ),
+        (
+            "[engine]\nkind = 'other'",
+            "engine.kind is other; `native` or `mistralrs`",
+        ),
+        ("[engine]\ncopies = 1", "engine.copies is 1; at least 2"),
         ("[gate]\nholdout_ratio = 1.0", "gate.holdout_ratio is 1"),
         (
             "[train]\ntargets = ['x_proj']",

@@ -16,6 +16,8 @@ use crate::telemetry::{self, Outcome};
 
 /// Realignments that a listing shows.
 const LISTED: usize = 100;
+/// How long an operator's request waits for room in the engine, where each generation needs its own.
+const ROOM: Duration = Duration::from_secs(20);
 /// Events that a slow reader may fall behind.
 const EVENT_BACKLOG: usize = 256;
 
@@ -39,6 +41,8 @@ impl Control {
                 serving.id
             )));
         }
+        let ready = context.engine.prepare(&to, &|waited| waited < ROOM);
+        ready.map_err(|e| AdminError::Failed(e.to_string()))?;
         let stored = match to.adapter {
             Some(_) => context.store.set_current(&to.id),
             None => context.store.set_current_base(&to.base_hash),
@@ -52,6 +56,7 @@ impl Control {
                     AdminError::Conflict(error.to_string())
                 }
             })?;
+        context.engine.serve(&to.id);
         announce(context, &swapped, &to, started.elapsed());
         Ok(json!({ "from": swapped.from, "to": swapped.to }))
     }

@@ -1,6 +1,7 @@
 //! The gate of a realignment: what serves and the candidate answer the same held-out prompts.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -13,6 +14,8 @@ use crate::telemetry::Event;
 use crate::telemetry::event::GateMeasured;
 use crate::triage::Triage;
 
+/// How long the engine may wait for room for the candidate, where each generation needs its own.
+const ROOM: Duration = Duration::from_secs(600);
 /// Tokens of neutral text that perplexity is measured on.
 const NEUTRAL_TOKENS: usize = 1024;
 
@@ -62,6 +65,7 @@ impl Realignment<'_> {
         };
         let before = ask(&serving).map_err(|e| self.stopped(e))?;
         self.work.progress(0.3);
+        self.make_ready(candidate)?;
         let after = ask(candidate).map_err(|e| self.stopped(e))?;
         self.work.progress(0.6);
         let adapter = candidate
@@ -86,6 +90,13 @@ impl Realignment<'_> {
             kl_to_base: capability.kl,
         };
         self.decide(&measured, candidate, &serving.id, &after)
+    }
+
+    /// Has the engine load what it needs for a generation. What it loaded serves after the swap.
+    pub(super) fn make_ready(&self, generation: &Arc<Generation>) -> Result<(), Stop> {
+        let wait = |waited| waited < ROOM && self.work.go_on();
+        let ready = self.context.engine.prepare(generation, &wait);
+        ready.map_err(|e| self.stopped(e))
     }
 
     pub(super) fn stopped(&self, error: impl std::fmt::Display) -> Stop {

@@ -35,8 +35,7 @@ impl Inputs {
         recipe: &Recipe,
     ) -> Result<Self, DatasetError> {
         let paths = &config.paths;
-        let dataset =
-            Dataset::load_dir_within(&paths.preferences, paths.max_preferences_bytes)?;
+        let dataset = Dataset::load_dir_within(&paths.preferences, paths.max_preferences_bytes)?;
         for line in &dataset.skipped {
             tracing::warn!(source = %line.source, reason = line.reason, "skipping a line of preference data");
         }

@@ -14,7 +14,7 @@ use super::inputs::Inputs;
 use super::work::Work;
 use crate::adapter::generation::{Generation, GenerationId};
 use crate::adapter::{self, Manifest, content_id};
-use crate::model::Ops;
+use crate::model::{Model, Ops};
 use crate::oracle::{Matchers, RuleOracle};
 use crate::policy::PolicySet;
 use crate::state::{GenerationRow, GenerationStatus, Report};
@@ -117,14 +117,12 @@ fn realign(context: &Context, job: &Job) -> Result<Done, Stop> {
     work.enter(Stage::Train);
     let trained = run.train(&model, &examples)?;
     work.enter(Stage::Gate);
-    let curve = trained.curve;
     let candidate = run.candidate(trained.weights)?;
-    let gate_report = run.gate(&model, &triage, &candidate)?;
-    drop(model);
-    work.enter(Stage::Publish);
-    run.publish(&candidate, &triage, gate_report, &curve)?;
-    work.enter(Stage::Swap);
-    run.swap(candidate)
+    let done = run.gate_and_swap(model, &triage, (&candidate, &trained.curve));
+    if done.is_err() {
+        context.engine.release(&candidate.id);
+    }
+    done
 }
 
 /// Without a wanted answer in the data, suppression alone drifts towards refusal.
@@ -218,6 +216,20 @@ impl Realignment<'_> {
         self.swap(Arc::new(generation))
     }
 
+    fn gate_and_swap(
+        &self,
+        model: Model,
+        triage: &Triage,
+        (candidate, curve): (&Arc<Generation>, &Curve),
+    ) -> Result<Done, Stop> {
+        let gate_report = self.gate(&model, triage, candidate)?;
+        drop(model);
+        self.work.enter(Stage::Publish);
+        self.publish(candidate, triage, gate_report, curve)?;
+        self.work.enter(Stage::Swap);
+        self.swap(candidate.clone())
+    }
+
     /// The base model complies with the set as far as the data can tell: it serves.
     fn without_conflict(&self) -> Result<Done, Stop> {
         let base = self.context.registry.base().clone();
@@ -300,6 +312,7 @@ impl Realignment<'_> {
     /// `CURRENT` first, then the pointer: after a kill in between, the restart serves the new one.
     fn swap(&self, to: Arc<Generation>) -> Result<Done, Stop> {
         let started = Instant::now();
+        self.make_ready(&to)?;
         let stored = match to.adapter {
             Some(_) => self.context.store.set_current(&to.id),
             None => self.context.store.set_current_base(&to.base_hash),
@@ -317,6 +330,7 @@ impl Realignment<'_> {
             });
             Stop::Failed(error)
         })?;
+        self.context.engine.serve(&to.id);
         super::admin::announce(self.context, &swapped, &to, started.elapsed());
         self.work.progress(1.0);
         self.work.leave();

@@ -4,15 +4,19 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::unbounded_channel;
 
 use super::blocks::BlockPool;
+use super::driver::{Driver, STOPPING};
+use super::merged::{Builder, Copies, PrepareError};
 use super::request::{EngineStats, GenerateRequest, GenerateStream, SubmitError};
 use super::runner::Runner;
 use super::scheduler::Scheduler;
 use super::sequence::Sequence;
 use super::step::{Executor, ModelExecutor};
+use crate::adapter::generation::{Generation, GenerationId};
 use crate::model::{BLOCK_TOKENS, CpuExecutor, Model, PagedKv, Tokenizer};
 
 /// Sizes of an engine; resolved from the configuration.
@@ -48,6 +52,8 @@ impl Default for EngineConfig {
 
 /// Tokens per KV block.
 const BLOCK_SIZE: usize = BLOCK_TOKENS;
+/// How long the end of an engine waits for sequences to notice it.
+const END: Duration = Duration::from_secs(5);
 
 /// Why an engine did not start.
 #[derive(Debug, thiserror::Error)]
@@ -68,19 +74,31 @@ pub enum EngineError {
     /// The thread could not be started.
     #[error("cannot start the engine's thread: {0}")]
     Thread(#[from] std::io::Error),
+    /// The engine that was asked for is not in this build.
+    #[error("{0}")]
+    NotBuilt(&'static str),
+    /// The engine cannot serve this model.
+    #[error("{0}")]
+    Unsuitable(String),
+    /// What should serve first could not be loaded.
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
 }
 
 /// Counters that the handle and the thread share.
 #[derive(Debug, Default)]
-struct Shared {
-    waiting: AtomicUsize,
-    running: AtomicUsize,
+pub(super) struct Shared {
+    /// Sequences accepted and not running yet.
+    pub waiting: AtomicUsize,
+    /// Sequences whose tokens are being computed.
+    pub running: AtomicUsize,
     /// Parts per million, so that it fits an integer.
     kv_usage_ppm: AtomicU64,
     prefix_queries: AtomicU64,
     prefix_hits: AtomicU64,
     preemptions: AtomicU64,
-    stopping: AtomicBool,
+    /// No more sequences are taken, and those that run are to end.
+    pub stopping: AtomicBool,
 }
 
 enum Command {
@@ -91,12 +109,23 @@ enum Command {
 /// A running engine. Clones share it; [`EngineHandle::shutdown`] ends it.
 #[derive(Clone, Debug)]
 pub struct EngineHandle {
-    commands: Sender<Command>,
+    door: Door,
     shared: Arc<Shared>,
     tokenizer: Arc<Tokenizer>,
     max_model_len: usize,
     max_waiting: usize,
-    thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+}
+
+/// What is behind the handle.
+#[derive(Clone, Debug)]
+enum Door {
+    /// The thread of [`start`]: one copy of the weights, adapters applied row by row.
+    Native {
+        commands: Sender<Command>,
+        thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+    },
+    /// A copy of the weights for each generation.
+    Merged(Arc<Copies>),
 }
 
 /// Allocates the KV cache and starts the engine's thread.
@@ -185,13 +214,35 @@ pub(super) fn start_with(
         .name("engine".into())
         .spawn(move || worker.run())?;
     Ok(EngineHandle {
-        commands,
+        door: Door::Native {
+            commands,
+            thread: Arc::new(Mutex::new(Some(thread))),
+        },
         shared,
         tokenizer,
         max_model_len,
         max_waiting: config.max_waiting,
-        thread: Arc::new(Mutex::new(Some(thread))),
     })
+}
+
+/// An engine that has a copy of the weights built for each generation, at most `copies` (and at
+/// least two) at once; `limit` is the model's longest sequence in tokens.
+pub fn start_merged(
+    builder: Box<dyn Builder>,
+    tokenizer: Arc<Tokenizer>,
+    limit: usize,
+    config: EngineConfig,
+    copies: usize,
+) -> EngineHandle {
+    let shared = Arc::new(Shared::default());
+    let copies = Copies::new(builder, tokenizer.clone(), shared.clone(), copies);
+    EngineHandle {
+        door: Door::Merged(Arc::new(copies)),
+        shared,
+        tokenizer,
+        max_model_len: config.max_model_len.unwrap_or(limit).min(limit),
+        max_waiting: config.max_waiting,
+    }
 }
 
 impl EngineHandle {
@@ -222,11 +273,56 @@ impl EngineHandle {
             return Err(SubmitError::QueueFull { waiting, limit });
         }
         let (sender, events) = unbounded_channel();
-        let sequence = Box::new(Sequence::new(request, &self.tokenizer, sender));
-        if self.commands.send(Command::Run(sequence)).is_err() {
-            return Err(SubmitError::ShuttingDown);
+        let generation = request.generation.clone();
+        let sequence = Sequence::new(request, &self.tokenizer, sender);
+        let taken = match &self.door {
+            Door::Native { commands, .. } => commands
+                .send(Command::Run(Box::new(sequence)))
+                .map_err(|_| SubmitError::ShuttingDown),
+            Door::Merged(copies) => copies.submit(&generation, || {
+                let (tokenizer, shared) = (self.tokenizer.clone(), self.shared.clone());
+                Driver::new(sequence, max_tokens, tokenizer, shared)
+            }),
+        };
+        if let Err(error) = taken {
+            self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
+            return Err(error);
         }
         Ok(GenerateStream { events })
+    }
+
+    /// Makes the engine ready to serve a generation at once. For the native engine there is nothing
+    /// to do; one that merges adapters builds its next copy, which takes seconds. While there is no
+    /// room for it, `wait` is told how long it has been waited for and says whether to go on.
+    ///
+    /// # Errors
+    /// [`PrepareError`]; what served before still does.
+    pub fn prepare(
+        &self,
+        generation: &Arc<Generation>,
+        wait: &dyn Fn(Duration) -> bool,
+    ) -> Result<(), PrepareError> {
+        match &self.door {
+            Door::Native { .. } => Ok(()),
+            Door::Merged(copies) => copies.prepare(generation, wait),
+        }
+    }
+
+    /// Says which generation serves, after the pointer store: what other generations alone need may
+    /// be freed once nothing runs on it.
+    pub fn serve(&self, generation: &GenerationId) {
+        match &self.door {
+            Door::Native { .. } => {}
+            Door::Merged(copies) => copies.serve(generation),
+        }
+    }
+
+    /// Says that a generation that was prepared will not serve.
+    pub fn release(&self, generation: &GenerationId) {
+        match &self.door {
+            Door::Native { .. } => {}
+            Door::Merged(copies) => copies.release(generation),
+        }
     }
 
     /// Load right now.
@@ -257,10 +353,21 @@ impl EngineHandle {
     /// fail with a reason; drain first if they should finish.
     pub fn shutdown(&self) {
         self.shared.stopping.store(true, Ordering::Release);
-        let _already_stopped = self.commands.send(Command::Stop);
-        let thread = self.thread.lock().ok().and_then(|mut t| t.take());
-        if thread.is_some_and(|t| t.join().is_err()) {
-            tracing::error!("the engine's thread panicked");
+        match &self.door {
+            Door::Native { commands, thread } => {
+                let _already_stopped = commands.send(Command::Stop);
+                let thread = thread.lock().ok().and_then(|mut t| t.take());
+                if thread.is_some_and(|t| t.join().is_err()) {
+                    tracing::error!("the engine's thread panicked");
+                }
+            }
+            Door::Merged(copies) => {
+                copies.stop();
+                let until = Instant::now() + END;
+                while self.is_busy() && Instant::now() < until {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
         }
     }
 }
@@ -285,7 +392,7 @@ impl Worker {
         }
         let scheduler = &self.runner.scheduler;
         for sequence in scheduler.running.iter().chain(&scheduler.waiting) {
-            sequence.fail("the engine is shutting down");
+            sequence.fail(STOPPING);
         }
     }
 

@@ -4,12 +4,19 @@
 //! ([`runner`]); callers hold an [`EngineHandle`] and talk to it through channels, so a waiting
 //! request costs its prompt's memory and nothing else. A sequence leases its generation when
 //! it is accepted; rows of different generations share a batch because adapters stay unmerged.
+//!
+//! An engine that cannot do that stands behind the same handle with a copy of the weights for each
+//! generation ([`merged`]): everything about a request but the logits is computed by the same code.
 
 mod blocks;
+pub mod driver;
 mod embed;
 mod free_list;
 pub mod grammar;
 mod handle;
+pub mod merged;
+#[cfg(feature = "mistralrs")]
+pub mod mistral;
 mod prefix;
 pub mod request;
 mod runner;
@@ -23,4 +30,4 @@ mod stop;
 mod tests;
 
 pub use embed::Embedder;
-pub use handle::{EngineConfig, EngineError, EngineHandle, start};
+pub use handle::{EngineConfig, EngineError, EngineHandle, start, start_merged};

@@ -153,6 +153,17 @@ pub enum SubmitError {
     /// The engine is draining or has stopped.
     #[error("the engine is shutting down")]
     ShuttingDown,
+    /// The generation needs a copy of the weights of its own, and there is no room for one.
+    #[error(
+        "generation {generation} needs a copy of the weights of its own, and the {limit} that may be \
+         loaded at once (engine.copies) are in use; retry later, or ask for the generation that serves"
+    )]
+    NoCopy {
+        /// Generation.
+        generation: String,
+        /// `engine.copies`.
+        limit: usize,
+    },
 }
 
 /// The caller's end of a running sequence. Dropping it cancels the sequence.

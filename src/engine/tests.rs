@@ -6,6 +6,7 @@ mod device_sampling;
 mod fairness;
 mod fake;
 mod load;
+mod merged;
 mod preemption;
 mod prefix;
 mod random;

@@ -10,9 +10,10 @@ use sha2::{Digest, Sha256};
 
 use super::decoder::Model;
 use super::error::{ModelError, Result};
+use super::lora::LoraWeights;
 use super::shards;
 use super::spec::ModelSpec;
-use super::weights::WeightFile;
+use super::weights::{WeightFile, merge};
 
 /// What `--model` names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -208,6 +209,27 @@ impl ModelFiles {
         match self.gguf_content()? {
             Some(content) => ModelSpec::from_gguf(&self.root, &content),
             None => ModelSpec::from_config_json(&self.root.join("config.json")),
+        }
+    }
+
+    /// The weight files, in order.
+    pub fn weights(&self) -> &[PathBuf] {
+        &self.weights
+    }
+
+    /// Writes copies of the weight files with an adapter merged in into a directory that is there:
+    /// `model.gguf`, or `model-00001-of-0000N.safetensors` and so on.
+    ///
+    /// # Errors
+    /// If a file cannot be read or written, or lacks a matrix of the adapter.
+    pub fn write_merged(&self, adapter: &LoraWeights, into: &Path) -> Result<()> {
+        match self.gguf_content()? {
+            Some(content) => {
+                let spec = ModelSpec::from_gguf(&self.root, &content)?;
+                let to = into.join("model.gguf");
+                merge::gguf(&self.root, &content, &spec, adapter, &to)
+            }
+            None => merge::safetensors(&self.weights, adapter, into),
         }
     }
 

@@ -8,9 +8,9 @@
 mod bits;
 pub mod blend;
 pub mod cache;
+pub mod calibration;
 pub mod corrective;
 pub mod endpoint;
-pub mod calibration;
 pub mod features;
 pub mod hidden;
 pub mod judge;

@@ -7,11 +7,13 @@ use crate::config::Config;
 use crate::control::recipe;
 use crate::model::plan::{Budget, Plan, Training};
 use crate::model::{ModelSource, ModelSpec, device};
+use crate::train::ModelSize;
 use crate::train::run::ROW_BUDGET;
 
 /// What the configuration asks for.
 fn budget(config: &Config, spec: &ModelSpec) -> Result<Budget, ServerError> {
-    let recipe = recipe(&config.train).map_err(crate::control::ControlError::Recipe)?;
+    let recipe = recipe(&config.train, ModelSize::from(spec))
+        .map_err(crate::control::ControlError::Recipe)?;
     let engine = &config.engine;
     Ok(Budget {
         kv_bytes: engine.kv_cache_mb.saturating_mul(1 << 20),

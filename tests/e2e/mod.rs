@@ -5,6 +5,8 @@
 
 mod batching;
 mod crashes;
+mod engine;
+mod mistralrs;
 mod openai_client;
 mod operating;
 mod prometheus;

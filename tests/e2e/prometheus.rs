@@ -8,6 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 
+use super::engine;
 use super::server::{Server, wait};
 use super::workspace::Workspace;
 
@@ -145,7 +146,9 @@ fn the_kubernetes_config_map_holds_what_the_program_accepts() {
     let workspace = Workspace::with_config(&block(&text, "realign.toml").join("\n"));
     let policy = block(&text, "helpful-answers.yaml").join("\n");
     workspace.write("policies/p.yaml", &policy);
-    let tested = Command::new(env!("CARGO_BIN_EXE_realign"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_realign"));
+    engine::choose(&mut command);
+    let tested = command
         .args(["policy", "test", "--policies", "policies"])
         .current_dir(workspace.path(""))
         .output();

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::engine;
 use super::workspace::Workspace;
 
 /// Long enough for a machine that builds something else beside the tests.
@@ -44,6 +45,15 @@ impl<'a> Server<'a> {
 
     /// Starts a server and waits until it listens. `crash_at` is `REALIGN_CRASH_AT`.
     pub fn start_with(workspace: &'a Workspace, crash_at: Option<&str>) -> Server<'a> {
+        Server::launch(workspace, crash_at, &engine::name())
+    }
+
+    /// Starts a server on an engine other than the one under test.
+    pub fn start_on(workspace: &'a Workspace, engine: &str) -> Server<'a> {
+        Server::launch(workspace, None, engine)
+    }
+
+    fn launch(workspace: &'a Workspace, crash_at: Option<&str>, on: &str) -> Server<'a> {
         let log = workspace.path("log");
         let file = OpenOptions::new()
             .create(true)
@@ -60,6 +70,7 @@ impl<'a> Server<'a> {
             .env_remove("REALIGN_LOG")
             .env_remove("REALIGN_LOG_FORMAT")
             .env_remove("REALIGN_CRASH_AT");
+        engine::run_on(&mut command, on);
         if let Some(point) = crash_at {
             command.env("REALIGN_CRASH_AT", point);
         }

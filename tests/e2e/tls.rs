@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
+use super::engine;
 use super::server::{PATIENCE, wait};
 use super::workspace::Workspace;
 
@@ -20,6 +21,7 @@ impl Drop for Killed {
 fn spawn(workspace: &Workspace) -> Killed {
     let log = std::fs::File::create(workspace.path("log")).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_realign"));
+    engine::choose(&mut command);
     command
         .args(["serve", "--port", "0"])
         .current_dir(workspace.path(""))

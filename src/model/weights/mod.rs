@@ -1,5 +1,6 @@
 //! Reading weights from GGUF and safetensors under one set of names (Hugging Face's).
 
+pub(super) mod merge;
 mod names;
 
 use std::fs::File;

@@ -1,0 +1,470 @@
+//! An engine of whole copies: one loaded model for each generation, its adapter merged in.
+//!
+//! What cannot swap an adapter under running sequences still can serve generations: the next copy
+//! is built in the background ([`Copies::prepare`]), the registry's pointer store sends new
+//! requests to it, running sequences finish on the copy that they lease, and a copy goes when
+//! nothing leases it any more. It costs what it says: a second copy of the weights during a swap,
+//! and seconds to build one.
+//!
+//! Copies are bounded. A request for a generation that has none waits for one to be built, or is
+//! refused if there is no room; what serves, and what has been prepared to serve next, is never
+//! given up for it.
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::unbounded_channel;
+
+use super::driver::{Driver, STOPPING};
+use super::handle::Shared;
+use super::request::{GenerateEvent, GenerateRequest, GenerateStream, SamplingParams, SubmitError};
+use super::sequence::Sequence;
+use crate::adapter::generation::{Generation, GenerationId};
+use crate::model::Tokenizer;
+
+/// How often a preparation that waits looks again.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// A loaded model that serves one generation.
+pub trait Backend: Send + Sync {
+    /// Computes a sequence: logits after the prompt, then after each token that the driver hands
+    /// back, until it hands back none. Must not block. Dropping the driver gives the sequence up.
+    fn submit(&self, driver: Driver);
+}
+
+/// What builds copies.
+pub trait Builder: Send + Sync {
+    /// Loads the base model with the generation's adapter merged in. Takes seconds.
+    ///
+    /// # Errors
+    /// Why it cannot be loaded, and what to do about it.
+    fn build(&self, generation: &Generation) -> Result<Box<dyn Backend>, String>;
+}
+
+/// Why a generation cannot be made ready to serve.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PrepareError {
+    /// The copy could not be built.
+    #[error("generation {generation} could not be loaded into the engine: {reason}")]
+    Build {
+        /// Generation.
+        generation: GenerationId,
+        /// The builder's reason.
+        reason: String,
+    },
+    /// Running sequences hold all the copies there may be.
+    #[error(
+        "generation {generation} needs another copy of the weights, and running requests hold all \
+         {limit} (engine.copies) for longer than {seconds} s"
+    )]
+    NoRoom {
+        /// Generation.
+        generation: GenerationId,
+        /// Copies allowed.
+        limit: usize,
+        /// How long a place was waited for.
+        seconds: u64,
+    },
+}
+
+/// A place among the copies, taken before a build begins and freed when the copy has gone.
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A copy. Whoever holds the `Arc` keeps it loaded.
+pub struct Loaded {
+    generation: GenerationId,
+    backend: Box<dyn Backend>,
+    _place: Place,
+}
+
+impl fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Loaded").field(&self.generation).finish()
+    }
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        tracing::info!(generation = %self.generation, "its copy of the weights is freed");
+    }
+}
+
+impl Loaded {
+    fn submit(self: &Arc<Self>, mut driver: Driver) {
+        driver.lease(Arc::clone(self));
+        self.backend.submit(driver);
+    }
+}
+
+enum Slot {
+    /// Sequences that wait for the copy.
+    Building(Vec<Driver>),
+    Ready(Arc<Loaded>),
+}
+
+struct Entry {
+    generation: GenerationId,
+    slot: Slot,
+    /// Prepared to serve next: requests for other generations do not push it out.
+    held: bool,
+}
+
+#[derive(Default)]
+struct State {
+    serving: Option<GenerationId>,
+    entries: Vec<Entry>,
+    /// Copies that running sequences alone hold.
+    retired: Vec<(GenerationId, Weak<Loaded>)>,
+}
+
+/// All copies of an engine.
+pub struct Copies {
+    builder: Box<dyn Builder>,
+    tokenizer: Arc<Tokenizer>,
+    shared: Arc<Shared>,
+    limit: usize,
+    /// Copies that are loaded or being built.
+    alive: Arc<AtomicUsize>,
+    state: Mutex<State>,
+}
+
+impl fmt::Debug for Copies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Copies")
+            .field("alive", &self.alive())
+            .field("limit", &self.limit)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a look at the copies found.
+enum Found {
+    Ready(Arc<Loaded>),
+    Building,
+    /// There is none; the place for one has been taken, and it is down as being built.
+    Begun(Place),
+    NoRoom,
+}
+
+impl Copies {
+    pub(super) fn new(
+        builder: Box<dyn Builder>,
+        tokenizer: Arc<Tokenizer>,
+        shared: Arc<Shared>,
+        limit: usize,
+    ) -> Self {
+        Self {
+            builder,
+            tokenizer,
+            shared,
+            limit: limit.max(2),
+            alive: Arc::default(),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Copies that are loaded or being built.
+    pub fn alive(&self) -> usize {
+        self.alive.load(Ordering::Acquire)
+    }
+
+    /// Queues a sequence on its generation's copy. If there is none it is built in the background,
+    /// and the sequence waits for it.
+    ///
+    /// # Errors
+    /// [`SubmitError::NoCopy`] if there is no room for it. The sequence is not told: the caller is.
+    pub(super) fn submit(
+        self: &Arc<Self>,
+        generation: &Arc<Generation>,
+        driver: impl FnOnce() -> Driver,
+    ) -> Result<(), SubmitError> {
+        let mut freed = None;
+        let mut state = self.state();
+        match self.find(&mut state, &generation.id, false, &mut freed) {
+            Found::Ready(copy) => {
+                drop(state);
+                copy.submit(driver());
+            }
+            Found::Building => wait_in(&mut state, &generation.id, driver()),
+            Found::Begun(place) => {
+                wait_in(&mut state, &generation.id, driver());
+                drop(state);
+                drop(freed);
+                self.build_in_background(generation.clone(), place);
+            }
+            Found::NoRoom => {
+                return Err(SubmitError::NoCopy {
+                    generation: generation.id.to_string(),
+                    limit: self.limit,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Builds the generation's copy unless it is there, and holds it until [`Copies::serve`] says
+    /// what serves. Blocks for as long as that takes. While there is no room for it, `wait` is told
+    /// how long it has been waited for and says whether to go on.
+    ///
+    /// # Errors
+    /// [`PrepareError`]; what was ready before still is.
+    pub fn prepare(
+        &self,
+        generation: &Arc<Generation>,
+        wait: &dyn Fn(Duration) -> bool,
+    ) -> Result<(), PrepareError> {
+        let started = Instant::now();
+        loop {
+            let mut freed = None;
+            let found = self.find(&mut self.state(), &generation.id, true, &mut freed);
+            drop(freed);
+            match found {
+                Found::Ready(_) => return Ok(()),
+                Found::Begun(place) => return self.build(generation, place),
+                Found::Building => std::thread::sleep(LOOK),
+                Found::NoRoom if wait(started.elapsed()) => std::thread::sleep(LOOK),
+                Found::NoRoom => {
+                    return Err(PrepareError::NoRoom {
+                        generation: generation.id.clone(),
+                        limit: self.limit,
+                        seconds: started.elapsed().as_secs(),
+                    });
+                }
+            }
+        }
+    }
+
+    /// Says which generation serves from now on. All other copies go as soon as no sequence runs
+    /// on them.
+    pub fn serve(&self, generation: &GenerationId) {
+        let mut released = Vec::new();
+        let mut state = self.state();
+        state.serving = Some(generation.clone());
+        for entry in std::mem::take(&mut state.entries) {
+            match entry.slot {
+                Slot::Ready(copy) if entry.generation != *generation => released.push(copy),
+                slot => state.entries.push(Entry {
+                    slot,
+                    held: false,
+                    ..entry
+                }),
+            }
+        }
+        state.retire(&released);
+        drop(state);
+        // Outside the lock: freeing a copy takes its time.
+        drop(released);
+    }
+
+    /// Forgets a generation that was prepared and will not serve.
+    pub fn release(&self, generation: &GenerationId) {
+        let mut state = self.state();
+        let serves = state.serving.as_ref() == Some(generation);
+        let ready = |e: &Entry| e.generation == *generation && matches!(e.slot, Slot::Ready(_));
+        let at = state.entries.iter().position(ready).filter(|_| !serves);
+        let gone = at.map(|at| state.entries.remove(at));
+        drop(state);
+        drop(gone);
+    }
+
+    /// Gives all copies up.
+    pub(super) fn stop(&self) {
+        let entries = std::mem::take(&mut self.state().entries);
+        for entry in entries {
+            if let Slot::Building(waiting) = entry.slot {
+                waiting.into_iter().for_each(|mut d| d.because(STOPPING));
+            }
+        }
+    }
+
+    /// Finds a copy or begins one. `held` marks it as the one to serve next. What is pushed out
+    /// to make room is left in `freed`, to be dropped when the lock is not held any more.
+    fn find(
+        &self,
+        state: &mut State,
+        id: &GenerationId,
+        held: bool,
+        freed: &mut Option<Arc<Loaded>>,
+    ) -> Found {
+        if let Some(entry) = state.entries.iter_mut().find(|e| e.generation == *id) {
+            entry.held |= held;
+            return match &entry.slot {
+                Slot::Ready(copy) => Found::Ready(copy.clone()),
+                Slot::Building(_) => Found::Building,
+            };
+        }
+        let enter = |state: &mut State, slot| {
+            let generation = id.clone();
+            state.entries.push(Entry {
+                generation,
+                slot,
+                held,
+            });
+        };
+        if let Some(copy) = state.still_running(id) {
+            // Only what is to serve stays when its sequences have ended.
+            if held {
+                enter(state, Slot::Ready(copy.clone()));
+            }
+            return Found::Ready(copy);
+        }
+        if self.alive() >= self.limit {
+            *freed = state.push_out(held);
+        }
+        // Whoever takes places holds the lock, so the count cannot rise in between.
+        let going = usize::from(freed.is_some());
+        if self.alive() - going >= self.limit {
+            return Found::NoRoom;
+        }
+        self.alive.fetch_add(1, Ordering::AcqRel);
+        enter(state, Slot::Building(Vec::new()));
+        Found::Begun(Place(self.alive.clone()))
+    }
+
+    fn build_in_background(self: &Arc<Self>, generation: Arc<Generation>, place: Place) {
+        let (copies, id) = (Arc::clone(self), generation.id.clone());
+        let build = move || {
+            if let Err(error) = copies.build(&generation, place) {
+                tracing::error!(%error, "requests for this generation fail");
+            }
+        };
+        let thread = std::thread::Builder::new().name("build-engine".into());
+        if let Err(error) = thread.spawn(build) {
+            self.finish_build(&id, Err(format!("no thread could be started: {error}")));
+        }
+    }
+
+    fn build(&self, generation: &Arc<Generation>, place: Place) -> Result<(), PrepareError> {
+        let started = Instant::now();
+        let id = &generation.id;
+        let built = self.builder.build(generation).map(|backend| {
+            Arc::new(Loaded {
+                generation: id.clone(),
+                backend,
+                _place: place,
+            })
+        });
+        let warmed = built.and_then(|copy| self.warm(&copy, generation).map(|()| copy));
+        let result = warmed
+            .as_ref()
+            .map(|_| ())
+            .map_err(|reason| PrepareError::Build {
+                generation: id.clone(),
+                reason: reason.clone(),
+            });
+        let seconds = started.elapsed().as_secs_f64();
+        match &result {
+            Ok(()) => tracing::info!(generation = %id, seconds, "a copy of the weights is loaded"),
+            Err(error) => tracing::error!(%error, seconds, "no copy"),
+        }
+        self.finish_build(id, warmed);
+        result
+    }
+
+    /// Has the copy generate a token: what cannot is found before anybody waits for it.
+    fn warm(&self, copy: &Arc<Loaded>, generation: &Arc<Generation>) -> Result<(), String> {
+        let sampling = SamplingParams {
+            max_tokens: 1,
+            ..SamplingParams::default()
+        };
+        let (sender, events) = unbounded_channel();
+        let request = GenerateRequest {
+            prompt: vec![0],
+            sampling,
+            generation: generation.clone(),
+        };
+        let sequence = Sequence::new(request, &self.tokenizer, sender);
+        self.shared.waiting.fetch_add(1, Ordering::AcqRel);
+        copy.submit(Driver::new(
+            sequence,
+            1,
+            self.tokenizer.clone(),
+            self.shared.clone(),
+        ));
+        let mut stream = GenerateStream { events };
+        loop {
+            match stream.blocking_next() {
+                Some(GenerateEvent::Token { .. }) => {}
+                Some(GenerateEvent::Finished { .. }) => return Ok(()),
+                Some(GenerateEvent::Failed(reason)) => return Err(reason),
+                None => return Err("its first token never came".into()),
+            }
+        }
+    }
+
+    /// Lets the sequences that wait for a copy go on, or tells them why they cannot.
+    fn finish_build(&self, id: &GenerationId, result: Result<Arc<Loaded>, String>) {
+        let mut state = self.state();
+        let at = state.entries.iter().position(|e| e.generation == *id);
+        // A server that stops forgets what is being built.
+        let Some(at) = at else { return };
+        let waiting = match (&mut state.entries[at].slot, &result) {
+            (Slot::Building(waiting), _) => std::mem::take(waiting),
+            (Slot::Ready(_), _) => Vec::new(),
+        };
+        match &result {
+            Ok(copy) => state.entries[at].slot = Slot::Ready(copy.clone()),
+            Err(_) => drop(state.entries.remove(at)),
+        }
+        drop(state);
+        for mut driver in waiting {
+            match &result {
+                Ok(copy) => copy.submit(driver),
+                Err(reason) => {
+                    driver.because(format!("this generation could not be loaded: {reason}"))
+                }
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while the lock is held; if it did, the lists are still valid.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn wait_in(state: &mut State, id: &GenerationId, driver: Driver) {
+    let entry = state.entries.iter_mut().find(|e| e.generation == *id);
+    if let Some(Slot::Building(waiting)) = entry.map(|e| &mut e.slot) {
+        waiting.push(driver);
+    }
+}
+
+impl State {
+    fn still_running(&mut self, id: &GenerationId) -> Option<Arc<Loaded>> {
+        let found = self.retired.iter().filter(|(g, _)| g == id);
+        found.filter_map(|(_, copy)| copy.upgrade()).next()
+    }
+
+    fn retire(&mut self, copies: &[Arc<Loaded>]) {
+        self.retired.retain(|(_, copy)| copy.strong_count() > 0);
+        let weak = |copy: &Arc<Loaded>| (copy.generation.clone(), Arc::downgrade(copy));
+        self.retired.extend(copies.iter().map(weak));
+    }
+
+    /// Takes out a copy that nothing runs on and that does not serve; one that is held for the
+    /// next swap only for another that is (`for_swap`).
+    fn push_out(&mut self, for_swap: bool) -> Option<Arc<Loaded>> {
+        let idle = |entry: &Entry| match &entry.slot {
+            Slot::Ready(copy) => Arc::strong_count(copy) == 1,
+            Slot::Building(_) => false,
+        };
+        let may_go = |entry: &Entry| {
+            let serves = self.serving.as_ref() == Some(&entry.generation);
+            !serves && (!entry.held || for_swap) && idle(entry)
+        };
+        let at = self.entries.iter().position(may_go)?;
+        match self.entries.remove(at).slot {
+            Slot::Ready(copy) => Some(copy),
+            Slot::Building(_) => None,
+        }
+    }
+}
