@@ -12,6 +12,7 @@ use super::{CliError, EXIT_FAILED, EXIT_OK, GlobalArgs};
 use crate::adapter::generation::GenerationId;
 use crate::adapter::{self, AdapterStore, Manifest};
 use crate::train::curve::{LINES_FILE, PLOT_FILE};
+use crate::train::memory;
 use crate::train::{Ending, LossParts, Observer, StepReport, Trained, train};
 
 /// Flags of `train`.
@@ -72,7 +73,8 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
     let checkpoints = learning.config.paths.state.join("checkpoints");
     let checkpoints = checkpoints.join(&learning.inputs.hash[..16]);
     let steps = crate::train::run::steps(scored.examples.len(), &learning.recipe);
-    let watcher = Watcher(progress.bar(steps, "train"));
+    let limit = memory::limit(learning.config.train.memory_mb);
+    let watcher = Watcher(progress.bar(steps, "train"), limit);
     let trained = train(
         &model,
         learning.learner().ops(),
@@ -185,11 +187,15 @@ fn print(out: &mut dyn Write, as_json: bool, summary: &Summary, code: u8) -> Res
 }
 
 /// Moves a bar with every step.
-struct Watcher(indicatif::ProgressBar);
+struct Watcher(indicatif::ProgressBar, Option<u64>);
 
 impl Observer for Watcher {
     fn proceed(&self) -> bool {
         true
+    }
+
+    fn memory(&self) -> Option<u64> {
+        self.1
     }
 
     fn on_step(&self, report: &StepReport) {

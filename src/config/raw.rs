@@ -231,6 +231,8 @@ section! {
         max_pairs: usize,
         /// Most tokens of a pair's prompt and response.
         max_pair_tokens: usize,
+        /// Most memory that a run may take, in MB; unset is what the machine has free.
+        memory_mb: u64,
         /// `[train.corrective]`
         corrective: RawCorrective,
     }

@@ -11,6 +11,7 @@ use super::context::{Context, unix_seconds};
 use super::stop;
 use crate::state::Report;
 use crate::telemetry::{Event, LossPart, Stage};
+use crate::train::memory::limit;
 use crate::train::{Observer, StepReport};
 
 /// Longest wait for serving before one micro-batch: serving goes first, training never starves.
@@ -119,6 +120,10 @@ impl<'a> Work<'a> {
 impl Observer for Work<'_> {
     fn proceed(&self) -> bool {
         self.stand_back()
+    }
+
+    fn memory(&self) -> Option<u64> {
+        limit(self.context.config.train.memory_mb)
     }
 
     fn on_step(&self, report: &StepReport) {

@@ -52,7 +52,10 @@ impl MemoryPlan {
             .map(|(inner, out)| recipe.rank * (inner + out))
             .sum();
         let chunk = match packed {
-            true => (8 << 20).max(8 * spec.vocab_size),
+            true => (8 << 20).clamp(
+                8 * spec.vocab_size,
+                (8 * spec.vocab_size).max(rows_at_once * spec.vocab_size),
+            ),
             false => rows_at_once * spec.vocab_size * 2,
         };
         Self {
@@ -98,6 +101,13 @@ pub struct TooLarge {
     pub plan: MemoryPlan,
     /// What there is, in bytes.
     pub available: u64,
+}
+
+/// The bytes that a run may take: what is configured, else what the machine has free.
+pub fn limit(configured_mb: Option<u64>) -> Option<u64> {
+    configured_mb
+        .map(|mb| mb.saturating_mul(1 << 20))
+        .or_else(available_bytes)
 }
 
 /// Bytes that the system can give without swapping, where it tells (Linux).

@@ -205,7 +205,8 @@ fn a_swap_moves_new_requests_over_and_lets_running_ones_finish() {
     assert_eq!(finish(before).ids, [1, 1]);
     assert_eq!(finish(running).ids, [1; 6]);
     until("free copy", || world.freed() == [1]);
-    assert!(!engine.is_busy());
+    // A sequence is over for its client a moment before it is for the engine.
+    until("idle engine", || !engine.is_busy());
     assert_eq!(engine.stats().running, 0);
 }
 
@@ -215,7 +216,9 @@ fn a_copy_that_nothing_runs_on_is_freed_by_the_swap_itself() {
     let registry = Registry::new(generation(0), 4);
     for number in 1..=4 {
         swap(&engine, &registry, &generation(number));
-        assert_eq!(world.freed(), (1..number).collect::<Vec<_>>());
+        // The sequence that warms a copy lets go of it in its own time.
+        let before: Vec<u32> = (1..number).collect();
+        until("free copies", || world.freed() == before);
     }
     // A rollback builds again: the registry kept the adapter, not the copy.
     let previous = registry.previous().unwrap();
@@ -261,15 +264,19 @@ fn without_room_a_request_is_refused_and_nothing_is_counted() {
     assert!(matches!(waited, PrepareError::NoRoom { .. }), "{waited}");
     world.steps(100);
     assert_eq!(finish(pinned).ids, [2; 3]);
-    assert!(!engine.is_busy(), "{:?}", engine.stats());
+    until("idle engine", || !engine.is_busy());
     // What is prepared to serve next keeps its place.
     engine.prepare(&generation(3), NOT).unwrap();
     let refused = engine.submit(ask(&generation(4), 1)).unwrap_err();
     assert!(matches!(refused, SubmitError::NoCopy { .. }), "{refused}");
     // A candidate that was refused does not.
     engine.release(&generation(3).id);
-    let pinned = engine.submit(ask(&generation(4), 1)).unwrap();
-    assert_eq!(finish(pinned).ids, [4]);
+    let mut pinned = None;
+    until("place", || {
+        pinned = engine.submit(ask(&generation(4), 1)).ok();
+        pinned.is_some()
+    });
+    assert_eq!(pinned.map(|stream| finish(stream).ids), Some(vec![4]));
 }
 
 #[test]

@@ -72,13 +72,12 @@ impl Block {
 fn blocks(segment: &Segment, window: Option<usize>) -> Vec<Block> {
     let visible = segment.visible(window);
     let start = segment.start;
-    let mut parts = vec![0..segment.prompt];
-    parts.extend((0..segment.branches.len()).map(|i| {
+    let branches = (0..segment.branches.len()).map(|i| {
         let branch = segment.branch(i);
         branch.start - start..branch.end - start
-    }));
+    });
     let mut all = Vec::new();
-    for part in parts {
+    for part in std::iter::once(0..segment.prompt).chain(branches) {
         for first in part.clone().step_by(BLOCK) {
             let rows = first..part.end.min(first + BLOCK);
             let seen = &visible[rows.clone()];

@@ -133,7 +133,8 @@ fn integers(format: Format, unit: &[u8], gain: f32) -> [[f32; PANEL]; UNIT] {
             false => scale.map(|s| -s * format.zero as f32),
         };
         let columns = UNIT / format.scales;
-        for i in part * columns..(part + 1) * columns {
+        let rows = values.iter_mut().enumerate();
+        for (i, into) in rows.skip(part * columns).take(columns) {
             let (step, byte) = (i / 4, i % 4);
             let (words, shift, mask) = match format.bits {
                 4 => (&words[step % 4], 8 * byte + step / 4 * 4, 15),
@@ -141,7 +142,7 @@ fn integers(format: Format, unit: &[u8], gain: f32) -> [[f32; PANEL]; UNIT] {
             };
             for lane in 0..PANEL {
                 let q = (u32::from_le_bytes(words[lane]) >> shift) & mask;
-                values[i][lane] = q as i32 as f32 * scale[lane] + minimum[lane];
+                into[lane] = q as i32 as f32 * scale[lane] + minimum[lane];
             }
         }
     }
