@@ -62,9 +62,14 @@ impl Head<'_> {
     /// The value of every row, and what else is wanted.
     ///
     /// # Errors
-    /// If the head is not packed.
+    /// If the head is not packed, or a token is not in the vocabulary.
     pub fn evaluate(&self, mut want: Want) -> Result<Vec<f32>> {
         let (width, vocabulary) = (self.model.spec.hidden_size, self.model.spec.vocab_size);
+        let beyond =
+            |loss: &TokenLoss| matches!(loss, TokenLoss::LogProb(t) if *t as usize >= vocabulary);
+        if self.losses.iter().any(beyond) {
+            candle_core::bail!("a response has a token beyond the vocabulary of {vocabulary}");
+        }
         let mut values = vec![0f32; self.losses.len()];
         let is_kl = |i: &usize| self.losses[*i] == TokenLoss::Kl;
         let (kl, logprob): (Vec<usize>, Vec<usize>) = (0..self.losses.len()).partition(is_kl);
