@@ -8,7 +8,8 @@
 #   REALIGN_GPU_TESTBIN  the library's tests, built with the feature `cuda`; without it the
 #                        comparisons are left out, and the report says so
 #   REALIGN_GPU_SECONDS  when to begin nothing new [500]; the whole stays below nine minutes
-#   REALIGN_GPU_SHAPES   shapes to measure [qwen2.5-7b gemma-2-9b llama-3.1-8b]
+#   REALIGN_GPU_SHAPES   shapes to measure, a type of integers behind a colon where the weights are to
+#                        be such [qwen2.5-7b gemma-2-9b llama-3.1-8b llama-3.1-8b:q4_k]
 #   PYTHON               where PyTorch, transformers and PEFT are looked for [python3]
 #
 # Prints one table and writes OUT_DIR/gpu-check.json. Exit code 1 if a comparison failed.
@@ -18,7 +19,7 @@ cd "$(dirname "$0")/.."
 out=${1:-target/gpu-check}
 binary=${REALIGN_GPU_BINARY:-${CARGO_TARGET_DIR:-target}/release/realign}
 limit=${REALIGN_GPU_SECONDS:-500}
-shapes=${REALIGN_GPU_SHAPES:-qwen2.5-7b gemma-2-9b llama-3.1-8b}
+shapes=${REALIGN_GPU_SHAPES:-qwen2.5-7b gemma-2-9b llama-3.1-8b llama-3.1-8b:q4_k}
 python=${PYTHON:-python3}
 mkdir -p "$out"
 rm -f "$out"/*.json "$out"/*.log
@@ -69,6 +70,7 @@ done
 
 if "$python" -c 'import torch, transformers, peft' 2>/dev/null; then
     for shape in $shapes; do
+        case $shape in *:*) continue ;; esac  # the peer has no such weights
         [ "$(left)" -lt 60 ] && { echo "gpu-check: no time left for the peer on $shape" | tee -a "$out/left-out.log"; continue; }
         timeout "$(left)" "$python" scripts/gpu_peer.py "$shape" >"$out/peer-$shape.json" 2>"$out/peer-$shape.log" ||
             echo "gpu-check: the peer on $shape failed: $(tail -1 "$out/peer-$shape.log")"

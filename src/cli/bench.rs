@@ -50,7 +50,8 @@ pub struct BenchArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     pub swap_seconds: u64,
     /// Measure a model of these shapes with random weights instead of one from a file: qwen2.5-7b,
-    /// gemma-2-9b, llama-3.1-8b, or tiny to try the command
+    /// gemma-2-9b, llama-3.1-8b, or tiny to try the command; `:q4_0`, `:q4_1`, `:q8_0`, `:q4_k` or
+    /// `:q6_k` behind it keeps the weights as integers of that type on a CUDA device
     #[arg(long, value_name = "SHAPE", conflicts_with_all = ["url", "serve"])]
     pub shape: Option<String>,
     /// Streams of the batch cases with --shape
@@ -446,6 +447,9 @@ mod tests {
             error.contains("qwen2.5-7b") && error.contains("tiny"),
             "{error}"
         );
+        args.shape = Some("tiny:q9".into());
+        let error = run(&args, &global, &mut out).unwrap_err().to_string();
+        assert!(error.contains("q4_0") && error.contains("q6_k"), "{error}");
     }
 
     #[test]

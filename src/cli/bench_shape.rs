@@ -5,6 +5,7 @@ use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 
@@ -13,8 +14,9 @@ use super::bench::BenchArgs;
 use crate::bench::model::{ModelBench, Subject};
 use crate::bench::{BenchError, Options, Row, Samples};
 use crate::engine::EngineConfig;
+use crate::model::linear::Linear;
 use crate::model::packing::Example;
-use crate::model::random::random_model;
+use crate::model::random::{random_model, with_integers};
 use crate::model::shapes::{SHAPES, shape};
 use crate::model::{Model, ModelSpec, Ops, Tokenizer};
 use crate::train::{Observer, Recipe, StepReport, TrainExample, train};
@@ -72,11 +74,7 @@ pub fn run(
     (args, device): (&BenchArgs, &Device),
     progress: &dyn Fn(&str),
 ) -> Result<Report, CliError> {
-    let Some(spec) = shape(name) else {
-        let known = SHAPES.join(", ");
-        let what = format!("--shape {name} is not known; allowed are {known} and tiny");
-        return Err(BenchError::Options(what).into());
-    };
+    let (spec, integers) = named(name)?;
     let tensor = |e: candle_core::Error| {
         CliError::Bench(BenchError::Options(format!("--shape {name}: {e}")))
     };
@@ -87,6 +85,9 @@ pub fn run(
         DType::BF16
     };
     let mut model = random_model(spec.clone(), dtype, device).map_err(tensor)?;
+    if let Some(kind) = integers {
+        model = with_integers(model, kind).map_err(tensor)?;
+    }
     if device.is_cpu() {
         model = model.packed().map_err(tensor)?;
     }
@@ -94,6 +95,7 @@ pub fn run(
         true => Some(ceilings(device).map_err(tensor)?),
         false => None,
     };
+    let read = bytes_per_token(&model) as f64;
     let subject = Subject {
         model: Arc::new(model),
         tokenizer: Arc::new(tokenizer()?),
@@ -107,7 +109,6 @@ pub fn run(
             .find(|r| r.name.starts_with(case))
             .map(|r| r.tokens_per_second.median())
     };
-    let read = bytes_per_token(&spec) as f64;
     Ok(Report {
         shape: name.into(),
         device: format!("{:?}", device.location()),
@@ -169,8 +170,47 @@ fn layer_parameters(spec: &ModelSpec) -> usize {
 }
 
 /// Bytes of weights that a decoded token reads: the layers and the head.
-fn bytes_per_token(spec: &ModelSpec) -> usize {
-    (layer_parameters(spec) + spec.vocab_size * spec.hidden_size) * 2
+fn bytes_per_token(model: &Model) -> usize {
+    let maps = model
+        .layers
+        .iter()
+        .flat_map(|l| l.attention.iter().chain(&l.mlp));
+    maps.map(Linear::bytes).sum::<usize>() + model.head.bytes()
+}
+
+/// The types that a shape's matrices can be kept in on a device.
+const INTEGERS: [(&str, GgmlDType); 5] = [
+    ("q4_0", GgmlDType::Q4_0),
+    ("q4_1", GgmlDType::Q4_1),
+    ("q8_0", GgmlDType::Q8_0),
+    ("q4_k", GgmlDType::Q4K),
+    ("q6_k", GgmlDType::Q6K),
+];
+
+/// What `--shape NAME` or `NAME:TYPE` asks for.
+fn named(text: &str) -> Result<(ModelSpec, Option<GgmlDType>), CliError> {
+    let (name, kind) = match text.split_once(':') {
+        Some((name, kind)) => (name, Some(kind)),
+        None => (text, None),
+    };
+    let known = |what: String| CliError::Bench(BenchError::Options(what));
+    let spec = shape(name).ok_or_else(|| {
+        let all = SHAPES.join(", ");
+        known(format!(
+            "--shape {name} is not known; allowed are {all} and tiny"
+        ))
+    })?;
+    let Some(kind) = kind else {
+        return Ok((spec, None));
+    };
+    match INTEGERS.iter().find(|(name, _)| *name == kind) {
+        Some((_, dtype)) => Ok((spec, Some(*dtype))),
+        None => {
+            let all = INTEGERS.map(|(name, _)| name).join(", ");
+            let what = format!("--shape {text}: {kind} is not known; allowed are {all}");
+            Err(known(what))
+        }
+    }
 }
 
 /// Seconds of the fastest of a few runs of `work`, each until the device is idle again.

@@ -108,6 +108,8 @@ pub struct EngineConfig {
     pub prefill_budget_tokens: usize,
     /// CPU threads; `None` is all cores.
     pub threads: Option<usize>,
+    /// Whether a CUDA device runs decoding steps as they were recorded.
+    pub cuda_graphs: bool,
 }
 
 /// Directories.
@@ -220,6 +222,7 @@ fn resolve_engine(raw: RawEngine) -> Result<EngineConfig, ConfigError> {
             "at least 16",
         )?,
         threads: raw.threads.map(|n| one("engine.threads", n)).transpose()?,
+        cuda_graphs: raw.cuda_graphs.unwrap_or(true),
     })
 }
 

@@ -135,6 +135,8 @@ section! {
         prefill_budget_tokens: usize,
         /// CPU threads; defaults to all cores.
         threads: usize,
+        /// Whether a CUDA device runs decoding steps as recorded graphs of kernels.
+        cuda_graphs: bool,
     }
 }
 

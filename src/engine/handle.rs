@@ -35,6 +35,8 @@ pub struct EngineConfig {
     pub step_tokens: usize,
     /// CPU threads that compute.
     pub threads: usize,
+    /// Whether a CUDA device runs decoding steps as they were recorded.
+    pub cuda_graphs: bool,
 }
 
 impl Default for EngineConfig {
@@ -46,6 +48,7 @@ impl Default for EngineConfig {
             kv_cache_bytes: 512 << 20,
             step_tokens: 256,
             threads: std::thread::available_parallelism().map_or(1, Into::into),
+            cuda_graphs: true,
         }
     }
 }
@@ -146,7 +149,7 @@ pub fn start(
     let executor: Box<dyn Executor> = if model.is_packed() {
         Box::new(CpuExecutor::new(model, blocks, config.threads)?)
     } else if model.device.is_cuda() {
-        cuda_executor(model, blocks)?
+        cuda_executor(model, blocks, &config)?
     } else {
         let width = spec.kv_heads * spec.head_dim;
         let kv = PagedKv::new(spec.layers, width, blocks, BLOCK_SIZE, &model.device)?;
@@ -170,14 +173,27 @@ fn bytes_per_block(model: &Model) -> usize {
 }
 
 #[cfg(feature = "cuda")]
-fn cuda_executor(model: Arc<Model>, blocks: usize) -> Result<Box<dyn Executor>, EngineError> {
-    let gpu = crate::model::cuda::CudaGpu::new(&model.device)?;
-    let executor = crate::model::cuda::CudaExecutor::new(gpu, model, blocks)?;
+fn cuda_executor(
+    model: Arc<Model>,
+    blocks: usize,
+    config: &EngineConfig,
+) -> Result<Box<dyn Executor>, EngineError> {
+    use crate::model::cuda::{CudaExecutor, CudaGpu, Options};
+    let mut options = Options::default();
+    if !config.cuda_graphs {
+        options.graphs = 0;
+    }
+    let gpu = CudaGpu::new(&model.device)?;
+    let executor = CudaExecutor::new(gpu, model, blocks, options)?;
     Ok(Box::new(executor))
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda_executor(_model: Arc<Model>, _blocks: usize) -> Result<Box<dyn Executor>, EngineError> {
+fn cuda_executor(
+    _model: Arc<Model>,
+    _blocks: usize,
+    _config: &EngineConfig,
+) -> Result<Box<dyn Executor>, EngineError> {
     // No device of that kind can be opened without the feature.
     let error = candle_core::Error::NotCompiledWithCudaSupport;
     Err(EngineError::Allocate(error))

@@ -140,8 +140,9 @@ impl Model {
         }
     }
 
-    /// The same model with f32 weights: exact products that carry gradients. Norms are shared,
-    /// quantised weights are copied; `dense_bytes` says how much memory that takes.
+    /// The same model with weights whose products carry gradients. Norms are shared, and what a
+    /// device multiplies with; quantised weights of the CPU are copied to f32, and `dense_bytes` says
+    /// how much memory that takes.
     pub fn dequantized(&self) -> Result<Model> {
         let dense = |l: &Linear| l.dequantized(&self.device);
         let layers = self.layers.iter().map(|layer| {
@@ -188,7 +189,7 @@ impl Model {
     pub(super) fn adapter_dtype(&self) -> DType {
         let is_f32 = |linear: &Linear| match linear.weight() {
             Weight::Packed(packed) => packed.encoding == Encoding::F32,
-            Weight::Quantized(_) => false,
+            Weight::Quantized(_) | Weight::Integer(_) => false,
             Weight::Dense(_) => true,
         };
         let mut all = self.layers.iter().flat_map(|l| l.attention.iter());
@@ -208,8 +209,8 @@ impl Model {
             adapter.packed(self.adapter_dtype())?;
         }
         #[cfg(feature = "cuda")]
-        if let (true, Weight::Dense(table)) = (self.device.is_cuda(), &self.embedding) {
-            let element = super::cuda::Element::of(table.dtype())?;
+        if let (true, Some(dtype)) = (self.device.is_cuda(), self.embedding.product_dtype()) {
+            let element = super::cuda::Element::of(dtype)?;
             adapter.on_device(&self.device, element)?;
         }
         Ok(())

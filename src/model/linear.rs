@@ -4,11 +4,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::quantized::QTensor;
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::cpu::PackedWeight;
+use super::integer::IntegerWeight;
 use super::lora::{LoraPair, LoraSite, LoraWeights, Projection};
-use super::ops::{Ops, frozen_linear, quantized_linear};
+use super::ops::{Ops, frozen_linear, integer_linear, quantized_linear};
 
 /// A frozen weight of shape (out, in).
 #[derive(Clone, Debug)]
@@ -17,6 +18,9 @@ pub enum Weight {
     Quantized(Arc<QTensor>),
     /// Laid out for the CPU executor, which is what multiplies with it.
     Packed(PackedWeight),
+    /// The file's integers as a CUDA device keeps them. The product sends gradients to its input,
+    /// and unpacks the weight for as long as it takes.
+    Integer(IntegerWeight),
     /// Floats: f32 on the CPU, 16 bits on a CUDA device. The product sends gradients to its input.
     Dense(Tensor),
 }
@@ -27,17 +31,29 @@ impl Weight {
         match self {
             Weight::Quantized(q) => q.shape().dims2(),
             Weight::Packed(p) => Ok((p.out, p.columns)),
+            Weight::Integer(w) => w.shape(),
             Weight::Dense(t) => t.dims2(),
         }
     }
 
-    /// The same weight as floats; those that are floats already stay as they are.
+    /// The same weight in a form whose products carry gradients: floats, or a device's integers,
+    /// which stay as they are.
     pub fn dequantized(&self, device: &Device) -> Result<Weight> {
-        Ok(Weight::Dense(match self {
-            Weight::Quantized(q) => q.dequantize(device)?,
-            Weight::Packed(p) => p.dequantize()?,
-            Weight::Dense(t) => t.clone(),
-        }))
+        Ok(match self {
+            Weight::Quantized(q) => Weight::Dense(q.dequantize(device)?),
+            Weight::Packed(p) => Weight::Dense(p.dequantize()?),
+            Weight::Integer(_) | Weight::Dense(_) => self.clone(),
+        })
+    }
+
+    /// Element type of the activations that a device's product takes; `None` for weights that a
+    /// device does not multiply with.
+    pub fn product_dtype(&self) -> Option<DType> {
+        match self {
+            Weight::Quantized(_) | Weight::Packed(_) => None,
+            Weight::Integer(w) => Some(w.dtype),
+            Weight::Dense(t) => Some(t.dtype()),
+        }
     }
 
     /// The same weight packed for the CPU executor.
@@ -45,6 +61,7 @@ impl Weight {
         Ok(Weight::Packed(match self {
             Weight::Quantized(q) => PackedWeight::from_quantized(q)?,
             Weight::Packed(p) => p.clone(),
+            Weight::Integer(w) => PackedWeight::from_dense(&w.dense()?)?,
             Weight::Dense(t) => PackedWeight::from_dense(t)?,
         }))
     }
@@ -54,6 +71,7 @@ impl Weight {
         match self {
             Weight::Quantized(q) => q.storage_size_in_bytes(),
             Weight::Packed(p) => p.bytes(),
+            Weight::Integer(w) => w.bytes(),
             Weight::Dense(t) => t.elem_count() * t.dtype().size_in_bytes(),
         }
     }
@@ -63,6 +81,7 @@ impl Weight {
         match self {
             Weight::Quantized(q) => quantized_linear(ops, x, q),
             Weight::Packed(p) => p.forward(x),
+            Weight::Integer(w) => integer_linear(x, w),
             Weight::Dense(w) => frozen_linear(ops, x, w),
         }
     }
@@ -72,6 +91,7 @@ impl Weight {
         match self {
             Weight::Quantized(q) => q.embedding(ids),
             Weight::Packed(p) => p.rows(ids),
+            Weight::Integer(w) => w.rows(ids),
             Weight::Dense(w) => w.index_select(ids, 0),
         }
     }
@@ -114,7 +134,7 @@ impl Linear {
         }
     }
 
-    /// The same map with an f32 weight.
+    /// The same map with a weight whose products carry gradients.
     pub fn dequantized(&self, device: &Device) -> Result<Self> {
         Ok(Self {
             weight: self.weight.dequantized(device)?,

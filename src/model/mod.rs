@@ -11,6 +11,7 @@ pub mod device;
 pub mod draw;
 pub mod error;
 pub mod hub;
+pub mod integer;
 pub mod linear;
 pub mod loaded;
 pub mod lora;

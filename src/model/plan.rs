@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::integer::STRIPE;
 use super::lora::Projection;
 use super::spec::ModelSpec;
 
@@ -24,15 +25,28 @@ const SAVED_LOGITS: usize = 4;
 /// guess on the safe side.
 const CONTEXT: usize = 1 << 30;
 
+/// Weights that a device keeps as a file has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Bytes of all of them.
+    pub bytes: usize,
+    /// Elements of the largest matrix of integers; 0 if there is none.
+    pub largest: usize,
+}
+
 /// What a server is to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
+    /// Weights, where they are not 16 bits each.
+    pub stored: Option<Stored>,
     /// Keys and values, in bytes.
     pub kv_bytes: usize,
     /// Rows of the largest step: prompt tokens of one step and running sequences.
     pub step_rows: usize,
     /// Most rows whose logits one step computes.
     pub outputs: usize,
+    /// Rows of a pass that reads hidden states for probes; 0 for none.
+    pub hidden_rows: usize,
     /// Generations that stay loaded.
     pub generations: usize,
     /// Training beside serving; `None` for a server that only serves.
@@ -84,13 +98,19 @@ impl Plan {
         let adapter = adapter_parameters(spec, rank, spec.layers, Projection::ALL.len());
         let mut parts = vec![
             ("CUDA itself", CONTEXT),
-            ("weights", spec.parameters().saturating_mul(ELEMENT)),
+            (
+                "weights",
+                budget
+                    .stored
+                    .map_or(spec.parameters().saturating_mul(ELEMENT), |s| s.bytes),
+            ),
             ("keys and values", budget.kv_bytes),
             ("a step's activations", step(spec, budget.step_rows)),
             (
                 "a step's logits",
                 product(&[budget.outputs, spec.vocab_size, FLOAT]),
             ),
+            ("hidden states for probes", hidden(spec, budget.hidden_rows)),
             (
                 "loaded generations",
                 product(&[budget.generations, adapter, FLOAT + ELEMENT]),
@@ -98,6 +118,12 @@ impl Plan {
         ];
         if let Some(training) = &budget.training {
             parts.extend(training_parts(spec, training));
+        }
+        if let Some(stored) = budget.stored.filter(|s| s.largest > 0) {
+            // A stripe for large products, and for training a matrix as long as a product takes.
+            let whole = budget.training.map_or(0, |_| stored.largest);
+            let elements = stored.largest.min(STRIPE).saturating_add(whole);
+            parts.push(("unpacked integers", product(&[elements, ELEMENT])));
         }
         Self { parts }
     }
@@ -155,6 +181,13 @@ fn step(spec: &ModelSpec, rows: usize) -> usize {
     product(&[rows, floats * FLOAT + elements * ELEMENT])
 }
 
+/// Registers and cache of the executor that reads hidden states: a block of 16 tokens for every eight
+/// rows beside the rows themselves, for what short sequences leave of their blocks.
+fn hidden(spec: &ModelSpec, rows: usize) -> usize {
+    let token = 2 * spec.layers * spec.kv_heads * spec.head_dim * ELEMENT;
+    step(spec, rows).saturating_add(product(&[3, rows, token]))
+}
+
 fn training_parts(spec: &ModelSpec, t: &Training) -> Vec<(&'static str, usize)> {
     let parameters = adapter_parameters(spec, t.rank, t.layers, t.projections);
     let queries = spec.heads * spec.head_dim;
@@ -188,9 +221,11 @@ mod tests {
 
     fn budget(spec: &ModelSpec) -> Budget {
         Budget {
+            stored: None,
             kv_bytes: 16 * GIB,
             step_rows: 256 + 64,
             outputs: 64,
+            hidden_rows: 1024,
             generations: 4,
             training: Some(Training {
                 rank: 16,
@@ -232,6 +267,33 @@ mod tests {
         let saved = 12 * 3584 + 7 * 4608 + 5 * 18_944;
         let layer = 512 * saved * 4 + 7 * 28 * 512 * 512 * 4;
         assert_eq!(bytes(&plan, "training's activations"), 29 * layer);
+    }
+
+    #[test]
+    fn integers_take_their_bytes_and_room_to_unpack_them() {
+        let spec = shape("llama-3.1-8b").unwrap();
+        let floats = budget(&spec);
+        let stored = Some(Stored {
+            bytes: 5 * GIB,
+            largest: 128_256 * 4096,
+        });
+        let serving = Budget {
+            stored,
+            training: None,
+            ..floats
+        };
+        let plan = Plan::new(&spec, &serving);
+        assert_eq!(bytes(&plan, "weights"), 5 * GIB);
+        assert_eq!(bytes(&plan, "unpacked integers"), 2 * STRIPE);
+        let plan = Plan::new(&spec, &Budget { stored, ..floats });
+        let whole = 128_256 * 4096 + STRIPE;
+        assert_eq!(bytes(&plan, "unpacked integers"), 2 * whole);
+        assert!(
+            Plan::new(&spec, &floats)
+                .parts
+                .iter()
+                .all(|p| p.0 != "unpacked integers")
+        );
     }
 
     #[test]

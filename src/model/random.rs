@@ -1,7 +1,10 @@
 //! Models with random weights: what tests compare on, and what benchmarks of speed run, which does
 //! not depend on the values.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+use super::integer::IntegerWeight;
 
 use super::decoder::{Layer, Model};
 use super::linear::{Linear, Weight};
@@ -32,6 +35,47 @@ pub fn random_model(spec: ModelSpec, dtype: DType, device: &Device) -> Result<Mo
         device: device.clone(),
         spec,
     })
+}
+
+/// Different rows that a matrix of integers is made of: the rest repeats them.
+const DIFFERENT: usize = 32;
+
+/// The same model with its matrices in integers of a GGUF type, as a device keeps them. Only a few of
+/// a matrix's rows are quantised and stand for all.
+///
+/// # Errors
+/// If the type is no integers, or a matrix's columns are no multiple of its blocks.
+pub fn with_integers(mut model: Model, kind: GgmlDType) -> Result<Model> {
+    let device = model.device.clone();
+    let integers = |weight: &Weight| match weight {
+        Weight::Dense(floats) => repeated(floats, kind, &device).map(Weight::Integer),
+        other => Ok(other.clone()),
+    };
+    for layer in &mut model.layers {
+        for map in layer.attention.iter_mut().chain(&mut layer.mlp) {
+            let weight = integers(map.weight())?;
+            map.set_weight(weight);
+        }
+    }
+    let embedding = integers(&model.embedding)?;
+    model.head = match model.spec.tied_embeddings {
+        true => embedding.clone(),
+        false => integers(&model.head)?,
+    };
+    model.embedding = embedding;
+    model.stacked()
+}
+
+fn repeated(floats: &Tensor, kind: GgmlDType, device: &Device) -> Result<IntegerWeight> {
+    let (out, columns) = floats.dims2()?;
+    let first = floats
+        .narrow(0, 0, DIFFERENT.min(out))?
+        .to_device(&Device::Cpu)?;
+    let stored = QTensor::quantize(&first.to_dtype(DType::F32)?.force_contiguous()?, kind)?;
+    match IntegerWeight::new(&stored, device, floats.dtype())? {
+        Some(rows) => rows.repeated(out),
+        None => bail!("({out}, {columns}) cannot be kept as integers of {kind:?}"),
+    }
 }
 
 fn layer(spec: &ModelSpec, index: usize, dtype: DType, device: &Device) -> Result<Layer> {
@@ -114,4 +158,30 @@ fn matrix(
 
 fn scale(width: usize, device: &Device) -> Result<Tensor> {
     Tensor::randn(1f32, 0.1, width, device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::shapes::shape;
+
+    #[test]
+    fn matrices_of_integers_keep_their_shapes_and_repeat_their_first_rows() -> Result<()> {
+        let spec = shape("tiny").expect("a shape");
+        let floats = random_model(spec, DType::F32, &Device::Cpu)?;
+        let model = with_integers(floats.clone(), GgmlDType::Q4_0)?;
+        let down = |m: &Model| m.layers[1].mlp[2].weight().clone();
+        assert_eq!(down(&model).shape()?, down(&floats).shape()?);
+        // 96 columns: 48 bytes of integers, three scales, a factor, padded to 64.
+        assert_eq!(down(&model).bytes(), 64 * 64);
+        let Weight::Integer(kept) = down(&model) else {
+            panic!("still floats");
+        };
+        let values = kept.dense()?.to_vec2::<f32>()?;
+        assert_eq!(values[1], values[33]);
+        assert_ne!(values[1], values[2]);
+        assert!(with_integers(floats.clone(), GgmlDType::Q4K).is_err());
+        assert!(with_integers(floats, GgmlDType::F16).is_err());
+        Ok(())
+    }
 }

@@ -4,6 +4,7 @@
 use candle_core::{Result, Tensor};
 
 use super::decoder::{Layer, Model};
+use super::integer::IntegerWeight;
 use super::linear::{Linear, Weight};
 
 impl Model {
@@ -22,11 +23,23 @@ impl Model {
     }
 }
 
-/// Replaces dense weights of one width and type by rows of one tensor; others stay.
+/// Replaces dense weights of one width and type, or integers of one form, by rows of one tensor;
+/// others stay.
 fn stack(maps: &mut [Linear]) -> Result<()> {
+    let integers = maps.iter().map(|map| match map.weight() {
+        Weight::Integer(w) => Some(w.clone()),
+        Weight::Quantized(_) | Weight::Packed(_) | Weight::Dense(_) => None,
+    });
+    if let Some(parts) = integers.collect::<Option<Vec<_>>>() {
+        let stacked = IntegerWeight::stacked(&parts)?;
+        for (map, part) in maps.iter_mut().zip(stacked.into_iter().flatten()) {
+            map.set_weight(Weight::Integer(part));
+        }
+        return Ok(());
+    }
     let dense = |map: &Linear| match map.weight() {
         Weight::Dense(tensor) => Some(tensor.clone()),
-        Weight::Quantized(_) | Weight::Packed(_) => None,
+        Weight::Quantized(_) | Weight::Packed(_) | Weight::Integer(_) => None,
     };
     let parts: Option<Vec<Tensor>> = maps.iter().map(dense).collect();
     let Some(parts) = parts.filter(|p| p.iter().all(|t| t.dtype() == p[0].dtype())) else {

@@ -1,18 +1,22 @@
 //! Hidden states of the base model, pooled: what probes read.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+#[cfg(feature = "cuda")]
+use crate::model::cuda::{CudaExecutor, CudaGpu, Options};
 use crate::model::{
-    Attention, BLOCK_TOKENS, Batch, ChatMessage, CpuExecutor, LoadedModel, Ops, PagedSequence,
-    Segment, Step,
+    Attention, BLOCK_TOKENS, Batch, ChatMessage, CpuExecutor, LoadedModel, Model, Ops,
+    PagedSequence, Segment, Step,
 };
 
 use super::features::{FeatureError, FeatureSource};
 use crate::policy::Exchange;
 
 /// Rows of one forward pass: enough to keep the cores busy, 47 MB of cache on the default model.
-const BATCH_ROWS: usize = 1024;
+pub const BATCH_ROWS: usize = 1024;
+/// Blocks of the cache of a pass: its rows, and what is left of each sequence's last block.
+const BATCH_BLOCKS: usize = BATCH_ROWS.div_ceil(BLOCK_TOKENS) + BATCH_ROWS / 8;
 /// Most tokens of a prompt that are read, from its end: what is asked stands last.
 const PROMPT_TOKENS: usize = 192;
 /// Most tokens of a response that are read, from its start. What a response is shows early, and
@@ -25,8 +29,39 @@ pub struct HiddenStates {
     layers: Vec<usize>,
     /// Tokens that the chat template puts before and after what a user writes.
     frame: [usize; 2],
-    /// `None` where the weights are not the CPU executor's: the shared decoder runs them then.
-    executor: Option<Mutex<CpuExecutor>>,
+    runner: Runner,
+}
+
+/// What runs the layers.
+enum Runner {
+    /// Weights that are packed for it.
+    Cpu(Mutex<CpuExecutor>),
+    /// Weights on a CUDA device. It has a small cache and registers of its own beside serving's.
+    #[cfg(feature = "cuda")]
+    Cuda(Mutex<CudaExecutor<CudaGpu>>),
+    /// All others: the shared decoder.
+    Decoder,
+}
+
+impl Runner {
+    fn new(model: &Arc<Model>, blocks: usize, threads: usize) -> candle_core::Result<Self> {
+        if model.is_packed() {
+            let executor = CpuExecutor::new(model.clone(), blocks, threads)?;
+            return Ok(Runner::Cpu(Mutex::new(executor)));
+        }
+        #[cfg(feature = "cuda")]
+        if model.device.is_cuda() {
+            // Its steps are large and each of another shape.
+            let options = Options {
+                graphs: 0,
+                ..Options::default()
+            };
+            let gpu = CudaGpu::new(&model.device)?;
+            let executor = CudaExecutor::new(gpu, model.clone(), blocks, options)?;
+            return Ok(Runner::Cuda(Mutex::new(executor)));
+        }
+        Ok(Runner::Decoder)
+    }
 }
 
 impl std::fmt::Debug for HiddenStates {
@@ -52,18 +87,12 @@ impl HiddenStates {
     /// # Errors
     /// If no thread can be had.
     pub fn new(loaded: LoadedModel, threads: usize) -> Result<Self, FeatureError> {
-        let blocks = BATCH_ROWS.div_ceil(BLOCK_TOKENS) + BATCH_ROWS / 8;
-        let executor = match loaded.model.is_packed() {
-            true => Some(
-                CpuExecutor::new(loaded.model.clone(), blocks, threads)
-                    .map_err(|error| FeatureError(error.to_string()))?,
-            ),
-            false => None,
-        };
+        let runner = Runner::new(&loaded.model, BATCH_BLOCKS, threads)
+            .map_err(|error| FeatureError(error.to_string()))?;
         Ok(Self {
             layers: chosen_layers(loaded.model.spec.layers),
             frame: frame(&loaded)?,
-            executor: executor.map(Mutex::new),
+            runner,
             loaded,
         })
     }
@@ -75,10 +104,18 @@ impl HiddenStates {
         layers: &[usize],
         mut show: impl FnMut(usize, &[f32]),
     ) -> candle_core::Result<()> {
-        if let Some(executor) = &self.executor {
-            // A panic elsewhere leaves buffers that the next pass overwrites.
-            let mut executor = executor.lock().unwrap_or_else(PoisonError::into_inner);
-            return executor.residuals(step, layers, show);
+        // A panic elsewhere leaves buffers that the next pass overwrites.
+        match &self.runner {
+            Runner::Cpu(executor) => {
+                let mut executor = executor.lock().unwrap_or_else(PoisonError::into_inner);
+                return executor.residuals(step, layers, show);
+            }
+            #[cfg(feature = "cuda")]
+            Runner::Cuda(executor) => {
+                let mut executor = executor.lock().unwrap_or_else(PoisonError::into_inner);
+                return executor.residuals(step, layers, show);
+            }
+            Runner::Decoder => {}
         }
         let segment = |s: &PagedSequence| Segment {
             start: s.start,

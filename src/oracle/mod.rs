@@ -32,7 +32,7 @@ use serde::Serialize;
 pub use crate::policy::{Exchange, Severity};
 pub use cache::{CacheCounts, MemoryVerdictCache, VerdictCache, VerdictKey};
 pub use features::FeatureSource;
-pub use hidden::HiddenStates;
+pub use hidden::{BATCH_ROWS as HIDDEN_ROWS, HiddenStates};
 pub use matchers::{MatcherUsage, Matchers};
 pub use prepare::{Prepared, Services, needs_services, prepare, prepare_trusted};
 pub use rules::RuleOracle;

@@ -61,5 +61,6 @@ fn bounds(config: &Config) -> EngineConfig {
             Some(threads) => threads,
             None => EngineConfig::default().threads,
         },
+        cuda_graphs: config.engine.cuda_graphs,
     }
 }

@@ -5,22 +5,29 @@ use candle_core::Device;
 use super::{LOADED_GENERATIONS, ServerError};
 use crate::config::Config;
 use crate::control::recipe;
-use crate::model::plan::{Budget, Plan, Training};
+use crate::model::plan::{Budget, Plan, Stored, Training};
 use crate::model::{ModelSource, ModelSpec, device};
+use crate::oracle::HIDDEN_ROWS;
 use crate::train::ModelSize;
 use crate::train::run::ROW_BUDGET;
 
 /// What the configuration asks for.
-fn budget(config: &Config, spec: &ModelSpec) -> Result<Budget, ServerError> {
+fn budget(
+    config: &Config,
+    spec: &ModelSpec,
+    stored: Option<Stored>,
+) -> Result<Budget, ServerError> {
     let recipe = recipe(&config.train, ModelSize::from(spec))
         .map_err(crate::control::ControlError::Recipe)?;
     let engine = &config.engine;
     Ok(Budget {
+        stored,
         kv_bytes: engine.kv_cache_mb.saturating_mul(1 << 20),
         step_rows: engine
             .prefill_budget_tokens
             .saturating_add(engine.max_running),
         outputs: engine.max_running,
+        hidden_rows: HIDDEN_ROWS,
         generations: LOADED_GENERATIONS,
         training: Some(Training {
             rank: recipe.rank,
@@ -40,8 +47,9 @@ pub fn check(config: &Config, at: &Device) -> Result<(), ServerError> {
     let Some(free) = device::free_bytes(at) else {
         return Ok(());
     };
-    let spec = ModelSource::parse(&config.model)?.fetch()?.spec()?;
-    let plan = Plan::new(&spec, &budget(config, &spec)?).check(free)?;
+    let files = ModelSource::parse(&config.model)?.fetch()?;
+    let spec = files.spec()?;
+    let plan = Plan::new(&spec, &budget(config, &spec, files.stored()?)?).check(free)?;
     tracing::info!(
         planned_mb = plan.total() >> 20,
         free_mb = free >> 20,
@@ -61,7 +69,7 @@ mod tests {
     fn the_default_configuration_fits_a_7b_model_and_training_on_80_gb() {
         let config = Config::resolve(RawConfig::default()).unwrap();
         let spec = shape("qwen2.5-7b").unwrap();
-        let plan = Plan::new(&spec, &budget(&config, &spec).unwrap());
+        let plan = Plan::new(&spec, &budget(&config, &spec, None).unwrap());
         assert!(plan.clone().check(79 << 30).is_ok(), "{plan}");
         assert!(plan.check(16 << 30).is_err());
         // The CPU's memory is not what the plan describes.

@@ -11,7 +11,7 @@ const FLOAT: usize = size_of::<f32>();
 /// Bytes that a run adds to a process that serves already.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct MemoryPlan {
-    /// An f32 copy of the weights; none where they are packed.
+    /// An f32 copy of the weights; none where they are packed, or a CUDA device's.
     pub weights: usize,
     /// What the layers of one micro-batch leave for their gradients.
     pub activations: usize,
@@ -59,7 +59,10 @@ impl MemoryPlan {
             false => rows_at_once * spec.vocab_size * 2,
         };
         Self {
-            weights: if packed { 0 } else { model.dense_bytes() },
+            weights: match packed || model.device.is_cuda() {
+                true => 0,
+                false => model.dense_bytes(),
+            },
             activations: FLOAT * rows_at_once * (adapted * kept + 4 * (inner + hidden + heads)),
             logits: FLOAT * 2 * chunk,
             adapter: FLOAT * factors * 5,

@@ -11,8 +11,8 @@ use super::super::request::{GenerateRequest, SamplingParams};
 use super::super::step::Executor;
 use super::fake::{Answer, generation, ids, prompt, request, tokenizer};
 use crate::adapter::generation::{Generation, GenerationId};
-use crate::model::cuda::CudaExecutor;
 use crate::model::cuda::tests::devices;
+use crate::model::cuda::{CudaExecutor, Options};
 use crate::model::random::random_model;
 use crate::model::shapes::shape;
 use crate::model::{CpuExecutor, LoraPair, LoraSite, LoraWeights, Model, ModelSpec, Projection};
@@ -119,7 +119,8 @@ fn the_same_seeds_draw_the_same_tokens_on_the_device_and_on_the_cpu() {
         // The engine's thread keeps the device for itself.
         let device: &'static _ = Box::leak(Box::new(test));
         let run = || {
-            let executor = CudaExecutor::new(&*device.gpu, Arc::new(model.clone()), BLOCKS);
+            let (model, options) = (Arc::new(model.clone()), Options::default());
+            let executor = CudaExecutor::new(&*device.gpu, model, BLOCKS, options);
             generated(Box::new(executor.unwrap()), &requests)
         };
         let on_device = run();

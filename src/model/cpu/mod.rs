@@ -20,6 +20,8 @@ mod team;
 mod tests;
 
 pub use adapters::PackedAdapter;
+pub(super) use blocks::{Format, UNIT, Unit, read_unit, scale_bound};
 pub use executor::{CpuExecutor, Step};
 pub use kv::{BLOCK_TOKENS, KvCache};
+pub(super) use packed::gain_for;
 pub use packed::{Encoding, PackedWeight};

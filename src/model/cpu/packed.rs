@@ -266,7 +266,7 @@ impl PackedWeight {
 
 /// A power of two that brings scales of up to `largest` to about 2¹⁴, or 1 where f16 holds them as
 /// they are.
-fn gain_for(largest: f32) -> f32 {
+pub fn gain_for(largest: f32) -> f32 {
     let exponent = largest.log2().floor();
     match largest.is_normal() && !(-6.0..=14.0).contains(&exponent) {
         true => (exponent - 14.0).clamp(-120.0, 120.0).exp2(),

@@ -92,7 +92,26 @@ pub struct StepAdapters {
     /// Which sites any of them has, per projection.
     sites: [bool; SITES],
     /// Largest rank.
+    places: usize,
+}
+
+/// What of a step's adapters its launches depend on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AdapterShape {
+    /// Where the table is.
+    table: u64,
+    /// Which sites any adapter has, per projection; none in a step without adapters.
+    sites: [bool; SITES],
+    /// Largest rank.
     pub places: usize,
+}
+
+impl AdapterShape {
+    /// Where the table is, if any row carries an adapter that has one of these projections.
+    pub fn table(&self, projections: &[Projection]) -> Option<u64> {
+        let any = projections.iter().any(|p| self.sites[*p as usize]);
+        any.then_some(self.table)
+    }
 }
 
 impl StepAdapters {
@@ -154,10 +173,20 @@ impl StepAdapters {
         Ok(())
     }
 
-    /// Where the table is, if any row carries an adapter that has one of these projections.
-    pub fn table(&self, projections: &[Projection]) -> Option<u64> {
-        let any = projections.iter().any(|p| self.sites[*p as usize]);
-        let table = self.table.as_ref()?;
-        (any && !self.current.is_empty()).then_some(table.address)
+    /// Largest rank that the table has room for.
+    pub fn places(&self) -> usize {
+        self.places
+    }
+
+    /// What the step's launches depend on.
+    pub fn shape(&self) -> AdapterShape {
+        match &self.table {
+            Some(table) if !self.current.is_empty() => AdapterShape {
+                table: table.address,
+                sites: self.sites,
+                places: self.places,
+            },
+            _ => AdapterShape::default(),
+        }
     }
 }

@@ -3,19 +3,22 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use candle_core::cuda_backend::CudaDType;
 use candle_core::cuda_backend::cudarc::cublas::{CudaBlas, result as blas, sys as blas_sys};
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr,
+    CudaContext, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr,
     DriverError, LaunchConfig, PushKernelArg, result, sys,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::{
-    CompileError, CompileOptions, compile_ptx_with_opts,
+    CompileError, CompileOptions, Ptx, compile_ptx_with_opts,
 };
-use candle_core::{CudaStorage, Device, Error, Result, bail};
+use candle_core::{CudaDevice, CudaStorage, Device, Error, Layout, Result, Shape, bail};
 use half::{bf16, f16};
 
-use super::gpu::{Buffer, Element, Gpu, Launch, Product};
-use super::sources::{UNITS, Unit};
+use super::gpu::{Buffer, Element, Gpu, Graph, Integers, Launch, Product};
+use super::launches;
+use super::sources::{INTEGER, UNITS, Unit};
+use crate::model::integer::Unpack;
 
 /// A CUDA device as the executor sees it: its own stream of the highest priority, so that training,
 /// which runs on candle's stream of the lowest, gives way between kernels.
@@ -95,11 +98,31 @@ impl CudaGpu {
     }
 }
 
-/// PTX for the device's own architecture, loaded.
+/// A unit for the device's own architecture, loaded.
 fn compile(context: &Arc<CudaContext>, unit: &Unit) -> Result<Arc<CudaModule>> {
-    let (major, minor) = context
+    let ptx = Ptx::from_src(text(context, unit)?);
+    context.load_module(ptx).map_err(driver(unit.name))
+}
+
+/// PTX of a unit, compiled once for each architecture: probes and training load it, too.
+fn text(context: &CudaContext, unit: &Unit) -> Result<&'static str> {
+    type Key = ((i32, i32), &'static str);
+    static TEXTS: Mutex<Vec<(Key, &'static str)>> = Mutex::new(Vec::new());
+    let architecture = context
         .compute_capability()
         .map_err(driver("the architecture"))?;
+    let key = (architecture, unit.name);
+    let mut texts = TEXTS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, text)) = texts.iter().find(|(known, _)| *known == key) {
+        return Ok(text);
+    }
+    // Some hundred kilobytes, for the life of the process.
+    let text: &'static str = ptx(architecture, unit)?.to_src().leak();
+    texts.push((key, text));
+    Ok(text)
+}
+
+fn ptx((major, minor): (i32, i32), unit: &Unit) -> Result<Ptx> {
     let options = CompileOptions {
         options: vec![
             format!("--gpu-architecture=compute_{major}{minor}"),
@@ -107,7 +130,7 @@ fn compile(context: &Arc<CudaContext>, unit: &Unit) -> Result<Arc<CudaModule>> {
         ],
         ..CompileOptions::default()
     };
-    let ptx = compile_ptx_with_opts(unit.source(), options).map_err(|error| {
+    compile_ptx_with_opts(unit.source(), options).map_err(|error| {
         let reason = match error {
             CompileError::CompileError { log, .. } => log.to_string_lossy().into_owned(),
             other => format!(
@@ -116,14 +139,84 @@ fn compile(context: &Arc<CudaContext>, unit: &Unit) -> Result<Arc<CudaModule>> {
             ),
         };
         Error::Msg(format!("{} cannot be compiled: {reason}", unit.name))
-    })?;
-    context.load_module(ptx).map_err(driver(unit.name))
+    })
 }
+
+/// Runs a kernel of ours on a stream.
+fn launch_on(stream: &CudaStream, function: &CudaFunction, launch: &Launch) -> Result<()> {
+    let [x, y, z] = launch.grid;
+    let mut builder = stream.launch_builder(function);
+    for arg in &launch.args {
+        // The driver reads as many of the low bytes as the parameter has.
+        builder.arg(&arg.0);
+    }
+    let config = LaunchConfig {
+        grid_dim: (x, y, z),
+        block_dim: (launch.threads, 1, 1),
+        shared_mem_bytes: 0,
+    };
+    // SAFETY: the arguments are the kernel's (the emulator's tests run the same lists), and
+    // addresses among them are of live buffers with room for the sizes beside them.
+    unsafe { builder.launch(config) }
+        .map(drop)
+        .map_err(driver(launch.kernel))
+}
+
+/// Floats of integers on candle's own stream, for training: the model's other operations run there.
+pub fn unpack(op: &Unpack, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+    let (out, row_bytes) = layout.shape().dims2()?;
+    let Some((start, _)) = layout.contiguous_offsets() else {
+        bail!("integers are unpacked from contiguous bytes, got {layout:?}");
+    };
+    let matrix = Integers {
+        at: byte_address(storage)? + start as u64,
+        layout: op.layout,
+        row_bytes,
+    };
+    let (device, count) = (&storage.device, out * op.columns);
+    let run = |y: u64| -> Result<()> {
+        let element = Element::of(op.dtype)?;
+        let launch = launches::unpack(element, &matrix, [out, op.columns], y);
+        let text = text(device.cuda_stream().context(), &INTEGER)?;
+        let function = device.get_or_load_custom_func(launch.kernel, INTEGER.name, text)?;
+        launch_on(&device.cuda_stream(), &function, &launch)
+    };
+    // SAFETY: the kernel writes every element.
+    let floats = unsafe {
+        match Element::of(op.dtype)? {
+            Element::F32 => wrapped(device.alloc::<f32>(count)?, device, run)?,
+            Element::F16 => wrapped(device.alloc::<f16>(count)?, device, run)?,
+            Element::Bf16 => wrapped(device.alloc::<bf16>(count)?, device, run)?,
+        }
+    };
+    Ok((floats, Shape::from((out, op.columns))))
+}
+
+fn wrapped<T: CudaDType + DeviceRepr>(
+    slice: CudaSlice<T>,
+    device: &CudaDevice,
+    fill: impl FnOnce(u64) -> Result<()>,
+) -> Result<CudaStorage> {
+    fill(begin(&slice))?;
+    Ok(CudaStorage::wrap_cuda_slice(slice, device.clone()))
+}
+
+/// A recorded step.
+struct Recording(CudaGraph);
+
+// SAFETY: the driver's graphs belong to a context, not to a thread; they only want not to be used by
+// two threads at once, and a recording has one owner, which runs it on its own stream.
+unsafe impl Send for Recording {}
 
 fn begin<T: DeviceRepr>(slice: &CudaSlice<T>) -> u64 {
     // The guard orders streams by events; ours are ordered by `finish` and by synchronising once
     // the weights are there.
     slice.device_ptr(slice.stream()).0
+}
+
+/// Where a storage of bytes begins.
+pub(super) fn byte_address(storage: &CudaStorage) -> Result<u64> {
+    Ok(begin(storage.as_cuda_slice::<u8>()?))
 }
 
 /// Where a storage begins.
@@ -177,22 +270,31 @@ impl Gpu for CudaGpu {
 
     fn launch(&self, launch: &Launch) -> Result<()> {
         let function = self.function(launch.kernel)?;
-        let [x, y, z] = launch.grid;
-        let mut builder = self.stream.launch_builder(&function);
-        for arg in &launch.args {
-            // The driver reads as many of the low bytes as the parameter has.
-            builder.arg(&arg.0);
+        launch_on(&self.stream, &function, launch)
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        // What other threads do meanwhile, such as training's allocations, does not concern it.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream
+            .begin_capture(mode)
+            .map_err(driver("the begin of a recording"))
+    }
+
+    fn end_capture(&self) -> Result<Graph> {
+        let graph = self
+            .stream
+            .end_capture(sys::CUgraphInstantiate_flags(0))
+            .map_err(driver("the end of a recording"))?;
+        match graph {
+            Some(graph) => Ok(Graph::new(Box::new(Recording(graph)))),
+            None => bail!("CUDA recorded nothing"),
         }
-        let config = LaunchConfig {
-            grid_dim: (x, y, z),
-            block_dim: (launch.threads, 1, 1),
-            shared_mem_bytes: 0,
-        };
-        // SAFETY: the arguments are the kernel's (the emulator's tests run the same lists), and
-        // addresses among them are of live buffers with room for the sizes beside them.
-        unsafe { builder.launch(config) }
-            .map(drop)
-            .map_err(driver(launch.kernel))
+    }
+
+    fn replay(&self, graph: &Graph) -> Result<()> {
+        let Recording(graph) = graph.recording()?;
+        graph.launch().map_err(driver("a recorded step"))
     }
 
     fn product(&self, p: &Product) -> Result<()> {
@@ -202,7 +304,7 @@ impl Gpu for CudaGpu {
             Element::Bf16 => blas_sys::cudaDataType::CUDA_R_16BF,
         };
         let [out, rows, inner, stride] = [p.out, p.rows, p.inner, p.stride].map(|n| n as i32);
-        let (one, zero) = (1f32, 0f32);
+        let (one, zero, weight) = (1f32, 0f32, p.floats()?);
         self.stream
             .context()
             .bind_to_thread()
@@ -218,7 +320,7 @@ impl Gpu for CudaGpu {
                 rows,
                 inner,
                 std::ptr::from_ref(&one).cast(),
-                p.weight as *const _,
+                weight as *const _,
                 kind,
                 inner,
                 p.x as *const _,

@@ -1,21 +1,26 @@
 //! Steps of the engine on the device: one upload of tables, the launches of all layers, and back
 //! come the drawn tokens, or logits where the host has to look at them.
 
+mod check;
+mod hidden;
+mod launch;
+
 use std::sync::Arc;
 
-use candle_core::{Result, bail};
+use candle_core::Result;
 
 use super::adapters::{DeviceAdapter, StepAdapters};
-use super::gpu::{Buffer, Element, Gpu, Product};
-use super::launches::{self, Embed, Heads};
-use super::machine::{Machine, StepTables};
+use super::gpu::{Buffer, Element, Gpu};
+use super::graphs::{Counts, Graphs, Shape, StepTables};
+use super::launches::FEW_ROWS;
+use super::machine::heads_of;
 use super::registers::{Places, Registers};
 use super::tables::{self, Tile, Upload};
-use super::weights::Weights;
-use crate::model::compute::{Ropes, run_layers};
+use super::weights::{Largest, Weights};
 use crate::model::cpu::{BLOCK_TOKENS, Step};
 use crate::model::decoder::Model;
 use crate::model::draw::DrawRequest;
+use crate::model::integer::STRIPE;
 use crate::model::lora::LoraWeights;
 use crate::model::spec::{ModelSpec, RopeSpec};
 
@@ -30,6 +35,24 @@ pub struct Outputs<'a> {
     pub tokens: &'a mut Vec<Option<u32>>,
 }
 
+/// How an executor goes about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Most shapes of steps that are recorded to run again with one call; 0 for none.
+    pub graphs: usize,
+    /// Elements of integers that are unpacked at a time for a large product.
+    pub stripe: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            graphs: 32,
+            stripe: STRIPE,
+        }
+    }
+}
+
 /// Runs forward passes of one model on a device. Owns the KV cache and all buffers.
 pub struct CudaExecutor<G> {
     gpu: G,
@@ -39,9 +62,12 @@ pub struct CudaExecutor<G> {
     cache: Vec<[Buffer; 2]>,
     /// Of layers that see all, and of those with a window where theirs differ.
     frequencies: [Option<Buffer>; 2],
+    /// Where integers are unpacked.
+    scratch: Option<Buffer>,
     adapters: StepAdapters,
     registers: Registers,
     upload: Upload,
+    graphs: Graphs,
 }
 
 /// Bytes of keys and values per block of a model's cache in an element type.
@@ -54,7 +80,7 @@ impl<G: Gpu> CudaExecutor<G> {
     ///
     /// # Errors
     /// If the kernels do not fit the model, or the cache the device.
-    pub fn new(gpu: G, model: Arc<Model>, blocks: usize) -> Result<Self> {
+    pub fn new(gpu: G, model: Arc<Model>, blocks: usize, options: Options) -> Result<Self> {
         let weights = Weights::new(&model)?;
         let element = weights.element;
         let spec = &model.spec;
@@ -70,14 +96,27 @@ impl<G: Gpu> CudaExecutor<G> {
             Ok(buffer)
         };
         let local = spec.variant.local_rope.as_ref();
+        let scratch = match weights.integers {
+            None => None,
+            Some(Largest { elements, columns }) => {
+                // A row is the least that is unpacked.
+                let elements = elements.min(options.stripe).max(columns);
+                Some(gpu.allocate(elements * element.bytes())?)
+            }
+        };
         Ok(Self {
             frequencies: [
                 Some(frequencies(&spec.rope)?),
                 local.map(frequencies).transpose()?,
             ],
+            scratch,
             adapters: StepAdapters::default(),
             registers: Registers::default(),
             upload: Upload::default(),
+            graphs: Graphs::new(match recordable(spec) {
+                true => options.graphs,
+                false => 0,
+            }),
             gpu,
             weights,
             blocks,
@@ -89,6 +128,11 @@ impl<G: Gpu> CudaExecutor<G> {
     /// Logits per output.
     pub fn vocab_size(&self) -> usize {
         self.model.spec.vocab_size
+    }
+
+    /// How many steps were recorded, and how many ran so.
+    pub fn graph_counts(&self) -> Counts {
+        self.graphs.counts()
     }
 
     /// Runs a step: writes its keys and values, and what `outputs` asks for.
@@ -105,6 +149,19 @@ impl<G: Gpu> CudaExecutor<G> {
     }
 
     fn run(&mut self, step: &Step, outputs: &mut Outputs) -> Result<()> {
+        let order = order(outputs.draws, step.outputs);
+        let wanted: Vec<DrawRequest> = outputs.draws.iter().flatten().copied().collect();
+        let shape = self.prepare(step, (&order.rows, &wanted))?;
+        self.compute(&shape)?;
+        self.fetch(&order, &shape, outputs)
+    }
+
+    /// Everything that comes before the first launch: adapters, room, and the upload of the tables.
+    fn prepare(
+        &mut self,
+        step: &Step,
+        (out_rows, draws): (&[u32], &[DrawRequest]),
+    ) -> Result<Shape> {
         let (model, rows) = (self.model.clone(), step.tokens.len());
         let (device, element) = (&model.device, self.weights.element);
         let on_device =
@@ -114,50 +171,36 @@ impl<G: Gpu> CudaExecutor<G> {
             (step.adapters, rows, model.layers.len()),
             on_device,
         )?;
-        let group = model.spec.heads / model.spec.kv_heads;
-        let most = tables::block_shape(model.spec.head_dim, group).map_or(1, |shape| shape.1);
+        let spec = &model.spec;
+        let group = spec.heads / spec.kv_heads;
+        let most = tables::block_shape(spec.head_dim, group).map_or(1, |shape| shape.1);
         let (tiles, blocks) = tables::tiles(step.sequences, most);
-        let order = order(outputs.draws, step.outputs);
-        let wanted: Vec<DrawRequest> = outputs.draws.iter().flatten().copied().collect();
-        let [
-            tokens,
-            positions,
-            slots,
-            owners,
-            tile_list,
-            block_list,
-            out_rows,
-            draws,
-        ] = self.upload(step, (&tiles, &blocks), (&order.rows, &wanted))?;
-        let at = self.places(rows, &tiles)?;
-        self.begin(&at, rows, tokens, positions)?;
-        let tables = StepTables {
-            slots,
-            owners,
-            tiles: tile_list,
-            blocks: block_list,
-        };
-        let mut machine = self.machine(rows, at, (&tiles, tables));
-        run_layers(
-            &mut machine,
-            &model,
-            &Ropes::new(&model.spec, &[]),
-            0..model.layers.len(),
-        )?;
-        if !step.outputs.is_empty() {
-            machine.norm(&model.final_norm, out_rows, step.outputs.len())?;
-        }
-        self.finish_outputs(&order, (at.h, draws, wanted.len()), outputs)
+        let tables = self.upload(step, (&tiles, &blocks), (out_rows, draws))?;
+        let (attention, _) = tables::attention_blocks(tiles.len(), heads_of(&model));
+        let fill = self.gpu.blocks_to_fill();
+        let split = |layer| tables::splits(&tiles, spec.attention(layer).window, attention, fill);
+        let splits: Vec<(usize, usize)> = (0..spec.layers).map(split).collect();
+        let most_splits = tables::most_splits(&tiles, attention, fill);
+        Ok(Shape {
+            rows,
+            tiles: tiles.len(),
+            at: self.places([rows, out_rows.len(), draws.len()], most_splits)?,
+            splits,
+            adapters: self.adapters.shape(),
+            outputs: out_rows.len(),
+            drawn: draws.len(),
+            tables,
+        })
     }
 
-    /// Copies a step's tables to the device: tokens, positions, slots, owners, tiles, blocks, the
-    /// outputs' rows and their draws.
+    /// Copies a step's tables to the device. Those whose length a step's shape says come first, so
+    /// that they lie where they did in the last step of that shape.
     fn upload(
         &mut self,
         step: &Step,
         (tiles, blocks): (&[Tile], &[u32]),
         (rows, draws): (&[u32], &[DrawRequest]),
-    ) -> Result<[u64; 8]> {
+    ) -> Result<StepTables> {
         let upload = &mut self.upload;
         upload.bytes.clear();
         let offsets = [
@@ -166,46 +209,38 @@ impl<G: Gpu> CudaExecutor<G> {
             upload.numbers(&tables::slots(step.sequences, step.tokens.len())),
             upload.signed(&self.adapters.owners),
             upload.tiles(tiles),
-            upload.numbers(blocks),
             upload.numbers(rows),
             upload.draws(draws),
+            upload.numbers(blocks),
         ];
         let tables = &mut self.registers.tables;
         let base = tables.at_least(&self.gpu, upload.bytes.len())?;
         self.gpu.write(base, &upload.bytes)?;
-        Ok(offsets.map(|at| base + at))
-    }
-
-    fn machine<'a>(
-        &'a self,
-        rows: usize,
-        at: Places,
-        (tiles, tables): (&'a [Tile], StepTables),
-    ) -> Machine<'a, G> {
-        Machine {
-            gpu: &self.gpu,
-            model: &self.model,
-            weights: &self.weights,
-            rows,
-            at,
-            cache: &self.cache,
-            adapters: &self.adapters,
+        let [
+            tokens,
+            positions,
+            slots,
+            owners,
             tiles,
-            tables,
-            pending: None,
-        }
+            out_rows,
+            draws,
+            blocks,
+        ] = offsets.map(|at| base + at);
+        Ok(StepTables {
+            tokens,
+            positions,
+            slots,
+            owners,
+            tiles,
+            out_rows,
+            draws,
+            blocks,
+        })
     }
 
-    /// Makes room for a step of `rows` rows.
-    fn places(&mut self, rows: usize, tiles: &[Tile]) -> Result<Places> {
+    /// Makes room for a step of so many rows, outputs and draws.
+    fn places(&mut self, [rows, outputs, draws]: [usize; 3], splits: usize) -> Result<Places> {
         let spec = &self.model.spec;
-        let shape = Heads {
-            queries: spec.heads,
-            kv: spec.kv_heads,
-            dim: spec.head_dim,
-        };
-        let (blocks, _) = tables::attention_blocks(tiles.len(), shape);
-        let splits = tables::most_splits(tiles, blocks, self.gpu.blocks_to_fill());
         let (hidden, inner) = (spec.hidden_size, spec.intermediate_size);
         let (queries, half) = (spec.heads * spec.head_dim, spec.head_dim / 2);
         let heads = queries + 2 * spec.kv_heads * spec.head_dim;
@@ -217,6 +252,7 @@ impl<G: Gpu> CudaExecutor<G> {
         for (at, register) in angles.iter_mut().zip(&mut r.angles) {
             *at = register.at_least(gpu, floats(half))?;
         }
+        let logits = outputs * spec.vocab_size * size_of::<f32>();
         Ok(Places {
             x: r.x.at_least(gpu, floats(hidden))?,
             y: r.y.at_least(gpu, floats(hidden))?,
@@ -228,142 +264,62 @@ impl<G: Gpu> CudaExecutor<G> {
                 .at_least(gpu, floats(spec.heads * splits * (spec.head_dim + 2)))?,
             shrunk: r
                 .shrunk
-                .at_least(gpu, floats(3 * self.adapters.places.max(1)))?,
+                .at_least(gpu, floats(3 * self.adapters.places().max(1)))?,
             angles: [[angles[0], angles[1]], [angles[2], angles[3]]],
+            logits: match outputs {
+                0 => 0,
+                _ => r.logits.at_least(gpu, logits)?,
+            },
+            tokens: match draws {
+                0 => 0,
+                _ => r.tokens.at_least(gpu, draws * size_of::<u32>())?,
+            },
         })
     }
 
-    /// Embeds the tokens and makes the rotations of their positions.
-    fn begin(&self, at: &Places, rows: usize, tokens: u64, positions: u64) -> Result<()> {
-        let spec = &self.model.spec;
-        self.gpu.launch(&launches::embed(
-            self.weights.element,
-            &Embed {
-                tokens,
-                table: self.weights.table(&self.model.embedding)?,
-                scale: spec.variant.embedding_scale.unwrap_or(1.0) as f32,
-                rows,
-                width: spec.hidden_size,
-                x: at.x,
-            },
-        ))?;
-        for (frequencies, angles) in self.frequencies.iter().zip(at.angles) {
-            if let Some(frequencies) = frequencies {
-                let from = [positions, frequencies.address];
-                self.gpu
-                    .launch(&launches::rope_table(rows, spec.head_dim / 2, from, angles))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Logits of the rows in h, then draws, then what goes to the host.
-    fn finish_outputs(
-        &mut self,
-        order: &Order,
-        (h, draws, drawn): (u64, u64, usize),
-        outputs: &mut Outputs,
-    ) -> Result<()> {
-        let (count, vocab) = (order.rows.len(), self.vocab_size());
+    /// Brings the drawn tokens to the host, and the logits that it asked for.
+    fn fetch(&self, order: &Order, shape: &Shape, outputs: &mut Outputs) -> Result<()> {
+        let vocab = self.vocab_size();
         outputs.tokens.clear();
-        outputs.tokens.resize(count, None);
-        if count == 0 {
-            return Ok(());
-        }
-        let bytes = count * vocab * size_of::<f32>();
-        let logits = self.registers.logits.at_least(&self.gpu, bytes)?;
-        let product = Product {
-            element: self.weights.element,
-            weight: self.weights.table(&self.model.head)?,
-            x: h,
-            y: logits,
-            rows: count,
-            inner: self.model.spec.hidden_size,
-            out: vocab,
-            stride: vocab,
-        };
-        if count <= launches::FEW_ROWS && product.inner.is_multiple_of(8) {
-            self.gpu.launch(&launches::few_rows(&product))?;
-        } else {
-            self.gpu.product(&product)?;
-        }
-        if let Some(cap) = self.model.spec.variant.logit_cap {
-            self.gpu
-                .launch(&launches::soft_cap(logits, cap as f32, count * vocab))?;
-        }
-        if drawn > 0 {
-            let bytes = drawn * size_of::<u32>();
-            let tokens = self.registers.tokens.at_least(&self.gpu, bytes)?;
-            self.gpu
-                .launch(&launches::sample([drawn, vocab], [logits, draws, tokens]))?;
-            let mut ids = vec![0u8; bytes];
-            self.gpu.read(tokens, &mut ids)?;
+        outputs.tokens.resize(shape.outputs, None);
+        if shape.drawn > 0 {
+            let mut ids = vec![0u8; shape.drawn * size_of::<u32>()];
+            self.gpu.read(shape.at.tokens, &mut ids)?;
             for (id, place) in ids.chunks_exact(4).zip(&order.places) {
                 let id = u32::from_le_bytes([id[0], id[1], id[2], id[3]]);
                 outputs.tokens[*place] = Some(id);
             }
         }
-        for (row, place) in order.places.iter().enumerate().skip(drawn) {
-            let from = logits + (row * vocab * size_of::<f32>()) as u64;
+        for (row, place) in order.places.iter().enumerate().skip(shape.drawn) {
+            let from = shape.at.logits + (row * vocab * size_of::<f32>()) as u64;
             let into = &mut outputs.logits[place * vocab..(place + 1) * vocab];
-            // SAFETY: any bytes are f32 values, and the slice is as long.
-            let bytes = unsafe {
-                std::slice::from_raw_parts_mut(into.as_mut_ptr().cast::<u8>(), size_of_val(into))
-            };
-            self.gpu.read(from, bytes)?;
+            self.gpu.read(from, bytes_of(into))?;
         }
         Ok(())
     }
+}
 
-    fn check(&self, step: &Step, outputs: &Outputs) -> Result<()> {
-        let (rows, spec) = (step.tokens.len(), &self.model.spec);
-        let room = step.outputs.len() * spec.vocab_size;
-        if rows == 0 || step.positions.len() != rows {
-            bail!(
-                "a step of {rows} rows has {} positions",
-                step.positions.len()
-            );
-        }
-        if outputs.draws.len() != step.outputs.len() || outputs.logits.len() < room {
-            bail!("a step's outputs and what is asked for them differ in number");
-        }
-        if let Some(id) = step
-            .tokens
-            .iter()
-            .find(|id| **id as usize >= spec.vocab_size)
-        {
-            bail!("token {id} is not in a vocabulary of {}", spec.vocab_size);
-        }
-        if step.outputs.iter().any(|row| *row as usize >= rows) {
-            bail!(
-                "a step of {rows} rows cannot give the logits of {:?}",
-                step.outputs
-            );
-        }
-        if step.adapters.iter().any(|span| span.rows.end > rows) {
-            bail!("an adapter lies on rows beyond the {rows} of its step");
-        }
-        let mut next = 0;
-        for s in step.sequences {
-            let holds = s.blocks.len() * BLOCK_TOKENS;
-            let in_pool = s.blocks.iter().all(|b| (*b as usize) < self.blocks);
-            let in_order = s.start == next && s.rows > 0;
-            if !in_order || s.start + s.rows > rows || s.cached + s.rows > holds || !in_pool {
-                bail!(
-                    "sequence {s:?} does not fit {rows} rows and {} blocks",
-                    self.blocks
-                );
-            }
-            next = s.start + s.rows;
-        }
-        if next != rows {
-            bail!(
-                "{} of a step's {rows} rows belong to no sequence",
-                rows - next
-            );
-        }
-        Ok(())
-    }
+/// Whether every product of a step of few rows takes our own kernels, which read eight elements at a
+/// time.
+fn recordable(spec: &ModelSpec) -> bool {
+    let widths = [
+        spec.hidden_size,
+        spec.heads * spec.head_dim,
+        spec.intermediate_size,
+    ];
+    widths.iter().all(|width| width.is_multiple_of(8))
+}
+
+/// Whether a step is of those that are recorded.
+fn is_small(shape: &Shape) -> bool {
+    shape.rows <= FEW_ROWS && shape.outputs <= FEW_ROWS
+}
+
+/// The bytes of floats, to be read into.
+fn bytes_of(floats: &mut [f32]) -> &mut [u8] {
+    let bytes = size_of_val(floats);
+    // SAFETY: any bytes are f32 values, and the slice is as long.
+    unsafe { std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast::<u8>(), bytes) }
 }
 
 /// Outputs in the order in which the device computes them: those that it draws come first.

@@ -4,6 +4,8 @@ use std::any::Any;
 
 use candle_core::{DType, Result, bail};
 
+use crate::model::integer::Layout;
+
 /// Element types of weights, cache and activations that enter a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Element {
@@ -86,13 +88,44 @@ pub struct Launch {
     pub args: Vec<Arg>,
 }
 
-/// y (rows, out), f32, ← x (rows, inner) · Wᵀ for W (out, inner); x and W of one element type.
+/// A matrix on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Matrix {
+    /// Address of its elements, of the type of what they are multiplied with.
+    Floats(u64),
+    /// As [`crate::model::integer`] stores it.
+    Integers(Integers),
+}
+
+/// A matrix of integers on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Integers {
+    /// Address of its first row.
+    pub at: u64,
+    /// How rows are stored.
+    pub layout: Layout,
+    /// Bytes from one row to the next.
+    pub row_bytes: usize,
+}
+
+impl Integers {
+    /// The same matrix without its first rows.
+    pub fn from_row(self, row: usize) -> Self {
+        Self {
+            at: self.at + (row * self.row_bytes) as u64,
+            ..self
+        }
+    }
+}
+
+/// y (rows, out), f32, ← x (rows, inner) · Wᵀ for W (out, inner); x and W of one element type, or W
+/// of integers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Product {
-    /// Type of x and W.
+    /// Type of x, and of W where it is floats.
     pub element: Element,
-    /// Address of W.
-    pub weight: u64,
+    /// W.
+    pub weight: Matrix,
     /// Address of x.
     pub x: u64,
     /// Address of y's first element.
@@ -105,6 +138,48 @@ pub struct Product {
     pub out: usize,
     /// Elements from one row of y to the next.
     pub stride: usize,
+}
+
+impl Product {
+    /// The address of W, for whoever multiplies with floats alone.
+    ///
+    /// # Errors
+    /// If W is of integers.
+    pub fn floats(&self) -> Result<u64> {
+        match self.weight {
+            Matrix::Floats(at) => Ok(at),
+            Matrix::Integers(_) => {
+                bail!("a large product takes floats: integers are unpacked first")
+            }
+        }
+    }
+}
+
+/// Launches that were recorded, to be run again and again.
+pub struct Graph(Box<dyn Any + Send>);
+
+impl Graph {
+    /// A recording in a device's own form.
+    pub fn new(recording: Box<dyn Any + Send>) -> Self {
+        Self(recording)
+    }
+
+    /// The recording, if it is this device's.
+    ///
+    /// # Errors
+    /// If it is another's.
+    pub fn recording<T: 'static>(&self) -> Result<&T> {
+        match self.0.downcast_ref() {
+            Some(recording) => Ok(recording),
+            None => bail!("the recording is another device's"),
+        }
+    }
+}
+
+impl std::fmt::Debug for Graph {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Graph")
+    }
 }
 
 /// Memory on the device; freed when dropped. Nothing that still runs may use it then.
@@ -171,6 +246,25 @@ pub trait Gpu: Send {
     /// If the device refuses.
     fn product(&self, product: &Product) -> Result<()>;
 
+    /// Launches from here to [`Gpu::end_capture`] are recorded and do not run. Nothing else may be
+    /// asked for in between: no memory, no copy, no large product, no waiting.
+    ///
+    /// # Errors
+    /// If the device cannot record.
+    fn begin_capture(&self) -> Result<()>;
+
+    /// What was recorded. Called after an error, too: the device records no longer then.
+    ///
+    /// # Errors
+    /// If something was asked for that cannot be recorded.
+    fn end_capture(&self) -> Result<Graph>;
+
+    /// Runs what was recorded, with the arguments that it was recorded with.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    fn replay(&self, graph: &Graph) -> Result<()>;
+
     /// Waits for all that was asked.
     ///
     /// # Errors
@@ -204,6 +298,18 @@ impl<G: Gpu + Sync + ?Sized> Gpu for &G {
 
     fn product(&self, product: &Product) -> Result<()> {
         (**self).product(product)
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        (**self).begin_capture()
+    }
+
+    fn end_capture(&self) -> Result<Graph> {
+        (**self).end_capture()
+    }
+
+    fn replay(&self, graph: &Graph) -> Result<()> {
+        (**self).replay(graph)
     }
 
     fn finish(&self) -> Result<()> {

@@ -1,6 +1,6 @@
 //! One function per kernel: its grid and its arguments, from sizes and addresses. Pure.
 
-use super::gpu::{Arg, Element, Launch};
+use super::gpu::{Arg, Element, Launch, Matrix, Product};
 
 /// Threads of blocks that take a row or a stretch of one.
 const ROW_THREADS: u32 = 256;
@@ -16,18 +16,20 @@ pub const FEW_ROWS: usize = 8;
 
 /// The instance of a kernel for an element type.
 macro_rules! instance {
-    ($element:expr, $name:literal) => {
+    ($element:expr, $($name:literal),+) => {
         match $element {
-            Element::F32 => concat!($name, "_f32"),
-            Element::F16 => concat!($name, "_f16"),
-            Element::Bf16 => concat!($name, "_bf16"),
+            Element::F32 => concat!($($name),+, "_f32"),
+            Element::F16 => concat!($($name),+, "_f16"),
+            Element::Bf16 => concat!($($name),+, "_bf16"),
         }
     };
 }
 
 mod attention;
+mod integer;
 
 pub use attention::{Attend, attention, attention_merge, attention_pairs};
+pub use integer::unpack;
 
 fn launch(kernel: &'static str, grid: [usize; 3], threads: u32, args: Vec<Arg>) -> Launch {
     Launch {
@@ -53,7 +55,7 @@ pub struct Embed {
     /// Token ids, u32.
     pub tokens: u64,
     /// (vocabulary, width).
-    pub table: u64,
+    pub table: Matrix,
     /// Factor on every value.
     pub scale: f32,
     /// Rows to fetch.
@@ -66,9 +68,13 @@ pub struct Embed {
 
 /// See [`Embed`].
 pub fn embed(element: Element, e: &Embed) -> Launch {
+    let table = match &e.table {
+        Matrix::Floats(at) => *at,
+        Matrix::Integers(table) => return integer::embed(e, table),
+    };
     let args = vec![
         Arg::address(e.tokens),
-        Arg::address(e.table),
+        Arg::address(table),
         Arg::float(e.scale),
         Arg::int(e.width),
         Arg::address(e.x),
@@ -229,8 +235,12 @@ pub fn soft_cap(v: u64, cap: f32, count: usize) -> Launch {
     launch("soft_cap", [stretches(count), 1, 1], ROW_THREADS, args)
 }
 
-/// [`super::gpu::Product`] of up to [`FEW_ROWS`] rows whose columns are a multiple of 8.
-pub fn few_rows(p: &super::gpu::Product) -> Launch {
+/// [`Product`] of up to [`FEW_ROWS`] rows whose columns are a multiple of 8.
+pub fn few_rows(p: &Product) -> Launch {
+    let weight = match &p.weight {
+        Matrix::Floats(at) => *at,
+        Matrix::Integers(matrix) => return integer::few_rows(p, matrix),
+    };
     let kernel = match p.rows {
         0..=1 => instance!(p.element, "few_rows_1"),
         2 => instance!(p.element, "few_rows_2"),
@@ -238,7 +248,7 @@ pub fn few_rows(p: &super::gpu::Product) -> Launch {
         _ => instance!(p.element, "few_rows_8"),
     };
     let args = vec![
-        Arg::address(p.weight),
+        Arg::address(weight),
         Arg::address(p.x),
         Arg::int(p.rows),
         Arg::int(p.inner),

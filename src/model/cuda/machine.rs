@@ -1,12 +1,12 @@
-//! The steps of a layer as launches.
+//! The steps of a layer as launches. They depend on the step's [`Shape`] alone.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 
-use super::adapters::{SITES, StepAdapters};
-use super::gpu::{Buffer, Gpu, Product};
+use super::adapters::SITES;
+use super::gpu::{Buffer, Gpu, Integers, Matrix, Product};
+use super::graphs::Shape;
 use super::launches::{self, AddNorm, Attend, FEW_ROWS, Heads, Lora, RopeWrite};
-use super::registers::Places;
-use super::tables::{self, Tile};
+use super::tables;
 use super::weights::Weights;
 use crate::model::compute::Compute;
 use crate::model::decoder::{Layer, Model};
@@ -23,53 +23,63 @@ pub struct Machine<'a, G> {
     pub model: &'a Model,
     /// Where its tensors are; their type is that of the cache, h and m too.
     pub weights: &'a Weights,
-    /// Rows of the step.
-    pub rows: usize,
-    /// Where the registers are.
-    pub at: Places,
+    /// The step.
+    pub shape: &'a Shape,
     /// Keys and values of each layer.
     pub cache: &'a [[Buffer; 2]],
-    /// Adapters.
-    pub adapters: &'a StepAdapters,
-    /// Work of attention.
-    pub tiles: &'a [Tile],
-    /// Addresses of the step's tables.
-    pub tables: StepTables,
+    /// Where integers are unpacked for a large product, a stripe of a matrix at a time.
+    pub scratch: Option<&'a Buffer>,
     /// Whether y waits to be added, and the scale of its norm (null for none).
     pub pending: Option<u64>,
 }
 
-/// Addresses of a step's tables.
-#[derive(Clone, Copy, Debug)]
-pub struct StepTables {
-    /// Slots of the rows.
-    pub slots: u64,
-    /// Owners of the rows.
-    pub owners: u64,
-    /// Tiles.
-    pub tiles: u64,
-    /// Block numbers.
-    pub blocks: u64,
+/// Heads of a model.
+pub fn heads_of(model: &Model) -> Heads {
+    let spec = &model.spec;
+    Heads {
+        queries: spec.heads,
+        kv: spec.kv_heads,
+        dim: spec.head_dim,
+    }
 }
 
 impl<G: Gpu> Machine<'_, G> {
-    /// Heads of the model.
-    pub fn heads_shape(&self) -> Heads {
-        let spec = &self.model.spec;
-        Heads {
-            queries: spec.heads,
-            kv: spec.kv_heads,
-            dim: spec.head_dim,
-        }
-    }
-
     /// Runs one product in the form that its size wants.
     pub fn multiply(&self, product: &Product) -> Result<()> {
         // The own kernel reads eight elements at a time.
         if product.rows <= FEW_ROWS && product.inner.is_multiple_of(8) {
             return self.gpu.launch(&launches::few_rows(product));
         }
-        self.gpu.product(product)
+        match product.weight {
+            Matrix::Floats(_) => self.gpu.product(product),
+            Matrix::Integers(matrix) => self.multiply_unpacked(product, matrix),
+        }
+    }
+
+    /// A large product with integers: stripes of the matrix are unpacked and multiplied one after
+    /// the other in the same memory.
+    fn multiply_unpacked(&self, product: &Product, matrix: Integers) -> Result<()> {
+        let Some(scratch) = self.scratch else {
+            bail!("there is no memory to unpack a matrix of integers in");
+        };
+        let row = product.inner * product.element.bytes();
+        let stripe = (scratch.bytes / row.max(1)).max(1);
+        for first in (0..product.out).step_by(stripe) {
+            let out = stripe.min(product.out - first);
+            self.gpu.launch(&launches::unpack(
+                product.element,
+                &matrix.from_row(first),
+                [out, product.inner],
+                scratch.address,
+            ))?;
+            self.gpu.product(&Product {
+                weight: Matrix::Floats(scratch.address),
+                y: product.y + (first * size_of::<f32>()) as u64,
+                out,
+                ..*product
+            })?;
+        }
+        Ok(())
     }
 
     /// `maps` of `x` (rows, inner) side by side in `y`, with the rows' adapters.
@@ -92,7 +102,7 @@ impl<G: Gpu> Machine<'_, G> {
                 weight,
                 x,
                 y: y + (first * size_of::<f32>()) as u64,
-                rows: self.rows,
+                rows: self.shape.rows,
                 inner,
                 out,
                 stride,
@@ -110,18 +120,18 @@ impl<G: Gpu> Machine<'_, G> {
         (y, stride): (u64, usize),
     ) -> Result<()> {
         let projections: Vec<Projection> = maps.iter().map(|m| m.site.projection).collect();
-        let Some(sites) = self.adapters.table(&projections) else {
+        let Some(sites) = self.shape.adapters.table(&projections) else {
             return Ok(());
         };
         let lora = Lora {
-            owners: self.tables.owners,
+            owners: self.shape.tables.owners,
             sites,
             site_count: self.model.layers.len() * SITES,
             first: maps[0].site.layer * SITES + projections[0] as usize,
             columns,
-            rows: self.rows,
-            places: self.adapters.places,
-            shrunk: self.at.shrunk,
+            rows: self.shape.rows,
+            places: self.shape.adapters.places,
+            shrunk: self.shape.at.shrunk,
         };
         self.gpu.launch(&launches::lora_shrink(
             self.weights.element,
@@ -143,35 +153,43 @@ impl<G: Gpu> Machine<'_, G> {
         self.gpu.launch(&launches::add_norm(
             self.weights.element,
             &AddNorm {
-                x: self.at.x,
-                y: pending.map_or(0, |_| self.at.y),
+                x: self.shape.at.x,
+                y: pending.map_or(0, |_| self.shape.at.y),
                 y_weight: pending.unwrap_or(0),
                 weight: self.weights.at(weight)?,
                 rows,
                 count,
                 eps: self.model.spec.rms_norm_eps as f32,
                 width: self.model.spec.hidden_size,
-                h: self.at.h,
+                h: self.shape.at.h,
             },
         ))
     }
 
+    /// Adds what is pending, so that x is the residual stream. h is lost; the next norm makes it again.
+    pub fn settle(&mut self) -> Result<()> {
+        let model = self.model;
+        match self.pending {
+            Some(_) => self.norm(&model.final_norm, 0, self.shape.rows),
+            None => Ok(()),
+        }
+    }
+
     fn attend_with(&self, index: usize, shape: &AttentionShape) -> Result<()> {
-        let heads = self.heads_shape();
-        let (blocks, part) = tables::attention_blocks(self.tiles.len(), heads);
-        let wanted = self.gpu.blocks_to_fill();
-        let (splits, split_tokens) = tables::splits(self.tiles, shape.window, blocks, wanted);
-        let partial = self.at.partial;
+        let (heads, step) = (heads_of(self.model), self.shape);
+        let (_, part) = tables::attention_blocks(step.tiles, heads);
+        let (splits, split_tokens) = step.splits[index];
+        let partial = step.at.partial;
         let [keys, values] = &self.cache[index];
         self.gpu.launch(&launches::attention(
             self.weights.element,
             heads,
             &Attend {
-                qkv: self.at.wide,
+                qkv: step.at.wide,
                 cache: [keys.address, values.address],
-                tiles: self.tables.tiles,
-                tile_count: self.tiles.len(),
-                blocks: self.tables.blocks,
+                tiles: step.tables.tiles,
+                tile_count: step.tiles,
+                blocks: step.tables.blocks,
                 scale: shape.scale,
                 cap: shape.cap.unwrap_or(0.0),
                 window: shape.window.unwrap_or(0),
@@ -181,24 +199,25 @@ impl<G: Gpu> Machine<'_, G> {
                 partial,
             },
         ))?;
-        let sizes = [self.rows, splits];
+        let sizes = [step.rows, splits];
         self.gpu.launch(&launches::attention_merge(
             self.weights.element,
             heads,
             sizes,
-            [partial, self.at.m],
+            [partial, step.at.m],
         ))
     }
 }
 
 impl<G: Gpu> Compute for Machine<'_, G> {
     fn normalise(&mut self, weight: &Tensor) -> Result<()> {
-        self.norm(weight, 0, self.rows)
+        self.norm(weight, 0, self.shape.rows)
     }
 
     fn heads(&mut self, index: usize, layer: &Layer, _rope: &RopeTable) -> Result<()> {
         let [q, k, v, _] = &layer.attention;
-        self.project(&[q, k, v], self.at.h, self.at.wide)?;
+        let at = &self.shape.at;
+        self.project(&[q, k, v], at.h, at.wide)?;
         let spec = &self.model.spec;
         let windowed = spec.attention(index).window.is_some();
         let local = windowed && spec.variant.local_rope.is_some();
@@ -206,18 +225,18 @@ impl<G: Gpu> Compute for Machine<'_, G> {
         let norms = layer.qk_norms.as_ref();
         self.gpu.launch(&launches::rope_write(
             self.weights.element,
-            self.heads_shape(),
+            heads_of(self.model),
             &RopeWrite {
-                qkv: self.at.wide,
+                qkv: at.wide,
                 biases: self.weights.biases(index)?,
                 norms: [
                     self.weights.optional(norms.map(|n| &n[0]))?,
                     self.weights.optional(norms.map(|n| &n[1]))?,
                 ],
-                angles: self.at.angles[usize::from(local)],
-                slots: self.tables.slots,
+                angles: at.angles[usize::from(local)],
+                slots: self.shape.tables.slots,
                 eps: spec.rms_norm_eps as f32,
-                rows: self.rows,
+                rows: self.shape.rows,
                 cache: [keys.address, values.address],
             },
         ))
@@ -228,24 +247,25 @@ impl<G: Gpu> Compute for Machine<'_, G> {
     }
 
     fn gate(&mut self, gate: &Linear, up: &Linear, activation: Activation) -> Result<()> {
-        self.project(&[gate, up], self.at.h, self.at.wide)?;
+        let at = &self.shape.at;
+        self.project(&[gate, up], at.h, at.wide)?;
         let gelu = activation == Activation::GeluTanh;
-        let sizes = [self.rows, self.model.spec.intermediate_size];
+        let sizes = [self.shape.rows, self.model.spec.intermediate_size];
         self.gpu.launch(&launches::gated(
             self.weights.element,
             gelu,
             sizes,
-            [self.at.wide, self.at.m],
+            [at.wide, at.m],
         ))
     }
 
     fn add_projected(&mut self, map: &Linear, norm: Option<&Tensor>) -> Result<()> {
-        self.project(&[map], self.at.m, self.at.y)?;
+        let at = &self.shape.at;
+        self.project(&[map], at.m, at.y)?;
         if let Some(bias) = map.bias() {
-            let sizes = [self.rows, self.model.spec.hidden_size];
+            let sizes = [self.shape.rows, self.model.spec.hidden_size];
             let bias = self.weights.at(bias)?;
-            self.gpu
-                .launch(&launches::add_bias(sizes, [self.at.y, bias]))?;
+            self.gpu.launch(&launches::add_bias(sizes, [at.y, bias]))?;
         }
         self.pending = Some(self.weights.optional(norm)?);
         Ok(())

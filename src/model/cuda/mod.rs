@@ -11,6 +11,7 @@ mod adapters;
 mod driver;
 mod executor;
 pub mod gpu;
+mod graphs;
 pub mod launches;
 mod machine;
 mod registers;
@@ -23,6 +24,6 @@ mod weights;
 
 pub use adapters::DeviceAdapter;
 #[cfg(feature = "cuda")]
-pub use driver::CudaGpu;
-pub use executor::{CudaExecutor, Outputs, bytes_per_block};
+pub use driver::{CudaGpu, unpack};
+pub use executor::{CudaExecutor, Options, Outputs, bytes_per_block};
 pub use gpu::{Element, Gpu};

@@ -53,7 +53,7 @@ pub struct Registers {
 }
 
 /// Where they are in a step.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Places {
     /// See [`Registers`]; the same names.
     pub x: u64,
@@ -71,4 +71,8 @@ pub struct Places {
     pub shrunk: u64,
     /// As above.
     pub angles: [[u64; 2]; 2],
+    /// As above; 0 in a step without outputs.
+    pub logits: u64,
+    /// As above; 0 in a step without draws.
+    pub tokens: u64,
 }

@@ -12,8 +12,14 @@ pub struct Unit {
 /// What every unit begins with.
 pub const COMMON: &str = include_str!("kernels/common.cuh");
 
+/// What training needs of them, too.
+pub const INTEGER: Unit = Unit {
+    name: "integer.cu",
+    text: include_str!("kernels/integer.cu"),
+};
+
 /// All units.
-pub const UNITS: [Unit; 5] = [
+pub const UNITS: [Unit; 6] = [
     Unit {
         name: "layer.cu",
         text: include_str!("kernels/layer.cu"),
@@ -22,6 +28,7 @@ pub const UNITS: [Unit; 5] = [
         name: "linear.cu",
         text: include_str!("kernels/linear.cu"),
     },
+    INTEGER,
     Unit {
         name: "attention.cu",
         text: include_str!("kernels/attention.cu"),

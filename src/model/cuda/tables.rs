@@ -54,14 +54,21 @@ pub fn attention_blocks(tiles: usize, heads: Heads) -> (usize, usize) {
     (tiles * heads.kv * group.div_ceil(part), part)
 }
 
+/// Tokens, rounded up to one of eight sizes between powers of two: a sequence that grows by a token
+/// would else cut attention, and with it a step's launches, differently every few steps.
+fn coarse(tokens: usize) -> usize {
+    let step = (1 << tokens.max(1).ilog2()) / 8;
+    tokens.next_multiple_of(step.max(4 * CHUNK))
+}
+
 /// The most splits that [`splits`] gives for any window.
 pub fn most_splits(tiles: &[Tile], blocks: usize, wanted: usize) -> usize {
-    let tokens = tiles.iter().map(|t| t.cached + t.rows).max().unwrap_or(1);
+    let tokens = coarse(tiles.iter().map(|t| t.cached + t.rows).max().unwrap_or(1));
     (wanted / blocks.max(1)).clamp(1, tokens.div_ceil(4 * CHUNK).max(1))
 }
 
 /// How tokens are split: (splits, tokens of each), so that `blocks` blocks without splits become
-/// about `wanted`, and no split is shorter than four chunks.
+/// about `wanted`, and no split is shorter than four chunks. Those beyond a sequence's end are empty.
 pub fn splits(
     tiles: &[Tile],
     window: Option<usize>,
@@ -73,7 +80,7 @@ pub fn splits(
         let begin = window.map_or(0, |w| (t.cached + 1).saturating_sub(w));
         last - begin / CHUNK * CHUNK
     };
-    let tokens = tiles.iter().map(seen).max().unwrap_or(1);
+    let tokens = coarse(tiles.iter().map(seen).max().unwrap_or(1));
     let most = tokens.div_ceil(4 * CHUNK).max(1);
     let splits = (wanted / blocks.max(1)).clamp(1, most);
     let each = tokens.div_ceil(splits).next_multiple_of(CHUNK);
@@ -182,15 +189,37 @@ mod tests {
             cached,
             table: 0,
         };
-        for cached in [0, 31, 127, 128, 1000, 4095] {
+        for cached in [0, 31, 127, 128, 1000, 4095, 4096, 9000] {
             for (blocks, wanted) in [(1, 1), (4, 264), (300, 264)] {
                 let (n, each) = splits(&[long(cached)], None, blocks, wanted);
-                assert!(n * each > cached && (n - 1) * each <= cached, "{cached}");
+                assert!(
+                    n * each > cached && n * each <= 2 * cached.max(64),
+                    "{cached}"
+                );
                 assert!(n * blocks <= wanted.max(blocks) && each.is_multiple_of(CHUNK));
                 assert!(n <= most_splits(&[long(cached)], blocks, wanted));
             }
         }
         assert_eq!(splits(&[long(4095)], Some(64), 1, 100).0, 1);
+    }
+
+    #[test]
+    fn a_sequence_that_grows_is_cut_in_few_ways() {
+        let tile = |cached| Tile {
+            row: 0,
+            rows: 1,
+            cached,
+            table: 0,
+        };
+        let mut ways: Vec<(usize, usize)> = Vec::new();
+        for cached in 0..8192 {
+            let cut = splits(&[tile(cached)], None, 8, 264);
+            if ways.last() != Some(&cut) {
+                ways.push(cut);
+            }
+        }
+        // Every 128 tokens up to 1024, then eight times until they have doubled.
+        assert_eq!(ways.len(), 8 + 3 * 8, "{ways:?}");
     }
 
     #[test]

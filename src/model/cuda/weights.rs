@@ -4,9 +4,10 @@ use std::collections::HashMap;
 
 use candle_core::{CpuStorage, Result, Storage, Tensor, TensorId, bail};
 
-use super::gpu::Element;
+use super::gpu::{Element, Integers, Matrix};
 use super::launches::attention_pairs;
 use crate::model::decoder::{Layer, Model};
+use crate::model::integer::IntegerWeight;
 use crate::model::linear::{Linear, Weight};
 
 /// Where a contiguous tensor of this element type begins. It stays there as long as the tensor lives.
@@ -33,12 +34,28 @@ pub fn address(tensor: &Tensor, element: Element) -> Result<u64> {
     Ok(begin + (start * element.bytes()) as u64)
 }
 
-/// The dense matrix of a map.
-fn matrix(weight: &Weight) -> Result<&Tensor> {
+/// Where the bytes of a matrix of integers begin.
+fn byte_address(weight: &IntegerWeight) -> Result<u64> {
+    let (storage, layout) = weight.data().storage_and_layout();
+    let Some((start, _)) = layout.contiguous_offsets() else {
+        bail!("the CUDA kernels read contiguous tensors, got {layout:?}");
+    };
+    let begin = match &*storage {
+        Storage::Cpu(CpuStorage::U8(v)) => v.as_ptr() as u64,
+        #[cfg(feature = "cuda")]
+        Storage::Cuda(storage) => super::driver::byte_address(storage)?,
+        _ => bail!("the CUDA kernels were given integers that are not bytes"),
+    };
+    Ok(begin + start as u64)
+}
+
+/// The tensor that holds a matrix.
+fn held(weight: &Weight) -> Result<&Tensor> {
     match weight {
         Weight::Dense(tensor) => Ok(tensor),
+        Weight::Integer(integers) => Ok(integers.data()),
         Weight::Quantized(_) | Weight::Packed(_) => {
-            bail!("the CUDA executor multiplies dense weights only")
+            bail!("the CUDA executor multiplies floats and a device's integers only")
         }
     }
 }
@@ -54,11 +71,22 @@ fn qkv_biases(layer: &Layer) -> Result<Option<Tensor>> {
     }
 }
 
+/// Sizes of matrices, each the largest of its kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Largest {
+    /// Of a whole matrix.
+    pub elements: usize,
+    /// Of a row.
+    pub columns: usize,
+}
+
 /// What a model's tensors hold, and where. The model outlives it.
 #[derive(Debug)]
 pub struct Weights {
-    /// Type of all matrices.
+    /// Type of all matrices of floats, and of what enters a product.
     pub element: Element,
+    /// The largest of the matrices of integers, if there are any.
+    pub integers: Option<Largest>,
     /// Of every tensor of the model. The driver's own look-up orders streams by events each time.
     addresses: HashMap<TensorId, u64>,
     /// Per layer: biases of q, k and v side by side.
@@ -69,7 +97,7 @@ impl Weights {
     /// Looks everything up and checks that the kernels can run the model.
     ///
     /// # Errors
-    /// If its weights are not dense, not of one type, or its heads of a width without a kernel.
+    /// If its weights are not a device's, not of one type, or its heads of a width without a kernel.
     pub fn new(model: &Model) -> Result<Self> {
         let spec = &model.spec;
         if attention_pairs(spec.head_dim).is_none() {
@@ -80,12 +108,16 @@ impl Weights {
             );
         }
         let mut weights = Self {
-            element: Element::of(matrix(&model.embedding)?.dtype())?,
+            element: match model.embedding.product_dtype() {
+                Some(dtype) => Element::of(dtype)?,
+                None => bail!("the CUDA executor needs a model that was loaded for a device"),
+            },
+            integers: None,
             addresses: HashMap::new(),
             biases: model.layers.iter().map(qkv_biases).collect::<Result<_>>()?,
         };
         for table in [&model.embedding, &model.head] {
-            weights.add(matrix(table)?, weights.element)?;
+            weights.add_matrix(table)?;
         }
         weights.add(&model.final_norm, Element::F32)?;
         for layer in &model.layers {
@@ -99,7 +131,7 @@ impl Weights {
 
     fn add_layer(&mut self, layer: &Layer) -> Result<()> {
         for map in layer.attention.iter().chain(&layer.mlp) {
-            self.add(matrix(map.weight())?, self.element)?;
+            self.add_matrix(map.weight())?;
             if let Some(bias) = map.bias() {
                 self.add(bias, Element::F32)?;
             }
@@ -109,6 +141,28 @@ impl Weights {
         for norm in norms.chain([&layer.attention_norm, &layer.mlp_norm]) {
             self.add(norm, Element::F32)?;
         }
+        Ok(())
+    }
+
+    fn add_matrix(&mut self, weight: &Weight) -> Result<()> {
+        let Weight::Integer(integers) = weight else {
+            return self.add(held(weight)?, self.element);
+        };
+        if integers.dtype != self.element.dtype() {
+            bail!(
+                "a matrix of integers is for {:?}, the model's activations are {:?}",
+                integers.dtype,
+                self.element
+            );
+        }
+        let (out, columns) = integers.shape()?;
+        let known = self.integers.unwrap_or_default();
+        self.integers = Some(Largest {
+            elements: known.elements.max(out * columns),
+            columns: known.columns.max(columns),
+        });
+        let at = byte_address(integers)?;
+        self.addresses.insert(integers.data().id(), at);
         Ok(())
     }
 
@@ -137,12 +191,20 @@ impl Weights {
         tensor.map_or(Ok(0), |tensor| self.at(tensor))
     }
 
-    /// Where a table begins.
+    /// A map or a table as kernels read it.
     ///
     /// # Errors
     /// As [`Weights::at`].
-    pub fn table(&self, weight: &Weight) -> Result<u64> {
-        self.at(matrix(weight)?)
+    pub fn matrix(&self, weight: &Weight) -> Result<Matrix> {
+        let at = self.at(held(weight)?)?;
+        Ok(match weight {
+            Weight::Integer(integers) => Matrix::Integers(Integers {
+                at,
+                layout: integers.layout,
+                row_bytes: integers.layout.row_bytes(integers.columns),
+            }),
+            _ => Matrix::Floats(at),
+        })
     }
 
     /// Biases of a layer's q, k and v side by side; 0 for none.
@@ -154,21 +216,24 @@ impl Weights {
     }
 
     /// Maps that read one input and write side by side, as few products as their places allow: where
-    /// matrices lie one behind the other they are one. (address, columns of the result) each.
+    /// matrices of one form lie one behind the other they are one. (matrix, columns of the result).
     ///
     /// # Errors
     /// As [`Weights::at`].
-    pub fn products(&self, maps: &[&Linear]) -> Result<Vec<(u64, usize)>> {
-        let mut all: Vec<(u64, usize)> = Vec::with_capacity(maps.len());
+    pub fn products(&self, maps: &[&Linear]) -> Result<Vec<(Matrix, usize)>> {
+        let mut all: Vec<(Matrix, usize)> = Vec::with_capacity(maps.len());
         for map in maps {
-            let at = self.table(map.weight())?;
+            let matrix = self.matrix(map.weight())?;
             let (out, inner) = map.weight().shape()?;
-            let behind = |begin: u64, columns: usize| {
-                begin + (columns * inner * self.element.bytes()) as u64
+            let behind = |first: Matrix, rows: usize| match first {
+                Matrix::Floats(at) => {
+                    Matrix::Floats(at + (rows * inner * self.element.bytes()) as u64)
+                }
+                Matrix::Integers(first) => Matrix::Integers(first.from_row(rows)),
             };
             match all.last_mut() {
-                Some((begin, columns)) if behind(*begin, *columns) == at => *columns += out,
-                _ => all.push((at, out)),
+                Some((first, rows)) if behind(*first, *rows) == matrix => *rows += out,
+                _ => all.push((matrix, out)),
             }
         }
         Ok(all)

@@ -28,6 +28,7 @@ pub use kernels::{
     dot, exp_shifted_sum, kl_gradient, kl_sum, logsumexp, quantize_block, scaled_exp,
     soft_cap_backward, soft_cap_in_place,
 };
+pub use mixed_linear::integer_linear;
 pub use packed::packed_attention;
 pub use paged::{PagedKv, PagedSequence, paged_attention};
 pub use quantized_linear::quantized_linear;

@@ -14,6 +14,7 @@ use candle_core::{DType, Device, Tensor};
 use self::names::{EMBEDDING, FINAL_NORM, HEAD, LayerNorms, Names};
 use super::decoder::{Layer, Model};
 use super::error::{ModelError, Result};
+use super::integer::IntegerWeight;
 use super::linear::{Linear, Weight};
 use super::lora::Projection;
 use super::spec::ModelSpec;
@@ -90,7 +91,8 @@ impl WeightFile {
         heads: Option<usize>,
         device: &Device,
     ) -> Result<Weight> {
-        let Some(mut stored) = self.stored(name, device)? else {
+        // A device's matrices are laid out here before they are copied there.
+        let Some(mut stored) = self.stored(name, &Device::Cpu)? else {
             let dense = self.floats(name, device)?;
             self.check(name, dense.dims(), &[out, inner])?;
             let dtype = matrix_dtype(dense.dtype(), device);
@@ -98,12 +100,11 @@ impl WeightFile {
         };
         self.check(name, stored.shape().dims(), &[out, inner])?;
         if let Some(heads) = heads {
-            stored = unpermute(&stored, heads, device).map_err(|e| self.wrong(name, e))?;
+            stored = unpermute(&stored, heads, &Device::Cpu).map_err(|e| self.wrong(name, e))?;
         }
         if device.is_cuda() {
-            // The own kernels read 16-bit weights; a file's blocks are for the CPU's.
             let dtype = matrix_dtype(DType::F32, device);
-            return Ok(Weight::Dense(stored.dequantize(device)?.to_dtype(dtype)?));
+            return for_device(&stored, device, dtype).map_err(|e| self.wrong(name, e));
         }
         Ok(match stored.dtype() {
             GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => {
@@ -288,6 +289,15 @@ impl WeightFile {
     }
 }
 
+/// A matrix of a GGUF file as a device keeps it: the file's integers, or floats in `dtype`.
+fn for_device(stored: &QTensor, device: &Device, dtype: DType) -> candle_core::Result<Weight> {
+    if let Some(integers) = IntegerWeight::new(stored, device, dtype)? {
+        return Ok(Weight::Integer(integers));
+    }
+    let floats = stored.dequantize(&Device::Cpu)?.to_dtype(dtype)?;
+    Ok(Weight::Dense(floats.to_device(device)?))
+}
+
 /// The type in which a device keeps matrices that a file has in `stored`.
 fn matrix_dtype(stored: DType, device: &Device) -> DType {
     match stored {
@@ -329,6 +339,30 @@ fn unpermute(stored: &QTensor, heads: usize, device: &Device) -> candle_core::Re
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_keeps_integers_as_such_and_floats_in_sixteen_bits() {
+        let values = Tensor::randn(0f32, 1.0, (4, 256), &Device::Cpu).unwrap();
+        for dtype in [
+            GgmlDType::Q4K,
+            GgmlDType::Q8_0,
+            GgmlDType::F16,
+            GgmlDType::F32,
+        ] {
+            let stored = QTensor::quantize(&values, dtype).unwrap();
+            match for_device(&stored, &Device::Cpu, DType::BF16).unwrap() {
+                Weight::Integer(w) => {
+                    assert!(matches!(dtype, GgmlDType::Q4K | GgmlDType::Q8_0));
+                    assert_eq!(w.dtype, DType::BF16);
+                }
+                Weight::Dense(t) => {
+                    assert!(matches!(dtype, GgmlDType::F16 | GgmlDType::F32));
+                    assert_eq!(t.dtype(), DType::BF16);
+                }
+                other => panic!("{dtype:?} became {other:?}"),
+            }
+        }
+    }
 
     #[test]
     fn row_order_separates_the_interleaved_halves_of_each_head() {

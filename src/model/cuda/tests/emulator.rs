@@ -3,12 +3,12 @@
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::Path;
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use candle_core::{Result, bail};
 use half::{bf16, f16};
 
-use crate::model::cuda::gpu::{Buffer, Element, Gpu, Launch, Product};
+use crate::model::cuda::gpu::{Buffer, Element, Gpu, Graph, Launch, Product};
 use crate::model::cuda::sources::{COMMON, UNITS};
 
 const HOST: &str = include_str!("host.cpp");
@@ -70,16 +70,64 @@ fn load(path: &Path) -> Emulate {
 
 /// A device whose kernels run on this processor, threads in step for seed 0; for others, warps run
 /// ahead of each other in an order that the seed gives.
-#[derive(Clone, Copy)]
 pub struct Emulator {
     emulate: Emulate,
     seed: u32,
+    /// Launches that are recorded; `None` while they run.
+    recording: Mutex<Option<Vec<Launch>>>,
 }
 
 impl Emulator {
     /// `None` where there is no compiler for it.
     pub fn new(seed: u32) -> Option<Self> {
-        library().map(|emulate| Self { emulate, seed })
+        library().map(|emulate| Self {
+            emulate,
+            seed,
+            recording: Mutex::default(),
+        })
+    }
+
+    fn recording(&self) -> std::sync::MutexGuard<'_, Option<Vec<Launch>>> {
+        self.recording
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A device refuses all but launches while it records.
+    fn not_recording(&self, what: &str) -> Result<()> {
+        match &*self.recording() {
+            Some(_) => bail!("{what} cannot be recorded"),
+            None => Ok(()),
+        }
+    }
+
+    fn run(&self, launch: &Launch) -> Result<()> {
+        // One kernel at a time: the emulator's blocks and shared memory are static.
+        static ONE: Mutex<()> = Mutex::new(());
+        let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = CString::new(launch.kernel).expect("no NUL");
+        let mut args: Vec<u64> = launch.args.iter().map(|a| a.0).collect();
+        let mut places: Vec<*mut c_void> = args
+            .iter_mut()
+            .map(|a| std::ptr::from_mut(a).cast())
+            .collect();
+        let block = [launch.threads, 1, 1];
+        // SAFETY: the kernel's parameters are what the launch lists, which is what is under test;
+        // addresses among them are of live buffers.
+        let code = unsafe {
+            (self.emulate)(
+                name.as_ptr(),
+                launch.grid.as_ptr(),
+                block.as_ptr(),
+                places.as_mut_ptr(),
+                self.seed,
+            )
+        };
+        match code {
+            0 => Ok(()),
+            1 => bail!("there is no kernel {}", launch.kernel),
+            _ => bail!("threads of {} wait for each other for ever", launch.kernel),
+        }
     }
 }
 
@@ -119,6 +167,7 @@ pub fn read_as(element: Element, at: u64, index: usize) -> f32 {
 
 impl Gpu for Emulator {
     fn allocate(&self, bytes: usize) -> Result<Buffer> {
+        self.not_recording("an allocation")?;
         let mut memory = vec![GUARD_BYTE; bytes + 3 * GUARD];
         let begin = GUARD + memory.as_ptr().wrapping_add(GUARD).align_offset(GUARD);
         // What is read before it is written is a NaN in every element type.
@@ -133,61 +182,62 @@ impl Gpu for Emulator {
     }
 
     fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.not_recording("a copy")?;
         // SAFETY: callers pass an address inside a live buffer with room for the bytes.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), at as *mut u8, bytes.len()) };
         Ok(())
     }
 
     fn read(&self, at: u64, into: &mut [u8]) -> Result<()> {
+        self.not_recording("a copy")?;
         // SAFETY: as above.
         unsafe { std::ptr::copy_nonoverlapping(at as *const u8, into.as_mut_ptr(), into.len()) };
         Ok(())
     }
 
     fn clear(&self, at: u64, bytes: usize) -> Result<()> {
+        self.not_recording("clearing")?;
         // SAFETY: as above.
         unsafe { std::ptr::write_bytes(at as *mut u8, 0, bytes) };
         Ok(())
     }
 
     fn launch(&self, launch: &Launch) -> Result<()> {
-        // One kernel at a time: the emulator's blocks and shared memory are static.
-        static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
-        let _one = ONE
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let name = CString::new(launch.kernel).expect("no NUL");
-        let mut args: Vec<u64> = launch.args.iter().map(|a| a.0).collect();
-        let mut places: Vec<*mut c_void> = args
-            .iter_mut()
-            .map(|a| std::ptr::from_mut(a).cast())
-            .collect();
-        let block = [launch.threads, 1, 1];
-        // SAFETY: the kernel's parameters are what the launch lists, which is what is under test;
-        // addresses among them are of live buffers.
-        let code = unsafe {
-            (self.emulate)(
-                name.as_ptr(),
-                launch.grid.as_ptr(),
-                block.as_ptr(),
-                places.as_mut_ptr(),
-                self.seed,
-            )
-        };
-        match code {
-            0 => Ok(()),
-            1 => bail!("there is no kernel {}", launch.kernel),
-            _ => bail!("threads of {} wait for each other for ever", launch.kernel),
+        if let Some(recorded) = &mut *self.recording() {
+            recorded.push(launch.clone());
+            return Ok(());
+        }
+        self.run(launch)
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        self.not_recording("a recording")?;
+        *self.recording() = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end_capture(&self) -> Result<Graph> {
+        match self.recording().take() {
+            Some(launches) => Ok(Graph::new(Box::new(launches))),
+            None => bail!("nothing is recorded"),
         }
     }
 
+    fn replay(&self, graph: &Graph) -> Result<()> {
+        self.not_recording("a recorded step")?;
+        let launches: &Vec<Launch> = graph.recording()?;
+        launches.iter().try_for_each(|launch| self.run(launch))
+    }
+
     fn product(&self, p: &Product) -> Result<()> {
+        self.not_recording("a large product")?;
+        let weight = p.floats()?;
         for row in 0..p.rows {
             for column in 0..p.out {
                 let sum: f32 = (0..p.inner)
                     .map(|i| {
                         read_as(p.element, p.x, row * p.inner + i)
-                            * read_as(p.element, p.weight, column * p.inner + i)
+                            * read_as(p.element, weight, column * p.inner + i)
                     })
                     .sum();
                 let at = p.y + ((row * p.stride + column) * 4) as u64;
@@ -198,7 +248,7 @@ impl Gpu for Emulator {
     }
 
     fn finish(&self) -> Result<()> {
-        Ok(())
+        self.not_recording("waiting")
     }
 
     fn blocks_to_fill(&self) -> usize {

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::{UnderTest, devices};
 use crate::model::cpu::{BLOCK_TOKENS, Step};
-use crate::model::cuda::{CudaExecutor, Outputs};
+use crate::model::cuda::{CudaExecutor, Options, Outputs};
 use crate::model::decoder::{Attention, Batch, Model};
 use crate::model::draw::DrawRequest;
 use crate::model::linear::{AdapterRows, AdapterSpan, Linear, Weight};
@@ -17,10 +17,10 @@ use crate::model::ops::{Activation, Ops, PagedKv, PagedSequence};
 use crate::model::random::random_model;
 use crate::model::spec::{ModelSpec, RopeScaling, RopeSpec, Variant};
 
-const BLOCKS: usize = 24;
-const VOCABULARY: usize = 61;
+pub(super) const BLOCKS: usize = 24;
+pub(super) const VOCABULARY: usize = 61;
 
-fn spec(variant: Variant) -> ModelSpec {
+pub(super) fn spec(variant: Variant) -> ModelSpec {
     ModelSpec {
         architecture: "test".into(),
         vocab_size: VOCABULARY,
@@ -42,7 +42,7 @@ fn spec(variant: Variant) -> ModelSpec {
     }
 }
 
-fn families() -> Vec<(&'static str, ModelSpec)> {
+pub(super) fn families() -> Vec<(&'static str, ModelSpec)> {
     let gemma = Variant {
         qk_norm: true,
         output_norms: true,
@@ -102,10 +102,11 @@ fn adapter(spec: &ModelSpec, rank: usize, projections: &[Projection]) -> Result<
 }
 
 /// The same model in f32 on the CPU.
-fn reference(model: &Model) -> Result<Model> {
+pub(super) fn reference(model: &Model) -> Result<Model> {
     let cpu = |t: &Tensor| t.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.copy();
     let weight = |w: &Weight| match w {
         Weight::Dense(t) => cpu(t).map(Weight::Dense),
+        Weight::Integer(w) => cpu(&w.dense()?).map(Weight::Dense),
         other => Ok(other.clone()),
     };
     let linear = |l: &Linear| -> Result<Linear> {
@@ -138,23 +139,23 @@ fn reference(model: &Model) -> Result<Model> {
 }
 
 /// A stream: its tokens, how many are in the cache, its blocks and its adapter.
-struct Stream {
-    tokens: Vec<u32>,
-    cached: usize,
-    blocks: Arc<[u32]>,
-    adapter: Option<Arc<LoraWeights>>,
+pub(super) struct Stream {
+    pub tokens: Vec<u32>,
+    pub cached: usize,
+    pub blocks: Arc<[u32]>,
+    pub adapter: Option<Arc<LoraWeights>>,
 }
 
-struct Rows {
-    tokens: Vec<u32>,
-    positions: Vec<u32>,
-    sequences: Arc<[PagedSequence]>,
-    adapters: Vec<AdapterSpan>,
-    outputs: Vec<u32>,
+pub(super) struct Rows {
+    pub tokens: Vec<u32>,
+    pub positions: Vec<u32>,
+    pub sequences: Arc<[PagedSequence]>,
+    pub adapters: Vec<AdapterSpan>,
+    pub outputs: Vec<u32>,
 }
 
 /// Lays out `take` tokens of each stream; the last row of each is an output.
-fn lay_out(streams: &mut [Stream], take: impl Fn(&Stream) -> usize) -> Rows {
+pub(super) fn lay_out(streams: &mut [Stream], take: impl Fn(&Stream) -> usize) -> Rows {
     let mut rows = Rows {
         tokens: Vec::new(),
         positions: Vec::new(),
@@ -210,7 +211,7 @@ fn expected_logits(model: &Model, kv: &PagedKv, rows: &Rows) -> Result<Tensor> {
     model.logits(Ops::Plain, &hidden.index_select(&outputs, 0)?)
 }
 
-fn streams(spec: &ModelSpec) -> Result<Vec<Stream>> {
+pub(super) fn streams(spec: &ModelSpec) -> Result<Vec<Stream>> {
     let (a, b) = (
         adapter(spec, 4, &[Projection::Q, Projection::V])?,
         adapter(spec, 3, &Projection::ALL)?,
@@ -228,13 +229,27 @@ fn streams(spec: &ModelSpec) -> Result<Vec<Stream>> {
     Ok((0..).zip(adapters).map(stream).collect())
 }
 
-/// Logits of three steps, prompts and decoding, on the device and by the reference.
+/// Logits of four steps, prompts and decoding, on the device and by the reference.
 fn compare(test: &UnderTest, name: &str, spec: &ModelSpec, dtype: DType) -> Result<()> {
-    let model = Arc::new(random_model(spec.clone(), dtype, &test.device)?);
+    let model = random_model(spec.clone(), dtype, &test.device)?;
+    let tolerance = if dtype == DType::F32 { 1e-4 } else { 0.06 };
+    compare_model(test, (name, model), Options::default(), tolerance)
+}
+
+/// As [`compare`], of a model.
+pub(super) fn compare_model(
+    test: &UnderTest,
+    (name, model): (&str, Model),
+    options: Options,
+    tolerance: f32,
+) -> Result<()> {
+    let (spec, exact) = (model.spec.clone(), tolerance < 0.01);
+    let spec = &spec;
+    let model = Arc::new(model);
     let twin = reference(&model)?;
     let width = spec.kv_heads * spec.head_dim;
     let kv = PagedKv::new(spec.layers, width, BLOCKS, BLOCK_TOKENS, &Device::Cpu)?;
-    let mut executor = CudaExecutor::new(&*test.gpu, model, BLOCKS)?;
+    let mut executor = CudaExecutor::new(&*test.gpu, model, BLOCKS, options)?;
     let mut streams = streams(spec)?;
     let mut tokens = Vec::new();
     for step in 0..4 {
@@ -266,17 +281,16 @@ fn compare(test: &UnderTest, name: &str, spec: &ModelSpec, dtype: DType) -> Resu
             tokens: &mut tokens,
         };
         executor.forward(&step_of(&rows), &mut outputs)?;
-        let tolerance = if dtype == DType::F32 { 1e-4 } else { 0.06 };
         for (i, draw) in draws.iter().enumerate() {
             let expected = expected.get(i)?;
-            let what = format!("{name} {dtype:?}, step {step}, stream {i}");
+            let what = format!("{name}, step {step}, stream {i}");
             match draw {
                 None => {
                     let got = Tensor::new(&logits[i * VOCABULARY..][..VOCABULARY], &Device::Cpu)?;
                     test.same(&what, &got, &expected, tolerance)?;
                     assert_eq!(tokens[i], None);
                 }
-                Some(_) if dtype == DType::F32 => {
+                Some(_) if exact => {
                     let best = expected.argmax(0)?.to_scalar::<u32>()?;
                     assert_eq!(tokens[i], Some(best), "{what} on {}", test.name);
                 }
@@ -287,7 +301,7 @@ fn compare(test: &UnderTest, name: &str, spec: &ModelSpec, dtype: DType) -> Resu
     Ok(())
 }
 
-fn step_of(rows: &Rows) -> Step<'_> {
+pub(super) fn step_of(rows: &Rows) -> Step<'_> {
     Step {
         tokens: &rows.tokens,
         positions: &rows.positions,
@@ -317,7 +331,7 @@ fn steps_that_do_not_fit_are_errors() -> Result<()> {
     };
     let spec = spec(Variant::default());
     let model = Arc::new(random_model(spec.clone(), DType::F32, &test.device)?);
-    let mut executor = CudaExecutor::new(&*test.gpu, model, BLOCKS)?;
+    let mut executor = CudaExecutor::new(&*test.gpu, model, BLOCKS, Options::default())?;
     let mut refused = |change: &dyn Fn(&mut Rows), wanted: &str| -> Result<()> {
         let mut rows = lay_out(&mut streams(&spec)?, |_| 3);
         change(&mut rows);
@@ -351,7 +365,7 @@ fn steps_that_do_not_fit_are_errors() -> Result<()> {
         ..spec.clone()
     };
     let model = Arc::new(random_model(narrow, DType::F32, &test.device)?);
-    let error = CudaExecutor::new(&*test.gpu, model, BLOCKS)
+    let error = CudaExecutor::new(&*test.gpu, model, BLOCKS, Options::default())
         .err()
         .map(|e| e.to_string());
     assert!(error.is_some_and(|e| e.contains("no attention kernel for heads of 20")));

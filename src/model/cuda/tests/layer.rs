@@ -3,7 +3,7 @@
 use candle_core::{Device, Result, Tensor};
 
 use super::{ELEMENTS, UnderTest, devices, random, rounded, tolerance};
-use crate::model::cuda::gpu::{Element, Product};
+use crate::model::cuda::gpu::{Element, Matrix, Product};
 use crate::model::cuda::launches::{self, AddNorm, Embed, Heads, Lora, RopeWrite};
 use crate::model::ops::{self, Activation, Ops, RopeTable};
 
@@ -37,7 +37,7 @@ fn few_rows(
     let (at_x, at_w) = (test.put(&x, element)?, test.put(&w, element)?);
     let product = Product {
         element,
-        weight: at_w.address,
+        weight: Matrix::Floats(at_w.address),
         x: at_x.address,
         // Not the first column, as k and v begin within a row.
         y: y.address + 4,
@@ -341,7 +341,7 @@ fn small_steps(test: &UnderTest, element: Element) -> Result<()> {
         element,
         &Embed {
             tokens: ids.address,
-            table: at.address,
+            table: Matrix::Floats(at.address),
             scale: 2.0,
             rows: 3,
             width: 70,

@@ -5,6 +5,10 @@
 mod attention;
 pub(crate) mod emulator;
 mod executor;
+mod file;
+mod graphs;
+mod hidden;
+mod integer;
 mod layer;
 mod training;
 
