@@ -35,10 +35,10 @@ pub struct HiddenStates {
 /// What runs the layers.
 enum Runner {
     /// Weights that are packed for it.
-    Cpu(Mutex<CpuExecutor>),
+    Cpu(Box<Mutex<CpuExecutor>>),
     /// Weights on a CUDA device. It has a small cache and registers of its own beside serving's.
     #[cfg(feature = "cuda")]
-    Cuda(Mutex<CudaExecutor<CudaGpu>>),
+    Cuda(Box<Mutex<CudaExecutor<CudaGpu>>>),
     /// All others: the shared decoder.
     Decoder,
 }
@@ -47,7 +47,7 @@ impl Runner {
     fn new(model: &Arc<Model>, blocks: usize, threads: usize) -> candle_core::Result<Self> {
         if model.is_packed() {
             let executor = CpuExecutor::new(model.clone(), blocks, threads)?;
-            return Ok(Runner::Cpu(Mutex::new(executor)));
+            return Ok(Runner::Cpu(Box::new(Mutex::new(executor))));
         }
         #[cfg(feature = "cuda")]
         if model.device.is_cuda() {
@@ -58,7 +58,7 @@ impl Runner {
             };
             let gpu = CudaGpu::new(&model.device)?;
             let executor = CudaExecutor::new(gpu, model.clone(), blocks, options)?;
-            return Ok(Runner::Cuda(Mutex::new(executor)));
+            return Ok(Runner::Cuda(Box::new(Mutex::new(executor))));
         }
         Ok(Runner::Decoder)
     }
