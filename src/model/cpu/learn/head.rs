@@ -30,9 +30,9 @@ pub enum TokenLoss {
 pub struct Head<'a> {
     pub model: &'a Model,
     /// Arithmetic of values.
-    pub exact: Form,
+    pub values: Form,
     /// Arithmetic of gradients and tangents.
-    pub quick: Form,
+    pub derivatives: Form,
     pub losses: &'a [TokenLoss],
     /// Normalised hidden states, (rows, hidden).
     pub hidden: &'a [f32],
@@ -77,7 +77,7 @@ impl Head<'_> {
         let mut chunk = Chunk::default();
         for indices in logprob.chunks(size).chain(kl.chunks(size)) {
             self.logits(
-                self.exact,
+                self.values,
                 self.hidden,
                 indices,
                 &mut chunk.rows,
@@ -86,7 +86,7 @@ impl Head<'_> {
             self.cap(&mut chunk.logits);
             if is_kl(&indices[0]) {
                 self.logits(
-                    self.exact,
+                    self.values,
                     self.reference,
                     indices,
                     &mut chunk.rows,
@@ -105,7 +105,7 @@ impl Head<'_> {
                     let head = packed(&self.model.head)?;
                     let view = View::whole(&chunk.logits, vocabulary);
                     product(
-                        self.quick,
+                        self.derivatives,
                         head,
                         Way::Backward,
                         indices.len(),
@@ -118,7 +118,7 @@ impl Head<'_> {
                 }
                 Want::Slopes(tangents, slopes) => {
                     self.logits(
-                        self.quick,
+                        self.derivatives,
                         tangents,
                         indices,
                         &mut chunk.rows,

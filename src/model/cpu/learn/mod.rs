@@ -2,15 +2,17 @@
 //! tangents, on flat buffers and straight from the packed weights that serve.
 //!
 //! Nothing is copied or unpacked for longer than one product needs it, so training beside serving
-//! costs activations and no second model. Values and tangents are exact products in f32. Gradients
-//! may run in bfloat16 pairs ([`Precision::Mixed`]): they are means over many tokens, and half as
-//! dear. Candle's automatic differentiation stays the slow twin.
+//! costs activations and no second model. With [`Precision::Mixed`], where the processor has the
+//! instructions, values and tangents run in 16-bit fixed point, which is as good as f32 to five
+//! digits, and gradients in bfloat16: they are means over many tokens. Candle's automatic differentiation stays the slow twin.
 
 mod attention;
 mod backward;
 mod factors;
 mod forward;
 mod head;
+#[cfg(target_arch = "x86_64")]
+mod limbs;
 mod pass;
 mod product;
 mod rows;
@@ -33,8 +35,8 @@ pub use pass::Differentiator;
 pub enum Precision {
     /// f32 throughout.
     Exact,
-    /// Products with frozen weights in bfloat16 where the processor multiplies those faster, on
-    /// the way back only.
+    /// Products with frozen weights in 16-bit fixed point forward and in bfloat16 on the way back,
+    /// where the processor multiplies those faster.
     #[default]
     Mixed,
 }
