@@ -12,7 +12,9 @@ const MODEL_FILE: &str = "models/SmolLM2-135M-Instruct.Q4_1.gguf";
 /// If this is not built from the repository.
 pub fn root() -> PathBuf {
     let package = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let root = package.ancestors().find(|d| d.join("tests/golden").is_dir());
+    let root = package
+        .ancestors()
+        .find(|d| d.join("tests/golden").is_dir());
     root.expect("built from the repository").to_path_buf()
 }
 

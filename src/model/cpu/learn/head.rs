@@ -11,7 +11,8 @@ use super::unpack::Way;
 use crate::model::cpu::rows::packed;
 use crate::model::decoder::Model;
 use crate::model::ops::{
-    dot, kl_gradient, kl_sum, logsumexp, scaled_exp, soft_cap_backward, soft_cap_in_place,
+    dot, exp_shifted_sum, kl_gradient, kl_sum, logsumexp, scaled_exp, soft_cap_backward,
+    soft_cap_in_place,
 };
 
 /// Logits that exist at once, in elements.
@@ -50,12 +51,17 @@ pub enum Want<'a> {
     Slopes(&'a [f32], &'a mut [f32]),
 }
 
+/// A row of logits and its tangent; its index and sums.
+type Both<'a> = ((&'a mut [f32], &'a mut [f32]), (&'a usize, &'a [f32; 2]));
+
 /// Buffers of one chunk.
 #[derive(Default)]
 struct Chunk {
     rows: Vec<f32>,
     logits: Vec<f32>,
     other: Vec<f32>,
+    /// log Σ exp of every row of both; of `other` where it holds the reference's logits.
+    sums: Vec<[f32; 2]>,
 }
 
 impl Head<'_> {
@@ -94,7 +100,7 @@ impl Head<'_> {
                 )?;
                 self.cap(&mut chunk.other);
             }
-            for (i, value) in indices.iter().zip(self.values(indices, &chunk)) {
+            for (i, value) in indices.iter().zip(self.values(indices, &mut chunk)) {
                 values[*i] = value;
             }
             match &mut want {
@@ -166,20 +172,24 @@ impl Head<'_> {
         }
     }
 
-    fn values(&self, indices: &[usize], chunk: &Chunk) -> Vec<f32> {
+    fn values(&self, indices: &[usize], chunk: &mut Chunk) -> Vec<f32> {
         let vocabulary = self.model.spec.vocab_size;
         let value = |(at, i): (usize, &usize)| {
             let row = &chunk.logits[at * vocabulary..][..vocabulary];
+            let sum = logsumexp(row);
             match self.losses[*i] {
-                TokenLoss::LogProb(target) => row[target as usize] - logsumexp(row),
+                TokenLoss::LogProb(target) => (row[target as usize] - sum, [sum, 0.0]),
                 TokenLoss::Kl => {
                     let other = &chunk.other[at * vocabulary..][..vocabulary];
-                    kl_sum(other, logsumexp(other), row, logsumexp(row)) as f32
+                    let sums = [sum, logsumexp(other)];
+                    (kl_sum(other, sums[1], row, sums[0]) as f32, sums)
                 }
             }
         };
         let indexed: Vec<(usize, &usize)> = indices.iter().enumerate().collect();
-        indexed.into_par_iter().map(value).collect()
+        let (values, sums) = indexed.into_par_iter().map(value).unzip();
+        chunk.sums = sums;
+        values
     }
 
     /// logits ← the gradient of each row's value in the head's products.
@@ -190,19 +200,19 @@ impl Head<'_> {
         let rows = chunk
             .logits
             .par_chunks_mut(vocabulary)
-            .zip(indices)
+            .zip(indices.par_iter().zip(&chunk.sums))
             .enumerate();
-        rows.for_each_init(Vec::new, |copy: &mut Vec<f32>, (at, (row, i))| {
+        rows.for_each_init(Vec::new, |copy: &mut Vec<f32>, (at, (row, (i, sums)))| {
             copy.clear();
             copy.extend_from_slice(row);
             match self.losses[*i] {
                 TokenLoss::LogProb(target) => {
-                    scaled_exp(copy, logsumexp(copy), -1.0, row);
+                    scaled_exp(copy, sums[0], -1.0, row);
                     row[target as usize] += 1.0;
                 }
                 TokenLoss::Kl => {
                     let other = &other[at * vocabulary..][..vocabulary];
-                    kl_gradient(copy, logsumexp(copy), other, logsumexp(other), 1.0, row);
+                    kl_gradient(copy, sums[0], other, sums[1], 1.0, row);
                 }
             }
             if let Some(cap) = cap {
@@ -219,7 +229,7 @@ impl Head<'_> {
             .logits
             .par_chunks_mut(vocabulary)
             .zip(chunk.other.par_chunks_mut(vocabulary));
-        let slope = |((row, moved), i): ((&mut [f32], &mut [f32]), &usize)| {
+        let slope = |((row, moved), (i, sums)): Both| {
             if let Some(cap) = cap {
                 soft_cap_backward(row, cap, moved);
             }
@@ -227,11 +237,11 @@ impl Head<'_> {
                 return 0.0;
             };
             let of_target = moved[target as usize];
-            let shift = logsumexp(row);
-            let logits = row.to_vec();
-            scaled_exp(&logits, shift, 1.0, row);
+            exp_shifted_sum(row, sums[0]);
             of_target - dot(row, moved)
         };
-        both.zip(indices).map(slope).collect()
+        both.zip(indices.par_iter().zip(&chunk.sums))
+            .map(slope)
+            .collect()
     }
 }

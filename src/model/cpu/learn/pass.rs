@@ -221,7 +221,7 @@ impl Differentiator {
             let mut t_x = vec![0f32; batch.token_count() * width];
             for index in lowest..layers {
                 self.run_range(batch, &factors, index..index + 1, false)?;
-                push.layer(index, &self.below[0], &mut t_x)?;
+                push.layer(index, (&self.below[0], &self.m), &mut t_x)?;
             }
             self.tangent = push.scratch;
             let eps = model.spec.rms_norm_eps as f32;
