@@ -27,13 +27,14 @@ mod stacked;
 #[cfg(any(test, feature = "test-support"))]
 pub mod test_support;
 pub mod tokenizer;
+pub mod turns;
 pub mod weights;
 
 /// The crate under the name that the others know it by.
 pub(crate) use crate as model;
 
 pub use chat::{CallStyle, ChatMessage, ChatRole, ChatTemplate};
-pub use cpu::learn::{Differentiator, Dropout, Precision, SiteGradients, TokenLoss, be_polite};
+pub use cpu::learn::{Differentiator, Dropout, Precision, SiteGradients, TokenLoss};
 pub use cpu::{BLOCK_TOKENS, CpuExecutor, Step};
 pub use decoder::{Attention, Batch, Model};
 pub use device::{DeviceChoice, DeviceError};

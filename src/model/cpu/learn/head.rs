@@ -14,6 +14,7 @@ use crate::model::ops::{
     dot, exp_shifted_sum, kl_gradient, kl_sum, logsumexp, scaled_exp, soft_cap_backward,
     soft_cap_in_place,
 };
+use crate::model::turns::make_way;
 
 /// Logits that exist at once, in elements.
 const CHUNK: usize = 8 << 20;
@@ -175,6 +176,7 @@ impl Head<'_> {
     fn values(&self, indices: &[usize], chunk: &mut Chunk) -> Vec<f32> {
         let vocabulary = self.model.spec.vocab_size;
         let value = |(at, i): (usize, &usize)| {
+            make_way();
             let row = &chunk.logits[at * vocabulary..][..vocabulary];
             let sum = logsumexp(row);
             match self.losses[*i] {
@@ -203,6 +205,7 @@ impl Head<'_> {
             .zip(indices.par_iter().zip(&chunk.sums))
             .enumerate();
         rows.for_each_init(Vec::new, |copy: &mut Vec<f32>, (at, (row, (i, sums)))| {
+            make_way();
             copy.clear();
             copy.extend_from_slice(row);
             match self.losses[*i] {
@@ -230,6 +233,7 @@ impl Head<'_> {
             .par_chunks_mut(vocabulary)
             .zip(chunk.other.par_chunks_mut(vocabulary));
         let slope = |((row, moved), (i, sums)): Both| {
+            make_way();
             if let Some(cap) = cap {
                 soft_cap_backward(row, cap, moved);
             }

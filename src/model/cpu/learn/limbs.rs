@@ -15,6 +15,7 @@ use super::tile::Target;
 use crate::model::cpu::activations::ActivationUnit;
 use crate::model::cpu::blocks::{Format, UNIT};
 use crate::model::cpu::packed::{Encoding, PANEL, PackedWeight, header_bytes, unit_bytes};
+use crate::model::turns::make_way;
 
 /// Rows of a tile: their sums, eight vectors of weights and four running products fill the
 /// registers.
@@ -135,6 +136,7 @@ pub fn product(format: Format, weight: &PackedWeight, rows: usize, x: View, y: V
     let fixed = Fixed::new(x, rows, weight.columns);
     let target = Pointer(y.data.as_mut_ptr());
     (0..weight.panels()).into_par_iter().for_each(|panel| {
+        make_way();
         let column = panel * PANEL;
         for first in (0..rows).step_by(ROWS) {
             let job = Job {

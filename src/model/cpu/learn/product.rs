@@ -8,6 +8,7 @@ use super::limbs;
 use super::tile::{self, Form, ROWS, Target};
 use super::unpack::{WIDTH, Way, unpack};
 use crate::model::cpu::packed::PackedWeight;
+use crate::model::turns::make_way;
 
 /// Elements of the sum that one pass takes: a panel then stays in the second-level cache.
 const DEPTH: usize = 512;
@@ -122,6 +123,7 @@ pub fn product(form: Form, weight: &PackedWeight, way: Way, rows: usize, x: View
         || vec![[0f32; WIDTH]; DEPTH],
         |floats, index| {
             let column = index * WIDTH;
+            make_way();
             for from in (0..inner).step_by(DEPTH) {
                 let panel = &mut floats[..DEPTH.min(inner - from)];
                 unpack_as(form, weight, way, column, from, panel);
@@ -176,6 +178,7 @@ fn in_pairs(weight: &PackedWeight, way: Way, rows: usize, x: View, y: ViewMut) {
         || (vec![[0f32; WIDTH]; DEPTH], vec![[0u32; WIDTH]; DEPTH / 2]),
         |(floats, pairs), index| {
             let column = index * WIDTH;
+            make_way();
             for from in (0..inner).step_by(DEPTH) {
                 let length = DEPTH.min(inner - from);
                 let panel = &mut floats[..length];
