@@ -43,9 +43,9 @@ pub enum Precision {
     Mixed,
 }
 
-/// How much the scheduler prefers other threads to learning ones: at 10 a learning thread gets a
-/// tenth of a core that serving wants too.
-const NICE: i32 = 10;
+/// How much the scheduler prefers other threads to learning ones. Learning has its turns; what it
+/// does between two looks at whose turn it is should not hold a step up.
+const NICE: i32 = 19;
 
 /// The threads that learn: as many as there are cores.
 fn pool() -> Option<&'static ThreadPool> {
