@@ -24,7 +24,7 @@ pub mod triage;
 
 pub mod api;
 pub mod engine;
-pub mod model;
+pub use realign_model as model;
 pub mod telemetry;
 
 pub mod bench;

@@ -24,7 +24,7 @@ use crate::config::{Config, ConfigError};
 use crate::control::{Control, ControlError, Parts, initial_generation, load_generation, recipe};
 use crate::engine::merged::PrepareError;
 use crate::engine::{self, EngineError, EngineHandle};
-use crate::model::{DeviceError, LoadedModel, ModelError, device};
+use crate::model::{DeviceError, LoadedModel, ModelError, device, turns};
 use crate::state::{StateDb, StateError};
 use crate::telemetry::compliance::DecisionLogError;
 use crate::train::choices::ModelSize;
@@ -32,6 +32,8 @@ use listen::{Listening, Timeouts};
 use operations::{access, chores, compliance, decision_log, reload, telemetry};
 use tls::{Tls, TlsError};
 
+/// Share of the time that learning gets from running requests, unless `train.share` says another.
+const LEARNING_SHARE: f64 = 0.25;
 /// Generations kept in memory beside the base.
 const LOADED_GENERATIONS: usize = 4;
 /// How often the end of the running requests is looked at.
@@ -128,7 +130,7 @@ impl Server {
             parameters = loaded.model.spec.parameters(),
             "model loaded; a realignment learns from the same weights"
         );
-        crate::model::be_polite();
+        turns::take_turns(config.train.share.unwrap_or(LEARNING_SHARE));
         let registry = Arc::new(registry(&store, &loaded));
         let serving = registry.lease_current();
         telemetry

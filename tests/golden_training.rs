@@ -70,6 +70,8 @@ fn samples() -> Vec<TrainExample> {
             model: dense_model(),
             ops: Ops::Fused,
             lowest_layer: 0,
+            precision: Precision::Exact,
+            conflicts: true,
         },
         &pairs,
         640,

@@ -35,6 +35,8 @@ fn samples(model: &Model) -> Vec<TrainExample> {
         model,
         ops: Ops::Fused,
         lowest_layer: 0,
+        precision: Precision::Exact,
+        conflicts: true,
     };
     let mut examples = with_reference(at, &pairs, 640, |_| true).unwrap().unwrap();
     examples
@@ -238,6 +240,8 @@ fn every_family_agrees_with_automatic_differentiation() {
                     model,
                     ops: Ops::Fused,
                     lowest_layer: 0,
+                    precision: Precision::Exact,
+                    conflicts: true,
                 };
                 let mut examples = with_reference(at, &pairs(), 512, |_| true)
                     .unwrap()
@@ -305,6 +309,8 @@ fn dropout_thins_values_and_gradients_alike() {
         model: &model,
         ops: Ops::Fused,
         lowest_layer: 0,
+        precision: Precision::Exact,
+        conflicts: true,
     };
     let examples = with_reference(at, &pairs(), 512, |_| true)
         .unwrap()

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::BenchError;
 use crate::impact::score::{At, directional_along, per_pair};
 use crate::impact::{self, weigh};
-use crate::model::{Model, Ops};
+use crate::model::{Model, Ops, Precision};
 use crate::train::examples::{Reference, TokenPair, with_reference};
 use crate::train::passes::Passes;
 use crate::train::run::ROW_BUDGET;
@@ -99,11 +99,17 @@ pub fn run(model: &Model, case: LearningCase, repetitions: usize) -> Result<Valu
     Ok(figures?)
 }
 
-fn examples(model: &Model, pairs: &[TokenPair]) -> candle_core::Result<Vec<TrainExample>> {
+fn examples(
+    model: &Model,
+    pairs: &[TokenPair],
+    conflicts: bool,
+) -> candle_core::Result<Vec<TrainExample>> {
     let at = Reference {
         model,
         ops: Ops::for_device(&model.device),
         lowest_layer: 0,
+        precision: Precision::Mixed,
+        conflicts,
     };
     Ok(with_reference(at, pairs, ROW_BUDGET, |_| true)?.unwrap_or_default())
 }
@@ -111,7 +117,7 @@ fn examples(model: &Model, pairs: &[TokenPair]) -> candle_core::Result<Vec<Train
 fn steps(model: &Model, at_once: usize, repetitions: usize) -> candle_core::Result<Value> {
     let recipe = recipe();
     let pairs: Vec<TokenPair> = (0..at_once).map(long_pair).collect();
-    let examples = examples(model, &pairs)?;
+    let examples = examples(model, &pairs, true)?;
     let batch: Vec<&TrainExample> = examples.iter().collect();
     let lora = fresh(model, &recipe)?;
     let ops = Ops::for_device(&model.device);
@@ -138,7 +144,7 @@ fn mini(model: &Model) -> candle_core::Result<Value> {
     let ops = Ops::for_device(&model.device);
     let pairs: Vec<TokenPair> = (0..96).map(short_pair).collect();
     let began = Instant::now();
-    let mut examples = examples(model, &pairs)?;
+    let mut examples = examples(model, &pairs, false)?;
     let reference = began.elapsed().as_secs_f64();
     let began = Instant::now();
     let adapter = fresh(model, &recipe)?.snapshot()?;
@@ -151,10 +157,13 @@ fn mini(model: &Model) -> candle_core::Result<Value> {
     };
     let gold = impact::gold_batch(&pairs, recipe.gold_pairs, recipe.seed);
     let scored = impact::directional(at, &examples, &gold, true, || true)?;
-    let scored = scored.map(|s| (s.index, s.score)).unwrap_or_default();
+    let Some(scored) = scored else {
+        candle_core::bail!("nobody stopped it");
+    };
+    scored.complete(&mut examples);
     // Made-up tokens may give no positive score at all; their training costs the same.
-    let weights = weigh(&scored.1, recipe.gamma, WeightScale::MeanOne).map(|w| w.values);
-    for (index, weight) in scored.0.iter().zip(weights.unwrap_or_default()) {
+    let weights = weigh(&scored.score, recipe.gamma, WeightScale::MeanOne).map(|w| w.values);
+    for (index, weight) in scored.index.iter().zip(weights.unwrap_or_default()) {
         examples[*index].weight = weight;
     }
     let impact = began.elapsed().as_secs_f64();
@@ -177,7 +186,7 @@ fn scoring(model: &Model) -> candle_core::Result<Value> {
             ..short_pair(i)
         })
         .collect();
-    let examples = examples(model, &pairs)?;
+    let examples = examples(model, &pairs, true)?;
     let gold: Vec<TokenPair> = (0..64).map(|i| short_pair(3 * (i + 200))).collect();
     let gold: Vec<_> = gold.iter().map(TokenPair::preference).collect();
     let gold: Vec<_> = gold.iter().map(|e| (e, None)).collect();

@@ -133,10 +133,11 @@ impl Learning {
             bar.inc(1);
             true
         };
-        let examples = learner.reference(model, &self.pairs, count);
+        let uniform = self.recipe.weight_scale == WeightScale::Uniform;
+        let examples = learner.reference(model, &self.pairs, uniform, count);
         let mut examples = examples.map_err(failed)?.unwrap_or_default();
         bar.finish_and_clear();
-        if self.recipe.weight_scale == WeightScale::Uniform {
+        if uniform {
             return Ok(Scored {
                 examples,
                 raw: Vec::new(),
@@ -148,7 +149,7 @@ impl Learning {
             bar.inc(1);
             true
         };
-        let raw = learner.score(model, &self.pairs, &examples, count);
+        let raw = learner.score(model, &self.pairs, &mut examples, count);
         let raw = raw.map_err(failed)?.unwrap_or_default();
         bar.finish_and_clear();
         let weights = learner.weigh(&mut examples, &raw);

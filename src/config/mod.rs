@@ -290,6 +290,9 @@ fn check_train(train: &TrainConfig) -> Result<(), ConfigError> {
             "allowed are \"default\" and \"paper\"",
         );
     }
+    if let Some(share) = train.share.filter(|s| !(0.05..=0.9).contains(s)) {
+        return error("train.share", share.to_string(), "from 0.05 to 0.9");
+    }
     let positive = [
         ("train.alpha", train.alpha),
         ("train.learning_rate", train.learning_rate),

@@ -235,6 +235,8 @@ section! {
         max_pair_tokens: usize,
         /// Most memory that a run may take, in MB; unset is what the machine has free.
         memory_mb: u64,
+        /// Share of the time that learning gets from running requests.
+        share: f64,
         /// `[train.corrective]`
         corrective: RawCorrective,
     }

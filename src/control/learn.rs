@@ -83,24 +83,31 @@ impl Realignment<'_> {
     ) -> Result<Vec<TrainExample>, Stop> {
         let learner = self.learner();
         let passes = Learner::passes(pairs);
-        let mut examples = learner
-            .reference(model, pairs, self.work.batches(passes, (0.0, 0.3)))
-            .map_err(failed)?
-            .ok_or(Stop::Asked)?;
-        if self.context.recipe.weight_scale == WeightScale::Uniform {
-            return Ok(examples);
-        }
+        let uniform = self.context.recipe.weight_scale == WeightScale::Uniform;
         let known = self
             .context
             .log(self.context.db.scores(&self.job.inputs.hash))
-            .unwrap_or_default();
-        let raw = match known_scores(&examples, &known) {
+            .and_then(|rows| known_scores(pairs, &rows));
+        let conflicts = uniform || known.is_some();
+        let mut examples = learner
+            .reference(
+                model,
+                pairs,
+                conflicts,
+                self.work.batches(passes, (0.0, 0.3)),
+            )
+            .map_err(failed)?
+            .ok_or(Stop::Asked)?;
+        if uniform {
+            return Ok(examples);
+        }
+        let raw = match known {
             Some(raw) => raw,
             None => learner
                 .score(
                     model,
                     pairs,
-                    &examples,
+                    &mut examples,
                     self.work.batches(3 * passes, (0.3, 1.0)),
                 )
                 .map_err(failed)?
@@ -158,14 +165,14 @@ impl Realignment<'_> {
 }
 
 /// The stored scores of exactly these conflicts, or `None`.
-fn known_scores(examples: &[TrainExample], rows: &[ScoreRow]) -> Option<RawScores> {
+fn known_scores(pairs: &[TokenPair], rows: &[ScoreRow]) -> Option<RawScores> {
     let by_id: std::collections::HashMap<&str, f64> =
         rows.iter().map(|r| (r.pair_id.as_str(), r.raw)).collect();
-    let conflicts = examples
+    let conflicts = pairs
         .iter()
         .enumerate()
-        .filter(|(_, e)| e.category.is_conflict());
+        .filter(|(_, pair)| pair.category.is_conflict());
     conflicts
-        .map(|(i, e)| by_id.get(e.id.as_str()).map(|raw| (i, *raw)))
+        .map(|(i, pair)| by_id.get(pair.id.as_str()).map(|raw| (i, *raw)))
         .collect()
 }

@@ -96,8 +96,12 @@ impl<'a> Work<'a> {
         self.flag.load(Ordering::Acquire) == stop::GO_ON
     }
 
-    /// Lets serving go first for a while, then says whether to go on.
+    /// Lets serving go first for a while, then says whether to go on. Learning from packed weights
+    /// takes turns with every step instead, see [`turns`](crate::model::turns).
     pub fn stand_back(&self) -> bool {
+        if self.context.loaded.model.is_packed() {
+            return self.go_on();
+        }
         let started = Instant::now();
         while self.context.engine.is_busy() && self.go_on() && started.elapsed() < LONGEST_YIELD {
             std::thread::sleep(YIELD_CHECK);

@@ -17,7 +17,7 @@ use super::scheduler::Scheduler;
 use super::sequence::Sequence;
 use super::step::{Executor, ModelExecutor};
 use crate::adapter::generation::{Generation, GenerationId};
-use crate::model::{BLOCK_TOKENS, CpuExecutor, Model, PagedKv, Tokenizer};
+use crate::model::{BLOCK_TOKENS, CpuExecutor, Model, PagedKv, Tokenizer, turns};
 
 /// Sizes of an engine; resolved from the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -402,8 +402,10 @@ impl Worker {
             self.count_waiting(waiting);
             self.publish();
             if can_run {
+                let turn = turns::serve();
                 self.runner.execute();
                 self.publish();
+                turn.end();
             }
         }
         let scheduler = &self.runner.scheduler;

@@ -9,6 +9,12 @@ use crate::engine::EngineHandle;
 use crate::engine::request::{GenerateEvent, GenerateRequest, SamplingParams, SubmitError};
 use crate::oracle::{Exchange, Oracle};
 
+/// Answers at once while nobody else asks. A small window keeps room in the engine's queue for
+/// clients.
+const ALONE: usize = 16;
+/// Answers at once beside clients: each makes every one of their steps longer.
+const BESIDE_OTHERS: usize = 2;
+
 /// A prompt that training never saw.
 #[derive(Clone, Debug)]
 pub struct HeldOutPrompt {
@@ -60,8 +66,14 @@ pub fn agreement(
         return Err(AgreementError::NoPrompts);
     }
     let mut answers = Vec::with_capacity(prompts.len());
-    // A small window keeps room in the engine's queue for clients.
-    for window in prompts.chunks(16) {
+    let mut rest = prompts;
+    while !rest.is_empty() {
+        let size = match engine.is_busy() {
+            true => BESIDE_OTHERS,
+            false => ALONE,
+        };
+        let (window, later) = rest.split_at(size.min(rest.len()));
+        rest = later;
         let streams = window.iter().map(|prompt| {
             let sampling = SamplingParams {
                 max_tokens,

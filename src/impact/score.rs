@@ -17,6 +17,19 @@ pub struct Scored {
     pub index: Vec<usize>,
     /// ⟨g_J, g_k⟩ of each.
     pub score: Vec<f64>,
+    /// log π_θ of each one's responses: at a fresh adapter, the reference's. Empty where the
+    /// method does not come by them.
+    pub logprobs: Vec<PerResponse>,
+}
+
+impl Scored {
+    /// Writes the log-probabilities of a fresh adapter into the examples that were scored, as
+    /// their reference.
+    pub fn complete(&self, examples: &mut [TrainExample]) {
+        for (index, logprobs) in self.index.iter().zip(&self.logprobs) {
+            examples[*index].reference = *logprobs;
+        }
+    }
 }
 
 /// The model and the adapter at which gradients are taken.
@@ -93,7 +106,7 @@ impl<'a> At<'a> {
         self.gold_gradient(passes, &pairs, proceed)
     }
 
-    /// ⟨direction, ∇ℓ⟩ of some examples.
+    /// ⟨direction, ∇ℓ⟩ of some examples, and their log-probabilities.
     fn along(
         &self,
         passes: &mut Passes,
@@ -101,7 +114,7 @@ impl<'a> At<'a> {
         direction: &Gradients,
         fresh: bool,
         proceed: &mut impl FnMut() -> bool,
-    ) -> Result<Option<Vec<f64>>> {
+    ) -> Result<Option<Vec<(f64, PerResponse)>>> {
         let layouts: Vec<Example> = group.iter().map(|e| e.example.clone()).collect();
         let mut scores = Vec::with_capacity(group.len());
         for part in group_by_rows(&layouts, ROW_BUDGET) {
@@ -114,7 +127,7 @@ impl<'a> At<'a> {
                     true => [0.0; 2],
                     false => [0, 1].map(|r| value[r] - example.reference[r]),
                 };
-                scores.push(self.chain(example, slope, ratio));
+                scores.push((self.chain(example, slope, ratio), value));
             }
         }
         Ok(Some(scores))
@@ -153,7 +166,7 @@ pub fn directional(
             None => return Ok(None),
         }
     }
-    let mut scored: Vec<(usize, f64)> = Vec::new();
+    let mut scored: Vec<(usize, (f64, PerResponse))> = Vec::new();
     for (seen_by, direction) in directions(folds)? {
         let index: Vec<usize> = (0..examples.len())
             .filter(|&i| examples[i].category.is_conflict() && gold.fold_of(i) == seen_by)
@@ -165,8 +178,13 @@ pub fn directional(
         }
     }
     scored.sort_by_key(|(i, _)| *i);
-    let (index, score) = scored.into_iter().unzip();
-    Ok(Some(Scored { index, score }))
+    let (index, both): (Vec<usize>, Vec<_>) = scored.into_iter().unzip();
+    let (score, logprobs) = both.into_iter().unzip();
+    Ok(Some(Scored {
+        index,
+        score,
+        logprobs,
+    }))
 }
 
 /// Which gradient each group of pairs is scored against: pairs outside the gold batch against
@@ -196,6 +214,7 @@ pub fn per_pair(at: At, examples: &[TrainExample], direction: &Gradients) -> Res
     let mut scored = Scored {
         index: vec![],
         score: vec![],
+        logprobs: vec![],
     };
     for (i, example) in conflicts(examples) {
         let example = TrainExample {
@@ -217,9 +236,13 @@ pub fn directional_along(
 ) -> Result<Scored> {
     let (index, group): (Vec<usize>, Vec<&TrainExample>) = conflicts(examples).unzip();
     let mut passes = at.passes()?;
-    let score = at.along(&mut passes, &group, direction, false, &mut || true)?;
-    let score = score.unwrap_or_default();
-    Ok(Scored { index, score })
+    let both = at.along(&mut passes, &group, direction, false, &mut || true)?;
+    let (score, logprobs) = both.unwrap_or_default().into_iter().unzip();
+    Ok(Scored {
+        index,
+        score,
+        logprobs,
+    })
 }
 
 fn conflicts(examples: &[TrainExample]) -> impl Iterator<Item = (usize, &TrainExample)> {

@@ -40,17 +40,21 @@ impl<'a> Learner<'a> {
         group_by_rows(&layouts, ROW_BUDGET).len()
     }
 
-    /// Reference log-probabilities of all pairs, at weight 1. `None` if `proceed` says stop.
+    /// Reference log-probabilities of all pairs, at weight 1; without `conflicts`, of RETAIN pairs
+    /// alone, for [`Learner::score`] to bring the others. `None` if `proceed` says stop.
     pub fn reference(
         &self,
         model: &'a Model,
         pairs: &[TokenPair],
+        conflicts: bool,
         mut proceed: impl FnMut() -> bool,
     ) -> TensorResult<Option<Vec<TrainExample>>> {
         let at = Reference {
             model,
             ops: self.ops(),
             lowest_layer: self.recipe.lowest_layer(model.spec.layers),
+            precision: self.recipe.precision.into(),
+            conflicts,
         };
         with_reference(at, pairs, ROW_BUDGET, |_| proceed())
     }
@@ -60,12 +64,13 @@ impl<'a> Learner<'a> {
         crate::train::fresh(model, self.recipe)?.snapshot()
     }
 
-    /// Raw impact scores of the conflicting examples. `None` if `proceed` says stop.
+    /// Raw impact scores of the conflicting examples, which then have their reference
+    /// log-probabilities too. `None` if `proceed` says stop.
     pub fn score(
         &self,
         model: &Model,
         pairs: &[TokenPair],
-        examples: &[TrainExample],
+        examples: &mut [TrainExample],
         proceed: impl FnMut() -> bool,
     ) -> TensorResult<Option<RawScores>> {
         let adapter = self.fresh(model)?;
@@ -78,7 +83,10 @@ impl<'a> Learner<'a> {
         };
         let gold = impact::gold_batch(pairs, self.recipe.gold_pairs, self.recipe.seed);
         let scored = impact::directional(at, examples, &gold, true, proceed)?;
-        Ok(scored.map(|s| s.index.into_iter().zip(s.score).collect()))
+        Ok(scored.map(|s| {
+            s.complete(examples);
+            s.index.into_iter().zip(s.score).collect()
+        }))
     }
 
     /// Turns raw scores into the examples' weights.

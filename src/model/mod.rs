@@ -1,10 +1,11 @@
 //! The decoder: one definition for serving and training, and everything that comes in a model's
-//! files (weights, tokenizer, chat template). Imports no sibling module.
+//! files (weights, tokenizer, chat template). A crate of its own, `realign::model` to the others; it
+//! imports none of them.
 
 pub mod chat;
 pub mod compute;
 pub mod cpu;
-#[cfg(any(test, feature = "cuda"))]
+#[cfg(any(test, feature = "cuda", feature = "test-support"))]
 pub mod cuda;
 pub mod decoder;
 pub mod device;
@@ -24,13 +25,17 @@ mod shards;
 pub mod source;
 pub mod spec;
 mod stacked;
-#[cfg(test)]
-pub(crate) mod test_support;
+#[cfg(any(test, feature = "test-support"))]
+pub mod test_support;
 pub mod tokenizer;
+pub mod turns;
 pub mod weights;
 
+/// The crate under the name that the others know it by.
+pub(crate) use crate as model;
+
 pub use chat::{CallStyle, ChatMessage, ChatRole, ChatTemplate};
-pub use cpu::learn::{Differentiator, Dropout, Precision, SiteGradients, TokenLoss, be_polite};
+pub use cpu::learn::{Differentiator, Dropout, Precision, SiteGradients, TokenLoss};
 pub use cpu::{BLOCK_TOKENS, CpuExecutor, Step};
 pub use decoder::{Attention, Batch, Model};
 pub use device::{DeviceChoice, DeviceError};

@@ -100,6 +100,7 @@ pub fn prepare(pairs: impl IntoIterator<Item = TokenPair>, max_tokens: usize) ->
 
 /// Runs the reference model (no adapter) over all pairs, at most `row_budget` rows at a time, and
 /// remembers the residual stream that enters `lowest_layer`, the first one an adapter may touch.
+/// Without `conflicts` only RETAIN pairs get beyond that layer here.
 /// `proceed` is asked before each batch; `None` comes back if it says no.
 pub fn with_reference(
     at: Reference,
@@ -111,8 +112,10 @@ pub fn with_reference(
         model,
         ops,
         lowest_layer,
+        precision,
+        conflicts,
     } = at;
-    let mut passes = Passes::new(model, ops, Precision::Exact)?;
+    let mut passes = Passes::new(model, ops, precision)?;
     let mut examples: Vec<TrainExample> = pairs.iter().map(without_reference).collect();
     let layouts: Vec<Example> = examples.iter().map(|e| e.example.clone()).collect();
     for group in group_by_rows(&layouts, row_budget) {
@@ -124,6 +127,13 @@ pub fn with_reference(
         passes.remember(&mut layouts, lowest_layer)?;
         for (example, layout) in batch.iter_mut().zip(layouts) {
             example.example = layout;
+        }
+        let mut batch: Vec<&mut TrainExample> = batch
+            .iter_mut()
+            .filter(|e| conflicts || !e.category.is_conflict())
+            .collect();
+        if batch.is_empty() {
+            continue;
         }
         let packed = Packed::new(batch.iter().map(|e| &e.example));
         let (hidden, logprobs) = passes.reference(&packed, None)?;
@@ -151,6 +161,11 @@ pub struct Reference<'a> {
     pub ops: Ops,
     /// First layer that an adapter may touch.
     pub lowest_layer: usize,
+    /// Arithmetic of the passes: training's, or log-ratios would begin beside 0.
+    pub precision: Precision,
+    /// Whether conflicting pairs are measured. Scoring them does that on the way, see
+    /// [`Scored::logprobs`](crate::impact::Scored).
+    pub conflicts: bool,
 }
 
 fn without_reference(pair: &TokenPair) -> TrainExample {

@@ -17,8 +17,8 @@ mod machine;
 mod registers;
 pub mod sources;
 pub mod tables;
-#[cfg(test)]
-pub(crate) mod tests;
+#[cfg(any(test, feature = "test-support"))]
+pub mod tests;
 pub mod training;
 mod weights;
 

@@ -69,6 +69,7 @@ vectorised! {
 /// exp(x) in f32 with a relative error below 3e-7, written so that loops over it vectorise.
 ///
 /// Cody–Waite reduction to |r| ≤ ln2/2 and a degree-6 Taylor polynomial; 2ⁿ is built from its bits.
+/// A NaN stays one: the polynomial is NaN, whatever the bits.
 #[inline(always)]
 #[allow(clippy::excessive_precision)] // the two parts of ln 2 are exact on purpose
 #[allow(clippy::manual_clamp)] // two selects vectorise; NaN passes through, as in clamp
@@ -84,14 +85,16 @@ pub fn exp(x: f32) -> f32 {
     };
     // Adding and subtracting 1.5·2²³ rounds to the nearest integer without a library call.
     const ROUND: f32 = 12_582_912.0;
-    let n = (clamped * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let rounded = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
     let r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
     let p = 1.0
         + r * (1.0
             + r * (0.5
                 + r * (1.0 / 6.0 + r * (1.0 / 24.0 + r * (1.0 / 120.0 + r * (1.0 / 720.0))))));
-    // n lies in [-126, 127], so the conversion is exact and cannot overflow.
-    let scale = f32::from_bits((((n as i32) + 127) << 23) as u32);
+    // The last bits of `rounded` are n, which lies in [-126, 127]: no conversion, which would have
+    // to look out for NaN and overflow.
+    let scale = f32::from_bits(rounded.to_bits().wrapping_add(127) << 23);
     if x < -87.0 { 0.0 } else { p * scale }
 }
 

@@ -312,9 +312,10 @@ mod tests {
                     (a - b)?.abs()?.flatten_all()?.max(0)?.to_scalar()
                 };
                 let (to_candle, to_float) = (distance(&ours, &candle)?, distance(&ours, &float)?);
-                // Both round activations to 8 bits, so both lie this near to the float product.
+                // Both round activations to 8 bits, so both lie this near to the float product,
+                // whose elements are about 11.
                 assert!(
-                    to_float < 0.3 && to_candle < 0.3,
+                    to_float < 0.6 && to_candle < 0.6,
                     "{dtype:?}, {rows} rows: {to_float}, {to_candle}"
                 );
             }

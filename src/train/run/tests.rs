@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use candle_core::Device;
 
 use super::*;
-use crate::model::ModelSource;
+use crate::model::{ModelSource, Precision};
 use crate::train::choices::OptimizerKind;
 use crate::train::examples::{Reference, TokenPair, with_reference};
 
@@ -27,6 +27,8 @@ fn examples(model: &Model, recipe: &Recipe) -> Vec<TrainExample> {
         model,
         ops: Ops::Fused,
         lowest_layer: recipe.lowest_layer(model.spec.layers),
+        precision: Precision::Exact,
+        conflicts: true,
     };
     with_reference(at, &pairs, ROW_BUDGET, |_| true)
         .unwrap()

@@ -178,7 +178,8 @@ impl<'a> Runner<'a> {
             loaded: &self.inputs.loaded,
             recipe,
         };
-        let examples = learner.reference(model, &pairs, || {
+        // Some variants on these labels are not scored, so scoring cannot bring the conflicts'.
+        let examples = learner.reference(model, &pairs, true, || {
             bar.inc(1);
             true
         });
@@ -214,18 +215,21 @@ impl<'a> Runner<'a> {
         if let Some(known) = self.scores.get(&key) {
             return Ok(known.clone());
         }
-        let (Some(model), Some(referenced)) = (&self.model, &self.referenced) else {
+        let learner = Learner {
+            loaded: &self.inputs.loaded,
+            recipe,
+        };
+        let (Some(model), Some(referenced)) = (&self.model, &mut self.referenced) else {
             return Err("scores need the model and the reference".into());
         };
         let began = Instant::now();
         let passes = 3 * Learner::passes(&referenced.pairs);
         let bar = self.progress.bar(passes, "impact");
-        let scored =
-            self.learner(recipe)
-                .score(model, &referenced.pairs, &referenced.examples, || {
-                    bar.inc(1);
-                    true
-                });
+        let examples = &mut referenced.examples;
+        let scored = learner.score(model, &referenced.pairs, examples, || {
+            bar.inc(1);
+            true
+        });
         let scored = scored.map_err(|e| e.to_string())?.unwrap_or_default();
         bar.finish_and_clear();
         let known = (scored, began.elapsed().as_secs_f64());

@@ -116,12 +116,11 @@ impl Walk<'_> {
         let (width, inner, rows) = (spec.hidden_size, spec.intermediate_size, self.rows);
         let [gate, up, down] = &layer.mlp;
         let both = (&record.mlp[0][..], &record.mlp[1][..]);
-        gated(
-            spec.variant.activation,
-            both.0,
-            both.1,
-            fit(&mut s.m, rows * inner),
-        );
+        // Only its adapter asks what entered the last map.
+        if self.factors.get(down.site).is_some() {
+            let m = fit(&mut s.m, rows * inner);
+            gated(spec.variant.activation, both.0, both.1, m);
+        }
         let d_y = self.output_gradient(layer, 1, record, d_x, &mut s.d_y)?;
         fit(&mut s.d_m, rows * inner);
         self.pull(

@@ -11,8 +11,10 @@ use super::unpack::Way;
 use crate::model::cpu::rows::packed;
 use crate::model::decoder::Model;
 use crate::model::ops::{
-    dot, kl_gradient, kl_sum, logsumexp, scaled_exp, soft_cap_backward, soft_cap_in_place,
+    dot, exp_shifted_sum, kl_gradient, kl_sum, logsumexp, scaled_exp, soft_cap_backward,
+    soft_cap_in_place,
 };
+use crate::model::turns::make_way;
 
 /// Logits that exist at once, in elements.
 const CHUNK: usize = 8 << 20;
@@ -30,9 +32,9 @@ pub enum TokenLoss {
 pub struct Head<'a> {
     pub model: &'a Model,
     /// Arithmetic of values.
-    pub exact: Form,
+    pub values: Form,
     /// Arithmetic of gradients and tangents.
-    pub quick: Form,
+    pub derivatives: Form,
     pub losses: &'a [TokenLoss],
     /// Normalised hidden states, (rows, hidden).
     pub hidden: &'a [f32],
@@ -50,12 +52,17 @@ pub enum Want<'a> {
     Slopes(&'a [f32], &'a mut [f32]),
 }
 
+/// A row of logits and its tangent; its index and sums.
+type Both<'a> = ((&'a mut [f32], &'a mut [f32]), (&'a usize, &'a [f32; 2]));
+
 /// Buffers of one chunk.
 #[derive(Default)]
 struct Chunk {
     rows: Vec<f32>,
     logits: Vec<f32>,
     other: Vec<f32>,
+    /// log Σ exp of every row of both; of `other` where it holds the reference's logits.
+    sums: Vec<[f32; 2]>,
 }
 
 impl Head<'_> {
@@ -77,7 +84,7 @@ impl Head<'_> {
         let mut chunk = Chunk::default();
         for indices in logprob.chunks(size).chain(kl.chunks(size)) {
             self.logits(
-                self.exact,
+                self.values,
                 self.hidden,
                 indices,
                 &mut chunk.rows,
@@ -86,7 +93,7 @@ impl Head<'_> {
             self.cap(&mut chunk.logits);
             if is_kl(&indices[0]) {
                 self.logits(
-                    self.exact,
+                    self.values,
                     self.reference,
                     indices,
                     &mut chunk.rows,
@@ -94,7 +101,7 @@ impl Head<'_> {
                 )?;
                 self.cap(&mut chunk.other);
             }
-            for (i, value) in indices.iter().zip(self.values(indices, &chunk)) {
+            for (i, value) in indices.iter().zip(self.values(indices, &mut chunk)) {
                 values[*i] = value;
             }
             match &mut want {
@@ -105,7 +112,7 @@ impl Head<'_> {
                     let head = packed(&self.model.head)?;
                     let view = View::whole(&chunk.logits, vocabulary);
                     product(
-                        self.quick,
+                        self.derivatives,
                         head,
                         Way::Backward,
                         indices.len(),
@@ -118,7 +125,7 @@ impl Head<'_> {
                 }
                 Want::Slopes(tangents, slopes) => {
                     self.logits(
-                        self.quick,
+                        self.derivatives,
                         tangents,
                         indices,
                         &mut chunk.rows,
@@ -166,20 +173,25 @@ impl Head<'_> {
         }
     }
 
-    fn values(&self, indices: &[usize], chunk: &Chunk) -> Vec<f32> {
+    fn values(&self, indices: &[usize], chunk: &mut Chunk) -> Vec<f32> {
         let vocabulary = self.model.spec.vocab_size;
         let value = |(at, i): (usize, &usize)| {
+            make_way();
             let row = &chunk.logits[at * vocabulary..][..vocabulary];
+            let sum = logsumexp(row);
             match self.losses[*i] {
-                TokenLoss::LogProb(target) => row[target as usize] - logsumexp(row),
+                TokenLoss::LogProb(target) => (row[target as usize] - sum, [sum, 0.0]),
                 TokenLoss::Kl => {
                     let other = &chunk.other[at * vocabulary..][..vocabulary];
-                    kl_sum(other, logsumexp(other), row, logsumexp(row)) as f32
+                    let sums = [sum, logsumexp(other)];
+                    (kl_sum(other, sums[1], row, sums[0]) as f32, sums)
                 }
             }
         };
         let indexed: Vec<(usize, &usize)> = indices.iter().enumerate().collect();
-        indexed.into_par_iter().map(value).collect()
+        let (values, sums) = indexed.into_par_iter().map(value).unzip();
+        chunk.sums = sums;
+        values
     }
 
     /// logits ← the gradient of each row's value in the head's products.
@@ -190,19 +202,20 @@ impl Head<'_> {
         let rows = chunk
             .logits
             .par_chunks_mut(vocabulary)
-            .zip(indices)
+            .zip(indices.par_iter().zip(&chunk.sums))
             .enumerate();
-        rows.for_each_init(Vec::new, |copy: &mut Vec<f32>, (at, (row, i))| {
+        rows.for_each_init(Vec::new, |copy: &mut Vec<f32>, (at, (row, (i, sums)))| {
+            make_way();
             copy.clear();
             copy.extend_from_slice(row);
             match self.losses[*i] {
                 TokenLoss::LogProb(target) => {
-                    scaled_exp(copy, logsumexp(copy), -1.0, row);
+                    scaled_exp(copy, sums[0], -1.0, row);
                     row[target as usize] += 1.0;
                 }
                 TokenLoss::Kl => {
                     let other = &other[at * vocabulary..][..vocabulary];
-                    kl_gradient(copy, logsumexp(copy), other, logsumexp(other), 1.0, row);
+                    kl_gradient(copy, sums[0], other, sums[1], 1.0, row);
                 }
             }
             if let Some(cap) = cap {
@@ -219,7 +232,8 @@ impl Head<'_> {
             .logits
             .par_chunks_mut(vocabulary)
             .zip(chunk.other.par_chunks_mut(vocabulary));
-        let slope = |((row, moved), i): ((&mut [f32], &mut [f32]), &usize)| {
+        let slope = |((row, moved), (i, sums)): Both| {
+            make_way();
             if let Some(cap) = cap {
                 soft_cap_backward(row, cap, moved);
             }
@@ -227,11 +241,11 @@ impl Head<'_> {
                 return 0.0;
             };
             let of_target = moved[target as usize];
-            let shift = logsumexp(row);
-            let logits = row.to_vec();
-            scaled_exp(&logits, shift, 1.0, row);
+            exp_shifted_sum(row, sums[0]);
             of_target - dot(row, moved)
         };
-        both.zip(indices).map(slope).collect()
+        both.zip(indices.par_iter().zip(&chunk.sums))
+            .map(slope)
+            .collect()
     }
 }

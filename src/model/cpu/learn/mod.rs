@@ -2,15 +2,18 @@
 //! tangents, on flat buffers and straight from the packed weights that serve.
 //!
 //! Nothing is copied or unpacked for longer than one product needs it, so training beside serving
-//! costs activations and no second model. Values and tangents are exact products in f32. Gradients
-//! may run in bfloat16 pairs ([`Precision::Mixed`]): they are means over many tokens, and half as
-//! dear. Candle's automatic differentiation stays the slow twin.
+//! costs activations and no second model. With [`Precision::Mixed`], where the processor has the
+//! instructions, values and tangents run in 16-bit fixed point, which is as good as f32 to five
+//! digits, and gradients in bfloat16: they are means over many tokens. Candle's automatic
+//! differentiation stays the slow twin.
 
 mod attention;
 mod backward;
 mod factors;
 mod forward;
 mod head;
+#[cfg(target_arch = "x86_64")]
+mod limbs;
 mod pass;
 mod product;
 mod rows;
@@ -20,9 +23,10 @@ mod tile;
 mod unpack;
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::ThreadPool;
+
+use crate::model::turns;
 
 pub use factors::{Dropout, SiteGradients};
 pub use head::TokenLoss;
@@ -33,23 +37,15 @@ pub use pass::Differentiator;
 pub enum Precision {
     /// f32 throughout.
     Exact,
-    /// Products with frozen weights in bfloat16 where the processor multiplies those faster, on
-    /// the way back only.
+    /// Products with frozen weights in 16-bit fixed point forward and in bfloat16 on the way back,
+    /// where the processor multiplies those faster.
     #[default]
     Mixed,
 }
 
-/// How much the scheduler prefers other threads to learning ones: at 10 a learning thread gets a
-/// tenth of a core that serving wants too.
-const NICE: i32 = 10;
-
-static POLITE: AtomicBool = AtomicBool::new(false);
-
-/// Makes learning stand behind everything else that this process computes. A server says so before
-/// it learns for the first time; a command that does nothing else has nobody to stand behind.
-pub fn be_polite() {
-    POLITE.store(true, Ordering::Relaxed);
-}
+/// How much the scheduler prefers other threads to learning ones. Learning has its turns; what it
+/// does between two looks at whose turn it is should not hold a step up.
+const NICE: i32 = 19;
 
 /// The threads that learn: as many as there are cores.
 fn pool() -> Option<&'static ThreadPool> {
@@ -66,10 +62,10 @@ fn pool() -> Option<&'static ThreadPool> {
     POOL.get_or_init(build).as_ref()
 }
 
-/// Lowers the priority of this thread if it has to be polite. Where that cannot be done, learning
-/// is less polite.
+/// Lowers the priority of this thread if there is a server. Where that cannot be done, learning is
+/// less polite.
 fn stand_behind() {
-    if !POLITE.load(Ordering::Relaxed) {
+    if !turns::is_polite() {
         return;
     }
     #[cfg(target_os = "linux")]
@@ -81,6 +77,7 @@ fn stand_behind() {
 
 /// Runs `f` on the learning threads, or here if the system gave none.
 fn on_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    let _turn = turns::learn();
     match pool() {
         Some(pool) => pool.install(f),
         None => f(),

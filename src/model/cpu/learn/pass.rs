@@ -25,8 +25,8 @@ pub struct Differentiator {
     /// What gradients leave out; nothing unless somebody sets it.
     pub dropout: Dropout,
     model: Arc<Model>,
-    exact: Form,
-    quick: Form,
+    values: Form,
+    gradients: Form,
     records: Vec<Record>,
     below: [Record; 1],
     x: Vec<f32>,
@@ -39,8 +39,8 @@ pub struct Differentiator {
 impl std::fmt::Debug for Differentiator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Differentiator")
-            .field("exact", &self.exact)
-            .field("quick", &self.quick)
+            .field("values", &self.values)
+            .field("gradients", &self.gradients)
             .finish_non_exhaustive()
     }
 }
@@ -55,8 +55,14 @@ impl Differentiator {
         Ok(Self {
             dropout: Dropout::default(),
             model,
-            exact: Form::detect(false),
-            quick: Form::detect(precision == Precision::Mixed),
+            values: match precision {
+                Precision::Exact => Form::floats(),
+                Precision::Mixed => Form::values(),
+            },
+            gradients: match precision {
+                Precision::Exact => Form::floats(),
+                Precision::Mixed => Form::gradients(),
+            },
             records: Vec::new(),
             below: Default::default(),
             x: Vec::new(),
@@ -163,7 +169,7 @@ impl Differentiator {
             let ropes = Ropes::new(&model.spec, &batch.positions);
             let mut walk = Walk {
                 model: &model,
-                form: self.quick,
+                form: self.gradients,
                 segments: &batch.segments,
                 factors: &factors,
                 ropes: &ropes,
@@ -184,8 +190,8 @@ impl Differentiator {
         })
     }
 
-    /// log p of every response token and how it moves along `along`, whose pairs are (∂A, ∂B); f32
-    /// throughout, because a pair's score is a small difference of two such movements.
+    /// log p of every response token and how it moves along `along`, whose pairs are (∂A, ∂B); never
+    /// in bfloat16, because a pair's score is a small difference of two such movements.
     ///
     /// # Errors
     /// As [`Differentiator::hidden`].
@@ -204,7 +210,7 @@ impl Differentiator {
             let ropes = Ropes::new(&model.spec, &batch.positions);
             let mut push = Push {
                 model: &model,
-                form: self.exact,
+                form: self.values,
                 segments: &batch.segments,
                 factors: &factors,
                 along: &along,
@@ -215,7 +221,7 @@ impl Differentiator {
             let mut t_x = vec![0f32; batch.token_count() * width];
             for index in lowest..layers {
                 self.run_range(batch, &factors, index..index + 1, false)?;
-                push.layer(index, &self.below[0], &mut t_x)?;
+                push.layer(index, (&self.below[0], &self.m), &mut t_x)?;
             }
             self.tangent = push.scratch;
             let eps = model.spec.rms_norm_eps as f32;
@@ -230,7 +236,7 @@ impl Differentiator {
             let losses = logprobs_of(batch);
             let mut slopes = vec![0f32; losses.len()];
             let head = Head {
-                quick: self.exact,
+                derivatives: self.values,
                 ..self.head(&losses, &hidden, &[])
             };
             let values = head.evaluate(Want::Slopes(&t_hidden, &mut slopes))?;
@@ -246,8 +252,8 @@ impl Differentiator {
     ) -> Head<'a> {
         Head {
             model: &self.model,
-            exact: self.exact,
-            quick: self.quick,
+            values: self.values,
+            derivatives: self.gradients,
             losses,
             hidden,
             reference,
@@ -315,7 +321,7 @@ impl Differentiator {
         let ropes = Ropes::new(&model.spec, &batch.positions);
         let mut recorder = Recorder {
             model: &model,
-            form: self.exact,
+            form: self.values,
             segments: &batch.segments,
             factors,
             rows: batch.token_count(),

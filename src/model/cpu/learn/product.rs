@@ -3,9 +3,12 @@
 
 use rayon::prelude::*;
 
+#[cfg(target_arch = "x86_64")]
+use super::limbs;
 use super::tile::{self, Form, ROWS, Target};
 use super::unpack::{WIDTH, Way, unpack};
 use crate::model::cpu::packed::PackedWeight;
+use crate::model::turns::make_way;
 
 /// Elements of the sum that one pass takes: a panel then stays in the second-level cache.
 const DEPTH: usize = 512;
@@ -30,6 +33,16 @@ impl<'a> View<'a> {
             column: 0,
         }
     }
+
+    /// # Panics
+    /// If `rows` rows of so many columns do not lie inside.
+    pub(super) fn check(&self, rows: usize, columns: usize) {
+        inside((self.data.len(), self.stride, self.column), rows, columns);
+    }
+}
+
+fn inside((len, stride, column): (usize, usize, usize), rows: usize, columns: usize) {
+    assert!(column + columns <= stride && len >= (rows - 1) * stride + column + columns);
 }
 
 /// Some columns of a row-major matrix that a product writes.
@@ -56,6 +69,12 @@ impl<'a> ViewMut<'a> {
         }
     }
 
+    /// # Panics
+    /// As [`View::check`].
+    pub(super) fn check(&self, rows: usize, columns: usize) {
+        inside((self.data.len(), self.stride, self.column), rows, columns);
+    }
+
     /// The same, added to.
     #[cfg(test)]
     pub fn adding(self) -> Self {
@@ -63,15 +82,17 @@ impl<'a> ViewMut<'a> {
     }
 }
 
+/// The start of what a product writes.
 #[derive(Clone, Copy)]
-struct Pointer(*mut f32);
+pub(super) struct Pointer(pub *mut f32);
 // SAFETY: every task writes only its own columns.
 unsafe impl Send for Pointer {}
 // SAFETY: as above; nobody reads through it.
 unsafe impl Sync for Pointer {}
 
 impl Pointer {
-    fn at(self, offset: usize) -> *mut f32 {
+    /// So many elements further.
+    pub fn at(self, offset: usize) -> *mut f32 {
         self.0.wrapping_add(offset)
     }
 }
@@ -85,67 +106,93 @@ pub fn product(form: Form, weight: &PackedWeight, way: Way, rows: usize, x: View
     if rows == 0 {
         return;
     }
-    assert!(
-        x.column + inner <= x.stride && x.data.len() >= (rows - 1) * x.stride + x.column + inner
-    );
-    assert!(y.column + out <= y.stride && y.data.len() >= (rows - 1) * y.stride + y.column + out);
-    let target = Pointer(y.data.as_mut_ptr());
-    let place = |column: usize, add: bool| Target {
-        at: target.at(y.column + column),
-        stride: y.stride,
-        width: WIDTH.min(out - column),
-        add,
-    };
-    let columns = (0..out.div_ceil(WIDTH)).into_par_iter();
+    x.check(rows, inner);
+    y.check(rows, out);
     #[cfg(target_arch = "x86_64")]
-    if form == Form::Bf16 {
-        let rounded = round(x, rows, inner);
-        columns.for_each_init(
-            || (vec![[0f32; WIDTH]; DEPTH], vec![[0u32; WIDTH]; DEPTH / 2]),
-            |(floats, pairs), index| {
-                let column = index * WIDTH;
-                for from in (0..inner).step_by(DEPTH) {
-                    let length = DEPTH.min(inner - from);
-                    let panel = &mut floats[..length];
-                    // SAFETY: `Form::Bf16` was detected.
-                    unsafe { unpack_avx512(weight, way, column, from, panel) };
-                    let pairs = &mut pairs[..length.div_ceil(2)];
-                    // SAFETY: as above.
-                    unsafe { pair(panel, pairs) };
-                    let place = place(column, y.add || from > 0);
-                    for first in (0..rows).step_by(ROWS) {
-                        let stride = inner.div_ceil(2);
-                        let a = rounded[first * stride + from / 2..].as_ptr();
-                        let target = Target {
-                            at: place.at.wrapping_add(first * place.stride),
-                            ..place
-                        };
-                        // SAFETY: `rounded` has `rows` rows; the assertions above bound the target.
-                        unsafe { tile::pairs(a, stride, ROWS.min(rows - first), pairs, target) };
-                    }
-                }
-            },
-        );
-        return;
+    match form {
+        Form::Bf16 => return in_pairs(weight, way, rows, x, y),
+        Form::Limbs if way == Way::Forward => {
+            if let Some(format) = limbs::format_of(weight) {
+                return limbs::product(format, weight, rows, x, y);
+            }
+        }
+        _ => {}
     }
-    columns.for_each_init(
+    let place = Place::new(y, out);
+    (0..out.div_ceil(WIDTH)).into_par_iter().for_each_init(
         || vec![[0f32; WIDTH]; DEPTH],
         |floats, index| {
             let column = index * WIDTH;
+            make_way();
             for from in (0..inner).step_by(DEPTH) {
                 let panel = &mut floats[..DEPTH.min(inner - from)];
                 unpack_as(form, weight, way, column, from, panel);
-                let place = place(column, y.add || from > 0);
                 for first in (0..rows).step_by(ROWS) {
                     let a = x.data[first * x.stride + x.column + from..].as_ptr();
-                    let target = Target {
-                        at: place.at.wrapping_add(first * place.stride),
-                        ..place
-                    };
-                    // SAFETY: the assertions above bound both; the form was detected.
-                    unsafe {
-                        tile::floats(form, a, x.stride, ROWS.min(rows - first), panel, target)
-                    };
+                    let target = place.target(first, column, from > 0);
+                    let rows = ROWS.min(rows - first);
+                    // SAFETY: the checks above bound both; the form was detected.
+                    unsafe { tile::floats(form, a, x.stride, rows, panel, target) };
+                }
+            }
+        },
+    );
+}
+
+/// Where the tiles of a product go.
+struct Place {
+    start: Pointer,
+    stride: usize,
+    columns: usize,
+    add: bool,
+}
+
+impl Place {
+    fn new(y: ViewMut, columns: usize) -> Self {
+        Self {
+            start: Pointer(y.data[y.column..].as_mut_ptr()),
+            stride: y.stride,
+            columns,
+            add: y.add,
+        }
+    }
+
+    /// From this row and column on; `add` where a part of the sum is there already.
+    fn target(&self, row: usize, column: usize, add: bool) -> Target {
+        Target {
+            at: self.start.at(row * self.stride + column),
+            stride: self.stride,
+            width: WIDTH.min(self.columns - column),
+            add: self.add || add,
+        }
+    }
+}
+
+/// [`product`] in pairs of bfloat16; the views were checked.
+#[cfg(target_arch = "x86_64")]
+fn in_pairs(weight: &PackedWeight, way: Way, rows: usize, x: View, y: ViewMut) {
+    let (inner, out) = way.extents(weight);
+    let (rounded, stride) = (round(x, rows, inner), inner.div_ceil(2));
+    let place = Place::new(y, out);
+    (0..out.div_ceil(WIDTH)).into_par_iter().for_each_init(
+        || (vec![[0f32; WIDTH]; DEPTH], vec![[0u32; WIDTH]; DEPTH / 2]),
+        |(floats, pairs), index| {
+            let column = index * WIDTH;
+            make_way();
+            for from in (0..inner).step_by(DEPTH) {
+                let length = DEPTH.min(inner - from);
+                let panel = &mut floats[..length];
+                // SAFETY: `Form::Bf16` was detected.
+                unsafe { unpack_avx512(weight, way, column, from, panel) };
+                let pairs = &mut pairs[..length.div_ceil(2)];
+                // SAFETY: as above.
+                unsafe { pair(panel, pairs) };
+                for first in (0..rows).step_by(ROWS) {
+                    let a = rounded[first * stride + from / 2..].as_ptr();
+                    let target = place.target(first, column, from > 0);
+                    let rows = ROWS.min(rows - first);
+                    // SAFETY: `rounded` has `rows` rows; the checks bound the target.
+                    unsafe { tile::pairs(a, stride, rows, pairs, target) };
                 }
             }
         },
@@ -163,7 +210,9 @@ fn unpack_as(
     match form {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the form was detected.
-        Form::Avx512 | Form::Bf16 => unsafe { unpack_avx512(weight, way, first, from, panel) },
+        Form::Avx512 | Form::Bf16 | Form::Limbs => unsafe {
+            unpack_avx512(weight, way, first, from, panel)
+        },
         _ => unpack(weight, way, first, from, panel),
     }
 }
@@ -260,8 +309,9 @@ mod tests {
                     let values = x.flatten_all()?.to_vec1::<f32>()?;
                     for (form, tolerance) in [
                         (Form::Portable, 1e-5),
-                        (Form::detect(false), 1e-5),
-                        (Form::detect(true), 2e-2),
+                        (Form::floats(), 1e-5),
+                        (Form::values(), 5e-5),
+                        (Form::gradients(), 2e-2),
                     ] {
                         let mut y = vec![1f32; rows * width];
                         let into = ViewMut::whole(&mut y, width).adding();

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 
 use crate::model::cpu::rows::{normalise, rotate};
 use crate::model::ops::{Activation, RopeTable, dot, inverse_rms};
+use crate::model::turns::make_way;
 
 /// Rows that one task takes at least.
 const ROWS: usize = 8;
@@ -142,7 +143,10 @@ pub fn gated(activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) 
     const CHUNK: usize = 4096;
     out.par_chunks_mut(CHUNK)
         .zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)))
-        .for_each(|(out, (gate, up))| activation.apply(gate, up, out));
+        .for_each(|(out, (gate, up))| {
+            make_way();
+            activation.apply(gate, up, out);
+        });
 }
 
 /// gate, up ← the gradients in them of what has the gradient g in activation(gate) · up.
@@ -163,6 +167,7 @@ pub fn pull_gated(
                 .zip(g.par_chunks(CHUNK)),
         )
         .for_each(|((d_gate, d_up), ((gate, up), g))| {
+            make_way();
             activation.gradient(gate, up, g, d_gate, d_up)
         });
 }
@@ -182,6 +187,7 @@ pub fn push_gated(
         .zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)))
         .with_min_len(4)
         .for_each(|((t_gate, t_up), (gate, up))| {
+            make_way();
             let (mut by_gate, mut by_up) = ([0f32; CHUNK], [0f32; CHUNK]);
             let n = gate.len();
             activation.gradient(gate, up, &ONES[..n], &mut by_gate[..n], &mut by_up[..n]);

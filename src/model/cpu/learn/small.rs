@@ -2,6 +2,8 @@
 
 use gemm::Parallelism;
 
+use crate::model::turns::make_way;
+
 /// A strided matrix inside a slice.
 #[derive(Clone, Copy, Debug)]
 pub struct Grid<'a> {
@@ -75,6 +77,7 @@ pub fn multiply((m, n, k): (usize, usize, usize), a: Grid, b: Grid, c: Sum, shar
     if m == 0 || n == 0 || k == 0 {
         return;
     }
+    make_way();
     a.check(m, k);
     b.check(k, n);
     assert!(n <= c.stride && c.at + (m - 1) * c.stride + n <= c.data.len());

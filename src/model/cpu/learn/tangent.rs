@@ -9,7 +9,7 @@ use super::attention::{self, Heads};
 use super::factors::{Columns, Factors};
 use super::forward::{Record, each_head, head_columns};
 use super::product::{View, ViewMut, product};
-use super::rows::{Norm, Turn, add, fit, gated, push_gated, turn};
+use super::rows::{Norm, Turn, add, fit, push_gated, turn};
 use super::tile::Form;
 use super::unpack::Way;
 use crate::model::compute::Ropes;
@@ -39,7 +39,6 @@ pub struct Scratch {
     t_h: Vec<f32>,
     t_qkv: Vec<f32>,
     t_m: Vec<f32>,
-    m: Vec<f32>,
     t_mlp: [Vec<f32>; 2],
     t_y: Vec<f32>,
 }
@@ -94,12 +93,18 @@ impl Push<'_> {
         Ok(())
     }
 
-    /// t_x: the tangent of what entered layer `index` becomes that of what it puts out.
-    pub fn layer(&mut self, index: usize, record: &Record, t_x: &mut [f32]) -> Result<()> {
+    /// t_x: the tangent of what entered layer `index` becomes that of what it puts out. `m` is the
+    /// layer's activation(gate) · up.
+    pub fn layer(
+        &mut self,
+        index: usize,
+        (record, m): (&Record, &[f32]),
+        t_x: &mut [f32],
+    ) -> Result<()> {
         let layer = &self.model.layers[index];
         let mut s = std::mem::take(&mut self.scratch);
         self.attention(index, layer, record, t_x, &mut s)?;
-        self.mlp(layer, record, t_x, &mut s)?;
+        self.mlp(layer, (record, m), t_x, &mut s)?;
         self.scratch = s;
         Ok(())
     }
@@ -168,7 +173,13 @@ impl Push<'_> {
         self.leave(layer, 0, record, t_x, s)
     }
 
-    fn mlp(&self, layer: &Layer, record: &Record, t_x: &mut [f32], s: &mut Scratch) -> Result<()> {
+    fn mlp(
+        &self,
+        layer: &Layer,
+        (record, m): (&Record, &[f32]),
+        t_x: &mut [f32],
+        s: &mut Scratch,
+    ) -> Result<()> {
         let spec = &self.model.spec;
         let size = self.rows * spec.intermediate_size;
         let [gate, up, down] = &layer.mlp;
@@ -186,12 +197,11 @@ impl Push<'_> {
             )?;
         }
         push_gated(spec.variant.activation, both, t_gate, t_up);
-        gated(spec.variant.activation, both.0, both.1, fit(&mut s.m, size));
         fit(&mut s.t_y, t_x.len());
         self.push(
             down,
             record,
-            (&s.m, &s.t_mlp[0]),
+            (m, &s.t_mlp[0]),
             &mut s.t_y,
             (spec.hidden_size, 0),
         )?;

@@ -15,29 +15,43 @@ pub enum Form {
     Avx2,
     /// f32 in 512-bit vectors.
     Avx512,
+    /// As Avx512, and forward products with integer weights in 16-bit fixed point.
+    Limbs,
     /// Pairs of bfloat16, summed in f32, in 512-bit vectors: twice as fast.
     Bf16,
 }
 
 impl Form {
-    /// The best form here; `rounded` allows bfloat16.
-    pub fn detect(rounded: bool) -> Self {
+    /// The best f32 here.
+    pub fn floats() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
-            let avx512 =
-                is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
-            if avx512 && rounded && is_x86_feature_detected!("avx512bf16") {
-                return Form::Bf16;
-            }
-            if avx512 {
+            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
                 return Form::Avx512;
             }
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 return Form::Avx2;
             }
         }
-        let _ = rounded;
         Form::Portable
+    }
+
+    /// The best here for values and tangents, which are as good as f32's.
+    pub fn values() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if super::limbs::detected() {
+            return Form::Limbs;
+        }
+        Self::floats()
+    }
+
+    /// The best here for gradients, which are means over many tokens.
+    pub fn gradients() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if Self::floats() == Form::Avx512 && is_x86_feature_detected!("avx512bf16") {
+            return Form::Bf16;
+        }
+        Self::floats()
     }
 }
 
@@ -54,6 +68,34 @@ pub struct Target {
     pub add: bool,
 }
 
+/// Calls `f` for tiles of fourteen rows, and of eight, four, two and one for what is left of the
+/// last: each size is compiled apart, and all fourteen would take the compiler minutes.
+#[cfg(target_arch = "x86_64")]
+macro_rules! in_tiles {
+    ($f:path, $a:ident, $stride:ident, $rows:ident, $panel:ident, $target:ident) => {{
+        let mut done = 0;
+        macro_rules! of {
+            ($n:literal) => {
+                while $rows - done >= $n {
+                    let target = Target {
+                        at: $target.at.wrapping_add(done * $target.stride),
+                        ..$target
+                    };
+                    let row = |r: usize| $a.wrapping_add((done + r) * $stride);
+                    // SAFETY: passed on.
+                    unsafe { $f(std::array::from_fn::<_, $n, _>(row), $panel, target) };
+                    done += $n;
+                }
+            };
+        }
+        of!(14);
+        of!(8);
+        of!(4);
+        of!(2);
+        of!(1);
+    }};
+}
+
 /// `rows` rows of floats at `a`, `stride` apart, times a panel.
 ///
 /// # Safety
@@ -67,15 +109,11 @@ pub unsafe fn floats(
     panel: &[[f32; WIDTH]],
     target: Target,
 ) {
-    macro_rules! call {
-        ($f:path, $($n:literal)*) => {
-            // SAFETY: passed on.
-            unsafe { match rows { $($n => $f(std::array::from_fn::<_, $n, _>(|r| a.wrapping_add(r * stride)), panel, target),)* _ => {} } }
-        };
-    }
     match form {
         #[cfg(target_arch = "x86_64")]
-        Form::Avx512 | Form::Bf16 => call!(x86::avx512, 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        Form::Avx512 | Form::Limbs | Form::Bf16 => {
+            in_tiles!(x86::avx512, a, stride, rows, panel, target)
+        }
         #[cfg(target_arch = "x86_64")]
         Form::Avx2 => {
             // Sixteen vectors hold three rows of four sums.
@@ -127,13 +165,7 @@ pub unsafe fn pairs(
     panel: &[[u32; WIDTH]],
     target: Target,
 ) {
-    macro_rules! call {
-        ($($n:literal)*) => {
-            // SAFETY: passed on.
-            unsafe { match rows { $($n => x86::bf16(std::array::from_fn::<_, $n, _>(|r| a.wrapping_add(r * stride)), panel, target),)* _ => {} } }
-        };
-    }
-    call!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+    in_tiles!(x86::bf16, a, stride, rows, panel, target)
 }
 
 #[inline(always)]

@@ -2,14 +2,22 @@
 //! step and with warps that run ahead of each other, and a GPU with the feature `cuda` and
 //! REALIGN_GPU_TESTS=1 (scripts/gpu-check.sh).
 
+#[cfg(test)]
 mod attention;
-pub(crate) mod emulator;
+pub mod emulator;
+#[cfg(test)]
 mod executor;
+#[cfg(test)]
 mod file;
+#[cfg(test)]
 mod graphs;
+#[cfg(test)]
 mod hidden;
+#[cfg(test)]
 mod integer;
+#[cfg(test)]
 mod layer;
+#[cfg(test)]
 mod training;
 
 use candle_core::{DType, Device, Result, Tensor};
@@ -18,17 +26,17 @@ use half::{bf16, f16};
 use super::gpu::{Buffer, Element, Gpu};
 use emulator::Emulator;
 
-pub(crate) const ELEMENTS: [Element; 3] = [Element::F32, Element::F16, Element::Bf16];
+pub const ELEMENTS: [Element; 3] = [Element::F32, Element::F16, Element::Bf16];
 
 /// A device under test, and where candle's tensors have to be for it.
-pub(crate) struct UnderTest {
+pub struct UnderTest {
     pub name: &'static str,
     pub gpu: Box<dyn Gpu + Sync>,
     pub device: Device,
 }
 
 /// Every device at hand.
-pub(crate) fn devices() -> Vec<UnderTest> {
+pub fn devices() -> Vec<UnderTest> {
     let emulators = [("threads in step", 0), ("skewed warps", 7)];
     let emulated = emulators.into_iter().filter_map(|(name, seed)| {
         let gpu = Emulator::new(seed)?;
@@ -66,11 +74,11 @@ fn real() -> Option<UnderTest> {
 }
 
 /// Rounded to an element type and back.
-pub(crate) fn rounded(t: &Tensor, element: Element) -> Result<Tensor> {
+pub fn rounded(t: &Tensor, element: Element) -> Result<Tensor> {
     t.to_dtype(element.dtype())?.to_dtype(DType::F32)
 }
 
-pub(crate) fn random(shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
+pub fn random(shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
     Tensor::randn(0f32, 1.0, shape, &Device::Cpu)
 }
 
@@ -150,7 +158,7 @@ impl UnderTest {
 }
 
 /// What rounding a result to an element type may cost.
-pub(crate) fn tolerance(element: Element) -> f32 {
+pub fn tolerance(element: Element) -> f32 {
     match element {
         Element::F32 => 2e-5,
         Element::F16 => 1e-3,
