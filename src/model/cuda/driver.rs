@@ -9,7 +9,7 @@ use candle_core::cuda_backend::cudarc::driver::{
     DriverError, LaunchConfig, PushKernelArg, result, sys,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::{
-    CompileError, CompileOptions, compile_ptx_with_opts,
+    CompileError, CompileOptions, Ptx, compile_ptx_with_opts,
 };
 use candle_core::{CudaStorage, Device, Error, Result, bail};
 use half::{bf16, f16};
@@ -27,7 +27,8 @@ pub struct CudaGpu {
     multiprocessors: usize,
 }
 
-fn driver(what: &str) -> impl FnOnce(DriverError) -> Error {
+/// An error of the driver, with what was asked of it.
+pub(super) fn driver(what: &str) -> impl FnOnce(DriverError) -> Error {
     move |error| Error::Msg(format!("CUDA, {what}: {error}"))
 }
 
@@ -95,8 +96,13 @@ impl CudaGpu {
     }
 }
 
-/// PTX for the device's own architecture, loaded.
 fn compile(context: &Arc<CudaContext>, unit: &Unit) -> Result<Arc<CudaModule>> {
+    let ptx = ptx_of(context, unit)?;
+    context.load_module(ptx).map_err(driver(unit.name))
+}
+
+/// PTX for the device's own architecture.
+pub(super) fn ptx_of(context: &Arc<CudaContext>, unit: &Unit) -> Result<Ptx> {
     let (major, minor) = context
         .compute_capability()
         .map_err(driver("the architecture"))?;
@@ -107,7 +113,7 @@ fn compile(context: &Arc<CudaContext>, unit: &Unit) -> Result<Arc<CudaModule>> {
         ],
         ..CompileOptions::default()
     };
-    let ptx = compile_ptx_with_opts(unit.source(), options).map_err(|error| {
+    compile_ptx_with_opts(unit.source(), options).map_err(|error| {
         let reason = match error {
             CompileError::CompileError { log, .. } => log.to_string_lossy().into_owned(),
             other => format!(
@@ -116,8 +122,7 @@ fn compile(context: &Arc<CudaContext>, unit: &Unit) -> Result<Arc<CudaModule>> {
             ),
         };
         Error::Msg(format!("{} cannot be compiled: {reason}", unit.name))
-    })?;
-    context.load_module(ptx).map_err(driver(unit.name))
+    })
 }
 
 fn begin<T: DeviceRepr>(slice: &CudaSlice<T>) -> u64 {

@@ -12,6 +12,8 @@ mod driver;
 mod executor;
 pub mod gpu;
 pub mod launches;
+#[cfg(feature = "cuda")]
+pub mod learning;
 mod machine;
 mod registers;
 pub mod sources;

@@ -6,6 +6,7 @@ mod attention;
 pub(crate) mod emulator;
 mod executor;
 mod layer;
+mod learning;
 mod training;
 
 use candle_core::{DType, Device, Result, Tensor};
@@ -35,6 +36,12 @@ pub(crate) fn devices() -> Vec<UnderTest> {
         })
     });
     emulated.chain(real()).collect()
+}
+
+/// Where candle's tensors can be: the CPU, and the GPU where one is asked for.
+pub(crate) fn places() -> Vec<Device> {
+    let real = real().map(|test| test.device);
+    std::iter::once(Device::Cpu).chain(real).collect()
 }
 
 /// The GPU, where one is asked for: it must answer then.
