@@ -91,7 +91,7 @@ fn agree(what: &str, got: &Gradients, expected: &Gradients) {
             let off = furthest(&(fast - slow).unwrap());
             let size = furthest(slow);
             assert!(
-                off <= 2e-5 * size,
+                off <= 1e-4 * size,
                 "{what}, {site:?}: off by {off} of {size}"
             );
         }
@@ -148,7 +148,8 @@ fn every_loss_and_gradient_of_every_family_is_that_of_the_whole_graph() {
                         (parts.sft, slow_parts.sft),
                     ];
                     for (got, expected) in sums {
-                        let near = (got - expected).abs() <= 1e-5 * expected.abs().max(1.0);
+                        // The whole graph sums log-probabilities in f32, these in f64.
+                        let near = (got - expected).abs() <= 1e-4 * expected.abs().max(1.0);
                         assert!(near, "{what}: {parts:?}, not {slow_parts:?}");
                     }
                     agree(&what, &fast, &slow);

@@ -65,7 +65,7 @@ fn on_device(storage: &Storage) -> Result<&CudaStorage> {
     }
 }
 
-fn begin<'a, T: CudaDType + DeviceRepr>(
+fn begin<'a, T: CudaDType + DeviceRepr + 'a>(
     op: &str,
     storage: &'a CudaStorage,
     layout: &Layout,
