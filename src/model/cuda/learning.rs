@@ -132,9 +132,12 @@ fn start(device: &CudaDevice, launch: &Launch) -> Result<()> {
         .map_err(driver(launch.kernel))
 }
 
+/// PTX by architecture, major and minor.
+type Compiled = HashMap<(i32, i32), Arc<str>>;
+
 /// The kernels as PTX for the context's architecture, compiled once.
 fn ptx(context: &Arc<CudaContext>) -> Result<Arc<str>> {
-    static COMPILED: Mutex<Option<HashMap<(i32, i32), Arc<str>>>> = Mutex::new(None);
+    static COMPILED: Mutex<Option<Compiled>> = Mutex::new(None);
     let architecture = context
         .compute_capability()
         .map_err(driver("the architecture"))?;
