@@ -38,7 +38,7 @@ left() { echo $((limit - SECONDS)); }
 failed=0 comparisons=passed
 if [ -n "${REALIGN_GPU_TESTBIN:-}" ]; then
     REALIGN_GPU_TESTS=1 timeout 240 "$REALIGN_GPU_TESTBIN" --nocapture \
-        model::cuda engine::tests::device_sampling >"$out/comparisons.log" 2>&1 || { failed=1; comparisons=FAILED; }
+        model::cuda model::recompute engine::tests::device_sampling >"$out/comparisons.log" 2>&1 || { failed=1; comparisons=FAILED; }
     tail -3 "$out/comparisons.log"
 else
     comparisons="left out: REALIGN_GPU_TESTBIN is not set"

@@ -32,6 +32,9 @@ def measured(report, peer, peak):
             lines.append((row["name"] + ", longest wait / p99", median(row["longest_gap_over_p99"]), None))
     training = report["training"]
     lines.append(("training, tokens/s", median(training["tokens_per_second"]), peer.get("training")))
+    again = report.get("training_recomputed")
+    if again:
+        lines.append(("training, computed again, tokens/s", median(again["tokens_per_second"]), None))
     lines.append(("peak memory with training, MiB", peak, peer.get("peak_mib")))
     for key, what in [
         ("decode_share_of_bandwidth", "decode: weight bytes / copy bandwidth"),

@@ -63,7 +63,7 @@ pub fn golden_pairs() -> Vec<(TokenPair, f64)> {
     samples.iter().map(pair).collect()
 }
 
-fn samples() -> Vec<TrainExample> {
+pub fn samples() -> Vec<TrainExample> {
     let (pairs, weights): (Vec<TokenPair>, Vec<f64>) = golden_pairs().into_iter().unzip();
     let mut examples = realign::train::examples::with_reference(
         Reference {
@@ -85,7 +85,7 @@ fn samples() -> Vec<TrainExample> {
     examples
 }
 
-fn refs(examples: &[TrainExample]) -> Vec<&TrainExample> {
+pub fn refs(examples: &[TrainExample]) -> Vec<&TrainExample> {
     examples.iter().collect()
 }
 
@@ -138,6 +138,11 @@ fn every_loss_agrees_per_sample() {
 #[test]
 fn the_total_loss_and_the_norm_of_every_gradient_agree() {
     let (total, gradients) = gradients(objective(PreferenceLoss::Sigmoid), &samples());
+    check_norms(total, &gradients);
+}
+
+/// The golden total and the norm of every gradient of the golden samples.
+pub fn check_norms(total: f64, gradients: &Gradients) {
     close(total, &golden()["total_loss"], 2e-3, "total loss");
     close(
         gradients.norm().unwrap(),
@@ -173,6 +178,11 @@ fn the_total_loss_and_the_norm_of_every_gradient_agree() {
 #[test]
 fn the_ipo_total_agrees() {
     let (total, gradients) = gradients(objective(PreferenceLoss::Ipo), &samples());
+    check_ipo(total, &gradients);
+}
+
+/// The golden values of the other preference loss.
+pub fn check_ipo(total: f64, gradients: &Gradients) {
     close(
         total,
         &golden()["total_loss_ipo_variant"],
@@ -198,6 +208,11 @@ pub fn peft_name(site: &LoraSite, part: &str) -> String {
 #[test]
 fn full_gradients_agree_element_by_element() {
     let (_, gradients) = gradients(objective(PreferenceLoss::Sigmoid), &samples());
+    check_elements(&gradients);
+}
+
+/// The golden gradients that are stored whole.
+pub fn check_elements(gradients: &Gradients) {
     let sample =
         candle_core::safetensors::load("tests/golden/grads_sample.safetensors", &Device::Cpu)
             .unwrap();

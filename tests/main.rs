@@ -11,4 +11,5 @@ mod learning_passes;
 mod merging;
 mod mutations;
 mod oracle;
+mod recomputing;
 mod tidy;

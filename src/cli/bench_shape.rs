@@ -18,7 +18,7 @@ use crate::model::linear::Linear;
 use crate::model::packing::Example;
 use crate::model::random::{random_model, with_integers};
 use crate::model::shapes::{SHAPES, shape};
-use crate::model::{Model, ModelSpec, Ops, Tokenizer};
+use crate::model::{Model, ModelSpec, Ops, Recompute, Tokenizer};
 use crate::train::{Observer, Recipe, StepReport, TrainExample, train};
 use crate::triage::Category;
 
@@ -46,6 +46,8 @@ pub struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     prefill_share_of_compute: Option<f64>,
     training: Training,
+    /// The same with intermediate results of layers computed again instead of kept.
+    training_recomputed: Training,
 }
 
 /// What the device reaches at best, measured on it.
@@ -103,7 +105,11 @@ pub fn run(
     };
     let rows = serve(&subject, args, progress)?;
     progress(&format!("{name}: training"));
-    let training = training(&subject.model, args.rank.max(1))?;
+    let [training, training_recomputed] = {
+        let rank = args.rank.max(1);
+        let of = |choice| training(&subject.model, rank, choice);
+        [of(Recompute::Off)?, of(Recompute::On)?]
+    };
     let rate = |case: &str| {
         rows.iter()
             .find(|r| r.name.starts_with(case))
@@ -123,6 +129,7 @@ pub fn run(
         rows,
         ceilings,
         training,
+        training_recomputed,
     })
 }
 
@@ -248,8 +255,10 @@ fn ceilings(device: &Device) -> candle_core::Result<Ceilings> {
 }
 
 /// Collects what training reports.
-#[derive(Default)]
-struct Steps(Mutex<Vec<StepReport>>);
+struct Steps {
+    reports: Mutex<Vec<StepReport>>,
+    recompute: Recompute,
+}
 
 impl Observer for Steps {
     fn proceed(&self) -> bool {
@@ -257,12 +266,16 @@ impl Observer for Steps {
     }
 
     fn on_step(&self, report: &StepReport) {
-        let mut steps = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut steps = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         steps.push(*report);
+    }
+
+    fn recompute(&self) -> Recompute {
+        self.recompute
     }
 }
 
-fn training(model: &Model, rank: usize) -> Result<Training, CliError> {
+fn training(model: &Model, rank: usize, recompute: Recompute) -> Result<Training, CliError> {
     let failed = |e: &dyn std::fmt::Display| {
         CliError::Bench(BenchError::Options(format!("training did not run: {e}")))
     };
@@ -293,10 +306,16 @@ fn training(model: &Model, rank: usize) -> Result<Training, CliError> {
         layer_share: 1.0,
         ..Recipe::default()
     };
-    let steps = Steps::default();
+    let steps = Steps {
+        reports: Mutex::default(),
+        recompute,
+    };
     let ops = Ops::for_device(&dense.device);
     train(&dense, ops, &examples, &recipe, None, &steps).map_err(|e| failed(&e))?;
-    let steps = steps.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let steps = steps
+        .reports
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
     let rates = steps.iter().skip(1).map(|s| s.tokens as f64 / s.seconds);
     Ok(Training {
         tokens_per_second: Samples(rates.collect()),
@@ -344,18 +363,21 @@ pub fn write(report: &Report, out: &mut dyn Write) -> std::io::Result<()> {
     for row in &report.rows {
         super::bench::write_row(row, out)?;
     }
-    let rate = &report.training.tokens_per_second;
-    writeln!(
-        out,
-        "{:<54} {:>8.1} tokens/s  ({:.1} to {:.1})",
-        format!(
-            "training, rank {} on {} layers",
-            report.training.rank, report.training.adapted_layers
-        ),
-        rate.median(),
-        rate.min(),
-        rate.max()
-    )?;
+    for (how, training) in [
+        ("", &report.training),
+        (", computed again", &report.training_recomputed),
+    ] {
+        let rate = &training.tokens_per_second;
+        let (rank, layers) = (training.rank, training.adapted_layers);
+        writeln!(
+            out,
+            "{:<54} {:>8.1} tokens/s  ({:.1} to {:.1})",
+            format!("training, rank {rank} on {layers} layers{how}"),
+            rate.median(),
+            rate.min(),
+            rate.max()
+        )?;
+    }
     for (what, share) in [
         (
             "decode's weight bytes over the copy bandwidth",

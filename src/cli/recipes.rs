@@ -28,6 +28,9 @@ pub(super) fn section(
     let named = |name: &str| TrainConfig {
         recipe: Some(name.to_owned()),
         corrective: configured.corrective.clone(),
+        // How a run is computed is no part of a recipe.
+        memory_mb: configured.memory_mb,
+        recompute: configured.recompute.clone(),
         ..TrainConfig::default()
     };
     Ok(match given {

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use candle_core::Device;
 use serde::Serialize;
 use serde_json::json;
 
@@ -11,6 +12,8 @@ use super::progress::Progress;
 use super::{CliError, EXIT_FAILED, EXIT_OK, GlobalArgs};
 use crate::adapter::generation::GenerationId;
 use crate::adapter::{self, AdapterStore, Manifest};
+use crate::config::TrainConfig;
+use crate::model::Recompute;
 use crate::train::curve::{LINES_FILE, PLOT_FILE};
 use crate::train::memory;
 use crate::train::{Ending, LossParts, Observer, StepReport, Trained, train};
@@ -73,8 +76,10 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
     let checkpoints = learning.config.paths.state.join("checkpoints");
     let checkpoints = checkpoints.join(&learning.inputs.hash[..16]);
     let steps = crate::train::run::steps(scored.examples.len(), &learning.recipe);
-    let limit = memory::limit(learning.config.train.memory_mb);
-    let watcher = Watcher(progress.bar(steps, "train"), limit);
+    let watcher = Watcher {
+        bar: progress.bar(steps, "train"),
+        train: learning.config.train.clone(),
+    };
     let trained = train(
         &model,
         learning.learner().ops(),
@@ -83,7 +88,7 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
         Some(&checkpoints),
         &watcher,
     );
-    watcher.0.finish_and_clear();
+    watcher.bar.finish_and_clear();
     let trained = match trained {
         Ok(trained) => trained,
         Err(error) => {
@@ -187,20 +192,28 @@ fn print(out: &mut dyn Write, as_json: bool, summary: &Summary, code: u8) -> Res
 }
 
 /// Moves a bar with every step.
-struct Watcher(indicatif::ProgressBar, Option<u64>);
+struct Watcher {
+    bar: indicatif::ProgressBar,
+    train: TrainConfig,
+}
 
 impl Observer for Watcher {
     fn proceed(&self) -> bool {
         true
     }
 
-    fn memory(&self) -> Option<u64> {
-        self.1
+    fn memory(&self, device: &Device) -> Option<u64> {
+        memory::limit(self.train.memory_mb, device)
+    }
+
+    fn recompute(&self) -> Recompute {
+        // The configuration was checked when it was read.
+        self.train.recomputing().unwrap_or_default()
     }
 
     fn on_step(&self, report: &StepReport) {
-        self.0.set_position(report.step as u64);
-        self.0
+        self.bar.set_position(report.step as u64);
+        self.bar
             .set_message(format!("loss {:.3}", report.loss.total()));
     }
 }

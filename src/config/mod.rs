@@ -322,6 +322,10 @@ fn check_train(train: &TrainConfig) -> Result<(), ConfigError> {
             return error(key, "0".into(), "at least 1");
         }
     }
+    if let Err(allowed) = train.recomputing() {
+        let value = format!("{:?}", train.recompute.as_deref().unwrap_or_default());
+        return error("train.recompute", value, allowed);
+    }
     let targets = train.targets.as_deref();
     if targets.is_some_and(<[String]>::is_empty) {
         return error(

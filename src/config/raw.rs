@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::Recompute;
+
 /// Declares a section whose fields are all optional, so that sources can be laid over each other.
 macro_rules! section {
     ($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident: $type:ty),+ $(,)? }) => {
@@ -237,8 +239,23 @@ section! {
         memory_mb: u64,
         /// Share of the time that learning gets from running requests.
         share: f64,
+        /// Whether a layer's intermediate results are computed again for its gradients instead of
+        /// kept: `auto`, `on` or `off`.
+        recompute: String,
         /// `[train.corrective]`
         corrective: RawCorrective,
+    }
+}
+
+impl TrainConfig {
+    /// Whether intermediate results are computed again.
+    ///
+    /// # Errors
+    /// What is allowed.
+    pub fn recomputing(&self) -> Result<Recompute, &'static str> {
+        self.recompute
+            .as_deref()
+            .map_or(Ok(Recompute::Auto), str::parse)
     }
 }
 

@@ -93,6 +93,10 @@ fn mistakes_are_named() {
         ),
         ("[train]\nrecipe = 'x'", "\"paper\""),
         (
+            "[train]\nrecompute = 'yes'",
+            "train.recompute is \"yes\"; allowed are \"auto\", \"on\" and \"off\"",
+        ),
+        (
             "[train]\nlearning_rate = -1.0",
             "train.learning_rate is -1; above 0",
         ),

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
+use candle_core::Device;
 use serde_json::json;
 
 use super::context::{Context, unix_seconds};
 use super::stop;
+use crate::model::Recompute;
 use crate::state::Report;
 use crate::telemetry::{Event, LossPart, Stage};
 use crate::train::memory::limit;
@@ -126,8 +128,14 @@ impl Observer for Work<'_> {
         self.stand_back()
     }
 
-    fn memory(&self) -> Option<u64> {
-        limit(self.context.config.train.memory_mb)
+    fn memory(&self, device: &Device) -> Option<u64> {
+        limit(self.context.config.train.memory_mb, device)
+    }
+
+    fn recompute(&self) -> Recompute {
+        // The configuration was checked when it was read.
+        let train = &self.context.config.train;
+        train.recomputing().unwrap_or_default()
     }
 
     fn on_step(&self, report: &StepReport) {

@@ -125,9 +125,21 @@ impl Model {
     }
 
     fn run_layers(&self, batch: &Batch, x: Tensor, range: Range<usize>) -> Result<Tensor> {
-        let mut machine = TensorMachine::new(self, batch, x);
         let ropes = Ropes::new(&self.spec, batch.positions);
-        run_layers(&mut machine, self, &ropes, range)?;
+        self.run_layers_with(batch, &ropes, x, range)
+    }
+
+    /// Runs layers from the residual stream that enters the first of them, with rotations that
+    /// were made for the batch before.
+    pub(super) fn run_layers_with(
+        &self,
+        batch: &Batch,
+        ropes: &Ropes,
+        x: Tensor,
+        range: Range<usize>,
+    ) -> Result<Tensor> {
+        let mut machine = TensorMachine::new(self, batch, x);
+        run_layers(&mut machine, self, ropes, range)?;
         Ok(machine.x)
     }
 

@@ -124,6 +124,28 @@ impl LoraWeights {
         Ok(self.packed.get_or_init(|| packed).clone())
     }
 
+    /// The same values without a way for gradients to reach them. Nothing is copied.
+    pub fn detached(&self) -> LoraWeights {
+        let pair = |(site, pair): (&LoraSite, &LoraPair)| {
+            let detached = LoraPair {
+                a: pair.a.detach(),
+                b: pair.b.detach(),
+                scale: pair.scale,
+            };
+            (*site, detached)
+        };
+        self.sites
+            .iter()
+            .map(pair)
+            .collect::<BTreeMap<_, _>>()
+            .into()
+    }
+
+    /// The lowest layer that is adapted.
+    pub fn lowest_layer(&self) -> Option<usize> {
+        self.sites.keys().map(|site| site.layer).min()
+    }
+
     /// The same adapter with its factors on a device.
     ///
     /// # Errors

@@ -177,7 +177,8 @@ impl Packed {
         hidden.index_select(&rows, 0)
     }
 
-    fn batch<'a>(&'a self, ops: Ops, adapters: &'a [AdapterRows<'a>]) -> Batch<'a> {
+    /// What the decoder runs.
+    pub(super) fn batch<'a>(&'a self, ops: Ops, adapters: &'a [AdapterRows<'a>]) -> Batch<'a> {
         let attention = Attention::Packed(self.segments.clone());
         Batch {
             tokens: &self.tokens,

@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::integer::STRIPE;
 use super::lora::Projection;
+use super::recompute::{Recompute, head_rows};
 use super::spec::ModelSpec;
 
 /// Bytes of an f32.
@@ -11,7 +12,7 @@ const FLOAT: usize = 4;
 /// Bytes of a weight, a cached value or an activation that enters a product, on a CUDA device.
 const ELEMENT: usize = 2;
 /// Full-size tensors of one width that a layer leaves for the backward pass, counted over candle's
-/// primitives: norms, residuals and projections.
+/// primitives, of which our own kernels keep less: norms, residuals and projections.
 const SAVED_HIDDEN: usize = 12;
 /// As above, of q, k and v together: projections and rotations.
 const SAVED_HEADS: usize = 7;
@@ -19,8 +20,11 @@ const SAVED_HEADS: usize = 7;
 const SAVED_INNER: usize = 5;
 /// As above, of the attention scores: scores, scale, cap, mask, shift, exponent, weights.
 const SAVED_SCORES: usize = 7;
-/// Tensors of the vocabulary's width per row of a loss: logits, shifted, exponents, gradient.
-const SAVED_LOGITS: usize = 4;
+/// Tensors of the vocabulary's width per row of a loss, at most: logits of model and reference, their
+/// roundings to 16 bits, the gradient before and after it was added to what was there.
+const SAVED_LOGITS: usize = 6;
+/// As above, where logits are capped: quotient, tangent, product.
+const SAVED_CAPS: usize = 3;
 /// What the CUDA context, cuBLAS and the modules take for themselves, measured by nobody here: a
 /// guess on the safe side.
 const CONTEXT: usize = 1 << 30;
@@ -64,8 +68,10 @@ pub struct Training {
     pub projections: usize,
     /// Rows of one forward and backward pass.
     pub rows: usize,
-    /// Longest sequence in them.
+    /// Most rows that see each other in them: a prompt and both its responses.
     pub longest: usize,
+    /// Whether a layer's intermediate results are computed again for its gradients.
+    pub recompute: bool,
 }
 
 /// Bytes by what they are for.
@@ -126,6 +132,35 @@ impl Plan {
             parts.push(("unpacked integers", product(&[elements, ELEMENT])));
         }
         Self { parts }
+    }
+
+    /// The plan that fits, and whether it computes intermediate results again: under
+    /// [`Recompute::Auto`] only where keeping them does not fit.
+    ///
+    /// # Errors
+    /// [`TooLarge`].
+    pub fn fitting(
+        spec: &ModelSpec,
+        budget: &Budget,
+        choice: Recompute,
+        free: usize,
+    ) -> Result<(Self, bool), TooLarge> {
+        let with = |recompute: bool| {
+            let training = budget.training.map(|t| Training { recompute, ..t });
+            Plan::new(
+                spec,
+                &Budget {
+                    training,
+                    ..*budget
+                },
+            )
+        };
+        let recompute = match choice {
+            Recompute::Auto => with(false).total() > free,
+            Recompute::On => true,
+            Recompute::Off => false,
+        };
+        Ok((with(recompute).check(free)?, recompute))
     }
 
     /// All parts.
@@ -190,26 +225,50 @@ fn hidden(spec: &ModelSpec, rows: usize) -> usize {
 
 fn training_parts(spec: &ModelSpec, t: &Training) -> Vec<(&'static str, usize)> {
     let parameters = adapter_parameters(spec, t.rank, t.layers, t.projections);
-    let queries = spec.heads * spec.head_dim;
-    let heads = queries + 2 * spec.kv_heads * spec.head_dim;
-    let saved = SAVED_HIDDEN * spec.hidden_size
-        + SAVED_HEADS * heads
-        + SAVED_INNER * spec.intermediate_size;
-    let scores = product(&[SAVED_SCORES, spec.heads, t.rows, t.longest, FLOAT]);
-    let layer = product(&[t.rows, saved, FLOAT]).saturating_add(scores);
-    // Every layer's until the backward pass, and one layer's gradients.
-    let activations = product(&[layer, t.layers + 1]);
+    let layer = layer_bytes(spec, t.rows, t.longest);
     vec![
         (
             "trained adapter, gradients and optimiser",
             product(&[parameters, 5, FLOAT]),
         ),
-        ("training's activations", activations),
-        (
-            "training's logits",
-            product(&[SAVED_LOGITS, t.rows, spec.vocab_size, FLOAT]),
-        ),
+        ("training's activations", activations(spec, layer, t)),
+        ("training's logits", logits(spec, t)),
     ]
+}
+
+/// What one layer leaves for its gradients, where candle differentiates it.
+pub fn layer_bytes(spec: &ModelSpec, rows: usize, longest: usize) -> usize {
+    let queries = spec.heads * spec.head_dim;
+    let heads = queries + 2 * spec.kv_heads * spec.head_dim;
+    let saved = SAVED_HIDDEN * spec.hidden_size
+        + SAVED_HEADS * heads
+        + SAVED_INNER * spec.intermediate_size;
+    let scores = product(&[SAVED_SCORES, spec.heads, rows, longest, FLOAT]);
+    product(&[rows, saved, FLOAT]).saturating_add(scores)
+}
+
+/// What all adapted layers hold at once, if one leaves `layer` bytes.
+pub fn activations(spec: &ModelSpec, layer: usize, t: &Training) -> usize {
+    match t.recompute {
+        // One layer's, and their gradients. What enters each layer, what leaves the last, and the
+        // gradient in it.
+        true => {
+            let states = product(&[t.layers + 2, t.rows, spec.hidden_size, FLOAT]);
+            product(&[layer, 2]).saturating_add(states)
+        }
+        // Every layer's until the backward pass, and one layer's gradients.
+        false => product(&[layer, t.layers + 1]),
+    }
+}
+
+/// What the losses of response tokens hold at once, on a device.
+pub fn logits(spec: &ModelSpec, t: &Training) -> usize {
+    let rows = match t.recompute {
+        true => t.rows.min(head_rows(spec.vocab_size, true)),
+        false => t.rows,
+    };
+    let caps = spec.variant.logit_cap.map_or(0, |_| SAVED_CAPS);
+    product(&[SAVED_LOGITS + caps, rows, spec.vocab_size, FLOAT])
 }
 
 #[cfg(test)]
@@ -233,6 +292,7 @@ mod tests {
                 projections: 7,
                 rows: 512,
                 longest: 512,
+                recompute: false,
             }),
         }
     }
@@ -245,12 +305,69 @@ mod tests {
     #[test]
     fn every_benchmark_shape_trains_beside_serving_on_one_80_gb_card() {
         // 80 GB as the driver reports them, less what other processes hold.
-        let free = 79 * GIB;
         for name in SHAPES {
             let spec = shape(name).unwrap();
-            let plan = Plan::new(&spec, &budget(&spec)).check(free);
-            assert!(plan.is_ok(), "{name}: {plan:?}");
+            for choice in [Recompute::Auto, Recompute::On, Recompute::Off] {
+                let plan = Plan::fitting(&spec, &budget(&spec), choice, 79 * GIB);
+                assert!(plan.is_ok(), "{name}: {plan:?}");
+                let (_, recompute) = plan.unwrap();
+                assert_eq!(recompute, choice == Recompute::On, "{name}");
+            }
         }
+    }
+
+    #[test]
+    fn auto_computes_again_where_keeping_does_not_fit() {
+        for name in SHAPES {
+            let spec = shape(name).unwrap();
+            let kept = Plan::new(&spec, &budget(&spec)).total();
+            let fitting = |choice, free| Plan::fitting(&spec, &budget(&spec), choice, free);
+            let (plan, recompute) = fitting(Recompute::Auto, kept).unwrap();
+            assert!(!recompute && plan.total() == kept);
+            // Passes of 512 rows fit a 48 GB card then, which they do not otherwise.
+            let (plan, recompute) = fitting(Recompute::Auto, 46 * GIB).unwrap();
+            assert!(recompute && plan.total() < kept, "{name}: {plan}");
+            assert!(fitting(Recompute::Off, 46 * GIB).is_err(), "{name}");
+            assert!(fitting(Recompute::Auto, 16 * GIB).is_err(), "{name}");
+        }
+    }
+
+    /// The table in docs/cuda.md, line by line.
+    #[test]
+    fn the_documented_table_is_what_is_computed() {
+        let specs = SHAPES.map(|name| shape(name).unwrap());
+        let plans = |recompute: bool| {
+            let plan = |spec: &ModelSpec| {
+                let budget = budget(spec);
+                let training = budget.training.map(|t| Training { recompute, ..t });
+                Plan::new(spec, &Budget { training, ..budget })
+            };
+            specs.each_ref().map(plan)
+        };
+        let line = |what: &str, bytes: [usize; 3]| {
+            let cells = bytes.map(|b| ((b as f64) / f64::from(1 << 20)).round().to_string());
+            format!("| {what} | {} |", cells.join(" | "))
+        };
+        let [kept, again] = [plans(false), plans(true)];
+        let part = |plans: &[Plan; 3], what: &str| plans.each_ref().map(|p| bytes(p, what));
+        let mut lines = Vec::new();
+        let of_training = ["training's activations", "training's logits"];
+        for (what, _) in &kept[0].parts {
+            if !of_training.contains(what) {
+                lines.push(line(what, part(&kept, what)));
+            }
+        }
+        for (form, plans) in [("kept", &kept), ("computed again", &again)] {
+            for what in of_training {
+                lines.push(line(&format!("{what}, {form}"), part(plans, what)));
+            }
+            let totals = plans.each_ref().map(Plan::total);
+            lines.push(line(&format!("all, {form}"), totals));
+        }
+        let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/cuda.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let missing: Vec<&String> = lines.iter().filter(|l| !page.contains(*l)).collect();
+        assert!(missing.is_empty(), "docs/cuda.md lacks {missing:#?}");
     }
 
     #[test]

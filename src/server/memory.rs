@@ -6,7 +6,7 @@ use super::{LOADED_GENERATIONS, ServerError};
 use crate::config::Config;
 use crate::control::recipe;
 use crate::model::plan::{Budget, Plan, Stored, Training};
-use crate::model::{ModelSource, ModelSpec, device};
+use crate::model::{ModelSource, ModelSpec, Recompute, device};
 use crate::oracle::HIDDEN_ROWS;
 use crate::train::ModelSize;
 use crate::train::run::ROW_BUDGET;
@@ -33,8 +33,10 @@ fn budget(
             rank: recipe.rank,
             layers: spec.layers - recipe.lowest_layer(spec.layers),
             projections: recipe.targets.len(),
-            rows: ROW_BUDGET.max(recipe.max_tokens),
-            longest: recipe.max_tokens,
+            // A pair that is longer than the budget runs alone; its prompt stands once.
+            rows: ROW_BUDGET.max(2 * recipe.max_tokens),
+            longest: 2 * recipe.max_tokens,
+            recompute: false,
         }),
     })
 }
@@ -49,13 +51,22 @@ pub fn check(config: &Config, at: &Device) -> Result<(), ServerError> {
     };
     let files = ModelSource::parse(&config.model)?.fetch()?;
     let spec = files.spec()?;
-    let plan = Plan::new(&spec, &budget(config, &spec, files.stored()?)?).check(free)?;
+    // The configuration was checked when it was read.
+    let choice = config.train.recomputing().unwrap_or_default();
+    let budget = budget(config, &spec, files.stored()?)?;
+    let (plan, recompute) = Plan::fitting(&spec, &budget, choice, free)?;
     tracing::info!(
         planned_mb = plan.total() >> 20,
         free_mb = free >> 20,
         %plan,
         "the device has room for the model and for training beside it"
     );
+    if recompute && choice == Recompute::Auto {
+        tracing::info!(
+            "training will compute intermediate results of layers again: there is no room to keep \
+             them (train.recompute)"
+        );
+    }
     Ok(())
 }
 

@@ -1,7 +1,8 @@
 //! What training and scoring ask of a model, in two forms: by the CPU's own passes on packed
-//! weights, and by candle's automatic differentiation on f32 weights, which is the slow twin and
-//! what other devices run.
+//! weights, and by candle's automatic differentiation on float weights, which is what other devices
+//! run, a layer at a time. The graph of a whole pass is the slow twin of both.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
@@ -11,8 +12,8 @@ use super::objective::{LossParts, Objective};
 use super::trainable::{Gradients, TrainableLora};
 use crate::model::packing::{Example, Packed, remember_states};
 use crate::model::{
-    Differentiator, Dropout, LoraPair, LoraSite, LoraWeights, Model, Ops, Precision, SiteGradients,
-    TokenLoss, ops,
+    Differentiator, Dropout, LoraPair, LoraSite, LoraWeights, Model, Ops, Precision, Recompute,
+    SiteGradients, Stepwise, TokenLoss, ops,
 };
 use crate::triage::Category;
 
@@ -21,10 +22,12 @@ use crate::triage::Category;
 pub enum Passes<'a> {
     /// Candle's tensors.
     Tensors {
-        /// A model with f32 weights.
+        /// A model with float weights.
         model: &'a Model,
         /// Form of the operations.
         ops: Ops,
+        /// Whether a layer's intermediate results are computed again for its gradients.
+        recompute: bool,
     },
     /// Flat buffers on packed weights.
     Packed(Box<Differentiator>),
@@ -49,8 +52,22 @@ impl<'a> Passes<'a> {
                 Arc::new(model.clone()),
                 precision,
             )?)),
-            false => Self::Tensors { model, ops },
+            false => Self::Tensors {
+                model,
+                ops,
+                recompute: Recompute::Auto.unplanned(&model.device),
+            },
         })
+    }
+
+    /// The same passes, intermediate results computed again or not. Those on packed weights keep
+    /// what they need either way.
+    #[must_use]
+    pub fn recomputing(mut self, on: bool) -> Self {
+        if let Self::Tensors { recompute, .. } = &mut self {
+            *recompute = on;
+        }
+        self
     }
 
     /// Runs the layers below `layer` once and leaves the result with the examples.
@@ -59,7 +76,7 @@ impl<'a> Passes<'a> {
     /// If a token is not in the vocabulary.
     pub fn remember(&mut self, examples: &mut [Example], layer: usize) -> Result<()> {
         match self {
-            Self::Tensors { model, ops } => remember_states(model, *ops, examples, layer),
+            Self::Tensors { model, ops, .. } => remember_states(model, *ops, examples, layer),
             Self::Packed(passes) => {
                 let states = passes.states(&Packed::new(&*examples), layer)?;
                 examples
@@ -82,7 +99,17 @@ impl<'a> Passes<'a> {
         adapter: Option<&LoraWeights>,
     ) -> Result<(Tensor, Vec<f32>)> {
         match self {
-            Self::Tensors { model, ops } => {
+            Self::Tensors {
+                model,
+                ops,
+                recompute: true,
+            } => {
+                let passes = Stepwise::new(model, *ops);
+                let hidden = passes.hidden(batch, adapter)?;
+                let logprobs = passes.logprobs_of(&hidden, batch.targets())?;
+                Ok((hidden, logprobs))
+            }
+            Self::Tensors { model, ops, .. } => {
                 let hidden = batch.response_hidden(model, *ops, adapter)?;
                 let logits = model.logits(*ops, &hidden)?;
                 let logprobs = ops::token_logprobs(*ops, &logits, batch.targets())?;
@@ -90,11 +117,7 @@ impl<'a> Passes<'a> {
             }
             Self::Packed(passes) => {
                 let hidden = passes.hidden(batch, adapter)?;
-                let losses: Vec<TokenLoss> = batch
-                    .targets()
-                    .iter()
-                    .map(|t| TokenLoss::LogProb(*t))
-                    .collect();
+                let losses = logprobs_of(batch);
                 let logprobs = passes.measure(&losses, &hidden, &[])?;
                 let (rows, width) = (losses.len(), passes.model().spec.hidden_size);
                 Ok((
@@ -116,7 +139,12 @@ impl<'a> Passes<'a> {
     ) -> Result<Vec<PerResponse>> {
         let batch = Packed::new(examples);
         let tokens = match self {
-            Self::Tensors { model, ops } => {
+            Self::Tensors {
+                model,
+                ops,
+                recompute: true,
+            } => Stepwise::new(model, *ops).logprobs(&batch, adapter)?,
+            Self::Tensors { model, ops, .. } => {
                 batch.token_logprobs(model, *ops, adapter)?.to_vec1()?
             }
             Self::Packed(passes) => passes.logprobs(&batch, adapter)?,
@@ -149,21 +177,18 @@ impl<'a> Passes<'a> {
         lora: &TrainableLora,
         batch: &[&TrainExample],
     ) -> Result<(Gradients, LossParts)> {
-        let passes = match self {
-            Self::Tensors { model, ops } => {
-                let (loss, parts) = objective.loss(model, *ops, &lora.weights(), batch)?;
-                return Ok((lora.gradients(&loss.backward()?)?, parts));
-            }
-            Self::Packed(passes) => passes,
-        };
+        if let Self::Tensors {
+            model,
+            ops,
+            recompute: false,
+        } = self
+        {
+            let (loss, parts) = objective.loss(model, *ops, &lora.weights(), batch)?;
+            return Ok((lora.gradients(&loss.backward()?)?, parts));
+        }
         let packed = Packed::new(batch.iter().map(|e| &e.example));
-        let width = passes.model().spec.hidden_size;
-        let mut losses: Vec<TokenLoss> = packed
-            .targets()
-            .iter()
-            .map(|t| TokenLoss::LogProb(*t))
-            .collect();
-        let mut reference = vec![0f32; losses.len() * width];
+        let mut losses = logprobs_of(&packed);
+        let mut reference = Vec::new();
         for (i, example) in batch
             .iter()
             .enumerate()
@@ -174,17 +199,53 @@ impl<'a> Passes<'a> {
             };
             let span = packed.span(i, 0);
             losses[span.clone()].fill(TokenLoss::Kl);
-            let rows = hidden.flatten_all()?.to_vec1::<f32>()?;
-            reference[span.start * width..span.end * width].copy_from_slice(&rows);
+            reference.push((span, hidden));
         }
         let mut parts = LossParts::default();
-        let found =
-            passes.gradients(&packed, &lora.weights(), (&losses, &reference), |values| {
-                let (coefficients, sum) = objective.weigh(batch, &packed, values);
-                parts = sum;
-                coefficients
-            })?;
+        let wanted = (losses.as_slice(), reference.as_slice());
+        let found = self.gradients(&packed, &lora.weights(), wanted, |values| {
+            let (coefficients, sum) = objective.weigh(batch, &packed, values);
+            parts = sum;
+            coefficients
+        })?;
         Ok((gradients(found), parts))
+    }
+
+    /// Gradients of Σ cᵢ vᵢ, where vᵢ are the values that the losses name and c =
+    /// `coefficients`(v). `reference` holds the reference's hidden states of the spans with a KL,
+    /// in the batch's order.
+    fn gradients(
+        &mut self,
+        packed: &Packed,
+        adapter: &LoraWeights,
+        (losses, reference): (&[TokenLoss], &[(Range<usize>, &Tensor)]),
+        coefficients: impl FnOnce(&[f32]) -> Vec<f32> + Send,
+    ) -> Result<SiteGradients> {
+        match self {
+            Self::Tensors { model, ops, .. } => {
+                let rows: Vec<&Tensor> = reference.iter().map(|(_, hidden)| *hidden).collect();
+                let reference = match rows.is_empty() {
+                    true => None,
+                    false => Some(Tensor::cat(&rows, 0)?),
+                };
+                let wanted = (losses, reference.as_ref());
+                Stepwise::new(model, *ops).gradients(packed, adapter, wanted, coefficients)
+            }
+            Self::Packed(passes) => {
+                let width = passes.model().spec.hidden_size;
+                let size = if reference.is_empty() {
+                    0
+                } else {
+                    losses.len()
+                };
+                let mut flat = vec![0f32; size * width];
+                for (span, hidden) in reference {
+                    let rows = hidden.flatten_all()?.to_vec1::<f32>()?;
+                    flat[span.start * width..span.end * width].copy_from_slice(&rows);
+                }
+                passes.gradients(packed, adapter, (losses, &flat), coefficients)
+            }
+        }
     }
 
     /// The gradient of the gold pairs' preference losses, summed; (preferred, dispreferred)
@@ -199,36 +260,38 @@ impl<'a> Passes<'a> {
         adapter: &LoraWeights,
         batch: &[(&Example, Option<PerResponse>)],
     ) -> Result<Gradients> {
-        match self {
-            Self::Tensors { model, ops } => {
-                let lora = TrainableLora::from_weights(adapter)?;
-                let loss = objective.gold_loss(model, *ops, &lora.weights(), batch)?;
-                lora.gradients(&loss.backward()?)
-            }
-            Self::Packed(passes) => {
-                let packed = Packed::new(batch.iter().map(|(e, _)| *e));
-                let losses: Vec<TokenLoss> = packed
-                    .targets()
-                    .iter()
-                    .map(|t| TokenLoss::LogProb(*t))
-                    .collect();
-                let found = passes.gradients(&packed, adapter, (&losses, &[]), |values| {
-                    let mut coefficients = vec![0f32; values.len()];
-                    for (i, (_, reference)) in batch.iter().enumerate() {
-                        let spans = [packed.span(i, 0), packed.span(i, 1)];
-                        let margin = reference.map_or(0.0, |reference| {
-                            let ratio = |r: usize| sum(&values[spans[r].clone()]) - reference[r];
-                            ratio(0) - ratio(1)
-                        });
-                        let slope = objective.preference_slope(margin) as f32;
-                        coefficients[spans[0].clone()].fill(slope);
-                        coefficients[spans[1].clone()].fill(-slope);
-                    }
-                    coefficients
-                })?;
-                Ok(gradients(found))
-            }
+        if let Self::Tensors {
+            model,
+            ops,
+            recompute: false,
+        } = self
+        {
+            let lora = TrainableLora::from_weights(adapter)?;
+            let loss = objective.gold_loss(model, *ops, &lora.weights(), batch)?;
+            return lora.gradients(&loss.backward()?);
         }
+        let packed = Packed::new(batch.iter().map(|(e, _)| *e));
+        let losses = logprobs_of(&packed);
+        let variables = match self {
+            Self::Tensors { .. } => Some(TrainableLora::from_weights(adapter)?.weights()),
+            Self::Packed(_) => None,
+        };
+        let adapter = variables.as_ref().unwrap_or(adapter);
+        let found = self.gradients(&packed, adapter, (&losses, &[]), |values| {
+            let mut coefficients = vec![0f32; values.len()];
+            for (i, (_, reference)) in batch.iter().enumerate() {
+                let spans = [packed.span(i, 0), packed.span(i, 1)];
+                let margin = reference.map_or(0.0, |reference| {
+                    let ratio = |r: usize| sum(&values[spans[r].clone()]) - reference[r];
+                    ratio(0) - ratio(1)
+                });
+                let slope = objective.preference_slope(margin) as f32;
+                coefficients[spans[0].clone()].fill(slope);
+                coefficients[spans[1].clone()].fill(-slope);
+            }
+            coefficients
+        })?;
+        Ok(gradients(found))
     }
 
     /// log p of both responses of every example, and d log p along `direction` at `adapter`:
@@ -264,6 +327,12 @@ impl<'a> Passes<'a> {
         let slopes = ahead.into_iter().zip(behind).map(slope);
         Ok(now.into_iter().zip(slopes).map(|(v, s)| [v, s]).collect())
     }
+}
+
+/// Every response token measured by its log p.
+fn logprobs_of(batch: &Packed) -> Vec<TokenLoss> {
+    let targets = batch.targets().iter();
+    targets.map(|t| TokenLoss::LogProb(*t)).collect()
 }
 
 fn sum(values: &[f32]) -> f64 {

@@ -4,6 +4,8 @@
 use std::path::Path;
 use std::time::Instant;
 
+use candle_core::Device;
+
 use super::adamw::clip;
 use super::checkpoint;
 use super::curve::{Curve, StepRecord};
@@ -18,7 +20,7 @@ use super::recipe::{Recipe, RecipeError};
 use super::schedule::learning_rate;
 use super::trainable::{Gradients, TrainableLora};
 use crate::model::packing::{Example, group_by_rows};
-use crate::model::{Dropout, LoraWeights, Model, Ops};
+use crate::model::{Dropout, LoraWeights, Model, Ops, Recompute};
 use crate::triage::Category;
 
 pub use super::plan::{plan, steps};
@@ -33,8 +35,12 @@ pub trait Observer {
     /// After every optimiser step.
     fn on_step(&self, report: &StepReport);
     /// Bytes that the run may take; asked once, before the first step. `None` is no limit.
-    fn memory(&self) -> Option<u64> {
-        super::memory::available_bytes()
+    fn memory(&self, device: &Device) -> Option<u64> {
+        super::memory::limit(None, device)
+    }
+    /// Whether passes by candle's tensors compute intermediate results again.
+    fn recompute(&self) -> Recompute {
+        Recompute::Auto
     }
 }
 
@@ -153,12 +159,7 @@ pub fn train(
     if examples.iter().all(|e| e.category == Category::Retain) {
         return Err(TrainError::NoConflicts);
     }
-    // The pairs' hidden states are there by now.
-    MemoryPlan {
-        states: 0,
-        ..MemoryPlan::new(model, recipe, rows(examples))
-    }
-    .check(observer.memory())?;
+    let recompute = room(model, examples, recipe, observer)?;
     let lora = fresh(model, recipe)?;
     let mut optimizer = Optimizer::new(recipe, lora.vars())?;
     let mut curve = match checkpoints {
@@ -170,7 +171,7 @@ pub fn train(
         watch.observe(record.total);
     }
     let mut run = Run {
-        passes: Passes::new(model, ops, recipe.precision.into())?,
+        passes: Passes::new(model, ops, recipe.precision.into())?.recomputing(recompute),
         examples,
         recipe,
         objective: recipe.into(),
@@ -202,6 +203,31 @@ pub fn train(
         curve,
         ending,
     })
+}
+
+/// Whether intermediate results are computed again, if the run fits at all.
+fn room(
+    model: &Model,
+    examples: &[TrainExample],
+    recipe: &Recipe,
+    observer: &dyn Observer,
+) -> Result<bool, TrainError> {
+    let available = observer.memory(&model.device);
+    let plan = |recompute| MemoryPlan {
+        // The pairs' hidden states are there by now.
+        states: 0,
+        ..MemoryPlan::new(model, recipe, rows(examples), recompute)
+    };
+    let (chosen, recompute) = MemoryPlan::fitting(observer.recompute(), available, plan)?;
+    if recompute && !model.is_packed() {
+        tracing::info!(
+            planned_mb = chosen.total() >> 20,
+            kept_mb = plan(false).total() >> 20,
+            free_mb = available.map(|bytes| bytes >> 20),
+            "training computes intermediate results of layers again instead of keeping them"
+        );
+    }
+    Ok(recompute)
 }
 
 fn rows(examples: &[TrainExample]) -> usize {

@@ -30,7 +30,8 @@ pub struct CudaGpu {
     multiprocessors: usize,
 }
 
-fn driver(what: &str) -> impl FnOnce(DriverError) -> Error {
+/// An error of the driver, with what was asked of it.
+pub(super) fn driver(what: &str) -> impl FnOnce(DriverError) -> Error {
     move |error| Error::Msg(format!("CUDA, {what}: {error}"))
 }
 
@@ -100,8 +101,13 @@ impl CudaGpu {
 
 /// A unit for the device's own architecture, loaded.
 fn compile(context: &Arc<CudaContext>, unit: &Unit) -> Result<Arc<CudaModule>> {
-    let ptx = Ptx::from_src(text(context, unit)?);
+    let ptx = ptx_of(context, unit)?;
     context.load_module(ptx).map_err(driver(unit.name))
+}
+
+/// PTX for the device's own architecture.
+pub(super) fn ptx_of(context: &Arc<CudaContext>, unit: &Unit) -> Result<Ptx> {
+    text(context, unit).map(Ptx::from_src)
 }
 
 /// PTX of a unit, compiled once for each architecture: probes and training load it, too.

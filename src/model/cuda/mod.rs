@@ -13,6 +13,8 @@ mod executor;
 pub mod gpu;
 mod graphs;
 pub mod launches;
+#[cfg(feature = "cuda")]
+pub mod learning;
 mod machine;
 mod registers;
 pub mod sources;

@@ -37,11 +37,14 @@ pub const UNITS: [Unit; 6] = [
         name: "sampling.cu",
         text: include_str!("kernels/sampling.cu"),
     },
-    Unit {
-        name: "training.cu",
-        text: include_str!("kernels/training.cu"),
-    },
+    TRAINING,
 ];
+
+/// What training differentiates. It runs on candle's stream too, as a module of its own there.
+pub const TRAINING: Unit = Unit {
+    name: "training.cu",
+    text: include_str!("kernels/training.cu"),
+};
 
 impl Unit {
     /// The whole text that a compiler gets.

@@ -12,8 +12,8 @@ use super::{Ops, f32_slice, rows_columns};
 /// `x` (rows, in) times `weight` (out, in) transposed: (rows, out).
 pub fn frozen_linear(ops: Ops, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     match ops {
-        Ops::Plain if weight.dtype() != x.dtype() => mixed_linear(x, weight),
-        Ops::Plain => x.matmul(&weight.t()?),
+        Ops::Plain | Ops::Device if weight.dtype() != x.dtype() => mixed_linear(x, weight),
+        Ops::Plain | Ops::Device => x.matmul(&weight.t()?),
         Ops::Fused => x.contiguous()?.apply_op1(Product {
             weight: weight.clone(),
             orientation: Orientation::Transposed,

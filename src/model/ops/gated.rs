@@ -1,10 +1,17 @@
 //! Gated activations (arXiv 2002.05202): SwiGLU, silu(gate) · up, and GeGLU, gelu(gate) · up.
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::kernels::{geglu_backward, geglu_forward, swiglu_backward, swiglu_forward};
 use super::{Ops, f32_slice};
+#[cfg(feature = "cuda")]
+use crate::model::cuda::{
+    learning::{Input, run},
+    training,
+};
 
 /// Elements that one task takes: large enough to pay for the hand-over, small enough for a cache.
 const CHUNK: usize = 8192;
@@ -49,7 +56,12 @@ pub fn gated(ops: Ops, activation: Activation, gate: &Tensor, up: &Tensor) -> Re
     match (ops, activation) {
         (Ops::Plain, Activation::Silu) => gate.silu()? * up,
         (Ops::Plain, Activation::GeluTanh) => gate.gelu()? * up,
-        (Ops::Fused, _) => gate
+        (Ops::Fused | Ops::Device, _) if gate.shape() != up.shape() => bail!(
+            "gated: the gate is {:?}, what it gates {:?}",
+            gate.shape(),
+            up.shape()
+        ),
+        (Ops::Fused | Ops::Device, _) => gate
             .contiguous()?
             .apply_op2(&up.contiguous()?, Gated(activation)),
     }
@@ -78,6 +90,22 @@ impl CustomOp2 for Gated {
             .zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)))
             .for_each(|(y, (gate, up))| self.0.apply(gate, up, y));
         Ok((CpuStorage::F32(y), l1.shape().clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        gate: &CudaStorage,
+        l1: &Layout,
+        up: &CudaStorage,
+        l2: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (gelu, count) = (self.0 == Activation::GeluTanh, l1.shape().elem_count());
+        let inputs = [Input::F32(gate, l1), Input::F32(up, l2)];
+        let y = run(self.name(), inputs, count, |[gate, up], y| {
+            training::gate_forward(gelu, count, [gate, up, y])
+        })?;
+        Ok((y, l1.shape().clone()))
     }
 
     fn bwd(
@@ -131,9 +159,31 @@ impl CustomOp3 for GatedBackward {
             .for_each(|((d_gate, d_up), ((gate, up), g))| {
                 self.0.gradient(gate, up, g, d_gate, d_up);
             });
-        let shape: Vec<usize> = std::iter::once(2)
-            .chain(l1.shape().dims().iter().copied())
-            .collect();
-        Ok((CpuStorage::F32(both), Shape::from(shape)))
+        Ok((CpuStorage::F32(both), two_of(l1)))
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        gate: &CudaStorage,
+        l1: &Layout,
+        up: &CudaStorage,
+        l2: &Layout,
+        g: &CudaStorage,
+        l3: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (gelu, count) = (self.0 == Activation::GeluTanh, l1.shape().elem_count());
+        let inputs = [Input::F32(gate, l1), Input::F32(up, l2), Input::F32(g, l3)];
+        let both = run(self.name(), inputs, 2 * count, |[gate, up, g], d_gate| {
+            let d_up = d_gate + (count * size_of::<f32>()) as u64;
+            training::gate_backward(gelu, count, [gate, up, g, d_gate, d_up])
+        })?;
+        Ok((both, two_of(l1)))
+    }
+}
+
+/// The shape of two tensors like one, stacked.
+fn two_of(layout: &Layout) -> Shape {
+    let dims = layout.shape().dims().iter().copied();
+    Shape::from(std::iter::once(2).chain(dims).collect::<Vec<usize>>())
 }

@@ -1,10 +1,11 @@
-//! The decoder's operations, each in two forms.
+//! The decoder's operations, each in several forms.
 //!
 //! `Ops::Fused` are our own CPU kernels. Every one of them carries its own backward, so gradients
 //! flow through them; candle-nn's fused softmax, RMSNorm and rotary ops return none and raise no
 //! error, which is why none of those is used anywhere. `Ops::Plain` is the slow twin made of
-//! candle's differentiable primitives: it runs on every device, and the tests hold the fused form
-//! against it, values and gradients.
+//! candle's differentiable primitives: it runs on every device, and the tests hold the other forms
+//! against it, values and gradients. `Ops::Device` is for a CUDA device: our own kernels for norms,
+//! rotations, gates and the losses of tokens, candle's primitives for the rest.
 
 mod attention;
 mod frozen_linear;
@@ -38,7 +39,7 @@ pub use segment::{Seen, Segment};
 pub use soft_cap::soft_cap;
 pub use token_loss::{kl_from_reference, token_logprobs};
 
-use candle_core::{CpuStorage, Device, Layout, Result, bail};
+use candle_core::{CpuStorage, Device, Layout, Result, Storage, Tensor, bail};
 
 #[cfg(test)]
 mod tests;
@@ -50,15 +51,17 @@ pub enum Ops {
     Fused,
     /// Candle primitives: any device, differentiable, slower.
     Plain,
+    /// Own CUDA kernels where there are some, each with its own backward; else candle's primitives.
+    Device,
 }
 
 impl Ops {
     /// The fastest form that runs on a device.
     pub fn for_device(device: &Device) -> Self {
-        if device.is_cpu() {
-            Ops::Fused
-        } else {
-            Ops::Plain
+        match device {
+            Device::Cpu => Ops::Fused,
+            Device::Cuda(_) => Ops::Device,
+            Device::Metal(_) => Ops::Plain,
         }
     }
 }
@@ -74,6 +77,15 @@ fn f32_slice<'a>(storage: &'a CpuStorage, layout: &Layout, op: &str) -> Result<&
             "{op}: the argument must be f32, got {:?}",
             candle_core::backend::BackendStorage::dtype(other)
         ),
+    }
+}
+
+/// Runs `f` on the elements of a tensor that a custom op holds beside its arguments.
+fn with_f32<R>(tensor: &Tensor, op: &str, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
+    let (guard, layout) = tensor.storage_and_layout();
+    match &*guard {
+        Storage::Cpu(storage) => Ok(f(f32_slice(storage, layout, op)?)),
+        _ => bail!("{op}: one argument is on the CPU, another is not"),
     }
 }
 

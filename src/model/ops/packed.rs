@@ -50,7 +50,7 @@ pub fn packed_attention(
         shape,
     };
     match ops {
-        Ops::Plain => plain(q, k, v, heads, segments),
+        Ops::Plain | Ops::Device => plain(q, k, v, heads, segments),
         Ops::Fused => {
             let qkv = Tensor::cat(&[q, k, v], 1)?;
             qkv.apply_op1(PackedAttention {

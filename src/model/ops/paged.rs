@@ -106,7 +106,7 @@ pub fn paged_attention(
 ) -> Result<Tensor> {
     let (keys, values) = &kv.layers[layer];
     match ops {
-        Ops::Plain => plain(q, (keys, values), kv.block_size, sequences, shape),
+        Ops::Plain | Ops::Device => plain(q, (keys, values), kv.block_size, sequences, shape),
         Ops::Fused => {
             let op = PagedAttention {
                 sequences: sequences.clone(),

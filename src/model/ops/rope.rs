@@ -1,11 +1,18 @@
 //! Rotary position embedding (arXiv 2104.09864) in Hugging Face's rotate-half layout.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor, bail};
+#[cfg(feature = "cuda")]
+use candle_core::{CudaStorage, backend::BackendStorage};
 use rayon::prelude::*;
 
 use super::{Ops, f32_slice, rows_columns};
+#[cfg(feature = "cuda")]
+use crate::model::cuda::{
+    learning::{Input, run},
+    training,
+};
 
 /// Cosines and sines of a batch's positions; made once per forward and shared by all layers.
 #[derive(Clone, Debug)]
@@ -14,6 +21,8 @@ pub struct RopeTable {
     sin: Arc<[f32]>,
     rows: usize,
     half: usize,
+    /// The same as tensors, (rows, half) each, where they were asked for first.
+    tensors: Arc<OnceLock<[Tensor; 2]>>,
 }
 
 impl RopeTable {
@@ -30,7 +39,22 @@ impl RopeTable {
             sin: angles().map(f32::sin).collect(),
             rows: positions.len(),
             half,
+            tensors: Arc::default(),
         }
+    }
+
+    /// Cosines and sines as tensors, (rows, half) each. Uploaded once for all layers.
+    fn on(&self, device: &Device) -> Result<[Tensor; 2]> {
+        if let Some(tensors) = self.tensors.get()
+            && tensors[0].device().same_device(device)
+        {
+            return Ok(tensors.clone());
+        }
+        let upload = |values: &[f32]| Tensor::from_slice(values, (self.rows, self.half), device);
+        let tensors = [upload(&self.cos)?, upload(&self.sin)?];
+        // Another device may have asked first: then this one's are not kept.
+        self.tensors.get_or_init(|| tensors.clone());
+        Ok(tensors)
     }
 
     /// Cosines and sines of one row's angles, (head_dim / 2) each.
@@ -44,7 +68,7 @@ impl RopeTable {
 pub fn rope(ops: Ops, x: &Tensor, table: &RopeTable) -> Result<Tensor> {
     match ops {
         Ops::Plain => plain(x, table),
-        Ops::Fused => x.contiguous()?.apply_op1(Rope {
+        Ops::Fused | Ops::Device => x.contiguous()?.apply_op1(Rope {
             table: table.clone(),
             direction: 1.0,
         }),
@@ -55,12 +79,8 @@ fn plain(x: &Tensor, table: &RopeTable) -> Result<Tensor> {
     let (rows, width) = x.dims2()?;
     let half = table.half;
     let x = x.reshape((rows, width / (2 * half), 2 * half))?; // (rows, heads, head_dim)
-    let factors =
-        |values: &[f32], device: &Device| Tensor::from_slice(values, (rows, 1, half), device);
-    let (cos, sin) = (
-        factors(&table.cos, x.device())?,
-        factors(&table.sin, x.device())?,
-    );
+    let [cos, sin] = table.on(x.device())?;
+    let (cos, sin) = (cos.reshape((rows, 1, half))?, sin.reshape((rows, 1, half))?);
     let (low, high) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
     let rotated_low = (low.broadcast_mul(&cos)? - high.broadcast_mul(&sin)?)?;
     let rotated_high = (high.broadcast_mul(&cos)? + low.broadcast_mul(&sin)?)?;
@@ -73,6 +93,21 @@ struct Rope {
     direction: f32,
 }
 
+impl Rope {
+    /// (rows, columns), if the table is for them.
+    fn fit(&self, layout: &Layout) -> Result<(usize, usize)> {
+        let (rows, width) = rows_columns(layout)?;
+        if rows != self.table.rows || !width.is_multiple_of(2 * self.table.half) {
+            bail!(
+                "rope: {rows} rows of {width} do not fit a table of {} rows, head_dim {}",
+                self.table.rows,
+                2 * self.table.half
+            );
+        }
+        Ok((rows, width))
+    }
+}
+
 impl CustomOp1 for Rope {
     fn name(&self) -> &'static str {
         "rope"
@@ -80,15 +115,8 @@ impl CustomOp1 for Rope {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = f32_slice(storage, layout, self.name())?;
-        let (rows, width) = rows_columns(layout)?;
+        let (_, width) = self.fit(layout)?;
         let half = self.table.half;
-        if rows != self.table.rows || !width.is_multiple_of(2 * half) {
-            bail!(
-                "rope: {rows} rows of {width} do not fit a table of {} rows, head_dim {}",
-                self.table.rows,
-                2 * half
-            );
-        }
         let mut y = vec![0f32; x.len()];
         y.par_chunks_mut(width)
             .zip(x.par_chunks(width))
@@ -106,6 +134,26 @@ impl CustomOp1 for Rope {
                 }
             });
         Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (rows, width) = self.fit(layout)?;
+        let half = self.table.half;
+        let [cos, sin] = self
+            .table
+            .on(&Device::Cuda(BackendStorage::device(x).clone()))?;
+        let ((cos, cos_layout), (sin, sin_layout)) =
+            (cos.storage_and_layout(), sin.storage_and_layout());
+        let inputs = [
+            Input::F32(x, layout),
+            Input::beside(&cos, cos_layout)?,
+            Input::beside(&sin, sin_layout)?,
+        ];
+        let y = run(self.name(), inputs, rows * width, |[x, cos, sin], y| {
+            training::rotate([rows, width, half], self.direction, [x, cos, sin, y])
+        })?;
+        Ok((y, layout.shape().clone()))
     }
 
     fn bwd(&self, _x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {

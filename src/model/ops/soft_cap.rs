@@ -12,7 +12,7 @@ const CHUNK: usize = 8192;
 /// Keeps every element of `x` within ±`cap`, smoothly; the shape stays.
 pub fn soft_cap(ops: Ops, x: &Tensor, cap: f32) -> Result<Tensor> {
     match ops {
-        Ops::Plain => plain(x, cap),
+        Ops::Plain | Ops::Device => plain(x, cap),
         Ops::Fused => x.contiguous()?.apply_op1(SoftCap { cap }),
     }
 }

@@ -18,6 +18,8 @@ mod integer;
 #[cfg(test)]
 mod layer;
 #[cfg(test)]
+mod learning;
+#[cfg(test)]
 mod training;
 
 use candle_core::{DType, Device, Result, Tensor};
@@ -47,6 +49,12 @@ pub fn devices() -> Vec<UnderTest> {
         })
     });
     emulated.chain(real()).collect()
+}
+
+/// Where candle's tensors can be: the CPU, and the GPU where one is asked for.
+pub fn places() -> Vec<Device> {
+    let real = real().map(|test| test.device);
+    std::iter::once(Device::Cpu).chain(real).collect()
 }
 
 /// The GPU, where one is asked for: it must answer then.
