@@ -10,7 +10,8 @@ use crate::model::{LoraPair, LoraSite, ModelSource, Projection};
 const FAMILIES: [&str; 3] = ["llama", "qwen2", "gemma2"];
 
 fn model(family: &str, device: &Device) -> Model {
-    let files = ModelSource::parse(&format!("tests/golden/families/{family}"));
+    let path = crate::model::test_support::root().join("tests/golden/families");
+    let files = ModelSource::parse(&path.join(family).to_string_lossy());
     let files = files.and_then(ModelSource::fetch).unwrap();
     files.load(device).unwrap()
 }
