@@ -352,7 +352,10 @@ mod tests {
                 let exact = stored.dequantize(&Device::Cpu)?;
                 let kept = IntegerWeight::new(&stored, &Device::Cpu, DType::F32)?.unwrap();
                 let off = furthest(&kept.dense()?, &exact)? / scale;
-                assert!(off <= range * relative + 1e-6, "{dtype:?} at {scale}: {off}");
+                assert!(
+                    off <= range * relative + 1e-6,
+                    "{dtype:?} at {scale}: {off}"
+                );
                 let each = kept.bytes() as f64 / (37.0 * 1024.0);
                 assert!(each >= bytes && each < bytes + 0.04, "{dtype:?}: {each}");
                 let ids = Tensor::new(&[36u32, 0, 5], &Device::Cpu)?;
