@@ -154,11 +154,29 @@ def mini(peer):
     return {"seconds": sum(phases), "reference_seconds": phases[0], "impact_seconds": phases[1], "epoch_seconds": phases[2]}
 
 
+def impact(peer):
+    """A gradient per conflicting pair against the gold batch's; the references are known before."""
+    pairs = [(("invert", "punish")[i % 2], *short_pair(i)[1:]) for i in range(192)]
+    gold = [("invert", *short_pair(3 * (i + 200))[1:]) for i in range(64)]
+    known, sums, total = peer.reference(pairs), peer.reference(gold), 0
+    began = time.time()
+    for pair, sum_ in zip(gold, sums):
+        peer.backward([pair], [sum_])
+        total = total + peer.gradient()
+    middle = time.time()
+    for pair, sum_ in zip(pairs, known):
+        peer.backward([pair], [sum_])
+        peer.torch.dot(total, peer.gradient())
+    end = time.time()
+    return {"gold_gradient_seconds": middle - began, "per_pair_seconds": end - middle, "seconds": end - began}
+
+
 def run_peer(arguments):
     case = arguments.case
     peer = Peer(arguments.model, arguments.threads, "bf16" in case)
     before = resource.getrusage(resource.RUSAGE_SELF)
-    figures = mini(peer) if case == "mini" else steps(peer, 4 if "four" in case else 1, arguments.repetitions)
+    whole = {"mini": mini, "impact": impact}.get(case)
+    figures = whole(peer) if whole else steps(peer, 4 if "four" in case else 1, arguments.repetitions)
     after = resource.getrusage(resource.RUSAGE_SELF)
     figures["cpu_seconds"] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     figures["peak_bytes"] = after.ru_maxrss * 1024
@@ -171,6 +189,8 @@ def ours(arguments, case):
     output = subprocess.run([*command, "--repetitions", str(arguments.repetitions)], check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     figures = json.loads(output.stdout)
+    if case == "impact":
+        figures["seconds"] = figures["gold_gradient_seconds"] + figures["directional_seconds"]
     figures["cpu_seconds"] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return figures
 
@@ -189,7 +209,8 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--cases", default="pair,pair-bf16,four,four-bf16,mini", help="which of the peer's to run")
+    cases = "which of the peer's to run; there is also impact, scores of 192 pairs with a gold batch of 64"
+    parser.add_argument("--cases", default="pair,pair-bf16,four,four-bf16,mini", help=cases)
     parser.add_argument("--side", choices=["both", "peer"], default="both")
     parser.add_argument("--case", default="pair")
     arguments = parser.parse_args()
@@ -197,11 +218,12 @@ def main():
         return run_peer(arguments)
     print("| case | ours | PyTorch | ratio | peak MB, ours / PyTorch |\n|---|---|---|---|---|")
     for case in arguments.cases.split(","):
-        rounds = 1 if case == "mini" else arguments.rounds
+        whole = case in ("mini", "impact")
+        rounds = 1 if whole else arguments.rounds
         for _ in range(rounds):
             a, b = ours(arguments, case.split("-")[0]), theirs(arguments, case)
-            key = "seconds" if case == "mini" else "tokens_per_second"
-            ratio = b[key] / a[key] if case == "mini" else a[key] / b[key]
+            key = "seconds" if whole else "tokens_per_second"
+            ratio = b[key] / a[key] if whole else a[key] / b[key]
             memory = f"{a['peak_bytes'] / 2**20:.0f} / {b['peak_bytes'] / 2**20:.0f}"
             print(f"| {case}, {key} | {a[key]:.1f} | {b[key]:.1f} | {ratio:.2f} | {memory} |", flush=True)
             print(json.dumps({"case": case, "ours": a, "theirs": b}), file=sys.stderr, flush=True)

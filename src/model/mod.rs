@@ -32,9 +32,6 @@ pub mod tokenizer;
 pub mod turns;
 pub mod weights;
 
-/// The crate under the name that the others know it by.
-pub(crate) use crate as model;
-
 pub use chat::{CallStyle, ChatMessage, ChatRole, ChatTemplate};
 pub use cpu::learn::{Differentiator, Dropout, Precision, SiteGradients, TokenLoss};
 pub use cpu::{BLOCK_TOKENS, CpuExecutor, Step};

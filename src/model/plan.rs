@@ -274,7 +274,7 @@ pub fn logits(spec: &ModelSpec, t: &Training) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::shapes::{SHAPES, shape};
+    use crate::shapes::{SHAPES, shape};
 
     const GIB: usize = 1 << 30;
 
@@ -364,7 +364,7 @@ mod tests {
             let totals = plans.each_ref().map(Plan::total);
             lines.push(line(&format!("all, {form}"), totals));
         }
-        let page = crate::model::test_support::root().join("docs/cuda.md");
+        let page = crate::test_support::root().join("docs/cuda.md");
         let page = std::fs::read_to_string(page).unwrap();
         let missing: Vec<&String> = lines.iter().filter(|l| !page.contains(*l)).collect();
         assert!(missing.is_empty(), "docs/cuda.md lacks {missing:#?}");

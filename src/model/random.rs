@@ -163,7 +163,7 @@ fn scale(width: usize, device: &Device) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::shapes::shape;
+    use crate::shapes::shape;
 
     #[test]
     fn matrices_of_integers_keep_their_shapes_and_repeat_their_first_rows() -> Result<()> {

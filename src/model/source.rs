@@ -333,7 +333,7 @@ mod tests {
 
     #[test]
     fn a_devices_bytes_of_a_file_are_those_of_its_integers() {
-        let content = crate::model::test_support::test_model();
+        let content = crate::test_support::test_model();
         let spec = ModelSpec::from_gguf(Path::new("model.gguf"), &content).unwrap();
         let kept = stored(&content);
         let each = kept.bytes as f64 / spec.parameters() as f64;

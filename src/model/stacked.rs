@@ -60,7 +60,7 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::model::lora::Projection;
+    use crate::lora::Projection;
 
     #[test]
     fn stacked_maps_keep_their_values() -> Result<()> {

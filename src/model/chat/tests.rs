@@ -1,7 +1,7 @@
 //! Against prompts that the reference implementation rendered and encoded (tests/golden).
 
 use super::*;
-use crate::model::test_support::{golden, test_model};
+use crate::test_support::{golden, test_model};
 
 fn loaded() -> (Tokenizer, ChatTemplate) {
     let content = test_model();

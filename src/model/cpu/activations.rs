@@ -1,6 +1,6 @@
 //! Rows of activations, as floats and rounded to 8 bits in blocks of 32.
 
-use crate::model::ops::quantize_block;
+use crate::ops::quantize_block;
 
 use super::blocks::UNIT;
 

@@ -10,8 +10,8 @@ use super::activations::{Activations, ROW_SLACK};
 use super::kernels::{self, Isa, Tile};
 use super::packed::{PANEL, PackedWeight};
 use super::team::{Shards, Team};
-use crate::model::linear::AdapterSpan;
-use crate::model::lora::{LoraPair, LoraSite};
+use crate::linear::AdapterSpan;
+use crate::lora::{LoraPair, LoraSite};
 
 /// The factors of one site: x → scale · B (A x).
 #[derive(Debug)]

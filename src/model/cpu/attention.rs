@@ -3,7 +3,7 @@
 //! A query's arithmetic does not depend on the queries it shares a pass with.
 
 use super::kv::{BLOCK_TOKENS, KvCache};
-use crate::model::ops::{AttentionShape, PagedSequence, capped_softmax};
+use crate::ops::{AttentionShape, PagedSequence, capped_softmax};
 
 /// Queries that share a pass over the keys.
 const GROUP: usize = 4;

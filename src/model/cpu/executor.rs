@@ -13,10 +13,10 @@ use super::kv::{BLOCK_TOKENS, KvCache};
 use super::packed::PANEL;
 use super::rows::{for_tiles, normalise, packed, round_rows, with_floats};
 use super::team::{Shards, Team};
-use crate::model::compute::{Ropes, run_layers};
-use crate::model::decoder::Model;
-use crate::model::linear::AdapterSpan;
-use crate::model::ops::{PagedSequence, soft_cap_in_place};
+use crate::compute::{Ropes, run_layers};
+use crate::decoder::Model;
+use crate::linear::AdapterSpan;
+use crate::ops::{PagedSequence, soft_cap_in_place};
 
 /// What one forward pass computes. Rows are tokens, sequences follow each other.
 #[derive(Clone, Copy, Debug)]

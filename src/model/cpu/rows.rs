@@ -7,8 +7,8 @@ use super::blocks::UNIT;
 use super::kernels::Tile;
 use super::packed::{PANEL, PackedWeight};
 use super::team::{Shards, Team};
-use crate::model::linear::Weight;
-use crate::model::ops::inverse_rms;
+use crate::linear::Weight;
+use crate::ops::inverse_rms;
 
 /// Pieces per thread that a section is cut into: small enough that a thread that falls behind
 /// holds little, large enough that claiming them costs nothing.

@@ -12,10 +12,10 @@ use super::rows::{
     with_floats, with_optional,
 };
 use super::team::Shards;
-use crate::model::compute::Compute;
-use crate::model::decoder::Layer;
-use crate::model::linear::Linear;
-use crate::model::ops::{Activation, AttentionShape, RopeTable};
+use crate::compute::Compute;
+use crate::decoder::Layer;
+use crate::linear::Linear;
+use crate::ops::{Activation, AttentionShape, RopeTable};
 
 impl Compute for CpuExecutor {
     fn normalise(&mut self, weight: &Tensor) -> Result<()> {

@@ -8,8 +8,8 @@ use candle_core::{Device, Result, Tensor};
 
 use super::gpu::{Buffer, Element, Gpu};
 use super::weights::address;
-use crate::model::linear::AdapterSpan;
-use crate::model::lora::{LoraPair, LoraSite, LoraWeights, Projection};
+use crate::linear::AdapterSpan;
+use crate::lora::{LoraPair, LoraSite, LoraWeights, Projection};
 
 /// Sites of a layer.
 pub const SITES: usize = Projection::ALL.len();

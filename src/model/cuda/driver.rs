@@ -18,7 +18,7 @@ use half::{bf16, f16};
 use super::gpu::{Buffer, Element, Gpu, Graph, Integers, Launch, Product};
 use super::launches;
 use super::sources::{INTEGER, UNITS, Unit};
-use crate::model::integer::Unpack;
+use crate::integer::Unpack;
 
 /// A CUDA device as the executor sees it: its own stream of the highest priority, so that training,
 /// which runs on candle's stream of the lowest, gives way between kernels.

@@ -17,12 +17,12 @@ use super::machine::heads_of;
 use super::registers::{Places, Registers};
 use super::tables::{self, Tile, Upload};
 use super::weights::{Largest, Weights};
-use crate::model::cpu::{BLOCK_TOKENS, Step};
-use crate::model::decoder::Model;
-use crate::model::draw::DrawRequest;
-use crate::model::integer::STRIPE;
-use crate::model::lora::LoraWeights;
-use crate::model::spec::{ModelSpec, RopeSpec};
+use crate::cpu::{BLOCK_TOKENS, Step};
+use crate::decoder::Model;
+use crate::draw::DrawRequest;
+use crate::integer::STRIPE;
+use crate::lora::LoraWeights;
+use crate::spec::{ModelSpec, RopeSpec};
 
 /// What a step gives for each of its outputs.
 #[derive(Debug)]

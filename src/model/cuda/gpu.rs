@@ -4,7 +4,7 @@ use std::any::Any;
 
 use candle_core::{DType, Result, bail};
 
-use crate::model::integer::Layout;
+use crate::integer::Layout;
 
 /// Element types of weights, cache and activations that enter a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +93,7 @@ pub struct Launch {
 pub enum Matrix {
     /// Address of its elements, of the type of what they are multiplied with.
     Floats(u64),
-    /// As [`crate::model::integer`] stores it.
+    /// As [`crate::integer`] stores it.
     Integers(Integers),
 }
 

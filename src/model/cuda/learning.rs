@@ -1,5 +1,5 @@
 //! The training kernels on candle's own storages and stream: what the custom operations in
-//! [`crate::model::ops`] call on a CUDA device. Their argument lists are [`super::training`]'s, which
+//! [`crate::ops`] call on a CUDA device. Their argument lists are [`super::training`]'s, which
 //! the emulator's tests run; what is here is as thin as the driver.
 
 use std::collections::HashMap;

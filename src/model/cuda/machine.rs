@@ -8,11 +8,11 @@ use super::graphs::Shape;
 use super::launches::{self, AddNorm, Attend, FEW_ROWS, Heads, Lora, RopeWrite};
 use super::tables;
 use super::weights::Weights;
-use crate::model::compute::Compute;
-use crate::model::decoder::{Layer, Model};
-use crate::model::linear::Linear;
-use crate::model::lora::Projection;
-use crate::model::ops::{Activation, AttentionShape, RopeTable};
+use crate::compute::Compute;
+use crate::decoder::{Layer, Model};
+use crate::linear::Linear;
+use crate::lora::Projection;
+use crate::ops::{Activation, AttentionShape, RopeTable};
 
 /// What runs a step's layers. Its registers are x, h, the heads, m and y as [`Compute`] names them;
 /// what a projection adds waits in y until the next norm, which adds it in the same pass.

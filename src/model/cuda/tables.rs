@@ -1,9 +1,9 @@
 //! What a step tells the device about its rows, in one upload. Pure.
 
 use super::launches::{CHUNK, Heads, attention_pairs};
-use crate::model::cpu::BLOCK_TOKENS;
-use crate::model::draw::DrawRequest;
-use crate::model::ops::PagedSequence;
+use crate::cpu::BLOCK_TOKENS;
+use crate::draw::DrawRequest;
+use crate::ops::PagedSequence;
 
 /// Rows of one sequence that a block of attention takes together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,9 +6,9 @@ use candle_core::{CpuStorage, Result, Storage, Tensor, TensorId, bail};
 
 use super::gpu::{Element, Integers, Matrix};
 use super::launches::attention_pairs;
-use crate::model::decoder::{Layer, Model};
-use crate::model::integer::IntegerWeight;
-use crate::model::linear::{Linear, Weight};
+use crate::decoder::{Layer, Model};
+use crate::integer::IntegerWeight;
+use crate::linear::{Linear, Weight};
 
 /// Where a contiguous tensor of this element type begins. It stays there as long as the tensor lives.
 ///

@@ -4,7 +4,7 @@ use candle_core::quantized::GgmlDType;
 use half::f16;
 
 use super::{Bits, Layout};
-use crate::model::cpu::{UNIT, Unit, gain_for, read_unit, scale_bound};
+use crate::cpu::{UNIT, Unit, gain_for, read_unit, scale_bound};
 
 /// Lays a row of a file's blocks out.
 pub fn pack(layout: &Layout, (dtype, row): (GgmlDType, &[u8]), columns: usize, into: &mut [u8]) {

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::kernels::{geglu_backward, geglu_forward, swiglu_backward, swiglu_forward};
 use super::{Ops, f32_slice};
 #[cfg(feature = "cuda")]
-use crate::model::cuda::{
+use crate::cuda::{
     learning::{Input, run},
     training,
 };

@@ -7,7 +7,7 @@ use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor, bail,
 };
 
-use crate::model::integer::IntegerWeight;
+use crate::integer::IntegerWeight;
 
 /// `x` (rows, in) times `weight` (out, in) transposed, in x's type: (rows, out).
 pub fn mixed_linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::kernels::dot;
 use super::{Ops, f32_slice, rows_columns, with_f32};
 #[cfg(feature = "cuda")]
-use crate::model::cuda::{
+use crate::cuda::{
     learning::{Input, run},
     training,
 };

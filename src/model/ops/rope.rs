@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::{Ops, f32_slice, rows_columns};
 #[cfg(feature = "cuda")]
-use crate::model::cuda::{
+use crate::cuda::{
     learning::{Input, run},
     training,
 };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::*;
-use crate::model::spec::RopeSpec;
+use crate::spec::RopeSpec;
 
 const DEVICE: Device = Device::Cpu;
 

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::kernels::{kl_gradient, kl_sum, logsumexp, scaled_exp};
 use super::{Ops, f32_slice, rows_columns, with_f32};
 #[cfg(feature = "cuda")]
-use crate::model::cuda::{
+use crate::cuda::{
     learning::{Input, run},
     training,
 };

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::model::cuda::tests::places;
-use crate::model::packing::{Example, remember_states};
-use crate::model::{LoraPair, LoraSite, ModelSource, Projection};
+use crate::cuda::tests::places;
+use crate::packing::{Example, remember_states};
+use crate::{LoraPair, LoraSite, ModelSource, Projection};
 
 const FAMILIES: [&str; 3] = ["llama", "qwen2", "gemma2"];
 
 fn model(family: &str, device: &Device) -> Model {
-    let path = crate::model::test_support::root().join("tests/golden/families");
+    let path = crate::test_support::root().join("tests/golden/families");
     let files = ModelSource::parse(&path.join(family).to_string_lossy());
     let files = files.and_then(ModelSource::fetch).unwrap();
     files.load(device).unwrap()

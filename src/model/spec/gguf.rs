@@ -7,7 +7,7 @@ use candle_core::Device;
 use candle_core::quantized::gguf_file::{Content, Value};
 
 use super::{Family, ModelSpec, RopeScaling, RopeSpec, SUPPORTED, Variant, periodic_windows};
-use crate::model::error::{ModelError, Result};
+use crate::error::{ModelError, Result};
 
 /// Divisors of the rotary frequencies, where Llama 3.1 and later keep their stretch.
 const ROPE_DIVISORS: &str = "rope_freqs.weight";

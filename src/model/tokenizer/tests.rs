@@ -5,7 +5,7 @@ mod golden;
 use std::sync::Arc;
 
 use super::*;
-use crate::model::test_support::{golden, test_model};
+use crate::test_support::{golden, test_model};
 
 fn tokenizer() -> Tokenizer {
     Tokenizer::from_gguf(&test_model()).expect("the test model has a tokenizer")

@@ -14,9 +14,9 @@ use candle_core::{DType, Device, Tensor};
 
 use super::names::Names;
 use super::row_order;
-use crate::model::error::{ModelError, Result};
-use crate::model::lora::{LoraPair, LoraSite, LoraWeights, Projection};
-use crate::model::spec::ModelSpec;
+use crate::error::{ModelError, Result};
+use crate::lora::{LoraPair, LoraSite, LoraWeights, Projection};
+use crate::spec::ModelSpec;
 
 /// Elements of a Q8_0 block: rows whose length is no multiple of it stay in f32.
 const Q8_BLOCK: usize = 32;

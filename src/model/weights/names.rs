@@ -1,6 +1,6 @@
 //! What tensors are called: Hugging Face's names, and how files of other makers spell them.
 
-use crate::model::spec::ModelSpec;
+use crate::spec::ModelSpec;
 
 pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 pub(super) const FINAL_NORM: &str = "model.norm.weight";

@@ -1,7 +1,7 @@
 //! The slow twin: what the vector kernels compute, spelt out.
 
 use super::{Format, PANEL, Rows, Tile, UNIT, extents};
-use crate::model::cpu::packed::SCALE_BYTES;
+use crate::cpu::packed::SCALE_BYTES;
 use half::f16;
 
 /// One panel times some rows.

@@ -2,7 +2,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::*;
-use crate::model::cpu::activations::round_row;
+use crate::cpu::activations::round_row;
 
 fn activations(rows: usize, columns: usize) -> Activations {
     let mut x = Activations::default();

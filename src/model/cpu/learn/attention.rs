@@ -8,9 +8,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::small::{Grid, Sum, multiply};
-use crate::model::ops::{
-    AttentionShape, Segment, exp_shifted_sum, soft_cap_backward, soft_cap_in_place,
-};
+use crate::ops::{AttentionShape, Segment, exp_shifted_sum, soft_cap_backward, soft_cap_in_place};
 
 /// Query rows that are scored together.
 const BLOCK: usize = 32;
@@ -81,7 +79,7 @@ fn blocks(segment: &Segment, window: Option<usize>) -> Vec<Block> {
         for first in part.clone().step_by(BLOCK) {
             let rows = first..part.end.min(first + BLOCK);
             let seen = &visible[rows.clone()];
-            let union = |of: fn(&crate::model::ops::Seen) -> &Range<usize>| {
+            let union = |of: fn(&crate::ops::Seen) -> &Range<usize>| {
                 let some = || seen.iter().map(of).filter(|r| !r.is_empty());
                 let from = some().map(|r| r.start).min().unwrap_or(0);
                 from..some().map(|r| r.end).max().unwrap_or(from)

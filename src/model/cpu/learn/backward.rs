@@ -11,12 +11,12 @@ use super::product::{View, ViewMut, product};
 use super::rows::{Norm, Turn, add, fit, gated, pull_gated, turn};
 use super::tile::Form;
 use super::unpack::Way;
-use crate::model::compute::Ropes;
-use crate::model::cpu::rows::{packed, with_floats};
-use crate::model::decoder::{Layer, Model};
-use crate::model::linear::Linear;
-use crate::model::lora::LoraSite;
-use crate::model::ops::Segment;
+use crate::compute::Ropes;
+use crate::cpu::rows::{packed, with_floats};
+use crate::decoder::{Layer, Model};
+use crate::linear::Linear;
+use crate::lora::LoraSite;
+use crate::ops::Segment;
 
 /// Walks the layers from the top down.
 pub struct Walk<'a> {

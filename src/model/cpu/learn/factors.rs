@@ -7,7 +7,7 @@ use candle_core::{Device, Result, Tensor};
 use super::product::View;
 use super::rows::fit;
 use super::small::{Grid, Sum, multiply};
-use crate::model::lora::{LoraPair, LoraSite, LoraWeights};
+use crate::lora::{LoraPair, LoraSite, LoraWeights};
 
 /// (∂A, ∂B) of every site.
 pub type SiteGradients = BTreeMap<LoraSite, (Tensor, Tensor)>;

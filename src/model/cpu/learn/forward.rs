@@ -8,12 +8,12 @@ use super::product::{View, ViewMut, product};
 use super::rows::{Norm, Turn, add, add_bias, fit, gated, turn};
 use super::tile::Form;
 use super::unpack::Way;
-use crate::model::compute::Compute;
-use crate::model::cpu::rows::{packed, with_floats};
-use crate::model::decoder::{Layer, Model};
-use crate::model::linear::Linear;
-use crate::model::lora::Projection;
-use crate::model::ops::{Activation, AttentionShape, RopeTable, Segment};
+use crate::compute::Compute;
+use crate::cpu::rows::{packed, with_floats};
+use crate::decoder::{Layer, Model};
+use crate::linear::Linear;
+use crate::lora::Projection;
+use crate::ops::{Activation, AttentionShape, RopeTable, Segment};
 
 /// What one layer leaves behind; every matrix has a row per token.
 #[derive(Debug, Default)]
@@ -181,7 +181,7 @@ impl Compute for Recorder<'_> {
                 &mut record.qkv,
                 |norm, row, column, values| {
                     let x = &raw[row * width + column..][..d];
-                    crate::model::cpu::rows::normalise(x, norm.weight, norm.eps, values);
+                    crate::cpu::rows::normalise(x, norm.weight, norm.eps, values);
                 },
             )?;
         }

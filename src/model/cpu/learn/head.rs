@@ -8,13 +8,13 @@ use super::product::{View, ViewMut, product};
 use super::rows::fit;
 use super::tile::Form;
 use super::unpack::Way;
-use crate::model::cpu::rows::packed;
-use crate::model::decoder::Model;
-use crate::model::ops::{
+use crate::cpu::rows::packed;
+use crate::decoder::Model;
+use crate::ops::{
     dot, exp_shifted_sum, kl_gradient, kl_sum, logsumexp, scaled_exp, soft_cap_backward,
     soft_cap_in_place,
 };
-use crate::model::turns::make_way;
+use crate::turns::make_way;
 
 /// Logits that exist at once, in elements.
 const CHUNK: usize = 8 << 20;

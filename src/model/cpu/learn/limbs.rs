@@ -12,10 +12,10 @@ use rayon::prelude::*;
 
 use super::product::{Pointer, View, ViewMut};
 use super::tile::Target;
-use crate::model::cpu::activations::ActivationUnit;
-use crate::model::cpu::blocks::{Format, UNIT};
-use crate::model::cpu::packed::{Encoding, PANEL, PackedWeight, header_bytes, unit_bytes};
-use crate::model::turns::make_way;
+use crate::cpu::activations::ActivationUnit;
+use crate::cpu::blocks::{Format, UNIT};
+use crate::cpu::packed::{Encoding, PANEL, PackedWeight, header_bytes, unit_bytes};
+use crate::turns::make_way;
 
 /// Rows of a tile: their sums, eight vectors of weights and four running products fill the
 /// registers.

@@ -26,7 +26,7 @@ use std::sync::OnceLock;
 
 use rayon::ThreadPool;
 
-use crate::model::turns;
+use crate::turns;
 
 pub use factors::{Dropout, SiteGradients};
 pub use head::TokenLoss;

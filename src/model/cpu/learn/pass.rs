@@ -13,11 +13,11 @@ use super::rows::{Norm, fit};
 use super::tangent::{self, Push};
 use super::tile::Form;
 use super::{Precision, on_pool};
-use crate::model::compute::{Ropes, run_layers};
-use crate::model::cpu::rows::{packed, with_floats};
-use crate::model::decoder::Model;
-use crate::model::lora::LoraWeights;
-use crate::model::packing::{Packed, States};
+use crate::compute::{Ropes, run_layers};
+use crate::cpu::rows::{packed, with_floats};
+use crate::decoder::Model;
+use crate::lora::LoraWeights;
+use crate::packing::{Packed, States};
 
 /// Computes what learning needs of a model whose weights are packed. Buffers are kept from pass
 /// to pass.
@@ -86,7 +86,7 @@ impl Differentiator {
         on_pool(|| {
             let width = self.model.spec.hidden_size;
             self.run(batch, &Factors::default(), layer, layer)?;
-            let part = |segment: &crate::model::Segment| {
+            let part = |segment: &crate::Segment| {
                 let rows = segment.rows();
                 let values = self.x[rows.start * width..rows.end * width].to_vec();
                 let hidden = Tensor::from_vec(values, (rows.len(), width), &Device::Cpu)?;

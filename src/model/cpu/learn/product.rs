@@ -7,8 +7,8 @@ use rayon::prelude::*;
 use super::limbs;
 use super::tile::{self, Form, ROWS, Target};
 use super::unpack::{WIDTH, Way, unpack};
-use crate::model::cpu::packed::PackedWeight;
-use crate::model::turns::make_way;
+use crate::cpu::packed::PackedWeight;
+use crate::turns::make_way;
 
 /// Elements of the sum that one pass takes: a panel then stays in the second-level cache.
 const DEPTH: usize = 512;

@@ -2,9 +2,9 @@
 
 use rayon::prelude::*;
 
-use crate::model::cpu::rows::{normalise, rotate};
-use crate::model::ops::{Activation, RopeTable, dot, inverse_rms};
-use crate::model::turns::make_way;
+use crate::cpu::rows::{normalise, rotate};
+use crate::ops::{Activation, RopeTable, dot, inverse_rms};
+use crate::turns::make_way;
 
 /// Rows that one task takes at least.
 const ROWS: usize = 8;

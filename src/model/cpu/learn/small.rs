@@ -2,7 +2,7 @@
 
 use gemm::Parallelism;
 
-use crate::model::turns::make_way;
+use crate::turns::make_way;
 
 /// A strided matrix inside a slice.
 #[derive(Clone, Copy, Debug)]

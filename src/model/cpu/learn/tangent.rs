@@ -12,11 +12,11 @@ use super::product::{View, ViewMut, product};
 use super::rows::{Norm, Turn, add, fit, push_gated, turn};
 use super::tile::Form;
 use super::unpack::Way;
-use crate::model::compute::Ropes;
-use crate::model::cpu::rows::{packed, with_floats};
-use crate::model::decoder::{Layer, Model};
-use crate::model::linear::Linear;
-use crate::model::ops::Segment;
+use crate::compute::Ropes;
+use crate::cpu::rows::{packed, with_floats};
+use crate::decoder::{Layer, Model};
+use crate::linear::Linear;
+use crate::ops::Segment;
 
 /// Moves tangents up through the layers.
 pub struct Push<'a> {

@@ -1,10 +1,8 @@
 //! Packed weights back to floats, a panel of 32 output columns at a time: what the products of
 //! learning multiply with. The weights themselves stay as they are.
 
-use crate::model::cpu::blocks::{Format, UNIT};
-use crate::model::cpu::packed::{
-    Encoding, PANEL, PackedWeight, SCALE_BYTES, header_bytes, unit_bytes,
-};
+use crate::cpu::blocks::{Format, UNIT};
+use crate::cpu::packed::{Encoding, PANEL, PackedWeight, SCALE_BYTES, header_bytes, unit_bytes};
 use half::{bf16, f16};
 
 /// Output columns of a panel of floats: two 512-bit vectors.

@@ -3,8 +3,8 @@
 use candle_core::{Result, bail};
 
 use super::{CudaExecutor, Outputs};
-use crate::model::cpu::{BLOCK_TOKENS, Step};
-use crate::model::cuda::gpu::Gpu;
+use crate::cpu::{BLOCK_TOKENS, Step};
+use crate::cuda::gpu::Gpu;
 
 impl<G: Gpu> CudaExecutor<G> {
     pub(super) fn check(&self, step: &Step, outputs: &Outputs) -> Result<()> {

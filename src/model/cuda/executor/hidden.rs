@@ -3,9 +3,9 @@
 use candle_core::{Result, bail};
 
 use super::{CudaExecutor, Outputs, bytes_of};
-use crate::model::compute::{Ropes, run_layers};
-use crate::model::cpu::Step;
-use crate::model::cuda::gpu::Gpu;
+use crate::compute::{Ropes, run_layers};
+use crate::cpu::Step;
+use crate::cuda::gpu::Gpu;
 
 impl<G: Gpu> CudaExecutor<G> {
     /// Runs the base layers and shows the residual stream where it enters each of `layers`

@@ -3,11 +3,11 @@
 use candle_core::Result;
 
 use super::{CudaExecutor, is_small};
-use crate::model::compute::{Ropes, run_layers};
-use crate::model::cuda::gpu::{Gpu, Graph, Product};
-use crate::model::cuda::graphs::{Seen, Shape};
-use crate::model::cuda::launches::{self, Embed};
-use crate::model::cuda::machine::Machine;
+use crate::compute::{Ropes, run_layers};
+use crate::cuda::gpu::{Gpu, Graph, Product};
+use crate::cuda::graphs::{Seen, Shape};
+use crate::cuda::launches::{self, Embed};
+use crate::cuda::machine::Machine;
 
 impl<G: Gpu> CudaExecutor<G> {
     /// Runs a step's launches, as they were recorded where that is so.

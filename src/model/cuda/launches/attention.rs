@@ -1,7 +1,7 @@
 //! Attention over the paged cache.
 
 use super::{Heads, WARP_THREADS, WARPS, launch};
-use crate::model::cuda::gpu::{Arg, Element, Launch};
+use crate::cuda::gpu::{Arg, Element, Launch};
 
 /// Scores of a layer, and how its work is cut.
 #[derive(Clone, Copy, Debug)]
@@ -10,7 +10,7 @@ pub struct Attend {
     pub qkv: u64,
     /// The layer's keys and values.
     pub cache: [u64; 2],
-    /// [`crate::model::cuda::tables::Tile`]s.
+    /// [`crate::cuda::tables::Tile`]s.
     pub tiles: u64,
     /// How many.
     pub tile_count: usize,

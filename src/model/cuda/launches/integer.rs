@@ -1,8 +1,8 @@
 //! Launches on matrices of integers.
 
 use super::{Embed, ROW_THREADS, WARP_THREADS, WARPS, launch, per_row, stretches};
-use crate::model::cuda::gpu::{Arg, Element, Integers, Launch, Product};
-use crate::model::integer::Bits;
+use crate::cuda::gpu::{Arg, Element, Integers, Launch, Product};
+use crate::integer::Bits;
 
 /// The instance of a kernel for a number of bits.
 macro_rules! of_bits {

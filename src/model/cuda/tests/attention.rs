@@ -3,10 +3,10 @@
 use candle_core::{Device, Result, Tensor};
 
 use super::{ELEMENTS, UnderTest, devices, random, rounded, tolerance};
-use crate::model::cuda::gpu::Element;
-use crate::model::cuda::launches::{self, Attend, Heads};
-use crate::model::cuda::tables::{self, Upload};
-use crate::model::ops::{AttentionShape, PagedSequence};
+use crate::cuda::gpu::Element;
+use crate::cuda::launches::{self, Attend, Heads};
+use crate::cuda::tables::{self, Upload};
+use crate::ops::{AttentionShape, PagedSequence};
 
 const BLOCKS: usize = 64;
 

@@ -8,8 +8,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use candle_core::{Result, bail};
 use half::{bf16, f16};
 
-use crate::model::cuda::gpu::{Buffer, Element, Gpu, Graph, Launch, Product};
-use crate::model::cuda::sources::{COMMON, UNITS};
+use crate::cuda::gpu::{Buffer, Element, Gpu, Graph, Launch, Product};
+use crate::cuda::sources::{COMMON, UNITS};
 
 const HOST: &str = include_str!("host.cpp");
 /// Bytes before and after every allocation that nothing may write to.

@@ -7,15 +7,15 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::{UnderTest, devices};
-use crate::model::cpu::{BLOCK_TOKENS, Step};
-use crate::model::cuda::{CudaExecutor, Options, Outputs};
-use crate::model::decoder::{Attention, Batch, Model};
-use crate::model::draw::DrawRequest;
-use crate::model::linear::{AdapterRows, AdapterSpan, Linear, Weight};
-use crate::model::lora::{LoraPair, LoraSite, LoraWeights, Projection};
-use crate::model::ops::{Activation, Ops, PagedKv, PagedSequence};
-use crate::model::random::random_model;
-use crate::model::spec::{ModelSpec, RopeScaling, RopeSpec, Variant};
+use crate::cpu::{BLOCK_TOKENS, Step};
+use crate::cuda::{CudaExecutor, Options, Outputs};
+use crate::decoder::{Attention, Batch, Model};
+use crate::draw::DrawRequest;
+use crate::linear::{AdapterRows, AdapterSpan, Linear, Weight};
+use crate::lora::{LoraPair, LoraSite, LoraWeights, Projection};
+use crate::ops::{Activation, Ops, PagedKv, PagedSequence};
+use crate::random::random_model;
+use crate::spec::{ModelSpec, RopeScaling, RopeSpec, Variant};
 
 pub(super) const BLOCKS: usize = 24;
 pub(super) const VOCABULARY: usize = 61;

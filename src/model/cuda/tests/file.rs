@@ -6,14 +6,14 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result};
 
 use super::devices;
-use crate::model::cpu::{CpuExecutor, Step};
-use crate::model::cuda::{CudaExecutor, Options, Outputs};
-use crate::model::decoder::Model;
-use crate::model::integer::IntegerWeight;
-use crate::model::linear::{Linear, Weight};
-use crate::model::ops::PagedSequence;
-use crate::model::source::ModelSource;
-use crate::model::test_support::test_model_path;
+use crate::cpu::{CpuExecutor, Step};
+use crate::cuda::{CudaExecutor, Options, Outputs};
+use crate::decoder::Model;
+use crate::integer::IntegerWeight;
+use crate::linear::{Linear, Weight};
+use crate::ops::PagedSequence;
+use crate::source::ModelSource;
+use crate::test_support::test_model_path;
 
 /// The file's matrices as a device keeps them.
 fn for_device(mut model: Model) -> Result<Model> {

@@ -8,11 +8,11 @@ use candle_core::{DType, Result, bail};
 
 use super::executor::{BLOCKS, Rows, Stream, VOCABULARY, families, lay_out, step_of, streams};
 use super::{UnderTest, devices};
-use crate::model::cuda::gpu::{Buffer, Graph, Launch, Product};
-use crate::model::cuda::graphs::Counts;
-use crate::model::cuda::{CudaExecutor, Gpu, Options, Outputs};
-use crate::model::draw::DrawRequest;
-use crate::model::random::random_model;
+use crate::cuda::gpu::{Buffer, Graph, Launch, Product};
+use crate::cuda::graphs::Counts;
+use crate::cuda::{CudaExecutor, Gpu, Options, Outputs};
+use crate::draw::DrawRequest;
+use crate::random::random_model;
 
 const DRAWN: DrawRequest = DrawRequest {
     uniform: 0.4,
@@ -69,7 +69,7 @@ const SCRIPT: [(usize, usize, bool); 16] = [
     (3, 1, true),
 ];
 
-fn check(test: &UnderTest, spec: &crate::model::ModelSpec) -> Result<Counts> {
+fn check(test: &UnderTest, spec: &crate::ModelSpec) -> Result<Counts> {
     let model = Arc::new(random_model(spec.clone(), DType::F32, &test.device)?);
     let mut plain = CudaExecutor::new(&*test.gpu, model.clone(), BLOCKS, options(0))?;
     let mut recorded = CudaExecutor::new(&*test.gpu, model, BLOCKS, options(32))?;

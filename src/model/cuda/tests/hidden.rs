@@ -7,12 +7,12 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::executor::{BLOCKS, VOCABULARY, families, reference, spec};
 use super::integer::with_integers;
 use super::{UnderTest, devices};
-use crate::model::cpu::{BLOCK_TOKENS, Step};
-use crate::model::cuda::{CudaExecutor, Options};
-use crate::model::decoder::{Attention, Batch, Model};
-use crate::model::ops::{Ops, PagedSequence, Segment};
-use crate::model::random::random_model;
-use crate::model::spec::{ModelSpec, Variant};
+use crate::cpu::{BLOCK_TOKENS, Step};
+use crate::cuda::{CudaExecutor, Options};
+use crate::decoder::{Attention, Batch, Model};
+use crate::ops::{Ops, PagedSequence, Segment};
+use crate::random::random_model;
+use crate::spec::{ModelSpec, Variant};
 
 const LENGTHS: [usize; 3] = [19, 1, 7];
 

@@ -7,17 +7,17 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::executor::{compare_model, reference, spec};
 use super::{ELEMENTS, UnderTest, devices, random, rounded, tolerance};
-use crate::model::cuda::Options;
-use crate::model::cuda::gpu::{Buffer, Element, Integers, Matrix, Product};
-use crate::model::cuda::launches::{self, Embed};
-use crate::model::decoder::Model;
-use crate::model::integer::IntegerWeight;
-use crate::model::linear::{Linear, Weight};
-use crate::model::lora::{LoraPair, LoraSite, LoraWeights, Projection};
-use crate::model::ops::Ops;
-use crate::model::packing::{Example, Packed};
-use crate::model::random::random_model;
-use crate::model::spec::{ModelSpec, Variant};
+use crate::cuda::Options;
+use crate::cuda::gpu::{Buffer, Element, Integers, Matrix, Product};
+use crate::cuda::launches::{self, Embed};
+use crate::decoder::Model;
+use crate::integer::IntegerWeight;
+use crate::linear::{Linear, Weight};
+use crate::lora::{LoraPair, LoraSite, LoraWeights, Projection};
+use crate::ops::Ops;
+use crate::packing::{Example, Packed};
+use crate::random::random_model;
+use crate::spec::{ModelSpec, Variant};
 
 const SMALL: [GgmlDType; 5] = [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0];
 const LARGE: [GgmlDType; 5] = [Q2K, Q3K, Q4K, Q5K, Q6K];
@@ -225,7 +225,7 @@ fn models_of_integers_agree_with_the_shared_decoder() -> Result<()> {
 
 #[test]
 fn matrices_that_lie_one_behind_the_other_are_one_product() -> Result<()> {
-    use crate::model::cuda::weights::Weights;
+    use crate::cuda::weights::Weights;
     let floats = random_model(llama(64), DType::F32, &Device::Cpu)?;
     let products = |types: &[GgmlDType]| -> Result<usize> {
         let model = with_integers(&floats, types, (DType::F32, &Device::Cpu))?;

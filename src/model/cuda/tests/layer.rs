@@ -3,9 +3,9 @@
 use candle_core::{Device, Result, Tensor};
 
 use super::{ELEMENTS, UnderTest, devices, random, rounded, tolerance};
-use crate::model::cuda::gpu::{Element, Matrix, Product};
-use crate::model::cuda::launches::{self, AddNorm, Embed, Heads, Lora, RopeWrite};
-use crate::model::ops::{self, Activation, Ops, RopeTable};
+use crate::cuda::gpu::{Element, Matrix, Product};
+use crate::cuda::launches::{self, AddNorm, Embed, Heads, Lora, RopeWrite};
+use crate::ops::{self, Activation, Ops, RopeTable};
 
 #[test]
 fn few_rows_are_a_matrix_product() -> Result<()> {

@@ -5,7 +5,7 @@
 use candle_core::{Device, Result, Tensor, Var};
 
 use super::places;
-use crate::model::ops::{self, Activation, Ops, RopeTable};
+use crate::ops::{self, Activation, Ops, RopeTable};
 
 fn variable(shape: (usize, usize), device: &Device) -> Result<Var> {
     Var::randn(0f32, 1.5, shape, device)

@@ -3,9 +3,9 @@
 use candle_core::{Device, Result, Tensor, Var};
 
 use super::{UnderTest, devices, random};
-use crate::model::cuda::gpu::{Buffer, Element};
-use crate::model::cuda::training;
-use crate::model::ops::{self, Activation, Ops, RopeTable};
+use crate::cuda::gpu::{Buffer, Element};
+use crate::cuda::training;
+use crate::ops::{self, Activation, Ops, RopeTable};
 
 fn put(test: &UnderTest, t: &Tensor) -> Result<Buffer> {
     test.put(t, Element::F32)

@@ -8,7 +8,7 @@ use super::*;
 /// The directory of the golden files, or the one that REALIGN_GOLDEN_TOKENIZERS names: the script
 /// can make far more cases than the repository should hold.
 fn read(name: &str) -> Json {
-    let committed = crate::model::test_support::root().join("tests/golden");
+    let committed = crate::test_support::root().join("tests/golden");
     let dir = std::env::var_os("REALIGN_GOLDEN_TOKENIZERS").map_or(committed, PathBuf::from);
     let bytes = std::fs::read(dir.join(name)).expect("a golden file");
     serde_json::from_slice(&bytes).expect("golden JSON")
@@ -159,7 +159,7 @@ fn a_wrong_vocabulary_is_refused_by_key() {
 /// The second real model, where `make model-gemma` fetched it.
 fn gemma() -> Option<Content> {
     let path = "models/gemma-3-270m.Q4_K_M.gguf";
-    let path = crate::model::test_support::root().join(path);
+    let path = crate::test_support::root().join(path);
     let mut file = std::fs::File::open(path).ok()?;
     Some(Content::read(&mut file).expect("the model is GGUF"))
 }
