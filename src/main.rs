@@ -4,12 +4,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use realign::cli::{
+use realign_cli::{
     Cli, Command, EXIT_FAILED, EXIT_OK, EXIT_USAGE, adapters, bench, eval, keys, logs, model,
     policy, score, train, triage,
 };
-use realign::config::Config;
-use realign::server::Server;
+use realign_server::config::Config;
+use realign_server::serve::Server;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

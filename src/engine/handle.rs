@@ -17,7 +17,7 @@ use super::scheduler::Scheduler;
 use super::sequence::Sequence;
 use super::step::{Executor, ModelExecutor};
 use crate::adapter::generation::{Generation, GenerationId};
-use crate::model::{BLOCK_TOKENS, CpuExecutor, Model, PagedKv, Tokenizer, turns};
+use realign_model::{BLOCK_TOKENS, CpuExecutor, Model, PagedKv, Tokenizer, turns};
 
 /// Sizes of an engine; resolved from the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,7 +178,7 @@ fn cuda_executor(
     blocks: usize,
     config: &EngineConfig,
 ) -> Result<Box<dyn Executor>, EngineError> {
-    use crate::model::cuda::{CudaExecutor, CudaGpu, Options};
+    use realign_model::cuda::{CudaExecutor, CudaGpu, Options};
     let mut options = Options::default();
     if !config.cuda_graphs {
         options.graphs = 0;

@@ -4,16 +4,16 @@
 use std::sync::Arc;
 
 use super::inputs::Inputs;
-use crate::adapter::generation::Generation;
-use crate::cli::CliError;
-use crate::engine::{self, EngineConfig, EngineHandle};
-use crate::evaluation::capability::margin;
-use crate::evaluation::refusal::RefusalWords;
-use crate::evaluation::scorer::{Question, Scorer};
-use crate::evaluation::{Answer, Measured, Share};
-use crate::gate::{HeldOutPrompt, agreement};
-use crate::model::LoraWeights;
-use crate::oracle::{Exchange, Judgement, Oracle};
+use crate::CliError;
+use realign_align::gate::{HeldOutPrompt, agreement};
+use realign_align::oracle::{Exchange, Judgement, Oracle};
+use realign_engine::adapter::generation::Generation;
+use realign_engine::{self, EngineConfig, EngineHandle};
+use realign_lab::evaluation::capability::margin;
+use realign_lab::evaluation::refusal::RefusalWords;
+use realign_lab::evaluation::scorer::{Question, Scorer};
+use realign_lab::evaluation::{Answer, Measured, Share};
+use realign_model::LoraWeights;
 
 /// Memory of the engine's cache, in bytes.
 const KV_BYTES: usize = 128 << 20;
@@ -110,7 +110,7 @@ impl<'a> Measurer<'a> {
                 .flatten()
                 .map(|tokens| tokens.iter().sum::<f64>() / tokens.len().max(1) as f64)
                 .collect();
-            let item: &crate::evaluation::capability::Item = item;
+            let item: &realign_lab::evaluation::capability::Item = item;
             margin(&per_token, item.gold)
         };
         Ok(items.iter().map(of).collect())
