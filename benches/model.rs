@@ -11,7 +11,7 @@ use realign_align::train::{Objective, Recipe, TrainableLora};
 use realign_engine::adapter::generation::{Generation, GenerationId};
 use realign_engine::adapter::{Registry, base_id};
 use realign_engine::request::{GenerateEvent, GenerateRequest, SamplingParams};
-use realign_engine::{self, EngineConfig, EngineHandle};
+use realign_engine::{EngineConfig, EngineHandle};
 use realign_model::packing::{Example, remember_states};
 use realign_model::{LoadedModel, Ops};
 
@@ -78,7 +78,7 @@ fn generate(
 
 fn serving(c: &mut Criterion) {
     let loaded = load();
-    let engine = engine::start(
+    let engine = realign_engine::start(
         loaded.model.clone(),
         loaded.tokenizer.clone(),
         EngineConfig::default(),

@@ -10,7 +10,7 @@ use realign_align::train::passes::Passes;
 use realign_align::train::{
     Gradients, Objective, PreferenceLoss, TrainExample, TrainableLora, WeightScale,
 };
-use realign_align::triage::Category;
+use realign_core::Category;
 use realign_model::packing::{Example, Packed};
 use realign_model::{LoraPair, LoraSite, LoraWeights, Ops, Precision, Projection};
 use serde_json::Value;

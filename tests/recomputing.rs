@@ -9,7 +9,7 @@ use realign_align::train::passes::Passes;
 use realign_align::train::{
     Gradients, LossParts, Objective, PreferenceLoss, TrainExample, TrainableLora,
 };
-use realign_align::triage::Category;
+use realign_core::Category;
 use realign_model::packing::{Example, Packed};
 use realign_model::{LoraWeights, Model, ModelSource, Ops, Precision};
 

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::CliError;
 use super::bench::BenchArgs;
 use realign_align::train::{Observer, Recipe, StepReport, TrainExample, train};
-use realign_align::triage::Category;
+use realign_core::Category;
 use realign_engine::EngineConfig;
 use realign_lab::bench::model::{ModelBench, Subject};
 use realign_lab::bench::{BenchError, Options, Row, Samples};

@@ -19,7 +19,7 @@ use serde::Deserialize;
 
 use super::{CliError, EXIT_OK, GlobalArgs, require};
 use realign_align::policy::{Labelled, PolicySet};
-use realign_align::triage::Category;
+use realign_core::Category;
 
 pub use report::{EvalReport, MethodReport};
 

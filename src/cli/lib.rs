@@ -14,6 +14,7 @@ pub mod policy;
 mod progress;
 mod recipes;
 pub mod remote;
+mod run;
 pub mod score;
 pub mod train;
 pub mod triage;
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, Subcommand};
 
 pub use flags::ServeArgs;
+pub use run::main;
 
 use realign_server::config::{Config, ConfigError, RawConfig, RawEngine, RawPaths, load};
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::learning::{Learning, Scored, failed};
 use super::progress::Progress;
 use super::{CliError, EXIT_OK, GlobalArgs};
-use realign_align::triage::Category;
+use realign_core::Category;
 
 /// Flags of `score`.
 #[derive(Clone, Debug, Default, clap::Args)]

@@ -304,7 +304,7 @@ impl EngineHandle {
             self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
             return Err(error);
         }
-        Ok(GenerateStream { events })
+        Ok(GenerateStream::new(events))
     }
 
     /// Makes the engine ready to serve a generation at once. For the native engine there is nothing

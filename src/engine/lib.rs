@@ -8,6 +8,8 @@
 //! An engine that cannot do that stands behind the same handle with a copy of the weights for each
 //! generation ([`merged`]): everything about a request but the logits is computed by the same code.
 
+pub mod adapter;
+mod ask;
 mod blocks;
 pub mod driver;
 mod embed;
@@ -29,5 +31,6 @@ mod stop;
 #[cfg(test)]
 mod tests;
 
+pub use ask::{AskError, ask};
 pub use embed::Embedder;
 pub use handle::{EngineConfig, EngineError, EngineHandle, start, start_merged};

@@ -389,7 +389,7 @@ impl Copies {
             self.tokenizer.clone(),
             self.shared.clone(),
         ));
-        let mut stream = GenerateStream { events };
+        let mut stream = GenerateStream::new(events);
         loop {
             match stream.blocking_next() {
                 Some(GenerateEvent::Token { .. }) => {}

@@ -28,7 +28,7 @@ use realign_align::train::choices::ModelSize;
 use realign_engine::adapter::generation::Generation;
 use realign_engine::adapter::{AdapterError, AdapterStore, Registry, base_id};
 use realign_engine::merged::PrepareError;
-use realign_engine::{self, EngineError, EngineHandle};
+use realign_engine::{EngineError, EngineHandle};
 use realign_model::{DeviceError, LoadedModel, ModelError, device, turns};
 use tls::{Tls, TlsError};
 
@@ -161,7 +161,7 @@ impl Server {
             tokenizer: loaded.tokenizer,
             chat: loaded.chat,
             engine: Arc::new(engine.clone()),
-            embeddings: api::Embeddings::new(Arc::new(engine::Embedder::new(loaded.model))),
+            embeddings: api::Embeddings::new(Arc::new(realign_engine::Embedder::new(loaded.model))),
             moderation: control.clone(),
             registry,
             admin: control.clone(),

@@ -130,7 +130,10 @@ mod tests {
 
     #[test]
     fn both_forms_measure_the_same() -> Result<()> {
-        let files = ModelSource::parse("tests/golden/families/gemma3").and_then(ModelSource::fetch);
+        let files = ModelSource::parse(&realign_model::test_support::path(
+            "tests/golden/families/gemma3",
+        ))
+        .and_then(ModelSource::fetch);
         let model = files.and_then(|f| f.load(&Device::Cpu)).expect("it loads");
         let (inner, out) = model.spec.projection_shape(Projection::Down);
         let random = |shape| candle_core::Tensor::randn(0f32, 0.3, shape, &Device::Cpu);

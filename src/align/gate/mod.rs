@@ -4,6 +4,6 @@ mod agreement;
 mod capability;
 mod verdict;
 
-pub use agreement::{Agreement, AgreementError, HeldOutPrompt, agreement};
+pub use agreement::{Agreement, HeldOutPrompt, NoPrompts};
 pub use capability::{Capability, NEUTRAL_TEXT, capability, paragraphs};
 pub use verdict::{Check, Measured, Verdict, judge};

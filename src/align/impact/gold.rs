@@ -7,7 +7,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use crate::train::examples::TokenPair;
-use crate::triage::Category;
+use realign_core::Category;
 use realign_model::packing::Example;
 
 /// A preference of the new policy.

@@ -6,7 +6,7 @@ use super::gold::{GoldBatch, GoldPair};
 use crate::train::passes::{Passes, PerResponse};
 use crate::train::run::ROW_BUDGET;
 use crate::train::{Gradients, Objective, TrainExample, TrainableLora};
-use crate::triage::Category;
+use realign_core::Category;
 use realign_model::packing::{Example, group_by_rows};
 use realign_model::{LoraWeights, Model, Ops, Precision};
 

@@ -4,7 +4,7 @@ use super::Learner;
 use crate::preferences::{Pair, Role};
 use crate::train::Prepared;
 use crate::train::examples::{TokenPair, prepare};
-use crate::triage::Category;
+use realign_core::Category;
 use realign_model::{ChatMessage, ChatRole};
 
 /// Why a pair cannot be rendered.

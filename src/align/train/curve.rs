@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::objective::LossParts;
-use realign_plot::{self, Labels, Line};
+use realign_plot::{Labels, Line};
 
 /// File name of the lines beside an adapter.
 pub const LINES_FILE: &str = "losses.jsonl";
@@ -144,7 +144,7 @@ impl Curve {
             x: "optimiser step",
             y: "weighted loss per step (nats)",
         };
-        plot::lines(&labels, &lines)
+        realign_plot::lines(&labels, &lines)
     }
 
     fn description(&self) -> String {

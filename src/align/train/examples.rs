@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use serde::Serialize;
 
 use super::passes::Passes;
-use crate::triage::Category;
+use realign_core::Category;
 use realign_model::packing::{Example, Packed, group_by_rows};
 use realign_model::{Model, Ops, Precision};
 

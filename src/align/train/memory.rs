@@ -188,7 +188,10 @@ mod tests {
 
     #[test]
     fn packed_weights_need_no_copy_and_too_much_is_refused_with_numbers() {
-        let files = ModelSource::parse("tests/golden/families/gemma3").and_then(ModelSource::fetch);
+        let files = ModelSource::parse(&realign_model::test_support::path(
+            "tests/golden/families/gemma3",
+        ))
+        .and_then(ModelSource::fetch);
         let model = files.and_then(|f| f.load(&Device::Cpu)).unwrap();
         let recipe = Recipe::default();
         let dense = MemoryPlan::new(&model, &recipe, 10_000, false);
@@ -214,7 +217,10 @@ mod tests {
 
     #[test]
     fn intermediate_results_are_computed_again_where_keeping_them_does_not_fit() {
-        let files = ModelSource::parse("tests/golden/families/gemma3").and_then(ModelSource::fetch);
+        let files = ModelSource::parse(&realign_model::test_support::path(
+            "tests/golden/families/gemma3",
+        ))
+        .and_then(ModelSource::fetch);
         let model = files.and_then(|f| f.load(&Device::Cpu)).unwrap();
         let recipe = Recipe {
             layer_share: 1.0,
@@ -236,7 +242,7 @@ mod tests {
     }
 
     fn model_of(family: &str) -> Model {
-        let path = format!("tests/golden/families/{family}");
+        let path = realign_model::test_support::path(&format!("tests/golden/families/{family}"));
         let files = ModelSource::parse(&path).and_then(ModelSource::fetch);
         files
             .and_then(|f| f.load(&Device::Cpu))

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::examples::TrainExample;
 use super::recipe::Recipe;
-use crate::triage::Category;
+use realign_core::Category;
 use realign_model::packing::{Example, Packed};
 use realign_model::{LoraWeights, Model, Ops, ops};
 

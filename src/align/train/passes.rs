@@ -10,7 +10,7 @@ use candle_core::{Result, Tensor};
 use super::examples::TrainExample;
 use super::objective::{LossParts, Objective};
 use super::trainable::{Gradients, TrainableLora};
-use crate::triage::Category;
+use realign_core::Category;
 use realign_model::packing::{Example, Packed, remember_states};
 use realign_model::{
     Differentiator, Dropout, LoraPair, LoraSite, LoraWeights, Model, Ops, Precision, Recompute,

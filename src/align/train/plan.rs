@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::examples::TrainExample;
 use super::recipe::Recipe;
-use crate::triage::Category;
+use realign_core::Category;
 
 /// The example indices of every optimiser step, batch by batch: each epoch shuffles each category
 /// with its own seed, then deals every category evenly over the batches. At most

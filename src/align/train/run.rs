@@ -19,7 +19,7 @@ use super::passes::Passes;
 use super::recipe::{Recipe, RecipeError};
 use super::schedule::learning_rate;
 use super::trainable::{Gradients, TrainableLora};
-use crate::triage::Category;
+use realign_core::Category;
 use realign_model::packing::{Example, group_by_rows};
 use realign_model::{Dropout, LoraWeights, Model, Ops, Recompute};
 
@@ -192,7 +192,7 @@ pub fn train(
         if let (true, Some(dir)) = (due, checkpoints) {
             checkpoint::save(dir, &lora, &optimizer, &curve)?;
         }
-        realign_server::state::crash_point(&format!("train:after-step-{}", report.step));
+        realign_core::crash_point(&format!("train:after-step-{}", report.step));
     }
     let epoch = (run.plan.len() / recipe.epochs.max(1)).max(1);
     let last = &curve.0[curve.0.len().saturating_sub(epoch)..];

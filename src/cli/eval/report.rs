@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::Data;
 use super::methods::Verdicts;
 use realign_align::oracle::measure::Confusion;
-use realign_align::triage::Category;
+use realign_core::Category;
 
 /// What was measured.
 #[derive(Clone, Debug, Serialize)]

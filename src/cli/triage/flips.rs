@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use realign_align::oracle::Judgement;
 use realign_align::preferences::Pair;
-use realign_align::triage::{Category, Triage, TriageCounts, TriagedPair};
+use realign_align::triage::{Triage, TriagedPair};
+use realign_core::{Category, TriageCounts};
 
 /// The difference that a set makes to the active one.
 #[derive(Clone, Debug, Serialize)]

@@ -6,7 +6,8 @@ use super::Flips;
 use realign_align::oracle::{Exchange, Judgement, MatcherUsage, Oracle, RuleOracle, Severity};
 use realign_align::preferences::{Contradiction, Dataset, Pair, SkippedLine, split};
 use realign_align::train::Recipe;
-use realign_align::triage::{Category, Triage, TriageCounts, TriagedPair};
+use realign_align::triage::{Triage, TriagedPair};
+use realign_core::{Category, TriageCounts};
 use realign_server::control::holdout_ratio;
 
 /// What the policies say about the preference data.

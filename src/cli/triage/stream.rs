@@ -9,7 +9,8 @@ use serde::Serialize;
 use super::{CliError, RuleCount};
 use realign_align::oracle::{Oracle, RuleOracle};
 use realign_align::preferences::{Pair, SkippedLine, for_each_pair};
-use realign_align::triage::{TriageCounts, triage};
+use realign_align::triage::triage;
+use realign_core::TriageCounts;
 
 /// Pairs judged at once.
 const CHUNK: usize = 1024;

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use realign_align::train::TrainExample;
-use realign_align::triage::Category;
+use realign_core::Category;
 use realign_model::packing::Example;
 
 const POLICY: &str = r#"apiVersion: realign/v1

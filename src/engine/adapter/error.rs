@@ -53,7 +53,7 @@ pub enum AdapterError {
 }
 
 impl AdapterError {
-    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> AdapterError {
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> AdapterError {
         let path = path.into();
         move |source| AdapterError::Io { path, source }
     }

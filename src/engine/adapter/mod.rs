@@ -7,8 +7,8 @@ mod manifest;
 pub mod peft;
 pub mod registry;
 pub mod store;
-#[cfg(test)]
-pub(crate) mod test_support;
+#[cfg(any(test, feature = "test-support"))]
+pub mod test_support;
 
 pub use content::{base_id, content_id, validate};
 pub use error::AdapterError;

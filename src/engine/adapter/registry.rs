@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use arc_swap::ArcSwap;
 
 use super::generation::{Generation, GenerationId};
-use realign_server::telemetry::LeaseCounts;
+use realign_core::LeaseCounts;
 
 /// Adapters kept in memory unless told otherwise.
 pub const DEFAULT_LOADED_GENERATIONS: usize = 4;

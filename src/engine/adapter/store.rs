@@ -13,8 +13,8 @@ use super::generation::GenerationId;
 use super::manifest::{Manifest, unix_seconds};
 use super::registry::is_generation_id;
 use super::{AdapterError, content, peft};
+use realign_core::crash_point;
 use realign_model::lora::LoraWeights;
-use realign_server::state::crash_point;
 
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor};
 use realign_model::lora::{LoraPair, LoraSite, LoraWeights, Projection};
 
 /// Two layers of q and v, 6 in and 4 out, with values that depend on `scale` and the site.
-pub(crate) fn small_weights(rank: usize, scale: f64) -> LoraWeights {
+pub fn small_weights(rank: usize, scale: f64) -> LoraWeights {
     let mut weights = LoraWeights::default();
     for layer in 0..2 {
         for projection in [Projection::Q, Projection::V] {

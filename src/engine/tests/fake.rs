@@ -217,7 +217,7 @@ impl Bench {
         let (sender, events) = unbounded_channel();
         let sequence = Sequence::new(request, &tokenizer(), sender);
         self.runner.scheduler.waiting.push_back(sequence);
-        GenerateStream { events }
+        GenerateStream::new(events)
     }
 
     /// Runs one step and checks what must always hold. Returns its parts, empty if nothing ran.

@@ -13,7 +13,7 @@ use realign_align::train::run::ROW_BUDGET;
 use realign_align::train::{
     Objective, Observer, Recipe, StepReport, TrainExample, WeightScale, fresh, train,
 };
-use realign_align::triage::Category;
+use realign_core::Category;
 use realign_model::{Model, Ops, Precision};
 
 /// What is measured.

@@ -10,7 +10,7 @@ use super::{BenchError, Options, Row, Samples};
 use realign_engine::adapter::generation::{Generation, GenerationId};
 use realign_engine::adapter::{Registry, base_id};
 use realign_engine::request::{GenerateEvent, GenerateRequest, SamplingParams};
-use realign_engine::{self, EngineConfig, EngineHandle};
+use realign_engine::{EngineConfig, EngineHandle};
 use realign_model::{
     LoadedModel, LoraPair, LoraSite, LoraWeights, Model, ModelSpec, Projection, Tokenizer,
 };
@@ -86,7 +86,8 @@ impl ModelBench {
         let adapter = random_adapter(spec, options.rank.max(1), &subject.model.device)?;
         subject.model.stage(&adapter)?;
         let adapted = generation(Some(adapter), GenerationId("bench0000000".into()));
-        let engine = engine::start(subject.model.clone(), subject.tokenizer.clone(), config)?;
+        let engine =
+            realign_engine::start(subject.model.clone(), subject.tokenizer.clone(), config)?;
         let longest = options.prompt_tokens.max(options.generate_tokens) + 33;
         if longest > engine.max_model_len() || options.prompt_tokens == 0 {
             let limit = engine.max_model_len();
@@ -361,7 +362,7 @@ async fn stream(
     request: GenerateRequest,
 ) -> Result<Vec<Instant>, BenchError> {
     let mut times = Vec::with_capacity(request.sampling.max_tokens);
-    let refused = |e: engine::request::SubmitError| BenchError::Sequence(e.to_string());
+    let refused = |e: realign_engine::request::SubmitError| BenchError::Sequence(e.to_string());
     let mut events = engine.submit(request).map_err(refused)?;
     loop {
         match events.next().await {

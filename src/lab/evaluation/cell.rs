@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use realign_align::triage::Category;
+use realign_core::Category;
 
 /// So many of so many.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

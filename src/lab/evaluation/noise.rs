@@ -4,7 +4,7 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use realign_align::triage::Category;
+use realign_core::Category;
 
 /// Replaces `share` of the labels, rounded to whole pairs, each by one of the two others at random.
 /// The same seed chooses the same pairs, and a larger share chooses further ones beside them.

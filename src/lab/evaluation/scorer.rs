@@ -251,7 +251,10 @@ mod tests {
     /// share no block, one and several.
     #[test]
     fn scores_are_those_of_the_training_model() {
-        let files = ModelSource::parse("tests/golden/families/llama").unwrap();
+        let files = ModelSource::parse(&realign_model::test_support::path(
+            "tests/golden/families/llama",
+        ))
+        .unwrap();
         let plain = files.fetch().unwrap().load(&Device::Cpu).unwrap();
         let packed = Arc::new(plain.clone().packed().unwrap());
         let token = |n: usize| (n * 37 % 250) as u32;
@@ -276,7 +279,10 @@ mod tests {
 
     #[test]
     fn empty_questions_are_refused() {
-        let files = ModelSource::parse("tests/golden/families/llama").unwrap();
+        let files = ModelSource::parse(&realign_model::test_support::path(
+            "tests/golden/families/llama",
+        ))
+        .unwrap();
         let model = files.fetch().unwrap().load(&Device::Cpu).unwrap();
         let mut scorer = Scorer::new(Arc::new(model.packed().unwrap()), 1).unwrap();
         let question = Question {

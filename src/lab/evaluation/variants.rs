@@ -3,7 +3,7 @@
 use super::noise::flip;
 use realign_align::train::examples::TokenPair;
 use realign_align::train::{Recipe, WeightScale};
-use realign_align::triage::Category;
+use realign_core::Category;
 
 /// One way to train from the same base on the same data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

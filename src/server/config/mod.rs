@@ -29,7 +29,7 @@ pub const DEFAULT_FILE: &str = "realign.toml";
 /// The model served when none is named.
 pub const DEFAULT_MODEL: &str = "models/SmolLM2-135M-Instruct.Q4_1.gguf";
 /// Every key with its default and its meaning, as a file to copy; tests hold it against [`Config`].
-pub const EXAMPLE: &str = include_str!("../../realign.example.toml");
+pub const EXAMPLE: &str = include_str!("../../../realign.example.toml");
 
 /// Why a configuration is not usable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

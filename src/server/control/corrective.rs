@@ -11,7 +11,7 @@ use realign_align::oracle::corrective::{
 use realign_align::policy::PolicySet;
 use realign_align::preferences::Pair;
 use realign_align::train::recipe::RecipeError;
-use realign_align::triage::Category;
+use realign_core::Category;
 
 /// The endpoint that a section names; `None` if it names none.
 ///

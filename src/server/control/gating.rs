@@ -9,7 +9,7 @@ use super::realign::{Realignment, Stop, failed};
 use crate::state::{GenerationStatus, Report};
 use crate::telemetry::Event;
 use crate::telemetry::event::GateMeasured;
-use realign_align::gate::{self, HeldOutPrompt, Measured, Verdict};
+use realign_align::gate::{self, Agreement, HeldOutPrompt, Measured, Verdict};
 use realign_align::triage::Triage;
 use realign_engine::adapter::generation::{Generation, GenerationId};
 use realign_model::Model;
@@ -52,21 +52,11 @@ impl Realignment<'_> {
     ) -> Result<serde_json::Value, Stop> {
         let prompts = self.held_out(triage)?;
         let serving = self.context.registry.lease_current();
-        let ask = |generation: &Arc<Generation>| {
-            let max_tokens = self.context.config.gate.max_tokens;
-            gate::agreement(
-                &self.context.engine,
-                generation,
-                &prompts,
-                &self.oracle,
-                max_tokens,
-                &|| self.work.go_on(),
-            )
-        };
-        let before = ask(&serving).map_err(|e| self.stopped(e))?;
+        let ask = |generation: &Arc<Generation>| self.agreement(generation, &prompts);
+        let before = ask(&serving)?;
         self.work.progress(0.3);
         self.make_ready(candidate)?;
-        let after = ask(candidate).map_err(|e| self.stopped(e))?;
+        let after = ask(candidate)?;
         self.work.progress(0.6);
         let adapter = candidate
             .adapter
@@ -90,6 +80,24 @@ impl Realignment<'_> {
             kl_to_base: capability.kl,
         };
         self.decide(&measured, candidate, &serving.id, &after)
+    }
+
+    /// What a generation answers to the prompts, through the serving engine, judged by the oracle.
+    fn agreement(
+        &self,
+        generation: &Arc<Generation>,
+        prompts: &[HeldOutPrompt],
+    ) -> Result<Agreement, Stop> {
+        let tokens: Vec<Vec<u32>> = prompts.iter().map(|p| p.tokens.clone()).collect();
+        let answers = realign_engine::ask(
+            &self.context.engine,
+            generation,
+            &tokens,
+            self.context.config.gate.max_tokens,
+            &|| self.work.go_on(),
+        );
+        let answers = answers.map_err(|e| self.stopped(e))?;
+        Agreement::judge(prompts, answers, &self.oracle).map_err(|e| self.stopped(e))
     }
 
     /// Has the engine load what it needs for a generation. What it loaded serves after the swap.

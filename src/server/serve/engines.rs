@@ -1,7 +1,7 @@
 //! The engine that the configuration names.
 
 use crate::config::{Config, EngineKind};
-use realign_engine::{self, EngineConfig, EngineError, EngineHandle};
+use realign_engine::{EngineConfig, EngineError, EngineHandle};
 use realign_model::LoadedModel;
 
 /// Starts the engine. One that has a copy of the weights for each generation has none yet.
@@ -11,7 +11,9 @@ pub(super) fn start(config: &Config, loaded: &LoadedModel) -> Result<EngineHandl
         EngineKind::Native if config.engine.isq.is_some() => Err(EngineError::Unsuitable(
             "engine.isq: only the engine `mistralrs` quantises while it loads; leave it out".into(),
         )),
-        EngineKind::Native => engine::start(loaded.model.clone(), loaded.tokenizer.clone(), bounds),
+        EngineKind::Native => {
+            realign_engine::start(loaded.model.clone(), loaded.tokenizer.clone(), bounds)
+        }
         EngineKind::Mistralrs => mistralrs(config, loaded, bounds),
     }
 }
@@ -33,7 +35,7 @@ fn mistralrs(
     let scratch = config.paths.state.join("mistralrs");
     let isq = config.engine.isq.as_deref();
     let builder = Mistral::new(files, scratch, isq).map_err(unsuitable)?;
-    Ok(engine::start_merged(
+    Ok(realign_engine::start_merged(
         Box::new(builder),
         loaded.tokenizer.clone(),
         loaded.model.spec.max_position,

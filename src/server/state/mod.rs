@@ -1,6 +1,5 @@
 //! What must survive a restart: one SQLite file, and crash points to prove that it does.
 
-mod crash;
 mod db;
 mod error;
 mod realignments;
@@ -9,7 +8,6 @@ mod schema;
 mod tests;
 mod verdict_cache;
 
-pub use crash::crash_point;
 pub use db::{CheckpointRow, GenerationRow, GenerationStatus, ScoreRow, StateDb};
 pub use error::StateError;
 pub use realignments::{RealignmentRow, Report};

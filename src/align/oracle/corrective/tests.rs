@@ -102,7 +102,10 @@ fn a_busy_endpoint_is_asked_again_and_a_refusal_is_an_error() {
 
 #[test]
 fn the_request_holds_the_policy_and_the_prompt() {
-    let set = crate::policy::PolicySet::load_files(&["demo/no-medication-doses.yaml".into()]);
+    let set = crate::policy::PolicySet::load_files(&[realign_model::test_support::path(
+        "demo/no-medication-doses.yaml",
+    )
+    .into()]);
     let corrective = Corrective::prepare(
         CorrectiveSpec {
             template: None,

@@ -224,9 +224,9 @@ fn alias_bombs_are_refused() {
 /// `policies/policy.schema.json` is what editors load; run with `UPDATE_SCHEMA=1` to rewrite it.
 #[test]
 fn the_published_schema_is_up_to_date() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/policies/policy.schema.json");
+    let path = realign_model::test_support::path("policies/policy.schema.json");
     if std::env::var_os("UPDATE_SCHEMA").is_some() {
-        std::fs::write(path, schema_json()).unwrap();
+        std::fs::write(&path, schema_json()).unwrap();
     }
     let published = std::fs::read_to_string(path).unwrap();
     assert_eq!(

@@ -9,7 +9,10 @@ use realign_model::{ModelSource, Precision};
 
 /// A random llama of two layers.
 fn model() -> Model {
-    let files = ModelSource::parse("tests/golden/families/llama").unwrap();
+    let files = ModelSource::parse(&realign_model::test_support::path(
+        "tests/golden/families/llama",
+    ))
+    .unwrap();
     let model = files.fetch().unwrap().load(&Device::Cpu).unwrap();
     model.dequantized().unwrap()
 }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::{CliError, require};
 use realign_align::preferences::{Dataset, Pair, Split, open::open, split};
-use realign_align::triage::Category;
+use realign_core::Category;
 
 /// What people said of a pair's responses.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use super::inputs::Inputs;
 use crate::CliError;
-use realign_align::gate::{HeldOutPrompt, agreement};
+use realign_align::gate::{Agreement, HeldOutPrompt};
 use realign_align::oracle::{Exchange, Judgement, Oracle};
 use realign_engine::adapter::generation::Generation;
-use realign_engine::{self, EngineConfig, EngineHandle};
+use realign_engine::{EngineConfig, EngineHandle};
 use realign_lab::evaluation::capability::margin;
 use realign_lab::evaluation::refusal::RefusalWords;
 use realign_lab::evaluation::scorer::{Question, Scorer};
@@ -40,7 +40,7 @@ impl<'a> Measurer<'a> {
         let threads = inputs.config.engine.threads.unwrap_or(config.threads);
         let config = EngineConfig { threads, ..config };
         let loaded = &inputs.loaded;
-        let engine = engine::start(loaded.model.clone(), loaded.tokenizer.clone(), config);
+        let engine = realign_engine::start(loaded.model.clone(), loaded.tokenizer.clone(), config);
         Ok(Self {
             inputs,
             engine: engine.map_err(failed)?,
@@ -83,8 +83,10 @@ impl<'a> Measurer<'a> {
         most: Option<usize>,
     ) -> Result<Vec<(String, String, bool)>, CliError> {
         let tokens = most.unwrap_or(self.inputs.answer_tokens);
-        let asked = agreement(&self.engine, generation, prompts, oracle, tokens, &|| true);
-        Ok(asked.map_err(failed)?.answers)
+        let rendered: Vec<Vec<u32>> = prompts.iter().map(|p| p.tokens.clone()).collect();
+        let answers = realign_engine::ask(&self.engine, generation, &rendered, tokens, &|| true);
+        let judged = Agreement::judge(prompts, answers.map_err(failed)?, oracle);
+        Ok(judged.map_err(failed)?.answers)
     }
 
     /// Mean negative log-likelihood per token; `None` of nothing.

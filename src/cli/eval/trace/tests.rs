@@ -5,7 +5,7 @@ use super::store::CellStore;
 use super::suite::{estimate, plan};
 use super::*;
 use realign_align::preferences::Dataset;
-use realign_align::triage::Category;
+use realign_core::Category;
 use realign_lab::evaluation::{Cell, Labels, Seconds, TrainingFigures};
 
 fn dataset(lines: &[String]) -> Dataset {

@@ -6,7 +6,7 @@ use super::*;
 use crate::adapter::test_support::small_weights;
 
 fn golden(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+    realign_model::test_support::root()
         .join("tests/golden")
         .join(name)
 }

@@ -76,7 +76,7 @@ impl EngineDoor for FakeEngine {
                 .unwrap(),
             Script::Hang => self.hanging.lock().unwrap().push(sender),
         }
-        Ok(GenerateStream { events })
+        Ok(GenerateStream::new(events))
     }
 
     fn stats(&self) -> EngineStats {
