@@ -24,7 +24,7 @@ use crate::config::{Config, ConfigError};
 use crate::control::{Control, ControlError, Parts, initial_generation, load_generation, recipe};
 use crate::engine::merged::PrepareError;
 use crate::engine::{self, EngineError, EngineHandle};
-use crate::model::{DeviceError, LoadedModel, ModelError, device, turns};
+use crate::model::{DeviceError, LoadedModel, ModelError, TimeSlices, device};
 use crate::state::{StateDb, StateError};
 use crate::telemetry::compliance::DecisionLogError;
 use crate::train::choices::ModelSize;
@@ -122,7 +122,8 @@ impl Server {
         memory::check(&config, &device)?;
         let started = Instant::now();
         tracing::info!(model = config.model, "loading the model");
-        let loaded = LoadedModel::load(&config.model, &device)?;
+        let slices = TimeSlices::new(config.train.share.unwrap_or(LEARNING_SHARE));
+        let loaded = LoadedModel::load(&config.model, &device)?.with_time_slices(Arc::new(slices));
         tracing::info!(
             base = &loaded.base_hash[..8],
             layers = loaded.model.spec.layers,
@@ -130,7 +131,6 @@ impl Server {
             parameters = loaded.model.spec.parameters(),
             "model loaded; a realignment learns from the same weights"
         );
-        turns::take_turns(config.train.share.unwrap_or(LEARNING_SHARE));
         let registry = Arc::new(registry(&store, &loaded));
         let serving = registry.lease_current();
         telemetry
