@@ -28,8 +28,8 @@ pub mod spec;
 mod stacked;
 #[cfg(any(test, feature = "test-support"))]
 pub mod test_support;
+pub mod time_slices;
 pub mod tokenizer;
-pub mod turns;
 pub mod weights;
 
 pub use chat::{CallStyle, ChatMessage, ChatRole, ChatTemplate};
@@ -46,4 +46,5 @@ pub use ops::{Ops, PagedKv, PagedSequence, Segment};
 pub use recompute::{Recompute, Stepwise};
 pub use source::{ModelFiles, ModelSource};
 pub use spec::ModelSpec;
+pub use time_slices::TimeSlices;
 pub use tokenizer::{StreamDecoder, Tokenizer};

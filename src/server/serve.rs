@@ -29,7 +29,7 @@ use realign_engine::adapter::generation::Generation;
 use realign_engine::adapter::{AdapterError, AdapterStore, Registry, base_id};
 use realign_engine::merged::PrepareError;
 use realign_engine::{EngineError, EngineHandle};
-use realign_model::{DeviceError, LoadedModel, ModelError, device, turns};
+use realign_model::{DeviceError, LoadedModel, ModelError, TimeSlices, device};
 use tls::{Tls, TlsError};
 
 /// Share of the time that learning gets from running requests, unless `train.share` says another.
@@ -122,7 +122,8 @@ impl Server {
         memory::check(&config, &device)?;
         let started = Instant::now();
         tracing::info!(model = config.model, "loading the model");
-        let loaded = LoadedModel::load(&config.model, &device)?;
+        let slices = TimeSlices::new(config.train.share.unwrap_or(LEARNING_SHARE));
+        let loaded = LoadedModel::load(&config.model, &device)?.with_time_slices(Arc::new(slices));
         tracing::info!(
             base = &loaded.base_hash[..8],
             layers = loaded.model.spec.layers,
@@ -130,7 +131,6 @@ impl Server {
             parameters = loaded.model.spec.parameters(),
             "model loaded; a realignment learns from the same weights"
         );
-        turns::take_turns(config.train.share.unwrap_or(LEARNING_SHARE));
         let registry = Arc::new(registry(&store, &loaded));
         let serving = registry.lease_current();
         telemetry

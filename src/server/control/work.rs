@@ -99,7 +99,7 @@ impl<'a> Work<'a> {
     }
 
     /// Lets serving go first for a while, then says whether to go on. Learning from packed weights
-    /// takes turns with every step instead, see [`turns`](realign_model::turns).
+    /// yields to every step instead, see [`TimeSlices`](realign_model::TimeSlices).
     pub fn stand_back(&self) -> bool {
         if self.context.loaded.model.is_packed() {
             return self.go_on();
