@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::handle::Shared;
+use super::admission::Shared;
 use super::merged::Loaded;
 use super::sampler::Scratch;
 use super::sequence::Sequence;

@@ -9,16 +9,17 @@
 //! generation ([`merged`]): everything about a request but the logits is computed by the same code.
 
 pub mod adapter;
+mod admission;
 mod ask;
 mod blocks;
 pub mod driver;
 mod embed;
+mod engine;
 mod free_list;
 pub mod grammar;
 mod handle;
 pub mod merged;
-#[cfg(feature = "mistralrs")]
-pub mod mistral;
+mod native;
 mod prefix;
 pub mod request;
 mod runner;
@@ -33,4 +34,5 @@ mod tests;
 
 pub use ask::{AskError, ask};
 pub use embed::Embedder;
-pub use handle::{EngineConfig, EngineError, EngineHandle, start, start_merged};
+pub use engine::{Engine, EngineHandle};
+pub use handle::{EngineConfig, EngineError, start, start_merged};

@@ -132,14 +132,14 @@ impl EmbeddingDoor for realign_engine::Embedder {
 
 impl EngineDoor for realign_engine::EngineHandle {
     fn submit(&self, request: GenerateRequest) -> Result<GenerateStream, SubmitError> {
-        realign_engine::EngineHandle::submit(self, request)
+        self.as_ref().submit(request)
     }
 
     fn stats(&self) -> EngineStats {
-        realign_engine::EngineHandle::stats(self)
+        self.as_ref().stats()
     }
 
     fn max_model_len(&self) -> usize {
-        realign_engine::EngineHandle::max_model_len(self)
+        self.as_ref().max_model_len()
     }
 }

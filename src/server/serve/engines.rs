@@ -24,7 +24,7 @@ fn mistralrs(
     loaded: &LoadedModel,
     bounds: EngineConfig,
 ) -> Result<EngineHandle, EngineError> {
-    use realign_engine::mistral::Mistral;
+    use realign_mistral::Mistral;
     use realign_model::ModelSource;
 
     let unsuitable =

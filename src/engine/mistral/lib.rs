@@ -24,9 +24,9 @@ use mistralrs::{
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc::{Receiver, channel};
 
-use super::driver::Driver;
-use super::merged::{Backend, Builder};
-use crate::adapter::generation::Generation;
+use realign_engine::adapter::generation::Generation;
+use realign_engine::driver::Driver;
+use realign_engine::merged::{Builder, ModelCopy};
 use realign_model::{LoraWeights, ModelFiles};
 
 /// Chunks that the engine may be ahead of the processor: one a step, and each step empties them.
@@ -126,7 +126,7 @@ impl Mistral {
 }
 
 impl Builder for Mistral {
-    fn build(&self, generation: &Generation) -> Result<Box<dyn Backend>, String> {
+    fn build(&self, generation: &Generation) -> Result<Box<dyn ModelCopy>, String> {
         let dir = Scratch::new(self.scratch.join(&generation.id.0))?;
         let adapter = generation.adapter.as_deref();
         // A thread of its own: mistralrs keeps settings of a load in thread-locals and never clears
@@ -273,7 +273,7 @@ impl Drop for Turn {
 
 struct Running(Arc<Turns>);
 
-impl Backend for Running {
+impl ModelCopy for Running {
     fn submit(&self, driver: Driver) {
         let mut queue = self.0.queue();
         if queue.busy {
