@@ -1,5 +1,7 @@
 //! Where log lines go and how they look: `REALIGN_LOG` and `REALIGN_LOG_FORMAT`.
 
+mod modules;
+
 use std::io::IsTerminal;
 
 use tracing_subscriber::layer::SubscriberExt;
@@ -39,7 +41,7 @@ impl LogDoor for Logs {
     fn filter(&self) -> String {
         let shown = self.filter.with_current(ToString::to_string);
         // An error means that the process is ending.
-        shown.unwrap_or_default()
+        modules::shown(&shown.unwrap_or_default())
     }
 
     fn set_filter(&self, filter: &str) -> Result<(), String> {
@@ -48,7 +50,7 @@ impl LogDoor for Logs {
         let known = |filter: &str| filter.split(',').all(|part| !part.trim().is_empty());
         let parsed = match known(filter) {
             true => EnvFilter::builder()
-                .parse(filter)
+                .parse(modules::resolved(filter))
                 .map_err(|e| e.to_string()),
             false => Err("a part of it is empty".into()),
         };
@@ -63,7 +65,9 @@ impl LogDoor for Logs {
 /// [`LogFormatError`] if `REALIGN_LOG_FORMAT` names no format.
 pub fn init() -> Result<Logs, LogFormatError> {
     let format = parse(std::env::var("REALIGN_LOG_FORMAT").ok().as_deref())?;
-    let filter = EnvFilter::try_from_env("REALIGN_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT));
+    let filter = std::env::var("REALIGN_LOG").unwrap_or_else(|_| DEFAULT.into());
+    let filter =
+        EnvFilter::try_new(modules::resolved(&filter)).unwrap_or_else(|_| EnvFilter::new(DEFAULT));
     let (filter, handle) = reload::Layer::new(filter);
     let lines = fmt::layer().with_writer(std::io::stderr);
     let filtered = tracing_subscriber::registry().with(filter);
