@@ -1,20 +1,19 @@
 //! OpenAI routes and wire types, streaming, errors, auth, and the operator's routes.
 //!
-//! The engine and the control loop stand behind the traits in [`doors`], so everything here is
+//! The engine and the control loop stand behind the traits in [`ports`], so everything here is
 //! tested with scripted ones.
 
 mod admin;
+pub mod answers;
 pub mod auth;
 mod body;
 mod chat;
 mod compile;
 mod completions;
 mod cors;
-pub mod doors;
 mod embeddings;
 pub mod error;
 mod exchanges;
-mod fields;
 pub mod limits;
 mod models;
 mod moderations;
@@ -23,7 +22,9 @@ mod openapi;
 mod overview;
 mod page;
 mod params;
+pub mod ports;
 mod progress;
+mod request;
 mod responses;
 mod run;
 mod service;
@@ -46,12 +47,13 @@ use axum::routing::{get, post};
 
 pub use auth::Access;
 pub use compile::Compiler;
-pub use doors::{
-    AdminDoor, AdminError, EmbeddingDoor, EngineDoor, LogDoor, ModerationDoor, Moderations,
-};
 pub use embeddings::Embeddings;
 pub use error::ApiError;
 pub use limits::Rates;
+pub use ports::{
+    AdminError, AdminPort, EmbeddingError, EmbeddingPort, EnginePort, LogFilterError, LogPort,
+    ModerationPort, Moderations, RealignmentEvent,
+};
 
 use crate::adapter::Registry;
 use crate::model::{ChatTemplate, Tokenizer};
@@ -69,15 +71,15 @@ pub struct AppState {
     /// What compiles grammars for structured answers.
     pub compiler: Compiler,
     /// Where sequences go.
-    pub engine: Arc<dyn EngineDoor>,
+    pub engine: Arc<dyn EnginePort>,
     /// What makes embeddings, and how many wait for it.
     pub embeddings: Embeddings,
     /// The policy oracle.
-    pub moderation: Arc<dyn ModerationDoor>,
+    pub moderation: Arc<dyn ModerationPort>,
     /// Where generations are leased.
     pub registry: Arc<Registry>,
     /// What operators see and do.
-    pub admin: Arc<dyn AdminDoor>,
+    pub admin: Arc<dyn AdminPort>,
     /// Request events and metrics.
     pub telemetry: Arc<Telemetry>,
     /// Keys, and what each may ask for.
@@ -85,7 +87,7 @@ pub struct AppState {
     /// Who judges answers; `None` judges none.
     pub compliance: Option<Arc<Compliance>>,
     /// What is logged.
-    pub logs: Arc<dyn LogDoor>,
+    pub logs: Arc<dyn LogPort>,
     /// Web origins that browsers may call from.
     pub cors_origins: Arc<[String]>,
     /// Time for a request's body.

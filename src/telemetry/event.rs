@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-pub use super::answers::{Judged, RequestFinished, RuleLabels};
+pub use super::answers::{Judged, RequestFinished, RuleCount, RuleLabels};
 
 /// Gives a field-less enum its fixed label values, for metrics, the database and JSON alike.
 macro_rules! labels {
