@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use axum::Json;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use serde::Deserialize;
 
@@ -26,8 +27,9 @@ pub(crate) struct Span {
 /// `GET /admin/v1/overview?seconds=3600`.
 pub(crate) async fn overview(
     State(state): State<AppState>,
-    Query(span): Query<Span>,
+    span: Result<Query<Span>, QueryRejection>,
 ) -> Result<Json<Overview>, ApiError> {
+    let Query(span) = span.map_err(|refused| ApiError::Body(refused.body_text()))?;
     blocking(move || Ok(Json(collect(&state, span.seconds.unwrap_or(SPAN_SECONDS))))).await
 }
 
