@@ -1,0 +1,369 @@
+//! From the engine's tokens to the types of answers, whole and in chunks.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::answers::completions::{
+    AnswerMessage, CallMade, CallPart, ChatChoice, ChatCompletion, ChatDelta, ChatLogprobs,
+    ChatObject, Chunk, ChunkObject, Completion, Delta, FunctionCalled, FunctionPart, Head,
+    PromptDetails, Reason, ScoredToken, TextChoice, TextLogprobs, TextObject, TokenScore,
+};
+use super::answers::{completions, responses};
+use realign_engine::request::TokenLogprob;
+use realign_model::Tokenizer;
+
+/// What stands for a log-probability that JSON cannot express, as OpenAI has it.
+const LEAST_LOGPROB: f32 = -9999.0;
+
+/// Which endpoint answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    Chat,
+    Text,
+    /// Builds its own objects; see [`super::responses`].
+    Response,
+}
+
+/// A token with its alternatives, as the engine reported it.
+#[derive(Clone, Debug)]
+pub(crate) struct Scored {
+    pub(crate) token: TokenLogprob,
+    pub(crate) top: Vec<TokenLogprob>,
+}
+
+/// One choice: a part of it in a stream, else the whole.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Piece {
+    pub(crate) text: String,
+    /// Present if log-probabilities were asked for.
+    pub(crate) scored: Option<Vec<Scored>>,
+    /// Characters before this piece, for `text_offset`.
+    pub(crate) offset: usize,
+    pub(crate) reason: Option<Reason>,
+    /// Calls of functions, or parts of them.
+    pub(crate) calls: Vec<CallDelta>,
+}
+
+/// A call, or more of its arguments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CallDelta {
+    /// Its place among the choice's calls.
+    pub(crate) index: usize,
+    /// Id and name, where the call begins.
+    pub(crate) opens: Option<(String, String)>,
+    pub(crate) arguments: String,
+}
+
+impl Piece {
+    /// Whether there is nothing to tell a client.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.text.is_empty()
+            && self.scored.is_none()
+            && self.reason.is_none()
+            && self.calls.is_empty()
+    }
+
+    /// Adds what followed.
+    pub(crate) fn extend(&mut self, next: Piece) {
+        self.text.push_str(&next.text);
+        self.reason = self.reason.or(next.reason);
+        if let (Some(all), Some(new)) = (&mut self.scored, next.scored) {
+            all.extend(new);
+        }
+        for call in next.calls {
+            match self.calls.last_mut() {
+                Some(last) if call.opens.is_none() => last.arguments.push_str(&call.arguments),
+                _ => self.calls.push(call),
+            }
+        }
+    }
+
+    fn content(&self) -> Option<String> {
+        let only_calls = self.text.is_empty() && !self.calls.is_empty();
+        (!only_calls).then(|| self.text.clone())
+    }
+
+    fn message(&self) -> AnswerMessage {
+        AnswerMessage {
+            role: "assistant",
+            content: self.content(),
+            refusal: None,
+            tool_calls: self.calls.iter().map(CallDelta::whole).collect(),
+        }
+    }
+
+    fn delta(&self) -> Delta {
+        let says_nothing = self.reason.is_some() || !self.calls.is_empty();
+        let shown = !self.text.is_empty() || !says_nothing;
+        Delta {
+            role: None,
+            content: shown.then(|| self.text.clone()),
+            tool_calls: self.calls.iter().map(CallDelta::part).collect(),
+        }
+    }
+
+    fn chat_logprobs(&self, tokenizer: &Tokenizer) -> Option<ChatLogprobs> {
+        let scored = self.scored.as_ref()?.iter();
+        let entry = |s: &Scored| ScoredToken {
+            token: score(&s.token, tokenizer),
+            top_logprobs: s.top.iter().map(|t| score(t, tokenizer)).collect(),
+        };
+        Some(ChatLogprobs {
+            content: scored.map(entry).collect(),
+            refusal: None,
+        })
+    }
+
+    fn text_logprobs(&self) -> Option<TextLogprobs> {
+        let scored = self.scored.as_ref()?;
+        let mut at = self.offset;
+        let mut text_offset = Vec::new();
+        for s in scored {
+            text_offset.push(at);
+            at += s.token.text.chars().count();
+        }
+        let top = |s: &Scored| {
+            // The drawn token is always there, so there may be one more than was asked for.
+            let all = s.top.iter().chain(std::iter::once(&s.token));
+            let pairs = all.map(|t| (t.text.clone(), Value::from(finite(t.logprob))));
+            pairs.collect::<Map<_, _>>()
+        };
+        Some(TextLogprobs {
+            tokens: scored.iter().map(|s| s.token.text.clone()).collect(),
+            token_logprobs: scored.iter().map(|s| finite(s.token.logprob)).collect(),
+            top_logprobs: scored.iter().map(top).collect(),
+            text_offset,
+        })
+    }
+}
+
+impl CallDelta {
+    fn whole(&self) -> CallMade {
+        let (id, name) = self.opens.clone().unwrap_or_default();
+        CallMade {
+            id,
+            kind: "function",
+            function: FunctionCalled {
+                name,
+                arguments: self.arguments.clone(),
+            },
+        }
+    }
+
+    fn part(&self) -> CallPart {
+        let (id, name) = self.opens.clone().unzip();
+        CallPart {
+            kind: id.is_some().then_some("function"),
+            id,
+            function: FunctionPart {
+                name,
+                arguments: self.arguments.clone(),
+            },
+            index: self.index,
+        }
+    }
+}
+
+/// Tokens of the whole request.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Usage {
+    pub(crate) prompt: usize,
+    /// Prompt tokens that the prefix cache held.
+    pub(crate) cached: usize,
+    pub(crate) completion: usize,
+}
+
+/// What all chunks of an answer have in common.
+#[derive(Clone, Debug)]
+pub(crate) struct Envelope {
+    pub(crate) shape: Shape,
+    pub(crate) id: String,
+    pub(crate) created: u64,
+    pub(crate) model: String,
+    pub(crate) fingerprint: String,
+}
+
+/// A whole answer.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Whole {
+    Chat(ChatCompletion),
+    Text(Completion),
+}
+
+/// A part of a streamed answer.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Part {
+    Chat(Chunk<ChunkObject, ChatDelta>),
+    Text(Chunk<TextObject, TextChoice>),
+}
+
+impl Envelope {
+    /// The whole answer.
+    pub(crate) fn whole(&self, choices: &[Piece], usage: Usage, tokenizer: &Tokenizer) -> Whole {
+        let choices = choices.iter().enumerate();
+        match self.shape {
+            Shape::Chat | Shape::Response => Whole::Chat(ChatCompletion {
+                head: self.head(ChatObject::Whole),
+                choices: choices.map(|(i, p)| chat_choice(i, p, tokenizer)).collect(),
+                usage: usage.into(),
+            }),
+            Shape::Text => Whole::Text(Completion {
+                head: self.head(TextObject::Text),
+                choices: choices.map(|(i, p)| text_choice(i, p)).collect(),
+                usage: usage.into(),
+            }),
+        }
+    }
+
+    /// A choice's part of a streamed answer. `usage`: outer `None` if it was not asked for.
+    pub(crate) fn part(
+        &self,
+        (index, piece): (usize, &Piece),
+        usage: Option<Option<Usage>>,
+        tokenizer: &Tokenizer,
+    ) -> Part {
+        match self.shape {
+            Shape::Chat | Shape::Response => {
+                let choice = ChatDelta {
+                    index,
+                    delta: piece.delta(),
+                    logprobs: piece.chat_logprobs(tokenizer),
+                    finish_reason: piece.reason,
+                };
+                self.chat_part(vec![choice], usage)
+            }
+            Shape::Text => self.text_part(vec![text_choice(index, piece)], usage),
+        }
+    }
+
+    /// The chunk that tells the usage.
+    pub(crate) fn usage(&self, usage: Usage) -> Part {
+        match self.shape {
+            Shape::Chat | Shape::Response => self.chat_part(Vec::new(), Some(Some(usage))),
+            Shape::Text => self.text_part(Vec::new(), Some(Some(usage))),
+        }
+    }
+
+    /// The chunk with which a choice opens, if the endpoint has one.
+    pub(crate) fn opening(&self, index: usize, usage: Option<Option<Usage>>) -> Option<Part> {
+        let delta = Delta {
+            role: Some("assistant"),
+            content: Some(String::new()),
+            tool_calls: Vec::new(),
+        };
+        let choice = ChatDelta {
+            index,
+            delta,
+            logprobs: None,
+            finish_reason: None,
+        };
+        match self.shape {
+            Shape::Chat | Shape::Response => Some(self.chat_part(vec![choice], usage)),
+            Shape::Text => None,
+        }
+    }
+
+    fn chat_part(&self, choices: Vec<ChatDelta>, usage: Option<Option<Usage>>) -> Part {
+        Part::Chat(Chunk {
+            head: self.head(ChunkObject::Chunk),
+            choices,
+            usage: usage.map(|usage| usage.map(Into::into)),
+        })
+    }
+
+    fn text_part(&self, choices: Vec<TextChoice>, usage: Option<Option<Usage>>) -> Part {
+        Part::Text(Chunk {
+            head: self.head(TextObject::Text),
+            choices,
+            usage: usage.map(|usage| usage.map(Into::into)),
+        })
+    }
+
+    fn head<O>(&self, object: O) -> Head<O> {
+        Head {
+            id: self.id.clone(),
+            object,
+            created: self.created,
+            model: self.model.clone(),
+            system_fingerprint: self.fingerprint.clone(),
+        }
+    }
+}
+
+impl From<Usage> for completions::Usage {
+    fn from(usage: Usage) -> Self {
+        Self {
+            prompt_tokens: usage.prompt,
+            completion_tokens: usage.completion,
+            total_tokens: usage.prompt + usage.completion,
+            prompt_tokens_details: PromptDetails {
+                cached_tokens: usage.cached,
+            },
+        }
+    }
+}
+
+impl From<Usage> for responses::ResponseUsage {
+    fn from(usage: Usage) -> Self {
+        Self {
+            input_tokens: usage.prompt,
+            input_tokens_details: responses::InputDetails {
+                cached_tokens: usage.cached,
+                cache_write_tokens: 0,
+            },
+            output_tokens: usage.completion,
+            output_tokens_details: responses::OutputDetails {
+                reasoning_tokens: 0,
+            },
+            total_tokens: usage.prompt + usage.completion,
+        }
+    }
+}
+
+impl Shape {
+    /// The field that holds the prompt, and what ids begin with.
+    pub(crate) fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Shape::Chat => ("messages", "chatcmpl-"),
+            Shape::Text => ("prompt", "cmpl-"),
+            Shape::Response => ("input", "resp_"),
+        }
+    }
+}
+
+fn chat_choice(index: usize, piece: &Piece, tokenizer: &Tokenizer) -> ChatChoice {
+    ChatChoice {
+        index,
+        message: piece.message(),
+        logprobs: piece.chat_logprobs(tokenizer),
+        finish_reason: piece.reason,
+    }
+}
+
+fn text_choice(index: usize, piece: &Piece) -> TextChoice {
+    TextChoice {
+        index,
+        text: piece.text.clone(),
+        logprobs: piece.text_logprobs(),
+        finish_reason: piece.reason,
+    }
+}
+
+fn score(token: &TokenLogprob, tokenizer: &Tokenizer) -> TokenScore {
+    TokenScore {
+        token: token.text.clone(),
+        logprob: finite(token.logprob),
+        bytes: tokenizer.token_bytes(token.id).to_vec(),
+    }
+}
+
+fn finite(logprob: f32) -> f64 {
+    let finite = if logprob.is_nan() {
+        LEAST_LOGPROB
+    } else {
+        logprob.clamp(LEAST_LOGPROB, 0.0)
+    };
+    f64::from(finite)
+}

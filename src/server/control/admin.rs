@@ -1,0 +1,318 @@
+//! The operator's view of the control loop.
+
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use futures::stream::{self, BoxStream, StreamExt};
+use tokio_stream::wrappers::BroadcastStream;
+use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
+
+use super::context::Context;
+use super::{Control, Event};
+use crate::api::answers::Stored;
+use crate::api::answers::admin::{
+    AdapterSummary, Cancelling, GenerationSummary, Generations, Policies, PolicySummary,
+    Realignment, Role, RuleSummary, Started, Swap,
+};
+use crate::api::answers::reports::PairCounts;
+use crate::api::{AdminError, AdminPort, RealignmentEvent};
+use crate::state::RealignmentRow;
+use crate::telemetry::{self, Outcome};
+use realign_align::policy::{Policy, Rule};
+use realign_engine::adapter::generation::{Generation, GenerationId};
+use realign_engine::adapter::{Manifest, ResolveError, SwapError, Swapped};
+
+/// Realignments that a listing shows.
+const LISTED: usize = 100;
+/// How long an operator's request waits for room in the engine, where each generation needs its own.
+const ROOM: Duration = Duration::from_secs(20);
+
+impl Control {
+    fn gone() -> AdminError {
+        AdminError::Failed("the control loop has stopped: the server is shutting down".into())
+    }
+
+    /// Stores `CURRENT`, then the pointer.
+    fn activate_generation(
+        &self,
+        to: Arc<Generation>,
+        expected: Option<&GenerationId>,
+    ) -> Result<Swap, AdminError> {
+        let started = Instant::now();
+        let context = &self.context;
+        let serving = context.registry.lease_current();
+        if let Some(expected) = expected.filter(|e| **e != serving.id) {
+            return Err(AdminError::Conflict(format!(
+                "generation {} serves, not {expected}",
+                serving.id
+            )));
+        }
+        let ready = context.engine.prepare(&to, &|waited| waited < ROOM);
+        ready.map_err(|e| AdminError::Failed(e.to_string()))?;
+        let stored = match to.adapter {
+            Some(_) => context.store.set_current(&to.id),
+            None => context.store.set_current_base(&to.base_hash),
+        };
+        stored.map_err(|e| AdminError::Failed(e.to_string()))?;
+        let swapped = context
+            .registry
+            .swap(to.clone(), expected)
+            .map_err(|error| match error {
+                SwapError::Conflict { .. } | SwapError::NoPrevious { .. } => {
+                    AdminError::Conflict(error.to_string())
+                }
+            })?;
+        context.engine.serve(&to.id);
+        announce(context, &swapped, &to, started.elapsed());
+        Ok(Swap {
+            from: swapped.from.to_string(),
+            to: swapped.to.to_string(),
+        })
+    }
+}
+
+/// Emits the events of a swap.
+pub fn announce(context: &Context, swapped: &Swapped, to: &Generation, took: Duration) {
+    context.emit(telemetry::Event::SwapPublished {
+        from: swapped.from.to_string(),
+        to: swapped.to.to_string(),
+        policy_revision: to.policy_revision.clone(),
+        took,
+    });
+    if let Some(retired) = &swapped.retired {
+        context.emit(telemetry::Event::GenerationRetired {
+            generation: retired.to_string(),
+        });
+    }
+}
+
+impl AdminPort for Control {
+    fn policies(&self) -> Policies {
+        let active = self.context.active();
+        let set = active.set;
+        Policies {
+            revision: set.revision().into(),
+            gate: set.gate(),
+            policies: set.policies().iter().map(|p| policy(p)).collect(),
+            last_error: self.context.refused(),
+            trust: active.trust,
+            dryrun: active.dryrun.map(Stored::from),
+        }
+    }
+
+    fn realignments(&self) -> Vec<Realignment> {
+        let rows = self.context.log(self.context.db.realignments(LISTED));
+        rows.unwrap_or_default().into_iter().map(shown).collect()
+    }
+
+    fn realignment(&self, id: &str) -> Option<Realignment> {
+        let row = self.context.log(self.context.db.realignment(id))??;
+        Some(Realignment {
+            timeline: Some(self.context.telemetry.timelines().get(id)),
+            ..shown(row)
+        })
+    }
+
+    fn start(&self) -> Result<Started, AdminError> {
+        let (reply, answer) = channel();
+        self.events
+            .send(Event::Start(reply))
+            .map_err(|_| Control::gone())?;
+        let id = answer
+            .recv()
+            .map_err(|_| Control::gone())?
+            .map_err(AdminError::Conflict)?;
+        Ok(match self.realignment(&id) {
+            Some(realignment) => Started::Whole(Box::new(realignment)),
+            None => Started::Id { id },
+        })
+    }
+
+    fn cancel(&self, id: &str) -> Result<Cancelling, AdminError> {
+        if self.realignment(id).is_none() {
+            return Err(AdminError::NotFound(format!(
+                "no realignment `{id}`; GET /admin/v1/realignments lists them"
+            )));
+        }
+        let (reply, answer) = channel();
+        self.events
+            .send(Event::Cancel(id.into(), reply))
+            .map_err(|_| Control::gone())?;
+        if answer.recv().map_err(|_| Control::gone())? {
+            return Ok(Cancelling::new(id));
+        }
+        Err(AdminError::Conflict(format!(
+            "realignment `{id}` is not running"
+        )))
+    }
+
+    fn events(&self, id: &str) -> Option<BoxStream<'static, RealignmentEvent>> {
+        // Subscribed before the row is read: the row is written before the event of the end is
+        // emitted, so an end is seen in one of the two.
+        let events = self.context.telemetry.subscribe();
+        let row = self.context.log(self.context.db.realignment(id))??;
+        if let Some(end) = end(&row) {
+            let end = RealignmentEvent::Happened(Arc::new(end));
+            return Some(stream::once(async { end }).boxed());
+        }
+        let id = id.to_string();
+        let events = BroadcastStream::new(events).filter_map(move |event| {
+            std::future::ready(match event {
+                Ok(event) => (event.realignment_id() == Some(id.as_str()))
+                    .then_some(RealignmentEvent::Happened(event)),
+                Err(BroadcastStreamRecvError::Lagged(missed)) => {
+                    Some(RealignmentEvent::Lagged(missed))
+                }
+            })
+        });
+        Some(events.boxed())
+    }
+
+    fn generations(&self) -> Generations {
+        let registry = &self.context.registry;
+        let current = registry.lease_current();
+        let previous = registry.previous();
+        let role = |id: &GenerationId| {
+            if *id == current.id {
+                Role::Current
+            } else if previous.as_ref().is_some_and(|p| p.id == *id) {
+                Role::Previous
+            } else {
+                Role::Stored
+            }
+        };
+        let base = registry.base();
+        let mut generations = vec![GenerationSummary::Base {
+            id: base.id.to_string(),
+            role: role(&base.id),
+            base: true,
+        }];
+        for listed in self.context.store.list().unwrap_or_default() {
+            let id = listed.id.to_string();
+            generations.push(match listed.manifest {
+                Ok(manifest) => adapter(id, role(&listed.id), manifest),
+                Err(error) => GenerationSummary::Unreadable {
+                    id,
+                    role: Role::Unreadable,
+                    base: false,
+                    error: error.to_string(),
+                },
+            });
+        }
+        Generations {
+            current: current.id.to_string(),
+            previous: previous.as_ref().map(|p| p.id.to_string()),
+            generations,
+        }
+    }
+
+    fn activate(&self, generation: &str, expected: Option<&str>) -> Result<Swap, AdminError> {
+        let to = self
+            .context
+            .registry
+            .resolve(Some(generation))
+            .map_err(|error| match error {
+                ResolveError::Unknown { .. } => AdminError::NotFound(error.to_string()),
+                ResolveError::Load { .. } => AdminError::Failed(error.to_string()),
+            })?;
+        self.activate_generation(to, expected.map(|e| GenerationId(e.into())).as_ref())
+    }
+
+    fn rollback(&self) -> Result<Swap, AdminError> {
+        let previous = self.context.registry.previous();
+        let to = previous.ok_or_else(|| {
+            AdminError::Conflict("there is no previous generation to go back to".into())
+        })?;
+        self.activate_generation(to, None)
+    }
+
+    /// Without an enforced policy, or where no data contradicts one, the base model is what the
+    /// policies ask for; otherwise it is a generation that was trained for exactly this set.
+    fn aligned(&self) -> bool {
+        let context = &self.context;
+        let serving = context.registry.lease_current();
+        let set = context.policies();
+        let revision = set.revision();
+        if serving.policy_revision.as_deref() == Some(revision) {
+            return true;
+        }
+        if serving.adapter.is_some() {
+            return false;
+        }
+        let enforced = set.policies().iter().any(|policy| policy.is_enforced());
+        let no_conflict = || {
+            let newest = context.log(context.db.realignments(1)).unwrap_or_default();
+            newest.first().is_some_and(|row| {
+                row.policy_revision == revision && row.outcome == Some(Outcome::NoConflict)
+            })
+        };
+        !enforced || no_conflict()
+    }
+}
+
+fn policy(policy: &Policy) -> PolicySummary {
+    let rule = |rule: &Rule| RuleSummary {
+        id: rule.id.clone(),
+        severity: rule.severity,
+        description: rule.description.clone(),
+    };
+    PolicySummary {
+        id: policy.id.clone(),
+        version: policy.version.clone(),
+        description: policy.description.clone(),
+        enforcement: policy.enforcement,
+        rules: policy.rules.iter().map(rule).collect(),
+    }
+}
+
+/// A row as the operator API shows it.
+fn shown(row: RealignmentRow) -> Realignment {
+    Realignment {
+        id: row.id,
+        inputs_hash: row.inputs_hash,
+        policy_revision: row.policy_revision,
+        stage: row.stage,
+        outcome: row.outcome,
+        progress: row.progress,
+        created_at: row.created_at,
+        updated_at: row.updated_at,
+        finished_at: row.finished_at,
+        triage: row.triage.map(Stored::from),
+        losses: row.losses.map(Stored::from),
+        gate: row.gate.map(Stored::from),
+        error: row.error,
+        generation: row.generation,
+        status: row.outcome.map_or("running", Outcome::as_str),
+        timeline: None,
+    }
+}
+
+/// The event with which a realignment ended; `None` while it runs.
+fn end(row: &RealignmentRow) -> Option<telemetry::Event> {
+    let seconds = row.finished_at.unwrap_or(row.updated_at);
+    Some(telemetry::Event::RealignmentFinished {
+        id: row.id.clone(),
+        outcome: row.outcome?,
+        generation: row.generation.clone(),
+        detail: row.error.clone(),
+        took: Duration::from_secs(seconds.saturating_sub(row.created_at)),
+    })
+}
+
+fn adapter(id: String, role: Role, manifest: Manifest) -> GenerationSummary {
+    GenerationSummary::Adapter(Box::new(AdapterSummary {
+        id,
+        role,
+        base: false,
+        policy_revision: manifest.policy_revision,
+        created_at: manifest.created_at,
+        parent: manifest.parent.map(|parent| parent.to_string()),
+        triage: PairCounts {
+            invert: manifest.triage.invert,
+            punish: manifest.triage.punish,
+            retain: manifest.triage.retain,
+        },
+        gate: Stored::from(manifest.gate),
+    }))
+}
