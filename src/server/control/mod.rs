@@ -22,7 +22,6 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::state::RealignmentRow;
 use crate::telemetry::{self, Outcome};
 use realign_align::oracle::{Matchers, Prepared, prepare_trusted};
 use realign_align::policy::{PolicySet, PolicyWatcher, WatchOptions};
@@ -342,14 +341,4 @@ impl std::fmt::Debug for Control {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Control").finish_non_exhaustive()
     }
-}
-
-/// Rows as the operator API shows them.
-fn show(row: &RealignmentRow) -> serde_json::Value {
-    let mut value = serde_json::to_value(row).unwrap_or_default();
-    if let Some(object) = value.as_object_mut() {
-        let status = row.outcome.map_or("running", Outcome::as_str);
-        object.insert("status".into(), status.into());
-    }
-    value
 }
