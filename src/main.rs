@@ -31,6 +31,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli, logs: logs::Logs) -> anyhow::Result<u8> {
+    let cli = cli.with_device()?;
     match &cli.command {
         Command::Serve(args) => serve(args.resolve(&cli.global)?, logs),
         Command::Policy(command) => Ok(policy::run(command, &cli.global, &mut stdout())?),

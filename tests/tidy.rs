@@ -61,7 +61,15 @@ fn modules_import_only_what_the_architecture_allows() {
         ("train", &["model", "triage", "state", "plot"]),
         (
             "learn",
-            &["model", "train", "impact", "triage", "preferences"],
+            &[
+                "model",
+                "train",
+                "impact",
+                "triage",
+                "preferences",
+                "oracle",
+                "policy",
+            ],
         ),
         (
             "evaluation",
@@ -78,7 +86,9 @@ fn modules_import_only_what_the_architecture_allows() {
         ("gate", &["engine", "oracle", "model", "policy", "adapter"]),
         (
             "bench",
-            &["engine", "adapter", "model", "impact", "train", "triage"],
+            &[
+                "engine", "adapter", "model", "impact", "train", "triage", "learn",
+            ],
         ),
         ("adapter", &["model", "state", "telemetry"]),
     ];

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::{CliError, EXIT_FAILED, EXIT_OK, GlobalArgs, require};
+use super::{CliError, DeviceArgs, EXIT_FAILED, EXIT_OK, GlobalArgs, require};
 use crate::oracle::{Prepared, prepare};
 use crate::policy::{ExampleReport, PolicyErrors, PolicySet, diff};
 
@@ -41,6 +41,9 @@ has. Rules with probes are measured by cross-validation.")]
         /// Directory for one SVG calibration plot per rule that gives probabilities
         #[arg(long, value_name = "DIR")]
         svg: Option<PathBuf>,
+        /// What computes
+        #[command(flatten)]
+        device: DeviceArgs,
     },
     /// Show what changes in meaning from one set to another
     #[command(after_help = "\
@@ -69,7 +72,7 @@ pub fn run(
         PolicyCommand::Check { path } => {
             check(read(&place(path.as_deref(), global)?)?, global.json, out)
         }
-        PolicyCommand::Test { path, svg } => match read(&place(path.as_deref(), global)?)? {
+        PolicyCommand::Test { path, svg, .. } => match read(&place(path.as_deref(), global)?)? {
             Ok(set) => {
                 let services = super::oracle::services(&global.resolve()?, &set)?;
                 match prepare(&set, &services) {

@@ -3,11 +3,11 @@
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::Inputs;
 use crate::adapter::generation::{Generation, GenerationId};
 use crate::adapter::{AdapterError, AdapterStore, Registry, base_id, validate};
 use crate::config::Config;
 use crate::engine::EngineHandle;
+use crate::learn::Inputs;
 use crate::model::LoadedModel;
 use crate::oracle::{FeatureSource, Matchers, Prepared, RuleTrust};
 use crate::policy::{PolicySet, WatchError};
@@ -110,7 +110,7 @@ impl Context {
 
     /// What a realignment to a set would be a function of.
     pub fn inputs(&self, policies: &PolicySet) -> Result<Inputs, DatasetError> {
-        Inputs::collect(&self.config, &self.loaded.base_hash, policies, &self.recipe)
+        super::inputs(&self.config, &self.loaded.base_hash, policies, &self.recipe)
     }
 
     pub fn emit(&self, event: Event) {

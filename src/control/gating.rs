@@ -8,7 +8,7 @@ use serde_json::json;
 use super::realign::{Realignment, Stop, failed};
 use crate::adapter::generation::{Generation, GenerationId};
 use crate::gate::{self, HeldOutPrompt, Measured, Verdict};
-use crate::model::Model;
+use crate::learn::Learner;
 use crate::state::{GenerationStatus, Report};
 use crate::telemetry::Event;
 use crate::telemetry::event::GateMeasured;
@@ -46,7 +46,7 @@ impl Realignment<'_> {
 
     pub(super) fn gate(
         &self,
-        model: &Model,
+        learner: &Learner,
         triage: &Triage,
         candidate: &Arc<Generation>,
     ) -> Result<serde_json::Value, Stop> {
@@ -77,7 +77,7 @@ impl Realignment<'_> {
             gate::NEUTRAL_TEXT,
             NEUTRAL_TOKENS,
         );
-        let measured = gate::capability(model, self.ops(), adapter, &text, &|| {
+        let measured = gate::capability(learner.model(), learner.ops(), adapter, &text, &|| {
             self.work.stand_back()
         });
         let capability = measured.map_err(failed)?.ok_or(Stop::Asked)?;

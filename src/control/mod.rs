@@ -10,6 +10,7 @@ mod corrective;
 mod gating;
 mod inputs;
 mod learn;
+mod manifest;
 mod moderation;
 mod oracle;
 mod realign;
@@ -29,9 +30,9 @@ use crate::telemetry::{self, Outcome};
 
 use context::Context;
 pub use context::{ControlError, Parts, initial_generation, load_generation};
-pub use corrective::{Corrections, corrections, corrective};
-pub use inputs::{Inputs, holdout_ratio};
-pub use realign::ONLY_PUNISH;
+pub use corrective::corrective;
+pub use inputs::{checkpoints, inputs};
+pub use manifest::Origin;
 use realign::{Ended, Job, Stop};
 pub use recipe::recipe;
 

@@ -1,52 +1,28 @@
 //! Preference pairs → token ids, by the model's own chat template.
 
-use super::Learner;
-use crate::model::{ChatMessage, ChatRole};
+use super::RenderError;
+use crate::model::{ChatMessage, ChatRole, LoadedModel};
 use crate::preferences::{Pair, Role};
-use crate::train::Prepared;
-use crate::train::examples::{TokenPair, prepare};
+use crate::train::examples::TokenPair;
 use crate::triage::Category;
 
-/// Why a pair cannot be rendered.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{source}: {what}", source = place)]
-pub struct LearnError {
-    /// `file:line` of the pair.
-    pub place: String,
-    /// What the chat template or the tokenizer said.
-    pub what: String,
+/// Renders pairs for a model.
+#[derive(Clone, Copy, Debug)]
+pub struct Renderer<'a> {
+    loaded: &'a LoadedModel,
 }
 
-impl Learner<'_> {
-    /// As [`Learner::token_pairs`], with a response that complies for some PUNISH pairs.
-    pub fn corrected_pairs<'p>(
-        &self,
-        pairs: impl IntoIterator<Item = (&'p Pair, Category, Option<&'p str>)>,
-    ) -> Result<Prepared, LearnError> {
-        let render = |(pair, category, corrected): (&'p Pair, Category, Option<&'p str>)| match (
-            category, corrected,
-        ) {
-            (Category::Punish, Some(response)) => self.corrected(pair, response),
-            _ => self.render(pair, category),
-        };
-        let rendered: Result<Vec<TokenPair>, LearnError> = pairs.into_iter().map(render).collect();
-        Ok(prepare(rendered?, self.recipe.max_tokens))
-    }
-
-    /// The pairs as token ids; those that are too long for the recipe are skipped and reported.
-    pub fn token_pairs<'p>(
-        &self,
-        pairs: impl IntoIterator<Item = (&'p Pair, Category)>,
-    ) -> Result<Prepared, LearnError> {
-        self.corrected_pairs(
-            pairs
-                .into_iter()
-                .map(|(pair, category)| (pair, category, None)),
-        )
+impl<'a> Renderer<'a> {
+    /// Renders by the model's tokenizer and chat template.
+    pub fn new(loaded: &'a LoadedModel) -> Self {
+        Self { loaded }
     }
 
     /// One pair as token ids.
-    pub fn render(&self, pair: &Pair, category: Category) -> Result<TokenPair, LearnError> {
+    ///
+    /// # Errors
+    /// [`RenderError`], as of every method here, if template or tokenizer refuse the text.
+    pub fn pair(&self, pair: &Pair, category: Category) -> Result<TokenPair, RenderError> {
         Ok(TokenPair {
             id: pair.id.0.clone(),
             category,
@@ -58,7 +34,10 @@ impl Learner<'_> {
 
     /// A PUNISH pair with a response that complies, as a preference of that over the chosen one:
     /// laid out as an INVERT pair, whose *rejected* response training prefers.
-    pub fn corrected(&self, pair: &Pair, response: &str) -> Result<TokenPair, LearnError> {
+    ///
+    /// # Errors
+    /// See [`Renderer::pair`].
+    pub fn corrected(&self, pair: &Pair, response: &str) -> Result<TokenPair, RenderError> {
         Ok(TokenPair {
             id: pair.id.0.clone(),
             category: Category::Invert,
@@ -69,7 +48,10 @@ impl Learner<'_> {
     }
 
     /// A response's tokens, the end of the turn included.
-    pub fn response(&self, pair: &Pair, text: &str) -> Result<Vec<u32>, LearnError> {
+    ///
+    /// # Errors
+    /// See [`Renderer::pair`].
+    pub fn response(&self, pair: &Pair, text: &str) -> Result<Vec<u32>, RenderError> {
         let encoded = self
             .loaded
             .chat
@@ -78,7 +60,10 @@ impl Learner<'_> {
     }
 
     /// The conversation before the response, generation prompt included.
-    pub fn prompt(&self, pair: &Pair) -> Result<Vec<u32>, LearnError> {
+    ///
+    /// # Errors
+    /// See [`Renderer::pair`].
+    pub fn prompt(&self, pair: &Pair) -> Result<Vec<u32>, RenderError> {
         let messages: Vec<ChatMessage> = pair
             .prompt
             .iter()
@@ -92,8 +77,8 @@ impl Learner<'_> {
     }
 }
 
-fn failed(pair: &Pair, error: &dyn std::fmt::Display) -> LearnError {
-    LearnError {
+fn failed(pair: &Pair, error: &dyn std::fmt::Display) -> RenderError {
+    RenderError {
         place: pair.source.to_string(),
         what: error.to_string(),
     }
@@ -105,30 +90,4 @@ fn chat_role(role: Role) -> ChatRole {
         Role::User => ChatRole::User,
         Role::Assistant => ChatRole::Assistant,
     }
-}
-
-/// At most `limit` of some pairs (0: all), each category in proportion, chosen by content id.
-/// `category` says where a pair belongs.
-pub fn thin(
-    train: &[usize],
-    category: impl Fn(usize) -> Category,
-    pairs: &[Pair],
-    limit: usize,
-) -> Vec<usize> {
-    if limit == 0 || train.len() <= limit {
-        return train.to_vec();
-    }
-    let mut kept = Vec::with_capacity(limit);
-    for wanted in Category::ALL {
-        let mut of: Vec<usize> = train
-            .iter()
-            .copied()
-            .filter(|&i| category(i) == wanted)
-            .collect();
-        of.sort_by(|&a, &b| pairs[a].id.0.cmp(&pairs[b].id.0));
-        of.truncate((of.len() * limit).div_ceil(train.len()));
-        kept.extend(of);
-    }
-    kept.sort_unstable();
-    kept
 }

@@ -124,6 +124,20 @@ impl TriageCounts {
     }
 }
 
+impl FromIterator<Category> for TriageCounts {
+    fn from_iter<I: IntoIterator<Item = Category>>(categories: I) -> Self {
+        let mut counts = TriageCounts::default();
+        for category in categories {
+            match category {
+                Category::Invert => counts.invert += 1,
+                Category::Punish => counts.punish += 1,
+                Category::Retain => counts.retain += 1,
+            }
+        }
+        counts
+    }
+}
+
 /// The triage of a data set.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Triage {
@@ -154,8 +168,12 @@ impl Triage {
             .map(|item| item.index)
     }
 
+    /// The category of every pair, in the pairs' order.
+    pub fn categories(&self) -> Vec<Category> {
+        self.items.iter().map(|item| item.category).collect()
+    }
+
     fn from_judgements(judgements: impl Iterator<Item = (Judgement, Judgement)>) -> Triage {
-        let mut counts = TriageCounts::default();
         let items: Vec<TriagedPair> = judgements
             .enumerate()
             .map(|(index, (chosen, rejected))| {
@@ -164,11 +182,6 @@ impl Triage {
                     true => Category::Retain,
                     false => Category::of(chosen.complies(), rejected.complies()),
                 };
-                match category {
-                    Category::Invert => counts.invert += 1,
-                    Category::Punish => counts.punish += 1,
-                    Category::Retain => counts.retain += 1,
-                }
                 TriagedPair {
                     index,
                     category,
@@ -177,6 +190,7 @@ impl Triage {
                 }
             })
             .collect();
+        let counts: TriageCounts = items.iter().map(|item| item.category).collect();
         Triage {
             undecided: items.iter().filter(|item| item.is_open()).count(),
             items,

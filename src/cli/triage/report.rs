@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::Flips;
-use crate::control::holdout_ratio;
+use crate::learn::holdout_ratio;
 use crate::oracle::{Exchange, Judgement, MatcherUsage, Oracle, RuleOracle, Severity};
 use crate::preferences::{Contradiction, Dataset, Pair, SkippedLine, split};
 use crate::train::Recipe;
