@@ -5,16 +5,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::{CliError, GlobalArgs, oracle, recipes, require};
-use crate::config::Config;
-use crate::control::{checkpoints, corrective, inputs};
-use crate::learn::{Corrector, Inputs, Run, Selected, Selection, warning};
-use crate::model::{LoadedModel, device};
-use crate::oracle::prepare_trusted;
-use crate::policy::PolicySet;
-use crate::state::StateDb;
-use crate::train::Recipe;
-use crate::train::examples::TokenPair;
-use crate::triage::{Triage, triage_cached};
+use realign_align::learn::{Corrector, Inputs, Run, Selected, Selection, warning};
+use realign_align::oracle::prepare_trusted;
+use realign_align::policy::PolicySet;
+use realign_align::train::Recipe;
+use realign_align::train::examples::TokenPair;
+use realign_align::triage::{Triage, triage_cached};
+use realign_model::{LoadedModel, device};
+use realign_server::config::Config;
+use realign_server::control::{checkpoints, corrective, inputs};
+use realign_server::state::StateDb;
 
 /// Everything before the first forward pass.
 pub(super) struct Learning {

@@ -10,8 +10,8 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::{CliError, DeviceArgs, EXIT_FAILED, EXIT_OK, GlobalArgs, require};
-use crate::oracle::{Prepared, prepare};
-use crate::policy::{ExampleReport, PolicyErrors, PolicySet, diff};
+use realign_align::oracle::{Prepared, prepare};
+use realign_align::policy::{ExampleReport, PolicyErrors, PolicySet, diff};
 
 /// What to do with policies.
 #[derive(Debug, Subcommand)]
@@ -307,10 +307,7 @@ rules:
         );
         assert_eq!(run_json(&whole).1["errors"][0]["line"], 8);
         // An invalid set cannot be tested, for the same reasons.
-        let test = PolicyCommand::Test {
-            svg: None,
-            path: Some(dir.path().into()),
-        };
+        let test = test_of(Some(dir.path().into()));
         assert_eq!(run_json(&test).0, EXIT_FAILED);
         let missing = PolicyCommand::Check {
             path: Some(dir.path().join("none")),
@@ -319,15 +316,23 @@ rules:
         assert!(error.to_string().contains("none"), "{error}");
     }
 
+    fn test_of(path: Option<PathBuf>) -> PolicyCommand {
+        PolicyCommand::Test {
+            path,
+            svg: None,
+            device: DeviceArgs::default(),
+        }
+    }
+
     #[test]
     fn test_runs_the_examples() {
         let dir = tempfile::tempdir().unwrap();
         let path = file(dir.path(), "good.yaml", GOOD);
-        let (code, text) = run_text(&PolicyCommand::Test { path, svg: None });
+        let (code, text) = run_text(&test_of(path));
         assert_eq!(code, EXIT_OK);
         assert!(text.contains("no-doses:dose  ok        2 of 2"), "{text}");
         let path = file(dir.path(), "wrong.yaml", &GOOD.replace("200 mg", "some"));
-        let command = PolicyCommand::Test { path, svg: None };
+        let command = test_of(path);
         let (code, text) = run_text(&command);
         assert_eq!(code, EXIT_FAILED);
         assert!(

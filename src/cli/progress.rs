@@ -9,10 +9,10 @@ use candle_core::Device;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::GlobalArgs;
-use crate::config::TrainConfig;
-use crate::learn::{self, Cache, NoCache, Phase};
-use crate::model::Recompute;
-use crate::train::{self, StepReport, memory};
+use realign_align::learn::{self, Cache, NoCache, Phase};
+use realign_align::train::{self, StepReport, memory};
+use realign_model::Recompute;
+use realign_server::config::TrainConfig;
 
 /// Whether and how a command shows how far it is.
 #[derive(Clone, Copy, Debug)]

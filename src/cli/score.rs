@@ -9,8 +9,8 @@ use serde::Serialize;
 use super::learning::Learning;
 use super::progress::{Bars, Progress};
 use super::{CliError, DeviceArgs, EXIT_OK, GlobalArgs};
-use crate::learn::{Learner, Scored};
-use crate::triage::Category;
+use realign_align::learn::{Learner, Scored};
+use realign_core::Category;
 
 /// Flags of `score`.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -51,7 +51,7 @@ struct Summary {
     corrected: usize,
     skipped: usize,
     clamped_ratio: f64,
-    weight_scale: crate::train::WeightScale,
+    weight_scale: realign_align::train::WeightScale,
     recipe: String,
     seconds: f64,
     warning: Option<&'static str>,

@@ -9,11 +9,11 @@ use serde_json::json;
 use super::learning::Learning;
 use super::progress::{Bars, Progress};
 use super::{CliError, DeviceArgs, EXIT_FAILED, EXIT_OK, GlobalArgs};
-use crate::adapter::AdapterStore;
-use crate::adapter::generation::GenerationId;
-use crate::control::Origin;
-use crate::learn::{LearnError, Learner};
-use crate::train::{Ending, LossParts, Trained};
+use realign_align::learn::{LearnError, Learner};
+use realign_align::train::{Ending, LossParts, Trained};
+use realign_engine::adapter::AdapterStore;
+use realign_engine::adapter::generation::GenerationId;
+use realign_server::control::Origin;
 
 /// Flags of `train`.
 #[derive(Clone, Debug, Default, clap::Args)]

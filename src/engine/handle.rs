@@ -17,7 +17,7 @@ use super::scheduler::Scheduler;
 use super::sequence::Sequence;
 use super::step::{Executor, ModelExecutor};
 use crate::adapter::generation::{Generation, GenerationId};
-use crate::model::{BLOCK_TOKENS, CpuExecutor, Model, PagedKv, Tokenizer, turns};
+use realign_model::{BLOCK_TOKENS, CpuExecutor, Model, PagedKv, TimeSlices, Tokenizer};
 
 /// Sizes of an engine; resolved from the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,6 +138,7 @@ pub fn start(
     config: EngineConfig,
 ) -> Result<EngineHandle, EngineError> {
     let (spec, limit) = (&model.spec, model.spec.max_position);
+    let slices = model.time_slices.clone();
     let block = bytes_per_block(&model);
     let blocks = config.kv_cache_bytes / block;
     if blocks == 0 {
@@ -156,8 +157,25 @@ pub fn start(
         Box::new(ModelExecutor::new(model, kv))
     };
     // After the cache: a size that was mistyped is refused there.
-    let pool = BlockPool::new(blocks, BLOCK_SIZE);
-    start_with(executor, pool, limit, tokenizer, config)
+    let computing = Computing {
+        executor,
+        pool: BlockPool::new(blocks, BLOCK_SIZE),
+        limit,
+        slices,
+    };
+    start_with(computing, tokenizer, config)
+}
+
+/// What an engine's thread computes with.
+pub(super) struct Computing {
+    /// Runs the steps.
+    pub executor: Box<dyn Executor>,
+    /// The blocks of the executor's cache.
+    pub pool: BlockPool,
+    /// The model's longest sequence, in tokens.
+    pub limit: usize,
+    /// How its steps divide the time with learning.
+    pub slices: Arc<TimeSlices>,
 }
 
 /// Bytes of keys and values per block, in the element type of the executor's cache.
@@ -178,7 +196,7 @@ fn cuda_executor(
     blocks: usize,
     config: &EngineConfig,
 ) -> Result<Box<dyn Executor>, EngineError> {
-    use crate::model::cuda::{CudaExecutor, CudaGpu, Options};
+    use realign_model::cuda::{CudaExecutor, CudaGpu, Options};
     let mut options = Options::default();
     if !config.cuda_graphs {
         options.graphs = 0;
@@ -199,15 +217,18 @@ fn cuda_executor(
     Err(EngineError::Allocate(error))
 }
 
-/// Starts the engine's thread on an executor whose cache has the pool's blocks; `limit` is the
-/// model's longest sequence in tokens.
+/// Starts the engine's thread.
 pub(super) fn start_with(
-    executor: Box<dyn Executor>,
-    pool: BlockPool,
-    limit: usize,
+    computing: Computing,
     tokenizer: Arc<Tokenizer>,
     config: EngineConfig,
 ) -> Result<EngineHandle, EngineError> {
+    let Computing {
+        executor,
+        pool,
+        limit,
+        slices,
+    } = computing;
     let wanted = config.max_model_len.unwrap_or(usize::MAX).min(limit);
     let max_model_len = wanted.min(pool.capacity());
     if max_model_len < wanted {
@@ -223,6 +244,7 @@ pub(super) fn start_with(
     let scheduler = Scheduler::new(pool, config.max_running.max(1), config.step_tokens);
     let worker = Worker {
         runner: Runner::new(scheduler, executor, tokenizer.clone()),
+        slices,
         shared: shared.clone(),
         inbox,
     };
@@ -304,7 +326,7 @@ impl EngineHandle {
             self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
             return Err(error);
         }
-        Ok(GenerateStream { events })
+        Ok(GenerateStream::new(events))
     }
 
     /// Makes the engine ready to serve a generation at once. For the native engine there is nothing
@@ -390,6 +412,7 @@ impl EngineHandle {
 
 struct Worker {
     runner: Runner,
+    slices: Arc<TimeSlices>,
     shared: Arc<Shared>,
     inbox: Receiver<Command>,
 }
@@ -402,10 +425,10 @@ impl Worker {
             self.count_waiting(waiting);
             self.publish();
             if can_run {
-                let turn = turns::serve();
+                let slice = self.slices.serving();
                 self.runner.execute();
                 self.publish();
-                turn.end();
+                slice.end();
             }
         }
         let scheduler = &self.runner.scheduler;

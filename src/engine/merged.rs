@@ -22,7 +22,7 @@ use super::handle::Shared;
 use super::request::{GenerateEvent, GenerateRequest, GenerateStream, SamplingParams, SubmitError};
 use super::sequence::Sequence;
 use crate::adapter::generation::{Generation, GenerationId};
-use crate::model::Tokenizer;
+use realign_model::Tokenizer;
 
 /// How often a preparation that waits looks again.
 const LOOK: Duration = Duration::from_millis(20);
@@ -389,7 +389,7 @@ impl Copies {
             self.tokenizer.clone(),
             self.shared.clone(),
         ));
-        let mut stream = GenerateStream { events };
+        let mut stream = GenerateStream::new(events);
         loop {
             match stream.blocking_next() {
                 Some(GenerateEvent::Token { .. }) => {}

@@ -27,7 +27,7 @@ use tokio::sync::mpsc::{Receiver, channel};
 use super::driver::Driver;
 use super::merged::{Backend, Builder};
 use crate::adapter::generation::Generation;
-use crate::model::{LoraWeights, ModelFiles};
+use realign_model::{LoraWeights, ModelFiles};
 
 /// Chunks that the engine may be ahead of the processor: one a step, and each step empties them.
 const CHUNKS: usize = 8;

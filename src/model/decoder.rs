@@ -16,6 +16,7 @@ use super::ops::{
     self, Activation, AttentionShape, Ops, PagedKv, PagedSequence, RopeTable, Segment,
 };
 use super::spec::ModelSpec;
+use super::time_slices::TimeSlices;
 
 /// Where attention finds keys and values.
 #[derive(Clone, Debug)]
@@ -80,6 +81,8 @@ pub struct Model {
     pub head: Weight,
     /// Where the weights are.
     pub device: Device,
+    /// How serving and learning divide the CPU's time.
+    pub time_slices: Arc<TimeSlices>,
 }
 
 impl Model {

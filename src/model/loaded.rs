@@ -8,6 +8,7 @@ use super::chat::ChatTemplate;
 use super::decoder::Model;
 use super::error::{ModelError, Result};
 use super::source::{ModelFiles, ModelSource};
+use super::time_slices::TimeSlices;
 use super::tokenizer::Tokenizer;
 
 /// A loaded model; clones share it.
@@ -46,6 +47,19 @@ impl LoadedModel {
             base_hash: hash?.into(),
             name: files.name().into(),
         })
+    }
+
+    /// The same model, for an engine and learning passes that divide the time so.
+    #[must_use]
+    pub fn with_time_slices(self, time_slices: Arc<TimeSlices>) -> Self {
+        let model = Arc::unwrap_or_clone(self.model);
+        Self {
+            model: Arc::new(Model {
+                time_slices,
+                ..model
+            }),
+            ..self
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! Models with random weights: what tests compare on, and what benchmarks of speed run, which does
 //! not depend on the values.
 
+use std::sync::Arc;
+
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Result, Tensor, bail};
 
@@ -33,6 +35,7 @@ pub fn random_model(spec: ModelSpec, dtype: DType, device: &Device) -> Result<Mo
         layers,
         head,
         device: device.clone(),
+        time_slices: Arc::default(),
         spec,
     })
 }

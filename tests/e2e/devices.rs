@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::process::{Command, Output};
 
 use clap::CommandFactory;
-use realign::cli::Cli;
+use realign_cli::Cli;
 
 use super::workspace::Workspace;
 

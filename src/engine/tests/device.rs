@@ -6,16 +6,16 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 use super::super::blocks::BlockPool;
-use super::super::handle::{EngineConfig, start_with};
+use super::super::handle::{Computing, EngineConfig, start_with};
 use super::super::request::{GenerateRequest, SamplingParams};
 use super::super::step::Executor;
 use super::fake::{Answer, generation, ids, prompt, request, tokenizer};
 use crate::adapter::generation::{Generation, GenerationId};
-use crate::model::cuda::tests::devices;
-use crate::model::cuda::{CudaExecutor, Options};
-use crate::model::random::random_model;
-use crate::model::shapes::shape;
-use crate::model::{CpuExecutor, LoraPair, LoraSite, LoraWeights, Model, ModelSpec, Projection};
+use realign_model::cuda::tests::devices;
+use realign_model::cuda::{CudaExecutor, Options};
+use realign_model::random::random_model;
+use realign_model::shapes::shape;
+use realign_model::{CpuExecutor, LoraPair, LoraSite, LoraWeights, Model, ModelSpec, Projection};
 
 const BLOCKS: usize = 64;
 
@@ -78,12 +78,17 @@ fn requests(spec: &ModelSpec) -> Vec<GenerateRequest> {
 }
 
 fn generated(executor: Box<dyn Executor>, requests: &[GenerateRequest]) -> Vec<Vec<u32>> {
-    let pool = BlockPool::new(BLOCKS, 16);
+    let computing = Computing {
+        executor,
+        pool: BlockPool::new(BLOCKS, 16),
+        limit: 512,
+        slices: Arc::default(),
+    };
     let config = EngineConfig {
         step_tokens: 24,
         ..EngineConfig::default()
     };
-    let engine = start_with(executor, pool, 512, tokenizer(), config).unwrap();
+    let engine = start_with(computing, tokenizer(), config).unwrap();
     let submitted = requests.iter().map(|r| engine.submit(r.clone()).unwrap());
     let streams: Vec<_> = submitted.collect();
     let finish = |mut stream: super::super::request::GenerateStream| {

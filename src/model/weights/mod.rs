@@ -195,6 +195,7 @@ impl WeightFile {
             final_norm,
             head,
             device: device.clone(),
+            time_slices: Arc::default(),
         })
     }
 

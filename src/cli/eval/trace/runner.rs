@@ -10,15 +10,15 @@ use serde_json::json;
 
 use super::inputs::Inputs;
 use super::measure::Measurer;
-use crate::adapter::generation::Generation;
-use crate::adapter::{base_id, content_id};
-use crate::cli::CliError;
-use crate::cli::progress::{Bars, Progress};
-use crate::evaluation::{Cell, Labels, TrainingFigures, Variant, memory};
-use crate::learn::{Cache, Candidate, Known, LearnError, Learner, RawScores, Run};
-use crate::model::LoraWeights;
-use crate::train::examples::TokenPair;
-use crate::train::{PreferenceLoss, Recipe, StepRecord, TrainExample};
+use crate::CliError;
+use crate::progress::{Bars, Progress};
+use realign_align::learn::{Cache, Candidate, Known, LearnError, Learner, RawScores, Run};
+use realign_align::train::examples::TokenPair;
+use realign_align::train::{PreferenceLoss, Recipe, StepRecord, TrainExample};
+use realign_engine::adapter::generation::Generation;
+use realign_engine::adapter::{base_id, content_id};
+use realign_lab::evaluation::{Cell, Labels, TrainingFigures, Variant, memory};
+use realign_model::LoraWeights;
 
 /// Runs cells one after another.
 pub(super) struct Runner<'a> {

@@ -22,12 +22,6 @@ mod tangent;
 mod tile;
 mod unpack;
 
-use std::sync::OnceLock;
-
-use rayon::ThreadPool;
-
-use crate::turns;
-
 pub use factors::{Dropout, SiteGradients};
 pub use head::TokenLoss;
 pub use pass::Differentiator;
@@ -41,45 +35,4 @@ pub enum Precision {
     /// where the processor multiplies those faster.
     #[default]
     Mixed,
-}
-
-/// How much the scheduler prefers other threads to learning ones. Learning has its turns; what it
-/// does between two looks at whose turn it is should not hold a step up.
-const NICE: i32 = 19;
-
-/// The threads that learn: as many as there are cores.
-fn pool() -> Option<&'static ThreadPool> {
-    static POOL: OnceLock<Option<ThreadPool>> = OnceLock::new();
-    let build = || {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("learn-{i}"))
-            .start_handler(|_| stand_behind())
-            .build()
-            .ok()
-    };
-    POOL.get_or_init(build).as_ref()
-}
-
-/// Lowers the priority of this thread if there is a server. Where that cannot be done, learning is
-/// less polite.
-fn stand_behind() {
-    if !turns::is_polite() {
-        return;
-    }
-    #[cfg(target_os = "linux")]
-    // SAFETY: no pointers are passed; 0 means the calling thread.
-    unsafe {
-        libc::setpriority(libc::PRIO_PROCESS, 0, NICE);
-    }
-}
-
-/// Runs `f` on the learning threads, or here if the system gave none.
-fn on_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
-    let _turn = turns::learn();
-    match pool() {
-        Some(pool) => pool.install(f),
-        None => f(),
-    }
 }

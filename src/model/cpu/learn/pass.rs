@@ -5,19 +5,21 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor, bail};
 
+use super::Precision;
 use super::backward::{self, Walk};
 use super::factors::{Dropout, Factors, SiteGradients};
 use super::forward::{Record, Recorder};
 use super::head::{Head, TokenLoss, Want};
+use super::product::Execution;
 use super::rows::{Norm, fit};
 use super::tangent::{self, Push};
 use super::tile::Form;
-use super::{Precision, on_pool};
 use crate::compute::{Ropes, run_layers};
 use crate::cpu::rows::{packed, with_floats};
 use crate::decoder::Model;
 use crate::lora::LoraWeights;
 use crate::packing::{Packed, States};
+use crate::time_slices::TimeSlices;
 
 /// Computes what learning needs of a model whose weights are packed. Buffers are kept from pass
 /// to pass.
@@ -25,6 +27,7 @@ pub struct Differentiator {
     /// What gradients leave out; nothing unless somebody sets it.
     pub dropout: Dropout,
     model: Arc<Model>,
+    slices: Arc<TimeSlices>,
     values: Form,
     gradients: Form,
     records: Vec<Record>,
@@ -54,6 +57,7 @@ impl Differentiator {
         packed(&model.head)?;
         Ok(Self {
             dropout: Dropout::default(),
+            slices: model.time_slices.clone(),
             model,
             values: match precision {
                 Precision::Exact => Form::floats(),
@@ -83,7 +87,8 @@ impl Differentiator {
     /// # Errors
     /// If a token is not in the vocabulary.
     pub fn states(&mut self, batch: &Packed, layer: usize) -> Result<Vec<States>> {
-        on_pool(|| {
+        let slices = self.slices.clone();
+        slices.learn(|| {
             let width = self.model.spec.hidden_size;
             self.run(batch, &Factors::default(), layer, layer)?;
             let part = |segment: &crate::Segment| {
@@ -101,9 +106,10 @@ impl Differentiator {
     /// # Errors
     /// If the adapter does not fit, or the batch's states lie above its lowest layer.
     pub fn hidden(&mut self, batch: &Packed, adapter: Option<&LoraWeights>) -> Result<Vec<f32>> {
-        on_pool(|| {
+        let slices = self.slices.clone();
+        slices.learn(|| {
             let layers = self.model.layers.len();
-            self.run(batch, &Factors::new(adapter)?, layers, layers)?;
+            self.run(batch, &self.factors(adapter)?, layers, layers)?;
             self.final_rows(batch)
         })
     }
@@ -127,7 +133,8 @@ impl Differentiator {
         hidden: &[f32],
         reference: &[f32],
     ) -> Result<Vec<f32>> {
-        on_pool(|| self.head(losses, hidden, reference).evaluate(Want::Values))
+        self.slices
+            .learn(|| self.head(losses, hidden, reference).evaluate(Want::Values))
     }
 
     /// Gradients of Σ cᵢ vᵢ in the adapter's factors, where vᵢ are the values that `losses` name
@@ -143,8 +150,9 @@ impl Differentiator {
         (losses, reference): (&[TokenLoss], &[f32]),
         coefficients: impl FnOnce(&[f32]) -> Vec<f32> + Send,
     ) -> Result<SiteGradients> {
-        let factors = Factors::with_dropout(Some(adapter), self.dropout)?;
-        on_pool(|| {
+        let factors = Factors::new(Some(adapter), self.dropout, &self.slices)?;
+        let slices = self.slices.clone();
+        slices.learn(|| {
             let (layers, width) = (self.model.layers.len(), self.model.spec.hidden_size);
             let lowest = factors.lowest_layer().unwrap_or(layers);
             self.run(batch, &factors, lowest, layers)?;
@@ -169,7 +177,10 @@ impl Differentiator {
             let ropes = Ropes::new(&model.spec, &batch.positions);
             let mut walk = Walk {
                 model: &model,
-                form: self.gradients,
+                execution: Execution {
+                    form: self.gradients,
+                    slices: &slices,
+                },
                 segments: &batch.segments,
                 factors: &factors,
                 ropes: &ropes,
@@ -201,8 +212,9 @@ impl Differentiator {
         adapter: &LoraWeights,
         along: &LoraWeights,
     ) -> Result<(Vec<f32>, Vec<f32>)> {
-        let (factors, along) = (Factors::new(Some(adapter))?, Factors::new(Some(along))?);
-        on_pool(|| {
+        let (factors, along) = (self.factors(Some(adapter))?, self.factors(Some(along))?);
+        let slices = self.slices.clone();
+        slices.learn(|| {
             let (layers, width) = (self.model.layers.len(), self.model.spec.hidden_size);
             let lowest = factors.lowest_layer().unwrap_or(layers);
             self.run(batch, &factors, lowest, lowest)?;
@@ -210,7 +222,10 @@ impl Differentiator {
             let ropes = Ropes::new(&model.spec, &batch.positions);
             let mut push = Push {
                 model: &model,
-                form: self.values,
+                execution: Execution {
+                    form: self.values,
+                    slices: &slices,
+                },
                 segments: &batch.segments,
                 factors: &factors,
                 along: &along,
@@ -244,6 +259,10 @@ impl Differentiator {
         })
     }
 
+    fn factors(&self, adapter: Option<&LoraWeights>) -> Result<Factors> {
+        Factors::new(adapter, Dropout::default(), &self.slices)
+    }
+
     fn head<'a>(
         &'a self,
         losses: &'a [TokenLoss],
@@ -254,6 +273,7 @@ impl Differentiator {
             model: &self.model,
             values: self.values,
             derivatives: self.gradients,
+            slices: &self.slices,
             losses,
             hidden,
             reference,
@@ -317,11 +337,14 @@ impl Differentiator {
         if keep && self.records.len() < range.len() {
             self.records.resize_with(range.len(), Record::default);
         }
-        let model = self.model.clone();
+        let (model, slices) = (self.model.clone(), self.slices.clone());
         let ropes = Ropes::new(&model.spec, &batch.positions);
         let mut recorder = Recorder {
             model: &model,
-            form: self.values,
+            execution: Execution {
+                form: self.values,
+                slices: &slices,
+            },
             segments: &batch.segments,
             factors,
             rows: batch.token_count(),

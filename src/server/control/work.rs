@@ -1,0 +1,229 @@
+//! What a running realignment tells the outside, and when it stands back for serving.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use candle_core::Device;
+use serde_json::json;
+
+use super::context::{Context, unix_seconds};
+use super::inputs::checkpoints;
+use super::realign::Job;
+use super::stop;
+use crate::state::{Report, ScoreRow};
+use crate::telemetry::{Event, LossPart, Stage};
+use realign_align::learn::{self, Cache, Known, Phase, RawScores, Scored};
+use realign_align::train::examples::TokenPair;
+use realign_align::train::memory::limit;
+use realign_align::train::{self, StepReport};
+use realign_model::Recompute;
+
+/// Longest wait for serving before one micro-batch: serving goes first, training never starves.
+const LONGEST_YIELD: Duration = Duration::from_millis(500);
+const YIELD_CHECK: Duration = Duration::from_millis(5);
+
+/// One realignment's reporting.
+pub struct Work<'a> {
+    pub context: &'a Context,
+    job: &'a Job,
+    stage: Cell<Stage>,
+    entered: Cell<Instant>,
+}
+
+/// Share of a whole realignment that is done when a stage begins, and when it ends.
+fn span(stage: Stage) -> (f64, f64) {
+    match stage {
+        Stage::Triage => (0.0, 0.02),
+        Stage::Impact => (0.02, 0.35),
+        Stage::Train => (0.35, 0.9),
+        Stage::Gate => (0.9, 0.98),
+        Stage::Publish => (0.98, 0.99),
+        Stage::Swap => (0.99, 1.0),
+    }
+}
+
+impl<'a> Work<'a> {
+    pub fn new(context: &'a Context, job: &'a Job) -> Self {
+        Self {
+            context,
+            job,
+            stage: Cell::new(Stage::Triage),
+            entered: Cell::new(Instant::now()),
+        }
+    }
+
+    /// Leaves the stage before (if any) and enters this one.
+    pub fn enter(&self, stage: Stage) {
+        if stage != Stage::Triage {
+            self.leave();
+        }
+        self.stage.set(stage);
+        self.entered.set(Instant::now());
+        self.context.emit(Event::StageEntered {
+            id: self.job.id.clone(),
+            stage,
+        });
+        self.progress(0.0);
+    }
+
+    /// The stage ended well.
+    pub fn leave(&self) {
+        self.context.emit(Event::StageFinished {
+            id: self.job.id.clone(),
+            stage: self.stage.get(),
+            took: self.entered.get().elapsed(),
+        });
+    }
+
+    /// Done share of the current stage, 0 to 1.
+    pub fn progress(&self, done: f64) {
+        let stage = self.stage.get();
+        let (from, to) = span(stage);
+        let ratio = from + (to - from) * done.clamp(0.0, 1.0);
+        self.context.log(self.context.db.advance_realignment(
+            &self.job.id,
+            stage,
+            ratio,
+            unix_seconds(),
+        ));
+        self.context.emit(Event::Progress {
+            id: self.job.id.clone(),
+            stage,
+            ratio,
+        });
+    }
+
+    /// Whether to go on; does not wait.
+    pub fn go_on(&self) -> bool {
+        self.job.flag.load(Ordering::Acquire) == stop::GO_ON
+    }
+
+    /// Lets serving go first for a while, then says whether to go on. Learning from packed weights
+    /// yields to every step instead, see [`TimeSlices`](realign_model::TimeSlices).
+    pub fn stand_back(&self) -> bool {
+        if self.context.loaded.model.is_packed() {
+            return self.go_on();
+        }
+        let started = Instant::now();
+        while self.context.engine.is_busy() && self.go_on() && started.elapsed() < LONGEST_YIELD {
+            std::thread::sleep(YIELD_CHECK);
+        }
+        self.go_on()
+    }
+}
+
+impl train::Observer for Work<'_> {
+    fn proceed(&self) -> bool {
+        self.stand_back()
+    }
+
+    fn memory(&self, device: &Device) -> Option<u64> {
+        limit(self.context.config.train.memory_mb, device)
+    }
+
+    fn recompute(&self) -> Recompute {
+        // The configuration was checked when it was read.
+        let train = &self.context.config.train;
+        train.recomputing().unwrap_or_default()
+    }
+
+    fn on_step(&self, report: &StepReport) {
+        let loss = report.loss;
+        let parts = vec![
+            (LossPart::Total, loss.total()),
+            (LossPart::Invert, loss.invert),
+            (LossPart::Punish, loss.punish),
+            (LossPart::Kl, loss.retain),
+            (LossPart::Sft, loss.sft),
+        ];
+        let shown = json!({
+            "step": report.step, "steps": report.total, "total": loss.total(), "invert": loss.invert,
+            "punish": loss.punish, "kl": loss.retain, "sft": loss.sft, "gradient_norm": report.gradient_norm,
+            "learning_rate": report.learning_rate, "tokens": report.tokens, "seconds": report.seconds,
+        });
+        self.context.log(
+            self.context
+                .db
+                .put_report(&self.job.id, Report::Losses, &shown),
+        );
+        self.context.emit(Event::TrainLoss {
+            id: self.job.id.clone(),
+            step: report.step,
+            steps: report.total,
+            parts,
+        });
+        self.progress(report.step as f64 / report.total.max(1) as f64);
+    }
+}
+
+impl learn::Observer for Work<'_> {
+    fn enter(&self, phase: Phase, _units: usize) {
+        match phase {
+            Phase::Reference => self.enter(Stage::Impact),
+            // The same stage of a realignment.
+            Phase::Impact => {}
+            Phase::Train => self.enter(Stage::Train),
+        }
+    }
+
+    fn on_pass(&self, phase: Phase, done: usize, units: usize) {
+        let (from, to) = match phase {
+            Phase::Reference => (0.0, 0.3),
+            Phase::Impact | Phase::Train => (0.3, 1.0),
+        };
+        self.progress(from + (to - from) * done as f64 / units.max(1) as f64);
+    }
+
+    fn on_scored(&self, scored: &Scored) {
+        tracing::info!(
+            id = self.job.id,
+            conflicts = scored.scores.len(),
+            clamped = scored.clamped_ratio,
+            "impact"
+        );
+        let row = |score: &learn::Score| ScoreRow {
+            pair_id: scored.examples[score.index].id.clone(),
+            raw: score.raw,
+            weight: score.weight,
+        };
+        let rows: Vec<ScoreRow> = scored.scores.iter().map(row).collect();
+        let db = &self.context.db;
+        self.context
+            .log(db.put_scores(&self.job.inputs.hash, &rows));
+    }
+
+    fn checkpoints(&self) -> Option<PathBuf> {
+        Some(checkpoints(&self.context.config, &self.job.inputs))
+    }
+
+    fn cache(&self) -> &dyn Cache {
+        self
+    }
+}
+
+/// Scores of an interrupted realignment, by the hash of its inputs.
+impl Cache for Work<'_> {
+    fn scores(&self, pairs: &[TokenPair]) -> Option<Known<RawScores>> {
+        let rows = self.context.db.scores(&self.job.inputs.hash);
+        let rows = self.context.log(rows)?;
+        Some(Known {
+            value: known_scores(pairs, &rows)?,
+            seconds: 0.0,
+        })
+    }
+}
+
+/// The stored scores of exactly these conflicts, or `None`.
+fn known_scores(pairs: &[TokenPair], rows: &[ScoreRow]) -> Option<RawScores> {
+    let by_id: HashMap<&str, f64> = rows.iter().map(|r| (r.pair_id.as_str(), r.raw)).collect();
+    let conflicts = pairs
+        .iter()
+        .enumerate()
+        .filter(|(_, pair)| pair.category.is_conflict());
+    conflicts
+        .map(|(i, pair)| by_id.get(pair.id.as_str()).map(|raw| (i, *raw)))
+        .collect()
+}
