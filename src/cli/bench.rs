@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::{CliError, DeviceArgs, EXIT_OK, GlobalArgs, bench_shape};
-use realign_align::learn::Learner;
+use realign_align::pipeline::Learner;
 use realign_engine::EngineConfig;
 use realign_lab::bench::learning::LearningCase;
 use realign_lab::bench::load::{Load, LoadReport};

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::{CliError, GlobalArgs, oracle, recipes, require};
-use realign_align::learn::{Corrector, Inputs, Run, Selected, Selection, warning};
 use realign_align::oracle::prepare_trusted;
+use realign_align::pipeline::{Corrector, Inputs, Run, Selected, Selection, warning};
 use realign_align::policy::PolicySet;
 use realign_align::train::Recipe;
 use realign_align::train::examples::TokenPair;

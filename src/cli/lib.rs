@@ -62,7 +62,7 @@ pub enum CliError {
     Features(#[from] realign_align::oracle::features::FeatureError),
     /// The learning pipeline made no candidate.
     #[error(transparent)]
-    Learn(#[from] realign_align::learn::LearnError),
+    Learn(#[from] realign_align::pipeline::PipelineError),
     /// Labelled data cannot be evaluated on.
     #[error("{0}")]
     Eval(String),

@@ -9,7 +9,7 @@ use candle_core::Device;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::GlobalArgs;
-use realign_align::learn::{self, Cache, NoCache, Phase};
+use realign_align::pipeline::{self, Cache, NoCache, Phase};
 use realign_align::train::{self, StepReport, memory};
 use realign_model::Recompute;
 use realign_server::config::TrainConfig;
@@ -122,7 +122,7 @@ impl train::Observer for Bars<'_> {
     }
 }
 
-impl learn::Observer for Bars<'_> {
+impl pipeline::Observer for Bars<'_> {
     fn enter(&self, phase: Phase, units: usize) {
         self.clear();
         let name = match phase {

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::learning::Learning;
 use super::progress::{Bars, Progress};
 use super::{CliError, DeviceArgs, EXIT_OK, GlobalArgs};
-use realign_align::learn::{Learner, Scored};
+use realign_align::pipeline::{Learner, Scored};
 use realign_core::Category;
 
 /// Flags of `score`.

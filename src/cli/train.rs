@@ -9,7 +9,7 @@ use serde_json::json;
 use super::learning::Learning;
 use super::progress::{Bars, Progress};
 use super::{CliError, DeviceArgs, EXIT_FAILED, EXIT_OK, GlobalArgs};
-use realign_align::learn::{LearnError, Learner};
+use realign_align::pipeline::{Learner, PipelineError};
 use realign_align::train::{Ending, LossParts, Trained};
 use realign_engine::adapter::AdapterStore;
 use realign_engine::adapter::generation::GenerationId;
@@ -78,7 +78,7 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
     bars.clear();
     let trained = match candidate {
         Ok(candidate) => candidate.trained,
-        Err(LearnError::Train(error)) => {
+        Err(PipelineError::Train(error)) => {
             eprintln!("error: {error}");
             return Ok(EXIT_FAILED);
         }

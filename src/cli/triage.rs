@@ -14,8 +14,8 @@ use serde::Serialize;
 
 use super::progress::Progress;
 use super::{CliError, DeviceArgs, EXIT_OK, GlobalArgs, require};
-use realign_align::learn::warning;
 use realign_align::oracle::{Prepared, RuleOracle, prepare_trusted};
+use realign_align::pipeline::warning;
 use realign_align::policy::PolicySet;
 use realign_align::preferences::{Dataset, Pair};
 use realign_align::triage::{Triage, triage_in_parts};

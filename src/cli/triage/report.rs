@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::Flips;
-use realign_align::learn::holdout_ratio;
 use realign_align::oracle::{Exchange, Judgement, MatcherUsage, Oracle, RuleOracle, Severity};
+use realign_align::pipeline::holdout_ratio;
 use realign_align::preferences::{Contradiction, Dataset, Pair, SkippedLine, split};
 use realign_align::train::Recipe;
 use realign_align::triage::{Triage, TriagedPair};

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::BenchError;
 use realign_align::impact::score::{At, directional_along, per_pair};
-use realign_align::learn::{self, Learner, Run};
+use realign_align::pipeline::{self, Learner, Run};
 use realign_align::train::examples::{Reference, TokenPair, with_reference};
 use realign_align::train::passes::Passes;
 use realign_align::train::run::ROW_BUDGET;
@@ -83,7 +83,7 @@ impl train::Observer for Silent {
     fn on_step(&self, _: &StepReport) {}
 }
 
-impl learn::Observer for Silent {}
+impl pipeline::Observer for Silent {}
 
 /// Runs a case and reports seconds, and tokens per second where each response counts its prompt.
 ///

@@ -10,7 +10,7 @@ use crate::state::{GenerationStatus, Report};
 use crate::telemetry::Event;
 use crate::telemetry::event::GateMeasured;
 use realign_align::gate::{self, Agreement, HeldOutPrompt, Measured, Verdict};
-use realign_align::learn::Learner;
+use realign_align::pipeline::Learner;
 use realign_align::triage::Triage;
 use realign_engine::adapter::generation::{Generation, GenerationId};
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::corrective;
 use crate::config::Config;
-use realign_align::learn::{Inputs, Sources};
+use realign_align::pipeline::{Inputs, Sources};
 use realign_align::policy::PolicySet;
 use realign_align::preferences::DatasetError;
 use realign_align::train::Recipe;

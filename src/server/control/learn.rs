@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use super::corrective::corrective;
 use super::realign::{Realignment, Stop, failed};
-use realign_align::learn::{Corrector, LearnError, Learner, Renderer, Run, Selection, warning};
+use realign_align::pipeline::{
+    Corrector, Learner, PipelineError, Renderer, Run, Selection, warning,
+};
 use realign_align::preferences::Pair;
 use realign_align::train::Trained;
 use realign_align::train::examples::TokenPair;
@@ -74,7 +76,7 @@ impl Realignment<'_> {
             weights: None,
         };
         let candidate = learner.run(&run, self.work).map_err(|error| match error {
-            LearnError::Cancelled => Stop::Asked,
+            PipelineError::Cancelled => Stop::Asked,
             other => failed(other),
         })?;
         Ok(candidate.trained)

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use realign_align::learn::Inputs;
+use realign_align::pipeline::Inputs;
 use realign_align::train::curve::{LINES_FILE, PLOT_FILE};
 use realign_align::train::{Curve, Recipe};
 use realign_core::TriageCounts;

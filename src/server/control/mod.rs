@@ -25,8 +25,8 @@ use std::time::{Duration, Instant};
 
 use crate::state::RealignmentRow;
 use crate::telemetry::{self, Outcome};
-use realign_align::learn::Inputs;
 use realign_align::oracle::{Matchers, Prepared, prepare_trusted};
+use realign_align::pipeline::Inputs;
 use realign_align::policy::{PolicySet, PolicyWatcher, WatchOptions};
 
 use context::Context;

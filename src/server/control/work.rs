@@ -15,7 +15,7 @@ use super::realign::Job;
 use super::stop;
 use crate::state::{Report, ScoreRow};
 use crate::telemetry::{Event, LossPart, Stage};
-use realign_align::learn::{self, Cache, Known, Phase, RawScores, Scored};
+use realign_align::pipeline::{self, Cache, Known, Phase, RawScores, Scored};
 use realign_align::train::examples::TokenPair;
 use realign_align::train::memory::limit;
 use realign_align::train::{self, StepReport};
@@ -159,7 +159,7 @@ impl train::Observer for Work<'_> {
     }
 }
 
-impl learn::Observer for Work<'_> {
+impl pipeline::Observer for Work<'_> {
     fn enter(&self, phase: Phase, _units: usize) {
         match phase {
             Phase::Reference => self.enter(Stage::Impact),
@@ -184,7 +184,7 @@ impl learn::Observer for Work<'_> {
             clamped = scored.clamped_ratio,
             "impact"
         );
-        let row = |score: &learn::Score| ScoreRow {
+        let row = |score: &pipeline::Score| ScoreRow {
             pair_id: scored.examples[score.index].id.clone(),
             raw: score.raw,
             weight: score.weight,

@@ -13,8 +13,8 @@ use super::judging::{Reliability, judge, judged_by};
 use super::questions::{general, items, windows};
 use crate::{CliError, GlobalArgs, oracle, recipes, require};
 use realign_align::gate::HeldOutPrompt;
-use realign_align::learn::{LearnError, RenderError, Renderer, Selection};
 use realign_align::oracle::{Oracle, prepare_trusted};
+use realign_align::pipeline::{PipelineError, RenderError, Renderer, Selection};
 use realign_align::policy::PolicySet;
 use realign_align::preferences::Dataset;
 use realign_align::train::examples::TokenPair;
@@ -236,7 +236,7 @@ fn prepare(
         Ok((held, a.categories.clone()))
     };
     let prompts = asked.iter().map(prompt).collect::<Result<Vec<_>, _>>();
-    let prompts = prompts.map_err(LearnError::Render)?;
+    let prompts = prompts.map_err(PipelineError::Render)?;
     if prompts.is_empty() {
         return Err(CliError::Eval(
             "nothing is held out: mark pairs with \"meta\": {\"holdout\": true} or add data".into(),

@@ -12,7 +12,7 @@ use super::inputs::Inputs;
 use super::measure::Measurer;
 use crate::CliError;
 use crate::progress::{Bars, Progress};
-use realign_align::learn::{Cache, Candidate, Known, LearnError, Learner, RawScores, Run};
+use realign_align::pipeline::{Cache, Candidate, Known, Learner, PipelineError, RawScores, Run};
 use realign_align::train::examples::TokenPair;
 use realign_align::train::{PreferenceLoss, Recipe, StepRecord, TrainExample};
 use realign_engine::adapter::generation::Generation;
@@ -96,7 +96,7 @@ impl<'a> Runner<'a> {
         variant: Variant,
         seed: u64,
         cell: &mut Cell,
-    ) -> Result<LoraWeights, LearnError> {
+    ) -> Result<LoraWeights, PipelineError> {
         let inputs = self.inputs;
         let learner = match &mut self.learner {
             Some(learner) => learner,

@@ -172,7 +172,7 @@ fn a_run_stops_before_any_of_its_passes() {
             ..Watcher::default()
         };
         let error = learner.run(&run, &watcher).unwrap_err();
-        assert!(matches!(error, LearnError::Cancelled), "{most}: {error}");
+        assert!(matches!(error, PipelineError::Cancelled), "{most}: {error}");
         assert_eq!(watcher.passes.get(), most + 1);
     }
 }

@@ -16,7 +16,7 @@ mod selection;
 #[cfg(test)]
 mod tests;
 
-pub use error::{LearnError, RenderError};
+pub use error::{PipelineError, RenderError};
 pub use inputs::{Inputs, Sources, holdout_ratio};
 pub use observer::{Cache, Known, NoCache, Observer, Phase, RawScores};
 pub use render::Renderer;

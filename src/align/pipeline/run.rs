@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::LearnError;
+use super::PipelineError;
 use super::observer::{Known, Observer, Phase, RawScores};
 use crate::impact::{self, score::At};
 use crate::train::examples::{Reference, TokenPair, with_reference};
@@ -95,7 +95,7 @@ impl Learner {
     ///
     /// # Errors
     /// If the copy cannot be made.
-    pub fn new(loaded: &LoadedModel) -> Result<Self, LearnError> {
+    pub fn new(loaded: &LoadedModel) -> Result<Self, PipelineError> {
         Ok(Self::of(loaded.model.learnable()?))
     }
 
@@ -118,8 +118,8 @@ impl Learner {
     /// Runs the pipeline to its end.
     ///
     /// # Errors
-    /// [`LearnError`]; [`LearnError::Cancelled`] if the observer says stop.
-    pub fn run(&self, run: &Run<'_>, observer: &dyn Observer) -> Result<Candidate, LearnError> {
+    /// [`PipelineError`]; [`PipelineError::Cancelled`] if the observer says stop.
+    pub fn run(&self, run: &Run<'_>, observer: &dyn Observer) -> Result<Candidate, PipelineError> {
         let scored = self.score(run, observer)?;
         observer.enter(Phase::Train, steps(scored.examples.len(), run.recipe));
         let began = Instant::now();
@@ -146,7 +146,7 @@ impl Learner {
     ///
     /// # Errors
     /// As [`Learner::run`].
-    pub fn score(&self, run: &Run<'_>, observer: &dyn Observer) -> Result<Scored, LearnError> {
+    pub fn score(&self, run: &Run<'_>, observer: &dyn Observer) -> Result<Scored, PipelineError> {
         let cache = observer.cache();
         let known = if run.is_scored() {
             cache.scores(run.pairs)
@@ -185,7 +185,7 @@ impl Learner {
         run: &Run<'_>,
         conflicts: bool,
         observer: &dyn Observer,
-    ) -> Result<Known<Vec<TrainExample>>, LearnError> {
+    ) -> Result<Known<Vec<TrainExample>>, PipelineError> {
         let cache = observer.cache();
         if let Some(known) = cache.reference(run.pairs) {
             return Ok(known);
@@ -201,7 +201,7 @@ impl Learner {
         };
         let examples = with_reference(at, run.pairs, ROW_BUDGET, |_| proceed())?;
         let reference = Known {
-            value: examples.ok_or(LearnError::Cancelled)?,
+            value: examples.ok_or(PipelineError::Cancelled)?,
             seconds: began.elapsed().as_secs_f64(),
         };
         if cache.shares_reference() {
@@ -216,7 +216,7 @@ impl Learner {
         run: &Run<'_>,
         examples: &mut [TrainExample],
         observer: &dyn Observer,
-    ) -> Result<Known<RawScores>, LearnError> {
+    ) -> Result<Known<RawScores>, PipelineError> {
         let began = Instant::now();
         let recipe = run.recipe;
         let proceed = passes(observer, Phase::Impact, 3 * run.passes());
@@ -230,7 +230,7 @@ impl Learner {
         };
         let gold = impact::gold_batch(run.pairs, recipe.gold_pairs, recipe.seed);
         let scored = impact::directional(at, examples, &gold, true, proceed)?;
-        let scored = scored.ok_or(LearnError::Cancelled)?;
+        let scored = scored.ok_or(PipelineError::Cancelled)?;
         scored.complete(examples);
         let raw = Known {
             value: scored.index.into_iter().zip(scored.score).collect(),
@@ -242,7 +242,7 @@ impl Learner {
 }
 
 /// Turns raw scores into the examples' weights.
-fn weigh(scored: &mut Scored, raw: &RawScores, recipe: &Recipe) -> Result<(), LearnError> {
+fn weigh(scored: &mut Scored, raw: &RawScores, recipe: &Recipe) -> Result<(), PipelineError> {
     let values: Vec<f64> = raw.iter().map(|(_, score)| *score).collect();
     let weights = impact::weigh(&values, recipe.gamma, recipe.weight_scale)?;
     scored.clamped_ratio = Some(weights.clamped_ratio);

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::{LearnError, RenderError, Renderer};
+use super::{PipelineError, RenderError, Renderer};
 use crate::oracle::Oracle;
 use crate::oracle::corrective::{
     Corrective, CorrectiveError, CorrectiveSpec, CorrectiveUsage, ResponseCache,
@@ -74,7 +74,7 @@ impl Selection<'_> {
         loaded: &LoadedModel,
         recipe: &Recipe,
         corrector: Option<Corrector<'_>>,
-    ) -> Result<Selected, LearnError> {
+    ) -> Result<Selected, PipelineError> {
         let kept = self.thin(self.train, recipe.max_pairs);
         let (responses, corrections) = match corrector {
             Some(corrector) => self.correct(&kept, &corrector)?,
@@ -106,7 +106,7 @@ impl Selection<'_> {
         &self,
         loaded: &LoadedModel,
         recipe: &Recipe,
-    ) -> Result<Selected, LearnError> {
+    ) -> Result<Selected, PipelineError> {
         let all = Recipe {
             max_pairs: 0,
             ..recipe.clone()

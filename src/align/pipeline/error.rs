@@ -16,7 +16,7 @@ pub struct RenderError {
 
 /// Why the pipeline made no candidate.
 #[derive(Debug, thiserror::Error)]
-pub enum LearnError {
+pub enum PipelineError {
     /// A pair cannot be rendered as token ids.
     #[error(transparent)]
     Render(#[from] RenderError),
@@ -37,11 +37,11 @@ pub enum LearnError {
     Tensor(#[from] candle_core::Error),
 }
 
-impl From<TrainError> for LearnError {
+impl From<TrainError> for PipelineError {
     fn from(error: TrainError) -> Self {
         match error {
-            TrainError::Cancelled => LearnError::Cancelled,
-            other => LearnError::Train(other),
+            TrainError::Cancelled => PipelineError::Cancelled,
+            other => PipelineError::Train(other),
         }
     }
 }
