@@ -5,6 +5,7 @@
 
 mod batching;
 mod crashes;
+mod devices;
 mod document;
 mod engine;
 mod mistralrs;

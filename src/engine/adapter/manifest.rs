@@ -2,21 +2,11 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use realign_core::TriageCounts;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::generation::GenerationId;
-
-/// Preference pairs by category.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TriageCounts {
-    /// The policy turns the preference around.
-    pub invert: usize,
-    /// Both responses violate.
-    pub punish: usize,
-    /// The preference stands.
-    pub retain: usize,
-}
 
 /// Everything a generation was made from, and what the gate said.
 ///

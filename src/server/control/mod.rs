@@ -10,6 +10,7 @@ mod corrective;
 mod gating;
 mod inputs;
 mod learn;
+mod manifest;
 mod moderation;
 mod oracle;
 mod realign;
@@ -24,13 +25,14 @@ use std::time::{Duration, Instant};
 
 use crate::telemetry::{self, Outcome};
 use realign_align::oracle::{Matchers, Prepared, prepare_trusted};
+use realign_align::pipeline::Inputs;
 use realign_align::policy::{PolicySet, PolicyWatcher, WatchOptions};
 
 use context::Context;
 pub use context::{ControlError, Parts, initial_generation, load_generation};
-pub use corrective::{Corrections, corrections, corrective};
-pub use inputs::{Inputs, holdout_ratio};
-pub use realign::ONLY_PUNISH;
+pub use corrective::corrective;
+pub use inputs::{checkpoints, inputs};
+pub use manifest::Origin;
 use realign::{Ended, Job, Stop};
 pub use recipe::recipe;
 
