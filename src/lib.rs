@@ -10,7 +10,9 @@
 //!
 //! `control` is the only module that joins them; ARCHITECTURE.md states who may import whom.
 
+pub mod clock;
 pub mod config;
+pub mod vocabulary;
 
 pub mod adapter;
 pub mod gate;

@@ -19,6 +19,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::adapter::generation::Generation;
 use crate::adapter::{AdapterError, AdapterStore, Registry, base_id};
 use crate::api::{self, AppState, LogDoor};
+use crate::clock::unix_seconds;
 use crate::config::keys::KeyFileError;
 use crate::config::{Config, ConfigError};
 use crate::control::{Control, ControlError, Parts, initial_generation, load_generation, recipe};
@@ -173,7 +174,7 @@ impl Server {
             body_timeout: config.server.body_timeout,
             ready: Arc::new(AtomicBool::new(true)),
             max_body_bytes: config.server.max_body_bytes,
-            started_at: api::unix_seconds(),
+            started_at: unix_seconds(),
         };
         Ok(Self {
             config,

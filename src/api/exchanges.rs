@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use super::unix_seconds;
+use crate::clock::unix_seconds;
 use crate::telemetry::RequestFinished;
 use crate::telemetry::compliance::Answer;
 

@@ -37,7 +37,7 @@ mod wire;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
@@ -94,7 +94,7 @@ pub struct AppState {
     pub ready: Arc<AtomicBool>,
     /// Largest request body in bytes.
     pub max_body_bytes: usize,
-    /// When the server started, in Unix seconds; see [`unix_seconds`].
+    /// When the server started, in Unix seconds.
     pub started_at: u64,
 }
 
@@ -177,12 +177,6 @@ fn finish(routes: Router<AppState>, state: AppState) -> Router {
         .fallback(not_found)
         .layer(from_fn_with_state(state.clone(), observe::observe))
         .with_state(state)
-}
-
-/// Now, in Unix seconds.
-pub fn unix_seconds() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
 }
 
 /// Runs what may take long or read from disk off the threads that serve connections.

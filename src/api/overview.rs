@@ -8,7 +8,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
-use super::{AppState, blocking, unix_seconds};
+use super::{AppState, blocking};
+use crate::clock::unix_seconds;
 use crate::telemetry::traffic::SLOT_SECONDS;
 
 /// Realignments that are listed.

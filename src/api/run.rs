@@ -17,8 +17,9 @@ use super::observe::Observation;
 use super::params::Params;
 use super::progress::{CallReading, Progress, ProgressParts, choices};
 use super::wire::{Envelope, Shape};
-use super::{AppState, blocking, body, compile, models, streaming, unix_seconds};
+use super::{AppState, blocking, body, compile, models, streaming};
 use crate::adapter::generation::Generation;
+use crate::clock::unix_seconds;
 use crate::engine::grammar::Constraint;
 use crate::engine::request::{GenerateEvent, GenerateRequest, GenerateStream};
 

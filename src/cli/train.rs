@@ -11,7 +11,7 @@ use super::learning::{Learning, failed};
 use super::progress::Progress;
 use super::{CliError, EXIT_FAILED, EXIT_OK, GlobalArgs};
 use crate::adapter::generation::GenerationId;
-use crate::adapter::{self, AdapterStore, Manifest};
+use crate::adapter::{AdapterStore, Manifest};
 use crate::config::TrainConfig;
 use crate::model::Recompute;
 use crate::train::curve::{LINES_FILE, PLOT_FILE};
@@ -137,7 +137,6 @@ fn staging(target: &Path) -> PathBuf {
 }
 
 fn manifest(learning: &Learning) -> Result<Manifest, CliError> {
-    let counts = learning.triage.counts;
     Ok(Manifest {
         base_hash: learning.loaded.base_hash.to_string(),
         base_name: learning.loaded.name.to_string(),
@@ -146,11 +145,7 @@ fn manifest(learning: &Learning) -> Result<Manifest, CliError> {
         recipe: serde_json::to_value(&learning.recipe)?,
         seed: learning.recipe.seed,
         inputs_hash: learning.inputs.hash.clone(),
-        triage: adapter::TriageCounts {
-            invert: counts.invert,
-            punish: counts.punish,
-            retain: counts.retain,
-        },
+        triage: learning.triage.counts,
         gate: json!({ "verdict": "not_measured", "reason": "trained offline by `realign train`" }),
         ..Manifest::default()
     })

@@ -116,7 +116,7 @@ impl AdminDoor for Control {
         let id = answer
             .recv()
             .map_err(|_| Control::gone())?
-            .map_err(AdminError::Conflict)?;
+            .map_err(|error| AdminError::Conflict(error.to_string()))?;
         Ok(self.realignment(&id).unwrap_or_else(|| json!({ "id": id })))
     }
 

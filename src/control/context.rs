@@ -1,23 +1,24 @@
 //! What a realignment and the operator API share.
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use super::Inputs;
+use super::error::ControlError;
 use crate::adapter::generation::{Generation, GenerationId};
 use crate::adapter::{AdapterError, AdapterStore, Registry, base_id, validate};
+use crate::clock::unix_seconds;
 use crate::config::Config;
 use crate::engine::EngineHandle;
 use crate::model::LoadedModel;
 use crate::oracle::{FeatureSource, Matchers, Prepared, RuleTrust};
-use crate::policy::{PolicySet, WatchError};
+use crate::policy::PolicySet;
 use crate::preferences::DatasetError;
 use crate::state::{RealignmentRow, StateDb, StateError};
 use crate::telemetry::event::PolicyRevision;
 use crate::telemetry::{Event, Outcome, Telemetry};
 use crate::train::Recipe;
 use crate::train::choices::ModelSize;
-use crate::train::recipe::RecipeError;
 
 /// What the control loop is built from.
 pub struct Parts {
@@ -35,20 +36,6 @@ pub struct Parts {
     pub db: Arc<StateDb>,
     /// Events to logs and metrics.
     pub telemetry: Arc<Telemetry>,
-}
-
-/// Why the control loop did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum ControlError {
-    /// The `[train]` section cannot be trained with.
-    #[error(transparent)]
-    Recipe(#[from] RecipeError),
-    /// The policy directory cannot be watched.
-    #[error(transparent)]
-    Watch(#[from] WatchError),
-    /// No thread could be had.
-    #[error("cannot start the control loop's thread: {0}")]
-    Thread(#[from] std::io::Error),
 }
 
 /// [`Parts`] plus what the loop decides.
@@ -294,11 +281,4 @@ pub fn initial_generation(store: &AdapterStore, loaded: &LoadedModel) -> Generat
         tracing::error!(%error, generation = %id, "the current generation is unusable: the base model serves");
         Generation { id: base, base_hash: loaded.base_hash.to_string(), policy_revision: None, adapter: None }
     })
-}
-
-/// Seconds since 1970.
-pub fn unix_seconds() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs())
 }

@@ -4,16 +4,17 @@
 //! generation), so a realignment that was killed finds its work again.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU8;
 use std::time::Instant;
 
 use serde_json::json;
 
-use super::context::{Context, unix_seconds};
+use super::context::Context;
 use super::inputs::Inputs;
+use super::stop::StopFlag;
 use super::work::Work;
 use crate::adapter::generation::{Generation, GenerationId};
 use crate::adapter::{self, Manifest, content_id};
+use crate::clock::unix_seconds;
 use crate::model::{Model, Ops};
 use crate::oracle::{Matchers, RuleOracle};
 use crate::policy::PolicySet;
@@ -30,8 +31,8 @@ pub struct Job {
     /// The policies' probes and judges.
     pub matchers: Arc<Matchers>,
     pub inputs: Inputs,
-    /// Why to stop, if not 0; see [`super::stop`].
-    pub flag: Arc<AtomicU8>,
+    /// Tells whether to stop.
+    pub flag: Arc<StopFlag>,
 }
 
 /// A realignment that succeeded or had nothing to do.
@@ -283,7 +284,6 @@ impl Realignment<'_> {
             .as_deref()
             .ok_or_else(|| failed("the candidate has no adapter"))?;
         let recipe = &self.context.recipe;
-        let counts = triage.counts;
         let manifest = Manifest {
             parent: Some(self.context.registry.lease_current().id.clone()),
             base_hash: candidate.base_hash.clone(),
@@ -293,11 +293,7 @@ impl Realignment<'_> {
             recipe: serde_json::to_value(recipe).map_err(failed)?,
             seed: recipe.seed,
             inputs_hash: self.job.inputs.hash.clone(),
-            triage: adapter::TriageCounts {
-                invert: counts.invert,
-                punish: counts.punish,
-                retain: counts.retain,
-            },
+            triage: triage.counts,
             gate,
             ..Manifest::default()
         };

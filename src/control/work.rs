@@ -2,14 +2,14 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
 use serde_json::json;
 
-use super::context::{Context, unix_seconds};
-use super::stop;
+use super::context::Context;
+use super::stop::StopFlag;
+use crate::clock::unix_seconds;
 use crate::model::Recompute;
 use crate::state::Report;
 use crate::telemetry::{Event, LossPart, Stage};
@@ -24,7 +24,7 @@ const YIELD_CHECK: Duration = Duration::from_millis(5);
 pub struct Work<'a> {
     pub context: &'a Context,
     pub id: &'a str,
-    flag: Arc<AtomicU8>,
+    flag: Arc<StopFlag>,
     stage: Cell<Stage>,
     entered: Cell<Instant>,
 }
@@ -42,7 +42,7 @@ fn span(stage: Stage) -> (f64, f64) {
 }
 
 impl<'a> Work<'a> {
-    pub fn new(context: &'a Context, id: &'a str, flag: Arc<AtomicU8>) -> Self {
+    pub fn new(context: &'a Context, id: &'a str, flag: Arc<StopFlag>) -> Self {
         Self {
             context,
             id,
@@ -95,7 +95,7 @@ impl<'a> Work<'a> {
 
     /// Whether to go on; does not wait.
     pub fn go_on(&self) -> bool {
-        self.flag.load(Ordering::Acquire) == stop::GO_ON
+        self.flag.get().is_none()
     }
 
     /// Lets serving go first for a while, then says whether to go on. Learning from packed weights

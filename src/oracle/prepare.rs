@@ -12,7 +12,7 @@ use super::probe::FittedProbe;
 use super::rules::RuleOracle;
 use super::scores::ScoreCache;
 use super::trust::{RuleTrust, measure};
-use crate::policy::{Matcher, Policy, PolicyError, PolicyErrors, PolicySet, Rule};
+use crate::policy::{Matcher, Policy, PolicyError, PolicyErrors, PolicySet};
 
 /// What preparing a set may use.
 #[derive(Clone, Debug)]
@@ -166,11 +166,4 @@ fn error(policy: &Policy, rule: &str, why: impl std::fmt::Display) -> PolicyErro
         column: Some(policy.source.column),
         message: format!("rule `{rule}`: {why}"),
     }
-}
-
-/// The rules of a set with their policies.
-pub fn rules_of(set: &PolicySet) -> impl Iterator<Item = (&Policy, &Rule)> {
-    set.policies()
-        .iter()
-        .flat_map(|policy| policy.rules.iter().map(move |rule| (policy.as_ref(), rule)))
 }

@@ -10,6 +10,6 @@ mod tests;
 mod verdict_cache;
 
 pub use crash::crash_point;
-pub use db::{CheckpointRow, GenerationRow, GenerationStatus, ScoreRow, StateDb};
+pub use db::{GenerationRow, GenerationStatus, ScoreRow, StateDb};
 pub use error::StateError;
 pub use realignments::{RealignmentRow, Report};

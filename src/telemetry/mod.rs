@@ -14,7 +14,6 @@ pub mod traces;
 pub mod traffic;
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::broadcast;
 
@@ -24,6 +23,7 @@ pub use event::{
 };
 pub use metrics::Metrics;
 
+use crate::clock::unix_seconds;
 use timeline::Timelines;
 use traces::Exporter;
 use traffic::Traffic;
@@ -107,9 +107,4 @@ impl Telemetry {
     pub fn exporter(&self) -> Option<&Exporter> {
         self.exporter.as_deref()
     }
-}
-
-fn unix_seconds() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
 }

@@ -10,6 +10,7 @@ use tokio::sync::{broadcast, mpsc};
 
 use super::super::*;
 use crate::adapter::generation::{Generation, GenerationId};
+use crate::clock::unix_seconds;
 use crate::engine::request::{
     EngineStats, FinishReason, GenerateEvent, GenerateRequest, GenerateStream, SubmitError,
     TokenLogprob,
