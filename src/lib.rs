@@ -12,6 +12,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod ranges;
 pub mod vocabulary;
 
 pub mod adapter;

@@ -22,19 +22,16 @@ use crate::api::{self, AppState, LogDoor};
 use crate::clock::unix_seconds;
 use crate::config::keys::KeyFileError;
 use crate::config::{Config, ConfigError};
-use crate::control::{Control, ControlError, Parts, initial_generation, load_generation, recipe};
+use crate::control::{Control, ControlError, Parts, initial_generation, load_generation};
 use crate::engine::merged::PrepareError;
 use crate::engine::{self, EngineError, EngineHandle};
 use crate::model::{DeviceError, LoadedModel, ModelError, TimeSlices, device};
 use crate::state::{StateDb, StateError};
 use crate::telemetry::compliance::DecisionLogError;
-use crate::train::choices::ModelSize;
 use listen::{Listening, Timeouts};
 use operations::{access, chores, compliance, decision_log, reload, telemetry};
 use tls::{Tls, TlsError};
 
-/// Share of the time that learning gets from running requests, unless `train.share` says another.
-const LEARNING_SHARE: f64 = 0.25;
 /// Generations kept in memory beside the base.
 const LOADED_GENERATIONS: usize = 4;
 /// How often the end of the running requests is looked at.
@@ -112,7 +109,6 @@ impl Server {
     pub fn load(config: Config, logs: Arc<dyn LogDoor>) -> Result<Self, ServerError> {
         let config = Arc::new(config);
         // What is quickly found to be unusable is found before the model is loaded.
-        recipe(&config.train, ModelSize::default()).map_err(ControlError::Recipe)?;
         let access = Arc::new(access(&config)?);
         let tls = config.server.tls.as_ref().map(Tls::load).transpose()?;
         let decisions = decision_log(&config.compliance)?;
@@ -123,7 +119,7 @@ impl Server {
         memory::check(&config, &device)?;
         let started = Instant::now();
         tracing::info!(model = config.model, "loading the model");
-        let slices = TimeSlices::new(config.train.share.unwrap_or(LEARNING_SHARE));
+        let slices = TimeSlices::new(config.train.share);
         let loaded = LoadedModel::load(&config.model, &device)?.with_time_slices(Arc::new(slices));
         tracing::info!(
             base = &loaded.base_hash[..8],

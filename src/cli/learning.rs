@@ -8,7 +8,7 @@ use candle_core::Device;
 use super::progress::Progress;
 use super::{CliError, GlobalArgs, oracle, recipes, require};
 use crate::config::Config;
-use crate::control::{Inputs, ONLY_PUNISH, corrections, corrective};
+use crate::control::{Inputs, ONLY_PUNISH, corrections};
 use crate::impact::Weights;
 use crate::learn::{Learner, RawScores, thin};
 use crate::model::{LoadedModel, Model};
@@ -77,7 +77,7 @@ impl Learning {
             let all = &inputs.dataset.pairs;
             let kept = thin(&inputs.train, category, all, recipe.max_pairs);
             let made = corrections(
-                corrective(&config.train)?.as_ref(),
+                config.train.corrective.as_ref(),
                 (&set, &oracle),
                 all,
                 kept.iter().map(|&i| (i, category(i))),

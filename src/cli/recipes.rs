@@ -4,7 +4,6 @@ use std::path::Path;
 
 use super::CliError;
 use crate::config::{TrainConfig, recipe_file};
-use crate::control::recipe;
 use crate::model::{ModelSource, ModelSpec};
 use crate::train::{ModelSize, Recipe};
 
@@ -25,24 +24,16 @@ pub(super) fn section(
     given: Option<&str>,
     configured: &TrainConfig,
 ) -> Result<TrainConfig, CliError> {
-    let named = |name: &str| TrainConfig {
-        recipe: Some(name.to_owned()),
-        corrective: configured.corrective.clone(),
-        // How a run is computed is no part of a recipe.
-        memory_mb: configured.memory_mb,
-        recompute: configured.recompute.clone(),
-        ..TrainConfig::default()
-    };
     Ok(match given {
         None => configured.clone(),
-        Some(name @ ("default" | "paper")) => named(name),
-        Some(file) => recipe_file(Path::new(file))?,
+        Some(name @ ("default" | "paper")) => configured.with_recipe(name)?,
+        Some(file) => TrainConfig::resolve(recipe_file(Path::new(file))?)?,
     })
 }
 
 /// The recipe for a loaded model.
 pub(super) fn for_model(section: &TrainConfig, spec: &ModelSpec) -> Result<Recipe, CliError> {
-    let recipe = recipe(section, ModelSize::from(spec))?;
+    let recipe = section.recipe(ModelSize::from(spec)).clone();
     recipe.check_layers(spec.layers)?;
     Ok(recipe)
 }

@@ -202,8 +202,7 @@ impl Observer for Watcher {
     }
 
     fn recompute(&self) -> Recompute {
-        // The configuration was checked when it was read.
-        self.train.recomputing().unwrap_or_default()
+        self.train.recompute
     }
 
     fn on_step(&self, report: &StepReport) {

@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::progress::Progress;
 use super::{CliError, EXIT_OK, GlobalArgs, require};
 use crate::config::Config;
-use crate::control::{ONLY_PUNISH, recipe};
+use crate::control::ONLY_PUNISH;
 use crate::oracle::{Prepared, RuleOracle, prepare_trusted};
 use crate::policy::PolicySet;
 use crate::preferences::{Dataset, Pair};
@@ -110,7 +110,8 @@ pub fn run_triage(
 /// [`CliError`].
 pub fn run_plan(args: &PlanArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<u8, CliError> {
     let config = global.resolve()?;
-    let recipe = recipe(&config.train, super::recipes::size_of(&config.model))?;
+    let size = super::recipes::size_of(&config.model);
+    let recipe = config.train.recipe(size);
     let dataset = read_data(&config)?;
     let (set, prepared) = read_set(&config, &config.paths.policies)?;
     let unasked = Arc::new(prepared.matchers.without_judges());
@@ -127,13 +128,7 @@ pub fn run_plan(args: &PlanArgs, global: &GlobalArgs, out: &mut dyn Write) -> Re
         None => None,
     };
     let report = TriageReport::new(&oracle, &dataset, &triage, args.examples);
-    let mut plan = Plan::new(
-        report,
-        &recipe,
-        &dataset,
-        &triage,
-        config.gate.holdout_ratio,
-    );
+    let mut plan = Plan::new(report, recipe, &dataset, &triage, config.gate.holdout_ratio);
     let only_punish = triage.counts.invert == 0 && triage.counts.punish > 0;
     if only_punish && config.train.corrective.is_none() {
         plan.warning = Some(ONLY_PUNISH);

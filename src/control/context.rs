@@ -69,9 +69,8 @@ pub struct Active {
 impl Context {
     pub fn new(parts: Parts) -> Result<Self, ControlError> {
         let size = ModelSize::from(&parts.loaded.model.spec);
-        let recipe = super::recipe(&parts.config.train, size)?;
+        let recipe = parts.config.train.recipe(size).clone();
         recipe.check_layers(parts.loaded.model.spec.layers)?;
-        super::corrective(&parts.config.train)?;
         let Parts {
             config,
             loaded,

@@ -3,6 +3,7 @@
 use sha2::{Digest, Sha256};
 
 use crate::config::Config;
+use crate::oracle::corrective::CorrectiveSpec;
 use crate::policy::PolicySet;
 use crate::preferences::{Dataset, DatasetError, Pair, split};
 use crate::train::Recipe;
@@ -42,11 +43,8 @@ impl Inputs {
         let ratio = holdout_ratio(&dataset.pairs, config.gate.holdout_ratio);
         let parts = split(&dataset.pairs, ratio, recipe.seed);
         let recipe = serde_json::to_string(recipe).unwrap_or_default();
-        // What cannot be asked is found when it is asked; here it only has to differ.
-        let corrective = match super::corrective(&config.train) {
-            Ok(Some(spec)) => spec.identity(),
-            Ok(None) | Err(_) => String::new(),
-        };
+        let corrective = config.train.corrective.as_ref();
+        let corrective = corrective.map_or_else(String::new, CorrectiveSpec::identity);
         let mut hash = Sha256::new();
         for part in [
             ALGORITHM,

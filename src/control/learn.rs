@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use super::corrective::{Corrections, corrections, corrective};
+use super::corrective::{Corrections, corrections};
 use super::realign::{Realignment, Stop, failed};
 use crate::learn::{Learner, RawScores, thin};
 use crate::model::Model;
@@ -47,11 +47,10 @@ impl Realignment<'_> {
     /// Compliant responses to the PUNISH pairs' prompts, if somebody writes them.
     fn corrections(&self, kept: &[usize], triage: &Triage) -> Result<Corrections, Stop> {
         let context = self.context;
-        let spec = corrective(&context.config.train).map_err(failed)?;
         let oracle: &dyn Oracle = &self.oracle;
         let indices = kept.iter().map(|&i| (i, triage.items[i].category));
         let made = corrections(
-            spec.as_ref(),
+            context.config.train.corrective.as_ref(),
             (&self.job.policies, oracle),
             &self.job.inputs.dataset.pairs,
             indices,

@@ -14,7 +14,6 @@ mod learn;
 mod moderation;
 mod oracle;
 mod realign;
-mod recipe;
 mod stop;
 mod work;
 
@@ -32,13 +31,12 @@ use crate::vocabulary::StopReason;
 
 use context::Context;
 pub use context::{Parts, initial_generation, load_generation};
-pub use corrective::{Corrections, corrections, corrective};
+pub use corrective::{Corrections, corrections};
 pub use error::ControlError;
 use error::{BeginError, ReadPoliciesError, StartError};
 pub use inputs::{Inputs, holdout_ratio};
 pub use realign::ONLY_PUNISH;
 use realign::{Ended, Job, Stop};
-pub use recipe::recipe;
 use stop::StopFlag;
 
 /// Everything that can happen to the control loop.

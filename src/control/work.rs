@@ -133,9 +133,7 @@ impl Observer for Work<'_> {
     }
 
     fn recompute(&self) -> Recompute {
-        // The configuration was checked when it was read.
-        let train = &self.context.config.train;
-        train.recomputing().unwrap_or_default()
+        self.context.config.train.recompute
     }
 
     fn on_step(&self, report: &StepReport) {
