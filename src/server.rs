@@ -320,8 +320,7 @@ fn registry(store: &Arc<AdapterStore>, loaded: &LoadedModel) -> Registry {
     };
     let current = initial_generation(store, loaded);
     let (store, model) = (store.clone(), loaded.clone());
-    let loader =
-        Box::new(move |id: &_| load_generation(&store, &model, id).map_err(|e| e.to_string()));
+    let loader = Box::new(move |id: &_| load_generation(&store, &model, id));
     let registry = Registry::new(Arc::new(base), LOADED_GENERATIONS).with_loader(loader);
     if current.adapter.is_some() {
         // Nothing serves yet, so the swap without an expectation cannot conflict.

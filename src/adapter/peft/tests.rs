@@ -97,7 +97,9 @@ fn configurations_that_mean_more_are_refused_by_field() {
     ] {
         let mut config = base.clone();
         config[field] = value;
-        let error = PeftConfig::parse(config.to_string().as_bytes()).unwrap_err();
+        let error = PeftConfig::parse(config.to_string().as_bytes())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(field), "{field}: {error}");
     }
 }

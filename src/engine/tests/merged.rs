@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::super::driver::Driver;
 use super::super::handle::{EngineConfig, EngineHandle, start_merged};
-use super::super::merged::{Backend, Builder, PrepareError};
+use super::super::merged::{Backend, BuildError, Builder, PrepareError};
 use super::super::request::*;
 use super::fake::{Answer, VOCABULARY, generation, request, tokenizer};
 use crate::adapter::generation::Generation;
@@ -72,11 +72,11 @@ fn number(generation: &Generation) -> u32 {
 struct Builds(Arc<World>);
 
 impl Builder for Builds {
-    fn build(&self, generation: &Generation) -> Result<Box<dyn Backend>, String> {
+    fn build(&self, generation: &Generation) -> Result<Box<dyn Backend>, BuildError> {
         let number = number(generation);
         self.0.wait(|seen| (!seen.closed).then_some(()));
         if self.0.state.lock().unwrap().broken.contains(&number) {
-            return Err("the disk is on fire".into());
+            return Err(BuildError::Load("the disk is on fire".into()));
         }
         self.0.change(|seen| seen.built.push(number));
         let (inbox, drivers) = channel::<Driver>();

@@ -6,7 +6,7 @@ use super::TraceArgs;
 use super::inputs::DRAW_SEED;
 use crate::cli::{CliError, require};
 use crate::evaluation::GENERAL_QUESTIONS;
-use crate::evaluation::capability::{self, Item};
+use crate::evaluation::capability::{self, Item, ItemError};
 use crate::evaluation::scorer::Question;
 use crate::gate::HeldOutPrompt;
 use crate::model::{ChatMessage, LoadedModel, Tokenizer};
@@ -65,7 +65,8 @@ pub(super) fn items(
             continue;
         }
         let parsed = capability::parse(line);
-        let at = |error| CliError::Eval(format!("{}:{}: {error}", path.display(), index + 1));
+        let at =
+            |error: ItemError| CliError::Eval(format!("{}:{}: {error}", path.display(), index + 1));
         items.extend(parsed.map_err(at)?);
     }
     let drawn = capability::stratified(items, args.capability_items, DRAW_SEED);
