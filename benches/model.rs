@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use candle_core::Device;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use realign::adapter::generation::{Generation, GenerationId};
-use realign::adapter::{Registry, base_id};
-use realign::engine::request::{GenerateEvent, GenerateRequest, SamplingParams};
-use realign::engine::{self, EngineConfig, EngineHandle};
-use realign::model::packing::{Example, remember_states};
-use realign::model::{LoadedModel, Ops};
-use realign::train::{Objective, Recipe, TrainableLora};
+use realign_align::train::{Objective, Recipe, TrainableLora};
+use realign_engine::adapter::generation::{Generation, GenerationId};
+use realign_engine::adapter::{Registry, base_id};
+use realign_engine::request::{GenerateEvent, GenerateRequest, SamplingParams};
+use realign_engine::{EngineConfig, EngineHandle};
+use realign_model::packing::{Example, remember_states};
+use realign_model::{LoadedModel, Ops};
 
 const MODEL: &str = "models/SmolLM2-135M-Instruct.Q4_1.gguf";
 
@@ -78,7 +78,7 @@ fn generate(
 
 fn serving(c: &mut Criterion) {
     let loaded = load();
-    let engine = engine::start(
+    let engine = realign_engine::start(
         loaded.model.clone(),
         loaded.tokenizer.clone(),
         EngineConfig::default(),

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
-use realign::adapter::peft;
-use realign::model::packing::{Example, Packed};
-use realign::model::{
+use realign_engine::adapter::peft;
+use realign_model::packing::{Example, Packed};
+use realign_model::{
     AdapterRows, AdapterSpan, Attention, BLOCK_TOKENS, Batch, CpuExecutor, LoraPair, LoraSite,
     LoraWeights, Model, ModelSource, Ops, PagedKv, PagedSequence, Segment, Step,
 };

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use candle_core::{Device, Tensor};
-use realign::model::packing::{Example, Packed};
-use realign::model::{LoraPair, LoraSite, LoraWeights, Model, ModelSource, Ops, Projection};
+use realign_model::packing::{Example, Packed};
+use realign_model::{LoraPair, LoraSite, LoraWeights, Model, ModelSource, Ops, Projection};
 use serde_json::Value;
 
 pub fn golden() -> &'static Value {

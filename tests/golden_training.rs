@@ -2,17 +2,17 @@
 //! those of tests/golden/README.md.
 
 use candle_core::{Device, Tensor};
-use realign::impact::score::{At, directional_along, per_pair};
-use realign::impact::{Scored, weigh};
-use realign::model::packing::{Example, Packed};
-use realign::model::{LoraPair, LoraSite, LoraWeights, Ops, Precision, Projection};
-use realign::train::adamw::AdamW;
-use realign::train::examples::{Reference, TokenPair};
-use realign::train::passes::Passes;
-use realign::train::{
+use realign_align::impact::score::{At, directional_along, per_pair};
+use realign_align::impact::{Scored, weigh};
+use realign_align::train::adamw::AdamW;
+use realign_align::train::examples::{Reference, TokenPair};
+use realign_align::train::passes::Passes;
+use realign_align::train::{
     Gradients, Objective, PreferenceLoss, TrainExample, TrainableLora, WeightScale,
 };
-use realign::triage::Category;
+use realign_core::Category;
+use realign_model::packing::{Example, Packed};
+use realign_model::{LoraPair, LoraSite, LoraWeights, Ops, Precision, Projection};
 use serde_json::Value;
 
 use crate::golden_parity::{adapter, dense_model, example, examples, golden};
@@ -65,7 +65,7 @@ pub fn golden_pairs() -> Vec<(TokenPair, f64)> {
 
 pub fn samples() -> Vec<TrainExample> {
     let (pairs, weights): (Vec<TokenPair>, Vec<f64>) = golden_pairs().into_iter().unzip();
-    let mut examples = realign::train::examples::with_reference(
+    let mut examples = realign_align::train::examples::with_reference(
         Reference {
             model: dense_model(),
             ops: Ops::Fused,

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::Device;
-use realign::model::packing::{Example, Packed};
-use realign::model::{
+use realign_model::packing::{Example, Packed};
+use realign_model::{
     BLOCK_TOKENS, CpuExecutor, LoadedModel, Model, ModelSource, Ops, PagedSequence, Step,
 };
 use serde_json::Value;
@@ -65,7 +65,7 @@ fn best(logits: &[f32]) -> u32 {
 fn f32_agrees(
     model: &Model,
     references: &[Reference],
-    adapter: Option<&realign::model::LoraWeights>,
+    adapter: Option<&realign_model::LoraWeights>,
 ) {
     for r in references {
         let packed = Packed::new([&Example::new(r.prompt.clone(), vec![r.tokens.clone()])]);

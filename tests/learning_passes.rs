@@ -5,16 +5,16 @@
 use std::sync::OnceLock;
 
 use candle_core::{Device, Tensor};
-use realign::impact::score::{At, directional_along, per_pair};
-use realign::model::packing::{Example, Packed};
-use realign::model::{LoraWeights, Model, ModelSource, Ops, Precision};
-use realign::train::adamw::AdamW;
-use realign::train::examples::{Reference, TokenPair, with_reference};
-use realign::train::passes::Passes;
-use realign::train::{
+use realign_align::impact::score::{At, directional_along, per_pair};
+use realign_align::train::adamw::AdamW;
+use realign_align::train::examples::{Reference, TokenPair, with_reference};
+use realign_align::train::passes::Passes;
+use realign_align::train::{
     Gradients, LossParts, Objective, PreferenceLoss, TrainExample, TrainableLora,
 };
-use realign::triage::Category;
+use realign_core::Category;
+use realign_model::packing::{Example, Packed};
+use realign_model::{LoraWeights, Model, ModelSource, Ops, Precision};
 
 use crate::golden_parity::{adapter, dense_model, examples, golden, model_path};
 use crate::golden_training::{check_scores, close, fresh, golden_pairs, objective, peft_name};
@@ -226,7 +226,7 @@ fn every_family_agrees_with_automatic_differentiation() {
             .unwrap();
         let tensors = files.load(&Device::Cpu).unwrap();
         let packed = tensors.clone().packed().unwrap();
-        let weights: LoraWeights = realign::adapter::peft::read_dir(&dir.join("adapter"))
+        let weights: LoraWeights = realign_engine::adapter::peft::read_dir(&dir.join("adapter"))
             .unwrap()
             .weights;
         let lora = TrainableLora::from_weights(&weights).unwrap();
@@ -304,7 +304,9 @@ fn dropout_thins_values_and_gradients_alike() {
         .packed()
         .unwrap();
     let dir = std::path::Path::new("tests/golden/families/llama/adapter");
-    let weights = realign::adapter::peft::read_dir(dir).unwrap().weights;
+    let weights = realign_engine::adapter::peft::read_dir(dir)
+        .unwrap()
+        .weights;
     let at = Reference {
         model: &model,
         ops: Ops::Fused,
@@ -319,7 +321,7 @@ fn dropout_thins_values_and_gradients_alike() {
     let of = |weights: &LoraWeights, share: f32, seed: u64| {
         let mut passes = passes(&model, Precision::Exact);
         passes
-            .drop_out(realign::model::Dropout { share, seed })
+            .drop_out(realign_model::Dropout { share, seed })
             .unwrap();
         let lora = TrainableLora::from_weights(weights).unwrap();
         let (gradients, parts) = passes.loss(&objective, &lora, &refs(&examples)).unwrap();

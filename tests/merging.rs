@@ -1,8 +1,8 @@
 //! A model's files with an adapter merged in say what the adapter says beside them.
 
 use candle_core::{DType, Device, Tensor};
-use realign::model::packing::{Example, Packed};
-use realign::model::{LoraPair, LoraSite, LoraWeights, Model, ModelSource, Ops, Projection};
+use realign_model::packing::{Example, Packed};
+use realign_model::{LoraPair, LoraSite, LoraWeights, Model, ModelSource, Ops, Projection};
 
 use super::e2e::tiny_model;
 use super::golden_parity::{adapter, dense_model, examples, model_path};

@@ -4,14 +4,14 @@
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use realign::model::packing::{Example, Packed};
-use realign::model::{LoraWeights, Model, ModelSource, Ops, Precision};
-use realign::train::examples::{Reference, TokenPair, with_reference};
-use realign::train::passes::Passes;
-use realign::train::{
+use realign_align::train::examples::{Reference, TokenPair, with_reference};
+use realign_align::train::passes::Passes;
+use realign_align::train::{
     Gradients, LossParts, Objective, PreferenceLoss, TrainExample, TrainableLora,
 };
-use realign::triage::Category;
+use realign_core::Category;
+use realign_model::packing::{Example, Packed};
+use realign_model::{LoraWeights, Model, ModelSource, Ops, Precision};
 
 use crate::golden_parity::{adapter, dense_model, examples, golden};
 use crate::golden_training::{
@@ -30,7 +30,7 @@ fn family(name: &str) -> (Model, LoraWeights) {
     let dir = Path::new("tests/golden/families").join(name);
     let files = ModelSource::parse(&dir.to_string_lossy()).and_then(ModelSource::fetch);
     let model = files.and_then(|f| f.load(&Device::Cpu)).unwrap();
-    let adapter = realign::adapter::peft::read_dir(&dir.join("adapter")).unwrap();
+    let adapter = realign_engine::adapter::peft::read_dir(&dir.join("adapter")).unwrap();
     (model, adapter.weights)
 }
 

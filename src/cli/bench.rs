@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::{CliError, EXIT_OK, GlobalArgs, bench_shape};
-use crate::bench::learning::LearningCase;
-use crate::bench::load::{Load, LoadReport};
-use crate::bench::model::ModelBench;
-use crate::bench::{BenchError, Options, Row, Samples};
-use crate::config::Config;
-use crate::engine::EngineConfig;
-use crate::evaluation::memory;
-use crate::model::{LoadedModel, device};
+use realign_engine::EngineConfig;
+use realign_lab::bench::learning::LearningCase;
+use realign_lab::bench::load::{Load, LoadReport};
+use realign_lab::bench::model::ModelBench;
+use realign_lab::bench::{BenchError, Options, Row, Samples};
+use realign_lab::evaluation::memory;
+use realign_model::{LoadedModel, device};
+use realign_server::config::Config;
 
 /// How long a server may take to load its model.
 const START: Duration = Duration::from_secs(120);
@@ -131,7 +131,7 @@ fn learning(
     let loaded = LoadedModel::load(&resolved.model, &device::open(resolved.engine.device)?)?;
     memory::reset_peak();
     let model = loaded.model.learnable().map_err(BenchError::Adapter)?;
-    let mut figures = crate::bench::learning::run(&model, case, args.repetitions.into())?;
+    let mut figures = realign_lab::bench::learning::run(&model, case, args.repetitions.into())?;
     figures["peak_bytes"] = json!(memory::peak_bytes());
     writeln!(out, "{figures}")?;
     Ok(())
@@ -369,7 +369,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::model::test_support::test_model_path;
+    use realign_model::test_support::test_model_path;
 
     #[test]
     fn every_case_gives_a_rate_and_comparisons_a_ratio() {

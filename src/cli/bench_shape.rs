@@ -11,16 +11,16 @@ use serde::Serialize;
 
 use super::CliError;
 use super::bench::BenchArgs;
-use crate::bench::model::{ModelBench, Subject};
-use crate::bench::{BenchError, Options, Row, Samples};
-use crate::engine::EngineConfig;
-use crate::model::linear::Linear;
-use crate::model::packing::Example;
-use crate::model::random::{random_model, with_integers};
-use crate::model::shapes::{SHAPES, shape};
-use crate::model::{Model, ModelSpec, Ops, Recompute, Tokenizer};
-use crate::train::{Observer, Recipe, StepReport, TrainExample, train};
-use crate::triage::Category;
+use realign_align::train::{Observer, Recipe, StepReport, TrainExample, train};
+use realign_core::Category;
+use realign_engine::EngineConfig;
+use realign_lab::bench::model::{ModelBench, Subject};
+use realign_lab::bench::{BenchError, Options, Row, Samples};
+use realign_model::linear::Linear;
+use realign_model::packing::Example;
+use realign_model::random::{random_model, with_integers};
+use realign_model::shapes::{SHAPES, shape};
+use realign_model::{Model, ModelSpec, Ops, Recompute, Tokenizer};
 
 /// Tokens of the pairs that training is measured with: a prompt and two responses.
 const PROMPT: usize = 64;

@@ -7,17 +7,18 @@ use candle_core::Device;
 
 use super::progress::Progress;
 use super::{CliError, GlobalArgs, oracle, recipes, require};
-use crate::config::Config;
-use crate::control::{Inputs, ONLY_PUNISH, corrections};
-use crate::impact::Weights;
-use crate::learn::{Learner, RawScores, thin};
-use crate::model::{LoadedModel, Model};
-use crate::oracle::prepare_trusted;
-use crate::policy::PolicySet;
-use crate::state::StateDb;
-use crate::train::examples::TokenPair;
-use crate::train::{Recipe, TrainExample, WeightScale};
-use crate::triage::{Category, Triage, triage_cached};
+use realign_align::impact::Weights;
+use realign_align::learn::{Learner, RawScores, thin};
+use realign_align::oracle::prepare_trusted;
+use realign_align::policy::PolicySet;
+use realign_align::train::examples::TokenPair;
+use realign_align::train::{Recipe, TrainExample, WeightScale};
+use realign_align::triage::{Triage, triage_cached};
+use realign_core::Category;
+use realign_model::{LoadedModel, Model};
+use realign_server::config::Config;
+use realign_server::control::{Inputs, ONLY_PUNISH, corrections};
+use realign_server::state::StateDb;
 
 /// Everything before the first forward pass.
 pub(super) struct Learning {

@@ -7,8 +7,8 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::{CliError, EXIT_OK, GlobalArgs};
-use crate::adapter::base_id;
-use crate::model::{LoadedModel, ModelFiles, ModelSource, ModelSpec};
+use realign_engine::adapter::base_id;
+use realign_model::{LoadedModel, ModelFiles, ModelSource, ModelSpec};
 
 /// What to do with models.
 #[derive(Debug, Subcommand)]
@@ -146,7 +146,7 @@ fn flatten(prefix: &str, value: &Value, lines: &mut Vec<(String, String)>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::test_support::test_model_path;
+    use realign_model::test_support::test_model_path;
 
     #[test]
     fn the_default_model_is_described() {

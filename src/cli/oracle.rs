@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use super::CliError;
-use crate::config::Config;
-use crate::model::{LoadedModel, device};
-use crate::oracle::{
+use realign_align::oracle::{
     FeatureSource, HiddenStates, MemoryScoreCache, ScoreCache, Services, needs_services,
 };
-use crate::policy::PolicySet;
-use crate::state::StateDb;
+use realign_align::policy::PolicySet;
+use realign_model::{LoadedModel, device};
+use realign_server::config::Config;
+use realign_server::state::StateDb;
 
 /// The model and the caches, as far as the set needs them. Sets of text alone need neither, and
 /// nothing is opened or written for them.

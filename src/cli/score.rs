@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::learning::{Learning, Scored, failed};
 use super::progress::Progress;
 use super::{CliError, EXIT_OK, GlobalArgs};
-use crate::triage::Category;
+use realign_core::Category;
 
 /// Flags of `score`.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -47,7 +47,7 @@ struct Summary {
     corrected: usize,
     skipped: usize,
     clamped_ratio: f64,
-    weight_scale: crate::train::WeightScale,
+    weight_scale: realign_align::train::WeightScale,
     recipe: String,
     seconds: f64,
     warning: Option<&'static str>,

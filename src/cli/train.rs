@@ -10,13 +10,13 @@ use serde_json::json;
 use super::learning::{Learning, failed};
 use super::progress::Progress;
 use super::{CliError, EXIT_FAILED, EXIT_OK, GlobalArgs};
-use crate::adapter::generation::GenerationId;
-use crate::adapter::{AdapterStore, Manifest};
-use crate::config::TrainConfig;
-use crate::model::Recompute;
-use crate::train::curve::{LINES_FILE, PLOT_FILE};
-use crate::train::memory;
-use crate::train::{Ending, LossParts, Observer, StepReport, Trained, train};
+use realign_align::train::curve::{LINES_FILE, PLOT_FILE};
+use realign_align::train::memory;
+use realign_align::train::{Ending, LossParts, Observer, StepReport, Trained, train};
+use realign_engine::adapter::generation::GenerationId;
+use realign_engine::adapter::{AdapterStore, Manifest};
+use realign_model::Recompute;
+use realign_server::config::TrainConfig;
 
 /// Flags of `train`.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -75,7 +75,7 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
     let scored = learning.score(&model, progress)?;
     let checkpoints = learning.config.paths.state.join("checkpoints");
     let checkpoints = checkpoints.join(&learning.inputs.hash[..16]);
-    let steps = crate::train::run::steps(scored.examples.len(), &learning.recipe);
+    let steps = realign_align::train::run::steps(scored.examples.len(), &learning.recipe);
     let watcher = Watcher {
         bar: progress.bar(steps, "train"),
         train: learning.config.train.clone(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::Result;
 
 use crate::adapter::generation::Generation;
-use crate::model::{AdapterRows, Attention, Batch, Model, Ops, Segment};
+use realign_model::{AdapterRows, Attention, Batch, Model, Ops, Segment};
 
 /// Computes embeddings beside the engine, on the shared model definition: no cache, no batch.
 #[derive(Clone, Debug)]

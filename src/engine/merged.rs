@@ -10,7 +10,11 @@
 //! refused if there is no room; what serves, and what has been prepared to serve next, is never
 //! given up for it.
 
+mod engine;
 mod error;
+
+pub(crate) use engine::MergedEngine;
+pub use error::{BuildError, PrepareError};
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,20 +23,18 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::unbounded_channel;
 
-pub use error::{BuildError, PrepareError};
-
+use super::admission::Shared;
 use super::driver::{Driver, STOPPING};
-use super::handle::Shared;
 use super::request::{GenerateEvent, GenerateRequest, GenerateStream, SamplingParams, SubmitError};
 use super::sequence::Sequence;
 use crate::adapter::generation::{Generation, GenerationId};
-use crate::model::Tokenizer;
+use realign_model::Tokenizer;
 
 /// How often a preparation that waits looks again.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// A loaded model that serves one generation.
-pub trait Backend: Send + Sync {
+pub trait ModelCopy: Send + Sync {
     /// Computes a sequence: logits after the prompt, then after each token that the driver hands
     /// back, until it hands back none. Must not block. Dropping the driver gives the sequence up.
     fn submit(&self, driver: Driver);
@@ -44,7 +46,7 @@ pub trait Builder: Send + Sync {
     ///
     /// # Errors
     /// [`BuildError::Load`], with what to do about it.
-    fn build(&self, generation: &Generation) -> Result<Box<dyn Backend>, BuildError>;
+    fn build(&self, generation: &Generation) -> Result<Box<dyn ModelCopy>, BuildError>;
 }
 
 /// A place among the copies, taken before a build begins and freed when the copy has gone.
@@ -59,7 +61,7 @@ impl Drop for Place {
 /// A copy. Whoever holds the `Arc` keeps it loaded.
 pub struct Loaded {
     generation: GenerationId,
-    backend: Box<dyn Backend>,
+    backend: Box<dyn ModelCopy>,
     _place: Place,
 }
 
@@ -375,7 +377,7 @@ impl Copies {
             self.tokenizer.clone(),
             self.shared.clone(),
         ));
-        let mut stream = GenerateStream { events };
+        let mut stream = GenerateStream::new(events);
         loop {
             match stream.blocking_next() {
                 Some(GenerateEvent::Token { .. }) => {}

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::sampler::Scratch;
 use super::scheduler::{Scheduler, Share};
 use super::step::{Executor, Layout, Logits};
-use crate::model::Tokenizer;
+use realign_model::Tokenizer;
 
 /// The sequences, what computes them, and the buffers that steps reuse.
 pub struct Runner {

@@ -10,7 +10,7 @@ use candle_core::{CpuStorage, Result, Storage, Tensor};
 
 use super::scheduler::Share;
 use super::sequence::Sequence;
-use crate::model::{
+use realign_model::{
     AdapterRows, AdapterSpan, Attention, Batch, CpuExecutor, DrawRequest, Model, Ops, PagedKv,
     PagedSequence, Step,
 };
@@ -234,7 +234,7 @@ impl Executor for ModelExecutor {
 }
 
 #[cfg(any(test, feature = "cuda"))]
-impl<G: crate::model::cuda::Gpu> Executor for crate::model::cuda::CudaExecutor<G> {
+impl<G: realign_model::cuda::Gpu> Executor for realign_model::cuda::CudaExecutor<G> {
     fn draws(&self) -> bool {
         true
     }
@@ -248,12 +248,12 @@ impl<G: crate::model::cuda::Gpu> Executor for crate::model::cuda::CudaExecutor<G
             outputs: &layout.outputs,
         };
         logits.prepare(layout.outputs.len(), self.vocab_size());
-        let mut outputs = crate::model::cuda::Outputs {
+        let mut outputs = realign_model::cuda::Outputs {
             draws: &layout.draws,
             logits: &mut logits.values,
             tokens: &mut logits.tokens,
         };
-        crate::model::cuda::CudaExecutor::forward(self, &step, &mut outputs)
+        realign_model::cuda::CudaExecutor::forward(self, &step, &mut outputs)
     }
 }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
 use candle_core::{Device, Tensor};
-use realign::model::linear::Weight;
-use realign::model::{LoadedModel, ModelSource, Ops};
+use realign_model::linear::Weight;
+use realign_model::{LoadedModel, ModelSource, Ops};
 use serde_json::Value;
 
 use super::{FAMILIES, Golden, fixture, load, whole};

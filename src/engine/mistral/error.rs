@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::model::ModelError;
+use realign_model::ModelError;
 
 /// Why mistralrs cannot serve a model.
 #[derive(Debug, thiserror::Error)]

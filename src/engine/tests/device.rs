@@ -11,11 +11,11 @@ use super::super::request::{GenerateRequest, SamplingParams};
 use super::super::step::Executor;
 use super::fake::{Answer, generation, ids, prompt, request, tokenizer};
 use crate::adapter::generation::{Generation, GenerationId};
-use crate::model::cuda::tests::devices;
-use crate::model::cuda::{CudaExecutor, Options};
-use crate::model::random::random_model;
-use crate::model::shapes::shape;
-use crate::model::{CpuExecutor, LoraPair, LoraSite, LoraWeights, Model, ModelSpec, Projection};
+use realign_model::cuda::tests::devices;
+use realign_model::cuda::{CudaExecutor, Options};
+use realign_model::random::random_model;
+use realign_model::shapes::shape;
+use realign_model::{CpuExecutor, LoraPair, LoraSite, LoraWeights, Model, ModelSpec, Projection};
 
 const BLOCKS: usize = 64;
 

@@ -16,7 +16,7 @@ use super::super::scheduler::Scheduler;
 use super::super::sequence::Sequence;
 use super::super::step::{Executor, Layout, Logits};
 use crate::adapter::generation::{Generation, GenerationId};
-use crate::model::{LoraPair, LoraSite, LoraWeights, Projection, Tokenizer};
+use realign_model::{LoraPair, LoraSite, LoraWeights, Projection, Tokenizer};
 
 /// Letters `a` to `p`, each a token, and one that ends the turn.
 pub const VOCABULARY: usize = 17;
@@ -49,7 +49,7 @@ fn mix(state: u64, value: u64) -> u64 {
 
 impl Executor for FakeModel {
     fn forward(&mut self, layout: &Layout, logits: &mut Logits) -> Result<()> {
-        let part = |s: &crate::model::PagedSequence| (s.cached, s.rows);
+        let part = |s: &realign_model::PagedSequence| (s.cached, s.rows);
         let mut steps = self.steps.lock().unwrap();
         steps.push(layout.sequences.iter().map(part).collect());
         if self.fails_at == Some(steps.len()) {
@@ -217,7 +217,7 @@ impl Bench {
         let (sender, events) = unbounded_channel();
         let sequence = Sequence::new(request, &tokenizer(), sender);
         self.runner.scheduler.waiting.push_back(sequence);
-        GenerateStream { events }
+        GenerateStream::new(events)
     }
 
     /// Runs one step and checks what must always hold. Returns its parts, empty if nothing ran.

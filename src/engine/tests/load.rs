@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::blocks::BlockPool;
-use super::super::handle::{Computing, EngineConfig, EngineHandle, start_with};
+use super::super::engine::EngineHandle;
+use super::super::handle::{Computing, EngineConfig, start_with};
 use super::super::request::{GenerateStream, SubmitError};
 use super::fake::{Answer, BLOCK, FakeModel, prompt, request, tokenizer};
 

@@ -4,16 +4,16 @@
 use std::sync::Arc;
 
 use super::inputs::Inputs;
-use crate::adapter::generation::Generation;
-use crate::cli::CliError;
-use crate::engine::{self, EngineConfig, EngineHandle};
-use crate::evaluation::capability::margin;
-use crate::evaluation::refusal::RefusalWords;
-use crate::evaluation::scorer::{Question, Scorer};
-use crate::evaluation::{Answer, Measured, Share};
-use crate::gate::{HeldOutPrompt, agreement};
-use crate::model::LoraWeights;
-use crate::oracle::{Exchange, Judgement, Oracle};
+use crate::CliError;
+use realign_align::gate::{Agreement, HeldOutPrompt};
+use realign_align::oracle::{Exchange, Judgement, Oracle};
+use realign_engine::adapter::generation::Generation;
+use realign_engine::{EngineConfig, EngineHandle};
+use realign_lab::evaluation::capability::margin;
+use realign_lab::evaluation::refusal::RefusalWords;
+use realign_lab::evaluation::scorer::{Question, Scorer};
+use realign_lab::evaluation::{Answer, Measured, Share};
+use realign_model::LoraWeights;
 
 /// Memory of the engine's cache, in bytes.
 const KV_BYTES: usize = 128 << 20;
@@ -40,7 +40,7 @@ impl<'a> Measurer<'a> {
         let threads = inputs.config.engine.threads.unwrap_or(config.threads);
         let config = EngineConfig { threads, ..config };
         let loaded = &inputs.loaded;
-        let engine = engine::start(loaded.model.clone(), loaded.tokenizer.clone(), config);
+        let engine = realign_engine::start(loaded.model.clone(), loaded.tokenizer.clone(), config);
         Ok(Self {
             inputs,
             engine: engine.map_err(failed)?,
@@ -83,8 +83,10 @@ impl<'a> Measurer<'a> {
         most: Option<usize>,
     ) -> Result<Vec<(String, String, bool)>, CliError> {
         let tokens = most.unwrap_or(self.inputs.answer_tokens);
-        let asked = agreement(&self.engine, generation, prompts, oracle, tokens, &|| true);
-        Ok(asked.map_err(failed)?.answers)
+        let rendered: Vec<Vec<u32>> = prompts.iter().map(|p| p.tokens.clone()).collect();
+        let answers = realign_engine::ask(&self.engine, generation, &rendered, tokens, &|| true);
+        let judged = Agreement::judge(prompts, answers.map_err(failed)?, oracle);
+        Ok(judged.map_err(failed)?.answers)
     }
 
     /// Mean negative log-likelihood per token; `None` of nothing.
@@ -110,7 +112,7 @@ impl<'a> Measurer<'a> {
                 .flatten()
                 .map(|tokens| tokens.iter().sum::<f64>() / tokens.len().max(1) as f64)
                 .collect();
-            let item: &crate::evaluation::capability::Item = item;
+            let item: &realign_lab::evaluation::capability::Item = item;
             margin(&per_token, item.gold)
         };
         Ok(items.iter().map(of).collect())

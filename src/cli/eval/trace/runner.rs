@@ -9,16 +9,16 @@ use serde_json::json;
 
 use super::inputs::Inputs;
 use super::measure::Measurer;
-use crate::adapter::generation::Generation;
-use crate::adapter::{base_id, content_id};
-use crate::cli::CliError;
-use crate::cli::progress::Progress;
-use crate::evaluation::variants::{unlearning_weight, with_as_many_steps};
-use crate::evaluation::{Cell, Labels, TrainingFigures, Variant, memory};
-use crate::learn::{Learner, RawScores};
-use crate::model::{LoraWeights, Model};
-use crate::train::examples::TokenPair;
-use crate::train::{Observer, Recipe, StepReport, TrainExample, Trained, train};
+use crate::CliError;
+use crate::progress::Progress;
+use realign_align::learn::{Learner, RawScores};
+use realign_align::train::examples::TokenPair;
+use realign_align::train::{Observer, Recipe, StepReport, TrainExample, Trained, train};
+use realign_engine::adapter::generation::Generation;
+use realign_engine::adapter::{base_id, content_id};
+use realign_lab::evaluation::variants::{unlearning_weight, with_as_many_steps};
+use realign_lab::evaluation::{Cell, Labels, TrainingFigures, Variant, memory};
+use realign_model::{LoraWeights, Model};
 
 /// Reference log-probabilities of the pairs under one set of labels.
 struct Referenced {
@@ -197,8 +197,8 @@ impl<'a> Runner<'a> {
     fn score(&mut self, labels: Labels, recipe: &Recipe) -> Result<(RawScores, f64), String> {
         // Where all margins are 0, β of the sigmoid form scales every score alike.
         let beta = match recipe.preference_loss {
-            crate::train::PreferenceLoss::Sigmoid => 0.0,
-            crate::train::PreferenceLoss::Ipo => recipe.beta,
+            realign_align::train::PreferenceLoss::Sigmoid => 0.0,
+            realign_align::train::PreferenceLoss::Ipo => recipe.beta,
         };
         let depends = json!([
             recipe.seed,
@@ -241,7 +241,7 @@ impl<'a> Runner<'a> {
         let Some(model) = &self.model else {
             return Err("the model is missing".into());
         };
-        let steps = crate::train::run::steps(examples.len(), recipe);
+        let steps = realign_align::train::run::steps(examples.len(), recipe);
         let watcher = Watcher(self.progress.bar(steps, "train"));
         let ops = self.learner(recipe).ops();
         let trained = train(model, ops, examples, recipe, None, &watcher);
@@ -252,7 +252,7 @@ impl<'a> Runner<'a> {
 
 fn figures(trained: &Trained, pairs: usize, clamped: Option<f64>) -> TrainingFigures {
     let curve = &trained.curve;
-    let loss = |record: Option<&crate::train::StepRecord>| record.map_or(0.0, |r| r.total);
+    let loss = |record: Option<&realign_align::train::StepRecord>| record.map_or(0.0, |r| r.total);
     TrainingFigures {
         pairs,
         steps: trained.steps,

@@ -1,0 +1,125 @@
+//! What was asked and what was answered, collected beside a request so that it can be judged.
+
+use std::time::Instant;
+
+use serde_json::Value;
+
+use crate::telemetry::RequestFinished;
+use crate::telemetry::compliance::Answer;
+use realign_core::clock::unix_seconds;
+
+/// The prompts of a request and its choices so far.
+#[derive(Debug, Default)]
+pub(crate) struct Exchanges {
+    prompts: Vec<String>,
+    choices: Vec<Choice>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Choice {
+    text: String,
+    ended: bool,
+}
+
+impl Exchanges {
+    /// Takes the prompts out of a request's body, whatever its route: what policies call the
+    /// prompt is the last user message, or the text to complete. Prompts of token ids are empty.
+    pub(crate) fn ask(&mut self, body: &Value) {
+        self.prompts = match (&body["messages"], &body["prompt"], &body["input"]) {
+            (Value::Array(messages), _, _) => vec![last_user(messages)],
+            (_, Value::String(text), _) | (_, _, Value::String(text)) => vec![text.clone()],
+            (_, Value::Array(prompts), _) if prompts.iter().any(|p| !p.is_number()) => {
+                let text = |p: &Value| p.as_str().unwrap_or_default().to_string();
+                prompts.iter().map(text).collect()
+            }
+            (_, _, Value::Array(items)) => vec![last_user(items)],
+            _ => vec![String::new()],
+        };
+    }
+
+    pub(crate) fn answer(&mut self, index: usize, text: &str, ended: bool) {
+        if self.choices.len() <= index {
+            self.choices.resize(index + 1, Choice::default());
+        }
+        self.choices[index].text.push_str(text);
+        self.choices[index].ended |= ended;
+    }
+
+    /// The answers that ran to their end. One that a client broke off is nobody's answer.
+    pub(crate) fn into_answers(self, request: &RequestFinished) -> Vec<Answer> {
+        let per_prompt = (self.choices.len() / self.prompts.len().max(1)).max(1);
+        let prompts = self.prompts;
+        let ended = self.choices.into_iter().enumerate();
+        let answer = |(index, choice): (usize, Choice)| Answer {
+            request_id: request.request_id.clone(),
+            route: request.route,
+            caller: request.caller.clone(),
+            generation: request.generation.clone(),
+            prompt: prompts.get(index / per_prompt).cloned().unwrap_or_default(),
+            response: choice.text,
+            sent_at: Instant::now(),
+            unix_seconds: unix_seconds(),
+        };
+        ended.filter(|(_, c)| c.ended).map(answer).collect()
+    }
+}
+
+fn last_user(messages: &[Value]) -> String {
+    let user = messages.iter().rev().find(|m| m["role"] == "user");
+    match user.map(|message| &message["content"]) {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Array(parts)) => parts
+            .iter()
+            .filter_map(|part| part["text"].as_str())
+            .collect::<Vec<_>>()
+            .join(""),
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn prompts(body: Value) -> Vec<String> {
+        let mut exchanges = Exchanges::default();
+        exchanges.ask(&body);
+        exchanges.prompts
+    }
+
+    #[test]
+    fn prompts_of_every_route() {
+        let turns = json!([
+            {"role": "user", "content": "first"},
+            {"role": "assistant", "content": "yes"},
+            {"role": "user", "content": [{"type": "text", "text": "la"}, {"type": "text", "text": "st"}]},
+            {"role": "tool", "content": "42"},
+        ]);
+        assert_eq!(prompts(json!({"messages": turns})), ["last"]);
+        assert_eq!(prompts(json!({"input": turns})), ["last"]);
+        assert_eq!(prompts(json!({"input": "a"})), ["a"]);
+        assert_eq!(prompts(json!({"prompt": "a"})), ["a"]);
+        assert_eq!(prompts(json!({"prompt": ["a", "b"]})), ["a", "b"]);
+        assert_eq!(prompts(json!({"prompt": [1, 2]})), [""]);
+        assert_eq!(prompts(json!({"prompt": [[1], [2]]})), ["", ""]);
+        assert_eq!(prompts(json!(5)), [""]);
+    }
+
+    #[test]
+    fn choices_belong_to_their_prompts_and_broken_ones_to_nobody() {
+        let mut exchanges = Exchanges::default();
+        exchanges.ask(&json!({"prompt": ["a", "b"]}));
+        for (index, ended) in [(3, true), (0, true), (1, false), (2, true)] {
+            exchanges.answer(index, "x", false);
+            exchanges.answer(index, "y", ended);
+        }
+        let answers = exchanges.into_answers(&RequestFinished::default());
+        let pairs: Vec<_> = answers
+            .iter()
+            .map(|a| (a.prompt.as_str(), a.response.as_str()))
+            .collect();
+        assert_eq!(pairs, [("a", "xy"), ("b", "xy"), ("b", "xy")]);
+    }
+}

@@ -1,0 +1,340 @@
+//! The metrics of one server, and how events change them.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use prometheus::{Registry, TextEncoder};
+
+use super::event::{
+    EngineSnapshot, Event, GateMeasured, Judged, LeaseCounts, LossPart, Outcome, Refusal,
+    RequestFinished, RuleLabels, Stage,
+};
+use super::families::{Build, Compliance, Policy, Realignment, Serving, Swap};
+use super::names;
+use realign_core::clock;
+
+/// The registry of one server. There are no global metrics, so tests do not meet each other.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    serving: Serving,
+    policy: Policy,
+    realignment: Realignment,
+    swap: Swap,
+    compliance: Compliance,
+    /// Since when what serves is not aligned to the active policies.
+    gap_since: Mutex<Option<Instant>>,
+}
+
+impl Metrics {
+    /// Registers every metric, and sets the series with a closed set of labels to zero, so that
+    /// rates and alerts work before the first event.
+    ///
+    /// # Errors
+    /// Only if two metrics share a name or a name is malformed.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let build = Build {
+            registry: Registry::new(),
+        };
+        let info = build.int_gauges(names::BUILD_INFO, "The program's version.", &["version"])?;
+        info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let metrics = Self {
+            serving: Serving::register(&build)?,
+            policy: Policy::register(&build)?,
+            realignment: Realignment::register(&build)?,
+            swap: Swap::register(&build)?,
+            compliance: Compliance::register(&build)?,
+            gap_since: Mutex::new(None),
+            registry: build.registry,
+        };
+        metrics.start_at_zero();
+        Ok(metrics)
+    }
+
+    fn start_at_zero(&self) {
+        for outcome in Outcome::ALL {
+            self.realignment
+                .realignments
+                .with_label_values(&[outcome.as_str()]);
+        }
+        for stage in Stage::ALL {
+            self.realignment
+                .stage
+                .with_label_values(&[stage.as_str()])
+                .set(0);
+        }
+        for result in ["ok", "failed"] {
+            self.policy.reloads.with_label_values(&[result]);
+            self.swap.swaps.with_label_values(&[result]);
+        }
+        for reason in Refusal::ALL {
+            self.serving.refused.with_label_values(&[reason.as_str()]);
+        }
+        for verdict in ["complies", "violates"] {
+            self.compliance.responses.with_label_values(&[verdict]);
+        }
+        self.record_leases(LeaseCounts::default());
+    }
+
+    /// All metrics in Prometheus' text format.
+    pub fn render(&self) -> String {
+        self.realignment.gap_open.set(self.gap_open_seconds());
+        let families = self.registry.gather();
+        TextEncoder::new()
+            .encode_to_string(&families)
+            .unwrap_or_else(|error| {
+                // Only a family without a name or a metric can fail here, and `gather` drops those.
+                tracing::error!(%error, "metrics could not be encoded");
+                String::new()
+            })
+    }
+
+    /// Applies an event.
+    pub fn record(&self, event: &Event) {
+        match event {
+            Event::PolicyReloaded { policies, .. } => {
+                self.policy.reloads.with_label_values(&["ok"]).inc();
+                self.policy.reload_successful.set(1);
+                let now = clock::since_1970().as_secs_f64();
+                self.policy.reload_success_timestamp.set(now);
+                let series = policies
+                    .iter()
+                    .map(|p| [p.policy.clone(), p.revision.clone()]);
+                self.policy.policy_info.replace(series.collect());
+            }
+            Event::PolicyReloadFailed { .. } => {
+                self.policy.reloads.with_label_values(&["failed"]).inc();
+                self.policy.reload_successful.set(0);
+            }
+            Event::RealignmentStarted { .. } => {
+                self.realignment.progress.set(0.0);
+                self.set_stage(None);
+            }
+            Event::StageEntered { stage, .. } => self.set_stage(Some(*stage)),
+            Event::StageFinished { stage, took, .. } => self
+                .realignment
+                .stage_duration
+                .with_label_values(&[stage.as_str()])
+                .observe(took.as_secs_f64()),
+            Event::Progress { ratio, .. } => self.realignment.progress.set(ratio.clamp(0.0, 1.0)),
+            Event::Triaged {
+                invert,
+                punish,
+                retain,
+                ..
+            } => {
+                self.record_triage(*invert, *punish, *retain);
+            }
+            Event::TrainLoss { parts, .. } => self.record_losses(parts),
+            Event::Gated { measured, .. } => self.record_gate(measured),
+            Event::RealignmentFinished { outcome, .. } => {
+                self.realignment
+                    .realignments
+                    .with_label_values(&[outcome.as_str()])
+                    .inc();
+                self.set_stage(None);
+                if *outcome == Outcome::Succeeded {
+                    self.realignment.progress.set(1.0);
+                }
+            }
+            Event::SwapPublished {
+                to,
+                policy_revision,
+                took,
+                ..
+            } => {
+                self.swap.swaps.with_label_values(&["ok"]).inc();
+                self.swap.swap_duration.observe(took.as_secs_f64());
+                let revision = policy_revision.clone().unwrap_or_default();
+                self.swap.generation_info.insert([to.clone(), revision]);
+            }
+            Event::SwapFailed { .. } => self.swap.swaps.with_label_values(&["failed"]).inc(),
+            Event::GenerationRetired { generation } => self.swap.generation_info.remove(generation),
+            Event::RequestFinished(request) => self.record_request(request),
+            Event::RequestRefused { reason } => self
+                .serving
+                .refused
+                .with_label_values(&[reason.as_str()])
+                .inc(),
+            Event::ComplianceJudged(judged) => self.record_judged(judged),
+            Event::ComplianceDropped => self.compliance.dropped.inc(),
+            Event::EngineStats(snapshot) => self.record_engine(snapshot),
+            Event::Leases(counts) => self.record_leases(*counts),
+        }
+    }
+
+    /// Names the generation that serves when the process starts, before any swap.
+    pub fn set_initial_generation(&self, generation: &str, policy_revision: Option<&str>) {
+        let revision = policy_revision.unwrap_or_default().to_string();
+        self.swap
+            .generation_info
+            .insert([generation.to_string(), revision]);
+    }
+
+    /// Names the rules that judge answers; only these have series.
+    pub fn set_rules(&self, rules: BTreeSet<RuleLabels>) {
+        self.compliance.violations.set(rules);
+    }
+
+    /// Every active rule with the judged answers that violate it, as JSON rows.
+    pub fn violations(&self) -> Vec<serde_json::Value> {
+        let counts = self.compliance.violations.counts();
+        let row = |(rule, count): (RuleLabels, u64)| serde_json::json!({ "policy": rule.policy, "rule": rule.rule, "severity": rule.severity, "count": count });
+        counts.into_iter().map(row).collect()
+    }
+
+    /// Says whether what serves is aligned to the active policies.
+    pub fn set_aligned(&self, aligned: bool) {
+        let mut since = self.gap_since();
+        match aligned {
+            true => *since = None,
+            false => {
+                since.get_or_insert_with(Instant::now);
+            }
+        }
+    }
+
+    /// For how long what serves has not been aligned to the active policies; 0 while it is.
+    pub fn gap_open_seconds(&self) -> f64 {
+        self.gap_since()
+            .map_or(0.0, |since| since.elapsed().as_secs_f64())
+    }
+
+    /// Spans that did not reach the collector, in all.
+    pub fn set_spans_dropped(&self, total: u64) {
+        self.compliance.spans_dropped.advance_to(total);
+    }
+
+    fn gap_since(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.gap_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn record_judged(&self, judged: &Judged) {
+        let verdict = if judged.complies {
+            "complies"
+        } else {
+            "violates"
+        };
+        let compliance = &self.compliance;
+        compliance.responses.with_label_values(&[verdict]).inc();
+        compliance.lag.observe(judged.lag.as_secs_f64());
+        for rule in &judged.violations {
+            compliance.violations.count(rule);
+        }
+    }
+
+    fn set_stage(&self, now: Option<Stage>) {
+        for stage in Stage::ALL {
+            let value = i64::from(now == Some(*stage));
+            self.realignment
+                .stage
+                .with_label_values(&[stage.as_str()])
+                .set(value);
+        }
+    }
+
+    fn record_triage(&self, invert: usize, punish: usize, retain: usize) {
+        for (category, count) in [("invert", invert), ("punish", punish), ("retain", retain)] {
+            self.realignment
+                .triage_pairs
+                .with_label_values(&[category])
+                .set(gauge_value(count));
+        }
+        let all = invert + punish + retain;
+        let gap = if all == 0 {
+            0.0
+        } else {
+            (invert + punish) as f64 / all as f64
+        };
+        self.realignment.alignment_gap.set(gap);
+    }
+
+    fn record_losses(&self, parts: &[(LossPart, f64)]) {
+        for (part, value) in parts {
+            self.realignment
+                .train_loss
+                .with_label_values(&[part.as_str()])
+                .set(*value);
+        }
+    }
+
+    fn record_gate(&self, measured: &GateMeasured) {
+        let roles = [
+            ("current", measured.agreement_current),
+            ("candidate", measured.agreement_candidate),
+        ];
+        for (role, ratio) in roles {
+            self.realignment
+                .gate_agreement
+                .with_label_values(&[role])
+                .set(ratio);
+        }
+        for (check, delta) in &measured.capability {
+            self.realignment
+                .gate_capability
+                .with_label_values(&[check])
+                .set(*delta);
+        }
+    }
+
+    fn record_request(&self, request: &RequestFinished) {
+        let status = request.status.to_string();
+        self.serving
+            .requests
+            .with_label_values(&[request.route, status.as_str()])
+            .inc();
+        self.serving
+            .request_duration
+            .observe(request.duration.as_secs_f64());
+        if let Some(first) = request.time_to_first_token {
+            self.serving
+                .time_to_first_token
+                .observe(first.as_secs_f64());
+        }
+        for gap in &request.inter_token {
+            self.serving.inter_token_latency.observe(gap.as_secs_f64());
+        }
+        self.serving
+            .prompt_tokens
+            .inc_by(request.prompt_tokens as u64);
+        self.serving
+            .generation_tokens
+            .inc_by(request.completion_tokens as u64);
+    }
+
+    fn record_engine(&self, engine: &EngineSnapshot) {
+        let serving = &self.serving;
+        serving.requests_running.set(gauge_value(engine.running));
+        serving.requests_waiting.set(gauge_value(engine.waiting));
+        serving.kv_cache_usage.set(engine.kv_cache_usage);
+        for (counter, total) in [
+            (&serving.prefix_queries, engine.prefix_queries),
+            (&serving.prefix_hits, engine.prefix_hits),
+            (&serving.preemptions, engine.preemptions),
+        ] {
+            counter.advance_to(total);
+        }
+    }
+
+    fn record_leases(&self, counts: LeaseCounts) {
+        let roles = [
+            ("current", counts.current),
+            ("previous", counts.previous),
+            ("retired", counts.retired),
+            ("base", counts.base),
+        ];
+        for (role, count) in roles {
+            self.swap
+                .leases
+                .with_label_values(&[role])
+                .set(gauge_value(count));
+        }
+    }
+}
+
+fn gauge_value(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

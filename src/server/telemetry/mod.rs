@@ -1,0 +1,110 @@
+//! Events become log lines and metrics together; see [`Event`].
+
+mod answers;
+pub mod compliance;
+pub mod event;
+mod families;
+mod logging;
+pub mod metrics;
+pub mod names;
+#[cfg(test)]
+mod tests;
+pub mod timeline;
+pub mod traces;
+pub mod traffic;
+
+use std::sync::Arc;
+
+use tokio::sync::broadcast;
+
+pub use compliance::Compliance;
+pub use event::{
+    Event, Judged, LeaseCounts, LossPart, Outcome, Refusal, RequestFinished, RuleLabels, Stage,
+};
+pub use metrics::Metrics;
+
+use realign_core::clock::unix_seconds;
+use timeline::Timelines;
+use traces::Exporter;
+use traffic::Traffic;
+
+/// Events a slow subscriber may fall behind before it misses some. A run of a thousand training
+/// steps emits about two thousand, and a subscriber reads them within milliseconds.
+const SUBSCRIBER_BACKLOG: usize = 1024;
+
+/// The one door for everything worth knowing. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Telemetry {
+    metrics: Arc<Metrics>,
+    events: broadcast::Sender<Arc<Event>>,
+    traffic: Arc<Traffic>,
+    timelines: Arc<Timelines>,
+    exporter: Option<Arc<Exporter>>,
+}
+
+impl Telemetry {
+    /// A telemetry with its own metrics registry.
+    ///
+    /// # Errors
+    /// As [`Metrics::new`].
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let (events, _) = broadcast::channel(SUBSCRIBER_BACKLOG);
+        Ok(Self {
+            metrics: Arc::new(Metrics::new()?),
+            events,
+            traffic: Arc::default(),
+            timelines: Arc::default(),
+            exporter: None,
+        })
+    }
+
+    /// Sends traces as well.
+    pub fn with_exporter(mut self, exporter: Exporter) -> Self {
+        self.exporter = Some(Arc::new(exporter));
+        self
+    }
+
+    /// Logs an event, applies it to the metrics and, if it is no per-request event, hands it to
+    /// subscribers. Never blocks.
+    pub fn emit(&self, event: Event) {
+        logging::log(&event);
+        self.metrics.record(&event);
+        self.traffic.record(&event, unix_seconds());
+        self.timelines.record(&event, unix_seconds());
+        if let Some(exporter) = &self.exporter {
+            exporter.record(&event);
+        }
+        if !event.is_frequent() {
+            // An error means that nobody listens, which is the usual case.
+            let _ = self.events.send(Arc::new(event));
+        }
+    }
+
+    /// Every policy, realignment and swap event from now on, for the admin event stream.
+    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
+        self.events.subscribe()
+    }
+
+    /// The metrics.
+    pub fn metrics(&self) -> &Metrics {
+        if let Some(exporter) = &self.exporter {
+            self.metrics.set_spans_dropped(exporter.dropped());
+        }
+        &self.metrics
+    }
+
+    /// Requests and judgements of the last hours.
+    pub fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+
+    /// Stages and losses of the last realignments.
+    pub fn timelines(&self) -> &Timelines {
+        &self.timelines
+    }
+
+    /// Where traces go, if anywhere.
+    pub fn exporter(&self) -> Option<&Exporter> {
+        self.exporter.as_deref()
+    }
+}
