@@ -16,7 +16,7 @@ use axum::Router;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
-use crate::api::{self, AppState, LogDoor};
+use crate::api::{self, AppState, LogPort};
 use crate::config::keys::KeyFileError;
 use crate::config::{Config, ConfigError};
 use crate::control::{Control, ControlError, Parts, initial_generation, load_generation};
@@ -106,7 +106,7 @@ pub struct Server {
 impl Server {
     /// Loads the model, opens state and adapters, starts engine and control loop. Blocks for
     /// seconds; every unusable input is an error here, before a port opens.
-    pub fn load(config: Config, logs: Arc<dyn LogDoor>) -> Result<Self, ServerError> {
+    pub fn load(config: Config, logs: Arc<dyn LogPort>) -> Result<Self, ServerError> {
         let config = Arc::new(config);
         // What is quickly found to be unusable is found before the model is loaded.
         let access = Arc::new(access(&config)?);

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::error::RuleError;
@@ -17,7 +18,7 @@ use crate::policy::{
 };
 
 /// A rule's figures.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct RuleTrust {
     /// Policy id.
     pub policy: String,

@@ -1,10 +1,10 @@
 //! `manifest.json`: where a generation comes from.
 
+use realign_core::TriageCounts;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::generation::GenerationId;
-use realign_core::TriageCounts;
 
 /// Everything a generation was made from, and what the gate said.
 ///

@@ -3,13 +3,13 @@
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use super::Inputs;
 use super::error::ControlError;
 use crate::config::Config;
 use crate::state::{RealignmentRow, StateDb, StateError};
 use crate::telemetry::event::PolicyRevision;
 use crate::telemetry::{Event, Outcome, Telemetry};
 use realign_align::oracle::{FeatureSource, Matchers, Prepared, RuleTrust};
+use realign_align::pipeline::Inputs;
 use realign_align::policy::PolicySet;
 use realign_align::preferences::DatasetError;
 use realign_align::train::Recipe;
@@ -96,7 +96,7 @@ impl Context {
 
     /// What a realignment to a set would be a function of.
     pub fn inputs(&self, policies: &PolicySet) -> Result<Inputs, DatasetError> {
-        Inputs::collect(&self.config, &self.loaded.base_hash, policies, &self.recipe)
+        super::inputs(&self.config, &self.loaded.base_hash, policies, &self.recipe)
     }
 
     pub fn emit(&self, event: Event) {

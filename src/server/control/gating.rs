@@ -10,9 +10,9 @@ use crate::state::{GenerationStatus, Report};
 use crate::telemetry::Event;
 use crate::telemetry::event::GateMeasured;
 use realign_align::gate::{self, Agreement, HeldOutPrompt, Measured, Verdict};
+use realign_align::pipeline::Learner;
 use realign_align::triage::Triage;
 use realign_engine::adapter::generation::{Generation, GenerationId};
-use realign_model::Model;
 
 /// How long the engine may wait for room for the candidate, where each generation needs its own.
 const ROOM: Duration = Duration::from_secs(600);
@@ -46,7 +46,7 @@ impl Realignment<'_> {
 
     pub(super) fn gate(
         &self,
-        model: &Model,
+        learner: &Learner,
         triage: &Triage,
         candidate: &Arc<Generation>,
     ) -> Result<serde_json::Value, Stop> {
@@ -67,7 +67,7 @@ impl Realignment<'_> {
             gate::NEUTRAL_TEXT,
             NEUTRAL_TOKENS,
         );
-        let measured = gate::capability(model, self.ops(), adapter, &text, &|| {
+        let measured = gate::capability(learner.model(), learner.ops(), adapter, &text, &|| {
             self.work.stand_back()
         });
         let capability = measured.map_err(failed)?.ok_or(Stop::Asked)?;

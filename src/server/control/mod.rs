@@ -6,11 +6,11 @@
 
 mod admin;
 mod context;
-mod corrective;
 mod error;
 mod gating;
 mod inputs;
 mod learn;
+mod manifest;
 mod moderation;
 mod oracle;
 mod realign;
@@ -22,20 +22,20 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::state::{RealignmentRow, StateError};
+use crate::state::StateError;
 use crate::telemetry::{self, Outcome};
 use realign_align::oracle::{Matchers, Prepared, prepare_trusted};
+use realign_align::pipeline::Inputs;
 use realign_align::policy::{PolicySet, PolicyWatcher, WatchOptions};
 use realign_core::StopReason;
 use realign_core::clock::unix_seconds;
 
 use context::Context;
 pub use context::{Parts, initial_generation, load_generation};
-pub use corrective::{Corrections, corrections};
 pub use error::ControlError;
 use error::{BeginError, ReadPoliciesError, StartError};
-pub use inputs::{Inputs, holdout_ratio};
-pub use realign::ONLY_PUNISH;
+pub use inputs::{checkpoints, inputs};
+pub use manifest::Origin;
 use realign::{Ended, Job, Stop};
 use stop::StopFlag;
 
@@ -327,14 +327,4 @@ impl std::fmt::Debug for Control {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Control").finish_non_exhaustive()
     }
-}
-
-/// Rows as the operator API shows them.
-fn show(row: &RealignmentRow) -> serde_json::Value {
-    let mut value = serde_json::to_value(row).unwrap_or_default();
-    if let Some(object) = value.as_object_mut() {
-        let status = row.outcome.map_or("running", Outcome::as_str);
-        object.insert("status".into(), status.into());
-    }
-    value
 }

@@ -9,20 +9,19 @@ use std::time::Instant;
 use serde_json::json;
 
 use super::context::Context;
-use super::inputs::Inputs;
+use super::inputs::checkpoints;
+use super::manifest::Origin;
 use super::stop::StopFlag;
 use super::work::Work;
 use crate::state::{GenerationRow, GenerationStatus, Report};
 use crate::telemetry::{Event, Outcome, Stage};
 use realign_align::oracle::{Matchers, RuleOracle};
+use realign_align::pipeline::{Inputs, Learner};
 use realign_align::policy::PolicySet;
 use realign_align::train::Curve;
-use realign_align::train::curve::{LINES_FILE, PLOT_FILE};
 use realign_align::triage::{Triage, triage_cached};
 use realign_core::clock::unix_seconds;
 use realign_engine::adapter::generation::{Generation, GenerationId};
-use realign_engine::adapter::{self, Manifest, content_id};
-use realign_model::{Model, Ops};
 
 /// What to realign to.
 pub struct Job {
@@ -79,7 +78,7 @@ pub fn run(context: &Context, job: Job) -> Ended {
 }
 
 fn realign(context: &Context, job: &Job) -> Result<Done, Stop> {
-    let work = Work::new(context, &job.id, job.flag.clone());
+    let work = Work::new(context, job);
     work.enter(Stage::Triage);
     let preferences = &context.config.paths.preferences;
     if job.inputs.dataset.pairs.is_empty() && !job.policies.is_empty() {
@@ -111,25 +110,17 @@ fn realign(context: &Context, job: &Job) -> Result<Done, Stop> {
     if triage.counts.conflicts() == 0 {
         return run.without_conflict();
     }
-    let pairs = run.token_pairs(&triage)?;
-    let model = context.loaded.model.learnable().map_err(failed)?;
-    work.enter(Stage::Impact);
-    let examples = run.impact(&model, &pairs)?;
-    work.enter(Stage::Train);
-    let trained = run.train(&model, &examples)?;
+    let pairs = run.select(&triage)?;
+    let learner = Learner::new(&context.loaded).map_err(failed)?;
+    let trained = run.learn(&learner, &pairs)?;
     work.enter(Stage::Gate);
-    let candidate = run.candidate(trained.weights)?;
-    let done = run.gate_and_swap(model, &triage, (&candidate, &trained.curve));
+    let candidate = run.stage(trained.weights)?;
+    let done = run.gate_and_swap(learner, &triage, (&candidate, &trained.curve));
     if done.is_err() {
         context.engine.release(&candidate.id);
     }
     done
 }
-
-/// Without a wanted answer in the data, suppression alone drifts towards refusal.
-pub const ONLY_PUNISH: &str = "every conflict is PUNISH: nothing in the data shows what to answer \
-    instead, and suppression alone drifts towards refusal; add pairs whose rejected response \
-    complies, or configure [train.corrective]";
 
 /// A job while it runs.
 pub(super) struct Realignment<'a> {
@@ -140,10 +131,6 @@ pub(super) struct Realignment<'a> {
 }
 
 impl Realignment<'_> {
-    pub(super) fn ops(&self) -> Ops {
-        Ops::for_device(&self.context.loaded.model.device)
-    }
-
     fn triage(&self) -> Triage {
         let (triage, judged) = triage_cached(
             &self.job.inputs.dataset.pairs,
@@ -159,10 +146,7 @@ impl Realignment<'_> {
             reached = %json!(self.oracle.usage()),
             "triage"
         );
-        let corrected = self.context.config.train.corrective.is_some();
-        if counts.invert == 0 && counts.punish > 0 && !corrected {
-            tracing::warn!(id = self.job.id, "{ONLY_PUNISH}");
-        }
+        self.warn(counts);
         let report = json!({ "invert": counts.invert, "punish": counts.punish, "retain": counts.retain, "gap_ratio": triage.gap_ratio });
         self.context.log(
             self.context
@@ -219,12 +203,12 @@ impl Realignment<'_> {
 
     fn gate_and_swap(
         &self,
-        model: Model,
+        learner: Learner,
         triage: &Triage,
         (candidate, curve): (&Arc<Generation>, &Curve),
     ) -> Result<Done, Stop> {
-        let gate_report = self.gate(&model, triage, candidate)?;
-        drop(model);
+        let gate_report = self.gate(&learner, triage, candidate)?;
+        drop(learner);
         self.work.enter(Stage::Publish);
         self.publish(candidate, triage, gate_report, curve)?;
         self.work.enter(Stage::Swap);
@@ -242,19 +226,6 @@ impl Realignment<'_> {
         })
     }
 
-    fn candidate(&self, weights: realign_model::LoraWeights) -> Result<Arc<Generation>, Stop> {
-        let base_hash = self.context.loaded.base_hash.to_string();
-        let model = &self.context.loaded.model;
-        adapter::validate(&weights, &|site| model.spec.site_shape(site)).map_err(failed)?;
-        model.stage(&weights).map_err(failed)?;
-        Ok(Arc::new(Generation {
-            id: content_id(&base_hash, &weights).map_err(failed)?,
-            base_hash,
-            policy_revision: Some(self.job.policies.revision().into()),
-            adapter: Some(Arc::new(weights)),
-        }))
-    }
-
     pub(super) fn remember(&self, id: &GenerationId, status: GenerationStatus) -> Result<(), Stop> {
         let row = GenerationRow {
             id: id.to_string(),
@@ -265,8 +236,9 @@ impl Realignment<'_> {
             path: self.context.store.path(id).display().to_string(),
         };
         self.context.db.put_generation(&row).map_err(failed)?;
+        let checkpoints = checkpoints(&self.context.config, &self.job.inputs);
         // The result is known from here on: the run's checkpoints are of no more use.
-        if let Err(error) = std::fs::remove_dir_all(self.checkpoints()) {
+        if let Err(error) = std::fs::remove_dir_all(checkpoints) {
             tracing::debug!(%error, "no checkpoints to remove");
         }
         Ok(())
@@ -283,24 +255,16 @@ impl Realignment<'_> {
             .adapter
             .as_deref()
             .ok_or_else(|| failed("the candidate has no adapter"))?;
-        let recipe = &self.context.recipe;
-        let manifest = Manifest {
+        let origin = Origin {
             parent: Some(self.context.registry.lease_current().id.clone()),
-            base_hash: candidate.base_hash.clone(),
-            base_name: self.context.loaded.name.to_string(),
-            policy_revision: candidate.policy_revision.clone(),
-            dataset_digest: Some(self.job.inputs.dataset.digest.clone()),
-            recipe: serde_json::to_value(recipe).map_err(failed)?,
-            seed: recipe.seed,
-            inputs_hash: self.job.inputs.hash.clone(),
+            loaded: &self.context.loaded,
+            inputs: &self.job.inputs,
+            recipe: &self.context.recipe,
             triage: triage.counts,
-            gate,
-            ..Manifest::default()
         };
-        let beside = [(LINES_FILE, curve.jsonl()), (PLOT_FILE, curve.svg())];
-        self.context
-            .store
-            .write_beside(adapter, manifest, &beside)
+        let store = &self.context.store;
+        origin
+            .publish(store, adapter, curve, gate)
             .map_err(failed)?;
         self.remember(&candidate.id, GenerationStatus::Promoted)
     }

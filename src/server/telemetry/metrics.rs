@@ -8,7 +8,7 @@ use prometheus::{Registry, TextEncoder};
 
 use super::event::{
     EngineSnapshot, Event, GateMeasured, Judged, LeaseCounts, LossPart, Outcome, Refusal,
-    RequestFinished, RuleLabels, Stage,
+    RequestFinished, RuleCount, RuleLabels, Stage,
 };
 use super::families::{Build, Compliance, Policy, Realignment, Serving, Swap};
 use super::names;
@@ -177,10 +177,15 @@ impl Metrics {
         self.compliance.violations.set(rules);
     }
 
-    /// Every active rule with the judged answers that violate it, as JSON rows.
-    pub fn violations(&self) -> Vec<serde_json::Value> {
+    /// Every active rule with the judged answers that violate it.
+    pub fn violations(&self) -> Vec<RuleCount> {
         let counts = self.compliance.violations.counts();
-        let row = |(rule, count): (RuleLabels, u64)| serde_json::json!({ "policy": rule.policy, "rule": rule.rule, "severity": rule.severity, "count": count });
+        let row = |(rule, count): (RuleLabels, u64)| RuleCount {
+            policy: rule.policy,
+            rule: rule.rule,
+            severity: rule.severity,
+            count,
+        };
         counts.into_iter().map(row).collect()
     }
 

@@ -7,6 +7,7 @@ mod families;
 mod logging;
 pub mod metrics;
 pub mod names;
+pub mod schemas;
 #[cfg(test)]
 mod tests;
 pub mod timeline;
@@ -19,7 +20,8 @@ use tokio::sync::broadcast;
 
 pub use compliance::Compliance;
 pub use event::{
-    Event, Judged, LeaseCounts, LossPart, Outcome, Refusal, RequestFinished, RuleLabels, Stage,
+    Event, Judged, LeaseCounts, LossPart, Outcome, Refusal, RequestFinished, RuleCount, RuleLabels,
+    Stage,
 };
 pub use metrics::Metrics;
 
