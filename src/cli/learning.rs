@@ -13,7 +13,7 @@ use realign_align::train::examples::TokenPair;
 use realign_align::triage::{Triage, triage_cached};
 use realign_model::{LoadedModel, device};
 use realign_server::config::Config;
-use realign_server::control::{checkpoints, corrective, inputs};
+use realign_server::control::{checkpoints, inputs};
 use realign_server::state::StateDb;
 
 /// Everything before the first forward pass.
@@ -54,8 +54,7 @@ impl Learning {
                 "{count} pairs could not be triaged: {why}"
             )));
         }
-        let spec = corrective(&config.train)?;
-        let corrector = spec.as_ref().map(|spec| Corrector {
+        let corrector = config.train.corrective.as_ref().map(|spec| Corrector {
             spec,
             policies: &set,
             oracle: &oracle,

@@ -111,8 +111,7 @@ impl train::Observer for Bars<'_> {
     }
 
     fn recompute(&self) -> Recompute {
-        // The configuration was checked when it was read.
-        self.train.recomputing().unwrap_or_default()
+        self.train.recompute
     }
 
     fn on_step(&self, report: &StepReport) {

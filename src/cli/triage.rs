@@ -20,7 +20,6 @@ use realign_align::policy::PolicySet;
 use realign_align::preferences::{Dataset, Pair};
 use realign_align::triage::{Triage, triage_in_parts};
 use realign_server::config::Config;
-use realign_server::control::recipe;
 
 pub use flips::{Flip, Flips};
 pub use report::{Conflict, Plan, Reason, RuleCount, TriageReport};
@@ -117,7 +116,8 @@ pub fn run_triage(
 /// [`CliError`].
 pub fn run_plan(args: &PlanArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<u8, CliError> {
     let config = global.resolve()?;
-    let recipe = recipe(&config.train, super::recipes::size_of(&config.model))?;
+    let size = super::recipes::size_of(&config.model);
+    let recipe = config.train.recipe(size);
     let dataset = read_data(&config)?;
     let (set, prepared) = read_set(&config, &config.paths.policies)?;
     let unasked = Arc::new(prepared.matchers.without_judges());
@@ -134,13 +134,7 @@ pub fn run_plan(args: &PlanArgs, global: &GlobalArgs, out: &mut dyn Write) -> Re
         None => None,
     };
     let report = TriageReport::new(&oracle, &dataset, &triage, args.examples);
-    let mut plan = Plan::new(
-        report,
-        &recipe,
-        &dataset,
-        &triage,
-        config.gate.holdout_ratio,
-    );
+    let mut plan = Plan::new(report, recipe, &dataset, &triage, config.gate.holdout_ratio);
     plan.warning = warning(triage.counts, config.train.corrective.is_some());
     plan.judge_calls = oracle.usage().undecided;
     plan.flips = flips;

@@ -184,12 +184,4 @@ impl LoraWeights {
     pub fn get(&self, layer: usize, projection: Projection) -> Option<&LoraPair> {
         self.sites.get(&LoraSite { layer, projection })
     }
-
-    /// Number of trainable scalars in all A and B.
-    pub fn parameter_count(&self) -> usize {
-        self.sites
-            .values()
-            .map(|p| p.a.elem_count() + p.b.elem_count())
-            .sum()
-    }
 }

@@ -1,7 +1,5 @@
 //! `manifest.json`: where a generation comes from.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use realign_core::TriageCounts;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -45,11 +43,4 @@ pub struct Manifest {
     /// The version of realign that wrote it.
     #[serde(default)]
     pub realign_version: String,
-}
-
-/// Seconds since 1970; 0 on a machine whose clock stands before that.
-pub(crate) fn unix_seconds() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
 }

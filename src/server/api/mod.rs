@@ -39,7 +39,7 @@ mod wire;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use axum::extract::Request;
 use axum::middleware::from_fn_with_state;
@@ -98,7 +98,7 @@ pub struct AppState {
     pub ready: Arc<AtomicBool>,
     /// Largest request body in bytes.
     pub max_body_bytes: usize,
-    /// When the server started, in Unix seconds; see [`unix_seconds`].
+    /// When the server started, in Unix seconds.
     pub started_at: u64,
 }
 
@@ -167,12 +167,6 @@ fn build(audiences: &[Audience], state: AppState) -> Router {
         .layer(Extension(document))
         .layer(from_fn_with_state(observer, observe::observe))
         .with_state(state)
-}
-
-/// Now, in Unix seconds.
-pub fn unix_seconds() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
 }
 
 /// Runs what may take long or read from disk off the threads that serve connections.

@@ -9,8 +9,9 @@ use serde::Deserialize;
 
 use super::answers::admin::{EngineLoad, Overview, ServerSummary, Serving, TrafficSummary};
 use super::error::ApiError;
-use super::{AppState, blocking, unix_seconds};
+use super::{AppState, blocking};
 use crate::telemetry::traffic::SLOT_SECONDS;
+use realign_core::clock::unix_seconds;
 
 /// Realignments that are listed.
 const LISTED: usize = 12;

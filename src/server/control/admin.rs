@@ -122,7 +122,7 @@ impl AdminPort for Control {
         let id = answer
             .recv()
             .map_err(|_| Control::gone())?
-            .map_err(AdminError::Conflict)?;
+            .map_err(|error| AdminError::Conflict(error.to_string()))?;
         Ok(match self.realignment(&id) {
             Some(realignment) => Started::Whole(Box::new(realignment)),
             None => Started::Id { id },

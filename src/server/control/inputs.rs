@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use super::corrective;
 use crate::config::Config;
 use realign_align::pipeline::{Inputs, Sources};
 use realign_align::policy::PolicySet;
@@ -19,13 +18,11 @@ pub fn inputs(
     policies: &PolicySet,
     recipe: &Recipe,
 ) -> Result<Inputs, DatasetError> {
-    // An endpoint that is not usable is an error when it is asked; here it only has to differ.
-    let corrective = corrective(&config.train).ok().flatten();
     let sources = Sources {
         preferences: &config.paths.preferences,
         max_bytes: config.paths.max_preferences_bytes,
         holdout: config.gate.holdout_ratio,
-        corrective: corrective.as_ref(),
+        corrective: config.train.corrective.as_ref(),
     };
     Inputs::collect(sources, base_hash, policies, recipe)
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::corrective::corrective;
 use super::realign::{Realignment, Stop, failed};
 use realign_align::pipeline::{
     Corrector, Learner, PipelineError, Renderer, Run, Selection, warning,
@@ -28,8 +27,8 @@ impl Realignment<'_> {
     /// The pairs to train on, as token ids.
     pub(super) fn select(&self, triage: &Triage) -> Result<Vec<TokenPair>, Stop> {
         let context = self.context;
-        let spec = corrective(&context.config.train).map_err(failed)?;
-        let corrector = spec.as_ref().map(|spec| Corrector {
+        let spec = context.config.train.corrective.as_ref();
+        let corrector = spec.map(|spec| Corrector {
             spec,
             policies: &self.job.policies,
             oracle: &self.oracle,

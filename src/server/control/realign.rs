@@ -4,14 +4,14 @@
 //! generation), so a realignment that was killed finds its work again.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU8;
 use std::time::Instant;
 
 use serde_json::json;
 
-use super::context::{Context, unix_seconds};
+use super::context::Context;
 use super::inputs::checkpoints;
 use super::manifest::Origin;
+use super::stop::StopFlag;
 use super::work::Work;
 use crate::state::{GenerationRow, GenerationStatus, Report};
 use crate::telemetry::{Event, Outcome, Stage};
@@ -20,6 +20,7 @@ use realign_align::pipeline::{Inputs, Learner};
 use realign_align::policy::PolicySet;
 use realign_align::train::Curve;
 use realign_align::triage::{Triage, triage_cached};
+use realign_core::clock::unix_seconds;
 use realign_engine::adapter::generation::{Generation, GenerationId};
 
 /// What to realign to.
@@ -29,8 +30,8 @@ pub struct Job {
     /// The policies' probes and judges.
     pub matchers: Arc<Matchers>,
     pub inputs: Inputs,
-    /// Why to stop, if not 0; see [`super::stop`].
-    pub flag: Arc<AtomicU8>,
+    /// Tells whether to stop.
+    pub flag: Arc<StopFlag>,
 }
 
 /// A realignment that succeeded or had nothing to do.

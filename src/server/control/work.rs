@@ -3,22 +3,21 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
 use serde_json::json;
 
-use super::context::{Context, unix_seconds};
+use super::context::Context;
 use super::inputs::checkpoints;
 use super::realign::Job;
-use super::stop;
 use crate::state::{Report, ScoreRow};
 use crate::telemetry::{Event, LossPart, Stage};
 use realign_align::pipeline::{self, Cache, Known, Phase, RawScores, Scored};
 use realign_align::train::examples::TokenPair;
 use realign_align::train::memory::limit;
 use realign_align::train::{self, StepReport};
+use realign_core::clock::unix_seconds;
 use realign_model::Recompute;
 
 /// Longest wait for serving before one micro-batch: serving goes first, training never starves.
@@ -98,7 +97,7 @@ impl<'a> Work<'a> {
 
     /// Whether to go on; does not wait.
     pub fn go_on(&self) -> bool {
-        self.job.flag.load(Ordering::Acquire) == stop::GO_ON
+        self.job.flag.get().is_none()
     }
 
     /// Lets serving go first for a while, then says whether to go on. Learning from packed weights
@@ -125,9 +124,7 @@ impl train::Observer for Work<'_> {
     }
 
     fn recompute(&self) -> Recompute {
-        // The configuration was checked when it was read.
-        let train = &self.context.config.train;
-        train.recomputing().unwrap_or_default()
+        self.context.config.train.recompute
     }
 
     fn on_step(&self, report: &StepReport) {

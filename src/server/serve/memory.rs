@@ -4,7 +4,6 @@ use candle_core::Device;
 
 use super::{LOADED_GENERATIONS, ServerError};
 use crate::config::Config;
-use crate::control::recipe;
 use realign_align::oracle::HIDDEN_ROWS;
 use realign_align::train::ModelSize;
 use realign_align::train::run::ROW_BUDGET;
@@ -12,15 +11,10 @@ use realign_model::plan::{Budget, Plan, Stored, Training};
 use realign_model::{ModelSource, ModelSpec, Recompute, device};
 
 /// What the configuration asks for.
-fn budget(
-    config: &Config,
-    spec: &ModelSpec,
-    stored: Option<Stored>,
-) -> Result<Budget, ServerError> {
-    let recipe = recipe(&config.train, ModelSize::from(spec))
-        .map_err(crate::control::ControlError::Recipe)?;
+fn budget(config: &Config, spec: &ModelSpec, stored: Option<Stored>) -> Budget {
+    let recipe = config.train.recipe(ModelSize::from(spec));
     let engine = &config.engine;
-    Ok(Budget {
+    Budget {
         stored,
         kv_bytes: engine.kv_cache_mb.saturating_mul(1 << 20),
         step_rows: engine
@@ -38,7 +32,7 @@ fn budget(
             longest: 2 * recipe.max_tokens,
             recompute: false,
         }),
-    })
+    }
 }
 
 /// Checks the plan where the device is one whose memory the plan describes, and logs it.
@@ -51,9 +45,8 @@ pub fn check(config: &Config, at: &Device) -> Result<(), ServerError> {
     };
     let files = ModelSource::parse(&config.model)?.fetch()?;
     let spec = files.spec()?;
-    // The configuration was checked when it was read.
-    let choice = config.train.recomputing().unwrap_or_default();
-    let budget = budget(config, &spec, files.stored()?)?;
+    let choice = config.train.recompute;
+    let budget = budget(config, &spec, files.stored()?);
     let (plan, recompute) = Plan::fitting(&spec, &budget, choice, free)?;
     tracing::info!(
         planned_mb = plan.total() >> 20,
@@ -80,7 +73,7 @@ mod tests {
     fn the_default_configuration_fits_a_7b_model_and_training_on_80_gb() {
         let config = Config::resolve(RawConfig::default()).unwrap();
         let spec = shape("qwen2.5-7b").unwrap();
-        let plan = Plan::new(&spec, &budget(&config, &spec, None).unwrap());
+        let plan = Plan::new(&spec, &budget(&config, &spec, None));
         assert!(plan.clone().check(79 << 30).is_ok(), "{plan}");
         assert!(plan.check(16 << 30).is_err());
         // The CPU's memory is not what the plan describes.

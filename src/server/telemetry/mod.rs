@@ -15,7 +15,6 @@ pub mod traces;
 pub mod traffic;
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::broadcast;
 
@@ -26,6 +25,7 @@ pub use event::{
 };
 pub use metrics::Metrics;
 
+use realign_core::clock::unix_seconds;
 use timeline::Timelines;
 use traces::Exporter;
 use traffic::Traffic;
@@ -109,9 +109,4 @@ impl Telemetry {
     pub fn exporter(&self) -> Option<&Exporter> {
         self.exporter.as_deref()
     }
-}
-
-fn unix_seconds() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
 }
