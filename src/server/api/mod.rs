@@ -15,9 +15,11 @@ mod embeddings;
 pub mod error;
 mod exchanges;
 mod fields;
+mod in_process;
 pub mod limits;
 mod models;
 mod moderations;
+mod nested;
 mod observe;
 mod openapi;
 mod overview;
@@ -40,7 +42,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{OriginalUri, Request};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 
@@ -51,6 +53,11 @@ pub use doors::{
 };
 pub use embeddings::Embeddings;
 pub use error::ApiError;
+pub use in_process::{
+    ChatMessage, ChatRole, FinishReason, Generate, GenerateError, Generated, TextStream,
+    TokenCounts,
+};
+pub(crate) use in_process::{generate, generate_blocking, generate_stream, start};
 pub use limits::Rates;
 
 use crate::telemetry::{Compliance, Telemetry};
@@ -204,14 +211,14 @@ fn not_ready() -> ApiError {
     ApiError::Unavailable("the server is loading or shutting down; retry in a moment".into())
 }
 
-async fn not_found(request: Request) -> ApiError {
-    let path: String = request.uri().path().chars().take(128).collect();
+async fn not_found(OriginalUri(uri): OriginalUri, request: Request) -> ApiError {
+    let path: String = uri.path().chars().take(128).collect();
     ApiError::NotFound(format!("there is no route {} {path}", request.method()))
 }
 
-async fn method_not_allowed(request: Request) -> ApiError {
+async fn method_not_allowed(OriginalUri(uri): OriginalUri, request: Request) -> ApiError {
     ApiError::MethodNotAllowed {
         method: request.method().to_string(),
-        path: request.uri().path().chars().take(128).collect(),
+        path: uri.path().chars().take(128).collect(),
     }
 }

@@ -3,17 +3,17 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::AppState;
 use super::auth::Access;
 use super::exchanges::Exchanges;
-use crate::telemetry::{Compliance, Event, Refusal, RequestFinished, Telemetry};
+use super::{AppState, nested};
+use crate::telemetry::{Compliance, Event, IN_PROCESS, Refusal, RequestFinished, Telemetry};
 
 /// Header with the request's id, also on errors.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -89,7 +89,7 @@ impl Observation {
             generation: None,
             trace: None,
         };
-        let judged = route.starts_with("/v1/");
+        let judged = route.starts_with("/v1/") || route == IN_PROCESS;
         let compliance = state.compliance.as_ref().filter(|c| judged && c.wants());
         Self {
             telemetry: Arc::clone(&state.telemetry),
@@ -103,6 +103,20 @@ impl Observation {
                 admission: None,
             }),
         }
+    }
+
+    /// A request from the process that the server is embedded in. It belongs to no key and is part
+    /// of no trace.
+    pub(crate) fn in_process(state: &AppState) -> Self {
+        Self::new(state, IN_PROCESS, &new_id())
+    }
+
+    /// The request counts as running until its record is reported, so that draining waits for it.
+    pub(crate) fn hold(&self, access: Arc<Access>, place: OwnedSemaphorePermit) {
+        self.record().admission = Some(Admission {
+            access,
+            _place: place,
+        });
     }
 
     /// Time in which the request's body must arrive.
@@ -212,8 +226,7 @@ pub(crate) async fn observe(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let matched = request.extensions().get::<MatchedPath>();
-    let path = matched.map_or("unmatched", MatchedPath::as_str);
+    let path = nested::route(request.extensions()).unwrap_or("unmatched");
     let route = ROUTES.iter().find(|route| **route == path);
     let counted = !PROBES.iter().chain(UNCOUNTED).any(|p| *p == path);
     let id = request_id(request.headers());
@@ -255,6 +268,10 @@ fn request_id(headers: &HeaderMap) -> String {
     let sent = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
     match sent.filter(plain) {
         Some(id) => id.to_string(),
-        None => format!("req_{:024x}", rand::random::<u128>() >> 32),
+        None => new_id(),
     }
+}
+
+fn new_id() -> String {
+    format!("req_{:024x}", rand::random::<u128>() >> 32)
 }

@@ -1,6 +1,8 @@
 //! Routes against a scripted engine, over a socket.
 
 mod fake;
+mod in_process;
+mod nested;
 mod operating;
 mod responses;
 mod surface;

@@ -18,6 +18,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::broadcast;
 
+pub use answers::IN_PROCESS;
 pub use compliance::Compliance;
 pub use event::{
     Event, Judged, LeaseCounts, LossPart, Outcome, Refusal, RequestFinished, RuleLabels, Stage,
