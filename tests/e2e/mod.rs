@@ -5,6 +5,7 @@
 
 mod batching;
 mod crashes;
+mod embedding;
 mod engine;
 mod mistralrs;
 mod openai_client;
