@@ -50,7 +50,7 @@ test: model model-gemma venv prometheus  ## Run all tests
 # Without the test of learning: at that engine's rate its gate would take a quarter of an hour more.
 test-mistralrs: model model-gemma venv prometheus  ## Run the end-to-end tests on the engine mistralrs
 	REALIGN_TEST_ENGINE=mistralrs $(CARGO) test --release --locked --features mistralrs \
-		--lib --test integration -- engine::mistral e2e:: --skip e2e::real_model
+		--lib --examples --test integration -- engine::mistral e2e:: --skip e2e::real_model
 
 PROOF := $(TARGET_DIR)/proof
 PROOF_PYTHON = $(abspath $(PROOF))/venv/bin/python

@@ -1,10 +1,12 @@
 //! Putting the parts together: model, engine, generations, control loop, HTTP.
 
+mod builder;
 mod engines;
 mod listen;
 mod memory;
 mod operations;
 mod signals;
+mod threads;
 pub mod tls;
 
 use std::net::SocketAddr;
@@ -16,20 +18,22 @@ use axum::Router;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
-use crate::api::{self, AppState, LogPort};
+use crate::api::{self, AppState, Generate, GenerateError, Generated, LogPort, TextStream};
 use crate::config::keys::KeyFileError;
 use crate::config::{Config, ConfigError};
 use crate::control::{Control, ControlError, Parts, initial_generation, load_generation};
 use crate::state::{StateDb, StateError};
 use crate::telemetry::compliance::DecisionLogError;
+pub use builder::ServerBuilder;
 use listen::{Listening, Timeouts};
-use operations::{access, chores, compliance, decision_log, reload, telemetry};
+use operations::{access, compliance, decision_log, reload, telemetry};
 use realign_core::clock::unix_seconds;
+use realign_engine::EngineError;
 use realign_engine::adapter::generation::Generation;
 use realign_engine::adapter::{AdapterError, AdapterStore, Registry, base_id};
 use realign_engine::merged::PrepareError;
-use realign_engine::{EngineError, EngineHandle};
 use realign_model::{DeviceError, LoadedModel, ModelError, TimeSlices, device};
+use threads::{AlignmentWatch, Threads};
 use tls::{Tls, TlsError};
 
 /// Generations kept in memory beside the base.
@@ -94,16 +98,24 @@ pub enum ServerError {
     System(#[from] std::io::Error),
 }
 
-/// A server that has loaded everything but does not listen yet.
+/// A server that has loaded everything: it generates, watches its policies and realigns, and its
+/// routes can be served. It listens only in [`Server::run`].
+///
+/// Dropping it ends its threads as [`Server::shutdown`] does, but lets no request finish, and blocks
+/// meanwhile.
 pub struct Server {
     config: Arc<Config>,
-    engine: EngineHandle,
-    control: Arc<Control>,
     tls: Option<Arc<Tls>>,
     state: AppState,
+    threads: Arc<Threads>,
 }
 
 impl Server {
+    /// Settings of a server, all at their defaults.
+    pub fn builder() -> ServerBuilder {
+        ServerBuilder::default()
+    }
+
     /// Loads the model, opens state and adapters, starts engine and control loop. Blocks for
     /// seconds; every unusable input is an error here, before a port opens.
     pub fn load(config: Config, logs: Arc<dyn LogPort>) -> Result<Self, ServerError> {
@@ -172,13 +184,119 @@ impl Server {
             max_body_bytes: config.server.max_body_bytes,
             started_at: unix_seconds(),
         };
+        let threads = Threads {
+            ready: state.ready.clone(),
+            alignment: AlignmentWatch::start(control.clone(), state.telemetry.clone())?,
+            control,
+            engine,
+            compliance: state.compliance.clone(),
+            telemetry: state.telemetry.clone(),
+        };
         Ok(Self {
             config,
-            engine,
-            control,
             tls: tls.map(Arc::new),
             state,
+            threads: Arc::new(threads),
         })
+    }
+
+    /// All routes, for clients and operators, to be nested in an application's own router (axum
+    /// 0.8): `Router::new().nest("/llm", server.router())`. Everything in them works under any path,
+    /// the operators' page at the root included. They answer as long as this server lives; after
+    /// [`Server::shutdown`] they refuse requests with 503.
+    ///
+    /// Without an admin key, operator routes answer direct requests from this machine only. Where a
+    /// request comes from is known if the application is served with
+    /// `into_make_service_with_connect_info::<SocketAddr>()`; if it is not, an admin key is the only
+    /// way in. Limits on connections, header and write timeouts and TLS belong to whoever listens.
+    pub fn router(&self) -> Router {
+        api::router(self.state.clone())
+    }
+
+    /// The clients' routes alone, as for a listener of their own.
+    pub fn client_router(&self) -> Router {
+        api::client_router(self.state.clone())
+    }
+
+    /// The operators' routes alone, with metrics and page; see [`Server::router`] on who may call
+    /// them.
+    pub fn operator_router(&self) -> Router {
+        api::operator_router(self.state.clone())
+    }
+
+    /// Generates a text without HTTP. The request shares batches and limits with clients' requests;
+    /// it is counted under the route `in-process` and its answer is judged like theirs. Keys and
+    /// their rates do not apply. Dropping the future cancels the request. Needs a Tokio runtime.
+    ///
+    /// # Errors
+    /// [`GenerateError`]: the request is wrong, the server is busy or shutting down, the engine
+    /// failed.
+    pub async fn generate(&self, request: Generate) -> Result<Generated, GenerateError> {
+        api::generate(&self.state, request).await
+    }
+
+    /// As [`Server::generate`], piece by piece. Dropping the stream cancels the request.
+    ///
+    /// # Errors
+    /// As [`Server::generate`], for requests that are not accepted.
+    pub async fn generate_stream(&self, request: Generate) -> Result<TextStream, GenerateError> {
+        api::generate_stream(&self.state, request).await
+    }
+
+    /// As [`Server::generate`], for callers outside of asynchronous code. Needs no runtime.
+    ///
+    /// # Errors
+    /// As [`Server::generate`].
+    ///
+    /// # Panics
+    /// Inside a task of a Tokio runtime, whose thread it would block.
+    pub fn generate_blocking(&self, request: Generate) -> Result<Generated, GenerateError> {
+        api::generate_blocking(&self.state, request)
+    }
+
+    /// As [`Server::generate_stream`], for callers outside of asynchronous code, who read it with
+    /// [`TextStream::blocking_next`].
+    ///
+    /// # Errors
+    /// As [`Server::generate_stream`].
+    pub fn generate_stream_blocking(&self, request: Generate) -> Result<TextStream, GenerateError> {
+        api::start(&self.state, request)
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The name that clients send as `model`.
+    pub fn model_name(&self) -> &str {
+        &self.state.model_name
+    }
+
+    /// Id of the generation that new requests get.
+    pub fn generation(&self) -> String {
+        self.state.registry.lease_current().id.to_string()
+    }
+
+    /// Revision (a content hash) of the active policy set.
+    pub fn policy_revision(&self) -> String {
+        let (policies, _) = self.threads.control.active_policies();
+        policies.revision().to_string()
+    }
+
+    /// Whether the generation that serves is aligned to the active policies. May read from the state
+    /// database.
+    pub fn is_aligned(&self) -> bool {
+        self.state.admin.aligned()
+    }
+
+    /// Refuses new requests, lets running ones finish within `server.drain_timeout_s`, and ends the
+    /// server's threads; a running realignment is left to be resumed by the next server on the same
+    /// state directory. Memory is freed when this value and its routers are dropped. Needs a Tokio
+    /// runtime.
+    pub async fn shutdown(&self) {
+        self.drain().await;
+        self.end().await;
     }
 
     /// Listens and serves until SIGTERM or SIGINT, then drains: not ready any more, running
@@ -217,11 +335,10 @@ impl Server {
             }
             serving.spawn(listening.clone().serve(listener, app));
         }
-        let chores = tokio::spawn(chores(self.control.clone(), self.state.telemetry.clone()));
         let reload = tokio::spawn(reload(
             hangups,
             self.config.clone(),
-            self.control.clone(),
+            self.threads.control.clone(),
             self.state.access.clone(),
             self.tls.clone(),
         ));
@@ -234,7 +351,6 @@ impl Server {
             tracing::debug!("connections were cut off");
         }
         drop(serving);
-        chores.abort();
         reload.abort();
         self.end().await;
         Ok(())
@@ -273,28 +389,19 @@ impl Server {
         }
     }
 
-    /// Ends the threads; each finishes what it is at: a training step, a forward pass, the
-    /// judgements that wait.
-    async fn end(self) {
-        let Self {
-            engine,
-            control,
-            state,
-            ..
-        } = self;
-        let ended = tokio::task::spawn_blocking(move || {
-            control.shutdown();
-            engine.shutdown();
-            if let Some(compliance) = &state.compliance {
-                compliance.shutdown();
-            }
-            if let Some(exporter) = state.telemetry.exporter() {
-                exporter.shutdown();
-            }
-        });
-        if let Err(error) = ended.await {
+    async fn end(&self) {
+        let threads = self.threads.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || threads.end()).await {
             tracing::error!(%error, "shutdown did not end well");
         }
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server")
+            .field("model_name", &self.state.model_name)
+            .finish_non_exhaustive()
     }
 }
 
