@@ -1,6 +1,7 @@
 #!/bin/sh
-# A compiler wrapper (RUSTC_WRAPPER): the parsers under test report which branches they take, all
-# other crates stay as they are. Stable Rust can do that; it lacks only the address sanitiser.
+# A compiler wrapper (RUSTC_WRAPPER) that instruments the crates of the parsers under test, so that they report
+# which branches they take; all other crates are compiled as usual. This works on stable Rust, which lacks only
+# the address sanitiser.
 rustc=$1
 shift
 case " $* " in
