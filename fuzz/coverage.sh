@@ -5,7 +5,7 @@
 rustc=$1
 shift
 case " $* " in
-*" --crate-name realign "* | *" --crate-name policy "* | *" --crate-name preferences "*)
+*" --crate-name realign_align "* | *" --crate-name policy "* | *" --crate-name preferences "*)
     exec "$rustc" "$@" -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
         -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
         -Cllvm-args=-sanitizer-coverage-trace-compares
