@@ -89,7 +89,7 @@ impl Observation {
         Self::new(state, IN_PROCESS, &new_id())
     }
 
-    /// The request counts as running until its record is reported, so that draining waits for it.
+    /// Counts the request as running until its record is reported, so that draining waits for it.
     pub(crate) fn hold(&self, access: Arc<Access>, place: OwnedSemaphorePermit) {
         self.record().admission = Some(Admission {
             access,

@@ -110,7 +110,7 @@ impl Control {
     }
 
     /// Stops a running realignment at its next step, leaving it to be resumed, and ends the loop and
-    /// the policy watcher. Does nothing the second time.
+    /// the policy watcher. Calling it again does nothing.
     pub fn shutdown(&self) {
         drop(self.watcher.lock().ok().and_then(|mut w| w.take()));
         let _already_ended = self.events.send(Event::Shutdown);

@@ -24,9 +24,9 @@ pub(super) struct Threads {
 }
 
 impl Threads {
-    /// Takes no more requests and ends the threads; each finishes what it is at: a training step, a
-    /// forward pass, the judgements that wait. Requests that still run fail. Does nothing the second
-    /// time.
+    /// Refuses new requests and ends the threads after their current piece of work: a training step,
+    /// a forward pass, the judgements that wait. Requests that still run fail. Calling it again does
+    /// nothing.
     pub(super) fn end(&self) {
         self.ready.store(false, Ordering::Release);
         self.alignment.end();
@@ -56,20 +56,26 @@ pub(super) struct AlignmentWatch {
 /// Tells a thread that waits to end.
 #[derive(Default)]
 struct Ending {
-    said: Mutex<bool>,
+    requested: Mutex<bool>,
     changed: Condvar,
 }
 
 impl Ending {
-    fn say(&self) {
-        *self.said.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    fn request(&self) {
+        *self
+            .requested
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = true;
         self.changed.notify_all();
     }
 
-    /// Whether it was said within `time`.
-    fn within(&self, time: Duration) -> bool {
-        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.changed.wait_timeout_while(said, time, |said| !*said);
+    /// Waits for `time`, or less if the end is requested; whether it is.
+    fn requested_within(&self, time: Duration) -> bool {
+        let lock = self.requested.lock();
+        let requested = lock.unwrap_or_else(PoisonError::into_inner);
+        let waited = self
+            .changed
+            .wait_timeout_while(requested, time, |requested| !*requested);
         *waited.unwrap_or_else(PoisonError::into_inner).0
     }
 }
@@ -83,7 +89,7 @@ impl AlignmentWatch {
         let look = move || {
             loop {
                 telemetry.metrics().set_aligned(control.aligned());
-                if told.within(ALIGNMENT_INTERVAL) {
+                if told.requested_within(ALIGNMENT_INTERVAL) {
                     return;
                 }
             }
@@ -96,7 +102,7 @@ impl AlignmentWatch {
     }
 
     fn end(&self) {
-        self.ending.say();
+        self.ending.request();
         let thread = self.thread.lock().ok().and_then(|mut t| t.take());
         if thread.is_some_and(|t| t.join().is_err()) {
             tracing::error!("the thread that looks at the alignment panicked");

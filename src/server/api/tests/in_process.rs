@@ -67,7 +67,7 @@ fn a_stream_gives_pieces_and_then_the_figures() {
 }
 
 #[test]
-fn dropping_a_stream_cancels_and_frees_its_place() {
+fn dropping_a_stream_cancels_it() {
     let server = Server::start(|_| ());
     server.script([Script::Hang]);
     let stream = start(&server.state, Generate::user("Hi")).unwrap();

@@ -68,3 +68,12 @@ fn the_application_owns_its_logs() {
     let why = ApplicationLogs.set_filter("debug").unwrap_err().to_string();
     assert!(why.contains("part of an application"), "{why}");
 }
+
+#[test]
+fn a_server_can_be_shared_between_handlers() {
+    fn shared<T: Send + Sync + 'static>() {}
+    fn sendable<T: Send>(_: impl Fn(&'static Server) -> T) {}
+    shared::<Server>();
+    sendable(|server| server.generate(crate::api::Generate::user("")));
+    sendable(|server| server.shutdown());
+}
