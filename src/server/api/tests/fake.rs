@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use super::super::answers::admin::{Cancelling, Generations, Policies, Realignment, Started, Swap};
 use super::super::*;
 use crate::telemetry::{Event, Outcome, Stage};
+use realign_core::clock::unix_seconds;
 use realign_engine::adapter::generation::{Generation, GenerationId};
 use realign_engine::request::{
     EngineStats, FinishReason, GenerateEvent, GenerateRequest, GenerateStream, SubmitError,
