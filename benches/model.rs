@@ -11,8 +11,9 @@ use realign::adapter::generation::{Generation, GenerationId};
 use realign::adapter::{Registry, base_id};
 use realign::engine::request::{GenerateEvent, GenerateRequest, SamplingParams};
 use realign::engine::{self, EngineConfig, EngineHandle};
-use realign::model::packing::{Example, remember_states};
-use realign::model::{LoadedModel, Ops};
+use realign::model::packing::Example;
+use realign::model::{LoadedModel, Ops, Precision};
+use realign::train::passes::Passes;
 use realign::train::{Objective, Recipe, TrainableLora};
 
 const MODEL: &str = "models/SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -144,7 +145,9 @@ fn swap_under_load(
 
 fn training(c: &mut Criterion) {
     let loaded = load();
-    let model = loaded.model.dequantized().expect("513 MB are there");
+    let model = &loaded.model;
+    let mut passes =
+        Passes::new(model, Ops::for_device(&model.device), Precision::Mixed).expect("it is packed");
     let recipe = Recipe::default();
     let projections = recipe.projections().expect("the default's");
     let lora =
@@ -158,13 +161,8 @@ fn training(c: &mut Criterion) {
             )
         })
         .collect();
-    remember_states(
-        &model,
-        Ops::Fused,
-        pairs.iter_mut(),
-        recipe.lowest_layer(model.spec.layers),
-    )
-    .expect("the base runs");
+    let lowest = recipe.lowest_layer(model.spec.layers);
+    passes.remember(&mut pairs, lowest).expect("the base runs");
     let batch: Vec<(&Example, _)> = pairs.iter().map(|p| (p, None)).collect();
     let rows: usize = pairs.iter().map(Example::rows).sum();
     let objective = Objective::from(&recipe);
@@ -175,11 +173,9 @@ fn training(c: &mut Criterion) {
         .throughput(Throughput::Elements(rows as u64));
     group.bench_function("forward and backward of 6 pairs", |b| {
         b.iter(|| {
-            let loss = objective
-                .gold_loss(&model, Ops::Fused, &lora.weights(), &batch)
-                .expect("it runs");
-            lora.gradients(&loss.backward().expect("it differentiates"))
-                .expect("every tensor has one")
+            passes
+                .gold(&objective, &lora.weights(), &batch)
+                .expect("it runs")
         })
     });
     group.finish();

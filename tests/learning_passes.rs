@@ -33,7 +33,7 @@ fn samples(model: &Model) -> Vec<TrainExample> {
     let (pairs, weights): (Vec<TokenPair>, Vec<f64>) = golden_pairs().into_iter().unzip();
     let at = Reference {
         model,
-        ops: Ops::Fused,
+        ops: Ops::Plain,
         lowest_layer: 0,
         precision: Precision::Exact,
         conflicts: true,
@@ -51,7 +51,7 @@ fn refs(examples: &[TrainExample]) -> Vec<&TrainExample> {
 }
 
 fn passes(model: &Model, precision: Precision) -> Passes<'_> {
-    Passes::new(model, Ops::Fused, precision).unwrap()
+    Passes::new(model, Ops::Plain, precision).unwrap()
 }
 
 fn norm(t: &Tensor) -> f64 {
@@ -151,7 +151,7 @@ fn impact_scores_agree_with_pytorch() {
     let conflicts: Vec<TrainExample> = samples(model).into_iter().take(4).collect();
     let gold = examples("gold");
     let reference = Packed::new(&gold)
-        .response_logprobs(dense_model(), Ops::Fused, None)
+        .response_logprobs(dense_model(), Ops::Plain, None)
         .unwrap();
     for (key, weights, is_fresh) in [
         ("impact_at_adapter", adapter("adapter"), false),
@@ -161,7 +161,7 @@ fn impact_scores_agree_with_pytorch() {
         for (precision, relative) in [(Precision::Exact, 1e-3), (Precision::Mixed, 1e-2)] {
             let at = At {
                 model,
-                ops: Ops::Fused,
+                ops: Ops::Plain,
                 adapter: &weights,
                 objective: objective(PreferenceLoss::Sigmoid),
                 precision,
@@ -238,7 +238,7 @@ fn every_family_agrees_with_automatic_differentiation() {
             |model: &Model, precision: Precision| -> (Gradients, LossParts, Vec<TrainExample>) {
                 let at = Reference {
                     model,
-                    ops: Ops::Fused,
+                    ops: Ops::Plain,
                     lowest_layer: 0,
                     precision: Precision::Exact,
                     conflicts: true,
@@ -270,7 +270,7 @@ fn every_family_agrees_with_automatic_differentiation() {
             // Tangents against gradients: d/dε of the loss along its own gradient is its square.
             let at = At {
                 model: &packed,
-                ops: Ops::Fused,
+                ops: Ops::Plain,
                 adapter: &weights,
                 objective,
                 precision,
@@ -307,7 +307,7 @@ fn dropout_thins_values_and_gradients_alike() {
     let weights = realign::adapter::peft::read_dir(dir).unwrap().weights;
     let at = Reference {
         model: &model,
-        ops: Ops::Fused,
+        ops: Ops::Plain,
         lowest_layer: 0,
         precision: Precision::Exact,
         conflicts: true,

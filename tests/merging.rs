@@ -11,7 +11,7 @@ use super::golden_parity::{adapter, dense_model, examples, model_path};
 fn scores(model: &Model, examples: &[Example], adapter: Option<&LoraWeights>) -> Vec<f64> {
     let packed = Packed::new(examples);
     let scores = packed
-        .response_logprobs(model, Ops::Fused, adapter)
+        .response_logprobs(model, Ops::Plain, adapter)
         .unwrap();
     scores.into_iter().flatten().collect()
 }

@@ -21,7 +21,7 @@ use crate::golden_training::{
 const FAMILIES: [&str; 5] = ["llama", "qwen2", "qwen3", "gemma2", "gemma3"];
 
 fn passes(model: &Model, recompute: bool) -> Passes<'_> {
-    let passes = Passes::new(model, Ops::Fused, Precision::Exact);
+    let passes = Passes::new(model, Ops::Plain, Precision::Exact);
     passes.unwrap().recomputing(recompute)
 }
 
@@ -67,7 +67,7 @@ fn pairs(categories: &[Category]) -> Vec<TokenPair> {
 fn examples_of(model: &Model, categories: &[Category], lowest_layer: usize) -> Vec<TrainExample> {
     let at = Reference {
         model,
-        ops: Ops::Fused,
+        ops: Ops::Plain,
         lowest_layer,
         precision: Precision::Exact,
         conflicts: true,

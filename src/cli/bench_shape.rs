@@ -279,8 +279,7 @@ fn training(model: &Model, rank: usize, recompute: Recompute) -> Result<Training
     let failed = |e: &dyn std::fmt::Display| {
         CliError::Bench(BenchError::Options(format!("training did not run: {e}")))
     };
-    let dense = model.dequantized().map_err(|e| failed(&e))?;
-    let vocab = dense.spec.vocab_size as u32;
+    let vocab = model.spec.vocab_size as u32;
     let tokens = |n: usize, seed: usize| -> Vec<u32> {
         (0..n)
             .map(|i| ((i * 31 + seed * 17) as u32) % vocab)
@@ -310,8 +309,8 @@ fn training(model: &Model, rank: usize, recompute: Recompute) -> Result<Training
         reports: Mutex::default(),
         recompute,
     };
-    let ops = Ops::for_device(&dense.device);
-    train(&dense, ops, &examples, &recipe, None, &steps).map_err(|e| failed(&e))?;
+    let ops = Ops::for_device(&model.device);
+    train(model, ops, &examples, &recipe, None, &steps).map_err(|e| failed(&e))?;
     let steps = steps
         .reports
         .into_inner()
@@ -320,7 +319,7 @@ fn training(model: &Model, rank: usize, recompute: Recompute) -> Result<Training
     Ok(Training {
         tokens_per_second: Samples(rates.collect()),
         rank,
-        adapted_layers: dense.spec.layers,
+        adapted_layers: model.spec.layers,
     })
 }
 

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use candle_core::Result;
 
 use crate::adapter::generation::Generation;
-use crate::model::{AdapterRows, Attention, Batch, Model, Ops, Segment};
+use crate::model::packing::{Example, Packed};
+use crate::model::{Model, Ops, Precision};
+use crate::train::passes::Passes;
 
 /// Computes embeddings beside the engine, on the shared model definition: no cache, no batch.
 #[derive(Clone, Debug)]
@@ -25,27 +27,19 @@ impl Embedder {
     /// # Errors
     /// If the pass could not be computed.
     pub fn embed(&self, generation: &Generation, tokens: &[u32]) -> Result<Vec<f32>> {
-        let segment = Segment {
-            start: 0,
-            prompt: tokens.len(),
-            branches: Vec::new(),
+        let [first, rest @ ..] = tokens else {
+            candle_core::bail!("a text without tokens has no embedding");
         };
-        let positions: Vec<u32> = segment.positions().collect();
-        let adapters: Vec<AdapterRows> = generation
-            .adapter
-            .iter()
-            .map(|adapter| AdapterRows {
-                rows: 0..tokens.len(),
-                adapter,
-            })
-            .collect();
-        let hidden = self.model.hidden(&Batch {
-            tokens,
-            positions: &positions,
-            adapters: &adapters,
-            attention: Attention::Packed([segment].into()),
-            ops: Ops::for_device(&self.model.device),
-        })?;
+        // A pass gives the states that predict a response: with the first token as the prompt these
+        // are the states of all tokens, whatever the response ends with.
+        let response = rest.iter().copied().chain([*first]).collect();
+        let batch = Packed::new([&Example::new(vec![*first], vec![response])]);
+        let mut passes = Passes::new(
+            &self.model,
+            Ops::for_device(&self.model.device),
+            Precision::Exact,
+        )?;
+        let hidden = passes.hidden(&batch, generation.adapter.as_deref())?;
         let mean = hidden.mean(0)?.to_vec1::<f32>()?;
         let length = mean.iter().map(|x| x * x).sum::<f32>().sqrt();
         // A zero vector has no direction to scale.

@@ -15,9 +15,10 @@ use super::request::{EngineStats, GenerateRequest, GenerateStream, SubmitError};
 use super::runner::Runner;
 use super::scheduler::Scheduler;
 use super::sequence::Sequence;
-use super::step::{Executor, ModelExecutor};
+use super::step::Executor;
 use crate::adapter::generation::{Generation, GenerationId};
-use crate::model::{BLOCK_TOKENS, CpuExecutor, Model, PagedKv, Tokenizer, turns};
+use crate::model::cpu::KvCache;
+use crate::model::{BLOCK_TOKENS, CpuExecutor, Model, Tokenizer, turns};
 
 /// Sizes of an engine; resolved from the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,7 +138,7 @@ pub fn start(
     tokenizer: Arc<Tokenizer>,
     config: EngineConfig,
 ) -> Result<EngineHandle, EngineError> {
-    let (spec, limit) = (&model.spec, model.spec.max_position);
+    let limit = model.spec.max_position;
     let block = bytes_per_block(&model);
     let blocks = config.kv_cache_bytes / block;
     if blocks == 0 {
@@ -146,14 +147,10 @@ pub fn start(
             block,
         });
     }
-    let executor: Box<dyn Executor> = if model.is_packed() {
-        Box::new(CpuExecutor::new(model, blocks, config.threads)?)
-    } else if model.device.is_cuda() {
+    let executor: Box<dyn Executor> = if model.device.is_cuda() {
         cuda_executor(model, blocks, &config)?
     } else {
-        let width = spec.kv_heads * spec.head_dim;
-        let kv = PagedKv::new(spec.layers, width, blocks, BLOCK_SIZE, &model.device)?;
-        Box::new(ModelExecutor::new(model, kv))
+        Box::new(CpuExecutor::new(model, blocks, config.threads)?)
     };
     // After the cache: a size that was mistyped is refused there.
     let pool = BlockPool::new(blocks, BLOCK_SIZE);
@@ -162,8 +159,8 @@ pub fn start(
 
 /// Bytes of keys and values per block, in the element type of the executor's cache.
 fn bytes_per_block(model: &Model) -> usize {
-    let (spec, width) = (&model.spec, model.spec.kv_heads * model.spec.head_dim);
-    let floats = PagedKv::bytes_per_block(spec.layers, width, BLOCK_SIZE);
+    let spec = &model.spec;
+    let floats = KvCache::bytes_per_block(spec.layers, spec.kv_heads, spec.head_dim);
     // A CUDA device's cache has the weights' sixteen bits.
     if model.device.is_cuda() {
         floats / 2

@@ -5,7 +5,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::request::SamplingParams;
 use crate::model::DrawRequest;
-use crate::model::ops::logsumexp;
+use crate::model::cpu::logsumexp;
 
 /// One sequence's sampler: its own random stream, so batch mates cannot change its text.
 #[derive(Debug)]

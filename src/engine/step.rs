@@ -6,14 +6,11 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, Result, Storage, Tensor};
+use candle_core::Result;
 
 use super::scheduler::Share;
 use super::sequence::Sequence;
-use crate::model::{
-    AdapterRows, AdapterSpan, Attention, Batch, CpuExecutor, DrawRequest, Model, Ops, PagedKv,
-    PagedSequence, Step,
-};
+use crate::model::{AdapterSpan, CpuExecutor, DrawRequest, PagedSequence, Step};
 
 /// The rows of a step, sequences of one generation side by side. Refilled for every step, so that
 /// its buffers are allocated once.
@@ -147,23 +144,6 @@ impl Logits {
     pub fn token(&self, index: usize) -> Option<u32> {
         self.tokens.get(index).copied().flatten()
     }
-
-    /// Takes over a tensor of shape (outputs, vocabulary), f32.
-    fn read(&mut self, logits: &Tensor) -> Result<()> {
-        let (rows, vocab) = logits.dims2()?;
-        let into = self.prepare(rows, vocab);
-        let (storage, layout) = logits.storage_and_layout();
-        match (&*storage, layout.contiguous_offsets()) {
-            (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => {
-                into.copy_from_slice(&values[start..end]);
-            }
-            _ => {
-                drop(storage);
-                into.copy_from_slice(&logits.flatten_all()?.to_vec1::<f32>()?);
-            }
-        }
-        Ok(())
-    }
 }
 
 /// What computes a step.
@@ -180,57 +160,6 @@ pub trait Executor: Send {
     /// # Errors
     /// If the step could not be computed; the sequences in it are given up.
     fn forward(&mut self, layout: &Layout, logits: &mut Logits) -> Result<()>;
-}
-
-/// Runs steps on the shared model definition.
-pub struct ModelExecutor {
-    model: Arc<Model>,
-    ops: Ops,
-    kv: PagedKv,
-}
-
-impl ModelExecutor {
-    /// Runs `model` with the cache `kv`, in the fastest form its device has.
-    pub fn new(model: Arc<Model>, kv: PagedKv) -> Self {
-        Self {
-            ops: Ops::for_device(&model.device),
-            model,
-            kv,
-        }
-    }
-}
-
-impl Executor for ModelExecutor {
-    fn forward(&mut self, layout: &Layout, logits: &mut Logits) -> Result<()> {
-        let adapters: Vec<AdapterRows> = layout
-            .adapters
-            .iter()
-            .map(|span| AdapterRows {
-                rows: span.rows.clone(),
-                adapter: &span.adapter,
-            })
-            .collect();
-        let batch = Batch {
-            tokens: &layout.tokens,
-            positions: &layout.positions,
-            adapters: &adapters,
-            attention: Attention::Paged {
-                kv: &self.kv,
-                sequences: layout.sequences.clone(),
-            },
-            ops: self.ops,
-        };
-        let hidden = self.model.hidden(&batch)?;
-        if layout.outputs.is_empty() {
-            return Ok(());
-        }
-        let rows = Tensor::new(layout.outputs.as_slice(), &self.model.device)?;
-        logits.read(
-            &self
-                .model
-                .logits(self.ops, &hidden.index_select(&rows, 0)?)?,
-        )
-    }
 }
 
 #[cfg(any(test, feature = "cuda"))]

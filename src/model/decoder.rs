@@ -1,7 +1,7 @@
 //! The decoder: one definition for serving, scoring and training.
 //!
 //! `forward` takes `&self`; the batch brings everything that varies: tokens, positions, adapters
-//! per row range, and where attention finds its keys. Families differ by [`ModelSpec`] alone.
+//! per row range, and how sequences lie in it. Families differ by [`ModelSpec`] alone.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,24 +12,8 @@ use super::compute::{Compute, Ropes, run_layers};
 use super::cpu::Encoding;
 use super::linear::{AdapterRows, Linear, Weight};
 use super::lora::LoraWeights;
-use super::ops::{
-    self, Activation, AttentionShape, Ops, PagedKv, PagedSequence, RopeTable, Segment,
-};
+use super::ops::{self, Activation, AttentionShape, Ops, RopeTable, Segment};
 use super::spec::ModelSpec;
-
-/// Where attention finds keys and values.
-#[derive(Clone, Debug)]
-pub enum Attention<'a> {
-    /// Whole sequences in the batch itself, no cache (training, scoring).
-    Packed(Arc<[Segment]>),
-    /// A paged cache that the batch extends (serving).
-    Paged {
-        /// The cache; the forward pass writes the batch's keys and values into it.
-        kv: &'a PagedKv,
-        /// Which rows belong to which sequence.
-        sequences: Arc<[PagedSequence]>,
-    },
-}
 
 /// Everything that one forward pass needs besides the weights. Rows are tokens; there is no
 /// padding, sequences follow each other.
@@ -41,8 +25,8 @@ pub struct Batch<'a> {
     pub positions: &'a [u32],
     /// Adapters by ascending row range; rows in no range run on the base model.
     pub adapters: &'a [AdapterRows<'a>],
-    /// Where keys and values are.
-    pub attention: Attention<'a>,
+    /// How the sequences lie.
+    pub segments: Arc<[Segment]>,
     /// Which form of each operation runs.
     pub ops: Ops,
 }
@@ -144,10 +128,10 @@ impl Model {
     }
 
     /// Logits of some rows of `hidden` (rows, hidden): (rows, vocabulary).
-    pub fn logits(&self, ops: Ops, hidden: &Tensor) -> Result<Tensor> {
-        let logits = self.head.forward(ops, hidden)?;
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let logits = self.head.forward(hidden)?;
         match self.spec.variant.logit_cap {
-            Some(cap) => ops::soft_cap(ops, &logits, cap as f32),
+            Some(cap) => ops::soft_cap(&logits, cap as f32),
             None => Ok(logits),
         }
     }
@@ -288,7 +272,7 @@ impl<'a> TensorMachine<'a> {
     }
 
     fn project(&self, map: &Linear, x: &Tensor) -> Result<Tensor> {
-        map.forward(self.batch.ops, x, self.batch.adapters)
+        map.forward(x, self.batch.adapters)
     }
 
     fn norm(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
@@ -310,7 +294,7 @@ impl Compute for TensorMachine<'_> {
         Ok(())
     }
 
-    fn heads(&mut self, index: usize, layer: &Layer, rope: &RopeTable) -> Result<()> {
+    fn heads(&mut self, _index: usize, layer: &Layer, rope: &RopeTable) -> Result<()> {
         let [q, k, v, _] = &layer.attention;
         let rotated = |map: &Linear, which: usize| {
             let x = self.project(map, &self.h)?;
@@ -320,22 +304,13 @@ impl Compute for TensorMachine<'_> {
             };
             ops::rope(self.batch.ops, &x, rope)
         };
-        let heads = [rotated(q, 0)?, rotated(k, 1)?, self.project(v, &self.h)?];
-        if let Attention::Paged { kv, sequences } = &self.batch.attention {
-            kv.write(index, &heads[1], &heads[2], sequences)?;
-        }
-        self.heads = heads;
+        self.heads = [rotated(q, 0)?, rotated(k, 1)?, self.project(v, &self.h)?];
         Ok(())
     }
 
-    fn attend(&mut self, index: usize, shape: &AttentionShape) -> Result<()> {
-        let (ops, [q, k, v]) = (self.batch.ops, &self.heads);
-        self.m = match &self.batch.attention {
-            Attention::Packed(segments) => ops::packed_attention(ops, (q, k, v), *shape, segments)?,
-            Attention::Paged { kv, sequences } => {
-                ops::paged_attention(ops, q, kv, index, sequences, *shape)?
-            }
-        };
+    fn attend(&mut self, _index: usize, shape: &AttentionShape) -> Result<()> {
+        let [q, k, v] = &self.heads;
+        self.m = ops::packed_attention((q, k, v), *shape, &self.batch.segments)?;
         Ok(())
     }
 

@@ -9,12 +9,12 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::cpu::PackedWeight;
 use super::integer::IntegerWeight;
 use super::lora::{LoraPair, LoraSite, LoraWeights, Projection};
-use super::ops::{Ops, frozen_linear, integer_linear, quantized_linear};
+use super::ops::{frozen_linear, integer_linear};
 
 /// A frozen weight of shape (out, in).
 #[derive(Clone, Debug)]
 pub enum Weight {
-    /// As its GGUF file stores it. Products use 8-bit activations on the CPU and have no gradient.
+    /// As its GGUF file stores it. Products unpack it, and have no gradient.
     Quantized(Arc<QTensor>),
     /// Laid out for the CPU executor, which is what multiplies with it.
     Packed(PackedWeight),
@@ -77,19 +77,19 @@ impl Weight {
     }
 
     /// `x` (rows, in) times the transposed weight: (rows, out).
-    pub fn forward(&self, ops: Ops, x: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self {
-            Weight::Quantized(q) => quantized_linear(ops, x, q),
+            Weight::Quantized(q) => x.matmul(&q.dequantize(x.device())?.t()?),
             Weight::Packed(p) => p.forward(x),
             Weight::Integer(w) => integer_linear(x, w),
-            Weight::Dense(w) => frozen_linear(ops, x, w),
+            Weight::Dense(w) => frozen_linear(x, w),
         }
     }
 
     /// Rows of the weight, for an embedding look-up: (ids, in).
     pub fn rows(&self, ids: &Tensor) -> Result<Tensor> {
         match self {
-            Weight::Quantized(q) => q.embedding(ids),
+            Weight::Quantized(q) => q.dequantize(ids.device())?.index_select(ids, 0),
             Weight::Packed(p) => p.rows(ids),
             Weight::Integer(w) => w.rows(ids),
             Weight::Dense(w) => w.index_select(ids, 0),
@@ -172,8 +172,8 @@ impl Linear {
     ///
     /// Adapters stay unmerged, so one batch holds sequences of different generations. The ranges
     /// must be ascending and disjoint.
-    pub fn forward(&self, ops: Ops, x: &Tensor, adapters: &[AdapterRows]) -> Result<Tensor> {
-        let mut y = self.weight.forward(ops, x)?;
+    pub fn forward(&self, x: &Tensor, adapters: &[AdapterRows]) -> Result<Tensor> {
+        let mut y = self.weight.forward(x)?;
         if let Some(bias) = &self.bias {
             y = y.broadcast_add(bias)?;
         }
@@ -183,10 +183,10 @@ impl Linear {
             .collect();
         match pairs.as_slice() {
             [] => Ok(y),
-            [(rows, pair)] if **rows == (0..x.dim(0)?) => y + lora_delta(ops, x, pair)?,
+            [(rows, pair)] if **rows == (0..x.dim(0)?) => y + lora_delta(x, pair)?,
             some => {
                 let out = y.dim(1)?;
-                y + ragged_delta(ops, x, some, out)?
+                y + ragged_delta(x, some, out)?
             }
         }
     }
@@ -194,21 +194,16 @@ impl Linear {
 
 /// `scale · B (A x)`, (rows, out). Factors under training take candle's product, which sends them
 /// gradients; those of a finished adapter take the frozen one.
-fn lora_delta(ops: Ops, x: &Tensor, pair: &LoraPair) -> Result<Tensor> {
+fn lora_delta(x: &Tensor, pair: &LoraPair) -> Result<Tensor> {
     let product = |x: &Tensor, w: &Tensor| match w.track_op() {
         true => x.matmul(&w.t()?),
-        false => frozen_linear(ops, x, w),
+        false => frozen_linear(x, w),
     };
     product(&product(x, &pair.a)?, &pair.b)? * pair.scale
 }
 
 /// The deltas of several row ranges stitched together, zero between them.
-fn ragged_delta(
-    ops: Ops,
-    x: &Tensor,
-    pairs: &[(&Range<usize>, &LoraPair)],
-    out: usize,
-) -> Result<Tensor> {
+fn ragged_delta(x: &Tensor, pairs: &[(&Range<usize>, &LoraPair)], out: usize) -> Result<Tensor> {
     let rows = x.dim(0)?;
     let zeros = |n: usize| Tensor::zeros((n, out), x.dtype(), x.device());
     let mut parts = Vec::with_capacity(2 * pairs.len() + 1);
@@ -217,11 +212,7 @@ fn ragged_delta(
         if range.start > next {
             parts.push(zeros(range.start - next)?);
         }
-        parts.push(lora_delta(
-            ops,
-            &x.narrow(0, range.start, range.len())?,
-            pair,
-        )?);
+        parts.push(lora_delta(&x.narrow(0, range.start, range.len())?, pair)?);
         next = range.end;
     }
     if next < rows {

@@ -9,7 +9,6 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{DType, Result, Tensor};
 
 use super::cpu::PackedAdapter;
-#[cfg(any(test, feature = "cuda", feature = "test-support"))]
 use super::cuda::DeviceAdapter;
 
 /// The seven linear maps of a decoder layer that can carry an adapter, by their PEFT names.
@@ -98,7 +97,6 @@ pub struct LoraWeights {
     /// As the CPU executor multiplies with them.
     packed: OnceLock<Arc<PackedAdapter>>,
     /// As the CUDA executor reads them.
-    #[cfg(any(test, feature = "cuda", feature = "test-support"))]
     on_device: OnceLock<Arc<DeviceAdapter>>,
 }
 
@@ -167,7 +165,6 @@ impl LoraWeights {
     ///
     /// # Errors
     /// If the device refuses.
-    #[cfg(any(test, feature = "cuda", feature = "test-support"))]
     pub(super) fn on_device(
         &self,
         device: &candle_core::Device,

@@ -5,7 +5,6 @@
 pub mod chat;
 pub mod compute;
 pub mod cpu;
-#[cfg(any(test, feature = "cuda", feature = "test-support"))]
 pub mod cuda;
 pub mod decoder;
 pub mod device;
@@ -31,19 +30,21 @@ pub mod test_support;
 pub mod tokenizer;
 pub mod turns;
 pub mod weights;
+pub mod whole;
 
 pub use chat::{CallStyle, ChatMessage, ChatRole, ChatTemplate};
 pub use cpu::learn::{Differentiator, Dropout, Precision, SiteGradients, TokenLoss};
 pub use cpu::{BLOCK_TOKENS, CpuExecutor, Step};
-pub use decoder::{Attention, Batch, Model};
+pub use decoder::{Batch, Model};
 pub use device::{DeviceChoice, DeviceError};
 pub use draw::DrawRequest;
 pub use error::ModelError;
 pub use linear::{AdapterRows, AdapterSpan};
 pub use loaded::LoadedModel;
 pub use lora::{LoraPair, LoraSite, LoraWeights, Projection};
-pub use ops::{Ops, PagedKv, PagedSequence, Segment};
+pub use ops::{Ops, PagedSequence, Segment};
 pub use recompute::{Recompute, Stepwise};
 pub use source::{ModelFiles, ModelSource};
 pub use spec::ModelSpec;
 pub use tokenizer::{StreamDecoder, Tokenizer};
+pub use whole::WholeGraph;

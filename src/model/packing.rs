@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
-use super::decoder::{Attention, Batch, Model};
+use super::decoder::{Batch, Model};
 use super::linear::AdapterRows;
 use super::lora::LoraWeights;
 use super::ops::{self, Ops, Segment};
@@ -179,12 +179,11 @@ impl Packed {
 
     /// What the decoder runs.
     pub(super) fn batch<'a>(&'a self, ops: Ops, adapters: &'a [AdapterRows<'a>]) -> Batch<'a> {
-        let attention = Attention::Packed(self.segments.clone());
         Batch {
             tokens: &self.tokens,
             positions: &self.positions,
             adapters,
-            attention,
+            segments: self.segments.clone(),
             ops,
         }
     }
@@ -210,7 +209,7 @@ impl Packed {
         adapter: Option<&LoraWeights>,
     ) -> Result<Tensor> {
         let hidden = self.response_hidden(model, ops, adapter)?;
-        ops::token_logprobs(ops, &model.logits(ops, &hidden)?, &self.targets)
+        ops::token_logprobs(ops, &model.logits(&hidden)?, &self.targets)
     }
 
     /// log p(response | prompt) per example and response, summed over tokens in f64; no gradient.

@@ -144,7 +144,7 @@ impl<'a> Stepwise<'a> {
         let mut values = Vec::with_capacity(targets.len());
         for (i, targets) in targets.chunks(self.head_rows).enumerate() {
             let rows = hidden.narrow(0, i * self.head_rows, targets.len())?;
-            let logits = self.model.logits(self.ops, &rows)?;
+            let logits = self.model.logits(&rows)?;
             values.extend(ops::token_logprobs(self.ops, &logits, targets)?.to_vec1::<f32>()?);
         }
         Ok(values)
@@ -316,10 +316,10 @@ impl<'a> Stepwise<'a> {
         let picked: Vec<u32> = indices.iter().map(|&i| i as u32).collect();
         let picked = Tensor::from_vec(picked, indices.len(), rows.device())?;
         let variable = Var::from_tensor(&rows.index_select(&picked, 0)?)?;
-        let logits = self.model.logits(self.ops, &self.normalised(&variable)?)?;
+        let logits = self.model.logits(&self.normalised(&variable)?)?;
         let values = match reference {
             Some(reference) => {
-                let reference = self.model.logits(self.ops, reference)?;
+                let reference = self.model.logits(reference)?;
                 ops::kl_from_reference(self.ops, &reference, &logits)?
             }
             None => {

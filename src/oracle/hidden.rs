@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[cfg(feature = "cuda")]
 use crate::model::cuda::{CudaExecutor, CudaGpu, Options};
 use crate::model::{
-    Attention, BLOCK_TOKENS, Batch, ChatMessage, CpuExecutor, LoadedModel, Model, Ops,
-    PagedSequence, Segment, Step,
+    BLOCK_TOKENS, Batch, ChatMessage, CpuExecutor, LoadedModel, Model, Ops, PagedSequence, Segment,
+    Step,
 };
 
 use super::features::{FeatureError, FeatureSource};
@@ -126,7 +126,7 @@ impl HiddenStates {
             tokens: step.tokens,
             positions: step.positions,
             adapters: &[],
-            attention: Attention::Packed(step.sequences.iter().map(segment).collect()),
+            segments: step.sequences.iter().map(segment).collect(),
             ops: Ops::for_device(&self.loaded.model.device),
         };
         self.loaded.model.residuals(&batch, layers, |layer, x| {

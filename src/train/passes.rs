@@ -13,7 +13,7 @@ use super::trainable::{Gradients, TrainableLora};
 use crate::model::packing::{Example, Packed, remember_states};
 use crate::model::{
     Differentiator, Dropout, LoraPair, LoraSite, LoraWeights, Model, Ops, Precision, Recompute,
-    SiteGradients, Stepwise, TokenLoss, ops,
+    SiteGradients, Stepwise, TokenLoss, WholeGraph, ops,
 };
 use crate::triage::Category;
 
@@ -88,8 +88,22 @@ impl<'a> Passes<'a> {
         }
     }
 
-    /// Final hidden states that predict the response tokens, (response tokens, hidden), and the
-    /// log-probability of each.
+    /// Final hidden states that predict the response tokens, (response tokens, hidden).
+    ///
+    /// # Errors
+    /// If the adapter does not fit the model.
+    pub fn hidden(&mut self, batch: &Packed, adapter: Option<&LoraWeights>) -> Result<Tensor> {
+        match self {
+            Self::Tensors { model, ops, .. } => Stepwise::new(model, *ops).hidden(batch, adapter),
+            Self::Packed(passes) => {
+                let hidden = passes.hidden(batch, adapter)?;
+                let shape = (batch.targets().len(), passes.model().spec.hidden_size);
+                Tensor::from_vec(hidden, shape, &candle_core::Device::Cpu)
+            }
+        }
+    }
+
+    /// [`Passes::hidden`], and the log-probability of each response token.
     ///
     /// # Errors
     /// If the adapter does not fit the model.
@@ -111,7 +125,7 @@ impl<'a> Passes<'a> {
             }
             Self::Tensors { model, ops, .. } => {
                 let hidden = batch.response_hidden(model, *ops, adapter)?;
-                let logits = model.logits(*ops, &hidden)?;
+                let logits = model.logits(&hidden)?;
                 let logprobs = ops::token_logprobs(*ops, &logits, batch.targets())?;
                 Ok((hidden.detach(), logprobs.to_vec1()?))
             }
@@ -177,15 +191,6 @@ impl<'a> Passes<'a> {
         lora: &TrainableLora,
         batch: &[&TrainExample],
     ) -> Result<(Gradients, LossParts)> {
-        if let Self::Tensors {
-            model,
-            ops,
-            recompute: false,
-        } = self
-        {
-            let (loss, parts) = objective.loss(model, *ops, &lora.weights(), batch)?;
-            return Ok((lora.gradients(&loss.backward()?)?, parts));
-        }
         let packed = Packed::new(batch.iter().map(|e| &e.example));
         let mut losses = logprobs_of(&packed);
         let mut reference = Vec::new();
@@ -222,14 +227,28 @@ impl<'a> Passes<'a> {
         coefficients: impl FnOnce(&[f32]) -> Vec<f32> + Send,
     ) -> Result<SiteGradients> {
         match self {
-            Self::Tensors { model, ops, .. } => {
+            Self::Tensors {
+                model,
+                ops,
+                recompute,
+            } => {
                 let rows: Vec<&Tensor> = reference.iter().map(|(_, hidden)| *hidden).collect();
                 let reference = match rows.is_empty() {
                     true => None,
                     false => Some(Tensor::cat(&rows, 0)?),
                 };
                 let wanted = (losses, reference.as_ref());
-                Stepwise::new(model, *ops).gradients(packed, adapter, wanted, coefficients)
+                match recompute {
+                    true => {
+                        Stepwise::new(model, *ops).gradients(packed, adapter, wanted, coefficients)
+                    }
+                    false => WholeGraph { model, ops: *ops }.gradients(
+                        packed,
+                        adapter,
+                        wanted,
+                        coefficients,
+                    ),
+                }
             }
             Self::Packed(passes) => {
                 let width = passes.model().spec.hidden_size;
@@ -260,16 +279,6 @@ impl<'a> Passes<'a> {
         adapter: &LoraWeights,
         batch: &[(&Example, Option<PerResponse>)],
     ) -> Result<Gradients> {
-        if let Self::Tensors {
-            model,
-            ops,
-            recompute: false,
-        } = self
-        {
-            let lora = TrainableLora::from_weights(adapter)?;
-            let loss = objective.gold_loss(model, *ops, &lora.weights(), batch)?;
-            return lora.gradients(&loss.backward()?);
-        }
         let packed = Packed::new(batch.iter().map(|(e, _)| *e));
         let losses = logprobs_of(&packed);
         let variables = match self {

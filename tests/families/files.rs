@@ -1,25 +1,23 @@
 //! The kinds of weight files, and what is said about broken ones.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
 use candle_core::{Device, Tensor};
-use realign::model::linear::Weight;
 use realign::model::{LoadedModel, ModelSource, Ops};
 use serde_json::Value;
 
-use super::{FAMILIES, Golden, fixture, load, whole};
+use super::{FAMILIES, Golden, fixture, load, served, whole};
 
 #[test]
 fn unquantised_gguf_files_hold_the_same_models() {
     for family in FAMILIES {
         let golden = Golden::of(family);
         let model = load(&fixture(family).join("model.gguf"));
-        let logits = whole(&model, &golden.tokens, Ops::Fused, None);
+        let logits = whole(&model, &golden.tokens, Ops::Plain, None);
         golden.check(&logits, "logits", 1e-4, "gguf");
         let adapter = golden.adapter();
-        let adapted = whole(&model, &golden.tokens, Ops::Fused, Some(&adapter));
+        let adapted = whole(&model, &golden.tokens, Ops::Plain, Some(&adapter));
         golden.check(&adapted, "logits_adapter", 1e-4, "gguf");
     }
 }
@@ -30,10 +28,10 @@ fn eight_bit_gguf_files_agree_with_their_dequantised_weights() {
         let golden = Golden::of(family);
         let model = load(&fixture(family).join("model-q8_0.gguf"));
         let dense = model.dequantized().unwrap();
-        let exact = whole(&dense, &golden.tokens, Ops::Fused, None);
+        let exact = whole(&dense, &golden.tokens, Ops::Plain, None);
         golden.check(&exact, "logits_q8_0", 1e-4, "dequantised");
         // Served products round activations to 8 bits too.
-        let served = whole(&model, &golden.tokens, Ops::Fused, None);
+        let served = served(model, &golden.tokens, &[golden.tokens.len()], None);
         golden.check(&served, "logits_q8_0", 0.1, "8-bit activations");
     }
 }
@@ -42,46 +40,8 @@ fn eight_bit_gguf_files_agree_with_their_dequantised_weights() {
 fn shards_are_read_through_their_index() {
     let golden = Golden::of("llama");
     let model = load(&fixture("llama-sharded"));
-    let logits = whole(&model, &golden.tokens, Ops::Fused, None);
+    let logits = whole(&model, &golden.tokens, Ops::Plain, None);
     golden.check(&logits, "logits", 1e-4, "sharded bf16");
-}
-
-#[test]
-fn every_block_type_multiplies_and_looks_up() {
-    let dense = Tensor::randn(0f32, 1.0, (70, 512), &Device::Cpu).unwrap();
-    let x = Tensor::randn(0f32, 1.0, (5, 512), &Device::Cpu).unwrap();
-    let ids = Tensor::new(&[3u32, 69, 0], &Device::Cpu).unwrap();
-    for kind in [
-        GgmlDType::Q4_0,
-        GgmlDType::Q4_1,
-        GgmlDType::Q5_0,
-        GgmlDType::Q5_1,
-        GgmlDType::Q8_0,
-        GgmlDType::Q2K,
-        GgmlDType::Q3K,
-        GgmlDType::Q4K,
-        GgmlDType::Q5K,
-        GgmlDType::Q6K,
-    ] {
-        let weight = Weight::Quantized(Arc::new(QTensor::quantize(&dense, kind).unwrap()));
-        let exact = weight.dequantized(&Device::Cpu).unwrap();
-        for ops in [Ops::Fused, Ops::Plain] {
-            let product = |w: &Weight| w.forward(ops, &x).unwrap();
-            let distance = relative_distance(&product(&weight), &product(&exact));
-            assert!(distance < 0.03, "{kind:?} {ops:?}: {distance}");
-        }
-        let rows = |w: &Weight| w.rows(&ids).unwrap();
-        assert!(relative_distance(&rows(&weight), &rows(&exact)) < 1e-6);
-    }
-}
-
-/// |a − b| / |b| in the Euclidean norm.
-fn relative_distance(a: &Tensor, b: &Tensor) -> f32 {
-    let norm = |t: &Tensor| {
-        let sum = t.sqr().unwrap().sum_all().unwrap();
-        sum.to_scalar::<f32>().unwrap().sqrt()
-    };
-    norm(&(a - b).unwrap()) / norm(b)
 }
 
 /// A copy of a fixture's files that a test may break.

@@ -1,8 +1,7 @@
 //! Rows of activations, as floats and rounded to 8 bits in blocks of 32.
 
-use crate::ops::quantize_block;
-
 use super::blocks::UNIT;
+use super::vector::quantize_block;
 
 /// What the integer kernels need to know about 32 rounded activations.
 #[derive(Clone, Copy, Debug, Default)]

@@ -3,7 +3,8 @@
 //! A query's arithmetic does not depend on the queries it shares a pass with.
 
 use super::kv::{BLOCK_TOKENS, KvCache};
-use crate::ops::{AttentionShape, PagedSequence, capped_softmax};
+use super::vector::{exp_shifted_sum, max, soft_cap_in_place};
+use crate::ops::{AttentionShape, PagedSequence};
 
 /// Queries that share a pass over the keys.
 const GROUP: usize = 4;
@@ -88,7 +89,7 @@ impl Pass<'_> {
             let (from, to) = (query.seen.0 - self.origin, query.seen.1 - self.origin);
             row[..from].fill(0.0);
             row[to..].fill(0.0);
-            capped_softmax(&mut row[from..to], shape.cap, None);
+            capped_softmax(&mut row[from..to], shape.cap);
         }
         for result in &mut results {
             result.fill(0.0);
@@ -103,6 +104,16 @@ impl Pass<'_> {
             mix(&weights, values, &mut results);
         }
     }
+}
+
+/// Scores ← softmax weights, through the cap if there is one.
+fn capped_softmax(scores: &mut [f32], cap: Option<f32>) {
+    if let Some(cap) = cap {
+        soft_cap_in_place(scores, cap);
+    }
+    let shift = max(scores);
+    let inverse = 1.0 / exp_shifted_sum(scores, shift);
+    scores.iter_mut().for_each(|w| *w *= inverse);
 }
 
 /// Sixteen scores per query: scale · q·k.

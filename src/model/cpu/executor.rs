@@ -13,10 +13,11 @@ use super::kv::{BLOCK_TOKENS, KvCache};
 use super::packed::PANEL;
 use super::rows::{for_tiles, normalise, packed, round_rows, with_floats};
 use super::team::{Shards, Team};
+use super::vector::soft_cap_in_place;
 use crate::compute::{Ropes, run_layers};
 use crate::decoder::Model;
 use crate::linear::AdapterSpan;
-use crate::ops::{PagedSequence, soft_cap_in_place};
+use crate::ops::PagedSequence;
 
 /// What one forward pass computes. Rows are tokens, sequences follow each other.
 #[derive(Clone, Copy, Debug)]

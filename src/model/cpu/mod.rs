@@ -18,6 +18,7 @@ mod steps;
 mod team;
 #[cfg(test)]
 mod tests;
+mod vector;
 
 pub use adapters::PackedAdapter;
 pub(super) use blocks::{Format, UNIT, Unit, read_unit, scale_bound};
@@ -25,3 +26,4 @@ pub use executor::{CpuExecutor, Step};
 pub use kv::{BLOCK_TOKENS, KvCache};
 pub(super) use packed::gain_for;
 pub use packed::{Encoding, PackedWeight};
+pub use vector::logsumexp;

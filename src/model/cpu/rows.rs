@@ -7,8 +7,8 @@ use super::blocks::UNIT;
 use super::kernels::Tile;
 use super::packed::{PANEL, PackedWeight};
 use super::team::{Shards, Team};
+use super::vector::dot;
 use crate::linear::Weight;
-use crate::ops::inverse_rms;
 
 /// Pieces per thread that a section is cut into: small enough that a thread that falls behind
 /// holds little, large enough that claiming them costs nothing.
@@ -69,6 +69,11 @@ pub fn round_rows(team: &mut Team, x: &mut Activations) {
         };
         round_row(&values[at..at + columns], rounded, units);
     });
+}
+
+/// 1 / √(mean(x²) + ε).
+pub fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt()
 }
 
 /// y = x / rms(x) · w.

@@ -12,6 +12,7 @@ use super::rows::{
     with_floats, with_optional,
 };
 use super::team::Shards;
+use super::vector::gated;
 use crate::compute::Compute;
 use crate::decoder::Layer;
 use crate::linear::Linear;
@@ -149,7 +150,7 @@ impl Compute for CpuExecutor {
                 for (row, (gate, up)) in gates[..rows].iter().zip(ups).enumerate() {
                     // SAFETY: every (row, panel) is computed once.
                     let m = unsafe { m.part((first + row) * width + panel * PANEL, lanes) };
-                    activation.apply(&gate[..lanes], &up[..lanes], m);
+                    gated(activation, &gate[..lanes], &up[..lanes], m);
                 }
             },
         );

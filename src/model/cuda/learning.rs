@@ -1,5 +1,5 @@
-//! The training kernels on candle's own storages and stream: what the custom operations in
-//! [`crate::ops`] call on a CUDA device. Their argument lists are [`super::training`]'s, which
+//! The training kernels on candle's own storages and stream: what the operations in
+//! [`super::ops`] call on a CUDA device. Their argument lists are [`super::training`]'s, which
 //! the emulator's tests run; what is here is as thin as the driver.
 
 use std::collections::HashMap;
@@ -11,57 +11,30 @@ use candle_core::cuda_backend::cudarc::driver::{
     CudaContext, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig, PushKernelArg,
     SyncOnDrop,
 };
-use candle_core::{CudaDevice, CudaStorage, Layout, Result, Storage, bail};
+use candle_core::{CudaDevice, CudaStorage, Layout, Result, bail};
 
 use super::driver::{driver, ptx_of};
 use super::gpu::Launch;
 use super::sources::TRAINING;
+use super::storage::{Input, Storage};
 
-/// An argument of a kernel: a contiguous stretch of a storage.
-#[derive(Clone, Copy)]
-pub enum Input<'a> {
-    /// Floats.
-    F32(&'a CudaStorage, &'a Layout),
-    /// Token ids.
-    U32(&'a CudaStorage, &'a Layout),
-}
-
-impl<'a> Input<'a> {
-    /// Floats of a tensor that an operation holds beside its arguments.
-    ///
-    /// # Errors
-    /// If they are not on a CUDA device.
-    pub fn beside(storage: &'a Storage, layout: &'a Layout) -> Result<Self> {
-        Ok(Self::F32(on_device(storage)?, layout))
-    }
-
-    /// Token ids of a tensor that an operation holds beside its arguments.
-    ///
-    /// # Errors
-    /// If they are not on a CUDA device.
-    pub fn tokens(storage: &'a Storage, layout: &'a Layout) -> Result<Self> {
-        Ok(Self::U32(on_device(storage)?, layout))
-    }
-
-    fn storage(&self) -> &'a CudaStorage {
+impl Input<'_, CudaStorage> {
+    fn storage(&self) -> &CudaStorage {
         match self {
             Self::F32(storage, _) | Self::U32(storage, _) => storage,
         }
     }
-
-    /// Where it begins. The guard, dropped after the launch, says on the stream that it was read.
-    fn begin(&self, op: &str, stream: &'a CudaStream) -> Result<(u64, SyncOnDrop<'a>)> {
-        match self {
-            Self::F32(storage, layout) => begin::<f32>(op, storage, layout, stream),
-            Self::U32(storage, layout) => begin::<u32>(op, storage, layout, stream),
-        }
-    }
 }
 
-fn on_device(storage: &Storage) -> Result<&CudaStorage> {
-    match storage {
-        Storage::Cuda(storage) => Ok(storage),
-        _ => bail!("one argument is on a CUDA device, another is not"),
+/// Where an input begins. The guard, dropped after the launch, says on the stream that it was read.
+fn begin_input<'a>(
+    op: &str,
+    input: &Input<'a, CudaStorage>,
+    stream: &'a CudaStream,
+) -> Result<(u64, SyncOnDrop<'a>)> {
+    match input {
+        Input::F32(storage, layout) => begin::<f32>(op, storage, layout, stream),
+        Input::U32(storage, layout) => begin::<u32>(op, storage, layout, stream),
     }
 }
 
@@ -78,36 +51,41 @@ fn begin<'a, T: CudaDType + DeviceRepr + 'a>(
     Ok((at + (first * size_of::<T>()) as u64, guard))
 }
 
-/// Runs a kernel on candle's stream of the inputs' device and gives the `count` floats that it
-/// writes, all of them. `launch` makes the call from the inputs' addresses and the output's.
-///
-/// # Errors
-/// If an input is not contiguous or of another type, NVRTC is not installed, or the device refuses.
-pub fn run<const N: usize>(
-    op: &'static str,
-    inputs: [Input; N],
-    count: usize,
-    launch: impl FnOnce([u64; N], u64) -> Launch,
-) -> Result<CudaStorage> {
-    let Some(device) = inputs.first().map(|i| i.storage().device().clone()) else {
-        bail!("{op}: a kernel without an input");
-    };
-    // SAFETY: a float has no invalid values, and the kernel writes every one before it is read.
-    let mut output = unsafe { device.alloc::<f32>(count) }?;
-    if count > 0 {
-        let stream = device.cuda_stream();
-        let mut addresses = [0; N];
-        let mut guards = Vec::with_capacity(N);
-        for (address, input) in addresses.iter_mut().zip(&inputs) {
-            let (at, guard) = input.begin(op, &stream)?;
-            *address = at;
-            guards.push(guard);
+impl Storage for CudaStorage {
+    fn of(storage: &candle_core::Storage) -> Result<&Self> {
+        match storage {
+            candle_core::Storage::Cuda(storage) => Ok(storage),
+            _ => bail!("one argument is on a CUDA device, another is not"),
         }
-        let (to, written) = output.device_ptr_mut(&stream);
-        start(&device, &launch(addresses, to))?;
-        drop((guards, written));
     }
-    Ok(CudaStorage::wrap_cuda_slice(output, device))
+
+    /// On candle's stream of the inputs' device. Fails, too, where NVRTC is not installed.
+    fn run<const N: usize>(
+        op: &'static str,
+        inputs: [Input<Self>; N],
+        count: usize,
+        launch: impl FnOnce([u64; N], u64) -> Launch,
+    ) -> Result<Self> {
+        let Some(device) = inputs.first().map(|i| i.storage().device().clone()) else {
+            bail!("{op}: a kernel without an input");
+        };
+        // SAFETY: a float has no invalid values, and the kernel writes every one before it is read.
+        let mut output = unsafe { device.alloc::<f32>(count) }?;
+        if count > 0 {
+            let stream = device.cuda_stream();
+            let mut addresses = [0; N];
+            let mut guards = Vec::with_capacity(N);
+            for (address, input) in addresses.iter_mut().zip(&inputs) {
+                let (at, guard) = begin_input(op, input, &stream)?;
+                *address = at;
+                guards.push(guard);
+            }
+            let (to, written) = output.device_ptr_mut(&stream);
+            start(&device, &launch(addresses, to))?;
+            drop((guards, written));
+        }
+        Ok(CudaStorage::wrap_cuda_slice(output, device))
+    }
 }
 
 fn start(device: &CudaDevice, launch: &Launch) -> Result<()> {

@@ -14,10 +14,12 @@ pub mod gpu;
 mod graphs;
 pub mod launches;
 #[cfg(feature = "cuda")]
-pub mod learning;
+mod learning;
 mod machine;
+pub mod ops;
 mod registers;
 pub mod sources;
+mod storage;
 pub mod tables;
 #[cfg(any(test, feature = "test-support"))]
 pub mod tests;

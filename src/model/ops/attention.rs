@@ -1,8 +1,7 @@
-//! What every form of attention shares: how a layer scores, and softmax over what it sees.
+//! What every form of attention shares: how a layer scores.
 
 use candle_core::{D, Result, Tensor};
 
-use super::kernels::{exp_shifted_sum, max, soft_cap_in_place};
 use super::soft_cap;
 
 /// How the heads of one layer attend.
@@ -35,7 +34,7 @@ impl AttentionShape {
     }
 
     /// softmax(cap(q kᵀ · scale) + mask) v of (heads, rows, head_dim) by candle's primitives.
-    pub(super) fn plain(
+    pub(super) fn attend(
         &self,
         q: &Tensor,
         k: &Tensor,
@@ -44,7 +43,7 @@ impl AttentionShape {
     ) -> Result<Tensor> {
         let scores = (q.matmul(&k.t()?)? * f64::from(self.scale))?; // (heads, rows, keys)
         let scores = match self.cap {
-            Some(cap) => soft_cap::plain(&scores, cap)?,
+            Some(cap) => soft_cap(&scores, cap)?,
             None => scores,
         };
         let scores = scores.broadcast_add(mask)?;
@@ -54,19 +53,4 @@ impl AttentionShape {
         let weights = shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?;
         weights.matmul(v)
     }
-}
-
-/// Scores ← softmax weights, through the cap if there is one. `capped` receives the capped scores,
-/// which the backward pass needs; it is left alone without a cap.
-pub fn capped_softmax(scores: &mut [f32], cap: Option<f32>, capped: Option<&mut Vec<f32>>) {
-    if let Some(cap) = cap {
-        soft_cap_in_place(scores, cap);
-        if let Some(capped) = capped {
-            capped.clear();
-            capped.extend_from_slice(scores);
-        }
-    }
-    let shift = max(scores);
-    let inverse = 1.0 / exp_shifted_sum(scores, shift);
-    scores.iter_mut().for_each(|w| *w *= inverse);
 }

@@ -65,7 +65,7 @@ fn whole(
     coefficients: &[f32],
 ) -> Result<(Vec<f32>, Vec<Tensor>)> {
     let Stepwise { model, ops, .. } = at;
-    let logits = model.logits(ops, &batch.response_hidden(model, ops, Some(adapter))?)?;
+    let logits = model.logits(&batch.response_hidden(model, ops, Some(adapter))?)?;
     let logprobs = ops::token_logprobs(ops, &logits, batch.targets())?;
     let (mut sum, mut values, mut kl) = (None, Vec::new(), 0);
     for (i, loss) in losses.iter().enumerate() {
@@ -73,7 +73,7 @@ fn whole(
             TokenLoss::LogProb(_) => logprobs.narrow(0, i, 1)?,
             TokenLoss::Kl => {
                 kl += 1;
-                let reference = model.logits(ops, &reference.narrow(0, kl - 1, 1)?)?;
+                let reference = model.logits(&reference.narrow(0, kl - 1, 1)?)?;
                 ops::kl_from_reference(ops, &reference, &logits.narrow(0, i, 1)?)?
             }
         };
@@ -168,11 +168,8 @@ fn every_gradient_is_that_of_the_whole_graph() -> Result<()> {
             let layers = model.spec.layers;
             for (lowest, b_is_zero) in [(0, false), (layers - 1, false), (0, true)] {
                 let adapter = adapter(&model, lowest, b_is_zero);
-                for ops in [Ops::Fused, Ops::Plain, Ops::Device] {
-                    // The fused form is the CPU's own.
-                    if ops != Ops::Fused || device.is_cpu() {
-                        in_each_form(&model, ops, &adapter, lowest, family)?;
-                    }
+                for ops in [Ops::Plain, Ops::Device] {
+                    in_each_form(&model, ops, &adapter, lowest, family)?;
                 }
             }
         }
@@ -206,7 +203,7 @@ fn layers_between_adapted_ones_pass_the_gradient_on() -> Result<()> {
     let examples = examples();
     compare(
         &model,
-        Ops::Fused,
+        Ops::Plain,
         &adapter,
         &Packed::new(&examples),
         "gaps",
@@ -241,7 +238,7 @@ fn what_does_not_fit_is_an_error() -> Result<()> {
     let examples = examples();
     let batch = Packed::new(&examples);
     let variables = adapter(&model, 0, false);
-    let at = Stepwise::new(&model, Ops::Fused);
+    let at = Stepwise::new(&model, Ops::Plain);
     let losses = vec![TokenLoss::Kl; batch.targets().len()];
     let ones = |v: &[f32]| vec![1f32; v.len()];
     let refused = at.gradients(&batch, &variables, (&losses, None), ones);

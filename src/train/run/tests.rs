@@ -25,7 +25,7 @@ fn examples(model: &Model, recipe: &Recipe) -> Vec<TrainExample> {
     let pairs: Vec<TokenPair> = (0..24).map(pair).collect();
     let at = Reference {
         model,
-        ops: Ops::Fused,
+        ops: Ops::Plain,
         lowest_layer: recipe.lowest_layer(model.spec.layers),
         precision: Precision::Exact,
         conflicts: true,
@@ -67,7 +67,7 @@ fn recipe() -> Recipe {
 fn run(recipe: &Recipe, checkpoints: Option<&Path>, observer: &For) -> Result<Trained, TrainError> {
     let model = model();
     let examples = examples(&model, recipe);
-    train(&model, Ops::Fused, &examples, recipe, checkpoints, observer)
+    train(&model, Ops::Plain, &examples, recipe, checkpoints, observer)
 }
 
 fn values(trained: &Trained) -> Vec<Vec<f32>> {
@@ -178,7 +178,7 @@ fn a_loss_that_is_not_a_number_stops_the_run() {
     let mut examples = examples(&model, &recipe);
     let spoilt = examples.iter_mut().find(|e| e.category == Category::Invert);
     spoilt.unwrap().reference = [f64::NAN, 0.0];
-    let error = train(&model, Ops::Fused, &examples, &recipe, None, &For::ever());
+    let error = train(&model, Ops::Plain, &examples, &recipe, None, &For::ever());
     let error = error.unwrap_err();
     assert!(matches!(error, TrainError::NotFinite { .. }), "{error}");
     assert!(error.to_string().contains("the loss is NaN at step"));
@@ -199,7 +199,7 @@ fn only_the_layers_that_are_named_are_adapted() {
     };
     let model = model();
     let examples = examples(&model, &Recipe::default());
-    let error = train(&model, Ops::Fused, &examples, &absent, None, &For::ever());
+    let error = train(&model, Ops::Plain, &examples, &absent, None, &For::ever());
     let error = error.unwrap_err().to_string();
     assert!(
         error.contains("train.layers: the model has no layer 99"),

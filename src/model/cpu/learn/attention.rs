@@ -8,7 +8,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::small::{Grid, Sum, multiply};
-use crate::ops::{AttentionShape, Segment, exp_shifted_sum, soft_cap_backward, soft_cap_in_place};
+use crate::cpu::vector::{exp_shifted_sum, soft_cap_backward, soft_cap_in_place};
+use crate::ops::{AttentionShape, Segment};
 
 /// Query rows that are scored together.
 const BLOCK: usize = 32;

@@ -9,11 +9,11 @@ use super::rows::fit;
 use super::tile::Form;
 use super::unpack::Way;
 use crate::cpu::rows::packed;
-use crate::decoder::Model;
-use crate::ops::{
+use crate::cpu::vector::{
     dot, exp_shifted_sum, kl_gradient, kl_sum, logsumexp, scaled_exp, soft_cap_backward,
     soft_cap_in_place,
 };
+use crate::decoder::Model;
 use crate::turns::make_way;
 
 /// Logits that exist at once, in elements.

@@ -2,8 +2,9 @@
 
 use rayon::prelude::*;
 
-use crate::cpu::rows::{normalise, rotate};
-use crate::ops::{Activation, RopeTable, dot, inverse_rms};
+use crate::cpu::rows::{inverse_rms, normalise, rotate};
+use crate::cpu::vector::{self, dot, gated_gradient};
+use crate::ops::{Activation, RopeTable};
 use crate::turns::make_way;
 
 /// Rows that one task takes at least.
@@ -145,7 +146,7 @@ pub fn gated(activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) 
         .zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)))
         .for_each(|(out, (gate, up))| {
             make_way();
-            activation.apply(gate, up, out);
+            vector::gated(activation, gate, up, out);
         });
 }
 
@@ -168,7 +169,7 @@ pub fn pull_gated(
         )
         .for_each(|((d_gate, d_up), ((gate, up), g))| {
             make_way();
-            activation.gradient(gate, up, g, d_gate, d_up)
+            gated_gradient(activation, (gate, up), g, d_gate, d_up)
         });
 }
 
@@ -190,7 +191,13 @@ pub fn push_gated(
             make_way();
             let (mut by_gate, mut by_up) = ([0f32; CHUNK], [0f32; CHUNK]);
             let n = gate.len();
-            activation.gradient(gate, up, &ONES[..n], &mut by_gate[..n], &mut by_up[..n]);
+            gated_gradient(
+                activation,
+                (gate, up),
+                &ONES[..n],
+                &mut by_gate[..n],
+                &mut by_up[..n],
+            );
             for i in 0..n {
                 t_gate[i] = t_gate[i] * by_gate[i] + t_up[i] * by_up[i];
             }

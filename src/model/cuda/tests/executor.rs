@@ -7,13 +7,13 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::{UnderTest, devices};
-use crate::cpu::{BLOCK_TOKENS, Step};
+use crate::cpu::Step;
 use crate::cuda::{CudaExecutor, Options, Outputs};
-use crate::decoder::{Attention, Batch, Model};
+use crate::decoder::{Batch, Model};
 use crate::draw::DrawRequest;
 use crate::linear::{AdapterRows, AdapterSpan, Linear, Weight};
 use crate::lora::{LoraPair, LoraSite, LoraWeights, Projection};
-use crate::ops::{Activation, Ops, PagedKv, PagedSequence};
+use crate::ops::{Activation, Ops, PagedSequence, Segment};
 use crate::random::random_model;
 use crate::spec::{ModelSpec, RopeScaling, RopeSpec, Variant};
 
@@ -188,27 +188,36 @@ pub(super) fn lay_out(streams: &mut [Stream], take: impl Fn(&Stream) -> usize) -
     rows
 }
 
-fn expected_logits(model: &Model, kv: &PagedKv, rows: &Rows) -> Result<Tensor> {
-    let adapters: Vec<AdapterRows> = rows
-        .adapters
-        .iter()
-        .map(|span| AdapterRows {
-            rows: span.rows.clone(),
-            adapter: &span.adapter,
-        })
-        .collect();
+/// Logits of every stream's last token, from whole sequences.
+fn expected_logits(model: &Model, streams: &[Stream]) -> Result<Tensor> {
+    let (mut tokens, mut positions) = (Vec::new(), Vec::new());
+    let (mut segments, mut adapters, mut last) = (Vec::new(), Vec::new(), Vec::new());
+    for stream in streams {
+        let start = tokens.len();
+        tokens.extend_from_slice(&stream.tokens[..stream.cached]);
+        positions.extend(0..stream.cached as u32);
+        segments.push(Segment {
+            start,
+            prompt: stream.cached,
+            branches: Vec::new(),
+        });
+        if let Some(adapter) = &stream.adapter {
+            adapters.push(AdapterRows {
+                rows: start..tokens.len(),
+                adapter,
+            });
+        }
+        last.push(tokens.len() as u32 - 1);
+    }
     let hidden = model.hidden(&Batch {
-        tokens: &rows.tokens,
-        positions: &rows.positions,
+        tokens: &tokens,
+        positions: &positions,
         adapters: &adapters,
-        attention: Attention::Paged {
-            kv,
-            sequences: rows.sequences.clone(),
-        },
+        segments: segments.into(),
         ops: Ops::Plain,
     })?;
-    let outputs = Tensor::new(&rows.outputs[..], &Device::Cpu)?;
-    model.logits(Ops::Plain, &hidden.index_select(&outputs, 0)?)
+    let outputs = Tensor::new(&last[..], &Device::Cpu)?;
+    model.logits(&hidden.index_select(&outputs, 0)?)
 }
 
 pub(super) fn streams(spec: &ModelSpec) -> Result<Vec<Stream>> {
@@ -247,8 +256,6 @@ pub(super) fn compare_model(
     let spec = &spec;
     let model = Arc::new(model);
     let twin = reference(&model)?;
-    let width = spec.kv_heads * spec.head_dim;
-    let kv = PagedKv::new(spec.layers, width, BLOCKS, BLOCK_TOKENS, &Device::Cpu)?;
     let mut executor = CudaExecutor::new(&*test.gpu, model, BLOCKS, options)?;
     let mut streams = streams(spec)?;
     let mut tokens = Vec::new();
@@ -264,7 +271,7 @@ pub(super) fn compare_model(
             }
             _ => 1,
         });
-        let expected = expected_logits(&twin, &kv, &rows)?;
+        let expected = expected_logits(&twin, &streams)?;
         let mut logits = vec![f32::NAN; rows.outputs.len() * VOCABULARY];
         let greedy = DrawRequest {
             uniform: 0.0,

@@ -9,7 +9,7 @@ use super::integer::with_integers;
 use super::{UnderTest, devices};
 use crate::cpu::{BLOCK_TOKENS, Step};
 use crate::cuda::{CudaExecutor, Options};
-use crate::decoder::{Attention, Batch, Model};
+use crate::decoder::{Batch, Model};
 use crate::ops::{Ops, PagedSequence, Segment};
 use crate::random::random_model;
 use crate::spec::{ModelSpec, Variant};
@@ -69,7 +69,7 @@ fn compare(test: &UnderTest, name: &str, model: Model) -> Result<()> {
         tokens: &tokens,
         positions: &positions,
         adapters: &[],
-        attention: Attention::Packed(sequences.iter().map(segment).collect()),
+        segments: sequences.iter().map(segment).collect(),
         ops: Ops::Plain,
     };
     let mut seen = 0;

@@ -308,7 +308,7 @@ fn gates_caps_biases_and_embeddings_agree_with_their_twins() -> Result<()> {
         let (v, cap) = ((random((2, 300))? * 20.0)?, 30f32);
         let at = test.put(&v, Element::F32)?;
         test.gpu.launch(&launches::soft_cap(at.address, cap, 600))?;
-        let expected = ops::soft_cap(Ops::Plain, &v, cap)?;
+        let expected = ops::soft_cap(&v, cap)?;
         test.same(
             "cap",
             &test.get(&at, (2, 300), Element::F32)?,

@@ -1,6 +1,8 @@
 //! Small vector kernels on slices, compiled twice: for the baseline and for AVX2 + FMA, chosen at
 //! run time, so that one binary serves every x86-64 and needs no compiler flags.
 
+use crate::ops::Activation;
+
 /// Defines `pub fn name(args)` that dispatches to an AVX2 + FMA compilation of the same body.
 macro_rules! vectorised {
     ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? $body:block) => {
@@ -39,15 +41,6 @@ vectorised! {
             }
         }
         lanes.iter().sum::<f32>() + tail
-    }
-}
-
-vectorised! {
-    /// y += s · x.
-    fn axpy(s: f32, x: &[f32], y: &mut [f32]) {
-        for (y, x) in y.iter_mut().zip(x) {
-            *y += s * x;
-        }
     }
 }
 
@@ -279,6 +272,28 @@ vectorised! {
             sum += rounded;
         }
         (scale, sum)
+    }
+}
+
+/// out ← activation(gate) · up.
+pub fn gated(activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    match activation {
+        Activation::Silu => swiglu_forward(gate, up, out),
+        Activation::GeluTanh => geglu_forward(gate, up, out),
+    }
+}
+
+/// d_gate, d_up ← the gradients in both of what has the gradient `g` in activation(gate) · up.
+pub fn gated_gradient(
+    activation: Activation,
+    (gate, up): (&[f32], &[f32]),
+    g: &[f32],
+    d_gate: &mut [f32],
+    d_up: &mut [f32],
+) {
+    match activation {
+        Activation::Silu => swiglu_backward(gate, up, g, d_gate, d_up),
+        Activation::GeluTanh => geglu_backward(gate, up, g, d_gate, d_up),
     }
 }
 
