@@ -2,19 +2,18 @@
 
 use std::sync::Arc;
 
-use candle_core::Device;
-
+use super::backend::{Backend, ComputeDevice};
 use super::chat::ChatTemplate;
-use super::decoder::Model;
 use super::error::{ModelError, Result};
 use super::source::{ModelFiles, ModelSource};
+use super::spec::ModelSpec;
 use super::tokenizer::Tokenizer;
 
 /// A loaded model; clones share it.
 #[derive(Clone, Debug)]
 pub struct LoadedModel {
-    /// Weights and shapes.
-    pub model: Arc<Model>,
+    /// Weights and shapes, where they compute.
+    pub backend: Arc<dyn Backend>,
     /// Text to ids and back.
     pub tokenizer: Arc<Tokenizer>,
     /// How conversations are laid out.
@@ -27,33 +26,30 @@ pub struct LoadedModel {
 
 impl LoadedModel {
     /// Fetches what has to be fetched, loads everything, and checks that the parts fit together.
-    pub fn load(source: &str, device: &Device) -> Result<Self> {
+    pub fn load(source: &str, device: &dyn ComputeDevice) -> Result<Self> {
         let files = ModelSource::parse(source)?.fetch()?;
         // Side by side: each takes a good part of a second.
-        let (text, model, hash) = std::thread::scope(|scope| {
+        let (text, backend, hash) = std::thread::scope(|scope| {
             let text = scope.spawn(|| text_parts(&files));
             let hash = scope.spawn(|| files.base_hash());
-            let model = weights(&files, device);
-            (joined(text), model, joined(hash))
+            let backend = device.load(&files);
+            (joined(text), backend, joined(hash))
         });
         // A tokenizer of another model is the more telling mistake.
         let (tokenizer, chat) = text?;
         check_vocabulary(&files, &tokenizer)?;
         Ok(Self {
-            model: Arc::new(model?),
+            backend: backend?,
             tokenizer: Arc::new(tokenizer),
             chat: Arc::new(chat),
             base_hash: hash?.into(),
             name: files.name().into(),
         })
     }
-}
 
-fn weights(files: &ModelFiles, device: &Device) -> Result<Model> {
-    let model = files.load(device)?;
-    match device.is_cpu() {
-        true => Ok(model.packed()?),
-        false => Ok(model.stacked()?),
+    /// Shapes and constants of the model.
+    pub fn spec(&self) -> &ModelSpec {
+        self.backend.spec()
     }
 }
 
