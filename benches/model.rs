@@ -5,25 +5,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use candle_core::Device;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use realign::adapter::generation::{Generation, GenerationId};
-use realign::adapter::{Registry, base_id};
-use realign::engine::request::{GenerateEvent, GenerateRequest, SamplingParams};
-use realign::engine::{self, EngineConfig, EngineHandle};
-use realign::model::packing::Example;
-use realign::model::{LoadedModel, Ops, Precision};
-use realign::train::passes::Passes;
-use realign::train::{Objective, Recipe, TrainableLora};
+use realign_align::train::passes::Passes;
+use realign_align::train::{Objective, Recipe, TrainableLora};
+use realign_engine::adapter::generation::{Generation, GenerationId, StagedAdapter};
+use realign_engine::adapter::{Registry, base_id};
+use realign_engine::request::{GenerateEvent, GenerateRequest, SamplingParams};
+use realign_engine::{EngineConfig, EngineHandle};
+use realign_model::packing::Example;
+use realign_model::{LoadedModel, Precision};
 
 const MODEL: &str = "models/SmolLM2-135M-Instruct.Q4_1.gguf";
 
 fn load() -> LoadedModel {
-    LoadedModel::load(MODEL, &Device::Cpu).expect("`make model` fetches the model")
+    LoadedModel::load(MODEL, &realign_cpu::Cpu).expect("`make model` fetches the model")
 }
 
 fn generation(loaded: &LoadedModel, adapter: Option<TrainableLora>) -> Arc<Generation> {
-    let adapter = adapter.map(|a| Arc::new(a.weights()));
+    let staged = |a: TrainableLora| StagedAdapter::new(&*loaded.backend, a.weights());
+    let adapter = adapter.map(|a| staged(a).expect("it fits"));
     let base_hash = loaded.base_hash.to_string();
     let id = if adapter.is_some() {
         GenerationId("0123456789ab".into())
@@ -45,7 +45,13 @@ fn adapter(loaded: &LoadedModel) -> TrainableLora {
         ..Recipe::default()
     };
     let projections = recipe.projections().expect("named above");
-    TrainableLora::init(&loaded.model.spec, &recipe, &projections, &Device::Cpu).expect("it fits")
+    TrainableLora::init(
+        loaded.spec(),
+        &recipe,
+        &projections,
+        loaded.backend.device(),
+    )
+    .expect("it fits")
 }
 
 /// Runs one sequence to its end and returns the tokens it generated.
@@ -79,8 +85,8 @@ fn generate(
 
 fn serving(c: &mut Criterion) {
     let loaded = load();
-    let engine = engine::start(
-        loaded.model.clone(),
+    let engine = realign_engine::start(
+        &*loaded.backend,
         loaded.tokenizer.clone(),
         EngineConfig::default(),
     )
@@ -145,13 +151,12 @@ fn swap_under_load(
 
 fn training(c: &mut Criterion) {
     let loaded = load();
-    let model = &loaded.model;
-    let mut passes =
-        Passes::new(model, Ops::for_device(&model.device), Precision::Mixed).expect("it is packed");
+    let backend = &*loaded.backend;
+    let mut passes = Passes::new(backend, Precision::Mixed).expect("it learns");
     let recipe = Recipe::default();
     let projections = recipe.projections().expect("the default's");
-    let lora =
-        TrainableLora::init(&model.spec, &recipe, &projections, &Device::Cpu).expect("it fits");
+    let lora = TrainableLora::init(backend.spec(), &recipe, &projections, backend.device())
+        .expect("it fits");
     let tokens = |from: u32, n: u32| (from..from + n).collect::<Vec<u32>>();
     let mut pairs: Vec<Example> = (0..6)
         .map(|i| {
@@ -161,7 +166,7 @@ fn training(c: &mut Criterion) {
             )
         })
         .collect();
-    let lowest = recipe.lowest_layer(model.spec.layers);
+    let lowest = recipe.lowest_layer(backend.spec().layers);
     passes.remember(&mut pairs, lowest).expect("the base runs");
     let batch: Vec<(&Example, _)> = pairs.iter().map(|p| (p, None)).collect();
     let rows: usize = pairs.iter().map(Example::rows).sum();

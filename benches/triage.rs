@@ -2,11 +2,11 @@
 //! which none or one has changed.
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use realign::oracle::RuleOracle;
-use realign::policy::PolicySet;
-use realign::preferences::{Dataset, Pair};
-use realign::state::StateDb;
-use realign::triage::triage_cached;
+use realign_align::oracle::RuleOracle;
+use realign_align::policy::PolicySet;
+use realign_align::preferences::{Dataset, Pair};
+use realign_align::triage::triage_cached;
+use realign_server::state::StateDb;
 
 const PAIRS: usize = 100_000;
 

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use realign::policy::{Exchange, PolicySet};
+use realign_align::policy::{Exchange, PolicySet};
 use serde_json::Value;
 
 struct Pair {

@@ -9,12 +9,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
-use realign::adapter::peft;
-use realign::model::packing::{Example, Packed};
-use realign::model::{
-    AdapterRows, AdapterSpan, BLOCK_TOKENS, Batch, CpuExecutor, LoraPair, LoraSite, LoraWeights,
-    Model, ModelSource, Ops, PagedSequence, Segment, Step,
+use realign_cpu::{CpuBackend, CpuExecutor};
+use realign_engine::adapter::peft;
+use realign_model::packing::{Example, Packed};
+use realign_model::{
+    AdapterSpan, BLOCK_TOKENS, Backend, LoraPair, LoraSite, LoraWeights, ModelFiles, ModelSource,
+    PagedSequence, Segment, Step,
 };
+use realign_reference::{AdapterRows, Batch, Reference};
 use serde_json::Value;
 
 const FAMILIES: [&str; 5] = ["llama", "qwen2", "qwen3", "gemma2", "gemma3"];
@@ -23,10 +25,19 @@ fn fixture(name: &str) -> PathBuf {
     Path::new("tests/golden/families").join(name)
 }
 
-fn load(path: &Path) -> Model {
+fn files(path: &Path) -> ModelFiles {
     let source = ModelSource::parse(&path.to_string_lossy()).unwrap();
-    let model = source.fetch().and_then(|f| f.load(&Device::Cpu));
+    source.fetch().unwrap()
+}
+
+fn load(path: &Path) -> Reference {
+    let model = realign_reference::load(&files(path));
     model.unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn packed(path: &Path) -> CpuBackend {
+    let model = realign_cpu::load(&files(path));
+    CpuBackend::new(model.unwrap_or_else(|e| panic!("{}: {e}", path.display())))
 }
 
 /// What PyTorch computed for one family.
@@ -83,7 +94,7 @@ impl Golden {
 }
 
 /// Logits of a whole sequence, (tokens, vocabulary).
-fn whole(model: &Model, tokens: &[u32], ops: Ops, adapter: Option<&LoraWeights>) -> Tensor {
+fn whole(model: &Reference, tokens: &[u32], adapter: Option<&LoraWeights>) -> Tensor {
     let positions: Vec<u32> = (0..tokens.len() as u32).collect();
     let segment = Segment {
         start: 0,
@@ -96,7 +107,6 @@ fn whole(model: &Model, tokens: &[u32], ops: Ops, adapter: Option<&LoraWeights>)
         positions: &positions,
         adapters: &adapters,
         segments: Arc::from([segment]),
-        ops,
     };
     model.logits(&model.hidden(&batch).unwrap()).unwrap()
 }
@@ -112,10 +122,16 @@ fn rows_of(adapter: Option<&LoraWeights>, rows: usize) -> Vec<AdapterRows<'_>> {
 }
 
 /// Logits from the CPU executor, fed in chunks, with the adapter on every row if there is one.
-fn served(model: Model, tokens: &[u32], chunks: &[usize], adapter: Option<LoraWeights>) -> Tensor {
-    let (spec, adapter) = (model.spec.clone(), adapter.map(Arc::new));
+fn served(
+    backend: &CpuBackend,
+    tokens: &[u32],
+    chunks: &[usize],
+    adapter: Option<LoraWeights>,
+) -> Tensor {
+    let spec = backend.spec();
+    let adapter = adapter.map(|adapter| backend.stage(&adapter).unwrap());
     let count = tokens.len().div_ceil(BLOCK_TOKENS);
-    let mut executor = CpuExecutor::new(Arc::new(model.packed().unwrap()), count + 1, 2).unwrap();
+    let mut executor = CpuExecutor::new(backend.model().clone(), count + 1, 2).unwrap();
     let blocks: Arc<[u32]> = (0..count as u32).rev().collect();
     let mut logits = vec![0f32; tokens.len() * spec.vocab_size];
     let mut cached = 0;
@@ -154,14 +170,14 @@ fn the_cpu_executor_agrees_with_and_without_an_adapter() {
     for family in FAMILIES {
         let golden = Golden::of(family);
         for chunks in [&[40][..], &[7, 16, 1, 16], &[1; 40]] {
-            let model = || load(&fixture(family));
-            let base = served(model(), &golden.tokens, chunks, None);
+            let backend = packed(&fixture(family));
+            let base = served(&backend, &golden.tokens, chunks, None);
             let what = format!("executor, chunks {chunks:?}");
             golden.check(&base, "logits", 1e-4, &what);
             if chunks.len() == golden.tokens.len() {
                 golden.check(&base, "decoded", 1e-4, &what);
             }
-            let adapted = served(model(), &golden.tokens, chunks, Some(golden.adapter()));
+            let adapted = served(&backend, &golden.tokens, chunks, Some(golden.adapter()));
             golden.check(
                 &adapted,
                 "logits_adapter",
@@ -177,9 +193,9 @@ fn whole_sequences_agree_with_and_without_an_adapter() {
     for family in FAMILIES {
         let (golden, model) = (Golden::of(family), load(&fixture(family)));
         let adapter = golden.adapter();
-        let base = whole(&model, &golden.tokens, Ops::Plain, None);
+        let base = whole(&model, &golden.tokens, None);
         golden.check(&base, "logits", 1e-4, "whole");
-        let adapted = whole(&model, &golden.tokens, Ops::Plain, Some(&adapter));
+        let adapted = whole(&model, &golden.tokens, Some(&adapter));
         golden.check(&adapted, "logits_adapter", 1e-4, "whole");
     }
 }
@@ -234,7 +250,7 @@ fn every_constant_of_a_family_matters() {
                 let place = config.pointer_mut(&format!("/{field}"));
                 *place.expect("the fixture has the field") = value.clone();
             });
-            let logits = whole(&load(dir.path()), &golden.tokens, Ops::Plain, None);
+            let logits = whole(&load(dir.path()), &golden.tokens, None);
             let distance = golden.distance(&logits, "logits");
             assert!(distance > 1e-3, "{family}: {field} changes {distance}");
         }
@@ -277,23 +293,20 @@ fn lora_gradients_agree_on_all_seven_projections() {
         let (golden, model) = (Golden::of(family), load(&fixture(family)));
         let (prompt, response) = golden.tokens.split_at(golden.prompt);
         let packed = Packed::new([&Example::new(prompt.to_vec(), vec![response.to_vec()])]);
-        {
-            let ops = Ops::Plain;
-            let (adapter, variables) = trainable(&golden.adapter());
-            assert_eq!(variables.len(), 14 * model.spec.layers);
-            let logprobs = packed.token_logprobs(&model, ops, Some(&adapter)).unwrap();
-            let loss = logprobs.mean_all().unwrap().neg().unwrap();
-            let got = f64::from(loss.to_scalar::<f32>().unwrap());
-            assert!(
-                (got - golden.loss).abs() < 1e-4 * golden.loss,
-                "{family} {ops:?}: loss {got}, PyTorch has {}",
-                golden.loss
-            );
-            let gradients = loss.backward().unwrap();
-            for (name, variable) in &variables {
-                let gradient = gradients.get(variable).expect("every factor has one");
-                golden.check(gradient, &format!("grad.{name}"), 2e-4, &format!("{ops:?}"));
-            }
+        let (adapter, variables) = trainable(&golden.adapter());
+        assert_eq!(variables.len(), 14 * model.decoder.spec.layers);
+        let logprobs = model.token_logprobs(&packed, Some(&adapter)).unwrap();
+        let loss = logprobs.mean_all().unwrap().neg().unwrap();
+        let got = f64::from(loss.to_scalar::<f32>().unwrap());
+        assert!(
+            (got - golden.loss).abs() < 1e-4 * golden.loss,
+            "{family}: loss {got}, PyTorch has {}",
+            golden.loss
+        );
+        let gradients = loss.backward().unwrap();
+        for (name, variable) in &variables {
+            let gradient = gradients.get(variable).expect("every factor has one");
+            golden.check(gradient, &format!("grad.{name}"), 2e-4, "reference");
         }
     }
 }

@@ -2,20 +2,22 @@
 //! those of tests/golden/README.md.
 
 use candle_core::{Device, Tensor};
-use realign::impact::score::{At, directional_along, per_pair};
-use realign::impact::{Scored, weigh};
-use realign::model::packing::{Example, Packed};
-use realign::model::{LoraPair, LoraSite, LoraWeights, Ops, Precision, Projection};
-use realign::train::adamw::AdamW;
-use realign::train::examples::{Reference, TokenPair};
-use realign::train::passes::Passes;
-use realign::train::{
+use realign_align::impact::score::{At, directional_along, per_pair};
+use realign_align::impact::{Scored, weigh};
+use realign_align::train::adamw::AdamW;
+use realign_align::train::examples::{Reference, TokenPair};
+use realign_align::train::passes::Passes;
+use realign_align::train::{
     Gradients, Objective, PreferenceLoss, TrainExample, TrainableLora, WeightScale,
 };
-use realign::triage::Category;
+use realign_core::Category;
+use realign_model::packing::{Example, Packed};
+use realign_model::{
+    Backend, LoraPair, LoraSite, LoraWeights, PassOptions, Precision, Projection, Recompute,
+};
 use serde_json::Value;
 
-use crate::golden_parity::{adapter, dense_model, example, examples, golden};
+use crate::golden_parity::{adapter, dense, dense_model, example, examples, golden};
 
 pub fn close(got: f64, expected: &Value, tolerance: f64, what: &str) {
     let expected = expected
@@ -65,10 +67,9 @@ pub fn golden_pairs() -> Vec<(TokenPair, f64)> {
 
 pub fn samples() -> Vec<TrainExample> {
     let (pairs, weights): (Vec<TokenPair>, Vec<f64>) = golden_pairs().into_iter().unzip();
-    let mut examples = realign::train::examples::with_reference(
+    let mut examples = realign_align::train::examples::with_reference(
         Reference {
-            model: dense_model(),
-            ops: Ops::Plain,
+            backend: dense(),
             lowest_layer: 0,
             precision: Precision::Exact,
             conflicts: true,
@@ -90,9 +91,13 @@ pub fn refs(examples: &[TrainExample]) -> Vec<&TrainExample> {
 }
 
 /// Passes whose gradients come from the graph of a whole pass.
-fn whole_graph() -> Passes<'static> {
-    let passes = Passes::new(dense_model(), Ops::Plain, Precision::Exact);
-    passes.unwrap().recomputing(false)
+fn whole_graph() -> Passes {
+    let options = PassOptions {
+        precision: Precision::Exact,
+        recompute: Recompute::Off,
+        ..PassOptions::default()
+    };
+    Passes::with(dense(), options).unwrap()
 }
 
 fn gradients(objective: Objective, examples: &[TrainExample]) -> (f64, Gradients) {
@@ -246,7 +251,7 @@ pub fn check_elements(gradients: &Gradients) {
 
 #[test]
 fn every_seven_projections_get_a_gradient_with_a_random_b() {
-    let spec = &dense_model().spec;
+    let spec = dense().spec();
     let mut weights = LoraWeights::default();
     for layer in 0..spec.layers {
         for projection in Projection::ALL {
@@ -348,8 +353,8 @@ pub fn fresh() -> LoraWeights {
 fn impact_inputs() -> (Vec<TrainExample>, Vec<Example>, Vec<[f64; 2]>) {
     let conflicts = samples().into_iter().take(4).collect();
     let gold = examples("gold");
-    let reference = Packed::new(&gold)
-        .response_logprobs(dense_model(), Ops::Plain, None)
+    let reference = dense_model()
+        .response_logprobs(&Packed::new(&gold), None)
         .unwrap();
     (
         conflicts,
@@ -360,8 +365,7 @@ fn impact_inputs() -> (Vec<TrainExample>, Vec<Example>, Vec<[f64; 2]>) {
 
 fn at(adapter: &LoraWeights) -> At<'_> {
     At {
-        model: dense_model(),
-        ops: Ops::Plain,
+        backend: dense(),
         adapter,
         objective: objective(PreferenceLoss::Sigmoid),
         precision: Precision::Exact,
@@ -380,7 +384,7 @@ fn impact_scores_agree_by_gradients_and_by_directional_derivative() {
         ("impact_at_B_zero", fresh()),
     ] {
         let expected = &golden()[key];
-        let mut passes = Passes::new(dense_model(), Ops::Plain, Precision::Exact).unwrap();
+        let mut passes = Passes::new(dense(), Precision::Exact).unwrap();
         let direction = at(&weights)
             .gold_gradient(&mut passes, &gold, || true)
             .unwrap()

@@ -4,8 +4,8 @@
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use realign::policy::{Exchange, PolicySet, read_labelled};
-use realign::preferences::Dataset;
+use realign_align::policy::{Exchange, PolicySet, read_labelled};
+use realign_align::preferences::Dataset;
 
 const ROUNDS: usize = 1500;
 

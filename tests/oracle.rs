@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use realign::oracle::{
+use realign_align::oracle::{
     Exchange, HiddenStates, MemoryScoreCache, MemoryVerdictCache, Oracle, Services, prepare,
     prepare_trusted,
 };
-use realign::policy::PolicySet;
-use realign::preferences::Dataset;
+use realign_align::policy::PolicySet;
+use realign_align::preferences::Dataset;
 
 fn services() -> Services {
     Services {
@@ -169,9 +169,9 @@ fn a_probe_learns_from_a_rules_examples() {
     let set = PolicySet::from_yaml("p.yaml", &text).unwrap();
     let error = prepare(&set, &services()).unwrap_err().to_string();
     assert!(error.contains("no model is loaded"), "{error}");
-    let loaded = realign::model::LoadedModel::load(
+    let loaded = realign_model::LoadedModel::load(
         "models/SmolLM2-135M-Instruct.Q4_1.gguf",
-        &candle_core::Device::Cpu,
+        &realign_cpu::Cpu,
     )
     .unwrap();
     let dir = tempfile::tempdir().unwrap();
@@ -202,7 +202,7 @@ fn a_probe_learns_from_a_rules_examples() {
         oracle.judge_cached(&unseen, &cache),
         (
             judgements.clone(),
-            realign::oracle::CacheCounts {
+            realign_align::oracle::CacheCounts {
                 judged: 0,
                 cached: 2
             }
@@ -213,7 +213,7 @@ fn a_probe_learns_from_a_rules_examples() {
     assert_eq!(again.judge_cached(&unseen, &cache).1.cached, 2);
     the_command_draws_its_calibration(dir.path(), &text);
     // Without its probe a rule is undecided, which is no compliance.
-    let bare = realign::oracle::RuleOracle::new(&set).judge(&unseen[0]);
+    let bare = realign_align::oracle::RuleOracle::new(&set).judge(&unseen[0]);
     assert!(!bare.complies() && !bare.violates() && bare.undecided.len() == 1);
 }
 

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use realign::policy::{Exchange, PolicySet, read_labelled};
+use realign_align::policy::{Exchange, PolicySet, read_labelled};
 
 fuzz_target!(|bytes: &[u8]| {
     let _rows_or_error = read_labelled(bytes);

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use realign::preferences::Dataset;
+use realign_align::preferences::Dataset;
 
 fuzz_target!(|bytes: &[u8]| {
     let _pairs_or_error = Dataset::from_bytes("fuzz.jsonl", bytes.to_vec());

@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 
 use super::remote::{RemoteArgs, RemoteError};
 use super::{CliError, EXIT_FAILED, EXIT_OK, GlobalArgs};
-use crate::adapter::generation::GenerationId;
-use crate::adapter::store::{AdapterStore, MANIFEST_FILE};
-use crate::adapter::{AdapterError, Manifest, peft, validate};
-use crate::model::{ModelSource, ModelSpec};
+use realign_engine::adapter::generation::GenerationId;
+use realign_engine::adapter::store::{AdapterStore, MANIFEST_FILE};
+use realign_engine::adapter::{AdapterError, Manifest, peft, validate};
+use realign_model::{ModelSource, ModelSpec};
 
 /// What to do with adapters.
 #[derive(Debug, Subcommand)]
@@ -257,9 +257,9 @@ fn export(store: &AdapterStore, id: &GenerationId, to: &Path) -> Result<(), CliE
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapter::Manifest;
-    use crate::adapter::test_support::small_weights;
-    use crate::model::spec::{RopeSpec, Variant};
+    use realign_engine::adapter::Manifest;
+    use realign_engine::adapter::test_support::small_weights;
+    use realign_model::spec::{RopeSpec, Variant};
 
     #[test]
     fn list_show_and_export() {

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::{CliError, EXIT_OK, GlobalArgs, bench_shape};
-use crate::bench::learning::LearningCase;
-use crate::bench::load::{Load, LoadReport};
-use crate::bench::model::ModelBench;
-use crate::bench::{BenchError, Options, Row, Samples};
-use crate::config::Config;
-use crate::engine::EngineConfig;
-use crate::evaluation::memory;
-use crate::model::{LoadedModel, device};
+use realign_engine::EngineConfig;
+use realign_lab::bench::learning::LearningCase;
+use realign_lab::bench::load::{Load, LoadReport};
+use realign_lab::bench::model::ModelBench;
+use realign_lab::bench::{BenchError, Options, Row, Samples};
+use realign_lab::evaluation::memory;
+use realign_model::LoadedModel;
+use realign_server::config::Config;
 
 /// How long a server may take to load its model.
 const START: Duration = Duration::from_secs(120);
@@ -128,10 +128,13 @@ fn learning(
     out: &mut dyn Write,
 ) -> Result<(), CliError> {
     let resolved = global.resolve()?;
-    let loaded = LoadedModel::load(&resolved.model, &device::open(resolved.engine.device)?)?;
+    let loaded = LoadedModel::load(
+        &resolved.model,
+        &*realign_backend::open(resolved.engine.device)?,
+    )?;
     memory::reset_peak();
-    let model = loaded.model.learnable().map_err(BenchError::Adapter)?;
-    let mut figures = crate::bench::learning::run(&model, case, args.repetitions.into())?;
+    let mut figures =
+        realign_lab::bench::learning::run(&*loaded.backend, case, args.repetitions.into())?;
     figures["peak_bytes"] = json!(memory::peak_bytes());
     writeln!(out, "{figures}")?;
     Ok(())
@@ -142,8 +145,8 @@ fn in_process(args: &BenchArgs, global: &GlobalArgs, out: &mut dyn Write) -> Res
     if let Some(name) = &args.shape {
         return with_shape(name, args, (&resolved, global.json), out);
     }
-    let device = device::open(resolved.engine.device)?;
-    let loaded = LoadedModel::load(&resolved.model, &device)?;
+    let device = realign_backend::open(resolved.engine.device)?;
+    let loaded = LoadedModel::load(&resolved.model, &*device)?;
     let default = EngineConfig::default();
     let config = EngineConfig {
         threads: args.threads.unwrap_or(default.threads),
@@ -175,9 +178,9 @@ fn with_shape(
     (config, as_json): (&Config, bool),
     out: &mut dyn Write,
 ) -> Result<(), CliError> {
-    let device = device::open(config.engine.device)?;
+    let device = realign_backend::open(config.engine.device)?;
     let progress = Progress::new(as_json);
-    let report = bench_shape::run(name, (args, &device), &|what| progress.say(what))?;
+    let report = bench_shape::run(name, (args, &*device), &|what| progress.say(what))?;
     progress.clear();
     if as_json {
         return Ok(writeln!(out, "{}", serde_json::to_string(&report)?)?);
@@ -369,7 +372,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::model::test_support::test_model_path;
+    use realign_model::test_support::test_model_path;
 
     #[test]
     fn every_case_gives_a_rate_and_comparisons_a_ratio() {

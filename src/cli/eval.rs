@@ -18,8 +18,8 @@ use clap::Subcommand;
 use serde::Deserialize;
 
 use super::{CliError, EXIT_OK, GlobalArgs, require};
-use crate::policy::{Labelled, PolicySet};
-use crate::triage::Category;
+use realign_align::policy::{Labelled, PolicySet};
+use realign_core::Category;
 
 pub use report::{EvalReport, MethodReport};
 
@@ -174,6 +174,6 @@ fn read(path: &Path) -> Result<Data, CliError> {
 
 fn read_labelled(path: &Path) -> Result<Vec<Labelled>, CliError> {
     require(path, "a file of labelled responses (--extra)")?;
-    let rows = crate::policy::read_labelled(&std::fs::read(path)?);
+    let rows = realign_align::policy::read_labelled(&std::fs::read(path)?);
     rows.map_err(|error| CliError::Eval(format!("{}: {error}", path.display())))
 }

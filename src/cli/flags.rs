@@ -1,7 +1,7 @@
 //! Flags of `serve`.
 
 use super::GlobalArgs;
-use crate::config::{Config, ConfigError, EXAMPLE, RawEngine, RawServer, load};
+use realign_server::config::{Config, ConfigError, EXAMPLE, RawEngine, RawServer, load};
 
 /// Flags of `serve`; what is absent comes from the configuration.
 #[derive(Clone, Debug, Default, clap::Args)]

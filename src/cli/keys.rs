@@ -6,7 +6,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::{CliError, EXIT_OK, GlobalArgs};
-use crate::config::keys::{ApiKey, KeyDigest};
+use realign_server::config::keys::{ApiKey, KeyDigest};
 
 /// What a key begins with, so that scanners of leaked secrets can know it.
 const PREFIX: &str = "rk-";

@@ -3,21 +3,20 @@
 
 use std::sync::Arc;
 
-use candle_core::Device;
-
 use super::progress::Progress;
 use super::{CliError, GlobalArgs, oracle, recipes, require};
-use crate::config::Config;
-use crate::control::{Inputs, ONLY_PUNISH, corrections, corrective};
-use crate::impact::Weights;
-use crate::learn::{Learner, RawScores, thin};
-use crate::model::{LoadedModel, Model};
-use crate::oracle::prepare_trusted;
-use crate::policy::PolicySet;
-use crate::state::StateDb;
-use crate::train::examples::TokenPair;
-use crate::train::{Recipe, TrainExample, WeightScale};
-use crate::triage::{Category, Triage, triage_cached};
+use realign_align::impact::Weights;
+use realign_align::learn::{Learner, RawScores, thin};
+use realign_align::oracle::prepare_trusted;
+use realign_align::policy::PolicySet;
+use realign_align::train::examples::TokenPair;
+use realign_align::train::{Recipe, TrainExample, WeightScale};
+use realign_align::triage::{Triage, triage_cached};
+use realign_core::Category;
+use realign_model::LoadedModel;
+use realign_server::config::Config;
+use realign_server::control::{Inputs, ONLY_PUNISH, corrections, corrective};
+use realign_server::state::StateDb;
 
 /// Everything before the first forward pass.
 pub(super) struct Learning {
@@ -54,8 +53,11 @@ impl Learning {
             &config.paths.policies,
             "a directory of policies (--policies)",
         )?;
-        let loaded = LoadedModel::load(&config.model, &Device::Cpu)?;
-        let recipe = recipes::for_model(&config.train, &loaded.model.spec)?;
+        let loaded = LoadedModel::load(
+            &config.model,
+            &*realign_backend::open(config.engine.device)?,
+        )?;
+        let recipe = recipes::for_model(&config.train, loaded.spec())?;
         let set = PolicySet::load_dir(&config.paths.policies)?;
         let prepared = prepare_trusted(&set, &oracle::services(&config, &set)?)?;
         let oracle = prepared.oracle(&set);
@@ -125,7 +127,7 @@ impl Learning {
     }
 
     /// Reference log-probabilities and impact weights.
-    pub fn score(&self, model: &Model, progress: Progress) -> Result<Scored, CliError> {
+    pub fn score(&self, progress: Progress) -> Result<Scored, CliError> {
         let learner = self.learner();
         let passes = Learner::passes(&self.pairs);
         let bar = progress.bar(passes, "reference");
@@ -134,7 +136,7 @@ impl Learning {
             true
         };
         let uniform = self.recipe.weight_scale == WeightScale::Uniform;
-        let examples = learner.reference(model, &self.pairs, uniform, count);
+        let examples = learner.reference(&self.pairs, uniform, count);
         let mut examples = examples.map_err(failed)?.unwrap_or_default();
         bar.finish_and_clear();
         if uniform {
@@ -149,7 +151,7 @@ impl Learning {
             bar.inc(1);
             true
         };
-        let raw = learner.score(model, &self.pairs, &mut examples, count);
+        let raw = learner.score(&self.pairs, &mut examples, count);
         let raw = raw.map_err(failed)?.unwrap_or_default();
         bar.finish_and_clear();
         let weights = learner.weigh(&mut examples, &raw);

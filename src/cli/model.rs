@@ -2,13 +2,13 @@
 
 use std::io::Write;
 
-use candle_core::Device;
 use clap::Subcommand;
+use realign_backend::DeviceChoice;
 use serde_json::{Value, json};
 
 use super::{CliError, EXIT_OK, GlobalArgs};
-use crate::adapter::base_id;
-use crate::model::{LoadedModel, ModelFiles, ModelSource, ModelSpec};
+use realign_engine::adapter::base_id;
+use realign_model::{LoadedModel, ModelFiles, ModelSource, ModelSpec};
 
 /// What to do with models.
 #[derive(Debug, Subcommand)]
@@ -54,7 +54,10 @@ pub fn run(
             };
             let files = ModelSource::parse(&source)?.fetch()?;
             // By its path: what was fetched is not asked for again.
-            let loaded = LoadedModel::load(&files.root.to_string_lossy(), &Device::Cpu)?;
+            let loaded = LoadedModel::load(
+                &files.root.to_string_lossy(),
+                &*realign_backend::open(DeviceChoice::Cpu)?,
+            )?;
             let report = info(&files, &loaded)?;
             match global.json {
                 true => writeln!(out, "{report}")?,
@@ -81,11 +84,11 @@ fn info(files: &ModelFiles, loaded: &LoadedModel) -> Result<Value, CliError> {
         "path": files.root,
         "format": files.format(),
         "weight_bytes": files.weight_bytes()?,
-        "training_weight_bytes": if loaded.model.is_packed() { 0 } else { loaded.model.dense_bytes() },
+        "training_weight_bytes": loaded.backend.training_weight_bytes(),
         "base_hash": &*loaded.base_hash,
         "base_generation": base_id(&loaded.base_hash),
-        "parameters": loaded.model.spec.parameters(),
-        "spec": spec(&loaded.model.spec),
+        "parameters": loaded.spec().parameters(),
+        "spec": spec(loaded.spec()),
         "tokenizer": {
             "vocab_size": tokenizer.vocab_size(),
             "bos": tokenizer.bos_id().map(token),
@@ -146,7 +149,7 @@ fn flatten(prefix: &str, value: &Value, lines: &mut Vec<(String, String)>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::test_support::test_model_path;
+    use realign_model::test_support::test_model_path;
 
     #[test]
     fn the_default_model_is_described() {

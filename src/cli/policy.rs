@@ -10,8 +10,8 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::{CliError, EXIT_FAILED, EXIT_OK, GlobalArgs, require};
-use crate::oracle::{Prepared, prepare};
-use crate::policy::{ExampleReport, PolicyErrors, PolicySet, diff};
+use realign_align::oracle::{Prepared, prepare};
+use realign_align::policy::{ExampleReport, PolicyErrors, PolicySet, diff};
 
 /// What to do with policies.
 #[derive(Debug, Subcommand)]

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use super::CliError;
-use crate::config::{TrainConfig, recipe_file};
-use crate::control::recipe;
-use crate::model::{ModelSource, ModelSpec};
-use crate::train::{ModelSize, Recipe};
+use realign_align::train::{ModelSize, Recipe};
+use realign_model::{ModelSource, ModelSpec};
+use realign_server::config::{TrainConfig, recipe_file};
+use realign_server::control::recipe;
 
 /// The size of a model that is on this machine, for the recipe's defaults; nothing is fetched, and
 /// what cannot be looked at counts as small.

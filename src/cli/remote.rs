@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::GlobalArgs;
-use crate::config::ConfigError;
+use realign_server::config::ConfigError;
 
 /// Activating a generation may read it from a slow disk first.
 const TIMEOUT: Duration = Duration::from_secs(60);

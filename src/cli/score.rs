@@ -6,10 +6,10 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::learning::{Learning, Scored, failed};
+use super::learning::{Learning, Scored};
 use super::progress::Progress;
 use super::{CliError, EXIT_OK, GlobalArgs};
-use crate::triage::Category;
+use realign_core::Category;
 
 /// Flags of `score`.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -47,7 +47,7 @@ struct Summary {
     corrected: usize,
     skipped: usize,
     clamped_ratio: f64,
-    weight_scale: crate::train::WeightScale,
+    weight_scale: realign_align::train::WeightScale,
     recipe: String,
     seconds: f64,
     warning: Option<&'static str>,
@@ -61,10 +61,7 @@ pub fn run(args: &ScoreArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
     let learning = Learning::load(global, args.recipe.as_deref())?;
     let started = std::time::Instant::now();
     let scored = match learning.has_conflicts() {
-        true => {
-            let model = learning.loaded.model.learnable().map_err(failed)?;
-            learning.score(&model, Progress::new(global))?
-        }
+        true => learning.score(Progress::new(global))?,
         false => Scored {
             examples: Vec::new(),
             raw: Vec::new(),

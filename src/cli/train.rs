@@ -3,20 +3,19 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
 use serde::Serialize;
 use serde_json::json;
 
-use super::learning::{Learning, failed};
+use super::learning::Learning;
 use super::progress::Progress;
 use super::{CliError, EXIT_FAILED, EXIT_OK, GlobalArgs};
-use crate::adapter::generation::GenerationId;
-use crate::adapter::{self, AdapterStore, Manifest};
-use crate::config::TrainConfig;
-use crate::model::Recompute;
-use crate::train::curve::{LINES_FILE, PLOT_FILE};
-use crate::train::memory;
-use crate::train::{Ending, LossParts, Observer, StepReport, Trained, train};
+use realign_align::train::curve::{LINES_FILE, PLOT_FILE};
+use realign_align::train::memory;
+use realign_align::train::{Ending, LossParts, Observer, StepReport, Trained, train};
+use realign_engine::adapter::generation::GenerationId;
+use realign_engine::adapter::{self, AdapterStore, Manifest};
+use realign_model::{Backend, Recompute};
+use realign_server::config::TrainConfig;
 
 /// Flags of `train`.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -71,18 +70,16 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
         return print(out, global.json, &summary(&learning, None), EXIT_OK);
     }
     let progress = Progress::new(global);
-    let model = learning.loaded.model.learnable().map_err(failed)?;
-    let scored = learning.score(&model, progress)?;
+    let scored = learning.score(progress)?;
     let checkpoints = learning.config.paths.state.join("checkpoints");
     let checkpoints = checkpoints.join(&learning.inputs.hash[..16]);
-    let steps = crate::train::run::steps(scored.examples.len(), &learning.recipe);
+    let steps = realign_align::train::run::steps(scored.examples.len(), &learning.recipe);
     let watcher = Watcher {
         bar: progress.bar(steps, "train"),
         train: learning.config.train.clone(),
     };
     let trained = train(
-        &model,
-        learning.learner().ops(),
+        &*learning.loaded.backend,
         &scored.examples,
         &learning.recipe,
         Some(&checkpoints),
@@ -202,8 +199,8 @@ impl Observer for Watcher {
         true
     }
 
-    fn memory(&self, device: &Device) -> Option<u64> {
-        memory::limit(self.train.memory_mb, device)
+    fn memory(&self, backend: &dyn Backend) -> Option<u64> {
+        memory::limit(self.train.memory_mb, backend)
     }
 
     fn recompute(&self) -> Recompute {

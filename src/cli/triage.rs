@@ -14,12 +14,12 @@ use serde::Serialize;
 
 use super::progress::Progress;
 use super::{CliError, EXIT_OK, GlobalArgs, require};
-use crate::config::Config;
-use crate::control::{ONLY_PUNISH, recipe};
-use crate::oracle::{Prepared, RuleOracle, prepare_trusted};
-use crate::policy::PolicySet;
-use crate::preferences::{Dataset, Pair};
-use crate::triage::{Triage, triage_in_parts};
+use realign_align::oracle::{Prepared, RuleOracle, prepare_trusted};
+use realign_align::policy::PolicySet;
+use realign_align::preferences::{Dataset, Pair};
+use realign_align::triage::{Triage, triage_in_parts};
+use realign_server::config::Config;
+use realign_server::control::{ONLY_PUNISH, recipe};
 
 pub use flips::{Flip, Flips};
 pub use report::{Conflict, Plan, Reason, RuleCount, TriageReport};
@@ -121,7 +121,7 @@ pub fn run_plan(args: &PlanArgs, global: &GlobalArgs, out: &mut dyn Write) -> Re
             let (active, prepared) = read_set(&config, &dir)?;
             let unasked = Arc::new(prepared.matchers.without_judges());
             let before = prepared.oracle(&active).with_matchers(unasked);
-            let before = crate::triage::triage(&dataset.pairs, &before);
+            let before = realign_align::triage::triage(&dataset.pairs, &before);
             Some(Flips::new(&dataset.pairs, &before, &triage, args.examples))
         }
         None => None,

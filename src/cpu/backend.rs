@@ -11,7 +11,7 @@ use realign_model::random::{RandomMatrix, random_model};
 use realign_model::{
     Backend, ComputeDevice, Decoder, Dropout, Executor, ExecutorOptions, LearningPasses,
     LoraWeights, Measured, ModelFiles, ModelSpec, Outputs, PassOptions, SiteGradients, Slopes,
-    Staged, Step, StoredMatrix, TokenLoss,
+    Staged, Step, StoredMatrix, TimeSlices, TokenLoss,
 };
 
 use super::Model;
@@ -29,8 +29,10 @@ const FLOAT: usize = size_of::<f32>();
 pub struct Cpu;
 
 impl ComputeDevice for Cpu {
-    fn load(&self, files: &ModelFiles) -> ModelResult<Arc<dyn Backend>> {
-        Ok(Arc::new(CpuBackend::new(load(files)?)))
+    fn load(&self, files: &ModelFiles, slices: Arc<TimeSlices>) -> ModelResult<Arc<dyn Backend>> {
+        let mut backend = CpuBackend::new(load(files)?);
+        backend.slices = slices;
+        Ok(Arc::new(backend))
     }
 
     fn random(&self, spec: &ModelSpec, integers: Option<GgmlDType>) -> Result<Arc<dyn Backend>> {
@@ -72,14 +74,20 @@ pub struct CpuBackend {
     model: Arc<Model>,
     /// Element type of served adapters.
     adapters: DType,
+    /// How the engine and learning passes divide the time.
+    slices: Arc<TimeSlices>,
+    /// For passes that answer requests.
+    undivided: Arc<TimeSlices>,
 }
 
 impl CpuBackend {
-    /// Serves and trains this model.
+    /// Serves and trains this model, neither of which waits for the other.
     pub fn new(model: Model) -> Self {
         Self {
             adapters: adapter_dtype(&model),
             model: Arc::new(model),
+            slices: Arc::default(),
+            undivided: Arc::default(),
         }
     }
 
@@ -121,7 +129,12 @@ impl Backend for CpuBackend {
     }
 
     fn passes(&self, options: PassOptions) -> Result<Box<dyn LearningPasses>> {
-        let passes = Differentiator::new(self.model.clone(), options.precision);
+        let slices = if options.answering {
+            &self.undivided
+        } else {
+            &self.slices
+        };
+        let passes = Differentiator::new(self.model.clone(), slices.clone(), options.precision);
         Ok(Box::new(passes))
     }
 
@@ -162,7 +175,11 @@ impl Backend for CpuBackend {
         realign_model::memory::host_free_bytes()
     }
 
-    fn shares_time(&self) -> bool {
+    fn time_slices(&self) -> &Arc<TimeSlices> {
+        &self.slices
+    }
+
+    fn yields_to_steps(&self) -> bool {
         true
     }
 }

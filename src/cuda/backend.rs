@@ -94,7 +94,7 @@ mod real {
     use realign_model::random::{RandomMatrix, random_model};
     use realign_model::{
         Backend, ComputeDevice, Executor, ExecutorOptions, LearningPasses, LoraWeights, ModelFiles,
-        ModelSpec, PassOptions, Recompute, Staged,
+        ModelSpec, PassOptions, Recompute, Staged, TimeSlices,
     };
     use realign_reference::memory::{activations, layer_bytes, logits};
     use realign_reference::{TensorModel, TensorPasses};
@@ -114,9 +114,15 @@ mod real {
     pub struct Cuda(pub Device);
 
     impl ComputeDevice for Cuda {
-        fn load(&self, files: &ModelFiles) -> ModelResult<Arc<dyn Backend>> {
+        fn load(
+            &self,
+            files: &ModelFiles,
+            slices: Arc<TimeSlices>,
+        ) -> ModelResult<Arc<dyn Backend>> {
             let model = files.load(&self.0, |matrix| Weight::new(&matrix, &self.0))?;
-            Ok(Arc::new(CudaBackend::new(stacked(model)?)?))
+            let mut backend = CudaBackend::new(stacked(model)?)?;
+            backend.slices = slices;
+            Ok(Arc::new(backend))
         }
 
         fn random(
@@ -172,6 +178,7 @@ mod real {
         tensors: Arc<TensorModel<Weight>>,
         device: Device,
         element: Element,
+        slices: Arc<TimeSlices>,
     }
 
     impl CudaBackend {
@@ -188,6 +195,7 @@ mod real {
                     ops: &Kernels,
                 }),
                 model: Arc::new(model),
+                slices: Arc::default(),
             })
         }
     }
@@ -249,7 +257,11 @@ mod real {
             free_bytes(&self.device).map(|bytes| bytes as u64)
         }
 
-        fn shares_time(&self) -> bool {
+        fn time_slices(&self) -> &Arc<TimeSlices> {
+            &self.slices
+        }
+
+        fn yields_to_steps(&self) -> bool {
             false
         }
     }

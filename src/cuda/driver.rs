@@ -110,7 +110,8 @@ pub(super) fn ptx_of(context: &Arc<CudaContext>, unit: &Unit) -> Result<Ptx> {
     text(context, unit).map(Ptx::from_src)
 }
 
-/// PTX of a unit, compiled once for each architecture: probes and training load it, too.
+/// PTX of a unit, compiled once for each architecture: probes and training load it, too. Kept for
+/// the process: it is a pure function of its key, so owners of different devices may share it.
 fn text(context: &CudaContext, unit: &Unit) -> Result<&'static str> {
     type Key = ((i32, i32), &'static str);
     static TEXTS: Mutex<Vec<(Key, &'static str)>> = Mutex::new(Vec::new());

@@ -113,7 +113,8 @@ fn start(device: &CudaDevice, launch: &Launch) -> Result<()> {
 /// PTX by architecture, major and minor.
 type Compiled = HashMap<(i32, i32), Arc<str>>;
 
-/// The kernels as PTX for the context's architecture, compiled once.
+/// The kernels as PTX for the context's architecture, compiled once. Kept for the process: it is a
+/// pure function of the architecture, so owners of different devices may share it.
 fn ptx(context: &Arc<CudaContext>) -> Result<Arc<str>> {
     static COMPILED: Mutex<Option<Compiled>> = Mutex::new(None);
     let architecture = context

@@ -8,11 +8,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::handle::Shared;
+use super::admission::Shared;
 use super::merged::Loaded;
 use super::sampler::Scratch;
 use super::sequence::Sequence;
-use crate::model::Tokenizer;
+use realign_model::Tokenizer;
 
 /// What clients are told whose answers the end of the server cuts off.
 pub(super) const STOPPING: &str = "the engine is shutting down";

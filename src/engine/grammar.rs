@@ -10,7 +10,7 @@ use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 
-use crate::model::Tokenizer;
+use realign_model::Tokenizer;
 
 /// Work and memory that one grammar may take. A schema of a few hundred fields takes a tenth.
 const MAX_GRAMMAR_SYMBOLS: usize = 100_000;
@@ -188,7 +188,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::model::test_support::test_model;
+    use realign_model::test_support::test_model;
 
     fn grammars() -> (Arc<Tokenizer>, Grammars) {
         let tokenizer = Arc::new(Tokenizer::from_gguf(&test_model()).unwrap());

@@ -10,6 +10,10 @@
 //! refused if there is no room; what serves, and what has been prepared to serve next, is never
 //! given up for it.
 
+mod engine;
+
+pub(crate) use engine::MergedEngine;
+
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -17,18 +21,18 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::unbounded_channel;
 
+use super::admission::Shared;
 use super::driver::{Driver, STOPPING};
-use super::handle::Shared;
 use super::request::{GenerateEvent, GenerateRequest, GenerateStream, SamplingParams, SubmitError};
 use super::sequence::Sequence;
 use crate::adapter::generation::{Generation, GenerationId};
-use crate::model::Tokenizer;
+use realign_model::Tokenizer;
 
 /// How often a preparation that waits looks again.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// A loaded model that serves one generation.
-pub trait Backend: Send + Sync {
+pub trait ModelCopy: Send + Sync {
     /// Computes a sequence: logits after the prompt, then after each token that the driver hands
     /// back, until it hands back none. Must not block. Dropping the driver gives the sequence up.
     fn submit(&self, driver: Driver);
@@ -40,7 +44,7 @@ pub trait Builder: Send + Sync {
     ///
     /// # Errors
     /// Why it cannot be loaded, and what to do about it.
-    fn build(&self, generation: &Generation) -> Result<Box<dyn Backend>, String>;
+    fn build(&self, generation: &Generation) -> Result<Box<dyn ModelCopy>, String>;
 }
 
 /// Why a generation cannot be made ready to serve.
@@ -81,7 +85,7 @@ impl Drop for Place {
 /// A copy. Whoever holds the `Arc` keeps it loaded.
 pub struct Loaded {
     generation: GenerationId,
-    backend: Box<dyn Backend>,
+    backend: Box<dyn ModelCopy>,
     _place: Place,
 }
 
@@ -389,7 +393,7 @@ impl Copies {
             self.tokenizer.clone(),
             self.shared.clone(),
         ));
-        let mut stream = GenerateStream { events };
+        let mut stream = GenerateStream::new(events);
         loop {
             match stream.blocking_next() {
                 Some(GenerateEvent::Token { .. }) => {}

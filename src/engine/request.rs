@@ -173,6 +173,11 @@ pub struct GenerateStream {
 }
 
 impl GenerateStream {
+    /// A stream of what arrives on a channel, for engines and their stand-ins in tests.
+    pub fn new(events: mpsc::UnboundedReceiver<GenerateEvent>) -> Self {
+        Self { events }
+    }
+
     /// The next event; `None` after `Finished` or `Failed`, or if the engine stopped.
     pub async fn next(&mut self) -> Option<GenerateEvent> {
         self.events.recv().await

@@ -4,8 +4,8 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::request::SamplingParams;
-use crate::model::DrawRequest;
-use crate::model::cpu::logsumexp;
+use realign_model::DrawRequest;
+use realign_model::vector::logsumexp;
 
 /// One sequence's sampler: its own random stream, so batch mates cannot change its text.
 #[derive(Debug)]

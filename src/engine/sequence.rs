@@ -11,7 +11,7 @@ use super::sampler::{Sampler, Scratch, logprobs};
 use super::shaper::Shaper;
 use super::stop::{StopMatcher, StopOutcome};
 use crate::adapter::generation::Generation;
-use crate::model::{DrawRequest, StreamDecoder, Tokenizer};
+use realign_model::{DrawRequest, StreamDecoder, Tokenizer};
 
 /// A sequence: its tokens, how far they are in the cache, and where its events go.
 #[derive(Debug)]

@@ -1,16 +1,14 @@
-//! One step: the rows that run, and who runs them.
+//! One step: the rows that run, and what comes back.
 //!
-//! The scheduler's shares become a [`Layout`]; an [`Executor`] computes it and hands back the
-//! logits of the rows that a next token is drawn from. Executors know nothing of sequences,
-//! requests or scheduling.
+//! The scheduler's shares become a [`Layout`]; an [`Executor`](realign_model::Executor) computes it
+//! and hands back the logits of the rows that a next token is drawn from. Executors know nothing of
+//! sequences, requests or scheduling.
 
 use std::sync::Arc;
 
-use candle_core::Result;
-
 use super::scheduler::Share;
 use super::sequence::Sequence;
-use crate::model::{AdapterSpan, CpuExecutor, DrawRequest, PagedSequence, Step};
+use realign_model::{AdapterSpan, DrawRequest, Outputs, PagedSequence, Step};
 
 /// The rows of a step, sequences of one generation side by side. Refilled for every step, so that
 /// its buffers are allocated once.
@@ -74,6 +72,17 @@ impl Layout {
         self.sequences = self.parts.drain(..).collect();
     }
 
+    /// What the executor computes.
+    pub fn step(&self) -> Step<'_> {
+        Step {
+            tokens: &self.tokens,
+            positions: &self.positions,
+            sequences: &self.sequences,
+            adapters: &self.adapters,
+            outputs: &self.outputs,
+        }
+    }
+
     fn clear(&mut self) {
         self.tokens.clear();
         self.positions.clear();
@@ -105,12 +114,12 @@ impl Layout {
             return;
         };
         match self.adapters.last_mut() {
-            Some(last) if Arc::ptr_eq(&last.adapter, adapter) && last.rows.end == start => {
+            Some(last) if last.adapter.is(&adapter.staged) && last.rows.end == start => {
                 last.rows.end = end;
             }
             _ => self.adapters.push(AdapterSpan {
                 rows: start..end,
-                adapter: adapter.clone(),
+                adapter: adapter.staged.clone(),
             }),
         }
     }
@@ -126,13 +135,16 @@ pub struct Logits {
 }
 
 impl Logits {
-    /// Makes room for `rows` rows of `vocab` logits and gives the buffer to write them to. What it
-    /// holds is unspecified.
-    pub fn prepare(&mut self, rows: usize, vocab: usize) -> &mut [f32] {
+    /// Makes room for a layout's outputs, each of `vocab` logits. What it holds is unspecified.
+    pub fn prepare<'a>(&'a mut self, layout: &'a Layout, vocab: usize) -> Outputs<'a> {
         self.vocab = vocab;
         self.tokens.clear();
-        self.values.resize(rows * vocab, 0.0);
-        &mut self.values
+        self.values.resize(layout.outputs.len() * vocab, 0.0);
+        Outputs {
+            draws: &layout.draws,
+            logits: &mut self.values,
+            tokens: &mut self.tokens,
+        }
     }
 
     /// The logits of output `index`, (vocabulary).
@@ -143,59 +155,5 @@ impl Logits {
     /// The token that the executor drew for output `index`; its logits are unspecified then.
     pub fn token(&self, index: usize) -> Option<u32> {
         self.tokens.get(index).copied().flatten()
-    }
-}
-
-/// What computes a step.
-pub trait Executor: Send {
-    /// Whether it draws tokens itself, where the layout says how.
-    fn draws(&self) -> bool {
-        false
-    }
-
-    /// Runs the layout's rows: writes their keys and values where their sequences keep them, and
-    /// the logits of `layout.outputs`, in that order, to `logits` (nothing if there are none).
-    /// A row's result must not depend on the other sequences of the batch.
-    ///
-    /// # Errors
-    /// If the step could not be computed; the sequences in it are given up.
-    fn forward(&mut self, layout: &Layout, logits: &mut Logits) -> Result<()>;
-}
-
-#[cfg(any(test, feature = "cuda"))]
-impl<G: crate::model::cuda::Gpu> Executor for crate::model::cuda::CudaExecutor<G> {
-    fn draws(&self) -> bool {
-        true
-    }
-
-    fn forward(&mut self, layout: &Layout, logits: &mut Logits) -> Result<()> {
-        let step = Step {
-            tokens: &layout.tokens,
-            positions: &layout.positions,
-            sequences: &layout.sequences,
-            adapters: &layout.adapters,
-            outputs: &layout.outputs,
-        };
-        logits.prepare(layout.outputs.len(), self.vocab_size());
-        let mut outputs = crate::model::cuda::Outputs {
-            draws: &layout.draws,
-            logits: &mut logits.values,
-            tokens: &mut logits.tokens,
-        };
-        crate::model::cuda::CudaExecutor::forward(self, &step, &mut outputs)
-    }
-}
-
-impl Executor for CpuExecutor {
-    fn forward(&mut self, layout: &Layout, logits: &mut Logits) -> Result<()> {
-        let step = Step {
-            tokens: &layout.tokens,
-            positions: &layout.positions,
-            sequences: &layout.sequences,
-            adapters: &layout.adapters,
-            outputs: &layout.outputs,
-        };
-        let room = logits.prepare(layout.outputs.len(), self.vocab_size());
-        CpuExecutor::forward(self, &step, room)
     }
 }

@@ -15,15 +15,17 @@ use super::memory::{Budget, LearningBytes, Plan, Stored, Training};
 use super::source::ModelFiles;
 use super::spec::ModelSpec;
 use super::step::{Outputs, Step};
+use super::time_slices::TimeSlices;
 
 /// A device that was opened.
 pub trait ComputeDevice: fmt::Debug + Send + Sync {
-    /// Loads a model's weights, and checks every shape against its configuration.
+    /// Loads a model's weights, and checks every shape against its configuration. Its engine and its
+    /// learning passes divide the host's time as `slices` say.
     ///
     /// # Errors
     /// [`ModelError`](super::ModelError): files that cannot be read or do not fit together, or a
     /// device that has no room for them.
-    fn load(&self, files: &ModelFiles) -> ModelResult<Arc<dyn Backend>>;
+    fn load(&self, files: &ModelFiles, slices: Arc<TimeSlices>) -> ModelResult<Arc<dyn Backend>>;
 
     /// A model of these shapes with random weights, in integers of a GGUF type if there is one: what
     /// benchmarks of speed run, which does not depend on the values.
@@ -113,9 +115,12 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// Bytes that are free where it computes; `None` where the system does not tell.
     fn free_bytes(&self) -> Option<u64>;
 
-    /// Whether passes give way to each step of the engine by themselves. Where they do not, learning
-    /// waits between batches while requests run.
-    fn shares_time(&self) -> bool;
+    /// How the engine and learning passes divide the host's time.
+    fn time_slices(&self) -> &Arc<TimeSlices>;
+
+    /// Whether learning passes yield to each step of the engine by themselves. Where they do not,
+    /// learning waits between batches while requests run.
+    fn yields_to_steps(&self) -> bool;
 }
 
 /// Sizes of an executor.

@@ -96,6 +96,8 @@ pub struct PassOptions {
     pub precision: Precision,
     /// Whether intermediate results are computed again.
     pub recompute: Recompute,
+    /// Whether the passes answer a request: they yield to no step then.
+    pub answering: bool,
 }
 
 /// log p of every response token, and how it moves along a direction.

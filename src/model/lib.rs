@@ -27,8 +27,8 @@ pub mod spec;
 pub mod step;
 #[cfg(any(test, feature = "test-support"))]
 pub mod test_support;
+pub mod time_slices;
 pub mod tokenizer;
-pub mod turns;
 pub mod vector;
 mod weights;
 
@@ -51,4 +51,5 @@ pub use segment::{Seen, Segment};
 pub use source::{ModelFiles, ModelSource};
 pub use spec::ModelSpec;
 pub use step::{AdapterSpan, BLOCK_TOKENS, Outputs, PagedSequence, Step};
+pub use time_slices::TimeSlices;
 pub use tokenizer::{StreamDecoder, Tokenizer};

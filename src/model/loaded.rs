@@ -7,6 +7,7 @@ use super::chat::ChatTemplate;
 use super::error::{ModelError, Result};
 use super::source::{ModelFiles, ModelSource};
 use super::spec::ModelSpec;
+use super::time_slices::TimeSlices;
 use super::tokenizer::Tokenizer;
 
 /// A loaded model; clones share it.
@@ -26,13 +27,28 @@ pub struct LoadedModel {
 
 impl LoadedModel {
     /// Fetches what has to be fetched, loads everything, and checks that the parts fit together.
+    ///
+    /// # Errors
+    /// If a part cannot be read, or parts do not fit together.
     pub fn load(source: &str, device: &dyn ComputeDevice) -> Result<Self> {
+        Self::load_sharing(source, device, Arc::new(TimeSlices::undivided()))
+    }
+
+    /// As [`LoadedModel::load`], for an engine and learning passes that divide the time so.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_sharing(
+        source: &str,
+        device: &dyn ComputeDevice,
+        slices: Arc<TimeSlices>,
+    ) -> Result<Self> {
         let files = ModelSource::parse(source)?.fetch()?;
         // Side by side: each takes a good part of a second.
         let (text, backend, hash) = std::thread::scope(|scope| {
             let text = scope.spawn(|| text_parts(&files));
             let hash = scope.spawn(|| files.base_hash());
-            let backend = device.load(&files);
+            let backend = device.load(&files, slices);
             (joined(text), backend, joined(hash))
         });
         // A tokenizer of another model is the more telling mistake.

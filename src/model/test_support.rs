@@ -18,6 +18,15 @@ pub fn root() -> PathBuf {
     root.expect("built from the repository").to_path_buf()
 }
 
+/// A path below the repository's root.
+///
+/// # Panics
+/// If the path is not UTF-8.
+pub fn path(relative: &str) -> String {
+    let path = root().join(relative).into_os_string();
+    path.into_string().expect("a UTF-8 path")
+}
+
 /// The default model's file, from `REALIGN_TEST_MODEL` or the `models` directory.
 ///
 /// # Panics

@@ -7,7 +7,7 @@ use realign_model::error::Result as ModelResult;
 use realign_model::memory::{LearningBytes, Training, host_free_bytes};
 use realign_model::{
     BLOCK_TOKENS, Backend, Decoder, Executor, ExecutorOptions, LearningPasses, LoraWeights,
-    ModelFiles, ModelSpec, PassOptions, Recompute, Staged,
+    ModelFiles, ModelSpec, PassOptions, Recompute, Staged, TimeSlices,
 };
 
 use crate::Reference;
@@ -42,6 +42,7 @@ impl Reference {
 #[derive(Clone, Debug)]
 pub struct ReferenceBackend {
     model: Arc<Reference>,
+    slices: Arc<TimeSlices>,
 }
 
 impl ReferenceBackend {
@@ -49,6 +50,7 @@ impl ReferenceBackend {
     pub fn new(model: Reference) -> Self {
         Self {
             model: Arc::new(model),
+            slices: Arc::default(),
         }
     }
 
@@ -133,7 +135,11 @@ impl Backend for ReferenceBackend {
         host_free_bytes()
     }
 
-    fn shares_time(&self) -> bool {
+    fn time_slices(&self) -> &Arc<TimeSlices> {
+        &self.slices
+    }
+
+    fn yields_to_steps(&self) -> bool {
         false
     }
 }

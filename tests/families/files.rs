@@ -4,20 +4,20 @@ use std::path::Path;
 
 use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
 use candle_core::{Device, Tensor};
-use realign::model::{LoadedModel, ModelSource, Ops};
+use realign_model::{LoadedModel, ModelSource};
 use serde_json::Value;
 
-use super::{FAMILIES, Golden, fixture, load, served, whole};
+use super::{FAMILIES, Golden, fixture, load, packed, served, whole};
 
 #[test]
 fn unquantised_gguf_files_hold_the_same_models() {
     for family in FAMILIES {
         let golden = Golden::of(family);
         let model = load(&fixture(family).join("model.gguf"));
-        let logits = whole(&model, &golden.tokens, Ops::Plain, None);
+        let logits = whole(&model, &golden.tokens, None);
         golden.check(&logits, "logits", 1e-4, "gguf");
         let adapter = golden.adapter();
-        let adapted = whole(&model, &golden.tokens, Ops::Plain, Some(&adapter));
+        let adapted = whole(&model, &golden.tokens, Some(&adapter));
         golden.check(&adapted, "logits_adapter", 1e-4, "gguf");
     }
 }
@@ -27,11 +27,15 @@ fn eight_bit_gguf_files_agree_with_their_dequantised_weights() {
     for family in FAMILIES {
         let golden = Golden::of(family);
         let model = load(&fixture(family).join("model-q8_0.gguf"));
-        let dense = model.dequantized().unwrap();
-        let exact = whole(&dense, &golden.tokens, Ops::Plain, None);
+        let exact = whole(&model, &golden.tokens, None);
         golden.check(&exact, "logits_q8_0", 1e-4, "dequantised");
         // Served products round activations to 8 bits too.
-        let served = served(model, &golden.tokens, &[golden.tokens.len()], None);
+        let served = served(
+            &packed(&fixture(family).join("model-q8_0.gguf")),
+            &golden.tokens,
+            &[golden.tokens.len()],
+            None,
+        );
         golden.check(&served, "logits_q8_0", 0.1, "8-bit activations");
     }
 }
@@ -40,7 +44,7 @@ fn eight_bit_gguf_files_agree_with_their_dequantised_weights() {
 fn shards_are_read_through_their_index() {
     let golden = Golden::of("llama");
     let model = load(&fixture("llama-sharded"));
-    let logits = whole(&model, &golden.tokens, Ops::Plain, None);
+    let logits = whole(&model, &golden.tokens, None);
     golden.check(&logits, "logits", 1e-4, "sharded bf16");
 }
 
@@ -60,8 +64,9 @@ pub fn copy(name: &str) -> tempfile::TempDir {
 fn error_of(path: &Path) -> String {
     let loaded = ModelSource::parse(&path.to_string_lossy())
         .and_then(ModelSource::fetch)
-        .and_then(|files| files.load(&Device::Cpu));
-    loaded.expect_err("a broken file does not load").to_string()
+        .and_then(|files| realign_cpu::load(&files));
+    let error = loaded.err().expect("a broken file does not load");
+    error.to_string()
 }
 
 fn check_error(path: &Path, says: &[&str]) {
@@ -158,7 +163,7 @@ fn a_tokenizer_of_another_model_is_refused_before_the_weights() {
     edit_json(&dir.path().join("config.json"), |c| {
         c["vocab_size"] = 200.into()
     });
-    let error = LoadedModel::load(&dir.path().to_string_lossy(), &Device::Cpu).unwrap_err();
+    let error = LoadedModel::load(&dir.path().to_string_lossy(), &realign_cpu::Cpu).unwrap_err();
     let error = error.to_string();
     let place = dir.path().display().to_string();
     assert!(

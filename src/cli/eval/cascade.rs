@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::Data;
 use super::methods::UNSURE;
-use crate::oracle::probe::FittedProbe;
-use crate::policy::{PolicySet, Score};
+use realign_align::oracle::probe::FittedProbe;
+use realign_align::policy::{PolicySet, Score};
 
 /// Least responses of a kind to tell by.
 const LEAST: usize = 10;

@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use super::methods::{Verdicts, plain};
 use super::{CliError, Data};
-use crate::oracle::MemoryScoreCache;
-use crate::oracle::judge::{Judge, JudgeUsage};
-use crate::oracle::measure::best_threshold;
-use crate::policy::{Exchange, JudgeSpec, Matcher, PolicySet};
+use realign_align::oracle::MemoryScoreCache;
+use realign_align::oracle::judge::{Judge, JudgeUsage};
+use realign_align::oracle::measure::best_threshold;
+use realign_align::policy::{Exchange, JudgeSpec, Matcher, PolicySet};
 
 /// The first judge of a policy file.
 pub(super) fn of_policy(path: &Path) -> Result<Arc<JudgeSpec>, CliError> {

@@ -8,12 +8,12 @@ use sha2::{Digest, Sha256};
 
 use super::cascade::{self, Cascade, Said, is_unsure};
 use super::{CliError, Data, judge};
-use crate::oracle::FeatureSource;
-use crate::oracle::features::FeatureError;
-use crate::oracle::measure::Confusion;
-use crate::oracle::probe::FittedProbe;
-use crate::policy::{Exchange, JudgeSpec, Labelled, PolicySet, ProbeSpec};
-use crate::triage::Category;
+use realign_align::oracle::FeatureSource;
+use realign_align::oracle::features::FeatureError;
+use realign_align::oracle::measure::Confusion;
+use realign_align::oracle::probe::FittedProbe;
+use realign_align::policy::{Exchange, JudgeSpec, Labelled, PolicySet, ProbeSpec};
+use realign_core::Category;
 
 /// What a refusal-word filter looks for.
 const REFUSAL: &str = r"(?i)\b(sorry|cannot|can't|can not|unable|won't|not able|not appropriate|inappropriate|illegal|unethical|not ethical|as an ai)\b";

@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::Data;
 use super::methods::Verdicts;
-use crate::oracle::measure::Confusion;
-use crate::triage::Category;
+use realign_align::oracle::measure::Confusion;
+use realign_core::Category;
 
 /// What was measured.
 #[derive(Clone, Debug, Serialize)]

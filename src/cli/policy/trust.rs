@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::oracle::RuleTrust;
-use crate::oracle::measure::Bin;
+use realign_align::oracle::RuleTrust;
+use realign_align::oracle::measure::Bin;
 
 /// Columns of a bar on the terminal.
 const BAR: usize = 30;
@@ -125,8 +125,8 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oracle::measure::Confusion;
-    use crate::policy::Minimum;
+    use realign_align::oracle::measure::Confusion;
+    use realign_align::policy::Minimum;
 
     fn trust() -> RuleTrust {
         let bin = |from: f64, count, predicted, observed| Bin {

@@ -5,9 +5,10 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use crate::oracle::Judgement;
-use crate::preferences::Pair;
-use crate::triage::{Category, Triage, TriageCounts, TriagedPair};
+use realign_align::oracle::Judgement;
+use realign_align::preferences::Pair;
+use realign_align::triage::{Triage, TriagedPair};
+use realign_core::{Category, TriageCounts};
 
 /// The difference that a set makes to the active one.
 #[derive(Clone, Debug, Serialize)]

@@ -3,11 +3,12 @@
 use serde::Serialize;
 
 use super::Flips;
-use crate::control::holdout_ratio;
-use crate::oracle::{Exchange, Judgement, MatcherUsage, Oracle, RuleOracle, Severity};
-use crate::preferences::{Contradiction, Dataset, Pair, SkippedLine, split};
-use crate::train::Recipe;
-use crate::triage::{Category, Triage, TriageCounts, TriagedPair};
+use realign_align::oracle::{Exchange, Judgement, MatcherUsage, Oracle, RuleOracle, Severity};
+use realign_align::preferences::{Contradiction, Dataset, Pair, SkippedLine, split};
+use realign_align::train::Recipe;
+use realign_align::triage::{Triage, TriagedPair};
+use realign_core::{Category, TriageCounts};
+use realign_server::control::holdout_ratio;
 
 /// What the policies say about the preference data.
 #[derive(Clone, Debug, Serialize)]
@@ -243,7 +244,7 @@ impl Plan {
             holdout_pairs: parts.holdout.len(),
             holdout_conflicts: conflicts(&parts.holdout),
             steps: match trains {
-                true => crate::train::run::steps(train_pairs, recipe),
+                true => realign_align::train::run::steps(train_pairs, recipe),
                 false => 0,
             },
             minutes: match trains {

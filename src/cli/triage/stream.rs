@@ -7,9 +7,10 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::{CliError, RuleCount};
-use crate::oracle::{Oracle, RuleOracle};
-use crate::preferences::{Pair, SkippedLine, for_each_pair};
-use crate::triage::{TriageCounts, triage};
+use realign_align::oracle::{Oracle, RuleOracle};
+use realign_align::preferences::{Pair, SkippedLine, for_each_pair};
+use realign_align::triage::triage;
+use realign_core::TriageCounts;
 
 /// Pairs judged at once.
 const CHUNK: usize = 1024;

@@ -3,9 +3,9 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::packing::Example;
-use crate::train::TrainExample;
-use crate::triage::Category;
+use realign_align::train::TrainExample;
+use realign_core::Category;
+use realign_model::packing::Example;
 
 const POLICY: &str = r#"apiVersion: realign/v1
 id: doses
@@ -240,9 +240,9 @@ fn the_steps_are_those_that_training_takes() {
             })
             .collect();
         let plan = plan_json(&directories(dir.path(), &policy, &data));
-        let recipe = crate::train::Recipe::default();
+        let recipe = realign_align::train::Recipe::default();
         let examples: Vec<TrainExample> = (0..count).map(example).collect();
-        let steps = crate::train::run::plan(&examples, &recipe).len();
+        let steps = realign_align::train::run::plan(&examples, &recipe).len();
         assert_eq!(plan["steps"], json!(steps), "{count} pairs");
     }
 }

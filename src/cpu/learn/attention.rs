@@ -7,7 +7,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::small::{Grid, Sum, multiply};
+use super::small::{self, Grid, Sum};
+use realign_model::time_slices::TimeSlices;
 use realign_model::vector::{exp_shifted_sum, soft_cap_backward, soft_cap_in_place};
 use realign_model::{AttentionShape, Segment};
 
@@ -16,16 +17,18 @@ const BLOCK: usize = 32;
 
 /// Grouped-query attention of one layer.
 #[derive(Clone, Copy, Debug)]
-pub struct Heads {
+pub struct Heads<'a> {
     /// Query heads.
     pub query: usize,
     /// Key/value heads.
     pub key_value: usize,
     /// How each attends.
     pub shape: AttentionShape,
+    /// Whom it yields to.
+    pub slices: &'a TimeSlices,
 }
 
-impl Heads {
+impl Heads<'_> {
     fn dim(self) -> usize {
         self.shape.head_dim
     }
@@ -37,6 +40,12 @@ impl Heads {
     /// Columns of q, k and v together.
     pub fn width(self) -> usize {
         (self.query + 2 * self.key_value) * self.dim()
+    }
+
+    /// c ← [c +] factor · a b, on this thread.
+    fn multiply(self, dims: (usize, usize, usize), a: Grid, b: Grid, c: Sum) {
+        self.slices.yield_to_serving();
+        small::multiply(dims, a, b, c, false);
     }
 
     /// First columns of a key/value head's k and v.
@@ -151,7 +160,7 @@ impl Part {
 #[derive(Clone, Copy)]
 struct HeadView<'a> {
     qkv: &'a [f32],
-    heads: Heads,
+    heads: Heads<'a>,
     query: usize,
     kv: usize,
 }
@@ -178,7 +187,7 @@ impl<'a> HeadView<'a> {
 /// scores (rows, keys) ← [scores +] factor · a bᵀ over the head's width, for all of a block's keys.
 fn score<'a>(
     block: &Block,
-    d: usize,
+    heads: Heads,
     a: Grid,
     b: impl Fn(usize) -> Grid<'a>,
     scores: &mut [f32],
@@ -194,13 +203,8 @@ fn score<'a>(
             add,
             factor,
         };
-        multiply(
-            (block.rows.len(), keys.len(), d),
-            a,
-            b(keys.start).transposed(),
-            c,
-            false,
-        );
+        let dims = (block.rows.len(), keys.len(), heads.dim());
+        heads.multiply(dims, a, b(keys.start).transposed(), c);
     }
 }
 
@@ -211,7 +215,7 @@ fn weights(block: &Block, head: HeadView, scores: &mut Vec<f32>, capped: &mut Ve
     scores.resize(block.rows.len() * block.width(), 0.0);
     score(
         block,
-        head.heads.dim(),
+        head.heads,
         head.q(block.rows.start),
         |row| head.k(row),
         scores,
@@ -244,7 +248,7 @@ fn weights(block: &Block, head: HeadView, scores: &mut Vec<f32>, capped: &mut Ve
     }
 }
 
-fn tasks(segments: &[Segment], heads: Heads) -> Vec<(&Segment, usize)> {
+fn tasks<'a>(segments: &'a [Segment], heads: Heads) -> Vec<(&'a Segment, usize)> {
     let of = |s| (0..heads.key_value).map(move |h| (s, h));
     segments.iter().flat_map(of).collect()
 }
@@ -264,7 +268,7 @@ pub fn forward(heads: Heads, segments: &[Segment], qkv: &[f32], out: &mut [f32])
                     kv,
                 };
                 weights(&block, head, &mut scores, &mut capped);
-                attend(&block, d, &scores, |row| head.v(row), &mut part, g * d);
+                attend(&block, heads, &scores, |row| head.v(row), &mut part, g * d);
             }
         }
         part
@@ -276,7 +280,7 @@ pub fn forward(heads: Heads, segments: &[Segment], qkv: &[f32], out: &mut [f32])
 /// part[block's rows] += weights · values.
 fn attend<'a>(
     block: &Block,
-    d: usize,
+    heads: Heads,
     weights: &[f32],
     values: impl Fn(usize) -> Grid<'a>,
     part: &mut Part,
@@ -285,13 +289,8 @@ fn attend<'a>(
     for (at, keys) in block.runs() {
         let p = Grid::rows(weights, block.width()).from(at);
         let into = part.sum(block.rows.start, column, 1.0);
-        multiply(
-            (block.rows.len(), d, keys.len()),
-            p,
-            values(keys.start),
-            into,
-            false,
-        );
+        let dims = (block.rows.len(), heads.dim(), keys.len());
+        heads.multiply(dims, p, values(keys.start), into);
     }
 }
 
@@ -320,32 +319,37 @@ pub fn backward(heads: Heads, segments: &[Segment], qkv: &[f32], d_out: &[f32], 
                     .from(block.rows.start * out_width + head.query * d);
                 ds.clear();
                 ds.resize(p.len(), 0.0);
-                score(&block, d, upstream, |row| head.v(row), &mut ds, 1.0, false);
+                score(
+                    &block,
+                    heads,
+                    upstream,
+                    |row| head.v(row),
+                    &mut ds,
+                    1.0,
+                    false,
+                );
                 through_softmax(&block, &p, heads.shape, &capped, &mut ds);
                 for (at, keys) in block.runs() {
                     let (rows, n) = (block.rows.len(), keys.len());
                     let ds = Grid::rows(&ds, block.width()).from(at);
                     let p = Grid::rows(&p, block.width()).from(at);
-                    multiply(
+                    heads.multiply(
                         (rows, d, n),
                         ds,
                         head.k(keys.start),
                         dq.sum(block.rows.start, g * d, 1.0),
-                        false,
                     );
-                    multiply(
+                    heads.multiply(
                         (n, d, rows),
                         ds.transposed(),
                         head.q(block.rows.start),
                         dk.sum(keys.start, 0, 1.0),
-                        false,
                     );
-                    multiply(
+                    heads.multiply(
                         (n, d, rows),
                         p.transposed(),
                         upstream,
                         dv.sum(keys.start, 0, 1.0),
-                        false,
                     );
                 }
             }
@@ -400,7 +404,7 @@ pub fn tangent(heads: Heads, segments: &[Segment], qkv: &[f32], t_qkv: &[f32], t
                 let (row, scale) = (block.rows.start, heads.shape.scale);
                 score(
                     &block,
-                    d,
+                    heads,
                     moved.q(row),
                     |row| head.k(row),
                     &mut ts,
@@ -409,7 +413,7 @@ pub fn tangent(heads: Heads, segments: &[Segment], qkv: &[f32], t_qkv: &[f32], t
                 );
                 score(
                     &block,
-                    d,
+                    heads,
                     head.q(row),
                     |row| moved.k(row),
                     &mut ts,
@@ -424,8 +428,8 @@ pub fn tangent(heads: Heads, segments: &[Segment], qkv: &[f32], t_qkv: &[f32], t
                     let mean: f32 = ts.iter().zip(p).map(|(t, w)| t * w).sum();
                     ts.iter_mut().zip(p).for_each(|(t, w)| *t = w * (*t - mean));
                 }
-                attend(&block, d, &ts, |row| head.v(row), &mut part, g * d);
-                attend(&block, d, &p, |row| moved.v(row), &mut part, g * d);
+                attend(&block, heads, &ts, |row| head.v(row), &mut part, g * d);
+                attend(&block, heads, &p, |row| moved.v(row), &mut part, g * d);
             }
         }
         part

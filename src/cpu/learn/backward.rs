@@ -7,9 +7,8 @@ use candle_core::Result;
 use super::attention::{self, Heads};
 use super::factors::Factors;
 use super::forward::{Record, each_head, head_columns};
-use super::product::{View, ViewMut, product};
-use super::rows::{Norm, Turn, add, fit, gated, pull_gated, turn};
-use super::tile::Form;
+use super::product::{Execution, View, ViewMut, product};
+use super::rows::{Gated, Norm, Turn, add, fit, turn};
 use super::unpack::Way;
 use crate::Linear;
 use crate::rows::with_floats;
@@ -21,7 +20,7 @@ use realign_model::lora::LoraSite;
 /// Walks the layers from the top down.
 pub struct Walk<'a> {
     pub model: &'a Model,
-    pub form: Form,
+    pub execution: Execution<'a>,
     pub segments: &'a [Segment],
     pub factors: &'a Factors,
     pub ropes: &'a Ropes,
@@ -76,7 +75,7 @@ impl Walk<'_> {
                 column: 0,
                 add: adding,
             };
-            product(self.form, weight, Way::Backward, self.rows, g, into);
+            product(self.execution, weight, Way::Backward, self.rows, g, into);
             d_x
         });
         if let Some(factor) = self.factors.get(map.site) {
@@ -115,11 +114,15 @@ impl Walk<'_> {
         let spec = &self.model.spec;
         let (width, inner, rows) = (spec.hidden_size, spec.intermediate_size, self.rows);
         let [gate, up, down] = &layer.mlp;
-        let both = (&record.mlp[0][..], &record.mlp[1][..]);
+        let gated = Gated {
+            slices: self.execution.slices,
+            activation: spec.variant.activation,
+            gate: &record.mlp[0],
+            up: &record.mlp[1],
+        };
         // Only its adapter asks what entered the last map.
         if self.factors.get(down.site).is_some() {
-            let m = fit(&mut s.m, rows * inner);
-            gated(spec.variant.activation, both.0, both.1, m);
+            gated.apply(fit(&mut s.m, rows * inner));
         }
         let d_y = self.output_gradient(layer, 1, record, d_x, &mut s.d_y)?;
         fit(&mut s.d_m, rows * inner);
@@ -133,7 +136,7 @@ impl Walk<'_> {
         let [d_gate, d_up] = &mut s.d_mlp;
         fit(d_gate, rows * inner);
         fit(d_up, rows * inner);
-        pull_gated(spec.variant.activation, both, &s.d_m, d_gate, d_up);
+        gated.pull(&s.d_m, d_gate, d_up);
         self.half(&layer.mlp_norm, &record.entered[1], s)?;
         let [d_gate, d_up] = &s.d_mlp;
         fit(&mut s.d_h, rows * width);
@@ -185,6 +188,7 @@ impl Walk<'_> {
             query: spec.heads,
             key_value: spec.kv_heads,
             shape,
+            slices: self.execution.slices,
         };
         fit(&mut s.d_qkv, rows * qkv_width);
         attention::backward(heads, self.segments, &record.qkv, &s.d_m, &mut s.d_qkv);

@@ -1,12 +1,14 @@
 //! Adapters as flat factors, with their gradients and tangents.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 
 use super::product::View;
 use super::rows::fit;
-use super::small::{Grid, Sum, multiply};
+use super::small::{self, Grid, Sum};
+use realign_model::time_slices::TimeSlices;
 use realign_model::{Dropout, LoraPair, LoraSite, LoraWeights, SiteGradients};
 
 /// The factor of each element of some rows of `columns`: 0 or 1 / (1 − share).
@@ -47,10 +49,17 @@ pub struct Factor {
     pub scale: f32,
     /// Whether B is zero: then nothing is added, whatever A is.
     pub silent: bool,
+    /// Whom its products yield to.
+    pub slices: Arc<TimeSlices>,
 }
 
 impl Factor {
-    fn new(site: LoraSite, pair: &LoraPair, dropout: Dropout) -> Result<Self> {
+    fn new(
+        site: LoraSite,
+        pair: &LoraPair,
+        dropout: Dropout,
+        slices: &Arc<TimeSlices>,
+    ) -> Result<Self> {
         let ((rank, inner), (out, _)) = (pair.a.dims2()?, pair.b.dims2()?);
         let flat = |t: &Tensor| t.flatten_all()?.to_vec1::<f32>();
         let (a, b) = (flat(&pair.a)?, flat(&pair.b)?);
@@ -65,6 +74,7 @@ impl Factor {
             out,
             scale: pair.scale as f32,
             silent,
+            slices: slices.clone(),
         })
     }
 
@@ -74,6 +84,12 @@ impl Factor {
 
     fn b(&self) -> Grid<'_> {
         Grid::rows(&self.b, self.rank)
+    }
+
+    /// c ← [c +] factor · a b, split over the learning threads.
+    fn multiply(&self, dims: (usize, usize, usize), a: Grid, b: Grid, c: Sum) {
+        self.slices.yield_to_serving();
+        small::multiply(dims, a, b, c, true);
     }
 
     /// shrunk ← x Aᵀ, then y[columns from `column` on] += scale · shrunk Bᵀ.
@@ -104,12 +120,11 @@ impl Factor {
             add: false,
             factor: 1.0,
         };
-        multiply(
+        self.multiply(
             (rows, self.rank, self.inner),
             Grid::rows(x, self.inner),
             self.a().transposed(),
             into,
-            true,
         );
     }
 
@@ -122,12 +137,11 @@ impl Factor {
             factor: self.scale,
         };
         let b = Grid::rows(b, self.rank).transposed();
-        multiply(
+        self.multiply(
             (rows, self.out, self.rank),
             Grid::rows(shrunk, self.rank),
             b,
             into,
-            true,
         );
     }
 
@@ -154,12 +168,11 @@ impl Factor {
             factor: self.scale,
         };
         let shrunk = Grid::rows(shrunk, self.rank);
-        multiply(
+        self.multiply(
             (self.out, self.rank, rows),
             upstream.transposed(),
             shrunk,
             into,
-            true,
         );
         let mut d_a = vec![0f32; self.rank * self.inner];
         if self.silent {
@@ -173,7 +186,7 @@ impl Factor {
             add: false,
             factor: self.scale,
         };
-        multiply((rows, self.rank, self.out), upstream, self.b(), into, true);
+        self.multiply((rows, self.rank, self.out), upstream, self.b(), into);
         let d_shrunk = Grid::rows(&d_shrunk, self.rank);
         let into = Sum {
             data: &mut d_a,
@@ -188,7 +201,7 @@ impl Factor {
             .map(|mask| mask.iter().zip(x).map(|(m, x)| m * x).collect());
         let seen = Grid::rows(thinned.as_deref().unwrap_or(x), self.inner);
         let dims = (self.rank, self.inner, rows);
-        multiply(dims, d_shrunk.transposed(), seen, into, true);
+        self.multiply(dims, d_shrunk.transposed(), seen, into);
         if let Some(d_x) = d_x {
             self.pull_input(rows, d_shrunk, mask, d_x);
         }
@@ -206,10 +219,10 @@ impl Factor {
             factor: 1.0,
         };
         let Some(mask) = mask else {
-            return multiply(dims, d_shrunk, self.a(), into(d_x, true), true);
+            return self.multiply(dims, d_shrunk, self.a(), into(d_x, true));
         };
         let mut through = vec![0f32; d_x.len()];
-        multiply(dims, d_shrunk, self.a(), into(&mut through, false), true);
+        self.multiply(dims, d_shrunk, self.a(), into(&mut through, false));
         for ((d, t), m) in d_x.iter_mut().zip(&through).zip(&mask) {
             *d += m * t;
         }
@@ -249,12 +262,11 @@ impl Factor {
                 add: true,
                 factor: 1.0,
             };
-            multiply(
+            self.multiply(
                 (rows, self.rank, self.inner),
                 Grid::rows(x, self.inner),
                 along.a().transposed(),
                 into,
-                true,
             );
             self.expand(
                 rows,
@@ -286,22 +298,19 @@ pub struct Columns<'a> {
 pub struct Factors(BTreeMap<LoraSite, Factor>);
 
 impl Factors {
-    /// Copies an adapter's tensors.
+    /// Copies an adapter's tensors; training leaves out some of what the factors read.
     ///
     /// # Errors
     /// If a factor is not an f32 matrix.
-    pub fn new(adapter: Option<&LoraWeights>) -> Result<Self> {
-        Self::with_dropout(adapter, Dropout::default())
-    }
-
-    /// As [`Factors::new`], with some of what the factors read left out.
-    ///
-    /// # Errors
-    /// As [`Factors::new`].
-    pub fn with_dropout(adapter: Option<&LoraWeights>, dropout: Dropout) -> Result<Self> {
+    pub fn new(
+        adapter: Option<&LoraWeights>,
+        dropout: Dropout,
+        slices: &Arc<TimeSlices>,
+    ) -> Result<Self> {
         let sites = adapter.into_iter().flat_map(|a| &a.sites);
-        let flat =
-            |(site, pair): (&LoraSite, &LoraPair)| Ok((*site, Factor::new(*site, pair, dropout)?));
+        let flat = |(site, pair): (&LoraSite, &LoraPair)| {
+            Ok((*site, Factor::new(*site, pair, dropout, slices)?))
+        };
         Ok(Self(sites.map(flat).collect::<Result<_>>()?))
     }
 

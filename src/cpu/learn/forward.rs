@@ -4,9 +4,8 @@ use candle_core::{Result, Tensor};
 
 use super::attention::{self, Heads};
 use super::factors::{Columns, Factors};
-use super::product::{View, ViewMut, product};
-use super::rows::{Norm, Turn, add, add_bias, fit, gated, turn};
-use super::tile::Form;
+use super::product::{Execution, View, ViewMut, product};
+use super::rows::{Gated, Norm, Turn, add, add_bias, fit, turn};
 use super::unpack::Way;
 use crate::Linear;
 use crate::packed::PackedWeight;
@@ -74,7 +73,7 @@ pub fn each_head(
 /// The machine that runs layers forward.
 pub struct Recorder<'a> {
     pub model: &'a Model,
-    pub form: Form,
+    pub execution: Execution<'a>,
     pub segments: &'a [Segment],
     pub factors: &'a Factors,
     /// Tokens.
@@ -119,7 +118,7 @@ impl Recorder<'_> {
             add,
         };
         product(
-            self.form,
+            self.execution,
             weight,
             Way::Forward,
             self.rows,
@@ -206,6 +205,7 @@ impl Compute for Recorder<'_> {
             query: spec.heads,
             key_value: spec.kv_heads,
             shape: *shape,
+            slices: self.execution.slices,
         };
         let record = &mut self.records[self.at];
         fit(&mut record.attended, self.rows * spec.heads * spec.head_dim);
@@ -221,12 +221,13 @@ impl Compute for Recorder<'_> {
             let shrunk = &mut record.shrunk[map.site.projection as usize];
             self.project(map, self.h, &mut record.mlp[i], (width, 0), false, shrunk)?;
         }
-        gated(
+        let gated = Gated {
+            slices: self.execution.slices,
             activation,
-            &record.mlp[0],
-            &record.mlp[1],
-            fit(self.m, self.rows * width),
-        );
+            gate: &record.mlp[0],
+            up: &record.mlp[1],
+        };
+        gated.apply(fit(self.m, self.rows * width));
         self.records[self.at] = record;
         Ok(())
     }

@@ -4,13 +4,13 @@
 use candle_core::Result;
 use rayon::prelude::*;
 
-use super::product::{View, ViewMut, product};
+use super::product::{Execution, View, ViewMut, product};
 use super::rows::fit;
 use super::tile::Form;
 use super::unpack::Way;
 use crate::Model;
 use realign_model::TokenLoss;
-use realign_model::turns::make_way;
+use realign_model::time_slices::TimeSlices;
 use realign_model::vector::{
     dot, exp_shifted_sum, kl_gradient, kl_sum, logsumexp, scaled_exp, soft_cap_backward,
     soft_cap_in_place,
@@ -26,6 +26,8 @@ pub struct Head<'a> {
     pub values: Form,
     /// Arithmetic of gradients and tangents.
     pub derivatives: Form,
+    /// Whom its products yield to.
+    pub slices: &'a TimeSlices,
     pub losses: &'a [TokenLoss],
     /// Normalised hidden states, (rows, hidden).
     pub hidden: &'a [f32],
@@ -103,7 +105,7 @@ impl Head<'_> {
                     let head = &self.model.head;
                     let view = View::whole(&chunk.logits, vocabulary);
                     product(
-                        self.derivatives,
+                        self.execution(self.derivatives),
                         head,
                         Way::Backward,
                         indices.len(),
@@ -131,6 +133,13 @@ impl Head<'_> {
         Ok(values)
     }
 
+    fn execution(&self, form: Form) -> Execution<'_> {
+        Execution {
+            form,
+            slices: self.slices,
+        }
+    }
+
     fn logits(
         &self,
         form: Form,
@@ -146,7 +155,7 @@ impl Head<'_> {
         }
         let into = ViewMut::whole(fit(logits, indices.len() * vocabulary), vocabulary);
         product(
-            form,
+            self.execution(form),
             &self.model.head,
             Way::Forward,
             indices.len(),
@@ -167,7 +176,7 @@ impl Head<'_> {
     fn values(&self, indices: &[usize], chunk: &mut Chunk) -> Vec<f32> {
         let vocabulary = self.model.spec.vocab_size;
         let value = |(at, i): (usize, &usize)| {
-            make_way();
+            self.slices.yield_to_serving();
             let row = &chunk.logits[at * vocabulary..][..vocabulary];
             let sum = logsumexp(row);
             match self.losses[*i] {
@@ -196,7 +205,7 @@ impl Head<'_> {
             .zip(indices.par_iter().zip(&chunk.sums))
             .enumerate();
         rows.for_each_init(Vec::new, |copy: &mut Vec<f32>, (at, (row, (i, sums)))| {
-            make_way();
+            self.slices.yield_to_serving();
             copy.clear();
             copy.extend_from_slice(row);
             match self.losses[*i] {
@@ -224,7 +233,7 @@ impl Head<'_> {
             .par_chunks_mut(vocabulary)
             .zip(chunk.other.par_chunks_mut(vocabulary));
         let slope = |((row, moved), (i, sums)): Both| {
-            make_way();
+            self.slices.yield_to_serving();
             if let Some(cap) = cap {
                 soft_cap_backward(row, cap, moved);
             }

@@ -15,7 +15,7 @@ use super::tile::Target;
 use crate::activations::ActivationUnit;
 use crate::packed::{Encoding, PANEL, PackedWeight, header_bytes, unit_bytes};
 use realign_model::blocks::{Format, UNIT};
-use realign_model::turns::make_way;
+use realign_model::time_slices::TimeSlices;
 
 /// Rows of a tile: their sums, eight vectors of weights and four running products fill the
 /// registers.
@@ -123,20 +123,23 @@ fn fix(x: &[f32; UNIT], limbs: &mut Limbs) -> ActivationUnit {
     }
 }
 
-/// `rows` rows of `x` times the transposed weight of this format. The processor must have been
+/// `rows` rows of `x` times the transposed weight, which has a [format](format_of). The processor must have been
 /// [`detected`] to have the instructions.
 ///
 /// # Panics
-/// If a view is too small for the shapes.
-pub fn product(format: Format, weight: &PackedWeight, rows: usize, x: View, y: ViewMut) {
+/// If the weight has no format, or a view is too small for the shapes.
+pub fn product(slices: &TimeSlices, weight: &PackedWeight, rows: usize, x: View, y: ViewMut) {
     assert!(detected());
+    let Some(format) = format_of(weight) else {
+        panic!("the weight is not in integers");
+    };
     x.check(rows, weight.columns);
     y.check(rows, weight.out);
     let units = weight.columns / UNIT;
     let fixed = Fixed::new(x, rows, weight.columns);
     let target = Pointer(y.data.as_mut_ptr());
     (0..weight.panels()).into_par_iter().for_each(|panel| {
-        make_way();
+        slices.yield_to_serving();
         let column = panel * PANEL;
         for first in (0..rows).step_by(ROWS) {
             let job = Job {

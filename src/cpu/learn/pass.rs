@@ -9,7 +9,7 @@ use super::backward::{self, Walk};
 use super::factors::Factors;
 use super::forward::{Record, Recorder};
 use super::head::{Head, Want};
-use super::on_pool;
+use super::product::Execution;
 use super::rows::{Norm, fit};
 use super::tangent::{self, Push};
 use super::tile::Form;
@@ -18,6 +18,7 @@ use crate::rows::with_floats;
 use realign_model::compute::{Ropes, run_layers};
 use realign_model::learning::logprobs_of;
 use realign_model::packing::{Packed, States};
+use realign_model::time_slices::TimeSlices;
 use realign_model::{Dropout, LoraWeights, Precision, SiteGradients, TokenLoss};
 
 /// Computes what learning needs of a model whose weights are packed. Buffers are kept from pass
@@ -26,6 +27,7 @@ pub struct Differentiator {
     /// What gradients leave out; nothing unless somebody sets it.
     pub dropout: Dropout,
     model: Arc<Model>,
+    slices: Arc<TimeSlices>,
     values: Form,
     gradients: Form,
     records: Vec<Record>,
@@ -47,10 +49,11 @@ impl std::fmt::Debug for Differentiator {
 }
 
 impl Differentiator {
-    /// Passes of a model.
-    pub fn new(model: Arc<Model>, precision: Precision) -> Self {
+    /// Passes of a model, which yield to the engine's steps as `slices` say.
+    pub fn new(model: Arc<Model>, slices: Arc<TimeSlices>, precision: Precision) -> Self {
         Self {
             dropout: Dropout::default(),
+            slices,
             model,
             values: match precision {
                 Precision::Exact => Form::floats(),
@@ -80,7 +83,8 @@ impl Differentiator {
     /// # Errors
     /// If a token is not in the vocabulary.
     pub fn states(&mut self, batch: &Packed, layer: usize) -> Result<Vec<States>> {
-        on_pool(|| {
+        let slices = self.slices.clone();
+        slices.learn(|| {
             let width = self.model.spec.hidden_size;
             self.run(batch, &Factors::default(), layer, layer)?;
             let part = |segment: &realign_model::Segment| {
@@ -98,9 +102,10 @@ impl Differentiator {
     /// # Errors
     /// If the adapter does not fit, or the batch's states lie above its lowest layer.
     pub fn hidden(&mut self, batch: &Packed, adapter: Option<&LoraWeights>) -> Result<Vec<f32>> {
-        on_pool(|| {
+        let slices = self.slices.clone();
+        slices.learn(|| {
             let layers = self.model.layers.len();
-            self.run(batch, &Factors::new(adapter)?, layers, layers)?;
+            self.run(batch, &self.factors(adapter)?, layers, layers)?;
             self.final_rows(batch)
         })
     }
@@ -124,7 +129,8 @@ impl Differentiator {
         hidden: &[f32],
         reference: &[f32],
     ) -> Result<Vec<f32>> {
-        on_pool(|| self.head(losses, hidden, reference).evaluate(Want::Values))
+        self.slices
+            .learn(|| self.head(losses, hidden, reference).evaluate(Want::Values))
     }
 
     /// Gradients of Σ cᵢ vᵢ in the adapter's factors, where vᵢ are the values that `losses` name
@@ -140,8 +146,9 @@ impl Differentiator {
         (losses, reference): (&[TokenLoss], &[f32]),
         coefficients: impl FnOnce(&[f32]) -> Vec<f32> + Send,
     ) -> Result<SiteGradients> {
-        let factors = Factors::with_dropout(Some(adapter), self.dropout)?;
-        on_pool(|| {
+        let factors = Factors::new(Some(adapter), self.dropout, &self.slices)?;
+        let slices = self.slices.clone();
+        slices.learn(|| {
             let (layers, width) = (self.model.layers.len(), self.model.spec.hidden_size);
             let lowest = factors.lowest_layer().unwrap_or(layers);
             self.run(batch, &factors, lowest, layers)?;
@@ -166,7 +173,10 @@ impl Differentiator {
             let ropes = Ropes::new(&model.spec, &batch.positions);
             let mut walk = Walk {
                 model: &model,
-                form: self.gradients,
+                execution: Execution {
+                    form: self.gradients,
+                    slices: &slices,
+                },
                 segments: &batch.segments,
                 factors: &factors,
                 ropes: &ropes,
@@ -198,8 +208,9 @@ impl Differentiator {
         adapter: &LoraWeights,
         along: &LoraWeights,
     ) -> Result<(Vec<f32>, Vec<f32>)> {
-        let (factors, along) = (Factors::new(Some(adapter))?, Factors::new(Some(along))?);
-        on_pool(|| {
+        let (factors, along) = (self.factors(Some(adapter))?, self.factors(Some(along))?);
+        let slices = self.slices.clone();
+        slices.learn(|| {
             let (layers, width) = (self.model.layers.len(), self.model.spec.hidden_size);
             let lowest = factors.lowest_layer().unwrap_or(layers);
             self.run(batch, &factors, lowest, lowest)?;
@@ -207,7 +218,10 @@ impl Differentiator {
             let ropes = Ropes::new(&model.spec, &batch.positions);
             let mut push = Push {
                 model: &model,
-                form: self.values,
+                execution: Execution {
+                    form: self.values,
+                    slices: &slices,
+                },
                 segments: &batch.segments,
                 factors: &factors,
                 along: &along,
@@ -241,6 +255,10 @@ impl Differentiator {
         })
     }
 
+    fn factors(&self, adapter: Option<&LoraWeights>) -> Result<Factors> {
+        Factors::new(adapter, Dropout::default(), &self.slices)
+    }
+
     fn head<'a>(
         &'a self,
         losses: &'a [TokenLoss],
@@ -251,6 +269,7 @@ impl Differentiator {
             model: &self.model,
             values: self.values,
             derivatives: self.gradients,
+            slices: &self.slices,
             losses,
             hidden,
             reference,
@@ -314,11 +333,14 @@ impl Differentiator {
         if keep && self.records.len() < range.len() {
             self.records.resize_with(range.len(), Record::default);
         }
-        let model = self.model.clone();
+        let (model, slices) = (self.model.clone(), self.slices.clone());
         let ropes = Ropes::new(&model.spec, &batch.positions);
         let mut recorder = Recorder {
             model: &model,
-            form: self.values,
+            execution: Execution {
+                form: self.values,
+                slices: &slices,
+            },
             segments: &batch.segments,
             factors,
             rows: batch.token_count(),

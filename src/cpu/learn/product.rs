@@ -8,7 +8,7 @@ use super::limbs;
 use super::tile::{self, Form, ROWS, Target};
 use super::unpack::{WIDTH, Way, unpack};
 use crate::packed::PackedWeight;
-use realign_model::turns::make_way;
+use realign_model::time_slices::TimeSlices;
 
 /// Elements of the sum that one pass takes: a panel then stays in the second-level cache.
 const DEPTH: usize = 512;
@@ -97,11 +97,28 @@ impl Pointer {
     }
 }
 
-/// `rows` rows of `x` times the weight, in the given way and form.
+/// How a product runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Execution<'a> {
+    /// Its arithmetic.
+    pub form: Form,
+    /// Whom it yields to.
+    pub slices: &'a TimeSlices,
+}
+
+/// `rows` rows of `x` times the weight, in the given way.
 ///
 /// # Panics
 /// If a view is too small for the shapes.
-pub fn product(form: Form, weight: &PackedWeight, way: Way, rows: usize, x: View, y: ViewMut) {
+pub fn product(
+    execution: Execution,
+    weight: &PackedWeight,
+    way: Way,
+    rows: usize,
+    x: View,
+    y: ViewMut,
+) {
+    let form = execution.form;
     let (inner, out) = way.extents(weight);
     if rows == 0 {
         return;
@@ -110,10 +127,10 @@ pub fn product(form: Form, weight: &PackedWeight, way: Way, rows: usize, x: View
     y.check(rows, out);
     #[cfg(target_arch = "x86_64")]
     match form {
-        Form::Bf16 => return in_pairs(weight, way, rows, x, y),
+        Form::Bf16 => return in_pairs(execution, weight, way, rows, x, y),
         Form::Limbs if way == Way::Forward => {
-            if let Some(format) = limbs::format_of(weight) {
-                return limbs::product(format, weight, rows, x, y);
+            if limbs::format_of(weight).is_some() {
+                return limbs::product(execution.slices, weight, rows, x, y);
             }
         }
         _ => {}
@@ -123,7 +140,7 @@ pub fn product(form: Form, weight: &PackedWeight, way: Way, rows: usize, x: View
         || vec![[0f32; WIDTH]; DEPTH],
         |floats, index| {
             let column = index * WIDTH;
-            make_way();
+            execution.slices.yield_to_serving();
             for from in (0..inner).step_by(DEPTH) {
                 let panel = &mut floats[..DEPTH.min(inner - from)];
                 unpack_as(form, weight, way, column, from, panel);
@@ -170,7 +187,14 @@ impl Place {
 
 /// [`product`] in pairs of bfloat16; the views were checked.
 #[cfg(target_arch = "x86_64")]
-fn in_pairs(weight: &PackedWeight, way: Way, rows: usize, x: View, y: ViewMut) {
+fn in_pairs(
+    execution: Execution,
+    weight: &PackedWeight,
+    way: Way,
+    rows: usize,
+    x: View,
+    y: ViewMut,
+) {
     let (inner, out) = way.extents(weight);
     let (rounded, stride) = (round(x, rows, inner), inner.div_ceil(2));
     let place = Place::new(y, out);
@@ -178,7 +202,7 @@ fn in_pairs(weight: &PackedWeight, way: Way, rows: usize, x: View, y: ViewMut) {
         || (vec![[0f32; WIDTH]; DEPTH], vec![[0u32; WIDTH]; DEPTH / 2]),
         |(floats, pairs), index| {
             let column = index * WIDTH;
-            make_way();
+            execution.slices.yield_to_serving();
             for from in (0..inner).step_by(DEPTH) {
                 let length = DEPTH.min(inner - from);
                 let panel = &mut floats[..length];
@@ -291,6 +315,7 @@ mod tests {
 
     #[test]
     fn every_form_agrees_with_candle_both_ways() -> Result<()> {
+        let slices = TimeSlices::undivided();
         for (rows, out, columns) in [(1, 32, 32), (15, 70, 96), (40, 96, 640), (29, 640, 64)] {
             let dense = Tensor::randn(0f32, 1.0, (out, columns), &Device::Cpu)?;
             let packed = [
@@ -315,7 +340,12 @@ mod tests {
                     ] {
                         let mut y = vec![1f32; rows * width];
                         let into = ViewMut::whole(&mut y, width).adding();
-                        product(form, &weight, way, rows, View::whole(&values, inner), into);
+                        let execution = Execution {
+                            form,
+                            slices: &slices,
+                        };
+                        let x = View::whole(&values, inner);
+                        product(execution, &weight, way, rows, x, into);
                         let got = (Tensor::from_vec(y, (rows, width), &Device::Cpu)? - 1.0)?;
                         let off = largest(&(got - &expected)?)? / largest(&expected)?;
                         assert!(

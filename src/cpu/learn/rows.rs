@@ -2,11 +2,12 @@
 
 use rayon::prelude::*;
 
-use crate::gates::{self, gated_gradient};
-use crate::rows::{inverse_rms, normalise, rotate};
-use realign_model::turns::make_way;
+use realign_model::time_slices::TimeSlices;
 use realign_model::vector::dot;
 use realign_model::{Activation, RopeTable};
+
+use crate::gates::{gated, gated_gradient};
+use crate::rows::{inverse_rms, normalise, rotate};
 
 /// Rows that one task takes at least.
 const ROWS: usize = 8;
@@ -140,67 +141,72 @@ pub fn turn(
     });
 }
 
-/// out ← activation(gate) · up.
-pub fn gated(activation: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
-    const CHUNK: usize = 4096;
-    out.par_chunks_mut(CHUNK)
-        .zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)))
-        .for_each(|(out, (gate, up))| {
-            make_way();
-            gates::gated(activation, gate, up, out);
-        });
+/// activation(gate) · up, element by element.
+#[derive(Clone, Copy, Debug)]
+pub struct Gated<'a> {
+    /// Whom it yields to.
+    pub slices: &'a TimeSlices,
+    /// The function of the gate.
+    pub activation: Activation,
+    /// The gate projection.
+    pub gate: &'a [f32],
+    /// The up projection, of the same length.
+    pub up: &'a [f32],
 }
 
-/// gate, up ← the gradients in them of what has the gradient g in activation(gate) · up.
-pub fn pull_gated(
-    activation: Activation,
-    (gate, up): (&[f32], &[f32]),
-    g: &[f32],
-    d_gate: &mut [f32],
-    d_up: &mut [f32],
-) {
-    const CHUNK: usize = 4096;
-    d_gate
-        .par_chunks_mut(CHUNK)
-        .zip(d_up.par_chunks_mut(CHUNK))
-        .zip(
-            gate.par_chunks(CHUNK)
-                .zip(up.par_chunks(CHUNK))
-                .zip(g.par_chunks(CHUNK)),
-        )
-        .for_each(|((d_gate, d_up), ((gate, up), g))| {
-            make_way();
-            gated_gradient(activation, (gate, up), g, d_gate, d_up)
-        });
-}
+impl Gated<'_> {
+    /// out ← activation(gate) · up.
+    pub fn apply(&self, out: &mut [f32]) {
+        const CHUNK: usize = 4096;
+        out.par_chunks_mut(CHUNK)
+            .zip(self.gate.par_chunks(CHUNK).zip(self.up.par_chunks(CHUNK)))
+            .for_each(|(out, (gate, up))| {
+                self.slices.yield_to_serving();
+                gated(self.activation, gate, up, out);
+            });
+    }
 
-/// t_gate ← the tangent of activation(gate) · up along tangents of both.
-pub fn push_gated(
-    activation: Activation,
-    (gate, up): (&[f32], &[f32]),
-    t_gate: &mut [f32],
-    t_up: &[f32],
-) {
-    const CHUNK: usize = 1024;
-    const ONES: [f32; CHUNK] = [1.0; CHUNK];
-    t_gate
-        .par_chunks_mut(CHUNK)
-        .zip(t_up.par_chunks(CHUNK))
-        .zip(gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK)))
-        .with_min_len(4)
-        .for_each(|((t_gate, t_up), (gate, up))| {
-            make_way();
-            let (mut by_gate, mut by_up) = ([0f32; CHUNK], [0f32; CHUNK]);
-            let n = gate.len();
-            gated_gradient(
-                activation,
-                (gate, up),
-                &ONES[..n],
-                &mut by_gate[..n],
-                &mut by_up[..n],
-            );
-            for i in 0..n {
-                t_gate[i] = t_gate[i] * by_gate[i] + t_up[i] * by_up[i];
-            }
-        });
+    /// d_gate, d_up ← the gradients in both of what has the gradient g in the result.
+    pub fn pull(&self, g: &[f32], d_gate: &mut [f32], d_up: &mut [f32]) {
+        const CHUNK: usize = 4096;
+        d_gate
+            .par_chunks_mut(CHUNK)
+            .zip(d_up.par_chunks_mut(CHUNK))
+            .zip(
+                self.gate
+                    .par_chunks(CHUNK)
+                    .zip(self.up.par_chunks(CHUNK))
+                    .zip(g.par_chunks(CHUNK)),
+            )
+            .for_each(|((d_gate, d_up), ((gate, up), g))| {
+                self.slices.yield_to_serving();
+                gated_gradient(self.activation, (gate, up), g, d_gate, d_up)
+            });
+    }
+
+    /// t_gate ← the tangent of the result along tangents of both.
+    pub fn push(&self, t_gate: &mut [f32], t_up: &[f32]) {
+        const CHUNK: usize = 1024;
+        const ONES: [f32; CHUNK] = [1.0; CHUNK];
+        t_gate
+            .par_chunks_mut(CHUNK)
+            .zip(t_up.par_chunks(CHUNK))
+            .zip(self.gate.par_chunks(CHUNK).zip(self.up.par_chunks(CHUNK)))
+            .with_min_len(4)
+            .for_each(|((t_gate, t_up), (gate, up))| {
+                self.slices.yield_to_serving();
+                let (mut by_gate, mut by_up) = ([0f32; CHUNK], [0f32; CHUNK]);
+                let n = gate.len();
+                gated_gradient(
+                    self.activation,
+                    (gate, up),
+                    &ONES[..n],
+                    &mut by_gate[..n],
+                    &mut by_up[..n],
+                );
+                for i in 0..n {
+                    t_gate[i] = t_gate[i] * by_gate[i] + t_up[i] * by_up[i];
+                }
+            });
+    }
 }

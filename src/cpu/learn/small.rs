@@ -2,8 +2,6 @@
 
 use gemm::Parallelism;
 
-use realign_model::turns::make_way;
-
 /// A strided matrix inside a slice.
 #[derive(Clone, Copy, Debug)]
 pub struct Grid<'a> {
@@ -69,7 +67,8 @@ pub struct Sum<'a> {
     pub factor: f32,
 }
 
-/// The product of `a` (m, k) and `b` (k, n); `shared` splits it over the pool's threads.
+/// The product of `a` (m, k) and `b` (k, n); `shared` splits it over the pool's threads. The caller
+/// yields to serving first.
 ///
 /// # Panics
 /// If a matrix does not lie inside its slice.
@@ -77,7 +76,6 @@ pub fn multiply((m, n, k): (usize, usize, usize), a: Grid, b: Grid, c: Sum, shar
     if m == 0 || n == 0 || k == 0 {
         return;
     }
-    make_way();
     a.check(m, k);
     b.check(k, n);
     assert!(n <= c.stride && c.at + (m - 1) * c.stride + n <= c.data.len());

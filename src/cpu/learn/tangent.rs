@@ -8,9 +8,8 @@ use candle_core::Result;
 use super::attention::{self, Heads};
 use super::factors::{Columns, Factors};
 use super::forward::{Record, each_head, head_columns};
-use super::product::{View, ViewMut, product};
-use super::rows::{Norm, Turn, add, fit, push_gated, turn};
-use super::tile::Form;
+use super::product::{Execution, View, ViewMut, product};
+use super::rows::{Gated, Norm, Turn, add, fit, turn};
 use super::unpack::Way;
 use crate::Linear;
 use crate::rows::with_floats;
@@ -21,7 +20,7 @@ use realign_model::compute::Ropes;
 /// Moves tangents up through the layers.
 pub struct Push<'a> {
     pub model: &'a Model,
-    pub form: Form,
+    pub execution: Execution<'a>,
     pub segments: &'a [Segment],
     /// Where the derivative is taken.
     pub factors: &'a Factors,
@@ -68,7 +67,7 @@ impl Push<'_> {
             add: false,
         };
         product(
-            self.form,
+            self.execution,
             weight,
             Way::Forward,
             self.rows,
@@ -158,6 +157,7 @@ impl Push<'_> {
             query: spec.heads,
             key_value: spec.kv_heads,
             shape,
+            slices: self.execution.slices,
         };
         fit(&mut s.t_m, rows * spec.heads * d);
         attention::tangent(heads, self.segments, &record.qkv, &s.t_qkv, &mut s.t_m);
@@ -183,7 +183,12 @@ impl Push<'_> {
         let spec = &self.model.spec;
         let size = self.rows * spec.intermediate_size;
         let [gate, up, down] = &layer.mlp;
-        let both = (&record.mlp[0][..], &record.mlp[1][..]);
+        let gated = Gated {
+            slices: self.execution.slices,
+            activation: spec.variant.activation,
+            gate: &record.mlp[0],
+            up: &record.mlp[1],
+        };
         self.enter(&layer.mlp_norm, &record.entered[1], t_x, s)?;
         let [t_gate, t_up] = &mut s.t_mlp;
         for (map, into) in [(gate, &mut *t_gate), (up, &mut *t_up)] {
@@ -196,7 +201,7 @@ impl Push<'_> {
                 (spec.intermediate_size, 0),
             )?;
         }
-        push_gated(spec.variant.activation, both, t_gate, t_up);
+        gated.push(t_gate, t_up);
         fit(&mut s.t_y, t_x.len());
         self.push(
             down,

@@ -1,23 +1,23 @@
 //! The engine's thread under many requests.
 
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::blocks::BlockPool;
-use super::super::handle::{EngineConfig, EngineHandle, start_with};
+use super::super::engine::EngineHandle;
+use super::super::handle::{Computing, EngineConfig, start_with};
 use super::super::request::{GenerateStream, SubmitError};
 use super::fake::{Answer, BLOCK, FakeModel, prompt, request, tokenizer};
 
 fn engine(blocks: usize, config: EngineConfig) -> EngineHandle {
-    let model = Box::new(FakeModel::new(blocks));
-    start_with(
-        model,
-        BlockPool::new(blocks, BLOCK),
-        4096,
-        tokenizer(),
-        config,
-    )
-    .unwrap()
+    let computing = Computing {
+        executor: Box::new(FakeModel::new(blocks)),
+        pool: BlockPool::new(blocks, BLOCK),
+        limit: 4096,
+        slices: Arc::default(),
+    };
+    start_with(computing, tokenizer(), config).unwrap()
 }
 
 fn finish(mut stream: GenerateStream) -> Answer {

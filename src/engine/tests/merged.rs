@@ -6,8 +6,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use super::super::driver::Driver;
-use super::super::handle::{EngineConfig, EngineHandle, start_merged};
-use super::super::merged::{Backend, Builder, PrepareError};
+use super::super::engine::EngineHandle;
+use super::super::handle::{EngineConfig, start_merged};
+use super::super::merged::{Builder, ModelCopy, PrepareError};
 use super::super::request::*;
 use super::fake::{Answer, VOCABULARY, generation, request, tokenizer};
 use crate::adapter::generation::Generation;
@@ -72,7 +73,7 @@ fn number(generation: &Generation) -> u32 {
 struct Builds(Arc<World>);
 
 impl Builder for Builds {
-    fn build(&self, generation: &Generation) -> Result<Box<dyn Backend>, String> {
+    fn build(&self, generation: &Generation) -> Result<Box<dyn ModelCopy>, String> {
         let number = number(generation);
         self.0.wait(|seen| (!seen.closed).then_some(()));
         if self.0.state.lock().unwrap().broken.contains(&number) {
@@ -102,7 +103,7 @@ struct Stand {
     world: Arc<World>,
 }
 
-impl Backend for Stand {
+impl ModelCopy for Stand {
     fn submit(&self, driver: Driver) {
         self.inbox.lock().unwrap().send(driver).unwrap();
     }

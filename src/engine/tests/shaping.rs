@@ -1,8 +1,8 @@
 //! Biases, penalties and grammars in a batch: each changes its own sequence only.
 
 use super::fake::{Bench, alone, generation, ids, prompt, request, tokenizer};
-use crate::engine::grammar::Grammars;
-use crate::engine::request::{FinishReason, GenerateEvent, GenerateRequest, SamplingParams};
+use crate::grammar::Grammars;
+use crate::request::{FinishReason, GenerateEvent, GenerateRequest, SamplingParams};
 
 fn with(change: impl FnOnce(&mut SamplingParams), seed: u64) -> GenerateRequest {
     let mut request = request(prompt(seed, 9), 40, seed);

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use candle_core::Device;
 use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -12,20 +11,21 @@ use super::TraceArgs;
 use super::data::{self, Truth};
 use super::judging::{Reliability, judge, judged_by};
 use super::questions::{general, items, windows};
-use crate::cli::{CliError, GlobalArgs, oracle, recipes, require};
-use crate::config::Config;
-use crate::evaluation::Variant;
-use crate::evaluation::capability::Item;
-use crate::evaluation::scorer::Question;
-use crate::gate::HeldOutPrompt;
-use crate::learn::{Learner, thin};
-use crate::model::LoadedModel;
-use crate::oracle::{Oracle, prepare_trusted};
-use crate::policy::PolicySet;
-use crate::preferences::{Dataset, Pair};
-use crate::train::examples::TokenPair;
-use crate::train::{Recipe, Skipped};
-use crate::triage::{Category, TriageCounts, triage};
+use crate::{CliError, GlobalArgs, oracle, recipes, require};
+use realign_align::gate::HeldOutPrompt;
+use realign_align::learn::{Learner, thin};
+use realign_align::oracle::{Oracle, prepare_trusted};
+use realign_align::policy::PolicySet;
+use realign_align::preferences::{Dataset, Pair};
+use realign_align::train::examples::TokenPair;
+use realign_align::train::{Recipe, Skipped};
+use realign_align::triage::triage;
+use realign_core::{Category, TriageCounts};
+use realign_lab::evaluation::Variant;
+use realign_lab::evaluation::capability::Item;
+use realign_lab::evaluation::scorer::Question;
+use realign_model::LoadedModel;
+use realign_server::config::Config;
 
 /// Changes when the same inputs would give other figures.
 const VERSION: &str = "realign-eval-trace/1";
@@ -88,9 +88,12 @@ pub(super) struct Labelled {
 impl Inputs {
     pub fn load(args: &TraceArgs, global: &GlobalArgs) -> Result<Self, CliError> {
         let config = global.resolve()?;
-        let loaded = LoadedModel::load(&config.model, &Device::Cpu)?;
+        let loaded = LoadedModel::load(
+            &config.model,
+            &*realign_backend::open(config.engine.device)?,
+        )?;
         let section = recipes::section(args.recipe.as_deref(), &config.train)?;
-        let mut recipe = recipes::for_model(&section, &loaded.model.spec)?;
+        let mut recipe = recipes::for_model(&section, loaded.spec())?;
         if let Some(max_pairs) = args.max_pairs {
             recipe.max_pairs = max_pairs;
         }

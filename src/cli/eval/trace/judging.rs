@@ -6,10 +6,10 @@ use serde::Serialize;
 
 use super::TraceArgs;
 use super::inputs::Labelled;
-use crate::cli::CliError;
-use crate::evaluation::refusal::{LabelledResponse, RefusalJudge};
-use crate::oracle::measure::Confusion;
-use crate::oracle::{Exchange, Oracle};
+use crate::CliError;
+use realign_align::oracle::measure::Confusion;
+use realign_align::oracle::{Exchange, Oracle};
+use realign_lab::evaluation::refusal::{LabelledResponse, RefusalJudge};
 
 /// A judge against human labels.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]

@@ -4,16 +4,16 @@
 use std::sync::Arc;
 
 use super::inputs::Inputs;
-use crate::adapter::generation::Generation;
-use crate::cli::CliError;
-use crate::engine::{self, EngineConfig, EngineHandle};
-use crate::evaluation::capability::margin;
-use crate::evaluation::refusal::RefusalWords;
-use crate::evaluation::scorer::{Question, Scorer};
-use crate::evaluation::{Answer, Measured, Share};
-use crate::gate::{HeldOutPrompt, agreement};
-use crate::model::LoraWeights;
-use crate::oracle::{Exchange, Judgement, Oracle};
+use crate::CliError;
+use realign_align::gate::{Agreement, HeldOutPrompt};
+use realign_align::oracle::{Exchange, Judgement, Oracle};
+use realign_engine::adapter::generation::Generation;
+use realign_engine::{EngineConfig, EngineHandle};
+use realign_lab::evaluation::capability::margin;
+use realign_lab::evaluation::refusal::RefusalWords;
+use realign_lab::evaluation::scorer::{Question, Scorer};
+use realign_lab::evaluation::{Answer, Measured, Share};
+use realign_model::Staged;
 
 /// Memory of the engine's cache, in bytes.
 const KV_BYTES: usize = 128 << 20;
@@ -40,11 +40,11 @@ impl<'a> Measurer<'a> {
         let threads = inputs.config.engine.threads.unwrap_or(config.threads);
         let config = EngineConfig { threads, ..config };
         let loaded = &inputs.loaded;
-        let engine = engine::start(loaded.model.clone(), loaded.tokenizer.clone(), config);
+        let engine = realign_engine::start(&*loaded.backend, loaded.tokenizer.clone(), config);
         Ok(Self {
             inputs,
             engine: engine.map_err(failed)?,
-            scorer: Scorer::new(loaded.model.clone(), threads).map_err(failed)?,
+            scorer: Scorer::new(&*loaded.backend, threads).map_err(failed)?,
             words: RefusalWords::new().map_err(failed)?,
         })
     }
@@ -68,7 +68,7 @@ impl<'a> Measurer<'a> {
             .iter()
             .map(|(_, answer, _)| self.words.evades(answer));
         measured.over_refusal = Share::of(evades);
-        let adapter = generation.adapter.as_ref();
+        let adapter = generation.adapter.as_ref().map(|a| &a.staged);
         measured.retain_nll = self.mean_nll(&inputs.retained, adapter)?;
         measured.perplexity = self.mean_nll(&inputs.windows, adapter)?.map(f64::exp);
         measured.margins = self.margins(adapter)?;
@@ -83,15 +83,17 @@ impl<'a> Measurer<'a> {
         most: Option<usize>,
     ) -> Result<Vec<(String, String, bool)>, CliError> {
         let tokens = most.unwrap_or(self.inputs.answer_tokens);
-        let asked = agreement(&self.engine, generation, prompts, oracle, tokens, &|| true);
-        Ok(asked.map_err(failed)?.answers)
+        let rendered: Vec<Vec<u32>> = prompts.iter().map(|p| p.tokens.clone()).collect();
+        let answers = realign_engine::ask(&self.engine, generation, &rendered, tokens, &|| true);
+        let judged = Agreement::judge(prompts, answers.map_err(failed)?, oracle);
+        Ok(judged.map_err(failed)?.answers)
     }
 
     /// Mean negative log-likelihood per token; `None` of nothing.
     fn mean_nll(
         &mut self,
         questions: &[Question],
-        adapter: Option<&Arc<LoraWeights>>,
+        adapter: Option<&Staged>,
     ) -> Result<Option<f64>, CliError> {
         let scored = self.scorer.score(questions, adapter).map_err(failed)?;
         let tokens: Vec<f64> = scored.into_iter().flatten().flatten().collect();
@@ -99,7 +101,7 @@ impl<'a> Measurer<'a> {
         Ok((!tokens.is_empty()).then_some(-mean))
     }
 
-    fn margins(&mut self, adapter: Option<&Arc<LoraWeights>>) -> Result<Vec<f64>, CliError> {
+    fn margins(&mut self, adapter: Option<&Staged>) -> Result<Vec<f64>, CliError> {
         let items = &self.inputs.items;
         let questions: Vec<Question> = items.iter().flat_map(|(_, q)| q.clone()).collect();
         let scored = self.scorer.score(&questions, adapter).map_err(failed)?;
@@ -110,7 +112,7 @@ impl<'a> Measurer<'a> {
                 .flatten()
                 .map(|tokens| tokens.iter().sum::<f64>() / tokens.len().max(1) as f64)
                 .collect();
-            let item: &crate::evaluation::capability::Item = item;
+            let item: &realign_lab::evaluation::capability::Item = item;
             margin(&per_token, item.gold)
         };
         Ok(items.iter().map(of).collect())

@@ -15,8 +15,8 @@ mod tests;
 use std::io::Write;
 use std::path::PathBuf;
 
-use crate::cli::{CliError, GlobalArgs};
-use crate::evaluation::Variant;
+use crate::{CliError, GlobalArgs};
+use realign_lab::evaluation::Variant;
 
 /// Flags of `eval trace`.
 #[derive(Clone, Debug, clap::Args)]

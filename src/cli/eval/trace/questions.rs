@@ -4,12 +4,12 @@ use std::path::Path;
 
 use super::TraceArgs;
 use super::inputs::DRAW_SEED;
-use crate::cli::{CliError, require};
-use crate::evaluation::GENERAL_QUESTIONS;
-use crate::evaluation::capability::{self, Item};
-use crate::evaluation::scorer::Question;
-use crate::gate::HeldOutPrompt;
-use crate::model::{ChatMessage, LoadedModel, Tokenizer};
+use crate::{CliError, require};
+use realign_align::gate::HeldOutPrompt;
+use realign_lab::evaluation::GENERAL_QUESTIONS;
+use realign_lab::evaluation::capability::{self, Item};
+use realign_lab::evaluation::scorer::Question;
+use realign_model::{ChatMessage, LoadedModel, Tokenizer};
 
 /// Tokens of a window of the perplexity text.
 const WINDOW: usize = 256;

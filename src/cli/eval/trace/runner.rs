@@ -9,16 +9,16 @@ use serde_json::json;
 
 use super::inputs::Inputs;
 use super::measure::Measurer;
-use crate::adapter::generation::Generation;
-use crate::adapter::{base_id, content_id};
-use crate::cli::CliError;
-use crate::cli::progress::Progress;
-use crate::evaluation::variants::{unlearning_weight, with_as_many_steps};
-use crate::evaluation::{Cell, Labels, TrainingFigures, Variant, memory};
-use crate::learn::{Learner, RawScores};
-use crate::model::{LoraWeights, Model};
-use crate::train::examples::TokenPair;
-use crate::train::{Observer, Recipe, StepReport, TrainExample, Trained, train};
+use crate::CliError;
+use crate::progress::Progress;
+use realign_align::learn::{Learner, RawScores};
+use realign_align::train::examples::TokenPair;
+use realign_align::train::{Observer, Recipe, StepReport, TrainExample, Trained, train};
+use realign_engine::adapter::generation::{Generation, StagedAdapter};
+use realign_engine::adapter::{base_id, content_id};
+use realign_lab::evaluation::variants::{unlearning_weight, with_as_many_steps};
+use realign_lab::evaluation::{Cell, Labels, TrainingFigures, Variant, memory};
+use realign_model::LoraWeights;
 
 /// Reference log-probabilities of the pairs under one set of labels.
 struct Referenced {
@@ -34,7 +34,6 @@ pub(super) struct Runner<'a> {
     inputs: &'a Inputs,
     measurer: Measurer<'a>,
     progress: Progress,
-    model: Option<Model>,
     /// Of the labels last used: more would make the memory of a cell that of its neighbours.
     referenced: Option<Referenced>,
     /// By labels, seed and what else scores depend on; with the seconds they took.
@@ -47,7 +46,6 @@ impl<'a> Runner<'a> {
             inputs,
             measurer: Measurer::start(inputs)?,
             progress,
-            model: None,
             referenced: None,
             scores: BTreeMap::new(),
         })
@@ -86,19 +84,16 @@ impl<'a> Runner<'a> {
         let base_hash = loaded.base_hash.to_string();
         let id = match &adapter {
             None => base_id(&base_hash),
-            Some(weights) => {
-                loaded
-                    .model
-                    .stage(weights)
-                    .map_err(|error| CliError::Eval(error.to_string()))?;
-                content_id(&base_hash, weights)?
-            }
+            Some(weights) => content_id(&base_hash, weights)?,
         };
+        let staged = |weights| StagedAdapter::new(&*loaded.backend, weights);
+        let adapter = adapter.map(staged).transpose();
+        let adapter = adapter.map_err(|error| CliError::Eval(error.to_string()))?;
         Ok(Arc::new(Generation {
             id,
             base_hash,
             policy_revision: None,
-            adapter: adapter.map(Arc::new),
+            adapter,
         }))
     }
 
@@ -149,21 +144,8 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// The weights in the form that learning takes, made when the first cell needs them.
-    fn model(&mut self) -> Result<(), String> {
-        if self.model.is_none() {
-            let learnable = self.inputs.loaded.model.learnable();
-            self.model = Some(learnable.map_err(|e| e.to_string())?);
-        }
-        Ok(())
-    }
-
     fn reference(&mut self, labels: Labels, recipe: &Recipe) -> Result<(), String> {
-        self.model()?;
-        let Some(model) = &self.model else {
-            return Err("the model is missing".into());
-        };
-        let lowest = recipe.lowest_layer(model.spec.layers);
+        let lowest = recipe.lowest_layer(self.inputs.loaded.spec().layers);
         let seed = labels.depend_on_seed().then_some(recipe.seed);
         let key = (labels, seed, lowest);
         if self.referenced.as_ref().is_some_and(|r| r.key == key) {
@@ -179,7 +161,7 @@ impl<'a> Runner<'a> {
             recipe,
         };
         // Some variants on these labels are not scored, so scoring cannot bring the conflicts'.
-        let examples = learner.reference(model, &pairs, true, || {
+        let examples = learner.reference(&pairs, true, || {
             bar.inc(1);
             true
         });
@@ -197,8 +179,8 @@ impl<'a> Runner<'a> {
     fn score(&mut self, labels: Labels, recipe: &Recipe) -> Result<(RawScores, f64), String> {
         // Where all margins are 0, β of the sigmoid form scales every score alike.
         let beta = match recipe.preference_loss {
-            crate::train::PreferenceLoss::Sigmoid => 0.0,
-            crate::train::PreferenceLoss::Ipo => recipe.beta,
+            realign_align::train::PreferenceLoss::Sigmoid => 0.0,
+            realign_align::train::PreferenceLoss::Ipo => recipe.beta,
         };
         let depends = json!([
             recipe.seed,
@@ -219,14 +201,14 @@ impl<'a> Runner<'a> {
             loaded: &self.inputs.loaded,
             recipe,
         };
-        let (Some(model), Some(referenced)) = (&self.model, &mut self.referenced) else {
-            return Err("scores need the model and the reference".into());
+        let Some(referenced) = &mut self.referenced else {
+            return Err("scores need the reference".into());
         };
         let began = Instant::now();
         let passes = 3 * Learner::passes(&referenced.pairs);
         let bar = self.progress.bar(passes, "impact");
         let examples = &mut referenced.examples;
-        let scored = learner.score(model, &referenced.pairs, examples, || {
+        let scored = learner.score(&referenced.pairs, examples, || {
             bar.inc(1);
             true
         });
@@ -238,13 +220,10 @@ impl<'a> Runner<'a> {
     }
 
     fn learn(&self, recipe: &Recipe, examples: &[TrainExample]) -> Result<Trained, String> {
-        let Some(model) = &self.model else {
-            return Err("the model is missing".into());
-        };
-        let steps = crate::train::run::steps(examples.len(), recipe);
+        let steps = realign_align::train::run::steps(examples.len(), recipe);
         let watcher = Watcher(self.progress.bar(steps, "train"));
-        let ops = self.learner(recipe).ops();
-        let trained = train(model, ops, examples, recipe, None, &watcher);
+        let backend = &*self.inputs.loaded.backend;
+        let trained = train(backend, examples, recipe, None, &watcher);
         watcher.0.finish_and_clear();
         trained.map_err(|error| error.to_string())
     }
@@ -252,7 +231,7 @@ impl<'a> Runner<'a> {
 
 fn figures(trained: &Trained, pairs: usize, clamped: Option<f64>) -> TrainingFigures {
     let curve = &trained.curve;
-    let loss = |record: Option<&crate::train::StepRecord>| record.map_or(0.0, |r| r.total);
+    let loss = |record: Option<&realign_align::train::StepRecord>| record.map_or(0.0, |r| r.total);
     TrainingFigures {
         pairs,
         steps: trained.steps,

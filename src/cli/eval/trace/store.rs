@@ -4,8 +4,8 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use crate::cli::CliError;
-use crate::evaluation::{Cell, Variant};
+use crate::CliError;
+use realign_lab::evaluation::{Cell, Variant};
 
 /// The cells of an output directory.
 pub(super) struct CellStore {

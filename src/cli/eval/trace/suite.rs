@@ -9,9 +9,9 @@ use super::TraceArgs;
 use super::inputs::{About, Inputs};
 use super::runner::Runner;
 use super::store::{CellStore, write};
-use crate::cli::progress::Progress;
-use crate::cli::{CliError, EXIT_FAILED, EXIT_OK, GlobalArgs};
-use crate::evaluation::{Cell, Report, Share, Variant, plots, table};
+use crate::progress::Progress;
+use crate::{CliError, EXIT_FAILED, EXIT_OK, GlobalArgs};
+use realign_lab::evaluation::{Cell, Report, Share, Variant, plots, table};
 
 pub(super) fn run(
     args: &TraceArgs,

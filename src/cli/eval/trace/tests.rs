@@ -4,9 +4,9 @@ use super::data::{asked, hold_out, pairs, truth};
 use super::store::CellStore;
 use super::suite::{estimate, plan};
 use super::*;
-use crate::evaluation::{Cell, Labels, Seconds, TrainingFigures};
-use crate::preferences::Dataset;
-use crate::triage::Category;
+use realign_align::preferences::Dataset;
+use realign_core::Category;
+use realign_lab::evaluation::{Cell, Labels, Seconds, TrainingFigures};
 
 fn dataset(lines: &[String]) -> Dataset {
     let dir = tempfile::tempdir().unwrap();

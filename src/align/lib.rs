@@ -1,0 +1,18 @@
+//! From a policy file and preference data to a trained candidate.
+//!
+//! ```text
+//! policy ─▶ oracle ─▶ triage ─▶ impact ─▶ train ─▶ gate
+//!             ▲          ▲
+//!        preferences ────┘
+//! ```
+//!
+//! Knows no server, no engine and no HTTP routes.
+
+pub mod gate;
+pub mod impact;
+pub mod learn;
+pub mod oracle;
+pub mod policy;
+pub mod preferences;
+pub mod train;
+pub mod triage;

@@ -1,0 +1,136 @@
+//! TRACE's losses on a packed batch (arXiv 2511.02623, Algorithm 1).
+
+use serde::{Deserialize, Serialize};
+
+use super::examples::TrainExample;
+use super::recipe::Recipe;
+use realign_core::Category;
+use realign_model::packing::Packed;
+
+/// Form of the loss on a preferred and a dispreferred response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PreferenceLoss {
+    /// −log σ(β Δ): what the paper's Algorithm 1 and its code compute.
+    Sigmoid,
+    /// (Δ − 1/(2β))² (Azar et al. 2023), Δ summed over tokens.
+    Ipo,
+}
+
+/// The constants of the hybrid loss.
+#[derive(Clone, Copy, Debug)]
+pub struct Objective {
+    /// β.
+    pub beta: f64,
+    /// Weight of the KL term.
+    pub alpha_kl: f64,
+    /// Weight of the likelihood term on INVERT pairs (0: the paper's form).
+    pub alpha_sft: f64,
+    /// Form of the preference loss.
+    pub preference: PreferenceLoss,
+}
+
+impl From<&Recipe> for Objective {
+    fn from(r: &Recipe) -> Self {
+        Self {
+            beta: r.beta,
+            alpha_kl: r.alpha_kl,
+            alpha_sft: r.alpha_sft,
+            preference: r.preference_loss,
+        }
+    }
+}
+
+/// The parts of one batch's loss, already weighted, as they add up to `total`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LossParts {
+    /// Σ w ℓ_pref over INVERT.
+    pub invert: f64,
+    /// Σ w ℓ_NPO over PUNISH.
+    pub punish: f64,
+    /// α_KL Σ KL over RETAIN.
+    pub retain: f64,
+    /// α_sft Σ w NLL over INVERT.
+    pub sft: f64,
+}
+
+impl LossParts {
+    /// The whole loss.
+    pub fn total(&self) -> f64 {
+        self.invert + self.punish + self.retain + self.sft
+    }
+}
+
+impl Objective {
+    /// The loss of a batch from the value of every response token (its log π_θ, or for RETAIN its
+    /// KL), as its parts and as ∂loss/∂value of every token.
+    pub fn weigh(
+        &self,
+        batch: &[&TrainExample],
+        packed: &Packed,
+        values: &[f32],
+    ) -> (Vec<f32>, LossParts) {
+        let mut coefficients = vec![0f32; values.len()];
+        let mut parts = LossParts::default();
+        for (i, example) in batch.iter().enumerate() {
+            let span = |r: usize| packed.span(i, r);
+            let sum = |r: usize| -> f64 { values[span(r)].iter().map(|v| f64::from(*v)).sum() };
+            let ratio = |r: usize| sum(r) - example.reference[r];
+            let weight = example.weight;
+            match example.category {
+                Category::Invert => {
+                    let margin = ratio(0) - ratio(1);
+                    parts.invert += weight * self.preference_value(margin);
+                    let slope = weight * self.preference_slope(margin);
+                    let tokens = span(0).len() as f64;
+                    parts.sft -= self.alpha_sft * weight * sum(0) / tokens;
+                    let likelihood = self.alpha_sft * weight / tokens;
+                    coefficients[span(0)].fill((slope - likelihood) as f32);
+                    coefficients[span(1)].fill(-slope as f32);
+                }
+                Category::Punish => {
+                    for r in 0..2 {
+                        parts.punish += weight * minus_log_sigmoid_value(-self.beta * ratio(r));
+                        coefficients[span(r)].fill((weight * self.npo_slope(ratio(r))) as f32);
+                    }
+                }
+                Category::Retain => {
+                    let per_token = self.alpha_kl / span(0).len() as f64;
+                    parts.retain += per_token * sum(0);
+                    coefficients[span(0)].fill(per_token as f32);
+                }
+            }
+        }
+        (coefficients, parts)
+    }
+
+    /// The preference loss at a margin Δ.
+    fn preference_value(&self, margin: f64) -> f64 {
+        match self.preference {
+            PreferenceLoss::Sigmoid => minus_log_sigmoid_value(self.beta * margin),
+            PreferenceLoss::Ipo => (margin - 1.0 / (2.0 * self.beta)).powi(2),
+        }
+    }
+
+    /// dℓ/dΔ of the preference loss at a margin Δ.
+    pub fn preference_slope(&self, margin: f64) -> f64 {
+        match self.preference {
+            PreferenceLoss::Sigmoid => -self.beta * sigmoid(-self.beta * margin),
+            PreferenceLoss::Ipo => 2.0 * (margin - 1.0 / (2.0 * self.beta)),
+        }
+    }
+
+    /// dℓ_NPO/d log π of one response whose log-ratio to the reference is `log_ratio`.
+    pub fn npo_slope(&self, log_ratio: f64) -> f64 {
+        self.beta * sigmoid(self.beta * log_ratio)
+    }
+}
+
+/// −log σ(x).
+fn minus_log_sigmoid_value(x: f64) -> f64 {
+    (-x).max(0.0) + (-x.abs()).exp().ln_1p()
+}
+
+fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}

@@ -1,0 +1,305 @@
+//! Every number that decides how an adapter is trained. Part of a generation's identity.
+
+use serde::{Deserialize, Serialize};
+
+use super::choices::{ModelSize, OptimizerKind, Precision, Schedule, WeightScale};
+use super::objective::PreferenceLoss;
+use realign_model::Projection;
+
+mod checks;
+
+/// Hyperparameters. `Default` is what moved the default model; [`Recipe::paper`] is the paper's
+/// objective without our extension.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// `default` or `paper`, or `custom` once anything was changed.
+    pub name: String,
+    /// Seed of initialisation, gold batch and order.
+    pub seed: u64,
+    /// LoRA rank.
+    pub rank: usize,
+    /// LoRA alpha; the update is scaled by alpha / rank.
+    pub alpha: f64,
+    /// PEFT module names that carry the adapter.
+    pub targets: Vec<String>,
+    /// Share of the layers that carry the adapter, counted from the top: 1 is all of them. The
+    /// layers below are computed once per pair, whatever the number of passes.
+    pub layer_share: f64,
+    /// Exactly these layers, from 0, instead of `layer_share`; empty is by share.
+    pub layers: Vec<usize>,
+    /// Share of the adapter's inputs that training drops at random; 0 is none. Scores and the
+    /// reference never drop any.
+    pub dropout: f64,
+    /// Which rule turns gradients into updates.
+    pub optimizer: OptimizerKind,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Decay of the first and the second moment; of Lion, of the update and of the momentum.
+    pub betas: [f64; 2],
+    /// What AdamW adds to the denominator.
+    pub epsilon: f64,
+    /// Decoupled weight decay; 0 is none.
+    pub weight_decay: f64,
+    /// How the learning rate goes after the warm-up.
+    pub schedule: Schedule,
+    /// Share of steps that warm up linearly.
+    pub warmup_ratio: f64,
+    /// Passes over the pairs.
+    pub epochs: usize,
+    /// Preference pairs per batch, stratified over the three categories.
+    pub pairs_per_step: usize,
+    /// Batches whose gradients one optimiser step averages.
+    pub accumulation: usize,
+    /// Most optimiser steps, T_max of the paper; 0 is all that the epochs hold.
+    pub max_steps: usize,
+    /// ε of the paper: training ends when the gradient's norm is at most this; 0 is never.
+    pub stop_gradient_norm: f64,
+    /// Gradient norm above which gradients are scaled down.
+    pub clip_norm: f64,
+    /// A run whose smoothed loss exceeds this many times that of its beginning has diverged.
+    pub max_loss_ratio: f64,
+    /// Element types of a training pass.
+    pub precision: Precision,
+    /// β of the preference and NPO losses.
+    pub beta: f64,
+    /// Weight of KL(reference ‖ policy) on retained responses.
+    pub alpha_kl: f64,
+    /// Weight of the mean per-token negative log-likelihood of the preferred response of INVERT
+    /// pairs: an extension, not part of TRACE; 0 is the paper's form.
+    pub alpha_sft: f64,
+    /// γ that divides impact scores; cancels in normalised weights.
+    pub gamma: f64,
+    /// Form of the preference loss.
+    pub preference_loss: PreferenceLoss,
+    /// How impact scores become weights.
+    pub weight_scale: WeightScale,
+    /// Pairs in the gold batch.
+    pub gold_pairs: usize,
+    /// Longest prompt plus response, in tokens; longer pairs are skipped and counted.
+    pub max_tokens: usize,
+    /// Most pairs to train on, taken per category in proportion and by content id; 0 takes all.
+    /// The default keeps a realignment of a small model on two CPU cores within minutes.
+    pub max_pairs: usize,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self {
+            name: "default".into(),
+            seed: 17,
+            rank: 16,
+            alpha: 32.0,
+            targets: Projection::ALL.map(|p| p.name().to_string()).to_vec(),
+            layer_share: 0.5,
+            layers: Vec::new(),
+            dropout: 0.0,
+            optimizer: OptimizerKind::Adamw,
+            learning_rate: 1e-3,
+            betas: [0.9, 0.999],
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            schedule: Schedule::Cosine,
+            warmup_ratio: 0.1,
+            epochs: 1,
+            pairs_per_step: 6,
+            accumulation: 1,
+            max_steps: 0,
+            stop_gradient_norm: 0.0,
+            clip_norm: 1.0,
+            max_loss_ratio: 4.0,
+            precision: Precision::Mixed,
+            beta: 0.1,
+            alpha_kl: 1.0,
+            alpha_sft: 1.0,
+            gamma: 1.0,
+            preference_loss: PreferenceLoss::Sigmoid,
+            weight_scale: WeightScale::MeanOne,
+            gold_pairs: 48,
+            max_tokens: 256,
+            max_pairs: 192,
+        }
+    }
+}
+
+impl Recipe {
+    /// The paper's pure objective with the reference code's hyperparameters, its impact weights
+    /// summing to 1.
+    pub fn paper() -> Self {
+        Self {
+            name: "paper".into(),
+            rank: 32,
+            alpha: 16.0,
+            targets: vec!["q_proj".into(), "v_proj".into()],
+            layer_share: 1.0,
+            gold_pairs: 64,
+            max_pairs: 0,
+            learning_rate: 1e-4,
+            dropout: 0.1,
+            epochs: 1,
+            pairs_per_step: 4,
+            beta: 0.3,
+            alpha_kl: 0.1,
+            alpha_sft: 0.0,
+            weight_scale: WeightScale::SumOne,
+            ..Self::default()
+        }
+    }
+
+    /// The default recipe of a model of this size. The first row is measured on the default model
+    /// (docs/LOG.md); the others follow the paper's own settings for 7 to 9 billion parameters.
+    pub fn sized(size: ModelSize) -> Self {
+        let small = Self::default();
+        match size {
+            ModelSize::Small => small,
+            ModelSize::Medium => Self {
+                learning_rate: 5e-4,
+                ..small
+            },
+            ModelSize::Large => Self {
+                rank: 32,
+                learning_rate: 2e-4,
+                layer_share: 1.0,
+                alpha_kl: 0.5,
+                ..small
+            },
+        }
+    }
+
+    /// A recipe by name, for a model of this size.
+    pub fn named(name: &str, size: ModelSize) -> Result<Self, RecipeError> {
+        match name {
+            "default" => Ok(Self::sized(size)),
+            "paper" => Ok(Self::paper()),
+            other => Err(RecipeError {
+                field: "recipe",
+                what: format!("`{other}` is unknown; use `default`, `paper` or a TOML file"),
+            }),
+        }
+    }
+
+    /// The adapted projections.
+    pub fn projections(&self) -> Result<Vec<Projection>, RecipeError> {
+        let parse = |name: &String| {
+            Projection::from_name(name).ok_or_else(|| RecipeError {
+                field: "targets",
+                what: format!(
+                    "`{name}` is unknown; use some of {}",
+                    Projection::ALL.map(Projection::name).join(", ")
+                ),
+            })
+        };
+        self.targets.iter().map(parse).collect()
+    }
+
+    /// The first layer of a model of `layers` layers that carries the adapter.
+    pub fn lowest_layer(&self, layers: usize) -> usize {
+        if let Some(lowest) = self.layers.iter().min() {
+            return *lowest;
+        }
+        let adapted = (self.layer_share * layers as f64).ceil() as usize;
+        layers - adapted.clamp(1, layers.max(1)).min(layers)
+    }
+
+    /// Whether a layer carries the adapter.
+    pub fn adapts(&self, layer: usize, layers: usize) -> bool {
+        match self.layers.is_empty() {
+            true => layer >= self.lowest_layer(layers),
+            false => self.layers.contains(&layer),
+        }
+    }
+
+    /// Checks `layers` against a model's number of layers, which [`Recipe::check`] cannot know.
+    pub fn check_layers(&self, layers: usize) -> Result<(), RecipeError> {
+        match self.layers.iter().find(|layer| **layer >= layers) {
+            Some(layer) => Err(RecipeError {
+                field: "layers",
+                what: format!(
+                    "the model has no layer {layer}; use 0 to {}",
+                    layers.saturating_sub(1)
+                ),
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A recipe that cannot be trained with.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("train.{field}: {what}")]
+pub struct RecipeError {
+    /// The field.
+    pub field: &'static str,
+    /// What is wrong and what is allowed.
+    pub what: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn named_recipes_pass_their_own_check() {
+        for name in ["default", "paper"] {
+            for size in [ModelSize::Small, ModelSize::Medium, ModelSize::Large] {
+                Recipe::named(name, size).and_then(|r| r.check()).unwrap();
+            }
+        }
+        assert_eq!(
+            Recipe::paper().alpha_sft,
+            0.0,
+            "the paper's objective has no likelihood term"
+        );
+    }
+
+    #[test]
+    fn a_wrong_field_is_named_with_what_is_allowed() {
+        type Spoil = fn(&mut Recipe);
+        let cases: [(Spoil, &str); 9] = [
+            (|r| r.dropout = 1.0, "train.dropout: must be 0 or more and"),
+            (|r| r.betas = [0.9, 1.0], "train.betas: must be two numbers"),
+            (
+                |r| r.accumulation = 0,
+                "train.accumulation: must be 1 to 1024",
+            ),
+            (
+                |r| r.max_loss_ratio = 0.5,
+                "train.max_loss_ratio: must be a number above 1",
+            ),
+            (|r| r.rank = 0, "train.rank: must be 1 to 512"),
+            (
+                |r| r.beta = f64::NAN,
+                "train.beta: must be a number above 0",
+            ),
+            (
+                |r| r.learning_rate = 2.0,
+                "train.learning_rate: must be above 0, at most 1",
+            ),
+            (
+                |r| r.targets = vec!["qkv".into()],
+                "train.targets: `qkv` is unknown",
+            ),
+            (|r| r.epochs = 0, "train.epochs: must be 1 to 100"),
+        ];
+        for (spoil, message) in cases {
+            let mut recipe = Recipe::default();
+            spoil(&mut recipe);
+            let error = recipe.check().unwrap_err().to_string();
+            assert!(error.starts_with(message), "{error}");
+        }
+    }
+
+    #[test]
+    fn layers_are_a_share_from_the_top_or_a_list() {
+        let adapted = |recipe: &Recipe| -> Vec<usize> {
+            (0..6).filter(|&layer| recipe.adapts(layer, 6)).collect()
+        };
+        let mut recipe = Recipe::default();
+        assert_eq!(adapted(&recipe), [3, 4, 5]);
+        recipe.layers = vec![1, 4];
+        assert_eq!(adapted(&recipe), [1, 4]);
+        assert_eq!(recipe.lowest_layer(6), 1);
+        let error = recipe.check_layers(4).unwrap_err().to_string();
+        assert!(error.contains("no layer 4; use 0 to 3"), "{error}");
+    }
+}

@@ -1,0 +1,164 @@
+//! Triage: which preference pairs conflict with the policy, and how (TRACE, section 3; Algorithm 1).
+//!
+//! | chosen complies | rejected complies | category |
+//! | --- | --- | --- |
+//! | no | yes | INVERT: prefer the rejected response over the chosen one |
+//! | no | no | PUNISH: suppress both |
+//! | yes | any | RETAIN: stay close to the reference |
+//!
+//! Pure: no clock, disk or network. Verdicts may come from a cache, which changes no result.
+
+#[cfg(test)]
+mod tests;
+
+use realign_core::{Category, TriageCounts};
+use serde::Serialize;
+
+use crate::oracle::{
+    CacheCounts, Exchange, Judgement, Oracle, RuleOracle, Undecided, VerdictCache,
+};
+use crate::preferences::Pair;
+
+/// A pair with its category and the judgements that led to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TriagedPair {
+    /// Index into the pairs given to [`triage`].
+    pub index: usize,
+    /// What training does with it.
+    pub category: Category,
+    /// On the chosen response.
+    pub chosen: Judgement,
+    /// On the rejected response.
+    pub rejected: Judgement,
+}
+
+impl TriagedPair {
+    /// Whether the category hangs on a verdict that could not be had.
+    pub fn is_open(&self) -> bool {
+        is_open(&self.chosen, &self.rejected)
+    }
+}
+
+/// A violation is one whatever else is unknown; and a compliant chosen response decides alone.
+fn is_open(chosen: &Judgement, rejected: &Judgement) -> bool {
+    let unknown = |judgement: &Judgement| !judgement.violates() && !judgement.undecided.is_empty();
+    unknown(chosen) || (chosen.violates() && unknown(rejected))
+}
+
+/// The triage of a data set.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Triage {
+    /// One entry per pair, in the pairs' order.
+    pub items: Vec<TriagedPair>,
+    /// Pairs per category.
+    pub counts: TriageCounts,
+    /// Share of pairs in conflict with the policy, 0 to 1; 0 if there are no pairs.
+    pub gap_ratio: f64,
+    /// Pairs whose category hangs on a verdict that could not be had. They are counted with the
+    /// retained ones, so a triage with any must not be trained on.
+    pub undecided: usize,
+}
+
+impl Triage {
+    /// Why a verdict could not be had, of the first pair that lacks one.
+    pub fn first_failure(&self) -> Option<&Undecided> {
+        let open = self.items.iter().filter(|item| item.is_open());
+        open.flat_map(|item| item.chosen.undecided.iter().chain(&item.rejected.undecided))
+            .next()
+    }
+
+    /// Indices of the pairs of one category, ascending.
+    pub fn indices(&self, category: Category) -> impl Iterator<Item = usize> {
+        self.items
+            .iter()
+            .filter(move |item| item.category == category)
+            .map(|item| item.index)
+    }
+
+    fn from_judgements(judgements: impl Iterator<Item = (Judgement, Judgement)>) -> Triage {
+        let mut counts = TriageCounts::default();
+        let items: Vec<TriagedPair> = judgements
+            .enumerate()
+            .map(|(index, (chosen, rejected))| {
+                let open = is_open(&chosen, &rejected);
+                let category = match open {
+                    true => Category::Retain,
+                    false => Category::of(chosen.complies(), rejected.complies()),
+                };
+                match category {
+                    Category::Invert => counts.invert += 1,
+                    Category::Punish => counts.punish += 1,
+                    Category::Retain => counts.retain += 1,
+                }
+                TriagedPair {
+                    index,
+                    category,
+                    chosen,
+                    rejected,
+                }
+            })
+            .collect();
+        Triage {
+            undecided: items.iter().filter(|item| item.is_open()).count(),
+            items,
+            counts,
+            gap_ratio: counts.gap_ratio(),
+        }
+    }
+}
+
+/// Sorts pairs by an oracle's judgements.
+pub fn triage(pairs: &[Pair], oracle: &dyn Oracle) -> Triage {
+    triage_in_parts(pairs, oracle, pairs.len(), |_| ())
+}
+
+/// As [`triage`], `part` pairs at a time; `judged` is told how many more are done. Where hidden
+/// states or a judge are asked, parts of some hundred pairs cost no speed.
+pub fn triage_in_parts(
+    pairs: &[Pair],
+    oracle: &dyn Oracle,
+    part: usize,
+    mut judged: impl FnMut(usize),
+) -> Triage {
+    let mut judgements = Vec::with_capacity(2 * pairs.len());
+    for part in pairs.chunks(part.max(1)) {
+        let exchanges: Vec<Exchange<'_>> = part.iter().flat_map(exchanges).collect();
+        judgements.extend(oracle.judge_many(&exchanges));
+        judged(part.len());
+    }
+    let mut judgements = judgements.into_iter();
+    Triage::from_judgements(std::iter::from_fn(|| {
+        Some((judgements.next()?, judgements.next()?))
+    }))
+}
+
+/// As [`triage`], with rule verdicts from a cache where it has them. The result is the same; the
+/// counts say how much was judged anew.
+pub fn triage_cached(
+    pairs: &[Pair],
+    oracle: &RuleOracle,
+    cache: &dyn VerdictCache,
+) -> (Triage, CacheCounts) {
+    let exchanges: Vec<Exchange<'_>> = pairs.iter().flat_map(exchanges).collect();
+    let (judgements, counts) = oracle.judge_cached(&exchanges, cache);
+    let mut judgements = judgements.into_iter();
+    let couples = std::iter::from_fn(|| Some((judgements.next()?, judgements.next()?)));
+    (Triage::from_judgements(couples), counts)
+}
+
+/// The chosen and the rejected response, as the oracle sees them.
+fn exchanges(pair: &Pair) -> [Exchange<'_>; 2] {
+    let prompt = pair.prompt_text();
+    [
+        Exchange {
+            prompt,
+            response: &pair.chosen,
+            labels: &pair.chosen_labels,
+        },
+        Exchange {
+            prompt,
+            response: &pair.rejected,
+            labels: &pair.rejected_labels,
+        },
+    ]
+}

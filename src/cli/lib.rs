@@ -1,0 +1,231 @@
+//! The command line. Parsing and printing only; the work is in the modules.
+
+pub mod adapters;
+pub mod bench;
+mod bench_shape;
+pub mod eval;
+mod flags;
+pub mod keys;
+mod learning;
+pub mod logs;
+pub mod model;
+mod oracle;
+pub mod policy;
+mod progress;
+mod recipes;
+pub mod remote;
+mod run;
+pub mod score;
+pub mod train;
+pub mod triage;
+
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand};
+
+pub use flags::ServeArgs;
+pub use run::main;
+
+use realign_server::config::{Config, ConfigError, RawConfig, RawEngine, RawPaths, load};
+
+/// Exit code of a command that did what it should.
+pub const EXIT_OK: u8 = 0;
+/// Exit code when the thing checked failed.
+pub const EXIT_FAILED: u8 = 1;
+/// Exit code for wrong usage or bad input.
+pub const EXIT_USAGE: u8 = 2;
+
+/// Why a command could not do its work; the exit code is [`EXIT_USAGE`].
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The configuration is not usable.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// An adapter or its directory is not usable.
+    #[error(transparent)]
+    Adapter(#[from] realign_engine::adapter::AdapterError),
+    /// A policy set is not valid, or its examples fail.
+    #[error("the policies are not usable:\n{0}")]
+    Policy(#[from] realign_align::policy::PolicyErrors),
+    /// The preference data cannot be read.
+    #[error(transparent)]
+    Preferences(#[from] realign_align::preferences::DatasetError),
+    /// The recipe cannot be trained with.
+    #[error(transparent)]
+    Recipe(#[from] realign_align::train::recipe::RecipeError),
+    /// The state database is not usable.
+    #[error(transparent)]
+    State(#[from] realign_server::state::StateError),
+    /// Hidden states cannot be read.
+    #[error(transparent)]
+    Features(#[from] realign_align::oracle::features::FeatureError),
+    /// A pair cannot be laid out for the model.
+    #[error(transparent)]
+    Learn(#[from] realign_align::learn::LearnError),
+    /// Nobody writes compliant responses.
+    #[error(transparent)]
+    Corrective(#[from] realign_align::oracle::corrective::CorrectiveError),
+    /// Labelled data cannot be evaluated on.
+    #[error("{0}")]
+    Eval(String),
+    /// The model is not usable.
+    #[error(transparent)]
+    Model(#[from] realign_model::ModelError),
+    /// The device that was asked for does not compute.
+    #[error(transparent)]
+    Device(#[from] realign_backend::DeviceError),
+    /// A running server did not do what it was asked.
+    #[error(transparent)]
+    Remote(#[from] remote::RemoteError),
+    /// A benchmark could not be run.
+    #[error(transparent)]
+    Bench(#[from] realign_lab::bench::BenchError),
+    /// A key or its name is not usable.
+    #[error("{0}")]
+    Key(&'static str),
+    /// A path is not there or cannot be looked at.
+    #[error("{}: {source}; give {wanted}", path.display())]
+    Path {
+        /// The path.
+        path: PathBuf,
+        /// What is wanted instead.
+        wanted: &'static str,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// Output could not be written.
+    #[error("output: {0}")]
+    Output(#[from] std::io::Error),
+    /// A result could not be written as JSON.
+    #[error("JSON output: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// An OpenAI-compatible LLM server whose alignment is live: policy file in, compliant model out,
+/// nothing restarts.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "\
+Examples:
+  realign serve                           serve, and realign whenever policies/ changes
+  realign policy test                     run the policies' own examples
+  realign plan --examples 3               what a realignment would do, with conflicting pairs
+  realign train --out my-adapter          the adapter alone, offline
+  realign adapters rollback               go back to the generation that served before
+
+Settings come from realign.toml, then REALIGN_* variables (REALIGN_SERVER__PORT=9000), then flags.
+Exit codes: 0 done, 1 the thing checked failed, 2 wrong usage or bad input."
+)]
+pub struct Cli {
+    /// Flags that every command takes.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct GlobalArgs {
+    /// Print results as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress on stderr
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// Configuration file [default: realign.toml, if there is one]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Model: a .gguf file, a directory of safetensors, or hf:<owner>/<name>
+    #[arg(long, global = true, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// What computes: auto, cpu or cuda:N [default: auto, a CUDA device if one answers]
+    #[arg(long, global = true, value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// Directory of policy files [default: policies]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub policies: Option<PathBuf>,
+    /// Directory of preference data [default: preferences]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub preferences: Option<PathBuf>,
+    /// Directory of published adapters [default: adapters]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub adapters: Option<PathBuf>,
+    /// Directory of the database and checkpoints [default: state]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+}
+
+impl GlobalArgs {
+    /// The flags as the topmost layer of the configuration.
+    pub fn to_raw(&self) -> RawConfig {
+        let paths = RawPaths {
+            policies: self.policies.clone(),
+            preferences: self.preferences.clone(),
+            max_preferences_mb: None,
+            adapters: self.adapters.clone(),
+            state: self.state.clone(),
+        };
+        RawConfig {
+            model: self.model.clone(),
+            paths: Some(paths),
+            engine: Some(RawEngine {
+                device: self.device.clone(),
+                ..RawEngine::default()
+            }),
+            ..RawConfig::default()
+        }
+    }
+
+    /// The configuration with these flags on top.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn resolve(&self) -> Result<Config, ConfigError> {
+        Config::resolve(load(self.config.as_deref(), &self.to_raw())?)
+    }
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve the model, watch the policies, realign when they change
+    #[command(after_long_help = flags::reference())]
+    Serve(ServeArgs),
+    /// Check, test and compare policy files
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
+    /// Count which preference pairs conflict with the policies, rule by rule
+    Triage(triage::TriageArgs),
+    /// Show what a server would do with the policies and the data, without doing it
+    Plan(triage::PlanArgs),
+    /// Score how much each conflicting pair would help the policies
+    Score(score::ScoreArgs),
+    /// Train an adapter offline, without serving and without a gate
+    Train(train::TrainArgs),
+    /// Measure the oracle against labelled data, and TRACE against its ablations and baselines
+    #[command(subcommand)]
+    Eval(eval::EvalCommand),
+    /// Look at published adapters, import one, activate one on a running server
+    #[command(subcommand)]
+    Adapters(adapters::AdaptersCommand),
+    /// Make keys for clients and operators
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
+    /// Look at a model, or fetch one ahead of time
+    #[command(subcommand)]
+    Model(model::ModelCommand),
+    /// Measure how fast a model runs here, in this process or over HTTP
+    Bench(bench::BenchArgs),
+}
+
+/// The metadata of a path that a command needs.
+fn require(path: &Path, wanted: &'static str) -> Result<std::fs::Metadata, CliError> {
+    std::fs::metadata(path).map_err(|source| CliError::Path {
+        path: path.to_owned(),
+        wanted,
+        source,
+    })
+}

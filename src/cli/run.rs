@@ -1,0 +1,74 @@
+//! From arguments to a command that runs.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+use realign_server::config::Config;
+use realign_server::serve::Server;
+
+use crate::{
+    Cli, Command, EXIT_FAILED, EXIT_OK, EXIT_USAGE, adapters, bench, eval, keys, logs, model,
+    policy, score, train, triage,
+};
+
+/// The `realign` program: reads the arguments and runs the command that they name.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let logs = match logs::init() {
+        Ok(logs) => logs,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    match run(cli, logs) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            // Every message names its cause already; the chain would say it twice.
+            eprintln!("error: {error}");
+            ExitCode::from(EXIT_USAGE)
+        }
+    }
+}
+
+fn run(cli: Cli, logs: logs::Logs) -> anyhow::Result<u8> {
+    match &cli.command {
+        Command::Serve(args) => serve(args.resolve(&cli.global)?, logs),
+        Command::Policy(command) => Ok(policy::run(command, &cli.global, &mut stdout())?),
+        Command::Triage(args) => Ok(triage::run_triage(args, &cli.global, &mut stdout())?),
+        Command::Plan(args) => Ok(triage::run_plan(args, &cli.global, &mut stdout())?),
+        Command::Score(args) => Ok(score::run(args, &cli.global, &mut stdout())?),
+        Command::Train(args) => Ok(train::run(args, &cli.global, &mut stdout())?),
+        Command::Eval(command) => Ok(eval::run(command, &cli.global, &mut stdout())?),
+        Command::Adapters(command) => Ok(adapters::run(command, &cli.global, &mut stdout())?),
+        Command::Bench(args) => Ok(bench::run(args, &cli.global, &mut stdout())?),
+        Command::Keys(command) => Ok(keys::run(command, &cli.global, &mut stdout())?),
+        Command::Model(command) => Ok(model::run(command, &cli.global, &mut stdout())?),
+    }
+}
+
+fn stdout() -> std::io::StdoutLock<'static> {
+    std::io::stdout().lock()
+}
+
+fn serve(config: Config, logs: logs::Logs) -> anyhow::Result<u8> {
+    if let Some(threads) = config.engine.threads {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build_global();
+        pool.map_err(|error| anyhow::anyhow!("cannot use {threads} threads: {error}"))?;
+    }
+    let server = Server::load(config, Arc::new(logs))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    match runtime.block_on(server.run()) {
+        Ok(()) => Ok(EXIT_OK),
+        Err(error) => {
+            eprintln!("error: {error}");
+            Ok(EXIT_FAILED)
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! What can be wrong with an adapter or its directory.
+
+use std::path::PathBuf;
+
+use super::generation::GenerationId;
+
+/// Why an adapter could not be read, written or accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum AdapterError {
+    /// The operating system refused.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// File or directory.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A file is not what it should be.
+    #[error("{path}: {problem}", path = path.display())]
+    Format {
+        /// File.
+        path: PathBuf,
+        /// What is wrong, naming the field or tensor, and what is allowed.
+        problem: String,
+    },
+    /// A tensor operation failed.
+    #[error("adapter tensors: {0}")]
+    Tensor(#[from] candle_core::Error),
+    /// The adapter does not fit the base model.
+    #[error("the adapter does not fit the base model: {0}")]
+    Shape(String),
+    /// The directory holds no such generation.
+    #[error("there is no generation {id} in {root}; `realign adapters list` shows what there is", root = root.display())]
+    Unknown {
+        /// What was asked for.
+        id: GenerationId,
+        /// The adapter directory.
+        root: PathBuf,
+    },
+    /// The adapter was trained on another base model.
+    #[error(
+        "generation {id} was trained on base model {found}, but the loaded model is {loaded}; \
+         start with the model it was trained on, or train again"
+    )]
+    OtherBase {
+        /// Generation.
+        id: GenerationId,
+        /// First 12 digits of the hash in the manifest.
+        found: String,
+        /// First 12 digits of the hash of the loaded model.
+        loaded: String,
+    },
+}
+
+impl AdapterError {
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> AdapterError {
+        let path = path.into();
+        move |source| AdapterError::Io { path, source }
+    }
+
+    pub(crate) fn format(path: impl Into<PathBuf>, problem: impl Into<String>) -> AdapterError {
+        AdapterError::Format {
+            path: path.into(),
+            problem: problem.into(),
+        }
+    }
+}

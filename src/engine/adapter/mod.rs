@@ -1,0 +1,17 @@
+//! Adapters on disk and generations in memory: PEFT format, atomic publish, leases, swap.
+
+mod content;
+mod error;
+pub mod generation;
+mod manifest;
+pub mod peft;
+pub mod registry;
+pub mod store;
+#[cfg(any(test, feature = "test-support"))]
+pub mod test_support;
+
+pub use content::{base_id, content_id, validate};
+pub use error::AdapterError;
+pub use manifest::{Manifest, TriageCounts};
+pub use registry::{Registry, ResolveError, SwapError, Swapped};
+pub use store::AdapterStore;

@@ -1,0 +1,268 @@
+//! PEFT adapter directories: `adapter_config.json` and `adapter_model.safetensors`.
+//!
+//! Tensor names and scales follow Hugging Face PEFT's LoRA format, so adapters interchange with
+//! PEFT and with servers that read its directories.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+
+use super::AdapterError;
+use realign_model::lora::{LoraPair, LoraSite, LoraWeights, Projection};
+
+mod config;
+#[cfg(test)]
+mod tests;
+
+pub use config::PeftConfig;
+
+/// File name of the configuration.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// File name of the tensors.
+pub const MODEL_FILE: &str = "adapter_model.safetensors";
+
+const PREFIX: &str = "base_model.model.model.layers.";
+
+/// The two files of an adapter directory, ready to write. Equal weights give equal bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeftFiles {
+    /// Content of [`CONFIG_FILE`].
+    pub config: Vec<u8>,
+    /// Content of [`MODEL_FILE`].
+    pub model: Vec<u8>,
+}
+
+/// An adapter read from a directory.
+#[derive(Clone, Debug)]
+pub struct PeftAdapter {
+    /// Its configuration.
+    pub config: PeftConfig,
+    /// Its weights, f32 on the CPU.
+    pub weights: LoraWeights,
+    /// The bytes of [`MODEL_FILE`], for hashing.
+    pub model: Vec<u8>,
+}
+
+/// Which factor a tensor is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Factor {
+    A,
+    B,
+}
+
+/// Reads an adapter directory.
+///
+/// # Errors
+/// [`AdapterError::Io`] and [`AdapterError::Format`], naming the file and the field or tensor.
+pub fn read_dir(dir: &Path) -> Result<PeftAdapter, AdapterError> {
+    let config_path = dir.join(CONFIG_FILE);
+    let text = std::fs::read(&config_path).map_err(AdapterError::io(&config_path))?;
+    let config =
+        PeftConfig::parse(&text).map_err(|problem| AdapterError::format(&config_path, problem))?;
+    let model_path = dir.join(MODEL_FILE);
+    let model = std::fs::read(&model_path).map_err(AdapterError::io(&model_path))?;
+    let weights =
+        decode(&model, &config).map_err(|problem| AdapterError::format(&model_path, problem))?;
+    Ok(PeftAdapter {
+        config,
+        weights,
+        model,
+    })
+}
+
+/// Encodes an adapter. `base_name` is what `base_model_name_or_path` will say.
+///
+/// # Errors
+/// [`AdapterError::Tensor`] if weights cannot be copied to the CPU, [`AdapterError::Shape`] for an
+/// adapter without sites.
+pub fn encode(weights: &LoraWeights, base_name: &str) -> Result<PeftFiles, AdapterError> {
+    if weights.sites.is_empty() {
+        return Err(AdapterError::Shape(
+            "it adapts no module; the base model needs no file".into(),
+        ));
+    }
+    let config = PeftConfig::describe(weights, base_name)?;
+    let mut buffers: BTreeMap<String, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
+    for (site, pair) in &weights.sites {
+        for (factor, tensor) in [("lora_A", &pair.a), ("lora_B", &pair.b)] {
+            let name = format!("{}.{factor}.weight", module_path(*site));
+            let bytes = f32_bytes(tensor)?;
+            buffers.insert(
+                format!("base_model.model.{name}"),
+                (tensor.dims().to_vec(), bytes),
+            );
+        }
+    }
+    let views = buffers
+        .iter()
+        .map(|(name, (shape, bytes))| {
+            TensorView::new(Dtype::F32, shape.clone(), bytes).map(|view| (name.as_str(), view))
+        })
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| AdapterError::Shape(e.to_string()))?;
+    // One entry only: a map of several would be written in random order.
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let model = safetensors::serialize(views, Some(metadata))
+        .map_err(|e| AdapterError::Shape(e.to_string()))?;
+    Ok(PeftFiles { config, model })
+}
+
+/// A site's module path as PEFT patterns match it: `model.layers.3.self_attn.q_proj`.
+fn module_path(site: LoraSite) -> String {
+    let projection = site.projection;
+    format!(
+        "model.layers.{}.{}.{}",
+        site.layer,
+        projection.parent(),
+        projection.name()
+    )
+}
+
+/// A tensor's values as little-endian f32, row by row.
+pub(super) fn f32_bytes(tensor: &Tensor) -> Result<Vec<u8>, AdapterError> {
+    let values = tensor
+        .to_device(&Device::Cpu)?
+        .to_dtype(DType::F32)?
+        .flatten_all()?;
+    Ok(values
+        .to_vec1::<f32>()?
+        .into_iter()
+        .flat_map(f32::to_le_bytes)
+        .collect())
+}
+
+fn decode(model: &[u8], config: &PeftConfig) -> Result<LoraWeights, String> {
+    let file = SafeTensors::deserialize(model).map_err(|e| {
+        format!("not a safetensors file ({e}); copy it again from where it was trained")
+    })?;
+    let mut halves: BTreeMap<LoraSite, (Option<Tensor>, Option<Tensor>)> = BTreeMap::new();
+    for (name, view) in file.iter() {
+        let (site, factor) = parse_name(name)?;
+        let tensor = read_tensor(name, &view)?;
+        let pair = halves.entry(site).or_default();
+        let slot = if factor == Factor::A {
+            &mut pair.0
+        } else {
+            &mut pair.1
+        };
+        if slot.replace(tensor).is_some() {
+            return Err(format!(
+                "tensor {name:?} stands for a factor that another tensor gave"
+            ));
+        }
+    }
+    if halves.is_empty() {
+        return Err("no LoRA tensors in it".into());
+    }
+    let mut weights = LoraWeights::default();
+    for (site, factors) in halves {
+        weights.sites.insert(site, join(site, factors, config)?);
+    }
+    Ok(weights)
+}
+
+fn join(
+    site: LoraSite,
+    factors: (Option<Tensor>, Option<Tensor>),
+    config: &PeftConfig,
+) -> Result<LoraPair, String> {
+    let path = module_path(site);
+    let (a, b) = match factors {
+        (Some(a), Some(b)) => (a, b),
+        (None, _) => {
+            return Err(format!(
+                "tensor {path}.lora_A.weight is missing beside its lora_B"
+            ));
+        }
+        (_, None) => {
+            return Err(format!(
+                "tensor {path}.lora_B.weight is missing beside its lora_A"
+            ));
+        }
+    };
+    let rank = config.rank(&path);
+    let (got_a, got_b) = (a.dims()[0], b.dims()[1]);
+    if got_a != rank || got_b != rank {
+        return Err(format!(
+            "{path}: lora_A has rank {got_a} and lora_B rank {got_b}, but {CONFIG_FILE} says {rank} \
+             (`r` or `rank_pattern`)"
+        ));
+    }
+    Ok(LoraPair {
+        a,
+        b,
+        scale: config.scale(&path),
+    })
+}
+
+fn parse_name(name: &str) -> Result<(LoraSite, Factor), String> {
+    parse_parts(name).ok_or_else(|| {
+        let modules: Vec<&str> = Projection::ALL.iter().map(|p| p.name()).collect();
+        format!(
+            "tensor {name:?} is for a module this model cannot adapt; expected \
+             {PREFIX}<layer>.<self_attn|mlp>.<module>.lora_<A|B>.weight with module one of {}",
+            modules.join(", ")
+        )
+    })
+}
+
+fn parse_parts(name: &str) -> Option<(LoraSite, Factor)> {
+    let parts: Vec<&str> = name.strip_prefix(PREFIX)?.split('.').collect();
+    // PEFT drops the adapter's name when it saves; some exporters keep it.
+    let (layer, parent, module, factor) = match parts.as_slice() {
+        [layer, parent, module, factor, "weight"]
+        | [layer, parent, module, factor, "default", "weight"] => (layer, parent, module, factor),
+        _ => return None,
+    };
+    let projection = Projection::from_name(module).filter(|p| p.parent() == *parent)?;
+    let factor = match *factor {
+        "lora_A" => Factor::A,
+        "lora_B" => Factor::B,
+        _ => return None,
+    };
+    Some((
+        LoraSite {
+            layer: layer.parse().ok()?,
+            projection,
+        },
+        factor,
+    ))
+}
+
+fn read_tensor(name: &str, view: &TensorView<'_>) -> Result<Tensor, String> {
+    let dtype = match view.dtype() {
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        other => {
+            return Err(format!(
+                "tensor {name:?} is {other:?}; supported are F32, F16 and BF16"
+            ));
+        }
+    };
+    if view.shape().len() != 2 || view.shape().contains(&0) {
+        return Err(format!(
+            "tensor {name:?} has shape {:?}; expected two dimensions",
+            view.shape()
+        ));
+    }
+    let read = || -> candle_core::Result<(Tensor, bool)> {
+        let tensor = Tensor::from_raw_buffer(view.data(), dtype, view.shape(), &Device::Cpu)?
+            .to_dtype(DType::F32)?;
+        let finite = tensor
+            .flatten_all()?
+            .to_vec1::<f32>()?
+            .iter()
+            .all(|v| v.is_finite());
+        Ok((tensor, finite))
+    };
+    match read() {
+        Ok((tensor, true)) => Ok(tensor),
+        Ok((_, false)) => Err(format!(
+            "tensor {name:?} holds NaN or infinite values; its training diverged, train it again"
+        )),
+        Err(error) => Err(format!("tensor {name:?}: {error}")),
+    }
+}

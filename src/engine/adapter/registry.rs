@@ -1,0 +1,337 @@
+//! Generations in memory: who serves, who served before, and the swap.
+//!
+//! Readers never wait: `lease_current` is one atomic load. Writers take turns behind a mutex, and
+//! the last thing a swap does is one atomic pointer store, which cannot fail.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use arc_swap::ArcSwap;
+
+use super::generation::{Generation, GenerationId};
+use realign_core::LeaseCounts;
+
+/// Adapters kept in memory unless told otherwise.
+pub const DEFAULT_LOADED_GENERATIONS: usize = 4;
+
+/// Digits of a generation id.
+const ID_DIGITS: usize = 12;
+
+/// Fetches a generation that is not in memory, ready to serve: read, validated, on its device.
+pub type Loader = Box<dyn Fn(&GenerationId) -> Result<Generation, String> + Send + Sync>;
+
+/// A swap that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Swapped {
+    /// Served until now, and is what a rollback returns to.
+    pub from: GenerationId,
+    /// Serves now.
+    pub to: GenerationId,
+    /// Was previous until now and is neither current nor previous any more.
+    pub retired: Option<GenerationId>,
+}
+
+/// Why a swap did not happen. What served keeps serving.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SwapError {
+    /// Somebody else swapped in between.
+    #[error("expected generation {expected} to be serving, but {actual} is; look again and retry")]
+    Conflict {
+        /// What the caller believed.
+        expected: GenerationId,
+        /// What serves.
+        actual: GenerationId,
+    },
+    /// There is nothing to roll back to.
+    #[error(
+        "there is no previous generation to roll back to: {current} has served since the start"
+    )]
+    NoPrevious {
+        /// What serves.
+        current: GenerationId,
+    },
+}
+
+/// Why a selector names no generation.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ResolveError {
+    /// Neither `base`, `current` nor an id of a generation.
+    #[error(
+        "unknown generation {selector:?}: allowed are `base`, `current` and the {ID_DIGITS} hex digits \
+         of a published generation"
+    )]
+    Unknown {
+        /// What was asked for, cut to 64 characters.
+        selector: String,
+    },
+    /// The generation exists, but could not be loaded.
+    #[error("generation {id} could not be loaded: {reason}")]
+    Load {
+        /// Generation.
+        id: GenerationId,
+        /// The loader's reason.
+        reason: String,
+    },
+}
+
+/// All generations a server knows.
+pub struct Registry {
+    current: ArcSwap<Generation>,
+    base: Arc<Generation>,
+    state: Mutex<State>,
+    capacity: usize,
+    loader: Option<Loader>,
+}
+
+/// What changes with the pointer. The lock is never held while a loader runs.
+struct State {
+    previous: Option<Arc<Generation>>,
+    /// Most recently used last; holds neither current, previous nor base.
+    pinned: Vec<Arc<Generation>>,
+    /// Forgotten generations that running sequences may still hold.
+    forgotten: Vec<Weak<Generation>>,
+}
+
+impl Registry {
+    /// A registry in which the base model serves. `capacity` bounds the generations kept in memory
+    /// beside the base; current and previous count and always stay.
+    pub fn new(base: Arc<Generation>, capacity: usize) -> Self {
+        Self {
+            current: ArcSwap::new(Arc::clone(&base)),
+            base,
+            state: Mutex::new(State {
+                previous: None,
+                pinned: Vec::new(),
+                forgotten: Vec::new(),
+            }),
+            capacity: capacity.max(2),
+            loader: None,
+        }
+    }
+
+    /// Lets `resolve` fetch generations that are not in memory.
+    pub fn with_loader(mut self, loader: Loader) -> Self {
+        self.loader = Some(loader);
+        self
+    }
+
+    /// The generation that serves. Holding the `Arc` is the lease.
+    pub fn lease_current(&self) -> Arc<Generation> {
+        self.current.load_full()
+    }
+
+    /// The base model, as a generation.
+    pub fn base(&self) -> &Arc<Generation> {
+        &self.base
+    }
+
+    /// What a rollback would return to.
+    pub fn previous(&self) -> Option<Arc<Generation>> {
+        self.state().previous.clone()
+    }
+
+    /// The generations in memory, base first, current last.
+    pub fn loaded(&self) -> Vec<Arc<Generation>> {
+        let state = self.state();
+        let mut all = vec![Arc::clone(&self.base)];
+        let others = state.pinned.iter().chain(&state.previous).cloned();
+        for generation in others.chain([self.lease_current()]) {
+            if all.iter().all(|g| g.id != generation.id) {
+                all.push(generation);
+            }
+        }
+        all
+    }
+
+    /// Leases what a request asked for: `None` or `current`, `base`, or a generation's id.
+    /// May read from disk through the loader: call it where blocking is allowed.
+    ///
+    /// # Errors
+    /// [`ResolveError`] for a selector that names nothing, or a generation that does not load.
+    pub fn resolve(&self, selector: Option<&str>) -> Result<Arc<Generation>, ResolveError> {
+        match selector {
+            None | Some("current") => Ok(self.lease_current()),
+            Some("base") => Ok(Arc::clone(&self.base)),
+            Some(text) if is_generation_id(text) => self.lease(&GenerationId(text.to_string())),
+            Some(text) => Err(ResolveError::Unknown {
+                selector: text.chars().take(64).collect(),
+            }),
+        }
+    }
+
+    fn lease(&self, id: &GenerationId) -> Result<Arc<Generation>, ResolveError> {
+        if let Some(found) = self.find(&mut self.state(), id) {
+            return Ok(found);
+        }
+        let unknown = || ResolveError::Unknown {
+            selector: id.0.clone(),
+        };
+        let loader = self.loader.as_ref().ok_or_else(unknown)?;
+        let loaded = loader(id).map_err(|reason| ResolveError::Load {
+            id: id.clone(),
+            reason,
+        })?;
+        let mut state = self.state();
+        // Another thread may have loaded it meanwhile; one copy is enough.
+        if let Some(found) = self.find(&mut state, id) {
+            return Ok(found);
+        }
+        let loaded = Arc::new(loaded);
+        state.pinned.push(Arc::clone(&loaded));
+        self.forget_surplus(&mut state);
+        Ok(loaded)
+    }
+
+    fn find(&self, state: &mut State, id: &GenerationId) -> Option<Arc<Generation>> {
+        let current = self.lease_current();
+        if let Some(found) = [&current, &self.base]
+            .into_iter()
+            .chain(&state.previous)
+            .find(|g| g.id == *id)
+        {
+            return Some(Arc::clone(found));
+        }
+        if let Some(at) = state.pinned.iter().position(|g| g.id == *id) {
+            let found = state.pinned.remove(at);
+            state.pinned.push(Arc::clone(&found));
+            return Some(found);
+        }
+        // Still held by a running sequence: share that copy rather than load another.
+        state
+            .forgotten
+            .iter()
+            .filter_map(Weak::upgrade)
+            .find(|g| g.id == *id)
+    }
+
+    /// Makes `to` serve. Requests accepted from now on lease it; running ones keep theirs.
+    ///
+    /// # Errors
+    /// [`SwapError::Conflict`] if `expected` is given and does not serve.
+    pub fn swap(
+        &self,
+        to: Arc<Generation>,
+        expected: Option<&GenerationId>,
+    ) -> Result<Swapped, SwapError> {
+        self.swap_locked(&mut self.state(), to, expected)
+    }
+
+    /// Makes the previous generation serve again.
+    ///
+    /// # Errors
+    /// [`SwapError::NoPrevious`], or as [`Registry::swap`].
+    pub fn rollback(&self, expected: Option<&GenerationId>) -> Result<Swapped, SwapError> {
+        let mut state = self.state();
+        let Some(to) = state.previous.clone() else {
+            return Err(SwapError::NoPrevious {
+                current: self.lease_current().id.clone(),
+            });
+        };
+        self.swap_locked(&mut state, to, expected)
+    }
+
+    fn swap_locked(
+        &self,
+        state: &mut State,
+        to: Arc<Generation>,
+        expected: Option<&GenerationId>,
+    ) -> Result<Swapped, SwapError> {
+        let from = self.lease_current();
+        if let Some(expected) = expected.filter(|e| **e != from.id) {
+            return Err(SwapError::Conflict {
+                expected: expected.clone(),
+                actual: from.id.clone(),
+            });
+        }
+        let (from_id, to_id) = (from.id.clone(), to.id.clone());
+        if from_id == to_id {
+            return Ok(Swapped {
+                from: from_id,
+                to: to_id,
+                retired: None,
+            });
+        }
+        let was_previous = state.previous.replace(from);
+        state.pinned.retain(|g| g.id != to_id);
+        state
+            .forgotten
+            .retain(|g| !std::ptr::eq(g.as_ptr(), Arc::as_ptr(&to)));
+        let retired = was_previous.filter(|g| g.id != to_id);
+        let retired_id = retired.as_ref().map(|g| g.id.clone());
+        if let Some(retired) = retired.filter(|g| g.id != self.base.id) {
+            state.pinned.push(retired);
+        }
+        self.current.store(to);
+        self.forget_surplus(state);
+        Ok(Swapped {
+            from: from_id,
+            to: to_id,
+            retired: retired_id,
+        })
+    }
+
+    /// Drops the least recently used generations beyond the bound. Sequences that hold one keep it.
+    fn forget_surplus(&self, state: &mut State) {
+        let keep = self.capacity - 2; // current and previous
+        while state.pinned.len() > keep {
+            let gone = state.pinned.remove(0);
+            state.forgotten.push(Arc::downgrade(&gone));
+        }
+        state.forgotten.retain(|g| g.strong_count() > 0);
+    }
+
+    /// Sequences that hold generations. A snapshot: requests come and go while it is taken.
+    pub fn leases(&self) -> LeaseCounts {
+        let state = self.state();
+        let current = self.current.load_full();
+        let held_by_base = |g: &Arc<Generation>| usize::from(Arc::ptr_eq(g, &self.base));
+        // Beside leases, an `Arc` is counted once for the pointer it stands behind, once for
+        // `current` in this function, and once more if it is also the base.
+        let current_leases = Arc::strong_count(&current).saturating_sub(2 + held_by_base(&current));
+        let mut counts = LeaseCounts {
+            current: current_leases,
+            ..LeaseCounts::default()
+        };
+        if let Some(previous) = &state.previous {
+            counts.previous =
+                Arc::strong_count(previous).saturating_sub(1 + held_by_base(previous));
+        }
+        let base_has_role = Arc::ptr_eq(&current, &self.base)
+            || state
+                .previous
+                .as_ref()
+                .is_some_and(|p| Arc::ptr_eq(p, &self.base));
+        if !base_has_role {
+            counts.base = Arc::strong_count(&self.base).saturating_sub(1);
+        }
+        let pinned = state
+            .pinned
+            .iter()
+            .map(|g| Arc::strong_count(g).saturating_sub(1));
+        let forgotten = state.forgotten.iter().map(Weak::strong_count);
+        counts.retired = pinned.chain(forgotten).sum();
+        counts
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while the lock is held; if it did, the lists are still valid.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry")
+            .field("current", &self.lease_current().id)
+            .field("base", &self.base.id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether a text has the form of a generation id. Clients send these, and they become paths.
+pub fn is_generation_id(text: &str) -> bool {
+    text.len() == ID_DIGITS && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,346 @@
+//! The adapter directory: `<generation>/` per published adapter, and `CURRENT`.
+//!
+//! Publishing writes into a staging directory, syncs it, renames it, and only then renames
+//! `CURRENT`. A kill at any point leaves the old generation or the new one, never neither.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::generation::GenerationId;
+use super::manifest::{Manifest, unix_seconds};
+use super::registry::is_generation_id;
+use super::{AdapterError, content, peft};
+use realign_core::crash_point;
+use realign_model::lora::LoraWeights;
+
+#[cfg(test)]
+mod tests;
+
+/// File name of the manifest.
+pub const MANIFEST_FILE: &str = "manifest.json";
+const CURRENT_FILE: &str = "CURRENT";
+const STAGING_PREFIX: &str = ".staging-";
+
+/// An adapter directory.
+#[derive(Clone, Debug)]
+pub struct AdapterStore {
+    root: PathBuf,
+}
+
+/// A generation read back and verified.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// Its weights, f32 on the CPU.
+    pub weights: LoraWeights,
+    /// Its manifest.
+    pub manifest: Manifest,
+}
+
+/// An entry of the directory. One that cannot be read is listed with its reason.
+#[derive(Debug)]
+pub struct Listed {
+    /// The generation.
+    pub id: GenerationId,
+    /// Its manifest, or why there is none.
+    pub manifest: Result<Manifest, AdapterError>,
+}
+
+impl AdapterStore {
+    /// Opens a directory, creates it if need be, and removes what interrupted publications left.
+    ///
+    /// # Errors
+    /// [`AdapterError::Io`].
+    pub fn open(root: impl Into<PathBuf>) -> Result<Self, AdapterError> {
+        let root = root.into();
+        fs::create_dir_all(&root).map_err(AdapterError::io(&root))?;
+        let store = Self { root };
+        store.clean()?;
+        Ok(store)
+    }
+
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where a generation's files are.
+    pub fn path(&self, id: &GenerationId) -> PathBuf {
+        self.root.join(&id.0)
+    }
+
+    fn names(&self) -> Result<Vec<String>, AdapterError> {
+        let entries = fs::read_dir(&self.root).map_err(AdapterError::io(&self.root))?;
+        let names: Result<Vec<String>, _> = entries
+            .map(|e| e.map(|e| e.file_name().to_string_lossy().into_owned()))
+            .collect();
+        names.map_err(AdapterError::io(&self.root))
+    }
+
+    fn clean(&self) -> Result<(), AdapterError> {
+        for name in self.names()? {
+            let Some(pid) = name
+                .strip_prefix(STAGING_PREFIX)
+                .and_then(|n| n.rsplit('-').next())
+            else {
+                continue;
+            };
+            // A command may be publishing beside a server. Own leftovers come from an earlier
+            // process with the same number, as containers start every time.
+            let other_alive =
+                pid != std::process::id().to_string() && Path::new("/proc").join(pid).exists();
+            if !other_alive {
+                let path = self.root.join(&name);
+                tracing::info!(path = %path.display(), "removing an interrupted publication");
+                fs::remove_dir_all(&path).map_err(AdapterError::io(&path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a generation and makes it current. Publishing what is there already only makes it
+    /// current.
+    ///
+    /// # Errors
+    /// [`AdapterError`]; the previous `CURRENT` then still stands.
+    pub fn publish(
+        &self,
+        weights: &LoraWeights,
+        manifest: Manifest,
+    ) -> Result<GenerationId, AdapterError> {
+        let id = self.write(weights, manifest)?;
+        self.set_current(&id)?;
+        Ok(id)
+    }
+
+    /// As [`AdapterStore::publish`], without touching `CURRENT`: for imports.
+    ///
+    /// # Errors
+    /// [`AdapterError`].
+    pub fn write(
+        &self,
+        weights: &LoraWeights,
+        manifest: Manifest,
+    ) -> Result<GenerationId, AdapterError> {
+        self.write_beside(weights, manifest, &[])
+    }
+
+    /// As [`AdapterStore::write`], with further files (name, content) beside the adapter: the
+    /// curve of its losses. They are no part of its identity.
+    ///
+    /// # Errors
+    /// [`AdapterError`].
+    pub fn write_beside(
+        &self,
+        weights: &LoraWeights,
+        manifest: Manifest,
+        beside: &[(&str, String)],
+    ) -> Result<GenerationId, AdapterError> {
+        let id = content::content_id(&manifest.base_hash, weights)?;
+        if self.load(&id, &manifest.base_hash).is_ok() {
+            return Ok(id);
+        }
+        let staging = self
+            .root
+            .join(format!("{STAGING_PREFIX}{id}-{}", std::process::id()));
+        remove_if_there(&staging)?;
+        fs::create_dir(&staging).map_err(AdapterError::io(&staging))?;
+        let files = peft::encode(weights, &manifest.base_name)?;
+        let manifest = Manifest {
+            generation: Some(id.clone()),
+            adapter_sha256: hex::encode(Sha256::digest(&files.model)),
+            created_at: unix_seconds(),
+            realign_version: env!("CARGO_PKG_VERSION").to_string(),
+            ..manifest
+        };
+        let manifest_path = staging.join(MANIFEST_FILE);
+        let text = serde_json::to_vec_pretty(&manifest)
+            .map_err(|e| AdapterError::format(&manifest_path, e.to_string()))?;
+        write_synced(&staging.join(peft::CONFIG_FILE), &files.config)?;
+        write_synced(&staging.join(peft::MODEL_FILE), &files.model)?;
+        write_synced(&manifest_path, &text)?;
+        for (name, content) in beside {
+            write_synced(&staging.join(name), content.as_bytes())?;
+        }
+        sync_dir(&staging)?;
+        // Read back before anything refers to it: what cannot be loaded is not published.
+        verify(&staging, &id, &manifest.base_hash)?;
+        crash_point("publish:after-staging");
+        let target = self.path(&id);
+        // What is there is damaged, or `load` had succeeded above.
+        remove_if_there(&target)?;
+        fs::rename(&staging, &target).map_err(AdapterError::io(&target))?;
+        sync_dir(&self.root)?;
+        crash_point("publish:after-rename");
+        Ok(id)
+    }
+
+    /// Reads a generation and verifies its hashes, its id and its base model.
+    ///
+    /// # Errors
+    /// [`AdapterError::Unknown`], [`AdapterError::OtherBase`], or what is damaged.
+    pub fn load(&self, id: &GenerationId, base_hash: &str) -> Result<Stored, AdapterError> {
+        let dir = self.existing(id)?;
+        verify(&dir, id, base_hash)
+    }
+
+    /// Reads a generation's manifest, without its tensors.
+    ///
+    /// # Errors
+    /// [`AdapterError::Unknown`], or what is damaged.
+    pub fn manifest(&self, id: &GenerationId) -> Result<Manifest, AdapterError> {
+        read_manifest(&self.existing(id)?)
+    }
+
+    fn existing(&self, id: &GenerationId) -> Result<PathBuf, AdapterError> {
+        let dir = self.path(id);
+        // Ids reach this place from clients; nothing but an id may become a path.
+        if !is_generation_id(&id.0) || !dir.is_dir() {
+            return Err(AdapterError::Unknown {
+                id: id.clone(),
+                root: self.root.clone(),
+            });
+        }
+        Ok(dir)
+    }
+
+    /// All generations, oldest first, then those that cannot be read.
+    ///
+    /// # Errors
+    /// [`AdapterError::Io`] if the directory cannot be read.
+    pub fn list(&self) -> Result<Vec<Listed>, AdapterError> {
+        let mut listed: Vec<Listed> = self
+            .names()?
+            .into_iter()
+            .filter(|name| is_generation_id(name))
+            .map(|name| {
+                let manifest = read_manifest(&self.root.join(&name));
+                Listed {
+                    id: GenerationId(name),
+                    manifest,
+                }
+            })
+            .collect();
+        listed.sort_by_key(|l| {
+            (
+                l.manifest.as_ref().map_or(u64::MAX, |m| m.created_at),
+                l.id.clone(),
+            )
+        });
+        Ok(listed)
+    }
+
+    /// What `CURRENT` says; `None` before the first publication, which means the base model.
+    ///
+    /// # Errors
+    /// [`AdapterError::Io`], or [`AdapterError::Format`] if it holds no id.
+    pub fn current(&self) -> Result<Option<GenerationId>, AdapterError> {
+        let path = self.root.join(CURRENT_FILE);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(AdapterError::io(&path)(error)),
+        };
+        let id = text.trim();
+        if !is_generation_id(id) {
+            return Err(AdapterError::format(
+                &path,
+                format!("{id:?} is no generation; put an id from `realign adapters list` into it"),
+            ));
+        }
+        Ok(Some(GenerationId(id.to_string())))
+    }
+
+    /// Makes a published generation current.
+    ///
+    /// # Errors
+    /// [`AdapterError::Unknown`] or [`AdapterError::Io`].
+    pub fn set_current(&self, id: &GenerationId) -> Result<(), AdapterError> {
+        self.existing(id)?;
+        self.write_current(id)
+    }
+
+    /// Makes the base model current: `CURRENT` then holds its [`content::base_id`].
+    ///
+    /// # Errors
+    /// [`AdapterError::Io`].
+    pub fn set_current_base(&self, base_hash: &str) -> Result<(), AdapterError> {
+        self.write_current(&content::base_id(base_hash))
+    }
+
+    fn write_current(&self, id: &GenerationId) -> Result<(), AdapterError> {
+        let temp = self.root.join(format!("{CURRENT_FILE}.tmp"));
+        write_synced(&temp, format!("{id}\n").as_bytes())?;
+        crash_point("publish:after-current-temp");
+        let target = self.root.join(CURRENT_FILE);
+        fs::rename(&temp, &target).map_err(AdapterError::io(&target))?;
+        sync_dir(&self.root)?;
+        crash_point("publish:after-current");
+        Ok(())
+    }
+}
+
+fn read_manifest(dir: &Path) -> Result<Manifest, AdapterError> {
+    let path = dir.join(MANIFEST_FILE);
+    let text = fs::read(&path).map_err(AdapterError::io(&path))?;
+    serde_json::from_slice(&text).map_err(|e| AdapterError::format(&path, e.to_string()))
+}
+
+fn verify(dir: &Path, id: &GenerationId, base_hash: &str) -> Result<Stored, AdapterError> {
+    let manifest = read_manifest(dir)?;
+    if manifest.base_hash != base_hash {
+        return Err(AdapterError::OtherBase {
+            id: id.clone(),
+            found: manifest.base_hash.chars().take(12).collect(),
+            loaded: base_hash.chars().take(12).collect(),
+        });
+    }
+    let adapter = peft::read_dir(dir)?;
+    let sha256 = hex::encode(Sha256::digest(&adapter.model));
+    if sha256 != manifest.adapter_sha256 {
+        return Err(AdapterError::format(
+            dir.join(peft::MODEL_FILE),
+            "its SHA-256 differs from the manifest's: the file was changed or damaged; restore it \
+             or remove the directory and train again",
+        ));
+    }
+    let found = content::content_id(base_hash, &adapter.weights)?;
+    if found != *id {
+        return Err(AdapterError::format(
+            dir,
+            format!("its content is generation {found}; the configuration was changed or moved"),
+        ));
+    }
+    Ok(Stored {
+        weights: adapter.weights,
+        manifest,
+    })
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), AdapterError> {
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(AdapterError::io(path))
+}
+
+/// Makes renames and new files in a directory durable. Windows has no such call and needs none.
+fn sync_dir(path: &Path) -> Result<(), AdapterError> {
+    if cfg!(unix) {
+        File::open(path)
+            .and_then(|dir| dir.sync_all())
+            .map_err(AdapterError::io(path))?;
+    }
+    Ok(())
+}
+
+fn remove_if_there(path: &Path) -> Result<(), AdapterError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(AdapterError::io(path)(error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,55 @@
+//! What every engine can do, whatever computes its logits.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::adapter::generation::{Generation, GenerationId};
+use crate::merged::PrepareError;
+use crate::request::{EngineStats, GenerateRequest, GenerateStream, SubmitError};
+
+/// A running engine, shared by all its callers. [`Engine::shutdown`] ends it.
+pub type EngineHandle = Arc<dyn Engine>;
+
+/// Runs sequences of many generations side by side.
+pub trait Engine: Send + Sync + fmt::Debug {
+    /// Queues one sequence. Does not block.
+    ///
+    /// # Errors
+    /// Why it is not accepted; nothing is queued then.
+    fn submit(&self, request: GenerateRequest) -> Result<GenerateStream, SubmitError>;
+
+    /// Makes the engine ready to serve a generation at once. An engine that merges adapters builds a
+    /// copy of the weights, which takes seconds; others have nothing to do. While there is no room
+    /// for the copy, `wait` is told how long the caller has waited and says whether to keep waiting.
+    ///
+    /// # Errors
+    /// [`PrepareError`]; what served before still does.
+    fn prepare(
+        &self,
+        _generation: &Arc<Generation>,
+        _wait: &dyn Fn(Duration) -> bool,
+    ) -> Result<(), PrepareError> {
+        Ok(())
+    }
+
+    /// Says which generation serves, after the pointer store. What only other generations need may
+    /// be freed once no sequence uses it.
+    fn serve(&self, _generation: &GenerationId) {}
+
+    /// Says that a generation that was prepared will not serve.
+    fn release(&self, _generation: &GenerationId) {}
+
+    /// A snapshot of the load and of the totals since the start.
+    fn stats(&self) -> EngineStats;
+
+    /// Whether any sequence is running or waiting. Training yields while there is one.
+    fn is_busy(&self) -> bool;
+
+    /// Longest prompt plus completion, in tokens.
+    fn max_model_len(&self) -> usize;
+
+    /// Ends the engine after the step it is in and waits for its thread. Sequences still in it
+    /// fail with a reason; drain first if they should finish.
+    fn shutdown(&self);
+}

@@ -1,0 +1,38 @@
+//! Continuous batching over a paged KV cache. Knows no HTTP.
+//!
+//! One thread owns the cache and the sequences and repeats `schedule → forward → sample`
+//! ([`runner`]); callers hold an [`EngineHandle`] and talk to it through channels, so a waiting
+//! request costs its prompt's memory and nothing else. A sequence leases its generation when
+//! it is accepted; rows of different generations share a batch because adapters stay unmerged.
+//!
+//! An engine that cannot do that stands behind the same handle with a copy of the weights for each
+//! generation ([`merged`]): everything about a request but the logits is computed by the same code.
+
+pub mod adapter;
+mod admission;
+mod ask;
+mod blocks;
+pub mod driver;
+mod embed;
+mod engine;
+mod free_list;
+pub mod grammar;
+mod handle;
+pub mod merged;
+mod native;
+mod prefix;
+pub mod request;
+mod runner;
+mod sampler;
+mod scheduler;
+mod sequence;
+mod shaper;
+mod step;
+mod stop;
+#[cfg(test)]
+mod tests;
+
+pub use ask::{AskError, ask};
+pub use embed::Embedder;
+pub use engine::{Engine, EngineHandle};
+pub use handle::{EngineConfig, EngineError, start, start_merged};

@@ -1,0 +1,162 @@
+//! The engine of this crate: one thread, one copy of the weights, adapters applied row by row.
+
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use realign_model::TimeSlices;
+
+use crate::admission::{Admission, Shared};
+use crate::driver::STOPPING;
+use crate::engine::Engine;
+use crate::request::{EngineStats, GenerateRequest, GenerateStream, SubmitError};
+use crate::runner::Runner;
+use crate::sequence::Sequence;
+
+enum Command {
+    Run(Box<Sequence>),
+    Stop,
+}
+
+/// The caller's side of the engine's thread.
+#[derive(Debug)]
+pub(crate) struct NativeEngine {
+    admission: Admission,
+    commands: Sender<Command>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl NativeEngine {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// If the system refuses a thread.
+    pub(crate) fn start(
+        admission: Admission,
+        runner: Runner,
+        slices: Arc<TimeSlices>,
+    ) -> std::io::Result<Self> {
+        let (commands, inbox) = channel();
+        let worker = Worker {
+            runner,
+            slices,
+            shared: admission.shared.clone(),
+            inbox,
+        };
+        let thread = std::thread::Builder::new()
+            .name("engine".into())
+            .spawn(move || worker.run())?;
+        Ok(Self {
+            admission,
+            commands,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+}
+
+impl Engine for NativeEngine {
+    fn submit(&self, request: GenerateRequest) -> Result<GenerateStream, SubmitError> {
+        self.admission.submit(request, |sequence| {
+            self.commands
+                .send(Command::Run(Box::new(sequence)))
+                .map_err(|_| SubmitError::ShuttingDown)
+        })
+    }
+
+    fn stats(&self) -> EngineStats {
+        self.admission.stats()
+    }
+
+    fn is_busy(&self) -> bool {
+        self.admission.is_busy()
+    }
+
+    fn max_model_len(&self) -> usize {
+        self.admission.max_model_len
+    }
+
+    fn shutdown(&self) {
+        let stopping = &self.admission.shared.stopping;
+        stopping.store(true, Ordering::Release);
+        let _already_stopped = self.commands.send(Command::Stop);
+        let thread = self.thread.lock().ok().and_then(|mut t| t.take());
+        if thread.is_some_and(|t| t.join().is_err()) {
+            tracing::error!("the engine's thread panicked");
+        }
+    }
+}
+
+struct Worker {
+    runner: Runner,
+    slices: Arc<TimeSlices>,
+    shared: Arc<Shared>,
+    inbox: Receiver<Command>,
+}
+
+impl Worker {
+    fn run(mut self) {
+        while self.receive() {
+            let waiting = self.runner.scheduler.waiting.len();
+            let can_run = self.runner.schedule();
+            self.count_waiting(waiting);
+            self.publish();
+            if can_run {
+                let slice = self.slices.serving();
+                self.runner.execute();
+                self.publish();
+                slice.end();
+            }
+        }
+        let scheduler = &self.runner.scheduler;
+        for sequence in scheduler.running.iter().chain(&scheduler.waiting) {
+            sequence.fail(STOPPING);
+        }
+    }
+
+    /// Takes new sequences in; waits for one when idle. `false` ends the engine.
+    fn receive(&mut self) -> bool {
+        let scheduler = &mut self.runner.scheduler;
+        if scheduler.is_idle() {
+            match self.inbox.recv() {
+                Ok(Command::Run(sequence)) => scheduler.waiting.push_back(*sequence),
+                Ok(Command::Stop) | Err(_) => return false,
+            }
+        }
+        loop {
+            match self.inbox.try_recv() {
+                Ok(Command::Run(sequence)) => scheduler.waiting.push_back(*sequence),
+                Ok(Command::Stop) => return false,
+                Err(_) => return true,
+            }
+        }
+    }
+
+    /// The counter bounds accepted sequences that are not running; scheduling moves some.
+    fn count_waiting(&self, before: usize) {
+        let after = self.runner.scheduler.waiting.len();
+        let waiting = &self.shared.waiting;
+        if after < before {
+            waiting.fetch_sub(before - after, Ordering::AcqRel);
+        } else {
+            waiting.fetch_add(after - before, Ordering::AcqRel);
+        }
+    }
+
+    fn publish(&self) {
+        let scheduler = &self.runner.scheduler;
+        self.shared
+            .running
+            .store(scheduler.running.len(), Ordering::Relaxed);
+        let usage = (scheduler.pool.usage() * 1e6) as u64;
+        let totals = scheduler.totals;
+        for (shared, value) in [
+            (&self.shared.kv_usage_ppm, usage),
+            (&self.shared.prefix_queries, totals.prefix_queries),
+            (&self.shared.prefix_hits, totals.prefix_hits),
+            (&self.shared.preemptions, totals.preemptions),
+        ] {
+            shared.store(value, Ordering::Relaxed);
+        }
+    }
+}

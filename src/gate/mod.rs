@@ -1,9 +1,0 @@
-//! Whether a candidate may serve: held-out policy agreement must rise, capability must not fall.
-
-mod agreement;
-mod capability;
-mod verdict;
-
-pub use agreement::{Agreement, AgreementError, HeldOutPrompt, agreement};
-pub use capability::{Capability, NEUTRAL_TEXT, capability, paragraphs};
-pub use verdict::{Check, Measured, Verdict, judge};

@@ -1,0 +1,41 @@
+//! `realign bench`: how fast a model runs, in the process and over HTTP.
+//!
+//! Nothing here judges: it reports every repetition, so that a reader sees the spread, and it runs
+//! what is compared in turn (A B A B), because machines drift.
+
+mod cases;
+pub mod learning;
+pub mod load;
+pub mod model;
+mod samples;
+
+pub use cases::{Options, Row};
+pub use samples::Samples;
+
+/// Why a benchmark could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// The sizes make no sense together.
+    #[error("{0}")]
+    Options(String),
+    /// The engine did not start.
+    #[error(transparent)]
+    Engine(#[from] realign_engine::EngineError),
+    /// The engine refused or gave up a sequence.
+    #[error("the engine gave up a sequence: {0}")]
+    Sequence(String),
+    /// The random adapter could not be made.
+    #[error("cannot make the benchmark's adapter: {0}")]
+    Adapter(#[from] candle_core::Error),
+    /// The server under load did not answer as it should.
+    #[error("{url}: {reason}")]
+    Server {
+        /// What was called.
+        url: String,
+        /// What went wrong.
+        reason: String,
+    },
+    /// A thread, a process or a port could not be had.
+    #[error("cannot start the benchmark: {0}")]
+    Start(#[from] std::io::Error),
+}

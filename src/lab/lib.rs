@@ -1,0 +1,4 @@
+//! Benchmarks and evaluation: what no server runs.
+
+pub mod bench;
+pub mod evaluation;

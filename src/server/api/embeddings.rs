@@ -1,0 +1,179 @@
+//! `POST /v1/embeddings`: mean-pooled final hidden states, scaled to length 1.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Extension, Request, State};
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::completions::{Prompt, prompts};
+use super::doors::EmbeddingDoor;
+use super::error::ApiError;
+use super::fields::Fields;
+use super::observe::Observation;
+use super::run::with_generation;
+use super::{AppState, blocking, body, models, not_ready};
+use realign_engine::adapter::generation::Generation;
+
+/// Most texts in a request.
+const MAX_INPUTS: usize = 256;
+/// Most tokens in a request, over all texts: a forward pass each, beside the engine.
+const MAX_TOKENS: usize = 32_768;
+/// Requests that may wait; one more is refused.
+const MAX_WAITING: usize = 32;
+
+/// What makes embeddings, one request at a time: it shares the processor with the engine.
+#[derive(Clone)]
+pub struct Embeddings {
+    door: Arc<dyn EmbeddingDoor>,
+    turn: Arc<Semaphore>,
+    places: Arc<Semaphore>,
+}
+
+impl Embeddings {
+    /// Embeds through this door.
+    pub fn new(door: Arc<dyn EmbeddingDoor>) -> Self {
+        Self {
+            door,
+            turn: Arc::new(Semaphore::new(1)),
+            places: Arc::new(Semaphore::new(MAX_WAITING)),
+        }
+    }
+
+    fn place(&self) -> Result<SemaphorePermit<'_>, ApiError> {
+        self.places.try_acquire().map_err(|_| {
+            ApiError::QueueFull(format!(
+                "{MAX_WAITING} requests for embeddings are waiting already; retry in a moment"
+            ))
+        })
+    }
+}
+
+/// A checked request.
+struct EmbeddingRequest {
+    model: String,
+    inputs: Vec<Prompt>,
+    base64: bool,
+}
+
+impl EmbeddingRequest {
+    fn read(body: &Value) -> Result<Self, ApiError> {
+        let fields = Fields::root(body)?;
+        if fields.get("dimensions").is_some() {
+            return Err(ApiError::unsupported("dimensions"));
+        }
+        let base64 = match fields.get("encoding_format") {
+            None => false,
+            Some(_) => match fields.string("encoding_format")? {
+                "float" => false,
+                "base64" => true,
+                _ => {
+                    let message = "`encoding_format` must be `float` or `base64`";
+                    return Err(ApiError::field("encoding_format", message));
+                }
+            },
+        };
+        let inputs = prompts(&fields, "input")?;
+        if inputs.len() > MAX_INPUTS {
+            let message = format!(
+                "`input` has {} texts; allowed: up to {MAX_INPUTS}",
+                inputs.len()
+            );
+            return Err(ApiError::field("input", message));
+        }
+        Ok(Self {
+            model: fields.string("model")?.to_string(),
+            inputs,
+            base64,
+        })
+    }
+
+    fn encode(&self, state: &AppState) -> Result<Vec<Vec<u32>>, ApiError> {
+        let limit = state.engine.max_model_len();
+        let mut total = 0;
+        let encode = |input: &Prompt| {
+            let tokens = input.encode(&state.tokenizer, "input")?;
+            total += tokens.len();
+            match tokens.len() {
+                0 => Err(ApiError::field("input", "a text of `input` has no tokens")),
+                n if n > limit => Err(ApiError::ContextLength {
+                    param: "input",
+                    message: format!(
+                        "this model's maximum context length is {limit} tokens, but a text of \
+                         `input` has {n}"
+                    ),
+                }),
+                _ if total > MAX_TOKENS => Err(ApiError::field(
+                    "input",
+                    format!("`input` has more than {MAX_TOKENS} tokens in all; send less at once"),
+                )),
+                _ => Ok(tokens),
+            }
+        };
+        self.inputs.iter().map(encode).collect()
+    }
+}
+
+pub(crate) async fn create(
+    State(state): State<AppState>,
+    Extension(observation): Extension<Arc<Observation>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let body = body::json(request, state.max_body_bytes).await?;
+    let request = EmbeddingRequest::read(&body)?;
+    if !state.is_ready() {
+        return Err(not_ready());
+    }
+    let _place = state.embeddings.place()?;
+    let turn = Arc::clone(&state.embeddings.turn).acquire_owned().await;
+    let turn = turn.map_err(|_closed| not_ready())?;
+    let worker = state.clone();
+    let (generation, tokens, answer) = blocking(move || {
+        // Held to the end of the work, also if the client goes away.
+        let _turn = turn;
+        let generation = models::resolve(&worker, &request.model)?;
+        let encoded = request.encode(&worker)?;
+        let tokens: usize = encoded.iter().map(Vec::len).sum();
+        let data = data(&worker, &generation, &encoded, request.base64)?;
+        let answer = json!({
+            "object": "list",
+            "data": data,
+            "model": request.model,
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        });
+        Ok((generation, tokens, answer))
+    })
+    .await?;
+    observation.set_generation(&generation.id.0);
+    observation.set_tokens(tokens, 0);
+    Ok(with_generation(Json(answer).into_response(), &generation))
+}
+
+fn data(
+    state: &AppState,
+    generation: &Generation,
+    encoded: &[Vec<u32>],
+    base64: bool,
+) -> Result<Vec<Value>, ApiError> {
+    let entry = |(index, tokens): (usize, &Vec<u32>)| {
+        let vector = state.embeddings.door.embed(generation, tokens);
+        let vector = vector.map_err(|error| {
+            tracing::error!(error, "an embedding could not be computed");
+            ApiError::Internal(format!("the embedding could not be computed: {error}"))
+        })?;
+        let embedding = match base64 {
+            true => json!(STANDARD.encode(little_endian(&vector))),
+            false => json!(vector),
+        };
+        Ok(json!({"object": "embedding", "index": index, "embedding": embedding}))
+    };
+    encoded.iter().enumerate().map(entry).collect()
+}
+
+fn little_endian(vector: &[f32]) -> Vec<u8> {
+    vector.iter().flat_map(|x| x.to_le_bytes()).collect()
+}

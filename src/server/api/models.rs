@@ -1,0 +1,83 @@
+//! Which names are served, and what they stand for.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use serde_json::{Value, json};
+
+use super::error::ApiError;
+use super::{AppState, blocking};
+use realign_engine::adapter::ResolveError;
+use realign_engine::adapter::generation::Generation;
+
+/// Leases what `model` asks for: `<name>`, `<name>@base` or `<name>@<generation>`.
+/// May read from disk.
+pub(crate) fn resolve(state: &AppState, model: &str) -> Result<Arc<Generation>, ApiError> {
+    let name = state.model_name.as_ref();
+    let not_found = || ApiError::ModelNotFound {
+        model: model.chars().take(128).collect(),
+        allowed: format!("`{name}`, `{name}@base` and `{name}@<generation>`"),
+    };
+    let rest = model.strip_prefix(name).ok_or_else(not_found)?;
+    let selector = match rest.strip_prefix('@') {
+        Some(selector) => Some(selector),
+        None if rest.is_empty() => None,
+        None => return Err(not_found()),
+    };
+    state.registry.resolve(selector).map_err(|error| {
+        match error {
+            ResolveError::Unknown { .. } => {}
+            // To a client a generation that does not load is one that is not served; the reason
+            // may name files, so it is for the operator.
+            ResolveError::Load { id, reason } => {
+                tracing::warn!(generation = %id, reason, "a pinned generation did not load");
+            }
+        }
+        not_found()
+    })
+}
+
+/// `GET /v1/models`.
+pub(crate) async fn list(State(state): State<AppState>) -> Json<Value> {
+    let name = &state.model_name;
+    let mut data = vec![
+        entry(&state, name, &state.registry.lease_current()),
+        entry(&state, &format!("{name}@base"), state.registry.base()),
+    ];
+    for generation in state.registry.loaded() {
+        if generation.id != state.registry.base().id {
+            data.push(entry(
+                &state,
+                &format!("{name}@{}", generation.id),
+                &generation,
+            ));
+        }
+    }
+    Json(json!({"object": "list", "data": data}))
+}
+
+/// `GET /v1/models/{id}`.
+pub(crate) async fn retrieve(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    blocking(move || {
+        let generation = resolve(&state, &id)?;
+        Ok(Json(entry(&state, &id, &generation)))
+    })
+    .await
+}
+
+fn entry(state: &AppState, id: &str, generation: &Generation) -> Value {
+    json!({
+        "id": id,
+        "object": "model",
+        "created": state.started_at,
+        "owned_by": "realign",
+        "generation": generation.id,
+        "policy_revision": generation.policy_revision,
+        "system_fingerprint": generation.fingerprint(),
+        "max_model_len": state.engine.max_model_len(),
+    })
+}

@@ -1,0 +1,229 @@
+//! From a checked request to an answer: leases a generation, submits the sequences, and hands
+//! their events on, collected or streamed.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Extension, Request, State};
+use axum::http::{HeaderName, HeaderValue};
+use axum::response::{IntoResponse, Response};
+use futures::stream::{self, BoxStream, StreamExt};
+use serde_json::Value;
+
+use super::chat::ChatRequest;
+use super::completions::CompletionRequest;
+use super::error::ApiError;
+use super::observe::Observation;
+use super::params::Params;
+use super::progress::{CallReading, Progress, ProgressParts, choices};
+use super::wire::{Envelope, Shape};
+use super::{AppState, blocking, body, compile, models, streaming, unix_seconds};
+use realign_engine::adapter::generation::Generation;
+use realign_engine::grammar::Constraint;
+use realign_engine::request::{GenerateEvent, GenerateRequest, GenerateStream};
+
+/// Header that names the generation that answered.
+const GENERATION: HeaderName = HeaderName::from_static("x-realign-generation");
+
+/// `POST /v1/chat/completions`.
+pub(crate) async fn chat_completions(
+    State(state): State<AppState>,
+    Extension(observation): Extension<Arc<Observation>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let body = body::json(request, state.max_body_bytes).await?;
+    let request = ChatRequest::read(&body)?;
+    let (tools, format) = (&request.tools, &request.format);
+    let grammar = compile::constraint(&state, tools, format, "response_format").await?;
+    let prepared = prepare_chat(&state, request, grammar).await?;
+    respond(&state, Shape::Chat, prepared, observation).await
+}
+
+/// Leases the generation and lays the conversation out.
+async fn prepare_chat(
+    state: &AppState,
+    mut request: ChatRequest,
+    grammar: Option<Constraint>,
+) -> Result<Prepared, ApiError> {
+    let state = state.clone();
+    blocking(move || {
+        let generation = models::resolve(&state, &request.params.model)?;
+        request.params.check_bias(&state.tokenizer)?;
+        let prompt = request.encode(&state)?;
+        let max_tokens = request.max_tokens(prompt.len(), state.engine.max_model_len());
+        request.params.sampling.grammar = grammar;
+        Ok(Prepared {
+            calls: CallReading::new(&request.tools, &state),
+            params: request.params,
+            prompts: vec![(prompt, max_tokens)],
+            generation,
+            echo: Vec::new(),
+        })
+    })
+    .await
+}
+
+/// `POST /v1/completions`.
+pub(crate) async fn completions(
+    State(state): State<AppState>,
+    Extension(observation): Extension<Arc<Observation>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let body = body::json(request, state.max_body_bytes).await?;
+    let request = CompletionRequest::read(&body)?;
+    let prepared = blocking({
+        let state = state.clone();
+        move || {
+            let generation = models::resolve(&state, &request.params.model)?;
+            request.params.check_bias(&state.tokenizer)?;
+            let limit = state.engine.max_model_len();
+            let with_max = |ids: Vec<u32>| {
+                let max_tokens = request.max_tokens(ids.len(), limit);
+                (ids, max_tokens)
+            };
+            let encoded = request.encode(&state)?;
+            let echo = request.echo(&state.tokenizer, &encoded)?;
+            let prompts = encoded.into_iter().map(with_max).collect();
+            Ok(Prepared {
+                params: request.params,
+                prompts,
+                generation,
+                calls: None,
+                echo,
+            })
+        }
+    })
+    .await?;
+    respond(&state, Shape::Text, prepared, observation).await
+}
+
+/// A request that can be submitted.
+pub(crate) struct Prepared {
+    pub(crate) params: Params,
+    /// Token ids, and the most tokens to generate after them.
+    pub(crate) prompts: Vec<(Vec<u32>, usize)>,
+    pub(crate) generation: Arc<Generation>,
+    /// How calls are read, if there may be any.
+    pub(crate) calls: Option<CallReading>,
+    /// The text of each prompt, if it is to stand before the answer.
+    pub(crate) echo: Vec<String>,
+}
+
+/// An answer that is being generated. Dropping it cancels its sequences.
+pub(crate) struct Job {
+    pub(crate) envelope: Envelope,
+    pub(crate) events: BoxStream<'static, (usize, GenerateEvent)>,
+    pub(crate) progress: Progress,
+    pub(crate) choices: usize,
+    pub(crate) include_usage: bool,
+}
+
+async fn respond(
+    state: &AppState,
+    shape: Shape,
+    prepared: Prepared,
+    observation: Arc<Observation>,
+) -> Result<Response, ApiError> {
+    let generation = Arc::clone(&prepared.generation);
+    observation.set_generation(&generation.id.0);
+    let stream = prepared.params.stream;
+    let job = submit(state, shape, prepared, observation)?;
+    let response = if stream {
+        streaming::response(job)
+    } else {
+        Json(collect(job).await?).into_response()
+    };
+    Ok(with_generation(response, &generation))
+}
+
+/// Names the generation that answers in the response's header.
+pub(crate) fn with_generation(mut response: Response, generation: &Generation) -> Response {
+    if let Ok(id) = HeaderValue::from_str(&generation.id.0) {
+        response.headers_mut().insert(GENERATION, id);
+    }
+    response
+}
+
+/// Queues the sequences of a request.
+///
+/// # Errors
+/// If the server is not ready or the engine refuses; nothing is left behind then.
+pub(crate) fn submit(
+    state: &AppState,
+    shape: Shape,
+    prepared: Prepared,
+    observation: Arc<Observation>,
+) -> Result<Job, ApiError> {
+    if !state.is_ready() {
+        return Err(super::not_ready());
+    }
+    let Prepared {
+        params,
+        prompts,
+        generation,
+        calls,
+        echo,
+    } = prepared;
+    let (field, prefix) = shape.names();
+    let mut streams = Vec::new();
+    for (prompt, max_tokens) in prompts {
+        for choice in 0..params.n {
+            let request = GenerateRequest {
+                prompt: prompt.clone(),
+                sampling: params.sampling_of(choice, max_tokens),
+                generation: Arc::clone(&generation),
+            };
+            // On an error the streams so far are dropped, which cancels their sequences.
+            let stream = state.engine.submit(request);
+            streams.push(stream.map_err(|e| ApiError::from_submit(&e, field))?);
+        }
+    }
+    Ok(Job {
+        envelope: Envelope {
+            shape,
+            id: format!("{prefix}{:024x}", rand::random::<u128>() >> 32),
+            created: unix_seconds(),
+            model: params.model,
+            fingerprint: generation.fingerprint(),
+        },
+        progress: Progress::new(ProgressParts {
+            tokenizer: Arc::clone(&state.tokenizer),
+            observation,
+            scored: params.sampling.top_logprobs.is_some(),
+            choices: streams.len(),
+            n: params.n,
+            calls,
+            echo,
+        }),
+        choices: streams.len(),
+        include_usage: params.include_usage,
+        events: merge(streams),
+    })
+}
+
+/// The events of all sequences as they come, each with its sequence's index. Every sequence ends
+/// with `Finished` or `Failed`, also if the engine stops without a word.
+fn merge(streams: Vec<GenerateStream>) -> BoxStream<'static, (usize, GenerateEvent)> {
+    let tagged = |(index, stream): (usize, GenerateStream)| {
+        stream::unfold(Some(stream), move |open| async move {
+            let mut open = open?;
+            let (event, open) = match open.next().await {
+                Some(event @ GenerateEvent::Token { .. }) => (event, Some(open)),
+                Some(last) => (last, None),
+                None => (GenerateEvent::Failed("the engine stopped".into()), None),
+            };
+            Some(((index, event), open))
+        })
+        .boxed()
+    };
+    stream::select_all(streams.into_iter().enumerate().map(tagged)).boxed()
+}
+
+async fn collect(mut job: Job) -> Result<Value, ApiError> {
+    let choices = choices(&mut job).await?;
+    let shape = job.envelope.shape;
+    let tokenizer = &job.progress.tokenizer;
+    let choices = choices.iter().enumerate();
+    let choices = choices.map(|(i, piece)| shape.choice(i, piece, tokenizer));
+    Ok(job.envelope.whole(choices.collect(), job.progress.usage))
+}

@@ -1,0 +1,246 @@
+//! A server on a free port of the loopback address, with a scripted engine and control loop.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+
+use serde_json::{Value, json};
+use tokio::sync::{broadcast, mpsc};
+
+use super::super::*;
+use realign_engine::adapter::generation::{Generation, GenerationId};
+use realign_engine::request::{
+    EngineStats, FinishReason, GenerateEvent, GenerateRequest, GenerateStream, SubmitError,
+    TokenLogprob,
+};
+use realign_model::test_support::test_model;
+
+pub(super) const MODEL: &str = "org/tiny";
+pub(super) const BASE: &str = "000000000000";
+pub(super) const CURRENT: &str = "00000000abcd";
+
+/// What the engine does with the next sequence.
+#[derive(Clone, Debug)]
+pub(super) enum Script {
+    Say(&'static [&'static str]),
+    Refuse(SubmitError),
+    Fail,
+    /// Stays open; the sender's `closed` tells of the cancellation.
+    Hang,
+}
+
+/// Answers from scripts, in order; without one it says "Hello world".
+#[derive(Default)]
+pub(super) struct FakeEngine {
+    pub(super) scripts: Mutex<VecDeque<Script>>,
+    pub(super) requests: Mutex<Vec<GenerateRequest>>,
+    pub(super) hanging: Mutex<Vec<mpsc::UnboundedSender<GenerateEvent>>>,
+}
+
+impl EngineDoor for FakeEngine {
+    fn submit(&self, request: GenerateRequest) -> Result<GenerateStream, SubmitError> {
+        let script = self.scripts.lock().unwrap().pop_front();
+        let (sender, events) = mpsc::unbounded_channel();
+        let top = request.sampling.top_logprobs;
+        let prompt_tokens = request.prompt.len();
+        self.requests.lock().unwrap().push(request);
+        match script.unwrap_or(Script::Say(&["Hello", " world"])) {
+            Script::Say(texts) => {
+                for (i, text) in texts.iter().enumerate() {
+                    let token = TokenLogprob {
+                        id: 100 + i as u32,
+                        text: (*text).into(),
+                        logprob: -0.5,
+                    };
+                    let event = GenerateEvent::Token {
+                        id: token.id,
+                        text: (*text).into(),
+                        top: vec![token.clone(); top.unwrap_or(0)],
+                        logprob: top.map(|_| token),
+                    };
+                    sender.send(event).unwrap();
+                }
+                let finished = GenerateEvent::Finished {
+                    reason: FinishReason::Stop,
+                    text: "!".into(),
+                    prompt_tokens,
+                    cached_tokens: prompt_tokens / 2,
+                    completion_tokens: texts.len() + 1,
+                };
+                sender.send(finished).unwrap();
+            }
+            Script::Refuse(error) => return Err(error),
+            Script::Fail => sender
+                .send(GenerateEvent::Failed("no memory".into()))
+                .unwrap(),
+            Script::Hang => self.hanging.lock().unwrap().push(sender),
+        }
+        Ok(GenerateStream::new(events))
+    }
+
+    fn stats(&self) -> EngineStats {
+        EngineStats {
+            running: 3,
+            waiting: 2,
+            kv_cache_usage: 0.5,
+            prefix_queries: 100,
+            prefix_hits: 64,
+            preemptions: 0,
+        }
+    }
+
+    fn max_model_len(&self) -> usize {
+        2048
+    }
+}
+
+/// Knows one realignment, `r1`, and lets `activate` succeed if `CURRENT` is expected.
+struct FakeAdmin;
+
+impl AdminDoor for FakeAdmin {
+    fn policies(&self) -> Value {
+        json!({"policies": []})
+    }
+    fn realignments(&self) -> Value {
+        json!({"realignments": [{"id": "r1"}]})
+    }
+    fn realignment(&self, id: &str) -> Option<Value> {
+        (id == "r1").then(|| json!({"id": id}))
+    }
+    fn start(&self) -> Result<Value, AdminError> {
+        Ok(json!({"id": "r2"}))
+    }
+    fn cancel(&self, id: &str) -> Result<Value, AdminError> {
+        Err(AdminError::NotFound(format!("no realignment {id}")))
+    }
+    fn events(&self, id: &str) -> Option<broadcast::Receiver<Value>> {
+        let (sender, receiver) = broadcast::channel(8);
+        for event in ["stage_entered", "realignment_finished", "never_sent"] {
+            sender.send(json!({"event": event})).unwrap();
+        }
+        (id == "r1").then_some(receiver)
+    }
+    fn generations(&self) -> Value {
+        json!({"current": CURRENT})
+    }
+    fn activate(&self, generation: &str, expected: Option<&str>) -> Result<Value, AdminError> {
+        match expected {
+            Some(expected) if expected != CURRENT => Err(AdminError::Conflict("moved".into())),
+            _ => Ok(json!({"current": generation})),
+        }
+    }
+    fn rollback(&self) -> Result<Value, AdminError> {
+        Err(AdminError::Failed("disk".into()))
+    }
+    fn aligned(&self) -> bool {
+        true
+    }
+}
+
+#[derive(Default)]
+struct FakeLogs(Mutex<String>);
+
+impl LogDoor for FakeLogs {
+    fn filter(&self) -> String {
+        self.0.lock().unwrap().clone()
+    }
+    fn set_filter(&self, filter: &str) -> Result<(), String> {
+        if filter == "loud" {
+            return Err("no such level".into());
+        }
+        *self.0.lock().unwrap() = filter.into();
+        Ok(())
+    }
+}
+
+/// One rule: a text must not say "bad".
+struct FakeOracle;
+
+impl ModerationDoor for FakeOracle {
+    fn moderate(&self, prompt: &str, responses: &[String]) -> Moderations {
+        let bad = |text: &String| vec![text.contains("bad") && prompt != "bad is fine"];
+        Moderations {
+            revision: "abc".into(),
+            categories: vec!["words/bad".into()],
+            results: responses.iter().map(bad).collect(),
+        }
+    }
+}
+
+/// Embeds a text as the number of its tokens.
+struct FakeEmbedder;
+
+impl EmbeddingDoor for FakeEmbedder {
+    fn embed(&self, _: &Generation, tokens: &[u32]) -> Result<Vec<f32>, String> {
+        Ok(vec![tokens.len() as f32, -0.5])
+    }
+}
+
+fn generation(id: &str) -> Arc<Generation> {
+    Arc::new(Generation {
+        id: GenerationId(id.into()),
+        base_hash: "12345678".repeat(8),
+        policy_revision: None,
+        adapter: None,
+    })
+}
+
+/// A running server; it stops when dropped.
+pub(super) struct Server {
+    pub(super) url: String,
+    pub(super) engine: Arc<FakeEngine>,
+    pub(super) state: AppState,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Server {
+    pub(super) fn start(change: impl FnOnce(&mut AppState)) -> Self {
+        let content = test_model();
+        let tokenizer = Tokenizer::from_gguf(&content).unwrap();
+        let chat = ChatTemplate::from_gguf("none.gguf".as_ref(), &content, &tokenizer).unwrap();
+        let registry = Registry::new(generation(BASE), 4);
+        registry.swap(generation(CURRENT), None).unwrap();
+        let engine = Arc::new(FakeEngine::default());
+        let tokenizer = Arc::new(tokenizer);
+        let mut state = AppState {
+            model_name: MODEL.into(),
+            compiler: Compiler::new(Arc::clone(&tokenizer)),
+            tokenizer,
+            chat: Arc::new(chat),
+            engine: Arc::clone(&engine) as Arc<dyn EngineDoor>,
+            embeddings: Embeddings::new(Arc::new(FakeEmbedder)),
+            moderation: Arc::new(FakeOracle),
+            registry: Arc::new(registry),
+            admin: Arc::new(FakeAdmin),
+            telemetry: Arc::new(Telemetry::new().unwrap()),
+            access: Arc::new(Access::new(Vec::new(), None, Rates::default(), 64)),
+            compliance: None,
+            logs: Arc::new(FakeLogs::default()),
+            cors_origins: Arc::default(),
+            body_timeout: Duration::from_secs(60),
+            ready: Arc::new(AtomicBool::new(true)),
+            max_body_bytes: 4096,
+            started_at: unix_seconds(),
+        };
+        change(&mut state);
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let address = "127.0.0.1:0";
+        let listener = runtime
+            .block_on(tokio::net::TcpListener::bind(address))
+            .unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let app = router(state.clone()).into_make_service_with_connect_info::<SocketAddr>();
+        runtime.spawn(async move { axum::serve(listener, app).await });
+        Self {
+            url,
+            engine,
+            state,
+            _runtime: runtime,
+        }
+    }
+
+    pub(super) fn script(&self, scripts: impl IntoIterator<Item = Script>) {
+        self.engine.scripts.lock().unwrap().extend(scripts);
+    }
+}

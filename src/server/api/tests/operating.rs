@@ -1,0 +1,341 @@
+//! Keys, limits, ids, browsers: what operators set and clients meet.
+
+use serde_json::json;
+
+use super::super::*;
+use super::fake::{Script, Server};
+use super::{chat, get, send};
+use crate::config::keys::{ApiKey, KeyDigest};
+use realign_align::policy::PolicySet;
+
+fn access(keys: &[&str], admin: Option<&str>, rates: Rates) -> Arc<Access> {
+    let keys = keys.iter().map(|k| k.parse::<ApiKey>().unwrap()).collect();
+    Arc::new(Access::new(keys, admin.map(KeyDigest::of), rates, 2))
+}
+
+#[test]
+fn keys_and_loopback_guard_the_routes() {
+    let hashed = format!("bob:{}", KeyDigest::of("two"));
+    let server = Server::start(|state| {
+        state.access = access(&["alice:one", &hashed], None, Rates::default());
+    });
+    let with = |path, key: &str| {
+        let value = format!("Bearer {key}");
+        send(&server, "GET", path, &[("authorization", &value)], "").status
+    };
+    assert_eq!(get(&server, "/v1/models").status, 401);
+    for (key, status) in [("onE", 401), ("one", 200), ("two", 200), ("", 401)] {
+        assert_eq!(with("/v1/models", key), status, "{key:?}");
+    }
+    // What is stored does not open anything.
+    assert_eq!(with("/v1/models", &KeyDigest::of("two").to_string()), 401);
+    server
+        .state
+        .access
+        .replace_keys(vec!["carol:three".parse().unwrap()]);
+    assert_eq!(with("/v1/models", "one"), 401);
+    assert_eq!(with("/v1/models", "three"), 200);
+    assert_eq!(get(&server, "/health").status, 200);
+    let metrics = get(&server, "/metrics").text;
+    let refused = "realign_requests_refused_total{reason=\"unauthorized\"} 5";
+    assert!(metrics.contains(refused), "{metrics}");
+
+    let admin = "/admin/v1/generations";
+    let server = Server::start(|state| {
+        state.access = access(&["alice:one"], Some("root"), Rates::default());
+    });
+    let status = |key: &str| send(&server, "GET", admin, &[("authorization", key)], "").status;
+    assert_eq!(get(&server, admin).status, 401);
+    assert_eq!(status("Bearer one"), 401, "a client's key is no operator's");
+    assert_eq!(status("Bearer root"), 200);
+    assert_eq!(
+        get(&server, "/").status,
+        200,
+        "the page asks for the key itself"
+    );
+}
+
+#[test]
+fn without_an_admin_key_only_this_machine_operates() {
+    let server = Server::start(|_| ());
+    let admin = "/admin/v1/generations";
+    let own = server.url.clone();
+    let port = server.url.rsplit(':').next().unwrap().to_string();
+    let by_name = format!("localhost:{port}");
+    let rebound = format!("evil.example:{port}");
+    let cases: [(&[(&str, &str)], u16); 6] = [
+        (&[], 200),
+        (&[("host", &by_name)], 200),
+        (&[("origin", &own)], 200),
+        (&[("origin", "http://evil.example")], 403),
+        (&[("host", &rebound)], 403),
+        (&[("x-forwarded-for", "10.0.0.1")], 403),
+    ];
+    for (headers, status) in cases {
+        let reply = send(&server, "GET", admin, headers, "");
+        assert_eq!(reply.status, status, "{headers:?}: {}", reply.text);
+    }
+}
+
+#[test]
+fn operators_and_clients_can_be_kept_apart() {
+    let server = Server::start(|_| ());
+    let cases = [
+        ("/v1/models", 200, 404),
+        ("/admin/v1/generations", 404, 200),
+        ("/metrics", 404, 200),
+        ("/", 404, 200),
+        ("/health", 200, 200),
+        ("/ready", 200, 200),
+    ];
+    let (clients, operators) = (
+        client_router(server.state.clone()),
+        operator_router(server.state.clone()),
+    );
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let status = |router: &Router, path: &str| {
+        use tower_service::Service;
+        let peer = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
+        let request = axum::http::Request::get(path)
+            .extension(axum::extract::ConnectInfo(peer))
+            .body(axum::body::Body::empty());
+        let answer = router.clone().call(request.unwrap());
+        runtime.block_on(answer).unwrap().status().as_u16()
+    };
+    for (path, client, operator) in cases {
+        assert_eq!(status(&clients, path), client, "clients {path}");
+        assert_eq!(status(&operators, path), operator, "operators {path}");
+    }
+}
+
+#[test]
+fn a_key_that_asks_for_too_much_waits() {
+    let rates = Rates {
+        requests: Some(2),
+        tokens: None,
+    };
+    let server = Server::start(|state| {
+        state.access = access(&["a:one", "b:two requests_per_minute=0"], None, rates);
+    });
+    let ask = |key| send(&server, "GET", "/v1/models", &[("authorization", key)], "");
+    let first = ask("Bearer one");
+    assert_eq!(first.header("x-ratelimit-limit-requests"), "2");
+    assert_eq!(first.header("x-ratelimit-remaining-requests"), "1");
+    assert_eq!(ask("Bearer one").status, 200);
+    let refused = ask("Bearer one");
+    assert_eq!(refused.status, 429);
+    assert_eq!(refused.json()["error"]["code"], "rate_limit_exceeded");
+    let wait: u64 = refused.header("retry-after").parse().unwrap();
+    assert!((29..=30).contains(&wait), "{wait}");
+    for _ in 0..5 {
+        assert_eq!(ask("Bearer two").status, 200, "its own limit is none");
+    }
+    let metrics = get(&server, "/metrics").text;
+    assert!(metrics.contains("realign_requests_refused_total{reason=\"rate_limit\"} 1"));
+}
+
+#[test]
+fn tokens_are_taken_off_when_an_answer_ends() {
+    let rates = Rates {
+        requests: None,
+        tokens: Some(10),
+    };
+    let server = Server::start(|state| state.access = access(&[], None, rates));
+    assert_eq!(chat(&server, &json!({})).status, 200);
+    let refused = chat(&server, &json!({}));
+    assert_eq!(refused.status, 429, "{}", refused.text);
+    assert!(
+        refused.text.contains("10 tokens a minute"),
+        "{}",
+        refused.text
+    );
+}
+
+#[test]
+fn no_more_requests_at_once_than_the_limit() {
+    let server = Server::start(|state| {
+        state.access = access(&[], None, Rates::default());
+    });
+    server.script([Script::Hang, Script::Hang]);
+    let url = format!("{}/v1/completions", server.url);
+    let body = json!({"model": super::fake::MODEL, "prompt": "Hi", "stream": true}).to_string();
+    let agent = ureq::Agent::new_with_defaults();
+    let open: Vec<_> = (0..2)
+        .map(|_| agent.post(&url).send(&body).unwrap())
+        .collect();
+    assert_eq!(server.state.access.running(), 2);
+    let refused = chat(&server, &json!({}));
+    assert_eq!((refused.status, refused.header("retry-after")), (429, "1"));
+    assert_eq!(refused.json()["error"]["code"], "too_many_at_once");
+    assert_eq!(
+        get(&server, "/admin/v1/policies").status,
+        200,
+        "operators pass"
+    );
+    drop(open);
+    server.engine.hanging.lock().unwrap().clear();
+    let until = std::time::Instant::now() + Duration::from_secs(10);
+    while server.state.access.running() > 0 {
+        assert!(
+            std::time::Instant::now() < until,
+            "the places were not given back"
+        );
+        std::thread::yield_now();
+    }
+    assert_eq!(chat(&server, &json!({})).status, 200);
+}
+
+#[test]
+fn request_ids_are_taken_over_if_they_are_plain() {
+    let server = Server::start(|_| ());
+    let sent = |id: &str| {
+        let reply = send(&server, "GET", "/v1/models", &[("x-request-id", id)], "");
+        reply.header("x-request-id").to_string()
+    };
+    assert_eq!(sent("abc-1.2:3/4"), "abc-1.2:3/4");
+    for odd in ["", "a b", "a\"b", &"x".repeat(129)] {
+        assert!(sent(odd).starts_with("req_"), "{odd:?}");
+    }
+    let missing = send(&server, "GET", "/nothing", &[("x-request-id", "mine")], "");
+    assert_eq!(
+        (missing.status, missing.header("x-request-id")),
+        (404, "mine")
+    );
+}
+
+#[test]
+fn browsers_are_let_in_by_origin_only() {
+    let origin = "https://app.example";
+    let server = Server::start(|state| {
+        state.access = access(&["a:one"], None, Rates::default());
+        state.cors_origins = Arc::from([origin.to_string()]);
+    });
+    let path = "/v1/chat/completions";
+    let preflight = |origin| {
+        let headers = [
+            ("origin", origin),
+            ("access-control-request-method", "POST"),
+            (
+                "access-control-request-headers",
+                "authorization,x-stainless-os",
+            ),
+        ];
+        send(&server, "OPTIONS", path, &headers, "")
+    };
+    let allowed = preflight(origin);
+    assert_eq!(allowed.status, 204);
+    assert_eq!(allowed.header("access-control-allow-origin"), origin);
+    let headers = allowed.header("access-control-allow-headers");
+    assert_eq!(headers, "authorization,x-stainless-os");
+    assert!(
+        allowed
+            .header("access-control-allow-methods")
+            .contains("POST")
+    );
+    let other = preflight("https://evil.example");
+    assert_eq!(other.header("access-control-allow-origin"), "");
+    assert_ne!(other.status, 204);
+    // The page may read why it was refused.
+    let refused = send(&server, "GET", "/v1/models", &[("origin", origin)], "");
+    assert_eq!(refused.status, 401);
+    assert_eq!(refused.header("access-control-allow-origin"), origin);
+    let admin = send(
+        &server,
+        "GET",
+        "/admin/v1/policies",
+        &[("origin", origin)],
+        "",
+    );
+    assert_eq!(
+        (admin.status, admin.header("access-control-allow-origin")),
+        (403, "")
+    );
+
+    let closed = Server::start(|_| ());
+    let reply = send(&closed, "GET", "/v1/models", &[("origin", origin)], "");
+    assert_eq!(
+        (reply.status, reply.header("access-control-allow-origin")),
+        (200, "")
+    );
+}
+
+#[test]
+fn the_log_level_changes_while_running() {
+    let server = Server::start(|_| ());
+    let put = |body: &str| send(&server, "PUT", "/admin/v1/log-level", &[], body);
+    let changed = put("{\"filter\": \"debug\"}");
+    assert_eq!(
+        (changed.status, changed.json()["filter"].as_str()),
+        (200, Some("debug"))
+    );
+    assert_eq!(
+        get(&server, "/admin/v1/log-level").json()["filter"],
+        "debug"
+    );
+    let refused = put("{\"filter\": \"loud\"}");
+    assert_eq!(
+        (refused.status, refused.json()["error"]["param"].as_str()),
+        (400, Some("filter"))
+    );
+    assert_eq!(put("{}").status, 400);
+}
+
+#[test]
+fn answers_are_judged_after_they_were_sent() {
+    let text = "apiVersion: realign/v1\nid: p\nversion: 1\nrules:\n  - id: hello\n    when: { prompt: { any_phrase: [Hi] } }\n    violates: { response: { any_phrase: [Hello world] } }\n";
+    let set = Arc::new(PolicySet::from_yaml("p.yaml", text).unwrap());
+    let server = Server::start(|state| {
+        let policies = Box::new(move || (Arc::clone(&set), Arc::default()));
+        let telemetry = Arc::clone(&state.telemetry);
+        let compliance = Compliance::start((1.0, 64), policies, None, telemetry).unwrap();
+        state.compliance = Some(Arc::new(compliance));
+    });
+    chat(&server, &json!({"n": 2}));
+    chat(&server, &json!({"stream": true}));
+    super::complete(&server, &json!({"prompt": ["Hi", "Ho"]}));
+    server.script([Script::Fail]);
+    chat(&server, &json!({}));
+    get(&server, "/v1/models");
+    server.state.compliance.as_ref().unwrap().shutdown();
+    let metrics = get(&server, "/metrics").text;
+    for line in [
+        "realign_compliance_responses_total{verdict=\"violates\"} 4",
+        "realign_compliance_responses_total{verdict=\"complies\"} 1",
+        "realign_policy_violations_total{policy=\"p\",rule=\"hello\",severity=\"standard\"} 4",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
+    let overview = get(&server, "/admin/v1/overview").json();
+    assert_eq!(overview["traffic"]["slots"][0]["violates"], 4, "{overview}");
+    assert_eq!(overview["violations"][0]["count"], 4);
+    assert_eq!(overview["serving"]["aligned"], true);
+}
+
+#[test]
+fn the_page_needs_nothing_from_elsewhere() {
+    let server = Server::start(|_| ());
+    for (path, kind) in [
+        ("/", "text/html"),
+        ("/page.css", "text/css"),
+        ("/page.js", "text/javascript"),
+    ] {
+        let reply = get(&server, path);
+        assert_eq!(reply.status, 200, "{path}");
+        assert!(reply.header("content-type").starts_with(kind));
+        assert!(
+            reply
+                .header("content-security-policy")
+                .contains("default-src 'none'")
+        );
+        // Namespaces are names, not addresses.
+        let text = reply.text.replace("http://www.w3.org/", "");
+        assert!(
+            !text.contains("http://") && !text.contains("https://"),
+            "{path}"
+        );
+        assert!(
+            !text.contains("innerHTML") && !text.contains("eval("),
+            "{path}"
+        );
+    }
+}

@@ -1,0 +1,285 @@
+//! Text to text and calls, as it streams.
+//!
+//! The grammar of [`super::tools`] has made the text, so its form is certain; all that can be
+//! missing is the end. Whole and streamed answers are read by the same code.
+
+use super::tools::arguments_key;
+use realign_model::CallStyle;
+
+const OPEN: &str = "<tool_call>";
+
+/// What new text adds to an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Text beside the calls.
+    Text(String),
+    /// A call of this function begins.
+    Call(String),
+    /// More of the last call's arguments, as JSON text.
+    Arguments(String),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Nothing but white space has come.
+    Start,
+    Text,
+    /// Before the arguments.
+    Head,
+    Arguments {
+        depth: usize,
+        in_string: bool,
+        escaped: bool,
+    },
+    /// Behind the arguments, up to the next call.
+    Tail,
+}
+
+/// Reads one answer.
+#[derive(Clone, Debug)]
+pub(crate) struct CallReader {
+    style: CallStyle,
+    state: State,
+    /// Text that is not decided yet.
+    held: String,
+}
+
+impl CallReader {
+    pub(crate) fn new(style: CallStyle) -> Self {
+        Self {
+            style,
+            state: State::Start,
+            held: String::new(),
+        }
+    }
+
+    /// Takes new text.
+    pub(crate) fn push(&mut self, text: &str) -> Vec<Part> {
+        self.held.push_str(text);
+        let mut parts = Vec::new();
+        while self.step(&mut parts) {}
+        parts
+    }
+
+    /// The answer has ended: what was held back is text, unless it belongs to a call.
+    pub(crate) fn finish(&mut self) -> Vec<Part> {
+        let rest = std::mem::take(&mut self.held);
+        let is_text = match self.state {
+            State::Start | State::Text => true,
+            // JSON that was no call after all.
+            State::Head => self.style == CallStyle::Bare,
+            State::Arguments { .. } | State::Tail => false,
+        };
+        match is_text && !rest.is_empty() {
+            true => vec![Part::Text(rest)],
+            false => Vec::new(),
+        }
+    }
+
+    /// One step; `false` if more text is needed for the next.
+    fn step(&mut self, parts: &mut Vec<Part>) -> bool {
+        match self.state {
+            State::Start => self.start(),
+            State::Text => self.text(parts),
+            State::Head => self.head(parts),
+            State::Arguments {
+                depth,
+                in_string,
+                escaped,
+            } => self.arguments(parts, depth, in_string, escaped),
+            State::Tail => self.tail(),
+        }
+    }
+
+    fn start(&mut self) -> bool {
+        match (self.style, self.held.chars().next()) {
+            (_, None) => false,
+            (CallStyle::Bare, Some('{')) => {
+                self.state = State::Head;
+                true
+            }
+            _ => {
+                self.state = State::Text;
+                true
+            }
+        }
+    }
+
+    fn text(&mut self, parts: &mut Vec<Part>) -> bool {
+        let found = match self.style {
+            CallStyle::Tagged => self.held.find(OPEN),
+            CallStyle::Bare => None,
+        };
+        let (text, rest) = match found {
+            Some(at) => (self.held[..at].trim_end(), &self.held[at + OPEN.len()..]),
+            None => self.held.split_at(self.certain()),
+        };
+        if !text.is_empty() {
+            parts.push(Part::Text(text.to_string()));
+        }
+        self.held = rest.to_string();
+        if found.is_some() {
+            self.state = State::Head;
+        }
+        found.is_some()
+    }
+
+    /// How much of the held text no call can take back: neither the beginning of a tag at its end
+    /// nor the white space before that.
+    fn certain(&self) -> usize {
+        if self.style == CallStyle::Bare {
+            return self.held.len();
+        }
+        let bytes = self.held.as_bytes();
+        let begun = (1..OPEN.len().min(bytes.len() + 1))
+            .rev()
+            .find(|&n| OPEN.as_bytes().starts_with(&bytes[bytes.len() - n..]))
+            .unwrap_or(0);
+        // The tag is ASCII, so this is a character's boundary.
+        self.held[..bytes.len() - begun].trim_end().len()
+    }
+
+    fn head(&mut self, parts: &mut Vec<Part>) -> bool {
+        let mark = format!(", \"{}\": ", arguments_key(self.style));
+        let Some(at) = self.held.find(&mark) else {
+            return false;
+        };
+        let name = self.held[..at].trim_start();
+        let name = name.strip_prefix("{\"name\": ").unwrap_or(name);
+        parts.push(Part::Call(name.trim_matches('"').to_string()));
+        self.held.drain(..at + mark.len());
+        self.state = State::Arguments {
+            depth: 0,
+            in_string: false,
+            escaped: false,
+        };
+        true
+    }
+
+    fn arguments(
+        &mut self,
+        parts: &mut Vec<Part>,
+        mut depth: usize,
+        mut in_string: bool,
+        mut escaped: bool,
+    ) -> bool {
+        let mut end = None;
+        for (at, byte) in self.held.bytes().enumerate() {
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' if in_string => escaped = true,
+                b'"' => in_string = !in_string,
+                _ if in_string => {}
+                b'{' | b'[' => depth += 1,
+                b'}' | b']' => {
+                    depth = depth.saturating_sub(1);
+                    if depth == 0 {
+                        end = Some(at + 1);
+                        break;
+                    }
+                }
+                _ => {}
+            }
+        }
+        let rest = end.map_or_else(String::new, |end| self.held.split_off(end));
+        let arguments = std::mem::replace(&mut self.held, rest);
+        if !arguments.is_empty() {
+            parts.push(Part::Arguments(arguments));
+        }
+        self.state = match end {
+            Some(_) => State::Tail,
+            None => State::Arguments {
+                depth,
+                in_string,
+                escaped,
+            },
+        };
+        end.is_some()
+    }
+
+    fn tail(&mut self) -> bool {
+        let Some(at) = self.held.find(OPEN) else {
+            return false;
+        };
+        self.held.drain(..at + OPEN.len());
+        self.state = State::Head;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reads a text in pieces of `size` characters; joins what belongs together.
+    fn read(style: CallStyle, text: &str, size: usize) -> Vec<Part> {
+        let mut reader = CallReader::new(style);
+        let characters: Vec<char> = text.chars().collect();
+        let mut parts = Vec::new();
+        for piece in characters.chunks(size) {
+            parts.extend(reader.push(&piece.iter().collect::<String>()));
+        }
+        parts.extend(reader.finish());
+        let mut joined: Vec<Part> = Vec::new();
+        for part in parts {
+            match (joined.last_mut(), part) {
+                (Some(Part::Text(all)), Part::Text(more))
+                | (Some(Part::Arguments(all)), Part::Arguments(more)) => all.push_str(&more),
+                (_, part) => joined.push(part),
+            }
+        }
+        joined
+    }
+
+    fn text(text: &str) -> Part {
+        Part::Text(text.into())
+    }
+
+    fn call(name: &str, arguments: &str) -> [Part; 2] {
+        [Part::Call(name.into()), Part::Arguments(arguments.into())]
+    }
+
+    #[test]
+    fn calls_are_read_alike_however_the_text_is_cut() {
+        use CallStyle::{Bare, Tagged};
+        let tricky = r#"{"a": "</tool_call> \"}{", "b": [{"c": "\\"}], "d": "é"}"#;
+        let one =
+            format!("<tool_call>\n{{\"name\": \"f\", \"arguments\": {tricky}}}\n</tool_call>");
+        let two = format!("Let me see.\n\n{one}\n{}", one.replace("\"f\"", "\"g-2\""));
+        let bare = format!("{{\"name\": \"f\", \"parameters\": {tricky}}}");
+        let cut = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": \"b";
+        let cases = [
+            (Tagged, one.clone(), call("f", tricky).to_vec()),
+            (
+                Tagged,
+                two,
+                [
+                    &[text("Let me see.")][..],
+                    &call("f", tricky),
+                    &call("g-2", tricky),
+                ]
+                .concat(),
+            ),
+            (Bare, bare, call("f", tricky).to_vec()),
+            (
+                Bare,
+                "It is {5}. <tool_call>".into(),
+                vec![text("It is {5}. <tool_call>")],
+            ),
+            (
+                Tagged,
+                "a < b, <tool_cat> \n".into(),
+                vec![text("a < b, <tool_cat> \n")],
+            ),
+            (Tagged, "ends in <tool".into(), vec![text("ends in <tool")]),
+            (Tagged, cut.into(), call("f", "{\"a\": \"b").to_vec()),
+            (Tagged, "<tool_call>\n{\"name\": \"f".into(), vec![]),
+            (Tagged, String::new(), vec![]),
+        ];
+        for (style, whole, expected) in cases {
+            for size in [1, 2, 3, 7, 1000] {
+                assert_eq!(read(style, &whole, size), expected, "{whole} by {size}");
+            }
+        }
+    }
+}

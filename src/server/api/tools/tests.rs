@@ -1,0 +1,117 @@
+//! The grammars of calls and formats, walked over whole texts.
+
+use std::sync::Arc;
+
+use super::*;
+use realign_engine::grammar::{Grammars, Walk};
+use realign_model::Tokenizer;
+use realign_model::test_support::test_model;
+
+fn tools(choice: Value, parallel: bool) -> Tools {
+    let schema = json!({
+        "type": "object",
+        "properties": {"a": {"type": "integer"}},
+        "required": ["a"],
+        "additionalProperties": false,
+    });
+    let tool = |name| json!({"type": "function", "function": {"name": name, "parameters": schema}});
+    let body = json!({
+        "tools": [tool("f"), tool("g")], "tool_choice": choice, "parallel_tool_calls": parallel,
+    });
+    Tools::read(&Fields::root(&body).unwrap(), Layout::Nested).unwrap()
+}
+
+/// Whether the whole text can be generated and end there.
+fn takes(tokenizer: &Tokenizer, grammars: &Grammars, lark: &str, text: &str) -> bool {
+    let mut walk = Walk::new(&grammars.compile(lark).unwrap());
+    let logits = vec![0.0; tokenizer.vocab_size()];
+    let mut masked = Vec::new();
+    let ids = tokenizer.encode(text, false).unwrap();
+    for (i, id) in ids.iter().enumerate() {
+        if walk.mask(&logits, &mut masked).is_err() || masked[*id as usize].is_infinite() {
+            return false;
+        }
+        if walk.accept(*id).unwrap() {
+            return i + 1 == ids.len();
+        }
+    }
+    let end = tokenizer.end_of_generation_ids()[0] as usize;
+    walk.mask(&logits, &mut masked).is_ok() && masked[end].is_finite()
+}
+
+#[test]
+fn grammars_allow_what_the_choice_says() {
+    use CallStyle::{Bare, Tagged};
+    let tokenizer = Arc::new(Tokenizer::from_gguf(&test_model()).unwrap());
+    let grammars = Grammars::new(tokenizer.clone());
+    let call = |name| {
+        format!("<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {{\"a\": 1}}}}\n</tool_call>")
+    };
+    let one = call("f");
+    let two = format!("{one}\n{}", call("g"));
+    let said = format!("Well < 3.\n{one}");
+    let wrong = one.replace('1', "\"x\"");
+    let bare = "{\"name\": \"g\", \"parameters\": {\"a\": -7}}";
+    let named = json!({"type": "function", "function": {"name": "g"}});
+    let json = Format::Json {
+        schema: json!({"type": "object", "properties": {}, "additionalProperties": false}),
+        strict: true,
+    };
+    let text = Format::Text;
+    let auto = || json!("auto");
+    let cases = [
+        (
+            Tagged,
+            auto(),
+            true,
+            &text,
+            vec!["", "Hi <tool>", &one, &two, &said],
+            vec![&*wrong, "<tool_call>"],
+        ),
+        (Tagged, auto(), false, &text, vec!["Hi", &said], vec![&*two]),
+        (
+            Tagged,
+            json!("required"),
+            true,
+            &text,
+            vec![&*one, &two],
+            vec!["Hi", &said, &wrong],
+        ),
+        (Tagged, named.clone(), true, &text, vec![], vec![&*one]),
+        (
+            Tagged,
+            auto(),
+            true,
+            &json,
+            vec!["{}", &two],
+            vec!["Hi", &said],
+        ),
+        (
+            Bare,
+            auto(),
+            true,
+            &text,
+            vec!["Hi {}", bare],
+            vec!["{}", "{\"name\": \"h\""],
+        ),
+        (Bare, named, true, &text, vec![bare], vec!["Hi"]),
+        (Bare, auto(), true, &json, vec!["{}", bare], vec!["Hi"]),
+    ];
+    for (style, choice, parallel, format, allowed, refused) in cases {
+        let lark = grammar(&tools(choice.clone(), parallel), format, style).unwrap();
+        for text in allowed {
+            let taken = takes(&tokenizer, &grammars, &lark, text);
+            assert!(
+                taken,
+                "{style:?} {choice} {format:?} refuses {text:?}\n{lark}"
+            );
+        }
+        for text in refused {
+            let taken = takes(&tokenizer, &grammars, &lark, text);
+            assert!(
+                !taken,
+                "{style:?} {choice} {format:?} allows {text:?}\n{lark}"
+            );
+        }
+    }
+}

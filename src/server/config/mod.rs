@@ -1,0 +1,365 @@
+//! Configuration: `realign.toml`, then `REALIGN_*` variables, then flags; later ones win.
+//!
+//! [`load`] reads a [`RawConfig`], [`Config::resolve`] checks it and fills in defaults. The rest of
+//! the program sees only [`Config`], which never changes.
+
+pub mod keys;
+mod load;
+mod observe;
+mod raw;
+mod server;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+
+pub use load::{load, recipe_file};
+pub use observe::{ComplianceConfig, TracesConfig};
+pub use raw::{
+    Layers, RawCompliance, RawConfig, RawCorrective, RawEngine, RawGate, RawLimits, RawPaths,
+    RawServer, RawTraces, RawWatch, TrainConfig,
+};
+pub use server::{LimitsConfig, ServerConfig, TlsFiles};
+
+use realign_backend::DeviceChoice;
+use realign_model::lora::Projection;
+
+/// The file read when none is named.
+pub const DEFAULT_FILE: &str = "realign.toml";
+/// The model served when none is named.
+pub const DEFAULT_MODEL: &str = "models/SmolLM2-135M-Instruct.Q4_1.gguf";
+/// Every key with its default and its meaning, as a file to copy; tests hold it against [`Config`].
+pub const EXAMPLE: &str = include_str!("../../../realign.example.toml");
+
+/// Why a configuration is not usable.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// A source cannot be read or has a key or a type that is not allowed.
+    #[error("{0}")]
+    Read(String),
+    /// A value is outside its range.
+    #[error("{key} is {value}; {allowed}")]
+    Value {
+        /// Dotted key.
+        key: &'static str,
+        /// What was given.
+        value: String,
+        /// What is allowed.
+        allowed: &'static str,
+    },
+}
+
+/// The resolved configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Model: a `.gguf` file, a directory of safetensors, or `hf:<owner>/<name>`.
+    pub model: String,
+    /// The name clients use; `None` is the model's own.
+    pub model_name: Option<String>,
+    /// Where and how to listen.
+    pub server: ServerConfig,
+    /// What clients may ask for at most.
+    pub limits: LimitsConfig,
+    /// Bounds of the engine.
+    pub engine: EngineConfig,
+    /// Directories.
+    pub paths: Paths,
+    /// How policy files are watched.
+    pub watch: WatchConfig,
+    /// Deviations from the recipe.
+    pub train: TrainConfig,
+    /// How a candidate is measured.
+    pub gate: GateConfig,
+    /// How answers to clients are judged.
+    pub compliance: ComplianceConfig,
+    /// Where traces go.
+    pub traces: TracesConfig,
+}
+
+/// What computes answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineKind {
+    /// This crate's own engine: adapters stay unmerged and swap at once.
+    Native,
+    /// mistralrs, in builds with that feature: a copy of the weights for each generation.
+    Mistralrs,
+}
+
+/// Bounds of the engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// What computes.
+    pub device: DeviceChoice,
+    /// What computes answers.
+    pub kind: EngineKind,
+    /// Most copies of the weights at once, where each generation needs one of its own.
+    pub copies: usize,
+    /// Quantisation while loading, by mistralrs' name for it.
+    pub isq: Option<String>,
+    /// Most tokens of prompt and completion; `None` is the model's own limit.
+    pub max_model_len: Option<usize>,
+    /// Most sequences in a batch.
+    pub max_running: usize,
+    /// Most sequences that wait.
+    pub max_waiting: usize,
+    /// Memory for the KV cache, in MiB.
+    pub kv_cache_mb: usize,
+    /// Most prompt tokens in one step.
+    pub prefill_budget_tokens: usize,
+    /// CPU threads; `None` is all cores.
+    pub threads: Option<usize>,
+    /// Whether a CUDA device runs decoding steps as they were recorded.
+    pub cuda_graphs: bool,
+}
+
+/// Directories.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
+    /// Policy files.
+    pub policies: PathBuf,
+    /// Preference data.
+    pub preferences: PathBuf,
+    /// Most preference data that a server holds, in bytes of text.
+    pub max_preferences_bytes: u64,
+    /// Published adapters.
+    pub adapters: PathBuf,
+    /// Database and checkpoints.
+    pub state: PathBuf,
+}
+
+impl Paths {
+    /// The state database.
+    pub fn database(&self) -> PathBuf {
+        self.state.join("realign.db")
+    }
+}
+
+/// How policy files are watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WatchConfig {
+    /// Quiet time after a change, in milliseconds.
+    pub debounce_ms: u64,
+    /// Time between looks without notifications, in milliseconds.
+    pub poll_ms: u64,
+}
+
+/// How a candidate is measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GateConfig {
+    /// Share of prompts held out from training.
+    pub holdout_ratio: f64,
+    /// Most held-out prompts to generate for.
+    pub max_prompts: usize,
+    /// Most tokens per generated response.
+    pub max_tokens: usize,
+}
+
+impl Config {
+    /// Checks values and fills in defaults.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`], naming the key and what is allowed.
+    pub fn resolve(raw: RawConfig) -> Result<Self, ConfigError> {
+        let mut train = raw.train.unwrap_or_default();
+        // A heading without keys says nothing.
+        train.corrective = train.corrective.filter(|c| *c != RawCorrective::default());
+        check_train(&train)?;
+        Ok(Self {
+            model: raw.model.unwrap_or_else(|| DEFAULT_MODEL.into()),
+            model_name: raw.model_name,
+            server: server::resolve(raw.server.unwrap_or_default())?,
+            limits: server::resolve_limits(&raw.limits.unwrap_or_default())?,
+            engine: resolve_engine(raw.engine.unwrap_or_default())?,
+            paths: resolve_paths(raw.paths.unwrap_or_default()),
+            watch: resolve_watch(raw.watch.unwrap_or_default())?,
+            train,
+            gate: resolve_gate(raw.gate.unwrap_or_default())?,
+            compliance: observe::resolve(raw.compliance.unwrap_or_default())?,
+            traces: observe::resolve_traces(raw.traces.unwrap_or_default())?,
+        })
+    }
+}
+
+fn resolve_engine(raw: RawEngine) -> Result<EngineConfig, ConfigError> {
+    let one = |key, value| at_least(1, key, value, "at least 1");
+    let device = raw
+        .device
+        .unwrap_or_else(|| DeviceChoice::default().to_string());
+    let device = device
+        .parse::<DeviceChoice>()
+        .map_err(|allowed| ConfigError::Value {
+            key: "engine.device",
+            value: format!("{device:?}"),
+            allowed,
+        })?;
+    let kind = match raw.kind.as_deref() {
+        None | Some("native") => EngineKind::Native,
+        Some("mistralrs") => EngineKind::Mistralrs,
+        Some(other) => {
+            return Err(ConfigError::Value {
+                key: "engine.kind",
+                value: other.into(),
+                allowed: "`native` or `mistralrs`",
+            });
+        }
+    };
+    Ok(EngineConfig {
+        device,
+        kind,
+        copies: at_least(2, "engine.copies", raw.copies.unwrap_or(2), "at least 2")?,
+        isq: raw.isq,
+        max_model_len: raw
+            .max_model_len
+            .map(|n| at_least(16, "engine.max_model_len", n, "at least 16"))
+            .transpose()?,
+        max_running: one("engine.max_running", raw.max_running.unwrap_or(64))?,
+        max_waiting: one("engine.max_waiting", raw.max_waiting.unwrap_or(256))?,
+        kv_cache_mb: one("engine.kv_cache_mb", raw.kv_cache_mb.unwrap_or(512))?,
+        prefill_budget_tokens: at_least(
+            16,
+            "engine.prefill_budget_tokens",
+            raw.prefill_budget_tokens.unwrap_or(256),
+            "at least 16",
+        )?,
+        threads: raw.threads.map(|n| one("engine.threads", n)).transpose()?,
+        cuda_graphs: raw.cuda_graphs.unwrap_or(true),
+    })
+}
+
+fn resolve_paths(raw: RawPaths) -> Paths {
+    Paths {
+        policies: raw.policies.unwrap_or_else(|| "policies".into()),
+        preferences: raw.preferences.unwrap_or_else(|| "preferences".into()),
+        max_preferences_bytes: raw
+            .max_preferences_mb
+            .unwrap_or(2048)
+            .saturating_mul(1 << 20),
+        adapters: raw.adapters.unwrap_or_else(|| "adapters".into()),
+        state: raw.state.unwrap_or_else(|| "state".into()),
+    }
+}
+
+fn resolve_watch(raw: RawWatch) -> Result<WatchConfig, ConfigError> {
+    let poll_ms = raw.poll_ms.unwrap_or(2000);
+    if poll_ms < 100 {
+        return Err(ConfigError::Value {
+            key: "watch.poll_ms",
+            value: poll_ms.to_string(),
+            allowed: "at least 100",
+        });
+    }
+    Ok(WatchConfig {
+        debounce_ms: raw.debounce_ms.unwrap_or(250),
+        poll_ms,
+    })
+}
+
+fn resolve_gate(raw: RawGate) -> Result<GateConfig, ConfigError> {
+    let holdout_ratio = raw.holdout_ratio.unwrap_or(0.15);
+    if !(holdout_ratio > 0.0 && holdout_ratio < 1.0) {
+        return Err(ConfigError::Value {
+            key: "gate.holdout_ratio",
+            value: holdout_ratio.to_string(),
+            allowed: "above 0 and below 1",
+        });
+    }
+    let one = |key, value| at_least(1, key, value, "at least 1");
+    Ok(GateConfig {
+        holdout_ratio,
+        max_prompts: one("gate.max_prompts", raw.max_prompts.unwrap_or(40))?,
+        max_tokens: one("gate.max_tokens", raw.max_tokens.unwrap_or(64))?,
+    })
+}
+
+fn check_train(train: &TrainConfig) -> Result<(), ConfigError> {
+    let error = |key, value: String, allowed| {
+        Err(ConfigError::Value {
+            key,
+            value,
+            allowed,
+        })
+    };
+    if let Some(recipe) = train
+        .recipe
+        .as_ref()
+        .filter(|r| !["default", "paper"].contains(&r.as_str()))
+    {
+        return error(
+            "train.recipe",
+            format!("{recipe:?}"),
+            "allowed are \"default\" and \"paper\"",
+        );
+    }
+    if let Some(share) = train.share.filter(|s| !(0.05..=0.9).contains(s)) {
+        return error("train.share", share.to_string(), "from 0.05 to 0.9");
+    }
+    let positive = [
+        ("train.alpha", train.alpha),
+        ("train.learning_rate", train.learning_rate),
+        ("train.beta", train.beta),
+    ];
+    for (key, value) in positive {
+        if let Some(value) = value.filter(|v| !(v.is_finite() && *v > 0.0)) {
+            return error(key, value.to_string(), "above 0");
+        }
+    }
+    for (key, value) in [
+        ("train.alpha_kl", train.alpha_kl),
+        ("train.alpha_sft", train.alpha_sft),
+    ] {
+        if let Some(value) = value.filter(|v| !(v.is_finite() && *v >= 0.0)) {
+            return error(key, value.to_string(), "0 or more");
+        }
+    }
+    if let Some(rank) = train.rank.filter(|r| !(1..=1024).contains(r)) {
+        return error("train.rank", rank.to_string(), "from 1 to 1024");
+    }
+    for (key, value) in [
+        ("train.epochs", train.epochs),
+        ("train.batch_pairs", train.batch_pairs),
+    ] {
+        if value == Some(0) {
+            return error(key, "0".into(), "at least 1");
+        }
+    }
+    if let Err(allowed) = train.recomputing() {
+        let value = format!("{:?}", train.recompute.as_deref().unwrap_or_default());
+        return error("train.recompute", value, allowed);
+    }
+    let targets = train.targets.as_deref();
+    if targets.is_some_and(<[String]>::is_empty) {
+        return error(
+            "train.targets",
+            "empty".into(),
+            "name at least one module, such as q_proj",
+        );
+    }
+    match targets
+        .unwrap_or_default()
+        .iter()
+        .find(|t| Projection::from_name(t).is_none())
+    {
+        Some(target) => error(
+            "train.targets",
+            format!("{target:?}"),
+            "allowed are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
+        ),
+        None => Ok(()),
+    }
+}
+
+fn at_least(
+    least: usize,
+    key: &'static str,
+    value: usize,
+    allowed: &'static str,
+) -> Result<usize, ConfigError> {
+    if value < least {
+        return Err(ConfigError::Value {
+            key,
+            value: value.to_string(),
+            allowed,
+        });
+    }
+    Ok(value)
+}

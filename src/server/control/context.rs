@@ -1,0 +1,302 @@
+//! What a realignment and the operator API share.
+
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::Inputs;
+use crate::config::Config;
+use crate::state::{RealignmentRow, StateDb, StateError};
+use crate::telemetry::event::PolicyRevision;
+use crate::telemetry::{Event, Outcome, Telemetry};
+use realign_align::oracle::{FeatureSource, Matchers, Prepared, RuleTrust};
+use realign_align::policy::{PolicySet, WatchError};
+use realign_align::preferences::DatasetError;
+use realign_align::train::Recipe;
+use realign_align::train::choices::ModelSize;
+use realign_align::train::recipe::RecipeError;
+use realign_engine::EngineHandle;
+use realign_engine::adapter::generation::{Generation, GenerationId, StagedAdapter};
+use realign_engine::adapter::{AdapterError, AdapterStore, Registry, base_id, validate};
+use realign_model::LoadedModel;
+
+/// What the control loop is built from.
+pub struct Parts {
+    /// The resolved configuration.
+    pub config: Arc<Config>,
+    /// The base model.
+    pub loaded: LoadedModel,
+    /// The serving engine, which also answers the gate's prompts.
+    pub engine: EngineHandle,
+    /// The generations in memory.
+    pub registry: Arc<Registry>,
+    /// The generations on disk.
+    pub store: Arc<AdapterStore>,
+    /// Jobs, verdicts, scores.
+    pub db: Arc<StateDb>,
+    /// Events to logs and metrics.
+    pub telemetry: Arc<Telemetry>,
+}
+
+/// Why the control loop did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The `[train]` section cannot be trained with.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    /// The policy directory cannot be watched.
+    #[error(transparent)]
+    Watch(#[from] WatchError),
+    /// No thread could be had.
+    #[error("cannot start the control loop's thread: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// [`Parts`] plus what the loop decides.
+pub struct Context {
+    pub config: Arc<Config>,
+    pub loaded: LoadedModel,
+    pub engine: EngineHandle,
+    pub registry: Arc<Registry>,
+    pub store: Arc<AdapterStore>,
+    pub db: Arc<StateDb>,
+    pub telemetry: Arc<Telemetry>,
+    pub recipe: Recipe,
+    /// Hidden states of the base model, once a probe has asked for them.
+    pub features: Mutex<Option<Arc<dyn FeatureSource>>>,
+    policies: RwLock<Active>,
+}
+
+/// The active policy set, and why the last look at the directory was refused, if it was.
+#[derive(Clone, Default)]
+pub struct Active {
+    pub set: Arc<PolicySet>,
+    /// Its probes and judges.
+    pub matchers: Arc<Matchers>,
+    /// How its rules did on their examples.
+    pub trust: Vec<RuleTrust>,
+    /// What its `dryrun` policies say about the data, if it has any.
+    pub dryrun: Option<serde_json::Value>,
+    refused: Option<String>,
+}
+
+impl Context {
+    pub fn new(parts: Parts) -> Result<Self, ControlError> {
+        let size = ModelSize::from(parts.loaded.spec());
+        let recipe = super::recipe(&parts.config.train, size)?;
+        recipe.check_layers(parts.loaded.spec().layers)?;
+        super::corrective(&parts.config.train)?;
+        let Parts {
+            config,
+            loaded,
+            engine,
+            registry,
+            store,
+            db,
+            telemetry,
+        } = parts;
+        Ok(Self {
+            config,
+            loaded,
+            engine,
+            registry,
+            store,
+            db,
+            telemetry,
+            recipe,
+            features: Mutex::default(),
+            policies: RwLock::default(),
+        })
+    }
+
+    /// What a realignment to a set would be a function of.
+    pub fn inputs(&self, policies: &PolicySet) -> Result<Inputs, DatasetError> {
+        Inputs::collect(&self.config, &self.loaded.base_hash, policies, &self.recipe)
+    }
+
+    pub fn emit(&self, event: Event) {
+        self.telemetry.emit(event);
+    }
+
+    /// The active policy set.
+    pub fn policies(&self) -> Arc<PolicySet> {
+        self.active().set
+    }
+
+    /// The active policy set with what its rules may ask.
+    pub fn active(&self) -> Active {
+        self.policies
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Why the policy directory as it is now was refused; `None` if it is active.
+    pub fn refused(&self) -> Option<String> {
+        self.policies
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .refused
+            .clone()
+    }
+
+    pub fn activate_policies(&self, set: PolicySet, prepared: Prepared) {
+        let policies = set.policies().iter();
+        let policies = policies
+            .map(|p| PolicyRevision {
+                policy: p.id.clone(),
+                revision: p.version.clone(),
+            })
+            .collect();
+        self.emit(Event::PolicyReloaded {
+            revision: set.revision().into(),
+            policies,
+        });
+        *self
+            .policies
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Active {
+            set: Arc::new(set),
+            matchers: prepared.matchers,
+            trust: prepared.trust,
+            dryrun: None,
+            refused: None,
+        };
+    }
+
+    /// Keeps what `dryrun` policies say, for the operator to see.
+    pub fn keep_dryrun(&self, report: Option<serde_json::Value>) {
+        self.policies
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .dryrun = report;
+    }
+
+    pub fn refuse_policies(&self, error: String) {
+        self.policies
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .refused = Some(error.clone());
+        self.emit(Event::PolicyReloadFailed { error });
+    }
+
+    /// The interrupted realignment with these inputs, if any; all other interrupted ones are
+    /// closed as superseded.
+    pub fn supersede_unfinished(&self, inputs_hash: &str) -> Option<RealignmentRow> {
+        let rows = self
+            .log(self.db.unfinished_realignments())
+            .unwrap_or_default();
+        let (wanted, others): (Vec<_>, Vec<_>) = rows
+            .into_iter()
+            .partition(|row| row.inputs_hash == inputs_hash);
+        for row in others {
+            let why = "the server stopped, and other policies or data are there now";
+            self.finish(
+                &row.id,
+                Outcome::Superseded,
+                None,
+                Some(why.into()),
+                Duration::ZERO,
+            );
+        }
+        wanted.into_iter().next_back()
+    }
+
+    /// Whether the newest realignment had these inputs and ended for good.
+    pub fn has_ended(&self, inputs_hash: &str) -> bool {
+        let newest = self
+            .log(self.db.realignments(1))
+            .unwrap_or_default()
+            .into_iter()
+            .next();
+        newest.is_some_and(|row| {
+            let settled = matches!(
+                row.outcome,
+                Some(Outcome::Succeeded | Outcome::Rejected | Outcome::NoConflict)
+            );
+            row.inputs_hash == inputs_hash && settled
+        })
+    }
+
+    /// Records how a realignment ended, in the database, the log and the metrics.
+    pub fn finish(
+        &self,
+        id: &str,
+        outcome: Outcome,
+        generation: Option<String>,
+        detail: Option<String>,
+        took: Duration,
+    ) {
+        let result = (generation.as_deref(), detail.as_deref());
+        self.log(
+            self.db
+                .finish_realignment(id, outcome, result, unix_seconds()),
+        );
+        self.emit(Event::RealignmentFinished {
+            id: id.into(),
+            outcome,
+            generation,
+            detail,
+            took,
+        });
+    }
+
+    /// State that cannot be written costs a repetition later, never the server.
+    pub fn log<T>(&self, result: Result<T, StateError>) -> Option<T> {
+        result
+            .inspect_err(|error| tracing::error!(%error, "the state database failed"))
+            .ok()
+    }
+
+    /// A generation from the store, on the serving device.
+    pub fn load_generation(&self, id: &GenerationId) -> Result<Generation, AdapterError> {
+        load_generation(&self.store, &self.loaded, id)
+    }
+}
+
+/// Reads and validates a stored generation; the base model's own id gives the base.
+pub fn load_generation(
+    store: &AdapterStore,
+    loaded: &LoadedModel,
+    id: &GenerationId,
+) -> Result<Generation, AdapterError> {
+    let base_hash = loaded.base_hash.to_string();
+    if *id == base_id(&base_hash) {
+        return Ok(Generation {
+            id: id.clone(),
+            base_hash,
+            policy_revision: None,
+            adapter: None,
+        });
+    }
+    let stored = store.load(id, &base_hash)?;
+    let spec = loaded.spec();
+    validate(&stored.weights, &|site| spec.site_shape(site))?;
+    Ok(Generation {
+        id: id.clone(),
+        base_hash,
+        policy_revision: stored.manifest.policy_revision,
+        adapter: Some(StagedAdapter::new(&*loaded.backend, stored.weights)?),
+    })
+}
+
+/// What serves first: the generation that `CURRENT` names, or the base if there is none or it
+/// cannot be used (which is logged: serving comes first).
+pub fn initial_generation(store: &AdapterStore, loaded: &LoadedModel) -> Generation {
+    let base = base_id(&loaded.base_hash);
+    let current = store.current().unwrap_or_else(|error| {
+        tracing::error!(%error, "CURRENT is unreadable: the base model serves");
+        None
+    });
+    let id = current.unwrap_or_else(|| base.clone());
+    load_generation(store, loaded, &id).unwrap_or_else(|error| {
+        tracing::error!(%error, generation = %id, "the current generation is unusable: the base model serves");
+        Generation { id: base, base_hash: loaded.base_hash.to_string(), policy_revision: None, adapter: None }
+    })
+}
+
+/// Seconds since 1970.
+pub fn unix_seconds() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
+}

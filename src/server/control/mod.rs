@@ -1,0 +1,355 @@
+//! The control loop: one realignment at a time, the newest policy set wins.
+//!
+//! One thread owns what changes (the active policy set, the running realignment) and takes one
+//! closed [`Event`] after another. Realignments run on a thread of their own and report back with
+//! an event; the policy watcher only says "look again".
+
+mod admin;
+mod context;
+mod corrective;
+mod gating;
+mod inputs;
+mod learn;
+mod moderation;
+mod oracle;
+mod realign;
+mod recipe;
+mod work;
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::state::RealignmentRow;
+use crate::telemetry::{self, Outcome};
+use realign_align::oracle::{Matchers, Prepared, prepare_trusted};
+use realign_align::policy::{PolicySet, PolicyWatcher, WatchOptions};
+
+use context::Context;
+pub use context::{ControlError, Parts, initial_generation, load_generation};
+pub use corrective::{Corrections, corrections, corrective};
+pub use inputs::{Inputs, holdout_ratio};
+pub use realign::ONLY_PUNISH;
+use realign::{Ended, Job, Stop};
+pub use recipe::recipe;
+
+/// Everything that can happen to the control loop.
+enum Event {
+    /// The policy directory's content changed, or an operator asked to look.
+    PoliciesChanged,
+    /// An operator asks for a realignment to the active set; the answer is its id.
+    Start(Sender<Result<String, String>>),
+    /// An operator stops a realignment; the answer is whether it was running.
+    Cancel(String, Sender<bool>),
+    /// The running realignment ended.
+    Ended(Box<Ended>),
+    /// The server is going down.
+    Shutdown,
+}
+
+/// A running control loop; the operator routes talk to it.
+pub struct Control {
+    events: Sender<Event>,
+    context: Arc<Context>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    _watcher: PolicyWatcher,
+}
+
+impl Control {
+    /// Starts the loop and the policy watcher, and realigns to the policies that are there unless
+    /// that was done before.
+    pub fn start(parts: Parts) -> Result<Self, ControlError> {
+        let watch = WatchOptions {
+            debounce: Duration::from_millis(parts.config.watch.debounce_ms),
+            poll_interval: Duration::from_millis(parts.config.watch.poll_ms),
+            ..WatchOptions::default()
+        };
+        let directory = parts.config.paths.policies.clone();
+        let context = Arc::new(Context::new(parts)?);
+        let (events, inbox) = channel();
+        let looker = events.clone();
+        let watcher = PolicyWatcher::start(directory, watch, move || {
+            // A closed channel means that the loop is shutting down.
+            let _closed = looker.send(Event::PoliciesChanged);
+        })?;
+        let worker = Loop {
+            context: context.clone(),
+            events: events.clone(),
+            inbox,
+            running: None,
+            pending: false,
+            at_start: true,
+        };
+        let thread = std::thread::Builder::new()
+            .name("control".into())
+            .spawn(move || worker.run())?;
+        Ok(Self {
+            events,
+            context,
+            thread: Mutex::new(Some(thread)),
+            _watcher: watcher,
+        })
+    }
+
+    /// Reads the policy directory as if it had changed.
+    pub fn look_again(&self) {
+        // A closed channel means that the loop is shutting down.
+        let _closed = self.events.send(Event::PoliciesChanged);
+    }
+
+    /// The active policies with what their rules may ask beyond the text.
+    pub fn active_policies(&self) -> (Arc<PolicySet>, Arc<Matchers>) {
+        let active = self.context.active();
+        (active.set, active.matchers)
+    }
+
+    /// Stops a running realignment at its next step, leaving it to be resumed, and ends the loop.
+    pub fn shutdown(&self) {
+        let _already_ended = self.events.send(Event::Shutdown);
+        let thread = self.thread.lock().ok().and_then(|mut t| t.take());
+        if thread.is_some_and(|t| t.join().is_err()) {
+            tracing::error!("the control loop's thread panicked");
+        }
+    }
+}
+
+/// Why a realignment should stop; 0 while it should go on.
+pub(crate) mod stop {
+    /// Go on.
+    pub const GO_ON: u8 = 0;
+    /// An operator said so.
+    pub const CANCELLED: u8 = 1;
+    /// A newer policy set is there.
+    pub const SUPERSEDED: u8 = 2;
+    /// The server is going down; the work is resumed at the next start.
+    pub const SHUTDOWN: u8 = 3;
+}
+
+struct Running {
+    id: String,
+    revision: String,
+    flag: Arc<AtomicU8>,
+    started: Instant,
+    thread: JoinHandle<()>,
+}
+
+struct Loop {
+    context: Arc<Context>,
+    events: Sender<Event>,
+    inbox: Receiver<Event>,
+    running: Option<Running>,
+    /// A newer policy set waits for the running realignment to stop.
+    pending: bool,
+    at_start: bool,
+}
+
+impl Loop {
+    fn run(mut self) {
+        self.look_at_policies();
+        self.at_start = false;
+        while let Ok(event) = self.inbox.recv() {
+            match event {
+                Event::PoliciesChanged => self.look_at_policies(),
+                Event::Start(reply) => {
+                    // Whoever asked may have gone: the realignment runs all the same.
+                    let _gone = reply.send(self.start_on_request());
+                }
+                Event::Cancel(id, reply) => {
+                    let _gone = reply.send(self.cancel(&id));
+                }
+                Event::Ended(ended) => self.ended(*ended),
+                Event::Shutdown => break,
+            }
+        }
+        if let Some(running) = self.running.take() {
+            running.flag.store(stop::SHUTDOWN, Ordering::Release);
+            if running.thread.join().is_err() {
+                tracing::error!("the realignment's thread panicked");
+            }
+        }
+    }
+
+    /// Reads the directory and makes its rules ready to be asked.
+    fn read_policies(&self) -> Result<(PolicySet, Prepared), String> {
+        let dir = &self.context.config.paths.policies;
+        let set = PolicySet::load_dir(dir).map_err(|e| e.to_string())?;
+        let services = self.context.services(&set)?;
+        let prepared = prepare_trusted(&set, &services).map_err(|e| e.to_string())?;
+        Ok((set, prepared))
+    }
+
+    /// Looks at the directory; a set that is invalid, fails its examples or has a rule below its
+    /// minimum changes nothing.
+    fn look_at_policies(&mut self) {
+        let (set, prepared) = match self.read_policies() {
+            Ok(read) => read,
+            Err(errors) => {
+                self.context.refuse_policies(errors);
+                return;
+            }
+        };
+        let revision = set.revision().to_string();
+        let unchanged = self.context.policies().revision() == revision && !self.at_start;
+        self.context.activate_policies(set, prepared);
+        self.context.keep_dryrun(self.context.report_dryrun());
+        if unchanged {
+            return;
+        }
+        match &self.running {
+            Some(running) if running.revision == revision => {}
+            Some(running) => {
+                running.flag.store(stop::SUPERSEDED, Ordering::Release);
+                self.pending = true;
+            }
+            None => {
+                if let Err(error) = self.begin(!self.at_start) {
+                    self.context
+                        .emit(telemetry::Event::PolicyReloadFailed { error });
+                }
+            }
+        }
+    }
+
+    fn start_on_request(&mut self) -> Result<String, String> {
+        match &self.running {
+            Some(running) => Err(format!(
+                "realignment {} is running; cancel it first or wait",
+                running.id
+            )),
+            None => self.begin(true)?.ok_or_else(|| "nothing to do".into()),
+        }
+    }
+
+    fn cancel(&mut self, id: &str) -> bool {
+        match &self.running {
+            Some(running) if running.id == id => {
+                running.flag.store(stop::CANCELLED, Ordering::Release);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Starts the realignment that the active set asks for. At the server's start (`wanted` is
+    /// false) one that has ended already is not repeated: an operator may have rolled it back.
+    fn begin(&mut self, wanted: bool) -> Result<Option<String>, String> {
+        let active = self.context.active();
+        let set = active.set;
+        let inputs = self.context.inputs(&set).map_err(|e| e.to_string())?;
+        let unfinished = self.context.supersede_unfinished(&inputs.hash);
+        if unfinished.is_none() && !wanted && self.context.has_ended(&inputs.hash) {
+            return Ok(None);
+        }
+        let id = match unfinished {
+            Some(row) => row.id,
+            None => self.record(&inputs, set.revision())?,
+        };
+        self.context.emit(telemetry::Event::RealignmentStarted {
+            id: id.clone(),
+            policy_revision: set.revision().into(),
+        });
+        let flag = Arc::new(AtomicU8::new(stop::GO_ON));
+        let revision = set.revision().to_string();
+        let job = Job {
+            id: id.clone(),
+            policies: set,
+            matchers: active.matchers,
+            inputs,
+            flag: flag.clone(),
+        };
+        let (context, events) = (self.context.clone(), self.events.clone());
+        let run = move || {
+            let ended = realign::run(&context, job);
+            // A closed channel means that the loop has ended: the row stays to be resumed.
+            let _closed = events.send(Event::Ended(Box::new(ended)));
+        };
+        // Candle walks a graph recursively, one frame per operation.
+        let thread = std::thread::Builder::new()
+            .name("realign".into())
+            .stack_size(256 << 20)
+            .spawn(run)
+            .map_err(|e| e.to_string())?;
+        self.running = Some(Running {
+            id: id.clone(),
+            revision,
+            flag,
+            started: Instant::now(),
+            thread,
+        });
+        Ok(Some(id))
+    }
+
+    fn record(&self, inputs: &Inputs, revision: &str) -> Result<String, String> {
+        let context = &self.context;
+        let now = context::unix_seconds();
+        let attempt = context
+            .db
+            .realignments(usize::from(u16::MAX))
+            .map_err(|e| e.to_string())?
+            .len()
+            + 1;
+        let id = format!("ra-{attempt:04}-{}", &inputs.hash[..8]);
+        context
+            .db
+            .begin_realignment(&id, &inputs.hash, revision, now)
+            .map_err(|e| e.to_string())?;
+        Ok(id)
+    }
+
+    fn ended(&mut self, ended: Ended) {
+        let Some(running) = self.running.take() else {
+            return;
+        };
+        let (outcome, generation, detail) = match ended.result {
+            Ok(done) => (done.outcome, Some(done.generation), None),
+            Err(Stop::Rejected { generation, reason }) => {
+                (Outcome::Rejected, Some(generation), Some(reason))
+            }
+            Err(Stop::Failed(reason)) => (Outcome::Failed, None, Some(reason)),
+            Err(Stop::Asked) => match running.flag.load(Ordering::Acquire) {
+                stop::SHUTDOWN => return,
+                stop::SUPERSEDED => (
+                    Outcome::Superseded,
+                    None,
+                    Some("a newer policy set took its place".into()),
+                ),
+                _ => (
+                    Outcome::Cancelled,
+                    None,
+                    Some("stopped by an operator".into()),
+                ),
+            },
+        };
+        self.context.finish(
+            &ended.id,
+            outcome,
+            generation,
+            detail,
+            running.started.elapsed(),
+        );
+        if std::mem::take(&mut self.pending)
+            && let Err(error) = self.begin(true)
+        {
+            self.context
+                .emit(telemetry::Event::PolicyReloadFailed { error });
+        }
+    }
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control").finish_non_exhaustive()
+    }
+}
+
+/// Rows as the operator API shows them.
+fn show(row: &RealignmentRow) -> serde_json::Value {
+    let mut value = serde_json::to_value(row).unwrap_or_default();
+    if let Some(object) = value.as_object_mut() {
+        let status = row.outcome.map_or("running", Outcome::as_str);
+        object.insert("status".into(), status.into());
+    }
+    value
+}

@@ -1,0 +1,32 @@
+//! The policy oracle for clients.
+
+use super::Control;
+use crate::api::{ModerationDoor, Moderations};
+use realign_align::oracle::{Exchange, Oracle};
+
+impl ModerationDoor for Control {
+    fn moderate(&self, prompt: &str, responses: &[String]) -> Moderations {
+        let oracle = self.context.oracle();
+        let rules: Vec<(String, String)> = oracle
+            .rules()
+            .map(|(policy, rule)| (policy.id.clone(), rule.id.clone()))
+            .collect();
+        let judge = |response: &String| {
+            let judgement = oracle.judge(&Exchange {
+                prompt,
+                response,
+                labels: &[],
+            });
+            let violated = |(policy, rule): &(String, String)| {
+                let mut violations = judgement.violations.iter();
+                violations.any(|v| v.policy == *policy && v.rule == *rule)
+            };
+            rules.iter().map(violated).collect()
+        };
+        Moderations {
+            revision: oracle.revision().to_string(),
+            results: responses.iter().map(judge).collect(),
+            categories: rules.into_iter().map(|(p, r)| format!("{p}/{r}")).collect(),
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! The engine that the configuration names.
+
+use crate::config::{Config, EngineKind};
+use realign_engine::{EngineConfig, EngineError, EngineHandle};
+use realign_model::LoadedModel;
+
+/// Starts the engine. One that has a copy of the weights for each generation has none yet.
+pub(super) fn start(config: &Config, loaded: &LoadedModel) -> Result<EngineHandle, EngineError> {
+    let bounds = bounds(config);
+    match config.engine.kind {
+        EngineKind::Native if config.engine.isq.is_some() => Err(EngineError::Unsuitable(
+            "engine.isq: only the engine `mistralrs` quantises while it loads; leave it out".into(),
+        )),
+        EngineKind::Native => {
+            realign_engine::start(&*loaded.backend, loaded.tokenizer.clone(), bounds)
+        }
+        EngineKind::Mistralrs => mistralrs(config, loaded, bounds),
+    }
+}
+
+#[cfg(feature = "mistralrs")]
+fn mistralrs(
+    config: &Config,
+    loaded: &LoadedModel,
+    bounds: EngineConfig,
+) -> Result<EngineHandle, EngineError> {
+    use realign_mistral::Mistral;
+    use realign_model::ModelSource;
+
+    let unsuitable =
+        |why: String| EngineError::Unsuitable(format!("the engine `mistralrs`: {why}"));
+    let files = ModelSource::parse(&config.model)
+        .and_then(ModelSource::fetch)
+        .map_err(|e| unsuitable(e.to_string()))?;
+    let scratch = config.paths.state.join("mistralrs");
+    let isq = config.engine.isq.as_deref();
+    let builder = Mistral::new(files, scratch, isq).map_err(unsuitable)?;
+    Ok(realign_engine::start_merged(
+        Box::new(builder),
+        loaded.tokenizer.clone(),
+        loaded.spec().max_position,
+        bounds,
+        config.engine.copies,
+    ))
+}
+
+#[cfg(not(feature = "mistralrs"))]
+fn mistralrs(_: &Config, _: &LoadedModel, _: EngineConfig) -> Result<EngineHandle, EngineError> {
+    Err(EngineError::NotBuilt(
+        "this build has no engine `mistralrs`: build it with \
+         `cargo build --release --features mistralrs`, or set engine.kind to `native`",
+    ))
+}
+
+fn bounds(config: &Config) -> EngineConfig {
+    EngineConfig {
+        max_model_len: config.engine.max_model_len,
+        max_running: config.engine.max_running,
+        max_waiting: config.engine.max_waiting,
+        kv_cache_bytes: config.engine.kv_cache_mb.saturating_mul(1 << 20),
+        step_tokens: config.engine.prefill_budget_tokens,
+        threads: match config.engine.threads {
+            Some(threads) => threads,
+            None => EngineConfig::default().threads,
+        },
+        cuda_graphs: config.engine.cuda_graphs,
+    }
+}

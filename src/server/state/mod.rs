@@ -1,0 +1,13 @@
+//! What must survive a restart: one SQLite file, and crash points to prove that it does.
+
+mod db;
+mod error;
+mod realignments;
+mod schema;
+#[cfg(test)]
+mod tests;
+mod verdict_cache;
+
+pub use db::{CheckpointRow, GenerationRow, GenerationStatus, ScoreRow, StateDb};
+pub use error::StateError;
+pub use realignments::{RealignmentRow, Report};

@@ -1,0 +1,107 @@
+//! The database as the oracle's verdict cache.
+
+use rusqlite::{OptionalExtension, params};
+
+use super::{StateDb, StateError};
+use realign_align::oracle::corrective::ResponseCache;
+use realign_align::oracle::{ScoreCache, VerdictCache, VerdictKey};
+
+impl VerdictCache for StateDb {
+    /// A database that fails makes triage slower, never wrong: the verdicts are computed again.
+    fn get_many(&self, keys: &[VerdictKey]) -> Vec<Option<bool>> {
+        let raw: Vec<[u8; 32]> = keys.iter().map(|key| key.0).collect();
+        self.get_verdicts(&raw).unwrap_or_else(|error| {
+            tracing::warn!(%error, "stored verdicts cannot be read; judging again");
+            vec![None; keys.len()]
+        })
+    }
+
+    fn put_many(&self, verdicts: &[(VerdictKey, bool)]) {
+        let raw: Vec<([u8; 32], bool)> = verdicts.iter().map(|(key, v)| (key.0, *v)).collect();
+        if let Err(error) = self.put_verdicts(&raw) {
+            tracing::warn!(%error, "verdicts cannot be stored; they will be judged again");
+        }
+    }
+}
+
+impl ScoreCache for StateDb {
+    fn get(&self, key: &[u8; 32]) -> Option<f64> {
+        self.judge_score(key).unwrap_or_else(|error| {
+            tracing::warn!(%error, "a judge's answer cannot be read; it is asked again");
+            None
+        })
+    }
+
+    fn put(&self, key: &[u8; 32], probability: f64) {
+        if let Err(error) = self.put_judge_score(key, probability) {
+            tracing::warn!(%error, "a judge's answer cannot be stored; it will be asked again");
+        }
+    }
+}
+
+impl ResponseCache for StateDb {
+    fn get(&self, key: &[u8; 32]) -> Option<String> {
+        self.corrective_response(key).unwrap_or_else(|error| {
+            tracing::warn!(%error, "a corrective response cannot be read; it is asked for again");
+            None
+        })
+    }
+
+    fn put(&self, key: &[u8; 32], response: &str) {
+        if let Err(error) = self.put_corrective_response(key, response) {
+            tracing::warn!(%error, "a corrective response cannot be stored; it will be asked for again");
+        }
+    }
+}
+
+impl StateDb {
+    /// A stored corrective response.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub fn corrective_response(&self, key: &[u8; 32]) -> Result<Option<String>, StateError> {
+        let connection = self.lock();
+        let mut query = connection
+            .prepare_cached("SELECT response FROM corrective_responses WHERE key = ?1")?;
+        Ok(query.query_row([&key[..]], |row| row.get(0)).optional()?)
+    }
+
+    /// Stores a corrective response.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub fn put_corrective_response(
+        &self,
+        key: &[u8; 32],
+        response: &str,
+    ) -> Result<(), StateError> {
+        self.lock().execute(
+            "INSERT OR REPLACE INTO corrective_responses (key, response) VALUES (?1, ?2)",
+            params![&key[..], response],
+        )?;
+        Ok(())
+    }
+
+    /// A judge's stored probability.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub fn judge_score(&self, key: &[u8; 32]) -> Result<Option<f64>, StateError> {
+        let connection = self.lock();
+        let mut query =
+            connection.prepare_cached("SELECT probability FROM judge_scores WHERE key = ?1")?;
+        Ok(query.query_row([&key[..]], |row| row.get(0)).optional()?)
+    }
+
+    /// Stores a judge's probability.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub fn put_judge_score(&self, key: &[u8; 32], probability: f64) -> Result<(), StateError> {
+        self.lock().execute(
+            "INSERT OR REPLACE INTO judge_scores (key, probability) VALUES (?1, ?2)",
+            params![&key[..], probability],
+        )?;
+        Ok(())
+    }
+}
