@@ -48,3 +48,51 @@ impl Embedder {
         Ok(mean.into_iter().map(|x| x * scale).collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use realign_cpu::CpuBackend;
+    use realign_model::ModelSource;
+    use realign_reference::ReferenceBackend;
+
+    use super::*;
+    use crate::adapter::generation::{GenerationId, StagedAdapter};
+    use crate::adapter::peft;
+
+    /// The CPU's against the reference's, with and without an adapter, for one token and many.
+    #[test]
+    fn embeddings_are_the_mean_of_the_final_hidden_states() -> Result<()> {
+        let path = realign_model::test_support::path("tests/golden/families/gemma3");
+        let files = ModelSource::parse(&path)
+            .and_then(ModelSource::fetch)
+            .unwrap();
+        let adapter = peft::read_dir(&std::path::Path::new(&path).join("adapter"));
+        let adapter = adapter.unwrap().weights;
+        let slow = Arc::new(ReferenceBackend::new(
+            realign_reference::load(&files).unwrap(),
+        ));
+        let fast = Arc::new(CpuBackend::new(realign_cpu::load(&files).unwrap()));
+        for adapter in [None, Some(adapter)] {
+            for length in [1, 2, 40] {
+                let tokens: Vec<u32> = (0..length).map(|i| 3 + i * 7 % 50).collect();
+                let embed = |backend: Arc<dyn Backend>| -> Result<Vec<f32>> {
+                    let staged = |weights| StagedAdapter::new(&*backend, weights);
+                    let generation = Generation {
+                        id: GenerationId("0".repeat(12)),
+                        base_hash: "0".repeat(64),
+                        policy_revision: None,
+                        adapter: adapter.clone().map(staged).transpose()?,
+                    };
+                    Embedder::new(backend).embed(&generation, &tokens)
+                };
+                let (fast, slow) = (embed(fast.clone())?, embed(slow.clone())?);
+                let length: f32 = fast.iter().map(|x| x * x).sum();
+                assert!((length - 1.0).abs() < 1e-5);
+                for (x, y) in fast.iter().zip(&slow) {
+                    assert!((x - y).abs() < 1e-5, "{x} and {y}");
+                }
+            }
+        }
+        Ok(())
+    }
+}

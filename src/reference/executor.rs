@@ -151,3 +151,63 @@ impl Whole {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use realign_model::ModelSource;
+
+    use super::*;
+
+    /// Steps of a sequence in chunks give the logits of the whole sequence.
+    #[test]
+    fn steps_give_what_a_whole_pass_gives() -> Result<()> {
+        let path = realign_model::test_support::path("tests/golden/families/gemma2");
+        let files = ModelSource::parse(&path)
+            .and_then(ModelSource::fetch)
+            .unwrap();
+        let model = Arc::new(crate::load(&files).unwrap());
+        let tokens: Vec<u32> = (0..21).map(|i| 3 + i * 7 % 50).collect();
+        let positions: Vec<u32> = (0..21).collect();
+        let whole = model.hidden(&Batch {
+            tokens: &tokens,
+            positions: &positions,
+            adapters: &[],
+            segments: Arc::from([Segment {
+                start: 0,
+                prompt: tokens.len(),
+                branches: Vec::new(),
+            }]),
+        })?;
+        let whole = model.logits(&whole)?.to_vec2::<f32>()?;
+        let mut executor = ReferenceExecutor::new(model, 3);
+        let mut cached = 0;
+        for rows in [7, 1, 12, 1] {
+            let sequences = [PagedSequence {
+                start: 0,
+                rows,
+                cached,
+                blocks: Arc::from([2u32, 0]),
+            }];
+            let step = Step {
+                tokens: &tokens[cached..cached + rows],
+                positions: &positions[cached..cached + rows],
+                sequences: &sequences,
+                adapters: &[],
+                outputs: &[rows as u32 - 1],
+            };
+            cached += rows;
+            let expected = &whole[cached - 1];
+            let mut logits = vec![0f32; expected.len()];
+            let mut outputs = Outputs {
+                draws: &[None],
+                logits: &mut logits,
+                tokens: &mut Vec::new(),
+            };
+            executor.forward(&step, &mut outputs)?;
+            for (got, expected) in logits.iter().zip(expected) {
+                assert!((got - expected).abs() < 1e-4, "{got} and {expected}");
+            }
+        }
+        Ok(())
+    }
+}
