@@ -10,8 +10,8 @@
 
 pub mod gate;
 pub mod impact;
-pub mod learn;
 pub mod oracle;
+pub mod pipeline;
 pub mod policy;
 pub mod preferences;
 pub mod train;

@@ -120,6 +120,17 @@ fn decide(choice: DeviceChoice, found: &Found) -> Result<Chosen, DeviceError> {
     }
 }
 
+/// Whether the device that was asked for can be opened, as far as that is known without doing so.
+///
+/// # Errors
+/// [`DeviceError`], never for `auto` and `cpu`.
+pub fn check(choice: DeviceChoice) -> Result<(), DeviceError> {
+    match choice {
+        DeviceChoice::Auto | DeviceChoice::Cpu => Ok(()),
+        DeviceChoice::Cuda(_) => decide(choice, &find()).map(drop),
+    }
+}
+
 /// Opens the device that was asked for; says in the log which it is, and under `auto` why it is not
 /// a better one.
 ///

@@ -3,4 +3,4 @@
 
 mod choice;
 
-pub use choice::{ALLOWED, DeviceChoice, DeviceError, open};
+pub use choice::{ALLOWED, DeviceChoice, DeviceError, check, open};

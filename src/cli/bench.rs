@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::{CliError, EXIT_OK, GlobalArgs, bench_shape};
+use super::{CliError, DeviceArgs, EXIT_OK, GlobalArgs, bench_shape};
+use realign_align::pipeline::Learner;
 use realign_engine::EngineConfig;
 use realign_lab::bench::learning::LearningCase;
 use realign_lab::bench::load::{Load, LoadReport};
@@ -99,6 +100,9 @@ pub struct BenchArgs {
     /// First prompt's number: the same number gives the same prompts
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub round: usize,
+    /// What computes
+    #[command(flatten)]
+    pub device: DeviceArgs,
 }
 
 /// Runs the command and returns the exit code.
@@ -111,6 +115,9 @@ pub fn run(args: &BenchArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
         return Ok(EXIT_OK);
     }
     match (&args.url, args.serve) {
+        (Some(_), _) if global.device.is_some() => {
+            return Err(CliError::DeviceUnused("with --url: the server has its own"));
+        }
         (Some(url), _) => over_http(args, url, global.json, out)?,
         (None, true) => {
             let server = Server::start(args, global)?;
@@ -133,8 +140,8 @@ fn learning(
         &*realign_backend::open(resolved.engine.device)?,
     )?;
     memory::reset_peak();
-    let mut figures =
-        realign_lab::bench::learning::run(&*loaded.backend, case, args.repetitions.into())?;
+    let learner = Learner::new(&loaded);
+    let mut figures = realign_lab::bench::learning::run(&learner, case, args.repetitions.into())?;
     figures["peak_bytes"] = json!(memory::peak_bytes());
     writeln!(out, "{figures}")?;
     Ok(())
@@ -302,7 +309,14 @@ impl Server {
         for part in ["policies", "preferences", "adapters", "state"] {
             std::fs::create_dir_all(folder.join(part)).map_err(BenchError::from)?;
         }
-        let child = spawn(&model, port, args.threads, &folder).map_err(BenchError::from)?;
+        let mut command = command(&model, port, &folder).map_err(BenchError::from)?;
+        if let Some(threads) = args.threads {
+            command.args(["--threads", &threads.to_string()]);
+        }
+        if let Some(device) = &global.device {
+            command.args(["--device", device]);
+        }
+        let child = command.spawn().map_err(BenchError::from)?;
         let mut server = Self {
             child,
             url: format!("http://127.0.0.1:{port}/v1"),
@@ -339,7 +353,8 @@ impl Drop for Server {
     }
 }
 
-fn spawn(model: &str, port: u16, threads: Option<usize>, folder: &Path) -> std::io::Result<Child> {
+/// The command that serves a model from directories of its own.
+fn command(model: &str, port: u16, folder: &Path) -> std::io::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     let part = |name: &str| folder.join(name);
     command
@@ -356,10 +371,7 @@ fn spawn(model: &str, port: u16, threads: Option<usize>, folder: &Path) -> std::
         .env("REALIGN_LOG", "warn")
         .stdin(Stdio::null())
         .stdout(Stdio::null());
-    if let Some(threads) = threads {
-        command.args(["--threads", &threads.to_string()]);
-    }
-    command.spawn()
+    Ok(command)
 }
 
 fn free_port() -> std::io::Result<u16> {
@@ -394,6 +406,7 @@ mod tests {
             prompt_words: 4,
             requests: 1,
             round: 0,
+            device: DeviceArgs::default(),
         };
         let global = GlobalArgs {
             json: true,

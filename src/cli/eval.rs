@@ -17,7 +17,7 @@ use std::time::Instant;
 use clap::Subcommand;
 use serde::Deserialize;
 
-use super::{CliError, EXIT_OK, GlobalArgs, require};
+use super::{CliError, DeviceArgs, EXIT_OK, GlobalArgs, require};
 use realign_align::policy::{Labelled, PolicySet};
 use realign_core::Category;
 
@@ -57,6 +57,9 @@ pub struct OracleArgs {
     /// Folds of prompts, from 2 to 20
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(2..=20))]
     pub folds: u64,
+    /// What computes
+    #[command(flatten)]
+    pub device: DeviceArgs,
 }
 
 /// A labelled pair as the file has it.

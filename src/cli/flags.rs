@@ -1,6 +1,6 @@
 //! Flags of `serve`.
 
-use super::GlobalArgs;
+use super::{DeviceArgs, GlobalArgs};
 use realign_server::config::{Config, ConfigError, EXAMPLE, RawEngine, RawServer, load};
 
 /// Flags of `serve`; what is absent comes from the configuration.
@@ -31,6 +31,9 @@ pub struct ServeArgs {
     /// CPU threads [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+    /// What computes
+    #[command(flatten)]
+    pub device: DeviceArgs,
 }
 
 impl ServeArgs {

@@ -59,12 +59,9 @@ pub enum CliError {
     /// Hidden states cannot be read.
     #[error(transparent)]
     Features(#[from] realign_align::oracle::features::FeatureError),
-    /// A pair cannot be laid out for the model.
+    /// The learning pipeline made no candidate.
     #[error(transparent)]
-    Learn(#[from] realign_align::learn::LearnError),
-    /// Nobody writes compliant responses.
-    #[error(transparent)]
-    Corrective(#[from] realign_align::oracle::corrective::CorrectiveError),
+    Learn(#[from] realign_align::pipeline::PipelineError),
     /// Labelled data cannot be evaluated on.
     #[error("{0}")]
     Eval(String),
@@ -74,6 +71,9 @@ pub enum CliError {
     /// The device that was asked for does not compute.
     #[error(transparent)]
     Device(#[from] realign_backend::DeviceError),
+    /// A device was asked for where none computes.
+    #[error("--device has no meaning {0}; leave it out")]
+    DeviceUnused(&'static str),
     /// A running server did not do what it was asked.
     #[error(transparent)]
     Remote(#[from] remote::RemoteError),
@@ -126,6 +126,35 @@ pub struct Cli {
     pub command: Command,
 }
 
+impl Cli {
+    /// Takes `--device` from where it stands, before or behind the command's name, into the global
+    /// flags.
+    ///
+    /// # Errors
+    /// If the command runs no model, or the device does not answer: whatever the command then
+    /// computes, it does not compute on another device.
+    pub fn with_device(mut self) -> Result<Self, CliError> {
+        let Some(own) = self.command.device() else {
+            return match self.global.device {
+                Some(_) => Err(CliError::DeviceUnused("here: this command runs no model")),
+                None => Ok(self),
+            };
+        };
+        if own.device.is_some() {
+            self.global.device = own.device.clone();
+        }
+        if let Some(given) = &self.global.device {
+            let choice = given.parse().map_err(|allowed| ConfigError::Value {
+                key: "engine.device",
+                value: format!("{given:?}"),
+                allowed,
+            })?;
+            realign_backend::check(choice)?;
+        }
+        Ok(self)
+    }
+}
+
 /// Flags that every command takes.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct GlobalArgs {
@@ -141,8 +170,9 @@ pub struct GlobalArgs {
     /// Model: a .gguf file, a directory of safetensors, or hf:<owner>/<name>
     #[arg(long, global = true, value_name = "MODEL")]
     pub model: Option<String>,
-    /// What computes: auto, cpu or cuda:N [default: auto, a CUDA device if one answers]
-    #[arg(long, global = true, value_name = "DEVICE")]
+    /// What computes: auto, cpu or cuda:N [default: auto, a CUDA device if one answers]. Commands
+    /// that run no model refuse it
+    #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
     /// Directory of policy files [default: policies]
     #[arg(long, global = true, value_name = "DIR")]
@@ -156,6 +186,15 @@ pub struct GlobalArgs {
     /// Directory of the database and checkpoints [default: state]
     #[arg(long, global = true, value_name = "DIR")]
     pub state: Option<PathBuf>,
+}
+
+/// The device flag, of every command that runs a model. [`Cli::with_device`] moves it to the
+/// [`GlobalArgs`].
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct DeviceArgs {
+    /// What computes: auto, cpu or cuda:N [default: auto, a CUDA device if one answers]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
 }
 
 impl GlobalArgs {
@@ -219,6 +258,31 @@ pub enum Command {
     Model(model::ModelCommand),
     /// Measure how fast a model runs here, in this process or over HTTP
     Bench(bench::BenchArgs),
+}
+
+impl Command {
+    /// The device flag of a command that runs a model; `None` of any other.
+    fn device(&self) -> Option<&DeviceArgs> {
+        match self {
+            Command::Serve(args) => Some(&args.device),
+            Command::Triage(args) => Some(&args.device),
+            Command::Plan(args) => Some(&args.device),
+            Command::Score(args) => Some(&args.device),
+            Command::Train(args) => Some(&args.device),
+            Command::Bench(args) => Some(&args.device),
+            // A rule may have a probe, which reads the model's hidden states.
+            Command::Policy(policy::PolicyCommand::Test { device, .. }) => Some(device),
+            Command::Policy(
+                policy::PolicyCommand::Check { .. } | policy::PolicyCommand::Diff { .. },
+            ) => None,
+            Command::Eval(eval::EvalCommand::Oracle(args)) => Some(&args.device),
+            Command::Eval(eval::EvalCommand::Trace(args)) => Some(&args.device),
+            Command::Model(model::ModelCommand::Info { device, .. }) => Some(device),
+            Command::Model(model::ModelCommand::Fetch { .. })
+            | Command::Adapters(_)
+            | Command::Keys(_) => None,
+        }
+    }
 }
 
 /// The metadata of a path that a command needs.

@@ -1,12 +1,14 @@
 //! Where log lines go and how they look: `REALIGN_LOG` and `REALIGN_LOG_FORMAT`.
 
+mod modules;
+
 use std::io::IsTerminal;
 
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
-use realign_server::api::LogDoor;
+use realign_server::api::{LogFilterError, LogPort};
 
 /// How a log line is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,25 +37,24 @@ pub struct Logs {
     filter: reload::Handle<EnvFilter, Registry>,
 }
 
-impl LogDoor for Logs {
+impl LogPort for Logs {
     fn filter(&self) -> String {
         let shown = self.filter.with_current(ToString::to_string);
         // An error means that the process is ending.
-        shown.unwrap_or_default()
+        modules::shown(&shown.unwrap_or_default())
     }
 
-    fn set_filter(&self, filter: &str) -> Result<(), String> {
-        let allowed = "give a level (error, warn, info, debug, trace, off), or levels by module such as \
-             info,realign::api=debug";
-        let known = |filter: &str| filter.split(',').all(|part| !part.trim().is_empty());
-        let parsed = match known(filter) {
-            true => EnvFilter::builder()
-                .parse(filter)
-                .map_err(|e| e.to_string()),
-            false => Err("a part of it is empty".into()),
-        };
-        let parsed = parsed.map_err(|why| format!("`filter` cannot be used: {why}; {allowed}"))?;
-        self.filter.reload(parsed).map_err(|e| e.to_string())
+    fn set_filter(&self, filter: &str) -> Result<(), LogFilterError> {
+        // The parser itself skips empty parts.
+        if filter.split(',').any(|part| part.trim().is_empty()) {
+            return Err(LogFilterError::Unusable("a part of it is empty".into()));
+        }
+        let parsed = EnvFilter::builder()
+            .parse(modules::resolved(filter))
+            .map_err(|error| LogFilterError::Unusable(error.to_string()))?;
+        self.filter
+            .reload(parsed)
+            .map_err(|error| LogFilterError::Gone(error.to_string()))
     }
 }
 
@@ -63,7 +64,9 @@ impl LogDoor for Logs {
 /// [`LogFormatError`] if `REALIGN_LOG_FORMAT` names no format.
 pub fn init() -> Result<Logs, LogFormatError> {
     let format = parse(std::env::var("REALIGN_LOG_FORMAT").ok().as_deref())?;
-    let filter = EnvFilter::try_from_env("REALIGN_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT));
+    let filter = std::env::var("REALIGN_LOG").unwrap_or_else(|_| DEFAULT.into());
+    let filter =
+        EnvFilter::try_new(modules::resolved(&filter)).unwrap_or_else(|_| EnvFilter::new(DEFAULT));
     let (filter, handle) = reload::Layer::new(filter);
     let lines = fmt::layer().with_writer(std::io::stderr);
     let filtered = tracing_subscriber::registry().with(filter);
@@ -101,7 +104,7 @@ mod tests {
         assert_eq!(logs.filter(), "realign::api=debug,warn");
         for wrong in ["", "realign=loud", "info,,debug"] {
             let why = logs.set_filter(wrong).unwrap_err();
-            assert!(why.contains("give a level"), "{wrong:?}: {why}");
+            assert!(why.to_string().contains("give a level"), "{wrong:?}: {why}");
         }
         assert_eq!(logs.filter(), "realign::api=debug,warn");
     }

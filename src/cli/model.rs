@@ -3,10 +3,9 @@
 use std::io::Write;
 
 use clap::Subcommand;
-use realign_backend::DeviceChoice;
 use serde_json::{Value, json};
 
-use super::{CliError, EXIT_OK, GlobalArgs};
+use super::{CliError, DeviceArgs, EXIT_OK, GlobalArgs};
 use realign_engine::adapter::base_id;
 use realign_model::{LoadedModel, ModelFiles, ModelSource, ModelSpec};
 
@@ -23,6 +22,9 @@ The base hash decides which adapters fit: an adapter serves on the base it was t
     Info {
         /// A .gguf file, a directory of safetensors, or hf:<owner>/<name> [default: the configured model]
         source: Option<String>,
+        /// What computes
+        #[command(flatten)]
+        device: DeviceArgs,
     },
     /// Fetch a model into the hub cache and print its directory
     #[command(after_help = "\
@@ -47,17 +49,13 @@ pub fn run(
     out: &mut dyn Write,
 ) -> Result<u8, CliError> {
     match command {
-        ModelCommand::Info { source } => {
-            let source = match source {
-                Some(source) => source.clone(),
-                None => global.resolve()?.model,
-            };
-            let files = ModelSource::parse(&source)?.fetch()?;
+        ModelCommand::Info { source, .. } => {
+            let config = global.resolve()?;
+            let source = source.as_ref().unwrap_or(&config.model);
+            let device = realign_backend::open(config.engine.device)?;
+            let files = ModelSource::parse(source)?.fetch()?;
             // By its path: what was fetched is not asked for again.
-            let loaded = LoadedModel::load(
-                &files.root.to_string_lossy(),
-                &*realign_backend::open(DeviceChoice::Cpu)?,
-            )?;
+            let loaded = LoadedModel::load(&files.root.to_string_lossy(), &*device)?;
             let report = info(&files, &loaded)?;
             match global.json {
                 true => writeln!(out, "{report}")?,
@@ -158,8 +156,12 @@ mod tests {
             json: true,
             ..GlobalArgs::default()
         };
+        let command = ModelCommand::Info {
+            source,
+            device: DeviceArgs::default(),
+        };
         let mut out = Vec::new();
-        let code = run(&ModelCommand::Info { source }, &global, &mut out).unwrap();
+        let code = run(&command, &global, &mut out).unwrap();
         let report: Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(code, EXIT_OK);
         assert_eq!(report["parameters"], 134_515_008);

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::{CliError, EXIT_FAILED, EXIT_OK, GlobalArgs, require};
+use super::{CliError, DeviceArgs, EXIT_FAILED, EXIT_OK, GlobalArgs, require};
 use realign_align::oracle::{Prepared, prepare};
 use realign_align::policy::{ExampleReport, PolicyErrors, PolicySet, diff};
 
@@ -41,6 +41,9 @@ has. Rules with probes are measured by cross-validation.")]
         /// Directory for one SVG calibration plot per rule that gives probabilities
         #[arg(long, value_name = "DIR")]
         svg: Option<PathBuf>,
+        /// What computes
+        #[command(flatten)]
+        device: DeviceArgs,
     },
     /// Show what changes in meaning from one set to another
     #[command(after_help = "\
@@ -69,7 +72,7 @@ pub fn run(
         PolicyCommand::Check { path } => {
             check(read(&place(path.as_deref(), global)?)?, global.json, out)
         }
-        PolicyCommand::Test { path, svg } => match read(&place(path.as_deref(), global)?)? {
+        PolicyCommand::Test { path, svg, .. } => match read(&place(path.as_deref(), global)?)? {
             Ok(set) => {
                 let services = super::oracle::services(&global.resolve()?, &set)?;
                 match prepare(&set, &services) {
@@ -304,10 +307,7 @@ rules:
         );
         assert_eq!(run_json(&whole).1["errors"][0]["line"], 8);
         // An invalid set cannot be tested, for the same reasons.
-        let test = PolicyCommand::Test {
-            svg: None,
-            path: Some(dir.path().into()),
-        };
+        let test = test_of(Some(dir.path().into()));
         assert_eq!(run_json(&test).0, EXIT_FAILED);
         let missing = PolicyCommand::Check {
             path: Some(dir.path().join("none")),
@@ -316,15 +316,23 @@ rules:
         assert!(error.to_string().contains("none"), "{error}");
     }
 
+    fn test_of(path: Option<PathBuf>) -> PolicyCommand {
+        PolicyCommand::Test {
+            path,
+            svg: None,
+            device: DeviceArgs::default(),
+        }
+    }
+
     #[test]
     fn test_runs_the_examples() {
         let dir = tempfile::tempdir().unwrap();
         let path = file(dir.path(), "good.yaml", GOOD);
-        let (code, text) = run_text(&PolicyCommand::Test { path, svg: None });
+        let (code, text) = run_text(&test_of(path));
         assert_eq!(code, EXIT_OK);
         assert!(text.contains("no-doses:dose  ok        2 of 2"), "{text}");
         let path = file(dir.path(), "wrong.yaml", &GOOD.replace("200 mg", "some"));
-        let command = PolicyCommand::Test { path, svg: None };
+        let command = test_of(path);
         let (code, text) = run_text(&command);
         assert_eq!(code, EXIT_FAILED);
         assert!(

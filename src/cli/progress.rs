@@ -1,11 +1,17 @@
 //! Progress bars on stderr: rate and time left on a terminal, nothing where output is machine's
 //! business or nobody looks.
 
+use std::cell::RefCell;
 use std::io::IsTerminal;
+use std::path::PathBuf;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::GlobalArgs;
+use realign_align::pipeline::{self, Cache, NoCache, Phase};
+use realign_align::train::{self, StepReport, memory};
+use realign_model::{Backend, Recompute};
+use realign_server::config::TrainConfig;
 
 /// Whether and how a command shows how far it is.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +57,90 @@ impl Progress {
         }
         bar.set_prefix(what.to_owned());
         bar
+    }
+}
+
+/// A run of the learning pipeline with a bar for each of its phases, within the memory that the
+/// `[train]` section allows.
+pub(super) struct Bars<'a> {
+    progress: Progress,
+    train: &'a TrainConfig,
+    bar: RefCell<ProgressBar>,
+    checkpoints: Option<PathBuf>,
+    cache: &'a dyn Cache,
+}
+
+impl<'a> Bars<'a> {
+    /// Without checkpoints and without results of earlier runs.
+    pub fn new(progress: Progress, train: &'a TrainConfig) -> Self {
+        Self {
+            progress,
+            train,
+            bar: RefCell::new(ProgressBar::hidden()),
+            checkpoints: None,
+            cache: &NoCache,
+        }
+    }
+
+    /// Continues from the checkpoints of a directory, and leaves some there.
+    pub fn with_checkpoints(mut self, directory: PathBuf) -> Self {
+        self.checkpoints = Some(directory);
+        self
+    }
+
+    /// Takes up results of earlier runs.
+    pub fn with_cache(mut self, cache: &'a dyn Cache) -> Self {
+        self.cache = cache;
+        self
+    }
+
+    /// Removes the bar that is shown.
+    pub fn clear(&self) {
+        self.bar.borrow().finish_and_clear();
+    }
+}
+
+impl train::Observer for Bars<'_> {
+    fn proceed(&self) -> bool {
+        true
+    }
+
+    fn memory(&self, backend: &dyn Backend) -> Option<u64> {
+        memory::limit(self.train.memory_mb, backend)
+    }
+
+    fn recompute(&self) -> Recompute {
+        self.train.recompute
+    }
+
+    fn on_step(&self, report: &StepReport) {
+        let bar = self.bar.borrow();
+        bar.set_position(report.step as u64);
+        bar.set_message(format!("loss {:.3}", report.loss.total()));
+    }
+}
+
+impl pipeline::Observer for Bars<'_> {
+    fn enter(&self, phase: Phase, units: usize) {
+        self.clear();
+        let name = match phase {
+            Phase::Reference => "reference",
+            Phase::Impact => "impact",
+            Phase::Train => "train",
+        };
+        self.bar.replace(self.progress.bar(units, name));
+    }
+
+    fn on_pass(&self, _phase: Phase, _done: usize, _units: usize) {
+        self.bar.borrow().inc(1);
+    }
+
+    fn checkpoints(&self) -> Option<PathBuf> {
+        self.checkpoints.clone()
+    }
+
+    fn cache(&self) -> &dyn Cache {
+        self.cache
     }
 }
 

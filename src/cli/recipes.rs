@@ -6,7 +6,6 @@ use super::CliError;
 use realign_align::train::{ModelSize, Recipe};
 use realign_model::{ModelSource, ModelSpec};
 use realign_server::config::{TrainConfig, recipe_file};
-use realign_server::control::recipe;
 
 /// The size of a model that is on this machine, for the recipe's defaults; nothing is fetched, and
 /// what cannot be looked at counts as small.
@@ -25,24 +24,16 @@ pub(super) fn section(
     given: Option<&str>,
     configured: &TrainConfig,
 ) -> Result<TrainConfig, CliError> {
-    let named = |name: &str| TrainConfig {
-        recipe: Some(name.to_owned()),
-        corrective: configured.corrective.clone(),
-        // How a run is computed is no part of a recipe.
-        memory_mb: configured.memory_mb,
-        recompute: configured.recompute.clone(),
-        ..TrainConfig::default()
-    };
     Ok(match given {
         None => configured.clone(),
-        Some(name @ ("default" | "paper")) => named(name),
-        Some(file) => recipe_file(Path::new(file))?,
+        Some(name @ ("default" | "paper")) => configured.with_recipe(name)?,
+        Some(file) => TrainConfig::resolve(recipe_file(Path::new(file))?)?,
     })
 }
 
 /// The recipe for a loaded model.
 pub(super) fn for_model(section: &TrainConfig, spec: &ModelSpec) -> Result<Recipe, CliError> {
-    let recipe = recipe(section, ModelSize::from(spec))?;
+    let recipe = section.recipe(ModelSize::from(spec)).clone();
     recipe.check_layers(spec.layers)?;
     Ok(recipe)
 }

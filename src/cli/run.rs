@@ -33,6 +33,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli, logs: logs::Logs) -> anyhow::Result<u8> {
+    let cli = cli.with_device()?;
     match &cli.command {
         Command::Serve(args) => serve(args.resolve(&cli.global)?, logs),
         Command::Policy(command) => Ok(policy::run(command, &cli.global, &mut stdout())?),

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::learning::{Learning, Scored};
-use super::progress::Progress;
-use super::{CliError, EXIT_OK, GlobalArgs};
+use super::learning::Learning;
+use super::progress::{Bars, Progress};
+use super::{CliError, DeviceArgs, EXIT_OK, GlobalArgs};
+use realign_align::pipeline::{Learner, Scored};
 use realign_core::Category;
 
 /// Flags of `score`.
@@ -27,6 +28,9 @@ pub struct ScoreArgs {
     /// File of the scores [default: stdout, and the summary on stderr]
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// What computes
+    #[command(flatten)]
+    pub device: DeviceArgs,
 }
 
 #[derive(Serialize)]
@@ -60,13 +64,13 @@ struct Summary {
 pub fn run(args: &ScoreArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<u8, CliError> {
     let learning = Learning::load(global, args.recipe.as_deref())?;
     let started = std::time::Instant::now();
-    let scored = match learning.has_conflicts() {
-        true => learning.score(Progress::new(global))?,
-        false => Scored {
-            examples: Vec::new(),
-            raw: Vec::new(),
-            weights: None,
-        },
+    let scored = if learning.has_conflicts() {
+        let bars = Bars::new(Progress::new(global), &learning.config.train);
+        let scored = Learner::new(&learning.loaded).score(&learning.run(), &bars);
+        bars.clear();
+        scored?
+    } else {
+        Scored::default()
     };
     let lines = lines(&learning, &scored)?;
     let summary = summary(&learning, &scored, started.elapsed().as_secs_f64());
@@ -96,8 +100,8 @@ fn lines(learning: &Learning, scored: &Scored) -> Result<String, CliError> {
         .map(|item| (pairs[item.index].id.0.as_str(), item.index))
         .collect();
     let mut text = String::new();
-    for (index, score) in &scored.raw {
-        let example = &scored.examples[*index];
+    for score in &scored.scores {
+        let example = &scored.examples[score.index];
         let Some(&pair) = by_id.get(example.id.as_str()) else {
             continue;
         };
@@ -107,8 +111,8 @@ fn lines(learning: &Learning, scored: &Scored) -> Result<String, CliError> {
             source: pairs[pair].source.to_string(),
             category,
             corrected: category != example.category,
-            score: *score,
-            weight: example.weight,
+            score: score.raw,
+            weight: score.weight,
         };
         text.push_str(&serde_json::to_string(&line)?);
         text.push('\n');
@@ -123,14 +127,15 @@ fn summary(learning: &Learning, scored: &Scored, seconds: f64) -> Summary {
         .examples
         .iter()
         .filter(|e| e.category == Category::Punish);
-    let punish = suppressed.count() + learning.corrected.0;
+    let corrected = learning.selected.corrections.written;
+    let punish = suppressed.count() + corrected;
     Summary {
         conflicts,
         invert: conflicts.saturating_sub(punish),
         punish,
-        corrected: learning.corrected.0,
-        skipped: learning.skipped,
-        clamped_ratio: scored.weights.as_ref().map_or(0.0, |w| w.clamped_ratio),
+        corrected,
+        skipped: learning.selected.skipped.len(),
+        clamped_ratio: scored.clamped_ratio.unwrap_or(0.0),
         weight_scale: learning.recipe.weight_scale,
         recipe: learning.recipe.name.clone(),
         seconds,

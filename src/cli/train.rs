@@ -7,15 +7,13 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::learning::Learning;
-use super::progress::Progress;
-use super::{CliError, EXIT_FAILED, EXIT_OK, GlobalArgs};
-use realign_align::train::curve::{LINES_FILE, PLOT_FILE};
-use realign_align::train::memory;
-use realign_align::train::{Ending, LossParts, Observer, StepReport, Trained, train};
+use super::progress::{Bars, Progress};
+use super::{CliError, DeviceArgs, EXIT_FAILED, EXIT_OK, GlobalArgs};
+use realign_align::pipeline::{Learner, PipelineError};
+use realign_align::train::{Ending, LossParts, Trained};
+use realign_engine::adapter::AdapterStore;
 use realign_engine::adapter::generation::GenerationId;
-use realign_engine::adapter::{self, AdapterStore, Manifest};
-use realign_model::{Backend, Recompute};
-use realign_server::config::TrainConfig;
+use realign_server::control::Origin;
 
 /// Flags of `train`.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -35,6 +33,9 @@ pub struct TrainArgs {
     /// Directory of the adapter, which must not exist [default: adapters/<generation>]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// What computes
+    #[command(flatten)]
+    pub device: DeviceArgs,
 }
 
 #[derive(Serialize)]
@@ -69,29 +70,19 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
     if !learning.has_conflicts() {
         return print(out, global.json, &summary(&learning, None), EXIT_OK);
     }
-    let progress = Progress::new(global);
-    let scored = learning.score(progress)?;
-    let checkpoints = learning.config.paths.state.join("checkpoints");
-    let checkpoints = checkpoints.join(&learning.inputs.hash[..16]);
-    let steps = realign_align::train::run::steps(scored.examples.len(), &learning.recipe);
-    let watcher = Watcher {
-        bar: progress.bar(steps, "train"),
-        train: learning.config.train.clone(),
-    };
-    let trained = train(
-        &*learning.loaded.backend,
-        &scored.examples,
-        &learning.recipe,
-        Some(&checkpoints),
-        &watcher,
-    );
-    watcher.bar.finish_and_clear();
-    let trained = match trained {
-        Ok(trained) => trained,
-        Err(error) => {
+    let checkpoints = learning.checkpoints();
+    let bars = Bars::new(Progress::new(global), &learning.config.train);
+    let bars = bars.with_checkpoints(checkpoints.clone());
+    let learner = Learner::new(&learning.loaded);
+    let candidate = learner.run(&learning.run(), &bars);
+    bars.clear();
+    let trained = match candidate {
+        Ok(candidate) => candidate.trained,
+        Err(PipelineError::Train(error)) => {
             eprintln!("error: {error}");
             return Ok(EXIT_FAILED);
         }
+        Err(error) => return Err(error.into()),
     };
     let (id, path) = keep(args, &learning, &trained)?;
     if let Err(error) = std::fs::remove_dir_all(&checkpoints) {
@@ -109,18 +100,27 @@ fn keep(
     learning: &Learning,
     trained: &Trained,
 ) -> Result<(GenerationId, PathBuf), CliError> {
-    let manifest = manifest(learning)?;
-    let curve = &trained.curve;
-    let beside = [(LINES_FILE, curve.jsonl()), (PLOT_FILE, curve.svg())];
+    let origin = Origin {
+        parent: None,
+        loaded: &learning.loaded,
+        inputs: &learning.inputs,
+        recipe: &learning.recipe,
+        triage: learning.triage.counts,
+    };
+    let publish = |store: &AdapterStore| {
+        let reason = "trained offline by `realign train`";
+        let gate = json!({ "verdict": "not_measured", "reason": reason });
+        origin.publish(store, &trained.weights, &trained.curve, gate)
+    };
     let Some(target) = &args.out else {
         let store = AdapterStore::open(&learning.config.paths.adapters)?;
-        let id = store.write_beside(&trained.weights, manifest, &beside)?;
+        let id = publish(&store)?;
         let path = store.path(&id);
         return Ok((id, path));
     };
     let staging = staging(target);
     let store = AdapterStore::open(&staging)?;
-    let id = store.write_beside(&trained.weights, manifest, &beside)?;
+    let id = publish(&store)?;
     std::fs::rename(store.path(&id), target)?;
     std::fs::remove_dir(&staging)?;
     Ok((id, target.clone()))
@@ -133,32 +133,13 @@ fn staging(target: &Path) -> PathBuf {
     name.into()
 }
 
-fn manifest(learning: &Learning) -> Result<Manifest, CliError> {
-    let counts = learning.triage.counts;
-    Ok(Manifest {
-        base_hash: learning.loaded.base_hash.to_string(),
-        base_name: learning.loaded.name.to_string(),
-        policy_revision: Some(learning.set.revision().into()),
-        dataset_digest: Some(learning.inputs.dataset.digest.clone()),
-        recipe: serde_json::to_value(&learning.recipe)?,
-        seed: learning.recipe.seed,
-        inputs_hash: learning.inputs.hash.clone(),
-        triage: adapter::TriageCounts {
-            invert: counts.invert,
-            punish: counts.punish,
-            retain: counts.retain,
-        },
-        gate: json!({ "verdict": "not_measured", "reason": "trained offline by `realign train`" }),
-        ..Manifest::default()
-    })
-}
-
 fn summary(learning: &Learning, trained: Option<&Trained>) -> Summary {
-    let conflicts = learning.pairs.iter().filter(|p| p.category.is_conflict());
+    let pairs = &learning.selected.pairs;
+    let conflicts = pairs.iter().filter(|p| p.category.is_conflict());
     Summary {
         generation: None,
         path: None,
-        pairs: learning.pairs.len(),
+        pairs: pairs.len(),
         conflicts: conflicts.count(),
         steps: trained.map_or(0, |t| t.steps),
         ending: trained.map(|t| t.ending),
@@ -186,31 +167,4 @@ fn print(out: &mut dyn Write, as_json: bool, summary: &Summary, code: u8) -> Res
         )?,
     }
     Ok(code)
-}
-
-/// Moves a bar with every step.
-struct Watcher {
-    bar: indicatif::ProgressBar,
-    train: TrainConfig,
-}
-
-impl Observer for Watcher {
-    fn proceed(&self) -> bool {
-        true
-    }
-
-    fn memory(&self, backend: &dyn Backend) -> Option<u64> {
-        memory::limit(self.train.memory_mb, backend)
-    }
-
-    fn recompute(&self) -> Recompute {
-        // The configuration was checked when it was read.
-        self.train.recomputing().unwrap_or_default()
-    }
-
-    fn on_step(&self, report: &StepReport) {
-        self.bar.set_position(report.step as u64);
-        self.bar
-            .set_message(format!("loss {:.3}", report.loss.total()));
-    }
 }

@@ -13,13 +13,13 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::progress::Progress;
-use super::{CliError, EXIT_OK, GlobalArgs, require};
+use super::{CliError, DeviceArgs, EXIT_OK, GlobalArgs, require};
 use realign_align::oracle::{Prepared, RuleOracle, prepare_trusted};
+use realign_align::pipeline::warning;
 use realign_align::policy::PolicySet;
 use realign_align::preferences::{Dataset, Pair};
 use realign_align::triage::{Triage, triage_in_parts};
 use realign_server::config::Config;
-use realign_server::control::{ONLY_PUNISH, recipe};
 
 pub use flips::{Flip, Flips};
 pub use report::{Conflict, Plan, Reason, RuleCount, TriageReport};
@@ -48,6 +48,9 @@ pub struct TriageArgs {
     /// Triage this one file instead (.jsonl, .gz or .zst), in bounded memory, however large
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
+    /// What computes
+    #[command(flatten)]
+    pub device: DeviceArgs,
 }
 
 /// Flags of `plan`.
@@ -68,6 +71,9 @@ pub struct PlanArgs {
     /// --policies names others]
     #[arg(long, value_name = "DIR")]
     pub against: Option<PathBuf>,
+    /// What computes
+    #[command(flatten)]
+    pub device: DeviceArgs,
 }
 
 /// Runs `triage` and returns the exit code.
@@ -110,7 +116,8 @@ pub fn run_triage(
 /// [`CliError`].
 pub fn run_plan(args: &PlanArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<u8, CliError> {
     let config = global.resolve()?;
-    let recipe = recipe(&config.train, super::recipes::size_of(&config.model))?;
+    let size = super::recipes::size_of(&config.model);
+    let recipe = config.train.recipe(size);
     let dataset = read_data(&config)?;
     let (set, prepared) = read_set(&config, &config.paths.policies)?;
     let unasked = Arc::new(prepared.matchers.without_judges());
@@ -127,17 +134,8 @@ pub fn run_plan(args: &PlanArgs, global: &GlobalArgs, out: &mut dyn Write) -> Re
         None => None,
     };
     let report = TriageReport::new(&oracle, &dataset, &triage, args.examples);
-    let mut plan = Plan::new(
-        report,
-        &recipe,
-        &dataset,
-        &triage,
-        config.gate.holdout_ratio,
-    );
-    let only_punish = triage.counts.invert == 0 && triage.counts.punish > 0;
-    if only_punish && config.train.corrective.is_none() {
-        plan.warning = Some(ONLY_PUNISH);
-    }
+    let mut plan = Plan::new(report, recipe, &dataset, &triage, config.gate.holdout_ratio);
+    plan.warning = warning(triage.counts, config.train.corrective.is_some());
     plan.judge_calls = oracle.usage().undecided;
     plan.flips = flips;
     print(out, global.json, &plan, &plan_text(&plan))

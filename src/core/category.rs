@@ -81,3 +81,17 @@ impl TriageCounts {
         }
     }
 }
+
+impl FromIterator<Category> for TriageCounts {
+    fn from_iter<I: IntoIterator<Item = Category>>(categories: I) -> Self {
+        let mut counts = TriageCounts::default();
+        for category in categories {
+            match category {
+                Category::Invert => counts.invert += 1,
+                Category::Punish => counts.punish += 1,
+                Category::Retain => counts.retain += 1,
+            }
+        }
+        counts
+    }
+}

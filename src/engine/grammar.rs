@@ -38,7 +38,7 @@ pub enum GrammarError {
 /// Compiles grammars for one tokenizer. What all of them share is built on first use.
 pub struct Grammars {
     tokenizer: Arc<Tokenizer>,
-    factory: OnceLock<Result<ParserFactory, String>>,
+    factory: OnceLock<Result<ParserFactory, GrammarError>>,
 }
 
 impl std::fmt::Debug for Grammars {
@@ -82,7 +82,7 @@ impl Grammars {
             .factory
             .get_or_init(|| factory(&self.tokenizer))
             .as_ref()
-            .map_err(|reason| GrammarError::Vocabulary(reason.clone()))?;
+            .map_err(Clone::clone)?;
         let grammar = TopLevelGrammar::from_lark(lark.to_string());
         let refused = |reason: &str| GrammarError::Refused(short(reason));
         let parser = factory
@@ -99,9 +99,12 @@ impl Grammars {
     }
 }
 
-fn factory(tokenizer: &Tokenizer) -> Result<ParserFactory, String> {
+fn factory(tokenizer: &Tokenizer) -> Result<ParserFactory, GrammarError> {
+    let unusable = |why: &str| GrammarError::Vocabulary(why.into());
     let ends = tokenizer.end_of_generation_ids();
-    let first = *ends.first().ok_or("it has no end-of-turn token")?;
+    let first = *ends
+        .first()
+        .ok_or_else(|| unusable("it has no end-of-turn token"))?;
     let words: Vec<Vec<u8>> = (0..tokenizer.vocab_size() as u32)
         .map(|id| match tokenizer.is_control(id) {
             // The marker that no text contains keeps control tokens out of every grammar.
@@ -116,7 +119,8 @@ fn factory(tokenizer: &Tokenizer) -> Result<ParserFactory, String> {
     let info = TokRxInfo::new(words.len() as u32, first);
     let trie = TokTrie::from(&info, &words).with_eos_tokens(ends);
     let env: llguidance::toktrie::TokEnv = Arc::new(ApproximateTokEnv::new(trie));
-    let mut factory = ParserFactory::new_simple(&env).map_err(|e| short(&format!("{e:#}")))?;
+    let mut factory =
+        ParserFactory::new_simple(&env).map_err(|e| unusable(&short(&format!("{e:#}"))))?;
     factory.quiet();
     *factory.limits_mut() = ParserLimits {
         initial_lexer_fuel: COMPILE_FUEL,

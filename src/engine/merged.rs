@@ -11,12 +11,14 @@
 //! given up for it.
 
 mod engine;
+mod error;
 
 pub(crate) use engine::MergedEngine;
+pub use error::{BuildError, PrepareError};
 
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::unbounded_channel;
@@ -43,34 +45,8 @@ pub trait Builder: Send + Sync {
     /// Loads the base model with the generation's adapter merged in. Takes seconds.
     ///
     /// # Errors
-    /// Why it cannot be loaded, and what to do about it.
-    fn build(&self, generation: &Generation) -> Result<Box<dyn ModelCopy>, String>;
-}
-
-/// Why a generation cannot be made ready to serve.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PrepareError {
-    /// The copy could not be built.
-    #[error("generation {generation} could not be loaded into the engine: {reason}")]
-    Build {
-        /// Generation.
-        generation: GenerationId,
-        /// The builder's reason.
-        reason: String,
-    },
-    /// Running sequences hold all the copies there may be.
-    #[error(
-        "generation {generation} needs another copy of the weights, and running requests hold all \
-         {limit} (engine.copies) for longer than {seconds} s"
-    )]
-    NoRoom {
-        /// Generation.
-        generation: GenerationId,
-        /// Copies allowed.
-        limit: usize,
-        /// How long a place was waited for.
-        seconds: u64,
-    },
+    /// [`BuildError::Load`], with what to do about it.
+    fn build(&self, generation: &Generation) -> Result<Box<dyn ModelCopy>, BuildError>;
 }
 
 /// A place among the copies, taken before a build begins and freed when the copy has gone.
@@ -138,6 +114,8 @@ pub struct Copies {
     /// Copies that are loaded or being built.
     alive: Arc<AtomicUsize>,
     state: Mutex<State>,
+    /// A build has ended.
+    built: Condvar,
 }
 
 impl fmt::Debug for Copies {
@@ -172,6 +150,7 @@ impl Copies {
             limit: limit.max(2),
             alive: Arc::default(),
             state: Mutex::default(),
+            built: Condvar::new(),
         }
     }
 
@@ -233,8 +212,8 @@ impl Copies {
             match found {
                 Found::Ready(_) => return Ok(()),
                 Found::Begun(place) => return self.build(generation, place),
-                Found::Building => std::thread::sleep(LOOK),
-                Found::NoRoom if wait(started.elapsed()) => std::thread::sleep(LOOK),
+                Found::Building => self.wait_for_build(),
+                Found::NoRoom if wait(started.elapsed()) => self.wait_for_build(),
                 Found::NoRoom => {
                     return Err(PrepareError::NoRoom {
                         generation: generation.id.clone(),
@@ -244,6 +223,11 @@ impl Copies {
                 }
             }
         }
+    }
+
+    /// Waits for a build to end, or a short while: nothing says when a copy becomes idle.
+    fn wait_for_build(&self) {
+        drop(self.built.wait_timeout(self.state(), LOOK));
     }
 
     /// Says which generation serves from now on. All other copies go as soon as no sequence runs
@@ -342,7 +326,7 @@ impl Copies {
         };
         let thread = std::thread::Builder::new().name("build-engine".into());
         if let Err(error) = thread.spawn(build) {
-            self.finish_build(&id, Err(format!("no thread could be started: {error}")));
+            self.finish_build(&id, Err(error.into()));
         }
     }
 
@@ -362,7 +346,7 @@ impl Copies {
             .map(|_| ())
             .map_err(|reason| PrepareError::Build {
                 generation: id.clone(),
-                reason: reason.clone(),
+                reason: reason.to_string(),
             });
         let seconds = started.elapsed().as_secs_f64();
         match &result {
@@ -374,7 +358,7 @@ impl Copies {
     }
 
     /// Has the copy generate a token: what cannot is found before anybody waits for it.
-    fn warm(&self, copy: &Arc<Loaded>, generation: &Arc<Generation>) -> Result<(), String> {
+    fn warm(&self, copy: &Arc<Loaded>, generation: &Arc<Generation>) -> Result<(), BuildError> {
         let sampling = SamplingParams {
             max_tokens: 1,
             ..SamplingParams::default()
@@ -398,14 +382,14 @@ impl Copies {
             match stream.blocking_next() {
                 Some(GenerateEvent::Token { .. }) => {}
                 Some(GenerateEvent::Finished { .. }) => return Ok(()),
-                Some(GenerateEvent::Failed(reason)) => return Err(reason),
-                None => return Err("its first token never came".into()),
+                Some(GenerateEvent::Failed(reason)) => return Err(BuildError::Generate(reason)),
+                None => return Err(BuildError::NoToken),
             }
         }
     }
 
     /// Lets the sequences that wait for a copy go on, or tells them why they cannot.
-    fn finish_build(&self, id: &GenerationId, result: Result<Arc<Loaded>, String>) {
+    fn finish_build(&self, id: &GenerationId, result: Result<Arc<Loaded>, BuildError>) {
         let mut state = self.state();
         let at = state.entries.iter().position(|e| e.generation == *id);
         // A server that stops forgets what is being built.
@@ -419,6 +403,7 @@ impl Copies {
             Err(_) => drop(state.entries.remove(at)),
         }
         drop(state);
+        self.built.notify_all();
         for mut driver in waiting {
             match &result {
                 Ok(copy) => copy.submit(driver),

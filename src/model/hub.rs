@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use hf_hub::api::sync::{ApiBuilder, ApiRepo};
+use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Repo, RepoType};
 
 use super::error::{ModelError, Result};
@@ -53,18 +53,18 @@ pub fn fetch(repo: &str, revision: &str) -> Result<PathBuf> {
     let side_files = SIDE_FILES.iter().copied().filter(|f| listed.contains(f));
     let mut root = None;
     for file in side_files.chain(weights) {
-        let path = get(&remote, file).map_err(|e| error(advice(&e)))?;
+        let path = get(&remote, file).map_err(|e| error(advice(&format!("{file}: {e}"))))?;
         root = path.parent().map(PathBuf::from);
     }
     root.ok_or_else(|| error("the hub cache returned no directory".into()))
 }
 
-fn get(remote: &ApiRepo, file: &str) -> std::result::Result<PathBuf, String> {
+fn get(remote: &ApiRepo, file: &str) -> std::result::Result<PathBuf, ApiError> {
     tracing::info!(
         file,
         "fetching from the hub (a cached file is used as it is)"
     );
-    remote.get(file).map_err(|e| format!("{file}: {e}"))
+    remote.get(file)
 }
 
 fn advice(reason: &str) -> String {

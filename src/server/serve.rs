@@ -16,16 +16,16 @@ use axum::Router;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
-use crate::api::{self, AppState, LogDoor};
+use crate::api::{self, AppState, LogPort};
 use crate::config::keys::KeyFileError;
 use crate::config::{Config, ConfigError};
-use crate::control::{Control, ControlError, Parts, initial_generation, load_generation, recipe};
+use crate::control::{Control, ControlError, Parts, initial_generation, load_generation};
 use crate::state::{StateDb, StateError};
 use crate::telemetry::compliance::DecisionLogError;
 use listen::{Listening, Timeouts};
 use operations::{access, chores, compliance, decision_log, reload, telemetry};
-use realign_align::train::choices::ModelSize;
 use realign_backend::DeviceError;
+use realign_core::clock::unix_seconds;
 use realign_engine::adapter::generation::Generation;
 use realign_engine::adapter::{AdapterError, AdapterStore, Registry, base_id};
 use realign_engine::merged::PrepareError;
@@ -33,8 +33,6 @@ use realign_engine::{EngineError, EngineHandle};
 use realign_model::{LoadedModel, ModelError, TimeSlices};
 use tls::{Tls, TlsError};
 
-/// Share of the time that learning gets from running requests, unless `train.share` says another.
-const LEARNING_SHARE: f64 = 0.25;
 /// Generations kept in memory beside the base.
 const LOADED_GENERATIONS: usize = 4;
 /// How often the end of the running requests is looked at.
@@ -109,10 +107,9 @@ pub struct Server {
 impl Server {
     /// Loads the model, opens state and adapters, starts engine and control loop. Blocks for
     /// seconds; every unusable input is an error here, before a port opens.
-    pub fn load(config: Config, logs: Arc<dyn LogDoor>) -> Result<Self, ServerError> {
+    pub fn load(config: Config, logs: Arc<dyn LogPort>) -> Result<Self, ServerError> {
         let config = Arc::new(config);
         // What is quickly found to be unusable is found before the model is loaded.
-        recipe(&config.train, ModelSize::default()).map_err(ControlError::Recipe)?;
         let access = Arc::new(access(&config)?);
         let tls = config.server.tls.as_ref().map(Tls::load).transpose()?;
         let decisions = decision_log(&config.compliance)?;
@@ -123,7 +120,7 @@ impl Server {
         memory::check(&config, &*device)?;
         let started = Instant::now();
         tracing::info!(model = config.model, "loading the model");
-        let slices = TimeSlices::new(config.train.share.unwrap_or(LEARNING_SHARE));
+        let slices = TimeSlices::new(config.train.share);
         let loaded = LoadedModel::load_sharing(&config.model, &*device, Arc::new(slices))?;
         tracing::info!(
             base = &loaded.base_hash[..8],
@@ -176,7 +173,7 @@ impl Server {
             body_timeout: config.server.body_timeout,
             ready: Arc::new(AtomicBool::new(true)),
             max_body_bytes: config.server.max_body_bytes,
-            started_at: api::unix_seconds(),
+            started_at: unix_seconds(),
         };
         Ok(Self {
             config,
@@ -326,8 +323,7 @@ fn registry(store: &Arc<AdapterStore>, loaded: &LoadedModel) -> Registry {
     };
     let current = initial_generation(store, loaded);
     let (store, model) = (store.clone(), loaded.clone());
-    let loader =
-        Box::new(move |id: &_| load_generation(&store, &model, id).map_err(|e| e.to_string()));
+    let loader = Box::new(move |id: &_| load_generation(&store, &model, id));
     let registry = Registry::new(Arc::new(base), LOADED_GENERATIONS).with_loader(loader);
     if current.adapter.is_some() {
         // Nothing serves yet, so the swap without an expectation cannot conflict.

@@ -5,6 +5,8 @@
 
 mod batching;
 mod crashes;
+mod devices;
+mod document;
 mod engine;
 mod mistralrs;
 mod openai_client;

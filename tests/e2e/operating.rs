@@ -175,3 +175,44 @@ fn a_gap_between_policies_and_what_serves_is_open_until_it_is_closed() {
         (server.metric("realign_alignment_gap_open_seconds", "") > 0.0).then_some(())
     });
 }
+
+#[test]
+fn the_events_of_a_realignment_that_has_ended_are_its_end() {
+    let workspace = Workspace::tiny(1);
+    let server = Server::start(&workspace);
+    let ended = server.ended(1);
+    let id = ended["id"].as_str().unwrap();
+    // The stream ends, or this would not return.
+    let text = server.get_text(&format!("/admin/v1/realignments/{id}/events"));
+    let data = text.trim().strip_prefix("data: ").unwrap();
+    let event: Value = serde_json::from_str(data).unwrap();
+    assert_eq!(event["event"], "realignment_finished", "{event}");
+    assert_eq!([&event["id"], &event["outcome"]], [id, "no_conflict"]);
+    assert_eq!(event["generation"], ended["generation"]);
+    let url = server.url("/admin/v1/realignments/none/events");
+    assert_eq!(server.fetch(&url, "").0, 404);
+}
+
+/// Event streams that are opened and left again must leave nothing behind.
+#[cfg(target_os = "linux")]
+#[test]
+fn event_streams_start_no_threads() {
+    let workspace = Workspace::tiny(1);
+    let server = Server::start(&workspace);
+    server.ended(1);
+    workspace.drop_policy("xyzzy");
+    let running = wait("a running realignment", || {
+        let newest = server.realignments().into_iter().next()?;
+        (newest["status"] == "running").then_some(newest)
+    });
+    let id = running["id"].as_str().unwrap();
+    let before = server.threads();
+    for _ in 0..200 {
+        let opened = server.open(&format!("/admin/v1/realignments/{id}/events"));
+        drop(opened);
+    }
+    // Learning and the runtime's pool for blocking work may add a few.
+    let after = server.threads();
+    assert!(after < before + 50, "{before} threads became {after}");
+    server.ended(2);
+}

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::document::Document;
 use super::engine;
 use super::workspace::Workspace;
 
@@ -19,6 +20,8 @@ pub struct Server<'a> {
     child: Child,
     address: String,
     agent: ureq::Agent,
+    /// What its answers are held against.
+    document: Option<Document>,
     workspace: &'a Workspace,
 }
 
@@ -82,6 +85,7 @@ impl<'a> Server<'a> {
             child,
             address: String::new(),
             agent: config.build().into(),
+            document: None,
             workspace,
         };
         server.address = wait("a listening server", || {
@@ -92,6 +96,7 @@ impl<'a> Server<'a> {
             let (_, rest) = log.split_once("listening: http://")?;
             Some(rest.split_once("/v1")?.0.to_string())
         });
+        server.document = Some(Document::new(server.get("/openapi.json")));
         server
     }
 
@@ -111,7 +116,19 @@ impl<'a> Server<'a> {
         };
         let mut response = request.call().unwrap();
         let status = response.status().as_u16();
-        (status, response.body_mut().read_to_string().unwrap())
+        let text = response.body_mut().read_to_string().unwrap();
+        if let Some(path) = url.strip_prefix(&self.url(""))
+            && let Ok(body) = serde_json::from_str(&text)
+        {
+            self.check("GET", path, status, &body);
+        }
+        (status, text)
+    }
+
+    fn check(&self, method: &str, path: &str, status: u16, body: &Value) {
+        if let Some(document) = &self.document {
+            document.check(method, path, status, body);
+        }
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -132,7 +149,9 @@ impl<'a> Server<'a> {
             .get(format!("http://{}{path}", self.address))
             .call()
             .unwrap();
-        response.body_mut().read_json().unwrap()
+        let body = response.body_mut().read_json().unwrap();
+        self.check("GET", path, response.status().as_u16(), &body);
+        body
     }
 
     pub fn get_text(&self, path: &str) -> String {
@@ -154,11 +173,13 @@ impl<'a> Server<'a> {
             .headers()
             .get("x-realign-generation")
             .map(|v| v.to_str().unwrap().to_string());
-        Answer {
+        let answer = Answer {
             status: response.status().as_u16(),
             generation,
             body: response.body_mut().read_json().unwrap(),
-        }
+        };
+        self.check("POST", path, answer.status, &answer.body);
+        answer
     }
 
     /// A greedy chat completion that must be answered.
@@ -189,6 +210,26 @@ impl<'a> Server<'a> {
         EventStream {
             lines: BufReader::new(socket),
         }
+    }
+
+    /// Sends a request and reads the first line of the answer; dropping the socket hangs up.
+    pub fn open(&self, path: &str) -> TcpStream {
+        let mut socket = TcpStream::connect(&self.address).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let host = &self.address;
+        write!(socket, "GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n").unwrap();
+        let mut status = String::new();
+        let mut lines = BufReader::new(&socket);
+        lines.read_line(&mut status).unwrap();
+        assert!(status.contains("200"), "{path}: {status}");
+        socket
+    }
+
+    /// Threads of the server's process.
+    #[cfg(target_os = "linux")]
+    pub fn threads(&self) -> usize {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id()));
+        tasks.unwrap().count()
     }
 
     /// The sum of the series of a metric whose labels contain `labels`.

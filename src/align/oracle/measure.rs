@@ -1,9 +1,10 @@
 //! Figures of a classifier: accuracy, precision, recall, F1, calibration, thresholds. Pure.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// Counts of a binary decision against the truth; positive is "violates".
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Confusion {
     /// Violations found.
     pub true_positive: usize,
@@ -117,7 +118,7 @@ pub fn best_threshold(probabilities: &[f64], positive: &[bool]) -> f64 {
 }
 
 /// One bin of a calibration plot.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Bin {
     /// Least probability in it.
     pub from: f64,

@@ -11,6 +11,7 @@ pub mod cache;
 pub mod calibration;
 pub mod corrective;
 pub mod endpoint;
+pub mod error;
 pub mod features;
 pub mod hidden;
 pub mod judge;
@@ -31,6 +32,7 @@ use serde::Serialize;
 
 pub use crate::policy::{Exchange, Severity};
 pub use cache::{CacheCounts, MemoryVerdictCache, VerdictCache, VerdictKey};
+pub use error::RuleError;
 pub use features::FeatureSource;
 pub use hidden::{BATCH_ROWS as HIDDEN_ROWS, HiddenStates};
 pub use matchers::{MatcherUsage, Matchers};

@@ -5,6 +5,7 @@ use std::collections::hash_map::Entry;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::error::RuleError;
 use super::features::FeatureSource;
 use super::judge::Judge;
 use super::matchers::Matchers;
@@ -12,7 +13,7 @@ use super::probe::FittedProbe;
 use super::rules::RuleOracle;
 use super::scores::ScoreCache;
 use super::trust::{RuleTrust, measure};
-use crate::policy::{Matcher, Policy, PolicyError, PolicyErrors, PolicySet, Rule};
+use crate::policy::{Matcher, Policy, PolicyError, PolicyErrors, PolicySet};
 
 /// What preparing a set may use.
 #[derive(Clone, Debug)]
@@ -123,22 +124,23 @@ pub fn prepare_trusted(set: &PolicySet, services: &Services) -> Result<Prepared,
     }
 }
 
-fn add(matchers: &mut Matchers, matcher: Matcher<'_>, services: &Services) -> Result<(), String> {
+fn add(
+    matchers: &mut Matchers,
+    matcher: Matcher<'_>,
+    services: &Services,
+) -> Result<(), RuleError> {
     match matcher {
         Matcher::Probe(spec) => {
             if matchers.probes.contains_key(spec.id()) {
                 return Ok(());
             }
-            let source = services
-                .features
-                .as_deref()
-                .ok_or("a probe reads the base model's hidden states, and no model is loaded")?;
+            let source = services.features.as_deref().ok_or(RuleError::NoModel)?;
             let dir = services.probes.as_deref();
             let key = FittedProbe::key(spec, source.base());
             let fitted = match dir.and_then(|dir| FittedProbe::load(dir, &key)) {
                 Some(known) => known,
                 None => {
-                    let fitted = FittedProbe::fit(spec, source).map_err(|e| e.to_string())?;
+                    let fitted = FittedProbe::fit(spec, source)?;
                     if let Some(dir) = dir {
                         fitted.store(dir);
                     }
@@ -152,7 +154,7 @@ fn add(matchers: &mut Matchers, matcher: Matcher<'_>, services: &Services) -> Re
         Matcher::Judge(spec) => {
             if let Entry::Vacant(place) = matchers.judges.entry(spec.id()) {
                 let judge = Judge::prepare(spec.clone(), services.scores.clone());
-                place.insert(Arc::new(judge.map_err(|error| error.to_string())?));
+                place.insert(Arc::new(judge?));
             }
         }
     }
@@ -166,11 +168,4 @@ fn error(policy: &Policy, rule: &str, why: impl std::fmt::Display) -> PolicyErro
         column: Some(policy.source.column),
         message: format!("rule `{rule}`: {why}"),
     }
-}
-
-/// The rules of a set with their policies.
-pub fn rules_of(set: &PolicySet) -> impl Iterator<Item = (&Policy, &Rule)> {
-    set.policies()
-        .iter()
-        .flat_map(|policy| policy.rules.iter().map(move |rule| (policy.as_ref(), rule)))
 }

@@ -4,8 +4,12 @@
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::error::RuleError;
+use super::features::FeatureError;
+use super::judge::JudgeError;
 use super::matchers::{Features, Matchers};
 use super::measure::{Bin, Confusion, calibration, calibration_error};
 use crate::policy::{
@@ -14,7 +18,7 @@ use crate::policy::{
 };
 
 /// A rule's figures.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct RuleTrust {
     /// Policy id.
     pub policy: String,
@@ -67,7 +71,7 @@ impl RuleTrust {
 ///
 /// # Errors
 /// If hidden states or a judge fail.
-pub fn measure(policy: &str, rule: &Rule, matchers: &Matchers) -> Result<RuleTrust, String> {
+pub fn measure(policy: &str, rule: &Rule, matchers: &Matchers) -> Result<RuleTrust, RuleError> {
     let examples = measured_on(rule);
     let questions: Vec<(Exchange<'_>, &Rule)> = examples
         .iter()
@@ -93,9 +97,7 @@ pub fn measure(policy: &str, rule: &Rule, matchers: &Matchers) -> Result<RuleTru
         let outcome = rule.evaluate_with(exchange, &held);
         let seen = held.seen.into_inner().unwrap_or_default();
         if outcome == RuleOutcome::Undecided {
-            return Err(seen
-                .failure
-                .unwrap_or_else(|| "it cannot be measured".to_owned()));
+            return Err(seen.failure.map_or(RuleError::Undecided, RuleError::Judge));
         }
         counts.add(outcome == RuleOutcome::Violated, row.violates);
         scored.extend(seen.probability.map(|p| (p, row.violates)));
@@ -154,7 +156,7 @@ fn measured_on(rule: &Rule) -> Vec<(Labelled, Vec<String>)> {
 fn features(
     questions: &[(Exchange<'_>, &Rule)],
     matchers: &Matchers,
-) -> Result<Vec<Features>, String> {
+) -> Result<Vec<Features>, FeatureError> {
     let is_held = |(exchange, rule): &&(Exchange<'_>, &Rule)| {
         rule.matchers().into_iter().all(|matcher| match matcher {
             Matcher::Probe(spec) => matchers
@@ -169,11 +171,7 @@ fn features(
     }
     let mut out = Vec::with_capacity(questions.len());
     for chunk in questions.chunks(256) {
-        out.extend(
-            matchers
-                .features_of(chunk)
-                .map_err(|error| error.to_string())?,
-        );
+        out.extend(matchers.features_of(chunk)?);
     }
     Ok(out)
 }
@@ -182,7 +180,7 @@ fn features(
 struct Seen {
     /// The last probability given.
     probability: Option<f64>,
-    failure: Option<String>,
+    failure: Option<JudgeError>,
 }
 
 /// Answers by fits that did not see the example.
@@ -193,7 +191,7 @@ struct Held<'a> {
 }
 
 impl Held<'_> {
-    fn note(&self, score: Result<Option<Score>, String>) -> Option<Score> {
+    fn note(&self, score: Result<Option<Score>, JudgeError>) -> Option<Score> {
         // Nothing panics while the lock is held.
         let mut seen = self.seen.lock().ok()?;
         match score {
@@ -222,6 +220,6 @@ impl Scores for Held<'_> {
             labels: &[],
             ..*exchange
         };
-        self.note(judge.left_out(&text).map(Some).map_err(|e| e.to_string()))
+        self.note(judge.left_out(&text).map(Some))
     }
 }

@@ -15,6 +15,27 @@ const MAX_ROWS: usize = 20_000;
 /// Gives the bytes of a file that a policy names; the policy's directory is its own business.
 pub(super) type Reader<'a> = &'a dyn Fn(&Path) -> std::io::Result<Vec<u8>>;
 
+/// Why a labelled file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LabelledError {
+    /// It is not text.
+    #[error("not valid UTF-8: {0}")]
+    NotText(#[from] std::str::Utf8Error),
+    /// A line is no labelled response.
+    #[error(
+        "line {line}: {source}; each line holds prompt, response and verdict (`violates` or `complies`)"
+    )]
+    Line {
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// There are too many rows.
+    #[error("more than {MAX_ROWS} rows, the bound for one probe")]
+    TooMany,
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Row {
@@ -24,16 +45,16 @@ struct Row {
 }
 
 /// Reads all rows; the error names the first line that is not one.
-pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Labelled>, String> {
-    let text = std::str::from_utf8(bytes).map_err(|e| format!("not valid UTF-8: {e}"))?;
+pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Labelled>, LabelledError> {
+    let text = std::str::from_utf8(bytes)?;
     let mut rows = Vec::new();
     for (index, line) in text.lines().enumerate() {
         if line.trim().is_empty() {
             continue;
         }
-        let row: Row = serde_json::from_str(line).map_err(|error| {
-            let line = index + 1;
-            format!("line {line}: {error}; each line holds prompt, response and verdict (`violates` or `complies`)")
+        let row: Row = serde_json::from_str(line).map_err(|source| LabelledError::Line {
+            line: index + 1,
+            source,
         })?;
         rows.push(Labelled {
             prompt: row.prompt,
@@ -41,9 +62,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Labelled>, String> {
             violates: row.verdict == Verdict::Violates,
         });
         if rows.len() > MAX_ROWS {
-            return Err(format!(
-                "more than {MAX_ROWS} rows, the bound for one probe"
-            ));
+            return Err(LabelledError::TooMany);
         }
     }
     Ok(rows)

@@ -30,6 +30,7 @@ pub use condition::{Condition, Exchange, MATCHER_VERSION, Pattern, TextTest};
 pub use diff::{PolicyDiff, diff};
 pub use error::{PolicyError, PolicyErrors};
 pub use examples::{ExampleFailure, ExampleReport, RuleReport};
+pub use labelled::LabelledError;
 pub use matchers::{
     Cost, JudgeSpec, Labelled, Matcher, ProbeSpec, Score, Scores, Stage, TextOnly, Unsure,
 };
@@ -52,8 +53,8 @@ pub fn schema_json() -> String {
 /// Reads labelled responses: JSON lines of `prompt`, `response` and `verdict`.
 ///
 /// # Errors
-/// The first line that is not one, in words.
-pub fn read_labelled(bytes: &[u8]) -> Result<Vec<Labelled>, String> {
+/// The first line that is not one.
+pub fn read_labelled(bytes: &[u8]) -> Result<Vec<Labelled>, LabelledError> {
     labelled::parse(bytes)
 }
 

@@ -163,7 +163,7 @@ pub struct Rule {
 }
 
 /// The least figures on a rule's examples, shares from 0 to 1; `None` asks for nothing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, JsonSchema)]
 pub struct Minimum {
     /// Share of right verdicts.
     pub accuracy: Option<f64>,
@@ -312,7 +312,7 @@ pub struct Example {
 }
 
 /// What a trained adapter must reach before it may serve.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Gate {
     /// Least rise of held-out policy agreement, as a share of responses (0 to 1).
     pub min_policy_agreement_gain: f64,

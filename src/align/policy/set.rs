@@ -35,28 +35,13 @@ impl PolicySet {
     /// A missing or empty directory is the empty set.
     ///
     /// # Errors
-    /// Every error of every file. Examples are not run; see [`PolicySet::load_and_test`].
+    /// Every error of every file. Examples are not run; see [`PolicySet::run_examples`].
     pub fn load_dir(dir: &Path) -> Result<PolicySet, PolicyErrors> {
         let files = policy_files(dir).map_err(|error| {
             let message = format!("cannot read the policy directory: {error}");
             PolicyErrors(vec![PolicyError::file(dir, message)])
         })?;
         PolicySet::load_files(&files)
-    }
-
-    /// As [`PolicySet::load_dir`], and runs the rules' examples: a failing example is an error,
-    /// reported at its place in the file.
-    ///
-    /// # Errors
-    /// Every error of every file; or, if the files are valid, every failing example.
-    pub fn load_and_test(dir: &Path) -> Result<PolicySet, PolicyErrors> {
-        let set = PolicySet::load_dir(dir)?;
-        let failures = set.run_examples().into_errors();
-        if failures.is_empty() {
-            Ok(set)
-        } else {
-            Err(PolicyErrors(failures))
-        }
     }
 
     /// Reads the given files as one set.

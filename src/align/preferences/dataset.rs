@@ -245,7 +245,7 @@ fn parse_bytes(bytes: &[u8], source: LineSource) -> Option<Result<Pair, SkippedL
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let parsed = match std::str::from_utf8(bytes) {
         Ok(text) if text.trim().is_empty() => return None,
-        Ok(text) => parse_line(text.trim(), source.clone()),
+        Ok(text) => parse_line(text.trim(), source.clone()).map_err(|e| e.to_string()),
         Err(error) => Err(format!(
             "not valid UTF-8 at byte {}",
             error.valid_up_to() + 1

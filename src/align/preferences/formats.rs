@@ -16,19 +16,21 @@
 //! (`severity-1` and up). Where `score_chosen` and `score_rejected` stand beside a pair, they must
 //! agree with it.
 
+mod error;
 mod scored;
 
 use serde_json::{Map, Value};
 
 use super::{LineSource, Message, Pair, Role, pair_id};
+pub(super) use error::LineError;
 
 type Object = Map<String, Value>;
 
 /// Reads one line; the error says what is wrong with it.
-pub(super) fn parse_line(line: &str, source: LineSource) -> Result<Pair, String> {
-    let value: Value = serde_json::from_str(line).map_err(|error| format!("not JSON: {error}"))?;
+pub(super) fn parse_line(line: &str, source: LineSource) -> Result<Pair, LineError> {
+    let value: Value = serde_json::from_str(line)?;
     let Value::Object(object) = value else {
-        return Err("not a JSON object; each line holds one preference pair".to_owned());
+        return Err(LineError::NotAnObject);
     };
     let draft = if object.contains_key("response_0") {
         pku(&object)?
@@ -49,7 +51,7 @@ struct Draft {
 }
 
 impl Draft {
-    fn finish(self, object: &Object, source: LineSource) -> Result<Pair, String> {
+    fn finish(self, object: &Object, source: LineSource) -> Result<Pair, LineError> {
         let Draft {
             prompt,
             responses: [chosen, rejected],
@@ -64,27 +66,18 @@ impl Draft {
             own
         });
         match prompt.last() {
-            None => return Err("the prompt has no messages".to_owned()),
-            Some(last) if last.role != Role::User => {
-                let role = last.role.as_str();
-                return Err(format!(
-                    "the last message of the prompt has the role {role}; it must be user"
-                ));
-            }
-            Some(last) if last.content.trim().is_empty() => {
-                return Err("the prompt is blank".to_owned());
-            }
+            None => return Err(LineError::EmptyPrompt),
+            Some(last) if last.role != Role::User => return Err(LineError::LastRole(last.role)),
+            Some(last) if last.content.trim().is_empty() => return Err(LineError::BlankPrompt),
             Some(_) => {}
         }
         for (name, text) in [("chosen", &chosen), ("rejected", &rejected)] {
             if text.trim().is_empty() {
-                return Err(format!("the {name} response is blank"));
+                return Err(LineError::BlankResponse(name));
             }
         }
         if chosen == rejected {
-            return Err(
-                "chosen and rejected are the same, so the pair states no preference".to_owned(),
-            );
+            return Err(LineError::Same);
         }
         let id = pair_id(
             &prompt,
@@ -104,7 +97,7 @@ impl Draft {
 }
 
 /// Every format with `chosen` and `rejected`.
-fn preference(object: &Object) -> Result<Draft, String> {
+fn preference(object: &Object) -> Result<Draft, LineError> {
     let [chosen, rejected] = [field(object, "chosen")?, field(object, "rejected")?];
     let labels = [
         labels_of(object, "chosen_labels")?,
@@ -124,7 +117,7 @@ fn preference(object: &Object) -> Result<Draft, String> {
             conversation("rejected", rejected)?,
         ];
         if prompt != other {
-            return Err("chosen and rejected differ before their last assistant message, so they answer different prompts".to_owned());
+            return Err(LineError::DifferentPrompts);
         }
         return Ok(Draft {
             prompt,
@@ -151,16 +144,16 @@ fn preference(object: &Object) -> Result<Draft, String> {
 }
 
 /// PKU-SafeRLHF: the preferred response by helpfulness, or by safety where that is all there is.
-fn pku(object: &Object) -> Result<Draft, String> {
+fn pku(object: &Object) -> Result<Draft, LineError> {
     let key = ["better_response_id", "safer_response_id"]
         .into_iter()
         .find(|key| object.contains_key(*key))
-        .ok_or("neither `better_response_id` nor `safer_response_id` is given")?;
+        .ok_or(LineError::NoPreferred)?;
     let better = match object.get(key).and_then(Value::as_u64) {
         Some(id @ (0 | 1)) => id as usize,
-        _ => return Err(format!("`{key}` must be 0 or 1")),
+        _ => return Err(LineError::NotAnIndex(key.into())),
     };
-    let read = |i: usize| -> Result<(String, Vec<String>), String> {
+    let read = |i: usize| -> Result<(String, Vec<String>), LineError> {
         let text = text_field(object, &format!("response_{i}"))?;
         let mut labels = Vec::new();
         if let Some(safe) = object
@@ -193,23 +186,23 @@ fn pku(object: &Object) -> Result<Draft, String> {
     })
 }
 
-fn field<'a>(object: &'a Object, key: &str) -> Result<&'a Value, String> {
-    object.get(key).ok_or_else(|| {
-        format!("`{key}` is missing; expected prompt or messages, chosen, rejected (or TRL, Anthropic HH, ShareGPT, PKU-SafeRLHF fields)")
-    })
+fn field<'a>(object: &'a Object, key: &str) -> Result<&'a Value, LineError> {
+    object
+        .get(key)
+        .ok_or_else(|| LineError::NoResponse(key.into()))
 }
 
-fn text_field(object: &Object, key: &str) -> Result<String, String> {
+fn text_field(object: &Object, key: &str) -> Result<String, LineError> {
     match object.get(key) {
         Some(Value::String(text)) => Ok(text.clone()),
-        Some(_) => Err(format!("`{key}` must be text")),
-        None => Err(format!("`{key}` is missing")),
+        Some(_) => Err(LineError::NotText(key.into())),
+        None => Err(LineError::Missing(key.into())),
     }
 }
 
 /// A response beside an explicit prompt: text, a message, or a list of messages that is one
 /// assistant message or, as some TRL data sets have it, repeats the prompt before that.
-fn response(key: &str, value: &Value, prompt: &[Message]) -> Result<String, String> {
+fn response(key: &str, value: &Value, prompt: &[Message]) -> Result<String, LineError> {
     let mut list = match value {
         Value::String(text) => return Ok(text.clone()),
         Value::Object(_) => vec![message(key, value)?],
@@ -219,28 +212,24 @@ fn response(key: &str, value: &Value, prompt: &[Message]) -> Result<String, Stri
         Some(last) if last.role == Role::Assistant && (list.is_empty() || list == prompt) => {
             Ok(last.content)
         }
-        _ => Err(format!(
-            "`{key}` must hold one assistant message, alone or after the messages of the prompt"
-        )),
+        _ => Err(LineError::NotOneResponse(key.into())),
     }
 }
 
 /// A whole conversation: what precedes its last assistant message, and that message.
-fn conversation(key: &str, value: &Value) -> Result<(Vec<Message>, String), String> {
+fn conversation(key: &str, value: &Value) -> Result<(Vec<Message>, String), LineError> {
     let mut list = match value {
         Value::String(text) => transcript(key, text)?,
         other => messages(key, other)?,
     };
     match list.pop() {
         Some(last) if last.role == Role::Assistant => Ok((list, last.content)),
-        _ => Err(format!(
-            "`{key}` must end with an assistant message, since no prompt is given"
-        )),
+        _ => Err(LineError::NoLastResponse(key.into())),
     }
 }
 
 /// Anthropic HH: turns that begin with `\n\nHuman:` or `\n\nAssistant:`.
-fn transcript(key: &str, text: &str) -> Result<Vec<Message>, String> {
+fn transcript(key: &str, text: &str) -> Result<Vec<Message>, LineError> {
     const MARKS: [(&str, Role); 2] = [
         ("\n\nHuman:", Role::User),
         ("\n\nAssistant:", Role::Assistant),
@@ -255,9 +244,7 @@ fn transcript(key: &str, text: &str) -> Result<Vec<Message>, String> {
         found.min_by_key(|(start, ..)| *start)
     };
     let Some((0, mut body, mut role)) = next(0) else {
-        return Err(format!(
-            "`{key}` is text without a prompt; give `prompt`, or begin it with `Human:` and `Assistant:` turns"
-        ));
+        return Err(LineError::NoTurns(key.into()));
     };
     let mut list = Vec::new();
     loop {
@@ -274,15 +261,15 @@ fn transcript(key: &str, text: &str) -> Result<Vec<Message>, String> {
     }
 }
 
-fn messages(key: &str, value: &Value) -> Result<Vec<Message>, String> {
+fn messages(key: &str, value: &Value) -> Result<Vec<Message>, LineError> {
     let Value::Array(items) = value else {
-        return Err(format!("`{key}` must be text or a list of messages"));
+        return Err(LineError::NotMessages(key.into()));
     };
     items.iter().map(|item| message(key, item)).collect()
 }
 
 /// `{role, content}`, or ShareGPT's `{from, value}`.
-fn message(key: &str, value: &Value) -> Result<Message, String> {
+fn message(key: &str, value: &Value) -> Result<Message, LineError> {
     let get = |name: &str, other: &str| {
         value
             .get(name)
@@ -290,18 +277,17 @@ fn message(key: &str, value: &Value) -> Result<Message, String> {
             .and_then(Value::as_str)
     };
     let (Some(role), Some(content)) = (get("role", "from"), get("content", "value")) else {
-        return Err(format!(
-            "a message in `{key}` needs `role` and `content`, both text"
-        ));
+        return Err(LineError::Message(key.into()));
     };
     let role = match role {
         "system" => Role::System,
         "user" | "human" => Role::User,
         "assistant" | "gpt" => Role::Assistant,
         other => {
-            return Err(format!(
-                "a message in `{key}` has the role `{other}`; allowed: system, user, assistant"
-            ));
+            return Err(LineError::Role {
+                key: key.into(),
+                role: other.into(),
+            });
         }
     };
     Ok(Message {
@@ -310,22 +296,22 @@ fn message(key: &str, value: &Value) -> Result<Message, String> {
     })
 }
 
-fn holdout(object: &Object) -> Result<Option<bool>, String> {
+fn holdout(object: &Object) -> Result<Option<bool>, LineError> {
     match object.get("meta").and_then(|meta| meta.get("holdout")) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Bool(held)) => Ok(Some(*held)),
-        Some(_) => Err("`meta.holdout` must be true or false".to_owned()),
+        Some(_) => Err(LineError::Holdout),
     }
 }
 
-fn shared_labels(object: &Object) -> Result<Vec<String>, String> {
+fn shared_labels(object: &Object) -> Result<Vec<String>, LineError> {
     let mut labels = labels_of(object, "labels")?;
     labels.extend(labels_of(object, "category")?);
     Ok(labels)
 }
 
 /// Labels under a key, beside the pair or in `meta`: text or a list of texts.
-fn labels_of(object: &Object, key: &str) -> Result<Vec<String>, String> {
+fn labels_of(object: &Object, key: &str) -> Result<Vec<String>, LineError> {
     let inside = object.get("meta").and_then(|meta| meta.get(key));
     let mut labels = Vec::new();
     for value in [object.get(key), inside].into_iter().flatten() {
@@ -335,9 +321,9 @@ fn labels_of(object: &Object, key: &str) -> Result<Vec<String>, String> {
             Value::Array(items) => {
                 let texts = items.iter().map(|item| item.as_str().map(str::to_owned));
                 let texts: Option<Vec<String>> = texts.collect();
-                labels.extend(texts.ok_or_else(|| format!("`{key}` must list texts only"))?);
+                labels.extend(texts.ok_or_else(|| LineError::NotTexts(key.into()))?);
             }
-            _ => return Err(format!("`{key}` must be text or a list of texts")),
+            _ => return Err(LineError::NotLabels(key.into())),
         }
     }
     Ok(labels)

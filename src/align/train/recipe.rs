@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::choices::{ModelSize, OptimizerKind, Precision, Schedule, WeightScale};
 use super::objective::PreferenceLoss;
+use realign_core::ranges::Range;
 use realign_model::Projection;
 
 mod checks;
@@ -171,9 +172,10 @@ impl Recipe {
         match name {
             "default" => Ok(Self::sized(size)),
             "paper" => Ok(Self::paper()),
-            other => Err(RecipeError {
+            other => Err(RecipeError::Value {
                 field: "recipe",
-                what: format!("`{other}` is unknown; use `default`, `paper` or a TOML file"),
+                value: format!("{other:?}"),
+                allowed: "allowed are \"default\" and \"paper\"".into(),
             }),
         }
     }
@@ -181,10 +183,11 @@ impl Recipe {
     /// The adapted projections.
     pub fn projections(&self) -> Result<Vec<Projection>, RecipeError> {
         let parse = |name: &String| {
-            Projection::from_name(name).ok_or_else(|| RecipeError {
+            Projection::from_name(name).ok_or_else(|| RecipeError::Value {
                 field: "targets",
-                what: format!(
-                    "`{name}` is unknown; use some of {}",
+                value: format!("{name:?}"),
+                allowed: format!(
+                    "allowed are {}",
                     Projection::ALL.map(Projection::name).join(", ")
                 ),
             })
@@ -212,7 +215,7 @@ impl Recipe {
     /// Checks `layers` against a model's number of layers, which [`Recipe::check`] cannot know.
     pub fn check_layers(&self, layers: usize) -> Result<(), RecipeError> {
         match self.layers.iter().find(|layer| **layer >= layers) {
-            Some(layer) => Err(RecipeError {
+            Some(layer) => Err(RecipeError::Other {
                 field: "layers",
                 what: format!(
                     "the model has no layer {layer}; use 0 to {}",
@@ -226,12 +229,42 @@ impl Recipe {
 
 /// A recipe that cannot be trained with.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("train.{field}: {what}")]
-pub struct RecipeError {
-    /// The field.
-    pub field: &'static str,
-    /// What is wrong and what is allowed.
-    pub what: String,
+pub enum RecipeError {
+    /// A value that is not allowed.
+    #[error("train.{field} is {value}; {allowed}")]
+    Value {
+        /// The setting's key below `train.`.
+        field: &'static str,
+        /// What was given.
+        value: String,
+        /// What is allowed.
+        allowed: String,
+    },
+    /// Something else is wrong with a setting.
+    #[error("train.{field}: {what}")]
+    Other {
+        /// The setting's key below `train.`.
+        field: &'static str,
+        /// What is wrong and what to do.
+        what: String,
+    },
+}
+
+impl RecipeError {
+    /// Refuses a number outside its range.
+    ///
+    /// # Errors
+    /// [`RecipeError::Value`].
+    pub fn unless_inside(range: Range, value: f64) -> Result<(), Self> {
+        if range.contains(value) {
+            return Ok(());
+        }
+        Err(Self::Value {
+            field: range.key,
+            value: value.to_string(),
+            allowed: range.to_string(),
+        })
+    }
 }
 
 #[cfg(test)]
@@ -255,31 +288,35 @@ mod tests {
     #[test]
     fn a_wrong_field_is_named_with_what_is_allowed() {
         type Spoil = fn(&mut Recipe);
-        let cases: [(Spoil, &str); 9] = [
-            (|r| r.dropout = 1.0, "train.dropout: must be 0 or more and"),
-            (|r| r.betas = [0.9, 1.0], "train.betas: must be two numbers"),
+        let cases: [(Spoil, &str); 10] = [
+            (
+                |r| r.dropout = 1.0,
+                "train.dropout is 1; 0 or more and below 1",
+            ),
+            (
+                |r| r.betas = [0.9, 1.0],
+                "train.betas is 1; 0 or more and below 1",
+            ),
             (
                 |r| r.accumulation = 0,
-                "train.accumulation: must be 1 to 1024",
+                "train.accumulation is 0; from 1 to 1024",
             ),
             (
                 |r| r.max_loss_ratio = 0.5,
-                "train.max_loss_ratio: must be a number above 1",
+                "train.max_loss_ratio is 0.5; above 1",
             ),
-            (|r| r.rank = 0, "train.rank: must be 1 to 512"),
-            (
-                |r| r.beta = f64::NAN,
-                "train.beta: must be a number above 0",
-            ),
+            (|r| r.rank = 0, "train.rank is 0; from 1 to 512"),
+            (|r| r.beta = f64::NAN, "train.beta is NaN; above 0"),
             (
                 |r| r.learning_rate = 2.0,
-                "train.learning_rate: must be above 0, at most 1",
+                "train.learning_rate is 2; above 0, at most 1",
             ),
             (
                 |r| r.targets = vec!["qkv".into()],
-                "train.targets: `qkv` is unknown",
+                "train.targets is \"qkv\"; allowed are q_proj",
             ),
-            (|r| r.epochs = 0, "train.epochs: must be 1 to 100"),
+            (|r| r.rank = 800, "train.rank is 800; from 1 to 512"),
+            (|r| r.epochs = 0, "train.epochs is 0; from 1 to 100"),
         ];
         for (spoil, message) in cases {
             let mut recipe = Recipe::default();

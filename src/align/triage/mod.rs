@@ -75,8 +75,12 @@ impl Triage {
             .map(|item| item.index)
     }
 
+    /// The category of every pair, in the pairs' order.
+    pub fn categories(&self) -> Vec<Category> {
+        self.items.iter().map(|item| item.category).collect()
+    }
+
     fn from_judgements(judgements: impl Iterator<Item = (Judgement, Judgement)>) -> Triage {
-        let mut counts = TriageCounts::default();
         let items: Vec<TriagedPair> = judgements
             .enumerate()
             .map(|(index, (chosen, rejected))| {
@@ -85,11 +89,6 @@ impl Triage {
                     true => Category::Retain,
                     false => Category::of(chosen.complies(), rejected.complies()),
                 };
-                match category {
-                    Category::Invert => counts.invert += 1,
-                    Category::Punish => counts.punish += 1,
-                    Category::Retain => counts.retain += 1,
-                }
                 TriagedPair {
                     index,
                     category,
@@ -98,6 +97,7 @@ impl Triage {
                 }
             })
             .collect();
+        let counts: TriageCounts = items.iter().map(|item| item.category).collect();
         Triage {
             undecided: items.iter().filter(|item| item.is_open()).count(),
             items,

@@ -4,11 +4,11 @@ use serde::Serialize;
 
 use super::Flips;
 use realign_align::oracle::{Exchange, Judgement, MatcherUsage, Oracle, RuleOracle, Severity};
+use realign_align::pipeline::holdout_ratio;
 use realign_align::preferences::{Contradiction, Dataset, Pair, SkippedLine, split};
 use realign_align::train::Recipe;
 use realign_align::triage::{Triage, TriagedPair};
 use realign_core::{Category, TriageCounts};
-use realign_server::control::holdout_ratio;
 
 /// What the policies say about the preference data.
 #[derive(Clone, Debug, Serialize)]

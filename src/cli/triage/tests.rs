@@ -50,6 +50,7 @@ fn plan_json(global: &GlobalArgs) -> Value {
         &PlanArgs {
             examples: 1,
             against: None,
+            device: DeviceArgs::default(),
         },
         global,
         &mut out,
@@ -67,6 +68,7 @@ fn triage_counts_and_explains() {
         examples: 2,
         include_dryrun: false,
         data: None,
+        device: DeviceArgs::default(),
     };
     let mut out = Vec::new();
     assert_eq!(run_triage(&args, &global, &mut out).unwrap(), EXIT_OK);
@@ -120,6 +122,7 @@ fn dryrun_policies_count_only_when_asked() {
             examples: 0,
             include_dryrun,
             data: None,
+            device: DeviceArgs::default(),
         };
         let mut out = Vec::new();
         run_triage(&args, &global, &mut out).unwrap();
@@ -152,6 +155,7 @@ fn a_plan_names_the_pairs_that_flip_and_the_rule_that_did_it() {
     let args = PlanArgs {
         examples: 9,
         against: global.policies.clone(),
+        device: DeviceArgs::default(),
     };
     let mut out = Vec::new();
     assert_eq!(run_plan(&args, &changed, &mut out).unwrap(), EXIT_OK);
@@ -190,6 +194,7 @@ fn a_plan_names_the_pairs_that_flip_and_the_rule_that_did_it() {
     let same = PlanArgs {
         examples: 0,
         against: global.policies.clone(),
+        device: DeviceArgs::default(),
     };
     let mut out = Vec::new();
     run_plan(&same, &global, &mut out).unwrap();

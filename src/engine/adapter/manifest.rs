@@ -1,22 +1,10 @@
 //! `manifest.json`: where a generation comes from.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
+use realign_core::TriageCounts;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::generation::GenerationId;
-
-/// Preference pairs by category.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TriageCounts {
-    /// The policy turns the preference around.
-    pub invert: usize,
-    /// Both responses violate.
-    pub punish: usize,
-    /// The preference stands.
-    pub retain: usize,
-}
 
 /// Everything a generation was made from, and what the gate said.
 ///
@@ -55,11 +43,4 @@ pub struct Manifest {
     /// The version of realign that wrote it.
     #[serde(default)]
     pub realign_version: String,
-}
-
-/// Seconds since 1970; 0 on a machine whose clock stands before that.
-pub(crate) fn unix_seconds() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
 }

@@ -12,6 +12,6 @@ pub mod test_support;
 
 pub use content::{base_id, content_id, validate};
 pub use error::AdapterError;
-pub use manifest::{Manifest, TriageCounts};
+pub use manifest::Manifest;
 pub use registry::{Registry, ResolveError, SwapError, Swapped};
 pub use store::AdapterStore;

@@ -13,10 +13,12 @@ use super::AdapterError;
 use realign_model::lora::{LoraPair, LoraSite, LoraWeights, Projection};
 
 mod config;
+mod error;
 #[cfg(test)]
 mod tests;
 
 pub use config::PeftConfig;
+use error::PeftError;
 
 /// File name of the configuration.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -59,12 +61,12 @@ enum Factor {
 pub fn read_dir(dir: &Path) -> Result<PeftAdapter, AdapterError> {
     let config_path = dir.join(CONFIG_FILE);
     let text = std::fs::read(&config_path).map_err(AdapterError::io(&config_path))?;
-    let config =
-        PeftConfig::parse(&text).map_err(|problem| AdapterError::format(&config_path, problem))?;
+    let config = PeftConfig::parse(&text)
+        .map_err(|problem| AdapterError::format(&config_path, problem.to_string()))?;
     let model_path = dir.join(MODEL_FILE);
     let model = std::fs::read(&model_path).map_err(AdapterError::io(&model_path))?;
-    let weights =
-        decode(&model, &config).map_err(|problem| AdapterError::format(&model_path, problem))?;
+    let weights = decode(&model, &config)
+        .map_err(|problem| AdapterError::format(&model_path, problem.to_string()))?;
     Ok(PeftAdapter {
         config,
         weights,
@@ -133,10 +135,8 @@ pub(super) fn f32_bytes(tensor: &Tensor) -> Result<Vec<u8>, AdapterError> {
         .collect())
 }
 
-fn decode(model: &[u8], config: &PeftConfig) -> Result<LoraWeights, String> {
-    let file = SafeTensors::deserialize(model).map_err(|e| {
-        format!("not a safetensors file ({e}); copy it again from where it was trained")
-    })?;
+fn decode(model: &[u8], config: &PeftConfig) -> Result<LoraWeights, PeftError> {
+    let file = SafeTensors::deserialize(model)?;
     let mut halves: BTreeMap<LoraSite, (Option<Tensor>, Option<Tensor>)> = BTreeMap::new();
     for (name, view) in file.iter() {
         let (site, factor) = parse_name(name)?;
@@ -148,13 +148,11 @@ fn decode(model: &[u8], config: &PeftConfig) -> Result<LoraWeights, String> {
             &mut pair.1
         };
         if slot.replace(tensor).is_some() {
-            return Err(format!(
-                "tensor {name:?} stands for a factor that another tensor gave"
-            ));
+            return Err(PeftError::Twice(name.into()));
         }
     }
     if halves.is_empty() {
-        return Err("no LoRA tensors in it".into());
+        return Err(PeftError::NoTensors);
     }
     let mut weights = LoraWeights::default();
     for (site, factors) in halves {
@@ -167,28 +165,27 @@ fn join(
     site: LoraSite,
     factors: (Option<Tensor>, Option<Tensor>),
     config: &PeftConfig,
-) -> Result<LoraPair, String> {
+) -> Result<LoraPair, PeftError> {
     let path = module_path(site);
+    let half = |missing, present, path| PeftError::Half {
+        path,
+        missing,
+        present,
+    };
     let (a, b) = match factors {
         (Some(a), Some(b)) => (a, b),
-        (None, _) => {
-            return Err(format!(
-                "tensor {path}.lora_A.weight is missing beside its lora_B"
-            ));
-        }
-        (_, None) => {
-            return Err(format!(
-                "tensor {path}.lora_B.weight is missing beside its lora_A"
-            ));
-        }
+        (None, _) => return Err(half("lora_A", "lora_B", path)),
+        (_, None) => return Err(half("lora_B", "lora_A", path)),
     };
     let rank = config.rank(&path);
     let (got_a, got_b) = (a.dims()[0], b.dims()[1]);
     if got_a != rank || got_b != rank {
-        return Err(format!(
-            "{path}: lora_A has rank {got_a} and lora_B rank {got_b}, but {CONFIG_FILE} says {rank} \
-             (`r` or `rank_pattern`)"
-        ));
+        return Err(PeftError::Ranks {
+            path,
+            a: got_a,
+            b: got_b,
+            rank,
+        });
     }
     Ok(LoraPair {
         a,
@@ -197,15 +194,8 @@ fn join(
     })
 }
 
-fn parse_name(name: &str) -> Result<(LoraSite, Factor), String> {
-    parse_parts(name).ok_or_else(|| {
-        let modules: Vec<&str> = Projection::ALL.iter().map(|p| p.name()).collect();
-        format!(
-            "tensor {name:?} is for a module this model cannot adapt; expected \
-             {PREFIX}<layer>.<self_attn|mlp>.<module>.lora_<A|B>.weight with module one of {}",
-            modules.join(", ")
-        )
-    })
+fn parse_name(name: &str) -> Result<(LoraSite, Factor), PeftError> {
+    parse_parts(name).ok_or_else(|| PeftError::Module { name: name.into() })
 }
 
 fn parse_parts(name: &str) -> Option<(LoraSite, Factor)> {
@@ -231,22 +221,21 @@ fn parse_parts(name: &str) -> Option<(LoraSite, Factor)> {
     ))
 }
 
-fn read_tensor(name: &str, view: &TensorView<'_>) -> Result<Tensor, String> {
+fn read_tensor(name: &str, view: &TensorView<'_>) -> Result<Tensor, PeftError> {
     let dtype = match view.dtype() {
         Dtype::F32 => DType::F32,
         Dtype::F16 => DType::F16,
         Dtype::BF16 => DType::BF16,
-        other => {
-            return Err(format!(
-                "tensor {name:?} is {other:?}; supported are F32, F16 and BF16"
-            ));
+        dtype => {
+            let name = name.into();
+            return Err(PeftError::Dtype { name, dtype });
         }
     };
     if view.shape().len() != 2 || view.shape().contains(&0) {
-        return Err(format!(
-            "tensor {name:?} has shape {:?}; expected two dimensions",
-            view.shape()
-        ));
+        return Err(PeftError::Shape {
+            name: name.into(),
+            shape: view.shape().to_vec(),
+        });
     }
     let read = || -> candle_core::Result<(Tensor, bool)> {
         let tensor = Tensor::from_raw_buffer(view.data(), dtype, view.shape(), &Device::Cpu)?
@@ -260,9 +249,10 @@ fn read_tensor(name: &str, view: &TensorView<'_>) -> Result<Tensor, String> {
     };
     match read() {
         Ok((tensor, true)) => Ok(tensor),
-        Ok((_, false)) => Err(format!(
-            "tensor {name:?} holds NaN or infinite values; its training diverged, train it again"
-        )),
-        Err(error) => Err(format!("tensor {name:?}: {error}")),
+        Ok((_, false)) => Err(PeftError::NotFinite(name.into())),
+        Err(source) => Err(PeftError::Tensor {
+            name: name.into(),
+            source,
+        }),
     }
 }

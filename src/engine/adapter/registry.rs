@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
 
+use super::AdapterError;
 use super::generation::{Generation, GenerationId};
 use realign_core::LeaseCounts;
 
@@ -18,7 +19,7 @@ pub const DEFAULT_LOADED_GENERATIONS: usize = 4;
 const ID_DIGITS: usize = 12;
 
 /// Fetches a generation that is not in memory, ready to serve: read, validated, on its device.
-pub type Loader = Box<dyn Fn(&GenerationId) -> Result<Generation, String> + Send + Sync>;
+pub type Loader = Box<dyn Fn(&GenerationId) -> Result<Generation, AdapterError> + Send + Sync>;
 
 /// A swap that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,9 +168,9 @@ impl Registry {
             selector: id.0.clone(),
         };
         let loader = self.loader.as_ref().ok_or_else(unknown)?;
-        let loaded = loader(id).map_err(|reason| ResolveError::Load {
+        let loaded = loader(id).map_err(|error| ResolveError::Load {
             id: id.clone(),
-            reason,
+            reason: error.to_string(),
         })?;
         let mut state = self.state();
         // Another thread may have loaded it meanwhile; one copy is enough.

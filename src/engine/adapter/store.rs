@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::generation::GenerationId;
-use super::manifest::{Manifest, unix_seconds};
+use super::manifest::Manifest;
 use super::registry::is_generation_id;
 use super::{AdapterError, content, peft};
+use realign_core::clock::unix_seconds;
 use realign_core::crash_point;
 use realign_model::lora::LoraWeights;
 

@@ -7,6 +7,8 @@
 //!
 //! Its own way to load an adapter is not used: see docs/mistralrs.md for what it does not do.
 
+mod error;
+
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -26,8 +28,10 @@ use tokio::sync::mpsc::{Receiver, channel};
 
 use realign_engine::adapter::generation::Generation;
 use realign_engine::driver::Driver;
-use realign_engine::merged::{Builder, ModelCopy};
+use realign_engine::merged::{BuildError, Builder, ModelCopy};
 use realign_model::{LoraWeights, ModelFiles};
+
+pub use error::MistralError;
 
 /// Chunks that the engine may be ahead of the processor: one a step, and each step empties them.
 const CHUNKS: usize = 8;
@@ -48,25 +52,25 @@ impl Mistral {
     ///
     /// # Errors
     /// What is wrong with `isq`.
-    pub fn new(files: ModelFiles, scratch: PathBuf, isq: Option<&str>) -> Result<Self, String> {
+    pub fn new(
+        files: ModelFiles,
+        scratch: PathBuf,
+        isq: Option<&str>,
+    ) -> Result<Self, MistralError> {
         if isq.is_some() && files.gguf().is_some() {
-            return Err(
-                "engine.isq quantises safetensors while they are loaded; a GGUF file is quantised \
-                 already: leave engine.isq out"
-                    .into(),
-            );
+            return Err(MistralError::IsqOfGguf);
         }
         let parse = |name| parse_isq_value(name, Some(&Device::Cpu));
         let isq = isq.map(parse).transpose();
         Ok(Self {
             files,
             scratch,
-            isq: isq.map_err(|why| format!("engine.isq: {why}"))?,
+            isq: isq.map_err(|why| MistralError::Isq(why.to_string()))?,
         })
     }
 
     /// Loads the files of `dir` (one GGUF file, or a directory that [`stage`] laid out).
-    fn load(&self, from: &Path) -> Result<Arc<MistralRs>, String> {
+    fn load(&self, from: &Path) -> Result<Arc<MistralRs>, MistralError> {
         let loader = match self.files.gguf() {
             Some(_) => gguf_loader(from)?,
             None => NormalLoaderBuilder::new(
@@ -78,7 +82,7 @@ impl Mistral {
                 None,
             )
             .build(None)
-            .map_err(|e| e.to_string())?,
+            .map_err(|e| MistralError::Load(e.to_string()))?,
         };
         let pipeline = loader.load_model_from_hf(
             None,
@@ -90,7 +94,7 @@ impl Mistral {
             self.isq,
             None,
         );
-        let pipeline = pipeline.map_err(|e| format!("{e:#}"))?;
+        let pipeline = pipeline.map_err(|e| MistralError::Load(format!("{e:#}")))?;
         let method = DefaultSchedulerMethod::Fixed(NonZeroUsize::MIN);
         let scheduler = SchedulerConfig::DefaultScheduler { method };
         let builder = MistralRsBuilder::new(pipeline, scheduler, false, None)
@@ -99,9 +103,7 @@ impl Mistral {
             // Where an answer ends is the driver's to say.
             .with_disable_eos_stop(true);
         // Without threads of its own it makes no trial run; the copy is warmed afterwards anyway.
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .map_err(|e| e.to_string())?;
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
         Ok(runtime.block_on(builder.build()))
     }
 
@@ -109,12 +111,11 @@ impl Mistral {
         &self,
         adapter: Option<&LoraWeights>,
         dir: &Path,
-    ) -> Result<Arc<MistralRs>, String> {
+    ) -> Result<Arc<MistralRs>, MistralError> {
         match (self.files.gguf(), adapter) {
             (Some(file), None) => self.load(file),
             (Some(_), Some(adapter)) => {
-                let merged = self.files.write_merged(adapter, dir);
-                merged.map_err(|e| e.to_string())?;
+                self.files.write_merged(adapter, dir)?;
                 self.load(&dir.join("model.gguf"))
             }
             (None, adapter) => {
@@ -126,7 +127,14 @@ impl Mistral {
 }
 
 impl Builder for Mistral {
-    fn build(&self, generation: &Generation) -> Result<Box<dyn ModelCopy>, String> {
+    fn build(&self, generation: &Generation) -> Result<Box<dyn ModelCopy>, BuildError> {
+        let running = self.run(generation);
+        running.map_err(|error| BuildError::Load(error.to_string()))
+    }
+}
+
+impl Mistral {
+    fn run(&self, generation: &Generation) -> Result<Box<dyn ModelCopy>, MistralError> {
         let dir = Scratch::new(self.scratch.join(&generation.id.0))?;
         let adapter = generation.adapter.as_ref().map(|a| &*a.weights);
         // A thread of its own: mistralrs keeps settings of a load in thread-locals and never clears
@@ -134,12 +142,8 @@ impl Builder for Mistral {
         let loaded = std::thread::scope(|scope| {
             let load = || self.load_generation(adapter, &dir.0);
             let thread = std::thread::Builder::new().name("load-mistralrs".into());
-            let thread = thread
-                .spawn_scoped(scope, load)
-                .map_err(|e| e.to_string())?;
-            thread
-                .join()
-                .unwrap_or_else(|_| Err("mistralrs panicked while it loaded the model".into()))
+            let thread = thread.spawn_scoped(scope, load)?;
+            thread.join().unwrap_or(Err(MistralError::Panicked))
         });
         let turns = Turns {
             engine: loaded?,
@@ -149,8 +153,8 @@ impl Builder for Mistral {
     }
 }
 
-fn gguf_loader(file: &Path) -> Result<Box<dyn Loader>, String> {
-    let wrong = || format!("{}: not a path of a file", file.display());
+fn gguf_loader(file: &Path) -> Result<Box<dyn Loader>, MistralError> {
+    let wrong = || MistralError::NotAFile(file.into());
     let name = file
         .file_name()
         .and_then(|n| n.to_str())
@@ -168,12 +172,11 @@ fn gguf_loader(file: &Path) -> Result<Box<dyn Loader>, String> {
 struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new(path: PathBuf) -> Result<Self, String> {
-        let io = |e: std::io::Error| format!("{}: {e}", path.display());
+    fn new(path: PathBuf) -> Result<Self, MistralError> {
         if path.exists() {
-            std::fs::remove_dir_all(&path).map_err(io)?;
+            std::fs::remove_dir_all(&path).map_err(MistralError::at(&path))?;
         }
-        std::fs::create_dir_all(&path).map_err(io)?;
+        std::fs::create_dir_all(&path).map_err(MistralError::at(&path))?;
         Ok(Self(path))
     }
 }
@@ -189,18 +192,21 @@ impl Drop for Scratch {
 
 /// Lays a safetensors model out as mistralrs reads it: weight files by the names it looks for, a
 /// configuration that names its architecture, and no chat template, which is ours to apply.
-fn stage(files: &ModelFiles, adapter: Option<&LoraWeights>, dir: &Path) -> Result<(), String> {
+fn stage(
+    files: &ModelFiles,
+    adapter: Option<&LoraWeights>,
+    dir: &Path,
+) -> Result<(), MistralError> {
     match adapter {
         Some(adapter) => files.write_merged(adapter, dir),
         // Without a site to merge every file is linked.
         None => files.write_merged(&LoraWeights::default(), dir),
-    }
-    .map_err(|e| e.to_string())?;
+    }?;
     let config = with_architecture(read_json(&files.root.join("config.json"))?)?;
     write_json(&dir.join("config.json"), &config)?;
     let tokenizer = files.root.join("tokenizer.json");
     let copied = std::fs::copy(&tokenizer, dir.join("tokenizer.json"));
-    copied.map_err(|e| format!("{}: {e}", tokenizer.display()))?;
+    copied.map_err(MistralError::at(&tokenizer))?;
     let conventions = read_json(&files.root.join("tokenizer_config.json")).unwrap_or_default();
     let kept: Map<String, Value> = ["bos_token", "eos_token", "unk_token"]
         .into_iter()
@@ -209,18 +215,20 @@ fn stage(files: &ModelFiles, adapter: Option<&LoraWeights>, dir: &Path) -> Resul
     write_json(&dir.join("tokenizer_config.json"), &Value::Object(kept))
 }
 
-fn read_json(path: &Path) -> Result<Value, String> {
-    let wrong = |e: &dyn std::fmt::Display| format!("{}: {e}", path.display());
-    let text = std::fs::read(path).map_err(|e| wrong(&e))?;
-    serde_json::from_slice(&text).map_err(|e| wrong(&e))
+fn read_json(path: &Path) -> Result<Value, MistralError> {
+    let text = std::fs::read(path).map_err(MistralError::at(path))?;
+    serde_json::from_slice(&text).map_err(|source| MistralError::Json {
+        path: path.into(),
+        source,
+    })
 }
 
-fn write_json(path: &Path, value: &Value) -> Result<(), String> {
-    std::fs::write(path, value.to_string()).map_err(|e| format!("{}: {e}", path.display()))
+fn write_json(path: &Path, value: &Value) -> Result<(), MistralError> {
+    std::fs::write(path, value.to_string()).map_err(MistralError::at(path))
 }
 
 /// mistralrs chooses its code by `architectures`, which files may lack.
-fn with_architecture(mut config: Value) -> Result<Value, String> {
+fn with_architecture(mut config: Value) -> Result<Value, MistralError> {
     if config["architectures"][0].is_string() {
         return Ok(config);
     }
@@ -230,12 +238,7 @@ fn with_architecture(mut config: Value) -> Result<Value, String> {
         Some("gemma2") => "Gemma2ForCausalLM",
         Some("qwen2") => "Qwen2ForCausalLM",
         Some("qwen3") => "Qwen3ForCausalLM",
-        other => {
-            return Err(format!(
-                "config.json has no `architectures`, and none is known for model_type {other:?}: \
-                 add it, or use --engine native"
-            ));
-        }
+        other => return Err(MistralError::Architecture(other.map(String::from))),
     };
     config["architectures"] = json!([name]);
     Ok(config)
@@ -398,6 +401,7 @@ mod tests {
         let found = with_architecture(json!({ "model_type": "qwen2" })).unwrap();
         assert_eq!(found["architectures"], json!(["Qwen2ForCausalLM"]));
         let error = with_architecture(json!({ "model_type": "new" })).unwrap_err();
+        let error = error.to_string();
         assert!(error.contains("--engine native"), "{error}");
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::super::driver::Driver;
 use super::super::engine::EngineHandle;
 use super::super::handle::{EngineConfig, start_merged};
-use super::super::merged::{Builder, ModelCopy, PrepareError};
+use super::super::merged::{BuildError, Builder, ModelCopy, PrepareError};
 use super::super::request::*;
 use super::fake::{Answer, VOCABULARY, generation, request, tokenizer};
 use crate::adapter::generation::Generation;
@@ -73,11 +73,11 @@ fn number(generation: &Generation) -> u32 {
 struct Builds(Arc<World>);
 
 impl Builder for Builds {
-    fn build(&self, generation: &Generation) -> Result<Box<dyn ModelCopy>, String> {
+    fn build(&self, generation: &Generation) -> Result<Box<dyn ModelCopy>, BuildError> {
         let number = number(generation);
         self.0.wait(|seen| (!seen.closed).then_some(()));
         if self.0.state.lock().unwrap().broken.contains(&number) {
-            return Err("the disk is on fire".into());
+            return Err(BuildError::Load("the disk is on fire".into()));
         }
         self.0.change(|seen| seen.built.push(number));
         let (inbox, drivers) = channel::<Driver>();

@@ -6,13 +6,11 @@ use serde_json::{Value, json};
 
 use super::BenchError;
 use realign_align::impact::score::{At, directional_along, per_pair};
-use realign_align::impact::{self, weigh};
+use realign_align::pipeline::{self, Learner, Run};
 use realign_align::train::examples::{Reference, TokenPair, with_reference};
 use realign_align::train::passes::Passes;
 use realign_align::train::run::ROW_BUDGET;
-use realign_align::train::{
-    Objective, Observer, Recipe, StepReport, TrainExample, WeightScale, fresh, train,
-};
+use realign_align::train::{self, Objective, Recipe, StepReport, TrainExample, WeightScale, fresh};
 use realign_core::Category;
 use realign_model::{Backend, Precision};
 
@@ -77,7 +75,7 @@ fn unshared(pairs: &[TokenPair]) -> usize {
 
 struct Silent;
 
-impl Observer for Silent {
+impl train::Observer for Silent {
     fn proceed(&self) -> bool {
         true
     }
@@ -85,19 +83,18 @@ impl Observer for Silent {
     fn on_step(&self, _: &StepReport) {}
 }
 
+impl pipeline::Observer for Silent {}
+
 /// Runs a case and reports seconds, and tokens per second where each response counts its prompt.
 ///
 /// # Errors
 /// If the model cannot be trained.
-pub fn run(
-    backend: &dyn Backend,
-    case: LearningCase,
-    repetitions: usize,
-) -> Result<Value, BenchError> {
+pub fn run(learner: &Learner, case: LearningCase, repetitions: usize) -> Result<Value, BenchError> {
+    let backend = learner.backend();
     let figures = match case {
         LearningCase::Pair => steps(backend, 1, repetitions),
         LearningCase::Four => steps(backend, 4, repetitions),
-        LearningCase::Mini => mini(backend),
+        LearningCase::Mini => mini(learner),
         LearningCase::Impact => scoring(backend),
     };
     Ok(figures?)
@@ -141,35 +138,24 @@ fn steps(backend: &dyn Backend, at_once: usize, repetitions: usize) -> candle_co
     )
 }
 
-fn mini(backend: &dyn Backend) -> candle_core::Result<Value> {
-    let recipe = recipe();
+fn mini(learner: &Learner) -> candle_core::Result<Value> {
+    let recipe = Recipe {
+        weight_scale: WeightScale::MeanOne,
+        ..recipe()
+    };
     let pairs: Vec<TokenPair> = (0..96).map(short_pair).collect();
-    let began = Instant::now();
-    let mut examples = examples(backend, &pairs, false)?;
-    let reference = began.elapsed().as_secs_f64();
-    let began = Instant::now();
-    let adapter = fresh(backend, &recipe)?.snapshot()?;
-    let at = At {
-        backend,
-        adapter: &adapter,
-        objective: Objective::from(&recipe),
-        precision: recipe.precision.into(),
+    let run = Run {
+        pairs: &pairs,
+        recipe: &recipe,
+        weights: None,
     };
-    let gold = impact::gold_batch(&pairs, recipe.gold_pairs, recipe.seed);
-    let scored = impact::directional(at, &examples, &gold, true, || true)?;
-    let Some(scored) = scored else {
-        candle_core::bail!("nobody stopped it");
-    };
-    scored.complete(&mut examples);
-    // Made-up tokens may give no positive score at all; their training costs the same.
-    let weights = weigh(&scored.score, recipe.gamma, WeightScale::MeanOne).map(|w| w.values);
-    for (index, weight) in scored.index.iter().zip(weights.unwrap_or_default()) {
-        examples[*index].weight = weight;
-    }
-    let impact = began.elapsed().as_secs_f64();
-    let began = Instant::now();
-    train(backend, &examples, &recipe, None, &Silent).map_err(candle_core::Error::wrap)?;
-    let epoch = began.elapsed().as_secs_f64();
+    let candidate = learner.run(&run, &Silent);
+    let candidate = candidate.map_err(candle_core::Error::wrap)?;
+    let [reference, impact, epoch] = [
+        candidate.reference_seconds,
+        candidate.impact_seconds,
+        candidate.train_seconds,
+    ];
     Ok(json!({
         "pairs": pairs.len(), "tokens": unshared(&pairs), "reference_seconds": reference,
         "impact_seconds": impact, "epoch_seconds": epoch, "seconds": reference + impact + epoch,

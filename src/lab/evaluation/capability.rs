@@ -20,6 +20,30 @@ pub struct Item {
     pub gold: usize,
 }
 
+/// What is wrong with a line.
+#[derive(Debug, thiserror::Error)]
+pub enum ItemError {
+    /// It is not JSON.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// It has the fields of none of the three forms.
+    #[error(
+        "give task, query, choices and gold, or task, context_options, continuation and gold, or \
+         task, good and bad"
+    )]
+    Fields,
+    /// The right choice is none of them.
+    #[error(
+        "gold is {gold} of {choices} choices; it counts from 0, and there are two choices at least"
+    )]
+    Gold {
+        /// Index of the right choice.
+        gold: usize,
+        /// How many there are.
+        choices: usize,
+    },
+}
+
 /// A line as the file has it: one of three forms.
 #[derive(Deserialize)]
 #[serde(untagged)]
@@ -46,25 +70,20 @@ enum Line {
 /// Reads a line. `None` for tasks that are no multiple choice.
 ///
 /// # Errors
-/// What is wrong with the line.
-pub fn parse(line: &str) -> Result<Option<Item>, String> {
-    let value: serde_json::Value = serde_json::from_str(line).map_err(|e| e.to_string())?;
+/// [`ItemError`].
+pub fn parse(line: &str) -> Result<Option<Item>, ItemError> {
+    let value: serde_json::Value = serde_json::from_str(line)?;
     if value.get("continuation").is_some() && value.get("context").is_some() {
         return Ok(None);
     }
-    let line = serde_json::from_value(value).map_err(|_| {
-        "give task, query, choices and gold, or task, context_options, continuation and gold, or \
-         task, good and bad"
-            .to_owned()
-    })?;
+    let line = serde_json::from_value(value).map_err(|_| ItemError::Fields)?;
     let item = item(line);
     match item.gold < item.choices.len() && item.choices.len() > 1 {
         true => Ok(Some(item)),
-        false => Err(format!(
-            "gold is {} of {} choices; it counts from 0, and there are two choices at least",
-            item.gold,
-            item.choices.len()
-        )),
+        false => Err(ItemError::Gold {
+            gold: item.gold,
+            choices: item.choices.len(),
+        }),
     }
 }
 
@@ -177,7 +196,7 @@ mod tests {
         let blimp = parse(blimp).unwrap().unwrap();
         assert_eq!((blimp.gold, blimp.choices.len()), (0, 2));
         let lambada = r#"{"task":"l","context":"She said","continuation":"no"}"#;
-        assert_eq!(parse(lambada), Ok(None));
+        assert_eq!(parse(lambada).unwrap(), None);
         for (wrong, expect) in [
             ("{", "EOF"),
             (r#"{"task":"x"}"#, "give task, query"),
@@ -186,7 +205,7 @@ mod tests {
                 "gold is 2",
             ),
         ] {
-            let error = parse(wrong).unwrap_err();
+            let error = parse(wrong).unwrap_err().to_string();
             assert!(error.contains(expect), "{error}");
         }
     }

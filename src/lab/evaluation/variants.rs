@@ -186,6 +186,35 @@ impl Variant {
     }
 }
 
+/// What a variant gives the learning pipeline: everything in which it differs from TRACE.
+#[derive(Clone, Debug)]
+pub struct Treatment {
+    /// How it trains.
+    pub recipe: Recipe,
+    /// The pairs under the variant's labels.
+    pub pairs: Vec<TokenPair>,
+    /// A weight for every pair, where neither impact nor the recipe decides.
+    pub weights: Option<Vec<f64>>,
+}
+
+impl Variant {
+    /// What it trains on and how, from the recipe and the triaged pairs of `trace`.
+    pub fn treatment(self, base: &Recipe, triaged: &[TokenPair], seed: u64) -> Treatment {
+        let pairs = self.labels().apply(triaged, seed);
+        let recipe = Recipe {
+            seed,
+            ..self.recipe(base)
+        };
+        let weights = (self.labels() == Labels::Unlearned)
+            .then(|| pairs.iter().map(unlearning_weight).collect());
+        Treatment {
+            recipe: with_as_many_steps(&recipe, pairs.len(), triaged.len()),
+            pairs,
+            weights,
+        }
+    }
+}
+
 impl Labels {
     /// Whether the seed decides them.
     pub fn depend_on_seed(self) -> bool {
@@ -252,7 +281,7 @@ fn unlearned(pair: &TokenPair) -> Option<TokenPair> {
 }
 
 /// The weight of a pair of [`Labels::Unlearned`]: each violating response counts once.
-pub fn unlearning_weight(pair: &TokenPair) -> f64 {
+fn unlearning_weight(pair: &TokenPair) -> f64 {
     match pair.chosen == pair.rejected {
         true => 0.5,
         false => 1.0,
@@ -261,7 +290,7 @@ pub fn unlearning_weight(pair: &TokenPair) -> f64 {
 
 /// The recipe with batches of such a size that `pairs` make as many steps as `of_trace` do under
 /// it: variants that leave pairs out are not compared by having fewer updates.
-pub fn with_as_many_steps(recipe: &Recipe, pairs: usize, of_trace: usize) -> Recipe {
+fn with_as_many_steps(recipe: &Recipe, pairs: usize, of_trace: usize) -> Recipe {
     let batches = of_trace.div_ceil(recipe.pairs_per_step.max(1)).max(1);
     Recipe {
         pairs_per_step: pairs.div_ceil(batches).max(1),
@@ -367,6 +396,23 @@ mod tests {
             ),
             (20, 0, 10)
         );
+    }
+
+    #[test]
+    fn a_treatment_differs_from_that_of_trace_by_pairs_recipe_and_weights() {
+        let base = Recipe::default();
+        let treat = |variant: Variant| variant.treatment(&base, &pairs(), 5);
+        let trace = treat(Variant::Trace);
+        assert_eq!((trace.recipe.seed, &trace.pairs), (5, &pairs()));
+        assert_eq!(trace.recipe.pairs_per_step, base.pairs_per_step);
+        assert_eq!(trace.weights, None);
+        let npo = treat(Variant::Npo);
+        let weights = npo.weights.unwrap();
+        assert_eq!((npo.pairs.len(), weights.len()), (20, 20));
+        assert!(npo.recipe.pairs_per_step < base.pairs_per_step);
+        assert_eq!(weights.iter().sum::<f64>(), 15.0, "ten at half");
+        assert_eq!(treat(Variant::NoKl).recipe.alpha_kl, 0.0);
+        assert_eq!(treat(Variant::DpoGold).pairs.len(), 20);
     }
 
     #[test]

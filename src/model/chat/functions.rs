@@ -4,6 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::value::Kwargs;
 use minijinja::{Environment, Error, ErrorKind, Value};
+use realign_core::clock;
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
@@ -16,7 +17,7 @@ pub(super) fn register(environment: &mut Environment<'_>) {
         },
     );
     environment.add_function("strftime_now", |format: &str| {
-        strftime(format, SystemTime::now())
+        strftime(format, UNIX_EPOCH + clock::since_1970())
     });
     environment.add_filter("tojson", to_json);
 }

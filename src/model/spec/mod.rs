@@ -245,7 +245,7 @@ impl ModelSpec {
         let ropes = std::iter::once(&self.rope).chain(&self.variant.local_rope);
         for rope in ropes {
             rope.check(self.head_dim)
-                .map_err(|what| field("rope", &what))?;
+                .map_err(|error| field("rope", &error.to_string()))?;
         }
         if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps >= 0.0) {
             return Err(field("rms_norm_eps", "must be finite and not negative"));

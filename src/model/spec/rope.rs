@@ -34,6 +34,17 @@ pub enum RopeScaling {
     Divisors(Vec<f32>),
 }
 
+/// What is wrong with a model's rotary embedding.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+pub(super) enum RopeError {
+    #[error("{name} must be finite and positive, got {value}")]
+    NotPositive { name: &'static str, value: f64 },
+    #[error("low_freq_factor must be below high_freq_factor")]
+    Factors,
+    #[error("{divisors} divisors do not fit head_dim {head_dim}: half as many are needed")]
+    Divisors { divisors: usize, head_dim: usize },
+}
+
 impl RopeSpec {
     /// Frequencies that are not stretched.
     pub fn plain(theta: f64) -> Self {
@@ -55,10 +66,13 @@ impl RopeSpec {
     }
 
     /// What is wrong with the numbers, if anything.
-    pub(super) fn check(&self, head_dim: usize) -> Result<(), String> {
-        let positive = |name: &str, value: f64| match value.is_finite() && value > 0.0 {
-            true => Ok(()),
-            false => Err(format!("{name} must be finite and positive, got {value}")),
+    pub(super) fn check(&self, head_dim: usize) -> Result<(), RopeError> {
+        let positive = |name, value: f64| {
+            if value.is_finite() && value > 0.0 {
+                Ok(())
+            } else {
+                Err(RopeError::NotPositive { name, value })
+            }
         };
         positive("the base frequency", self.theta)?;
         match &self.scaling {
@@ -74,17 +88,18 @@ impl RopeSpec {
                 positive("low_freq_factor", *low_freq_factor)?;
                 positive("high_freq_factor", *high_freq_factor)?;
                 positive("original_max_position_embeddings", *original_max_position)?;
-                match low_freq_factor < high_freq_factor {
-                    true => Ok(()),
-                    false => Err("low_freq_factor must be below high_freq_factor".into()),
+                if low_freq_factor < high_freq_factor {
+                    Ok(())
+                } else {
+                    Err(RopeError::Factors)
                 }
             }
             RopeScaling::Divisors(divisors) => {
                 if divisors.len() != head_dim / 2 {
-                    return Err(format!(
-                        "{} divisors do not fit head_dim {head_dim}: half as many are needed",
-                        divisors.len()
-                    ));
+                    return Err(RopeError::Divisors {
+                        divisors: divisors.len(),
+                        head_dim,
+                    });
                 }
                 divisors
                     .iter()

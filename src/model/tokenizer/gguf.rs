@@ -231,10 +231,19 @@ fn sentence_piece(
         pieces.push(Piece { text, score, kind });
     }
     mark_unknown(content, &mut pieces)?;
-    SentencePiece::new(&pieces).map_err(|problem| malformed(key, problem))
+    SentencePiece::new(&pieces).map_err(|problem| malformed(key, problem.to_string()))
 }
 
-fn piece_kind(text: &str, kind: u64) -> Result<PieceKind, String> {
+/// Why a token has no kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+enum KindError {
+    #[error("is a byte token, but not written as <0xAB>")]
+    Byte,
+    #[error("has type {0}; allowed are 1 to 6")]
+    Unknown(u64),
+}
+
+fn piece_kind(text: &str, kind: u64) -> Result<PieceKind, KindError> {
     match kind {
         TYPE_NORMAL => Ok(PieceKind::Normal),
         TYPE_UNKNOWN => Ok(PieceKind::Unknown),
@@ -243,8 +252,8 @@ fn piece_kind(text: &str, kind: u64) -> Result<PieceKind, String> {
         TYPE_UNUSED => Ok(PieceKind::Unused),
         TYPE_BYTE => byte_literal(text)
             .map(PieceKind::Byte)
-            .ok_or_else(|| "is a byte token, but not written as <0xAB>".into()),
-        other => Err(format!("has type {other}; allowed are 1 to 6")),
+            .ok_or(KindError::Byte),
+        other => Err(KindError::Unknown(other)),
     }
 }
 

@@ -80,6 +80,17 @@ struct Candidate {
     len: usize,
 }
 
+/// Why some texts could not be encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum VocabularyError {
+    #[error("the score of token {0} is not a number")]
+    Score(usize),
+    #[error("there are neither byte tokens nor an unknown token")]
+    NoFallback,
+    #[error("{0} of the 256 byte tokens are missing")]
+    Bytes(usize),
+}
+
 /// How unused pieces came about: where the right part begins, within the piece.
 type Seams = HashMap<Box<str>, usize>;
 
@@ -89,9 +100,9 @@ impl SentencePiece {
     /// # Errors
     /// If a score is not a number, or if there is neither a token for every byte nor an unknown
     /// token: some texts could not be encoded.
-    pub(super) fn new(pieces: &[Piece<'_>]) -> Result<Self, String> {
+    pub(super) fn new(pieces: &[Piece<'_>]) -> Result<Self, VocabularyError> {
         if let Some(id) = pieces.iter().position(|piece| piece.score.is_nan()) {
-            return Err(format!("the score of token {id} is not a number"));
+            return Err(VocabularyError::Score(id));
         }
         let ranks = ranks(pieces);
         let mut mergeable = HashMap::with_capacity(pieces.len());
@@ -283,7 +294,7 @@ fn ranks(pieces: &[Piece<'_>]) -> Vec<u32> {
     ranks
 }
 
-fn fallback(pieces: &[Piece<'_>]) -> Result<Fallback, String> {
+fn fallback(pieces: &[Piece<'_>]) -> Result<Fallback, VocabularyError> {
     let mut bytes = [None; 256];
     let mut unknown = None;
     for (id, piece) in (0..).zip(pieces) {
@@ -300,8 +311,8 @@ fn fallback(pieces: &[Piece<'_>]) -> Result<Fallback, String> {
             bytes.map(Option::unwrap_or_default),
         ))),
         (256, Some(id)) => Ok(Fallback::Unknown(id)),
-        (256, None) => Err("there are neither byte tokens nor an unknown token".into()),
-        (missing, _) => Err(format!("{missing} of the 256 byte tokens are missing")),
+        (256, None) => Err(VocabularyError::NoFallback),
+        (missing, _) => Err(VocabularyError::Bytes(missing)),
     }
 }
 
@@ -381,7 +392,10 @@ mod tests {
 
     #[test]
     fn a_vocabulary_that_cannot_write_every_text_is_refused() {
-        let refused = |pieces: &[Piece<'_>]| SentencePiece::new(pieces).err().unwrap_or_default();
+        let refused = |pieces: &[Piece<'_>]| {
+            let error = SentencePiece::new(pieces).err();
+            error.map(|e| e.to_string()).unwrap_or_default()
+        };
         let piece = |kind, score| Piece {
             text: "a",
             score,

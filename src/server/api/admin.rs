@@ -1,30 +1,37 @@
 //! Operator routes.
 
-use std::convert::Infallible;
-
 use axum::Json;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{self, StreamExt};
-use serde_json::{Value, json};
-use tokio::sync::broadcast::{Receiver, error::RecvError};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
+use super::answers::admin::{
+    Cancelling, Generations, LogLevel, Policies, Realignment, Realignments, Swap,
+};
 use super::error::ApiError;
-use super::fields::Fields;
+use super::ports::RealignmentEvent;
+use super::request;
 use super::{AppState, blocking, body, streaming::KEEP_ALIVE};
+use crate::telemetry;
 
-type Answer = Result<Json<Value>, ApiError>;
+type Answer<T> = Result<Json<T>, ApiError>;
 
 /// `GET /admin/v1/policies`.
-pub(crate) async fn policies(State(state): State<AppState>) -> Answer {
+pub(crate) async fn policies(State(state): State<AppState>) -> Answer<Policies> {
     blocking(move || Ok(Json(state.admin.policies()))).await
 }
 
 /// `GET /admin/v1/realignments`.
-pub(crate) async fn realignments(State(state): State<AppState>) -> Answer {
-    blocking(move || Ok(Json(state.admin.realignments()))).await
+pub(crate) async fn realignments(State(state): State<AppState>) -> Answer<Realignments> {
+    blocking(move || {
+        let realignments = state.admin.realignments();
+        Ok(Json(Realignments { realignments }))
+    })
+    .await
 }
 
 /// `POST /admin/v1/realignments`: accepted; it runs in the background.
@@ -34,7 +41,10 @@ pub(crate) async fn start(State(state): State<AppState>) -> Result<Response, Api
 }
 
 /// `GET /admin/v1/realignments/{id}`.
-pub(crate) async fn realignment(State(state): State<AppState>, Path(id): Path<String>) -> Answer {
+pub(crate) async fn realignment(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+) -> Answer<Realignment> {
     blocking(move || {
         let found = state.admin.realignment(&id);
         found.map(Json).ok_or_else(|| no_realignment(&id))
@@ -43,7 +53,10 @@ pub(crate) async fn realignment(State(state): State<AppState>, Path(id): Path<St
 }
 
 /// `POST /admin/v1/realignments/{id}/cancel`.
-pub(crate) async fn cancel(State(state): State<AppState>, Path(id): Path<String>) -> Answer {
+pub(crate) async fn cancel(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+) -> Answer<Cancelling> {
     blocking(move || Ok(Json(state.admin.cancel(&id)?))).await
 }
 
@@ -52,56 +65,75 @@ pub(crate) async fn events(
     State(state): State<AppState>,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
-    let receiver = blocking(move || {
+    let events = blocking(move || {
         let found = state.admin.events(&id);
         found.ok_or_else(|| no_realignment(&id))
     })
     .await?;
-    let events = stream::unfold(Some(receiver), |open| async move {
-        let mut receiver = open?;
-        let value = next(&mut receiver).await?;
-        let last = value["event"] == "realignment_finished";
-        let event = Event::default().data(value.to_string());
-        let open = (!last).then_some(receiver);
-        Some((Ok::<Event, Infallible>(event), open))
+    let sent = stream::unfold(Some(events), |open| async move {
+        let mut events = open?;
+        let event = events.next().await?;
+        let open = (!is_end(&event)).then_some(events);
+        Some((sse(&event), open))
     });
-    let sse = Sse::new(events.boxed()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
-    Ok(sse.into_response())
+    let sent = Sse::new(sent).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
+    Ok(sent.into_response())
 }
 
-/// The next event. A reader that was too slow is told how many it missed.
-async fn next(receiver: &mut Receiver<Value>) -> Option<Value> {
-    match receiver.recv().await {
-        Ok(value) => Some(value),
-        Err(RecvError::Lagged(missed)) => Some(json!({"event": "lagged", "missed": missed})),
-        Err(RecvError::Closed) => None,
+fn is_end(event: &RealignmentEvent) -> bool {
+    match event {
+        RealignmentEvent::Happened(event) => {
+            matches!(**event, telemetry::Event::RealignmentFinished { .. })
+        }
+        RealignmentEvent::Lagged(_) => false,
     }
 }
 
+/// An event as it is sent.
+fn sse(event: &RealignmentEvent) -> Result<Event, axum::Error> {
+    match event {
+        RealignmentEvent::Happened(event) => Event::default().json_data(&**event),
+        RealignmentEvent::Lagged(missed) => Event::default().json_data(Lagged {
+            event: "lagged",
+            missed: *missed,
+        }),
+    }
+}
+
+/// A reader that was too slow is told how many events it missed.
+#[derive(Serialize)]
+struct Lagged {
+    event: &'static str,
+    missed: u64,
+}
+
 /// `GET /admin/v1/generations`.
-pub(crate) async fn generations(State(state): State<AppState>) -> Answer {
+pub(crate) async fn generations(State(state): State<AppState>) -> Answer<Generations> {
     blocking(move || Ok(Json(state.admin.generations()))).await
 }
 
-/// `POST /admin/v1/generations/activate` `{generation, expected_generation?}`.
-pub(crate) async fn activate(State(state): State<AppState>, request: Request) -> Answer {
+/// Which generation is to serve.
+#[derive(Deserialize, JsonSchema)]
+pub(crate) struct ActivateRequest {
+    /// A generation's id, or `base`.
+    generation: String,
+    /// Refuse unless this generation serves now.
+    expected_generation: Option<String>,
+}
+
+/// `POST /admin/v1/generations/activate`.
+pub(crate) async fn activate(State(state): State<AppState>, request: Request) -> Answer<Swap> {
     let body = body::json(request, state.max_body_bytes).await?;
-    let fields = Fields::root(&body)?;
-    let generation = fields.string("generation")?.to_string();
-    let expected = match fields.get("expected_generation") {
-        Some(_) => Some(fields.string("expected_generation")?.to_string()),
-        None => None,
-    };
+    let body: ActivateRequest = request::read(&body)?;
     blocking(move || {
-        Ok(Json(
-            state.admin.activate(&generation, expected.as_deref())?,
-        ))
+        let expected = body.expected_generation.as_deref();
+        Ok(Json(state.admin.activate(&body.generation, expected)?))
     })
     .await
 }
 
 /// `POST /admin/v1/generations/rollback`.
-pub(crate) async fn rollback(State(state): State<AppState>) -> Answer {
+pub(crate) async fn rollback(State(state): State<AppState>) -> Answer<Swap> {
     blocking(move || Ok(Json(state.admin.rollback()?))).await
 }
 
@@ -113,19 +145,30 @@ fn no_realignment(id: &str) -> ApiError {
 }
 
 /// `GET /admin/v1/log-level`.
-pub(crate) async fn log_level(State(state): State<AppState>) -> Json<Value> {
-    Json(json!({ "filter": state.logs.filter() }))
+pub(crate) async fn log_level(State(state): State<AppState>) -> Json<LogLevel> {
+    let filter = state.logs.filter();
+    Json(LogLevel { filter })
 }
 
-/// `PUT /admin/v1/log-level` `{filter}`: until the next start.
-pub(crate) async fn set_log_level(State(state): State<AppState>, request: Request) -> Answer {
+/// What is to be logged.
+#[derive(Deserialize, JsonSchema)]
+pub(crate) struct LogLevelRequest {
+    /// A level (error, warn, info, debug, trace, off), or levels by module.
+    filter: String,
+}
+
+/// `PUT /admin/v1/log-level`: until the next start.
+pub(crate) async fn set_log_level(
+    State(state): State<AppState>,
+    request: Request,
+) -> Answer<LogLevel> {
     let body = body::json(request, state.max_body_bytes).await?;
-    let filter = Fields::root(&body)?.string("filter")?.to_string();
+    let LogLevelRequest { filter } = request::read(&body)?;
     state
         .logs
         .set_filter(&filter)
-        .map_err(|why| ApiError::field("filter", why))?;
+        .map_err(|error| ApiError::field("filter", error.to_string()))?;
     let filter = state.logs.filter();
     tracing::warn!(filter, "the log filter was changed by an operator");
-    Ok(Json(json!({ "filter": filter })))
+    Ok(Json(LogLevel { filter }))
 }

@@ -67,12 +67,10 @@ impl Access {
         }
         let sent = KeyDigest::of(bearer(headers)?);
         // Every key is compared, so the time does not tell which one was right.
-        let found = keys
-            .iter()
-            .fold(None, |found, key| match key.digest.matches(&sent) {
-                true => Some(key),
-                false => found,
-            });
+        let found = keys.iter().fold(None, |found, key| {
+            let matches = key.digest.matches(&sent);
+            if matches { Some(key) } else { found }
+        });
         let key = found.ok_or(ApiError::Unauthorized("the API key is wrong"))?;
         let limit = |own: Option<u32>, common| own.map_or(common, |n| (n > 0).then_some(n));
         let rates = Rates {
@@ -155,10 +153,10 @@ pub(crate) async fn admin(State(state): State<AppState>, request: Request, next:
 }
 
 fn check_admin(headers: &HeaderMap, key: &KeyDigest) -> Result<(), ApiError> {
-    match KeyDigest::of(bearer(headers)?).matches(key) {
-        true => Ok(()),
-        false => Err(ApiError::Unauthorized("the API key is wrong")),
+    if KeyDigest::of(bearer(headers)?).matches(key) {
+        return Ok(());
     }
+    Err(ApiError::Unauthorized("the API key is wrong"))
 }
 
 fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {
@@ -186,12 +184,10 @@ fn check_local(request: &Request) -> Result<(), ApiError> {
         .any(|name| headers.contains_key(*name));
     let host = text(headers, header::HOST);
     let own_host = host.is_none_or(is_loopback);
-    let own_page = match headers.contains_key(header::ORIGIN) {
-        false => true,
-        true => text(headers, header::ORIGIN)
-            .and_then(|origin| origin.split_once("://"))
-            .is_some_and(|(_, origin)| Some(origin) == host),
-    };
+    let own_page = text(headers, header::ORIGIN).is_none_or(|origin| {
+        let origin = origin.split_once("://");
+        origin.is_some_and(|(_, origin)| Some(origin) == host)
+    });
     if local && own_host && own_page && !forwarded {
         return Ok(());
     }

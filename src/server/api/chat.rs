@@ -1,23 +1,75 @@
 //! `POST /v1/chat/completions`: from the body to prompt tokens.
 
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::AppState;
 use super::error::ApiError;
-use super::fields::{Fields, wrong_type};
-use super::params::Params;
-use super::tools::{Format, Layout, Tools};
+use super::params::{Common, MAX_CHOICES, Params};
+use super::request::{self, Count, JsonText, List, Listed, Refused, tagged, unsupported, words};
+use super::tools::{Format, ResponseFormat, ToolFields, Tools};
 use realign_model::chat::ChatError;
 use realign_model::{ChatMessage, ChatRole};
 
-const REFUSED: [&str; 6] = [
-    "functions",
-    "function_call",
-    "suffix",
-    "audio",
-    "prediction",
-    "web_search_options",
-];
+/// A chat completion's body.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "ChatRequest")]
+pub(crate) struct Body {
+    #[serde(rename = "..unoffered")]
+    #[schemars(skip)]
+    _unoffered: UnofferedFields,
+    #[serde(rename = "modalities")]
+    #[schemars(skip)]
+    _modalities: Option<TextOnly>,
+    #[serde(rename = "..common")]
+    #[schemars(flatten)]
+    common: Common,
+    /// Older name of `max_completion_tokens`.
+    max_tokens: Option<Count<1, { i64::MAX }>>,
+    n: Option<Count<1, MAX_CHOICES>>,
+    /// Default: what is left of the context.
+    max_completion_tokens: Option<Count<1, { i64::MAX }>>,
+    /// Only with `logprobs`.
+    top_logprobs: Option<Count<0, 20>>,
+    logprobs: Option<bool>,
+    response_format: Option<ResponseFormat>,
+    #[serde(rename = "..tools")]
+    #[schemars(flatten)]
+    pub(super) tools: ToolFields,
+    #[schemars(extend("minItems" = 1))]
+    messages: List<Message>,
+}
+
+/// Fields of OpenAI's that this server does not honour.
+#[derive(Deserialize)]
+struct UnofferedFields {
+    #[serde(rename = "functions")]
+    _functions: Option<Refused>,
+    #[serde(rename = "function_call")]
+    _function_call: Option<Refused>,
+    #[serde(rename = "suffix")]
+    _suffix: Option<Refused>,
+    #[serde(rename = "audio")]
+    _audio: Option<Refused>,
+    #[serde(rename = "prediction")]
+    _prediction: Option<Refused>,
+    #[serde(rename = "web_search_options")]
+    _web_search_options: Option<Refused>,
+}
+
+/// `modalities` without anything but text.
+struct TextOnly;
+
+impl<'de> Deserialize<'de> for TextOnly {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::Array(kinds) if kinds.iter().all(|kind| kind == "text") => Ok(Self),
+            _ => Err(unsupported(" other than [\"text\"]")),
+        }
+    }
+}
 
 /// A checked request for a chat completion.
 #[derive(Debug)]
@@ -30,24 +82,18 @@ pub(crate) struct ChatRequest {
 
 impl ChatRequest {
     pub(crate) fn read(body: &Value) -> Result<Self, ApiError> {
-        let fields = Fields::root(body)?;
-        fields.refuse(&REFUSED)?;
-        refuse_modalities(&fields)?;
-        let mut params = Params::read(&fields)?;
+        let body: Body = request::read(body)?;
+        let mut params = body.common.check()?;
         // The newer name wins, as `max_tokens` is deprecated.
-        if let Some(most) = fields.count("max_completion_tokens", 1..=i64::MAX)? {
-            params.max_tokens = Some(most);
-        }
-        params.sampling.top_logprobs = logprobs(&fields)?;
-        let format = match fields.get("response_format") {
-            Some(format) => Format::read(format, "response_format", Layout::Nested)?,
-            None => Format::Text,
-        };
+        let max_tokens = body.max_completion_tokens.or(body.max_tokens);
+        params.max_tokens = max_tokens.map(|most| most.0);
+        params.n = body.n.map_or(1, |n| n.0);
+        params.sampling.top_logprobs = logprobs(body.logprobs, body.top_logprobs)?;
         Ok(Self {
             params,
-            tools: Tools::read(&fields, Layout::Nested)?,
-            format,
-            messages: messages(&fields)?,
+            format: body.response_format.map_or(Format::Text, Format::from),
+            tools: Tools::check(body.tools)?,
+            messages: conversation(body.messages)?,
         })
     }
 
@@ -86,145 +132,236 @@ pub(crate) fn chat_error(error: &ChatError, param: &str) -> ApiError {
     }
 }
 
-fn refuse_modalities(fields: &Fields<'_>) -> Result<(), ApiError> {
-    match fields.get("modalities") {
-        Some(Value::Array(kinds)) if kinds.iter().all(|kind| kind == "text") => Ok(()),
-        None => Ok(()),
-        Some(_) => Err(ApiError::Unsupported {
-            param: "modalities".into(),
-            detail: " other than [\"text\"]".into(),
-        }),
+fn logprobs(wanted: Option<bool>, top: Option<Count<0, 20>>) -> Result<Option<usize>, ApiError> {
+    let top = top.map(|top| top.0);
+    if wanted.unwrap_or(false) {
+        return Ok(Some(top.unwrap_or(0)));
+    }
+    if top.is_none_or(|top| top == 0) {
+        return Ok(None);
+    }
+    Err(ApiError::field(
+        "top_logprobs",
+        "`top_logprobs` is only allowed when `logprobs` is true",
+    ))
+}
+
+words! {
+    /// Who wrote a message.
+    Role {
+        System = "system",
+        Developer = "developer",
+        User = "user",
+        Assistant = "assistant",
+        Tool = "tool",
     }
 }
 
-fn logprobs(fields: &Fields<'_>) -> Result<Option<usize>, ApiError> {
-    let top = fields.count("top_logprobs", 0..=20)?;
-    match (fields.boolean("logprobs")?.unwrap_or(false), top) {
-        (true, top) => Ok(Some(top.unwrap_or(0))),
-        (false, None | Some(0)) => Ok(None),
-        (false, Some(_)) => Err(ApiError::field(
-            "top_logprobs",
-            "`top_logprobs` is only allowed when `logprobs` is true",
-        )),
+impl From<Role> for ChatRole {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::System | Role::Developer => ChatRole::System,
+            Role::User => ChatRole::User,
+            Role::Assistant => ChatRole::Assistant,
+            Role::Tool => ChatRole::Tool,
+        }
     }
 }
 
-/// `messages`, which must be there.
-pub(crate) fn messages(fields: &Fields<'_>) -> Result<Vec<ChatMessage>, ApiError> {
-    let value = fields.required("messages")?;
-    let items = value
-        .as_array()
-        .ok_or_else(|| wrong_type("messages", "an array of messages", value))?;
-    if items.is_empty() {
+tagged! {
+    /// A message of a conversation.
+    Message by "role": Role {
+        [System, Developer, User] => Said(SaidMessage),
+        [Assistant] => Answered(AssistantMessage),
+        [Tool] => Returned(ToolMessage),
+    }
+}
+
+impl Listed for Message {
+    const LIST: &'static str = "an array of messages";
+}
+
+/// Fields of a message that this server does not honour.
+#[derive(Clone, Debug, Deserialize)]
+struct UnofferedInMessage {
+    #[serde(rename = "function_call")]
+    _function_call: Option<Refused>,
+    #[serde(rename = "audio")]
+    _audio: Option<Refused>,
+}
+
+/// What the application or the person said.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub(crate) struct SaidMessage {
+    #[serde(rename = "..unoffered")]
+    #[schemars(skip)]
+    _unoffered: UnofferedInMessage,
+    content: Content,
+    #[serde(rename = "name")]
+    #[schemars(with = "Option<String>")]
+    _name: Option<IgnoredAny>,
+}
+
+/// What the model answered: text, calls, or both.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(inline, extend("anyOf" = [{"required": ["content"]}, {"required": ["tool_calls"]}]))]
+pub(crate) struct AssistantMessage {
+    #[serde(rename = "..unoffered")]
+    #[schemars(skip)]
+    _unoffered: UnofferedInMessage,
+    tool_calls: Option<List<ToolCall>>,
+    content: Option<Content>,
+}
+
+/// The result of a call.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub(crate) struct ToolMessage {
+    #[serde(rename = "..unoffered")]
+    #[schemars(skip)]
+    _unoffered: UnofferedInMessage,
+    content: Content,
+    tool_call_id: String,
+}
+
+/// An earlier call of a function.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+struct ToolCall {
+    #[serde(rename = "id")]
+    #[schemars(with = "String")]
+    _id: Option<IgnoredAny>,
+    #[serde(rename = "type")]
+    #[schemars(with = "String", extend("const" = "function"))]
+    _type: Option<IgnoredAny>,
+    function: Call,
+}
+
+impl Listed for ToolCall {
+    const LIST: &'static str = "an array of calls";
+}
+
+/// Which function was called with what.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub(crate) struct Call {
+    name: String,
+    arguments: JsonText,
+}
+
+impl Call {
+    /// As chat templates read it.
+    pub(crate) fn for_template(self) -> Value {
+        json!({
+            "type": "function",
+            "function": {"name": self.name, "arguments": self.arguments.0},
+        })
+    }
+}
+
+/// The messages of `messages`, which must have at least one.
+///
+/// # Errors
+/// If there is none, or one says nothing and calls nothing.
+pub(crate) fn conversation(messages: List<Message>) -> Result<Vec<ChatMessage>, ApiError> {
+    if messages.0.is_empty() {
         return Err(ApiError::field(
             "messages",
             "`messages` must have at least one message",
         ));
     }
-    let read = |(i, item)| message(item, &format!("messages[{i}]"));
-    items.iter().enumerate().map(read).collect()
+    let message = |(i, message)| chat_message(message, i);
+    messages.0.into_iter().enumerate().map(message).collect()
 }
 
-fn message(item: &Value, place: &str) -> Result<ChatMessage, ApiError> {
-    let fields = Fields::nested(item, place)?;
-    let role = role(&fields)?;
-    fields.refuse(&["function_call", "audio"])?;
-    let calls = match role {
-        ChatRole::Assistant => calls(&fields)?,
-        ChatRole::System | ChatRole::User | ChatRole::Tool => None,
-    };
-    let content = match fields.get("content") {
-        // An assistant that only called functions said nothing.
-        None if calls.is_some() => String::new(),
-        _ => content(fields.required("content")?, &fields.path("content"))?,
-    };
-    let mut message = ChatMessage::new(role, content);
-    message.tool_calls = calls;
-    if role == ChatRole::Tool {
-        message.tool_call_id = Some(fields.string("tool_call_id")?.to_string());
-    }
-    Ok(message)
-}
-
-/// The role of a message.
-pub(crate) fn role(fields: &Fields<'_>) -> Result<ChatRole, ApiError> {
-    match fields.string("role")? {
-        "system" | "developer" => Ok(ChatRole::System),
-        "user" => Ok(ChatRole::User),
-        "assistant" => Ok(ChatRole::Assistant),
-        "tool" => Ok(ChatRole::Tool),
-        other => {
-            let path = fields.path("role");
-            let shown: String = other.chars().take(64).collect();
-            let allowed = "`system`, `developer`, `user`, `assistant`, `tool`";
-            let message = format!("`{path}` is {shown:?}; allowed: {allowed}");
-            Err(ApiError::field(path, message))
+fn chat_message(message: Message, index: usize) -> Result<ChatMessage, ApiError> {
+    match message {
+        Message::Said(role, said) => Ok(ChatMessage::new(role.into(), said.content.text())),
+        Message::Answered(role, answered) => {
+            let calls = answered.tool_calls.map_or_else(Vec::new, |calls| calls.0);
+            let content = match answered.content {
+                Some(content) => content.text(),
+                // An assistant that only called functions said nothing.
+                None if !calls.is_empty() => String::new(),
+                None => {
+                    let path = format!("messages[{index}].content");
+                    let message = format!("the field `{path}` is required");
+                    return Err(ApiError::field(path, message));
+                }
+            };
+            let mut message = ChatMessage::new(role.into(), content);
+            if !calls.is_empty() {
+                let calls = calls.into_iter().map(|call| call.function.for_template());
+                message.tool_calls = Some(calls.collect());
+            }
+            Ok(message)
+        }
+        Message::Returned(role, returned) => {
+            let mut message = ChatMessage::new(role.into(), returned.content.text());
+            message.tool_call_id = Some(returned.tool_call_id);
+            Ok(message)
         }
     }
-}
-
-/// An assistant's earlier calls.
-fn calls(fields: &Fields<'_>) -> Result<Option<Vec<Value>>, ApiError> {
-    let path = fields.path("tool_calls");
-    let items = match fields.get("tool_calls") {
-        None => return Ok(None),
-        Some(Value::Array(items)) if items.is_empty() => return Ok(None),
-        Some(Value::Array(items)) => items,
-        Some(other) => return Err(wrong_type(&path, "an array of calls", other)),
-    };
-    let read = |(i, item): (usize, &Value)| {
-        let outer = Fields::nested(item, &format!("{path}[{i}]"))?;
-        let function = outer.required("function")?;
-        call(&Fields::nested(function, &outer.path("function"))?)
-    };
-    items
-        .iter()
-        .enumerate()
-        .map(read)
-        .collect::<Result<_, _>>()
-        .map(Some)
-}
-
-/// A call of `name` with `arguments` (JSON text), as chat templates read it.
-pub(crate) fn call(fields: &Fields<'_>) -> Result<Value, ApiError> {
-    let name = fields.string("name")?;
-    let arguments = fields.string("arguments")?;
-    let parsed: Option<Value> = serde_json::from_str(arguments).ok();
-    let Some(arguments) = parsed.filter(Value::is_object) else {
-        let path = fields.path("arguments");
-        let message = format!("`{path}` must be the text of a JSON object");
-        return Err(ApiError::field(path, message));
-    };
-    Ok(json!({"type": "function", "function": {"name": name, "arguments": arguments}}))
 }
 
 /// Text, as a string or in parts.
-pub(crate) fn content(value: &Value, place: &str) -> Result<String, ApiError> {
-    match value {
-        Value::String(text) => Ok(text.clone()),
-        Value::Array(parts) => text_parts(parts, place),
-        other => {
-            let expected = "a string or an array of text parts";
-            Err(wrong_type(place, expected, other))
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(rename = "one of", expecting = "a string or an array of text parts")]
+#[schemars(rename = "Content", untagged)]
+pub(crate) enum Content {
+    #[serde(rename = "string")]
+    Text(String),
+    #[serde(rename = "array")]
+    Parts(Vec<Part>),
+}
+
+impl Content {
+    /// The text of all parts.
+    pub(crate) fn text(self) -> String {
+        match self {
+            Content::Text(text) => text,
+            Content::Parts(parts) => parts.into_iter().map(Part::text).collect(),
         }
     }
 }
 
-fn text_parts(parts: &[Value], place: &str) -> Result<String, ApiError> {
-    let mut content = String::new();
-    for (i, part) in parts.iter().enumerate() {
-        let fields = Fields::nested(part, &format!("{place}[{i}]"))?;
-        let text = match fields.string("type")? {
-            "text" | "input_text" | "output_text" => "text",
-            "refusal" => "refusal",
-            _ => {
-                return Err(ApiError::Unsupported {
-                    param: fields.path("type"),
-                    detail: " other than text".into(),
-                });
-            }
-        };
-        content.push_str(fields.string(text)?);
+words! {
+    /// What a part is.
+    PartKind {
+        Text = "text",
+        InputText = "input_text",
+        OutputText = "output_text",
+        Refusal = "refusal",
+    } else |_| unsupported(" other than text")
+}
+
+tagged! {
+    /// A part of a text.
+    Part by "type": PartKind {
+        [Text, InputText, OutputText] => Text(TextPart),
+        [Refusal] => Refusal(RefusalPart),
     }
-    Ok(content)
+}
+
+impl Part {
+    fn text(self) -> String {
+        match self {
+            Part::Text(_, part) => part.text,
+            Part::Refusal(_, part) => part.refusal,
+        }
+    }
+}
+
+/// Text.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub(crate) struct TextPart {
+    text: String,
+}
+
+/// A text that refuses.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub(crate) struct RefusalPart {
+    refusal: String,
 }

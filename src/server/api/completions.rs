@@ -1,11 +1,16 @@
 //! `POST /v1/completions`: from the body to prompt tokens.
 
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::AppState;
 use super::error::ApiError;
-use super::fields::{Fields, wrong_type};
-use super::params::Params;
+use super::params::{Common, MAX_CHOICES, Params};
+use super::request::{self, AT, Count, Refused, message, unexpected, wrong_type};
 use realign_model::Tokenizer;
 use realign_model::tokenizer::TokenizerError;
 
@@ -22,6 +27,27 @@ pub(crate) enum Prompt {
     Ids(Vec<u32>),
 }
 
+/// A completion's body.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "CompletionRequest")]
+pub(crate) struct Body {
+    #[serde(rename = "suffix")]
+    #[schemars(skip)]
+    _suffix: Option<Refused>,
+    #[serde(rename = "..common")]
+    #[schemars(flatten)]
+    common: Common,
+    /// Default 16.
+    max_tokens: Option<Count<1, { i64::MAX }>>,
+    n: Option<Count<1, MAX_CHOICES>>,
+    /// Only the value of `n`.
+    best_of: Option<Count<1, { i64::MAX }>>,
+    logprobs: Option<Count<0, 5>>,
+    /// Put the prompt before the answer; not together with `logprobs`.
+    echo: Option<bool>,
+    pub(super) prompt: Texts,
+}
+
 /// A checked request for completions.
 #[derive(Debug)]
 pub(crate) struct CompletionRequest {
@@ -32,25 +58,25 @@ pub(crate) struct CompletionRequest {
 
 impl CompletionRequest {
     pub(crate) fn read(body: &Value) -> Result<Self, ApiError> {
-        let fields = Fields::root(body)?;
-        fields.refuse(&["suffix"])?;
-        let mut params = Params::read(&fields)?;
-        let best_of = fields.count("best_of", 1..=i64::MAX)?;
-        if best_of.is_some_and(|best| best != params.n) {
+        let body: Body = request::read(body)?;
+        let mut params = body.common.check()?;
+        params.max_tokens = body.max_tokens.map(|most| most.0);
+        params.n = body.n.map_or(1, |n| n.0);
+        if body.best_of.is_some_and(|best| best.0 != params.n) {
             return Err(ApiError::Unsupported {
                 param: "best_of".into(),
                 detail: " other than `n`".into(),
             });
         }
-        params.sampling.top_logprobs = fields.count("logprobs", 0..=5)?;
-        let echo = fields.boolean("echo")?.unwrap_or(false);
+        params.sampling.top_logprobs = body.logprobs.map(|top| top.0);
+        let echo = body.echo.unwrap_or(false);
         if echo && params.sampling.top_logprobs.is_some() {
             return Err(ApiError::Unsupported {
                 param: "echo".into(),
                 detail: " together with `logprobs`".into(),
             });
         }
-        let prompts = prompts(&fields, "prompt")?;
+        let prompts = body.prompt.prompts("prompt")?;
         if prompts.len() * params.n > MAX_SEQUENCES {
             let message = format!(
                 "{} prompts times n = {} are too many sequences; allowed: up to {MAX_SEQUENCES}",
@@ -115,35 +141,99 @@ impl Prompt {
 }
 
 /// `prompt` or `input`: texts or token ids, one or several.
-pub(crate) fn prompts(fields: &Fields<'_>, name: &str) -> Result<Vec<Prompt>, ApiError> {
-    let item = |(i, item): (usize, &Value)| match item {
-        Value::String(text) => Ok(Prompt::Text(text.clone())),
-        Value::Array(inner) => Ok(Prompt::Ids(ids(inner, &format!("{name}[{i}]"))?)),
-        other => Err(wrong_type(
-            &format!("{name}[{i}]"),
-            "a string or an array of token ids",
-            other,
-        )),
-    };
-    match fields.required(name)? {
-        Value::String(text) => Ok(vec![Prompt::Text(text.clone())]),
-        Value::Array(items) if items.is_empty() => {
-            Err(ApiError::field(name, format!("`{name}` must not be empty")))
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Texts(Value);
+
+impl Texts {
+    /// The texts; `name` is the field that they came in.
+    ///
+    /// # Errors
+    /// If they are none of the forms that the schema lists.
+    pub(crate) fn prompts(&self, name: &str) -> Result<Vec<Prompt>, ApiError> {
+        let item = |(i, item): (usize, &Value)| match item {
+            Value::String(text) => Ok(Prompt::Text(text.clone())),
+            Value::Array(inner) => Ok(Prompt::Ids(ids(inner, &format!("{name}[{i}]"))?)),
+            other => Err(wrong_type(
+                &format!("{name}[{i}]"),
+                "a string or an array of token ids",
+                other,
+            )),
+        };
+        match &self.0 {
+            Value::String(text) => Ok(vec![Prompt::Text(text.clone())]),
+            Value::Array(items) if items.is_empty() => {
+                Err(ApiError::field(name, format!("`{name}` must not be empty")))
+            }
+            Value::Array(items) if items.iter().all(Value::is_number) => {
+                Ok(vec![Prompt::Ids(ids(items, name)?)])
+            }
+            Value::Array(items) => items.iter().enumerate().map(item).collect(),
+            other => Err(wrong_type(name, EXPECTED, other)),
         }
-        Value::Array(items) if items.iter().all(Value::is_number) => {
-            Ok(vec![Prompt::Ids(ids(items, name)?)])
-        }
-        Value::Array(items) => items.iter().enumerate().map(item).collect(),
-        other => Err(wrong_type(name, EXPECTED, other)),
     }
 }
 
-/// Token ids.
-pub(crate) fn ids(items: &[Value], place: &str) -> Result<Vec<u32>, ApiError> {
+impl JsonSchema for Texts {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Texts".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let text = json_schema!({"type": "string", "minLength": 1});
+        let mut ids = TokenIds::json_schema(generator);
+        ids.insert("minItems".into(), 1.into());
+        json_schema!({"anyOf": [
+            text,
+            {"type": "array", "items": text, "minItems": 1},
+            ids,
+            {"type": "array", "items": ids, "minItems": 1},
+        ]})
+    }
+}
+
+/// An array of token ids.
+#[derive(Clone, Debug)]
+pub(crate) struct TokenIds(pub(crate) Vec<u32>);
+
+impl<'de> Deserialize<'de> for TokenIds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let Value::Array(items) = &value else {
+            let expected = "an array of token ids";
+            return Err(D::Error::invalid_type(unexpected(&value), &expected));
+        };
+        token_ids(items)
+            .map(Self)
+            .ok_or_else(|| message(format_args!("{AT} {ONLY_IDS}")))
+    }
+}
+
+impl JsonSchema for TokenIds {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "TokenIds".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        let id = json_schema!({"type": "integer", "minimum": 0, "maximum": u32::MAX});
+        json_schema!({"type": "array", "items": id})
+    }
+}
+
+const ONLY_IDS: &str = "must hold token ids only";
+
+fn ids(items: &[Value], path: &str) -> Result<Vec<u32>, ApiError> {
+    token_ids(items).ok_or_else(|| ApiError::field(path, format!("`{path}` {ONLY_IDS}")))
+}
+
+fn token_ids(items: &[Value]) -> Option<Vec<u32>> {
     let id = |item: &Value| item.as_u64().and_then(|id| u32::try_from(id).ok());
-    items
-        .iter()
-        .map(id)
-        .collect::<Option<Vec<u32>>>()
-        .ok_or_else(|| ApiError::field(place, format!("`{place}` must hold token ids only")))
+    items.iter().map(id).collect()
 }

@@ -7,14 +7,18 @@ use axum::extract::{Extension, Request, State};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::completions::{Prompt, prompts};
-use super::doors::EmbeddingDoor;
+use super::answers::client::{self as answers, EmbeddingEntry, EmbeddingUsage, Vector};
+use super::completions::{Prompt, Texts};
 use super::error::ApiError;
-use super::fields::Fields;
 use super::observe::Observation;
+use super::ports::EmbeddingPort;
+use super::request::{self, AT, ModelName, message, unsupported, words};
 use super::run::with_generation;
 use super::{AppState, blocking, body, models, not_ready};
 use realign_engine::adapter::generation::Generation;
@@ -29,16 +33,16 @@ const MAX_WAITING: usize = 32;
 /// What makes embeddings, one request at a time: it shares the processor with the engine.
 #[derive(Clone)]
 pub struct Embeddings {
-    door: Arc<dyn EmbeddingDoor>,
+    port: Arc<dyn EmbeddingPort>,
     turn: Arc<Semaphore>,
     places: Arc<Semaphore>,
 }
 
 impl Embeddings {
-    /// Embeds through this door.
-    pub fn new(door: Arc<dyn EmbeddingDoor>) -> Self {
+    /// Embeds through this port.
+    pub fn new(port: Arc<dyn EmbeddingPort>) -> Self {
         Self {
-            door,
+            port,
             turn: Arc::new(Semaphore::new(1)),
             places: Arc::new(Semaphore::new(MAX_WAITING)),
         }
@@ -53,6 +57,40 @@ impl Embeddings {
     }
 }
 
+words! {
+    /// How vectors are written.
+    Encoding {
+        Float = "float",
+        Base64 = "base64",
+    } else |_| message(format_args!("{AT} must be `float` or `base64`"))
+}
+
+/// `dimensions`: the model's own is the only one.
+#[derive(Debug)]
+struct OtherDimensions;
+
+impl<'de> Deserialize<'de> for OtherDimensions {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        IgnoredAny::deserialize(deserializer)?;
+        Err(unsupported(""))
+    }
+}
+
+/// A request's body.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "EmbeddingRequest")]
+pub(crate) struct Body {
+    #[serde(rename = "dimensions")]
+    #[schemars(skip)]
+    _dimensions: Option<OtherDimensions>,
+    encoding_format: Option<Encoding>,
+    input: Texts,
+    model: ModelName,
+    #[serde(rename = "user")]
+    #[schemars(with = "Option<String>")]
+    _user: Option<IgnoredAny>,
+}
+
 /// A checked request.
 struct EmbeddingRequest {
     model: String,
@@ -62,22 +100,8 @@ struct EmbeddingRequest {
 
 impl EmbeddingRequest {
     fn read(body: &Value) -> Result<Self, ApiError> {
-        let fields = Fields::root(body)?;
-        if fields.get("dimensions").is_some() {
-            return Err(ApiError::unsupported("dimensions"));
-        }
-        let base64 = match fields.get("encoding_format") {
-            None => false,
-            Some(_) => match fields.string("encoding_format")? {
-                "float" => false,
-                "base64" => true,
-                _ => {
-                    let message = "`encoding_format` must be `float` or `base64`";
-                    return Err(ApiError::field("encoding_format", message));
-                }
-            },
-        };
-        let inputs = prompts(&fields, "input")?;
+        let body: Body = request::read(body)?;
+        let inputs = body.input.prompts("input")?;
         if inputs.len() > MAX_INPUTS {
             let message = format!(
                 "`input` has {} texts; allowed: up to {MAX_INPUTS}",
@@ -86,9 +110,9 @@ impl EmbeddingRequest {
             return Err(ApiError::field("input", message));
         }
         Ok(Self {
-            model: fields.string("model")?.to_string(),
+            model: body.model.0,
             inputs,
-            base64,
+            base64: body.encoding_format == Some(Encoding::Base64),
         })
     }
 
@@ -139,12 +163,15 @@ pub(crate) async fn create(
         let encoded = request.encode(&worker)?;
         let tokens: usize = encoded.iter().map(Vec::len).sum();
         let data = data(&worker, &generation, &encoded, request.base64)?;
-        let answer = json!({
-            "object": "list",
-            "data": data,
-            "model": request.model,
-            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-        });
+        let answer = answers::Embeddings {
+            object: "list",
+            data,
+            model: request.model,
+            usage: EmbeddingUsage {
+                prompt_tokens: tokens,
+                total_tokens: tokens,
+            },
+        };
         Ok((generation, tokens, answer))
     })
     .await?;
@@ -158,18 +185,23 @@ fn data(
     generation: &Generation,
     encoded: &[Vec<u32>],
     base64: bool,
-) -> Result<Vec<Value>, ApiError> {
+) -> Result<Vec<EmbeddingEntry>, ApiError> {
     let entry = |(index, tokens): (usize, &Vec<u32>)| {
-        let vector = state.embeddings.door.embed(generation, tokens);
+        let vector = state.embeddings.port.embed(generation, tokens);
         let vector = vector.map_err(|error| {
-            tracing::error!(error, "an embedding could not be computed");
+            tracing::error!(%error, "an embedding could not be computed");
             ApiError::Internal(format!("the embedding could not be computed: {error}"))
         })?;
-        let embedding = match base64 {
-            true => json!(STANDARD.encode(little_endian(&vector))),
-            false => json!(vector),
+        let embedding = if base64 {
+            Vector::Base64(STANDARD.encode(little_endian(&vector)))
+        } else {
+            Vector::Numbers(vector.into_iter().map(f64::from).collect())
         };
-        Ok(json!({"object": "embedding", "index": index, "embedding": embedding}))
+        Ok(EmbeddingEntry {
+            object: "embedding",
+            index,
+            embedding,
+        })
     };
     encoded.iter().enumerate().map(entry).collect()
 }

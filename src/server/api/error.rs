@@ -3,9 +3,9 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
 
-use super::doors::AdminError;
+use super::answers::client::{self, ErrorBody};
+use super::ports::AdminError;
 use crate::telemetry::Refusal;
 use realign_engine::request::SubmitError;
 
@@ -242,14 +242,16 @@ impl ApiError {
     }
 
     /// The body, in OpenAI's shape.
-    pub(crate) fn body(&self) -> Value {
+    pub(crate) fn body(&self) -> client::Error {
         let (_, kind, code) = self.kind();
-        json!({"error": {
-            "message": self.to_string(),
-            "type": kind,
-            "param": self.param(),
-            "code": code,
-        }})
+        client::Error {
+            error: ErrorBody {
+                message: self.to_string(),
+                kind,
+                param: self.param().map(str::to_string),
+                code,
+            },
+        }
     }
 }
 

@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use super::unix_seconds;
 use crate::telemetry::RequestFinished;
 use crate::telemetry::compliance::Answer;
+use realign_core::clock::unix_seconds;
 
 /// The prompts of a request and its choices so far.
 #[derive(Debug, Default)]

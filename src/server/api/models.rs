@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
-use serde_json::{Value, json};
 
+use super::answers::client::{Model, ModelList};
 use super::error::ApiError;
 use super::{AppState, blocking};
 use realign_engine::adapter::ResolveError;
@@ -39,7 +39,7 @@ pub(crate) fn resolve(state: &AppState, model: &str) -> Result<Arc<Generation>, 
 }
 
 /// `GET /v1/models`.
-pub(crate) async fn list(State(state): State<AppState>) -> Json<Value> {
+pub(crate) async fn list(State(state): State<AppState>) -> Json<ModelList> {
     let name = &state.model_name;
     let mut data = vec![
         entry(&state, name, &state.registry.lease_current()),
@@ -54,14 +54,17 @@ pub(crate) async fn list(State(state): State<AppState>) -> Json<Value> {
             ));
         }
     }
-    Json(json!({"object": "list", "data": data}))
+    Json(ModelList {
+        object: "list",
+        data,
+    })
 }
 
 /// `GET /v1/models/{id}`.
 pub(crate) async fn retrieve(
     State(state): State<AppState>,
     Path(id): Path<String>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Model>, ApiError> {
     blocking(move || {
         let generation = resolve(&state, &id)?;
         Ok(Json(entry(&state, &id, &generation)))
@@ -69,15 +72,15 @@ pub(crate) async fn retrieve(
     .await
 }
 
-fn entry(state: &AppState, id: &str, generation: &Generation) -> Value {
-    json!({
-        "id": id,
-        "object": "model",
-        "created": state.started_at,
-        "owned_by": "realign",
-        "generation": generation.id,
-        "policy_revision": generation.policy_revision,
-        "system_fingerprint": generation.fingerprint(),
-        "max_model_len": state.engine.max_model_len(),
-    })
+fn entry(state: &AppState, id: &str, generation: &Generation) -> Model {
+    Model {
+        id: id.into(),
+        object: "model",
+        created: state.started_at,
+        owned_by: "realign",
+        generation: generation.id.to_string(),
+        policy_revision: generation.policy_revision.clone(),
+        system_fingerprint: generation.fingerprint(),
+        max_model_len: state.engine.max_model_len(),
+    }
 }

@@ -13,6 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::AppState;
 use super::auth::Access;
 use super::exchanges::Exchanges;
+use super::routes::Labels;
 use crate::telemetry::{Compliance, Event, Refusal, RequestFinished, Telemetry};
 
 /// Header with the request's id, also on errors.
@@ -21,29 +22,6 @@ pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 /// Status of a request whose client went away before the end, as nginx counts it.
 const CLIENT_CLOSED: u16 = 499;
 
-/// Every route that is counted. Probes, scrapes and the web page are not: they would drown the rest.
-pub(crate) const ROUTES: &[&str] = &[
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/responses",
-    "/v1/embeddings",
-    "/v1/moderations",
-    "/tokenize",
-    "/detokenize",
-    "/v1/models",
-    "/v1/models/{*id}",
-    "/admin/v1/policies",
-    "/admin/v1/realignments",
-    "/admin/v1/realignments/{id}",
-    "/admin/v1/realignments/{id}/cancel",
-    "/admin/v1/realignments/{id}/events",
-    "/admin/v1/generations",
-    "/admin/v1/generations/activate",
-    "/admin/v1/generations/rollback",
-    "/admin/v1/log-level",
-];
-pub(crate) const PROBES: [&str; 4] = ["/health", "/ready", "/metrics", "/openapi.json"];
-const UNCOUNTED: &[&str] = &["/", "/page.css", "/page.js", "/admin/v1/overview"];
 /// Longest request id that is taken over from a client.
 const REQUEST_ID_LIMIT: usize = 128;
 
@@ -206,19 +184,23 @@ impl Drop for Observation {
     }
 }
 
+/// What the observer of a listener needs.
+#[derive(Clone)]
+pub(crate) struct Observer {
+    pub(crate) state: AppState,
+    pub(crate) labels: Labels,
+}
+
 /// Gives every request an id and, unless it is a probe, a record.
 pub(crate) async fn observe(
-    State(state): State<AppState>,
+    State(Observer { state, labels }): State<Observer>,
     mut request: Request,
     next: Next,
 ) -> Response {
     let matched = request.extensions().get::<MatchedPath>();
-    let path = matched.map_or("unmatched", MatchedPath::as_str);
-    let route = ROUTES.iter().find(|route| **route == path);
-    let counted = !PROBES.iter().chain(UNCOUNTED).any(|p| *p == path);
+    let label = labels.of(matched.map(MatchedPath::as_str));
     let id = request_id(request.headers());
-    let observation = counted.then(|| {
-        let route = route.unwrap_or(&"unmatched");
+    let observation = label.map(|route| {
         let observation = Observation::new(&state, route, &id);
         let parent = request.headers().get("traceparent");
         let parent = parent.and_then(|value| value.to_str().ok());

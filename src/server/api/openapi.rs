@@ -1,24 +1,208 @@
-//! `GET /openapi.json`: the client routes as an OpenAPI 3.1 document.
-//!
-//! It is written by hand: requests are read field by field, so that errors can say what is
-//! allowed, and no types exist that a document could be derived from. Tests hold its paths against
-//! the router's.
+//! `GET /openapi.json`: a listener's routes as an OpenAPI 3.1 document, derived from the types that
+//! requests are read into and answers are made of.
 
-use axum::extract::State;
+use std::sync::Arc;
+
+use axum::extract::Extension;
 use axum::http::{HeaderName, header};
+use schemars::SchemaGenerator;
+use schemars::generate::SchemaSettings;
+use serde_json::{Map, Value, json};
 
-use super::AppState;
+use super::answers::client::Error;
+use super::request::ModelName;
+use super::routes::{Answer, Audience, Operation, Route};
 
-const DOCUMENT: &str = include_str!("openapi.json");
+/// A listener's document as JSON text.
+#[derive(Clone, Debug)]
+pub(crate) struct Document(Arc<str>);
 
-/// The document, with the crate's version and the served name filled in.
+/// `GET /openapi.json`.
 pub(crate) async fn document(
-    State(state): State<AppState>,
+    Extension(Document(text)): Extension<Document>,
 ) -> ([(HeaderName, &'static str); 1], String) {
-    let name = serde_json::Value::from(&*state.model_name).to_string();
-    let text = DOCUMENT.replace("\"SERVED_NAME\"", &name).replace(
-        "\"CRATE_VERSION\"",
-        concat!("\"", env!("CARGO_PKG_VERSION"), "\""),
-    );
-    ([(header::CONTENT_TYPE, "application/json")], text)
+    let json = "application/json";
+    ([(header::CONTENT_TYPE, json)], text.to_string())
+}
+
+impl Document {
+    /// The document of these routes, for a server that serves `model`.
+    pub(crate) fn new(routes: &[Route], model: &str) -> Self {
+        let text = describe(routes).to_string();
+        let served = Value::from(model).to_string();
+        let placeholder = Value::from(ModelName::SERVED).to_string();
+        Self(text.replace(&placeholder, &served).into())
+    }
+}
+
+/// What a failure's status means, by name.
+const FAILURES: [(u16, &str, &str); 9] = [
+    (
+        400,
+        "BadRequest",
+        "The request is wrong; `param` names the field.",
+    ),
+    (401, "Unauthorized", "No API key, or a wrong one."),
+    (
+        403,
+        "Forbidden",
+        "Without an admin key, operator routes answer only this machine.",
+    ),
+    (
+        404,
+        "NotFound",
+        "No such model, route, realignment or generation.",
+    ),
+    (409, "Conflict", "The state does not allow it now."),
+    (413, "TooLarge", "The body is larger than the server reads."),
+    (429, "TooMany", "Too much is waiting; see Retry-After."),
+    (500, "Failed", "The server failed."),
+    (503, "Unavailable", "Loading or draining; see Retry-After."),
+];
+
+/// Two generators, as a type may be read in more forms than it is written in.
+struct Schemas {
+    requests: SchemaGenerator,
+    answers: SchemaGenerator,
+}
+
+impl Schemas {
+    fn new() -> Self {
+        let settings = SchemaSettings::draft2020_12()
+            .with(|settings| settings.definitions_path = "/components/schemas".into());
+        Self {
+            requests: settings.clone().for_deserialize().into_generator(),
+            answers: settings.for_serialize().into_generator(),
+        }
+    }
+
+    /// Everything that was referred to.
+    fn components(mut self) -> Map<String, Value> {
+        let mut all = self.requests.take_definitions(true);
+        for (name, schema) in self.answers.take_definitions(true) {
+            debug_assert!(
+                all.get(&name).is_none_or(|other| *other == schema),
+                "{name} is the name of two schemas"
+            );
+            all.insert(name, schema);
+        }
+        all.sort_keys();
+        all
+    }
+}
+
+fn describe(routes: &[Route]) -> Value {
+    let mut schemas = Schemas::new();
+    let mut paths = Map::new();
+    for route in routes {
+        let Some(operation) = &route.operation else {
+            continue;
+        };
+        let path = route.path.replace("{*", "{");
+        let entry = paths.entry(path).or_insert_with(|| json!({}));
+        entry[route.method.as_str().to_lowercase()] = describe_one(route, operation, &mut schemas);
+    }
+    let error = schemas.answers.subschema_for::<Error>();
+    let failure = |(_, name, description): (u16, &str, &str)| {
+        let content = json!({"application/json": {"schema": error}});
+        let response = json!({"description": description, "content": content});
+        (name.to_string(), response)
+    };
+    let responses: Map<String, Value> = FAILURES.into_iter().map(failure).collect();
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "realign",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description":
+                "OpenAI-compatible inference whose alignment is live. Unknown fields are ignored.",
+        },
+        "paths": paths,
+        "components": {
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer"},
+                "adminKey": {
+                    "type": "http", "scheme": "bearer",
+                    "description": "The operators' key, if one is configured.",
+                },
+            },
+            "responses": responses,
+            "schemas": schemas.components(),
+        },
+    })
+}
+
+fn describe_one(route: &Route, operation: &Operation, schemas: &mut Schemas) -> Value {
+    let mut described = json!({"operationId": operation.id, "summary": operation.summary});
+    if let Some(request) = operation.request {
+        let schema = request(&mut schemas.requests);
+        described["requestBody"] = json!({
+            "required": true,
+            "content": {"application/json": {"schema": schema}},
+        });
+    }
+    let mut responses = Map::new();
+    let success = json!({
+        "description": "The answer.",
+        "content": content(operation.answer, schemas),
+    });
+    responses.insert(operation.status.to_string(), success);
+    for status in operation.failures {
+        if let Some((_, name, _)) = FAILURES.iter().find(|(known, _, _)| known == status) {
+            let reference = json!({"$ref": format!("#/components/responses/{name}")});
+            responses.insert(status.to_string(), reference);
+        }
+    }
+    described["responses"] = responses.into();
+    match route.audience {
+        Audience::Clients => described["security"] = json!([{}, {"key": []}]),
+        Audience::Operators => described["security"] = json!([{}, {"adminKey": []}]),
+        Audience::Everyone | Audience::OperatorsUnguarded => {}
+    }
+    let parameters = parameters(route, operation);
+    if !parameters.is_empty() {
+        described["parameters"] = parameters.into();
+    }
+    described
+}
+
+fn content(answer: Answer, schemas: &mut Schemas) -> Value {
+    match answer {
+        Answer::Json(schema) => {
+            json!({"application/json": {"schema": schema(&mut schemas.answers)}})
+        }
+        Answer::JsonOrEvents(schema) => json!({
+            "application/json": {"schema": schema(&mut schemas.answers)},
+            "text/event-stream": {},
+        }),
+        Answer::Events => json!({"text/event-stream": {}}),
+        Answer::Text(media_type) => json!({media_type: {"schema": {"type": "string"}}}),
+    }
+}
+
+fn parameters(route: &Route, operation: &Operation) -> Vec<Value> {
+    let mut parameters = Vec::new();
+    for segment in route.path.split('/') {
+        let name = segment.strip_prefix('{').and_then(|s| s.strip_suffix('}'));
+        let Some(name) = name else { continue };
+        let mut parameter = json!({
+            "name": name.trim_start_matches('*'),
+            "in": "path",
+            "required": true,
+            "schema": {"type": "string", "minLength": 1},
+        });
+        if route.audience == Audience::Clients {
+            parameter["example"] = ModelName::SERVED.into();
+        }
+        parameters.push(parameter);
+    }
+    for (name, description) in operation.query {
+        parameters.push(json!({
+            "name": name,
+            "in": "query",
+            "description": description,
+            "schema": {"type": "integer", "minimum": 0, "maximum": u64::MAX},
+        }));
+    }
+    parameters
 }

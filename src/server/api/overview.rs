@@ -3,13 +3,15 @@
 use std::sync::atomic::Ordering;
 
 use axum::Json;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use serde::Deserialize;
-use serde_json::{Value, json};
 
+use super::answers::admin::{EngineLoad, Overview, ServerSummary, Serving, TrafficSummary};
 use super::error::ApiError;
-use super::{AppState, blocking, unix_seconds};
+use super::{AppState, blocking};
 use crate::telemetry::traffic::SLOT_SECONDS;
+use realign_core::clock::unix_seconds;
 
 /// Realignments that are listed.
 const LISTED: usize = 12;
@@ -26,53 +28,50 @@ pub(crate) struct Span {
 /// `GET /admin/v1/overview?seconds=3600`.
 pub(crate) async fn overview(
     State(state): State<AppState>,
-    Query(span): Query<Span>,
-) -> Result<Json<Value>, ApiError> {
+    span: Result<Query<Span>, QueryRejection>,
+) -> Result<Json<Overview>, ApiError> {
+    let Query(span) = span.map_err(|refused| ApiError::Body(refused.body_text()))?;
     blocking(move || Ok(Json(collect(&state, span.seconds.unwrap_or(SPAN_SECONDS))))).await
 }
 
-fn collect(state: &AppState, seconds: u64) -> Value {
+fn collect(state: &AppState, seconds: u64) -> Overview {
     let now = unix_seconds();
     let admin = &state.admin;
-    let mut realignments = admin.realignments();
-    let mut listed = match realignments["realignments"].take() {
-        Value::Array(all) => all,
-        _ => Vec::new(),
-    };
+    let mut listed = admin.realignments();
     listed.truncate(LISTED);
     // The newest in full: its stages and its loss curve.
-    let newest = listed.first().and_then(|row| row["id"].as_str());
-    let newest = newest.and_then(|id| admin.realignment(id));
+    let newest = listed.first().and_then(|row| admin.realignment(&row.id));
     let stats = state.engine.stats();
     let serving = state.registry.lease_current();
-    json!({
-        "now": now,
-        "server": {
-            "version": env!("CARGO_PKG_VERSION"),
-            "model": state.model_name,
-            "started_at": state.started_at,
-            "ready": state.ready.load(Ordering::Acquire),
-            "judges": state.compliance.is_some(),
+    let metrics = state.telemetry.metrics();
+    Overview {
+        now,
+        server: ServerSummary {
+            version: env!("CARGO_PKG_VERSION"),
+            model: state.model_name.to_string(),
+            started_at: state.started_at,
+            ready: state.ready.load(Ordering::Acquire),
+            judges: state.compliance.is_some(),
         },
-        "serving": {
-            "generation": serving.id,
-            "policy_revision": serving.policy_revision,
-            "aligned": admin.aligned(),
-            "gap_open_seconds": state.telemetry.metrics().gap_open_seconds(),
+        serving: Serving {
+            generation: serving.id.to_string(),
+            policy_revision: serving.policy_revision.clone(),
+            aligned: admin.aligned(),
+            gap_open_seconds: metrics.gap_open_seconds(),
         },
-        "engine": {
-            "running": stats.running,
-            "waiting": stats.waiting,
-            "kv_cache_usage": stats.kv_cache_usage,
+        engine: EngineLoad {
+            running: stats.running,
+            waiting: stats.waiting,
+            kv_cache_usage: stats.kv_cache_usage,
         },
-        "policies": admin.policies(),
-        "realignment": newest,
-        "realignments": listed,
-        "generations": admin.generations(),
-        "traffic": {
-            "slot_seconds": SLOT_SECONDS,
-            "slots": state.telemetry.traffic().since(now.saturating_sub(seconds)),
+        policies: admin.policies(),
+        realignment: newest,
+        realignments: listed,
+        generations: admin.generations(),
+        traffic: TrafficSummary {
+            slot_seconds: SLOT_SECONDS,
+            slots: state.telemetry.traffic().since(now.saturating_sub(seconds)),
         },
-        "violations": state.telemetry.metrics().violations(),
-    })
+        violations: metrics.violations(),
+    }
 }

@@ -1,15 +1,20 @@
-//! The fields that chat completions and completions share.
+//! The fields that chat completions, completions and responses share.
 
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::error::ApiError;
-use super::fields::{Fields, wrong_type};
+use super::request::{AT, Integer, ModelName, Number, message, unexpected};
 use realign_engine::request::SamplingParams;
 use realign_model::Tokenizer;
 use realign_model::tokenizer::TokenizerError;
 
 /// Most choices per prompt.
-const MAX_CHOICES: i64 = 8;
+pub(crate) const MAX_CHOICES: i64 = 8;
 /// Most stop strings, as OpenAI has it.
 const MAX_STOPS: usize = 4;
 /// Longest stop string in bytes: the engine holds back that much text.
@@ -17,6 +22,43 @@ const MAX_STOP_BYTES: usize = 1024;
 
 /// Most biased tokens, as OpenAI has it.
 const MAX_BIASES: usize = 1024;
+/// Most that a bias adds or takes away.
+const MAX_BIAS: f64 = 100.0;
+
+/// The shared fields as they are sent.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+pub(crate) struct Common {
+    stream: Option<bool>,
+    /// The same seed gives the same text, whatever else is in the batch.
+    seed: Option<Integer<{ i64::MIN }, { i64::MAX }>>,
+    model: ModelName,
+    /// 0 is greedy. Default 1.
+    temperature: Option<Number<0, 2>>,
+    top_p: Option<Number<0, 1>>,
+    /// Keep the k most probable tokens; 0 and -1 keep all.
+    top_k: Option<Integer<-1, { i64::MAX }>>,
+    /// Keep tokens at least this share as probable as the best one.
+    min_p: Option<Number<0, 1>>,
+    presence_penalty: Option<Number<-2, 2>>,
+    frequency_penalty: Option<Number<-2, 2>>,
+    /// Token ids and what is added to their logits.
+    logit_bias: Option<LogitBias>,
+    stop: Option<Stops>,
+    /// Go on after the model ends its turn, up to max_tokens; for benchmarks.
+    ignore_eos: Option<bool>,
+    /// Only with `stream`.
+    stream_options: Option<StreamOptions>,
+    #[serde(rename = "user")]
+    #[schemars(with = "Option<String>")]
+    _user: Option<serde::de::IgnoredAny>,
+}
+
+/// `stream_options`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(inline)]
+struct StreamOptions {
+    include_usage: Option<bool>,
+}
 
 /// Shared fields, checked.
 #[derive(Clone, Debug)]
@@ -34,38 +76,53 @@ pub(crate) struct Params {
     pub(crate) include_usage: bool,
 }
 
-impl Params {
-    pub(crate) fn read(fields: &Fields<'_>) -> Result<Self, ApiError> {
-        let stream = fields.boolean("stream")?.unwrap_or(false);
-        let seed = fields.integer("seed", i64::MIN..=i64::MAX)?;
-        Ok(Self {
-            model: fields.string("model")?.to_string(),
+impl Common {
+    /// Checks what depends on several fields. One choice, and the route's default length.
+    ///
+    /// # Errors
+    /// For `stream_options` without `stream`.
+    pub(crate) fn check(self) -> Result<Params, ApiError> {
+        let stream = self.stream.unwrap_or(false);
+        if self.stream_options.is_some() && !stream {
+            return Err(ApiError::field(
+                "stream_options",
+                "`stream_options` is only allowed when `stream` is true",
+            ));
+        }
+        let options = self.stream_options.and_then(|o| o.include_usage);
+        let penalty = |penalty: Option<Number<-2, 2>>| penalty.map_or(0.0, |p| p.0 as f32);
+        Ok(Params {
+            model: self.model.0,
             sampling: SamplingParams {
-                temperature: fields.number("temperature", 0.0..=2.0)?.unwrap_or(1.0) as f32,
-                top_p: share(fields, "top_p", 1.0)?,
+                temperature: self.temperature.map_or(1.0, |t| t.0 as f32),
+                top_p: self.top_p.map_or(1.0, |p| p.0 as f32),
                 // -1 is how other servers spell "off".
-                top_k: fields
-                    .integer("top_k", -1..=i64::MAX)?
-                    .and_then(|k| usize::try_from(k).ok())
+                top_k: self
+                    .top_k
+                    .and_then(|k| usize::try_from(k.0).ok())
                     .unwrap_or(0),
-                min_p: share(fields, "min_p", 0.0)?,
-                presence_penalty: penalty(fields, "presence_penalty")?,
-                frequency_penalty: penalty(fields, "frequency_penalty")?,
-                logit_bias: logit_bias(fields)?,
+                min_p: self.min_p.map_or(0.0, |p| p.0 as f32),
+                presence_penalty: penalty(self.presence_penalty),
+                frequency_penalty: penalty(self.frequency_penalty),
+                logit_bias: self.logit_bias.map_or_else(Vec::new, |bias| bias.0),
                 grammar: None,
-                seed: seed.map_or_else(rand::random, i64::cast_unsigned),
+                seed: self
+                    .seed
+                    .map_or_else(rand::random, |seed| seed.0.cast_unsigned()),
                 max_tokens: 0,
-                stop: stops(fields)?,
-                ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
+                stop: self.stop.map_or_else(Vec::new, |stop| stop.0),
+                ignore_eos: self.ignore_eos.unwrap_or(false),
                 top_logprobs: None,
             },
-            max_tokens: fields.count("max_tokens", 1..=i64::MAX)?,
-            n: fields.count("n", 1..=MAX_CHOICES)?.unwrap_or(1),
+            max_tokens: None,
+            n: 1,
             stream,
-            include_usage: include_usage(fields, stream)?,
+            include_usage: options.unwrap_or(false),
         })
     }
+}
 
+impl Params {
     /// Fails for a biased token that the model does not have.
     pub(crate) fn check_bias(&self, tokenizer: &Tokenizer) -> Result<(), ApiError> {
         let mut ids = self.sampling.logit_bias.iter().map(|(id, _)| *id);
@@ -83,81 +140,104 @@ impl Params {
     }
 }
 
-fn share(fields: &Fields<'_>, name: &str, default: f64) -> Result<f32, ApiError> {
-    Ok(fields.number(name, 0.0..=1.0)?.unwrap_or(default) as f32)
-}
-
-fn penalty(fields: &Fields<'_>, name: &str) -> Result<f32, ApiError> {
-    Ok(fields.number(name, -2.0..=2.0)?.unwrap_or(0.0) as f32)
-}
-
 /// `{"50256": -100}`: token ids as keys, -100 to 100.
-fn logit_bias(fields: &Fields<'_>) -> Result<Vec<(u32, f32)>, ApiError> {
-    let expected = "an object of token ids and numbers from -100 to 100";
-    let object = match fields.get("logit_bias") {
-        None => return Ok(Vec::new()),
-        Some(Value::Object(object)) => object,
-        Some(other) => return Err(wrong_type("logit_bias", expected, other)),
-    };
-    if object.len() > MAX_BIASES {
-        let message = format!(
-            "`logit_bias` has {} tokens; allowed: up to {MAX_BIASES}",
-            object.len()
-        );
-        return Err(ApiError::field("logit_bias", message));
+#[derive(Clone, Debug)]
+struct LogitBias(Vec<(u32, f32)>);
+
+impl<'de> Deserialize<'de> for LogitBias {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let expected = format!("an object of token ids and numbers from -{MAX_BIAS} to {MAX_BIAS}");
+        let value = Value::deserialize(deserializer)?;
+        let Value::Object(object) = &value else {
+            return Err(D::Error::invalid_type(
+                unexpected(&value),
+                &expected.as_str(),
+            ));
+        };
+        if object.len() > MAX_BIASES {
+            let allowed = format!("tokens; allowed: up to {MAX_BIASES}");
+            return Err(D::Error::invalid_length(object.len(), &allowed.as_str()));
+        }
+        let entry = |(id, bias): (&String, &Value)| {
+            let bias = bias.as_f64().filter(|b| b.abs() <= MAX_BIAS);
+            let id = id.parse::<u32>().ok();
+            id.zip(bias).map(|(id, bias)| (id, bias as f32))
+        };
+        let entries: Option<Vec<_>> = object.iter().map(entry).collect();
+        entries
+            .map(Self)
+            .ok_or_else(|| message(format_args!("{AT} must be {expected}")))
     }
-    let entry = |(id, bias): (&String, &Value)| {
-        let bias = bias.as_f64().filter(|b| (-100.0..=100.0).contains(b));
-        let id = id.parse::<u32>().ok();
-        id.zip(bias).map(|(id, bias)| (id, bias as f32))
-    };
-    let entries: Option<Vec<_>> = object.iter().map(entry).collect();
-    entries.ok_or_else(|| ApiError::field("logit_bias", format!("`logit_bias` must be {expected}")))
 }
 
-fn include_usage(fields: &Fields<'_>, stream: bool) -> Result<bool, ApiError> {
-    let Some(options) = fields.get("stream_options") else {
-        return Ok(false);
-    };
-    if !stream {
-        return Err(ApiError::field(
-            "stream_options",
-            "`stream_options` is only allowed when `stream` is true",
-        ));
+impl JsonSchema for LogitBias {
+    fn inline_schema() -> bool {
+        true
     }
-    let options = Fields::nested(options, "stream_options")?;
-    Ok(options.boolean("include_usage")?.unwrap_or(false))
+
+    fn schema_name() -> Cow<'static, str> {
+        "LogitBias".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "object",
+            "additionalProperties": {"type": "number", "minimum": -MAX_BIAS, "maximum": MAX_BIAS},
+            "maxProperties": MAX_BIASES,
+            "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+        })
+    }
 }
 
-fn stops(fields: &Fields<'_>) -> Result<Vec<String>, ApiError> {
-    let expected = "a string or an array of up to 4 strings";
-    let stops = match fields.get("stop") {
-        None => return Ok(Vec::new()),
-        Some(Value::String(stop)) => vec![stop.clone()],
-        Some(Value::Array(items)) => items
-            .iter()
-            .map(|item| item.as_str().map(str::to_string))
-            .collect::<Option<Vec<_>>>()
-            .ok_or_else(|| ApiError::field("stop", format!("`stop` must be {expected}")))?,
-        Some(other) => return Err(wrong_type("stop", expected, other)),
-    };
-    if stops.len() > MAX_STOPS {
-        return Err(ApiError::field(
-            "stop",
-            format!(
-                "`stop` has {} strings; allowed: up to {MAX_STOPS}",
-                stops.len()
-            ),
-        ));
+/// Texts at which an answer ends.
+#[derive(Clone, Debug)]
+struct Stops(Vec<String>);
+
+impl<'de> Deserialize<'de> for Stops {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let expected = format!("a string or an array of up to {MAX_STOPS} strings");
+        let stops = match Value::deserialize(deserializer)? {
+            Value::String(stop) => vec![stop],
+            Value::Array(items) => items
+                .iter()
+                .map(|item| item.as_str().map(str::to_string))
+                .collect::<Option<Vec<_>>>()
+                .ok_or_else(|| message::<D::Error>(format_args!("{AT} must be {expected}")))?,
+            other => {
+                return Err(D::Error::invalid_type(
+                    unexpected(&other),
+                    &expected.as_str(),
+                ));
+            }
+        };
+        if stops.len() > MAX_STOPS {
+            let allowed = format!("strings; allowed: up to {MAX_STOPS}");
+            return Err(D::Error::invalid_length(stops.len(), &allowed.as_str()));
+        }
+        let fits = |stop: &String| (1..=MAX_STOP_BYTES).contains(&stop.len());
+        if !stops.iter().all(fits) {
+            return Err(message(format_args!(
+                "each string of {AT} must have 1 to {MAX_STOP_BYTES} bytes"
+            )));
+        }
+        Ok(Self(stops))
     }
-    if stops
-        .iter()
-        .any(|s| s.is_empty() || s.len() > MAX_STOP_BYTES)
-    {
-        return Err(ApiError::field(
-            "stop",
-            format!("each string of `stop` must have 1 to {MAX_STOP_BYTES} bytes"),
-        ));
+}
+
+impl JsonSchema for Stops {
+    fn inline_schema() -> bool {
+        true
     }
-    Ok(stops)
+
+    fn schema_name() -> Cow<'static, str> {
+        "Stops".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        // A character has up to four bytes.
+        let stop = json_schema!({
+            "type": "string", "minLength": 1, "maxLength": MAX_STOP_BYTES / 4,
+        });
+        json_schema!({"anyOf": [stop, {"type": "array", "items": stop, "maxItems": MAX_STOPS}]})
+    }
 }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use futures::stream::StreamExt;
 
 use super::AppState;
+use super::answers::completions::Reason;
 use super::error::ApiError;
 use super::observe::Observation;
 use super::run::Job;
 use super::tool_calls::{CallReader, Part};
 use super::tools::{ToolChoice, Tools};
-use super::wire::{CallDelta, Piece, Reason, Scored, Usage};
+use super::wire::{CallDelta, Piece, Scored, Usage};
 use realign_engine::request::{FinishReason, GenerateEvent};
 use realign_model::{CallStyle, Tokenizer};
 

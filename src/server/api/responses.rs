@@ -4,33 +4,95 @@ mod answer;
 mod input;
 mod stream;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Extension, Request, State};
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
+use super::answers::completions::Reason;
+use super::answers::responses::{self as answers, Echoed, Reasoning};
 use super::chat::{chat_error, encode};
 use super::error::ApiError;
-use super::fields::Fields;
 use super::observe::Observation;
-use super::params::Params;
+use super::params::{Common, MAX_CHOICES, Params};
 use super::progress::{CallReading, choices};
+use super::request::{self, Count, Refused, Unkept, unsupported, words};
 use super::run::{Job, Prepared, submit, with_generation};
-use super::tools::{Format, Layout, Tools};
-use super::wire::{Reason, Shape};
+use super::tools::{FlatNamed, FlatTool, Format, TextFormat, ToolFields, Tools};
+use super::wire::Shape;
 use super::{AppState, blocking, body, compile, models};
 use answer::{Answer, Frame};
+use input::Input;
 use realign_model::ChatMessage;
 
+/// A response's body.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "ResponseRequest")]
+pub(crate) struct Body {
+    #[serde(rename = "..unkept")]
+    #[schemars(skip)]
+    _unkept: UnkeptFields,
+    #[serde(rename = "truncation")]
+    #[schemars(skip)]
+    _truncation: Option<Truncation>,
+    #[serde(rename = "top_logprobs")]
+    #[schemars(skip)]
+    top_logprobs: Option<Count<0, 20>>,
+    #[serde(rename = "..common")]
+    #[schemars(flatten)]
+    common: Common,
+    // Checked, and of no effect.
+    #[serde(rename = "max_tokens")]
+    #[schemars(skip)]
+    _max_tokens: Option<Count<1, { i64::MAX }>>,
+    #[serde(rename = "n")]
+    #[schemars(skip)]
+    _n: Option<Count<1, MAX_CHOICES>>,
+    /// Default: what is left of the context.
+    max_output_tokens: Option<Count<1, { i64::MAX }>>,
+    #[serde(rename = "..tools")]
+    #[schemars(flatten)]
+    tools: ToolFields<FlatTool, FlatNamed>,
+    text: Option<TextOptions>,
+    /// Goes before the input, as a message of the system.
+    instructions: Option<String>,
+    input: Input,
+    /// Repeated in the response.
+    #[serde(rename = "metadata")]
+    #[schemars(with = "Option<BTreeMap<String, String>>")]
+    _metadata: Option<IgnoredAny>,
+}
+
 /// Fields that ask for what this server does not keep or do.
-const STATEFUL: [&str; 4] = [
-    "previous_response_id",
-    "conversation",
-    "prompt",
-    "background",
-];
+#[derive(Deserialize)]
+struct UnkeptFields {
+    #[serde(rename = "previous_response_id")]
+    _previous_response_id: Option<Refused<Unkept>>,
+    #[serde(rename = "conversation")]
+    _conversation: Option<Refused<Unkept>>,
+    #[serde(rename = "prompt")]
+    _prompt: Option<Refused<Unkept>>,
+    #[serde(rename = "background")]
+    _background: Option<Refused<Unkept>>,
+}
+
+words! {
+    /// What happens to an input that is too long: nothing is cut off here.
+    Truncation { Disabled = "disabled" } else |_| unsupported(" other than `disabled`")
+}
+
+/// `text`.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(inline)]
+struct TextOptions {
+    format: Option<TextFormat>,
+}
 
 /// A checked request.
 struct ResponseRequest {
@@ -39,77 +101,53 @@ struct ResponseRequest {
     format: Format,
     messages: Vec<ChatMessage>,
     /// Fields that the response repeats.
-    echoed: Value,
+    echoed: Echoed,
 }
 
 impl ResponseRequest {
-    fn read(body: &Value) -> Result<Self, ApiError> {
-        let fields = Fields::root(body)?;
-        for name in STATEFUL {
-            if fields.refuse(&[name]).is_err() {
-                return Err(ApiError::Unsupported {
-                    param: name.into(),
-                    detail: " (responses are not kept: send the whole conversation in `input`)"
-                        .into(),
-                });
-            }
-        }
-        if fields.get("truncation").is_some() && fields.string("truncation")? != "disabled" {
-            return Err(ApiError::Unsupported {
-                param: "truncation".into(),
-                detail: " other than `disabled`".into(),
-            });
-        }
-        if fields.count("top_logprobs", 0..=20)?.is_some_and(|n| n > 0) {
+    fn read(sent: &Value) -> Result<Self, ApiError> {
+        let body: Body = request::read(sent)?;
+        if body.top_logprobs.is_some_and(|top| top.0 > 0) {
             return Err(ApiError::unsupported("top_logprobs"));
         }
-        let mut params = Params::read(&fields)?;
-        params.n = 1;
-        params.max_tokens = fields.count("max_output_tokens", 1..=i64::MAX)?;
+        let mut params = body.common.check()?;
+        params.max_tokens = body.max_output_tokens.map(|most| most.0);
+        let format = body.text.and_then(|text| text.format);
         Ok(Self {
-            tools: Tools::read(&fields, Layout::Flat)?,
-            format: format(&fields)?,
-            messages: input::messages(&fields)?,
-            echoed: echoed(&fields, &params),
+            tools: Tools::check(body.tools)?,
+            format: format.map_or(Format::Text, Format::from),
+            messages: input::messages(body.instructions, body.input)?,
+            echoed: echoed(sent, params.max_tokens),
             params,
         })
     }
 }
 
-fn format(fields: &Fields<'_>) -> Result<Format, ApiError> {
-    let Some(text) = fields.get("text") else {
-        return Ok(Format::Text);
-    };
-    match Fields::nested(text, "text")?.get("format") {
-        Some(format) => Format::read(format, "text.format", Layout::Flat),
-        None => Ok(Format::Text),
-    }
-}
-
-/// What the response says again, with the defaults that were used.
-fn echoed(fields: &Fields<'_>, params: &Params) -> Value {
-    let or = |name: &str, default: Value| fields.get(name).cloned().unwrap_or(default);
-    let text = match fields.get("text") {
+/// What the response says again as it was sent, with the defaults that were used.
+fn echoed(sent: &Value, max_output_tokens: Option<usize>) -> Echoed {
+    let field = |name: &str| sent.get(name).filter(|value| !value.is_null());
+    let or = |name: &str, default: Value| field(name).cloned().unwrap_or(default);
+    let text = match field("text") {
         Some(text) if text.get("format").is_some() => text.clone(),
         _ => json!({"format": {"type": "text"}}),
     };
-    json!({
-        "background": false,
-        "instructions": or("instructions", Value::Null),
-        "max_output_tokens": params.max_tokens,
-        "metadata": or("metadata", json!({})),
-        "parallel_tool_calls": or("parallel_tool_calls", json!(true)),
-        "previous_response_id": null,
-        "reasoning": {"effort": null, "summary": null},
-        "store": false,
-        "temperature": or("temperature", json!(1.0)),
-        "text": text,
-        "tool_choice": or("tool_choice", json!("auto")),
-        "tools": or("tools", json!([])),
-        "top_p": or("top_p", json!(1.0)),
-        "truncation": "disabled",
-        "user": or("user", Value::Null),
-    })
+    Echoed {
+        background: false,
+        instructions: or("instructions", Value::Null),
+        max_output_tokens,
+        metadata: or("metadata", json!({})),
+        parallel_tool_calls: or("parallel_tool_calls", json!(true)),
+        previous_response_id: None,
+        reasoning: Reasoning::default(),
+        store: false,
+        temperature: or("temperature", json!(1.0)),
+        text,
+        tool_choice: or("tool_choice", json!("auto")),
+        tools: or("tools", json!([])),
+        top_p: or("top_p", json!(1.0)),
+        truncation: "disabled",
+        user: or("user", Value::Null),
+    }
 }
 
 pub(crate) async fn create(
@@ -119,24 +157,28 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     let body = body::json(request, state.max_body_bytes).await?;
     let mut request = ResponseRequest::read(&body)?;
+    drop(body);
     let (tools, format) = (&request.tools, &request.format);
     request.params.sampling.grammar =
         compile::constraint(&state, tools, format, "text.format").await?;
-    let echoed = std::mem::take(&mut request.echoed);
     let streamed = request.params.stream;
-    let prepared = prepare(&state, request).await?;
+    let (prepared, echoed) = prepare(&state, request).await?;
     let generation = Arc::clone(&prepared.generation);
     observation.set_generation(&generation.id.0);
     let job = submit(&state, Shape::Response, prepared, observation)?;
     let frame = Frame::new(&job.envelope, echoed);
-    let response = match streamed {
-        true => stream::response(job, frame),
-        false => Json(whole(job, &frame).await?).into_response(),
+    let response = if streamed {
+        stream::response(job, frame)
+    } else {
+        Json(whole(job, &frame).await?).into_response()
     };
     Ok(with_generation(response, &generation))
 }
 
-async fn prepare(state: &AppState, request: ResponseRequest) -> Result<Prepared, ApiError> {
+async fn prepare(
+    state: &AppState,
+    request: ResponseRequest,
+) -> Result<(Prepared, Echoed), ApiError> {
     let state = state.clone();
     blocking(move || {
         let generation = models::resolve(&state, &request.params.model)?;
@@ -145,18 +187,19 @@ async fn prepare(state: &AppState, request: ResponseRequest) -> Result<Prepared,
             .map_err(|error| chat_error(&error, "input"))?;
         let room = state.engine.max_model_len().saturating_sub(prompt.len());
         let max_tokens = request.params.max_tokens.unwrap_or(room.max(1));
-        Ok(Prepared {
+        let prepared = Prepared {
             calls: CallReading::new(&request.tools, &state),
             params: request.params,
             prompts: vec![(prompt, max_tokens)],
             generation,
             echo: Vec::new(),
-        })
+        };
+        Ok((prepared, request.echoed))
     })
     .await
 }
 
-async fn whole(mut job: Job, frame: &Frame) -> Result<Value, ApiError> {
+async fn whole(mut job: Job, frame: &Frame) -> Result<answers::Response, ApiError> {
     let mut answer = Answer::default();
     let mut reason = Reason::Stop;
     // There is one choice: `n` is 1.

@@ -8,7 +8,6 @@ use axum::extract::{Extension, Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{self, BoxStream, StreamExt};
-use serde_json::Value;
 
 use super::chat::ChatRequest;
 use super::completions::CompletionRequest;
@@ -16,8 +15,9 @@ use super::error::ApiError;
 use super::observe::Observation;
 use super::params::Params;
 use super::progress::{CallReading, Progress, ProgressParts, choices};
-use super::wire::{Envelope, Shape};
-use super::{AppState, blocking, body, compile, models, streaming, unix_seconds};
+use super::wire::{Envelope, Shape, Whole};
+use super::{AppState, blocking, body, compile, models, streaming};
+use realign_core::clock::unix_seconds;
 use realign_engine::adapter::generation::Generation;
 use realign_engine::grammar::Constraint;
 use realign_engine::request::{GenerateEvent, GenerateRequest, GenerateStream};
@@ -219,11 +219,10 @@ fn merge(streams: Vec<GenerateStream>) -> BoxStream<'static, (usize, GenerateEve
     stream::select_all(streams.into_iter().enumerate().map(tagged)).boxed()
 }
 
-async fn collect(mut job: Job) -> Result<Value, ApiError> {
+async fn collect(mut job: Job) -> Result<Whole, ApiError> {
     let choices = choices(&mut job).await?;
-    let shape = job.envelope.shape;
-    let tokenizer = &job.progress.tokenizer;
-    let choices = choices.iter().enumerate();
-    let choices = choices.map(|(i, piece)| shape.choice(i, piece, tokenizer));
-    Ok(job.envelope.whole(choices.collect(), job.progress.usage))
+    let progress = &job.progress;
+    Ok(job
+        .envelope
+        .whole(&choices, progress.usage, &progress.tokenizer))
 }

@@ -3,29 +3,29 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderName, header};
-use serde_json::{Value, json};
 
+use super::answers::client::{Health, Ready};
 use super::error::ApiError;
 use super::{AppState, not_ready};
 use crate::telemetry::Event;
 use crate::telemetry::event::EngineSnapshot;
 
 /// `GET /health`: the process is alive.
-pub(crate) async fn health() -> Json<Value> {
-    Json(json!({"status": "ok"}))
+pub(crate) async fn health() -> Json<Health> {
+    Json(Health { status: "ok" })
 }
 
 /// `GET /ready`: the model is loaded and the server takes requests.
-pub(crate) async fn ready(State(state): State<AppState>) -> Result<Json<Value>, ApiError> {
+pub(crate) async fn ready(State(state): State<AppState>) -> Result<Json<Ready>, ApiError> {
     if !state.is_ready() {
         return Err(not_ready());
     }
     let generation = state.registry.lease_current();
-    Ok(Json(json!({
-        "status": "ready",
-        "model": state.model_name,
-        "generation": generation.id,
-    })))
+    Ok(Json(Ready {
+        status: "ready",
+        model: state.model_name.to_string(),
+        generation: generation.id.to_string(),
+    }))
 }
 
 /// `GET /metrics`, in Prometheus' text format.

@@ -6,10 +6,10 @@ use std::time::Duration;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{self, StreamExt};
-use serde_json::Value;
+use serde::Serialize;
 
 use super::run::Job;
-use super::wire::Piece;
+use super::wire::{Part, Piece, Usage};
 
 /// A comment goes out after this much silence, so that proxies keep the connection.
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -60,18 +60,17 @@ impl Stream {
     }
 
     fn opening(&self) -> Vec<Event> {
-        let shape = self.job.envelope.shape;
-        let progress = &self.job.progress;
+        let job = &self.job;
         let echo = |index| {
             let piece = Piece {
-                text: progress.echo(index)?.to_string(),
+                text: job.progress.echo(index)?.to_string(),
                 ..Piece::default()
             };
-            Some(shape.delta(index, &piece, &progress.tokenizer))
+            Some(self.part(index, &piece))
         };
-        let opening = |index| shape.opening(index).or_else(|| echo(index));
-        let choices = (0..self.job.choices).filter_map(opening);
-        choices.map(|choice| self.chunk(vec![choice])).collect()
+        let opening = |index| job.envelope.opening(index, self.no_usage());
+        let parts = (0..job.choices).filter_map(|index| opening(index).or_else(|| echo(index)));
+        parts.map(|part| data(Event::default(), &part)).collect()
     }
 
     async fn running(&mut self) -> Vec<Event> {
@@ -85,18 +84,13 @@ impl Stream {
                 self.phase = Phase::Ended;
                 let observation = &self.job.progress.observation;
                 observation.set_status(error.status().as_u16());
-                return vec![data(&error.body())];
+                return vec![data(Event::default(), &error.body())];
             }
         };
         if piece.is_empty() {
             return Vec::new();
         }
-        let shape = self.job.envelope.shape;
-        vec![self.chunk(vec![shape.delta(
-            index,
-            &piece,
-            &self.job.progress.tokenizer,
-        )])]
+        vec![data(Event::default(), &self.part(index, &piece))]
     }
 
     fn ending(&mut self) -> Vec<Event> {
@@ -104,16 +98,23 @@ impl Stream {
         self.job.progress.finish();
         let mut events = Vec::new();
         if self.job.include_usage {
-            let usage = Some(Some(self.job.progress.usage));
-            events.push(data(&self.job.envelope.chunk(Vec::new(), usage)));
+            let usage = self.job.progress.usage;
+            events.push(data(Event::default(), &self.job.envelope.usage(usage)));
         }
         events.push(Event::default().data(DONE));
         events
     }
 
-    fn chunk(&self, choices: Vec<Value>) -> Event {
-        let usage = self.job.include_usage.then_some(None);
-        data(&self.job.envelope.chunk(choices, usage))
+    fn part(&self, index: usize, piece: &Piece) -> Part {
+        let tokenizer = &self.job.progress.tokenizer;
+        self.job
+            .envelope
+            .part((index, piece), self.no_usage(), tokenizer)
+    }
+
+    /// `null` in place of the usage, if that was asked for: only the last chunk tells it.
+    fn no_usage(&self) -> Option<Option<Usage>> {
+        self.job.include_usage.then_some(None)
     }
 }
 
@@ -125,7 +126,8 @@ impl Drop for Stream {
     }
 }
 
-/// JSON text has no raw line breaks, which an event's data must not have.
-fn data(value: &Value) -> Event {
-    Event::default().data(value.to_string())
+/// An event with its data. JSON text has no raw line breaks, which an event's data must not have.
+pub(crate) fn data(event: Event, value: &impl Serialize) -> Event {
+    // Answers are structs and maps with text keys: they always become JSON.
+    event.data(serde_json::to_string(value).unwrap_or_default())
 }

@@ -1,5 +1,6 @@
 //! Routes against a scripted engine, over a socket.
 
+mod document;
 mod fake;
 mod operating;
 mod responses;

@@ -2,95 +2,130 @@
 
 use axum::Json;
 use axum::extract::{Request, State};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Deserialize;
 
-use super::chat::{chat_error, encode, messages};
-use super::completions::ids;
+use super::answers::client::{PieceText, Text, TokenList, TokenPiece, Tokens};
+use super::chat::{Message, chat_error, conversation};
+use super::completions::TokenIds;
 use super::error::ApiError;
-use super::fields::{Fields, wrong_type};
-use super::tools::{Layout, Tools};
+use super::request::{self, List};
+use super::tools::{ToolFields, Tools};
 use super::{AppState, blocking, body};
 use realign_model::Tokenizer;
 
-/// Tokens of `content` (llama.cpp; no begin-of-text unless `add_special`), `prompt` (vLLM; with it
-/// unless `add_special_tokens` is false) or `messages`. Control literals in texts are text.
+/// What is to become tokens: `messages`, else `content`, else `prompt`.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "TokenizeRequest", extend("anyOf" = [
+    {"required": ["content"]}, {"required": ["prompt"]}, {"required": ["messages"]},
+]))]
+pub(crate) struct Body {
+    #[serde(rename = "..tools")]
+    #[schemars(flatten)]
+    tools: ToolFields,
+    /// Whether the assistant's turn is opened after `messages`. Default true.
+    add_generation_prompt: Option<bool>,
+    #[schemars(extend("minItems" = 1))]
+    messages: Option<List<Message>>,
+    /// A text, as llama.cpp's server names it.
+    content: Option<String>,
+    /// Whether `content` begins with the begin-of-text token. Default false.
+    add_special: Option<bool>,
+    /// A text, as vLLM names it.
+    prompt: Option<String>,
+    /// Whether `prompt` begins with the begin-of-text token. Default true.
+    add_special_tokens: Option<bool>,
+    /// Whether tokens come with their texts.
+    with_pieces: Option<bool>,
+    /// Whether the tokens' texts come as a list of their own.
+    return_token_strs: Option<bool>,
+}
+
+/// `POST /tokenize`. Control literals in texts are text.
 pub(crate) async fn tokenize(
     State(state): State<AppState>,
     request: Request,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Tokens>, ApiError> {
     let body = body::json(request, state.max_body_bytes).await?;
     blocking(move || {
-        let fields = Fields::root(&body)?;
-        let tokens = encoded(&state, &fields)?;
+        let body: Body = request::read(&body)?;
+        let (with_pieces, with_texts) = (body.with_pieces, body.return_token_strs);
+        let ids = encoded(&state, body)?;
         let tokenizer = &state.tokenizer;
-        let texts = || tokens.iter().map(|id| tokenizer.token_text(*id));
-        let mut answer = json!({
-            "tokens": tokens,
-            "count": tokens.len(),
-            "max_model_len": state.engine.max_model_len(),
-        });
-        if fields.boolean("with_pieces")?.unwrap_or(false) {
-            let pieces = tokens.iter().map(|id| piece(tokenizer, *id));
-            answer["tokens"] = pieces.collect();
-        }
-        if fields.boolean("return_token_strs")?.unwrap_or(false) {
-            answer["token_strs"] = texts().collect();
-        }
-        Ok(Json(answer))
+        let text = |id: &u32| tokenizer.token_text(*id).to_string();
+        Ok(Json(Tokens {
+            count: ids.len(),
+            max_model_len: state.engine.max_model_len(),
+            token_strs: with_texts
+                .unwrap_or(false)
+                .then(|| ids.iter().map(text).collect()),
+            tokens: if with_pieces.unwrap_or(false) {
+                TokenList::Pieces(ids.iter().map(|id| piece(tokenizer, *id)).collect())
+            } else {
+                TokenList::Ids(ids)
+            },
+        }))
     })
     .await
 }
 
 /// A token that is no text by itself is shown as its bytes, as llama.cpp does.
-fn piece(tokenizer: &Tokenizer, id: u32) -> Value {
+fn piece(tokenizer: &Tokenizer, id: u32) -> TokenPiece {
     let bytes = tokenizer.token_bytes(id);
     let piece = match std::str::from_utf8(bytes) {
-        Ok(_) => json!(tokenizer.token_text(id)),
-        Err(_) => json!(bytes),
+        Ok(_) => PieceText::Text(tokenizer.token_text(id).to_string()),
+        Err(_) => PieceText::Bytes(bytes.to_vec()),
     };
-    json!({"id": id, "piece": piece})
+    TokenPiece { id, piece }
 }
 
-fn encoded(state: &AppState, fields: &Fields<'_>) -> Result<Vec<u32>, ApiError> {
+fn encoded(state: &AppState, body: Body) -> Result<Vec<u32>, ApiError> {
     let tokenizer = &state.tokenizer;
-    if fields.get("messages").is_some() {
-        let tools = Tools::read(fields, Layout::Nested)?;
-        let generate = fields.boolean("add_generation_prompt")?.unwrap_or(true);
-        let messages = messages(fields)?;
+    if let Some(messages) = body.messages {
+        let tools = Tools::check(body.tools)?;
+        let messages = conversation(messages)?;
         let definitions = tools.definitions();
-        let tokens = match generate {
-            true => encode(state, &messages, &definitions),
-            false => state
-                .chat
-                .encode_chat_with(tokenizer, &messages, &definitions, false),
-        };
-        return tokens.map_err(|e| chat_error(&e, "messages"));
+        let generate = body.add_generation_prompt.unwrap_or(true);
+        return state
+            .chat
+            .encode_chat_with(tokenizer, &messages, &definitions, generate)
+            .map_err(|e| chat_error(&e, "messages"));
     }
-    let (name, special, default) = match fields.get("content") {
-        Some(_) => ("content", "add_special", false),
-        None => ("prompt", "add_special_tokens", true),
+    let (name, text, special) = match (body.content, body.prompt) {
+        (Some(content), _) => ("content", content, body.add_special.unwrap_or(false)),
+        (None, Some(prompt)) => ("prompt", prompt, body.add_special_tokens.unwrap_or(true)),
+        (None, None) => {
+            return Err(ApiError::field("prompt", "the field `prompt` is required"));
+        }
     };
-    let text = fields.string(name)?;
-    let tokens = match fields.boolean(special)?.unwrap_or(default) {
-        true => tokenizer.encode_prompt(text),
-        false => tokenizer.encode(text, false),
+    let tokens = if special {
+        tokenizer.encode_prompt(&text)
+    } else {
+        tokenizer.encode(&text, false)
     };
     tokens.map_err(|e| ApiError::field(name, e.to_string()))
 }
 
-/// The text of `tokens`, under both servers' names.
+/// What is to become text.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "DetokenizeRequest")]
+pub(crate) struct DetokenizeBody {
+    tokens: TokenIds,
+}
+
+/// `POST /detokenize`: the text of `tokens`, under both servers' names.
 pub(crate) async fn detokenize(
     State(state): State<AppState>,
     request: Request,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Text>, ApiError> {
     let body = body::json(request, state.max_body_bytes).await?;
-    let fields = Fields::root(&body)?;
-    let value = fields.required("tokens")?;
-    let items = value
-        .as_array()
-        .ok_or_else(|| wrong_type("tokens", "an array of token ids", value))?;
-    let tokens = ids(items, "tokens")?;
+    let DetokenizeBody {
+        tokens: TokenIds(tokens),
+    } = request::read(&body)?;
     let text = state.tokenizer.decode(&tokens);
     let text = text.map_err(|e| ApiError::field("tokens", e.to_string()))?;
-    Ok(Json(json!({"content": text, "prompt": text})))
+    Ok(Json(Text {
+        content: text.clone(),
+        prompt: text,
+    }))
 }

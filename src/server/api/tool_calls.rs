@@ -70,9 +70,10 @@ impl CallReader {
             State::Head => self.style == CallStyle::Bare,
             State::Arguments { .. } | State::Tail => false,
         };
-        match is_text && !rest.is_empty() {
-            true => vec![Part::Text(rest)],
-            false => Vec::new(),
+        if is_text && !rest.is_empty() {
+            vec![Part::Text(rest)]
+        } else {
+            Vec::new()
         }
     }
 

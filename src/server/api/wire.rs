@@ -1,7 +1,14 @@
-//! The JSON of answers, whole and in chunks.
+//! From the engine's tokens to the types of answers, whole and in chunks.
 
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::{Map, Value};
 
+use super::answers::completions::{
+    AnswerMessage, CallMade, CallPart, ChatChoice, ChatCompletion, ChatDelta, ChatLogprobs,
+    ChatObject, Chunk, ChunkObject, Completion, Delta, FunctionCalled, FunctionPart, Head,
+    PromptDetails, Reason, ScoredToken, TextChoice, TextLogprobs, TextObject, TokenScore,
+};
+use super::answers::{completions, responses};
 use realign_engine::request::TokenLogprob;
 use realign_model::Tokenizer;
 
@@ -35,14 +42,6 @@ pub(crate) struct Piece {
     pub(crate) reason: Option<Reason>,
     /// Calls of functions, or parts of them.
     pub(crate) calls: Vec<CallDelta>,
-}
-
-/// Why a choice ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reason {
-    Stop,
-    Length,
-    ToolCalls,
 }
 
 /// A call, or more of its arguments.
@@ -79,55 +78,89 @@ impl Piece {
         }
     }
 
-    fn content(&self) -> Value {
-        match self.text.is_empty() && !self.calls.is_empty() {
-            true => Value::Null,
-            false => json!(self.text),
+    fn content(&self) -> Option<String> {
+        let only_calls = self.text.is_empty() && !self.calls.is_empty();
+        (!only_calls).then(|| self.text.clone())
+    }
+
+    fn message(&self) -> AnswerMessage {
+        AnswerMessage {
+            role: "assistant",
+            content: self.content(),
+            refusal: None,
+            tool_calls: self.calls.iter().map(CallDelta::whole).collect(),
         }
     }
 
-    fn message(&self) -> Value {
-        let mut message = json!({
-            "role": "assistant",
-            "content": self.content(),
-            "refusal": null,
-        });
-        if !self.calls.is_empty() {
-            message["tool_calls"] = self.calls.iter().map(CallDelta::whole).collect();
-        }
-        message
-    }
-
-    fn delta(&self) -> Value {
-        let mut delta = json!({});
+    fn delta(&self) -> Delta {
         let says_nothing = self.reason.is_some() || !self.calls.is_empty();
-        if !self.text.is_empty() || !says_nothing {
-            delta["content"] = json!(self.text);
+        let shown = !self.text.is_empty() || !says_nothing;
+        Delta {
+            role: None,
+            content: shown.then(|| self.text.clone()),
+            tool_calls: self.calls.iter().map(CallDelta::part).collect(),
         }
-        if !self.calls.is_empty() {
-            delta["tool_calls"] = self.calls.iter().map(CallDelta::part).collect();
+    }
+
+    fn chat_logprobs(&self, tokenizer: &Tokenizer) -> Option<ChatLogprobs> {
+        let scored = self.scored.as_ref()?.iter();
+        let entry = |s: &Scored| ScoredToken {
+            token: score(&s.token, tokenizer),
+            top_logprobs: s.top.iter().map(|t| score(t, tokenizer)).collect(),
+        };
+        Some(ChatLogprobs {
+            content: scored.map(entry).collect(),
+            refusal: None,
+        })
+    }
+
+    fn text_logprobs(&self) -> Option<TextLogprobs> {
+        let scored = self.scored.as_ref()?;
+        let mut at = self.offset;
+        let mut text_offset = Vec::new();
+        for s in scored {
+            text_offset.push(at);
+            at += s.token.text.chars().count();
         }
-        delta
+        let top = |s: &Scored| {
+            // The drawn token is always there, so there may be one more than was asked for.
+            let all = s.top.iter().chain(std::iter::once(&s.token));
+            let pairs = all.map(|t| (t.text.clone(), Value::from(finite(t.logprob))));
+            pairs.collect::<Map<_, _>>()
+        };
+        Some(TextLogprobs {
+            tokens: scored.iter().map(|s| s.token.text.clone()).collect(),
+            token_logprobs: scored.iter().map(|s| finite(s.token.logprob)).collect(),
+            top_logprobs: scored.iter().map(top).collect(),
+            text_offset,
+        })
     }
 }
 
 impl CallDelta {
-    fn whole(&self) -> Value {
+    fn whole(&self) -> CallMade {
         let (id, name) = self.opens.clone().unwrap_or_default();
-        json!({
-            "id": id,
-            "type": "function",
-            "function": {"name": name, "arguments": self.arguments},
-        })
+        CallMade {
+            id,
+            kind: "function",
+            function: FunctionCalled {
+                name,
+                arguments: self.arguments.clone(),
+            },
+        }
     }
 
-    fn part(&self) -> Value {
-        let mut part = match self.opens {
-            Some(_) => self.whole(),
-            None => json!({"function": {"arguments": self.arguments}}),
-        };
-        part["index"] = self.index.into();
-        part
+    fn part(&self) -> CallPart {
+        let (id, name) = self.opens.clone().unzip();
+        CallPart {
+            kind: id.is_some().then_some("function"),
+            id,
+            function: FunctionPart {
+                name,
+                arguments: self.arguments.clone(),
+            },
+            index: self.index,
+        }
     }
 }
 
@@ -150,63 +183,142 @@ pub(crate) struct Envelope {
     pub(crate) fingerprint: String,
 }
 
+/// A whole answer.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Whole {
+    Chat(ChatCompletion),
+    Text(Completion),
+}
+
+/// A part of a streamed answer.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Part {
+    Chat(Chunk<ChunkObject, ChatDelta>),
+    Text(Chunk<TextObject, TextChoice>),
+}
+
 impl Envelope {
     /// The whole answer.
-    pub(crate) fn whole(&self, choices: Vec<Value>, usage: Usage) -> Value {
-        let object = match self.shape {
-            Shape::Chat | Shape::Response => "chat.completion",
-            Shape::Text => "text_completion",
-        };
-        let mut answer = self.head(object, choices);
-        answer.insert("usage".into(), usage.json());
-        Value::Object(answer)
-    }
-
-    /// A part of a streamed answer. `usage`: outer `None` if it was not asked for.
-    pub(crate) fn chunk(&self, choices: Vec<Value>, usage: Option<Option<Usage>>) -> Value {
-        let object = match self.shape {
-            Shape::Chat | Shape::Response => "chat.completion.chunk",
-            Shape::Text => "text_completion",
-        };
-        let mut answer = self.head(object, choices);
-        if let Some(usage) = usage {
-            let value = usage.map_or(Value::Null, Usage::json);
-            answer.insert("usage".into(), value);
+    pub(crate) fn whole(&self, choices: &[Piece], usage: Usage, tokenizer: &Tokenizer) -> Whole {
+        let choices = choices.iter().enumerate();
+        match self.shape {
+            Shape::Chat | Shape::Response => Whole::Chat(ChatCompletion {
+                head: self.head(ChatObject::Whole),
+                choices: choices.map(|(i, p)| chat_choice(i, p, tokenizer)).collect(),
+                usage: usage.into(),
+            }),
+            Shape::Text => Whole::Text(Completion {
+                head: self.head(TextObject::Text),
+                choices: choices.map(|(i, p)| text_choice(i, p)).collect(),
+                usage: usage.into(),
+            }),
         }
-        Value::Object(answer)
     }
 
-    fn head(&self, object: &str, choices: Vec<Value>) -> Map<String, Value> {
-        let mut head = Map::new();
-        head.insert("id".into(), json!(self.id));
-        head.insert("object".into(), json!(object));
-        head.insert("created".into(), json!(self.created));
-        head.insert("model".into(), json!(self.model));
-        head.insert("system_fingerprint".into(), json!(self.fingerprint));
-        head.insert("choices".into(), Value::Array(choices));
-        head
+    /// A choice's part of a streamed answer. `usage`: outer `None` if it was not asked for.
+    pub(crate) fn part(
+        &self,
+        (index, piece): (usize, &Piece),
+        usage: Option<Option<Usage>>,
+        tokenizer: &Tokenizer,
+    ) -> Part {
+        match self.shape {
+            Shape::Chat | Shape::Response => {
+                let choice = ChatDelta {
+                    index,
+                    delta: piece.delta(),
+                    logprobs: piece.chat_logprobs(tokenizer),
+                    finish_reason: piece.reason,
+                };
+                self.chat_part(vec![choice], usage)
+            }
+            Shape::Text => self.text_part(vec![text_choice(index, piece)], usage),
+        }
+    }
+
+    /// The chunk that tells the usage.
+    pub(crate) fn usage(&self, usage: Usage) -> Part {
+        match self.shape {
+            Shape::Chat | Shape::Response => self.chat_part(Vec::new(), Some(Some(usage))),
+            Shape::Text => self.text_part(Vec::new(), Some(Some(usage))),
+        }
+    }
+
+    /// The chunk with which a choice opens, if the endpoint has one.
+    pub(crate) fn opening(&self, index: usize, usage: Option<Option<Usage>>) -> Option<Part> {
+        let delta = Delta {
+            role: Some("assistant"),
+            content: Some(String::new()),
+            tool_calls: Vec::new(),
+        };
+        let choice = ChatDelta {
+            index,
+            delta,
+            logprobs: None,
+            finish_reason: None,
+        };
+        match self.shape {
+            Shape::Chat | Shape::Response => Some(self.chat_part(vec![choice], usage)),
+            Shape::Text => None,
+        }
+    }
+
+    fn chat_part(&self, choices: Vec<ChatDelta>, usage: Option<Option<Usage>>) -> Part {
+        Part::Chat(Chunk {
+            head: self.head(ChunkObject::Chunk),
+            choices,
+            usage: usage.map(|usage| usage.map(Into::into)),
+        })
+    }
+
+    fn text_part(&self, choices: Vec<TextChoice>, usage: Option<Option<Usage>>) -> Part {
+        Part::Text(Chunk {
+            head: self.head(TextObject::Text),
+            choices,
+            usage: usage.map(|usage| usage.map(Into::into)),
+        })
+    }
+
+    fn head<O>(&self, object: O) -> Head<O> {
+        Head {
+            id: self.id.clone(),
+            object,
+            created: self.created,
+            model: self.model.clone(),
+            system_fingerprint: self.fingerprint.clone(),
+        }
     }
 }
 
-impl Usage {
-    /// As responses name the counts.
-    pub(crate) fn of_response(self) -> Value {
-        json!({
-            "input_tokens": self.prompt,
-            "input_tokens_details": {"cached_tokens": self.cached, "cache_write_tokens": 0},
-            "output_tokens": self.completion,
-            "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": self.prompt + self.completion,
-        })
+impl From<Usage> for completions::Usage {
+    fn from(usage: Usage) -> Self {
+        Self {
+            prompt_tokens: usage.prompt,
+            completion_tokens: usage.completion,
+            total_tokens: usage.prompt + usage.completion,
+            prompt_tokens_details: PromptDetails {
+                cached_tokens: usage.cached,
+            },
+        }
     }
+}
 
-    fn json(self) -> Value {
-        json!({
-            "prompt_tokens": self.prompt,
-            "completion_tokens": self.completion,
-            "total_tokens": self.prompt + self.completion,
-            "prompt_tokens_details": {"cached_tokens": self.cached},
-        })
+impl From<Usage> for responses::ResponseUsage {
+    fn from(usage: Usage) -> Self {
+        Self {
+            input_tokens: usage.prompt,
+            input_tokens_details: responses::InputDetails {
+                cached_tokens: usage.cached,
+                cache_write_tokens: 0,
+            },
+            output_tokens: usage.completion,
+            output_tokens_details: responses::OutputDetails {
+                reasoning_tokens: 0,
+            },
+            total_tokens: usage.prompt + usage.completion,
+        }
     }
 }
 
@@ -219,115 +331,39 @@ impl Shape {
             Shape::Response => ("input", "resp_"),
         }
     }
+}
 
-    /// The chunk with which a choice opens, if the endpoint has one.
-    pub(crate) fn opening(self, index: usize) -> Option<Value> {
-        match self {
-            Shape::Chat | Shape::Response => Some(json!({
-                "index": index,
-                "delta": {"role": "assistant", "content": ""},
-                "logprobs": null,
-                "finish_reason": null,
-            })),
-            Shape::Text => None,
-        }
-    }
-
-    /// A choice of a whole answer.
-    pub(crate) fn choice(self, index: usize, piece: &Piece, tokenizer: &Tokenizer) -> Value {
-        match self {
-            Shape::Chat | Shape::Response => json!({
-                "index": index,
-                "message": piece.message(),
-                "logprobs": self.logprobs(piece, tokenizer),
-                "finish_reason": piece.reason.map(reason),
-            }),
-            Shape::Text => self.text_choice(index, piece, tokenizer),
-        }
-    }
-
-    /// A choice's part in a chunk.
-    pub(crate) fn delta(self, index: usize, piece: &Piece, tokenizer: &Tokenizer) -> Value {
-        match self {
-            Shape::Chat | Shape::Response => json!({
-                "index": index,
-                "delta": piece.delta(),
-                "logprobs": self.logprobs(piece, tokenizer),
-                "finish_reason": piece.reason.map(reason),
-            }),
-            Shape::Text => self.text_choice(index, piece, tokenizer),
-        }
-    }
-
-    fn text_choice(self, index: usize, piece: &Piece, tokenizer: &Tokenizer) -> Value {
-        json!({
-            "index": index,
-            "text": piece.text,
-            "logprobs": self.logprobs(piece, tokenizer),
-            "finish_reason": piece.reason.map(reason),
-        })
-    }
-
-    fn logprobs(self, piece: &Piece, tokenizer: &Tokenizer) -> Value {
-        let Some(scored) = &piece.scored else {
-            return Value::Null;
-        };
-        match self {
-            Shape::Chat | Shape::Response => {
-                let entry = |s: &Scored| {
-                    let mut entry = token(&s.token, tokenizer);
-                    let top: Vec<Value> = s.top.iter().map(|t| token(t, tokenizer)).collect();
-                    entry["top_logprobs"] = Value::Array(top);
-                    entry
-                };
-                json!({"content": scored.iter().map(entry).collect::<Vec<_>>(), "refusal": null})
-            }
-            Shape::Text => text_logprobs(scored, piece.offset),
-        }
+fn chat_choice(index: usize, piece: &Piece, tokenizer: &Tokenizer) -> ChatChoice {
+    ChatChoice {
+        index,
+        message: piece.message(),
+        logprobs: piece.chat_logprobs(tokenizer),
+        finish_reason: piece.reason,
     }
 }
 
-fn reason(reason: Reason) -> &'static str {
-    match reason {
-        Reason::Stop => "stop",
-        Reason::Length => "length",
-        Reason::ToolCalls => "tool_calls",
+fn text_choice(index: usize, piece: &Piece) -> TextChoice {
+    TextChoice {
+        index,
+        text: piece.text.clone(),
+        logprobs: piece.text_logprobs(),
+        finish_reason: piece.reason,
     }
 }
 
-fn token(token: &TokenLogprob, tokenizer: &Tokenizer) -> Value {
-    json!({
-        "token": token.text,
-        "logprob": finite(token.logprob),
-        "bytes": tokenizer.token_bytes(token.id),
-    })
-}
-
-fn text_logprobs(scored: &[Scored], offset: usize) -> Value {
-    let mut at = offset;
-    let mut offsets = Vec::new();
-    for s in scored {
-        offsets.push(at);
-        at += s.token.text.chars().count();
+fn score(token: &TokenLogprob, tokenizer: &Tokenizer) -> TokenScore {
+    TokenScore {
+        token: token.text.clone(),
+        logprob: finite(token.logprob),
+        bytes: tokenizer.token_bytes(token.id).to_vec(),
     }
-    let top = |s: &Scored| {
-        // The drawn token is always there, so there may be one more than was asked for.
-        let all = s.top.iter().chain(std::iter::once(&s.token));
-        let pairs = all.map(|t| (t.text.clone(), json!(finite(t.logprob))));
-        Value::Object(pairs.collect())
-    };
-    json!({
-        "tokens": scored.iter().map(|s| s.token.text.as_str()).collect::<Vec<_>>(),
-        "token_logprobs": scored.iter().map(|s| finite(s.token.logprob)).collect::<Vec<_>>(),
-        "top_logprobs": scored.iter().map(top).collect::<Vec<_>>(),
-        "text_offset": offsets,
-    })
 }
 
-fn finite(logprob: f32) -> f32 {
-    if logprob.is_nan() {
+fn finite(logprob: f32) -> f64 {
+    let finite = if logprob.is_nan() {
         LEAST_LOGPROB
     } else {
         logprob.clamp(LEAST_LOGPROB, 0.0)
-    }
+    };
+    f64::from(finite)
 }

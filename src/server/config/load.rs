@@ -6,7 +6,7 @@ use figment::Figment;
 use figment::error::Kind;
 use figment::providers::{Env, Format, Serialized, Toml};
 
-use super::{ConfigError, DEFAULT_FILE, RawConfig, TrainConfig};
+use super::{ConfigError, DEFAULT_FILE, RawConfig, RawTrain};
 
 /// Variables with the prefix that are no configuration keys.
 const NOT_CONFIG: [&str; 9] = [
@@ -56,7 +56,7 @@ pub(super) fn layered(path: &Path, flags: &RawConfig) -> Result<RawConfig, Confi
 ///
 /// # Errors
 /// As [`load`].
-pub fn recipe_file(path: &Path) -> Result<TrainConfig, ConfigError> {
+pub fn recipe_file(path: &Path) -> Result<RawTrain, ConfigError> {
     if !path.is_file() {
         return Err(ConfigError::Read(format!(
             "{}: there is no such recipe; use `default`, `paper` or a TOML file",

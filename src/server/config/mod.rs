@@ -10,6 +10,7 @@ mod raw;
 mod server;
 #[cfg(test)]
 mod tests;
+mod train;
 
 use std::path::PathBuf;
 
@@ -17,12 +18,13 @@ pub use load::{load, recipe_file};
 pub use observe::{ComplianceConfig, TracesConfig};
 pub use raw::{
     Layers, RawCompliance, RawConfig, RawCorrective, RawEngine, RawGate, RawLimits, RawPaths,
-    RawServer, RawTraces, RawWatch, TrainConfig,
+    RawServer, RawTraces, RawTrain, RawWatch,
 };
 pub use server::{LimitsConfig, ServerConfig, TlsFiles};
+pub use train::TrainConfig;
 
+use realign_align::train::recipe::RecipeError;
 use realign_backend::DeviceChoice;
-use realign_model::lora::Projection;
 
 /// The file read when none is named.
 pub const DEFAULT_FILE: &str = "realign.toml";
@@ -47,6 +49,9 @@ pub enum ConfigError {
         /// What is allowed.
         allowed: &'static str,
     },
+    /// A setting of `[train]` cannot be trained with.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
 }
 
 /// The resolved configuration.
@@ -66,7 +71,7 @@ pub struct Config {
     pub paths: Paths,
     /// How policy files are watched.
     pub watch: WatchConfig,
-    /// Deviations from the recipe.
+    /// How adapters are trained.
     pub train: TrainConfig,
     /// How a candidate is measured.
     pub gate: GateConfig,
@@ -158,12 +163,8 @@ impl Config {
     /// Checks values and fills in defaults.
     ///
     /// # Errors
-    /// [`ConfigError::Value`], naming the key and what is allowed.
+    /// [`ConfigError`], naming the key and what is allowed.
     pub fn resolve(raw: RawConfig) -> Result<Self, ConfigError> {
-        let mut train = raw.train.unwrap_or_default();
-        // A heading without keys says nothing.
-        train.corrective = train.corrective.filter(|c| *c != RawCorrective::default());
-        check_train(&train)?;
         Ok(Self {
             model: raw.model.unwrap_or_else(|| DEFAULT_MODEL.into()),
             model_name: raw.model_name,
@@ -172,7 +173,7 @@ impl Config {
             engine: resolve_engine(raw.engine.unwrap_or_default())?,
             paths: resolve_paths(raw.paths.unwrap_or_default()),
             watch: resolve_watch(raw.watch.unwrap_or_default())?,
-            train,
+            train: TrainConfig::resolve(raw.train.unwrap_or_default())?,
             gate: resolve_gate(raw.gate.unwrap_or_default())?,
             compliance: observe::resolve(raw.compliance.unwrap_or_default())?,
             traces: observe::resolve_traces(raw.traces.unwrap_or_default())?,
@@ -269,83 +270,6 @@ fn resolve_gate(raw: RawGate) -> Result<GateConfig, ConfigError> {
         max_prompts: one("gate.max_prompts", raw.max_prompts.unwrap_or(40))?,
         max_tokens: one("gate.max_tokens", raw.max_tokens.unwrap_or(64))?,
     })
-}
-
-fn check_train(train: &TrainConfig) -> Result<(), ConfigError> {
-    let error = |key, value: String, allowed| {
-        Err(ConfigError::Value {
-            key,
-            value,
-            allowed,
-        })
-    };
-    if let Some(recipe) = train
-        .recipe
-        .as_ref()
-        .filter(|r| !["default", "paper"].contains(&r.as_str()))
-    {
-        return error(
-            "train.recipe",
-            format!("{recipe:?}"),
-            "allowed are \"default\" and \"paper\"",
-        );
-    }
-    if let Some(share) = train.share.filter(|s| !(0.05..=0.9).contains(s)) {
-        return error("train.share", share.to_string(), "from 0.05 to 0.9");
-    }
-    let positive = [
-        ("train.alpha", train.alpha),
-        ("train.learning_rate", train.learning_rate),
-        ("train.beta", train.beta),
-    ];
-    for (key, value) in positive {
-        if let Some(value) = value.filter(|v| !(v.is_finite() && *v > 0.0)) {
-            return error(key, value.to_string(), "above 0");
-        }
-    }
-    for (key, value) in [
-        ("train.alpha_kl", train.alpha_kl),
-        ("train.alpha_sft", train.alpha_sft),
-    ] {
-        if let Some(value) = value.filter(|v| !(v.is_finite() && *v >= 0.0)) {
-            return error(key, value.to_string(), "0 or more");
-        }
-    }
-    if let Some(rank) = train.rank.filter(|r| !(1..=1024).contains(r)) {
-        return error("train.rank", rank.to_string(), "from 1 to 1024");
-    }
-    for (key, value) in [
-        ("train.epochs", train.epochs),
-        ("train.batch_pairs", train.batch_pairs),
-    ] {
-        if value == Some(0) {
-            return error(key, "0".into(), "at least 1");
-        }
-    }
-    if let Err(allowed) = train.recomputing() {
-        let value = format!("{:?}", train.recompute.as_deref().unwrap_or_default());
-        return error("train.recompute", value, allowed);
-    }
-    let targets = train.targets.as_deref();
-    if targets.is_some_and(<[String]>::is_empty) {
-        return error(
-            "train.targets",
-            "empty".into(),
-            "name at least one module, such as q_proj",
-        );
-    }
-    match targets
-        .unwrap_or_default()
-        .iter()
-        .find(|t| Projection::from_name(t).is_none())
-    {
-        Some(target) => error(
-            "train.targets",
-            format!("{target:?}"),
-            "allowed are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
-        ),
-        None => Ok(()),
-    }
 }
 
 fn at_least(

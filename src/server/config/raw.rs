@@ -4,8 +4,6 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use realign_model::Recompute;
-
 /// Declares a section whose fields are all optional, so that sources can be laid over each other.
 macro_rules! section {
     ($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident: $type:ty),+ $(,)? }) => {
@@ -52,7 +50,7 @@ section! {
         /// `[watch]`
         watch: RawWatch,
         /// `[train]`
-        train: TrainConfig,
+        train: RawTrain,
         /// `[gate]`
         gate: RawGate,
         /// `[compliance]`
@@ -170,7 +168,7 @@ section! {
 
 section! {
     /// Deviations from the recipe; what is absent is the recipe's.
-    TrainConfig {
+    RawTrain {
         /// `default` or `paper`; what follows is changed in it.
         recipe: String,
         /// Seed of initialisation, order and gold batch.
@@ -244,18 +242,6 @@ section! {
         recompute: String,
         /// `[train.corrective]`
         corrective: RawCorrective,
-    }
-}
-
-impl TrainConfig {
-    /// Whether intermediate results are computed again.
-    ///
-    /// # Errors
-    /// What is allowed.
-    pub fn recomputing(&self) -> Result<Recompute, &'static str> {
-        self.recompute
-            .as_deref()
-            .map_or(Ok(Recompute::Auto), str::parse)
     }
 }
 

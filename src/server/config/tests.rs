@@ -1,6 +1,8 @@
 use std::path::Path;
 
 use super::*;
+use realign_align::train::ModelSize;
+use realign_core::ranges;
 
 fn read(text: &str, flags: &RawConfig) -> Result<Config, ConfigError> {
     let dir = tempfile::tempdir().unwrap();
@@ -16,7 +18,10 @@ fn an_empty_file_gives_the_defaults() {
     assert_eq!(config.engine.max_running, 64);
     assert_eq!(config.paths.database(), Path::new("state/realign.db"));
     assert_eq!(config.gate.holdout_ratio, 0.15);
-    assert_eq!(config.train, TrainConfig::default());
+    assert_eq!(
+        config.train,
+        TrainConfig::resolve(RawTrain::default()).unwrap()
+    );
 }
 
 #[test]
@@ -31,7 +36,8 @@ fn flags_win_over_the_file_key_by_key() {
     };
     let config = read(text, &flags).unwrap();
     assert_eq!(config.server.address.to_string(), "0.0.0.0:2");
-    assert_eq!((config.model.as_str(), config.train.rank), ("a", Some(4)));
+    let rank = config.train.recipe(ModelSize::Small).rank;
+    assert_eq!((config.model.as_str(), rank), ("a", 4));
 }
 
 #[test]
@@ -99,6 +105,23 @@ fn mistakes_are_named() {
         (
             "[train]\nlearning_rate = -1.0",
             "train.learning_rate is -1; above 0",
+        ),
+        ("[train]\nrank = 2000", "train.rank is 2000; from 1 to 512"),
+        ("[train]\nrank = 800", "train.rank is 800; from 1 to 512"),
+        (
+            "[train]\nlearning_rate = 2.0",
+            "train.learning_rate is 2; above 0, at most 1",
+        ),
+        ("[train]\nepochs = 0", "train.epochs is 0; from 1 to 100"),
+        (
+            "[train]\nbatch_pairs = 2000",
+            "train.batch_pairs is 2000; from 1 to 1024",
+        ),
+        ("[train]\nshare = 0", "train.share is 0; from 0.05 to 0.9"),
+        ("[train]\ntargets = []", "train.targets is empty; name"),
+        (
+            "[train.corrective]\nmodel = 'm'",
+            "train.corrective.url: give an endpoint's base URL",
         ),
         (
             "[train]\nlearnin_rate = 1",
@@ -172,7 +195,7 @@ fn the_example_shows_every_key_and_the_defaults() {
         ("engine", RawEngine::KEYS),
         ("paths", RawPaths::KEYS),
         ("watch", RawWatch::KEYS),
-        ("train", TrainConfig::KEYS),
+        ("train", RawTrain::KEYS),
         ("gate", RawGate::KEYS),
         ("compliance", RawCompliance::KEYS),
         ("traces", RawTraces::KEYS),
@@ -199,6 +222,32 @@ fn the_example_shows_every_key_and_the_defaults() {
                 "{section}.{key} is not in the example"
             );
         }
+    }
+}
+
+/// A key and its comment in the example: `rank = 16  # from 1 to 512`.
+fn example_comment(key: &str) -> Option<&'static str> {
+    let (section, key) = match key.rsplit_once('.') {
+        Some((section, key)) => (format!("[train.{section}]"), key),
+        None => ("[train]".to_owned(), key),
+    };
+    let lines = EXAMPLE.lines().skip_while(|line| **line != section);
+    let mut lines = lines.skip(1).take_while(|line| !line.starts_with('['));
+    let line = lines.find(|line| line.starts_with(&format!("# {key} = ")))?;
+    line.rsplit_once("  # ").map(|(_, comment)| comment)
+}
+
+#[test]
+fn example_and_documentation_state_every_range() {
+    let documentation = include_str!("../../../docs/training.md");
+    for range in ranges::ALL {
+        let (key, text) = (range.key, range.to_string());
+        assert_eq!(example_comment(key), Some(&*text), "{key} in the example");
+        let row = format!("| `{key}` | {text} |");
+        assert!(
+            documentation.contains(&row),
+            "docs/training.md has no row {row}"
+        );
     }
 }
 

@@ -4,22 +4,29 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
-use tokio::sync::broadcast;
+use futures::stream::{self, BoxStream, StreamExt};
+use tokio_stream::wrappers::BroadcastStream;
+use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 
 use super::context::Context;
-use super::{Control, Event, show};
-use crate::api::{AdminDoor, AdminError};
+use super::{Control, Event};
+use crate::api::answers::Stored;
+use crate::api::answers::admin::{
+    AdapterSummary, Cancelling, GenerationSummary, Generations, Policies, PolicySummary,
+    Realignment, Role, RuleSummary, Started, Swap,
+};
+use crate::api::answers::reports::PairCounts;
+use crate::api::{AdminError, AdminPort, RealignmentEvent};
+use crate::state::RealignmentRow;
 use crate::telemetry::{self, Outcome};
+use realign_align::policy::{Policy, Rule};
 use realign_engine::adapter::generation::{Generation, GenerationId};
-use realign_engine::adapter::{ResolveError, SwapError, Swapped};
+use realign_engine::adapter::{Manifest, ResolveError, SwapError, Swapped};
 
 /// Realignments that a listing shows.
 const LISTED: usize = 100;
 /// How long an operator's request waits for room in the engine, where each generation needs its own.
 const ROOM: Duration = Duration::from_secs(20);
-/// Events that a slow reader may fall behind.
-const EVENT_BACKLOG: usize = 256;
 
 impl Control {
     fn gone() -> AdminError {
@@ -31,7 +38,7 @@ impl Control {
         &self,
         to: Arc<Generation>,
         expected: Option<&GenerationId>,
-    ) -> Result<Value, AdminError> {
+    ) -> Result<Swap, AdminError> {
         let started = Instant::now();
         let context = &self.context;
         let serving = context.registry.lease_current();
@@ -58,7 +65,10 @@ impl Control {
             })?;
         context.engine.serve(&to.id);
         announce(context, &swapped, &to, started.elapsed());
-        Ok(json!({ "from": swapped.from, "to": swapped.to }))
+        Ok(Swap {
+            from: swapped.from.to_string(),
+            to: swapped.to.to_string(),
+        })
     }
 }
 
@@ -77,38 +87,34 @@ pub fn announce(context: &Context, swapped: &Swapped, to: &Generation, took: Dur
     }
 }
 
-impl AdminDoor for Control {
-    fn policies(&self) -> Value {
+impl AdminPort for Control {
+    fn policies(&self) -> Policies {
         let active = self.context.active();
         let set = active.set;
-        let policies: Vec<Value> = set
-            .policies()
-            .iter()
-            .map(|p| {
-                let rules: Vec<Value> = p.rules.iter().map(|r| json!({ "id": r.id, "severity": r.severity, "description": r.description })).collect();
-                json!({ "id": p.id, "version": p.version, "description": p.description, "enforcement": p.enforcement, "rules": rules })
-            })
-            .collect();
-        json!({ "revision": set.revision(), "gate": set.gate(), "policies": policies, "last_error": self.context.refused(), "trust": active.trust, "dryrun": active.dryrun })
+        Policies {
+            revision: set.revision().into(),
+            gate: set.gate(),
+            policies: set.policies().iter().map(|p| policy(p)).collect(),
+            last_error: self.context.refused(),
+            trust: active.trust,
+            dryrun: active.dryrun.map(Stored::from),
+        }
     }
 
-    fn realignments(&self) -> Value {
-        let rows = self
-            .context
-            .log(self.context.db.realignments(LISTED))
-            .unwrap_or_default();
-        json!({ "realignments": rows.iter().map(show).collect::<Vec<_>>() })
+    fn realignments(&self) -> Vec<Realignment> {
+        let rows = self.context.log(self.context.db.realignments(LISTED));
+        rows.unwrap_or_default().into_iter().map(shown).collect()
     }
 
-    fn realignment(&self, id: &str) -> Option<Value> {
+    fn realignment(&self, id: &str) -> Option<Realignment> {
         let row = self.context.log(self.context.db.realignment(id))??;
-        let mut shown = show(&row);
-        let timeline = self.context.telemetry.timelines().get(id);
-        shown["timeline"] = serde_json::to_value(timeline).unwrap_or_default();
-        Some(shown)
+        Some(Realignment {
+            timeline: Some(self.context.telemetry.timelines().get(id)),
+            ..shown(row)
+        })
     }
 
-    fn start(&self) -> Result<Value, AdminError> {
+    fn start(&self) -> Result<Started, AdminError> {
         let (reply, answer) = channel();
         self.events
             .send(Event::Start(reply))
@@ -116,11 +122,14 @@ impl AdminDoor for Control {
         let id = answer
             .recv()
             .map_err(|_| Control::gone())?
-            .map_err(AdminError::Conflict)?;
-        Ok(self.realignment(&id).unwrap_or_else(|| json!({ "id": id })))
+            .map_err(|error| AdminError::Conflict(error.to_string()))?;
+        Ok(match self.realignment(&id) {
+            Some(realignment) => Started::Whole(Box::new(realignment)),
+            None => Started::Id { id },
+        })
     }
 
-    fn cancel(&self, id: &str) -> Result<Value, AdminError> {
+    fn cancel(&self, id: &str) -> Result<Cancelling, AdminError> {
         if self.realignment(id).is_none() {
             return Err(AdminError::NotFound(format!(
                 "no realignment `{id}`; GET /admin/v1/realignments lists them"
@@ -130,66 +139,75 @@ impl AdminDoor for Control {
         self.events
             .send(Event::Cancel(id.into(), reply))
             .map_err(|_| Control::gone())?;
-        match answer.recv().map_err(|_| Control::gone())? {
-            true => Ok(json!({ "id": id, "status": "cancelling" })),
-            false => Err(AdminError::Conflict(format!(
-                "realignment `{id}` is not running"
-            ))),
+        if answer.recv().map_err(|_| Control::gone())? {
+            return Ok(Cancelling::new(id));
         }
+        Err(AdminError::Conflict(format!(
+            "realignment `{id}` is not running"
+        )))
     }
 
-    fn events(&self, id: &str) -> Option<broadcast::Receiver<Value>> {
-        let mut events = self.context.telemetry.subscribe();
-        self.realignment(id)?;
-        let (sender, receiver) = broadcast::channel(EVENT_BACKLOG);
+    fn events(&self, id: &str) -> Option<BoxStream<'static, RealignmentEvent>> {
+        // Subscribed before the row is read: the row is written before the event of the end is
+        // emitted, so an end is seen in one of the two.
+        let events = self.context.telemetry.subscribe();
+        let row = self.context.log(self.context.db.realignment(id))??;
+        if let Some(end) = end(&row) {
+            let end = RealignmentEvent::Happened(Arc::new(end));
+            return Some(stream::once(async { end }).boxed());
+        }
         let id = id.to_string();
-        let forward = move || {
-            loop {
-                let event = match events.blocking_recv() {
-                    Ok(event) => event,
-                    Err(broadcast::error::RecvError::Lagged(_)) => continue,
-                    Err(broadcast::error::RecvError::Closed) => return,
-                };
-                let last = matches!(&*event, telemetry::Event::RealignmentFinished { .. });
-                if event.realignment_id() == Some(id.as_str()) {
-                    let value = serde_json::to_value(&*event).unwrap_or_default();
-                    if sender.send(value).is_err() || last {
-                        return;
-                    }
+        let events = BroadcastStream::new(events).filter_map(move |event| {
+            std::future::ready(match event {
+                Ok(event) => (event.realignment_id() == Some(id.as_str()))
+                    .then_some(RealignmentEvent::Happened(event)),
+                Err(BroadcastStreamRecvError::Lagged(missed)) => {
+                    Some(RealignmentEvent::Lagged(missed))
                 }
+            })
+        });
+        Some(events.boxed())
+    }
+
+    fn generations(&self) -> Generations {
+        let registry = &self.context.registry;
+        let current = registry.lease_current();
+        let previous = registry.previous();
+        let role = |id: &GenerationId| {
+            if *id == current.id {
+                Role::Current
+            } else if previous.as_ref().is_some_and(|p| p.id == *id) {
+                Role::Previous
+            } else {
+                Role::Stored
             }
         };
-        std::thread::Builder::new()
-            .name("events".into())
-            .spawn(forward)
-            .ok()?;
-        Some(receiver)
-    }
-
-    fn generations(&self) -> Value {
-        let context = &self.context;
-        let current = context.registry.lease_current();
-        let previous = context.registry.previous();
-        let role = |id: &GenerationId| match id {
-            id if *id == current.id => "current",
-            id if previous.as_ref().is_some_and(|p| p.id == *id) => "previous",
-            _ => "stored",
-        };
-        let base = context.registry.base();
-        let mut all = vec![json!({ "id": base.id, "role": role(&base.id), "base": true })];
-        for listed in context.store.list().unwrap_or_default() {
-            all.push(match listed.manifest {
-                Ok(m) => json!({
-                    "id": listed.id, "role": role(&listed.id), "base": false, "policy_revision": m.policy_revision,
-                    "created_at": m.created_at, "parent": m.parent, "triage": m.triage, "gate": m.gate,
-                }),
-                Err(error) => json!({ "id": listed.id, "role": "unreadable", "base": false, "error": error.to_string() }),
+        let base = registry.base();
+        let mut generations = vec![GenerationSummary::Base {
+            id: base.id.to_string(),
+            role: role(&base.id),
+            base: true,
+        }];
+        for listed in self.context.store.list().unwrap_or_default() {
+            let id = listed.id.to_string();
+            generations.push(match listed.manifest {
+                Ok(manifest) => adapter(id, role(&listed.id), manifest),
+                Err(error) => GenerationSummary::Unreadable {
+                    id,
+                    role: Role::Unreadable,
+                    base: false,
+                    error: error.to_string(),
+                },
             });
         }
-        json!({ "current": current.id, "previous": previous.map(|p| p.id.clone()), "generations": all })
+        Generations {
+            current: current.id.to_string(),
+            previous: previous.as_ref().map(|p| p.id.to_string()),
+            generations,
+        }
     }
 
-    fn activate(&self, generation: &str, expected: Option<&str>) -> Result<Value, AdminError> {
+    fn activate(&self, generation: &str, expected: Option<&str>) -> Result<Swap, AdminError> {
         let to = self
             .context
             .registry
@@ -201,7 +219,7 @@ impl AdminDoor for Control {
         self.activate_generation(to, expected.map(|e| GenerationId(e.into())).as_ref())
     }
 
-    fn rollback(&self) -> Result<Value, AdminError> {
+    fn rollback(&self) -> Result<Swap, AdminError> {
         let previous = self.context.registry.previous();
         let to = previous.ok_or_else(|| {
             AdminError::Conflict("there is no previous generation to go back to".into())
@@ -231,4 +249,70 @@ impl AdminDoor for Control {
         };
         !enforced || no_conflict()
     }
+}
+
+fn policy(policy: &Policy) -> PolicySummary {
+    let rule = |rule: &Rule| RuleSummary {
+        id: rule.id.clone(),
+        severity: rule.severity,
+        description: rule.description.clone(),
+    };
+    PolicySummary {
+        id: policy.id.clone(),
+        version: policy.version.clone(),
+        description: policy.description.clone(),
+        enforcement: policy.enforcement,
+        rules: policy.rules.iter().map(rule).collect(),
+    }
+}
+
+/// A row as the operator API shows it.
+fn shown(row: RealignmentRow) -> Realignment {
+    Realignment {
+        id: row.id,
+        inputs_hash: row.inputs_hash,
+        policy_revision: row.policy_revision,
+        stage: row.stage,
+        outcome: row.outcome,
+        progress: row.progress,
+        created_at: row.created_at,
+        updated_at: row.updated_at,
+        finished_at: row.finished_at,
+        triage: row.triage.map(Stored::from),
+        losses: row.losses.map(Stored::from),
+        gate: row.gate.map(Stored::from),
+        error: row.error,
+        generation: row.generation,
+        status: row.outcome.map_or("running", Outcome::as_str),
+        timeline: None,
+    }
+}
+
+/// The event with which a realignment ended; `None` while it runs.
+fn end(row: &RealignmentRow) -> Option<telemetry::Event> {
+    let seconds = row.finished_at.unwrap_or(row.updated_at);
+    Some(telemetry::Event::RealignmentFinished {
+        id: row.id.clone(),
+        outcome: row.outcome?,
+        generation: row.generation.clone(),
+        detail: row.error.clone(),
+        took: Duration::from_secs(seconds.saturating_sub(row.created_at)),
+    })
+}
+
+fn adapter(id: String, role: Role, manifest: Manifest) -> GenerationSummary {
+    GenerationSummary::Adapter(Box::new(AdapterSummary {
+        id,
+        role,
+        base: false,
+        policy_revision: manifest.policy_revision,
+        created_at: manifest.created_at,
+        parent: manifest.parent.map(|parent| parent.to_string()),
+        triage: PairCounts {
+            invert: manifest.triage.invert,
+            punish: manifest.triage.punish,
+            retain: manifest.triage.retain,
+        },
+        gate: Stored::from(manifest.gate),
+    }))
 }

@@ -1,19 +1,20 @@
 //! What a realignment and the operator API share.
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use super::Inputs;
+use super::error::ControlError;
 use crate::config::Config;
 use crate::state::{RealignmentRow, StateDb, StateError};
 use crate::telemetry::event::PolicyRevision;
 use crate::telemetry::{Event, Outcome, Telemetry};
 use realign_align::oracle::{FeatureSource, Matchers, Prepared, RuleTrust};
-use realign_align::policy::{PolicySet, WatchError};
+use realign_align::pipeline::Inputs;
+use realign_align::policy::PolicySet;
 use realign_align::preferences::DatasetError;
 use realign_align::train::Recipe;
 use realign_align::train::choices::ModelSize;
-use realign_align::train::recipe::RecipeError;
+use realign_core::clock::unix_seconds;
 use realign_engine::EngineHandle;
 use realign_engine::adapter::generation::{Generation, GenerationId, StagedAdapter};
 use realign_engine::adapter::{AdapterError, AdapterStore, Registry, base_id, validate};
@@ -35,20 +36,6 @@ pub struct Parts {
     pub db: Arc<StateDb>,
     /// Events to logs and metrics.
     pub telemetry: Arc<Telemetry>,
-}
-
-/// Why the control loop did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum ControlError {
-    /// The `[train]` section cannot be trained with.
-    #[error(transparent)]
-    Recipe(#[from] RecipeError),
-    /// The policy directory cannot be watched.
-    #[error(transparent)]
-    Watch(#[from] WatchError),
-    /// No thread could be had.
-    #[error("cannot start the control loop's thread: {0}")]
-    Thread(#[from] std::io::Error),
 }
 
 /// [`Parts`] plus what the loop decides.
@@ -82,9 +69,8 @@ pub struct Active {
 impl Context {
     pub fn new(parts: Parts) -> Result<Self, ControlError> {
         let size = ModelSize::from(parts.loaded.spec());
-        let recipe = super::recipe(&parts.config.train, size)?;
+        let recipe = parts.config.train.recipe(size).clone();
         recipe.check_layers(parts.loaded.spec().layers)?;
-        super::corrective(&parts.config.train)?;
         let Parts {
             config,
             loaded,
@@ -110,7 +96,7 @@ impl Context {
 
     /// What a realignment to a set would be a function of.
     pub fn inputs(&self, policies: &PolicySet) -> Result<Inputs, DatasetError> {
-        Inputs::collect(&self.config, &self.loaded.base_hash, policies, &self.recipe)
+        super::inputs(&self.config, &self.loaded.base_hash, policies, &self.recipe)
     }
 
     pub fn emit(&self, event: Event) {
@@ -292,11 +278,4 @@ pub fn initial_generation(store: &AdapterStore, loaded: &LoadedModel) -> Generat
         tracing::error!(%error, generation = %id, "the current generation is unusable: the base model serves");
         Generation { id: base, base_hash: loaded.base_hash.to_string(), policy_revision: None, adapter: None }
     })
-}
-
-/// Seconds since 1970.
-pub fn unix_seconds() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs())
 }

@@ -10,6 +10,7 @@ use crate::state::{GenerationStatus, Report};
 use crate::telemetry::Event;
 use crate::telemetry::event::GateMeasured;
 use realign_align::gate::{self, Agreement, HeldOutPrompt, Measured, Verdict};
+use realign_align::pipeline::Learner;
 use realign_align::triage::Triage;
 use realign_engine::adapter::generation::{Generation, GenerationId};
 
@@ -45,6 +46,7 @@ impl Realignment<'_> {
 
     pub(super) fn gate(
         &self,
+        learner: &Learner,
         triage: &Triage,
         candidate: &Arc<Generation>,
     ) -> Result<serde_json::Value, Stop> {
@@ -66,7 +68,7 @@ impl Realignment<'_> {
             gate::NEUTRAL_TEXT,
             NEUTRAL_TOKENS,
         );
-        let measured = gate::capability(&*self.context.loaded.backend, adapter, &text, &|| {
+        let measured = gate::capability(learner.backend(), adapter, &text, &|| {
             self.work.stand_back()
         });
         let capability = measured.map_err(failed)?.ok_or(Stop::Asked)?;

@@ -1,162 +1,97 @@
-//! The learning half of a realignment: pairs → reference → impact → adapter, with what the state
-//! database remembers of it.
+//! What a realignment gives the learning pipeline, and what it makes of the result.
 
-use std::path::PathBuf;
+use std::sync::Arc;
 
-use super::corrective::{Corrections, corrections, corrective};
 use super::realign::{Realignment, Stop, failed};
-use crate::state::ScoreRow;
-use realign_align::learn::{Learner, RawScores, thin};
-use realign_align::oracle::Oracle;
+use realign_align::pipeline::{
+    Corrector, Learner, PipelineError, Renderer, Run, Selection, warning,
+};
 use realign_align::preferences::Pair;
+use realign_align::train::Trained;
 use realign_align::train::examples::TokenPair;
-use realign_align::train::{self, TrainError, TrainExample, WeightScale};
 use realign_align::triage::Triage;
+use realign_core::TriageCounts;
+use realign_engine::adapter::generation::{Generation, StagedAdapter};
+use realign_engine::adapter::{self, content_id};
+use realign_model::LoraWeights;
 
 impl Realignment<'_> {
-    pub(super) fn learner(&self) -> Learner<'_> {
-        Learner {
-            loaded: &self.context.loaded,
-            recipe: &self.context.recipe,
+    /// Logs what is likely to go wrong with data of these categories.
+    pub(super) fn warn(&self, counts: TriageCounts) {
+        let corrected = self.context.config.train.corrective.is_some();
+        if let Some(warning) = warning(counts, corrected) {
+            tracing::warn!(id = self.job.id, "{warning}");
         }
     }
 
-    /// The training pairs as token ids, thinned to the recipe's `max_pairs`.
-    pub(super) fn token_pairs(&self, triage: &Triage) -> Result<Vec<TokenPair>, Stop> {
-        let dataset = &self.job.inputs.dataset.pairs;
-        let category = |index: usize| triage.items[index].category;
-        let limit = self.context.recipe.max_pairs;
-        let kept = thin(&self.job.inputs.train, category, dataset, limit);
-        let corrected = self.corrections(&kept, triage)?;
-        let pairs = kept.iter().map(|i| {
-            let response = corrected.responses.get(i).map(String::as_str);
-            (&dataset[*i], category(*i), response)
+    /// The pairs to train on, as token ids.
+    pub(super) fn select(&self, triage: &Triage) -> Result<Vec<TokenPair>, Stop> {
+        let context = self.context;
+        let spec = context.config.train.corrective.as_ref();
+        let corrector = spec.map(|spec| Corrector {
+            spec,
+            policies: &self.job.policies,
+            oracle: &self.oracle,
+            cache: context.db.clone(),
         });
-        let prepared = self.learner().corrected_pairs(pairs).map_err(failed)?;
-        for skipped in &prepared.skipped {
+        let selection = Selection {
+            dataset: &self.job.inputs.dataset.pairs,
+            categories: &triage.categories(),
+            train: &self.job.inputs.train,
+        };
+        let selected = selection.select(&context.loaded, &context.recipe, corrector);
+        let selected = selected.map_err(failed)?;
+        let corrections = selected.corrections;
+        if corrections.asked > 0 {
+            tracing::info!(
+                id = self.job.id,
+                asked = corrections.asked,
+                corrected = corrections.written,
+                calls = corrections.usage.calls,
+                cached = corrections.usage.cached,
+                "corrective responses"
+            );
+        }
+        for skipped in &selected.skipped {
             tracing::warn!(
                 pair = skipped.id,
                 reason = skipped.reason,
                 "skipping a training pair"
             );
         }
-        Ok(prepared.pairs)
-    }
-
-    /// Compliant responses to the PUNISH pairs' prompts, if somebody writes them.
-    fn corrections(&self, kept: &[usize], triage: &Triage) -> Result<Corrections, Stop> {
-        let context = self.context;
-        let spec = corrective(&context.config.train).map_err(failed)?;
-        let oracle: &dyn Oracle = &self.oracle;
-        let indices = kept.iter().map(|&i| (i, triage.items[i].category));
-        let made = corrections(
-            spec.as_ref(),
-            (&self.job.policies, oracle),
-            &self.job.inputs.dataset.pairs,
-            indices,
-            context.db.clone(),
-        );
-        let made = made.map_err(failed)?;
-        if made.asked > 0 {
-            tracing::info!(
-                id = self.job.id,
-                asked = made.asked,
-                corrected = made.responses.len(),
-                calls = made.usage.calls,
-                cached = made.usage.cached,
-                "corrective responses"
-            );
-        }
-        Ok(made)
+        Ok(selected.pairs)
     }
 
     pub(super) fn prompt(&self, pair: &Pair) -> Result<Vec<u32>, Stop> {
-        self.learner().prompt(pair).map_err(failed)
+        let renderer = Renderer::new(&self.context.loaded);
+        renderer.prompt(pair).map_err(failed)
     }
 
-    /// Reference log-probabilities of all pairs, and the conflicts' weights.
-    pub(super) fn impact(&self, pairs: &[TokenPair]) -> Result<Vec<TrainExample>, Stop> {
-        let learner = self.learner();
-        let passes = Learner::passes(pairs);
-        let uniform = self.context.recipe.weight_scale == WeightScale::Uniform;
-        let known = self
-            .context
-            .log(self.context.db.scores(&self.job.inputs.hash))
-            .and_then(|rows| known_scores(pairs, &rows));
-        let conflicts = uniform || known.is_some();
-        let mut examples = learner
-            .reference(pairs, conflicts, self.work.batches(passes, (0.0, 0.3)))
-            .map_err(failed)?
-            .ok_or(Stop::Asked)?;
-        if uniform {
-            return Ok(examples);
-        }
-        let raw = match known {
-            Some(raw) => raw,
-            None => learner
-                .score(
-                    pairs,
-                    &mut examples,
-                    self.work.batches(3 * passes, (0.3, 1.0)),
-                )
-                .map_err(failed)?
-                .ok_or(Stop::Asked)?,
+    /// Runs the pipeline.
+    pub(super) fn learn(&self, learner: &Learner, pairs: &[TokenPair]) -> Result<Trained, Stop> {
+        let run = Run {
+            pairs,
+            recipe: &self.context.recipe,
+            weights: None,
         };
-        let weights = learner.weigh(&mut examples, &raw).map_err(failed)?;
-        tracing::info!(
-            id = self.job.id,
-            conflicts = raw.len(),
-            clamped = weights.clamped_ratio,
-            "impact"
-        );
-        let rows: Vec<ScoreRow> = raw
-            .iter()
-            .zip(&weights.values)
-            .map(|((index, raw), weight)| ScoreRow {
-                pair_id: examples[*index].id.clone(),
-                raw: *raw,
-                weight: *weight,
-            })
-            .collect();
-        self.context
-            .log(self.context.db.put_scores(&self.job.inputs.hash, &rows));
-        Ok(examples)
-    }
-
-    pub(super) fn train(&self, examples: &[TrainExample]) -> Result<train::Trained, Stop> {
-        let dir = self.checkpoints();
-        train::train(
-            &*self.context.loaded.backend,
-            examples,
-            &self.context.recipe,
-            Some(&dir),
-            self.work,
-        )
-        .map_err(|error| match error {
-            TrainError::Cancelled => Stop::Asked,
+        let candidate = learner.run(&run, self.work).map_err(|error| match error {
+            PipelineError::Cancelled => Stop::Asked,
             other => failed(other),
-        })
+        })?;
+        Ok(candidate.trained)
     }
 
-    pub(super) fn checkpoints(&self) -> PathBuf {
-        self.context
-            .config
-            .paths
-            .state
-            .join("checkpoints")
-            .join(&self.job.inputs.hash[..16])
+    /// An adapter as a generation on the serving device.
+    pub(super) fn stage(&self, weights: LoraWeights) -> Result<Arc<Generation>, Stop> {
+        let base_hash = self.context.loaded.base_hash.to_string();
+        let backend = &*self.context.loaded.backend;
+        let spec = backend.spec();
+        adapter::validate(&weights, &|site| spec.site_shape(site)).map_err(failed)?;
+        Ok(Arc::new(Generation {
+            id: content_id(&base_hash, &weights).map_err(failed)?,
+            base_hash,
+            policy_revision: Some(self.job.policies.revision().into()),
+            adapter: Some(StagedAdapter::new(backend, weights).map_err(failed)?),
+        }))
     }
-}
-
-/// The stored scores of exactly these conflicts, or `None`.
-fn known_scores(pairs: &[TokenPair], rows: &[ScoreRow]) -> Option<RawScores> {
-    let by_id: std::collections::HashMap<&str, f64> =
-        rows.iter().map(|r| (r.pair_id.as_str(), r.raw)).collect();
-    let conflicts = pairs
-        .iter()
-        .enumerate()
-        .filter(|(_, pair)| pair.category.is_conflict());
-    conflicts
-        .map(|(i, pair)| by_id.get(pair.id.as_str()).map(|raw| (i, *raw)))
-        .collect()
 }

@@ -6,41 +6,45 @@
 
 mod admin;
 mod context;
-mod corrective;
+mod error;
 mod gating;
 mod inputs;
 mod learn;
+mod manifest;
 mod moderation;
 mod oracle;
 mod realign;
-mod recipe;
+mod stop;
 mod work;
 
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::state::RealignmentRow;
+use crate::state::StateError;
 use crate::telemetry::{self, Outcome};
 use realign_align::oracle::{Matchers, Prepared, prepare_trusted};
+use realign_align::pipeline::Inputs;
 use realign_align::policy::{PolicySet, PolicyWatcher, WatchOptions};
+use realign_core::StopReason;
+use realign_core::clock::unix_seconds;
 
 use context::Context;
-pub use context::{ControlError, Parts, initial_generation, load_generation};
-pub use corrective::{Corrections, corrections, corrective};
-pub use inputs::{Inputs, holdout_ratio};
-pub use realign::ONLY_PUNISH;
+pub use context::{Parts, initial_generation, load_generation};
+pub use error::ControlError;
+use error::{BeginError, ReadPoliciesError, StartError};
+pub use inputs::{checkpoints, inputs};
+pub use manifest::Origin;
 use realign::{Ended, Job, Stop};
-pub use recipe::recipe;
+use stop::StopFlag;
 
 /// Everything that can happen to the control loop.
 enum Event {
     /// The policy directory's content changed, or an operator asked to look.
     PoliciesChanged,
     /// An operator asks for a realignment to the active set; the answer is its id.
-    Start(Sender<Result<String, String>>),
+    Start(Sender<Result<String, StartError>>),
     /// An operator stops a realignment; the answer is whether it was running.
     Cancel(String, Sender<bool>),
     /// The running realignment ended.
@@ -115,22 +119,10 @@ impl Control {
     }
 }
 
-/// Why a realignment should stop; 0 while it should go on.
-pub(crate) mod stop {
-    /// Go on.
-    pub const GO_ON: u8 = 0;
-    /// An operator said so.
-    pub const CANCELLED: u8 = 1;
-    /// A newer policy set is there.
-    pub const SUPERSEDED: u8 = 2;
-    /// The server is going down; the work is resumed at the next start.
-    pub const SHUTDOWN: u8 = 3;
-}
-
 struct Running {
     id: String,
     revision: String,
-    flag: Arc<AtomicU8>,
+    flag: Arc<StopFlag>,
     started: Instant,
     thread: JoinHandle<()>,
 }
@@ -164,7 +156,7 @@ impl Loop {
             }
         }
         if let Some(running) = self.running.take() {
-            running.flag.store(stop::SHUTDOWN, Ordering::Release);
+            running.flag.set(StopReason::Shutdown);
             if running.thread.join().is_err() {
                 tracing::error!("the realignment's thread panicked");
             }
@@ -172,11 +164,10 @@ impl Loop {
     }
 
     /// Reads the directory and makes its rules ready to be asked.
-    fn read_policies(&self) -> Result<(PolicySet, Prepared), String> {
-        let dir = &self.context.config.paths.policies;
-        let set = PolicySet::load_dir(dir).map_err(|e| e.to_string())?;
+    fn read_policies(&self) -> Result<(PolicySet, Prepared), ReadPoliciesError> {
+        let set = PolicySet::load_dir(&self.context.config.paths.policies)?;
         let services = self.context.services(&set)?;
-        let prepared = prepare_trusted(&set, &services).map_err(|e| e.to_string())?;
+        let prepared = prepare_trusted(&set, &services)?;
         Ok((set, prepared))
     }
 
@@ -185,8 +176,8 @@ impl Loop {
     fn look_at_policies(&mut self) {
         let (set, prepared) = match self.read_policies() {
             Ok(read) => read,
-            Err(errors) => {
-                self.context.refuse_policies(errors);
+            Err(error) => {
+                self.context.refuse_policies(error.to_string());
                 return;
             }
         };
@@ -200,32 +191,28 @@ impl Loop {
         match &self.running {
             Some(running) if running.revision == revision => {}
             Some(running) => {
-                running.flag.store(stop::SUPERSEDED, Ordering::Release);
+                running.flag.set(StopReason::Superseded);
                 self.pending = true;
             }
             None => {
                 if let Err(error) = self.begin(!self.at_start) {
-                    self.context
-                        .emit(telemetry::Event::PolicyReloadFailed { error });
+                    self.did_not_begin(&error);
                 }
             }
         }
     }
 
-    fn start_on_request(&mut self) -> Result<String, String> {
+    fn start_on_request(&mut self) -> Result<String, StartError> {
         match &self.running {
-            Some(running) => Err(format!(
-                "realignment {} is running; cancel it first or wait",
-                running.id
-            )),
-            None => self.begin(true)?.ok_or_else(|| "nothing to do".into()),
+            Some(running) => Err(StartError::Running(running.id.clone())),
+            None => self.begin(true)?.ok_or(StartError::NothingToDo),
         }
     }
 
     fn cancel(&mut self, id: &str) -> bool {
         match &self.running {
             Some(running) if running.id == id => {
-                running.flag.store(stop::CANCELLED, Ordering::Release);
+                running.flag.set(StopReason::Cancelled);
                 true
             }
             _ => false,
@@ -234,10 +221,10 @@ impl Loop {
 
     /// Starts the realignment that the active set asks for. At the server's start (`wanted` is
     /// false) one that has ended already is not repeated: an operator may have rolled it back.
-    fn begin(&mut self, wanted: bool) -> Result<Option<String>, String> {
+    fn begin(&mut self, wanted: bool) -> Result<Option<String>, BeginError> {
         let active = self.context.active();
         let set = active.set;
-        let inputs = self.context.inputs(&set).map_err(|e| e.to_string())?;
+        let inputs = self.context.inputs(&set)?;
         let unfinished = self.context.supersede_unfinished(&inputs.hash);
         if unfinished.is_none() && !wanted && self.context.has_ended(&inputs.hash) {
             return Ok(None);
@@ -250,7 +237,7 @@ impl Loop {
             id: id.clone(),
             policy_revision: set.revision().into(),
         });
-        let flag = Arc::new(AtomicU8::new(stop::GO_ON));
+        let flag = Arc::new(StopFlag::default());
         let revision = set.revision().to_string();
         let job = Job {
             id: id.clone(),
@@ -269,8 +256,7 @@ impl Loop {
         let thread = std::thread::Builder::new()
             .name("realign".into())
             .stack_size(256 << 20)
-            .spawn(run)
-            .map_err(|e| e.to_string())?;
+            .spawn(run)?;
         self.running = Some(Running {
             id: id.clone(),
             revision,
@@ -281,20 +267,11 @@ impl Loop {
         Ok(Some(id))
     }
 
-    fn record(&self, inputs: &Inputs, revision: &str) -> Result<String, String> {
-        let context = &self.context;
-        let now = context::unix_seconds();
-        let attempt = context
-            .db
-            .realignments(usize::from(u16::MAX))
-            .map_err(|e| e.to_string())?
-            .len()
-            + 1;
+    fn record(&self, inputs: &Inputs, revision: &str) -> Result<String, StateError> {
+        let db = &self.context.db;
+        let attempt = db.count_realignments()? + 1;
         let id = format!("ra-{attempt:04}-{}", &inputs.hash[..8]);
-        context
-            .db
-            .begin_realignment(&id, &inputs.hash, revision, now)
-            .map_err(|e| e.to_string())?;
+        db.begin_realignment(&id, &inputs.hash, revision, unix_seconds())?;
         Ok(id)
     }
 
@@ -308,18 +285,21 @@ impl Loop {
                 (Outcome::Rejected, Some(generation), Some(reason))
             }
             Err(Stop::Failed(reason)) => (Outcome::Failed, None, Some(reason)),
-            Err(Stop::Asked) => match running.flag.load(Ordering::Acquire) {
-                stop::SHUTDOWN => return,
-                stop::SUPERSEDED => (
-                    Outcome::Superseded,
-                    None,
-                    Some("a newer policy set took its place".into()),
-                ),
-                _ => (
-                    Outcome::Cancelled,
-                    None,
-                    Some("stopped by an operator".into()),
-                ),
+            Err(Stop::Asked) => match running.flag.get() {
+                // The row stays unfinished: the next start resumes it.
+                Some(StopReason::Shutdown) => return,
+                Some(StopReason::Superseded) => {
+                    let why = "a newer policy set took its place";
+                    (Outcome::Superseded, None, Some(why.into()))
+                }
+                Some(StopReason::Cancelled) => {
+                    let why = "stopped by an operator";
+                    (Outcome::Cancelled, None, Some(why.into()))
+                }
+                None => {
+                    let why = "internal error: a stage stopped without being asked to";
+                    (Outcome::Failed, None, Some(why.into()))
+                }
             },
         };
         self.context.finish(
@@ -332,9 +312,14 @@ impl Loop {
         if std::mem::take(&mut self.pending)
             && let Err(error) = self.begin(true)
         {
-            self.context
-                .emit(telemetry::Event::PolicyReloadFailed { error });
+            self.did_not_begin(&error);
         }
+    }
+
+    fn did_not_begin(&self, error: &BeginError) {
+        let error = error.to_string();
+        self.context
+            .emit(telemetry::Event::PolicyReloadFailed { error });
     }
 }
 
@@ -342,14 +327,4 @@ impl std::fmt::Debug for Control {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Control").finish_non_exhaustive()
     }
-}
-
-/// Rows as the operator API shows them.
-fn show(row: &RealignmentRow) -> serde_json::Value {
-    let mut value = serde_json::to_value(row).unwrap_or_default();
-    if let Some(object) = value.as_object_mut() {
-        let status = row.outcome.map_or("running", Outcome::as_str);
-        object.insert("status".into(), status.into());
-    }
-    value
 }

@@ -1,10 +1,10 @@
 //! The policy oracle for clients.
 
 use super::Control;
-use crate::api::{ModerationDoor, Moderations};
+use crate::api::{ModerationPort, Moderations};
 use realign_align::oracle::{Exchange, Oracle};
 
-impl ModerationDoor for Control {
+impl ModerationPort for Control {
     fn moderate(&self, prompt: &str, responses: &[String]) -> Moderations {
         let oracle = self.context.oracle();
         let rules: Vec<(String, String)> = oracle

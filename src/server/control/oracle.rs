@@ -1,11 +1,12 @@
 //! The oracle's services in a server, and what `dryrun` policies say about the data.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use serde_json::{Value, json};
 
 use super::context::Context;
-use realign_align::oracle::{FeatureSource, HiddenStates, RuleOracle, Services, needs_services};
+use realign_align::oracle::features::FeatureError;
+use realign_align::oracle::{HiddenStates, RuleOracle, Services, needs_services};
 use realign_align::policy::PolicySet;
 use realign_align::preferences::Dataset;
 use realign_align::triage::triage_cached;
@@ -13,17 +14,16 @@ use realign_align::triage::triage_cached;
 impl Context {
     /// What a set's probes and judges need; the second executor for hidden states is made only
     /// when the first probe asks for it.
-    pub fn services(&self, set: &PolicySet) -> Result<Services, String> {
+    pub fn services(&self, set: &PolicySet) -> Result<Services, FeatureError> {
         let (probes, _) = needs_services(set);
         let mut features = None;
         if probes {
-            let mut known = self.features.lock().map_err(|e| e.to_string())?;
+            // A panic while it was held left it as it was.
+            let mut known = self.features.lock().unwrap_or_else(PoisonError::into_inner);
             if known.is_none() {
                 let cores = std::thread::available_parallelism().map_or(1, usize::from);
                 let threads = self.config.engine.threads.unwrap_or(cores);
-                let made = HiddenStates::new(self.loaded.clone(), threads);
-                let made: Arc<dyn FeatureSource> = Arc::new(made.map_err(|e| e.to_string())?);
-                *known = Some(made);
+                *known = Some(Arc::new(HiddenStates::new(self.loaded.clone(), threads)?));
             }
             features = known.clone();
         }

@@ -4,23 +4,24 @@
 //! generation), so a realignment that was killed finds its work again.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU8;
 use std::time::Instant;
 
 use serde_json::json;
 
-use super::context::{Context, unix_seconds};
-use super::inputs::Inputs;
+use super::context::Context;
+use super::inputs::checkpoints;
+use super::manifest::Origin;
+use super::stop::StopFlag;
 use super::work::Work;
 use crate::state::{GenerationRow, GenerationStatus, Report};
 use crate::telemetry::{Event, Outcome, Stage};
 use realign_align::oracle::{Matchers, RuleOracle};
+use realign_align::pipeline::{Inputs, Learner};
 use realign_align::policy::PolicySet;
 use realign_align::train::Curve;
-use realign_align::train::curve::{LINES_FILE, PLOT_FILE};
 use realign_align::triage::{Triage, triage_cached};
-use realign_engine::adapter::generation::{Generation, GenerationId, StagedAdapter};
-use realign_engine::adapter::{self, Manifest, content_id};
+use realign_core::clock::unix_seconds;
+use realign_engine::adapter::generation::{Generation, GenerationId};
 
 /// What to realign to.
 pub struct Job {
@@ -29,8 +30,8 @@ pub struct Job {
     /// The policies' probes and judges.
     pub matchers: Arc<Matchers>,
     pub inputs: Inputs,
-    /// Why to stop, if not 0; see [`super::stop`].
-    pub flag: Arc<AtomicU8>,
+    /// Tells whether to stop.
+    pub flag: Arc<StopFlag>,
 }
 
 /// A realignment that succeeded or had nothing to do.
@@ -77,7 +78,7 @@ pub fn run(context: &Context, job: Job) -> Ended {
 }
 
 fn realign(context: &Context, job: &Job) -> Result<Done, Stop> {
-    let work = Work::new(context, &job.id, job.flag.clone());
+    let work = Work::new(context, job);
     work.enter(Stage::Triage);
     let preferences = &context.config.paths.preferences;
     if job.inputs.dataset.pairs.is_empty() && !job.policies.is_empty() {
@@ -109,24 +110,17 @@ fn realign(context: &Context, job: &Job) -> Result<Done, Stop> {
     if triage.counts.conflicts() == 0 {
         return run.without_conflict();
     }
-    let pairs = run.token_pairs(&triage)?;
-    work.enter(Stage::Impact);
-    let examples = run.impact(&pairs)?;
-    work.enter(Stage::Train);
-    let trained = run.train(&examples)?;
+    let pairs = run.select(&triage)?;
+    let learner = Learner::new(&context.loaded);
+    let trained = run.learn(&learner, &pairs)?;
     work.enter(Stage::Gate);
-    let candidate = run.candidate(trained.weights)?;
-    let done = run.gate_and_swap(&triage, (&candidate, &trained.curve));
+    let candidate = run.stage(trained.weights)?;
+    let done = run.gate_and_swap(learner, &triage, (&candidate, &trained.curve));
     if done.is_err() {
         context.engine.release(&candidate.id);
     }
     done
 }
-
-/// Without a wanted answer in the data, suppression alone drifts towards refusal.
-pub const ONLY_PUNISH: &str = "every conflict is PUNISH: nothing in the data shows what to answer \
-    instead, and suppression alone drifts towards refusal; add pairs whose rejected response \
-    complies, or configure [train.corrective]";
 
 /// A job while it runs.
 pub(super) struct Realignment<'a> {
@@ -152,10 +146,7 @@ impl Realignment<'_> {
             reached = %json!(self.oracle.usage()),
             "triage"
         );
-        let corrected = self.context.config.train.corrective.is_some();
-        if counts.invert == 0 && counts.punish > 0 && !corrected {
-            tracing::warn!(id = self.job.id, "{ONLY_PUNISH}");
-        }
+        self.warn(counts);
         let report = json!({ "invert": counts.invert, "punish": counts.punish, "retain": counts.retain, "gap_ratio": triage.gap_ratio });
         self.context.log(
             self.context
@@ -212,10 +203,12 @@ impl Realignment<'_> {
 
     fn gate_and_swap(
         &self,
+        learner: Learner,
         triage: &Triage,
         (candidate, curve): (&Arc<Generation>, &Curve),
     ) -> Result<Done, Stop> {
-        let gate_report = self.gate(triage, candidate)?;
+        let gate_report = self.gate(&learner, triage, candidate)?;
+        drop(learner);
         self.work.enter(Stage::Publish);
         self.publish(candidate, triage, gate_report, curve)?;
         self.work.enter(Stage::Swap);
@@ -233,19 +226,6 @@ impl Realignment<'_> {
         })
     }
 
-    fn candidate(&self, weights: realign_model::LoraWeights) -> Result<Arc<Generation>, Stop> {
-        let base_hash = self.context.loaded.base_hash.to_string();
-        let backend = &*self.context.loaded.backend;
-        let spec = backend.spec();
-        adapter::validate(&weights, &|site| spec.site_shape(site)).map_err(failed)?;
-        Ok(Arc::new(Generation {
-            id: content_id(&base_hash, &weights).map_err(failed)?,
-            base_hash,
-            policy_revision: Some(self.job.policies.revision().into()),
-            adapter: Some(StagedAdapter::new(backend, weights).map_err(failed)?),
-        }))
-    }
-
     pub(super) fn remember(&self, id: &GenerationId, status: GenerationStatus) -> Result<(), Stop> {
         let row = GenerationRow {
             id: id.to_string(),
@@ -256,8 +236,9 @@ impl Realignment<'_> {
             path: self.context.store.path(id).display().to_string(),
         };
         self.context.db.put_generation(&row).map_err(failed)?;
+        let checkpoints = checkpoints(&self.context.config, &self.job.inputs);
         // The result is known from here on: the run's checkpoints are of no more use.
-        if let Err(error) = std::fs::remove_dir_all(self.checkpoints()) {
+        if let Err(error) = std::fs::remove_dir_all(checkpoints) {
             tracing::debug!(%error, "no checkpoints to remove");
         }
         Ok(())
@@ -275,29 +256,16 @@ impl Realignment<'_> {
             .as_ref()
             .map(|adapter| &*adapter.weights)
             .ok_or_else(|| failed("the candidate has no adapter"))?;
-        let recipe = &self.context.recipe;
-        let counts = triage.counts;
-        let manifest = Manifest {
+        let origin = Origin {
             parent: Some(self.context.registry.lease_current().id.clone()),
-            base_hash: candidate.base_hash.clone(),
-            base_name: self.context.loaded.name.to_string(),
-            policy_revision: candidate.policy_revision.clone(),
-            dataset_digest: Some(self.job.inputs.dataset.digest.clone()),
-            recipe: serde_json::to_value(recipe).map_err(failed)?,
-            seed: recipe.seed,
-            inputs_hash: self.job.inputs.hash.clone(),
-            triage: adapter::TriageCounts {
-                invert: counts.invert,
-                punish: counts.punish,
-                retain: counts.retain,
-            },
-            gate,
-            ..Manifest::default()
+            loaded: &self.context.loaded,
+            inputs: &self.job.inputs,
+            recipe: &self.context.recipe,
+            triage: triage.counts,
         };
-        let beside = [(LINES_FILE, curve.jsonl()), (PLOT_FILE, curve.svg())];
-        self.context
-            .store
-            .write_beside(adapter, manifest, &beside)
+        let store = &self.context.store;
+        origin
+            .publish(store, adapter, curve, gate)
             .map_err(failed)?;
         self.remember(&candidate.id, GenerationStatus::Promoted)
     }

@@ -1,18 +1,22 @@
 //! What a running realignment tells the outside, and when it stands back for serving.
 
 use std::cell::Cell;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::collections::HashMap;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::context::{Context, unix_seconds};
-use super::stop;
-use crate::state::Report;
+use super::context::Context;
+use super::inputs::checkpoints;
+use super::realign::Job;
+use crate::state::{Report, ScoreRow};
 use crate::telemetry::{Event, LossPart, Stage};
+use realign_align::pipeline::{self, Cache, Known, Phase, RawScores, Scored};
+use realign_align::train::examples::TokenPair;
 use realign_align::train::memory::limit;
-use realign_align::train::{Observer, StepReport};
+use realign_align::train::{self, StepReport};
+use realign_core::clock::unix_seconds;
 use realign_model::{Backend, Recompute};
 
 /// Longest wait for serving before one micro-batch: serving goes first, training never starves.
@@ -22,8 +26,7 @@ const YIELD_CHECK: Duration = Duration::from_millis(5);
 /// One realignment's reporting.
 pub struct Work<'a> {
     pub context: &'a Context,
-    pub id: &'a str,
-    flag: Arc<AtomicU8>,
+    job: &'a Job,
     stage: Cell<Stage>,
     entered: Cell<Instant>,
 }
@@ -41,11 +44,10 @@ fn span(stage: Stage) -> (f64, f64) {
 }
 
 impl<'a> Work<'a> {
-    pub fn new(context: &'a Context, id: &'a str, flag: Arc<AtomicU8>) -> Self {
+    pub fn new(context: &'a Context, job: &'a Job) -> Self {
         Self {
             context,
-            id,
-            flag,
+            job,
             stage: Cell::new(Stage::Triage),
             entered: Cell::new(Instant::now()),
         }
@@ -59,7 +61,7 @@ impl<'a> Work<'a> {
         self.stage.set(stage);
         self.entered.set(Instant::now());
         self.context.emit(Event::StageEntered {
-            id: self.id.into(),
+            id: self.job.id.clone(),
             stage,
         });
         self.progress(0.0);
@@ -68,7 +70,7 @@ impl<'a> Work<'a> {
     /// The stage ended well.
     pub fn leave(&self) {
         self.context.emit(Event::StageFinished {
-            id: self.id.into(),
+            id: self.job.id.clone(),
             stage: self.stage.get(),
             took: self.entered.get().elapsed(),
         });
@@ -80,13 +82,13 @@ impl<'a> Work<'a> {
         let (from, to) = span(stage);
         let ratio = from + (to - from) * done.clamp(0.0, 1.0);
         self.context.log(self.context.db.advance_realignment(
-            self.id,
+            &self.job.id,
             stage,
             ratio,
             unix_seconds(),
         ));
         self.context.emit(Event::Progress {
-            id: self.id.into(),
+            id: self.job.id.clone(),
             stage,
             ratio,
         });
@@ -94,11 +96,11 @@ impl<'a> Work<'a> {
 
     /// Whether to go on; does not wait.
     pub fn go_on(&self) -> bool {
-        self.flag.load(Ordering::Acquire) == stop::GO_ON
+        self.job.flag.get().is_none()
     }
 
     /// Lets serving go first for a while, then says whether to go on. Learning that
-    /// yields to every step instead, see [`TimeSlices`](realign_model::TimeSlices).
+    /// yields to every step by itself does not, see [`TimeSlices`](realign_model::TimeSlices).
     pub fn stand_back(&self) -> bool {
         if self.context.loaded.backend.yields_to_steps() {
             return self.go_on();
@@ -109,20 +111,9 @@ impl<'a> Work<'a> {
         }
         self.go_on()
     }
-
-    /// A closure for loops of `total` batches: stands back, and advances the stage from `from` to
-    /// `to`.
-    pub fn batches(&self, total: usize, (from, to): (f64, f64)) -> impl FnMut() -> bool + '_ {
-        let mut done = 0usize;
-        move || {
-            self.progress(from + (to - from) * done as f64 / total.max(1) as f64);
-            done += 1;
-            self.stand_back()
-        }
-    }
 }
 
-impl Observer for Work<'_> {
+impl train::Observer for Work<'_> {
     fn proceed(&self) -> bool {
         self.stand_back()
     }
@@ -132,9 +123,7 @@ impl Observer for Work<'_> {
     }
 
     fn recompute(&self) -> Recompute {
-        // The configuration was checked when it was read.
-        let train = &self.context.config.train;
-        train.recomputing().unwrap_or_default()
+        self.context.config.train.recompute
     }
 
     fn on_step(&self, report: &StepReport) {
@@ -151,14 +140,86 @@ impl Observer for Work<'_> {
             "punish": loss.punish, "kl": loss.retain, "sft": loss.sft, "gradient_norm": report.gradient_norm,
             "learning_rate": report.learning_rate, "tokens": report.tokens, "seconds": report.seconds,
         });
-        self.context
-            .log(self.context.db.put_report(self.id, Report::Losses, &shown));
+        self.context.log(
+            self.context
+                .db
+                .put_report(&self.job.id, Report::Losses, &shown),
+        );
         self.context.emit(Event::TrainLoss {
-            id: self.id.into(),
+            id: self.job.id.clone(),
             step: report.step,
             steps: report.total,
             parts,
         });
         self.progress(report.step as f64 / report.total.max(1) as f64);
     }
+}
+
+impl pipeline::Observer for Work<'_> {
+    fn enter(&self, phase: Phase, _units: usize) {
+        match phase {
+            Phase::Reference => self.enter(Stage::Impact),
+            // The same stage of a realignment.
+            Phase::Impact => {}
+            Phase::Train => self.enter(Stage::Train),
+        }
+    }
+
+    fn on_pass(&self, phase: Phase, done: usize, units: usize) {
+        let (from, to) = match phase {
+            Phase::Reference => (0.0, 0.3),
+            Phase::Impact | Phase::Train => (0.3, 1.0),
+        };
+        self.progress(from + (to - from) * done as f64 / units.max(1) as f64);
+    }
+
+    fn on_scored(&self, scored: &Scored) {
+        tracing::info!(
+            id = self.job.id,
+            conflicts = scored.scores.len(),
+            clamped = scored.clamped_ratio,
+            "impact"
+        );
+        let row = |score: &pipeline::Score| ScoreRow {
+            pair_id: scored.examples[score.index].id.clone(),
+            raw: score.raw,
+            weight: score.weight,
+        };
+        let rows: Vec<ScoreRow> = scored.scores.iter().map(row).collect();
+        let db = &self.context.db;
+        self.context
+            .log(db.put_scores(&self.job.inputs.hash, &rows));
+    }
+
+    fn checkpoints(&self) -> Option<PathBuf> {
+        Some(checkpoints(&self.context.config, &self.job.inputs))
+    }
+
+    fn cache(&self) -> &dyn Cache {
+        self
+    }
+}
+
+/// Scores of an interrupted realignment, by the hash of its inputs.
+impl Cache for Work<'_> {
+    fn scores(&self, pairs: &[TokenPair]) -> Option<Known<RawScores>> {
+        let rows = self.context.db.scores(&self.job.inputs.hash);
+        let rows = self.context.log(rows)?;
+        Some(Known {
+            value: known_scores(pairs, &rows)?,
+            seconds: 0.0,
+        })
+    }
+}
+
+/// The stored scores of exactly these conflicts, or `None`.
+fn known_scores(pairs: &[TokenPair], rows: &[ScoreRow]) -> Option<RawScores> {
+    let by_id: HashMap<&str, f64> = rows.iter().map(|r| (r.pair_id.as_str(), r.raw)).collect();
+    let conflicts = pairs
+        .iter()
+        .enumerate()
+        .filter(|(_, pair)| pair.category.is_conflict());
+    conflicts
+        .map(|(i, pair)| by_id.get(pair.id.as_str()).map(|raw| (i, *raw)))
+        .collect()
 }

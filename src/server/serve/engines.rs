@@ -34,7 +34,7 @@ fn mistralrs(
         .map_err(|e| unsuitable(e.to_string()))?;
     let scratch = config.paths.state.join("mistralrs");
     let isq = config.engine.isq.as_deref();
-    let builder = Mistral::new(files, scratch, isq).map_err(unsuitable)?;
+    let builder = Mistral::new(files, scratch, isq).map_err(|e| unsuitable(e.to_string()))?;
     Ok(realign_engine::start_merged(
         Box::new(builder),
         loaded.tokenizer.clone(),

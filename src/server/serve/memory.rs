@@ -2,7 +2,6 @@
 
 use super::{LOADED_GENERATIONS, ServerError};
 use crate::config::Config;
-use crate::control::recipe;
 use realign_align::oracle::HIDDEN_ROWS;
 use realign_align::train::ModelSize;
 use realign_align::train::run::ROW_BUDGET;
@@ -10,15 +9,10 @@ use realign_model::memory::{Budget, Plan, Stored, Training};
 use realign_model::{ComputeDevice, ModelSource, ModelSpec, Recompute};
 
 /// What the configuration asks for.
-fn budget(
-    config: &Config,
-    spec: &ModelSpec,
-    stored: Option<Stored>,
-) -> Result<Budget, ServerError> {
-    let recipe = recipe(&config.train, ModelSize::from(spec))
-        .map_err(crate::control::ControlError::Recipe)?;
+fn budget(config: &Config, spec: &ModelSpec, stored: Option<Stored>) -> Budget {
+    let recipe = config.train.recipe(ModelSize::from(spec));
     let engine = &config.engine;
-    Ok(Budget {
+    Budget {
         stored,
         kv_bytes: engine.kv_cache_mb.saturating_mul(1 << 20),
         step_rows: engine
@@ -36,7 +30,7 @@ fn budget(
             longest: 2 * recipe.max_tokens,
             recompute: false,
         }),
-    })
+    }
 }
 
 /// Checks the plan of a device that has a memory of its own, and logs it.
@@ -49,9 +43,8 @@ pub fn check(config: &Config, device: &dyn ComputeDevice) -> Result<(), ServerEr
     };
     let files = ModelSource::parse(&config.model)?.fetch()?;
     let spec = files.spec()?;
-    // The configuration was checked when it was read.
-    let choice = config.train.recomputing().unwrap_or_default();
-    let budget = budget(config, &spec, device.stored(&files)?)?;
+    let choice = config.train.recompute;
+    let budget = budget(config, &spec, device.stored(&files)?);
     let (plan, recompute) = Plan::fitting(choice, free, |recompute| {
         device.plan(&spec, &budget.recomputing(recompute))
     })?;
@@ -80,7 +73,7 @@ mod tests {
     fn the_default_configuration_fits_a_7b_model_and_training_on_80_gb() {
         let config = Config::resolve(RawConfig::default()).unwrap();
         let spec = shape("qwen2.5-7b").unwrap();
-        let plan = realign_cuda::plan(&spec, &budget(&config, &spec, None).unwrap());
+        let plan = realign_cuda::plan(&spec, &budget(&config, &spec, None));
         assert!(plan.clone().check(79 << 30).is_ok(), "{plan}");
         assert!(plan.check(16 << 30).is_err());
         // The CPU's memory is not what the plan describes.

@@ -93,7 +93,7 @@ pub(super) fn compliance(
 
 /// What is looked at again and again.
 pub(super) async fn chores(control: Arc<Control>, telemetry: Arc<Telemetry>) {
-    use crate::api::AdminDoor;
+    use crate::api::AdminPort;
     loop {
         let control = control.clone();
         // It may read from the state database.

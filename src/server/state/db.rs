@@ -1,4 +1,4 @@
-//! The connection, verdicts, scores, checkpoints and generations.
+//! The connection, verdicts, scores and generations.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -60,15 +60,6 @@ pub struct ScoreRow {
     pub weight: f64,
 }
 
-/// A training checkpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CheckpointRow {
-    /// Optimiser steps done.
-    pub step: u64,
-    /// Where it is.
-    pub path: String,
-}
-
 /// The half of a verdict's key that names the response.
 fn tail(key: &[u8; 32]) -> [u8; 16] {
     let mut out = [0; 16];
@@ -76,7 +67,7 @@ fn tail(key: &[u8; 32]) -> [u8; 16] {
     out
 }
 
-/// The state database. Shared between threads; calls take turns and are short.
+/// The state database. Shared between threads; calls are short and run one after another.
 #[derive(Debug)]
 pub struct StateDb {
     connection: Mutex<Connection>,
@@ -229,55 +220,6 @@ impl StateDb {
             }
         }
         Ok(transaction.commit()?)
-    }
-
-    /// Records a checkpoint that is complete on disk.
-    ///
-    /// # Errors
-    /// [`StateError::Sql`].
-    pub fn put_checkpoint(&self, inputs_hash: &str, row: &CheckpointRow) -> Result<(), StateError> {
-        self.lock().execute(
-            "INSERT OR REPLACE INTO checkpoints VALUES (?1, ?2, ?3)",
-            params![inputs_hash, row.step, row.path],
-        )?;
-        Ok(())
-    }
-
-    /// The checkpoint with the most steps, from which training resumes.
-    ///
-    /// # Errors
-    /// [`StateError::Sql`].
-    pub fn last_checkpoint(&self, inputs_hash: &str) -> Result<Option<CheckpointRow>, StateError> {
-        let row = self.lock().query_row(
-            "SELECT step, path FROM checkpoints WHERE inputs_hash = ?1 ORDER BY step DESC LIMIT 1",
-            [inputs_hash],
-            |row| {
-                Ok(CheckpointRow {
-                    step: row.get(0)?,
-                    path: row.get(1)?,
-                })
-            },
-        );
-        Ok(row.optional()?)
-    }
-
-    /// Forgets the checkpoints of some inputs and returns them, so that the caller can remove
-    /// their files.
-    ///
-    /// # Errors
-    /// [`StateError::Sql`].
-    pub fn take_checkpoints(&self, inputs_hash: &str) -> Result<Vec<CheckpointRow>, StateError> {
-        let connection = self.lock();
-        let mut delete = connection.prepare_cached(
-            "DELETE FROM checkpoints WHERE inputs_hash = ?1 RETURNING step, path",
-        )?;
-        let rows = delete.query_map([inputs_hash], |row| {
-            Ok(CheckpointRow {
-                step: row.get(0)?,
-                path: row.get(1)?,
-            })
-        })?;
-        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     /// Records what some inputs led to, in place of what they led to before. Different inputs may

@@ -8,6 +8,6 @@ mod schema;
 mod tests;
 mod verdict_cache;
 
-pub use db::{CheckpointRow, GenerationRow, GenerationStatus, ScoreRow, StateDb};
+pub use db::{GenerationRow, GenerationStatus, ScoreRow, StateDb};
 pub use error::StateError;
 pub use realignments::{RealignmentRow, Report};

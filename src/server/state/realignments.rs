@@ -147,6 +147,15 @@ impl StateDb {
         Ok(self.lock().query_row(&sql, [id], read_row).optional()?)
     }
 
+    /// How many realignments have begun so far.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub fn count_realignments(&self) -> Result<u64, StateError> {
+        let sql = "SELECT count(*) FROM realignments";
+        Ok(self.lock().query_row(sql, [], |row| row.get(0))?)
+    }
+
     /// The newest realignments, newest first.
     ///
     /// # Errors

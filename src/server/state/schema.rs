@@ -6,7 +6,7 @@ use super::StateError;
 
 /// Each step runs once, in order; `user_version` counts the steps a file has seen. Steps are never
 /// edited after a release, only added.
-const MIGRATIONS: &[&str] = &[
+pub(super) const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE realignments (
         id              TEXT PRIMARY KEY,
@@ -67,6 +67,8 @@ const MIGRATIONS: &[&str] = &[
         response TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
 ",
+    // Checkpoints are files.
+    "DROP TABLE checkpoints;",
 ];
 
 /// Brings a file to the newest schema.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::traces::TraceContext;
@@ -43,6 +44,19 @@ pub struct RuleLabels {
     pub rule: String,
     /// Its severity.
     pub severity: &'static str,
+}
+
+/// An active rule with the judged answers that violate it.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct RuleCount {
+    /// Policy id.
+    pub policy: String,
+    /// Rule id.
+    pub rule: String,
+    /// Its severity.
+    pub severity: &'static str,
+    /// Judged answers that violate it, since the rule became active.
+    pub count: u64,
 }
 
 /// What was found when an answer to a client was judged.

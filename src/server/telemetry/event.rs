@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 
 pub use realign_core::{LeaseCounts, LossPart, Outcome, Refusal, Stage, UnknownLabel};
 
-pub use super::answers::{Judged, RequestFinished, RuleLabels};
+pub use super::answers::{Judged, RequestFinished, RuleCount, RuleLabels};
 
 /// A policy and the revision (content hash) that is active.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]

@@ -2,16 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use prometheus::{Registry, TextEncoder};
 
 use super::event::{
     EngineSnapshot, Event, GateMeasured, Judged, LeaseCounts, LossPart, Outcome, Refusal,
-    RequestFinished, RuleLabels, Stage,
+    RequestFinished, RuleCount, RuleLabels, Stage,
 };
 use super::families::{Build, Compliance, Policy, Realignment, Serving, Swap};
 use super::names;
+use realign_core::clock;
 
 /// The registry of one server. There are no global metrics, so tests do not meet each other.
 #[derive(Debug)]
@@ -95,7 +96,8 @@ impl Metrics {
             Event::PolicyReloaded { policies, .. } => {
                 self.policy.reloads.with_label_values(&["ok"]).inc();
                 self.policy.reload_successful.set(1);
-                self.policy.reload_success_timestamp.set(unix_seconds());
+                let now = clock::since_1970().as_secs_f64();
+                self.policy.reload_success_timestamp.set(now);
                 let series = policies
                     .iter()
                     .map(|p| [p.policy.clone(), p.revision.clone()]);
@@ -175,10 +177,15 @@ impl Metrics {
         self.compliance.violations.set(rules);
     }
 
-    /// Every active rule with the judged answers that violate it, as JSON rows.
-    pub fn violations(&self) -> Vec<serde_json::Value> {
+    /// Every active rule with the judged answers that violate it.
+    pub fn violations(&self) -> Vec<RuleCount> {
         let counts = self.compliance.violations.counts();
-        let row = |(rule, count): (RuleLabels, u64)| serde_json::json!({ "policy": rule.policy, "rule": rule.rule, "severity": rule.severity, "count": count });
+        let row = |(rule, count): (RuleLabels, u64)| RuleCount {
+            policy: rule.policy,
+            rule: rule.rule,
+            severity: rule.severity,
+            count,
+        };
         counts.into_iter().map(row).collect()
     }
 
@@ -335,10 +342,4 @@ impl Metrics {
 
 fn gauge_value(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
-}
-
-fn unix_seconds() -> f64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0.0, |since| since.as_secs_f64())
 }

@@ -7,6 +7,7 @@ mod families;
 mod logging;
 pub mod metrics;
 pub mod names;
+pub mod schemas;
 #[cfg(test)]
 mod tests;
 pub mod timeline;
@@ -14,16 +15,17 @@ pub mod traces;
 pub mod traffic;
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::broadcast;
 
 pub use compliance::Compliance;
 pub use event::{
-    Event, Judged, LeaseCounts, LossPart, Outcome, Refusal, RequestFinished, RuleLabels, Stage,
+    Event, Judged, LeaseCounts, LossPart, Outcome, Refusal, RequestFinished, RuleCount, RuleLabels,
+    Stage,
 };
 pub use metrics::Metrics;
 
+use realign_core::clock::unix_seconds;
 use timeline::Timelines;
 use traces::Exporter;
 use traffic::Traffic;
@@ -107,9 +109,4 @@ impl Telemetry {
     pub fn exporter(&self) -> Option<&Exporter> {
         self.exporter.as_deref()
     }
-}
-
-fn unix_seconds() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
 }

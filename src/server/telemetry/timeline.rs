@@ -1,13 +1,13 @@
 //! Stages and losses of the last realignments while the process lives. The database keeps how each
 //! ended; this keeps how it went, for the operators' page.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
+use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::{Map, Value, json};
 
-use super::event::{Event, Stage};
+use super::event::{Event, LossPart, Stage};
 
 /// Realignments that are remembered.
 const REALIGNMENTS: usize = 8;
@@ -15,23 +15,37 @@ const REALIGNMENTS: usize = 8;
 const POINTS: usize = 400;
 
 /// How one realignment went.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 pub struct Timeline {
     #[serde(skip)]
     id: String,
     /// The stages entered, in order.
     pub stages: Vec<StageTime>,
-    /// Training steps, evenly thinned out: `step`, `steps` and the value of each part.
-    pub losses: Vec<Value>,
+    /// Training steps, evenly thinned out.
+    pub losses: Vec<LossPoint>,
     /// Every how many steps one is kept.
     #[serde(skip)]
     stride: usize,
 }
 
+/// The losses of a training step.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct LossPoint {
+    /// From 1.
+    pub step: usize,
+    /// Steps in all.
+    pub steps: usize,
+    /// Value of each part; `null` in JSON if it is not finite.
+    #[serde(flatten)]
+    #[schemars(with = "BTreeMap<String, Option<f64>>")]
+    pub parts: BTreeMap<LossPart, f64>,
+}
+
 /// When a stage began and how long it took.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct StageTime {
     /// Which.
+    #[schemars(schema_with = "super::schemas::stage")]
     pub stage: Stage,
     /// In Unix seconds.
     pub started_at: u64,
@@ -69,12 +83,11 @@ impl Timelines {
                 steps,
                 parts,
             } => self.with(id, |timeline| {
-                let mut point = Map::from_iter([
-                    ("step".to_string(), json!(step)),
-                    ("steps".to_string(), json!(steps)),
-                ]);
-                point.extend(parts.iter().map(|(p, v)| (p.to_string(), json!(v))));
-                timeline.add(*step, *step == *steps, Value::Object(point));
+                timeline.add(LossPoint {
+                    step: *step,
+                    steps: *steps,
+                    parts: parts.iter().copied().collect(),
+                });
             }),
             _ => {}
         }
@@ -108,16 +121,17 @@ impl Timelines {
 }
 
 impl Timeline {
-    fn add(&mut self, step: usize, last: bool, point: Value) {
-        if !last && !step.is_multiple_of(self.stride) {
+    fn add(&mut self, point: LossPoint) {
+        let last = point.step == point.steps;
+        if !last && !point.step.is_multiple_of(self.stride) {
             return;
         }
         self.losses.push(point);
         if self.losses.len() > POINTS {
             self.stride *= 2;
-            let stride = self.stride as u64;
+            let stride = self.stride;
             self.losses
-                .retain(|p| p["step"].as_u64().is_some_and(|s| s.is_multiple_of(stride)));
+                .retain(|point| point.step.is_multiple_of(stride));
         }
     }
 }
@@ -127,7 +141,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::telemetry::LossPart;
 
     #[test]
     fn stages_and_losses_are_kept_and_bounded() {
@@ -166,8 +179,9 @@ mod tests {
         assert_eq!(timeline.stages[0].took_seconds, Some(3.0));
         let points = timeline.losses.len();
         assert!((POINTS / 2..=POINTS).contains(&points), "{points}");
-        assert_eq!(timeline.losses.last().unwrap()["step"], 5000);
-        assert!(timeline.losses[0]["total"].is_f64());
+        assert_eq!(timeline.losses.last().unwrap().step, 5000);
+        let first = serde_json::to_value(&timeline.losses[0]).unwrap();
+        assert!(first["step"].is_u64() && first["total"].is_f64(), "{first}");
         (0..REALIGNMENTS).for_each(|n| timelines.record(&started(format!("x{n}")), 20));
         assert!(timelines.get("r1").is_none());
     }

@@ -9,12 +9,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::event::{Event, Outcome, RequestFinished};
+use realign_core::clock;
 
 /// Spans that may wait.
 const QUEUE: usize = 4096;
@@ -250,8 +251,7 @@ fn request_span(request: &RequestFinished) -> Option<Value> {
 
 /// A span that ends now.
 fn span(name: &str, took: Duration, attributes: Value) -> Value {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let end = now.unwrap_or_default();
+    let end = clock::since_1970();
     let start = end.saturating_sub(took);
     json!({
         "name": name,

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::event::{Event, RequestFinished};
@@ -16,7 +17,7 @@ const SLOTS: usize = 480;
 const SAMPLES: usize = 512;
 
 /// What happened in one slot.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 pub struct Slot {
     /// When it began, in Unix seconds.
     pub at: u64,
@@ -29,11 +30,11 @@ pub struct Slot {
     /// Tokens generated.
     pub tokens: u64,
     /// Median of the requests' durations, in seconds.
-    pub p50: Option<f32>,
+    pub p50: Option<f64>,
     /// Their 95th percentile.
-    pub p95: Option<f32>,
+    pub p95: Option<f64>,
     /// Median of the times to the first token.
-    pub first_token_p50: Option<f32>,
+    pub first_token_p50: Option<f64>,
     /// Answers that were judged to comply.
     pub complies: u32,
     /// Answers that were judged to violate.
@@ -128,7 +129,7 @@ impl Slot {
         self.first_tokens.sort_by(f32::total_cmp);
         let quantile = |sorted: &[f32], q: f32| {
             let last = sorted.len().checked_sub(1)?;
-            Some(sorted[(last as f32 * q).round() as usize])
+            Some(f64::from(sorted[(last as f32 * q).round() as usize]))
         };
         self.p50 = quantile(&self.durations, 0.5).or(self.p50);
         self.p95 = quantile(&self.durations, 0.95).or(self.p95);

@@ -45,7 +45,7 @@ impl Compiler<'_> {
         let read = (self.reader)(Path::new(&name.value));
         let rows = read
             .map_err(|error| error.to_string())
-            .and_then(|bytes| labelled::parse(&bytes));
+            .and_then(|bytes| labelled::parse(&bytes).map_err(|error| error.to_string()));
         match rows {
             Ok(rows) => Some(rows),
             Err(why) => {

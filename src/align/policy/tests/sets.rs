@@ -2,7 +2,7 @@ use std::fs;
 use std::path::Path;
 
 use super::{FULL, valid, with_rule};
-use crate::policy::{Gate, PolicySet, diff};
+use crate::policy::{Gate, PolicyErrors, PolicySet, diff};
 
 fn write(dir: &Path, name: &str, text: &str) {
     fs::write(dir.join(name), text).unwrap();
@@ -176,7 +176,13 @@ fn rule_hashes_cover_what_decides_a_verdict() {
 fn failing_examples_stop_a_policy() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "a.yaml", FULL);
-    assert!(PolicySet::load_and_test(dir.path()).is_ok());
+    let failures = || {
+        PolicySet::load_dir(dir.path())
+            .unwrap()
+            .run_examples()
+            .into_errors()
+    };
+    assert_eq!(failures(), []);
     let cases = [
         (
             "verdict: violates",
@@ -197,9 +203,7 @@ fn failing_examples_stop_a_policy() {
     ];
     for (from, to, expected) in cases {
         write(dir.path(), "a.yaml", &FULL.replacen(from, to, 1));
-        let errors = PolicySet::load_and_test(dir.path())
-            .unwrap_err()
-            .to_string();
+        let errors = PolicyErrors(failures()).to_string();
         assert!(
             errors.contains(expected),
             "`{expected}` is not in:\n{errors}"

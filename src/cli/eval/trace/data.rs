@@ -81,7 +81,7 @@ fn read(file: &Path) -> Result<Vec<Option<Truth>>, CliError> {
 /// of the prompts is drawn; a category with nothing to measure on then gives a share of its own
 /// prompts. No prompt is on both sides.
 pub(super) fn hold_out(pairs: &[Pair], categories: &[Category], share: f64, seed: u64) -> Split {
-    let ratio = realign_server::control::holdout_ratio(pairs, share);
+    let ratio = realign_align::pipeline::holdout_ratio(pairs, share);
     let mut parts = split(pairs, ratio, seed);
     let mut moved: BTreeSet<[u8; 32]> = BTreeSet::new();
     for category in Category::ALL {

@@ -13,10 +13,10 @@ use super::judging::{Reliability, judge, judged_by};
 use super::questions::{general, items, windows};
 use crate::{CliError, GlobalArgs, oracle, recipes, require};
 use realign_align::gate::HeldOutPrompt;
-use realign_align::learn::{Learner, thin};
 use realign_align::oracle::{Oracle, prepare_trusted};
+use realign_align::pipeline::{PipelineError, RenderError, Renderer, Selection};
 use realign_align::policy::PolicySet;
-use realign_align::preferences::{Dataset, Pair};
+use realign_align::preferences::Dataset;
 use realign_align::train::examples::TokenPair;
 use realign_align::train::{Recipe, Skipped};
 use realign_align::triage::triage;
@@ -88,10 +88,8 @@ pub(super) struct Labelled {
 impl Inputs {
     pub fn load(args: &TraceArgs, global: &GlobalArgs) -> Result<Self, CliError> {
         let config = global.resolve()?;
-        let loaded = LoadedModel::load(
-            &config.model,
-            &*realign_backend::open(config.engine.device)?,
-        )?;
+        let device = realign_backend::open(config.engine.device)?;
+        let loaded = LoadedModel::load(&config.model, &*device)?;
         let section = recipes::section(args.recipe.as_deref(), &config.train)?;
         let mut recipe = recipes::for_model(&section, loaded.spec())?;
         if let Some(max_pairs) = args.max_pairs {
@@ -100,13 +98,10 @@ impl Inputs {
         let policy = policy_oracle(args, &config)?;
         let labelled = labelled(args, &config, policy.as_ref())?;
         let (oracle, judge) = judge(args, &labelled, policy)?;
-        let learner = Learner {
-            loaded: &loaded,
-            recipe: &recipe,
-        };
-        let parts = prepare(args, &labelled, &learner)?;
+        let parts = prepare(args, &labelled, &loaded, &recipe)?;
         let windows = windows(args, &loaded.tokenizer)?;
         let items = items(args, &loaded.tokenizer)?;
+        let asked = parts.prompts.iter().flat_map(|(_, categories)| categories);
         let about = About {
             model: loaded.name.to_string(),
             base_hash: loaded.base_hash.to_string(),
@@ -117,10 +112,10 @@ impl Inputs {
             },
             judged_by: judged_by(args, oracle.as_ref()),
             judge,
-            triage: counts(labelled.categories.iter().copied()),
-            train: counts(parts.pairs.iter().map(|p| p.category)),
+            triage: labelled.categories.iter().copied().collect(),
+            train: parts.pairs.iter().map(|p| p.category).collect(),
             skipped_pairs: parts.skipped.len(),
-            held_out: counts(parts.prompts.iter().flat_map(|(_, c)| c.iter().copied())),
+            held_out: asked.copied().collect(),
             perplexity_tokens: windows.iter().map(|w| w.continuations[0].len()).sum(),
             items: items.len(),
             recipe: recipe.clone(),
@@ -163,18 +158,6 @@ fn shown(args: &TraceArgs, config: &Config) -> String {
     let path = args.data.as_ref().unwrap_or(&config.paths.preferences);
     let name = path.file_name().unwrap_or(path.as_os_str());
     name.to_string_lossy().into_owned()
-}
-
-fn counts(categories: impl Iterator<Item = Category>) -> TriageCounts {
-    let mut counts = TriageCounts::default();
-    for category in categories {
-        match category {
-            Category::Invert => counts.invert += 1,
-            Category::Punish => counts.punish += 1,
-            Category::Retain => counts.retain += 1,
-        }
-    }
-    counts
 }
 
 fn policy_oracle(args: &TraceArgs, config: &Config) -> Result<Arc<dyn Oracle>, CliError> {
@@ -232,65 +215,58 @@ struct Parts {
 fn prepare(
     args: &TraceArgs,
     labelled: &Labelled,
-    learner: &Learner<'_>,
+    loaded: &LoadedModel,
+    recipe: &Recipe,
 ) -> Result<Parts, CliError> {
     let (pairs, categories) = (&labelled.dataset.pairs, &labelled.categories);
     let parts = data::hold_out(pairs, categories, args.holdout, DRAW_SEED);
-    // Too long pairs go first, so that thinning keeps as many as it says.
-    let of = |&i: &usize| learner.token_pairs([(&pairs[i], categories[i])]);
-    let mut fitting = Vec::new();
-    let mut skipped = Vec::new();
-    for &index in &parts.train {
-        let prepared = of(&index)?;
-        skipped.extend(prepared.skipped);
-        fitting.extend(prepared.pairs.into_iter().map(|pair| (index, pair)));
-    }
-    let indices: Vec<usize> = fitting.iter().map(|(index, _)| *index).collect();
-    let limit = learner.recipe.max_pairs;
-    let kept = thin(&indices, |i| categories[i], pairs, limit);
-    let kept: std::collections::BTreeSet<usize> = kept.into_iter().collect();
-    fitting.retain(|(index, _)| kept.contains(index));
+    let selection = Selection {
+        dataset: pairs,
+        categories,
+        train: &parts.train,
+    };
+    let selected = selection.select_fitting(loaded, recipe)?;
+    let renderer = Renderer::new(loaded);
     let asked = data::asked(pairs, categories, &parts.holdout, args.max_prompts);
-    let prompt = |a: &data::Asked| -> Result<_, CliError> {
+    let prompt = |a: &data::Asked| -> Result<_, RenderError> {
         let held = HeldOutPrompt {
             text: pairs[a.pair].prompt_text().to_owned(),
-            tokens: learner.prompt(&pairs[a.pair])?,
+            tokens: renderer.prompt(&pairs[a.pair])?,
         };
         Ok((held, a.categories.clone()))
     };
-    let prompts = asked.iter().map(prompt).collect::<Result<Vec<_>, _>>()?;
+    let prompts = asked.iter().map(prompt).collect::<Result<Vec<_>, _>>();
+    let prompts = prompts.map_err(PipelineError::Render)?;
     if prompts.is_empty() {
         return Err(CliError::Eval(
             "nothing is held out: mark pairs with \"meta\": {\"holdout\": true} or add data".into(),
         ));
     }
-    let retained = retained(args, labelled, &parts.holdout, learner)?;
-    Ok(Parts {
-        pairs: fitting.into_iter().map(|(_, pair)| pair).collect(),
-        skipped,
-        prompts,
-        retained,
-    })
-}
-
-fn retained(
-    args: &TraceArgs,
-    labelled: &Labelled,
-    holdout: &[usize],
-    learner: &Learner<'_>,
-) -> Result<Vec<Question>, CliError> {
-    let pairs: Vec<(&Pair, Category)> = holdout
-        .iter()
-        .map(|&i| (&labelled.dataset.pairs[i], labelled.categories[i]))
-        .filter(|(_, category)| *category == Category::Retain)
-        .collect();
-    let prepared = learner.token_pairs(pairs)?;
+    let retained = Selection {
+        train: &retained_of(labelled, &parts.holdout),
+        ..selection
+    };
+    let everything = Recipe {
+        max_pairs: 0,
+        ..recipe.clone()
+    };
+    let retained = retained.select(loaded, &everything, None)?.pairs;
     let question = |pair: TokenPair| Question {
         prompt: pair.prompt,
         continuations: vec![pair.chosen],
     };
-    let fitting = prepared.pairs.into_iter().take(args.max_prompts);
-    Ok(fitting.map(question).collect())
+    let retained = retained.into_iter().take(args.max_prompts);
+    Ok(Parts {
+        pairs: selected.pairs,
+        skipped: selected.skipped,
+        prompts,
+        retained: retained.map(question).collect(),
+    })
+}
+
+fn retained_of(labelled: &Labelled, holdout: &[usize]) -> Vec<usize> {
+    let retained = |&i: &usize| labelled.categories[i] == Category::Retain;
+    holdout.iter().copied().filter(retained).collect()
 }
 
 fn digest(

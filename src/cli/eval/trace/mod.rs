@@ -15,7 +15,7 @@ mod tests;
 use std::io::Write;
 use std::path::PathBuf;
 
-use crate::{CliError, GlobalArgs};
+use crate::{CliError, DeviceArgs, GlobalArgs};
 use realign_lab::evaluation::Variant;
 
 /// Flags of `eval trace`.
@@ -84,6 +84,9 @@ pub struct TraceArgs {
     /// How many of them, the same number of each task
     #[arg(long, value_name = "N", default_value_t = 120)]
     pub capability_items: usize,
+    /// What computes
+    #[command(flatten)]
+    pub device: DeviceArgs,
 }
 
 impl TraceArgs {

@@ -7,7 +7,7 @@ use super::inputs::DRAW_SEED;
 use crate::{CliError, require};
 use realign_align::gate::HeldOutPrompt;
 use realign_lab::evaluation::GENERAL_QUESTIONS;
-use realign_lab::evaluation::capability::{self, Item};
+use realign_lab::evaluation::capability::{self, Item, ItemError};
 use realign_lab::evaluation::scorer::Question;
 use realign_model::{ChatMessage, LoadedModel, Tokenizer};
 
@@ -65,7 +65,8 @@ pub(super) fn items(
             continue;
         }
         let parsed = capability::parse(line);
-        let at = |error| CliError::Eval(format!("{}:{}: {error}", path.display(), index + 1));
+        let at =
+            |error: ItemError| CliError::Eval(format!("{}:{}: {error}", path.display(), index + 1));
         items.extend(parsed.map_err(at)?);
     }
     let drawn = capability::stratified(items, args.capability_items, DRAW_SEED);

@@ -53,6 +53,7 @@ fn args() -> TraceArgs {
         perplexity_tokens: 3072,
         capability: None,
         capability_items: 120,
+        device: DeviceArgs::default(),
     }
 }
 

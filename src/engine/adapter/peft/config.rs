@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
+use super::error::PeftError;
 use super::module_path;
 use crate::adapter::AdapterError;
 use realign_model::lora::LoraWeights;
@@ -42,39 +43,34 @@ pub struct PeftConfig {
 
 impl PeftConfig {
     /// Parses the file's content; the error names the field.
-    pub(super) fn parse(text: &[u8]) -> Result<Self, String> {
-        let fields: Map<String, Value> =
-            serde_json::from_slice(text).map_err(|e| format!("not a JSON object: {e}"))?;
+    pub(super) fn parse(text: &[u8]) -> Result<Self, PeftError> {
+        let fields: Map<String, Value> = serde_json::from_slice(text)?;
         let peft_type = fields
             .get("peft_type")
             .and_then(Value::as_str)
             .unwrap_or("");
         if peft_type != "LORA" {
-            return Err(format!(
-                "peft_type is {peft_type:?}; only \"LORA\" is supported"
-            ));
+            return Err(PeftError::Type(peft_type.into()));
         }
         if let Some(field) = MUST_BE_UNSET.into_iter().find(|f| is_set(fields.get(*f))) {
-            return Err(format!(
-                "{field} is set; only plain LoRA is supported, so train the adapter without it"
-            ));
+            return Err(PeftError::NotPlain(field));
         }
         let bias = fields.get("bias").and_then(Value::as_str).unwrap_or("none");
         if bias != "none" {
-            return Err(format!("bias is {bias:?}; only \"none\" is supported"));
+            return Err(PeftError::Bias(bias.into()));
         }
         let r = fields
             .get("r")
             .and_then(Value::as_u64)
             .filter(|r| (1..=1024).contains(r));
-        let r = r.ok_or("r (the rank) must be a whole number from 1 to 1024")?;
+        let r = r.ok_or(PeftError::Rank)?;
         let alpha = fields
             .get("lora_alpha")
             .and_then(Value::as_f64)
             .filter(|a| *a > 0.0);
         Ok(Self {
             r: r as usize,
-            lora_alpha: alpha.ok_or("lora_alpha must be a positive number")?,
+            lora_alpha: alpha.ok_or(PeftError::Alpha)?,
             use_rslora: is_set(fields.get("use_rslora")),
             base_model: fields
                 .get("base_model_name_or_path")
@@ -165,23 +161,29 @@ fn is_set(value: Option<&Value>) -> bool {
 }
 
 /// PEFT's patterns are regular expressions that match a suffix of the module path, at a dot.
-fn patterns(fields: &Map<String, Value>, field: &str) -> Result<Vec<(Regex, f64)>, String> {
+fn patterns(
+    fields: &Map<String, Value>,
+    field: &'static str,
+) -> Result<Vec<(Regex, f64)>, PeftError> {
     let entries = match fields.get(field) {
         None | Some(Value::Null) => return Ok(Vec::new()),
         Some(Value::Object(entries)) => entries,
-        Some(_) => {
-            return Err(format!(
-                "{field} must be an object of module pattern to number"
-            ));
-        }
+        Some(_) => return Err(PeftError::Patterns(field)),
     };
     let mut compiled = Vec::with_capacity(entries.len());
     for (pattern, value) in entries {
         let number = value.as_f64().filter(|n| *n > 0.0);
-        let number =
-            number.ok_or_else(|| format!("{field}[{pattern:?}] must be a positive number"))?;
-        let regex = Regex::new(&format!("^(?:.*\\.)?(?:{pattern})$"))
-            .map_err(|e| format!("{field}[{pattern:?}] is no regular expression: {e}"))?;
+        let number = number.ok_or_else(|| PeftError::PatternNumber {
+            field,
+            pattern: pattern.clone(),
+        })?;
+        let regex = Regex::new(&format!("^(?:.*\\.)?(?:{pattern})$")).map_err(|source| {
+            PeftError::Pattern {
+                field,
+                pattern: pattern.clone(),
+                source,
+            }
+        })?;
         compiled.push((regex, number));
     }
     Ok(compiled)

@@ -21,8 +21,8 @@ fn reads_what_peft_wrote() {
     for name in ["adapter", "adapter_step3"] {
         let adapter = read_dir(&golden(name)).unwrap();
         assert_eq!(adapter.weights.sites.len(), 60);
-        let pairs = adapter.weights.sites.values();
-        let parameters: usize = pairs.map(|p| p.a.elem_count() + p.b.elem_count()).sum();
+        let sites = adapter.weights.sites.values();
+        let parameters: usize = sites.map(|p| p.a.elem_count() + p.b.elem_count()).sum();
         assert_eq!(parameters, 460_800);
         let v = adapter.weights.get(29, Projection::V).unwrap();
         assert_eq!((v.a.dims(), v.b.dims()), (&[8, 576][..], &[192, 8][..]));
@@ -97,7 +97,9 @@ fn configurations_that_mean_more_are_refused_by_field() {
     ] {
         let mut config = base.clone();
         config[field] = value;
-        let error = PeftConfig::parse(config.to_string().as_bytes()).unwrap_err();
+        let error = PeftConfig::parse(config.to_string().as_bytes())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(field), "{field}: {error}");
     }
 }

@@ -1,9 +1,11 @@
 //! A response's output items, and the events that build them. The whole answer and the stream come
 //! from the same code, so they cannot differ.
 
-use serde_json::{Value, json};
-
-use super::super::wire::{Envelope, Piece, Reason, Usage};
+use super::super::answers::completions::Reason;
+use super::super::answers::responses::{
+    CallItem, Echoed, EventBody, Incomplete, Item as Shown, MessageItem, Response, Status, TextPart,
+};
+use super::super::wire::{Envelope, Piece, Usage};
 
 /// What every appearance of one response has in common.
 pub(super) struct Frame {
@@ -11,11 +13,11 @@ pub(super) struct Frame {
     created: u64,
     model: String,
     fingerprint: String,
-    echoed: Value,
+    echoed: Echoed,
 }
 
 impl Frame {
-    pub(super) fn new(envelope: &Envelope, echoed: Value) -> Self {
+    pub(super) fn new(envelope: &Envelope, echoed: Echoed) -> Self {
         Self {
             id: envelope.id.clone(),
             created: envelope.created,
@@ -26,35 +28,36 @@ impl Frame {
     }
 
     /// The response object. Without `usage` it is one that runs.
-    pub(super) fn response(&self, status: &str, output: Vec<Value>, usage: Option<Usage>) -> Value {
-        let incomplete = match status {
-            "incomplete" => json!({"reason": "max_output_tokens"}),
-            _ => Value::Null,
+    pub(super) fn response(
+        &self,
+        status: Status,
+        output: Vec<Shown>,
+        usage: Option<Usage>,
+    ) -> Response {
+        let incomplete = Incomplete {
+            reason: "max_output_tokens",
         };
-        let mut response = json!({
-            "id": self.id,
-            "object": "response",
-            "created_at": self.created,
-            "status": status,
-            "error": null,
-            "incomplete_details": incomplete,
-            "model": self.model,
-            "system_fingerprint": self.fingerprint,
-            "output": output,
-            "usage": usage.map(Usage::of_response),
-        });
-        if let (Some(all), Some(echoed)) = (response.as_object_mut(), self.echoed.as_object()) {
-            all.extend(echoed.clone());
+        Response {
+            id: self.id.clone(),
+            object: "response",
+            created_at: self.created,
+            status,
+            error: None,
+            incomplete_details: (status == Status::Incomplete).then_some(incomplete),
+            model: self.model.clone(),
+            system_fingerprint: self.fingerprint.clone(),
+            output,
+            usage: usage.map(Into::into),
+            echoed: self.echoed.clone(),
         }
-        response
     }
 }
 
 /// The status with which a response ends.
-pub(super) fn status(reason: Reason) -> &'static str {
+pub(super) fn status(reason: Reason) -> Status {
     match reason {
-        Reason::Stop | Reason::ToolCalls => "completed",
-        Reason::Length => "incomplete",
+        Reason::Stop | Reason::ToolCalls => Status::Completed,
+        Reason::Length => Status::Incomplete,
     }
 }
 
@@ -77,11 +80,11 @@ enum Item {
 pub(super) struct Answer {
     items: Vec<Item>,
     /// The last item's final status, once it is closed.
-    closed: Option<&'static str>,
+    closed: Option<Status>,
 }
 
 /// An event without its number: its type and its fields.
-pub(super) type Event = (&'static str, Value);
+pub(super) type Event = (&'static str, EventBody);
 
 impl Answer {
     /// Adds new text and calls; gives the events that say so.
@@ -92,7 +95,7 @@ impl Answer {
         }
         for call in &piece.calls {
             if let Some((call_id, name)) = &call.opens {
-                events.extend(self.close("completed"));
+                events.extend(self.close(Status::Completed));
                 self.open(
                     Item::Call {
                         id: format!("fc_{}", call_id.trim_start_matches("call_")),
@@ -110,155 +113,167 @@ impl Answer {
 
     fn text(&mut self, new: &str, events: &mut Vec<Event>) {
         if !matches!(self.items.last(), Some(Item::Message { .. })) {
-            events.extend(self.close("completed"));
-            let id = format!("msg_{:024x}", rand::random::<u128>() >> 32);
-            let text = String::new();
-            self.open(Item::Message { id, text }, events);
+            events.extend(self.close(Status::Completed));
+            self.open(Item::empty_message(), events);
         }
-        let index = self.items.len() - 1;
+        let output_index = self.items.len() - 1;
         if let Some(Item::Message { id, text }) = self.items.last_mut() {
             text.push_str(new);
-            events.push((
-                "response.output_text.delta",
-                json!({
-                    "item_id": id, "output_index": index, "content_index": 0, "delta": new,
-                    "logprobs": [],
-                }),
-            ));
+            let body = EventBody::TextDelta {
+                item_id: id.clone(),
+                output_index,
+                content_index: 0,
+                delta: new.into(),
+                logprobs: [],
+            };
+            events.push(("response.output_text.delta", body));
         }
     }
 
     fn arguments(&mut self, new: &str, events: &mut Vec<Event>) {
-        let index = self.items.len().saturating_sub(1);
+        let output_index = self.items.len().saturating_sub(1);
         if let Some(Item::Call { id, arguments, .. }) = self.items.last_mut()
             && !new.is_empty()
         {
             arguments.push_str(new);
-            events.push((
-                "response.function_call_arguments.delta",
-                json!({
-                    "item_id": id, "output_index": index, "delta": new,
-                }),
-            ));
+            let body = EventBody::ArgumentsDelta {
+                item_id: id.clone(),
+                output_index,
+                delta: new.into(),
+            };
+            events.push(("response.function_call_arguments.delta", body));
         }
     }
 
     fn open(&mut self, item: Item, events: &mut Vec<Event>) {
-        let index = self.items.len();
-        let mut shown = item.json("in_progress");
+        let output_index = self.items.len();
+        let mut shown = item.shown(Status::InProgress);
+        if let Shown::Message(message) = &mut shown {
+            message.content.clear();
+        }
+        let added = EventBody::Item {
+            output_index,
+            item: shown,
+        };
+        events.push(("response.output_item.added", added));
         if let Item::Message { id, .. } = &item {
-            shown["content"] = json!([]);
-            let part = json!({
-                "item_id": id, "output_index": index, "content_index": 0, "part": part(""),
-            });
-            events.push(added(index, shown));
-            events.push(("response.content_part.added", part));
-        } else {
-            events.push(added(index, shown));
+            let body = EventBody::Part {
+                item_id: id.clone(),
+                output_index,
+                content_index: 0,
+                part: TextPart::new(""),
+            };
+            events.push(("response.content_part.added", body));
         }
         self.items.push(item);
         self.closed = None;
     }
 
     /// Ends the open item; a response has at least one, be it empty.
-    pub(super) fn end(&mut self, status: &'static str) -> Vec<Event> {
+    pub(super) fn end(&mut self, status: Status) -> Vec<Event> {
         let mut events = Vec::new();
         if self.items.is_empty() {
-            let id = format!("msg_{:024x}", rand::random::<u128>() >> 32);
-            let text = String::new();
-            self.open(Item::Message { id, text }, &mut events);
+            self.open(Item::empty_message(), &mut events);
         }
         events.extend(self.close(status));
         events
     }
 
-    fn close(&mut self, status: &'static str) -> Vec<Event> {
+    fn close(&mut self, status: Status) -> Vec<Event> {
         let Some(item) = self.items.last().filter(|_| self.closed.is_none()) else {
             return Vec::new();
         };
-        let index = self.items.len() - 1;
-        let mut events = Vec::new();
-        match item {
+        let output_index = self.items.len() - 1;
+        let mut events = item.done(output_index);
+        let done = EventBody::Item {
+            output_index,
+            item: item.shown(status),
+        };
+        events.push(("response.output_item.done", done));
+        self.closed = Some(status);
+        events
+    }
+
+    /// All items.
+    pub(super) fn output(&self) -> Vec<Shown> {
+        let last = self.items.len().saturating_sub(1);
+        let shown = |(i, item): (usize, &Item)| {
+            let open = self.closed.unwrap_or(Status::InProgress);
+            item.shown(if i == last { open } else { Status::Completed })
+        };
+        self.items.iter().enumerate().map(shown).collect()
+    }
+}
+
+impl Item {
+    fn empty_message() -> Self {
+        Item::Message {
+            id: format!("msg_{:024x}", rand::random::<u128>() >> 32),
+            text: String::new(),
+        }
+    }
+
+    /// The events that say that its content is complete.
+    fn done(&self, output_index: usize) -> Vec<Event> {
+        match self {
             Item::Message { id, text } => {
-                events.push((
-                    "response.output_text.done",
-                    json!({
-                        "item_id": id, "output_index": index, "content_index": 0, "text": text,
-                        "logprobs": [],
-                    }),
-                ));
-                events.push(("response.content_part.done", json!({
-                    "item_id": id, "output_index": index, "content_index": 0, "part": part(text),
-                })));
+                let done = EventBody::TextDone {
+                    item_id: id.clone(),
+                    output_index,
+                    content_index: 0,
+                    text: text.clone(),
+                    logprobs: [],
+                };
+                let part = EventBody::Part {
+                    item_id: id.clone(),
+                    output_index,
+                    content_index: 0,
+                    part: TextPart::new(text),
+                };
+                vec![
+                    ("response.output_text.done", done),
+                    ("response.content_part.done", part),
+                ]
             }
             Item::Call {
                 id,
                 name,
                 arguments,
                 ..
-            } => events.push((
-                "response.function_call_arguments.done",
-                json!({
-                    "item_id": id, "output_index": index, "name": name, "arguments": arguments,
-                }),
-            )),
+            } => {
+                let done = EventBody::ArgumentsDone {
+                    item_id: id.clone(),
+                    output_index,
+                    name: name.clone(),
+                    arguments: arguments.clone(),
+                };
+                vec![("response.function_call_arguments.done", done)]
+            }
         }
-        events.push((
-            "response.output_item.done",
-            json!({
-                "output_index": index, "item": item.json(status),
-            }),
-        ));
-        self.closed = Some(status);
-        events
     }
 
-    /// All items.
-    pub(super) fn output(&self) -> Vec<Value> {
-        let last = self.items.len().saturating_sub(1);
-        let status = |i: usize| match i == last {
-            true => self.closed.unwrap_or("in_progress"),
-            false => "completed",
-        };
-        let items = self.items.iter().enumerate();
-        items.map(|(i, item)| item.json(status(i))).collect()
-    }
-}
-
-impl Item {
-    fn json(&self, status: &str) -> Value {
+    fn shown(&self, status: Status) -> Shown {
         match self {
-            Item::Message { id, text } => json!({
-                "id": id,
-                "type": "message",
-                "status": status,
-                "role": "assistant",
-                "content": [part(text)],
+            Item::Message { id, text } => Shown::Message(MessageItem {
+                id: id.clone(),
+                kind: "message",
+                status,
+                role: "assistant",
+                content: vec![TextPart::new(text)],
             }),
             Item::Call {
                 id,
                 call_id,
                 name,
                 arguments,
-            } => json!({
-                "id": id,
-                "type": "function_call",
-                "status": status,
-                "call_id": call_id,
-                "name": name,
-                "arguments": arguments,
+            } => Shown::Call(CallItem {
+                id: id.clone(),
+                kind: "function_call",
+                status,
+                call_id: call_id.clone(),
+                name: name.clone(),
+                arguments: arguments.clone(),
             }),
         }
     }
-}
-
-fn added(index: usize, item: Value) -> Event {
-    (
-        "response.output_item.added",
-        json!({"output_index": index, "item": item}),
-    )
-}
-
-fn part(text: &str) -> Value {
-    json!({"type": "output_text", "text": text, "annotations": [], "logprobs": []})
 }

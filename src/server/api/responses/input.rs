@@ -1,48 +1,102 @@
 //! `input` and `instructions` to a conversation.
 
-use serde_json::Value;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 
-use super::super::chat::{call, content, role};
+use super::super::chat::{Call, Content, Role};
 use super::super::error::ApiError;
-use super::super::fields::{Fields, wrong_type};
+use super::super::request::{Nothing, tagged, unsupported, words};
 use realign_model::{ChatMessage, ChatRole};
 
+/// What is to be answered.
+#[derive(Deserialize, JsonSchema)]
+#[serde(rename = "one of", expecting = "a string or an array of items")]
+#[schemars(inline, untagged)]
+pub(super) enum Input {
+    #[serde(rename = "string")]
+    Text(String),
+    #[serde(rename = "array")]
+    Items(#[schemars(length(min = 1))] Vec<InputItem>),
+}
+
+words! {
+    /// What an item is.
+    ItemKind {
+        Message = "message",
+        FunctionCall = "function_call",
+        FunctionCallOutput = "function_call_output",
+        Reasoning = "reasoning",
+    } else |_| unsupported(" other than `message`, `function_call`, `function_call_output`")
+}
+
+tagged! {
+    /// An item of a conversation.
+    InputItem by "type": ItemKind or Message {
+        [Message] => Message(MessageItem),
+        [FunctionCall] => Call(CallItem),
+        [FunctionCallOutput] => Output(CallOutput),
+        // Other models' thoughts, sent back with the conversation.
+        [Reasoning] => Reasoning(Nothing),
+    }
+}
+
+/// A message.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub(super) struct MessageItem {
+    content: Content,
+    role: Role,
+}
+
+/// An earlier call.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub(super) struct CallItem {
+    #[serde(rename = "..call")]
+    #[schemars(flatten)]
+    call: Call,
+    #[serde(rename = "call_id")]
+    #[schemars(with = "String")]
+    _call_id: Option<IgnoredAny>,
+}
+
+/// The result of a call.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub(super) struct CallOutput {
+    output: Content,
+    call_id: String,
+}
+
 /// The conversation: instructions first.
-pub(super) fn messages(fields: &Fields<'_>) -> Result<Vec<ChatMessage>, ApiError> {
+pub(super) fn messages(
+    instructions: Option<String>,
+    input: Input,
+) -> Result<Vec<ChatMessage>, ApiError> {
     let mut messages = Vec::new();
-    if fields.get("instructions").is_some() {
-        let instructions = fields.string("instructions")?;
+    if let Some(instructions) = instructions {
         messages.push(ChatMessage::new(ChatRole::System, instructions));
     }
-    match fields.required("input")? {
-        Value::String(text) => messages.push(ChatMessage::user(text)),
-        Value::Array(items) if items.is_empty() => {
+    match input {
+        Input::Text(text) => messages.push(ChatMessage::user(text)),
+        Input::Items(items) if items.is_empty() => {
             return Err(ApiError::field("input", "`input` must not be empty"));
         }
-        Value::Array(items) => {
-            for (i, value) in items.iter().enumerate() {
-                item(value, &format!("input[{i}]"), &mut messages)?;
-            }
-        }
-        other => return Err(wrong_type("input", "a string or an array of items", other)),
+        Input::Items(items) => items.into_iter().for_each(|item| add(item, &mut messages)),
     }
     merge_systems(&mut messages);
     Ok(messages)
 }
 
-fn item(value: &Value, place: &str, messages: &mut Vec<ChatMessage>) -> Result<(), ApiError> {
-    let fields = Fields::nested(value, place)?;
-    let kind = match fields.get("type") {
-        Some(_) => fields.string("type")?,
-        None => "message",
-    };
-    match kind {
-        "message" => {
-            let text = content(fields.required("content")?, &fields.path("content"))?;
-            messages.push(ChatMessage::new(role(&fields)?, text));
+fn add(item: InputItem, messages: &mut Vec<ChatMessage>) {
+    match item {
+        InputItem::Message(_, message) => {
+            let role = message.role.into();
+            messages.push(ChatMessage::new(role, message.content.text()));
         }
-        "function_call" => {
-            let call = call(&fields)?;
+        InputItem::Call(_, item) => {
+            let call = item.call.for_template();
             match messages.last_mut() {
                 // Calls of one turn belong to one message, behind what was said with them.
                 Some(last) if last.role == ChatRole::Assistant => {
@@ -55,22 +109,13 @@ fn item(value: &Value, place: &str, messages: &mut Vec<ChatMessage>) -> Result<(
                 }
             }
         }
-        "function_call_output" => {
-            let output = content(fields.required("output")?, &fields.path("output"))?;
-            let mut message = ChatMessage::new(ChatRole::Tool, output);
-            message.tool_call_id = Some(fields.string("call_id")?.to_string());
+        InputItem::Output(_, output) => {
+            let mut message = ChatMessage::new(ChatRole::Tool, output.output.text());
+            message.tool_call_id = Some(output.call_id);
             messages.push(message);
         }
-        // Other models' thoughts, sent back with the conversation.
-        "reasoning" => {}
-        _ => {
-            return Err(ApiError::Unsupported {
-                param: fields.path("type"),
-                detail: " other than `message`, `function_call`, `function_call_output`".into(),
-            });
-        }
+        InputItem::Reasoning(_, Nothing {}) => {}
     }
-    Ok(())
 }
 
 /// Instructions and a leading system message become one: templates expect at most one.

@@ -5,12 +5,14 @@ use std::convert::Infallible;
 use axum::response::sse::{Event as Sent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{self, StreamExt};
-use serde_json::{Value, json};
 
+use super::super::answers::completions::Reason;
+use super::super::answers::responses::{
+    EventBody, Response as Shown, ResponseError, ResponseEvent, Status,
+};
 use super::super::error::ApiError;
 use super::super::run::Job;
-use super::super::streaming::KEEP_ALIVE;
-use super::super::wire::Reason;
+use super::super::streaming::{KEEP_ALIVE, data};
 use super::answer::{Answer, Event, Frame, status};
 
 struct Stream {
@@ -49,11 +51,10 @@ impl Stream {
             return None;
         }
         if self.sent == 0 {
-            let response = self.frame.response("in_progress", Vec::new(), None);
-            let response = json!({"response": response});
+            let response = self.frame.response(Status::InProgress, Vec::new(), None);
             return Some(self.numbered(vec![
-                ("response.created", response.clone()),
-                ("response.in_progress", response),
+                whole("response.created", response.clone()),
+                whole("response.in_progress", response),
             ]));
         }
         let events = match self.job.events.next().await {
@@ -80,7 +81,7 @@ impl Stream {
             Reason::Stop | Reason::ToolCalls => "response.completed",
             Reason::Length => "response.incomplete",
         };
-        events.push((kind, json!({"response": response})));
+        events.push(whole(kind, response));
         events
     }
 
@@ -89,21 +90,33 @@ impl Stream {
         self.ended = true;
         let observation = &self.job.progress.observation;
         observation.set_status(error.status().as_u16());
-        let mut response = self.frame.response("failed", self.answer.output(), None);
-        response["error"] = json!({"code": "server_error", "message": error.to_string()});
-        vec![("response.failed", json!({"response": response}))]
+        let mut response = self
+            .frame
+            .response(Status::Failed, self.answer.output(), None);
+        response.error = Some(ResponseError {
+            code: "server_error",
+            message: error.to_string(),
+        });
+        vec![whole("response.failed", response)]
     }
 
     fn numbered(&mut self, events: Vec<Event>) -> Vec<Sent> {
-        let number = |(kind, mut fields): Event| {
-            fields["type"] = Value::from(kind);
-            fields["sequence_number"] = self.sent.into();
+        let number = |(kind, body): Event| {
+            let event = ResponseEvent {
+                body,
+                kind,
+                sequence_number: self.sent,
+            };
             self.sent += 1;
-            // JSON text has no raw line breaks, which an event's data must not have.
-            Sent::default().event(kind).data(fields.to_string())
+            data(Sent::default().event(kind), &event)
         };
         events.into_iter().map(number).collect()
     }
+}
+
+fn whole(kind: &'static str, response: Shown) -> Event {
+    let response = Box::new(response);
+    (kind, EventBody::Response { response })
 }
 
 impl Drop for Stream {

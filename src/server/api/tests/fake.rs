@@ -5,10 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
-use serde_json::{Value, json};
-use tokio::sync::{broadcast, mpsc};
+use futures::stream::{self, BoxStream, StreamExt};
+use tokio::sync::mpsc;
 
+use super::super::answers::admin::{Cancelling, Generations, Policies, Realignment, Started, Swap};
 use super::super::*;
+use crate::telemetry::{Event, Outcome, Stage};
+use realign_core::clock::unix_seconds;
 use realign_engine::adapter::generation::{Generation, GenerationId};
 use realign_engine::request::{
     EngineStats, FinishReason, GenerateEvent, GenerateRequest, GenerateStream, SubmitError,
@@ -38,7 +41,7 @@ pub(super) struct FakeEngine {
     pub(super) hanging: Mutex<Vec<mpsc::UnboundedSender<GenerateEvent>>>,
 }
 
-impl EngineDoor for FakeEngine {
+impl EnginePort for FakeEngine {
     fn submit(&self, request: GenerateRequest) -> Result<GenerateStream, SubmitError> {
         let script = self.scripts.lock().unwrap().pop_front();
         let (sender, events) = mpsc::unbounded_channel();
@@ -98,39 +101,63 @@ impl EngineDoor for FakeEngine {
 /// Knows one realignment, `r1`, and lets `activate` succeed if `CURRENT` is expected.
 struct FakeAdmin;
 
-impl AdminDoor for FakeAdmin {
-    fn policies(&self) -> Value {
-        json!({"policies": []})
+impl AdminPort for FakeAdmin {
+    fn policies(&self) -> Policies {
+        Policies::default()
     }
-    fn realignments(&self) -> Value {
-        json!({"realignments": [{"id": "r1"}]})
+    fn realignments(&self) -> Vec<Realignment> {
+        vec![realignment("r1")]
     }
-    fn realignment(&self, id: &str) -> Option<Value> {
-        (id == "r1").then(|| json!({"id": id}))
+    fn realignment(&self, id: &str) -> Option<Realignment> {
+        (id == "r1").then(|| Realignment {
+            timeline: Some(None),
+            ..realignment(id)
+        })
     }
-    fn start(&self) -> Result<Value, AdminError> {
-        Ok(json!({"id": "r2"}))
+    fn start(&self) -> Result<Started, AdminError> {
+        Ok(Started::Id { id: "r2".into() })
     }
-    fn cancel(&self, id: &str) -> Result<Value, AdminError> {
+    fn cancel(&self, id: &str) -> Result<Cancelling, AdminError> {
         Err(AdminError::NotFound(format!("no realignment {id}")))
     }
-    fn events(&self, id: &str) -> Option<broadcast::Receiver<Value>> {
-        let (sender, receiver) = broadcast::channel(8);
-        for event in ["stage_entered", "realignment_finished", "never_sent"] {
-            sender.send(json!({"event": event})).unwrap();
+    fn events(&self, id: &str) -> Option<BoxStream<'static, RealignmentEvent>> {
+        let stage = Stage::Triage;
+        let events = [
+            Event::StageEntered {
+                id: "r1".into(),
+                stage,
+            },
+            Event::RealignmentFinished {
+                id: "r1".into(),
+                outcome: Outcome::NoConflict,
+                generation: None,
+                detail: None,
+                took: Duration::ZERO,
+            },
+            Event::StageEntered {
+                id: "never_sent".into(),
+                stage,
+            },
+        ];
+        let events = events.map(|event| RealignmentEvent::Happened(Arc::new(event)));
+        (id == "r1").then(|| stream::iter(events).boxed())
+    }
+    fn generations(&self) -> Generations {
+        Generations {
+            current: CURRENT.into(),
+            ..Generations::default()
         }
-        (id == "r1").then_some(receiver)
     }
-    fn generations(&self) -> Value {
-        json!({"current": CURRENT})
-    }
-    fn activate(&self, generation: &str, expected: Option<&str>) -> Result<Value, AdminError> {
+    fn activate(&self, generation: &str, expected: Option<&str>) -> Result<Swap, AdminError> {
         match expected {
             Some(expected) if expected != CURRENT => Err(AdminError::Conflict("moved".into())),
-            _ => Ok(json!({"current": generation})),
+            _ => Ok(Swap {
+                from: CURRENT.into(),
+                to: generation.into(),
+            }),
         }
     }
-    fn rollback(&self) -> Result<Value, AdminError> {
+    fn rollback(&self) -> Result<Swap, AdminError> {
         Err(AdminError::Failed("disk".into()))
     }
     fn aligned(&self) -> bool {
@@ -138,16 +165,37 @@ impl AdminDoor for FakeAdmin {
     }
 }
 
+fn realignment(id: &str) -> Realignment {
+    Realignment {
+        id: id.into(),
+        inputs_hash: "00".repeat(32),
+        policy_revision: "abc".into(),
+        stage: Stage::Swap,
+        outcome: Some(Outcome::NoConflict),
+        progress: 1.0,
+        created_at: 1,
+        updated_at: 2,
+        finished_at: Some(2),
+        triage: None,
+        losses: None,
+        gate: None,
+        error: None,
+        generation: Some(BASE.into()),
+        status: "no_conflict",
+        timeline: None,
+    }
+}
+
 #[derive(Default)]
 struct FakeLogs(Mutex<String>);
 
-impl LogDoor for FakeLogs {
+impl LogPort for FakeLogs {
     fn filter(&self) -> String {
         self.0.lock().unwrap().clone()
     }
-    fn set_filter(&self, filter: &str) -> Result<(), String> {
+    fn set_filter(&self, filter: &str) -> Result<(), LogFilterError> {
         if filter == "loud" {
-            return Err("no such level".into());
+            return Err(LogFilterError::Unusable("no such level".into()));
         }
         *self.0.lock().unwrap() = filter.into();
         Ok(())
@@ -157,7 +205,7 @@ impl LogDoor for FakeLogs {
 /// One rule: a text must not say "bad".
 struct FakeOracle;
 
-impl ModerationDoor for FakeOracle {
+impl ModerationPort for FakeOracle {
     fn moderate(&self, prompt: &str, responses: &[String]) -> Moderations {
         let bad = |text: &String| vec![text.contains("bad") && prompt != "bad is fine"];
         Moderations {
@@ -171,8 +219,8 @@ impl ModerationDoor for FakeOracle {
 /// Embeds a text as the number of its tokens.
 struct FakeEmbedder;
 
-impl EmbeddingDoor for FakeEmbedder {
-    fn embed(&self, _: &Generation, tokens: &[u32]) -> Result<Vec<f32>, String> {
+impl EmbeddingPort for FakeEmbedder {
+    fn embed(&self, _: &Generation, tokens: &[u32]) -> Result<Vec<f32>, EmbeddingError> {
         Ok(vec![tokens.len() as f32, -0.5])
     }
 }
@@ -208,7 +256,7 @@ impl Server {
             compiler: Compiler::new(Arc::clone(&tokenizer)),
             tokenizer,
             chat: Arc::new(chat),
-            engine: Arc::clone(&engine) as Arc<dyn EngineDoor>,
+            engine: Arc::clone(&engine) as Arc<dyn EnginePort>,
             embeddings: Embeddings::new(Arc::new(FakeEmbedder)),
             moderation: Arc::new(FakeOracle),
             registry: Arc::new(registry),

@@ -3,8 +3,7 @@
 use serde_json::{Value, json};
 
 use super::fake::{MODEL, Server};
-use super::{chat, complete, get, post};
-use crate::api::observe::{PROBES, ROUTES};
+use super::{chat, complete, post};
 
 #[test]
 fn sampling_fields_reach_the_engine() {
@@ -157,34 +156,4 @@ fn embeddings_come_in_both_encodings() {
         assert_eq!(reply.json()["error"]["param"], param, "{fields}");
     }
     assert_eq!(embed(json!({"model": "other"})).status, 404);
-}
-
-#[test]
-fn the_document_has_every_client_route() {
-    let server = Server::start(|_| ());
-    let document = get(&server, "/openapi.json").json();
-    assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
-    let paths = document["paths"].as_object().unwrap();
-    let mut documented: Vec<&str> = paths.keys().map(String::as_str).collect();
-    let served = ROUTES.iter().chain(&PROBES);
-    let mut served: Vec<String> = served
-        .filter(|route| !route.starts_with("/admin"))
-        .map(|route| route.replace("{*", "{"))
-        .collect();
-    documented.sort_unstable();
-    served.sort_unstable();
-    assert_eq!(documented, served);
-    let schema = &document["components"]["schemas"]["ChatRequest"]["properties"];
-    assert_eq!(schema["model"]["examples"], json!([MODEL]));
-    for (path, methods) in paths {
-        let method = methods.as_object().unwrap().keys().next().unwrap();
-        let path = path.replace("{id}", MODEL);
-        let body = if method == "post" { "{}" } else { "" };
-        let reply = super::send(&server, &method.to_uppercase(), &path, &[], body);
-        assert!(
-            [200, 400].contains(&reply.status),
-            "{method} {path}: {}",
-            reply.status
-        );
-    }
 }

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::api::request;
 use realign_engine::grammar::{Grammars, Walk};
-use realign_model::Tokenizer;
 use realign_model::test_support::test_model;
+use realign_model::{CallStyle, Tokenizer};
 
 fn tools(choice: Value, parallel: bool) -> Tools {
     let schema = json!({
@@ -18,7 +19,7 @@ fn tools(choice: Value, parallel: bool) -> Tools {
     let body = json!({
         "tools": [tool("f"), tool("g")], "tool_choice": choice, "parallel_tool_calls": parallel,
     });
-    Tools::read(&Fields::root(&body).unwrap(), Layout::Nested).unwrap()
+    Tools::check(request::read::<ToolFields>(&body).unwrap()).unwrap()
 }
 
 /// Whether the whole text can be generated and end there.

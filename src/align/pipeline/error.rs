@@ -1,0 +1,47 @@
+//! Why the pipeline made no candidate.
+
+use crate::impact::ImpactError;
+use crate::oracle::corrective::CorrectiveError;
+use crate::train::TrainError;
+
+/// Why a pair cannot be rendered as token ids.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{source}: {what}", source = place)]
+pub struct RenderError {
+    /// `file:line` of the pair.
+    pub place: String,
+    /// What the chat template or the tokenizer said.
+    pub what: String,
+}
+
+/// Why the pipeline made no candidate.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    /// A pair cannot be rendered as token ids.
+    #[error(transparent)]
+    Render(#[from] RenderError),
+    /// The endpoint that writes compliant responses failed.
+    #[error(transparent)]
+    Corrective(#[from] CorrectiveError),
+    /// The scores give no weights.
+    #[error(transparent)]
+    Impact(#[from] ImpactError),
+    /// Training made no adapter; never [`TrainError::Cancelled`].
+    #[error(transparent)]
+    Train(TrainError),
+    /// The observer said stop.
+    #[error("cancelled")]
+    Cancelled,
+    /// The tensor library refused an operation of the reference or of the impact scores.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+impl From<TrainError> for PipelineError {
+    fn from(error: TrainError) -> Self {
+        match error {
+            TrainError::Cancelled => PipelineError::Cancelled,
+            other => PipelineError::Train(other),
+        }
+    }
+}

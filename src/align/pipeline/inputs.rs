@@ -1,0 +1,90 @@
+//! What a realignment is a function of, and its hash.
+
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use crate::oracle::corrective::CorrectiveSpec;
+use crate::policy::PolicySet;
+use crate::preferences::{Dataset, DatasetError, Pair, split};
+use crate::train::Recipe;
+
+/// Changes when the same inputs would give another adapter: part of every hash.
+const ALGORITHM: &str = "realign/1";
+
+/// Where the preference data is, how it is split, and who corrects it.
+#[derive(Clone, Copy, Debug)]
+pub struct Sources<'a> {
+    /// Directory of preference data.
+    pub preferences: &'a Path,
+    /// Most bytes of it.
+    pub max_bytes: u64,
+    /// Share of prompts to hold out where the data marks none, 0 to 1.
+    pub holdout: f64,
+    /// The endpoint that writes compliant responses to PUNISH pairs.
+    pub corrective: Option<&'a CorrectiveSpec>,
+}
+
+/// The inputs of one realignment.
+pub struct Inputs {
+    /// SHA-256 over base model, preference data, policy revision, recipe, hold-out share and who
+    /// corrects.
+    pub hash: String,
+    /// Revision of the policy set.
+    pub policy_revision: String,
+    /// The preference data.
+    pub dataset: Dataset,
+    /// Pairs to train on.
+    pub train: Vec<usize>,
+    /// Pairs to measure on.
+    pub holdout: Vec<usize>,
+}
+
+impl Inputs {
+    /// Reads the preference data and hashes everything.
+    ///
+    /// # Errors
+    /// If the data cannot be read.
+    pub fn collect(
+        sources: Sources<'_>,
+        base_hash: &str,
+        policies: &PolicySet,
+        recipe: &Recipe,
+    ) -> Result<Self, DatasetError> {
+        let dataset = Dataset::load_dir_within(sources.preferences, sources.max_bytes)?;
+        for line in &dataset.skipped {
+            tracing::warn!(source = %line.source, reason = line.reason, "skipping a line of preference data");
+        }
+        let ratio = holdout_ratio(&dataset.pairs, sources.holdout);
+        let parts = split(&dataset.pairs, ratio, recipe.seed);
+        let recipe = serde_json::to_string(recipe).unwrap_or_default();
+        let corrective = sources.corrective.map(CorrectiveSpec::identity);
+        let mut hash = Sha256::new();
+        for part in [
+            ALGORITHM,
+            base_hash,
+            &dataset.digest,
+            policies.revision(),
+            &recipe,
+            &ratio.to_string(),
+            &corrective.unwrap_or_default(),
+        ] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        Ok(Self {
+            hash: hex::encode(hash.finalize()),
+            policy_revision: policies.revision().to_owned(),
+            dataset,
+            train: parts.train,
+            holdout: parts.holdout,
+        })
+    }
+}
+
+/// The share of prompts to draw for measuring. Data that marks its own held-out pairs means the
+/// rest for training: then none is drawn.
+pub fn holdout_ratio(pairs: &[Pair], configured: f64) -> f64 {
+    let named = pairs.iter().any(|pair| pair.holdout == Some(true));
+    if named { 0.0 } else { configured }
+}

@@ -1,0 +1,93 @@
+//! Preference pairs → token ids, by the model's own chat template.
+
+use super::RenderError;
+use crate::preferences::{Pair, Role};
+use crate::train::examples::TokenPair;
+use realign_core::Category;
+use realign_model::{ChatMessage, ChatRole, LoadedModel};
+
+/// Renders pairs for a model.
+#[derive(Clone, Copy, Debug)]
+pub struct Renderer<'a> {
+    loaded: &'a LoadedModel,
+}
+
+impl<'a> Renderer<'a> {
+    /// Renders by the model's tokenizer and chat template.
+    pub fn new(loaded: &'a LoadedModel) -> Self {
+        Self { loaded }
+    }
+
+    /// One pair as token ids.
+    ///
+    /// # Errors
+    /// [`RenderError`], as of every method here, if template or tokenizer refuse the text.
+    pub fn pair(&self, pair: &Pair, category: Category) -> Result<TokenPair, RenderError> {
+        Ok(TokenPair {
+            id: pair.id.0.clone(),
+            category,
+            prompt: self.prompt(pair)?,
+            chosen: self.response(pair, &pair.chosen)?,
+            rejected: self.response(pair, &pair.rejected)?,
+        })
+    }
+
+    /// A PUNISH pair with a response that complies, as a preference of that over the chosen one:
+    /// laid out as an INVERT pair, whose *rejected* response training prefers.
+    ///
+    /// # Errors
+    /// See [`Renderer::pair`].
+    pub fn corrected(&self, pair: &Pair, response: &str) -> Result<TokenPair, RenderError> {
+        Ok(TokenPair {
+            id: pair.id.0.clone(),
+            category: Category::Invert,
+            prompt: self.prompt(pair)?,
+            chosen: self.response(pair, &pair.chosen)?,
+            rejected: self.response(pair, response)?,
+        })
+    }
+
+    /// A response's tokens, the end of the turn included.
+    ///
+    /// # Errors
+    /// See [`Renderer::pair`].
+    pub fn response(&self, pair: &Pair, text: &str) -> Result<Vec<u32>, RenderError> {
+        let encoded = self
+            .loaded
+            .chat
+            .encode_response(&self.loaded.tokenizer, text);
+        encoded.map_err(|error| failed(pair, &error))
+    }
+
+    /// The conversation before the response, generation prompt included.
+    ///
+    /// # Errors
+    /// See [`Renderer::pair`].
+    pub fn prompt(&self, pair: &Pair) -> Result<Vec<u32>, RenderError> {
+        let messages: Vec<ChatMessage> = pair
+            .prompt
+            .iter()
+            .map(|m| ChatMessage::new(chat_role(m.role), &m.content))
+            .collect();
+        let encoded = self
+            .loaded
+            .chat
+            .encode_chat(&self.loaded.tokenizer, &messages, true);
+        encoded.map_err(|error| failed(pair, &error))
+    }
+}
+
+fn failed(pair: &Pair, error: &dyn std::fmt::Display) -> RenderError {
+    RenderError {
+        place: pair.source.to_string(),
+        what: error.to_string(),
+    }
+}
+
+fn chat_role(role: Role) -> ChatRole {
+    match role {
+        Role::System => ChatRole::System,
+        Role::User => ChatRole::User,
+        Role::Assistant => ChatRole::Assistant,
+    }
+}

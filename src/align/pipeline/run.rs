@@ -1,0 +1,252 @@
+//! One run: reference → impact → training.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::PipelineError;
+use super::observer::{Known, Observer, Phase, RawScores};
+use crate::impact::{self, score::At};
+use crate::train::examples::{Reference, TokenPair, with_reference};
+use crate::train::run::{ROW_BUDGET, steps};
+use crate::train::{self, Recipe, TrainExample, Trained, WeightScale};
+use realign_core::TriageCounts;
+use realign_model::packing::group_by_rows;
+use realign_model::{Backend, LoadedModel};
+
+/// A base model that learning runs on.
+#[derive(Clone, Debug)]
+pub struct Learner {
+    backend: Arc<dyn Backend>,
+}
+
+/// What a run is a function of, besides the base model.
+#[derive(Clone, Copy, Debug)]
+pub struct Run<'a> {
+    /// The pairs, labelled with the categories they are trained as.
+    pub pairs: &'a [TokenPair],
+    /// How to train.
+    pub recipe: &'a Recipe,
+    /// A weight for every pair, instead of those that impact gives the conflicts.
+    pub weights: Option<&'a [f64]>,
+}
+
+impl Run<'_> {
+    /// Whether impact weighs the conflicts.
+    fn is_scored(&self) -> bool {
+        self.weights.is_none() && self.recipe.weight_scale != WeightScale::Uniform
+    }
+
+    /// Passes over all pairs. Scoring takes about three times as many.
+    fn passes(&self) -> usize {
+        let layouts: Vec<_> = self.pairs.iter().map(TokenPair::preference).collect();
+        group_by_rows(&layouts, ROW_BUDGET).len()
+    }
+}
+
+/// The impact of a conflicting pair.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Score {
+    /// Its index among the run's pairs.
+    pub index: usize,
+    /// Its inner product with the gold gradient; below zero, learning from it would move the model
+    /// away from the policy.
+    pub raw: f64,
+    /// The weight that training gives it, 0 or more.
+    pub weight: f64,
+}
+
+/// A run before training.
+#[derive(Clone, Debug, Default)]
+pub struct Scored {
+    /// The pairs with reference and weight, in the order given.
+    pub examples: Vec<TrainExample>,
+    /// The conflicts' scores, ascending by index; none if the run has other weights.
+    pub scores: Vec<Score>,
+    /// Share of scores that were below zero; `None` if the run has other weights.
+    pub clamped_ratio: Option<f64>,
+    /// Seconds that the reference took, when it was computed.
+    pub reference_seconds: f64,
+    /// Seconds that the scores took, when they were computed.
+    pub impact_seconds: f64,
+}
+
+/// What a run results in.
+#[derive(Debug)]
+pub struct Candidate {
+    /// The adapter, the curve of its losses, and what ended the run.
+    pub trained: Trained,
+    /// Pairs it was trained on, by the category they were trained as.
+    pub counts: TriageCounts,
+    /// The conflicts' scores, ascending by index; none if the run had other weights.
+    pub scores: Vec<Score>,
+    /// Share of scores that were below zero; `None` if the run had other weights.
+    pub clamped_ratio: Option<f64>,
+    /// Seconds that the reference took, when it was computed.
+    pub reference_seconds: f64,
+    /// Seconds that the scores took, when they were computed.
+    pub impact_seconds: f64,
+    /// Seconds of training.
+    pub train_seconds: f64,
+}
+
+impl Learner {
+    /// Learns on the weights that serve.
+    pub fn new(loaded: &LoadedModel) -> Self {
+        Self::of(loaded.backend.clone())
+    }
+
+    /// Learns on a backend.
+    pub fn of(backend: Arc<dyn Backend>) -> Self {
+        Self { backend }
+    }
+
+    /// What passes run on.
+    pub fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
+
+    /// Runs the pipeline to its end.
+    ///
+    /// # Errors
+    /// [`PipelineError`]; [`PipelineError::Cancelled`] if the observer says stop.
+    pub fn run(&self, run: &Run<'_>, observer: &dyn Observer) -> Result<Candidate, PipelineError> {
+        let scored = self.score(run, observer)?;
+        observer.enter(Phase::Train, steps(scored.examples.len(), run.recipe));
+        let began = Instant::now();
+        let trained = train::train(
+            self.backend(),
+            &scored.examples,
+            run.recipe,
+            observer.checkpoints().as_deref(),
+            observer,
+        )?;
+        Ok(Candidate {
+            trained,
+            counts: run.pairs.iter().map(|pair| pair.category).collect(),
+            scores: scored.scores,
+            clamped_ratio: scored.clamped_ratio,
+            reference_seconds: scored.reference_seconds,
+            impact_seconds: scored.impact_seconds,
+            train_seconds: began.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// Runs the pipeline up to the weights.
+    ///
+    /// # Errors
+    /// As [`Learner::run`].
+    pub fn score(&self, run: &Run<'_>, observer: &dyn Observer) -> Result<Scored, PipelineError> {
+        let cache = observer.cache();
+        let known = if run.is_scored() {
+            cache.scores(run.pairs)
+        } else {
+            None
+        };
+        // Scoring runs the conflicts through the model as well and can bring their reference.
+        let scoring_completes = run.is_scored() && known.is_none() && !cache.shares_reference();
+        let reference = self.reference(run, !scoring_completes, observer)?;
+        let mut scored = Scored {
+            examples: reference.value,
+            reference_seconds: reference.seconds,
+            ..Scored::default()
+        };
+        if run.is_scored() {
+            let raw = match known {
+                Some(raw) => raw,
+                None => self.raw_scores(run, &mut scored.examples, observer)?,
+            };
+            scored.impact_seconds = raw.seconds;
+            weigh(&mut scored, &raw.value, run.recipe)?;
+            observer.on_scored(&scored);
+        }
+        if let Some(weights) = run.weights {
+            for (example, weight) in scored.examples.iter_mut().zip(weights) {
+                example.weight = *weight;
+            }
+        }
+        Ok(scored)
+    }
+
+    /// All pairs at weight 1 with their reference log-probabilities; without `conflicts`, those of
+    /// RETAIN pairs only.
+    fn reference(
+        &self,
+        run: &Run<'_>,
+        conflicts: bool,
+        observer: &dyn Observer,
+    ) -> Result<Known<Vec<TrainExample>>, PipelineError> {
+        let cache = observer.cache();
+        if let Some(known) = cache.reference(run.pairs) {
+            return Ok(known);
+        }
+        let began = Instant::now();
+        let mut proceed = passes(observer, Phase::Reference, run.passes());
+        let at = Reference {
+            backend: self.backend(),
+            lowest_layer: run.recipe.lowest_layer(self.backend.spec().layers),
+            precision: run.recipe.precision.into(),
+            conflicts,
+        };
+        let examples = with_reference(at, run.pairs, ROW_BUDGET, |_| proceed())?;
+        let reference = Known {
+            value: examples.ok_or(PipelineError::Cancelled)?,
+            seconds: began.elapsed().as_secs_f64(),
+        };
+        if cache.shares_reference() {
+            cache.keep_reference(&reference);
+        }
+        Ok(reference)
+    }
+
+    /// Raw impact scores of the conflicts, which then have their reference log-probabilities too.
+    fn raw_scores(
+        &self,
+        run: &Run<'_>,
+        examples: &mut [TrainExample],
+        observer: &dyn Observer,
+    ) -> Result<Known<RawScores>, PipelineError> {
+        let began = Instant::now();
+        let recipe = run.recipe;
+        let proceed = passes(observer, Phase::Impact, 3 * run.passes());
+        let adapter = train::fresh(self.backend(), recipe)?.snapshot()?;
+        let at = At {
+            backend: self.backend(),
+            adapter: &adapter,
+            objective: recipe.into(),
+            precision: recipe.precision.into(),
+        };
+        let gold = impact::gold_batch(run.pairs, recipe.gold_pairs, recipe.seed);
+        let scored = impact::directional(at, examples, &gold, true, proceed)?;
+        let scored = scored.ok_or(PipelineError::Cancelled)?;
+        scored.complete(examples);
+        let raw = Known {
+            value: scored.index.into_iter().zip(scored.score).collect(),
+            seconds: began.elapsed().as_secs_f64(),
+        };
+        observer.cache().keep_scores(&raw);
+        Ok(raw)
+    }
+}
+
+/// Turns raw scores into the examples' weights.
+fn weigh(scored: &mut Scored, raw: &RawScores, recipe: &Recipe) -> Result<(), PipelineError> {
+    let values: Vec<f64> = raw.iter().map(|(_, score)| *score).collect();
+    let weights = impact::weigh(&values, recipe.gamma, recipe.weight_scale)?;
+    scored.clamped_ratio = Some(weights.clamped_ratio);
+    for (&(index, raw), &weight) in raw.iter().zip(&weights.values) {
+        scored.examples[index].weight = weight;
+        scored.scores.push(Score { index, raw, weight });
+    }
+    Ok(())
+}
+
+/// Enters a phase of so many passes; the closure is asked before each of them whether to continue.
+fn passes(observer: &dyn Observer, phase: Phase, units: usize) -> impl FnMut() -> bool {
+    observer.enter(phase, units);
+    let mut done = 0;
+    move || {
+        observer.on_pass(phase, done, units);
+        done += 1;
+        observer.proceed()
+    }
+}

@@ -1,0 +1,46 @@
+//! Why a generation has no copy of the weights.
+
+use crate::adapter::generation::GenerationId;
+
+/// Why there is no copy for a generation.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The builder cannot load it.
+    #[error("{0}")]
+    Load(String),
+    /// The thread that should build it could not be started.
+    #[error("no thread could be started: {0}")]
+    Thread(#[from] std::io::Error),
+    /// It was loaded, but generating a first token failed.
+    #[error("{0}")]
+    Generate(String),
+    /// It was loaded, but gave up its first sequence.
+    #[error("its first token never came")]
+    NoToken,
+}
+
+/// Why a generation cannot be made ready to serve.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PrepareError {
+    /// The copy could not be built.
+    #[error("generation {generation} could not be loaded into the engine: {reason}")]
+    Build {
+        /// Generation.
+        generation: GenerationId,
+        /// The builder's reason.
+        reason: String,
+    },
+    /// Running sequences hold all the copies there may be.
+    #[error(
+        "generation {generation} needs another copy of the weights, and running requests hold all \
+         {limit} (engine.copies) for longer than {seconds} s"
+    )]
+    NoRoom {
+        /// Generation.
+        generation: GenerationId,
+        /// Copies allowed.
+        limit: usize,
+        /// How long a place was waited for.
+        seconds: u64,
+    },
+}

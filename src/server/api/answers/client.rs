@@ -1,0 +1,208 @@
+//! What the clients' smaller routes, the probes and all refusals answer.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+/// Embeddings of texts.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Embeddings {
+    /// `list`.
+    #[schemars(extend("const" = "list"))]
+    pub object: &'static str,
+    /// One per text.
+    pub data: Vec<EmbeddingEntry>,
+    /// `model` as it was sent.
+    pub model: String,
+    /// Tokens of all texts.
+    pub usage: EmbeddingUsage,
+}
+
+/// The embedding of a text.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct EmbeddingEntry {
+    /// `embedding`.
+    #[schemars(extend("const" = "embedding"))]
+    pub object: &'static str,
+    /// The text's position in the request.
+    pub index: usize,
+    /// A vector of length 1.
+    pub embedding: Vector,
+}
+
+/// A vector.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(inline)]
+pub enum Vector {
+    /// As numbers.
+    Numbers(Vec<f64>),
+    /// As 32-bit numbers, the low byte first, in Base64.
+    Base64(String),
+}
+
+/// Tokens of all texts.
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
+pub struct EmbeddingUsage {
+    /// All of them.
+    pub prompt_tokens: usize,
+    /// All of them.
+    pub total_tokens: usize,
+}
+
+/// Judgements of texts by the active policies.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Moderation {
+    /// The judgement's id.
+    pub id: String,
+    /// `policies-` and the revision of the set that judged.
+    pub model: String,
+    /// One per text.
+    pub results: Vec<ModerationResult>,
+}
+
+/// The judgement of a text. Categories are `policy/rule` of every enforced rule.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct ModerationResult {
+    /// Whether any rule is violated.
+    pub flagged: bool,
+    /// Which rules are violated.
+    #[schemars(with = "BTreeMap<String, bool>")]
+    pub categories: Map<String, Value>,
+    /// 1 for a violated rule, else 0: rules hold or do not.
+    #[schemars(with = "BTreeMap<String, f64>")]
+    pub category_scores: Map<String, Value>,
+    /// `text` for all of them.
+    #[schemars(with = "BTreeMap<String, Vec<String>>")]
+    pub category_applied_input_types: Map<String, Value>,
+}
+
+/// The tokens of a text or conversation.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Tokens {
+    /// Ids, or ids with their texts if `with_pieces` is true.
+    pub tokens: TokenList,
+    /// How many.
+    pub count: usize,
+    /// Most tokens, prompt and completion together, that a sequence may have.
+    pub max_model_len: usize,
+    /// The tokens' texts, if `return_token_strs` is true.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_strs: Option<Vec<String>>,
+}
+
+/// Tokens.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(inline)]
+pub enum TokenList {
+    /// Ids.
+    Ids(Vec<u32>),
+    /// Ids with their texts.
+    Pieces(Vec<TokenPiece>),
+}
+
+/// A token with its text.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct TokenPiece {
+    /// The token.
+    pub id: u32,
+    /// Its text.
+    pub piece: PieceText,
+}
+
+/// The text of a token.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(inline)]
+pub enum PieceText {
+    /// Text.
+    Text(String),
+    /// The bytes of a token that is no text by itself.
+    Bytes(Vec<u8>),
+}
+
+/// A text, under the names that llama.cpp's server and vLLM give it.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Text {
+    /// The text.
+    pub content: String,
+    /// The same text.
+    pub prompt: String,
+}
+
+/// A served name.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Model {
+    /// What clients send as `model`.
+    pub id: String,
+    /// `model`.
+    #[schemars(extend("const" = "model"))]
+    pub object: &'static str,
+    /// When the server started, in Unix seconds.
+    pub created: u64,
+    /// `realign`.
+    pub owned_by: &'static str,
+    /// The generation behind the name now.
+    pub generation: String,
+    /// The policy set it was trained for; `null` for the base model.
+    pub policy_revision: Option<String>,
+    /// Base model and generation, as answers tell them.
+    pub system_fingerprint: String,
+    /// Most tokens, prompt and completion together, that a sequence may have.
+    pub max_model_len: usize,
+}
+
+/// The served names.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct ModelList {
+    /// `list`.
+    #[schemars(extend("const" = "list"))]
+    pub object: &'static str,
+    /// What serves, the base model, and every generation in memory.
+    pub data: Vec<Model>,
+}
+
+/// The process is alive.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Health {
+    /// `ok`.
+    #[schemars(extend("const" = "ok"))]
+    pub status: &'static str,
+}
+
+/// The model is loaded and the server takes requests.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Ready {
+    /// `ready`.
+    #[schemars(extend("const" = "ready"))]
+    pub status: &'static str,
+    /// The served name.
+    pub model: String,
+    /// The generation that serves.
+    pub generation: String,
+}
+
+/// Why a request was not answered as asked.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Error {
+    /// What went wrong.
+    pub error: ErrorBody,
+}
+
+/// What went wrong.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(inline)]
+pub struct ErrorBody {
+    /// In words.
+    pub message: String,
+    /// In OpenAI's terms.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// The field at fault, as a path.
+    pub param: Option<String>,
+    /// More exactly, for programs.
+    pub code: Option<&'static str>,
+}

@@ -1,0 +1,314 @@
+//! What `POST /v1/responses` answers, whole and in events.
+
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::Value;
+
+/// A response. What follows `usage` is repeated from the request, with the defaults that were used.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Response {
+    /// The response's id.
+    pub id: String,
+    /// `response`.
+    #[schemars(extend("const" = "response"))]
+    pub object: &'static str,
+    /// Unix seconds.
+    pub created_at: u64,
+    /// Whether it has ended, and how.
+    pub status: Status,
+    /// What went wrong.
+    pub error: Option<ResponseError>,
+    /// Why it is not complete.
+    pub incomplete_details: Option<Incomplete>,
+    /// `model` as it was sent.
+    pub model: String,
+    /// Base model and generation that answered.
+    pub system_fingerprint: String,
+    /// Messages and calls.
+    pub output: Vec<Item>,
+    /// Tokens of the whole request; `null` while it runs.
+    pub usage: Option<ResponseUsage>,
+    /// What is repeated from the request.
+    #[serde(flatten)]
+    pub echoed: Echoed,
+}
+
+/// How far a response or an item is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum Status {
+    /// It has not ended.
+    InProgress,
+    /// It ended well.
+    Completed,
+    /// It was cut off.
+    Incomplete,
+    /// The server failed.
+    Failed,
+}
+
+/// What went wrong.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(inline)]
+pub struct ResponseError {
+    /// `server_error`.
+    pub code: &'static str,
+    /// What happened.
+    pub message: String,
+}
+
+/// Why a response is not complete.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(inline)]
+pub struct Incomplete {
+    /// `max_output_tokens`.
+    pub reason: &'static str,
+}
+
+/// What a response repeats from its request.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Echoed {
+    /// False: responses are not made in the background.
+    pub background: bool,
+    /// As sent.
+    #[schemars(with = "Option<String>")]
+    pub instructions: Value,
+    /// As sent.
+    pub max_output_tokens: Option<usize>,
+    /// As sent.
+    #[schemars(with = "serde_json::Map<String, Value>")]
+    pub metadata: Value,
+    /// As sent, or true.
+    #[schemars(with = "bool")]
+    pub parallel_tool_calls: Value,
+    /// `null`: responses are not kept.
+    pub previous_response_id: Option<String>,
+    /// No model here reasons apart from its answer.
+    pub reasoning: Reasoning,
+    /// False: responses are not kept.
+    pub store: bool,
+    /// As sent, or 1.
+    #[schemars(with = "f64")]
+    pub temperature: Value,
+    /// As sent, or plain text.
+    #[schemars(with = "serde_json::Map<String, Value>")]
+    pub text: Value,
+    /// As sent, or `auto`.
+    pub tool_choice: Value,
+    /// As sent.
+    #[schemars(with = "Vec<Value>")]
+    pub tools: Value,
+    /// As sent, or 1.
+    #[schemars(with = "f64")]
+    pub top_p: Value,
+    /// `disabled`.
+    pub truncation: &'static str,
+    /// As sent.
+    pub user: Value,
+}
+
+/// Always empty.
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
+#[schemars(inline)]
+pub struct Reasoning {
+    /// Always `null`.
+    pub effort: Option<String>,
+    /// Always `null`.
+    pub summary: Option<String>,
+}
+
+/// An item of a response's output.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Item {
+    /// Text.
+    Message(MessageItem),
+    /// A call of a function.
+    Call(CallItem),
+}
+
+/// What the model said.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct MessageItem {
+    /// The item's id.
+    pub id: String,
+    /// `message`.
+    #[serde(rename = "type")]
+    #[schemars(extend("const" = "message"))]
+    pub kind: &'static str,
+    /// How far it is.
+    pub status: Status,
+    /// `assistant`.
+    #[schemars(extend("const" = "assistant"))]
+    pub role: &'static str,
+    /// One part, or none yet.
+    pub content: Vec<TextPart>,
+}
+
+/// The text of a message.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct TextPart {
+    /// `output_text`.
+    #[serde(rename = "type")]
+    #[schemars(extend("const" = "output_text"))]
+    pub kind: &'static str,
+    /// The text.
+    pub text: String,
+    /// Always empty.
+    pub annotations: [(); 0],
+    /// Always empty.
+    pub logprobs: [(); 0],
+}
+
+impl TextPart {
+    /// A part of this text.
+    pub fn new(text: &str) -> Self {
+        Self {
+            kind: "output_text",
+            text: text.into(),
+            annotations: [],
+            logprobs: [],
+        }
+    }
+}
+
+/// A call of a function that the model made.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct CallItem {
+    /// The item's id.
+    pub id: String,
+    /// `function_call`.
+    #[serde(rename = "type")]
+    #[schemars(extend("const" = "function_call"))]
+    pub kind: &'static str,
+    /// How far it is.
+    pub status: Status,
+    /// For the item that returns the result.
+    pub call_id: String,
+    /// The function.
+    pub name: String,
+    /// The text of a JSON object.
+    pub arguments: String,
+}
+
+/// Tokens of a whole request, as responses name them.
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
+pub struct ResponseUsage {
+    /// Of the input.
+    pub input_tokens: usize,
+    /// More about the input.
+    pub input_tokens_details: InputDetails,
+    /// Of the output.
+    pub output_tokens: usize,
+    /// More about the output.
+    pub output_tokens_details: OutputDetails,
+    /// Both.
+    pub total_tokens: usize,
+}
+
+/// More about a response's input.
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
+#[schemars(inline)]
+pub struct InputDetails {
+    /// Tokens that the prefix cache held.
+    pub cached_tokens: usize,
+    /// Always 0.
+    pub cache_write_tokens: usize,
+}
+
+/// More about a response's output.
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
+#[schemars(inline)]
+pub struct OutputDetails {
+    /// Always 0.
+    pub reasoning_tokens: usize,
+}
+
+/// An event of a streamed response.
+#[derive(Clone, Debug, Serialize)]
+pub struct ResponseEvent {
+    /// What happened.
+    #[serde(flatten)]
+    pub body: EventBody,
+    /// What kind of event it is.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// From 0.
+    pub sequence_number: u64,
+}
+
+/// What a response's event tells.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum EventBody {
+    /// The response as a whole.
+    Response {
+        /// As it is now.
+        response: Box<Response>,
+    },
+    /// An item was added or is done.
+    Item {
+        /// Its position in the output.
+        output_index: usize,
+        /// As it is now.
+        item: Item,
+    },
+    /// A part of a message was added or is done.
+    Part {
+        /// The item.
+        item_id: String,
+        /// Its position in the output.
+        output_index: usize,
+        /// Always 0.
+        content_index: usize,
+        /// As it is now.
+        part: TextPart,
+    },
+    /// More text.
+    TextDelta {
+        /// The item.
+        item_id: String,
+        /// Its position in the output.
+        output_index: usize,
+        /// Always 0.
+        content_index: usize,
+        /// What is added.
+        delta: String,
+        /// Always empty.
+        logprobs: [(); 0],
+    },
+    /// A text is complete.
+    TextDone {
+        /// The item.
+        item_id: String,
+        /// Its position in the output.
+        output_index: usize,
+        /// Always 0.
+        content_index: usize,
+        /// All of it.
+        text: String,
+        /// Always empty.
+        logprobs: [(); 0],
+    },
+    /// More of a call's arguments.
+    ArgumentsDelta {
+        /// The item.
+        item_id: String,
+        /// Its position in the output.
+        output_index: usize,
+        /// What is added.
+        delta: String,
+    },
+    /// A call is complete.
+    ArgumentsDone {
+        /// The item.
+        item_id: String,
+        /// Its position in the output.
+        output_index: usize,
+        /// The function.
+        name: String,
+        /// All arguments.
+        arguments: String,
+    },
+}

@@ -1,0 +1,229 @@
+//! What is wrong with a request, and in which field.
+
+use std::fmt;
+
+use serde::de::{Error, Expected, Unexpected};
+use serde_json::{Number, Value};
+
+use super::super::error::ApiError;
+
+/// Stands for the field's path, with backticks, in the messages of [`message`].
+pub(crate) const AT: char = '\u{1}';
+/// Begins the text of an error that says that something is not supported: serde hands errors on as
+/// text alone.
+const UNSUPPORTED: char = '\u{2}';
+/// Characters of a client's text that an error repeats.
+const SHOWN: usize = 64;
+
+/// A step from an object or array to a part of it.
+#[derive(Debug)]
+pub(super) enum Step {
+    Field(String),
+    Item(usize),
+}
+
+/// What is wrong.
+#[derive(Debug)]
+enum What {
+    Missing,
+    Type {
+        expected: String,
+        found: &'static str,
+    },
+    Value {
+        found: String,
+        allowed: String,
+    },
+    /// `expected` says of what, and how many are allowed.
+    Length {
+        count: usize,
+        expected: String,
+    },
+    Unsupported {
+        detail: String,
+    },
+    /// With [`AT`] for the path.
+    Message(String),
+}
+
+/// A faulty field: what is wrong, and the steps that lead there, the innermost first.
+#[derive(Debug)]
+pub(super) struct Fault {
+    steps: Vec<Step>,
+    what: What,
+}
+
+impl Fault {
+    fn new(what: What) -> Self {
+        Self {
+            steps: Vec::new(),
+            what,
+        }
+    }
+
+    /// A field that must be there and is not.
+    pub(super) fn missing() -> Self {
+        Self::new(What::Missing)
+    }
+
+    /// The same fault, seen from the object or array around it.
+    pub(super) fn within(mut self, step: Step) -> Self {
+        self.steps.push(step);
+        self
+    }
+
+    fn path(&self) -> String {
+        let mut path = String::new();
+        for step in self.steps.iter().rev() {
+            match step {
+                Step::Field(name) if path.is_empty() => path.push_str(name),
+                Step::Field(name) => path.push_str(&format!(".{name}")),
+                Step::Item(index) => path.push_str(&format!("[{index}]")),
+            }
+        }
+        path
+    }
+}
+
+impl From<Fault> for ApiError {
+    fn from(fault: Fault) -> Self {
+        let path = fault.path();
+        let message = match fault.what {
+            What::Missing => format!("the field `{path}` is required"),
+            What::Type { expected, found } => format!("`{path}` must be {expected}, not {found}"),
+            What::Value { found, allowed } => format!("`{path}` is {found}; allowed: {allowed}"),
+            What::Length { count, expected } => format!("`{path}` has {count} {expected}"),
+            What::Unsupported { detail } => {
+                return ApiError::Unsupported {
+                    param: path,
+                    detail,
+                };
+            }
+            What::Message(message) => message.replace(AT, &format!("`{path}`")),
+        };
+        ApiError::field(path, message)
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {:?}", self.path(), self.what)
+    }
+}
+
+impl std::error::Error for Fault {}
+
+impl Error for Fault {
+    fn custom<T: fmt::Display>(text: T) -> Self {
+        let text = text.to_string();
+        Self::new(match text.strip_prefix(UNSUPPORTED) {
+            Some(detail) => What::Unsupported {
+                detail: detail.into(),
+            },
+            None => What::Message(text),
+        })
+    }
+
+    fn invalid_type(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        let found = match found {
+            Unexpected::Bool(_) => "a boolean",
+            Unexpected::Unsigned(_) | Unexpected::Signed(_) => "an integer",
+            Unexpected::Float(_) => "a number with a fraction",
+            Unexpected::Char(_) | Unexpected::Str(_) => "a string",
+            Unexpected::Seq => "an array",
+            Unexpected::Map => "an object",
+            Unexpected::Unit | Unexpected::Option => "null",
+            _ => "another value",
+        };
+        Self::new(What::Type {
+            expected: expected.to_string(),
+            found,
+        })
+    }
+
+    fn invalid_value(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        let found = match found {
+            Unexpected::Float(number) => Value::from(number).to_string(),
+            Unexpected::Unsigned(number) => Number::from(number).to_string(),
+            Unexpected::Signed(number) => Number::from(number).to_string(),
+            Unexpected::Str(text) => shown(text),
+            other => other.to_string(),
+        };
+        Self::new(What::Value {
+            found,
+            allowed: expected.to_string(),
+        })
+    }
+
+    fn invalid_length(count: usize, expected: &dyn Expected) -> Self {
+        Self::new(What::Length {
+            count,
+            expected: expected.to_string(),
+        })
+    }
+
+    fn unknown_variant(found: &str, expected: &'static [&'static str]) -> Self {
+        let allowed: Vec<String> = expected.iter().map(|name| format!("`{name}`")).collect();
+        Self::new(What::Value {
+            found: shown(found),
+            allowed: allowed.join(", "),
+        })
+    }
+
+    fn missing_field(name: &'static str) -> Self {
+        Self::missing().within(Step::Field(name.into()))
+    }
+}
+
+fn shown(text: &str) -> String {
+    let shown: String = text.chars().take(SHOWN).collect();
+    format!("{shown:?}")
+}
+
+/// An error with a text of its own, in which [`AT`] stands for the field's path.
+pub(crate) fn message<E: Error>(text: impl fmt::Display) -> E {
+    E::custom(text)
+}
+
+/// A field that asks for something this server does not do; `detail` says which of its values, with
+/// a leading space, or nothing.
+pub(crate) fn unsupported<E: Error>(detail: &str) -> E {
+    E::custom(format!("{UNSUPPORTED}{detail}"))
+}
+
+/// A value as serde's errors name it.
+pub(crate) fn unexpected(value: &Value) -> Unexpected<'_> {
+    match value {
+        Value::Null => Unexpected::Unit,
+        Value::Bool(value) => Unexpected::Bool(*value),
+        Value::Number(number) => match (number.as_u64(), number.as_i64(), number.as_f64()) {
+            (Some(value), _, _) => Unexpected::Unsigned(value),
+            (None, Some(value), _) => Unexpected::Signed(value),
+            (None, None, value) => Unexpected::Float(value.unwrap_or(f64::NAN)),
+        },
+        Value::String(text) => Unexpected::Str(text),
+        Value::Array(_) => Unexpected::Seq,
+        Value::Object(_) => Unexpected::Map,
+    }
+}
+
+/// A value of the wrong JSON type.
+pub(crate) fn wrong_type(path: &str, expected: &str, found: &Value) -> ApiError {
+    ApiError::field(
+        path,
+        format!("`{path}` must be {expected}, not {}", kind(found)),
+    )
+}
+
+/// A value's JSON type in words.
+pub(crate) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(number) if number.is_f64() => "a number with a fraction",
+        Value::Number(_) => "an integer",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}

@@ -1,0 +1,278 @@
+//! Types of single fields. Each is the reader and the schema of its field at once.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Unexpected, Visitor};
+use serde_json::Value;
+
+use super::fault::{AT, message, unexpected, unsupported};
+
+/// Longest name of a function or schema.
+const MAX_NAME: usize = 64;
+/// Largest JSON text of a schema in bytes.
+const MAX_SCHEMA_BYTES: usize = 64 * 1024;
+
+/// Implements the parts of `JsonSchema` that every type here has in common.
+macro_rules! inline_schema {
+    ($name:literal, $generator:ident => $schema:expr) => {
+        fn inline_schema() -> bool {
+            true
+        }
+
+        fn schema_name() -> Cow<'static, str> {
+            $name.into()
+        }
+
+        fn json_schema($generator: &mut SchemaGenerator) -> Schema {
+            $schema
+        }
+    };
+}
+
+/// A number from `LEAST` to `MOST`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Number<const LEAST: i64, const MOST: i64>(pub(crate) f64);
+
+impl<const LEAST: i64, const MOST: i64> JsonSchema for Number<LEAST, MOST> {
+    inline_schema!("Number", _generator =>
+        json_schema!({"type": "number", "minimum": LEAST, "maximum": MOST}));
+}
+
+impl<'de, const LEAST: i64, const MOST: i64> Deserialize<'de> for Number<LEAST, MOST> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let Some(number) = value.as_f64() else {
+            return Err(D::Error::invalid_type(unexpected(&value), &"a number"));
+        };
+        if (LEAST as f64..=MOST as f64).contains(&number) {
+            return Ok(Self(number));
+        }
+        let allowed = format!("{LEAST} to {MOST}");
+        Err(D::Error::invalid_value(
+            unexpected(&value),
+            &allowed.as_str(),
+        ))
+    }
+}
+
+/// An integer from `LEAST` to `MOST`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Integer<const LEAST: i64, const MOST: i64>(pub(crate) i64);
+
+impl<const LEAST: i64, const MOST: i64> JsonSchema for Integer<LEAST, MOST> {
+    inline_schema!("Integer", _generator =>
+        json_schema!({"type": "integer", "minimum": LEAST, "maximum": MOST}));
+}
+
+impl<'de, const LEAST: i64, const MOST: i64> Deserialize<'de> for Integer<LEAST, MOST> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let Some(number) = value.as_i64() else {
+            let expected = "an integer of 64 bits";
+            return Err(D::Error::invalid_type(unexpected(&value), &expected));
+        };
+        if (LEAST..=MOST).contains(&number) {
+            return Ok(Self(number));
+        }
+        let allowed = match MOST {
+            i64::MAX => format!("{LEAST} or more"),
+            most => format!("{LEAST} to {most}"),
+        };
+        Err(D::Error::invalid_value(
+            Unexpected::Signed(number),
+            &allowed.as_str(),
+        ))
+    }
+}
+
+/// A count from `LEAST`, which is not negative, to `MOST`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Count<const LEAST: i64, const MOST: i64>(pub(crate) usize);
+
+impl<const LEAST: i64, const MOST: i64> JsonSchema for Count<LEAST, MOST> {
+    inline_schema!("Count", generator => Integer::<LEAST, MOST>::json_schema(generator));
+}
+
+impl<'de, const LEAST: i64, const MOST: i64> Deserialize<'de> for Count<LEAST, MOST> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Integer(number) = Integer::<LEAST, MOST>::deserialize(deserializer)?;
+        Ok(Self(usize::try_from(number).unwrap_or(0)))
+    }
+}
+
+/// `model`.
+#[derive(Clone, Debug, serde::Deserialize)]
+pub(crate) struct ModelName(pub(crate) String);
+
+impl ModelName {
+    /// Stands for the served name in the schema.
+    pub(crate) const SERVED: &str = "SERVED_NAME";
+}
+
+impl JsonSchema for ModelName {
+    inline_schema!("ModelName", _generator => json_schema!({
+        "type": "string",
+        "description":
+            "The served name, `<name>@base`, or `<name>@<generation>` to pin one.",
+        "examples": [Self::SERVED],
+    }));
+}
+
+/// The name of a function or schema.
+#[derive(Clone, Debug)]
+pub(crate) struct Name(pub(crate) String);
+
+impl JsonSchema for Name {
+    inline_schema!("Name", _generator => {
+        let pattern = format!("^[a-zA-Z0-9_-]{{1,{MAX_NAME}}}$");
+        json_schema!({"type": "string", "pattern": pattern})
+    });
+}
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+        if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(plain) {
+            return Err(message(format_args!(
+                "{AT} must have 1 to {MAX_NAME} characters; allowed: letters, digits, `_`, `-`"
+            )));
+        }
+        Ok(Self(name))
+    }
+}
+
+/// A JSON schema that a client sends.
+#[derive(Clone, Debug)]
+pub(crate) struct JsonSchemaText(pub(crate) Value);
+
+impl JsonSchema for JsonSchemaText {
+    inline_schema!("JsonSchema", _generator => {
+        let description = format!("A JSON schema of at most {} KiB.", MAX_SCHEMA_BYTES / 1024);
+        json_schema!({"type": "object", "description": description})
+    });
+}
+
+impl<'de> Deserialize<'de> for JsonSchemaText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        if !value.is_object() {
+            let expected = "a JSON schema (an object)";
+            return Err(D::Error::invalid_type(unexpected(&value), &expected));
+        }
+        let bytes = value.to_string().len();
+        if bytes > MAX_SCHEMA_BYTES {
+            let allowed = format!("bytes; allowed: up to {MAX_SCHEMA_BYTES}");
+            return Err(D::Error::invalid_length(bytes, &allowed.as_str()));
+        }
+        Ok(Self(value))
+    }
+}
+
+/// A JSON object as text, parsed.
+#[derive(Clone, Debug)]
+pub(crate) struct JsonText(pub(crate) Value);
+
+impl JsonSchema for JsonText {
+    inline_schema!("JsonText", _generator =>
+        json_schema!({"type": "string", "description": "The text of a JSON object."}));
+}
+
+impl<'de> Deserialize<'de> for JsonText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let parsed: Option<Value> = serde_json::from_str(&text).ok();
+        parsed
+            .filter(Value::is_object)
+            .map(Self)
+            .ok_or_else(|| message(format_args!("{AT} must be the text of a JSON object")))
+    }
+}
+
+/// What a [`List`] holds.
+pub(crate) trait Listed {
+    /// A list of them, for errors.
+    const LIST: &'static str;
+}
+
+/// An array.
+#[derive(Clone, Debug)]
+pub(crate) struct List<T>(pub(crate) Vec<T>);
+
+impl<T: JsonSchema> JsonSchema for List<T> {
+    inline_schema!("List", generator => Vec::<T>::json_schema(generator));
+}
+
+impl<'de, T: Listed + Deserialize<'de>> Deserialize<'de> for List<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Items<T>(PhantomData<T>);
+
+        impl<'de, T: Listed + Deserialize<'de>> Visitor<'de> for Items<T> {
+            type Value = List<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(T::LIST)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<List<T>, A::Error> {
+                let mut list = Vec::new();
+                while let Some(item) = items.next_element()? {
+                    list.push(item);
+                }
+                Ok(List(list))
+            }
+        }
+
+        deserializer.deserialize_seq(Items(PhantomData))
+    }
+}
+
+/// Why a field is refused.
+pub(crate) trait Reason {
+    /// Follows the field's name in the error, with a leading space; or nothing.
+    const DETAIL: &'static str;
+    /// Whether values that ask for nothing pass: empty lists, empty objects, `false` and `"none"`.
+    const EMPTY_PASSES: bool;
+}
+
+/// This server does not do it.
+#[derive(Clone, Debug)]
+pub(crate) struct Unoffered;
+
+impl Reason for Unoffered {
+    const DETAIL: &'static str = "";
+    const EMPTY_PASSES: bool = true;
+}
+
+/// This server keeps no responses.
+#[derive(Clone, Debug)]
+pub(crate) struct Unkept;
+
+impl Reason for Unkept {
+    const DETAIL: &'static str =
+        " (responses are not kept: send the whole conversation in `input`)";
+    const EMPTY_PASSES: bool = true;
+}
+
+/// A field that changes what is generated and that this server does not honour.
+#[derive(Clone, Debug)]
+pub(crate) struct Refused<R = Unoffered>(PhantomData<R>);
+
+impl<'de, R: Reason> Deserialize<'de> for Refused<R> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let asks = match Value::deserialize(deserializer)? {
+            Value::Null | Value::Bool(false) => false,
+            Value::Array(items) => !items.is_empty(),
+            Value::Object(fields) => !fields.is_empty(),
+            Value::String(text) => text != "none",
+            Value::Bool(true) | Value::Number(_) => true,
+        };
+        if asks || !R::EMPTY_PASSES {
+            return Err(unsupported(R::DETAIL));
+        }
+        Ok(Self(PhantomData))
+    }
+}

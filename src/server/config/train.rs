@@ -1,0 +1,372 @@
+//! `[train]`, resolved: the recipe for a model of every size, and how a run is computed.
+
+use serde::de::DeserializeOwned;
+
+use super::{Layers, RawCorrective, RawTrain};
+use realign_align::oracle::corrective::CorrectiveSpec;
+use realign_align::train::Recipe;
+use realign_align::train::choices::ModelSize;
+use realign_align::train::recipe::RecipeError;
+use realign_core::ranges;
+use realign_model::Recompute;
+
+/// Share of the time that learning gets from running requests.
+const SHARE: f64 = 0.25;
+
+/// How adapters are trained.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainConfig {
+    recipes: Recipes,
+    /// Share of the time that learning gets while requests run, above 0 and below 1.
+    pub share: f64,
+    /// Most memory that a run may take, in MB; `None` is what the machine has free.
+    pub memory_mb: Option<u64>,
+    /// Whether intermediate results are computed again for gradients.
+    pub recompute: Recompute,
+    /// Who writes compliant responses for pairs of which both violate, if anyone.
+    pub corrective: Option<CorrectiveSpec>,
+}
+
+/// The recipe by the size of the model.
+#[derive(Clone, Debug, PartialEq)]
+struct Recipes {
+    small: Recipe,
+    medium: Recipe,
+    large: Recipe,
+}
+
+impl Recipes {
+    fn new(raw: &RawTrain) -> Result<Self, RecipeError> {
+        Ok(Self {
+            small: recipe(raw, ModelSize::Small)?,
+            medium: recipe(raw, ModelSize::Medium)?,
+            large: recipe(raw, ModelSize::Large)?,
+        })
+    }
+}
+
+impl TrainConfig {
+    /// Checks a section and fills in defaults.
+    ///
+    /// # Errors
+    /// [`RecipeError`], naming the key and what is allowed.
+    pub fn resolve(raw: RawTrain) -> Result<Self, RecipeError> {
+        let recipes = Recipes::new(&raw)?;
+        let share = raw.share.unwrap_or(SHARE);
+        RecipeError::unless_inside(ranges::SHARE, share)?;
+        Ok(Self {
+            recipes,
+            share,
+            memory_mb: raw.memory_mb,
+            recompute: recompute(raw.recompute.as_deref())?,
+            // A heading without keys says nothing.
+            corrective: raw
+                .corrective
+                .filter(|c| *c != RawCorrective::default())
+                .map(corrective)
+                .transpose()?,
+        })
+    }
+
+    /// The same way of computing a run, by the unchanged recipe of this name.
+    ///
+    /// # Errors
+    /// [`RecipeError`] if there is no such recipe.
+    pub fn with_recipe(&self, name: &str) -> Result<Self, RecipeError> {
+        let raw = RawTrain {
+            recipe: Some(name.into()),
+            ..RawTrain::default()
+        };
+        Ok(Self {
+            recipes: Recipes::new(&raw)?,
+            ..self.clone()
+        })
+    }
+
+    /// The recipe for a model of this size.
+    pub fn recipe(&self, size: ModelSize) -> &Recipe {
+        match size {
+            ModelSize::Small => &self.recipes.small,
+            ModelSize::Medium => &self.recipes.medium,
+            ModelSize::Large => &self.recipes.large,
+        }
+    }
+}
+
+fn recompute(name: Option<&str>) -> Result<Recompute, RecipeError> {
+    let Some(name) = name else {
+        return Ok(Recompute::default());
+    };
+    name.parse().map_err(|allowed: &str| RecipeError::Value {
+        field: "recompute",
+        value: format!("{name:?}"),
+        allowed: allowed.into(),
+    })
+}
+
+/// The recipe that a section describes, for a model of this size.
+fn recipe(config: &RawTrain, size: ModelSize) -> Result<Recipe, RecipeError> {
+    let name = config.recipe.as_deref().unwrap_or("default");
+    let base = Recipe::named(name, size)?;
+    let mut recipe = base.clone();
+    adapter(&mut recipe, config)?;
+    steps(&mut recipe, config)?;
+    losses(&mut recipe, config)?;
+    recipe.check()?;
+    if recipe != base {
+        recipe.name = format!("{name}, changed");
+    }
+    Ok(recipe)
+}
+
+fn set<T: Clone>(field: &mut T, value: &Option<T>) {
+    if let Some(value) = value {
+        *field = value.clone();
+    }
+}
+
+/// A field whose values have names.
+fn choose<T: DeserializeOwned>(
+    field: &mut T,
+    value: &Option<String>,
+    name: &'static str,
+) -> Result<(), RecipeError> {
+    let Some(value) = value else { return Ok(()) };
+    // Serde's message lists the names that are allowed.
+    *field = serde_json::from_value(value.as_str().into()).map_err(|error| RecipeError::Other {
+        field: name,
+        what: error.to_string(),
+    })?;
+    Ok(())
+}
+
+fn adapter(recipe: &mut Recipe, config: &RawTrain) -> Result<(), RecipeError> {
+    set(&mut recipe.seed, &config.seed);
+    set(&mut recipe.rank, &config.rank);
+    set(&mut recipe.alpha, &config.alpha);
+    set(&mut recipe.dropout, &config.dropout);
+    set(&mut recipe.targets, &config.targets);
+    set(&mut recipe.layer_share, &config.layer_share);
+    if let Some(layers) = &config.layers {
+        recipe.layers = list(layers)?;
+    }
+    Ok(())
+}
+
+fn steps(recipe: &mut Recipe, config: &RawTrain) -> Result<(), RecipeError> {
+    choose(&mut recipe.optimizer, &config.optimizer, "optimizer")?;
+    choose(&mut recipe.schedule, &config.schedule, "schedule")?;
+    choose(&mut recipe.precision, &config.precision, "precision")?;
+    set(&mut recipe.learning_rate, &config.learning_rate);
+    set(&mut recipe.betas, &config.betas);
+    set(&mut recipe.epsilon, &config.epsilon);
+    set(&mut recipe.weight_decay, &config.weight_decay);
+    set(&mut recipe.warmup_ratio, &config.warmup_ratio);
+    set(&mut recipe.epochs, &config.epochs);
+    set(&mut recipe.pairs_per_step, &config.batch_pairs);
+    set(&mut recipe.accumulation, &config.accumulation);
+    set(&mut recipe.max_steps, &config.max_steps);
+    set(&mut recipe.stop_gradient_norm, &config.stop_gradient_norm);
+    set(&mut recipe.clip_norm, &config.clip_norm);
+    set(&mut recipe.max_loss_ratio, &config.max_loss_ratio);
+    Ok(())
+}
+
+fn losses(recipe: &mut Recipe, config: &RawTrain) -> Result<(), RecipeError> {
+    choose(
+        &mut recipe.preference_loss,
+        &config.preference_loss,
+        "preference_loss",
+    )?;
+    choose(
+        &mut recipe.weight_scale,
+        &config.weight_scale,
+        "weight_scale",
+    )?;
+    set(&mut recipe.beta, &config.beta);
+    set(&mut recipe.alpha_kl, &config.alpha_kl);
+    set(&mut recipe.alpha_sft, &config.alpha_sft);
+    set(&mut recipe.gamma, &config.gamma);
+    set(&mut recipe.gold_pairs, &config.gold_pairs);
+    set(&mut recipe.max_pairs, &config.max_pairs);
+    set(&mut recipe.max_tokens, &config.max_pair_tokens);
+    Ok(())
+}
+
+/// Most layers that a range may span; a larger one is a slip of the pen.
+const MOST_LAYERS: usize = 1024;
+
+fn list(layers: &Layers) -> Result<Vec<usize>, RecipeError> {
+    let wrong = |what: String| RecipeError::Other {
+        field: "layers",
+        what,
+    };
+    let mut listed = match layers {
+        Layers::List(list) => list.clone(),
+        Layers::Range(text) => {
+            let ends = text.split_once('-').and_then(|(first, last)| {
+                let ends = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+                Some(ends).filter(|(a, b): &(usize, usize)| a <= b && b - a < MOST_LAYERS)
+            });
+            let Some((first, last)) = ends else {
+                return Err(wrong(format!(
+                    "{text:?} is no range; write \"first-last\", such as \"15-29\", or a list"
+                )));
+            };
+            (first..=last).collect()
+        }
+    };
+    listed.sort_unstable();
+    listed.dedup();
+    match listed.is_empty() {
+        true => Err(wrong("is empty; name at least one layer, from 0".into())),
+        false => Ok(listed),
+    }
+}
+
+/// The endpoint that `[train.corrective]` names.
+fn corrective(raw: RawCorrective) -> Result<CorrectiveSpec, RecipeError> {
+    let wrong = |field, what: &str| RecipeError::Other {
+        field,
+        what: what.to_owned(),
+    };
+    let url = raw.url.unwrap_or_default();
+    let url = url.trim_end_matches('/');
+    if !url.starts_with("http://") && !url.starts_with("https://") {
+        let what = "give an endpoint's base URL, such as http://127.0.0.1:8000/v1";
+        return Err(wrong("corrective.url", what));
+    }
+    let Some(model) = raw.model.filter(|m| !m.is_empty()) else {
+        return Err(wrong("corrective.model", "name the model to ask"));
+    };
+    let spec = CorrectiveSpec {
+        url: url.to_owned(),
+        model,
+        key_env: raw.key_env,
+        template: raw.template,
+        max_tokens: raw.max_tokens.unwrap_or(160),
+        attempts: raw.attempts.unwrap_or(3),
+        concurrency: raw.concurrency.unwrap_or(4),
+    };
+    for (range, value) in [
+        (ranges::CORRECTIVE_MAX_TOKENS, spec.max_tokens),
+        (ranges::CORRECTIVE_ATTEMPTS, spec.attempts),
+        (ranges::CORRECTIVE_CONCURRENCY, spec.concurrency),
+    ] {
+        RecipeError::unless_inside(range, value as f64)?;
+    }
+    Ok(spec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use realign_align::train::choices::{OptimizerKind, Schedule};
+
+    #[test]
+    fn what_is_given_replaces_what_the_named_recipe_says() {
+        let config = RawTrain {
+            recipe: Some("paper".into()),
+            layers: Some(Layers::Range("2-4".into())),
+            optimizer: Some("lion".into()),
+            schedule: Some("constant".into()),
+            max_steps: Some(7),
+            ..RawTrain::default()
+        };
+        let made = recipe(&config, ModelSize::Small).unwrap();
+        assert_eq!(made.name, "paper, changed");
+        assert_eq!(made.layers, [2, 3, 4]);
+        assert_eq!(made.optimizer, OptimizerKind::Lion);
+        assert_eq!(made.schedule, Schedule::Constant);
+        assert_eq!((made.max_steps, made.rank), (7, Recipe::paper().rank));
+        let untouched = TrainConfig::resolve(RawTrain::default()).unwrap();
+        for size in [ModelSize::Small, ModelSize::Medium, ModelSize::Large] {
+            assert_eq!(*untouched.recipe(size), Recipe::sized(size));
+        }
+    }
+
+    #[test]
+    fn mistakes_name_the_field_and_what_is_allowed() {
+        let wrong = |config: RawTrain, expect: &str| {
+            let error = recipe(&config, ModelSize::Small).unwrap_err().to_string();
+            assert!(error.contains(expect), "{error}");
+        };
+        let config = RawTrain::default;
+        let optimizer = Some("sgdd".to_owned());
+        wrong(
+            RawTrain {
+                optimizer,
+                ..config()
+            },
+            "`adamw` or `lion`",
+        );
+        let weight_scale = Some("mean".to_owned());
+        wrong(
+            RawTrain {
+                weight_scale,
+                ..config()
+            },
+            "`sum-one`",
+        );
+        let layers = Some(Layers::Range("9-2".into()));
+        wrong(RawTrain { layers, ..config() }, "\"15-29\"");
+        let layers = Some(Layers::List(vec![]));
+        wrong(RawTrain { layers, ..config() }, "train.layers: is empty");
+        let warmup_ratio = Some(2.0);
+        wrong(
+            RawTrain {
+                warmup_ratio,
+                ..config()
+            },
+            "train.warmup_ratio",
+        );
+    }
+
+    #[test]
+    fn a_section_names_an_endpoint_and_mistakes_are_named() {
+        let resolve = |corrective: RawCorrective| {
+            TrainConfig::resolve(RawTrain {
+                corrective: Some(corrective),
+                ..RawTrain::default()
+            })
+        };
+        let empty = resolve(RawCorrective::default()).unwrap();
+        assert_eq!(empty.corrective, None, "a heading without keys");
+        let whole = RawCorrective {
+            url: Some("http://127.0.0.1:9/v1/".into()),
+            model: Some("m".into()),
+            ..RawCorrective::default()
+        };
+        let spec = resolve(whole.clone()).unwrap().corrective.unwrap();
+        assert_eq!(
+            (spec.url.as_str(), spec.attempts),
+            ("http://127.0.0.1:9/v1", 3)
+        );
+        for (spoilt, expect) in [
+            (
+                RawCorrective {
+                    url: None,
+                    ..whole.clone()
+                },
+                "train.corrective.url",
+            ),
+            (
+                RawCorrective {
+                    model: None,
+                    ..whole.clone()
+                },
+                "train.corrective.model",
+            ),
+            (
+                RawCorrective {
+                    attempts: Some(0),
+                    ..whole.clone()
+                },
+                "train.corrective.attempts is 0; from 1 to 16",
+            ),
+        ] {
+            let error = resolve(spoilt).unwrap_err().to_string();
+            assert!(error.contains(expect), "{error}");
+        }
+    }
+}

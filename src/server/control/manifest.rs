@@ -1,0 +1,59 @@
+//! How a trained adapter is written to the store: with its manifest and the curve of its losses.
+
+use serde_json::Value;
+
+use realign_align::pipeline::Inputs;
+use realign_align::train::curve::{LINES_FILE, PLOT_FILE};
+use realign_align::train::{Curve, Recipe};
+use realign_core::TriageCounts;
+use realign_engine::adapter::generation::GenerationId;
+use realign_engine::adapter::{AdapterError, AdapterStore, Manifest};
+use realign_model::{LoadedModel, LoraWeights};
+
+/// What an adapter was trained from.
+pub struct Origin<'a> {
+    /// The generation that served meanwhile.
+    pub parent: Option<GenerationId>,
+    /// The base model.
+    pub loaded: &'a LoadedModel,
+    /// Data and policies.
+    pub inputs: &'a Inputs,
+    /// How it was trained.
+    pub recipe: &'a Recipe,
+    /// The categories of the data.
+    pub triage: TriageCounts,
+}
+
+impl Origin<'_> {
+    /// Writes an adapter to the store, with `gate` as the gate's report.
+    ///
+    /// # Errors
+    /// [`AdapterError`].
+    pub fn publish(
+        &self,
+        store: &AdapterStore,
+        weights: &LoraWeights,
+        curve: &Curve,
+        gate: Value,
+    ) -> Result<GenerationId, AdapterError> {
+        let files = [(LINES_FILE, curve.jsonl()), (PLOT_FILE, curve.svg())];
+        store.write_beside(weights, self.manifest(gate), &files)
+    }
+
+    fn manifest(&self, gate: Value) -> Manifest {
+        Manifest {
+            parent: self.parent.clone(),
+            base_hash: self.loaded.base_hash.to_string(),
+            base_name: self.loaded.name.to_string(),
+            policy_revision: Some(self.inputs.policy_revision.clone()),
+            dataset_digest: Some(self.inputs.dataset.digest.clone()),
+            // Plain data: there is nothing in it that JSON cannot hold.
+            recipe: serde_json::to_value(self.recipe).unwrap_or_default(),
+            seed: self.recipe.seed,
+            inputs_hash: self.inputs.hash.clone(),
+            triage: self.triage,
+            gate,
+            ..Manifest::default()
+        }
+    }
+}
