@@ -5,24 +5,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use candle_core::Device;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use realign_align::train::passes::Passes;
 use realign_align::train::{Objective, Recipe, TrainableLora};
-use realign_engine::adapter::generation::{Generation, GenerationId};
+use realign_engine::adapter::generation::{Generation, GenerationId, StagedAdapter};
 use realign_engine::adapter::{Registry, base_id};
 use realign_engine::request::{GenerateEvent, GenerateRequest, SamplingParams};
 use realign_engine::{EngineConfig, EngineHandle};
-use realign_model::packing::{Example, remember_states};
-use realign_model::{LoadedModel, Ops};
+use realign_model::packing::Example;
+use realign_model::{LoadedModel, Precision};
 
 const MODEL: &str = "models/SmolLM2-135M-Instruct.Q4_1.gguf";
 
 fn load() -> LoadedModel {
-    LoadedModel::load(MODEL, &Device::Cpu).expect("`make model` fetches the model")
+    LoadedModel::load(MODEL, &realign_cpu::Cpu).expect("`make model` fetches the model")
 }
 
 fn generation(loaded: &LoadedModel, adapter: Option<TrainableLora>) -> Arc<Generation> {
-    let adapter = adapter.map(|a| Arc::new(a.weights()));
+    let staged = |a: TrainableLora| StagedAdapter::new(&*loaded.backend, a.weights());
+    let adapter = adapter.map(|a| staged(a).expect("it fits"));
     let base_hash = loaded.base_hash.to_string();
     let id = if adapter.is_some() {
         GenerationId("0123456789ab".into())
@@ -44,7 +45,13 @@ fn adapter(loaded: &LoadedModel) -> TrainableLora {
         ..Recipe::default()
     };
     let projections = recipe.projections().expect("named above");
-    TrainableLora::init(&loaded.model.spec, &recipe, &projections, &Device::Cpu).expect("it fits")
+    TrainableLora::init(
+        loaded.spec(),
+        &recipe,
+        &projections,
+        loaded.backend.device(),
+    )
+    .expect("it fits")
 }
 
 /// Runs one sequence to its end and returns the tokens it generated.
@@ -79,7 +86,7 @@ fn generate(
 fn serving(c: &mut Criterion) {
     let loaded = load();
     let engine = realign_engine::start(
-        loaded.model.clone(),
+        &*loaded.backend,
         loaded.tokenizer.clone(),
         EngineConfig::default(),
     )
@@ -144,11 +151,12 @@ fn swap_under_load(
 
 fn training(c: &mut Criterion) {
     let loaded = load();
-    let model = loaded.model.dequantized().expect("513 MB are there");
+    let backend = &*loaded.backend;
+    let mut passes = Passes::new(backend, Precision::Mixed).expect("it learns");
     let recipe = Recipe::default();
     let projections = recipe.projections().expect("the default's");
-    let lora =
-        TrainableLora::init(&model.spec, &recipe, &projections, &Device::Cpu).expect("it fits");
+    let lora = TrainableLora::init(backend.spec(), &recipe, &projections, backend.device())
+        .expect("it fits");
     let tokens = |from: u32, n: u32| (from..from + n).collect::<Vec<u32>>();
     let mut pairs: Vec<Example> = (0..6)
         .map(|i| {
@@ -158,13 +166,8 @@ fn training(c: &mut Criterion) {
             )
         })
         .collect();
-    remember_states(
-        &model,
-        Ops::Fused,
-        pairs.iter_mut(),
-        recipe.lowest_layer(model.spec.layers),
-    )
-    .expect("the base runs");
+    let lowest = recipe.lowest_layer(backend.spec().layers);
+    passes.remember(&mut pairs, lowest).expect("the base runs");
     let batch: Vec<(&Example, _)> = pairs.iter().map(|p| (p, None)).collect();
     let rows: usize = pairs.iter().map(Example::rows).sum();
     let objective = Objective::from(&recipe);
@@ -175,11 +178,9 @@ fn training(c: &mut Criterion) {
         .throughput(Throughput::Elements(rows as u64));
     group.bench_function("forward and backward of 6 pairs", |b| {
         b.iter(|| {
-            let loss = objective
-                .gold_loss(&model, Ops::Fused, &lora.weights(), &batch)
-                .expect("it runs");
-            lora.gradients(&loss.backward().expect("it differentiates"))
-                .expect("every tensor has one")
+            passes
+                .gold(&objective, &lora.weights(), &batch)
+                .expect("it runs")
         })
     });
     group.finish();

@@ -6,7 +6,7 @@
 #
 # CAPABILITY is 80 (A100; also runs on 86 and 89), 86, 89 or 90 (H100, H200; the default): candle's own
 # kernels are machine code for one target. Ours are compiled when the program starts.
-# `tests` also builds the tests for scripts/gpu-check.sh (REALIGN_GPU_TESTBIN).
+# `tests` also builds the tests of the crates that run on the device, for scripts/gpu-check.sh (REALIGN_GPU_TESTBIN).
 # Needs cargo, cc, ar and python3 with pip. Respects CARGO_TARGET_DIR. The first build takes about a quarter
 # of an hour of one core.
 set -euo pipefail
@@ -40,6 +40,6 @@ cargo build --release --locked --features cuda --bin realign
 ls -l "$target/release/realign"
 case "${2:-}" in
     "") ;;
-    tests) cargo test --release --locked --features cuda --lib --no-run ;;
+    tests) cargo test --release --locked -p realign -p realign-cuda -p realign-engine --features realign/cuda --lib --no-run ;;
     *) echo "build-cuda: unknown argument $2; the only one allowed is tests" >&2; exit 2 ;;
 esac

@@ -18,7 +18,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SOURCES = ROOT / "src/model/cuda/kernels"
+SOURCES = ROOT / "src/cuda/kernels"
 ARCHITECTURES = [80, 86, 89, 90]
 
 

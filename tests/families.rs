@@ -9,27 +9,35 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
+use realign_cpu::{CpuBackend, CpuExecutor};
 use realign_engine::adapter::peft;
 use realign_model::packing::{Example, Packed};
 use realign_model::{
-    AdapterRows, AdapterSpan, Attention, BLOCK_TOKENS, Batch, CpuExecutor, LoraPair, LoraSite,
-    LoraWeights, Model, ModelSource, Ops, PagedKv, PagedSequence, Segment, Step,
+    AdapterSpan, BLOCK_TOKENS, Backend, LoraPair, LoraSite, LoraWeights, ModelFiles, ModelSource,
+    PagedSequence, Segment, Step,
 };
+use realign_reference::{AdapterRows, Batch, Reference};
 use serde_json::Value;
 
 const FAMILIES: [&str; 5] = ["llama", "qwen2", "qwen3", "gemma2", "gemma3"];
-const BOTH: [Ops; 2] = [Ops::Fused, Ops::Plain];
-/// Tokens per cache block: a divisor of neither the window nor the chunks.
-const BLOCK_SIZE: usize = 3;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new("tests/golden/families").join(name)
 }
 
-fn load(path: &Path) -> Model {
+fn files(path: &Path) -> ModelFiles {
     let source = ModelSource::parse(&path.to_string_lossy()).unwrap();
-    let model = source.fetch().and_then(|f| f.load(&Device::Cpu));
+    source.fetch().unwrap()
+}
+
+fn load(path: &Path) -> Reference {
+    let model = realign_reference::load(&files(path));
     model.unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn packed(path: &Path) -> CpuBackend {
+    let model = realign_cpu::load(&files(path));
+    CpuBackend::new(model.unwrap_or_else(|e| panic!("{}: {e}", path.display())))
 }
 
 /// What PyTorch computed for one family.
@@ -86,7 +94,7 @@ impl Golden {
 }
 
 /// Logits of a whole sequence, (tokens, vocabulary).
-fn whole(model: &Model, tokens: &[u32], ops: Ops, adapter: Option<&LoraWeights>) -> Tensor {
+fn whole(model: &Reference, tokens: &[u32], adapter: Option<&LoraWeights>) -> Tensor {
     let positions: Vec<u32> = (0..tokens.len() as u32).collect();
     let segment = Segment {
         start: 0,
@@ -98,10 +106,9 @@ fn whole(model: &Model, tokens: &[u32], ops: Ops, adapter: Option<&LoraWeights>)
         tokens,
         positions: &positions,
         adapters: &adapters,
-        attention: Attention::Packed(Arc::from([segment])),
-        ops,
+        segments: Arc::from([segment]),
     };
-    model.logits(ops, &model.hidden(&batch).unwrap()).unwrap()
+    model.logits(&model.hidden(&batch).unwrap()).unwrap()
 }
 
 fn rows_of(adapter: Option<&LoraWeights>, rows: usize) -> Vec<AdapterRows<'_>> {
@@ -114,46 +121,17 @@ fn rows_of(adapter: Option<&LoraWeights>, rows: usize) -> Vec<AdapterRows<'_>> {
         .collect()
 }
 
-/// Logits of a whole sequence that is fed in chunks over a paged cache.
-fn paged(model: &Model, tokens: &[u32], chunks: &[usize], ops: Ops) -> Tensor {
-    let spec = &model.spec;
-    let count = tokens.len().div_ceil(BLOCK_SIZE);
-    let width = spec.kv_heads * spec.head_dim;
-    let kv = PagedKv::new(spec.layers, width, count + 1, BLOCK_SIZE, &Device::Cpu).unwrap();
-    // Blocks from the pool's end downwards: neighbours in the sequence are none in the pool.
-    let blocks: Arc<[u32]> = (0..count as u32).rev().collect();
-    let mut cached = 0;
-    let mut parts = Vec::new();
-    for &rows in chunks {
-        let positions: Vec<u32> = (cached as u32..(cached + rows) as u32).collect();
-        let sequence = PagedSequence {
-            start: 0,
-            rows,
-            cached,
-            blocks: blocks.clone(),
-        };
-        let batch = Batch {
-            tokens: &tokens[cached..cached + rows],
-            positions: &positions,
-            adapters: &[],
-            attention: Attention::Paged {
-                kv: &kv,
-                sequences: Arc::from([sequence]),
-            },
-            ops,
-        };
-        parts.push(model.logits(ops, &model.hidden(&batch).unwrap()).unwrap());
-        cached += rows;
-    }
-    assert_eq!(cached, tokens.len());
-    Tensor::cat(&parts, 0).unwrap()
-}
-
 /// Logits from the CPU executor, fed in chunks, with the adapter on every row if there is one.
-fn served(model: Model, tokens: &[u32], chunks: &[usize], adapter: Option<LoraWeights>) -> Tensor {
-    let (spec, adapter) = (model.spec.clone(), adapter.map(Arc::new));
+fn served(
+    backend: &CpuBackend,
+    tokens: &[u32],
+    chunks: &[usize],
+    adapter: Option<LoraWeights>,
+) -> Tensor {
+    let spec = backend.spec();
+    let adapter = adapter.map(|adapter| backend.stage(&adapter).unwrap());
     let count = tokens.len().div_ceil(BLOCK_TOKENS);
-    let mut executor = CpuExecutor::new(Arc::new(model.packed().unwrap()), count + 1, 2).unwrap();
+    let mut executor = CpuExecutor::new(backend.model().clone(), count + 1, 2).unwrap();
     let blocks: Arc<[u32]> = (0..count as u32).rev().collect();
     let mut logits = vec![0f32; tokens.len() * spec.vocab_size];
     let mut cached = 0;
@@ -192,15 +170,14 @@ fn the_cpu_executor_agrees_with_and_without_an_adapter() {
     for family in FAMILIES {
         let golden = Golden::of(family);
         for chunks in [&[40][..], &[7, 16, 1, 16], &[1; 40]] {
-            let model = || load(&fixture(family));
-            let base = served(model(), &golden.tokens, chunks, None);
-            golden.check(
-                &base,
-                "logits",
-                1e-4,
-                &format!("executor, chunks {chunks:?}"),
-            );
-            let adapted = served(model(), &golden.tokens, chunks, Some(golden.adapter()));
+            let backend = packed(&fixture(family));
+            let base = served(&backend, &golden.tokens, chunks, None);
+            let what = format!("executor, chunks {chunks:?}");
+            golden.check(&base, "logits", 1e-4, &what);
+            if chunks.len() == golden.tokens.len() {
+                golden.check(&base, "decoded", 1e-4, &what);
+            }
+            let adapted = served(&backend, &golden.tokens, chunks, Some(golden.adapter()));
             golden.check(
                 &adapted,
                 "logits_adapter",
@@ -216,26 +193,10 @@ fn whole_sequences_agree_with_and_without_an_adapter() {
     for family in FAMILIES {
         let (golden, model) = (Golden::of(family), load(&fixture(family)));
         let adapter = golden.adapter();
-        for ops in BOTH {
-            let what = format!("{ops:?}");
-            let base = whole(&model, &golden.tokens, ops, None);
-            golden.check(&base, "logits", 1e-4, &what);
-            let adapted = whole(&model, &golden.tokens, ops, Some(&adapter));
-            golden.check(&adapted, "logits_adapter", 1e-4, &what);
-        }
-    }
-}
-
-#[test]
-fn paged_decoding_agrees_in_chunks_and_token_by_token() {
-    for family in FAMILIES {
-        let (golden, model) = (Golden::of(family), load(&fixture(family)));
-        for ops in BOTH {
-            let chunks = paged(&model, &golden.tokens, &[7, 16, 1, 16], ops);
-            golden.check(&chunks, "logits", 1e-4, &format!("{ops:?} in chunks"));
-            let single = paged(&model, &golden.tokens, &[1; 40], ops);
-            golden.check(&single, "decoded", 1e-4, &format!("{ops:?} by token"));
-        }
+        let base = whole(&model, &golden.tokens, None);
+        golden.check(&base, "logits", 1e-4, "whole");
+        let adapted = whole(&model, &golden.tokens, Some(&adapter));
+        golden.check(&adapted, "logits_adapter", 1e-4, "whole");
     }
 }
 
@@ -289,7 +250,7 @@ fn every_constant_of_a_family_matters() {
                 let place = config.pointer_mut(&format!("/{field}"));
                 *place.expect("the fixture has the field") = value.clone();
             });
-            let logits = whole(&load(dir.path()), &golden.tokens, Ops::Fused, None);
+            let logits = whole(&load(dir.path()), &golden.tokens, None);
             let distance = golden.distance(&logits, "logits");
             assert!(distance > 1e-3, "{family}: {field} changes {distance}");
         }
@@ -332,22 +293,20 @@ fn lora_gradients_agree_on_all_seven_projections() {
         let (golden, model) = (Golden::of(family), load(&fixture(family)));
         let (prompt, response) = golden.tokens.split_at(golden.prompt);
         let packed = Packed::new([&Example::new(prompt.to_vec(), vec![response.to_vec()])]);
-        for ops in BOTH {
-            let (adapter, variables) = trainable(&golden.adapter());
-            assert_eq!(variables.len(), 14 * model.spec.layers);
-            let logprobs = packed.token_logprobs(&model, ops, Some(&adapter)).unwrap();
-            let loss = logprobs.mean_all().unwrap().neg().unwrap();
-            let got = f64::from(loss.to_scalar::<f32>().unwrap());
-            assert!(
-                (got - golden.loss).abs() < 1e-4 * golden.loss,
-                "{family} {ops:?}: loss {got}, PyTorch has {}",
-                golden.loss
-            );
-            let gradients = loss.backward().unwrap();
-            for (name, variable) in &variables {
-                let gradient = gradients.get(variable).expect("every factor has one");
-                golden.check(gradient, &format!("grad.{name}"), 2e-4, &format!("{ops:?}"));
-            }
+        let (adapter, variables) = trainable(&golden.adapter());
+        assert_eq!(variables.len(), 14 * model.decoder.spec.layers);
+        let logprobs = model.token_logprobs(&packed, Some(&adapter)).unwrap();
+        let loss = logprobs.mean_all().unwrap().neg().unwrap();
+        let got = f64::from(loss.to_scalar::<f32>().unwrap());
+        assert!(
+            (got - golden.loss).abs() < 1e-4 * golden.loss,
+            "{family}: loss {got}, PyTorch has {}",
+            golden.loss
+        );
+        let gradients = loss.backward().unwrap();
+        for (name, variable) in &variables {
+            let gradient = gradients.get(variable).expect("every factor has one");
+            golden.check(gradient, &format!("grad.{name}"), 2e-4, "reference");
         }
     }
 }

@@ -6,7 +6,8 @@ use std::sync::OnceLock;
 
 use candle_core::{Device, Tensor};
 use realign_model::packing::{Example, Packed};
-use realign_model::{LoraPair, LoraSite, LoraWeights, Model, ModelSource, Ops, Projection};
+use realign_model::{LoraPair, LoraSite, LoraWeights, ModelSource, Projection};
+use realign_reference::{Reference, ReferenceBackend};
 use serde_json::Value;
 
 pub fn golden() -> &'static Value {
@@ -29,17 +30,18 @@ pub fn model_path() -> String {
 }
 
 /// The default model in f32, loaded once for all tests.
-pub fn dense_model() -> &'static Model {
-    static MODEL: OnceLock<Model> = OnceLock::new();
+pub fn dense_model() -> &'static Reference {
+    dense().model()
+}
+
+/// As [`dense_model`], as a backend.
+pub fn dense() -> &'static ReferenceBackend {
+    static MODEL: OnceLock<ReferenceBackend> = OnceLock::new();
     MODEL.get_or_init(|| {
         let files = ModelSource::parse(&model_path())
             .and_then(ModelSource::fetch)
             .expect("the model is there");
-        files
-            .load(&Device::Cpu)
-            .expect("it loads")
-            .dequantized()
-            .expect("it fits")
+        ReferenceBackend::new(realign_reference::load(&files).expect("it loads"))
     })
 }
 
@@ -118,8 +120,8 @@ fn response_logprobs_agree_with_and_without_the_adapter() {
         ("logp_ref", None),
         ("logp_adapter", Some(adapter("adapter"))),
     ] {
-        let got = packed
-            .response_logprobs(dense_model(), Ops::Fused, weights.as_ref())
+        let got = dense_model()
+            .response_logprobs(&packed, weights.as_ref())
             .unwrap();
         for (sample, got) in samples.iter().zip(got) {
             let id = sample["id"].as_str().unwrap();
@@ -146,14 +148,10 @@ fn top_logits_agree_at_the_first_and_the_last_prompt_position() {
         for (position, len) in [("position_0", 1), ("last_prompt_position", prompt.len())] {
             let expected = &golden()["logits"][key][position];
             let packed = Packed::new([&Example::new(prompt[..len].to_vec(), vec![vec![2]])]);
-            let hidden = packed
-                .response_hidden(dense_model(), Ops::Fused, weights.as_ref())
+            let hidden = dense_model()
+                .response_hidden(&packed, weights.as_ref())
                 .unwrap();
-            let logits: Tensor = dense_model()
-                .logits(Ops::Fused, &hidden)
-                .unwrap()
-                .squeeze(0)
-                .unwrap();
+            let logits: Tensor = dense_model().logits(&hidden).unwrap().squeeze(0).unwrap();
             let logits = logits.to_vec1::<f32>().unwrap();
             for (id, value) in ids(&expected["ids"])
                 .into_iter()
@@ -167,23 +165,5 @@ fn top_logits_agree_at_the_first_and_the_last_prompt_position() {
                 );
             }
         }
-    }
-}
-
-#[test]
-fn plain_and_fused_operations_give_the_same_model() {
-    let packed = Packed::new(&examples("samples")[..2]);
-    let weights = adapter("adapter");
-    let run = |ops| {
-        packed
-            .response_logprobs(dense_model(), ops, Some(&weights))
-            .unwrap()
-    };
-    for (fused, plain) in run(Ops::Fused)
-        .into_iter()
-        .flatten()
-        .zip(run(Ops::Plain).into_iter().flatten())
-    {
-        assert!((fused - plain).abs() < 1e-3, "{fused} and {plain}");
     }
 }

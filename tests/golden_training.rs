@@ -12,10 +12,12 @@ use realign_align::train::{
 };
 use realign_core::Category;
 use realign_model::packing::{Example, Packed};
-use realign_model::{LoraPair, LoraSite, LoraWeights, Ops, Precision, Projection};
+use realign_model::{
+    Backend, LoraPair, LoraSite, LoraWeights, PassOptions, Precision, Projection, Recompute,
+};
 use serde_json::Value;
 
-use crate::golden_parity::{adapter, dense_model, example, examples, golden};
+use crate::golden_parity::{adapter, dense, dense_model, example, examples, golden};
 
 pub fn close(got: f64, expected: &Value, tolerance: f64, what: &str) {
     let expected = expected
@@ -67,8 +69,7 @@ pub fn samples() -> Vec<TrainExample> {
     let (pairs, weights): (Vec<TokenPair>, Vec<f64>) = golden_pairs().into_iter().unzip();
     let mut examples = realign_align::train::examples::with_reference(
         Reference {
-            model: dense_model(),
-            ops: Ops::Fused,
+            backend: dense(),
             lowest_layer: 0,
             precision: Precision::Exact,
             conflicts: true,
@@ -89,28 +90,35 @@ pub fn refs(examples: &[TrainExample]) -> Vec<&TrainExample> {
     examples.iter().collect()
 }
 
+/// Passes whose gradients come from the graph of a whole pass.
+fn whole_graph() -> Passes {
+    let options = PassOptions {
+        precision: Precision::Exact,
+        recompute: Recompute::Off,
+        ..PassOptions::default()
+    };
+    Passes::with(dense(), options).unwrap()
+}
+
 fn gradients(objective: Objective, examples: &[TrainExample]) -> (f64, Gradients) {
     let lora = TrainableLora::from_weights(&adapter("adapter")).unwrap();
-    let (loss, parts) = objective
-        .loss(dense_model(), Ops::Fused, &lora.weights(), &refs(examples))
+    let (gradients, parts) = whole_graph()
+        .loss(&objective, &lora, &refs(examples))
         .unwrap();
-    (
-        parts.total(),
-        lora.gradients(&loss.backward().unwrap()).unwrap(),
-    )
+    (parts.total(), gradients)
 }
 
 #[test]
 fn every_loss_agrees_per_sample() {
-    let weights = adapter("adapter");
+    let lora = TrainableLora::from_weights(&adapter("adapter")).unwrap();
     for example in samples() {
         let one = |objective: Objective| {
             let unweighted = TrainExample {
                 weight: 1.0,
                 ..example.clone()
             };
-            objective
-                .loss(dense_model(), Ops::Fused, &weights, &[&unweighted])
+            whole_graph()
+                .loss(&objective, &lora, &[&unweighted])
                 .unwrap()
                 .1
         };
@@ -243,7 +251,7 @@ pub fn check_elements(gradients: &Gradients) {
 
 #[test]
 fn every_seven_projections_get_a_gradient_with_a_random_b() {
-    let spec = &dense_model().spec;
+    let spec = dense().spec();
     let mut weights = LoraWeights::default();
     for layer in 0..spec.layers {
         for projection in Projection::ALL {
@@ -261,15 +269,10 @@ fn every_seven_projections_get_a_gradient_with_a_random_b() {
     }
     let lora = TrainableLora::from_weights(&weights).unwrap();
     let examples = samples();
-    let (loss, _) = objective(PreferenceLoss::Sigmoid)
-        .loss(
-            dense_model(),
-            Ops::Fused,
-            &lora.weights(),
-            &refs(&examples[..3]),
-        )
+    let objective = objective(PreferenceLoss::Sigmoid);
+    let (gradients, _) = whole_graph()
+        .loss(&objective, &lora, &refs(&examples[..3]))
         .unwrap();
-    let gradients = lora.gradients(&loss.backward().unwrap()).unwrap();
     assert_eq!(gradients.sites.len(), 30 * 7);
     for (site, (a, b)) in &gradients.sites {
         for gradient in [a, b] {
@@ -297,8 +300,9 @@ fn three_adamw_steps_agree() {
         .as_array()
         .unwrap();
     for (step, expected) in expected.iter().enumerate() {
-        let (loss, parts) = objective(PreferenceLoss::Sigmoid)
-            .loss(dense_model(), Ops::Fused, &lora.weights(), &refs(&examples))
+        let objective = objective(PreferenceLoss::Sigmoid);
+        let (gradients, parts) = whole_graph()
+            .loss(&objective, &lora, &refs(&examples))
             .unwrap();
         close(
             parts.total(),
@@ -307,7 +311,6 @@ fn three_adamw_steps_agree() {
             &format!("loss before step {step}"),
         );
         if step < 3 {
-            let gradients = lora.gradients(&loss.backward().unwrap()).unwrap();
             optimizer
                 .step(lora.vars(), &gradients, 1e-3, f64::INFINITY)
                 .unwrap();
@@ -350,8 +353,8 @@ pub fn fresh() -> LoraWeights {
 fn impact_inputs() -> (Vec<TrainExample>, Vec<Example>, Vec<[f64; 2]>) {
     let conflicts = samples().into_iter().take(4).collect();
     let gold = examples("gold");
-    let reference = Packed::new(&gold)
-        .response_logprobs(dense_model(), Ops::Fused, None)
+    let reference = dense_model()
+        .response_logprobs(&Packed::new(&gold), None)
         .unwrap();
     (
         conflicts,
@@ -362,8 +365,7 @@ fn impact_inputs() -> (Vec<TrainExample>, Vec<Example>, Vec<[f64; 2]>) {
 
 fn at(adapter: &LoraWeights) -> At<'_> {
     At {
-        model: dense_model(),
-        ops: Ops::Fused,
+        backend: dense(),
         adapter,
         objective: objective(PreferenceLoss::Sigmoid),
         precision: Precision::Exact,
@@ -382,7 +384,7 @@ fn impact_scores_agree_by_gradients_and_by_directional_derivative() {
         ("impact_at_B_zero", fresh()),
     ] {
         let expected = &golden()[key];
-        let mut passes = Passes::new(dense_model(), Ops::Fused, Precision::Exact).unwrap();
+        let mut passes = Passes::new(dense(), Precision::Exact).unwrap();
         let direction = at(&weights)
             .gold_gradient(&mut passes, &gold, || true)
             .unwrap()

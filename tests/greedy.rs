@@ -8,11 +8,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::Device;
+use realign_cpu::{Cpu, CpuExecutor};
 use realign_model::packing::{Example, Packed};
-use realign_model::{
-    BLOCK_TOKENS, CpuExecutor, LoadedModel, Model, ModelSource, Ops, PagedSequence, Step,
-};
+use realign_model::{BLOCK_TOKENS, LoadedModel, ModelSource, PagedSequence, Step};
+use realign_reference::Reference as ReferenceModel;
 use serde_json::Value;
 
 use super::golden_parity::{adapter, dense_model, golden, ids, model_path};
@@ -63,18 +62,14 @@ fn best(logits: &[f32]) -> u32 {
 }
 
 fn f32_agrees(
-    model: &Model,
+    model: &ReferenceModel,
     references: &[Reference],
     adapter: Option<&realign_model::LoraWeights>,
 ) {
     for r in references {
         let packed = Packed::new([&Example::new(r.prompt.clone(), vec![r.tokens.clone()])]);
-        let hidden = packed.response_hidden(model, Ops::Fused, adapter).unwrap();
-        let logits = model
-            .logits(Ops::Fused, &hidden)
-            .unwrap()
-            .to_vec2::<f32>()
-            .unwrap();
+        let hidden = model.response_hidden(&packed, adapter).unwrap();
+        let logits = model.logits(&hidden).unwrap().to_vec2::<f32>().unwrap();
         let ours: Vec<u32> = logits.iter().map(|row| best(row)).collect();
         assert_eq!(ours, r.tokens, "after {:?}", r.prompt);
     }
@@ -119,8 +114,11 @@ fn served_logits(executor: &mut CpuExecutor, r: &Reference) -> Vec<Vec<f32>> {
 }
 
 fn served_agrees(path: &str, references: &[Reference]) {
-    let loaded = LoadedModel::load(path, &Device::Cpu).unwrap();
-    let mut executor = CpuExecutor::new(loaded.model, 16, 2).unwrap();
+    let files = ModelSource::parse(path)
+        .and_then(ModelSource::fetch)
+        .unwrap();
+    let model = realign_cpu::load(&files).unwrap();
+    let mut executor = CpuExecutor::new(Arc::new(model), 16, 2).unwrap();
     let (mut agree, mut all) = (0, 0);
     for r in references {
         let logits = served_logits(&mut executor, r);
@@ -161,14 +159,14 @@ fn gemma_writes_what_pytorch_writes() {
     let files = ModelSource::parse(gemma_path())
         .and_then(ModelSource::fetch)
         .unwrap();
-    let model = files.load(&Device::Cpu).unwrap().dequantized().unwrap();
+    let model = realign_reference::load(&files).unwrap();
     f32_agrees(&model, &references(&golden, "ref"), None);
 }
 
 #[test]
 fn gemma_as_served_agrees_beyond_rounding_and_reads_the_same_tokens() {
     let golden = gemma_golden();
-    let loaded = LoadedModel::load(gemma_path(), &Device::Cpu).unwrap();
+    let loaded = LoadedModel::load(gemma_path(), &Cpu).unwrap();
     for generation in golden["generations"].as_array().unwrap() {
         let text = generation["prompt"].as_str().unwrap();
         let ours = loaded.tokenizer.encode_prompt(text).unwrap();

@@ -13,27 +13,28 @@ use realign_align::train::{
     Gradients, LossParts, Objective, PreferenceLoss, TrainExample, TrainableLora,
 };
 use realign_core::Category;
+use realign_cpu::CpuBackend;
 use realign_model::packing::{Example, Packed};
-use realign_model::{LoraWeights, Model, ModelSource, Ops, Precision};
+use realign_model::{Backend, LoraWeights, ModelSource, Precision};
+use realign_reference::ReferenceBackend;
 
 use crate::golden_parity::{adapter, dense_model, examples, golden, model_path};
 use crate::golden_training::{check_scores, close, fresh, golden_pairs, objective, peft_name};
 
 /// The default model as it serves, loaded once.
-fn packed_model() -> &'static Model {
-    static MODEL: OnceLock<Model> = OnceLock::new();
+fn packed_model() -> &'static CpuBackend {
+    static MODEL: OnceLock<CpuBackend> = OnceLock::new();
     MODEL.get_or_init(|| {
         let files = ModelSource::parse(&model_path()).and_then(ModelSource::fetch);
-        let model = files.and_then(|f| f.load(&Device::Cpu)).expect("it loads");
-        model.packed().expect("it packs")
+        let files = files.expect("the model is there");
+        CpuBackend::new(realign_cpu::load(&files).expect("it loads"))
     })
 }
 
-fn samples(model: &Model) -> Vec<TrainExample> {
+fn samples(backend: &dyn Backend) -> Vec<TrainExample> {
     let (pairs, weights): (Vec<TokenPair>, Vec<f64>) = golden_pairs().into_iter().unzip();
     let at = Reference {
-        model,
-        ops: Ops::Fused,
+        backend,
         lowest_layer: 0,
         precision: Precision::Exact,
         conflicts: true,
@@ -50,8 +51,8 @@ fn refs(examples: &[TrainExample]) -> Vec<&TrainExample> {
     examples.iter().collect()
 }
 
-fn passes(model: &Model, precision: Precision) -> Passes<'_> {
-    Passes::new(model, Ops::Fused, precision).unwrap()
+fn passes(backend: &dyn Backend, precision: Precision) -> Passes {
+    Passes::new(backend, precision).unwrap()
 }
 
 fn norm(t: &Tensor) -> f64 {
@@ -150,8 +151,8 @@ fn impact_scores_agree_with_pytorch() {
     let model = packed_model();
     let conflicts: Vec<TrainExample> = samples(model).into_iter().take(4).collect();
     let gold = examples("gold");
-    let reference = Packed::new(&gold)
-        .response_logprobs(dense_model(), Ops::Fused, None)
+    let reference = dense_model()
+        .response_logprobs(&Packed::new(&gold), None)
         .unwrap();
     for (key, weights, is_fresh) in [
         ("impact_at_adapter", adapter("adapter"), false),
@@ -160,8 +161,7 @@ fn impact_scores_agree_with_pytorch() {
         let expected = &golden()[key];
         for (precision, relative) in [(Precision::Exact, 1e-3), (Precision::Mixed, 1e-2)] {
             let at = At {
-                model,
-                ops: Ops::Fused,
+                backend: model,
                 adapter: &weights,
                 objective: objective(PreferenceLoss::Sigmoid),
                 precision,
@@ -224,8 +224,8 @@ fn every_family_agrees_with_automatic_differentiation() {
         let files = ModelSource::parse(&dir.to_string_lossy())
             .and_then(ModelSource::fetch)
             .unwrap();
-        let tensors = files.load(&Device::Cpu).unwrap();
-        let packed = tensors.clone().packed().unwrap();
+        let tensors = ReferenceBackend::new(realign_reference::load(&files).unwrap());
+        let packed = CpuBackend::new(realign_cpu::load(&files).unwrap());
         let weights: LoraWeights = realign_engine::adapter::peft::read_dir(&dir.join("adapter"))
             .unwrap()
             .weights;
@@ -234,27 +234,27 @@ fn every_family_agrees_with_automatic_differentiation() {
             alpha_sft: 0.5,
             ..objective(PreferenceLoss::Sigmoid)
         };
-        let of =
-            |model: &Model, precision: Precision| -> (Gradients, LossParts, Vec<TrainExample>) {
-                let at = Reference {
-                    model,
-                    ops: Ops::Fused,
-                    lowest_layer: 0,
-                    precision: Precision::Exact,
-                    conflicts: true,
-                };
-                let mut examples = with_reference(at, &pairs(), 512, |_| true)
-                    .unwrap()
-                    .unwrap();
-                examples
-                    .iter_mut()
-                    .enumerate()
-                    .for_each(|(i, e)| e.weight = 0.5 + i as f64);
-                let (g, p) = passes(model, precision)
-                    .loss(&objective, &lora, &refs(&examples))
-                    .unwrap();
-                (g, p, examples)
+        let of = |backend: &dyn Backend,
+                  precision: Precision|
+         -> (Gradients, LossParts, Vec<TrainExample>) {
+            let at = Reference {
+                backend,
+                lowest_layer: 0,
+                precision: Precision::Exact,
+                conflicts: true,
             };
+            let mut examples = with_reference(at, &pairs(), 512, |_| true)
+                .unwrap()
+                .unwrap();
+            examples
+                .iter_mut()
+                .enumerate()
+                .for_each(|(i, e)| e.weight = 0.5 + i as f64);
+            let (g, p) = passes(backend, precision)
+                .loss(&objective, &lora, &refs(&examples))
+                .unwrap();
+            (g, p, examples)
+        };
         let (slow, slow_parts, examples) = of(&tensors, Precision::Exact);
         for (precision, tolerance) in [(Precision::Exact, 1e-4), (Precision::Mixed, 3e-2)] {
             let (fast, parts, _) = of(&packed, precision);
@@ -269,15 +269,14 @@ fn every_family_agrees_with_automatic_differentiation() {
             );
             // Tangents against gradients: d/dε of the loss along its own gradient is its square.
             let at = At {
-                model: &packed,
-                ops: Ops::Fused,
+                backend: &packed,
                 adapter: &weights,
                 objective,
                 precision,
             };
             let along = directional_along(at, &examples, &slow).unwrap();
             let slow_at = At {
-                model: &tensors,
+                backend: &tensors,
                 precision: Precision::Exact,
                 ..at
             };
@@ -298,18 +297,13 @@ fn every_family_agrees_with_automatic_differentiation() {
 #[test]
 fn dropout_thins_values_and_gradients_alike() {
     let files = ModelSource::parse("tests/golden/families/llama").and_then(ModelSource::fetch);
-    let model = files
-        .and_then(|f| f.load(&Device::Cpu))
-        .unwrap()
-        .packed()
-        .unwrap();
+    let model = CpuBackend::new(realign_cpu::load(&files.unwrap()).unwrap());
     let dir = std::path::Path::new("tests/golden/families/llama/adapter");
     let weights = realign_engine::adapter::peft::read_dir(dir)
         .unwrap()
         .weights;
     let at = Reference {
-        model: &model,
-        ops: Ops::Fused,
+        backend: &model,
         lowest_layer: 0,
         precision: Precision::Exact,
         conflicts: true,

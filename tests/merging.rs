@@ -2,21 +2,20 @@
 
 use candle_core::{DType, Device, Tensor};
 use realign_model::packing::{Example, Packed};
-use realign_model::{LoraPair, LoraSite, LoraWeights, Model, ModelSource, Ops, Projection};
+use realign_model::{LoraPair, LoraSite, LoraWeights, ModelSource, Projection};
+use realign_reference::Reference;
 
 use super::e2e::tiny_model;
 use super::golden_parity::{adapter, dense_model, examples, model_path};
 
 /// Sums of log-probabilities of the responses.
-fn scores(model: &Model, examples: &[Example], adapter: Option<&LoraWeights>) -> Vec<f64> {
+fn scores(model: &Reference, examples: &[Example], adapter: Option<&LoraWeights>) -> Vec<f64> {
     let packed = Packed::new(examples);
-    let scores = packed
-        .response_logprobs(model, Ops::Fused, adapter)
-        .unwrap();
+    let scores = model.response_logprobs(&packed, adapter).unwrap();
     scores.into_iter().flatten().collect()
 }
 
-fn merged(source: &str, adapter: &LoraWeights) -> Model {
+fn merged(source: &str, adapter: &LoraWeights) -> Reference {
     let files = ModelSource::parse(source)
         .and_then(ModelSource::fetch)
         .unwrap();
@@ -31,8 +30,7 @@ fn merged(source: &str, adapter: &LoraWeights) -> Model {
     }
     let source = dir.path().to_str().unwrap();
     let merged = ModelSource::parse(source).and_then(ModelSource::fetch);
-    let model = merged.unwrap().load(&Device::Cpu).unwrap();
-    model.dequantized().unwrap()
+    realign_reference::load(&merged.unwrap()).unwrap()
 }
 
 /// Q8_0 rounds what was Q4_1 and a difference. This adapter has had a few steps of training, so its own
@@ -55,7 +53,7 @@ fn a_gguf_file_with_the_adapter_in_it_scores_as_the_adapter_does() {
 fn safetensors_with_the_adapter_in_them_score_as_the_adapter_does() {
     let source = tiny_model::directory().to_str().unwrap();
     let files = ModelSource::parse(source).and_then(ModelSource::fetch);
-    let model = files.unwrap().load(&Device::Cpu).unwrap();
+    let model = realign_reference::load(&files.unwrap()).unwrap();
     // The upper layer alone, and not all of its matrices: as the default recipe leaves some out.
     let mut adapter = LoraWeights::default();
     for (projection, out, inner) in [(Projection::Q, 64, 64), (Projection::Down, 64, 128)] {

@@ -171,7 +171,7 @@ fn a_probe_learns_from_a_rules_examples() {
     assert!(error.contains("no model is loaded"), "{error}");
     let loaded = realign_model::LoadedModel::load(
         "models/SmolLM2-135M-Instruct.Q4_1.gguf",
-        &candle_core::Device::Cpu,
+        &realign_cpu::Cpu,
     )
     .unwrap();
     let dir = tempfile::tempdir().unwrap();

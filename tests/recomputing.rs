@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use realign_align::train::examples::{Reference, TokenPair, with_reference};
 use realign_align::train::passes::Passes;
 use realign_align::train::{
@@ -11,25 +11,34 @@ use realign_align::train::{
 };
 use realign_core::Category;
 use realign_model::packing::{Example, Packed};
-use realign_model::{LoraWeights, Model, ModelSource, Ops, Precision};
+use realign_model::{Backend, LoraWeights, ModelSource, PassOptions, Precision, Recompute};
+use realign_reference::ReferenceBackend;
 
-use crate::golden_parity::{adapter, dense_model, examples, golden};
+use crate::golden_parity::{adapter, dense, examples, golden};
 use crate::golden_training::{
     check_elements, check_ipo, check_norms, close, fresh, objective, refs, samples,
 };
 
 const FAMILIES: [&str; 5] = ["llama", "qwen2", "qwen3", "gemma2", "gemma3"];
 
-fn passes(model: &Model, recompute: bool) -> Passes<'_> {
-    let passes = Passes::new(model, Ops::Fused, Precision::Exact);
-    passes.unwrap().recomputing(recompute)
+fn passes(backend: &dyn Backend, recompute: bool) -> Passes {
+    let options = PassOptions {
+        precision: Precision::Exact,
+        recompute: if recompute {
+            Recompute::On
+        } else {
+            Recompute::Off
+        },
+        ..PassOptions::default()
+    };
+    Passes::with(backend, options).unwrap()
 }
 
 /// A random model with f32 weights, and an adapter for it.
-fn family(name: &str) -> (Model, LoraWeights) {
+fn family(name: &str) -> (ReferenceBackend, LoraWeights) {
     let dir = Path::new("tests/golden/families").join(name);
     let files = ModelSource::parse(&dir.to_string_lossy()).and_then(ModelSource::fetch);
-    let model = files.and_then(|f| f.load(&Device::Cpu)).unwrap();
+    let model = ReferenceBackend::new(realign_reference::load(&files.unwrap()).unwrap());
     let adapter = realign_engine::adapter::peft::read_dir(&dir.join("adapter")).unwrap();
     (model, adapter.weights)
 }
@@ -64,10 +73,13 @@ fn pairs(categories: &[Category]) -> Vec<TokenPair> {
 }
 
 /// Pairs with the reference's values; remembered states enter `lowest_layer`.
-fn examples_of(model: &Model, categories: &[Category], lowest_layer: usize) -> Vec<TrainExample> {
+fn examples_of(
+    backend: &dyn Backend,
+    categories: &[Category],
+    lowest_layer: usize,
+) -> Vec<TrainExample> {
     let at = Reference {
-        model,
-        ops: Ops::Fused,
+        backend,
         lowest_layer,
         precision: Precision::Exact,
         conflicts: true,
@@ -101,14 +113,14 @@ fn agree(what: &str, got: &Gradients, expected: &Gradients) {
 }
 
 fn loss(
-    model: &Model,
+    backend: &dyn Backend,
     recompute: bool,
     objective: &Objective,
     weights: &LoraWeights,
     examples: &[TrainExample],
 ) -> (Gradients, LossParts) {
     let lora = TrainableLora::from_weights(weights).unwrap();
-    let mut passes = passes(model, recompute);
+    let mut passes = passes(backend, recompute);
     passes.loss(objective, &lora, &refs(examples)).unwrap()
 }
 
@@ -127,7 +139,7 @@ fn every_loss_and_gradient_of_every_family_is_that_of_the_whole_graph() {
     ];
     for name in FAMILIES {
         let (model, weights) = family(name);
-        let top = model.spec.layers - 1;
+        let top = model.spec().layers - 1;
         let sets = [
             (weights.clone(), 0),
             (without_b(&weights), 0),
@@ -204,7 +216,7 @@ fn gold_gradients_and_log_probabilities_are_those_of_the_whole_graph() {
 fn losses_and_every_gradient_agree_with_pytorch() {
     let lora = TrainableLora::from_weights(&adapter("adapter")).unwrap();
     let samples = samples();
-    let mut passes = passes(dense_model(), true);
+    let mut passes = passes(dense(), true);
     let mut of = |preference| {
         let objective = objective(preference);
         let (gradients, parts) = passes.loss(&objective, &lora, &refs(&samples)).unwrap();
@@ -222,7 +234,7 @@ fn the_gold_gradient_agrees_with_pytorch() {
     let gold = examples("gold");
     let layouts: Vec<_> = gold.iter().map(|example| (example, None)).collect();
     let objective = objective(PreferenceLoss::Sigmoid);
-    let mut passes = passes(dense_model(), true);
+    let mut passes = passes(dense(), true);
     let sum = passes.gold(&objective, &fresh(), &layouts).unwrap();
     close(
         sum.norm().unwrap() / gold.len() as f64,

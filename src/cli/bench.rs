@@ -15,7 +15,7 @@ use realign_lab::bench::load::{Load, LoadReport};
 use realign_lab::bench::model::ModelBench;
 use realign_lab::bench::{BenchError, Options, Row, Samples};
 use realign_lab::evaluation::memory;
-use realign_model::{LoadedModel, device};
+use realign_model::LoadedModel;
 use realign_server::config::Config;
 
 /// How long a server may take to load its model.
@@ -135,9 +135,12 @@ fn learning(
     out: &mut dyn Write,
 ) -> Result<(), CliError> {
     let resolved = global.resolve()?;
-    let loaded = LoadedModel::load(&resolved.model, &device::open(resolved.engine.device)?)?;
+    let loaded = LoadedModel::load(
+        &resolved.model,
+        &*realign_backend::open(resolved.engine.device)?,
+    )?;
     memory::reset_peak();
-    let learner = Learner::new(&loaded)?;
+    let learner = Learner::new(&loaded);
     let mut figures = realign_lab::bench::learning::run(&learner, case, args.repetitions.into())?;
     figures["peak_bytes"] = json!(memory::peak_bytes());
     writeln!(out, "{figures}")?;
@@ -149,8 +152,8 @@ fn in_process(args: &BenchArgs, global: &GlobalArgs, out: &mut dyn Write) -> Res
     if let Some(name) = &args.shape {
         return with_shape(name, args, (&resolved, global.json), out);
     }
-    let device = device::open(resolved.engine.device)?;
-    let loaded = LoadedModel::load(&resolved.model, &device)?;
+    let device = realign_backend::open(resolved.engine.device)?;
+    let loaded = LoadedModel::load(&resolved.model, &*device)?;
     let default = EngineConfig::default();
     let config = EngineConfig {
         threads: args.threads.unwrap_or(default.threads),
@@ -182,9 +185,9 @@ fn with_shape(
     (config, as_json): (&Config, bool),
     out: &mut dyn Write,
 ) -> Result<(), CliError> {
-    let device = device::open(config.engine.device)?;
+    let device = realign_backend::open(config.engine.device)?;
     let progress = Progress::new(as_json);
-    let report = bench_shape::run(name, (args, &device), &|what| progress.say(what))?;
+    let report = bench_shape::run(name, (args, &*device), &|what| progress.say(what))?;
     progress.clear();
     if as_json {
         return Ok(writeln!(out, "{}", serde_json::to_string(&report)?)?);

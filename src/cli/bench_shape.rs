@@ -3,10 +3,8 @@
 
 use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
 use candle_core::quantized::GgmlDType;
-use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 
 use super::CliError;
@@ -16,11 +14,9 @@ use realign_core::Category;
 use realign_engine::EngineConfig;
 use realign_lab::bench::model::{ModelBench, Subject};
 use realign_lab::bench::{BenchError, Options, Row, Samples};
-use realign_model::linear::Linear;
 use realign_model::packing::Example;
-use realign_model::random::{random_model, with_integers};
 use realign_model::shapes::{SHAPES, shape};
-use realign_model::{Model, ModelSpec, Ops, Recompute, Tokenizer};
+use realign_model::{Backend, ComputeDevice, ModelSpec, Recompute, Tokenizer};
 
 /// Tokens of the pairs that training is measured with: a prompt and two responses.
 const PROMPT: usize = 64;
@@ -73,7 +69,7 @@ struct Training {
 /// [`CliError`]; a name that is not known among others.
 pub fn run(
     name: &str,
-    (args, device): (&BenchArgs, &Device),
+    (args, device): (&BenchArgs, &dyn ComputeDevice),
     progress: &dyn Fn(&str),
 ) -> Result<Report, CliError> {
     let (spec, integers) = named(name)?;
@@ -81,33 +77,24 @@ pub fn run(
         CliError::Bench(BenchError::Options(format!("--shape {name}: {e}")))
     };
     progress(&format!("{name}: making random weights"));
-    let dtype = if device.is_cpu() {
-        DType::F32
-    } else {
-        DType::BF16
+    let backend = device.random(&spec, integers).map_err(tensor)?;
+    let ceilings = device.ceilings().map_err(tensor)?.map(Ceilings::from);
+    let read = backend.bytes_per_token() as f64;
+    // A device's own memory is there to be filled.
+    let kv_bytes = match device.free_bytes() {
+        Some(_) => KV_BYTES,
+        None => EngineConfig::default().kv_cache_bytes,
     };
-    let mut model = random_model(spec.clone(), dtype, device).map_err(tensor)?;
-    if let Some(kind) = integers {
-        model = with_integers(model, kind).map_err(tensor)?;
-    }
-    if device.is_cpu() {
-        model = model.packed().map_err(tensor)?;
-    }
-    let ceilings = match device.is_cuda() {
-        true => Some(ceilings(device).map_err(tensor)?),
-        false => None,
-    };
-    let read = bytes_per_token(&model) as f64;
     let subject = Subject {
-        model: Arc::new(model),
+        backend,
         tokenizer: Arc::new(tokenizer()?),
         base_hash: "0".repeat(64),
     };
-    let rows = serve(&subject, args, progress)?;
+    let rows = serve(&subject, args, kv_bytes, progress)?;
     progress(&format!("{name}: training"));
     let [training, training_recomputed] = {
         let rank = args.rank.max(1);
-        let of = |choice| training(&subject.model, rank, choice);
+        let of = |choice| training(&*subject.backend, rank, choice);
         [of(Recompute::Off)?, of(Recompute::On)?]
     };
     let rate = |case: &str| {
@@ -117,7 +104,7 @@ pub fn run(
     };
     Ok(Report {
         shape: name.into(),
-        device: format!("{:?}", device.location()),
+        device: format!("{:?}", subject.backend.device().location()),
         parameters: spec.parameters(),
         decode_share_of_bandwidth: ceilings
             .zip(rate("decode"))
@@ -137,6 +124,7 @@ pub fn run(
 fn serve(
     subject: &Subject,
     args: &BenchArgs,
+    kv_cache_bytes: usize,
     progress: &dyn Fn(&str),
 ) -> Result<Vec<Row>, CliError> {
     let mut rows: Vec<Row> = Vec::new();
@@ -152,7 +140,7 @@ fn serve(
         let default = EngineConfig::default();
         let config = EngineConfig {
             threads: args.threads.unwrap_or(default.threads),
-            kv_cache_bytes: kv_bytes(&subject.model),
+            kv_cache_bytes,
             ..default
         };
         let mut bench = ModelBench::start_on(subject, config, options)?;
@@ -162,27 +150,10 @@ fn serve(
     Ok(rows)
 }
 
-fn kv_bytes(model: &Model) -> usize {
-    if model.device.is_cuda() {
-        KV_BYTES
-    } else {
-        EngineConfig::default().kv_cache_bytes
-    }
-}
-
 /// Weights of the layers alone.
 fn layer_parameters(spec: &ModelSpec) -> usize {
     let tables = if spec.tied_embeddings { 1 } else { 2 };
     spec.parameters() - tables * spec.vocab_size * spec.hidden_size
-}
-
-/// Bytes of weights that a decoded token reads: the layers and the head.
-fn bytes_per_token(model: &Model) -> usize {
-    let maps = model
-        .layers
-        .iter()
-        .flat_map(|l| l.attention.iter().chain(&l.mlp));
-    maps.map(Linear::bytes).sum::<usize>() + model.head.bytes()
 }
 
 /// The types that a shape's matrices can be kept in on a device.
@@ -220,38 +191,13 @@ fn named(text: &str) -> Result<(ModelSpec, Option<GgmlDType>), CliError> {
     }
 }
 
-/// Seconds of the fastest of a few runs of `work`, each until the device is idle again.
-fn fastest(
-    device: &Device,
-    work: impl Fn() -> candle_core::Result<()>,
-) -> candle_core::Result<f64> {
-    work()?;
-    let mut best = f64::INFINITY;
-    for _ in 0..5 {
-        device.synchronize()?;
-        let started = Instant::now();
-        work()?;
-        device.synchronize()?;
-        best = best.min(started.elapsed().as_secs_f64());
+impl From<realign_model::backend::Ceilings> for Ceilings {
+    fn from(measured: realign_model::backend::Ceilings) -> Self {
+        Self {
+            bandwidth_gb_s: measured.copied / 1e9,
+            compute_tflop_s: measured.multiplied / 1e12,
+        }
     }
-    Ok(best)
-}
-
-fn ceilings(device: &Device) -> candle_core::Result<Ceilings> {
-    const VALUES: usize = 1 << 30;
-    const SIDE: usize = 8192;
-    let copied = {
-        let from = Tensor::zeros(VALUES, DType::BF16, device)?;
-        let to = Tensor::zeros(VALUES, DType::BF16, device)?;
-        fastest(device, || to.slice_set(&from, 0, 0))?
-    };
-    let square = || Tensor::randn(0f32, 1.0, (SIDE, SIDE), device)?.to_dtype(DType::BF16);
-    let (a, b) = (square()?, square()?);
-    let multiplied = fastest(device, || a.matmul(&b).map(drop))?;
-    Ok(Ceilings {
-        bandwidth_gb_s: (2 * VALUES * 2) as f64 / copied / 1e9,
-        compute_tflop_s: 2.0 * (SIDE as f64).powi(3) / multiplied / 1e12,
-    })
 }
 
 /// Collects what training reports.
@@ -275,12 +221,15 @@ impl Observer for Steps {
     }
 }
 
-fn training(model: &Model, rank: usize, recompute: Recompute) -> Result<Training, CliError> {
+fn training(
+    backend: &dyn Backend,
+    rank: usize,
+    recompute: Recompute,
+) -> Result<Training, CliError> {
     let failed = |e: &dyn std::fmt::Display| {
         CliError::Bench(BenchError::Options(format!("training did not run: {e}")))
     };
-    let dense = model.dequantized().map_err(|e| failed(&e))?;
-    let vocab = dense.spec.vocab_size as u32;
+    let vocab = backend.spec().vocab_size as u32;
     let tokens = |n: usize, seed: usize| -> Vec<u32> {
         (0..n)
             .map(|i| ((i * 31 + seed * 17) as u32) % vocab)
@@ -310,8 +259,7 @@ fn training(model: &Model, rank: usize, recompute: Recompute) -> Result<Training
         reports: Mutex::default(),
         recompute,
     };
-    let ops = Ops::for_device(&dense.device);
-    train(&dense, ops, &examples, &recipe, None, &steps).map_err(|e| failed(&e))?;
+    train(backend, &examples, &recipe, None, &steps).map_err(|e| failed(&e))?;
     let steps = steps
         .reports
         .into_inner()
@@ -320,7 +268,7 @@ fn training(model: &Model, rank: usize, recompute: Recompute) -> Result<Training
     Ok(Training {
         tokens_per_second: Samples(rates.collect()),
         rank,
-        adapted_layers: dense.spec.layers,
+        adapted_layers: backend.spec().layers,
     })
 }
 

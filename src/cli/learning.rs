@@ -11,7 +11,7 @@ use realign_align::policy::PolicySet;
 use realign_align::train::Recipe;
 use realign_align::train::examples::TokenPair;
 use realign_align::triage::{Triage, triage_cached};
-use realign_model::{LoadedModel, device};
+use realign_model::LoadedModel;
 use realign_server::config::Config;
 use realign_server::control::{checkpoints, inputs};
 use realign_server::state::StateDb;
@@ -39,9 +39,9 @@ impl Learning {
             &config.paths.policies,
             "a directory of policies (--policies)",
         )?;
-        let device = device::open(config.engine.device)?;
-        let loaded = LoadedModel::load(&config.model, &device)?;
-        let recipe = recipes::for_model(&config.train, &loaded.model.spec)?;
+        let device = realign_backend::open(config.engine.device)?;
+        let loaded = LoadedModel::load(&config.model, &*device)?;
+        let recipe = recipes::for_model(&config.train, loaded.spec())?;
         let set = PolicySet::load_dir(&config.paths.policies)?;
         let prepared = prepare_trusted(&set, &oracle::services(&config, &set)?)?;
         let oracle = prepared.oracle(&set);

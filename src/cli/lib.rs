@@ -26,7 +26,6 @@ use clap::{Parser, Subcommand};
 pub use flags::ServeArgs;
 pub use run::main;
 
-use realign_model::device;
 use realign_server::config::{Config, ConfigError, RawConfig, RawEngine, RawPaths, load};
 
 /// Exit code of a command that did what it should.
@@ -71,7 +70,7 @@ pub enum CliError {
     Model(#[from] realign_model::ModelError),
     /// The device that was asked for does not compute.
     #[error(transparent)]
-    Device(#[from] realign_model::DeviceError),
+    Device(#[from] realign_backend::DeviceError),
     /// A device was asked for where none computes.
     #[error("--device has no meaning {0}; leave it out")]
     DeviceUnused(&'static str),
@@ -150,7 +149,7 @@ impl Cli {
                 value: format!("{given:?}"),
                 allowed,
             })?;
-            device::check(choice)?;
+            realign_backend::check(choice)?;
         }
         Ok(self)
     }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{CliError, DeviceArgs, EXIT_OK, GlobalArgs};
 use realign_engine::adapter::base_id;
-use realign_model::{LoadedModel, ModelFiles, ModelSource, ModelSpec, device};
+use realign_model::{LoadedModel, ModelFiles, ModelSource, ModelSpec};
 
 /// What to do with models.
 #[derive(Debug, Subcommand)]
@@ -52,10 +52,10 @@ pub fn run(
         ModelCommand::Info { source, .. } => {
             let config = global.resolve()?;
             let source = source.as_ref().unwrap_or(&config.model);
-            let device = device::open(config.engine.device)?;
+            let device = realign_backend::open(config.engine.device)?;
             let files = ModelSource::parse(source)?.fetch()?;
             // By its path: what was fetched is not asked for again.
-            let loaded = LoadedModel::load(&files.root.to_string_lossy(), &device)?;
+            let loaded = LoadedModel::load(&files.root.to_string_lossy(), &*device)?;
             let report = info(&files, &loaded)?;
             match global.json {
                 true => writeln!(out, "{report}")?,
@@ -82,11 +82,11 @@ fn info(files: &ModelFiles, loaded: &LoadedModel) -> Result<Value, CliError> {
         "path": files.root,
         "format": files.format(),
         "weight_bytes": files.weight_bytes()?,
-        "training_weight_bytes": if loaded.model.is_packed() { 0 } else { loaded.model.dense_bytes() },
+        "training_weight_bytes": loaded.backend.training_weight_bytes(),
         "base_hash": &*loaded.base_hash,
         "base_generation": base_id(&loaded.base_hash),
-        "parameters": loaded.model.spec.parameters(),
-        "spec": spec(&loaded.model.spec),
+        "parameters": loaded.spec().parameters(),
+        "spec": spec(loaded.spec()),
         "tokenizer": {
             "vocab_size": tokenizer.vocab_size(),
             "bos": tokenizer.bos_id().map(token),

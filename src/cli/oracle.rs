@@ -7,7 +7,7 @@ use realign_align::oracle::{
     FeatureSource, HiddenStates, MemoryScoreCache, ScoreCache, Services, needs_services,
 };
 use realign_align::policy::PolicySet;
-use realign_model::{LoadedModel, device};
+use realign_model::LoadedModel;
 use realign_server::config::Config;
 use realign_server::state::StateDb;
 
@@ -31,7 +31,10 @@ pub(super) fn services(config: &Config, set: &PolicySet) -> Result<Services, Cli
 
 /// Hidden states of the configured model.
 pub(super) fn features(config: &Config) -> Result<Arc<dyn FeatureSource>, CliError> {
-    let loaded = LoadedModel::load(&config.model, &device::open(config.engine.device)?)?;
+    let loaded = LoadedModel::load(
+        &config.model,
+        &*realign_backend::open(config.engine.device)?,
+    )?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = config.engine.threads.unwrap_or(cores);
     Ok(Arc::new(HiddenStates::new(loaded, threads)?))

@@ -5,13 +5,12 @@ use std::cell::RefCell;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use candle_core::Device;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::GlobalArgs;
 use realign_align::pipeline::{self, Cache, NoCache, Phase};
 use realign_align::train::{self, StepReport, memory};
-use realign_model::Recompute;
+use realign_model::{Backend, Recompute};
 use realign_server::config::TrainConfig;
 
 /// Whether and how a command shows how far it is.
@@ -106,8 +105,8 @@ impl train::Observer for Bars<'_> {
         true
     }
 
-    fn memory(&self, device: &Device) -> Option<u64> {
-        memory::limit(self.train.memory_mb, device)
+    fn memory(&self, backend: &dyn Backend) -> Option<u64> {
+        memory::limit(self.train.memory_mb, backend)
     }
 
     fn recompute(&self) -> Recompute {

@@ -66,7 +66,7 @@ pub fn run(args: &ScoreArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
     let started = std::time::Instant::now();
     let scored = if learning.has_conflicts() {
         let bars = Bars::new(Progress::new(global), &learning.config.train);
-        let scored = Learner::new(&learning.loaded)?.score(&learning.run(), &bars);
+        let scored = Learner::new(&learning.loaded).score(&learning.run(), &bars);
         bars.clear();
         scored?
     } else {

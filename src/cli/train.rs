@@ -73,7 +73,7 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result
     let checkpoints = learning.checkpoints();
     let bars = Bars::new(Progress::new(global), &learning.config.train);
     let bars = bars.with_checkpoints(checkpoints.clone());
-    let learner = Learner::new(&learning.loaded)?;
+    let learner = Learner::new(&learning.loaded);
     let candidate = learner.run(&learning.run(), &bars);
     bars.clear();
     let trained = match candidate {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use realign_model::{BLOCK_TOKENS, CpuExecutor, Model, PagedKv, TimeSlices, Tokenizer};
+use realign_model::{BLOCK_TOKENS, Backend, Executor, ExecutorOptions, TimeSlices, Tokenizer};
 
 use super::admission::Admission;
 use super::blocks::BlockPool;
@@ -11,7 +11,6 @@ use super::merged::{Builder, MergedEngine, PrepareError};
 use super::native::NativeEngine;
 use super::runner::Runner;
 use super::scheduler::Scheduler;
-use super::step::{Executor, ModelExecutor};
 
 /// Sizes of an engine; resolved from the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,14 +80,15 @@ pub enum EngineError {
 }
 
 /// Allocates the KV cache and starts the engine's thread.
+///
+/// # Errors
+/// [`EngineError`]: a cache that holds no block or does not fit the memory, no thread.
 pub fn start(
-    model: Arc<Model>,
+    backend: &dyn Backend,
     tokenizer: Arc<Tokenizer>,
     config: EngineConfig,
 ) -> Result<EngineHandle, EngineError> {
-    let (spec, limit) = (&model.spec, model.spec.max_position);
-    let slices = model.time_slices.clone();
-    let block = bytes_per_block(&model);
+    let block = backend.bytes_per_block();
     let blocks = config.kv_cache_bytes / block;
     if blocks == 0 {
         return Err(EngineError::CacheTooSmall {
@@ -96,21 +96,17 @@ pub fn start(
             block,
         });
     }
-    let executor: Box<dyn Executor> = if model.is_packed() {
-        Box::new(CpuExecutor::new(model, blocks, config.threads)?)
-    } else if model.device.is_cuda() {
-        cuda_executor(model, blocks, &config)?
-    } else {
-        let width = spec.kv_heads * spec.head_dim;
-        let kv = PagedKv::new(spec.layers, width, blocks, BLOCK_SIZE, &model.device)?;
-        Box::new(ModelExecutor::new(model, kv))
-    };
+    let executor = backend.executor(ExecutorOptions {
+        blocks,
+        threads: config.threads,
+        record: config.cuda_graphs,
+    })?;
     // After the cache: a size that was mistyped is refused there.
     let computing = Computing {
         executor,
         pool: BlockPool::new(blocks, BLOCK_SIZE),
-        limit,
-        slices,
+        limit: backend.spec().max_position,
+        slices: backend.time_slices().clone(),
     };
     start_with(computing, tokenizer, config)
 }
@@ -125,45 +121,6 @@ pub(super) struct Computing {
     pub limit: usize,
     /// How its steps divide the time with learning.
     pub slices: Arc<TimeSlices>,
-}
-
-/// Bytes of keys and values per block, in the element type of the executor's cache.
-fn bytes_per_block(model: &Model) -> usize {
-    let (spec, width) = (&model.spec, model.spec.kv_heads * model.spec.head_dim);
-    let floats = PagedKv::bytes_per_block(spec.layers, width, BLOCK_SIZE);
-    // A CUDA device's cache has the weights' sixteen bits.
-    if model.device.is_cuda() {
-        floats / 2
-    } else {
-        floats
-    }
-}
-
-#[cfg(feature = "cuda")]
-fn cuda_executor(
-    model: Arc<Model>,
-    blocks: usize,
-    config: &EngineConfig,
-) -> Result<Box<dyn Executor>, EngineError> {
-    use realign_model::cuda::{CudaExecutor, CudaGpu, Options};
-    let mut options = Options::default();
-    if !config.cuda_graphs {
-        options.graphs = 0;
-    }
-    let gpu = CudaGpu::new(&model.device)?;
-    let executor = CudaExecutor::new(gpu, model, blocks, options)?;
-    Ok(Box::new(executor))
-}
-
-#[cfg(not(feature = "cuda"))]
-fn cuda_executor(
-    _model: Arc<Model>,
-    _blocks: usize,
-    _config: &EngineConfig,
-) -> Result<Box<dyn Executor>, EngineError> {
-    // No device of that kind can be opened without the feature.
-    let error = candle_core::Error::NotCompiledWithCudaSupport;
-    Err(EngineError::Allocate(error))
 }
 
 /// Starts the engine's thread.

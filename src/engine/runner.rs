@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::sampler::Scratch;
 use super::scheduler::{Scheduler, Share};
-use super::step::{Executor, Layout, Logits};
-use realign_model::Tokenizer;
+use super::step::{Layout, Logits};
+use realign_model::{Executor, Tokenizer};
 
 /// The sequences, what computes them, and the buffers that steps reuse.
 pub struct Runner {
@@ -55,7 +55,9 @@ impl Runner {
         let draws = self.executor.draws();
         let running = &mut self.scheduler.running;
         self.layout.fill(running, &self.shares, draws);
-        match self.executor.forward(&self.layout, &mut self.logits) {
+        let vocab = self.executor.vocab_size();
+        let mut outputs = self.logits.prepare(&self.layout, vocab);
+        match self.executor.forward(&self.layout.step(), &mut outputs) {
             Ok(()) => self.advance(),
             Err(error) => {
                 tracing::error!(%error, "a forward pass failed; its sequences are given up");

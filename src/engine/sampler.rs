@@ -5,7 +5,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::request::SamplingParams;
 use realign_model::DrawRequest;
-use realign_model::ops::logsumexp;
+use realign_model::vector::logsumexp;
 
 /// One sequence's sampler: its own random stream, so batch mates cannot change its text.
 #[derive(Debug)]

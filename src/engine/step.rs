@@ -1,19 +1,14 @@
-//! One step: the rows that run, and who runs them.
+//! One step: the rows that run, and what comes back.
 //!
-//! The scheduler's shares become a [`Layout`]; an [`Executor`] computes it and hands back the
-//! logits of the rows that a next token is drawn from. Executors know nothing of sequences,
-//! requests or scheduling.
+//! The scheduler's shares become a [`Layout`]; an [`Executor`](realign_model::Executor) computes it
+//! and hands back the logits of the rows that a next token is drawn from. Executors know nothing of
+//! sequences, requests or scheduling.
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, Result, Storage, Tensor};
-
 use super::scheduler::Share;
 use super::sequence::Sequence;
-use realign_model::{
-    AdapterRows, AdapterSpan, Attention, Batch, CpuExecutor, DrawRequest, Model, Ops, PagedKv,
-    PagedSequence, Step,
-};
+use realign_model::{AdapterSpan, DrawRequest, Outputs, PagedSequence, Step};
 
 /// The rows of a step, sequences of one generation side by side. Refilled for every step, so that
 /// its buffers are allocated once.
@@ -77,6 +72,17 @@ impl Layout {
         self.sequences = self.parts.drain(..).collect();
     }
 
+    /// What the executor computes.
+    pub fn step(&self) -> Step<'_> {
+        Step {
+            tokens: &self.tokens,
+            positions: &self.positions,
+            sequences: &self.sequences,
+            adapters: &self.adapters,
+            outputs: &self.outputs,
+        }
+    }
+
     fn clear(&mut self) {
         self.tokens.clear();
         self.positions.clear();
@@ -108,12 +114,12 @@ impl Layout {
             return;
         };
         match self.adapters.last_mut() {
-            Some(last) if Arc::ptr_eq(&last.adapter, adapter) && last.rows.end == start => {
+            Some(last) if last.adapter.is(&adapter.staged) && last.rows.end == start => {
                 last.rows.end = end;
             }
             _ => self.adapters.push(AdapterSpan {
                 rows: start..end,
-                adapter: adapter.clone(),
+                adapter: adapter.staged.clone(),
             }),
         }
     }
@@ -129,13 +135,16 @@ pub struct Logits {
 }
 
 impl Logits {
-    /// Makes room for `rows` rows of `vocab` logits and gives the buffer to write them to. What it
-    /// holds is unspecified.
-    pub fn prepare(&mut self, rows: usize, vocab: usize) -> &mut [f32] {
+    /// Makes room for a layout's outputs, each of `vocab` logits. What it holds is unspecified.
+    pub fn prepare<'a>(&'a mut self, layout: &'a Layout, vocab: usize) -> Outputs<'a> {
         self.vocab = vocab;
         self.tokens.clear();
-        self.values.resize(rows * vocab, 0.0);
-        &mut self.values
+        self.values.resize(layout.outputs.len() * vocab, 0.0);
+        Outputs {
+            draws: &layout.draws,
+            logits: &mut self.values,
+            tokens: &mut self.tokens,
+        }
     }
 
     /// The logits of output `index`, (vocabulary).
@@ -146,127 +155,5 @@ impl Logits {
     /// The token that the executor drew for output `index`; its logits are unspecified then.
     pub fn token(&self, index: usize) -> Option<u32> {
         self.tokens.get(index).copied().flatten()
-    }
-
-    /// Takes over a tensor of shape (outputs, vocabulary), f32.
-    fn read(&mut self, logits: &Tensor) -> Result<()> {
-        let (rows, vocab) = logits.dims2()?;
-        let into = self.prepare(rows, vocab);
-        let (storage, layout) = logits.storage_and_layout();
-        match (&*storage, layout.contiguous_offsets()) {
-            (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => {
-                into.copy_from_slice(&values[start..end]);
-            }
-            _ => {
-                drop(storage);
-                into.copy_from_slice(&logits.flatten_all()?.to_vec1::<f32>()?);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// What computes a step.
-pub trait Executor: Send {
-    /// Whether it draws tokens itself, where the layout says how.
-    fn draws(&self) -> bool {
-        false
-    }
-
-    /// Runs the layout's rows: writes their keys and values where their sequences keep them, and
-    /// the logits of `layout.outputs`, in that order, to `logits` (nothing if there are none).
-    /// A row's result must not depend on the other sequences of the batch.
-    ///
-    /// # Errors
-    /// If the step could not be computed; the sequences in it are given up.
-    fn forward(&mut self, layout: &Layout, logits: &mut Logits) -> Result<()>;
-}
-
-/// Runs steps on the shared model definition.
-pub struct ModelExecutor {
-    model: Arc<Model>,
-    ops: Ops,
-    kv: PagedKv,
-}
-
-impl ModelExecutor {
-    /// Runs `model` with the cache `kv`, in the fastest form its device has.
-    pub fn new(model: Arc<Model>, kv: PagedKv) -> Self {
-        Self {
-            ops: Ops::for_device(&model.device),
-            model,
-            kv,
-        }
-    }
-}
-
-impl Executor for ModelExecutor {
-    fn forward(&mut self, layout: &Layout, logits: &mut Logits) -> Result<()> {
-        let adapters: Vec<AdapterRows> = layout
-            .adapters
-            .iter()
-            .map(|span| AdapterRows {
-                rows: span.rows.clone(),
-                adapter: &span.adapter,
-            })
-            .collect();
-        let batch = Batch {
-            tokens: &layout.tokens,
-            positions: &layout.positions,
-            adapters: &adapters,
-            attention: Attention::Paged {
-                kv: &self.kv,
-                sequences: layout.sequences.clone(),
-            },
-            ops: self.ops,
-        };
-        let hidden = self.model.hidden(&batch)?;
-        if layout.outputs.is_empty() {
-            return Ok(());
-        }
-        let rows = Tensor::new(layout.outputs.as_slice(), &self.model.device)?;
-        logits.read(
-            &self
-                .model
-                .logits(self.ops, &hidden.index_select(&rows, 0)?)?,
-        )
-    }
-}
-
-#[cfg(any(test, feature = "cuda"))]
-impl<G: realign_model::cuda::Gpu> Executor for realign_model::cuda::CudaExecutor<G> {
-    fn draws(&self) -> bool {
-        true
-    }
-
-    fn forward(&mut self, layout: &Layout, logits: &mut Logits) -> Result<()> {
-        let step = Step {
-            tokens: &layout.tokens,
-            positions: &layout.positions,
-            sequences: &layout.sequences,
-            adapters: &layout.adapters,
-            outputs: &layout.outputs,
-        };
-        logits.prepare(layout.outputs.len(), self.vocab_size());
-        let mut outputs = realign_model::cuda::Outputs {
-            draws: &layout.draws,
-            logits: &mut logits.values,
-            tokens: &mut logits.tokens,
-        };
-        realign_model::cuda::CudaExecutor::forward(self, &step, &mut outputs)
-    }
-}
-
-impl Executor for CpuExecutor {
-    fn forward(&mut self, layout: &Layout, logits: &mut Logits) -> Result<()> {
-        let step = Step {
-            tokens: &layout.tokens,
-            positions: &layout.positions,
-            sequences: &layout.sequences,
-            adapters: &layout.adapters,
-            outputs: &layout.outputs,
-        };
-        let room = logits.prepare(layout.outputs.len(), self.vocab_size());
-        CpuExecutor::forward(self, &step, room)
     }
 }

@@ -1,42 +1,53 @@
 //! The order of a decoder layer's steps, said once for everything that runs them.
 //!
-//! Two machines implement [`Compute`]: candle's tensors, which training differentiates and any
-//! device runs ([`super::decoder`]), and the CPU executor's buffers, which serve
-//! ([`super::cpu`]). Each has four registers: x, the residual stream; h, its normalised form; the
+//! Every backend implements [`Compute`] for what runs its forward passes. Each has four registers: x, the residual stream; h, its normalised form; the
 //! heads q, k and v; and m, what a sublayer's last projection reads.
 
 use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 
-use super::decoder::{Layer, Model};
+use super::activation::Activation;
+use super::attention::AttentionShape;
+use super::decoder::{Decoder, Layer};
 use super::linear::Linear;
-use super::ops::{Activation, AttentionShape, RopeTable};
+use super::rope_table::RopeTable;
 use super::spec::{ModelSpec, RopeSpec};
 
 /// A machine that runs the steps of a layer.
 pub trait Compute {
+    /// The form of the weights that it multiplies with.
+    type Weight;
+
     /// h ← norm(x), scaled by `weight`.
     fn normalise(&mut self, weight: &Tensor) -> Result<()>;
 
     /// q, k, v ← the layer's projections of h; q and k normalised per head where the family does
     /// that, and rotated. With a cache, k and v of layer `index` are written to it.
-    fn heads(&mut self, index: usize, layer: &Layer, rope: &RopeTable) -> Result<()>;
+    fn heads(&mut self, index: usize, layer: &Layer<Self::Weight>, rope: &RopeTable) -> Result<()>;
 
     /// m ← attention of q over the keys and values of layer `index`.
     fn attend(&mut self, index: usize, shape: &AttentionShape) -> Result<()>;
 
     /// m ← activation(gate h) · up h.
-    fn gate(&mut self, gate: &Linear, up: &Linear, activation: Activation) -> Result<()>;
+    fn gate(
+        &mut self,
+        gate: &Linear<Self::Weight>,
+        up: &Linear<Self::Weight>,
+        activation: Activation,
+    ) -> Result<()>;
 
     /// x ← x + map m, normalised first where the family does that.
-    fn add_projected(&mut self, map: &Linear, norm: Option<&Tensor>) -> Result<()>;
+    fn add_projected(&mut self, map: &Linear<Self::Weight>, norm: Option<&Tensor>) -> Result<()>;
 }
 
 /// Runs layers on a machine whose x holds what enters the first of them.
-pub fn run_layers(
-    machine: &mut impl Compute,
-    model: &Model,
+///
+/// # Errors
+/// Those of the machine.
+pub fn run_layers<C: Compute>(
+    machine: &mut C,
+    model: &Decoder<C::Weight>,
     ropes: &Ropes,
     range: Range<usize>,
 ) -> Result<()> {
@@ -78,7 +89,7 @@ impl Ropes {
     }
 
     /// Those of a layer that attends like this.
-    pub(super) fn of(&self, shape: &AttentionShape) -> &RopeTable {
+    pub fn of(&self, shape: &AttentionShape) -> &RopeTable {
         match &self.local {
             Some(local) if shape.window.is_some() => local,
             _ => &self.full,

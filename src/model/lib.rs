@@ -1,50 +1,55 @@
-//! The decoder: one definition for serving and training, and everything that comes in a model's
-//! files (weights, tokenizer, chat template). A crate of its own, `realign::model` to the others; it
-//! imports none of them.
+//! What a model is: its shapes, weights as files store them, tokenizer, chat template and adapters,
+//! and the traits and words by which backends serve and train it. Knows no device.
 
+pub mod activation;
+pub mod attention;
+pub mod backend;
+pub mod blocks;
 pub mod chat;
 pub mod compute;
-pub mod cpu;
-#[cfg(any(test, feature = "cuda", feature = "test-support"))]
-pub mod cuda;
 pub mod decoder;
-pub mod device;
 pub mod draw;
 pub mod error;
 pub mod hub;
-pub mod integer;
+pub mod learning;
 pub mod linear;
 pub mod loaded;
 pub mod lora;
-pub mod ops;
+pub mod memory;
 pub mod packing;
-pub mod plan;
 pub mod random;
-pub mod recompute;
+pub mod rope_table;
+pub mod segment;
 pub mod shapes;
 mod shards;
 pub mod source;
 pub mod spec;
-mod stacked;
+pub mod step;
 #[cfg(any(test, feature = "test-support"))]
 pub mod test_support;
 pub mod time_slices;
 pub mod tokenizer;
-pub mod weights;
+pub mod vector;
+mod weights;
 
+pub use activation::Activation;
+pub use attention::AttentionShape;
+pub use backend::{Backend, ComputeDevice, Executor, ExecutorOptions, Staged};
 pub use chat::{CallStyle, ChatMessage, ChatRole, ChatTemplate};
-pub use cpu::learn::{Differentiator, Dropout, Precision, SiteGradients, TokenLoss};
-pub use cpu::{BLOCK_TOKENS, CpuExecutor, Step};
-pub use decoder::{Attention, Batch, Model};
-pub use device::{DeviceChoice, DeviceError};
+pub use decoder::{Decoder, Layer, StoredMatrix};
 pub use draw::DrawRequest;
 pub use error::ModelError;
-pub use linear::{AdapterRows, AdapterSpan};
+pub use learning::{
+    Dropout, LearningPasses, Measured, PassOptions, Precision, Recompute, SiteGradients, Slopes,
+    TokenLoss,
+};
+pub use linear::Linear;
 pub use loaded::LoadedModel;
 pub use lora::{LoraPair, LoraSite, LoraWeights, Projection};
-pub use ops::{Ops, PagedKv, PagedSequence, Segment};
-pub use recompute::{Recompute, Stepwise};
+pub use rope_table::RopeTable;
+pub use segment::{Seen, Segment};
 pub use source::{ModelFiles, ModelSource};
 pub use spec::ModelSpec;
+pub use step::{AdapterSpan, BLOCK_TOKENS, Outputs, PagedSequence, Step};
 pub use time_slices::TimeSlices;
 pub use tokenizer::{StreamDecoder, Tokenizer};

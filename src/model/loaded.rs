@@ -2,20 +2,19 @@
 
 use std::sync::Arc;
 
-use candle_core::Device;
-
+use super::backend::{Backend, ComputeDevice};
 use super::chat::ChatTemplate;
-use super::decoder::Model;
 use super::error::{ModelError, Result};
 use super::source::{ModelFiles, ModelSource};
+use super::spec::ModelSpec;
 use super::time_slices::TimeSlices;
 use super::tokenizer::Tokenizer;
 
 /// A loaded model; clones share it.
 #[derive(Clone, Debug)]
 pub struct LoadedModel {
-    /// Weights and shapes.
-    pub model: Arc<Model>,
+    /// Weights and shapes, where they compute.
+    pub backend: Arc<dyn Backend>,
     /// Text to ids and back.
     pub tokenizer: Arc<Tokenizer>,
     /// How conversations are laid out.
@@ -28,20 +27,35 @@ pub struct LoadedModel {
 
 impl LoadedModel {
     /// Fetches what has to be fetched, loads everything, and checks that the parts fit together.
-    pub fn load(source: &str, device: &Device) -> Result<Self> {
+    ///
+    /// # Errors
+    /// If a part cannot be read, or parts do not fit together.
+    pub fn load(source: &str, device: &dyn ComputeDevice) -> Result<Self> {
+        Self::load_sharing(source, device, Arc::new(TimeSlices::undivided()))
+    }
+
+    /// As [`LoadedModel::load`], for an engine and learning passes that divide the time so.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_sharing(
+        source: &str,
+        device: &dyn ComputeDevice,
+        slices: Arc<TimeSlices>,
+    ) -> Result<Self> {
         let files = ModelSource::parse(source)?.fetch()?;
         // Side by side: each takes a good part of a second.
-        let (text, model, hash) = std::thread::scope(|scope| {
+        let (text, backend, hash) = std::thread::scope(|scope| {
             let text = scope.spawn(|| text_parts(&files));
             let hash = scope.spawn(|| files.base_hash());
-            let model = weights(&files, device);
-            (joined(text), model, joined(hash))
+            let backend = device.load(&files, slices);
+            (joined(text), backend, joined(hash))
         });
         // A tokenizer of another model is the more telling mistake.
         let (tokenizer, chat) = text?;
         check_vocabulary(&files, &tokenizer)?;
         Ok(Self {
-            model: Arc::new(model?),
+            backend: backend?,
             tokenizer: Arc::new(tokenizer),
             chat: Arc::new(chat),
             base_hash: hash?.into(),
@@ -49,25 +63,9 @@ impl LoadedModel {
         })
     }
 
-    /// The same model, for an engine and learning passes that divide the time so.
-    #[must_use]
-    pub fn with_time_slices(self, time_slices: Arc<TimeSlices>) -> Self {
-        let model = Arc::unwrap_or_clone(self.model);
-        Self {
-            model: Arc::new(Model {
-                time_slices,
-                ..model
-            }),
-            ..self
-        }
-    }
-}
-
-fn weights(files: &ModelFiles, device: &Device) -> Result<Model> {
-    let model = files.load(device)?;
-    match device.is_cpu() {
-        true => Ok(model.packed()?),
-        false => Ok(model.stacked()?),
+    /// Shapes and constants of the model.
+    pub fn spec(&self) -> &ModelSpec {
+        self.backend.spec()
     }
 }
 

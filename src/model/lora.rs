@@ -4,13 +4,8 @@
 //! from *LoRA: Low-Rank Adaptation of Large Language Models* (arXiv 2106.09685).
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
 
-use candle_core::{DType, Result, Tensor};
-
-use super::cpu::PackedAdapter;
-#[cfg(any(test, feature = "cuda", feature = "test-support"))]
-use super::cuda::DeviceAdapter;
+use candle_core::{Result, Tensor};
 
 /// The seven linear maps of a decoder layer that can carry an adapter, by their PEFT names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -93,37 +88,17 @@ pub struct LoraPair {
 /// A whole adapter: one pair per adapted site, ordered by (layer, projection).
 #[derive(Clone, Debug, Default)]
 pub struct LoraWeights {
-    /// The adapted sites. They do not change once the adapter has served.
+    /// The adapted sites.
     pub sites: BTreeMap<LoraSite, LoraPair>,
-    /// As the CPU executor multiplies with them.
-    packed: OnceLock<Arc<PackedAdapter>>,
-    /// As the CUDA executor reads them.
-    #[cfg(any(test, feature = "cuda", feature = "test-support"))]
-    on_device: OnceLock<Arc<DeviceAdapter>>,
 }
 
 impl From<BTreeMap<LoraSite, LoraPair>> for LoraWeights {
     fn from(sites: BTreeMap<LoraSite, LoraPair>) -> Self {
-        Self {
-            sites,
-            ..Self::default()
-        }
+        Self { sites }
     }
 }
 
 impl LoraWeights {
-    /// The factors packed for the CPU executor, in the element type that was asked for first.
-    ///
-    /// # Errors
-    /// If a factor is not a matrix on the CPU.
-    pub(super) fn packed(&self, dtype: DType) -> Result<Arc<PackedAdapter>> {
-        if let Some(packed) = self.packed.get() {
-            return Ok(packed.clone());
-        }
-        let packed = Arc::new(PackedAdapter::new(&self.sites, dtype)?);
-        Ok(self.packed.get_or_init(|| packed).clone())
-    }
-
     /// The same values without a way for gradients to reach them. Nothing is copied.
     pub fn detached(&self) -> LoraWeights {
         let pair = |(site, pair): (&LoraSite, &LoraPair)| {
@@ -161,23 +136,6 @@ impl LoraWeights {
         };
         let sites: BTreeMap<_, _> = self.sites.iter().map(pair).collect::<Result<_>>()?;
         Ok(sites.into())
-    }
-
-    /// The factors on a device, in the element type that was asked for first.
-    ///
-    /// # Errors
-    /// If the device refuses.
-    #[cfg(any(test, feature = "cuda", feature = "test-support"))]
-    pub(super) fn on_device(
-        &self,
-        device: &candle_core::Device,
-        element: super::cuda::Element,
-    ) -> Result<Arc<DeviceAdapter>> {
-        if let Some(adapter) = self.on_device.get() {
-            return Ok(adapter.clone());
-        }
-        let adapter = Arc::new(DeviceAdapter::new(&self.sites, device, element)?);
-        Ok(self.on_device.get_or_init(|| adapter).clone())
     }
 
     /// The pair at a site, if that site is adapted.

@@ -1,15 +1,11 @@
-//! Packing tokenised examples into one padding-free batch, and the log-probabilities of their
-//! responses.
+//! Packing tokenised examples into one padding-free batch.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
-use super::decoder::{Attention, Batch, Model};
-use super::linear::AdapterRows;
-use super::lora::LoraWeights;
-use super::ops::{self, Ops, Segment};
+use super::segment::Segment;
 
 /// The residual stream of an example's rows where it enters a layer, computed once on the base
 /// model. It stays valid for every adapter that leaves the layers below alone.
@@ -65,17 +61,20 @@ impl Example {
 /// Several examples laid out in one batch.
 #[derive(Clone, Debug)]
 pub struct Packed {
-    pub(super) tokens: Vec<u32>,
-    pub(super) positions: Vec<u32>,
-    pub(super) segments: Arc<[Segment]>,
+    /// Token ids, one per row.
+    pub tokens: Vec<u32>,
+    /// Position of each row in its sequence.
+    pub positions: Vec<u32>,
+    /// How the sequences lie.
+    pub segments: Arc<[Segment]>,
     /// For every response token, the batch row whose logits predict it.
-    pub(super) rows: Vec<u32>,
+    pub rows: Vec<u32>,
     /// The response tokens themselves, aligned with `rows`.
     targets: Vec<u32>,
     /// Per example and response: its part of `rows` and `targets`.
     spans: Vec<Vec<Range<usize>>>,
     /// The examples' states, if every one has them at the same layer.
-    pub(super) states: Option<Vec<States>>,
+    pub states: Option<Vec<States>>,
 }
 
 impl Packed {
@@ -145,107 +144,15 @@ impl Packed {
         self.spans[example][response].clone()
     }
 
-    /// The response tokens, aligned with [`Packed::response_hidden`].
+    /// For each example, the part of the response rows that belongs to each of its responses.
+    pub fn spans(&self) -> &[Vec<Range<usize>>] {
+        &self.spans
+    }
+
+    /// The response tokens, aligned with `rows`.
     pub fn targets(&self) -> &[u32] {
         &self.targets
     }
-
-    /// Final hidden states that predict the response tokens: (response tokens, hidden). The LM
-    /// head never sees any other row.
-    pub fn response_hidden(
-        &self,
-        model: &Model,
-        ops: Ops,
-        adapter: Option<&LoraWeights>,
-    ) -> Result<Tensor> {
-        let adapters: Vec<AdapterRows> = adapter
-            .map(|adapter| AdapterRows {
-                rows: 0..self.tokens.len(),
-                adapter,
-            })
-            .into_iter()
-            .collect();
-        let batch = self.batch(ops, &adapters);
-        let hidden = match &self.states {
-            Some(states) => {
-                let rows: Vec<&Tensor> = states.iter().map(|s| &s.hidden).collect();
-                model.hidden_from(&batch, &Tensor::cat(&rows, 0)?, states[0].layer)?
-            }
-            None => model.hidden(&batch)?,
-        };
-        let rows = Tensor::new(self.rows.as_slice(), &model.device)?;
-        hidden.index_select(&rows, 0)
-    }
-
-    /// What the decoder runs.
-    pub(super) fn batch<'a>(&'a self, ops: Ops, adapters: &'a [AdapterRows<'a>]) -> Batch<'a> {
-        let attention = Attention::Packed(self.segments.clone());
-        Batch {
-            tokens: &self.tokens,
-            positions: &self.positions,
-            adapters,
-            attention,
-            ops,
-        }
-    }
-
-    /// The base model's residual stream entering `layer`, per example.
-    fn states_below(&self, model: &Model, ops: Ops, layer: usize) -> Result<Vec<States>> {
-        let hidden = model.states_below(&self.batch(ops, &[]), layer)?;
-        let part = |segment: &Segment| {
-            let rows = segment.rows();
-            Ok(States {
-                layer,
-                hidden: hidden.narrow(0, rows.start, rows.len())?.copy()?.detach(),
-            })
-        };
-        self.segments.iter().map(part).collect()
-    }
-
-    /// log p(token | prefix) of every response token: (response tokens).
-    pub fn token_logprobs(
-        &self,
-        model: &Model,
-        ops: Ops,
-        adapter: Option<&LoraWeights>,
-    ) -> Result<Tensor> {
-        let hidden = self.response_hidden(model, ops, adapter)?;
-        ops::token_logprobs(ops, &model.logits(ops, &hidden)?, &self.targets)
-    }
-
-    /// log p(response | prompt) per example and response, summed over tokens in f64; no gradient.
-    pub fn response_logprobs(
-        &self,
-        model: &Model,
-        ops: Ops,
-        adapter: Option<&LoraWeights>,
-    ) -> Result<Vec<Vec<f64>>> {
-        let tokens = self.token_logprobs(model, ops, adapter)?.to_vec1::<f32>()?;
-        let sum = |span: &Range<usize>| tokens[span.clone()].iter().map(|&v| f64::from(v)).sum();
-        Ok(self
-            .spans
-            .iter()
-            .map(|spans| spans.iter().map(sum).collect())
-            .collect())
-    }
-}
-
-/// Runs the layers below `layer` on the base model, once, and leaves the result with the examples.
-pub fn remember_states<'a>(
-    model: &Model,
-    ops: Ops,
-    examples: impl IntoIterator<Item = &'a mut Example>,
-    layer: usize,
-) -> Result<()> {
-    let mut examples: Vec<&mut Example> = examples.into_iter().collect();
-    let packed = Packed::new(examples.iter().map(|e| &**e));
-    for (example, states) in examples
-        .iter_mut()
-        .zip(packed.states_below(model, ops, layer)?)
-    {
-        example.states = Some(states);
-    }
-    Ok(())
 }
 
 /// Splits examples, in order, into groups of at most `budget` rows (at least one example each), so

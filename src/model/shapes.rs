@@ -1,7 +1,7 @@
 //! Shapes of well-known models, for benchmarks with random weights: speed does not depend on the
 //! values. From the models' published configurations.
 
-use super::ops::Activation;
+use super::activation::Activation;
 use super::spec::{ModelSpec, RopeScaling, RopeSpec, Variant};
 
 /// The names that [`shape`] knows.

@@ -8,14 +8,12 @@ use candle_core::Device;
 use candle_core::quantized::gguf_file;
 use sha2::{Digest, Sha256};
 
-use super::decoder::Model;
+use super::decoder::{Decoder, StoredMatrix};
 use super::error::{ModelError, Result};
-use super::integer;
 use super::lora::LoraWeights;
-use super::plan::Stored;
 use super::shards;
 use super::spec::ModelSpec;
-use super::weights::{WeightFile, merge};
+use super::weights::{Target, WeightFile, merge};
 
 /// What `--model` names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -206,15 +204,6 @@ impl ModelFiles {
         self.weights.iter().map(size).sum()
     }
 
-    /// What a device keeps of a GGUF file's weights; `None` for others, whose weights take 16 bits
-    /// each.
-    ///
-    /// # Errors
-    /// If the header cannot be read.
-    pub fn stored(&self) -> Result<Option<Stored>> {
-        Ok(self.gguf_content()?.map(|content| stored(&content)))
-    }
-
     /// Shapes and constants, without the weights.
     pub fn spec(&self) -> Result<ModelSpec> {
         match self.gguf_content()? {
@@ -244,13 +233,25 @@ impl ModelFiles {
         }
     }
 
-    /// Loads the weights and checks every shape against the configuration.
-    pub fn load(&self, device: &Device) -> Result<Model> {
+    /// Loads the weights and checks every shape against the configuration. Norms and biases are put
+    /// on `device`; `matrix` makes each matrix what a backend keeps, one by one.
+    ///
+    /// # Errors
+    /// If a file cannot be read, lacks a tensor or has one of another shape; those of `matrix`.
+    pub fn load<W: Clone>(
+        &self,
+        device: &Device,
+        mut matrix: impl FnMut(StoredMatrix) -> candle_core::Result<W>,
+    ) -> Result<Decoder<W>> {
+        let mut to = Target {
+            device,
+            matrix: &mut matrix,
+        };
         match self.kind {
             Kind::Gguf => {
                 let (content, reader) = open_gguf(&self.root)?;
                 let spec = ModelSpec::from_gguf(&self.root, &content)?;
-                WeightFile::gguf(&self.root, content, reader, &spec).load(spec, device)
+                WeightFile::gguf(&self.root, content, reader, &spec).load(spec, &mut to)
             }
             Kind::Safetensors => {
                 let spec = ModelSpec::from_config_json(&self.root.join("config.json"))?;
@@ -260,30 +261,10 @@ impl ModelFiles {
                     [one] => one,
                     _ => &self.root,
                 };
-                WeightFile::safetensors(place, tensors).load(spec, device)
+                WeightFile::safetensors(place, tensors).load(spec, &mut to)
             }
         }
     }
-}
-
-fn stored(content: &gguf_file::Content) -> Stored {
-    let mut all = Stored {
-        bytes: 0,
-        largest: 0,
-    };
-    for info in content.tensor_infos.values() {
-        let elements = info.shape.elem_count();
-        let (bytes, integers) = match info.shape.dims() {
-            [out, columns] => integer::device_bytes(info.ggml_dtype, (*out, *columns)),
-            // Norms and biases stay f32.
-            _ => (elements.saturating_mul(size_of::<f32>()), false),
-        };
-        all.bytes = all.bytes.saturating_add(bytes);
-        if integers {
-            all.largest = all.largest.max(elements);
-        }
-    }
-    all
 }
 
 fn open_gguf(path: &Path) -> Result<(gguf_file::Content, File)> {
@@ -325,31 +306,4 @@ fn check_length(path: &Path, file: &File, content: &gguf_file::Content) -> Resul
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_devices_bytes_of_a_file_are_those_of_its_integers() {
-        let content = crate::test_support::test_model();
-        let spec = ModelSpec::from_gguf(Path::new("model.gguf"), &content).unwrap();
-        let kept = stored(&content);
-        let each = kept.bytes as f64 / spec.parameters() as f64;
-        let of_file: usize = content
-            .tensor_infos
-            .values()
-            .map(|info| {
-                let kind = info.ggml_dtype;
-                info.shape.elem_count() / kind.block_size() * kind.type_size()
-            })
-            .sum();
-        // 4-bit blocks with minima, 8-bit ones without: their own bytes, a factor and the padding.
-        assert!(
-            kept.bytes >= of_file && kept.bytes < of_file / 25 * 27,
-            "{each} a weight"
-        );
-        assert_eq!(kept.largest, spec.vocab_size * spec.hidden_size);
-    }
 }

@@ -92,7 +92,7 @@ impl TimeSlices {
     }
 
     /// Runs a learning pass on the learning threads, or on this one if the system gave none.
-    pub(crate) fn learn<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R {
+    pub fn learn<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R {
         let _slice = self.learning();
         match self.learners.get_or_init(|| self.start_learners()) {
             Some(pool) => pool.install(pass),

@@ -28,12 +28,13 @@ use crate::telemetry::compliance::DecisionLogError;
 pub use builder::ServerBuilder;
 use listen::{Listening, Timeouts};
 use operations::{access, compliance, decision_log, reload, telemetry};
+use realign_backend::DeviceError;
 use realign_core::clock::unix_seconds;
 use realign_engine::EngineError;
 use realign_engine::adapter::generation::Generation;
 use realign_engine::adapter::{AdapterError, AdapterStore, Registry, base_id};
 use realign_engine::merged::PrepareError;
-use realign_model::{DeviceError, LoadedModel, ModelError, TimeSlices, device};
+use realign_model::{LoadedModel, ModelError, TimeSlices};
 use threads::{AlignmentWatch, Threads};
 use tls::{Tls, TlsError};
 
@@ -55,7 +56,7 @@ pub enum ServerError {
     Device(#[from] DeviceError),
     /// The device has no room for what is configured.
     #[error(transparent)]
-    Memory(#[from] realign_model::plan::TooLarge),
+    Memory(#[from] realign_model::memory::TooLarge),
     /// The engine did not start.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -128,17 +129,17 @@ impl Server {
         let telemetry = Arc::new(telemetry(&config)?);
         let db = Arc::new(StateDb::open(&config.paths.database())?);
         let store = Arc::new(AdapterStore::open(&config.paths.adapters)?);
-        let device = device::open(config.engine.device)?;
-        memory::check(&config, &device)?;
+        let device = realign_backend::open(config.engine.device)?;
+        memory::check(&config, &*device)?;
         let started = Instant::now();
         tracing::info!(model = config.model, "loading the model");
         let slices = TimeSlices::new(config.train.share);
-        let loaded = LoadedModel::load(&config.model, &device)?.with_time_slices(Arc::new(slices));
+        let loaded = LoadedModel::load_sharing(&config.model, &*device, Arc::new(slices))?;
         tracing::info!(
             base = &loaded.base_hash[..8],
-            layers = loaded.model.spec.layers,
+            layers = loaded.spec().layers,
             seconds = started.elapsed().as_secs_f64(),
-            parameters = loaded.model.spec.parameters(),
+            parameters = loaded.spec().parameters(),
             "model loaded; a realignment learns from the same weights"
         );
         let registry = Arc::new(registry(&store, &loaded));
@@ -171,7 +172,9 @@ impl Server {
             tokenizer: loaded.tokenizer,
             chat: loaded.chat,
             engine: Arc::new(engine.clone()),
-            embeddings: api::Embeddings::new(Arc::new(realign_engine::Embedder::new(loaded.model))),
+            embeddings: api::Embeddings::new(Arc::new(realign_engine::Embedder::new(
+                loaded.backend,
+            ))),
             moderation: control.clone(),
             registry,
             admin: control.clone(),

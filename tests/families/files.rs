@@ -1,25 +1,23 @@
 //! The kinds of weight files, and what is said about broken ones.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
 use candle_core::{Device, Tensor};
-use realign_model::linear::Weight;
-use realign_model::{LoadedModel, ModelSource, Ops};
+use realign_model::{LoadedModel, ModelSource};
 use serde_json::Value;
 
-use super::{FAMILIES, Golden, fixture, load, whole};
+use super::{FAMILIES, Golden, fixture, load, packed, served, whole};
 
 #[test]
 fn unquantised_gguf_files_hold_the_same_models() {
     for family in FAMILIES {
         let golden = Golden::of(family);
         let model = load(&fixture(family).join("model.gguf"));
-        let logits = whole(&model, &golden.tokens, Ops::Fused, None);
+        let logits = whole(&model, &golden.tokens, None);
         golden.check(&logits, "logits", 1e-4, "gguf");
         let adapter = golden.adapter();
-        let adapted = whole(&model, &golden.tokens, Ops::Fused, Some(&adapter));
+        let adapted = whole(&model, &golden.tokens, Some(&adapter));
         golden.check(&adapted, "logits_adapter", 1e-4, "gguf");
     }
 }
@@ -29,11 +27,15 @@ fn eight_bit_gguf_files_agree_with_their_dequantised_weights() {
     for family in FAMILIES {
         let golden = Golden::of(family);
         let model = load(&fixture(family).join("model-q8_0.gguf"));
-        let dense = model.dequantized().unwrap();
-        let exact = whole(&dense, &golden.tokens, Ops::Fused, None);
+        let exact = whole(&model, &golden.tokens, None);
         golden.check(&exact, "logits_q8_0", 1e-4, "dequantised");
         // Served products round activations to 8 bits too.
-        let served = whole(&model, &golden.tokens, Ops::Fused, None);
+        let served = served(
+            &packed(&fixture(family).join("model-q8_0.gguf")),
+            &golden.tokens,
+            &[golden.tokens.len()],
+            None,
+        );
         golden.check(&served, "logits_q8_0", 0.1, "8-bit activations");
     }
 }
@@ -42,46 +44,8 @@ fn eight_bit_gguf_files_agree_with_their_dequantised_weights() {
 fn shards_are_read_through_their_index() {
     let golden = Golden::of("llama");
     let model = load(&fixture("llama-sharded"));
-    let logits = whole(&model, &golden.tokens, Ops::Fused, None);
+    let logits = whole(&model, &golden.tokens, None);
     golden.check(&logits, "logits", 1e-4, "sharded bf16");
-}
-
-#[test]
-fn every_block_type_multiplies_and_looks_up() {
-    let dense = Tensor::randn(0f32, 1.0, (70, 512), &Device::Cpu).unwrap();
-    let x = Tensor::randn(0f32, 1.0, (5, 512), &Device::Cpu).unwrap();
-    let ids = Tensor::new(&[3u32, 69, 0], &Device::Cpu).unwrap();
-    for kind in [
-        GgmlDType::Q4_0,
-        GgmlDType::Q4_1,
-        GgmlDType::Q5_0,
-        GgmlDType::Q5_1,
-        GgmlDType::Q8_0,
-        GgmlDType::Q2K,
-        GgmlDType::Q3K,
-        GgmlDType::Q4K,
-        GgmlDType::Q5K,
-        GgmlDType::Q6K,
-    ] {
-        let weight = Weight::Quantized(Arc::new(QTensor::quantize(&dense, kind).unwrap()));
-        let exact = weight.dequantized(&Device::Cpu).unwrap();
-        for ops in [Ops::Fused, Ops::Plain] {
-            let product = |w: &Weight| w.forward(ops, &x).unwrap();
-            let distance = relative_distance(&product(&weight), &product(&exact));
-            assert!(distance < 0.03, "{kind:?} {ops:?}: {distance}");
-        }
-        let rows = |w: &Weight| w.rows(&ids).unwrap();
-        assert!(relative_distance(&rows(&weight), &rows(&exact)) < 1e-6);
-    }
-}
-
-/// |a − b| / |b| in the Euclidean norm.
-fn relative_distance(a: &Tensor, b: &Tensor) -> f32 {
-    let norm = |t: &Tensor| {
-        let sum = t.sqr().unwrap().sum_all().unwrap();
-        sum.to_scalar::<f32>().unwrap().sqrt()
-    };
-    norm(&(a - b).unwrap()) / norm(b)
 }
 
 /// A copy of a fixture's files that a test may break.
@@ -100,8 +64,9 @@ pub fn copy(name: &str) -> tempfile::TempDir {
 fn error_of(path: &Path) -> String {
     let loaded = ModelSource::parse(&path.to_string_lossy())
         .and_then(ModelSource::fetch)
-        .and_then(|files| files.load(&Device::Cpu));
-    loaded.expect_err("a broken file does not load").to_string()
+        .and_then(|files| realign_cpu::load(&files));
+    let error = loaded.err().expect("a broken file does not load");
+    error.to_string()
 }
 
 fn check_error(path: &Path, says: &[&str]) {
@@ -198,7 +163,7 @@ fn a_tokenizer_of_another_model_is_refused_before_the_weights() {
     edit_json(&dir.path().join("config.json"), |c| {
         c["vocab_size"] = 200.into()
     });
-    let error = LoadedModel::load(&dir.path().to_string_lossy(), &Device::Cpu).unwrap_err();
+    let error = LoadedModel::load(&dir.path().to_string_lossy(), &realign_cpu::Cpu).unwrap_err();
     let error = error.to_string();
     let place = dir.path().display().to_string();
     assert!(

@@ -1,13 +1,11 @@
 //! What a candidate may not lose: perplexity on neutral text, and its distance from the base.
 
-use std::sync::Arc;
-
 use candle_core::Result;
 
 use realign_model::packing::{Example, Packed, group_by_rows};
-use realign_model::{
-    Differentiator, LoraWeights, Model, Ops, Precision, TokenLoss, Tokenizer, ops,
-};
+use realign_model::{Backend, LoraWeights, Measured, Precision, TokenLoss, Tokenizer};
+
+use crate::train::passes::Passes;
 
 /// Everyday and encyclopaedic prose written for this project; blank lines part the paragraphs.
 pub const NEUTRAL_TEXT: &str = include_str!("neutral.txt");
@@ -47,30 +45,23 @@ pub fn paragraphs(tokenizer: &Tokenizer, text: &str, max_tokens: usize) -> Vec<E
 }
 
 /// Measures base and candidate on the examples. `None` if `proceed` says stop.
+///
+/// # Errors
+/// If the adapter does not fit the model.
 pub fn capability(
-    model: &Model,
-    ops: Ops,
+    backend: &dyn Backend,
     candidate: &LoraWeights,
     examples: &[Example],
     proceed: &dyn Fn() -> bool,
 ) -> Result<Option<Capability>> {
-    let mut passes = match model.is_packed() {
-        true => {
-            let model = Arc::new(model.clone());
-            Some(Differentiator::new(model, Precision::Exact)?)
-        }
-        false => None,
-    };
+    let mut passes = Passes::new(backend, Precision::Exact)?;
     let (mut sums, mut tokens) = ([0f64; 3], 0usize);
     for group in group_by_rows(examples, ROW_BUDGET) {
         if !proceed() {
             return Ok(None);
         }
         let packed = Packed::new(&examples[group]);
-        let values = match &mut passes {
-            Some(passes) => by_passes(passes, candidate, &packed)?,
-            None => by_tensors(model, ops, candidate, &packed)?,
-        };
+        let values = measure(&mut passes, candidate, &packed)?;
         for (sum, values) in sums.iter_mut().zip(&values) {
             *sum += values.iter().map(|v| f64::from(*v)).sum::<f64>();
         }
@@ -88,42 +79,23 @@ pub fn capability(
 /// Per token: log p of the base, log p of the candidate, KL(base ‖ candidate).
 type PerToken = [Vec<f32>; 3];
 
-fn by_passes(
-    passes: &mut Differentiator,
-    candidate: &LoraWeights,
-    packed: &Packed,
-) -> Result<PerToken> {
-    let reference = passes.hidden(packed, None)?;
-    let policy = passes.hidden(packed, Some(candidate))?;
-    let targets = packed.targets().iter();
-    let losses: Vec<TokenLoss> = targets.map(|t| TokenLoss::LogProb(*t)).collect();
-    let divergence = vec![TokenLoss::Kl; losses.len()];
-    Ok([
-        passes.measure(&losses, &reference, &[])?,
-        passes.measure(&losses, &policy, &[])?,
-        passes.measure(&divergence, &policy, &reference)?,
-    ])
-}
-
-/// The slow twin.
-fn by_tensors(
-    model: &Model,
-    ops: Ops,
-    candidate: &LoraWeights,
-    packed: &Packed,
-) -> Result<PerToken> {
-    let logits = |adapter| model.logits(ops, &packed.response_hidden(model, ops, adapter)?);
-    let (reference, policy) = (logits(None)?, logits(Some(candidate))?);
-    Ok([
-        ops::token_logprobs(ops, &reference, packed.targets())?.to_vec1()?,
-        ops::token_logprobs(ops, &policy, packed.targets())?.to_vec1()?,
-        ops::kl_from_reference(ops, &reference, &policy)?.to_vec1()?,
-    ])
+fn measure(passes: &mut Passes, candidate: &LoraWeights, packed: &Packed) -> Result<PerToken> {
+    let (reference, of_base) = passes.reference(packed, None)?;
+    let (policy, of_candidate) = passes.reference(packed, Some(candidate))?;
+    let divergence = vec![TokenLoss::Kl; of_base.len()];
+    let measured = Measured {
+        losses: &divergence,
+        reference: Some(&reference),
+    };
+    let divergence = passes.measure(measured, &policy)?;
+    Ok([of_base, of_candidate, divergence])
 }
 
 #[cfg(test)]
 mod tests {
     use candle_core::Device;
+    use realign_cpu::CpuBackend;
+    use realign_reference::ReferenceBackend;
 
     use super::*;
     use realign_model::{LoraPair, LoraSite, ModelSource, Projection};
@@ -133,9 +105,11 @@ mod tests {
         let files = ModelSource::parse(&realign_model::test_support::path(
             "tests/golden/families/gemma3",
         ))
-        .and_then(ModelSource::fetch);
-        let model = files.and_then(|f| f.load(&Device::Cpu)).expect("it loads");
-        let (inner, out) = model.spec.projection_shape(Projection::Down);
+        .and_then(ModelSource::fetch)
+        .expect("it is there");
+        let slow = ReferenceBackend::new(realign_reference::load(&files).expect("it loads"));
+        let fast = CpuBackend::new(realign_cpu::load(&files).expect("it loads"));
+        let (inner, out) = slow.spec().projection_shape(Projection::Down);
         let random = |shape| candle_core::Tensor::randn(0f32, 0.3, shape, &Device::Cpu);
         let mut adapter = LoraWeights::default();
         let site = LoraSite {
@@ -156,8 +130,8 @@ mod tests {
                 )
             })
             .collect();
-        let of = |model: &Model| capability(model, Ops::Fused, &adapter, &examples, &|| true);
-        let (Some(slow), Some(fast)) = (of(&model)?, of(&model.clone().packed()?)?) else {
+        let of = |backend: &dyn Backend| capability(backend, &adapter, &examples, &|| true);
+        let (Some(slow), Some(fast)) = (of(&slow)?, of(&fast)?) else {
             panic!("nothing said stop");
         };
         assert!(slow.kl > 1e-3 && slow.tokens == 60, "{slow:?}");

@@ -8,7 +8,7 @@ use crate::train::run::ROW_BUDGET;
 use crate::train::{Gradients, Objective, TrainExample, TrainableLora};
 use realign_core::Category;
 use realign_model::packing::{Example, group_by_rows};
-use realign_model::{LoraWeights, Model, Ops, Precision};
+use realign_model::{Backend, LoraWeights, Precision};
 
 /// Raw scores of the conflicting pairs.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,10 +35,8 @@ impl Scored {
 /// The model and the adapter at which gradients are taken.
 #[derive(Clone, Copy, Debug)]
 pub struct At<'a> {
-    /// Packed or f32 weights.
-    pub model: &'a Model,
-    /// Form of the operations.
-    pub ops: Ops,
+    /// The model.
+    pub backend: &'a dyn Backend,
     /// θ: usually a fresh adapter (B = 0), where the model equals the reference.
     pub adapter: &'a LoraWeights,
     /// The losses' constants.
@@ -47,9 +45,9 @@ pub struct At<'a> {
     pub precision: Precision,
 }
 
-impl<'a> At<'a> {
-    fn passes(&self) -> Result<Passes<'a>> {
-        Passes::new(self.model, self.ops, self.precision)
+impl At<'_> {
+    fn passes(&self) -> Result<Passes> {
+        Passes::new(self.backend, self.precision)
     }
 
     /// Mean gradient of the gold pairs' preference loss. Each comes with its log π_ref, or with

@@ -1,13 +1,10 @@
 //! Hidden states of the base model, pooled: what probes read.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
-#[cfg(feature = "cuda")]
-use realign_model::cuda::{CudaExecutor, CudaGpu, Options};
 use realign_model::{
-    Attention, BLOCK_TOKENS, Batch, ChatMessage, CpuExecutor, LoadedModel, Model, Ops,
-    PagedSequence, Segment, Step,
+    BLOCK_TOKENS, ChatMessage, Executor, ExecutorOptions, LoadedModel, PagedSequence, Step,
 };
 
 use super::features::{FeatureError, FeatureSource};
@@ -29,39 +26,8 @@ pub struct HiddenStates {
     layers: Vec<usize>,
     /// Tokens that the chat template puts before and after what a user writes.
     frame: [usize; 2],
-    runner: Runner,
-}
-
-/// What runs the layers.
-enum Runner {
-    /// Weights that are packed for it.
-    Cpu(Box<Mutex<CpuExecutor>>),
-    /// Weights on a CUDA device. It has a small cache and registers of its own beside serving's.
-    #[cfg(feature = "cuda")]
-    Cuda(Box<Mutex<CudaExecutor<CudaGpu>>>),
-    /// All others: the shared decoder.
-    Decoder,
-}
-
-impl Runner {
-    fn new(model: &Arc<Model>, blocks: usize, threads: usize) -> candle_core::Result<Self> {
-        if model.is_packed() {
-            let executor = CpuExecutor::new(model.clone(), blocks, threads)?;
-            return Ok(Runner::Cpu(Box::new(Mutex::new(executor))));
-        }
-        #[cfg(feature = "cuda")]
-        if model.device.is_cuda() {
-            // Its steps are large and each of another shape.
-            let options = Options {
-                graphs: 0,
-                ..Options::default()
-            };
-            let gpu = CudaGpu::new(&model.device)?;
-            let executor = CudaExecutor::new(gpu, model.clone(), blocks, options)?;
-            return Ok(Runner::Cuda(Box::new(Mutex::new(executor))));
-        }
-        Ok(Runner::Decoder)
-    }
+    /// It has a small cache and buffers of its own, apart from serving's.
+    executor: Mutex<Box<dyn Executor>>,
 }
 
 impl std::fmt::Debug for HiddenStates {
@@ -87,12 +53,18 @@ impl HiddenStates {
     /// # Errors
     /// If no thread can be had.
     pub fn new(loaded: LoadedModel, threads: usize) -> Result<Self, FeatureError> {
-        let runner = Runner::new(&loaded.model, BATCH_BLOCKS, threads)
-            .map_err(|error| FeatureError(error.to_string()))?;
+        // Steps are large and each of another shape: none is worth recording.
+        let sizes = ExecutorOptions {
+            blocks: BATCH_BLOCKS,
+            threads,
+            record: false,
+        };
+        let executor = loaded.backend.executor(sizes);
+        let executor = executor.map_err(|error| FeatureError(error.to_string()))?;
         Ok(Self {
-            layers: chosen_layers(loaded.model.spec.layers),
+            layers: chosen_layers(loaded.spec().layers),
             frame: frame(&loaded)?,
-            runner,
+            executor: Mutex::new(executor),
             loaded,
         })
     }
@@ -105,34 +77,8 @@ impl HiddenStates {
         mut show: impl FnMut(usize, &[f32]),
     ) -> candle_core::Result<()> {
         // A panic elsewhere leaves buffers that the next pass overwrites.
-        match &self.runner {
-            Runner::Cpu(executor) => {
-                let mut executor = executor.lock().unwrap_or_else(PoisonError::into_inner);
-                return executor.residuals(step, layers, show);
-            }
-            #[cfg(feature = "cuda")]
-            Runner::Cuda(executor) => {
-                let mut executor = executor.lock().unwrap_or_else(PoisonError::into_inner);
-                return executor.residuals(step, layers, show);
-            }
-            Runner::Decoder => {}
-        }
-        let segment = |s: &PagedSequence| Segment {
-            start: s.start,
-            prompt: s.rows,
-            branches: Vec::new(),
-        };
-        let batch = Batch {
-            tokens: step.tokens,
-            positions: step.positions,
-            adapters: &[],
-            attention: Attention::Packed(step.sequences.iter().map(segment).collect()),
-            ops: Ops::for_device(&self.loaded.model.device),
-        };
-        self.loaded.model.residuals(&batch, layers, |layer, x| {
-            show(layer, &x.flatten_all()?.to_vec1::<f32>()?);
-            Ok(())
-        })
+        let mut executor = self.executor.lock().unwrap_or_else(PoisonError::into_inner);
+        executor.residuals(step, layers, &mut show)
     }
 
     fn render(&self, exchange: &Exchange<'_>) -> Result<Rendered, FeatureError> {
@@ -187,7 +133,7 @@ impl HiddenStates {
             adapters: &[],
             outputs: &[],
         };
-        let width = self.loaded.model.spec.hidden_size;
+        let width = self.loaded.spec().hidden_size;
         let mut out = vec![vec![Vec::new(); self.layers.len()]; batch.len()];
         let pooled = self.residuals(&step, &self.layers, |layer, x| {
             for (i, (rendered, sequence)) in batch.iter().zip(&sequences).enumerate() {

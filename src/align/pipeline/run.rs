@@ -1,5 +1,6 @@
 //! One run: reference → impact → training.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::PipelineError;
@@ -10,14 +11,12 @@ use crate::train::run::{ROW_BUDGET, steps};
 use crate::train::{self, Recipe, TrainExample, Trained, WeightScale};
 use realign_core::TriageCounts;
 use realign_model::packing::group_by_rows;
-use realign_model::{LoadedModel, Model, Ops};
+use realign_model::{Backend, LoadedModel};
 
-/// A base model in the form that learning takes. It may hold a second copy of the weights, so it
-/// is opened when the first pass needs it and dropped after the last.
-#[derive(Debug)]
+/// A base model that learning runs on.
+#[derive(Clone, Debug)]
 pub struct Learner {
-    model: Model,
-    ops: Ops,
+    backend: Arc<dyn Backend>,
 }
 
 /// What a run is a function of, besides the base model.
@@ -91,28 +90,19 @@ pub struct Candidate {
 }
 
 impl Learner {
-    /// Takes the served weights as they are where learning can, or else copies them.
-    ///
-    /// # Errors
-    /// If the copy cannot be made.
-    pub fn new(loaded: &LoadedModel) -> Result<Self, PipelineError> {
-        Ok(Self::of(loaded.model.learnable()?))
+    /// Learns on the weights that serve.
+    pub fn new(loaded: &LoadedModel) -> Self {
+        Self::of(loaded.backend.clone())
     }
 
-    /// Takes a model with packed or f32 weights.
-    pub(super) fn of(model: Model) -> Self {
-        let ops = Ops::for_device(&model.device);
-        Self { model, ops }
+    /// Learns on a backend.
+    pub fn of(backend: Arc<dyn Backend>) -> Self {
+        Self { backend }
     }
 
-    /// The model that passes run on.
-    pub fn model(&self) -> &Model {
-        &self.model
-    }
-
-    /// Form of the operations on the model's device.
-    pub fn ops(&self) -> Ops {
-        self.ops
+    /// What passes run on.
+    pub fn backend(&self) -> &dyn Backend {
+        &*self.backend
     }
 
     /// Runs the pipeline to its end.
@@ -124,8 +114,7 @@ impl Learner {
         observer.enter(Phase::Train, steps(scored.examples.len(), run.recipe));
         let began = Instant::now();
         let trained = train::train(
-            &self.model,
-            self.ops,
+            self.backend(),
             &scored.examples,
             run.recipe,
             observer.checkpoints().as_deref(),
@@ -193,9 +182,8 @@ impl Learner {
         let began = Instant::now();
         let mut proceed = passes(observer, Phase::Reference, run.passes());
         let at = Reference {
-            model: &self.model,
-            ops: self.ops,
-            lowest_layer: run.recipe.lowest_layer(self.model.spec.layers),
+            backend: self.backend(),
+            lowest_layer: run.recipe.lowest_layer(self.backend.spec().layers),
             precision: run.recipe.precision.into(),
             conflicts,
         };
@@ -220,10 +208,9 @@ impl Learner {
         let began = Instant::now();
         let recipe = run.recipe;
         let proceed = passes(observer, Phase::Impact, 3 * run.passes());
-        let adapter = train::fresh(&self.model, recipe)?.snapshot()?;
+        let adapter = train::fresh(self.backend(), recipe)?.snapshot()?;
         let at = At {
-            model: &self.model,
-            ops: self.ops,
+            backend: self.backend(),
             adapter: &adapter,
             objective: recipe.into(),
             precision: recipe.precision.into(),

@@ -1,6 +1,6 @@
 use std::cell::{Cell, RefCell};
 
-use candle_core::Device;
+use realign_cpu::CpuBackend;
 
 use super::*;
 use crate::train::examples::TokenPair;
@@ -12,8 +12,8 @@ use realign_model::{LoraWeights, ModelSource};
 fn learner() -> Learner {
     let path = root().join("tests/golden/families/llama");
     let source = ModelSource::parse(&path.to_string_lossy()).unwrap();
-    let model = source.fetch().unwrap().load(&Device::Cpu).unwrap();
-    Learner::of(model.packed().unwrap())
+    let model = realign_cpu::load(&source.fetch().unwrap()).unwrap();
+    Learner::of(std::sync::Arc::new(CpuBackend::new(model)))
 }
 
 fn tokens(seed: usize, length: usize) -> Vec<u32> {

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::passes::Passes;
 use realign_core::Category;
 use realign_model::packing::{Example, Packed, group_by_rows};
-use realign_model::{Model, Ops, Precision};
+use realign_model::{Backend, Precision};
 
 /// A pair as token ids: the prompt rendered with the chat template, each response ending with the
 /// end-of-turn token.
@@ -109,13 +109,12 @@ pub fn with_reference(
     mut proceed: impl FnMut(usize) -> bool,
 ) -> Result<Option<Vec<TrainExample>>> {
     let Reference {
-        model,
-        ops,
+        backend,
         lowest_layer,
         precision,
         conflicts,
     } = at;
-    let mut passes = Passes::new(model, ops, precision)?;
+    let mut passes = Passes::new(backend, precision)?;
     let mut examples: Vec<TrainExample> = pairs.iter().map(without_reference).collect();
     let layouts: Vec<Example> = examples.iter().map(|e| e.example.clone()).collect();
     for group in group_by_rows(&layouts, row_budget) {
@@ -155,10 +154,8 @@ pub fn with_reference(
 /// What [`with_reference`] runs on.
 #[derive(Clone, Copy, Debug)]
 pub struct Reference<'a> {
-    /// The model, with packed or f32 weights.
-    pub model: &'a Model,
-    /// Form of the operations.
-    pub ops: Ops,
+    /// The model.
+    pub backend: &'a dyn Backend,
     /// First layer that an adapter may touch.
     pub lowest_layer: usize,
     /// Arithmetic of the passes: training's, or log-ratios would begin beside 0.

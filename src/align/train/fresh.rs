@@ -4,14 +4,15 @@ use candle_core::{Result, bail};
 
 use super::recipe::Recipe;
 use super::trainable::TrainableLora;
-use realign_model::Model;
+use realign_model::Backend;
 
 /// [`TrainableLora::init`] for the recipe, on its layers alone.
 ///
 /// # Errors
 /// If the model lacks a layer that the recipe names, or a target is unknown.
-pub fn fresh(model: &Model, recipe: &Recipe) -> Result<TrainableLora> {
-    let layers = model.spec.layers;
+pub fn fresh(backend: &dyn Backend, recipe: &Recipe) -> Result<TrainableLora> {
+    let spec = backend.spec();
+    let layers = spec.layers;
     let checked = recipe
         .check_layers(layers)
         .and_then(|()| recipe.projections());
@@ -19,7 +20,7 @@ pub fn fresh(model: &Model, recipe: &Recipe) -> Result<TrainableLora> {
         Ok(projections) => projections,
         Err(error) => bail!("{error}"),
     };
-    let all = TrainableLora::init(&model.spec, recipe, &projections, &model.device)?;
+    let all = TrainableLora::init(spec, recipe, &projections, backend.device())?;
     if recipe.layers.is_empty() {
         return Ok(all);
     }

@@ -1,13 +1,11 @@
 //! What a run will take, counted before it begins.
 
-use candle_core::Device;
 use serde::Serialize;
 
 use super::recipe::Recipe;
 use super::run::ROW_BUDGET;
-use realign_model::plan::{Training, activations, layer_bytes, logits};
-use realign_model::recompute::head_rows;
-use realign_model::{LoraSite, Model, Recompute, device};
+use realign_model::memory::Training;
+use realign_model::{Backend, LoraSite, Recompute};
 
 const FLOAT: usize = size_of::<f32>();
 
@@ -27,30 +25,20 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// For so many rows in all pairs together. `recompute` says whether candle's passes compute a
-    /// layer's intermediate results again; those on packed weights keep what they need either way.
-    pub fn new(model: &Model, recipe: &Recipe, rows: usize, recompute: bool) -> Self {
-        let spec = &model.spec;
-        let packed = model.is_packed();
+    /// For so many rows in all pairs together. `recompute` says whether a layer's intermediate
+    /// results are computed again, where passes have the choice.
+    pub fn new(backend: &dyn Backend, recipe: &Recipe, rows: usize, recompute: bool) -> Self {
+        let spec = backend.spec();
         let adapted = spec.layers - recipe.lowest_layer(spec.layers);
-        let heads = (spec.heads + 2 * spec.kv_heads) * spec.head_dim;
-        let (hidden, inner) = (spec.hidden_size, spec.intermediate_size);
-        // Two streams, q k v, attention's output, gate and up; twice the heads where they are
-        // normalised, and two outputs where those are.
-        let per_row = 2 * hidden
-            + heads * (1 + usize::from(spec.variant.qk_norm))
-            + spec.heads * spec.head_dim
-            + 2 * inner
-            + 2 * hidden * usize::from(spec.variant.output_norms);
         let rows_at_once = rows.min(ROW_BUDGET.max(recipe.max_tokens * 2));
-        let training = Training {
+        let bytes = backend.learning_bytes(&Training {
             rank: recipe.rank,
             layers: adapted,
             projections: recipe.targets.len(),
             rows: rows_at_once,
             longest: rows_at_once.min(recipe.max_tokens * 2),
             recompute,
-        };
+        });
         let factors: usize = (spec.layers - adapted..spec.layers)
             .flat_map(|layer| {
                 let projections = recipe.projections().unwrap_or_default();
@@ -61,42 +49,12 @@ impl MemoryPlan {
             .filter_map(|site| spec.site_shape(site))
             .map(|(inner, out)| recipe.rank * (inner + out))
             .sum();
-        let on_cpu = model.device.is_cpu();
-        let working = FLOAT * rows_at_once * 4 * (inner + hidden + heads);
-        // Automatic differentiation keeps every intermediate result: on the CPU, whose own kernels
-        // keep no scores, about three times as much as the packed passes.
-        let layer = match on_cpu {
-            true => FLOAT * rows_at_once * 3 * per_row,
-            false => layer_bytes(spec, rows_at_once, training.longest),
-        };
-        let kept = match packed {
-            true => FLOAT * rows_at_once * adapted * per_row,
-            false => activations(spec, layer, &training),
-        };
-        let chunk = match (packed, recompute) {
-            (true, _) => (8 << 20).clamp(
-                8 * spec.vocab_size,
-                (8 * spec.vocab_size).max(rows_at_once * spec.vocab_size),
-            ),
-            (false, true) => {
-                2 * rows_at_once.min(head_rows(spec.vocab_size, false)) * spec.vocab_size
-            }
-            (false, false) => rows_at_once * spec.vocab_size * 2,
-        };
         Self {
-            // On a device the weights that serve are those that training reads.
-            weights: if packed || !on_cpu {
-                0
-            } else {
-                model.dense_bytes()
-            },
-            activations: kept + working,
-            logits: match on_cpu {
-                true => FLOAT * 2 * chunk,
-                false => logits(spec, &training),
-            },
+            weights: bytes.weights,
+            activations: bytes.activations,
+            logits: bytes.logits,
             adapter: FLOAT * factors * 5,
-            states: FLOAT * rows * hidden * 2,
+            states: FLOAT * rows * spec.hidden_size * 2,
         }
     }
 
@@ -157,50 +115,30 @@ pub struct TooLarge {
 }
 
 /// The bytes that a run may take: what is configured, else what is free where it computes.
-pub fn limit(configured_mb: Option<u64>, at: &Device) -> Option<u64> {
+pub fn limit(configured_mb: Option<u64>, backend: &dyn Backend) -> Option<u64> {
     configured_mb
         .map(|mb| mb.saturating_mul(1 << 20))
-        .or_else(|| match at {
-            Device::Cpu => available_bytes(),
-            _ => device::free_bytes(at).map(|bytes| bytes as u64),
-        })
-}
-
-/// Bytes that the system can give without swapping, where it tells (Linux).
-pub fn available_bytes() -> Option<u64> {
-    parse(&std::fs::read_to_string("/proc/meminfo").ok()?)
-}
-
-fn parse(meminfo: &str) -> Option<u64> {
-    let line = meminfo
-        .lines()
-        .find(|line| line.starts_with("MemAvailable:"))?;
-    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kilobytes * 1024)
+        .or_else(|| backend.free_bytes())
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
-
     use super::*;
+    use realign_cpu::CpuBackend;
     use realign_model::ModelSource;
+    use realign_reference::ReferenceBackend;
 
     #[test]
     fn packed_weights_need_no_copy_and_too_much_is_refused_with_numbers() {
-        let files = ModelSource::parse(&realign_model::test_support::path(
-            "tests/golden/families/gemma3",
-        ))
-        .and_then(ModelSource::fetch);
-        let model = files.and_then(|f| f.load(&Device::Cpu)).unwrap();
+        let (dense, packed) = backends();
         let recipe = Recipe::default();
-        let dense = MemoryPlan::new(&model, &recipe, 10_000, false);
-        let packed = MemoryPlan::new(&model.packed().unwrap(), &recipe, 10_000, false);
+        let on_packed = |rows, recompute| MemoryPlan::new(&packed, &recipe, rows, recompute);
+        let dense = MemoryPlan::new(&dense, &recipe, 10_000, false);
+        let (packed, again) = (on_packed(10_000, false), on_packed(10_000, true));
         assert!(packed.weights == 0 && dense.weights > 0);
         assert!(packed.total() < dense.total());
-        let again = MemoryPlan::new(&model_of("gemma3"), &recipe, 10_000, true);
         assert_eq!(again, packed, "packed passes have one form");
-        let twice = MemoryPlan::new(&model_of("gemma3"), &recipe, 20_000, false);
+        let twice = on_packed(20_000, false);
         assert_eq!(twice.states, 2 * packed.states);
         packed.check(None).unwrap();
         packed.check(Some(packed.total() as u64)).unwrap();
@@ -209,24 +147,16 @@ mod tests {
             error.contains("1 MB are free") && error.contains("train.max_pairs"),
             "{error}"
         );
-        assert_eq!(
-            parse("MemFree: 1 kB\nMemAvailable:   2048 kB\n"),
-            Some(2 << 20)
-        );
     }
 
     #[test]
     fn intermediate_results_are_computed_again_where_keeping_them_does_not_fit() {
-        let files = ModelSource::parse(&realign_model::test_support::path(
-            "tests/golden/families/gemma3",
-        ))
-        .and_then(ModelSource::fetch);
-        let model = files.and_then(|f| f.load(&Device::Cpu)).unwrap();
+        let (backend, _) = backends();
         let recipe = Recipe {
             layer_share: 1.0,
             ..Recipe::default()
         };
-        let plan = |recompute| MemoryPlan::new(&model, &recipe, 10_000, recompute);
+        let plan = |recompute| MemoryPlan::new(&backend, &recipe, 10_000, recompute);
         let (kept, again) = (plan(false).total() as u64, plan(true).total() as u64);
         assert!(again < kept, "{again} and {kept}");
         let fitting = |choice, bytes| {
@@ -241,13 +171,14 @@ mod tests {
         assert!(fitting(Recompute::Auto, Some(again - 1)).is_err());
     }
 
-    fn model_of(family: &str) -> Model {
-        let path = realign_model::test_support::path(&format!("tests/golden/families/{family}"));
-        let files = ModelSource::parse(&path).and_then(ModelSource::fetch);
-        files
-            .and_then(|f| f.load(&Device::Cpu))
-            .unwrap()
-            .packed()
-            .unwrap()
+    fn backends() -> (ReferenceBackend, CpuBackend) {
+        let path = realign_model::test_support::path("tests/golden/families/gemma3");
+        let files = ModelSource::parse(&path)
+            .and_then(ModelSource::fetch)
+            .unwrap();
+        (
+            ReferenceBackend::new(realign_reference::load(&files).unwrap()),
+            CpuBackend::new(realign_cpu::load(&files).unwrap()),
+        )
     }
 }

@@ -1,73 +1,45 @@
-//! What training and scoring ask of a model, in two forms: by the CPU's own passes on packed
-//! weights, and by candle's automatic differentiation on float weights, which is what other devices
-//! run, a layer at a time. The graph of a whole pass is the slow twin of both.
+//! What training and scoring ask of a backend's passes: losses, gradients and derivatives of pairs.
 
-use std::ops::Range;
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
+use realign_core::Category;
+use realign_model::learning::logprobs_of;
+use realign_model::packing::{Example, Packed};
+use realign_model::{
+    Backend, Dropout, LearningPasses, LoraPair, LoraSite, LoraWeights, Measured, PassOptions,
+    Precision, TokenLoss,
+};
 
 use super::examples::TrainExample;
 use super::objective::{LossParts, Objective};
 use super::trainable::{Gradients, TrainableLora};
-use realign_core::Category;
-use realign_model::packing::{Example, Packed, remember_states};
-use realign_model::{
-    Differentiator, Dropout, LoraPair, LoraSite, LoraWeights, Model, Ops, Precision, Recompute,
-    SiteGradients, Stepwise, TokenLoss, ops,
-};
 
 /// Computes losses, gradients and derivatives.
-#[derive(Debug)]
-pub enum Passes<'a> {
-    /// Candle's tensors.
-    Tensors {
-        /// A model with float weights.
-        model: &'a Model,
-        /// Form of the operations.
-        ops: Ops,
-        /// Whether a layer's intermediate results are computed again for its gradients.
-        recompute: bool,
-    },
-    /// Flat buffers on packed weights.
-    Packed(Box<Differentiator>),
-}
-
-/// The slow twin's step, as a length in parameter space. At this length the response
-/// log-probabilities of the default model move by about half a unit: far above f32's noise of
-/// 2e-4 and, by test against per-pair gradients, well inside the linear range.
-const STEP_LENGTH: f64 = 6e-3;
+pub struct Passes(Box<dyn LearningPasses>);
 
 /// log p of an example's responses, or their derivatives: two numbers, 0 where there is no second.
 pub type PerResponse = [f64; 2];
 
-impl<'a> Passes<'a> {
-    /// The form that the model's weights allow.
+impl Passes {
+    /// A backend's passes, for which nobody has planned the memory.
     ///
     /// # Errors
-    /// If some weights are packed and others are not.
-    pub fn new(model: &'a Model, ops: Ops, precision: Precision) -> Result<Self> {
-        Ok(match model.is_packed() {
-            true => Self::Packed(Box::new(Differentiator::new(
-                Arc::new(model.clone()),
-                precision,
-            )?)),
-            false => Self::Tensors {
-                model,
-                ops,
-                recompute: Recompute::Auto.unplanned(&model.device),
-            },
-        })
+    /// If the backend has none for its weights.
+    pub fn new(backend: &dyn Backend, precision: Precision) -> Result<Self> {
+        let options = PassOptions {
+            precision,
+            ..PassOptions::default()
+        };
+        Self::with(backend, options)
     }
 
-    /// The same passes, intermediate results computed again or not. Those on packed weights keep
-    /// what they need either way.
-    #[must_use]
-    pub fn recomputing(mut self, on: bool) -> Self {
-        if let Self::Tensors { recompute, .. } = &mut self {
-            *recompute = on;
-        }
-        self
+    /// A backend's passes.
+    ///
+    /// # Errors
+    /// If the backend has none for its weights.
+    pub fn with(backend: &dyn Backend, options: PassOptions) -> Result<Self> {
+        backend.passes(options).map(Self)
     }
 
     /// Runs the layers below `layer` once and leaves the result with the examples.
@@ -75,21 +47,30 @@ impl<'a> Passes<'a> {
     /// # Errors
     /// If a token is not in the vocabulary.
     pub fn remember(&mut self, examples: &mut [Example], layer: usize) -> Result<()> {
-        match self {
-            Self::Tensors { model, ops, .. } => remember_states(model, *ops, examples, layer),
-            Self::Packed(passes) => {
-                let states = passes.states(&Packed::new(&*examples), layer)?;
-                examples
-                    .iter_mut()
-                    .zip(states)
-                    .for_each(|(e, s)| e.states = Some(s));
-                Ok(())
-            }
+        let states = self.0.states(&Packed::new(&*examples), layer)?;
+        for (example, states) in examples.iter_mut().zip(states) {
+            example.states = Some(states);
         }
+        Ok(())
     }
 
-    /// Final hidden states that predict the response tokens, (response tokens, hidden), and the
-    /// log-probability of each.
+    /// Final hidden states that predict the response tokens, (response tokens, hidden).
+    ///
+    /// # Errors
+    /// If the adapter does not fit the model.
+    pub fn hidden(&mut self, batch: &Packed, adapter: Option<&LoraWeights>) -> Result<Tensor> {
+        self.0.hidden(batch, adapter)
+    }
+
+    /// The values that `measured` names, of hidden states that are there already.
+    ///
+    /// # Errors
+    /// If the states do not fit.
+    pub fn measure(&mut self, measured: Measured, hidden: &Tensor) -> Result<Vec<f32>> {
+        self.0.measure(measured, hidden)
+    }
+
+    /// [`Passes::hidden`], and the log-probability of each response token.
     ///
     /// # Errors
     /// If the adapter does not fit the model.
@@ -98,34 +79,10 @@ impl<'a> Passes<'a> {
         batch: &Packed,
         adapter: Option<&LoraWeights>,
     ) -> Result<(Tensor, Vec<f32>)> {
-        match self {
-            Self::Tensors {
-                model,
-                ops,
-                recompute: true,
-            } => {
-                let passes = Stepwise::new(model, *ops);
-                let hidden = passes.hidden(batch, adapter)?;
-                let logprobs = passes.logprobs_of(&hidden, batch.targets())?;
-                Ok((hidden, logprobs))
-            }
-            Self::Tensors { model, ops, .. } => {
-                let hidden = batch.response_hidden(model, *ops, adapter)?;
-                let logits = model.logits(*ops, &hidden)?;
-                let logprobs = ops::token_logprobs(*ops, &logits, batch.targets())?;
-                Ok((hidden.detach(), logprobs.to_vec1()?))
-            }
-            Self::Packed(passes) => {
-                let hidden = passes.hidden(batch, adapter)?;
-                let losses = logprobs_of(batch);
-                let logprobs = passes.measure(&losses, &hidden, &[])?;
-                let (rows, width) = (losses.len(), passes.model().spec.hidden_size);
-                Ok((
-                    Tensor::from_vec(hidden, (rows, width), &candle_core::Device::Cpu)?,
-                    logprobs,
-                ))
-            }
-        }
+        let hidden = self.0.hidden(batch, adapter)?;
+        let losses = logprobs_of(batch);
+        let logprobs = self.0.measure(plain(&losses), &hidden)?;
+        Ok((hidden, logprobs))
     }
 
     /// log p of both responses of every example.
@@ -138,17 +95,7 @@ impl<'a> Passes<'a> {
         adapter: Option<&LoraWeights>,
     ) -> Result<Vec<PerResponse>> {
         let batch = Packed::new(examples);
-        let tokens = match self {
-            Self::Tensors {
-                model,
-                ops,
-                recompute: true,
-            } => Stepwise::new(model, *ops).logprobs(&batch, adapter)?,
-            Self::Tensors { model, ops, .. } => {
-                batch.token_logprobs(model, *ops, adapter)?.to_vec1()?
-            }
-            Self::Packed(passes) => passes.logprobs(&batch, adapter)?,
-        };
+        let (_, tokens) = self.reference(&batch, adapter)?;
         Ok(per_response(examples, &batch, &tokens))
     }
 
@@ -157,14 +104,7 @@ impl<'a> Passes<'a> {
     /// # Errors
     /// If these passes cannot leave anything out.
     pub fn drop_out(&mut self, dropout: Dropout) -> Result<()> {
-        match self {
-            Self::Packed(passes) => passes.dropout = dropout,
-            Self::Tensors { .. } if dropout.share == 0.0 => {}
-            Self::Tensors { .. } => candle_core::bail!(
-                "train.dropout works on the CPU's packed weights only: set it to 0 here"
-            ),
-        }
-        Ok(())
+        self.0.drop_out(dropout)
     }
 
     /// The loss of a batch and its gradient.
@@ -177,75 +117,36 @@ impl<'a> Passes<'a> {
         lora: &TrainableLora,
         batch: &[&TrainExample],
     ) -> Result<(Gradients, LossParts)> {
-        if let Self::Tensors {
-            model,
-            ops,
-            recompute: false,
-        } = self
-        {
-            let (loss, parts) = objective.loss(model, *ops, &lora.weights(), batch)?;
-            return Ok((lora.gradients(&loss.backward()?)?, parts));
-        }
         let packed = Packed::new(batch.iter().map(|e| &e.example));
         let mut losses = logprobs_of(&packed);
         let mut reference = Vec::new();
-        for (i, example) in batch
-            .iter()
-            .enumerate()
-            .filter(|(_, e)| e.category == Category::Retain)
-        {
+        for (i, example) in batch.iter().enumerate() {
+            if example.category != Category::Retain {
+                continue;
+            }
             let Some(hidden) = &example.reference_hidden else {
-                candle_core::bail!("a RETAIN example came without the reference's hidden states");
+                bail!("a RETAIN example came without the reference's hidden states");
             };
-            let span = packed.span(i, 0);
-            losses[span.clone()].fill(TokenLoss::Kl);
-            reference.push((span, hidden));
+            losses[packed.span(i, 0)].fill(TokenLoss::Kl);
+            reference.push(hidden);
         }
+        let reference = match reference.is_empty() {
+            true => None,
+            false => Some(Tensor::cat(&reference, 0)?),
+        };
+        let measured = Measured {
+            losses: &losses,
+            reference: reference.as_ref(),
+        };
         let mut parts = LossParts::default();
-        let wanted = (losses.as_slice(), reference.as_slice());
-        let found = self.gradients(&packed, &lora.weights(), wanted, |values| {
-            let (coefficients, sum) = objective.weigh(batch, &packed, values);
-            parts = sum;
-            coefficients
-        })?;
-        Ok((gradients(found), parts))
-    }
-
-    /// Gradients of Σ cᵢ vᵢ, where vᵢ are the values that the losses name and c =
-    /// `coefficients`(v). `reference` holds the reference's hidden states of the spans with a KL,
-    /// in the batch's order.
-    fn gradients(
-        &mut self,
-        packed: &Packed,
-        adapter: &LoraWeights,
-        (losses, reference): (&[TokenLoss], &[(Range<usize>, &Tensor)]),
-        coefficients: impl FnOnce(&[f32]) -> Vec<f32> + Send,
-    ) -> Result<SiteGradients> {
-        match self {
-            Self::Tensors { model, ops, .. } => {
-                let rows: Vec<&Tensor> = reference.iter().map(|(_, hidden)| *hidden).collect();
-                let reference = match rows.is_empty() {
-                    true => None,
-                    false => Some(Tensor::cat(&rows, 0)?),
-                };
-                let wanted = (losses, reference.as_ref());
-                Stepwise::new(model, *ops).gradients(packed, adapter, wanted, coefficients)
-            }
-            Self::Packed(passes) => {
-                let width = passes.model().spec.hidden_size;
-                let size = if reference.is_empty() {
-                    0
-                } else {
-                    losses.len()
-                };
-                let mut flat = vec![0f32; size * width];
-                for (span, hidden) in reference {
-                    let rows = hidden.flatten_all()?.to_vec1::<f32>()?;
-                    flat[span.start * width..span.end * width].copy_from_slice(&rows);
-                }
-                passes.gradients(packed, adapter, (losses, &flat), coefficients)
-            }
-        }
+        let sites = self
+            .0
+            .gradients(&packed, &lora.weights(), measured, &mut |values| {
+                let (coefficients, sum) = objective.weigh(batch, &packed, values);
+                parts = sum;
+                coefficients
+            })?;
+        Ok((Gradients { sites }, parts))
     }
 
     /// The gradient of the gold pairs' preference losses, summed; (preferred, dispreferred)
@@ -260,24 +161,9 @@ impl<'a> Passes<'a> {
         adapter: &LoraWeights,
         batch: &[(&Example, Option<PerResponse>)],
     ) -> Result<Gradients> {
-        if let Self::Tensors {
-            model,
-            ops,
-            recompute: false,
-        } = self
-        {
-            let lora = TrainableLora::from_weights(adapter)?;
-            let loss = objective.gold_loss(model, *ops, &lora.weights(), batch)?;
-            return lora.gradients(&loss.backward()?);
-        }
         let packed = Packed::new(batch.iter().map(|(e, _)| *e));
         let losses = logprobs_of(&packed);
-        let variables = match self {
-            Self::Tensors { .. } => Some(TrainableLora::from_weights(adapter)?.weights()),
-            Self::Packed(_) => None,
-        };
-        let adapter = variables.as_ref().unwrap_or(adapter);
-        let found = self.gradients(&packed, adapter, (&losses, &[]), |values| {
+        let mut slopes = |values: &[f32]| {
             let mut coefficients = vec![0f32; values.len()];
             for (i, (_, reference)) in batch.iter().enumerate() {
                 let spans = [packed.span(i, 0), packed.span(i, 1)];
@@ -290,12 +176,14 @@ impl<'a> Passes<'a> {
                 coefficients[spans[1].clone()].fill(-slope);
             }
             coefficients
-        })?;
-        Ok(gradients(found))
+        };
+        let sites = self
+            .0
+            .gradients(&packed, adapter, plain(&losses), &mut slopes)?;
+        Ok(Gradients { sites })
     }
 
-    /// log p of both responses of every example, and d log p along `direction` at `adapter`:
-    /// forward-mode on packed weights, a central difference on tensors.
+    /// log p of both responses of every example, and d log p along `direction` at `adapter`.
     ///
     /// # Errors
     /// If the adapter does not fit the model.
@@ -305,34 +193,25 @@ impl<'a> Passes<'a> {
         adapter: &LoraWeights,
         direction: &Gradients,
     ) -> Result<Vec<[PerResponse; 2]>> {
-        if let Self::Packed(passes) = self {
-            let batch = Packed::new(examples);
-            let (values, slopes) =
-                passes.slopes(&batch, adapter, &as_adapter(direction, adapter))?;
-            let both = per_response(examples, &batch, &values)
-                .into_iter()
-                .zip(per_response(examples, &batch, &slopes));
-            return Ok(both.map(|(v, s)| [v, s]).collect());
-        }
-        let norm = direction.norm()?;
-        let now = self.logprobs(examples, Some(adapter))?;
-        if norm == 0.0 {
-            return Ok(now.into_iter().map(|v| [v, [0.0; 2]]).collect());
-        }
-        let step = STEP_LENGTH / norm;
-        let ahead = self.logprobs(examples, Some(&direction.perturb(adapter, step)?))?;
-        let behind = self.logprobs(examples, Some(&direction.perturb(adapter, -step)?))?;
-        let slope =
-            |(a, b): (PerResponse, PerResponse)| [0, 1].map(|r| (a[r] - b[r]) / (2.0 * step));
-        let slopes = ahead.into_iter().zip(behind).map(slope);
-        Ok(now.into_iter().zip(slopes).map(|(v, s)| [v, s]).collect())
+        let batch = Packed::new(examples);
+        let along = as_adapter(direction, adapter);
+        let found = self.0.slopes(&batch, adapter, &along)?;
+        let values = per_response(examples, &batch, &found.values);
+        let slopes = per_response(examples, &batch, &found.slopes);
+        Ok(values
+            .into_iter()
+            .zip(slopes)
+            .map(|(v, s)| [v, s])
+            .collect())
     }
 }
 
-/// Every response token measured by its log p.
-fn logprobs_of(batch: &Packed) -> Vec<TokenLoss> {
-    let targets = batch.targets().iter();
-    targets.map(|t| TokenLoss::LogProb(*t)).collect()
+/// Values that need no reference.
+fn plain(losses: &[TokenLoss]) -> Measured<'_> {
+    Measured {
+        losses,
+        reference: None,
+    }
 }
 
 fn sum(values: &[f32]) -> f64 {
@@ -347,10 +226,6 @@ fn per_response(examples: &[Example], batch: &Packed, tokens: &[f32]) -> Vec<Per
         })
     };
     examples.iter().enumerate().map(of).collect()
-}
-
-fn gradients(sites: SiteGradients) -> Gradients {
-    Gradients { sites }
 }
 
 /// A direction in the form of an adapter, with that adapter's scales.
@@ -370,6 +245,6 @@ fn as_adapter(direction: &Gradients, adapter: &LoraWeights) -> LoraWeights {
         .sites
         .iter()
         .map(pair)
-        .collect::<std::collections::BTreeMap<_, _>>()
+        .collect::<BTreeMap<_, _>>()
         .into()
 }

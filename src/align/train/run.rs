@@ -4,8 +4,6 @@
 use std::path::Path;
 use std::time::Instant;
 
-use candle_core::Device;
-
 use super::adamw::clip;
 use super::checkpoint;
 use super::curve::{Curve, StepRecord};
@@ -21,7 +19,7 @@ use super::schedule::learning_rate;
 use super::trainable::{Gradients, TrainableLora};
 use realign_core::Category;
 use realign_model::packing::{Example, group_by_rows};
-use realign_model::{Dropout, LoraWeights, Model, Ops, Recompute};
+use realign_model::{Backend, Dropout, LoraWeights, PassOptions, Recompute};
 
 pub use super::plan::{plan, steps};
 
@@ -35,10 +33,10 @@ pub trait Observer {
     /// After every optimiser step.
     fn on_step(&self, report: &StepReport);
     /// Bytes that the run may take; asked once, before the first step. `None` is no limit.
-    fn memory(&self, device: &Device) -> Option<u64> {
-        super::memory::limit(None, device)
+    fn memory(&self, backend: &dyn Backend) -> Option<u64> {
+        super::memory::limit(None, backend)
     }
-    /// Whether passes by candle's tensors compute intermediate results again.
+    /// Whether passes that have the choice compute intermediate results again.
     fn recompute(&self) -> Recompute {
         Recompute::Auto
     }
@@ -144,23 +142,22 @@ pub struct Trained {
     pub ending: Ending,
 }
 
-/// Trains an adapter from scratch, or from the newest checkpoint in `checkpoints`, on a model with
-/// packed or f32 weights. The same examples, recipe and device give the same bits, interrupted or not.
+/// Trains an adapter from scratch, or from the newest checkpoint in `checkpoints`, on a
+/// backend. The same examples, recipe and device give the same bits, interrupted or not.
 pub fn train(
-    model: &Model,
-    ops: Ops,
+    backend: &dyn Backend,
     examples: &[TrainExample],
     recipe: &Recipe,
     checkpoints: Option<&Path>,
     observer: &dyn Observer,
 ) -> Result<Trained, TrainError> {
     recipe.check()?;
-    recipe.check_layers(model.spec.layers)?;
+    recipe.check_layers(backend.spec().layers)?;
     if examples.iter().all(|e| e.category == Category::Retain) {
         return Err(TrainError::NoConflicts);
     }
-    let recompute = room(model, examples, recipe, observer)?;
-    let lora = fresh(model, recipe)?;
+    let recompute = room(backend, examples, recipe, observer)?;
+    let lora = fresh(backend, recipe)?;
     let mut optimizer = Optimizer::new(recipe, lora.vars())?;
     let mut curve = match checkpoints {
         Some(dir) => checkpoint::restore(dir, &lora, &mut optimizer),
@@ -170,8 +167,17 @@ pub fn train(
     for record in &curve.0 {
         watch.observe(record.total);
     }
+    let options = PassOptions {
+        precision: recipe.precision.into(),
+        recompute: if recompute {
+            Recompute::On
+        } else {
+            Recompute::Off
+        },
+        ..PassOptions::default()
+    };
     let mut run = Run {
-        passes: Passes::new(model, ops, recipe.precision.into())?.recomputing(recompute),
+        passes: Passes::with(backend, options)?,
         examples,
         recipe,
         objective: recipe.into(),
@@ -207,22 +213,24 @@ pub fn train(
 
 /// Whether intermediate results are computed again, if the run fits at all.
 fn room(
-    model: &Model,
+    backend: &dyn Backend,
     examples: &[TrainExample],
     recipe: &Recipe,
     observer: &dyn Observer,
 ) -> Result<bool, TrainError> {
-    let available = observer.memory(&model.device);
+    let available = observer.memory(backend);
     let plan = |recompute| MemoryPlan {
         // The pairs' hidden states are there by now.
         states: 0,
-        ..MemoryPlan::new(model, recipe, rows(examples), recompute)
+        ..MemoryPlan::new(backend, recipe, rows(examples), recompute)
     };
     let (chosen, recompute) = MemoryPlan::fitting(observer.recompute(), available, plan)?;
-    if recompute && !model.is_packed() {
+    let kept = plan(false);
+    // Passes that have no choice take the same either way.
+    if recompute && kept != chosen {
         tracing::info!(
             planned_mb = chosen.total() >> 20,
-            kept_mb = plan(false).total() >> 20,
+            kept_mb = kept.total() >> 20,
             free_mb = available.map(|bytes| bytes >> 20),
             "training computes intermediate results of layers again instead of keeping them"
         );
@@ -238,7 +246,7 @@ fn rows(examples: &[TrainExample]) -> usize {
 const CHECKPOINT_STEPS: usize = 8;
 
 struct Run<'a> {
-    passes: Passes<'a>,
+    passes: Passes,
     examples: &'a [TrainExample],
     recipe: &'a Recipe,
     objective: Objective,

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -91,19 +90,6 @@ impl TrainableLora {
     /// All variables in a fixed order: A then B of each site, sites by layer and projection.
     pub fn vars(&self) -> impl Iterator<Item = &Var> {
         self.sites.values().flat_map(|(a, b)| [a, b])
-    }
-
-    /// Takes this adapter's gradients out of a backward pass.
-    pub fn gradients(&self, store: &GradStore) -> Result<Gradients> {
-        let get = |var: &Var| {
-            store
-                .get(var)
-                .map_or_else(|| var.zeros_like(), |g| Ok(g.detach()))
-        };
-        let pair = |(site, (a, b)): (&LoraSite, &(Var, Var))| Ok((*site, (get(a)?, get(b)?)));
-        Ok(Gradients {
-            sites: self.sites.iter().map(pair).collect::<Result<_>>()?,
-        })
     }
 }
 

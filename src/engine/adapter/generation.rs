@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use realign_model::lora::LoraWeights;
+use realign_model::{Backend, LoraWeights, Staged};
 
 /// The first 12 hex digits of the SHA-256 over base hash and adapter content.
 #[derive(
@@ -30,8 +30,31 @@ pub struct Generation {
     pub base_hash: String,
     /// Revision of the policy set it was trained for; `None` for the base itself.
     pub policy_revision: Option<String>,
-    /// The adapter's weights on the serving device; `None` is the base model.
-    pub adapter: Option<Arc<LoraWeights>>,
+    /// The adapter; `None` is the base model.
+    pub adapter: Option<StagedAdapter>,
+}
+
+/// An adapter that is ready to serve.
+#[derive(Clone, Debug)]
+pub struct StagedAdapter {
+    /// Its weights, on the backend's device.
+    pub weights: Arc<LoraWeights>,
+    /// The form in which the backend's steps read it.
+    pub staged: Staged,
+}
+
+impl StagedAdapter {
+    /// Moves an adapter to a backend's device and has it staged there.
+    ///
+    /// # Errors
+    /// If a factor is not a matrix, or the device refuses.
+    pub fn new(backend: &dyn Backend, weights: LoraWeights) -> candle_core::Result<Self> {
+        let weights = weights.to_device(backend.device())?;
+        Ok(Self {
+            staged: backend.stage(&weights)?,
+            weights: Arc::new(weights),
+        })
+    }
 }
 
 impl Generation {

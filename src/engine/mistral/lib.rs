@@ -136,7 +136,7 @@ impl Builder for Mistral {
 impl Mistral {
     fn run(&self, generation: &Generation) -> Result<Box<dyn ModelCopy>, MistralError> {
         let dir = Scratch::new(self.scratch.join(&generation.id.0))?;
-        let adapter = generation.adapter.as_deref();
+        let adapter = generation.adapter.as_ref().map(|a| &*a.weights);
         // A thread of its own: mistralrs keeps settings of a load in thread-locals and never clears
         // them, may panic over a file, and must not find a runtime around it.
         let loaded = std::thread::scope(|scope| {

@@ -8,18 +8,20 @@ use candle_core::{DType, Device, Tensor};
 use super::super::blocks::BlockPool;
 use super::super::handle::{Computing, EngineConfig, start_with};
 use super::super::request::{GenerateRequest, SamplingParams};
-use super::super::step::Executor;
 use super::fake::{Answer, generation, ids, prompt, request, tokenizer};
-use crate::adapter::generation::{Generation, GenerationId};
-use realign_model::cuda::tests::devices;
-use realign_model::cuda::{CudaExecutor, Options};
-use realign_model::random::random_model;
+use crate::adapter::generation::{Generation, GenerationId, StagedAdapter};
+use realign_cpu::{CpuBackend, PackedWeight};
+use realign_cuda::tests::{devices, random_floats};
+use realign_cuda::{CudaExecutor, DeviceAdapter, Element, Options};
 use realign_model::shapes::shape;
-use realign_model::{CpuExecutor, LoraPair, LoraSite, LoraWeights, Model, ModelSpec, Projection};
+use realign_model::{
+    Backend, Executor, ExecutorOptions, LoraPair, LoraSite, LoraWeights, ModelSpec, Projection,
+    Staged,
+};
 
 const BLOCKS: usize = 64;
 
-fn adapted(spec: &ModelSpec) -> Arc<Generation> {
+fn adapter(spec: &ModelSpec) -> Arc<LoraWeights> {
     let (inner, out) = spec.projection_shape(Projection::Q);
     let random = |shape| Tensor::randn(0f32, 0.3, shape, &Device::Cpu).unwrap();
     let pair = |layer| {
@@ -35,16 +37,11 @@ fn adapted(spec: &ModelSpec) -> Arc<Generation> {
         (site, pair)
     };
     let sites: BTreeMap<_, _> = (0..spec.layers).map(pair).collect();
-    Arc::new(Generation {
-        id: GenerationId("adapted00000".into()),
-        adapter: Some(Arc::new(LoraWeights::from(sites))),
-        base_hash: "0".repeat(64),
-        policy_revision: None,
-    })
+    Arc::new(LoraWeights::from(sites))
 }
 
 /// Requests whose tokens the device draws, and such whose logits the host has to see.
-fn requests(spec: &ModelSpec) -> Vec<GenerateRequest> {
+fn requests(adapter: StagedAdapter) -> Vec<GenerateRequest> {
     let plain = SamplingParams {
         temperature: 1.0,
         max_tokens: 9,
@@ -65,7 +62,12 @@ fn requests(spec: &ModelSpec) -> Vec<GenerateRequest> {
         with(|p| p.presence_penalty = 0.8),
         with(|p| p.logit_bias = vec![(3, 2.0)]),
     ];
-    let adapted = adapted(spec);
+    let adapted = Arc::new(Generation {
+        id: GenerationId("adapted00000".into()),
+        adapter: Some(adapter),
+        base_hash: "0".repeat(64),
+        policy_revision: None,
+    });
     let make = |(seed, sampling): (u64, SamplingParams)| GenerateRequest {
         sampling: SamplingParams { seed, ..sampling },
         generation: match seed % 2 {
@@ -110,19 +112,30 @@ fn the_same_seeds_draw_the_same_tokens_on_the_device_and_on_the_cpu() {
             vocab_size: 40,
             ..shape("tiny").unwrap()
         };
-        let model = random_model(spec.clone(), DType::F32, &test.device).unwrap();
-        let requests = requests(&spec);
+        let model = random_floats(spec.clone(), DType::F32, &test.device).unwrap();
+        let weights = adapter(&spec);
         let on_cpu = match test.device.is_cpu() {
             true => {
-                let packed: Model = model.clone().packed().unwrap();
-                let executor = CpuExecutor::new(Arc::new(packed), BLOCKS, 1).unwrap();
-                generated(Box::new(executor), &requests)
+                let packed = model.clone().map(|w| PackedWeight::from_dense(&w.dense()?));
+                let backend = CpuBackend::new(packed.unwrap());
+                let sizes = ExecutorOptions {
+                    blocks: BLOCKS,
+                    threads: 1,
+                    record: false,
+                };
+                let staged = backend.stage(&weights).unwrap();
+                let weights = weights.clone();
+                let requests = requests(StagedAdapter { weights, staged });
+                generated(backend.executor(sizes).unwrap(), &requests)
             }
             // Random numbers of a GPU make another model: it is compared with itself.
             false => Vec::new(),
         };
         // The engine's thread keeps the device for itself.
         let device: &'static _ = Box::leak(Box::new(test));
+        let form = DeviceAdapter::new(&weights.sites, &device.device, Element::F32);
+        let staged = Staged::new(form.unwrap());
+        let requests = requests(StagedAdapter { weights, staged });
         let run = || {
             let (model, options) = (Arc::new(model.clone()), Options::default());
             let executor = CudaExecutor::new(&*device.gpu, model, BLOCKS, options);

@@ -5,9 +5,9 @@ use rand_chacha::ChaCha8Rng;
 
 use super::super::request::SamplingParams;
 use super::super::sampler::{Sampler, Scratch};
-use realign_model::cuda::launches;
-use realign_model::cuda::tables::Upload;
-use realign_model::cuda::tests::{UnderTest, devices};
+use realign_cuda::launches;
+use realign_cuda::tables::Upload;
+use realign_cuda::tests::{UnderTest, devices};
 
 const VOCAB: usize = 3000;
 

@@ -14,9 +14,10 @@ use super::super::request::*;
 use super::super::runner::Runner;
 use super::super::scheduler::Scheduler;
 use super::super::sequence::Sequence;
-use super::super::step::{Executor, Layout, Logits};
-use crate::adapter::generation::{Generation, GenerationId};
-use realign_model::{LoraPair, LoraSite, LoraWeights, Projection, Tokenizer};
+use crate::adapter::generation::{Generation, GenerationId, StagedAdapter};
+use realign_model::{
+    Executor, LoraPair, LoraSite, LoraWeights, Outputs, Projection, Staged, Step, Tokenizer,
+};
 
 /// Letters `a` to `p`, each a token, and one that ends the turn.
 pub const VOCABULARY: usize = 17;
@@ -48,19 +49,31 @@ fn mix(state: u64, value: u64) -> u64 {
 }
 
 impl Executor for FakeModel {
-    fn forward(&mut self, layout: &Layout, logits: &mut Logits) -> Result<()> {
+    fn vocab_size(&self) -> usize {
+        VOCABULARY
+    }
+
+    fn residuals(
+        &mut self,
+        _step: &Step,
+        _layers: &[usize],
+        _show: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<()> {
+        bail!("there are no layers")
+    }
+
+    fn forward(&mut self, layout: &Step, outputs: &mut Outputs) -> Result<()> {
         let part = |s: &realign_model::PagedSequence| (s.cached, s.rows);
         let mut steps = self.steps.lock().unwrap();
         steps.push(layout.sequences.iter().map(part).collect());
         if self.fails_at == Some(steps.len()) {
             bail!("out of something");
         }
-        let into = logits.prepare(layout.outputs.len(), VOCABULARY);
-        let mut rows = into.chunks_exact_mut(VOCABULARY);
+        let mut rows = outputs.logits.chunks_exact_mut(VOCABULARY);
         for s in layout.sequences.iter() {
             let slot = |p: usize| s.blocks[p / BLOCK] as usize * BLOCK + p % BLOCK;
             let span = layout.adapters.iter().find(|a| a.rows.contains(&s.start));
-            let scale = span.map_or(0.0, |a| a.adapter.sites.values().next().unwrap().scale);
+            let scale = span.map_or(0.0, |a| *a.adapter.get::<f64>().unwrap());
             for row in s.start..s.start + s.rows {
                 let position = layout.positions[row] as usize;
                 assert_eq!(position, s.cached + row - s.start);
@@ -130,7 +143,10 @@ pub fn generation(number: u32) -> Arc<Generation> {
         id: GenerationId(format!("{number:012x}")),
         base_hash: "0".repeat(64),
         policy_revision: None,
-        adapter: (number > 0).then(|| Arc::new(LoraWeights::from(BTreeMap::from([(site, pair)])))),
+        adapter: (number > 0).then(|| StagedAdapter {
+            weights: Arc::new(LoraWeights::from(BTreeMap::from([(site, pair)]))),
+            staged: Staged::new(f64::from(number)),
+        }),
     })
 }
 

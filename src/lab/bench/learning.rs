@@ -12,7 +12,7 @@ use realign_align::train::passes::Passes;
 use realign_align::train::run::ROW_BUDGET;
 use realign_align::train::{self, Objective, Recipe, StepReport, TrainExample, WeightScale, fresh};
 use realign_core::Category;
-use realign_model::{Model, Ops, Precision};
+use realign_model::{Backend, Precision};
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -90,24 +90,23 @@ impl pipeline::Observer for Silent {}
 /// # Errors
 /// If the model cannot be trained.
 pub fn run(learner: &Learner, case: LearningCase, repetitions: usize) -> Result<Value, BenchError> {
-    let model = learner.model();
+    let backend = learner.backend();
     let figures = match case {
-        LearningCase::Pair => steps(model, 1, repetitions),
-        LearningCase::Four => steps(model, 4, repetitions),
+        LearningCase::Pair => steps(backend, 1, repetitions),
+        LearningCase::Four => steps(backend, 4, repetitions),
         LearningCase::Mini => mini(learner),
-        LearningCase::Impact => scoring(model),
+        LearningCase::Impact => scoring(backend),
     };
     Ok(figures?)
 }
 
 fn examples(
-    model: &Model,
+    backend: &dyn Backend,
     pairs: &[TokenPair],
     conflicts: bool,
 ) -> candle_core::Result<Vec<TrainExample>> {
     let at = Reference {
-        model,
-        ops: Ops::for_device(&model.device),
+        backend,
         lowest_layer: 0,
         precision: Precision::Mixed,
         conflicts,
@@ -115,14 +114,13 @@ fn examples(
     Ok(with_reference(at, pairs, ROW_BUDGET, |_| true)?.unwrap_or_default())
 }
 
-fn steps(model: &Model, at_once: usize, repetitions: usize) -> candle_core::Result<Value> {
+fn steps(backend: &dyn Backend, at_once: usize, repetitions: usize) -> candle_core::Result<Value> {
     let recipe = recipe();
     let pairs: Vec<TokenPair> = (0..at_once).map(long_pair).collect();
-    let examples = examples(model, &pairs, true)?;
+    let examples = examples(backend, &pairs, true)?;
     let batch: Vec<&TrainExample> = examples.iter().collect();
-    let lora = fresh(model, &recipe)?;
-    let ops = Ops::for_device(&model.device);
-    let mut passes = Passes::new(model, ops, recipe.precision.into())?;
+    let lora = fresh(backend, &recipe)?;
+    let mut passes = Passes::new(backend, recipe.precision.into())?;
     let objective = Objective::from(&recipe);
     passes.loss(&objective, &lora, &batch)?;
     let mut rates = Vec::with_capacity(repetitions);
@@ -165,29 +163,27 @@ fn mini(learner: &Learner) -> candle_core::Result<Value> {
 }
 
 /// Both methods on one gold gradient, whose cost is said apart and counted for both.
-fn scoring(model: &Model) -> candle_core::Result<Value> {
+fn scoring(backend: &dyn Backend) -> candle_core::Result<Value> {
     let recipe = recipe();
-    let ops = Ops::for_device(&model.device);
     let pairs: Vec<TokenPair> = (0..192)
         .map(|i| TokenPair {
             category: Category::ALL[i % 2],
             ..short_pair(i)
         })
         .collect();
-    let examples = examples(model, &pairs, true)?;
+    let examples = examples(backend, &pairs, true)?;
     let gold: Vec<TokenPair> = (0..64).map(|i| short_pair(3 * (i + 200))).collect();
     let gold: Vec<_> = gold.iter().map(TokenPair::preference).collect();
     let gold: Vec<_> = gold.iter().map(|e| (e, None)).collect();
-    let adapter = fresh(model, &recipe)?.snapshot()?;
+    let adapter = fresh(backend, &recipe)?.snapshot()?;
     let at = At {
-        model,
-        ops,
+        backend,
         adapter: &adapter,
         objective: Objective::from(&recipe),
         precision: recipe.precision.into(),
     };
     let began = Instant::now();
-    let mut passes = Passes::new(model, ops, at.precision)?;
+    let mut passes = Passes::new(backend, at.precision)?;
     let direction = at.gold_gradient(&mut passes, &gold, || true)?;
     let Some(direction) = direction else {
         candle_core::bail!("the gold batch is empty");

@@ -7,12 +7,12 @@ use candle_core::{Device, Tensor};
 
 use super::cases::{Case, Mix};
 use super::{BenchError, Options, Row, Samples};
-use realign_engine::adapter::generation::{Generation, GenerationId};
+use realign_engine::adapter::generation::{Generation, GenerationId, StagedAdapter};
 use realign_engine::adapter::{Registry, base_id};
 use realign_engine::request::{GenerateEvent, GenerateRequest, SamplingParams};
 use realign_engine::{EngineConfig, EngineHandle};
 use realign_model::{
-    LoadedModel, LoraPair, LoraSite, LoraWeights, Model, ModelSpec, Projection, Tokenizer,
+    Backend, LoadedModel, LoraPair, LoraSite, LoraWeights, ModelSpec, Projection, Tokenizer,
 };
 
 /// One run of one case.
@@ -25,8 +25,8 @@ struct Run {
 /// What is measured.
 #[derive(Clone, Debug)]
 pub struct Subject {
-    /// Weights and shapes.
-    pub model: Arc<Model>,
+    /// The model.
+    pub backend: Arc<dyn Backend>,
     /// Text to ids and back.
     pub tokenizer: Arc<Tokenizer>,
     /// 64 hex digits.
@@ -36,7 +36,7 @@ pub struct Subject {
 /// An engine with the generations that the cases need.
 pub struct ModelBench {
     options: Options,
-    model: Arc<Model>,
+    backend: Arc<dyn Backend>,
     engine: EngineHandle,
     registry: Registry,
     base: Arc<Generation>,
@@ -56,7 +56,7 @@ impl ModelBench {
         options: Options,
     ) -> Result<Self, BenchError> {
         let subject = Subject {
-            model: loaded.model.clone(),
+            backend: loaded.backend.clone(),
             tokenizer: loaded.tokenizer.clone(),
             base_hash: loaded.base_hash.to_string(),
         };
@@ -72,22 +72,22 @@ impl ModelBench {
         config: EngineConfig,
         options: Options,
     ) -> Result<Self, BenchError> {
-        let spec = &subject.model.spec;
+        let backend = &*subject.backend;
+        let spec = backend.spec();
         let base_hash = subject.base_hash.clone();
-        let generation = |adapter: Option<LoraWeights>, id: GenerationId| {
+        let generation = |adapter: Option<StagedAdapter>, id: GenerationId| {
             Arc::new(Generation {
                 id,
                 base_hash: base_hash.clone(),
                 policy_revision: None,
-                adapter: adapter.map(Arc::new),
+                adapter,
             })
         };
         let base = generation(None, base_id(&base_hash));
-        let adapter = random_adapter(spec, options.rank.max(1), &subject.model.device)?;
-        subject.model.stage(&adapter)?;
+        let adapter = random_adapter(spec, options.rank.max(1), backend.device())?;
+        let adapter = StagedAdapter::new(backend, adapter)?;
         let adapted = generation(Some(adapter), GenerationId("bench0000000".into()));
-        let engine =
-            realign_engine::start(subject.model.clone(), subject.tokenizer.clone(), config)?;
+        let engine = realign_engine::start(backend, subject.tokenizer.clone(), config)?;
         let longest = options.prompt_tokens.max(options.generate_tokens) + 33;
         if longest > engine.max_model_len() || options.prompt_tokens == 0 {
             let limit = engine.max_model_len();
@@ -98,7 +98,7 @@ impl ModelBench {
             )));
         }
         Ok(Self {
-            model: subject.model.clone(),
+            backend: subject.backend.clone(),
             registry: Registry::new(base.clone(), 4),
             options,
             engine,
@@ -283,19 +283,19 @@ impl ModelBench {
         while swapping && Instant::now() < until {
             tokio::time::sleep(Duration::from_secs(1)).await;
             count += 1;
-            let (model, same) = (self.model.clone(), self.adapted.adapter.clone());
+            let (backend, same) = (self.backend.clone(), self.adapted.adapter.clone());
             let staged = tokio::task::spawn_blocking(move || {
-                // Packed anew, as a generation from the disk would be.
-                let sites = same.map(|adapter| adapter.sites.clone());
+                // Staged anew, as a generation from the disk would be.
+                let sites = same.map(|adapter| adapter.weights.sites.clone());
                 let adapter = LoraWeights::from(sites.unwrap_or_default());
-                model.stage(&adapter).map(|()| adapter)
+                StagedAdapter::new(&*backend, adapter)
             });
             let adapter = staged.await.map_err(std::io::Error::other)??;
             let fresh = Generation {
                 id: GenerationId(format!("swap{count:08x}")),
                 base_hash: self.base.base_hash.clone(),
                 policy_revision: None,
-                adapter: Some(Arc::new(adapter)),
+                adapter: Some(adapter),
             };
             self.registry
                 .swap(Arc::new(fresh), None)

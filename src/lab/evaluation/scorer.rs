@@ -1,13 +1,12 @@
-//! Log-probabilities of given texts on the served weights, adapter included: the CPU executor's
+//! Log-probabilities of given texts on the served weights, adapter included: the executor's
 //! prompt pass, whole prompts shared by their continuations.
-
-use std::sync::Arc;
 
 use candle_core::{Result, bail};
 use rayon::prelude::*;
 
 use realign_model::{
-    AdapterSpan, BLOCK_TOKENS, CpuExecutor, LoraWeights, Model, PagedSequence, Step,
+    AdapterSpan, BLOCK_TOKENS, Backend, Executor, ExecutorOptions, Outputs, PagedSequence, Staged,
+    Step,
 };
 
 /// A prompt and what may follow it.
@@ -28,20 +27,24 @@ const LOGIT_BYTES: usize = 96 << 20;
 const CACHE_TOKENS: usize = 4096;
 
 /// Scores continuations with an executor and a cache of its own.
-#[derive(Debug)]
 pub struct Scorer {
-    executor: CpuExecutor,
+    executor: Box<dyn Executor>,
     logits: Vec<f32>,
 }
 
 impl Scorer {
-    /// A scorer with `threads` threads over a model whose weights are packed.
+    /// A scorer with `threads` threads.
     ///
     /// # Errors
-    /// If they are not, or memory or threads cannot be had.
-    pub fn new(model: Arc<Model>, threads: usize) -> Result<Self> {
+    /// If memory or threads are unavailable.
+    pub fn new(backend: &dyn Backend, threads: usize) -> Result<Self> {
+        let sizes = ExecutorOptions {
+            blocks: CACHE_TOKENS.div_ceil(BLOCK_TOKENS),
+            threads,
+            record: false,
+        };
         Ok(Self {
-            executor: CpuExecutor::new(model, CACHE_TOKENS.div_ceil(BLOCK_TOKENS), threads)?,
+            executor: backend.executor(sizes)?,
             logits: Vec::new(),
         })
     }
@@ -53,7 +56,7 @@ impl Scorer {
     pub fn score(
         &mut self,
         questions: &[Question],
-        adapter: Option<&Arc<LoraWeights>>,
+        adapter: Option<&Staged>,
     ) -> Result<Vec<Vec<Vec<f64>>>> {
         let most_outputs = (LOGIT_BYTES / 4 / self.executor.vocab_size().max(1)).max(1);
         let mut scored = Vec::with_capacity(questions.len());
@@ -76,7 +79,7 @@ impl Scorer {
     fn batch(
         &mut self,
         questions: &[Question],
-        adapter: Option<&Arc<LoraWeights>>,
+        adapter: Option<&Staged>,
     ) -> Result<Vec<Vec<Vec<f64>>>> {
         if let Some(empty) = questions
             .iter()
@@ -88,13 +91,13 @@ impl Scorer {
         if layout.blocks as usize * BLOCK_TOKENS > CACHE_TOKENS {
             bail!("a question of more than {CACHE_TOKENS} tokens cannot be scored");
         }
-        layout.prompts.run(&mut self.executor, adapter, &mut [])?;
+        layout.prompts.run(&mut *self.executor, adapter, &mut [])?;
         let vocabulary = self.executor.vocab_size();
         self.logits
             .resize(layout.continuations.outputs.len() * vocabulary, 0.0);
         layout
             .continuations
-            .run(&mut self.executor, adapter, &mut self.logits)?;
+            .run(&mut *self.executor, adapter, &mut self.logits)?;
         let values: Vec<f64> = self
             .logits
             .par_chunks(vocabulary)
@@ -157,8 +160,8 @@ impl Pass {
 
     fn run(
         &self,
-        executor: &mut CpuExecutor,
-        adapter: Option<&Arc<LoraWeights>>,
+        executor: &mut dyn Executor,
+        adapter: Option<&Staged>,
         logits: &mut [f32],
     ) -> Result<()> {
         if self.tokens.is_empty() {
@@ -178,7 +181,12 @@ impl Pass {
             adapters: &adapters,
             outputs: &self.outputs,
         };
-        executor.forward(&step, logits)
+        let mut outputs = Outputs {
+            draws: &vec![None; self.outputs.len()],
+            logits,
+            tokens: &mut Vec::new(),
+        };
+        executor.forward(&step, &mut outputs)
     }
 }
 
@@ -241,11 +249,10 @@ fn log_probability(logits: &[f32], target: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
-
     use super::*;
+    use realign_cpu::CpuBackend;
+    use realign_model::ModelSource;
     use realign_model::packing::{Example, Packed};
-    use realign_model::{ModelSource, Ops};
 
     /// The executor against the model that training differentiates, both in f32, over prompts that
     /// share no block, one and several.
@@ -255,21 +262,21 @@ mod tests {
             "tests/golden/families/llama",
         ))
         .unwrap();
-        let plain = files.fetch().unwrap().load(&Device::Cpu).unwrap();
-        let packed = Arc::new(plain.clone().packed().unwrap());
+        let files = files.fetch().unwrap();
+        let plain = realign_reference::load(&files).unwrap();
+        let packed = CpuBackend::new(realign_cpu::load(&files).unwrap());
         let token = |n: usize| (n * 37 % 250) as u32;
         let question = |length: usize| Question {
             prompt: (0..length).map(token).collect(),
             continuations: vec![vec![5, 9, 11], vec![7], (20..45).map(token).collect()],
         };
         let questions: Vec<Question> = [1, 15, 16, 17, 18, 40, 70].map(question).to_vec();
-        let mut scorer = Scorer::new(packed, 2).unwrap();
+        let mut scorer = Scorer::new(&packed, 2).unwrap();
         let scored = scorer.score(&questions, None).unwrap();
         for (question, scored) in questions.iter().zip(&scored) {
             let example = Example::new(question.prompt.clone(), question.continuations.clone());
-            let expected = Packed::new([&example])
-                .response_logprobs(&plain, Ops::Fused, None)
-                .unwrap();
+            let expected = plain.response_logprobs(&Packed::new([&example]), None);
+            let expected = expected.unwrap();
             for (got, expected) in scored.iter().zip(&expected[0]) {
                 let got: f64 = got.iter().sum();
                 assert!((got - expected).abs() < 2e-3, "{got} against {expected}");
@@ -283,8 +290,8 @@ mod tests {
             "tests/golden/families/llama",
         ))
         .unwrap();
-        let model = files.fetch().unwrap().load(&Device::Cpu).unwrap();
-        let mut scorer = Scorer::new(Arc::new(model.packed().unwrap()), 1).unwrap();
+        let model = realign_cpu::load(&files.fetch().unwrap()).unwrap();
+        let mut scorer = Scorer::new(&CpuBackend::new(model), 1).unwrap();
         let question = Question {
             prompt: vec![],
             continuations: vec![vec![1]],

@@ -8,8 +8,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{Family, ModelSpec, RopeScaling, RopeSpec, SUPPORTED, Variant, periodic_windows};
+use crate::activation::Activation;
 use crate::error::{ModelError, Result};
-use crate::ops::Activation;
 
 impl ModelSpec {
     /// Reads a Hugging Face `config.json`.

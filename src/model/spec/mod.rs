@@ -13,9 +13,10 @@ use std::path::Path;
 
 pub use rope::{RopeScaling, RopeSpec};
 
+use super::activation::Activation;
+use super::attention::AttentionShape;
 use super::error::{ModelError, Result};
 use super::lora::{LoraSite, Projection};
-use super::ops::{Activation, AttentionShape};
 
 /// Shapes and constants of a decoder-only transformer.
 #[derive(Clone, Debug, PartialEq)]

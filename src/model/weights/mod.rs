@@ -7,15 +7,14 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
+use candle_core::quantized::{QTensor, gguf_file};
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
 
 use self::names::{EMBEDDING, FINAL_NORM, HEAD, LayerNorms, Names};
-use super::decoder::{Layer, Model};
+use super::decoder::{Decoder, Layer, StoredMatrix};
 use super::error::{ModelError, Result};
-use super::integer::IntegerWeight;
-use super::linear::{Linear, Weight};
+use super::linear::Linear;
 use super::lora::Projection;
 use super::spec::ModelSpec;
 
@@ -25,6 +24,14 @@ pub struct WeightFile {
     path: PathBuf,
     source: Source,
     names: Names,
+}
+
+/// Where weights go: the matrices in the form that a backend keeps, the vectors to its device.
+pub struct Target<'a, W> {
+    /// Where norms and biases are put.
+    pub device: &'a Device,
+    /// Makes a matrix of the file one of the backend's.
+    pub matrix: &'a mut dyn FnMut(StoredMatrix) -> candle_core::Result<W>,
 }
 
 enum Source {
@@ -72,14 +79,14 @@ impl WeightFile {
     }
 
     /// A tensor as a GGUF file stores it; `None` if this is no such file.
-    fn stored(&mut self, name: &str, device: &Device) -> Result<Option<QTensor>> {
+    fn stored(&mut self, name: &str) -> Result<Option<QTensor>> {
         if !self.contains(name) {
             return Err(self.wrong(name, "is missing"));
         }
         let Source::Gguf { content, reader } = &mut self.source else {
             return Ok(None);
         };
-        let tensor = content.tensor(reader, &self.names.stored(name), device);
+        let tensor = content.tensor(reader, &self.names.stored(name), &Device::Cpu);
         tensor.map(Some).map_err(|e| self.wrong(name, e))
     }
 
@@ -89,64 +96,42 @@ impl WeightFile {
         name: &str,
         (out, inner): (usize, usize),
         heads: Option<usize>,
-        device: &Device,
-    ) -> Result<Weight> {
-        // A device's matrices are laid out here before they are copied there.
-        let Some(mut stored) = self.stored(name, &Device::Cpu)? else {
-            let dense = self.floats(name, device)?;
-            self.check(name, dense.dims(), &[out, inner])?;
-            let dtype = matrix_dtype(dense.dtype(), device);
-            return Ok(Weight::Dense(dense.to_dtype(dtype)?));
+    ) -> Result<StoredMatrix> {
+        let Some(mut stored) = self.stored(name)? else {
+            let floats = self.floats(name)?;
+            self.check(name, floats.dims(), &[out, inner])?;
+            return Ok(StoredMatrix::Floats(floats));
         };
         self.check(name, stored.shape().dims(), &[out, inner])?;
         if let Some(heads) = heads {
-            stored = unpermute(&stored, heads, &Device::Cpu).map_err(|e| self.wrong(name, e))?;
+            stored = unpermute(&stored, heads).map_err(|e| self.wrong(name, e))?;
         }
-        if device.is_cuda() {
-            let dtype = matrix_dtype(DType::F32, device);
-            return for_device(&stored, device, dtype).map_err(|e| self.wrong(name, e));
-        }
-        Ok(match stored.dtype() {
-            GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => {
-                Weight::Dense(stored.dequantize(device)?)
-            }
-            _ => Weight::Quantized(Arc::new(stored)),
-        })
+        Ok(StoredMatrix::Quantized(Arc::new(stored)))
     }
 
     /// A vector of `len` elements in f32.
-    fn vector(
-        &mut self,
-        name: &str,
-        len: usize,
-        heads: Option<usize>,
-        device: &Device,
-    ) -> Result<Tensor> {
-        let tensor = match self.stored(name, device)? {
-            Some(stored) => stored.dequantize(device)?,
-            None => self.dense(name, device)?,
+    fn vector(&mut self, name: &str, len: usize, heads: Option<usize>) -> Result<Tensor> {
+        let tensor = match self.stored(name)? {
+            Some(stored) => stored.dequantize(&Device::Cpu)?,
+            None => self.floats(name)?.to_dtype(DType::F32)?,
         };
         self.check(name, tensor.dims(), &[len])?;
         match heads {
             Some(heads) => {
-                let order = Tensor::new(row_order(len, heads), device)?;
+                let order = Tensor::new(row_order(len, heads), &Device::Cpu)?;
                 Ok(tensor.index_select(&order, 0)?)
             }
             None => Ok(tensor),
         }
     }
 
-    fn dense(&self, name: &str, device: &Device) -> Result<Tensor> {
-        Ok(self.floats(name, device)?.to_dtype(DType::F32)?)
-    }
-
     /// A tensor of a safetensors file in its own type.
-    fn floats(&self, name: &str, device: &Device) -> Result<Tensor> {
+    fn floats(&self, name: &str) -> Result<Tensor> {
         let Source::Safetensors(tensors) = &self.source else {
             return Err(self.wrong(name, "not a safetensors file"));
         };
         let tensor = tensors
-            .load(&self.names.stored(name), device)
+            .load(&self.names.stored(name), &Device::Cpu)
             .map_err(|e| self.wrong(name, e))?;
         if !tensor.dtype().is_float() {
             return Err(self.wrong(
@@ -170,44 +155,44 @@ impl WeightFile {
         ))
     }
 
-    /// Loads every tensor that the spec asks for and checks its shape.
-    pub fn load(mut self, spec: ModelSpec, device: &Device) -> Result<Model> {
+    /// Loads every tensor that the spec asks for and checks its shape. Matrices are handed to the
+    /// target one by one.
+    pub fn load<W: Clone>(mut self, spec: ModelSpec, to: &mut Target<W>) -> Result<Decoder<W>> {
         let hidden = spec.hidden_size;
         let table = (spec.vocab_size, hidden);
-        let embedding = self.matrix(EMBEDDING, table, None, device)?;
+        let embedding = self.table(EMBEDDING, table, to)?;
         let layers = (0..spec.layers)
-            .map(|i| self.layer(&spec, i, device))
+            .map(|i| self.layer(&spec, i, to))
             .collect::<Result<_>>()?;
-        let final_norm = self.norm(&spec, FINAL_NORM, hidden, device)?;
+        let final_norm = self.norm(&spec, FINAL_NORM, hidden, to.device)?;
         let tied = spec.tied_embeddings || !self.contains(HEAD);
         let head = match tied {
             true => embedding.clone(),
-            false => self.matrix(HEAD, table, None, device)?,
+            false => self.table(HEAD, table, to)?,
         };
         let spec = ModelSpec {
             tied_embeddings: tied,
             ..spec
         };
-        Ok(Model {
+        Ok(Decoder {
             spec,
             embedding,
             layers,
             final_norm,
             head,
-            device: device.clone(),
-            time_slices: Arc::default(),
         })
     }
 
-    fn layer(&mut self, spec: &ModelSpec, layer: usize, device: &Device) -> Result<Layer> {
+    fn table<W>(&mut self, name: &str, shape: (usize, usize), to: &mut Target<W>) -> Result<W> {
+        let stored = self.matrix(name, shape, None)?;
+        (to.matrix)(stored).map_err(|e| self.wrong(name, e))
+    }
+
+    fn layer<W>(&mut self, spec: &ModelSpec, layer: usize, to: &mut Target<W>) -> Result<Layer<W>> {
         let norms = LayerNorms::of(spec);
         let mut norm = |name: &str, width: usize| {
-            self.norm(
-                spec,
-                &format!("model.layers.{layer}.{name}.weight"),
-                width,
-                device,
-            )
+            let name = format!("model.layers.{layer}.{name}.weight");
+            self.norm(spec, &name, width, to.device)
         };
         let hidden = spec.hidden_size;
         let (attention_norm, mlp_norm) = (norm(norms.attention, hidden)?, norm(norms.mlp, hidden)?);
@@ -222,7 +207,7 @@ impl WeightFile {
             ]),
             false => None,
         };
-        let mut linear = |projection| self.linear(spec, layer, projection, device);
+        let mut linear = |projection| self.linear(spec, layer, projection, to);
         Ok(Layer {
             attention_norm,
             attention: [
@@ -242,13 +227,13 @@ impl WeightFile {
         })
     }
 
-    fn linear(
+    fn linear<W>(
         &mut self,
         spec: &ModelSpec,
         layer: usize,
         projection: Projection,
-        device: &Device,
-    ) -> Result<Linear> {
+        to: &mut Target<W>,
+    ) -> Result<Linear<W>> {
         let (inner, out) = spec.projection_shape(projection);
         let name = format!(
             "model.layers.{layer}.{}.{}",
@@ -256,12 +241,17 @@ impl WeightFile {
             projection.name()
         );
         let heads = self.permuted_heads(spec, projection);
-        let weight = self.matrix(&format!("{name}.weight"), (out, inner), heads, device)?;
+        let weight = format!("{name}.weight");
+        let stored = self.matrix(&weight, (out, inner), heads)?;
+        let matrix = (to.matrix)(stored).map_err(|e| self.wrong(&weight, e))?;
         let bias = match spec.has_bias(projection) {
-            true => Some(self.vector(&format!("{name}.bias"), out, heads, device)?),
+            true => {
+                let bias = self.vector(&format!("{name}.bias"), out, heads)?;
+                Some(bias.to_device(to.device)?)
+            }
             false => None,
         };
-        Ok(Linear::new(layer, projection, weight, bias))
+        Ok(Linear::new(layer, projection, matrix, bias))
     }
 
     /// The scale of a norm, with the family's offset.
@@ -272,11 +262,12 @@ impl WeightFile {
         width: usize,
         device: &Device,
     ) -> Result<Tensor> {
-        let scale = self.vector(name, width, None, device)?;
-        match spec.variant.norm_offset {
-            true => Ok((scale + 1.0)?),
-            false => Ok(scale),
-        }
+        let scale = self.vector(name, width, None)?;
+        let scale = match spec.variant.norm_offset {
+            true => (scale + 1.0)?,
+            false => scale,
+        };
+        Ok(scale.to_device(device)?)
     }
 
     /// Heads of q and k in a llama-architecture GGUF, whose rows are permuted; `None` elsewhere.
@@ -287,24 +278,6 @@ impl WeightFile {
             Projection::K if permuted => Some(spec.kv_heads),
             _ => None,
         }
-    }
-}
-
-/// A matrix of a GGUF file as a device keeps it: the file's integers, or floats in `dtype`.
-fn for_device(stored: &QTensor, device: &Device, dtype: DType) -> candle_core::Result<Weight> {
-    if let Some(integers) = IntegerWeight::new(stored, device, dtype)? {
-        return Ok(Weight::Integer(integers));
-    }
-    let floats = stored.dequantize(&Device::Cpu)?.to_dtype(dtype)?;
-    Ok(Weight::Dense(floats.to_device(device)?))
-}
-
-/// The type in which a device keeps matrices that a file has in `stored`.
-fn matrix_dtype(stored: DType, device: &Device) -> DType {
-    match stored {
-        _ if device.is_cpu() => DType::F32,
-        DType::F16 => DType::F16,
-        _ => DType::BF16,
     }
 }
 
@@ -324,7 +297,7 @@ fn row_order(rows: usize, heads: usize) -> Vec<u32> {
 }
 
 /// Undoes the row permutation on the stored blocks themselves: nothing is requantised.
-fn unpermute(stored: &QTensor, heads: usize, device: &Device) -> candle_core::Result<QTensor> {
+fn unpermute(stored: &QTensor, heads: usize) -> candle_core::Result<QTensor> {
     let (rows, _) = stored.shape().dims2()?;
     let data = stored.data()?;
     let row_bytes = data.len() / rows;
@@ -332,38 +305,17 @@ fn unpermute(stored: &QTensor, heads: usize, device: &Device) -> candle_core::Re
     for source in row_order(rows, heads) {
         reordered.extend_from_slice(&data[source as usize * row_bytes..][..row_bytes]);
     }
-    let storage =
-        candle_core::quantized::QStorage::from_data(reordered.into(), device, stored.dtype())?;
+    let storage = candle_core::quantized::QStorage::from_data(
+        reordered.into(),
+        &Device::Cpu,
+        stored.dtype(),
+    )?;
     QTensor::new(storage, stored.shape().clone())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_device_keeps_integers_as_such_and_floats_in_sixteen_bits() {
-        let values = Tensor::randn(0f32, 1.0, (4, 256), &Device::Cpu).unwrap();
-        for dtype in [
-            GgmlDType::Q4K,
-            GgmlDType::Q8_0,
-            GgmlDType::F16,
-            GgmlDType::F32,
-        ] {
-            let stored = QTensor::quantize(&values, dtype).unwrap();
-            match for_device(&stored, &Device::Cpu, DType::BF16).unwrap() {
-                Weight::Integer(w) => {
-                    assert!(matches!(dtype, GgmlDType::Q4K | GgmlDType::Q8_0));
-                    assert_eq!(w.dtype, DType::BF16);
-                }
-                Weight::Dense(t) => {
-                    assert!(matches!(dtype, GgmlDType::F16 | GgmlDType::F32));
-                    assert_eq!(t.dtype(), DType::BF16);
-                }
-                other => panic!("{dtype:?} became {other:?}"),
-            }
-        }
-    }
 
     #[test]
     fn row_order_separates_the_interleaved_halves_of_each_head() {

@@ -24,7 +24,7 @@ pub use server::{LimitsConfig, ServerConfig, TlsFiles};
 pub use train::TrainConfig;
 
 use realign_align::train::recipe::RecipeError;
-use realign_model::DeviceChoice;
+use realign_backend::DeviceChoice;
 
 /// The file read when none is named.
 pub const DEFAULT_FILE: &str = "realign.toml";

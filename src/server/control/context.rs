@@ -16,7 +16,7 @@ use realign_align::train::Recipe;
 use realign_align::train::choices::ModelSize;
 use realign_core::clock::unix_seconds;
 use realign_engine::EngineHandle;
-use realign_engine::adapter::generation::{Generation, GenerationId};
+use realign_engine::adapter::generation::{Generation, GenerationId, StagedAdapter};
 use realign_engine::adapter::{AdapterError, AdapterStore, Registry, base_id, validate};
 use realign_model::LoadedModel;
 
@@ -68,9 +68,9 @@ pub struct Active {
 
 impl Context {
     pub fn new(parts: Parts) -> Result<Self, ControlError> {
-        let size = ModelSize::from(&parts.loaded.model.spec);
+        let size = ModelSize::from(parts.loaded.spec());
         let recipe = parts.config.train.recipe(size).clone();
-        recipe.check_layers(parts.loaded.model.spec.layers)?;
+        recipe.check_layers(parts.loaded.spec().layers)?;
         let Parts {
             config,
             loaded,
@@ -255,15 +255,13 @@ pub fn load_generation(
         });
     }
     let stored = store.load(id, &base_hash)?;
-    let spec = &loaded.model.spec;
+    let spec = loaded.spec();
     validate(&stored.weights, &|site| spec.site_shape(site))?;
-    let weights = stored.weights.to_device(&loaded.model.device)?;
-    loaded.model.stage(&weights)?;
     Ok(Generation {
         id: id.clone(),
         base_hash,
         policy_revision: stored.manifest.policy_revision,
-        adapter: Some(Arc::new(weights)),
+        adapter: Some(StagedAdapter::new(&*loaded.backend, stored.weights)?),
     })
 }
 

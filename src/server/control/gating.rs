@@ -60,14 +60,15 @@ impl Realignment<'_> {
         self.work.progress(0.6);
         let adapter = candidate
             .adapter
-            .as_deref()
+            .as_ref()
+            .map(|adapter| &*adapter.weights)
             .ok_or_else(|| failed("the candidate has no adapter"))?;
         let text = gate::paragraphs(
             &self.context.loaded.tokenizer,
             gate::NEUTRAL_TEXT,
             NEUTRAL_TOKENS,
         );
-        let measured = gate::capability(learner.model(), learner.ops(), adapter, &text, &|| {
+        let measured = gate::capability(learner.backend(), adapter, &text, &|| {
             self.work.stand_back()
         });
         let capability = measured.map_err(failed)?.ok_or(Stop::Asked)?;

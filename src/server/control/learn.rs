@@ -11,7 +11,7 @@ use realign_align::train::Trained;
 use realign_align::train::examples::TokenPair;
 use realign_align::triage::Triage;
 use realign_core::TriageCounts;
-use realign_engine::adapter::generation::Generation;
+use realign_engine::adapter::generation::{Generation, StagedAdapter};
 use realign_engine::adapter::{self, content_id};
 use realign_model::LoraWeights;
 
@@ -84,14 +84,14 @@ impl Realignment<'_> {
     /// An adapter as a generation on the serving device.
     pub(super) fn stage(&self, weights: LoraWeights) -> Result<Arc<Generation>, Stop> {
         let base_hash = self.context.loaded.base_hash.to_string();
-        let model = &self.context.loaded.model;
-        adapter::validate(&weights, &|site| model.spec.site_shape(site)).map_err(failed)?;
-        model.stage(&weights).map_err(failed)?;
+        let backend = &*self.context.loaded.backend;
+        let spec = backend.spec();
+        adapter::validate(&weights, &|site| spec.site_shape(site)).map_err(failed)?;
         Ok(Arc::new(Generation {
             id: content_id(&base_hash, &weights).map_err(failed)?,
             base_hash,
             policy_revision: Some(self.job.policies.revision().into()),
-            adapter: Some(Arc::new(weights)),
+            adapter: Some(StagedAdapter::new(backend, weights).map_err(failed)?),
         }))
     }
 }

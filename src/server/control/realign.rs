@@ -111,7 +111,7 @@ fn realign(context: &Context, job: &Job) -> Result<Done, Stop> {
         return run.without_conflict();
     }
     let pairs = run.select(&triage)?;
-    let learner = Learner::new(&context.loaded).map_err(failed)?;
+    let learner = Learner::new(&context.loaded);
     let trained = run.learn(&learner, &pairs)?;
     work.enter(Stage::Gate);
     let candidate = run.stage(trained.weights)?;
@@ -253,7 +253,8 @@ impl Realignment<'_> {
     ) -> Result<(), Stop> {
         let adapter = candidate
             .adapter
-            .as_deref()
+            .as_ref()
+            .map(|adapter| &*adapter.weights)
             .ok_or_else(|| failed("the candidate has no adapter"))?;
         let origin = Origin {
             parent: Some(self.context.registry.lease_current().id.clone()),

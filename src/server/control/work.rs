@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use candle_core::Device;
 use serde_json::json;
 
 use super::context::Context;
@@ -18,7 +17,7 @@ use realign_align::train::examples::TokenPair;
 use realign_align::train::memory::limit;
 use realign_align::train::{self, StepReport};
 use realign_core::clock::unix_seconds;
-use realign_model::Recompute;
+use realign_model::{Backend, Recompute};
 
 /// Longest wait for serving before one micro-batch: serving goes first, training never starves.
 const LONGEST_YIELD: Duration = Duration::from_millis(500);
@@ -100,10 +99,10 @@ impl<'a> Work<'a> {
         self.job.flag.get().is_none()
     }
 
-    /// Lets serving go first for a while, then says whether to go on. Learning from packed weights
-    /// yields to every step instead, see [`TimeSlices`](realign_model::TimeSlices).
+    /// Lets serving go first for a while, then says whether to go on. Learning that
+    /// yields to every step by itself does not, see [`TimeSlices`](realign_model::TimeSlices).
     pub fn stand_back(&self) -> bool {
-        if self.context.loaded.model.is_packed() {
+        if self.context.loaded.backend.yields_to_steps() {
             return self.go_on();
         }
         let started = Instant::now();
@@ -119,8 +118,8 @@ impl train::Observer for Work<'_> {
         self.stand_back()
     }
 
-    fn memory(&self, device: &Device) -> Option<u64> {
-        limit(self.context.config.train.memory_mb, device)
+    fn memory(&self, backend: &dyn Backend) -> Option<u64> {
+        limit(self.context.config.train.memory_mb, backend)
     }
 
     fn recompute(&self) -> Recompute {

@@ -12,7 +12,7 @@ pub(super) fn start(config: &Config, loaded: &LoadedModel) -> Result<EngineHandl
             "engine.isq: only the engine `mistralrs` quantises while it loads; leave it out".into(),
         )),
         EngineKind::Native => {
-            realign_engine::start(loaded.model.clone(), loaded.tokenizer.clone(), bounds)
+            realign_engine::start(&*loaded.backend, loaded.tokenizer.clone(), bounds)
         }
         EngineKind::Mistralrs => mistralrs(config, loaded, bounds),
     }
@@ -38,7 +38,7 @@ fn mistralrs(
     Ok(realign_engine::start_merged(
         Box::new(builder),
         loaded.tokenizer.clone(),
-        loaded.model.spec.max_position,
+        loaded.spec().max_position,
         bounds,
         config.engine.copies,
     ))

@@ -1,14 +1,12 @@
-//! Whether a CUDA device has room for what the configuration asks for, before anything is loaded.
-
-use candle_core::Device;
+//! Whether the device has room for what the configuration asks for, before anything is loaded.
 
 use super::{LOADED_GENERATIONS, ServerError};
 use crate::config::Config;
 use realign_align::oracle::HIDDEN_ROWS;
 use realign_align::train::ModelSize;
 use realign_align::train::run::ROW_BUDGET;
-use realign_model::plan::{Budget, Plan, Stored, Training};
-use realign_model::{ModelSource, ModelSpec, Recompute, device};
+use realign_model::memory::{Budget, Plan, Stored, Training};
+use realign_model::{ComputeDevice, ModelSource, ModelSpec, Recompute};
 
 /// What the configuration asks for.
 fn budget(config: &Config, spec: &ModelSpec, stored: Option<Stored>) -> Budget {
@@ -35,19 +33,21 @@ fn budget(config: &Config, spec: &ModelSpec, stored: Option<Stored>) -> Budget {
     }
 }
 
-/// Checks the plan where the device is one whose memory the plan describes, and logs it.
+/// Checks the plan of a device that has a memory of its own, and logs it.
 ///
 /// # Errors
 /// If the plan does not fit, or the model's files cannot be read.
-pub fn check(config: &Config, at: &Device) -> Result<(), ServerError> {
-    let Some(free) = device::free_bytes(at) else {
+pub fn check(config: &Config, device: &dyn ComputeDevice) -> Result<(), ServerError> {
+    let Some(free) = device.free_bytes() else {
         return Ok(());
     };
     let files = ModelSource::parse(&config.model)?.fetch()?;
     let spec = files.spec()?;
     let choice = config.train.recompute;
-    let budget = budget(config, &spec, files.stored()?);
-    let (plan, recompute) = Plan::fitting(&spec, &budget, choice, free)?;
+    let budget = budget(config, &spec, device.stored(&files)?);
+    let (plan, recompute) = Plan::fitting(choice, free, |recompute| {
+        device.plan(&spec, &budget.recomputing(recompute))
+    })?;
     tracing::info!(
         planned_mb = plan.total() >> 20,
         free_mb = free >> 20,
@@ -73,10 +73,11 @@ mod tests {
     fn the_default_configuration_fits_a_7b_model_and_training_on_80_gb() {
         let config = Config::resolve(RawConfig::default()).unwrap();
         let spec = shape("qwen2.5-7b").unwrap();
-        let plan = Plan::new(&spec, &budget(&config, &spec, None));
+        let plan = realign_cuda::plan(&spec, &budget(&config, &spec, None));
         assert!(plan.clone().check(79 << 30).is_ok(), "{plan}");
         assert!(plan.check(16 << 30).is_err());
         // The CPU's memory is not what the plan describes.
-        check(&config, &Device::Cpu).unwrap();
+        let cpu = realign_backend::open(realign_backend::DeviceChoice::Cpu).unwrap();
+        check(&config, &*cpu).unwrap();
     }
 }

@@ -1,23 +1,22 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use candle_core::Device;
-
 use super::*;
 use crate::train::choices::OptimizerKind;
 use crate::train::examples::{Reference, TokenPair, with_reference};
 use realign_model::{ModelSource, Precision};
+use realign_reference::ReferenceBackend;
 
 /// A random llama of two layers.
-fn model() -> Model {
+fn model() -> ReferenceBackend {
     let files = ModelSource::parse(&realign_model::test_support::path(
         "tests/golden/families/llama",
     ))
     .unwrap();
-    let model = files.fetch().unwrap().load(&Device::Cpu).unwrap();
-    model.dequantized().unwrap()
+    let files = files.fetch().unwrap();
+    ReferenceBackend::new(realign_reference::load(&files).unwrap())
 }
 
-fn examples(model: &Model, recipe: &Recipe) -> Vec<TrainExample> {
+fn examples(backend: &dyn Backend, recipe: &Recipe) -> Vec<TrainExample> {
     let pair = |i: u32| TokenPair {
         id: i.to_string(),
         category: Category::ALL[i as usize % 3],
@@ -27,9 +26,8 @@ fn examples(model: &Model, recipe: &Recipe) -> Vec<TrainExample> {
     };
     let pairs: Vec<TokenPair> = (0..24).map(pair).collect();
     let at = Reference {
-        model,
-        ops: Ops::Fused,
-        lowest_layer: recipe.lowest_layer(model.spec.layers),
+        backend,
+        lowest_layer: recipe.lowest_layer(backend.spec().layers),
         precision: Precision::Exact,
         conflicts: true,
     };
@@ -70,7 +68,7 @@ fn recipe() -> Recipe {
 fn run(recipe: &Recipe, checkpoints: Option<&Path>, observer: &For) -> Result<Trained, TrainError> {
     let model = model();
     let examples = examples(&model, recipe);
-    train(&model, Ops::Fused, &examples, recipe, checkpoints, observer)
+    train(&model, &examples, recipe, checkpoints, observer)
 }
 
 fn values(trained: &Trained) -> Vec<Vec<f32>> {
@@ -181,7 +179,7 @@ fn a_loss_that_is_not_a_number_stops_the_run() {
     let mut examples = examples(&model, &recipe);
     let spoilt = examples.iter_mut().find(|e| e.category == Category::Invert);
     spoilt.unwrap().reference = [f64::NAN, 0.0];
-    let error = train(&model, Ops::Fused, &examples, &recipe, None, &For::ever());
+    let error = train(&model, &examples, &recipe, None, &For::ever());
     let error = error.unwrap_err();
     assert!(matches!(error, TrainError::NotFinite { .. }), "{error}");
     assert!(error.to_string().contains("the loss is NaN at step"));
@@ -202,7 +200,7 @@ fn only_the_layers_that_are_named_are_adapted() {
     };
     let model = model();
     let examples = examples(&model, &Recipe::default());
-    let error = train(&model, Ops::Fused, &examples, &absent, None, &For::ever());
+    let error = train(&model, &examples, &absent, None, &For::ever());
     let error = error.unwrap_err().to_string();
     assert!(
         error.contains("train.layers: the model has no layer 99"),

@@ -24,7 +24,7 @@ use realign_core::{Category, TriageCounts};
 use realign_lab::evaluation::Variant;
 use realign_lab::evaluation::capability::Item;
 use realign_lab::evaluation::scorer::Question;
-use realign_model::{LoadedModel, device};
+use realign_model::LoadedModel;
 use realign_server::config::Config;
 
 /// Changes when the same inputs would give other figures.
@@ -88,10 +88,10 @@ pub(super) struct Labelled {
 impl Inputs {
     pub fn load(args: &TraceArgs, global: &GlobalArgs) -> Result<Self, CliError> {
         let config = global.resolve()?;
-        let device = device::open(config.engine.device)?;
-        let loaded = LoadedModel::load(&config.model, &device)?;
+        let device = realign_backend::open(config.engine.device)?;
+        let loaded = LoadedModel::load(&config.model, &*device)?;
         let section = recipes::section(args.recipe.as_deref(), &config.train)?;
-        let mut recipe = recipes::for_model(&section, &loaded.model.spec)?;
+        let mut recipe = recipes::for_model(&section, loaded.spec())?;
         if let Some(max_pairs) = args.max_pairs {
             recipe.max_pairs = max_pairs;
         }

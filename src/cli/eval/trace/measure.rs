@@ -3,8 +3,6 @@
 
 use std::sync::Arc;
 
-use candle_core::Device;
-
 use super::inputs::Inputs;
 use crate::CliError;
 use realign_align::gate::{Agreement, HeldOutPrompt};
@@ -15,7 +13,7 @@ use realign_lab::evaluation::capability::margin;
 use realign_lab::evaluation::refusal::RefusalWords;
 use realign_lab::evaluation::scorer::{Question, Scorer};
 use realign_lab::evaluation::{Answer, Measured, Share};
-use realign_model::{LoadedModel, LoraWeights, Model};
+use realign_model::Staged;
 
 /// Memory of the engine's cache, in bytes.
 const KV_BYTES: usize = 128 << 20;
@@ -29,8 +27,6 @@ pub(super) struct Measurer<'a> {
     inputs: &'a Inputs,
     engine: EngineHandle,
     scorer: Scorer,
-    /// What the scorer runs on.
-    scored: Arc<Model>,
     words: RefusalWords,
 }
 
@@ -44,13 +40,11 @@ impl<'a> Measurer<'a> {
         let threads = inputs.config.engine.threads.unwrap_or(config.threads);
         let config = EngineConfig { threads, ..config };
         let loaded = &inputs.loaded;
-        let scored = on_cpu(inputs)?;
-        let engine = realign_engine::start(loaded.model.clone(), loaded.tokenizer.clone(), config);
+        let engine = realign_engine::start(&*loaded.backend, loaded.tokenizer.clone(), config);
         Ok(Self {
             inputs,
             engine: engine.map_err(failed)?,
-            scorer: Scorer::new(scored.clone(), threads).map_err(failed)?,
-            scored,
+            scorer: Scorer::new(&*loaded.backend, threads).map_err(failed)?,
             words: RefusalWords::new().map_err(failed)?,
         })
     }
@@ -74,27 +68,11 @@ impl<'a> Measurer<'a> {
             .iter()
             .map(|(_, answer, _)| self.words.evades(answer));
         measured.over_refusal = Share::of(evades);
-        let adapter = self.adapter_on_cpu(generation)?;
-        let adapter = adapter.as_ref();
+        let adapter = generation.adapter.as_ref().map(|a| &a.staged);
         measured.retain_nll = self.mean_nll(&inputs.retained, adapter)?;
         measured.perplexity = self.mean_nll(&inputs.windows, adapter)?.map(f64::exp);
         measured.margins = self.margins(adapter)?;
         Ok(measured)
-    }
-
-    fn adapter_on_cpu(
-        &self,
-        generation: &Generation,
-    ) -> Result<Option<Arc<LoraWeights>>, CliError> {
-        let Some(adapter) = &generation.adapter else {
-            return Ok(None);
-        };
-        if self.inputs.loaded.model.device.is_cpu() {
-            return Ok(Some(adapter.clone()));
-        }
-        let moved = adapter.to_device(&Device::Cpu).map_err(failed)?;
-        self.scored.stage(&moved).map_err(failed)?;
-        Ok(Some(Arc::new(moved)))
     }
 
     fn ask(
@@ -115,7 +93,7 @@ impl<'a> Measurer<'a> {
     fn mean_nll(
         &mut self,
         questions: &[Question],
-        adapter: Option<&Arc<LoraWeights>>,
+        adapter: Option<&Staged>,
     ) -> Result<Option<f64>, CliError> {
         let scored = self.scorer.score(questions, adapter).map_err(failed)?;
         let tokens: Vec<f64> = scored.into_iter().flatten().flatten().collect();
@@ -123,7 +101,7 @@ impl<'a> Measurer<'a> {
         Ok((!tokens.is_empty()).then_some(-mean))
     }
 
-    fn margins(&mut self, adapter: Option<&Arc<LoraWeights>>) -> Result<Vec<f64>, CliError> {
+    fn margins(&mut self, adapter: Option<&Staged>) -> Result<Vec<f64>, CliError> {
         let items = &self.inputs.items;
         let questions: Vec<Question> = items.iter().flat_map(|(_, q)| q.clone()).collect();
         let scored = self.scorer.score(&questions, adapter).map_err(failed)?;
@@ -139,16 +117,6 @@ impl<'a> Measurer<'a> {
         };
         Ok(items.iter().map(of).collect())
     }
-}
-
-/// The model for likelihoods. They are computed on the CPU; a model on another device is loaded
-/// once more for them.
-fn on_cpu(inputs: &Inputs) -> Result<Arc<Model>, CliError> {
-    let loaded = &inputs.loaded;
-    if loaded.model.device.is_cpu() {
-        return Ok(loaded.model.clone());
-    }
-    Ok(LoadedModel::load(&inputs.config.model, &Device::Cpu)?.model)
 }
 
 impl Drop for Measurer<'_> {

@@ -15,7 +15,7 @@ use crate::progress::{Bars, Progress};
 use realign_align::pipeline::{Cache, Candidate, Known, Learner, PipelineError, RawScores, Run};
 use realign_align::train::examples::TokenPair;
 use realign_align::train::{PreferenceLoss, Recipe, StepRecord, TrainExample};
-use realign_engine::adapter::generation::Generation;
+use realign_engine::adapter::generation::{Generation, StagedAdapter};
 use realign_engine::adapter::{base_id, content_id};
 use realign_lab::evaluation::{Cell, Labels, TrainingFigures, Variant, memory};
 use realign_model::LoraWeights;
@@ -25,8 +25,6 @@ pub(super) struct Runner<'a> {
     inputs: &'a Inputs,
     measurer: Measurer<'a>,
     progress: Progress,
-    /// Opened when the first cell needs it.
-    learner: Option<Learner>,
     memory: Memory,
 }
 
@@ -36,7 +34,6 @@ impl<'a> Runner<'a> {
             inputs,
             measurer: Measurer::start(inputs)?,
             progress,
-            learner: None,
             memory: Memory::default(),
         })
     }
@@ -75,19 +72,16 @@ impl<'a> Runner<'a> {
         let base_hash = loaded.base_hash.to_string();
         let id = match &adapter {
             None => base_id(&base_hash),
-            Some(weights) => {
-                loaded
-                    .model
-                    .stage(weights)
-                    .map_err(|error| CliError::Eval(error.to_string()))?;
-                content_id(&base_hash, weights)?
-            }
+            Some(weights) => content_id(&base_hash, weights)?,
         };
+        let staged = |weights| StagedAdapter::new(&*loaded.backend, weights);
+        let adapter = adapter.map(staged).transpose();
+        let adapter = adapter.map_err(|error| CliError::Eval(error.to_string()))?;
         Ok(Arc::new(Generation {
             id,
             base_hash,
             policy_revision: None,
-            adapter: adapter.map(Arc::new),
+            adapter,
         }))
     }
 
@@ -98,17 +92,14 @@ impl<'a> Runner<'a> {
         cell: &mut Cell,
     ) -> Result<LoraWeights, PipelineError> {
         let inputs = self.inputs;
-        let learner = match &mut self.learner {
-            Some(learner) => learner,
-            empty => empty.insert(Learner::new(&inputs.loaded)?),
-        };
+        let learner = Learner::new(&inputs.loaded);
         let treatment = variant.treatment(&inputs.recipe, &inputs.pairs, seed);
         let run = Run {
             pairs: &treatment.pairs,
             recipe: &treatment.recipe,
             weights: treatment.weights.as_deref(),
         };
-        let layers = learner.model().spec.layers;
+        let layers = inputs.loaded.spec().layers;
         let shared = self.memory.of(variant.labels(), run.recipe, layers);
         let bars = Bars::new(self.progress, &inputs.config.train).with_cache(&shared);
         let candidate = learner.run(&run, &bars);

@@ -1,0 +1,6 @@
+//! The backends that there are, and which of them a choice of device opens. A new one is a crate of
+//! its own, and a line in [`open`].
+
+mod choice;
+
+pub use choice::{ALLOWED, DeviceChoice, DeviceError, check, open};

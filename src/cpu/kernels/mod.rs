@@ -1,0 +1,178 @@
+//! One panel of weights times up to sixteen rows of activations, in three forms.
+//!
+//! All forms share a contract: a row's result is the same whatever other rows are computed with
+//! it. Chunked prefill, batching and recomputation therefore change no bit of a sequence's logits.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod dense;
+mod portable;
+#[cfg(test)]
+mod tests;
+
+use super::activations::{ActivationUnit, Activations, ROW_SLACK};
+use super::packed::{Encoding, PANEL, PackedWeight, header_bytes};
+use realign_model::blocks::{Format, UNIT};
+
+/// Results of a panel: up to sixteen activation rows by sixteen outputs.
+pub type Tile = [[f32; PANEL]; ROW_SLACK];
+
+/// An instruction set that kernels were written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// Plain Rust.
+    Portable,
+    /// 256-bit vectors: AVX2, FMA and F16C.
+    Avx2,
+    /// 512-bit vectors with 8-bit dot products: AVX-512 F, BW, VL and VNNI.
+    Avx512,
+}
+
+impl Isa {
+    /// The best one of this processor.
+    pub fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni");
+            if avx2 && avx512 {
+                return Isa::Avx512;
+            }
+            if avx2 {
+                return Isa::Avx2;
+            }
+        }
+        Isa::Portable
+    }
+}
+
+/// Pointers into [`Activations`] at a first row. Sixteen rows from there may be read.
+#[derive(Clone, Copy)]
+struct Rows {
+    values: *const f32,
+    rounded: *const i8,
+    units: *const ActivationUnit,
+    columns: usize,
+}
+
+impl Rows {
+    fn new(x: &Activations, first: usize) -> Self {
+        assert!(first <= x.rows && x.values.len() >= (x.rows + ROW_SLACK) * x.columns);
+        assert!(x.rounded.len() >= (x.rows + ROW_SLACK) * x.columns);
+        assert!(x.units.len() >= (x.rows + ROW_SLACK) * x.columns / UNIT);
+        // SAFETY: `first` rows lie before the end of each buffer, as just checked.
+        unsafe {
+            Self {
+                values: x.values.as_ptr().add(first * x.columns),
+                rounded: x.rounded.as_ptr().add(first * x.columns),
+                units: x.units.as_ptr().add(first * x.columns / UNIT),
+                columns: x.columns,
+            }
+        }
+    }
+}
+
+/// Rows `first .. first + rows` of `x` (at most sixteen) times panel `panel` of `weight`. Rows of
+/// the tile beyond `rows` hold nothing of meaning.
+///
+/// # Panics
+/// If shapes do not fit.
+pub fn panel(
+    isa: Isa,
+    weight: &PackedWeight,
+    panel: usize,
+    x: &Activations,
+    first: usize,
+    rows: usize,
+    tile: &mut Tile,
+) {
+    assert!(rows <= ROW_SLACK && first + rows <= x.rows && x.columns == weight.columns);
+    let bytes = weight.panel(panel);
+    let view = Rows::new(x, first);
+    match weight.encoding {
+        Encoding::Integer(format) => {
+            integer(isa, format, bytes, view, rows, tile);
+            if weight.gain != 1.0 {
+                for value in tile[..rows].as_flattened_mut() {
+                    *value *= weight.gain;
+                }
+            }
+        }
+        Encoding::F32 | Encoding::Bf16 | Encoding::F16 => {
+            let target = &mut tile[..rows];
+            dense::panel::<false>(isa, weight, bytes, view, target);
+        }
+    }
+}
+
+/// Adds rows `first ..` of `x` times panel `panel` of an unquantised weight to as many rows of a
+/// tile, at most sixteen.
+///
+/// # Panics
+/// If shapes do not fit, or the weight is quantised.
+pub fn add_panel(
+    isa: Isa,
+    weight: &PackedWeight,
+    panel: usize,
+    x: &Activations,
+    first: usize,
+    tile: &mut [[f32; PANEL]],
+) {
+    let rows = tile.len();
+    assert!(rows <= ROW_SLACK && first + rows <= x.rows && x.columns == weight.columns);
+    assert!(!matches!(weight.encoding, Encoding::Integer(_)));
+    dense::panel::<true>(isa, weight, weight.panel(panel), Rows::new(x, first), tile);
+}
+
+/// Starts to bring a panel into the caches.
+pub fn prefetch(weight: &PackedWeight, panel: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in weight.panel(panel).chunks(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch changes no memory and faults nowhere.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (weight, panel);
+}
+
+fn integer(isa: Isa, format: Format, bytes: &[u8], x: Rows, rows: usize, tile: &mut Tile) {
+    match isa {
+        // SAFETY: `panel` checked the shapes, and an `Isa` comes from `detect` or is below it.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { avx512::integer(format, bytes, x, rows, tile) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { avx2::integer(format, bytes, x, rows, tile) },
+        _ => portable::integer(format, bytes, x, rows, tile),
+    }
+}
+
+/// Calls a kernel that is generic over a format with the format's constants.
+macro_rules! for_format {
+    ($format:expr, $call:ident) => {
+        match ($format.bits, $format.scales, $format.minimum) {
+            (4, 1, false) => $call!(true, 1, false),
+            (4, 1, true) => $call!(true, 1, true),
+            (4, _, false) => $call!(true, 2, false),
+            (4, _, true) => $call!(true, 2, true),
+            (_, 1, false) => $call!(false, 1, false),
+            (_, 1, true) => $call!(false, 1, true),
+            (_, _, false) => $call!(false, 2, false),
+            (_, _, true) => $call!(false, 2, true),
+        }
+    };
+}
+use for_format;
+
+/// Units in a row and the offset of the integers in a unit.
+fn extents(format: Format, x: Rows) -> (usize, usize) {
+    (x.columns / UNIT, header_bytes(format))
+}

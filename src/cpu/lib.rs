@@ -1,0 +1,30 @@
+//! Serving and learning on the CPU: the decoder's steps on flat buffers, with own kernels and own
+//! threads, from weights packed for them.
+//!
+//! Candle's tensors are the reference; one allocation and one task-pool hand-over per operation is
+//! what they cost, and a decode step has a thousand.
+
+mod activations;
+mod adapters;
+mod aligned;
+mod attention;
+mod backend;
+mod executor;
+mod gates;
+mod kernels;
+mod kv;
+pub mod learn;
+mod packed;
+mod rows;
+mod steps;
+mod team;
+
+pub use backend::{Cpu, CpuBackend, load, pack};
+pub use executor::CpuExecutor;
+pub use learn::Differentiator;
+pub use packed::{Encoding, PackedWeight};
+
+/// A decoder whose weights are packed.
+pub type Model = realign_model::Decoder<PackedWeight>;
+type Layer = realign_model::Layer<PackedWeight>;
+type Linear = realign_model::Linear<PackedWeight>;

@@ -1,0 +1,402 @@
+//! Weights laid out for the kernels: panels of sixteen output rows side by side.
+//!
+//! A panel keeps the same four input elements of its sixteen rows in one cache line, so one
+//! instruction multiplies them with four activations, and a panel is read from front to back. The
+//! file's integers and scales are kept, so packing loses nothing, with one exception: K-quants
+//! derive their scales from two factors, and the product is stored as f16 (relative error 2⁻¹²).
+
+use std::sync::Arc;
+
+use candle_core::quantized::QTensor;
+use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
+use half::{bf16, f16};
+
+use super::aligned::AlignedBytes;
+use realign_model::blocks::{Format, UNIT, Unit, gain_for, read_unit, scale_bound};
+
+/// Output rows in a panel.
+pub const PANEL: usize = 16;
+
+/// How the elements of a panel are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// Units of 32 input elements: scales, minima if any (16 f16 each), then integers.
+    Integer(Format),
+    /// For every input element, its sixteen weights.
+    F32,
+    /// As F32, in bfloat16.
+    Bf16,
+    /// As F32, in IEEE half precision.
+    F16,
+}
+
+impl Encoding {
+    /// Bytes of one panel of `columns` input elements.
+    pub fn panel_bytes(self, columns: usize) -> usize {
+        match self {
+            Encoding::Integer(format) => columns / UNIT * unit_bytes(format),
+            Encoding::F32 => columns * PANEL * 4,
+            Encoding::Bf16 | Encoding::F16 => columns * PANEL * 2,
+        }
+    }
+}
+
+/// Bytes of one vector of sixteen scales.
+pub const SCALE_BYTES: usize = 2 * PANEL;
+
+/// Bytes of a unit's scales and minima, which precede its integers.
+pub fn header_bytes(format: Format) -> usize {
+    format.scales * SCALE_BYTES * (1 + usize::from(format.minimum))
+}
+
+/// Bytes of one unit of a panel.
+pub fn unit_bytes(format: Format) -> usize {
+    header_bytes(format) + UNIT * PANEL * format.bits / 8
+}
+
+/// Where element `i` of row `lane` lies among a unit's integers: byte and shift. Four elements of a
+/// row lie side by side; with four bits, elements 16 to 31 are the high halves of 0 to 15.
+fn position(bits: usize, lane: usize, i: usize) -> (usize, u32) {
+    let (step, byte) = (i / 4, i % 4);
+    match bits {
+        4 => (step % 4 * 64 + lane * 4 + byte, (step / 4 * 4) as u32),
+        _ => (step * 64 + lane * 4 + byte, 0),
+    }
+}
+
+/// A weight of shape (out, in), packed. Immutable; clones share it.
+#[derive(Clone, Debug)]
+pub struct PackedWeight {
+    /// Output rows.
+    pub out: usize,
+    /// Input columns.
+    pub columns: usize,
+    /// How a panel is stored.
+    pub encoding: Encoding,
+    /// Factor on every product: keeps the stored scales inside f16's normal range.
+    pub gain: f32,
+    data: Arc<AlignedBytes>,
+}
+
+/// Bytes past the last panel that a kernel may prefetch.
+const SLACK: usize = 4096;
+
+impl PackedWeight {
+    /// Packs a quantised tensor on the CPU.
+    ///
+    /// # Errors
+    /// If the tensor is not a matrix, or of a type that cannot be read.
+    pub fn from_quantized(weight: &QTensor) -> Result<Self> {
+        let (out, columns) = weight.shape().dims2()?;
+        let dtype = weight.dtype();
+        let Some(format) = Format::of(dtype).filter(|_| columns.is_multiple_of(UNIT)) else {
+            return Self::from_dense(&weight.dequantize(&Device::Cpu)?);
+        };
+        let data = weight.data()?;
+        let row_bytes = columns / dtype.block_size() * dtype.type_size();
+        if data.len() != out * row_bytes {
+            bail!(
+                "{} bytes do not hold ({out}, {columns}) of {dtype:?}",
+                data.len()
+            );
+        }
+        let unit = |row: usize, index: usize| {
+            read_unit(dtype, &data[row * row_bytes..][..row_bytes], index)
+        };
+        let blocks = data.chunks_exact(dtype.type_size());
+        let largest = blocks.fold(0f32, |m, block| m.max(scale_bound(dtype, block)));
+        Ok(Self::pack_units(
+            (out, columns),
+            format,
+            gain_for(largest),
+            unit,
+        ))
+    }
+
+    fn pack_units(
+        (out, columns): (usize, usize),
+        format: Format,
+        gain: f32,
+        unit: impl Fn(usize, usize) -> Unit + Sync,
+    ) -> Self {
+        use rayon::prelude::*;
+        let encoding = Encoding::Integer(format);
+        let panel_bytes = encoding.panel_bytes(columns);
+        let panels = out.div_ceil(PANEL);
+        let mut data = AlignedBytes::zeroed(panels * panel_bytes + SLACK);
+        data[..panels * panel_bytes]
+            .par_chunks_exact_mut(panel_bytes.max(1))
+            .enumerate()
+            .for_each(|(panel, bytes)| {
+                for lane in 0..PANEL.min(out - panel * PANEL) {
+                    for (index, bytes) in bytes.chunks_exact_mut(unit_bytes(format)).enumerate() {
+                        let u = unit(panel * PANEL + lane, index);
+                        write_unit(format, &u, gain, lane, bytes);
+                    }
+                }
+            });
+        Self {
+            out,
+            columns,
+            encoding,
+            gain,
+            data: Arc::new(data),
+        }
+    }
+
+    /// Packs an f32, bf16 or f16 matrix as it is; other types as f32.
+    ///
+    /// # Errors
+    /// If the tensor is not a matrix on the CPU.
+    pub fn from_dense(weight: &Tensor) -> Result<Self> {
+        let (out, columns) = weight.dims2()?;
+        let weight = match weight.dtype() {
+            DType::F32 | DType::BF16 | DType::F16 => weight.contiguous()?,
+            _ => weight.to_dtype(DType::F32)?.contiguous()?,
+        };
+        let (storage, layout) = weight.storage_and_layout();
+        let start = layout.start_offset();
+        let (encoding, data) = match &*storage {
+            Storage::Cpu(CpuStorage::F32(v)) => {
+                let v = &v[start..start + out * columns];
+                (Encoding::F32, pack_dense(v, columns, |x| x.to_le_bytes()))
+            }
+            Storage::Cpu(CpuStorage::BF16(v)) => {
+                let v = &v[start..start + out * columns];
+                (Encoding::Bf16, pack_dense(v, columns, bf16::to_le_bytes))
+            }
+            Storage::Cpu(CpuStorage::F16(v)) => {
+                let v = &v[start..start + out * columns];
+                (Encoding::F16, pack_dense(v, columns, f16::to_le_bytes))
+            }
+            _ => bail!("only matrices on the CPU can be packed"),
+        };
+        Ok(Self {
+            out,
+            columns,
+            encoding,
+            gain: 1.0,
+            data: Arc::new(data),
+        })
+    }
+
+    /// Packs a factor of an adapter as f32, or as f16 with its largest element near 2¹⁴: small
+    /// factors then keep f16's precision.
+    ///
+    /// # Errors
+    /// If the tensor is not a matrix on the CPU.
+    pub fn from_factor(factor: &Tensor, dtype: DType) -> Result<Self> {
+        if dtype != DType::F16 {
+            return Self::from_dense(&factor.to_dtype(dtype)?);
+        }
+        let largest = factor.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
+        let gain = gain_for(largest);
+        let scaled = (factor / f64::from(gain))?.to_dtype(DType::F16)?;
+        Ok(Self {
+            gain,
+            ..Self::from_dense(&scaled)?
+        })
+    }
+
+    /// Panels, the last one padded with zero rows.
+    pub fn panels(&self) -> usize {
+        self.out.div_ceil(PANEL)
+    }
+
+    /// The bytes of panel `index`.
+    pub fn panel(&self, index: usize) -> &[u8] {
+        let bytes = self.encoding.panel_bytes(self.columns);
+        &self.data[index * bytes..(index + 1) * bytes]
+    }
+
+    /// Bytes that one pass over the weight reads.
+    pub fn bytes(&self) -> usize {
+        self.data.len() - SLACK
+    }
+
+    /// Writes row `index` to `into` (in) as floats.
+    pub fn read_row(&self, index: usize, into: &mut [f32]) {
+        let (panel, lane) = (self.panel(index / PANEL), index % PANEL);
+        match self.encoding {
+            Encoding::Integer(format) => {
+                let units = panel.chunks_exact(unit_bytes(format));
+                for (unit, into) in units.zip(into.chunks_exact_mut(UNIT)) {
+                    read_packed(format, unit, self.gain, lane, into);
+                }
+            }
+            Encoding::F32 => read_dense(panel, lane, into, f32::from_le_bytes),
+            Encoding::Bf16 => read_dense(panel, lane, into, |b| bf16::from_le_bytes(b).to_f32()),
+            Encoding::F16 => {
+                let value = |b| f16::from_le_bytes(b).to_f32() * self.gain;
+                read_dense(panel, lane, into, value);
+            }
+        }
+    }
+
+    /// `x` (rows, in) times the transposed weight, (rows, out), as a candle tensor: for the paths
+    /// that run a packed model outside the executor. No gradient.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        x.matmul(&self.dequantize()?.t()?)
+    }
+
+    /// Rows of the weight, (ids, in).
+    pub fn rows(&self, ids: &Tensor) -> Result<Tensor> {
+        let ids = ids.to_vec1::<u32>()?;
+        let mut values = vec![0f32; ids.len() * self.columns];
+        for (id, into) in ids.iter().zip(values.chunks_exact_mut(self.columns.max(1))) {
+            if *id as usize >= self.out {
+                bail!("row {id} of a weight with {} rows", self.out);
+            }
+            self.read_row(*id as usize, into);
+        }
+        Tensor::from_vec(values, (ids.len(), self.columns), &Device::Cpu)
+    }
+
+    /// The weight as an f32 tensor, (out, in).
+    pub fn dequantize(&self) -> Result<Tensor> {
+        use rayon::prelude::*;
+        let mut values = vec![0f32; self.out * self.columns];
+        values
+            .par_chunks_exact_mut(self.columns.max(1))
+            .enumerate()
+            .for_each(|(row, into)| self.read_row(row, into));
+        Tensor::from_vec(values, (self.out, self.columns), &Device::Cpu)
+    }
+}
+
+fn write_unit(format: Format, unit: &Unit, gain: f32, lane: usize, bytes: &mut [u8]) {
+    let mut put = |vector: usize, value: f32| {
+        let at = vector * SCALE_BYTES + 2 * lane;
+        bytes[at..at + 2].copy_from_slice(&f16::from_f32(value / gain).to_le_bytes());
+    };
+    for half in 0..format.scales {
+        put(half, unit.scales[half]);
+        if format.minimum {
+            put(format.scales + half, unit.minima[half]);
+        }
+    }
+    let integers = &mut bytes[header_bytes(format)..];
+    let (fours, _) = unit.q.as_chunks::<4>();
+    let steps = UNIT / 4 * format.bits / 8;
+    for (step, four) in fours[..steps].iter().enumerate() {
+        let mut four = u32::from_le_bytes(*four);
+        if format.bits == 4 {
+            four |= u32::from_le_bytes(fours[step + 4]) << 4;
+        }
+        let at = step * 64 + lane * 4;
+        integers[at..at + 4].copy_from_slice(&four.to_le_bytes());
+    }
+}
+
+fn read_packed(format: Format, bytes: &[u8], gain: f32, lane: usize, into: &mut [f32]) {
+    let get = |vector: usize| {
+        let at = vector * SCALE_BYTES + 2 * lane;
+        f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32() * gain
+    };
+    let integers = &bytes[header_bytes(format)..];
+    let mask = if format.bits == 4 { 15 } else { 255 };
+    for (i, value) in into.iter_mut().enumerate() {
+        let half = i / 16 * (format.scales - 1);
+        let (byte, shift) = position(format.bits, lane, i);
+        let q = i32::from((integers[byte] >> shift) & mask) - format.zero;
+        let minimum = if format.minimum {
+            get(format.scales + half)
+        } else {
+            0.0
+        };
+        *value = get(half) * q as f32 + minimum;
+    }
+}
+
+fn pack_dense<T: Copy, const N: usize>(
+    values: &[T],
+    columns: usize,
+    bytes_of: impl Fn(T) -> [u8; N],
+) -> AlignedBytes {
+    let out = values.len().checked_div(columns).unwrap_or(0);
+    let mut data = AlignedBytes::zeroed(out.div_ceil(PANEL) * PANEL * columns * N + SLACK);
+    for (row, values) in values.chunks_exact(columns.max(1)).enumerate() {
+        let start = row / PANEL * PANEL * columns * N;
+        for (column, value) in values.iter().enumerate() {
+            let at = start + (column * PANEL + row % PANEL) * N;
+            data[at..at + N].copy_from_slice(&bytes_of(*value));
+        }
+    }
+    data
+}
+
+fn read_dense<const N: usize>(
+    panel: &[u8],
+    lane: usize,
+    into: &mut [f32],
+    value: impl Fn([u8; N]) -> f32,
+) {
+    for (column, into) in into.iter_mut().enumerate() {
+        let at = (column * PANEL + lane) * N;
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(&panel[at..at + N]);
+        *into = value(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::quantized::GgmlDType::{self, *};
+
+    use super::*;
+
+    /// Largest difference between a packed weight's floats and the original's.
+    fn distance(packed: &PackedWeight, expected: &Tensor) -> Result<f32> {
+        (packed.dequantize()? - expected)?
+            .abs()?
+            .flatten_all()?
+            .max(0)?
+            .to_scalar()
+    }
+
+    #[test]
+    fn packing_keeps_every_quantised_value() -> Result<()> {
+        // K formats' scales become one f16 each: half a unit in the last place of a step that
+        // is taken up to the width of the range, and half as much again of the minimum.
+        let k = 1.5 / 2048.0;
+        for scale in [1.0, 1e-6, 1e4] {
+            let dense = (Tensor::randn(0f32, 1.0, (37, 512), &Device::Cpu)? * scale)?;
+            let widest = dense.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
+            let range = 2.0 * f64::from(widest) / scale;
+            for (dtype, relative) in [
+                (Q4_0, 0.0),
+                (Q4_1, 0.0),
+                (Q5_0, 0.0),
+                (Q5_1, 0.0),
+                (Q8_0, 0.0),
+                (Q2K, k),
+                (Q3K, k),
+                (Q4K, k),
+                (Q5K, k),
+                (Q6K, k),
+            ] as [(GgmlDType, f64); 10]
+            {
+                let weight = QTensor::quantize(&dense, dtype)?;
+                let exact = weight.dequantize(&Device::Cpu)?;
+                let packed = PackedWeight::from_quantized(&weight)?;
+                let off = f64::from(distance(&packed, &exact)?) / scale;
+                assert!(
+                    off <= range * relative + 1e-6,
+                    "{dtype:?} at {scale}: off by {off}"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn floats_are_packed_as_they_are() -> Result<()> {
+        let dense = Tensor::randn(0f32, 1.0, (21, 50), &Device::Cpu)?;
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let stored = dense.to_dtype(dtype)?;
+            let packed = PackedWeight::from_dense(&stored)?;
+            assert_eq!(distance(&packed, &stored.to_dtype(DType::F32)?)?, 0.0);
+        }
+        Ok(())
+    }
+}
