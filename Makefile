@@ -4,7 +4,7 @@ PYTHON ?= python3
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo build cuda kernels check-cuda test test-mistralrs test-openai test-schema lint bench model model-gemma venv prometheus page
+.PHONY: help demo build cuda kernels check-cuda test test-fast test-mistralrs test-openai test-schema lint bench model model-gemma venv prometheus page
 .DEFAULT_GOAL := help
 
 help:   ## List the targets
@@ -47,10 +47,16 @@ prometheus: $(if $(REALIGN_SKIP_PROMETHEUS),,.tools/prometheus/.ready)  ## Insta
 test: model model-gemma venv prometheus  ## Run all tests
 	$(CARGO) test --locked
 
+# No model, no server, no client.
+test-fast: ## Run the unit tests and the conventions: under two minutes once they are built
+	$(CARGO) test --locked --lib
+	$(CARGO) test --locked --test integration tidy::
+
 # The test of learning is skipped: at this engine's rate its gate would take another quarter of an hour.
-test-mistralrs: model model-gemma venv prometheus  ## Run the end-to-end tests with the engine mistralrs
+test-mistralrs: model model-gemma venv prometheus  ## Run the tests of the engine mistralrs, and end to end with it
+	$(CARGO) test --release --locked -p realign-mistral
 	REALIGN_TEST_ENGINE=mistralrs $(CARGO) test --release --locked --features mistralrs \
-		--lib --examples --test integration -- engine::mistral e2e:: --skip e2e::real_model
+		--examples --test integration -- e2e:: --skip e2e::real_model
 
 PROOF := $(TARGET_DIR)/proof
 PROOF_PYTHON = $(abspath $(PROOF))/venv/bin/python
