@@ -1,8 +1,8 @@
 # Build: docker build -t realign .
 # Run:   docker compose -f deploy/docker-compose.yml up, or see docs/operating.md
 #
-# The image runs as user 10001 and writes to /data/adapters, /data/state and /tmp alone, so the root
-# file system can be read-only. It computes on the CPU; the target `cuda` on an NVIDIA GPU:
+# The image runs as user 10001 and writes only to /data/adapters, /data/state and /tmp, so the root file
+# system can be read-only. It computes on the CPU. The target `cuda` computes on an NVIDIA GPU:
 #   docker build -t realign:cuda --target cuda --build-arg CAPABILITY=90 .
 #   docker run --gpus all …
 
@@ -28,7 +28,7 @@ RUN apt-get update \
 COPY scripts scripts
 RUN scripts/build-cuda.sh "$CAPABILITY" && install -D target/release/realign /out/realign
 
-# The libraries that the program looks for when it starts, as Python wheels; the driver's own,
+# The CUDA libraries that the program loads at run time, from Python wheels. The driver's library,
 # libcuda, comes from the host.
 FROM debian:bookworm-slim AS cuda-libraries
 RUN apt-get update \
@@ -45,7 +45,7 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --system --uid 10001 --home-dir /data --shell /usr/sbin/nologin realign \
  && install -d -o realign -g realign /data /data/models /data/policies /data/preferences /data/adapters /data/state
-# Inside a container, loopback would be out of reach.
+# Inside a container, a server on loopback would be unreachable from outside.
 ENV REALIGN_SERVER__HOST=0.0.0.0
 USER 10001:10001
 WORKDIR /data
@@ -61,6 +61,6 @@ COPY --from=cuda-libraries /libraries /usr/local/lib/cuda
 COPY --from=build-cuda /out/realign /usr/local/bin/realign
 ENV CUDA_LIB_DIRS=/usr/local/lib/cuda LD_LIBRARY_PATH=/usr/local/lib/cuda NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
-# The last target is what a build without --target makes.
+# The last target is the default of a build without --target.
 FROM runtime AS cpu
 COPY --from=build /src/target/release/realign /usr/local/bin/realign

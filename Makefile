@@ -10,36 +10,36 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 help:   ## List the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
-demo: build model  ## Serve the example, drop a policy in, compare answers before and after
+demo: build model  ## Serve the example, add a policy, compare the answers before and after
 	$(PYTHON) demo/demo.py --binary "$(TARGET_DIR)/release/realign"
 
 build: ## Build the release binary
 	$(CARGO) build --release --locked
 
-cuda: ## Build for CUDA with packages alone; CAPABILITY=80|86|89|90 [90]
+cuda: ## Build for CUDA without a CUDA installation; CAPABILITY=80|86|89|90 [90]
 	scripts/build-cuda.sh $(or $(CAPABILITY),90)
 
-kernels: ## Compile our own CUDA kernels to PTX and assemble them for every architecture; no GPU
+kernels: ## Compile our CUDA kernels to PTX and assemble them for every architecture; needs no GPU
 	scripts/check-kernels.py "$$(scripts/cuda/toolkit.sh)"
 
-check-cuda: ## Lint the cuda feature with a stand-in nvcc: compiles no kernel, needs no CUDA
+check-cuda: ## Lint the cuda feature with a stand-in for nvcc; compiles no kernel, needs no CUDA
 	scripts/check-cuda.sh clippy
 
-model: ## Fetch the default model into models/ (98 MB, checked)
+model: ## Download the default model to models/ (98 MB, verified)
 	$(PYTHON) scripts/fetch-model.py
 
-model-gemma: ## Fetch Gemma 3 270M, the second real model, into models/ (253 MB, checked)
+model-gemma: ## Download Gemma 3 270M, the second real model, to models/ (253 MB, verified)
 	$(PYTHON) scripts/fetch-model.py gemma
 
-venv: .venv/.ready  ## Make .venv with the OpenAI client, for the client tests
+venv: .venv/.ready  ## Create .venv with the OpenAI client, for the client tests
 
 .venv/.ready:
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check "openai>=1,<4"
 	touch $@
 
-# REALIGN_SKIP_PROMETHEUS=1 leaves out the tests against a real Prometheus, here and in `cargo test`.
-prometheus: $(if $(REALIGN_SKIP_PROMETHEUS),,.tools/prometheus/.ready)  ## Unpack Prometheus into .tools, for the metrics' tests
+# REALIGN_SKIP_PROMETHEUS=1 skips the tests against a real Prometheus, here and in `cargo test`.
+prometheus: $(if $(REALIGN_SKIP_PROMETHEUS),,.tools/prometheus/.ready)  ## Install Prometheus in .tools, for the tests of metrics
 
 .tools/prometheus/.ready: scripts/fetch-prometheus.sh
 	scripts/fetch-prometheus.sh
@@ -47,10 +47,10 @@ prometheus: $(if $(REALIGN_SKIP_PROMETHEUS),,.tools/prometheus/.ready)  ## Unpac
 test: model model-gemma venv prometheus  ## Run all tests
 	$(CARGO) test --locked
 
-# Without the test of learning: at that engine's rate its gate would take a quarter of an hour more.
-test-mistralrs: model model-gemma venv prometheus  ## Run the end-to-end tests on the engine mistralrs
+# The test of learning is skipped: at this engine's rate its gate would take another quarter of an hour.
+test-mistralrs: model model-gemma venv prometheus  ## Run the end-to-end tests with the engine mistralrs
 	REALIGN_TEST_ENGINE=mistralrs $(CARGO) test --release --locked --features mistralrs \
-		--lib --test integration -- engine::mistral e2e:: --skip e2e::real_model
+		--lib --examples --test integration -- engine::mistral e2e:: --skip e2e::real_model
 
 PROOF := $(TARGET_DIR)/proof
 PROOF_PYTHON = $(abspath $(PROOF))/venv/bin/python
@@ -65,11 +65,11 @@ test-openai: model $(PROOF)/.ready  ## Run the openai package's own tests agains
 	$(CARGO) build --locked
 	$(SERVED) tests/python/openai_sdist.sh $(PROOF_PYTHON) $(abspath $(PROOF))
 
-test-schema: model $(PROOF)/.ready  ## Send generated requests to a server: no 5xx, all as documented
+test-schema: model $(PROOF)/.ready  ## Send generated requests to a server; no 5xx, all answers as documented
 	$(CARGO) build --locked
 	$(SERVED) tests/python/schemathesis.sh $(PROOF_PYTHON)
 
-page: build  ## Drive the operators' page in headless Chromium, with screenshots in target/page
+page: build  ## Test the operators' page in headless Chromium; screenshots in target/page
 	$(PYTHON) scripts/check-page.py --binary "$(TARGET_DIR)/release/realign" --out "$(TARGET_DIR)/page"
 
 lint: ## Check formatting and lints

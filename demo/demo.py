@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""The demo: drop a policy file into a running server and watch the model come to comply.
+"""The demo: add a policy file to a running server and watch the model learn to comply.
 
-`make demo` builds the binary, fetches the model and calls this. It works in demo/run/, a fresh copy
-of the example, so nothing in policies/ changes. Standard library only.
+`make demo` builds the binary, downloads the model and runs this script. The script works in demo/run/, a
+fresh copy of the example, so nothing in policies/ changes. It uses only the standard library.
 """
 
 import argparse
@@ -29,11 +29,11 @@ LIVE = {"succeeded"}
 
 
 class DemoError(Exception):
-    """A failure whose text tells what to do."""
+    """An error whose message says what to do."""
 
 
 class Api:
-    """The few calls that the demo makes."""
+    """The API calls that the demo needs."""
 
     def __init__(self, port):
         self.base = f"http://127.0.0.1:{port}"
@@ -55,7 +55,7 @@ class Api:
         return self.call("/v1/models")[0]["data"][0]["id"]
 
     def realignments(self):
-        """All realignments, whatever the list is wrapped in."""
+        """All realignments; accepts a bare list or an object that contains it."""
         found = self.call("/admin/v1/realignments")[0]
         if isinstance(found, dict):
             found = found.get("data", found.get("realignments", []))
@@ -87,7 +87,7 @@ def free_port(first):
 
 
 def stop_previous():
-    """Stop the server that an earlier demo left running, if the pid is still one of ours."""
+    """Stop the server of an earlier demo, if its pid still belongs to a realign server."""
     pid_file = RUN / "realign.pid"
     if not pid_file.exists():
         return
@@ -100,7 +100,7 @@ def stop_previous():
         if subprocess.run(["ps", "-p", str(pid)], capture_output=True).returncode != 0:
             return
         time.sleep(0.1)
-    raise DemoError(f"the earlier demo's server (pid {pid}) does not stop; stop it and try again")
+    raise DemoError(f"the server of an earlier demo (pid {pid}) does not stop; stop it and try again")
 
 
 def prepare():
@@ -113,7 +113,7 @@ def prepare():
 
 
 def start(binary, port):
-    """Start the server in demo/run, detached, so that it outlives the demo."""
+    """Start the server in demo/run, detached, so that it keeps running after the demo."""
     settings = f"model = {json.dumps(str(MODEL))}\n\n[server]\nhost = \"127.0.0.1\"\nport = {port}\n"
     (RUN / "realign.toml").write_text(settings, encoding="utf-8")
     command = [str(binary), "serve"]
@@ -134,7 +134,7 @@ def log_tail():
 
 def check_alive(server):
     if server.poll() is not None:
-        raise DemoError(f"the server ended with status {server.returncode}{log_tail()}")
+        raise DemoError(f"the server exited with status {server.returncode}{log_tail()}")
 
 
 def wait_ready(server, api):
@@ -150,7 +150,7 @@ def wait_ready(server, api):
 
 
 def drop_policy():
-    """Write beside the folder, then rename in: the server never sees half a file."""
+    """Write outside the folder, then rename into it, so that the server never sees a partial file."""
     part = RUN / "policy.part"
     shutil.copyfile(AFTER, part)
     os.replace(part, RUN / "policies" / AFTER.name)
@@ -174,7 +174,7 @@ def progress_line(job, seconds):
 
 
 def agreement(job):
-    """Held-out policy agreement before and after, as shares; (None, None) until the gate has run."""
+    """Held-out policy agreement before and after, from 0 to 1; (None, None) until the gate has run."""
     gate = job.get("gate")
     if not isinstance(gate, dict):
         return None, None
@@ -183,7 +183,7 @@ def agreement(job):
 
 
 def show(line, last):
-    """One live line on a terminal; otherwise a line whenever the text beyond the clock changes."""
+    """On a terminal, update one line; otherwise print a line when anything but the time changes."""
     if sys.stdout.isatty():
         print("\r\033[K" + line[: shutil.get_terminal_size().columns - 1], end="", flush=True)
     elif line.split("|", 1)[1:] != last.split("|", 1)[1:]:
@@ -209,7 +209,7 @@ def follow(server, api, known, dropped, limit_s):
                 print()
                 reason = job.get("error") or job.get("reason") or json.dumps(job.get("gate"))
                 raise DemoError(f"the realignment ended as `{status}`: {reason}\n"
-                                "The generation from before keeps serving, as it should.")
+                                "The previous generation keeps serving, as it should.")
         else:
             last = show(f"{seconds:5.0f} s | waiting for the watcher", last)
         time.sleep(0.5)
@@ -227,7 +227,7 @@ def side_by_side(before, after):
 
 
 def report(question, before, after, job, elapsed_s):
-    print(f"\nThe same question, which training has not seen: {question}\n")
+    print(f"\nThe same question, which is not in the training data: {question}\n")
     print(f"  {'BEFORE  generation ' + before[1]:<46} | AFTER  generation {after[1]}")
     print("  " + "-" * 46 + "-+-" + "-" * 46)
     side_by_side(before[0], after[0])
@@ -237,13 +237,13 @@ def report(question, before, after, job, elapsed_s):
         print(f"  Held-out policy agreement (measured by the gate): {low:.0%} before, {high:.0%} after")
     else:
         print(f"  The gate's report: {json.dumps(job.get('gate'))}")
-    print(f"  From the policy drop to the swap: {elapsed_s:.0f} s, without a restart")
+    print(f"  From adding the policy to the swap: {elapsed_s:.0f} s, without a restart")
 
 
 def how_to_talk(api, pid, model):
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "How many zinc tablets a day?"}]})
     print(f"""
-The server is still running at {api.base} (its files: demo/run, its log: demo/run/server.log).
+The server is still running at {api.base} (files: demo/run, log: demo/run/server.log).
 
   curl {api.base}/v1/chat/completions -H 'content-type: application/json' -d '{body}'
 
@@ -273,7 +273,7 @@ def run(options):
         before = api.chat(question)
         print(f"2. Asked: {question}\n   Answer: {before[0]}", flush=True)
         known = {job.get("id") for job in api.realignments()}
-        print(f"3. {AFTER.name} drops into the policy folder", flush=True)
+        print(f"3. {AFTER.name} is copied into the policy folder", flush=True)
         dropped = time.monotonic()
         drop_policy()
         job = follow(server, api, known, dropped, options.limit_s)
@@ -290,14 +290,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--binary", type=pathlib.Path, default=ROOT / "target/release/realign")
     parser.add_argument("--port", type=int, default=8080, help="first port to try")
-    parser.add_argument("--limit-s", type=int, default=900, help="give up after so many seconds")
+    parser.add_argument("--limit-s", type=int, default=900, help="give up after this many seconds")
     try:
         run(parser.parse_args())
     except (DemoError, OSError, KeyError, ValueError) as error:
         print(f"\ndemo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ndemo: stopped, and the server with it", file=sys.stderr)
+        print("\ndemo: stopped, together with its server", file=sys.stderr)
         return 130
     return 0
 

@@ -1,10 +1,11 @@
 #!/bin/sh
-# A compiler wrapper (RUSTC_WRAPPER): the parsers under test report which branches they take, all
-# other crates stay as they are. Stable Rust can do that; it lacks only the address sanitiser.
+# A compiler wrapper (RUSTC_WRAPPER) that instruments the crates of the parsers under test, so that they report
+# which branches they take; all other crates are compiled as usual. This works on stable Rust, which lacks only
+# the address sanitiser.
 rustc=$1
 shift
 case " $* " in
-*" --crate-name realign "* | *" --crate-name policy "* | *" --crate-name preferences "*)
+*" --crate-name realign_align "* | *" --crate-name policy "* | *" --crate-name preferences "*)
     exec "$rustc" "$@" -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
         -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
         -Cllvm-args=-sanitizer-coverage-trace-compares

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Builds the program for CUDA on any x86-64 Linux machine, with packages alone: no CUDA installation,
-# no GPU. The binary also starts where there is no CUDA at all.
+# Builds the program for CUDA on any x86-64 Linux machine. It needs no CUDA installation and no GPU; the
+# toolkit comes from Python packages. The binary also starts on machines without CUDA.
 #
 # usage: scripts/build-cuda.sh [CAPABILITY] [tests]
 #
 # CAPABILITY is 80 (A100; also runs on 86 and 89), 86, 89 or 90 (H100, H200; the default): candle's own
 # kernels are machine code for one target. Ours are compiled when the program starts.
-# With `tests`, the tests of the crates that run on the device are built too, for scripts/gpu-check.sh (REALIGN_GPU_TESTBIN).
-# Needs cargo, cc, ar, python3 with pip. CARGO_TARGET_DIR is honoured. The first build takes about a
-# quarter of an hour of one core.
+# `tests` also builds the tests for scripts/gpu-check.sh (REALIGN_GPU_TESTBIN).
+# Needs cargo, cc, ar and python3 with pip. Respects CARGO_TARGET_DIR. The first build takes about a quarter
+# of an hour of one core.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -30,16 +30,16 @@ cp -f "$toolkit/lib/libcudart_static.a" "$libraries/lib/libcudart.a"
 
 unset CUDA_PATH CUDA_ROOT CUDA_TOOLKIT_ROOT_DIR NVCC
 export PATH="$toolkit/bin:$PATH"
-# Where the libraries that are linked lie; nvcc is found on the PATH.
+# CUDA_HOME has the libraries to link; nvcc is found on the PATH.
 export CUDA_HOME=$libraries CUDA_COMPUTE_CAP=$capability
 export CUDAFORGE_THREADS=${CUDAFORGE_THREADS:-$(nproc)}
-# Machine code is stored uncompressed otherwise: 30.5 MiB of it instead of 5.5. The driver unpacks it
-# when a module is loaded. (A target directory from before this line keeps what it has.)
+# Without this option machine code is stored uncompressed: 30.5 MiB instead of 5.5. The driver unpacks it
+# when it loads a module. (Target directories from before this option was added keep the uncompressed code.)
 export NVCC_APPEND_FLAGS="-compress-mode=size ${NVCC_APPEND_FLAGS:-}"
 cargo build --release --locked --features cuda --bin realign
 ls -l "$target/release/realign"
 case "${2:-}" in
     "") ;;
-    tests) cargo test --release --locked -p realign -p realign-cuda -p realign-engine --features realign/cuda --lib --no-run ;;
-    *) echo "build-cuda: unknown word $2; allowed is tests" >&2; exit 2 ;;
+    tests) cargo test --release --locked -p realign-cuda -p realign-engine --features realign-cuda/cuda --lib --no-run ;;
+    *) echo "build-cuda: unknown argument $2; the only one allowed is tests" >&2; exit 2 ;;
 esac

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Type-checks and lints the `cuda` feature on a machine without CUDA: a stand-in takes the place of
-# nvcc. It COMPILES NO KERNELS; `make kernels` compiles ours, `make cuda` all of them.
+# Type-checks and lints the `cuda` feature on a machine without CUDA, with a stand-in for nvcc. It COMPILES
+# NO KERNELS; `make kernels` compiles ours, `make cuda` compiles all of them.
 #
 # usage: scripts/check-cuda.sh [check|clippy]      default: clippy
 #
-# Dependencies that both builds have in common are shared with the plain build's target directory.
+# Uses the plain build's target directory, so dependencies that both builds need are compiled once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 stand_in=$PWD/scripts/cuda/stand-in
 export PATH=$stand_in:$PATH NVCC=$stand_in/nvcc
-# What nvcc and nvidia-smi would otherwise be asked for.
+# Without these variables, the build would ask nvcc and nvidia-smi.
 export CUDARC_CUDA_VERSION=13000 CUDA_COMPUTE_CAP=90
 
 command=${1:-clippy}

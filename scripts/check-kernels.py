@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Compiles the project's own CUDA kernels as the server does at run time, with NVRTC, and assembles
-the PTX with ptxas for every architecture that is served. Needs no GPU.
+"""Compiles the project's own CUDA kernels with NVRTC, as the server does at run time, and assembles the PTX
+with ptxas for every supported architecture. Needs no GPU.
 
 usage: scripts/check-kernels.py TOOLKIT [--json]
 
 TOOLKIT is the `nvidia/cu13` directory of the toolkit's Python wheels; `make kernels` fetches them.
-Prints registers, shared memory and spills of each kernel's worst architecture, and fails where a
-kernel does not compile, does not assemble, or spills.
+Prints registers, shared memory and spills of each kernel on its worst architecture. Fails if a kernel does
+not compile, does not assemble, or spills.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ ARCHITECTURES = [80, 86, 89, 90]
 
 
 def nvrtc_at(toolkit):
-    # NVRTC finds its builtins by name: loaded first, they are found wherever they lie.
+    # NVRTC looks for its builtins by name. If they are already loaded, it finds them in any directory.
     for library in sorted((toolkit / "lib").glob("libnvrtc-builtins.so.*")):
         ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     return ctypes.CDLL(str(next((toolkit / "lib").glob("libnvrtc.so.*"))))

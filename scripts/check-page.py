@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Drives the operators' page in headless Chromium against a real server, and takes screenshots.
+"""Tests the operators' page in headless Chromium against a real server, and takes screenshots.
 
-`make page` calls this. It needs Chromium (Debian package `chromium`) and the default model. Standard
-library only: the browser is driven over its DevTools protocol, by a WebSocket client of fifty lines.
+`make page` runs this script. It needs Chromium (Debian package `chromium`) and the default model. It uses
+only the standard library: a small WebSocket client controls the browser through its DevTools protocol.
 """
 
 import argparse
@@ -37,14 +37,14 @@ max_tokens = 24
 
 
 def wait(what, ask, seconds=150):
-    """What `ask` gives as soon as it gives something."""
+    """Call `ask` until its result is true, and return that result."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         found = ask()
         if found:
             return found
         time.sleep(0.2)
-    raise SystemExit(f"check-page: no sign of {what} after {seconds} s")
+    raise SystemExit(f"check-page: still waiting for {what} after {seconds} s")
 
 
 def check(what, holds):
@@ -54,12 +54,12 @@ def check(what, holds):
 
 
 class Browser:
-    """One page of a Chromium, over the DevTools protocol."""
+    """A page in Chromium, controlled through the DevTools protocol."""
 
     def __init__(self, profile, url):
         binary = shutil.which("chromium") or shutil.which("chromium-browser")
         if not binary:
-            raise SystemExit("check-page: there is no chromium; install the package `chromium`")
+            raise SystemExit("check-page: Chromium is missing; install the package `chromium`")
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
                  "--disable-background-networking", "--disable-component-update", "--disable-sync",
                  "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
@@ -96,7 +96,7 @@ class Browser:
         while len(data) < count:
             part = self.socket.recv(count - len(data))
             if not part:
-                raise SystemExit("check-page: Chromium hung up")
+                raise SystemExit("check-page: Chromium closed the connection")
             data += part
         return data
 
@@ -153,7 +153,7 @@ class Browser:
 
 
 class Server:
-    """A server on a copy of the example data, with the policies left out."""
+    """A server with a copy of the example data and no policies."""
 
     def __init__(self, binary, folder, arguments):
         self.folder = pathlib.Path(folder)
@@ -171,7 +171,7 @@ class Server:
     def address(self):
         log = (self.folder / "log").read_text()
         if self.process.poll() is not None:
-            raise SystemExit(f"check-page: the server ended\n{log}")
+            raise SystemExit(f"check-page: the server exited\n{log}")
         return "listening: " in log and log.split("listening: ")[1].split("/v1")[0]
 
     def ask(self, path, body=None, method=None):
@@ -197,9 +197,9 @@ PROMPTS = ["How much ibuprofen should I take for a headache?", "What is the capi
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--binary", required=True, help="the realign binary")
-    parser.add_argument("--out", required=True, help="where screenshots go")
+    parser.add_argument("--out", required=True, help="directory for the screenshots")
     parser.add_argument("--model", default="models/SmolLM2-135M-Instruct.Q4_1.gguf")
-    parser.add_argument("--pairs", type=int, default=24, help="train.max_pairs; few keep this short")
+    parser.add_argument("--pairs", type=int, default=24, help="train.max_pairs; a small number keeps this short")
     parser.add_argument("--prompts", type=int, default=6, help="gate.max_prompts")
     arguments = parser.parse_args()
     out = pathlib.Path(arguments.out)
@@ -221,19 +221,19 @@ def drive(server, browser, out):
     browser.screenshot(out / "login.png", "light")
     enter = "document.querySelector('#key').value = {!r}; document.querySelector('#login button').click()"
     browser.run(enter.format("wrong"))
-    wait("the refusal", lambda: "wrong" in browser.text("#login-error"))
+    wait("the rejected key", lambda: "wrong" in browser.text("#login-error"))
     browser.problems.clear()  # Browsers log every 401.
     browser.run(enter.format(KEY))
     wait("the page", lambda: browser.visible("#page"))
     check("the key lives in this tab only", browser.run(f"sessionStorage.length == 1 && localStorage.length == 0 && !document.cookie"))
     check("the model is named", browser.text("#model") == "assistant")
-    wait("the first look at the policies", lambda: "no conflict" in browser.text("#history"))
+    wait("the first check of the policies", lambda: "no conflict" in browser.text("#history"))
     browser.screenshot(out / "quiet-dark.png", "dark")
 
     policy = (ROOT / "demo/no-medication-doses.yaml").read_text()
-    # A description of its own, in place of whatever the file says before its rules.
+    # Replaces the file's own description, to test that markup in it is shown as text.
     head, rules = policy.split("\nrules:", 1)
-    # A few pairs do not teach it enough for the demo's own bound; this is about the page.
+    # Training on a few pairs would not reach the demo's own bound, and this tests only the page.
     rules = re.sub(r"min_policy_agreement_gain: [0-9.]+", "min_policy_agreement_gain: 0.0", rules)
     keys = [line for line in head.splitlines() if line.startswith(("apiVersion:", "id:", "version:"))]
     (server.folder / "policies/doses.yaml").write_text("\n".join([*keys, f"description: {json.dumps(MARKUP)}"]) + "\nrules:" + rules)
@@ -256,10 +256,10 @@ def drive(server, browser, out):
 
     current = lambda: server.ask("/admin/v1/generations")["current"]
     trained = current()
-    check("what was trained serves", "aligned" in browser.text("#serving") and trained in browser.text("#generations"))
+    check("the trained generation serves", "aligned" in browser.text("#serving") and trained in browser.text("#generations"))
     click = "document.querySelector('#rollback button').click()"
     browser.run(click)
-    check("a rollback asks first", "Sure?" in browser.text("#rollback") and current() == trained)
+    check("a rollback asks for confirmation", "Sure?" in browser.text("#rollback") and current() == trained)
     browser.run(click)
     wait("the rollback", lambda: "gap open" in browser.text("#serving"))
     check("the rollback happened", current() != trained)
@@ -268,7 +268,7 @@ def drive(server, browser, out):
     browser.call("Emulation.setDeviceMetricsOverride", width=420, height=900, deviceScaleFactor=1, mobile=True)
     check("a narrow window does not scroll sideways", browser.run("document.documentElement.scrollWidth <= 420"))
     browser.screenshot(out / "narrow.png", "light")
-    check(f"the browser has nothing to complain about {browser.problems or ''}", not browser.problems)
+    check(f"the browser reports no problems {browser.problems or ''}", not browser.problems)
     browser.run("document.querySelector('#forget').click()")
     wait("the login", lambda: browser.visible("#login"))
 

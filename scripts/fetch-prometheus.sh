@@ -1,13 +1,13 @@
 #!/bin/sh
-# Puts Prometheus and promtool where the tests look for them, without installing a service: those of
-# the system if it has them, otherwise those of the Debian package `prometheus`, unpacked.
+# Makes Prometheus and promtool available to the tests without installing a service: links the system's own
+# if it has them, otherwise unpacks the Debian package `prometheus`.
 set -eu
 cd "$(dirname "$0")/.."
 dir=.tools/prometheus
 
 give_up() {
     echo "fetch-prometheus: $1" >&2
-    echo "  install prometheus and promtool, or set REALIGN_SKIP_PROMETHEUS=1 to leave these tests out" >&2
+    echo "  install prometheus and promtool, or set REALIGN_SKIP_PROMETHEUS=1 to skip these tests" >&2
     exit 1
 }
 
@@ -19,7 +19,7 @@ else
     command -v apt-get >/dev/null || give_up "this system has neither Prometheus nor apt-get"
     root=
     [ "$(id -u)" = 0 ] || root="sudo -n"
-    # Package lists may be missing or old: they are read again only if the package cannot be had.
+    # Package lists may be missing or outdated: they are updated only if the download fails.
     (cd "$dir" && apt-get -qq download prometheus 2>/dev/null) ||
         { $root apt-get -qq update && (cd "$dir" && apt-get -qq download prometheus); } ||
         give_up "apt-get could not download prometheus"

@@ -1,20 +1,19 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command: the comparisons of our kernels and of the executor
-# with their plain twins, then benchmarks of three models' shapes with random weights. No network.
+# Runs everything that needs a GPU: compares our kernels and the executor with their slow twins, then runs
+# benchmarks with random weights in the shapes of three models. Uses no network.
 #
 # usage: scripts/gpu-check.sh [OUT_DIR]            default: target/gpu-check
 #
 #   REALIGN_GPU_BINARY   the program, built by `make cuda` [target/release/realign]
-#   REALIGN_GPU_TESTBIN  the tests of realign-cuda and realign-engine, built with the feature `cuda`, with a
-#                        space between
+#   REALIGN_GPU_TESTBIN  the test binaries, built with the feature `cuda`, separated by spaces
 #                        (scripts/build-cuda.sh 90 tests prints their paths); without it the
-#                        comparisons are left out, and the report says so
-#   REALIGN_GPU_SECONDS  when to begin nothing new [500]; the whole stays below nine minutes
-#   REALIGN_GPU_SHAPES   shapes to measure, a type of integers behind a colon where the weights are to
-#                        be such [qwen2.5-7b gemma-2-9b llama-3.1-8b llama-3.1-8b:q4_k]
-#   PYTHON               where PyTorch, transformers and PEFT are looked for [python3]
+#                        comparisons are skipped, and the report says so
+#   REALIGN_GPU_SECONDS  time after which nothing new is started [500]; the total stays below nine minutes
+#   REALIGN_GPU_SHAPES   shapes to measure; add a colon and an integer type for quantised weights
+#                        [qwen2.5-7b gemma-2-9b llama-3.1-8b llama-3.1-8b:q4_k]
+#   PYTHON               the Python that has PyTorch, transformers and PEFT [python3]
 #
-# Prints one table and writes OUT_DIR/gpu-check.json. Exit code 1 if a comparison failed.
+# Prints one table and writes OUT_DIR/gpu-check.json. The exit code is 1 if a comparison failed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -27,7 +26,7 @@ mkdir -p "$out"
 rm -f "$out"/*.json "$out"/*.log
 
 if [ ! -x "$binary" ]; then
-    echo "gpu-check: there is no $binary: build it with make cuda, or set REALIGN_GPU_BINARY" >&2
+    echo "gpu-check: $binary is missing: build it with make cuda, or set REALIGN_GPU_BINARY" >&2
     exit 2
 fi
 if ! nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader >"$out/device.log" 2>&1; then
@@ -47,11 +46,11 @@ if [ -n "${REALIGN_GPU_TESTBIN:-}" ]; then
         tail -3 "$out/comparisons.log"
     done
 else
-    comparisons="left out: REALIGN_GPU_TESTBIN is not set"
+    comparisons="skipped: REALIGN_GPU_TESTBIN is not set"
 fi
 echo "comparisons on the device: $comparisons"
 
-# peak_of PID FILE: writes the most memory that the device had in use while PID ran, in MiB.
+# peak_of PID FILE: writes the peak memory use of the device while PID ran, in MiB.
 peak_of() {
     local peak=0 used
     while kill -0 "$1" 2>/dev/null; do
@@ -76,7 +75,7 @@ done
 
 if "$python" -c 'import torch, transformers, peft' 2>/dev/null; then
     for shape in $shapes; do
-        case $shape in *:*) continue ;; esac  # the peer has no such weights
+        case $shape in *:*) continue ;; esac  # the peer has no quantised weights
         [ "$(left)" -lt 60 ] && { echo "gpu-check: no time left for the peer on $shape" | tee -a "$out/left-out.log"; continue; }
         timeout "$(left)" "$python" scripts/gpu_peer.py "$shape" >"$out/peer-$shape.json" 2>"$out/peer-$shape.log" ||
             echo "gpu-check: the peer on $shape failed: $(tail -1 "$out/peer-$shape.log")"

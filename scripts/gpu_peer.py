@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""PyTorch, transformers and PEFT on the shapes that `realign bench --shape` measures, with random
-bf16 weights made on the device. Prints JSON whose keys are the names of that command's rows.
+"""Measures PyTorch, transformers and PEFT on the shapes of `realign bench --shape`, with random bf16 weights
+created on the device. Prints JSON whose keys are the names of that command's rows.
 
 usage: gpu_peer.py SHAPE
 """
@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 PROMPT, TOKENS, RANK = 512, 64, 16
-# Pairs of a training step: a prompt of 64 tokens with two responses of 96; each response is a sequence.
+# Pairs per training step, each with a prompt of 64 tokens and two responses of 96; each response is a sequence.
 PAIRS, PAIR_PROMPT, PAIR_RESPONSE = 8, 64, 96
 
 COMMON = {"tie_word_embeddings": False, "torch_dtype": "bfloat16"}
@@ -47,7 +47,7 @@ def prefill(model, vocab):
 
 @torch.inference_mode()
 def decode(model, vocab, streams):
-    """Tokens per second of all streams, without the prompt's own token."""
+    """Tokens per second of all streams, not counting the token that follows the prompt."""
     ids = torch.randint(0, vocab, (streams, 16), device="cuda")
 
     def run(tokens):
@@ -61,7 +61,7 @@ def decode(model, vocab, streams):
 
 
 def train(model, vocab):
-    """Tokens per second of LoRA steps on all seven maps: both responses of each pair, one backward."""
+    """Tokens per second of LoRA steps on all seven projections: both responses of each pair, one backward pass."""
     model.train()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.enable_input_require_grads()
@@ -79,7 +79,7 @@ def train(model, vocab):
 
     step()
     seconds = min(timed(step) for _ in range(2))
-    # Counted as ours counts rows: each prompt once, a response without its last token.
+    # Counted like our rows: each prompt once, each response without its last token.
     return PAIRS * (PAIR_PROMPT + 2 * (PAIR_RESPONSE - 1)) / seconds
 
 

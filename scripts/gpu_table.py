@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Joins what scripts/gpu-check.sh has measured into one table and one JSON file.
+"""Combines the measurements of scripts/gpu-check.sh in one table and one JSON file.
 
 usage: gpu_table.py DIRECTORY COMPARISONS
 """
@@ -22,7 +22,7 @@ def median(values):
 
 
 def measured(report, peer, peak):
-    """[(what, ours, peer's or None)] of one shape."""
+    """Rows of one shape's table: [(what, our value, the peer's value or None)]."""
     peer = peer or {}
     lines = []
     for row in report["rows"]:

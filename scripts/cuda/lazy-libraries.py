@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Static archives that stand in for the CUDA libraries when the program is linked, so that one binary
-starts with and without them: each function finds the real one at its first call.
+"""Writes static archives of stubs to link instead of the CUDA libraries, so that one binary starts with and
+without them: each stub looks up the real function at its first call.
 
 usage: lazy-libraries.py CUDARC_SOURCE OUT
 
-Writes OUT/lib{cuda,cublas,cublasLt,curand,nvrtc}.a for x86-64 Linux. The functions are those that
-cudarc declares. A function is an entry of a table: it jumps through its slot, and a slot first leads
-to code that looks the library up and patches it. Where the library or the function is missing, a
-call returns the code by which that library says so.
+Writes OUT/lib{cuda,cublas,cublasLt,curand,nvrtc}.a for x86-64 Linux. The functions are those that cudarc
+declares. Each stub jumps through its slot in a table. At first the slot points to code that looks up the
+function in the library and patches the slot. If the library or the function is missing, a call returns the
+library's own code for that.
 
-CUDA_LIB_DIRS names directories, separated by colons, that are looked in before the loader's own.
+CUDA_LIB_DIRS lists directories, separated by colons, that are searched before the loader's own.
 """
 
 import pathlib
@@ -17,7 +17,7 @@ import re
 import subprocess
 import sys
 
-# library: (cudarc's module, file names, code for "it is not there")
+# library: (cudarc's module, file names, error code if the library is missing)
 LIBRARIES = {
     "cuda": ("driver", ["libcuda.so.1"], 100),  # CUDA_ERROR_NO_DEVICE
     "cublas": ("cublas", ["libcublas.so.13", "libcublas.so.12"], 1),  # CUBLAS_STATUS_NOT_INITIALIZED
@@ -43,8 +43,8 @@ def assembly(library, functions):
             "    endbr64", f"    jmp *slot_{library}_{index}(%rip)",
             f"first_{library}_{index}:", "    endbr64", f"    pushq ${index}", f"    jmp find_{library}",
         ]
-    # The arguments of the call that is under way survive the search; its stack stays aligned: two
-    # words (the index, the return address) and seven registers lie above sixteen vector bytes each.
+    # The lookup must preserve the arguments of the current call and keep its stack aligned: two words (the
+    # index, the return address) and seven registers are above sixteen bytes for each vector register.
     lines += [f"find_{library}:"]
     lines += [f"    pushq %{register}" for register in KEPT]
     lines += ["    subq $136, %rsp"]

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Fetches the parts of the CUDA toolkit that a build needs, as Python wheels, into .tools/cuda (or
-# CUDA_TOOLKIT_DIR), and prints where it lies. Nothing is downloaded a second time.
+# Downloads the parts of the CUDA toolkit that a build needs, as Python wheels, to .tools/cuda (or
+# CUDA_TOOLKIT_DIR), and prints the directory. Does not download anything twice.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 folder=${CUDA_TOOLKIT_DIR:-.tools/cuda}
 if [ ! -f "$folder/.ready" ]; then
     "${PYTHON:-python3}" -m venv "$folder"
-    # crt and nvvm are named because nvcc's wheel leaves their version open: the newest would pair
-    # with an older nvcc into PTX that a driver of its time refuses.
+    # crt and nvvm are listed because nvcc's wheel does not pin their versions: the newest ones together with
+    # an older nvcc produce PTX that a driver of nvcc's age rejects.
     "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary=:all: \
         'cuda-toolkit[nvcc,crt,nvvm,cudart,cccl,nvrtc]==13.0.2'
     touch "$folder/.ready"

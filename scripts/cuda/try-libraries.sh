@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Links a small program with the stand-ins for the CUDA libraries and calls them where there are
-# none: every call has to return what the real library would say of a machine without it, and the
-# program must not need any of them to start.
+# Links a small program with the stubs for the CUDA libraries and calls them on a machine without CUDA. Every
+# call must return the code that the real library returns if there is no device, and the program must start
+# without any of the libraries.
 #
 # usage: scripts/cuda/try-libraries.sh CUDARC_SOURCE
 set -euo pipefail
@@ -25,14 +25,14 @@ int main(void) {
     if (cuGetErrorString(100, &text) || strcmp(text, "libcuda is not installed")) return 2;
     if (nvrtcVersion(&major, &minor) != 11 || major != -1) return 3;
     if (strcmp(cublasGetStatusString(1), "libcublas is not installed")) return 4;
-    puts("try-libraries: the program starts, and every library says that it is not there");
+    puts("try-libraries: the program starts, and every library reports that it is not installed");
     return 0;
 }
 C
 cc "$folder/try.c" -L"$folder" -Wl,-Bstatic -lcuda -lnvrtc -lcublas -Wl,-Bdynamic -ldl -lpthread -o "$folder/try"
-# Where they are installed they would answer.
+# If the libraries are installed, the calls reach them.
 if ldconfig -p 2>/dev/null | grep -q 'libcuda\.so\.1'; then
-    echo "try-libraries: libcuda is installed here, so that its absence is not tried"
+    echo "try-libraries: libcuda is installed here, so its absence is not tested"
     exit 0
 fi
 env -u CUDA_LIB_DIRS -u LD_LIBRARY_PATH "$folder/try"

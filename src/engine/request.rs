@@ -1,6 +1,7 @@
 //! What the engine is asked, and what it answers.
 
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use tokio::sync::mpsc;
 
@@ -181,6 +182,11 @@ impl GenerateStream {
     /// The next event; `None` after `Finished` or `Failed`, or if the engine stopped.
     pub async fn next(&mut self) -> Option<GenerateEvent> {
         self.events.recv().await
+    }
+
+    /// As `next`, for callers that are polled.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<GenerateEvent>> {
+        self.events.poll_recv(context)
     }
 
     /// As `next`, for callers on plain threads.

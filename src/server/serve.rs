@@ -1,10 +1,13 @@
 //! Putting the parts together: model, engine, generations, control loop, HTTP.
 
+mod builder;
+mod embedding;
 mod engines;
 mod listen;
 mod memory;
 mod operations;
 mod signals;
+mod threads;
 pub mod tls;
 
 use std::net::SocketAddr;
@@ -22,15 +25,17 @@ use crate::config::{Config, ConfigError};
 use crate::control::{Control, ControlError, Parts, initial_generation, load_generation};
 use crate::state::{StateDb, StateError};
 use crate::telemetry::compliance::DecisionLogError;
+pub use builder::ServerBuilder;
 use listen::{Listening, Timeouts};
-use operations::{access, chores, compliance, decision_log, reload, telemetry};
+use operations::{access, compliance, decision_log, reload, telemetry};
 use realign_backend::DeviceError;
 use realign_core::clock::unix_seconds;
+use realign_engine::EngineError;
 use realign_engine::adapter::generation::Generation;
 use realign_engine::adapter::{AdapterError, AdapterStore, Registry, base_id};
 use realign_engine::merged::PrepareError;
-use realign_engine::{EngineError, EngineHandle};
 use realign_model::{LoadedModel, ModelError, TimeSlices};
+use threads::{AlignmentWatch, Threads};
 use tls::{Tls, TlsError};
 
 /// Generations kept in memory beside the base.
@@ -95,16 +100,24 @@ pub enum ServerError {
     System(#[from] std::io::Error),
 }
 
-/// A server that has loaded everything but does not listen yet.
+/// A server that has loaded everything: it generates, watches its policies and realigns, and its
+/// routes can be served. It listens only in [`Server::run`].
+///
+/// Dropping it ends its threads as [`Server::shutdown`] does, but lets no request finish, and blocks
+/// meanwhile.
 pub struct Server {
     config: Arc<Config>,
-    engine: EngineHandle,
-    control: Arc<Control>,
     tls: Option<Arc<Tls>>,
     state: AppState,
+    threads: Arc<Threads>,
 }
 
 impl Server {
+    /// Settings of a server, all at their defaults.
+    pub fn builder() -> ServerBuilder {
+        ServerBuilder::default()
+    }
+
     /// Loads the model, opens state and adapters, starts engine and control loop. Blocks for
     /// seconds; every unusable input is an error here, before a port opens.
     pub fn load(config: Config, logs: Arc<dyn LogPort>) -> Result<Self, ServerError> {
@@ -175,12 +188,19 @@ impl Server {
             max_body_bytes: config.server.max_body_bytes,
             started_at: unix_seconds(),
         };
+        let threads = Threads {
+            ready: state.ready.clone(),
+            alignment: AlignmentWatch::start(control.clone(), state.telemetry.clone())?,
+            control,
+            engine,
+            compliance: state.compliance.clone(),
+            telemetry: state.telemetry.clone(),
+        };
         Ok(Self {
             config,
-            engine,
-            control,
             tls: tls.map(Arc::new),
             state,
+            threads: Arc::new(threads),
         })
     }
 
@@ -220,11 +240,10 @@ impl Server {
             }
             serving.spawn(listening.clone().serve(listener, app));
         }
-        let chores = tokio::spawn(chores(self.control.clone(), self.state.telemetry.clone()));
         let reload = tokio::spawn(reload(
             hangups,
             self.config.clone(),
-            self.control.clone(),
+            self.threads.control.clone(),
             self.state.access.clone(),
             self.tls.clone(),
         ));
@@ -237,7 +256,6 @@ impl Server {
             tracing::debug!("connections were cut off");
         }
         drop(serving);
-        chores.abort();
         reload.abort();
         self.end().await;
         Ok(())
@@ -276,28 +294,19 @@ impl Server {
         }
     }
 
-    /// Ends the threads; each finishes what it is at: a training step, a forward pass, the
-    /// judgements that wait.
-    async fn end(self) {
-        let Self {
-            engine,
-            control,
-            state,
-            ..
-        } = self;
-        let ended = tokio::task::spawn_blocking(move || {
-            control.shutdown();
-            engine.shutdown();
-            if let Some(compliance) = &state.compliance {
-                compliance.shutdown();
-            }
-            if let Some(exporter) = state.telemetry.exporter() {
-                exporter.shutdown();
-            }
-        });
-        if let Err(error) = ended.await {
+    async fn end(&self) {
+        let threads = self.threads.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || threads.end()).await {
             tracing::error!(%error, "shutdown did not end well");
         }
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server")
+            .field("model_name", &self.state.model_name)
+            .finish_non_exhaustive()
     }
 }
 

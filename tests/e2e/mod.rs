@@ -7,6 +7,7 @@ mod batching;
 mod crashes;
 mod devices;
 mod document;
+mod embedding;
 mod engine;
 mod mistralrs;
 mod openai_client;

@@ -9,6 +9,7 @@ use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::AppState;
 use super::error::ApiError;
@@ -52,6 +53,11 @@ impl Access {
     /// Client requests that have not been answered to the last byte.
     pub fn running(&self) -> usize {
         self.limiter.running()
+    }
+
+    /// A slot among the running requests, freed when dropped.
+    pub(crate) fn place(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        self.limiter.place()
     }
 
     /// Takes an ended answer's tokens off its caller's limit.

@@ -14,9 +14,11 @@ mod cors;
 mod embeddings;
 pub mod error;
 mod exchanges;
+mod in_process;
 pub mod limits;
 mod models;
 mod moderations;
+mod nested;
 mod observe;
 mod openapi;
 mod overview;
@@ -41,7 +43,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use axum::extract::Request;
+use axum::extract::{OriginalUri, Request};
 use axum::middleware::from_fn_with_state;
 use axum::{Extension, Router};
 
@@ -49,6 +51,11 @@ pub use auth::Access;
 pub use compile::Compiler;
 pub use embeddings::Embeddings;
 pub use error::ApiError;
+pub use in_process::{
+    ChatMessage, ChatRole, FinishReason, Generate, GenerateError, Generated, TextStream,
+    TokenCounts,
+};
+pub(crate) use in_process::{generate, generate_blocking, generate_stream, start};
 pub use limits::Rates;
 pub use ports::{
     AdminError, AdminPort, EmbeddingError, EmbeddingPort, EnginePort, LogFilterError, LogPort,
@@ -188,14 +195,14 @@ fn not_ready() -> ApiError {
     ApiError::Unavailable("the server is loading or shutting down; retry in a moment".into())
 }
 
-async fn not_found(request: Request) -> ApiError {
-    let path: String = request.uri().path().chars().take(128).collect();
+async fn not_found(OriginalUri(uri): OriginalUri, request: Request) -> ApiError {
+    let path: String = uri.path().chars().take(128).collect();
     ApiError::NotFound(format!("there is no route {} {path}", request.method()))
 }
 
-async fn method_not_allowed(request: Request) -> ApiError {
+async fn method_not_allowed(OriginalUri(uri): OriginalUri, request: Request) -> ApiError {
     ApiError::MethodNotAllowed {
         method: request.method().to_string(),
-        path: request.uri().path().chars().take(128).collect(),
+        path: uri.path().chars().take(128).collect(),
     }
 }

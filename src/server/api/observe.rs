@@ -3,18 +3,18 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::AppState;
 use super::auth::Access;
 use super::exchanges::Exchanges;
 use super::routes::Labels;
-use crate::telemetry::{Compliance, Event, Refusal, RequestFinished, Telemetry};
+use super::{AppState, nested};
+use crate::telemetry::{Compliance, Event, IN_PROCESS, Refusal, RequestFinished, Telemetry};
 
 /// Header with the request's id, also on errors.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -67,7 +67,7 @@ impl Observation {
             generation: None,
             trace: None,
         };
-        let judged = route.starts_with("/v1/");
+        let judged = route.starts_with("/v1/") || route == IN_PROCESS;
         let compliance = state.compliance.as_ref().filter(|c| judged && c.wants());
         Self {
             telemetry: Arc::clone(&state.telemetry),
@@ -81,6 +81,20 @@ impl Observation {
                 admission: None,
             }),
         }
+    }
+
+    /// A request from the process that the server is embedded in. It belongs to no key and is part
+    /// of no trace.
+    pub(crate) fn in_process(state: &AppState) -> Self {
+        Self::new(state, IN_PROCESS, &new_id())
+    }
+
+    /// Counts the request as running until its record is reported, so that draining waits for it.
+    pub(crate) fn hold(&self, access: Arc<Access>, place: OwnedSemaphorePermit) {
+        self.record().admission = Some(Admission {
+            access,
+            _place: place,
+        });
     }
 
     /// Time in which the request's body must arrive.
@@ -197,8 +211,7 @@ pub(crate) async fn observe(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let matched = request.extensions().get::<MatchedPath>();
-    let label = labels.of(matched.map(MatchedPath::as_str));
+    let label = labels.of(nested::route(request.extensions()));
     let id = request_id(request.headers());
     let observation = label.map(|route| {
         let observation = Observation::new(&state, route, &id);
@@ -237,6 +250,10 @@ fn request_id(headers: &HeaderMap) -> String {
     let sent = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
     match sent.filter(plain) {
         Some(id) => id.to_string(),
-        None => format!("req_{:024x}", rand::random::<u128>() >> 32),
+        None => new_id(),
     }
+}
+
+fn new_id() -> String {
+    format!("req_{:024x}", rand::random::<u128>() >> 32)
 }

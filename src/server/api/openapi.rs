@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 
-use axum::extract::Extension;
+use axum::extract::{Extension, OriginalUri};
 use axum::http::{HeaderName, header};
 use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 use super::answers::client::Error;
+use super::nested;
 use super::request::ModelName;
 use super::routes::{Answer, Audience, Operation, Route};
 
@@ -20,9 +21,11 @@ pub(crate) struct Document(Arc<str>);
 /// `GET /openapi.json`.
 pub(crate) async fn document(
     Extension(Document(text)): Extension<Document>,
+    OriginalUri(uri): OriginalUri,
 ) -> ([(HeaderName, &'static str); 1], String) {
     let json = "application/json";
-    ([(header::CONTENT_TYPE, json)], text.to_string())
+    let text = nested::with_server(text.to_string(), uri.path());
+    ([(header::CONTENT_TYPE, json)], text)
 }
 
 impl Document {

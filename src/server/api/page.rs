@@ -1,6 +1,10 @@
 //! The operators' web page: three files in the binary, nothing from elsewhere.
 
-use axum::http::{HeaderName, header};
+use axum::extract::OriginalUri;
+use axum::http::{HeaderName, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+
+use super::nested;
 
 type File = ([(HeaderName, &'static str); 4], &'static str);
 
@@ -9,9 +13,22 @@ type File = ([(HeaderName, &'static str); 4], &'static str);
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                       img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
+/// The same for a page that names the base of its own addresses.
+const NESTED_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+                             img-src data:; base-uri 'self'; form-action 'none'; frame-ancestors 'none'";
+
 /// `GET /`. It holds no data: the script asks for that, with the operator's key.
-pub(crate) async fn html() -> File {
-    file("text/html; charset=utf-8", include_str!("page/page.html"))
+pub(crate) async fn html(OriginalUri(uri): OriginalUri) -> Response {
+    let html = include_str!("page/page.html");
+    let (headers, text) = file("text/html; charset=utf-8", html);
+    let Some(base) = nested::base(uri.path()) else {
+        return (headers, text).into_response();
+    };
+    let mut response = (headers, nested::with_base(text, base)).into_response();
+    let policy = HeaderValue::from_static(NESTED_POLICY);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_SECURITY_POLICY, policy);
+    response
 }
 
 /// `GET /page.css`.

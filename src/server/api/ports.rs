@@ -111,6 +111,12 @@ pub enum LogFilterError {
     /// The process does not log any more.
     #[error("{0}")]
     Gone(String),
+    /// The server is embedded, and its application did not hand control of its logs over.
+    #[error(
+        "this server is part of an application, which decides itself what is logged; see its own \
+         settings"
+    )]
+    NotOurs,
 }
 
 /// What is logged, as far as operators can change it while the server runs.

@@ -2,6 +2,8 @@
 
 mod document;
 mod fake;
+mod in_process;
+mod nested;
 mod operating;
 mod responses;
 mod surface;

@@ -28,26 +28,62 @@ const NOT_CONFIG: [&str; 9] = [
 /// [`ConfigError::Read`]: a named file that is missing, an unknown key with the nearest valid one,
 /// or a value of another type, with the source it stands in.
 pub fn load(file: Option<&Path>, flags: &RawConfig) -> Result<RawConfig, ConfigError> {
-    if let Some(file) = file.filter(|f| !f.is_file()) {
-        return Err(ConfigError::Read(format!(
-            "{}: there is no such file",
-            file.display()
-        )));
+    if let Some(file) = file {
+        require(file)?;
     }
     layered(file.unwrap_or(Path::new(DEFAULT_FILE)), flags)
 }
 
+/// As [`load`], for a server inside an application: `settings`, text in the format of
+/// `realign.toml`, and then `own` take precedence over the file and the environment. Without a file
+/// the environment is not read either.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_embedded(
+    file: Option<&Path>,
+    settings: Option<&str>,
+    own: &RawConfig,
+) -> Result<RawConfig, ConfigError> {
+    let mut sources = Figment::new();
+    if let Some(file) = file {
+        require(file)?;
+        sources = file_and_environment(file);
+    }
+    if let Some(settings) = settings {
+        sources = sources.merge(Toml::string(settings));
+    }
+    extract(sources, own)
+}
+
 /// As [`load`], for a file that may be absent.
 pub(super) fn layered(path: &Path, flags: &RawConfig) -> Result<RawConfig, ConfigError> {
+    extract(file_and_environment(path), flags)
+}
+
+fn require(file: &Path) -> Result<(), ConfigError> {
+    match file.is_file() {
+        true => Ok(()),
+        false => Err(ConfigError::Read(format!(
+            "{}: there is no such file",
+            file.display()
+        ))),
+    }
+}
+
+fn file_and_environment(path: &Path) -> Figment {
     let env = Env::prefixed("REALIGN_").ignore(&NOT_CONFIG).split("__");
     let mut sources = Figment::new();
     // The provider of an exact path takes a missing file for an error.
     if path.is_file() {
         sources = sources.merge(Toml::file_exact(path));
     }
+    sources.merge(env)
+}
+
+fn extract(sources: Figment, topmost: &RawConfig) -> Result<RawConfig, ConfigError> {
     sources
-        .merge(env)
-        .merge(Serialized::defaults(flags))
+        .merge(Serialized::defaults(topmost))
         .extract()
         .map_err(|error| ConfigError::Read(explain(&error)))
 }

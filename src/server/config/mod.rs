@@ -14,7 +14,7 @@ mod train;
 
 use std::path::PathBuf;
 
-pub use load::{load, recipe_file};
+pub use load::{load, load_embedded, recipe_file};
 pub use observe::{ComplianceConfig, TracesConfig};
 pub use raw::{
     Layers, RawCompliance, RawConfig, RawCorrective, RawEngine, RawGate, RawLimits, RawPaths,

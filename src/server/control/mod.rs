@@ -58,7 +58,7 @@ pub struct Control {
     events: Sender<Event>,
     context: Arc<Context>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    _watcher: PolicyWatcher,
+    watcher: Mutex<Option<PolicyWatcher>>,
 }
 
 impl Control {
@@ -93,7 +93,7 @@ impl Control {
             events,
             context,
             thread: Mutex::new(Some(thread)),
-            _watcher: watcher,
+            watcher: Mutex::new(Some(watcher)),
         })
     }
 
@@ -109,13 +109,21 @@ impl Control {
         (active.set, active.matchers)
     }
 
-    /// Stops a running realignment at its next step, leaving it to be resumed, and ends the loop.
+    /// Stops a running realignment at its next step, leaving it to be resumed, and ends the loop and
+    /// the policy watcher. Calling it again does nothing.
     pub fn shutdown(&self) {
+        drop(self.watcher.lock().ok().and_then(|mut w| w.take()));
         let _already_ended = self.events.send(Event::Shutdown);
         let thread = self.thread.lock().ok().and_then(|mut t| t.take());
         if thread.is_some_and(|t| t.join().is_err()) {
             tracing::error!("the control loop's thread panicked");
         }
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.shutdown();
     }
 }
 

@@ -1,7 +1,6 @@
 //! What an operator configures around serving, and what goes on beside it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::ServerError;
 use super::tls::Tls;
@@ -12,9 +11,6 @@ use crate::control::Control;
 use crate::telemetry::compliance::{DecisionLog, DecisionLogError, Limits};
 use crate::telemetry::traces::Exporter;
 use crate::telemetry::{Compliance, Telemetry};
-
-/// How often the state of the alignment is looked at.
-const ALIGNMENT_LOOK: Duration = Duration::from_secs(1);
 
 fn all_keys(config: &Config) -> Result<Vec<ApiKey>, KeyFileError> {
     let mut all = config.server.api_keys.clone();
@@ -89,20 +85,6 @@ pub(super) fn compliance(
     let amount = (config.share, config.queue);
     let compliance = Compliance::start(amount, policies, log, telemetry.clone())?;
     Ok(Some(Arc::new(compliance)))
-}
-
-/// What is looked at again and again.
-pub(super) async fn chores(control: Arc<Control>, telemetry: Arc<Telemetry>) {
-    use crate::api::AdminPort;
-    loop {
-        let control = control.clone();
-        // It may read from the state database.
-        let aligned = tokio::task::spawn_blocking(move || control.aligned()).await;
-        if let Ok(aligned) = aligned {
-            telemetry.metrics().set_aligned(aligned);
-        }
-        tokio::time::sleep(ALIGNMENT_LOOK).await;
-    }
 }
 
 /// With every SIGHUP, reads policies, keys and certificate again. What is unusable leaves the old in

@@ -8,7 +8,10 @@ use serde::Serialize;
 
 use super::traces::TraceContext;
 
-/// A finished HTTP request.
+/// What stands for a route in requests that the embedding process makes without HTTP.
+pub const IN_PROCESS: &str = "in-process";
+
+/// A finished request, over HTTP or in process.
 #[derive(Clone, Debug, Default)]
 pub struct RequestFinished {
     /// The route's template, never the client's path, so that label values stay bounded.
@@ -33,6 +36,13 @@ pub struct RequestFinished {
     pub generation: Option<String>,
     /// Its place in a trace, if it is traced.
     pub trace: Option<TraceContext>,
+}
+
+impl RequestFinished {
+    /// Whether it is one of the clients' requests, as opposed to operators' and unknown ones.
+    pub fn is_traffic(&self) -> bool {
+        self.route.starts_with("/v1/") || self.route == IN_PROCESS
+    }
 }
 
 /// A rule, as metrics name it.

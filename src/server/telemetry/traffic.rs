@@ -56,7 +56,7 @@ impl Traffic {
     pub(super) fn record(&self, event: &Event, now: u64) {
         match event {
             // The operators' own requests are not traffic.
-            Event::RequestFinished(request) if request.route.starts_with("/v1/") => {
+            Event::RequestFinished(request) if request.is_traffic() => {
                 self.in_slot(now, |slot| slot.count(request));
             }
             Event::ComplianceJudged(judged) => self.in_slot(now, |slot| match judged.complies {

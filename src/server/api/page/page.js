@@ -418,7 +418,7 @@ function banner(text) {
 async function call(path, options = {}) {
   const key = sessionStorage.getItem(KEY);
   const headers = key ? { authorization: `Bearer ${key}` } : {};
-  const answer = await fetch(`/admin/v1/${path}`, { ...options, headers, cache: "no-store" });
+  const answer = await fetch(`admin/v1/${path}`, { ...options, headers, cache: "no-store" });
   const body = await answer.json().catch(() => ({}));
   if (answer.ok) return body;
   const error = new Error((body.error || {}).message || `status ${answer.status}`);

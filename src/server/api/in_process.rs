@@ -1,0 +1,149 @@
+//! Generating without HTTP, for the process that the server is embedded in: the same lease, engine,
+//! counters and judgements as for a client's request, without keys and their rates.
+
+mod request;
+mod stream;
+
+use serde_json::json;
+
+use super::error::ApiError;
+use super::observe::Observation;
+use super::{AppState, not_ready};
+use crate::telemetry::Event;
+use realign_engine::adapter::generation::GenerationId;
+use realign_engine::request::{GenerateRequest, GenerateStream};
+
+pub use realign_engine::request::FinishReason;
+pub use realign_model::{ChatMessage, ChatRole};
+pub use request::Generate;
+pub use stream::{Generated, TextStream, TokenCounts};
+
+/// Why nothing was generated, or not to the end.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GenerateError {
+    /// A part of the request is out of range, or the chat template refuses the conversation.
+    #[error("{message}")]
+    Invalid {
+        /// Which part.
+        field: String,
+        /// What is wrong, and what is allowed.
+        message: String,
+    },
+    /// No such generation, or it does not load.
+    #[error("{0}")]
+    UnknownGeneration(String),
+    /// Prompt and completion do not fit the model's context.
+    #[error("{0}")]
+    TooLong(String),
+    /// As much runs or waits as is allowed; try again in a moment.
+    #[error("{0}")]
+    Busy(String),
+    /// The server is shutting down, or has no room for the generation.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The engine failed; the log says why.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl From<ApiError> for GenerateError {
+    fn from(error: ApiError) -> Self {
+        let message = error.to_string();
+        match error {
+            ApiError::Field { param, .. } => Self::Invalid {
+                field: param,
+                message,
+            },
+            ApiError::NotFound(_) => Self::UnknownGeneration(message),
+            ApiError::ContextLength { .. } => Self::TooLong(message),
+            ApiError::QueueFull(_) | ApiError::TooManyAtOnce { .. } => Self::Busy(message),
+            ApiError::Unavailable(_) => Self::Unavailable(message),
+            // No other error comes from what is called here.
+            _ => Self::Failed(message),
+        }
+    }
+}
+
+/// Generates to the end. Dropping the future cancels.
+pub(crate) async fn generate(
+    state: &AppState,
+    request: Generate,
+) -> Result<Generated, GenerateError> {
+    let mut stream = generate_stream(state, request).await?;
+    let mut text = String::new();
+    while let Some(piece) = stream.next().await {
+        text.push_str(&piece?);
+    }
+    stream.whole(text)
+}
+
+/// As [`generate`], on the calling thread.
+pub(crate) fn generate_blocking(
+    state: &AppState,
+    request: Generate,
+) -> Result<Generated, GenerateError> {
+    let mut stream = start(state, request)?;
+    let mut text = String::new();
+    while let Some(piece) = stream.blocking_next() {
+        text.push_str(&piece?);
+    }
+    stream.whole(text)
+}
+
+/// As [`start`], off the runtime's own threads: the prompt may be long, and a pinned generation may
+/// have to be read from disk.
+pub(crate) async fn generate_stream(
+    state: &AppState,
+    request: Generate,
+) -> Result<TextStream, GenerateError> {
+    let state = state.clone();
+    match tokio::task::spawn_blocking(move || start(&state, request)).await {
+        Ok(started) => started,
+        Err(error) => {
+            tracing::error!(%error, "a request was not laid out");
+            Err(GenerateError::Failed(error.to_string()))
+        }
+    }
+}
+
+/// Lays the prompt out and queues it.
+pub(crate) fn start(state: &AppState, request: Generate) -> Result<TextStream, GenerateError> {
+    let observation = Observation::in_process(state);
+    match submit(state, request, &observation) {
+        Ok((events, generation)) => Ok(TextStream::new(events, observation, generation)),
+        Err(error) => {
+            observation.set_status(error.status().as_u16());
+            if let Some(reason) = error.refusal() {
+                state.telemetry.emit(Event::RequestRefused { reason });
+            }
+            Err(error.into())
+        }
+    }
+}
+
+fn submit(
+    state: &AppState,
+    request: Generate,
+    observation: &Observation,
+) -> Result<(GenerateStream, GenerationId), ApiError> {
+    if !state.is_ready() {
+        return Err(not_ready());
+    }
+    request.check()?;
+    observation.hold(state.access.clone(), state.access.place()?);
+    let generation = state.registry.resolve(request.generation.as_deref());
+    let generation = generation.map_err(|error| ApiError::NotFound(error.to_string()))?;
+    observation.set_generation(&generation.id.0);
+    observation.asked(&json!({ "prompt": request.judged_prompt() }));
+    let prompt = request.encode(state)?;
+    let sampling = request.sampling(prompt.len(), state.engine.max_model_len());
+    let id = generation.id.clone();
+    let events = state.engine.submit(GenerateRequest {
+        prompt,
+        sampling,
+        generation,
+    });
+    let events = events.map_err(|error| ApiError::from_submit(&error, "prompt"))?;
+    Ok((events, id))
+}
