@@ -6,7 +6,7 @@
 #
 # CAPABILITY is 80 (A100; also runs on 86 and 89), 86, 89 or 90 (H100, H200; the default): candle's own
 # kernels are machine code for one target. Ours are compiled when the program starts.
-# `tests` also builds the tests for scripts/gpu-check.sh (REALIGN_GPU_TESTBIN).
+# `tests` also builds the tests of the crates that run on the device, for scripts/gpu-check.sh (REALIGN_GPU_TESTBIN).
 # Needs cargo, cc, ar and python3 with pip. Respects CARGO_TARGET_DIR. The first build takes about a quarter
 # of an hour of one core.
 set -euo pipefail

@@ -5,7 +5,7 @@
 # usage: scripts/gpu-check.sh [OUT_DIR]            default: target/gpu-check
 #
 #   REALIGN_GPU_BINARY   the program, built by `make cuda` [target/release/realign]
-#   REALIGN_GPU_TESTBIN  the test binaries, built with the feature `cuda`, separated by spaces
+#   REALIGN_GPU_TESTBIN  the test binaries of realign-cuda and realign-engine, built with the feature `cuda`, separated by spaces
 #                        (scripts/build-cuda.sh 90 tests prints their paths); without it the
 #                        comparisons are skipped, and the report says so
 #   REALIGN_GPU_SECONDS  time after which nothing new is started [500]; the total stays below nine minutes

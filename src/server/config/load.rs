@@ -62,13 +62,13 @@ pub(super) fn layered(path: &Path, flags: &RawConfig) -> Result<RawConfig, Confi
 }
 
 fn require(file: &Path) -> Result<(), ConfigError> {
-    match file.is_file() {
-        true => Ok(()),
-        false => Err(ConfigError::Read(format!(
-            "{}: there is no such file",
-            file.display()
-        ))),
+    if file.is_file() {
+        return Ok(());
     }
+    Err(ConfigError::Read(format!(
+        "{}: there is no such file",
+        file.display()
+    )))
 }
 
 fn file_and_environment(path: &Path) -> Figment {

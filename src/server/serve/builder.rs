@@ -156,14 +156,12 @@ impl ServerBuilder {
         };
         let alone =
             self.own == RawConfig::default() && self.file.is_none() && self.settings.is_none();
-        match alone {
-            true => Ok(config.clone()),
-            false => Err(ConfigError::Read(
-                "a whole configuration was given (ServerBuilder::config), and other settings with \
-                 it: change the configuration instead"
-                    .into(),
-            )),
+        if alone {
+            return Ok(config.clone());
         }
+        let why = "a whole configuration was given (ServerBuilder::config), and other settings \
+                   with it: change the configuration instead";
+        Err(ConfigError::Read(why.into()))
     }
 
     /// Loads the model, opens state and adapters, starts the engine and the control loop. Blocks for

@@ -129,10 +129,10 @@ impl TextStream {
                     observation.token(0);
                     observation.answered(0, &text, false);
                 }
-                match text.is_empty() {
-                    true => ControlFlow::Continue(()),
-                    false => ControlFlow::Break(Some(Ok(text))),
+                if text.is_empty() {
+                    return ControlFlow::Continue(());
                 }
+                ControlFlow::Break(Some(Ok(text)))
             }
             GenerateEvent::Finished {
                 reason,
