@@ -40,6 +40,6 @@ cargo build --release --locked --features cuda --bin realign
 ls -l "$target/release/realign"
 case "${2:-}" in
     "") ;;
-    tests) cargo test --release --locked -p realign -p realign-cuda -p realign-engine --features realign/cuda --lib --no-run ;;
+    tests) cargo test --release --locked -p realign-cuda -p realign-engine --features realign-cuda/cuda --lib --no-run ;;
     *) echo "build-cuda: unknown argument $2; the only one allowed is tests" >&2; exit 2 ;;
 esac

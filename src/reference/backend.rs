@@ -62,9 +62,10 @@ impl ReferenceBackend {
     fn bytes(&self) -> usize {
         let maps = self.model.decoder.maps().map(|map| map.weight());
         let tables = [&self.model.decoder.embedding, &self.model.decoder.head];
-        let tables = match self.model.decoder.spec.tied_embeddings {
-            true => &tables[..1],
-            false => &tables[..],
+        let tables = if self.model.decoder.spec.tied_embeddings {
+            &tables[..1]
+        } else {
+            &tables[..]
         };
         let all = maps.chain(tables.iter().copied());
         all.map(|weight| FLOAT * weight.elem_count()).sum()
@@ -116,9 +117,10 @@ impl Backend for ReferenceBackend {
         // Automatic differentiation keeps every intermediate result.
         let layer = FLOAT * t.rows * 3 * per_row;
         let working = FLOAT * t.rows * 4 * (inner + hidden + heads);
-        let rows = match t.recompute {
-            true => t.rows.min(head_rows(spec.vocab_size, false)),
-            false => t.rows,
+        let rows = if t.recompute {
+            t.rows.min(head_rows(spec.vocab_size, false))
+        } else {
+            t.rows
         };
         LearningBytes {
             weights: self.bytes(),

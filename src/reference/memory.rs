@@ -55,9 +55,10 @@ pub fn activations(spec: &ModelSpec, layer: usize, t: &Training) -> usize {
 
 /// What the losses of response tokens hold at once, on a device.
 pub fn logits(spec: &ModelSpec, t: &Training) -> usize {
-    let rows = match t.recompute {
-        true => t.rows.min(head_rows(spec.vocab_size, true)),
-        false => t.rows,
+    let rows = if t.recompute {
+        t.rows.min(head_rows(spec.vocab_size, true))
+    } else {
+        t.rows
     };
     let caps = spec.variant.logit_cap.map_or(0, |_| SAVED_CAPS);
     product(&[SAVED_LOGITS + caps, rows, spec.vocab_size, FLOAT])

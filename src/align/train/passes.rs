@@ -130,9 +130,10 @@ impl Passes {
             losses[packed.span(i, 0)].fill(TokenLoss::Kl);
             reference.push(hidden);
         }
-        let reference = match reference.is_empty() {
-            true => None,
-            false => Some(Tensor::cat(&reference, 0)?),
+        let reference = if reference.is_empty() {
+            None
+        } else {
+            Some(Tensor::cat(&reference, 0)?)
         };
         let measured = Measured {
             losses: &losses,
@@ -220,9 +221,12 @@ fn sum(values: &[f32]) -> f64 {
 
 fn per_response(examples: &[Example], batch: &Packed, tokens: &[f32]) -> Vec<PerResponse> {
     let of = |(i, example): (usize, &Example)| {
-        [0, 1].map(|r| match r < example.responses.len() {
-            true => sum(&tokens[batch.span(i, r)]),
-            false => 0.0,
+        [0, 1].map(|r| {
+            if r < example.responses.len() {
+                sum(&tokens[batch.span(i, r)])
+            } else {
+                0.0
+            }
         })
     };
     examples.iter().enumerate().map(of).collect()

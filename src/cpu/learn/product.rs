@@ -128,10 +128,8 @@ pub fn product(
     #[cfg(target_arch = "x86_64")]
     match form {
         Form::Bf16 => return in_pairs(execution, weight, way, rows, x, y),
-        Form::Limbs if way == Way::Forward => {
-            if limbs::format_of(weight).is_some() {
-                return limbs::product(execution.slices, weight, rows, x, y);
-            }
+        Form::Limbs if way == Way::Forward && limbs::format_of(weight).is_some() => {
+            return limbs::product(execution.slices, weight, rows, x, y);
         }
         _ => {}
     }
