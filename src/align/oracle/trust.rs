@@ -13,8 +13,8 @@ use super::judge::JudgeError;
 use super::matchers::{Features, Matchers};
 use super::measure::{Bin, Confusion, calibration, calibration_error};
 use crate::policy::{
-    Cost, DEFAULT_FITTED_MINIMUM, Exchange, JudgeSpec, Labelled, Matcher, Minimum, ProbeSpec, Rule,
-    RuleOutcome, Score, Scores, Verdict,
+    Cost, DEFAULT_FITTED_MINIMUM, ExampleVerdict, Exchange, JudgeSpec, Labelled, Matcher, Minimum,
+    ProbeSpec, Rule, RuleOutcome, Score, Scores,
 };
 
 /// A rule's figures.
@@ -130,7 +130,7 @@ fn measured_on(rule: &Rule) -> Vec<(Labelled, Vec<String>)> {
         let row = Labelled {
             prompt: example.prompt.clone(),
             response: example.response.clone(),
-            violates: example.verdict == Verdict::Violates,
+            violates: example.verdict == ExampleVerdict::Violates,
         };
         out.push((row, example.labels.clone()));
     }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_saphyr::Spanned;
 
-use super::model::{Enforcement, LengthUnit, Severity, Verdict};
+use super::model::{Enforcement, ExampleVerdict, LengthUnit, Severity};
 
 /// The only `apiVersion` this version reads.
 pub(super) const API_VERSION: &str = "realign/v1";
@@ -285,7 +285,7 @@ pub(super) struct RawExample {
     /// The assistant's answer.
     pub response: String,
     /// What the rule must say about it.
-    pub verdict: Verdict,
+    pub verdict: ExampleVerdict,
     /// Category labels the answer carries.
     #[serde(default)]
     pub labels: Vec<String>,
