@@ -12,9 +12,9 @@ pub struct Lion {
     pub steps: usize,
     /// Momentum per variable.
     pub moments: Vec<Tensor>,
-    /// β₁ of the update, β₂ of the momentum.
+    /// Decay rates: β₁ of the update, β₂ of the momentum.
     pub betas: [f64; 2],
-    /// Decoupled weight decay.
+    /// Decoupled weight decay; 0 is none.
     pub weight_decay: f64,
 }
 

@@ -1,4 +1,4 @@
-//! Every number of a recipe against its range.
+//! Checks every number of a recipe against its range.
 
 use super::{Recipe, RecipeError};
 use realign_core::ranges::{self, Range};
