@@ -101,8 +101,8 @@ impl Verdict {
 
 /// Checks the measurements against the policy set's bounds.
 ///
-/// The required gain is capped if there is no room for it: a generation that complies in 95 % of cases
-/// cannot gain 30 points. The candidate must then reach 1 − gain without losing agreement.
+/// The required gain is capped if there is no room for it: a generation that complies in 95 % of
+/// cases cannot gain 30 points. The candidate must then reach 1 − gain without losing agreement.
 pub fn judge(measured: &Measured, gate: &Gate) -> Verdict {
     let values = [
         measured.agreement_after,

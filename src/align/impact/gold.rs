@@ -46,9 +46,9 @@ impl GoldBatch {
     }
 }
 
-/// Draws `size` gold pairs: a third from RETAIN as they are, a third from INVERT with the preference
-/// reversed, the rest from PUNISH with another pair's compliant response as the preferred one. If a
-/// category is too small, the others fill its share.
+/// Draws `size` gold pairs: a third from RETAIN as they are, a third from INVERT with the
+/// preference reversed, the rest from PUNISH with another pair's compliant response as the
+/// preferred one. If a category is too small, the others fill its share.
 pub fn gold_batch(pairs: &[TokenPair], size: usize, seed: u64) -> GoldBatch {
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x601d);
     let mut queues = [Category::Retain, Category::Invert, Category::Punish].map(|category| {

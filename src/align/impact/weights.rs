@@ -36,7 +36,8 @@ pub enum ImpactError {
     },
 }
 
-/// w = max(0, score / γ), then scaled. γ cancels in every scale; it is kept because the paper has it.
+/// w = max(0, score / γ), then scaled. γ cancels in every scale; it is kept because the paper has
+/// it.
 ///
 /// # Errors
 /// [`ImpactError`] if no score is positive, or one is not finite.

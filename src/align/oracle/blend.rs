@@ -100,7 +100,8 @@ pub struct RowEncoder {
     vocabulary: Vocabulary,
 }
 
-/// Rows as vectors, one per row: prompt and response (hidden size each), and n-grams of the response.
+/// Rows as vectors, one per row: prompt and response (hidden size each), and n-grams of the
+/// response.
 #[derive(Clone, Debug, Default)]
 pub struct EncodedRows {
     prompt: Vec<Vec<f32>>,
@@ -109,8 +110,8 @@ pub struct EncodedRows {
 }
 
 impl RowEncoder {
-    /// Fits the scales. `hidden` has one vector per row and layer, the prompt's half followed by the
-    /// response's; `vocabulary` was fitted on the responses.
+    /// Fits the scales. `hidden` has one vector per row and layer, the prompt's half followed by
+    /// the response's; `vocabulary` was fitted on the responses.
     pub fn fit(hidden: &[Vec<Vec<f32>>], vocabulary: Vocabulary) -> RowEncoder {
         let layers = hidden.first().map_or(0, Vec::len);
         let scales = |layer: usize| {

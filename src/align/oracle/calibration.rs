@@ -29,8 +29,8 @@ impl Calibration {
         sigmoid(self.slope * logit + self.offset)
     }
 
-    /// Fits by Newton's method with Platt's smoothed targets (Platt 1999, section 2.2). If the slope
-    /// is not positive, the scores carry no information, and the result is the base rate.
+    /// Fits by Newton's method with Platt's smoothed targets (Platt 1999, section 2.2). If the
+    /// slope is not positive, the scores carry no information, and the result is the base rate.
     pub fn fit(logits: &[f64], positive: &[bool]) -> Calibration {
         let count = positive.iter().filter(|p| **p).count() as f64;
         let other = positive.len() as f64 - count;

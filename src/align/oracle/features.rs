@@ -12,9 +12,9 @@ pub trait FeatureSource: Send + Sync + std::fmt::Debug {
     /// What the features depend on besides the text: the base model's content hash.
     fn base(&self) -> &str;
 
-    /// One vector per exchange and layer, in the exchanges' order: the mean over the prompt's tokens
-    /// followed by the mean over the response's, of equal width. An exchange's features do not depend
-    /// on the rest of the batch.
+    /// One vector per exchange and layer, in the exchanges' order: the mean over the prompt's
+    /// tokens followed by the mean over the response's, of equal width. An exchange's features do
+    /// not depend on the rest of the batch.
     ///
     /// # Errors
     /// [`FeatureError`] if the model cannot run.

@@ -93,8 +93,8 @@ pub struct Judge {
 }
 
 impl Judge {
-    /// Prepares a judge: reads its key from the environment and, unless the threshold is given, fits
-    /// it on the examples, with a request for each that is not cached.
+    /// Prepares a judge: reads its key from the environment and, unless the threshold is given,
+    /// fits it on the examples, with a request for each that is not cached.
     ///
     /// # Errors
     /// [`JudgeError`] if the key is missing or an example gets no answer.

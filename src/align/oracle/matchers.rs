@@ -61,8 +61,8 @@ pub enum RuleVerdict {
 }
 
 impl Matchers {
-    /// What a rule's verdicts depend on besides the rule: its fitted probes and thresholds. Empty for
-    /// a rule that needs only the text.
+    /// What a rule's verdicts depend on besides the rule: its fitted probes and thresholds. Empty
+    /// for a rule that needs only the text.
     pub fn identity(&self, rule: &Rule) -> String {
         let parts = rule.matchers().into_iter().map(|matcher| match matcher {
             Matcher::Probe(spec) => match self.probes.get(spec.id()) {

@@ -71,8 +71,8 @@ fn share(part: usize, whole: usize) -> Option<f64> {
     (whole > 0).then(|| part as f64 / whole as f64)
 }
 
-/// The threshold with the best macro F1, halfway between neighbouring probabilities; the one nearest
-/// to 0.5 if several are equal. 0.5 if only one verdict occurs.
+/// The threshold with the best macro F1, halfway between neighbouring probabilities; the one
+/// nearest to 0.5 if several are equal. 0.5 if only one verdict occurs.
 pub fn best_threshold(probabilities: &[f64], positive: &[bool]) -> f64 {
     let mut sorted: Vec<(f64, bool)> = probabilities
         .iter()

@@ -1,5 +1,5 @@
-//! Prepares a policy set for use as an oracle: fits probes, connects judges, and measures every rule
-//! on its examples.
+//! Prepares a policy set for use as an oracle: fits probes, connects judges, and measures every
+//! rule on its examples.
 
 use std::collections::hash_map::Entry;
 use std::path::PathBuf;

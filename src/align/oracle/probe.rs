@@ -1,9 +1,9 @@
 //! Probes: calibrated classifiers over pooled hidden states and n-grams, fitted on labelled
 //! responses.
 //!
-//! Cross-validation chooses the form at two penalties, then the penalty; folds never share a prompt.
-//! The out-of-fold probabilities calibrate the model and are stored, so that a rule is measured on
-//! responses that the model did not see.
+//! Cross-validation chooses the form at two penalties, then the penalty; folds never share a
+//! prompt. The out-of-fold probabilities calibrate the model and are stored, so that a rule is
+//! measured on responses that the model did not see.
 
 mod fit;
 
@@ -22,8 +22,8 @@ use crate::policy::{Exchange, Labelled, ProbeSpec, Score};
 const FIT_VERSION: u32 = 2;
 /// Minimum number of labelled responses of each verdict.
 pub const MIN_PER_VERDICT: usize = 8;
-/// Maximum number of responses to fit on, which limits features to a few hundred megabytes. If there
-/// are more, those with the smallest hashes are used.
+/// Maximum number of responses to fit on, which limits features to a few hundred megabytes. If
+/// there are more, those with the smallest hashes are used.
 pub const MAX_FIT_ROWS: usize = 4000;
 /// Folds of the cross-validation.
 const FOLDS: usize = 5;
@@ -170,8 +170,8 @@ fn training_rows(training: &[Labelled]) -> Result<Vec<&Labelled>, ProbeError> {
     Ok(rows)
 }
 
-/// The fold of every row. Rows with the same prompt share a fold, the one that has the fewest rows of
-/// their more frequent verdict so far.
+/// The fold of every row. Rows with the same prompt share a fold, the one that has the fewest rows
+/// of their more frequent verdict so far.
 fn folds(rows: &[&Labelled]) -> Vec<usize> {
     let mut groups: HashMap<&str, Vec<usize>> = HashMap::new();
     for (index, row) in rows.iter().enumerate() {

@@ -8,8 +8,8 @@ use super::cache::{CacheCounts, VerdictCache, VerdictKey, exchange_digest, rule_
 use super::matchers::{MatcherUsage, Matchers, RuleVerdict};
 use super::{Exchange, Judgement, Oracle, Undecided, Violation};
 
-/// Verdicts looked up in a cache at once: enough that scanning a rule's verdicts pays off, few enough
-/// that the keys take only megabytes.
+/// Verdicts looked up in a cache at once: enough that scanning a rule's verdicts pays off, few
+/// enough that the keys take only megabytes.
 const CACHE_BATCH: usize = 1 << 18;
 
 /// Judges by the rules of a policy set.
@@ -37,7 +37,8 @@ impl RuleOracle {
         }
     }
 
-    /// An oracle over all policies, including `dryrun` ones; its revision is the set's content hash.
+    /// An oracle over all policies, including `dryrun` ones; its revision is the set's content
+    /// hash.
     pub fn with_dryrun(set: &PolicySet) -> RuleOracle {
         RuleOracle {
             policies: set.policies().to_vec(),
@@ -64,8 +65,9 @@ impl RuleOracle {
             .flat_map(|p| p.rules.iter().map(move |rule| (p.as_ref(), rule)))
     }
 
-    /// Judges many responses; one judgement each, in the same order. Verdicts found in the cache are
-    /// used, others are computed and added to it. The judgements equal those of [`Oracle::judge`].
+    /// Judges many responses; one judgement each, in the same order. Verdicts found in the cache
+    /// are used, others are computed and added to it. The judgements equal those of
+    /// [`Oracle::judge`].
     pub fn judge_cached(
         &self,
         exchanges: &[Exchange<'_>],

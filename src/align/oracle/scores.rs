@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// Storage of judges' probabilities, by hash of the request. As with a verdict cache, a failed read or
-/// write only repeats a request.
+/// Storage of judges' probabilities, by hash of the request. As with a verdict cache, a failed read
+/// or write only repeats a request.
 pub trait ScoreCache: Send + Sync + std::fmt::Debug {
     /// The stored probability.
     fn get(&self, key: &[u8; 32]) -> Option<f64>;

@@ -6,8 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Buckets of each family (words, characters). Collisions have no measurable effect from a quarter of
-/// this on.
+/// Buckets of each family (words, characters). Collisions have no measurable effect from a quarter
+/// of this on.
 const BUCKETS: usize = 1 << 14;
 /// Characters that are read; the rest of a longer text is ignored.
 const CHARACTERS: usize = 6000;

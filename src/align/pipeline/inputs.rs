@@ -83,8 +83,8 @@ impl Inputs {
     }
 }
 
-/// The share of prompts to hold out at random: `configured`, or 0 if the data marks its own held-out
-/// pairs.
+/// The share of prompts to hold out at random: `configured`, or 0 if the data marks its own
+/// held-out pairs.
 pub fn holdout_ratio(pairs: &[Pair], configured: f64) -> f64 {
     let marked = pairs.iter().any(|pair| pair.holdout == Some(true));
     if marked { 0.0 } else { configured }

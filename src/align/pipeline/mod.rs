@@ -2,9 +2,10 @@
 //! impact → training → a [`Candidate`].
 //!
 //! The control loop, `realign score`, `realign train` and `realign eval trace` all run it. They
-//! differ in their inputs (pairs, recipe, weights), in the [`Observer`] and [`Cache`] they pass, and
-//! in what they do with the candidate: gate and publish it, write it to a directory, or measure it. The pipeline itself decides nothing about a candidate and knows
-//! no server, no database and no command line.
+//! differ in their inputs (pairs, recipe, weights), in the [`Observer`] and [`Cache`] they pass,
+//! and in what they do with the candidate: gate and publish it, write it to a directory, or measure
+//! it. The pipeline itself decides nothing about a candidate and knows no server, no database and
+//! no command line.
 
 mod error;
 mod inputs;

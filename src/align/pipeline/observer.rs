@@ -25,8 +25,8 @@ pub trait Observer: train::Observer {
     /// A phase begins. It has at most `units` passes, or optimiser steps in [`Phase::Train`].
     fn enter(&self, _phase: Phase, _units: usize) {}
 
-    /// Called before every pass of [`Phase::Reference`] and [`Phase::Impact`]: `done` of the phase's
-    /// `units` are complete.
+    /// Called before every pass of [`Phase::Reference`] and [`Phase::Impact`]: `done` of the
+    /// phase's `units` are complete.
     fn on_pass(&self, _phase: Phase, _done: usize, _units: usize) {}
 
     /// The conflicts have scores and weights, whether computed or taken from the cache. Not called

@@ -32,8 +32,8 @@ impl<'a> Renderer<'a> {
         })
     }
 
-    /// A PUNISH pair and a compliant response, as a preference for that response over the chosen one:
-    /// an INVERT pair, whose *rejected* response training prefers.
+    /// A PUNISH pair and a compliant response, as a preference for that response over the chosen
+    /// one: an INVERT pair, whose *rejected* response training prefers.
     ///
     /// # Errors
     /// See [`Renderer::pair`].

@@ -12,8 +12,8 @@ use realign_core::TriageCounts;
 use realign_model::packing::group_by_rows;
 use realign_model::{LoadedModel, Model, Ops};
 
-/// A base model in the form that learning needs. It may hold a second copy of the weights, so create
-/// it just before the first pass and drop it after the last.
+/// A base model in the form that learning needs. It may hold a second copy of the weights, so
+/// create it just before the first pass and drop it after the last.
 #[derive(Debug)]
 pub struct Learner {
     model: Model,
@@ -49,8 +49,8 @@ impl Run<'_> {
 pub struct Score {
     /// Index among the run's pairs.
     pub index: usize,
-    /// Inner product with the gold gradient. If it is negative, learning from the pair would move the
-    /// model away from the policy.
+    /// Inner product with the gold gradient. If it is negative, learning from the pair would move
+    /// the model away from the policy.
     pub raw: f64,
     /// Training weight, 0 or more.
     pub weight: f64,
@@ -211,7 +211,8 @@ impl Learner {
         Ok(reference)
     }
 
-    /// Raw impact scores of the conflicts; also adds their reference log-probabilities to `examples`.
+    /// Raw impact scores of the conflicts; also adds their reference log-probabilities to
+    /// `examples`.
     fn raw_scores(
         &self,
         run: &Run<'_>,

@@ -1,5 +1,5 @@
-//! Selects the pairs that a run trains on, as token ids: sampled down to the recipe's limit, corrected
-//! if both responses violate, without pairs that are too long.
+//! Selects the pairs that a run trains on, as token ids: sampled down to the recipe's limit,
+//! corrected if both responses violate, without pairs that are too long.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

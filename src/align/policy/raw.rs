@@ -1,7 +1,7 @@
 //! The shape of a policy file, as serde reads it and as the published JSON Schema describes it.
 //!
-//! Nothing here is checked beyond types and key names; `parse` turns it into a [`super::Policy`].
-//! The doc comments are what an editor shows to whoever writes a policy.
+//! Only types and key names are checked here; `parse` turns it into a [`super::Policy`]. The doc
+//! comments appear in the schema, which editors show to the author of a policy.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -13,7 +13,7 @@ use super::model::{Enforcement, ExampleVerdict, LengthUnit, Severity};
 /// The only `apiVersion` this version reads.
 pub(super) const API_VERSION: &str = "realign/v1";
 
-/// Read first and leniently, so that a file of another version is refused for its version.
+/// Parsed first, ignoring other keys, so that a file of another version is rejected for its version.
 #[derive(Deserialize)]
 pub(super) struct RawHeader {
     #[serde(rename = "apiVersion")]
@@ -243,10 +243,10 @@ pub(super) struct RawTextTest {
     /// Holds if the text's length lies in this range.
     #[schemars(with = "Option<RawLength>")]
     pub length: Option<Spanned<RawLength>>,
-    /// Belongs beside the texts; read so that its use here is answered clearly.
+    /// Not allowed inside a text test; parsed only to give a clear error.
     #[schemars(skip)]
     pub probe: Option<Spanned<IgnoredAny>>,
-    /// Belongs beside the texts; read so that its use here is answered clearly.
+    /// Not allowed inside a text test; parsed only to give a clear error.
     #[schemars(skip)]
     pub judge: Option<Spanned<IgnoredAny>>,
 }

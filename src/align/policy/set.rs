@@ -70,8 +70,8 @@ impl PolicySet {
         }
     }
 
-    /// Parses one policy from text; `name` is the file name in messages. A text has no directory, so
-    /// a probe with a `data` file is rejected.
+    /// Parses one policy from text; `name` is the file name in messages. A text has no directory,
+    /// so a probe with a `data` file is rejected.
     ///
     /// # Errors
     /// Every error of the text.
@@ -229,8 +229,8 @@ pub(super) fn policy_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Decides by the name only: `.x.yaml.swp`, `.#x.yaml`, `x.yaml~`, `#x.yaml#` and vi's `4913` are not
-/// policies.
+/// Decides by the name only: `.x.yaml.swp`, `.#x.yaml`, `x.yaml~`, `#x.yaml#` and vi's `4913` are
+/// not policies.
 fn is_policy_file(path: &Path) -> bool {
     let name = path
         .file_name()

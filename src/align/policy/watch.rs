@@ -168,7 +168,8 @@ impl Worker {
     }
 }
 
-/// Subscription to the directory's file events, renewed when the path resolves to another directory.
+/// Subscription to the directory's file events, renewed when the path resolves to another
+/// directory.
 struct FileEvents {
     dir: PathBuf,
     wake: SyncSender<()>,

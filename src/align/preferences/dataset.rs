@@ -98,8 +98,8 @@ impl Dataset {
         Dataset::load_dir_within(dir, u64::MAX)
     }
 
-    /// Like [`Dataset::load_dir`], keeping at most `max_bytes` of text: distinct pairs, and the reasons
-    /// for skipped lines. Memory use stays near that limit.
+    /// Like [`Dataset::load_dir`], keeping at most `max_bytes` of text: distinct pairs, and the
+    /// reasons for skipped lines. Memory use stays near that limit.
     ///
     /// # Errors
     /// Those of [`Dataset::load_dir`], and [`DatasetError::TooLarge`].
@@ -192,8 +192,8 @@ fn is_data_file(path: &Path) -> bool {
         .any(|end| name.ends_with(end))
 }
 
-/// Reads one file and calls `visitor` with every pair and every invalid line; keeps only one line in
-/// memory.
+/// Reads one file and calls `visitor` with every pair and every invalid line; keeps only one line
+/// in memory.
 ///
 /// # Errors
 /// If the file cannot be read. Invalid lines are not errors.

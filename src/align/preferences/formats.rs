@@ -200,8 +200,8 @@ fn text_field(object: &Object, key: &str) -> Result<String, LineError> {
     }
 }
 
-/// A response to an explicit prompt: text, a message, or a list of messages. The list is one assistant
-/// message, optionally preceded by the prompt, as in some TRL data sets.
+/// A response to an explicit prompt: text, a message, or a list of messages. The list is one
+/// assistant message, optionally preceded by the prompt, as in some TRL data sets.
 fn response(key: &str, value: &Value, prompt: &[Message]) -> Result<String, LineError> {
     let mut list = match value {
         Value::String(text) => return Ok(text.clone()),

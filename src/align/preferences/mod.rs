@@ -117,8 +117,9 @@ impl Pair {
         (prompt + self.chosen.len() + self.rejected.len()) as u64
     }
 
-    /// SHA-256 over the conversation and both responses in lexical order, and whether `chosen` comes
-    /// first in that order. Pairs with equal hashes and different orders contradict each other.
+    /// SHA-256 over the conversation and both responses in lexical order, and whether `chosen`
+    /// comes first in that order. Pairs with equal hashes and different orders contradict each
+    /// other.
     pub fn unordered_hash(&self) -> ([u8; 32], bool) {
         let in_order = self.chosen <= self.rejected;
         let (first, second) = if in_order {

@@ -1,5 +1,5 @@
-//! Opens files of preference data as byte streams: plain, gzip or zstd, detected by their first bytes
-//! rather than their names.
+//! Opens files of preference data as byte streams: plain, gzip or zstd, detected by their first
+//! bytes rather than their names.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -12,7 +12,8 @@ const GZIP: [u8; 2] = [0x1f, 0x8b];
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 const BUFFER: usize = 1 << 18;
 
-/// Opens a file and decompresses it while it is read; uses no more memory than a compression window.
+/// Opens a file and decompresses it while it is read; uses no more memory than a compression
+/// window.
 ///
 /// # Errors
 /// If it cannot be opened or its first frame is broken.

@@ -17,9 +17,10 @@ pub struct Split {
 
 /// Splits pairs by prompt, so that no prompt is used for both training and measuring.
 ///
-/// A pair's own `meta.holdout` decides. If other pairs with the same prompt have one, it applies to the
-/// prompt (held out, if they disagree). Otherwise a hash of prompt and `seed` decides, independently
-/// of other prompts, so that about `holdout_ratio` (0 to 1) of the prompts is held out.
+/// A pair's own `meta.holdout` decides. If other pairs with the same prompt have one, it applies to
+/// the prompt (held out, if they disagree). Otherwise a hash of prompt and `seed` decides,
+/// independently of other prompts, so that about `holdout_ratio` (0 to 1) of the prompts is held
+/// out.
 pub fn split(pairs: &[Pair], holdout_ratio: f64, seed: u64) -> Split {
     let hashes: Vec<[u8; 32]> = pairs.iter().map(Pair::prompt_hash).collect();
     let mut stated: HashMap<[u8; 32], bool> = HashMap::new();

@@ -52,9 +52,9 @@ pub fn save(
     Ok(path)
 }
 
-/// Restores the newest usable checkpoint and returns the records of its steps; empty if there is none.
-/// Damaged checkpoints and those of other models are skipped, so a run can only resume too early,
-/// never from a wrong state.
+/// Restores the newest usable checkpoint and returns the records of its steps; empty if there is
+/// none. Damaged checkpoints and those of other models are skipped, so a run can only resume too
+/// early, never from a wrong state.
 pub fn restore(dir: &Path, lora: &TrainableLora, optimizer: &mut Optimizer) -> Curve {
     let mut found = list(dir);
     found.sort_by_key(|(step, _)| std::cmp::Reverse(*step));

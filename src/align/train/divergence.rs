@@ -4,7 +4,8 @@
 const BEGINNING: usize = 5;
 /// Weight of a new step in the exponentially smoothed loss.
 const SMOOTHING: f64 = 0.2;
-/// Consecutive steps that must exceed the bound, so that one hard batch is not taken for divergence.
+/// Consecutive steps that must exceed the bound, so that one hard batch is not taken for
+/// divergence.
 const PATIENCE: usize = 5;
 
 /// Watches the loss of every step for divergence.
@@ -27,8 +28,8 @@ pub struct Risen {
 }
 
 impl Watch {
-    /// A watch for which a run has diverged if its smoothed loss stays above `ratio` times the mean of
-    /// its first steps.
+    /// A watch for which a run has diverged if its smoothed loss stays above `ratio` times the mean
+    /// of its first steps.
     pub fn new(ratio: f64) -> Self {
         Self {
             ratio,

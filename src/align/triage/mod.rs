@@ -1,4 +1,5 @@
-//! Triage: which preference pairs conflict with the policy, and how (TRACE, section 3; Algorithm 1).
+//! Triage: which preference pairs conflict with the policy, and how (TRACE, section 3; Algorithm
+//! 1).
 //!
 //! | chosen complies | rejected complies | category |
 //! | --- | --- | --- |
@@ -55,8 +56,8 @@ pub struct Triage {
     pub counts: TriageCounts,
     /// Share of pairs in conflict with the policy, 0 to 1; 0 if there are no pairs.
     pub gap_ratio: f64,
-    /// Pairs whose category depends on an unavailable verdict. They are counted as RETAIN, so a triage
-    /// with any of them must not be trained on.
+    /// Pairs whose category depends on an unavailable verdict. They are counted as RETAIN, so a
+    /// triage with any of them must not be trained on.
     pub undecided: usize,
 }
 

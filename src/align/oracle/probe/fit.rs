@@ -16,8 +16,8 @@ const PENALTIES: [f32; 6] = [10.0, 3.0, 1.0, 0.3, 0.1, 0.03];
 /// Penalties at which forms are compared: the best form at one is often not the best at the other.
 const FORM_PENALTIES: [f32; 2] = [3.0, 0.1];
 
-/// Least improvement for which a larger form is chosen, nats per row: smaller differences of losses are
-/// chance.
+/// Least improvement for which a larger form is chosen, nats per row: smaller differences of losses
+/// are chance.
 const MIN_GAIN: f64 = 0.01;
 
 /// Out-of-fold values of all rows, and their loss.

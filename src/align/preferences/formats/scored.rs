@@ -66,8 +66,8 @@ fn lists(object: &Object) -> Result<Vec<(String, f64)>, LineError> {
         .collect()
 }
 
-/// The text and score of an UltraFeedback completion: its overall score, or else the mean rating of its
-/// aspects.
+/// The text and score of an UltraFeedback completion: its overall score, or else the mean rating of
+/// its aspects.
 fn completion(value: &Value) -> Result<(String, f64), LineError> {
     let response = value
         .get("response")
