@@ -23,15 +23,23 @@ pub struct Form {
 impl Form {
     /// All forms, simplest first.
     pub const ALL: [Form; 4] = [
-        Form::new(false, false),
-        Form::new(true, false),
-        Form::new(false, true),
-        Form::new(true, true),
+        Form {
+            prompt: false,
+            products: false,
+        },
+        Form {
+            prompt: true,
+            products: false,
+        },
+        Form {
+            prompt: false,
+            products: true,
+        },
+        Form {
+            prompt: true,
+            products: true,
+        },
     ];
-
-    const fn new(prompt: bool, products: bool) -> Form {
-        Form { prompt, products }
-    }
 }
 
 impl std::fmt::Display for Form {

@@ -131,8 +131,12 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     const LANES: usize = 16;
     let mut lanes = [0.0f32; LANES];
     let (a_main, b_main) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let rest = a_main.remainder().iter().zip(b_main.remainder());
-    let rest: f32 = rest.map(|(x, y)| x * y).sum();
+    let rest: f32 = a_main
+        .remainder()
+        .iter()
+        .zip(b_main.remainder())
+        .map(|(x, y)| x * y)
+        .sum();
     for (x, y) in a_main.zip(b_main) {
         for lane in 0..LANES {
             lanes[lane] += x[lane] * y[lane];

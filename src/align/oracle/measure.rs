@@ -131,7 +131,7 @@ pub struct Bin {
 
 /// Calibration bins of (probability, violates): ten of equal width, without the empty ones.
 pub fn calibration(scored: &[(f64, bool)]) -> Vec<Bin> {
-    let bin = |index: usize| {
+    let bins = (0..10).filter_map(|index| {
         let inside: Vec<_> = scored
             .iter()
             .filter(|(p, _)| ((p * 10.0) as usize).min(9) == index)
@@ -144,8 +144,8 @@ pub fn calibration(scored: &[(f64, bool)]) -> Vec<Bin> {
             predicted: inside.iter().map(|(p, _)| p).sum::<f64>() / count as f64,
             observed: inside.iter().filter(|(_, truth)| *truth).count() as f64 / count as f64,
         })
-    };
-    (0..10).filter_map(bin).collect()
+    });
+    bins.collect()
 }
 
 /// Expected calibration error: the bins' distance from the diagonal, weighted by size.

@@ -114,18 +114,31 @@ pub enum CascadeStage {
     /// If this holds, the cascade does not; otherwise the next stage runs.
     NoIf(Condition),
     /// A probe; certain unless its probability is in the range.
-    Probe(Arc<ProbeSpec>, Option<Unsure>),
+    Probe(Arc<ProbeSpec>, Option<UnsureRange>),
     /// A judge; certain unless its probability is in the range.
-    Judge(Arc<JudgeSpec>, Option<Unsure>),
+    Judge(Arc<JudgeSpec>, Option<UnsureRange>),
 }
 
 /// Range of probabilities, both ends included, in which a stage defers to the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Unsure(pub f64, pub f64);
+#[serde(into = "[f64; 2]")]
+pub struct UnsureRange {
+    /// The lowest probability in the range, 0 to 1.
+    pub low: f64,
+    /// The highest probability in the range, 0 to 1.
+    pub high: f64,
+}
 
-impl Unsure {
+/// The form in policy files, which hashes cover.
+impl From<UnsureRange> for [f64; 2] {
+    fn from(range: UnsureRange) -> Self {
+        [range.low, range.high]
+    }
+}
+
+impl UnsureRange {
     fn covers(self, probability: f64) -> bool {
-        (self.0..=self.1).contains(&probability)
+        (self.low..=self.high).contains(&probability)
     }
 }
 

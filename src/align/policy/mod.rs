@@ -33,7 +33,8 @@ pub use error::{PolicyError, PolicyErrors};
 pub use examples::{ExampleFailure, ExampleReport, RuleReport};
 pub use labelled::LabelledError;
 pub use matchers::{
-    CascadeStage, Cost, JudgeSpec, Labelled, Matcher, ProbeSpec, Score, Scores, TextOnly, Unsure,
+    CascadeStage, Cost, JudgeSpec, Labelled, Matcher, ProbeSpec, Score, Scores, TextOnly,
+    UnsureRange,
 };
 pub use model::{
     DEFAULT_FITTED_MINIMUM, Enforcement, Example, ExampleVerdict, Gate, LengthUnit, Minimum,

@@ -39,10 +39,12 @@ pub struct AdamW {
 impl AdamW {
     /// Zero moments for these variables.
     pub fn new<'a>(vars: impl Iterator<Item = &'a Var>) -> Result<Self> {
-        let zero = |var: &Var| Ok((var.zeros_like()?.detach(), var.zeros_like()?.detach()));
+        let zeros = |var: &Var| -> Result<Tensor> { Ok(var.zeros_like()?.detach()) };
         Ok(Self {
             steps: 0,
-            moments: vars.map(zero).collect::<Result<_>>()?,
+            moments: vars
+                .map(|var| Ok((zeros(var)?, zeros(var)?)))
+                .collect::<Result<_>>()?,
             constants: AdamWConstants::default(),
         })
     }

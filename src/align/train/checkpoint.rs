@@ -108,11 +108,12 @@ fn records(tensor: Option<&Tensor>, step: usize) -> candle_core::Result<Curve> {
         candle_core::bail!("the records of its {step} steps are missing");
     };
     let rows = tensor.to_vec2::<f64>()?;
-    let record = |row: Vec<f64>| {
-        let values = <[f64; StepRecord::FIELDS]>::try_from(row);
-        values.map(StepRecord::from_values).unwrap_or_default()
-    };
-    Ok(Curve(rows.into_iter().map(record).collect()))
+    let records = rows.into_iter().map(|row| {
+        <[f64; StepRecord::FIELDS]>::try_from(row)
+            .map(StepRecord::from_values)
+            .unwrap_or_default()
+    });
+    Ok(Curve(records.collect()))
 }
 
 fn list(dir: &Path) -> Vec<(usize, PathBuf)> {

@@ -101,12 +101,13 @@ pub struct Curve(pub Vec<StepRecord>);
 impl Curve {
     /// One JSON object per line.
     pub fn jsonl(&self) -> String {
-        let line = |record: &StepRecord| {
+        let mut lines = String::new();
+        for record in &self.0 {
             // A record holds only numbers, so this cannot fail.
-            let text = serde_json::to_string(record).unwrap_or_default();
-            format!("{text}\n")
-        };
-        self.0.iter().map(line).collect()
+            lines += &serde_json::to_string(record).unwrap_or_default();
+            lines.push('\n');
+        }
+        lines
     }
 
     /// Token rows per second over the whole run; 0 without steps.
@@ -130,15 +131,15 @@ impl Curve {
             ("KL of retain", |r| r.kl),
             ("likelihood", |r| r.sft),
         ];
-        let line = |(name, value): &Part| Line {
-            name: (*name).to_owned(),
-            points: self.0.iter().map(|r| (r.step as f64, value(r))).collect(),
-        };
-        // A part that never occurs would be a line along the axis.
-        let shown = parts
+        let lines: Vec<Line> = parts
             .iter()
-            .filter(|(_, value)| self.0.iter().any(|r| value(r) != 0.0));
-        let lines: Vec<Line> = shown.map(line).collect();
+            // A part that never occurs would be a line along the axis.
+            .filter(|(_, value)| self.0.iter().any(|r| value(r) != 0.0))
+            .map(|(name, value)| Line {
+                name: (*name).to_owned(),
+                points: self.0.iter().map(|r| (r.step as f64, value(r))).collect(),
+            })
+            .collect();
         let labels = Labels {
             title: "Training losses",
             description: &self.description(),

@@ -25,10 +25,11 @@ impl Lion {
         betas: [f64; 2],
         weight_decay: f64,
     ) -> Result<Self> {
-        let zero = |var: &Var| Ok(var.zeros_like()?.detach());
         Ok(Self {
             steps: 0,
-            moments: vars.map(zero).collect::<Result<_>>()?,
+            moments: vars
+                .map(|var| Ok(var.zeros_like()?.detach()))
+                .collect::<Result<_>>()?,
             betas,
             weight_decay,
         })

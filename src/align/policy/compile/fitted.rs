@@ -8,7 +8,7 @@ use serde_saphyr::Spanned;
 use super::Compiler;
 use crate::policy::condition::Condition;
 use crate::policy::labelled;
-use crate::policy::matchers::{CascadeStage, JudgeSpec, Labelled, ProbeSpec, Unsure};
+use crate::policy::matchers::{CascadeStage, JudgeSpec, Labelled, ProbeSpec, UnsureRange};
 use crate::policy::raw::{RawJudge, RawProbe, RawStage};
 
 impl Compiler<'_> {
@@ -146,14 +146,14 @@ impl Compiler<'_> {
             .map(|judge| CascadeStage::Judge(judge, unsure))
     }
 
-    fn unsure(&mut self, range: &Spanned<[f64; 2]>, stage: &RawStage) -> Option<Unsure> {
+    fn unsure(&mut self, range: &Spanned<[f64; 2]>, stage: &RawStage) -> Option<UnsureRange> {
         let [low, high] = range.value;
         let message = if stage.probe.is_none() && stage.judge.is_none() {
             "`unsure` belongs to a `probe` or a `judge`; other stages are always sure".to_owned()
         } else if !(0.0 <= low && low <= high && high <= 1.0) {
             format!("`unsure` is [{low}, {high}], but must be two probabilities, the lower first")
         } else {
-            return Some(Unsure(low, high));
+            return Some(UnsureRange { low, high });
         };
         self.error(range.referenced, message);
         None
