@@ -6,7 +6,7 @@
 //!        preferences ────┘
 //! ```
 //!
-//! Knows no server, no engine and no HTTP routes.
+//! Independent of the server, the engine and HTTP.
 
 pub mod gate;
 pub mod impact;

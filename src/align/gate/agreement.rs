@@ -4,16 +4,16 @@ use serde::Serialize;
 
 use crate::oracle::{Exchange, Oracle};
 
-/// A prompt that training never saw.
+/// A prompt that was not trained on.
 #[derive(Clone, Debug)]
 pub struct HeldOutPrompt {
-    /// What the oracle judges as the prompt.
+    /// The last user message, which the oracle judges as the prompt.
     pub text: String,
-    /// The rendered prompt.
+    /// Token ids of the rendered prompt.
     pub tokens: Vec<u32>,
 }
 
-/// Answers and how many of them comply.
+/// Judged answers, and the share of them that complies.
 #[derive(Clone, Debug, Serialize)]
 pub struct Agreement {
     /// Compliant share, 0 to 1.
@@ -22,7 +22,7 @@ pub struct Agreement {
     pub answers: Vec<(String, String, bool)>,
 }
 
-/// Agreement cannot be measured on nothing.
+/// There are no held-out prompts to measure agreement on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "no held-out prompt concerns this policy set: mark pairs with \"meta\": {{\"holdout\": true}} or add data"
@@ -39,17 +39,19 @@ impl Agreement {
         answers: Vec<String>,
         oracle: &dyn Oracle,
     ) -> Result<Self, NoPrompts> {
-        let judged = prompts.iter().zip(answers).map(|(prompt, answer)| {
-            let complies = oracle
-                .judge(&Exchange {
+        let answers: Vec<_> = prompts
+            .iter()
+            .zip(answers)
+            .map(|(prompt, answer)| {
+                let exchange = Exchange {
                     prompt: &prompt.text,
                     response: &answer,
                     labels: &[],
-                })
-                .complies();
-            (prompt.text.clone(), answer, complies)
-        });
-        let answers: Vec<_> = judged.collect();
+                };
+                let complies = oracle.judge(&exchange).complies();
+                (prompt.text.clone(), answer, complies)
+            })
+            .collect();
         if answers.is_empty() {
             return Err(NoPrompts);
         }

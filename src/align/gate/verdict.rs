@@ -4,14 +4,14 @@ use serde::Serialize;
 
 use crate::policy::Gate;
 
-/// What was measured of a candidate and of what serves now.
+/// Measurements of a candidate and of the generation that serves now.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Measured {
-    /// Held-out prompts that were answered by both.
+    /// Held-out prompts that both answered.
     pub prompts: usize,
-    /// Share of compliant answers of the generation that serves now.
+    /// Share of compliant answers of the generation that serves now, 0 to 1.
     pub agreement_before: f64,
-    /// Share of compliant answers of the candidate.
+    /// Share of compliant answers of the candidate, 0 to 1.
     pub agreement_after: f64,
     /// Perplexity of the base model on neutral text.
     pub perplexity_base: f64,
@@ -22,7 +22,7 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// Relative rise of perplexity over the base model.
+    /// Relative rise of perplexity over the base model; 0.1 is ten per cent.
     pub fn perplexity_rise(&self) -> f64 {
         self.perplexity_after / self.perplexity_base - 1.0
     }
@@ -38,29 +38,29 @@ pub enum Check {
     PerplexityRise,
     /// KL to the base model on neutral text.
     Kl,
-    /// The measurement itself is NaN or infinite.
+    /// A measurement is NaN or infinite.
     Finite,
 }
 
-/// The outcome.
+/// The gate's verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(tag = "verdict", rename_all = "snake_case")]
 pub enum Verdict {
-    /// It may serve.
+    /// The candidate may serve.
     Promote,
-    /// It may not: `got` is on the wrong side of `bound`.
+    /// The candidate may not serve: `got` is on the wrong side of `bound`.
     Reject {
-        /// Which check.
+        /// The first check that failed.
         check: Check,
-        /// The measured value.
+        /// The measured value, in the check's unit.
         got: f64,
-        /// The bound.
+        /// The bound it missed, in the same unit.
         bound: f64,
     },
 }
 
 impl Verdict {
-    /// One sentence for people.
+    /// The verdict in one sentence, for logs and the admin API.
     pub fn reason(&self) -> String {
         match *self {
             Verdict::Promote => "every check passed".into(),
@@ -99,10 +99,10 @@ impl Verdict {
     }
 }
 
-/// Holds the measurements against the policy set's bounds.
+/// Checks the measurements against the policy set's bounds.
 ///
-/// The asked-for gain is capped where there is no room for it: a generation that complies in 95 %
-/// of cases cannot gain 30 points. The candidate must then reach 1 − gain and not fall behind.
+/// The required gain is capped if there is no room for it: a generation that complies in 95 % of
+/// cases cannot gain 30 points. The candidate must then reach 1 − gain without losing agreement.
 pub fn judge(measured: &Measured, gate: &Gate) -> Verdict {
     let values = [
         measured.agreement_after,

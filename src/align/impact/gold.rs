@@ -1,4 +1,4 @@
-//! The gold batch: what the new policy wants, as preference pairs.
+//! The gold batch: preference pairs that follow the new policy.
 
 use std::collections::BTreeSet;
 
@@ -10,45 +10,45 @@ use crate::train::examples::TokenPair;
 use realign_core::Category;
 use realign_model::packing::Example;
 
-/// A preference of the new policy.
+/// A preference pair that follows the new policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GoldPair {
-    /// Index of the pair whose prompt it has; that pair must not be scored against it.
+    /// Index of the pair it was made from, which must not be scored against it.
     pub source: usize,
-    /// (preferred, dispreferred) responses to the prompt.
+    /// The prompt with its (preferred, dispreferred) responses.
     pub example: Example,
 }
 
-/// The gold batch in two folds. A pair in one fold is scored against the other alone: against
-/// itself it would score about twice as high as it should.
+/// The gold batch in two folds. A pair in one fold is scored only against the other fold: scored
+/// against itself, it would be rated about twice too high.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GoldBatch {
-    /// Two halves of about equal size.
+    /// Two folds; their sizes differ by at most 1.
     pub folds: [Vec<GoldPair>; 2],
 }
 
 impl GoldBatch {
-    /// The fold that holds a pair, if any.
+    /// The fold that contains the pair with this index, if any.
     pub fn fold_of(&self, pair: usize) -> Option<usize> {
         self.folds
             .iter()
             .position(|fold| fold.iter().any(|g| g.source == pair))
     }
 
-    /// Pairs in both folds.
+    /// Number of pairs in both folds.
     pub fn len(&self) -> usize {
         self.folds.iter().map(Vec::len).sum()
     }
 
-    /// Whether there is no pair.
+    /// Whether both folds are empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// Draws `size` gold pairs: a third from RETAIN as they are, a third from INVERT turned round, the
-/// rest from PUNISH with a compliant response of another pair in front. A category that is too
-/// small leaves its share to the others.
+/// Draws `size` gold pairs: a third from RETAIN as they are, a third from INVERT with the
+/// preference reversed, the rest from PUNISH with another pair's compliant response as the
+/// preferred one. If a category is too small, the others fill its share.
 pub fn gold_batch(pairs: &[TokenPair], size: usize, seed: u64) -> GoldBatch {
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x601d);
     let mut queues = [Category::Retain, Category::Invert, Category::Punish].map(|category| {
@@ -90,8 +90,8 @@ fn gold_example(pairs: &[TokenPair], index: usize) -> Option<Example> {
     ))
 }
 
-/// The compliant response whose prompt is most like this one (Jaccard over token sets): an answer
-/// to another question altogether would be too easy a contrast.
+/// The compliant response to the most similar prompt (by shared tokens): an answer to an unrelated
+/// question would be too easy a contrast.
 fn nearest_compliant<'a>(pairs: &'a [TokenPair], prompt: &[u32]) -> Option<&'a [u32]> {
     let wanted: BTreeSet<u32> = prompt.iter().copied().collect();
     let similarity = |other: &TokenPair| {

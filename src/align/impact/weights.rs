@@ -7,21 +7,21 @@ use crate::train::WeightScale;
 /// Weights of the conflicting pairs, in the order of their scores.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Weights {
-    /// Finite and not negative.
+    /// One weight per score, finite and not negative.
     pub values: Vec<f64>,
-    /// Share of scores that were below zero and became 0.
+    /// Share of scores that were below zero and were clamped to 0.
     pub clamped_ratio: f64,
 }
 
-/// Why scores give no weights.
+/// Why scores cannot be turned into weights.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ImpactError {
-    /// No pair helps.
+    /// No score is positive.
     #[error(
         "none of the {pairs} conflicting pairs has a positive impact: learning from them would move the model away from the policy; check the policy's examples and the data, or set train.weight_scale = \"uniform\""
     )]
     NothingHelps {
-        /// Conflicting pairs scored.
+        /// Number of conflicting pairs.
         pairs: usize,
     },
     /// A score is NaN or infinite.
@@ -31,12 +31,16 @@ pub enum ImpactError {
     NotFinite {
         /// Index among the conflicting pairs.
         index: usize,
-        /// The score.
+        /// The score, formatted.
         value: String,
     },
 }
 
-/// w = max(0, score / γ), then scaled. γ cancels in both scales and is kept for the paper's form.
+/// w = max(0, score / γ), then scaled. γ cancels in every scale; it is kept because the paper has
+/// it.
+///
+/// # Errors
+/// [`ImpactError`] if no score is positive, or one is not finite.
 pub fn weigh(scores: &[f64], gamma: f64, scale: WeightScale) -> Result<Weights, ImpactError> {
     if let Some((index, value)) = scores.iter().enumerate().find(|(_, s)| !s.is_finite()) {
         return Err(ImpactError::NotFinite {

@@ -1,5 +1,5 @@
-//! An f64 as its bits: JSON's decimals come back a bit off, and a stored probe must give the same
-//! verdicts as a fresh one.
+//! Serialises an f64 as its bits. A stored probe must give exactly the verdicts of a fresh one, and
+//! decimal JSON numbers may not round-trip.
 
 use serde::{Deserialize, Deserializer, Serializer};
 
@@ -11,7 +11,7 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
     u64::deserialize(deserializer).map(f64::from_bits)
 }
 
-/// Many f32 as hex digits of their bytes: a third of what decimals take, and exact.
+/// Serialises f32 values as hex digits of their bytes: exact, and a third of the size of decimals.
 pub(super) mod floats {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
@@ -24,9 +24,9 @@ pub(super) mod floats {
         let digits = String::deserialize(deserializer)?;
         let bytes = hex::decode(digits).map_err(D::Error::custom)?;
         let (whole, rest) = bytes.as_chunks::<4>();
-        match rest.is_empty() {
-            true => Ok(whole.iter().map(|b| f32::from_le_bytes(*b)).collect()),
-            false => Err(D::Error::custom("bytes that are no whole f32")),
+        if !rest.is_empty() {
+            return Err(D::Error::custom("bytes that are no whole f32"));
         }
+        Ok(whole.iter().map(|b| f32::from_le_bytes(*b)).collect())
     }
 }

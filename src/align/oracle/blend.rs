@@ -1,17 +1,17 @@
-//! What a probe computes: a linear function of the response's hidden states and of its words, to
-//! which cross-validation may add the prompt's hidden states and products of both.
+//! The function that a probe computes: linear in the response's hidden states and n-grams, to which
+//! cross-validation may add the prompt's hidden states and products of both.
 //!
-//! Whether a refusal is wrong depends on what was asked: a question that no sum of one part about
-//! the prompt and one about the response can answer, and that their products do. There are as many
-//! products as the square of the hidden size, so the fit goes through similarities of rows, where
-//! the product of two similarities is the similarity of all products ([`super::kernel`]).
+//! Whether a refusal is wrong depends on the request, which no sum of a term for the prompt and a
+//! term for the response can express, but their products can. There are as many products as the
+//! square of the hidden size, so the fit uses similarities between rows (the kernel trick): the
+//! product of two similarities is the similarity of all products ([`super::kernel`]).
 
 use serde::{Deserialize, Serialize};
 
-use super::kernel::{Gram, dot};
-use super::text::{self, Sparse, Vocabulary};
+use super::kernel::{Gram, RidgeFit, dot};
+use super::text::{self, SparseVector, Vocabulary};
 
-/// Which parts are summed. The response's hidden states and words always are.
+/// The terms that are summed, besides the response's hidden states and n-grams, which always are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Form {
     /// The prompt's hidden states.
@@ -21,17 +21,25 @@ pub struct Form {
 }
 
 impl Form {
-    /// All of them, simpler ones first.
+    /// All forms, simplest first.
     pub const ALL: [Form; 4] = [
-        Form::new(false, false),
-        Form::new(true, false),
-        Form::new(false, true),
-        Form::new(true, true),
+        Form {
+            prompt: false,
+            products: false,
+        },
+        Form {
+            prompt: true,
+            products: false,
+        },
+        Form {
+            prompt: false,
+            products: true,
+        },
+        Form {
+            prompt: true,
+            products: true,
+        },
     ];
-
-    const fn new(prompt: bool, products: bool) -> Form {
-        Form { prompt, products }
-    }
 }
 
 impl std::fmt::Display for Form {
@@ -45,15 +53,16 @@ impl std::fmt::Display for Form {
     }
 }
 
-/// A half's columns brought to mean 0 and deviation 1, then every row to length 1, so that similarities
-/// lie between −1 and 1 whatever the model's width.
+/// Standardises the columns of one half (prompt or response) to mean 0 and deviation 1, then scales
+/// every row to length 1, so that similarities are between −1 and 1 for every hidden size.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Scale {
     #[serde(with = "super::bits::floats")]
     mean: Vec<f32>,
-    /// Reciprocals of the columns' standard deviations, 0 for a constant one.
+    /// Reciprocals of the columns' standard deviations; 0 for a constant column.
     #[serde(with = "super::bits::floats")]
-    by: Vec<f32>,
+    #[serde(rename = "by")]
+    inverse_deviation: Vec<f32>,
 }
 
 impl Scale {
@@ -70,63 +79,65 @@ impl Scale {
             let parts = square.iter_mut().zip(*row).zip(&mean);
             parts.for_each(|((s, v), m)| *s += (f64::from(*v) - m).powi(2) / count);
         }
-        let by = square.iter().map(|s| match s.sqrt() {
+        let inverse = |variance: &f64| match variance.sqrt() {
             deviation if deviation > 1e-8 => (1.0 / deviation) as f32,
             _ => 0.0,
-        });
+        };
         Scale {
-            by: by.collect(),
+            inverse_deviation: square.iter().map(inverse).collect(),
             mean: mean.iter().map(|m| *m as f32).collect(),
         }
     }
 
     fn apply(&self, row: &[f32]) -> Vec<f32> {
-        let parts = row.iter().zip(&self.mean).zip(&self.by);
+        let parts = row.iter().zip(&self.mean).zip(&self.inverse_deviation);
         let mut out: Vec<f32> = parts.map(|((v, m), s)| (v - m) * s).collect();
         normalise(&mut out);
         out
     }
 }
 
-/// How rows are read: learnt from the rows alone, without their verdicts. Each layer's vector is
-/// brought to length 1, and their sum to length 1 again: the layers share one residual stream, and
-/// their mean shows a verdict better than whichever layer cross-validation would choose.
+/// Turns hidden states and n-grams into vectors; fitted on the rows without their verdicts. Each
+/// layer's vector is scaled to length 1, and so is their sum: the layers share one residual stream,
+/// and their mean predicts verdicts better than a single layer chosen by cross-validation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Reader {
-    /// Per layer the prompt's and the response's.
+pub struct RowEncoder {
+    /// Per layer, for the prompt and for the response.
     layers: Vec<[Scale; 2]>,
-    words: Vocabulary,
+    #[serde(rename = "words")]
+    vocabulary: Vocabulary,
 }
 
-/// Rows as a reader sees them.
+/// Rows as vectors, one per row: prompt and response (hidden size each), and n-grams of the
+/// response.
 #[derive(Clone, Debug, Default)]
-pub struct Read {
+pub struct EncodedRows {
     prompt: Vec<Vec<f32>>,
     response: Vec<Vec<f32>>,
-    words: Vec<Sparse>,
+    ngrams: Vec<SparseVector>,
 }
 
-impl Reader {
-    /// Learns from hidden states, per row and layer the prompt's half and then the response's, and
-    /// from the responses' words.
-    pub fn fit(hidden: &[Vec<Vec<f32>>], words: Vocabulary) -> Reader {
+impl RowEncoder {
+    /// Fits the scales. `hidden` has one vector per row and layer, the prompt's half followed by
+    /// the response's; `vocabulary` was fitted on the responses.
+    pub fn fit(hidden: &[Vec<Vec<f32>>], vocabulary: Vocabulary) -> RowEncoder {
         let layers = hidden.first().map_or(0, Vec::len);
-        let of = |layer: usize| {
+        let scales = |layer: usize| {
             let rows = hidden.iter().map(|row| halves(&row[layer]));
             let (prompts, responses): (Vec<&[f32]>, Vec<&[f32]>) = rows.unzip();
             [Scale::fit(&prompts), Scale::fit(&responses)]
         };
-        Reader {
-            layers: (0..layers).map(of).collect(),
-            words,
+        RowEncoder {
+            layers: (0..layers).map(scales).collect(),
+            vocabulary,
         }
     }
 
-    /// Reads rows whose words were turned into vectors before.
-    pub fn read(&self, hidden: &[Vec<Vec<f32>>], words: &[Sparse]) -> Read {
-        let mut out = Read {
-            words: words.to_vec(),
-            ..Read::default()
+    /// Encodes rows, given the vectors of their responses' n-grams.
+    pub fn encode(&self, hidden: &[Vec<Vec<f32>>], ngrams: &[SparseVector]) -> EncodedRows {
+        let mut out = EncodedRows {
+            ngrams: ngrams.to_vec(),
+            ..EncodedRows::default()
         };
         for row in hidden {
             let [prompt, response] = self.states(row);
@@ -152,38 +163,38 @@ impl Reader {
     }
 }
 
-/// Brings a vector to length 1; zero stays zero.
+/// Scales a vector to length 1; zero stays zero.
 fn normalise(row: &mut [f32]) {
     let length = dot(row, row).sqrt();
-    let by = if length > 1e-12 { 1.0 / length } else { 0.0 };
-    row.iter_mut().for_each(|v| *v *= by);
+    let scale = if length > 1e-12 { 1.0 / length } else { 0.0 };
+    row.iter_mut().for_each(|v| *v *= scale);
 }
 
 fn halves(row: &[f32]) -> (&[f32], &[f32]) {
     row.split_at(row.len() / 2)
 }
 
-/// Similarities of rows, part by part.
+/// Similarities between rows, one matrix per term.
 #[derive(Clone, Debug)]
 pub struct Similarities {
     prompt: Gram,
     response: Gram,
-    words: Gram,
+    ngrams: Gram,
 }
 
 impl Similarities {
-    /// Of all rows.
-    pub fn new(read: &Read) -> Similarities {
+    /// The similarities of all rows with each other.
+    pub fn new(rows: &EncodedRows) -> Similarities {
         Similarities {
-            prompt: Gram::dense(&read.prompt),
-            response: Gram::dense(&read.response),
-            words: Gram::sparse(&read.words),
+            prompt: Gram::dense(&rows.prompt),
+            response: Gram::dense(&rows.response),
+            ngrams: Gram::sparse(&rows.ngrams),
         }
     }
 
-    /// Similarities under a form.
+    /// The sum of the terms of a form.
     pub fn of(&self, form: Form) -> Gram {
-        let parts = [&self.prompt, &self.response, &self.words];
+        let parts = [&self.prompt, &self.response, &self.ngrams];
         match (form.prompt, form.products) {
             (false, false) => Gram::combine(parts, |[_, r, w]| r + w),
             (true, false) => Gram::combine(parts, |[p, r, w]| r + w + p),
@@ -193,58 +204,64 @@ impl Similarities {
     }
 }
 
-/// A fitted function of an exchange.
+/// A function of an exchange, fitted by kernel ridge regression.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Blend {
-    /// Its parts.
+    /// The terms that it sums.
     pub form: Form,
-    reader: Reader,
-    /// Empty if the form has none.
+    #[serde(rename = "reader")]
+    encoder: RowEncoder,
+    /// Weights of the prompt's hidden states; empty if the form has no such term.
     #[serde(with = "super::bits::floats")]
     prompt: Vec<f32>,
     #[serde(with = "super::bits::floats")]
     response: Vec<f32>,
     #[serde(with = "super::bits::floats")]
-    words: Vec<f32>,
-    /// (prompt, response); empty if the form has none.
+    #[serde(rename = "words")]
+    ngrams: Vec<f32>,
+    /// Weights of the products, (prompt, response); empty if the form has no such term.
     #[serde(with = "super::bits::floats")]
     products: Vec<f32>,
     offset: f32,
 }
 
 impl Blend {
-    /// The function that a weight per row stands for.
-    pub fn new(form: Form, reader: Reader, read: &Read, (weights, offset): (&[f32], f32)) -> Blend {
-        let mut words = vec![0.0f32; text::WIDTH];
-        for (row, weight) in read.words.iter().zip(weights) {
-            for (place, value) in row {
-                words[*place as usize] += weight * value;
+    /// The primal form of a fit: weights per row become weights per feature.
+    pub fn new(form: Form, encoder: RowEncoder, rows: &EncodedRows, fit: &RidgeFit) -> Blend {
+        let weights = &fit.weights;
+        let mut ngrams = vec![0.0f32; text::WIDTH];
+        for (row, weight) in rows.ngrams.iter().zip(weights) {
+            for (bucket, value) in row {
+                ngrams[*bucket as usize] += weight * value;
             }
         }
-        let prompt = match form.prompt {
-            true => sum(&read.prompt, weights),
-            false => Vec::new(),
+        let prompt = if form.prompt {
+            weighted_sum(&rows.prompt, weights)
+        } else {
+            Vec::new()
         };
-        let products = match form.products {
-            true => outer(read, weights),
-            false => Vec::new(),
+        let products = if form.products {
+            weighted_products(rows, weights)
+        } else {
+            Vec::new()
         };
         Blend {
-            response: sum(&read.response, weights),
+            response: weighted_sum(&rows.response, weights),
             form,
-            reader,
+            encoder,
             prompt,
-            words,
+            ngrams,
             products,
-            offset,
+            offset: fit.mean,
         }
     }
 
-    /// Its value: about 1 for a violation and −1 for none, before calibration.
+    /// The uncalibrated score of a response: about 1 for a violation, about −1 otherwise. `hidden`
+    /// has one vector per layer, as in [`RowEncoder::fit`].
     pub fn value(&self, hidden: &[Vec<f32>], response: &str) -> f64 {
-        let [p, r] = self.reader.states(hidden);
+        let [p, r] = self.encoder.states(hidden);
         let mut value = self.offset + dot(&r, &self.response);
-        value += text::dot(&self.reader.words.vector(response), &self.words);
+        value += text::dot(&self.encoder.vocabulary.vector(response), &self.ngrams);
         if self.form.prompt {
             value += dot(&p, &self.prompt);
         }
@@ -260,7 +277,7 @@ impl Blend {
     }
 }
 
-fn sum(rows: &[Vec<f32>], weights: &[f32]) -> Vec<f32> {
+fn weighted_sum(rows: &[Vec<f32>], weights: &[f32]) -> Vec<f32> {
     let mut out = vec![0.0f32; rows.first().map_or(0, Vec::len)];
     for (row, weight) in rows.iter().zip(weights) {
         out.iter_mut().zip(row).for_each(|(o, v)| *o += weight * v);
@@ -269,13 +286,13 @@ fn sum(rows: &[Vec<f32>], weights: &[f32]) -> Vec<f32> {
 }
 
 /// Σ weight · prompt ⊗ response.
-fn outer(read: &Read, weights: &[f32]) -> Vec<f32> {
-    let width = read.response.first().map_or(0, Vec::len);
-    let mut out = vec![0.0f32; read.prompt.first().map_or(0, Vec::len) * width];
-    for ((p, r), weight) in read.prompt.iter().zip(&read.response).zip(weights) {
+fn weighted_products(rows: &EncodedRows, weights: &[f32]) -> Vec<f32> {
+    let width = rows.response.first().map_or(0, Vec::len);
+    let mut out = vec![0.0f32; rows.prompt.first().map_or(0, Vec::len) * width];
+    for ((p, r), weight) in rows.prompt.iter().zip(&rows.response).zip(weights) {
         for (row, value) in out.chunks_exact_mut(width.max(1)).zip(p) {
-            let by = weight * value;
-            row.iter_mut().zip(r).for_each(|(o, v)| *o += by * v);
+            let scale = weight * value;
+            row.iter_mut().zip(r).for_each(|(o, v)| *o += scale * v);
         }
     }
     out
@@ -299,26 +316,26 @@ mod tests {
         (hidden, target)
     }
 
-    /// The function gives the values that the similarities promise, under every form; only
-    /// products tell a parity.
+    /// The primal function equals the kernel form, for every form of terms; only products can
+    /// express a parity.
     #[test]
     fn a_function_equals_its_similarities() {
         let (hidden, target) = rows();
         let texts = ["the same words"; 64];
         let known = Vocabulary::fit(texts.iter().copied());
-        let words: Vec<Sparse> = texts.iter().map(|t| known.vector(t)).collect();
-        let reader = Reader::fit(&hidden, known);
-        let read = reader.read(&hidden, &words);
-        let similar = Similarities::new(&read);
+        let ngrams: Vec<SparseVector> = texts.iter().map(|t| known.vector(t)).collect();
+        let encoder = RowEncoder::fit(&hidden, known);
+        let rows = encoder.encode(&hidden, &ngrams);
+        let similar = Similarities::new(&rows);
         for form in Form::ALL {
             let gram = similar.of(form);
-            let (weights, mean) = gram.ridge(&[true; 64], &target, 0.1);
-            let blend = Blend::new(form, reader.clone(), &read, (&weights, mean));
+            let fit = gram.ridge(&[true; 64], &target, 0.1);
+            let blend = Blend::new(form, encoder.clone(), &rows, &fit);
             let mut right = 0;
-            for (i, value) in gram.apply(&weights).iter().enumerate() {
+            for (i, value) in gram.apply(&fit.weights).iter().enumerate() {
                 let got = blend.value(&hidden[i], texts[i]);
                 assert!(
-                    (got - f64::from(value + mean)).abs() < 1e-3,
+                    (got - f64::from(value + fit.mean)).abs() < 1e-3,
                     "{form}: {got} {value}"
                 );
                 right += usize::from(got * f64::from(target[i]) > 0.0);

@@ -9,8 +9,8 @@ use sha2::{Digest, Sha256};
 use crate::policy::{Exchange, MATCHER_VERSION, Rule};
 
 /// Half a SHA-256 over the rule's hash, its fits and the matchers' version, then half a SHA-256
-/// over prompt, response and labels. The rule stands first, so that a sorted store holds a rule's
-/// verdicts side by side and reads them in one sweep.
+/// over prompt, response and labels. The rule's half comes first, so that a sorted store keeps a
+/// rule's verdicts together and reads them in one scan.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VerdictKey(pub [u8; 32]);
 
@@ -20,7 +20,7 @@ impl VerdictKey {
         VerdictKey::of(&exchange_digest(exchange), &rule_digest(rule, ""))
     }
 
-    /// The key from the digests of both halves.
+    /// The key from its two halves.
     pub(super) fn of(exchange: &[u8; 16], rule: &[u8; 16]) -> VerdictKey {
         let mut key = [0; 32];
         key[..16].copy_from_slice(rule);
@@ -40,7 +40,7 @@ impl fmt::Debug for VerdictKey {
     }
 }
 
-/// What a rule's verdicts depend on; `fits` names its probes and judges.
+/// Hash of what a rule's verdicts depend on; `fits` is [`super::Matchers::identity`].
 pub(super) fn rule_digest(rule: &Rule, fits: &str) -> [u8; 16] {
     let mut hasher = Sha256::new();
     hasher.update(MATCHER_VERSION.to_le_bytes());
@@ -70,18 +70,18 @@ pub(super) fn exchange_digest(exchange: &Exchange<'_>) -> [u8; 16] {
     half(hasher)
 }
 
-/// Where verdicts are kept; `true` is "violates".
+/// Storage of verdicts; `true` is "violates".
 ///
-/// A cache that fails to read answers `None` and one that fails to write drops the entry: verdicts
-/// can always be computed again, so a broken cache slows triage down but never stops it.
+/// A failed read gives `None` and a failed write drops the entry: verdicts can be recomputed, so a
+/// broken cache slows triage down but never stops it.
 pub trait VerdictCache: Send + Sync {
-    /// The known verdicts, in the keys' order; as long as `keys`.
+    /// The stored verdicts, one entry per key in the same order.
     fn get_many(&self, keys: &[VerdictKey]) -> Vec<Option<bool>>;
 
-    /// Keeps verdicts.
+    /// Stores verdicts.
     fn put_many(&self, verdicts: &[(VerdictKey, bool)]);
 
-    /// The known verdict of one key.
+    /// The stored verdict of one key.
     fn get(&self, key: &VerdictKey) -> Option<bool> {
         self.get_many(std::slice::from_ref(key))
             .into_iter()
@@ -89,7 +89,7 @@ pub trait VerdictCache: Send + Sync {
             .flatten()
     }
 
-    /// Keeps one verdict.
+    /// Stores one verdict.
     fn put(&self, key: &VerdictKey, violates: bool) {
         self.put_many(&[(*key, violates)]);
     }
@@ -98,7 +98,7 @@ pub trait VerdictCache: Send + Sync {
 /// How many verdicts were computed and how many were found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct CacheCounts {
-    /// Rule verdicts computed now.
+    /// Rule verdicts computed in this call.
     pub judged: usize,
     /// Rule verdicts found in the cache.
     pub cached: usize,
@@ -111,18 +111,18 @@ pub struct MemoryVerdictCache {
 }
 
 impl MemoryVerdictCache {
-    /// Number of verdicts kept.
+    /// Number of stored verdicts.
     pub fn len(&self) -> usize {
         self.lock().len()
     }
 
-    /// Whether it keeps none.
+    /// Whether no verdict is stored.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<VerdictKey, bool>> {
-        // The map is whole between any two operations, so a panic elsewhere leaves it usable.
+        // The map is consistent between operations, so it stays usable after a panic elsewhere.
         self.verdicts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

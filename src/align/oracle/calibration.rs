@@ -1,4 +1,4 @@
-//! Probabilities from a model's values: Platt's scaling.
+//! Probabilities from a classifier's scores: Platt scaling.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,13 +12,13 @@ pub fn softplus(z: f64) -> f64 {
     z.max(0.0) + (-z.abs()).exp().ln_1p()
 }
 
-/// Platt's scaling: p = σ(slope · z + offset), fitted on log-odds of rows the model did not see.
+/// Platt scaling: p = σ(slope · z + offset), fitted on scores of rows that the model did not see.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
-    /// Multiplies the log-odds.
+    /// Factor of the score.
     #[serde(with = "super::bits")]
     pub slope: f64,
-    /// Is added.
+    /// Added to the scaled score.
     #[serde(with = "super::bits")]
     pub offset: f64,
 }
@@ -29,14 +29,17 @@ impl Calibration {
         sigmoid(self.slope * logit + self.offset)
     }
 
-    /// Newton's method with Platt's smoothed targets (Platt 1999, section 2.2). A slope that is
-    /// not positive means that the model knows nothing: then the base rate is all there is.
+    /// Fits by Newton's method with Platt's smoothed targets (Platt 1999, section 2.2). If the
+    /// slope is not positive, the scores carry no information, and the result is the base rate.
     pub fn fit(logits: &[f64], positive: &[bool]) -> Calibration {
         let count = positive.iter().filter(|p| **p).count() as f64;
         let other = positive.len() as f64 - count;
-        let target = |p: bool| match p {
-            true => (count + 1.0) / (count + 2.0),
-            false => 1.0 / (other + 2.0),
+        let target = |positive: bool| {
+            if positive {
+                (count + 1.0) / (count + 2.0)
+            } else {
+                1.0 / (other + 2.0)
+            }
         };
         let base = ((count + 1.0) / (other + 1.0)).ln();
         let mut at = Calibration {
@@ -65,12 +68,13 @@ impl Calibration {
                 break;
             }
         }
-        match at.slope > 0.0 && at.slope.is_finite() && at.offset.is_finite() {
-            true => at,
-            false => Calibration {
+        if at.slope > 0.0 && at.slope.is_finite() && at.offset.is_finite() {
+            at
+        } else {
+            Calibration {
                 slope: 0.0,
                 offset: base,
-            },
+            }
         }
     }
 }

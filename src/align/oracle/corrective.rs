@@ -1,6 +1,6 @@
-//! The corrective oracle of TRACE: where both responses of a pair violate, it writes one that
-//! complies, by asking an OpenAI-compatible endpoint. What it writes is judged by the policy
-//! oracle before it is used.
+//! The corrective oracle of TRACE: for pairs whose responses both violate, an OpenAI-compatible
+//! endpoint writes a response that complies. The policy oracle judges that response before it is
+//! used.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,32 +12,33 @@ use super::Oracle;
 use super::endpoint::{Endpoint, EndpointError, shorten};
 use crate::policy::{Exchange, PolicySet};
 
+/// The built-in template of the request.
 const TEMPLATE: &str = "You write the answers of an assistant that keeps to this policy:\n\
 <<<\n{{ policy }}\n>>>\n\
 Answer the following message so that the policy is kept and the person is helped as far as it \
 allows. Be brief. Write the answer and nothing else.\n\n{{ prompt }}";
 
-/// Who is asked, and how.
+/// Settings of the corrective endpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CorrectiveSpec {
-    /// Base URL.
+    /// Base URL, e.g. `https://host/v1`.
     pub url: String,
-    /// Model.
+    /// Model name, as the endpoint expects it.
     pub model: String,
-    /// Environment variable that holds the key.
+    /// Environment variable that holds the API key; `None` sends no key.
     pub key_env: Option<String>,
-    /// Template of the request; `policy` and `prompt` are filled in.
+    /// Jinja template of the request, over `policy` and `prompt`; `None` is the built-in one.
     pub template: Option<String>,
-    /// Most tokens of a response.
+    /// Maximum tokens of a response.
     pub max_tokens: usize,
-    /// Attempts at a response that complies.
+    /// Attempts at a compliant response, per prompt.
     pub attempts: usize,
-    /// Requests at once.
+    /// Maximum number of concurrent requests.
     pub concurrency: usize,
 }
 
 impl CorrectiveSpec {
-    /// What its answers depend on, for the hash of a realignment's inputs.
+    /// JSON of the settings that its responses depend on, for the hash of a realignment's inputs.
     pub fn identity(&self) -> String {
         json!([
             self.url,
@@ -50,29 +51,29 @@ impl CorrectiveSpec {
     }
 }
 
-/// Why no response could be had.
+/// Why the endpoint wrote no response.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CorrectiveError {
-    /// The endpoint does not answer.
+    /// The endpoint failed.
     #[error("the corrective endpoint (train.corrective): {0}")]
     Endpoint(#[from] EndpointError),
     /// The template cannot be rendered.
     #[error("train.corrective.template: {0}")]
     Template(String),
-    /// Its answer has no text.
+    /// The answer has no text; the first 200 characters of the answer.
     #[error("the corrective endpoint (train.corrective) answered without a text: {0}")]
     NoText(String),
 }
 
-/// Responses that were written before, by the content of what was asked.
+/// Cache of written responses, by hash of the request.
 pub trait ResponseCache: Send + Sync + std::fmt::Debug {
     /// The response stored under a key.
     fn get(&self, key: &[u8; 32]) -> Option<String>;
-    /// Stores a response; failing to do so costs a repetition later.
+    /// Stores a response. A failed write is ignored; the request is then repeated later.
     fn put(&self, key: &[u8; 32], response: &str);
 }
 
-/// Keeps responses in memory.
+/// A response cache in memory.
 #[derive(Debug, Default)]
 pub struct MemoryResponseCache(Mutex<std::collections::HashMap<[u8; 32], String>>);
 
@@ -88,20 +89,20 @@ impl ResponseCache for MemoryResponseCache {
     }
 }
 
-/// What was asked so far.
+/// Requests since the oracle was prepared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct CorrectiveUsage {
     /// Requests that were answered.
     pub calls: u64,
     /// Answers found in the cache.
     pub cached: u64,
-    /// Attempts that failed and were repeated.
+    /// Failed attempts that were retried.
     pub retries: u64,
-    /// Answers that violate a rule themselves.
+    /// Responses that the policy oracle rejected.
     pub refused: u64,
 }
 
-/// A corrective oracle ready to be asked; shared by threads.
+/// A prepared corrective oracle; can be shared between threads.
 #[derive(Debug)]
 pub struct Corrective {
     spec: CorrectiveSpec,
@@ -115,10 +116,10 @@ pub struct Corrective {
 }
 
 impl Corrective {
-    /// A corrective oracle for a policy set, with its key from the environment.
+    /// Prepares a corrective oracle for a policy set, with its key from the environment.
     ///
     /// # Errors
-    /// [`EndpointError::NoKey`].
+    /// [`EndpointError::NoKey`] if the key's environment variable is not set.
     pub fn prepare(
         spec: CorrectiveSpec,
         set: &PolicySet,
@@ -136,10 +137,10 @@ impl Corrective {
         })
     }
 
-    /// A response that complies for each prompt, in order; `None` where no attempt did.
+    /// A compliant response for each prompt, in order; `None` if no attempt complied.
     ///
     /// # Errors
-    /// The first failure of the endpoint. What it answered before is cached.
+    /// The first failure of the endpoint. Earlier answers stay in the cache.
     pub fn write_all(
         &self,
         prompts: &[&str],
@@ -167,7 +168,7 @@ impl Corrective {
         Ok(None)
     }
 
-    /// What it has been asked so far.
+    /// Requests since the oracle was prepared.
     pub fn usage(&self) -> CorrectiveUsage {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         CorrectiveUsage {
@@ -178,7 +179,7 @@ impl Corrective {
         }
     }
 
-    /// One attempt, from the cache if it was made before. The first is greedy, later ones are not.
+    /// One attempt, from the cache if it was made earlier. The first is greedy, later ones sample.
     fn ask(&self, prompt: &str, attempt: usize) -> Result<String, CorrectiveError> {
         let message = self.render(prompt)?;
         let key = self.key(&message, attempt);
@@ -222,15 +223,15 @@ impl Corrective {
     }
 }
 
-/// What the enforced policies and their rules say of themselves.
+/// Descriptions of the enforced policies and their rules, one per line.
 fn policy_text(set: &PolicySet) -> String {
     let enforced = set.policies().iter().filter(|policy| policy.is_enforced());
     let lines = enforced.flat_map(|policy| {
         let rules = policy.rules.iter().map(|rule| rule.description.trim());
         std::iter::once(policy.description.trim()).chain(rules)
     });
-    let said: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
-    said.join("\n")
+    let lines: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
+    lines.join("\n")
 }
 
 #[cfg(test)]

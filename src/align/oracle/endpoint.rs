@@ -1,12 +1,12 @@
-//! An OpenAI-compatible endpoint that is asked one chat at a time, with retries. Judges and the
-//! corrective oracle share it.
+//! Client of an OpenAI-compatible chat endpoint, with retries; used by judges and the corrective
+//! oracle.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
 
-/// Attempts at one request.
+/// Maximum attempts per request.
 const ATTEMPTS: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -15,32 +15,32 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// Why an endpoint did not answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EndpointError {
-    /// The key's variable is not set.
+    /// The environment variable with the API key is not set.
     #[error("the environment variable {0}, which holds the endpoint's key, is not set")]
     NoKey(String),
-    /// It could not be reached or went on failing.
+    /// The endpoint was unreachable or kept failing.
     #[error("{url} did not answer after {attempts} attempts: {why}")]
     Unreachable {
         /// Base URL.
         url: String,
-        /// Attempts made.
+        /// Number of attempts made.
         attempts: u32,
-        /// The last failure.
+        /// The last failure, in words.
         why: String,
     },
-    /// It refused the request.
+    /// The endpoint rejected the request.
     #[error("{url} refused: status {status}: {body}")]
     Refused {
         /// Base URL.
         url: String,
         /// HTTP status.
         status: u16,
-        /// The body's beginning.
+        /// The first 200 characters of the response body.
         body: String,
     },
 }
 
-/// An endpoint with its key; shared by threads.
+/// An endpoint with its API key; can be shared between threads.
 #[derive(Debug)]
 pub struct Endpoint {
     url: String,
@@ -49,10 +49,10 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// An endpoint whose key, if it needs one, stands in an environment variable.
+    /// An endpoint with the API key from the environment variable `key_env`, if one is given.
     ///
     /// # Errors
-    /// [`EndpointError::NoKey`].
+    /// [`EndpointError::NoKey`] if that variable is not set.
     pub fn new(url: &str, key_env: Option<&str>) -> Result<Self, EndpointError> {
         let key = match key_env {
             Some(name) => {
@@ -71,11 +71,11 @@ impl Endpoint {
         })
     }
 
-    /// One answered chat completion; failures that may pass are tried again, ever more slowly, and
-    /// counted.
+    /// Requests one chat completion. Transient failures are retried with exponential backoff, and
+    /// counted in `retries`.
     ///
     /// # Errors
-    /// [`EndpointError`].
+    /// [`EndpointError::Unreachable`] after the last attempt, [`EndpointError::Refused`] at once.
     pub fn chat(&self, body: &Value, retries: &AtomicU64) -> Result<Value, EndpointError> {
         let mut pause = FIRST_PAUSE;
         let mut why = String::new();
@@ -83,7 +83,7 @@ impl Endpoint {
             match self.attempt(body) {
                 Ok(answer) => return Ok(answer),
                 Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Passing(reason, wait)) => {
+                Err(Failure::Transient(reason, wait)) => {
                     why = reason;
                     if attempt < ATTEMPTS {
                         retries.fetch_add(1, Ordering::Relaxed);
@@ -101,23 +101,23 @@ impl Endpoint {
     }
 
     fn attempt(&self, body: &Value) -> Result<Value, Failure> {
-        let passing = |error: ureq::Error| Failure::Passing(error.to_string(), None);
+        let transient = |error: ureq::Error| Failure::Transient(error.to_string(), None);
         let mut request = self.agent.post(format!("{}/chat/completions", self.url));
         if let Some(key) = &self.key {
             request = request.header("authorization", format!("Bearer {key}"));
         }
-        let mut response = request.send_json(body).map_err(passing)?;
+        let mut response = request.send_json(body).map_err(transient)?;
         let status = response.status().as_u16();
         let wait = response
             .headers()
             .get("retry-after")
             .and_then(|v| v.to_str().ok()?.trim().parse().ok())
             .map(Duration::from_secs);
-        let text = response.body_mut().read_to_string().map_err(passing)?;
+        let text = response.body_mut().read_to_string().map_err(transient)?;
         match status {
             200..=299 => serde_json::from_str(&text)
-                .map_err(|error| Failure::Passing(format!("not JSON: {error}"), None)),
-            408 | 409 | 425 | 429 | 500..=599 => Err(Failure::Passing(
+                .map_err(|error| Failure::Transient(format!("not JSON: {error}"), None)),
+            408 | 409 | 425 | 429 | 500..=599 => Err(Failure::Transient(
                 format!("status {status}: {}", shorten(&text)),
                 wait,
             )),
@@ -130,15 +130,15 @@ impl Endpoint {
     }
 }
 
-/// How an attempt failed.
+/// A failed attempt.
 enum Failure {
-    /// It may go better next time, perhaps after the wait that the server named.
-    Passing(String, Option<Duration>),
-    /// It will not.
+    /// Worth a retry, after the `Retry-After` wait if the server gave one.
+    Transient(String, Option<Duration>),
+    /// Not worth a retry.
     Final(EndpointError),
 }
 
-/// A text's beginning, for messages.
+/// The first 200 characters of a text, for messages.
 pub(super) fn shorten(text: &str) -> String {
     text.chars().take(200).collect()
 }

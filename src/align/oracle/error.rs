@@ -7,7 +7,7 @@ use super::probe::ProbeError;
 /// Why a rule's probes and judges cannot be prepared, or the rule cannot be measured.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RuleError {
-    /// There is no model to read hidden states of.
+    /// No model is loaded whose hidden states a probe could read.
     #[error("a probe reads the base model's hidden states, and no model is loaded")]
     NoModel,
     /// A probe cannot be fitted.
@@ -19,7 +19,7 @@ pub enum RuleError {
     /// Hidden states cannot be read.
     #[error(transparent)]
     Features(#[from] FeatureError),
-    /// An example stayed undecided, and nothing says why.
+    /// An example is undecided for no recorded reason.
     #[error("it cannot be measured")]
     Undecided,
 }

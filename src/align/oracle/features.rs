@@ -1,22 +1,22 @@
-//! What a probe sees of an exchange: vectors pooled from hidden states.
+//! A probe's features of an exchange: vectors pooled from hidden states.
 
 use crate::policy::Exchange;
 
-/// Why there are no features.
+/// Hidden states could not be computed; the reason.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("hidden states: {0}")]
 pub struct FeatureError(pub String);
 
-/// Where features come from: the base model, or a stand-in in tests.
+/// Source of features: the base model, or a fake in tests.
 pub trait FeatureSource: Send + Sync + std::fmt::Debug {
-    /// What the features depend on beside the text: the base model's content hash.
+    /// What the features depend on besides the text: the base model's content hash.
     fn base(&self) -> &str;
 
-    /// Per exchange and layer one vector, in the exchanges' order: a mean over the prompt's tokens,
-    /// then one over the response's, of equal width. Equal exchanges have equal features whatever
-    /// stands beside them.
+    /// One vector per exchange and layer, in the exchanges' order: the mean over the prompt's
+    /// tokens followed by the mean over the response's, of equal width. An exchange's features do
+    /// not depend on the rest of the batch.
     ///
     /// # Errors
-    /// [`FeatureError`].
+    /// [`FeatureError`] if the model cannot run.
     fn features(&self, exchanges: &[Exchange<'_>]) -> Result<Vec<Vec<Vec<f32>>>, FeatureError>;
 }

@@ -1,17 +1,17 @@
-//! Ridge regression by similarities: with more features than rows, the rows' products with each
-//! other are all that a fit needs, and products of two similarities stand for all products of two
-//! features. Deterministic: every sum runs in one order.
+//! Kernel ridge regression. With more features than rows, a fit needs only the rows' dot products
+//! with each other, and the product of two similarities covers all products of two features.
+//! Deterministic: every sum runs in one order.
 
 use rayon::prelude::*;
 
-use super::text::{self, Sparse};
+use super::text::{self, SparseVector};
 
-/// Rounds of conjugate gradients; it usually stops far earlier.
-const ROUNDS: usize = 250;
-/// Relative residual at which a solution is good enough.
+/// Maximum iterations of conjugate gradients; it usually stops far earlier.
+const MAX_ITERATIONS: usize = 250;
+/// Relative residual at which the iteration stops.
 const TOLERANCE: f32 = 1e-4;
 
-/// Similarities of every row with every row.
+/// Similarities of every row with every row (the Gram matrix).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gram {
     count: usize,
@@ -19,10 +19,19 @@ pub struct Gram {
     values: Vec<f32>,
 }
 
+/// A solution of [`Gram::ridge`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct RidgeFit {
+    /// A weight per row; 0 for rows that were not fitted.
+    pub weights: Vec<f32>,
+    /// Mean target of the fitted rows, which predictions add.
+    pub mean: f32,
+}
+
 impl Gram {
     /// Dot products of dense rows.
     pub fn dense(rows: &[Vec<f32>]) -> Gram {
-        Gram::by(rows.len(), |i, out| {
+        Gram::from_rows(rows.len(), |i, out| {
             for (value, row) in out.iter_mut().zip(rows) {
                 *value = dot(&rows[i], row);
             }
@@ -30,19 +39,19 @@ impl Gram {
     }
 
     /// Dot products of sparse rows.
-    pub fn sparse(rows: &[Sparse]) -> Gram {
-        Gram::by(rows.len(), |i, out| {
-            let mut spread = vec![0.0f32; text::WIDTH];
-            for (place, value) in &rows[i] {
-                spread[*place as usize] = *value;
+    pub fn sparse(rows: &[SparseVector]) -> Gram {
+        Gram::from_rows(rows.len(), |i, out| {
+            let mut dense = vec![0.0f32; text::WIDTH];
+            for (bucket, value) in &rows[i] {
+                dense[*bucket as usize] = *value;
             }
             for (value, row) in out.iter_mut().zip(rows) {
-                *value = text::dot(row, &spread);
+                *value = text::dot(row, &dense);
             }
         })
     }
 
-    fn by(count: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Gram {
+    fn from_rows(count: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Gram {
         let mut values = vec![0.0f32; count * count];
         if count > 0 {
             let rows = values.par_chunks_exact_mut(count).enumerate();
@@ -51,16 +60,16 @@ impl Gram {
         Gram { count, values }
     }
 
-    /// One value for each pair of rows from the values of several matrices.
+    /// Combines the matrices elementwise.
     pub fn combine<const N: usize>(
         parts: [&Gram; N],
-        with: impl Fn([f32; N]) -> f32 + Sync,
+        combine: impl Fn([f32; N]) -> f32 + Sync,
     ) -> Gram {
         let count = parts[0].count;
-        Gram::by(count, |i, out| {
+        Gram::from_rows(count, |i, out| {
             let rows = parts.map(|part| part.row(i));
             for (j, value) in out.iter_mut().enumerate() {
-                *value = with(rows.map(|row| row[j]));
+                *value = combine(rows.map(|row| row[j]));
             }
         })
     }
@@ -69,60 +78,65 @@ impl Gram {
         &self.values[i * self.count..(i + 1) * self.count]
     }
 
-    /// Each row's weighted similarities, summed.
+    /// The product with a vector of weights: one sum of weighted similarities per row.
     pub fn apply(&self, weights: &[f32]) -> Vec<f32> {
         let rows = (0..self.count).into_par_iter();
         rows.map(|i| dot(self.row(i), weights)).collect()
     }
 
-    /// Ridge regression on the rows that `keep` names: a weight per row, 0 outside, such that
-    /// `apply(weights) + mean` comes near the target; and the target's mean over those rows.
-    pub fn ridge(&self, keep: &[bool], target: &[f32], penalty: f32) -> (Vec<f32>, f32) {
+    /// Ridge regression on the rows where `keep` is true: `apply(weights) + mean` approximates
+    /// `target` there. Solves (K + penalty) weights = target − mean by conjugate gradients.
+    pub fn ridge(&self, keep: &[bool], target: &[f32], penalty: f32) -> RidgeFit {
         let kept = keep.iter().filter(|k| **k).count().max(1) as f32;
-        let inside = |values: &mut [f32]| {
-            let outside = values.iter_mut().zip(keep).filter(|(_, k)| !**k);
-            outside.for_each(|(v, _)| *v = 0.0);
+        let zero_others = |values: &mut [f32]| {
+            let others = values.iter_mut().zip(keep).filter(|(_, k)| !**k);
+            others.for_each(|(v, _)| *v = 0.0);
         };
         let mut residual = target.to_vec();
-        inside(&mut residual);
+        zero_others(&mut residual);
         let mean = residual.iter().sum::<f32>() / kept;
         residual.iter_mut().for_each(|v| *v -= mean);
-        inside(&mut residual);
+        zero_others(&mut residual);
         let mut weights = vec![0.0f32; self.count];
         let mut direction = residual.clone();
         let mut square = dot(&residual, &residual);
         let enough = square * TOLERANCE * TOLERANCE;
-        for _ in 0..ROUNDS {
+        for _ in 0..MAX_ITERATIONS {
             if square <= enough {
                 break;
             }
             let mut image = self.apply(&direction);
-            inside(&mut image);
+            zero_others(&mut image);
             add(&mut image, penalty, &direction);
             let step = square / dot(&direction, &image).max(f32::MIN_POSITIVE);
             add(&mut weights, step, &direction);
             add(&mut residual, -step, &image);
             let next = dot(&residual, &residual);
-            let turn = next / square;
-            let turned = direction.iter_mut().zip(&residual);
-            turned.for_each(|(d, r)| *d = r + turn * *d);
+            let beta = next / square;
+            let updated = direction.iter_mut().zip(&residual);
+            updated.for_each(|(d, r)| *d = r + beta * *d);
             square = next;
         }
-        (weights, mean)
+        RidgeFit { weights, mean }
     }
 }
 
-fn add(to: &mut [f32], by: f32, what: &[f32]) {
-    to.iter_mut().zip(what).for_each(|(t, w)| *t += by * w);
+/// to += factor · what.
+fn add(to: &mut [f32], factor: f32, what: &[f32]) {
+    to.iter_mut().zip(what).for_each(|(t, w)| *t += factor * w);
 }
 
-/// In sixteen lanes, which the compiler turns into vector code.
+/// Dot product, in sixteen lanes so that the compiler emits vector instructions.
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     const LANES: usize = 16;
     let mut lanes = [0.0f32; LANES];
     let (a_main, b_main) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let rest = a_main.remainder().iter().zip(b_main.remainder());
-    let rest: f32 = rest.map(|(x, y)| x * y).sum();
+    let rest: f32 = a_main
+        .remainder()
+        .iter()
+        .zip(b_main.remainder())
+        .map(|(x, y)| x * y)
+        .sum();
     for (x, y) in a_main.zip(b_main) {
         for lane in 0..LANES {
             lanes[lane] += x[lane] * y[lane];
@@ -150,8 +164,9 @@ mod tests {
         let mut target: Vec<f32> = (0..20)
             .map(|i| if i % 3 == 0 { 1.0 } else { -1.0 })
             .collect();
-        let (weights, mean) = gram.ridge(&keep, &target, 0.1);
-        let got = gram.apply(&weights);
+        let fit = gram.ridge(&keep, &target, 0.1);
+        let (weights, mean) = (&fit.weights, fit.mean);
+        let got = gram.apply(weights);
         for i in 0..20 {
             if keep[i] {
                 let error = got[i] + 0.1 * weights[i] - (target[i] - mean);
@@ -161,13 +176,13 @@ mod tests {
                 target[i] = 99.0;
             }
         }
-        assert_eq!(gram.ridge(&keep, &target, 0.1), (weights, mean));
+        assert_eq!(gram.ridge(&keep, &target, 0.1), fit);
     }
 
     #[test]
     fn sparse_and_dense_rows_have_the_same_similarities() {
-        let sparse: Vec<Sparse> = vec![vec![(1, 2.0), (9, 1.0)], vec![(9, 3.0)], vec![]];
-        let dense = |row: &Sparse| {
+        let sparse: Vec<SparseVector> = vec![vec![(1, 2.0), (9, 1.0)], vec![(9, 3.0)], vec![]];
+        let dense = |row: &SparseVector| {
             let mut out = vec![0.0; 10];
             row.iter().for_each(|(p, v)| out[*p as usize] = *v);
             out
@@ -178,6 +193,9 @@ mod tests {
         let (a, b) = (Gram::dense(&rows), Gram::sparse(&sparse));
         let sum = Gram::combine([&a, &b], |[x, y]| x * y + 1.0);
         assert_eq!(sum.row(1), [10.0, 82.0, 1.0]);
-        assert_eq!(Gram::dense(&[]).ridge(&[], &[], 1.0).0, Vec::<f32>::new());
+        assert_eq!(
+            Gram::dense(&[]).ridge(&[], &[], 1.0).weights,
+            Vec::<f32>::new()
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! Probes and judges, ready to answer, and the order in which they are asked: the text first, the
-//! base model where the text leaves a rule open, a judge where that does too.
+//! Prepared probes and judges, and the order in which they run: first the text, then the base model
+//! for rules that the text does not decide, then a judge for those still undecided.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,21 +13,21 @@ use super::probe::FittedProbe;
 use super::scores::in_parallel;
 use crate::policy::{Exchange, JudgeSpec, Matcher, ProbeSpec, Rule, RuleOutcome, Score, Scores};
 
-/// Exchanges whose hidden states are in memory at once.
+/// Questions decided together, which limits the hidden states in memory.
 const BATCH: usize = 256;
 
-/// Everything that a policy set's rules may ask beyond the text.
+/// The prepared probes and judges of a policy set's rules.
 #[derive(Debug, Default)]
 pub struct Matchers {
     pub(super) features: Option<Arc<dyn FeatureSource>>,
     pub(super) probes: HashMap<String, Arc<FittedProbe>>,
     pub(super) judges: HashMap<String, Arc<Judge>>,
-    pub(super) reached: Reached,
+    pub(super) decided_by: DecidedBy,
 }
 
-/// Where verdicts were decided.
+/// Verdicts by the kind of matcher that decided them.
 #[derive(Debug, Default)]
-pub(super) struct Reached {
+pub(super) struct DecidedBy {
     text: AtomicU64,
     probe: AtomicU64,
     judge: AtomicU64,
@@ -37,31 +37,32 @@ pub(super) struct Reached {
 /// How many verdicts (one per response and rule) each kind of matcher decided.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct MatcherUsage {
-    /// By the text and labels alone.
+    /// Decided by the text and labels.
     pub text: u64,
-    /// With hidden states.
+    /// Decided by a probe, with hidden states.
     pub probe: u64,
-    /// With a judge.
+    /// Decided by a judge.
     pub judge: u64,
-    /// Not at all, because something failed.
+    /// Not decided, because something failed.
     pub undecided: u64,
-    /// Share of verdicts that reached a judge, 0 to 1.
+    /// Share of verdicts that needed a judge, 0 to 1.
     pub judge_share: f64,
-    /// What the judges were asked and what it cost.
+    /// Requests to judges and their cost.
     pub judges: JudgeUsage,
 }
 
 /// A verdict on one response by one rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RuleVerdict {
-    /// Whether it violates the rule.
+    /// `true` if the response violates the rule.
     Known(bool),
-    /// It could not be told, and why.
+    /// The rule could not be decided; the reason.
     Undecided(String),
 }
 
 impl Matchers {
-    /// What decides a rule's verdicts beside the rule: the fits it uses. Empty for text alone.
+    /// What a rule's verdicts depend on besides the rule: its fitted probes and thresholds. Empty
+    /// for a rule that needs only the text.
     pub fn identity(&self, rule: &Rule) -> String {
         let parts = rule.matchers().into_iter().map(|matcher| match matcher {
             Matcher::Probe(spec) => match self.probes.get(spec.id()) {
@@ -76,8 +77,8 @@ impl Matchers {
         parts.collect::<Vec<_>>().join(" ")
     }
 
-    /// The same probes and no judges, for whoever plans without asking: what would reach a judge
-    /// is undecided.
+    /// The same probes without judges, for estimates that send no requests: verdicts that need a
+    /// judge are undecided.
     pub fn without_judges(&self) -> Matchers {
         Matchers {
             features: self.features.clone(),
@@ -86,10 +87,10 @@ impl Matchers {
         }
     }
 
-    /// What was asked so far.
+    /// Counts since the matchers were prepared.
     pub fn usage(&self) -> MatcherUsage {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let r = &self.reached;
+        let r = &self.decided_by;
         let [text, probe, judge, undecided] = [&r.text, &r.probe, &r.judge, &r.undecided].map(get);
         let total = (text + probe + judge + undecided).max(1);
         let mut judges = JudgeUsage::default();
@@ -111,7 +112,7 @@ impl Matchers {
         }
     }
 
-    /// Judges pairs of a response and a rule; verdicts in the questions' order.
+    /// Decides each question, a response and a rule; verdicts in the questions' order.
     pub fn decide(&self, questions: &[(Exchange<'_>, &Rule)]) -> Vec<RuleVerdict> {
         questions
             .chunks(BATCH)
@@ -120,17 +121,19 @@ impl Matchers {
     }
 
     fn decide_chunk(&self, questions: &[(Exchange<'_>, &Rule)]) -> Vec<RuleVerdict> {
-        let by_text = |(exchange, rule): &(Exchange<'_>, &Rule)| rule.evaluate(exchange);
-        let mut outcomes: Vec<RuleOutcome> = questions.iter().map(by_text).collect();
+        let mut outcomes: Vec<RuleOutcome> = questions
+            .iter()
+            .map(|(exchange, rule)| rule.evaluate(exchange))
+            .collect();
         let open = undecided(&outcomes);
-        self.reached
+        self.decided_by
             .text
             .fetch_add((outcomes.len() - open.len()) as u64, Ordering::Relaxed);
         if open.is_empty() {
             return outcomes.into_iter().map(|o| known(o, None)).collect();
         }
-        let asked: Vec<_> = open.iter().map(|&i| questions[i]).collect();
-        let (features, failure) = match self.features_of(&asked) {
+        let open_questions: Vec<_> = open.iter().map(|&i| questions[i]).collect();
+        let (features, failure) = match self.features_of(&open_questions) {
             Ok(features) => (features, None),
             Err(error) => (
                 vec![Features::default(); open.len()],
@@ -139,25 +142,26 @@ impl Matchers {
         };
         for (&index, features) in open.iter().zip(&features) {
             let (exchange, rule) = &questions[index];
-            outcomes[index] = rule.evaluate_with(exchange, &self.answers(features, Ask::Probes));
+            outcomes[index] =
+                rule.evaluate_with(exchange, &self.answers(features, AllowedMatchers::Probes));
         }
-        let left: Vec<usize> = (0..open.len())
+        let for_judges: Vec<usize> = (0..open.len())
             .filter(|&slot| outcomes[open[slot]] == RuleOutcome::Undecided)
             .collect();
-        self.reached
+        self.decided_by
             .probe
-            .fetch_add((open.len() - left.len()) as u64, Ordering::Relaxed);
-        let at_once = self.judges.values().map(|judge| judge.spec().concurrency);
-        let judged = in_parallel(&left, at_once.max().unwrap_or(1), |&slot| {
+            .fetch_add((open.len() - for_judges.len()) as u64, Ordering::Relaxed);
+        let concurrency = self.judges.values().map(|judge| judge.spec().concurrency);
+        let judged = in_parallel(&for_judges, concurrency.max().unwrap_or(1), |&slot| {
             let (exchange, rule) = &questions[open[slot]];
-            let answers = self.answers(&features[slot], Ask::All);
+            let answers = self.answers(&features[slot], AllowedMatchers::All);
             (rule.evaluate_with(exchange, &answers), answers.failure())
         });
         let mut verdicts: Vec<RuleVerdict> = outcomes.into_iter().map(|o| known(o, None)).collect();
-        for (&slot, (outcome, why)) in left.iter().zip(judged) {
+        for (&slot, (outcome, why)) in for_judges.iter().zip(judged) {
             let counter = match outcome {
-                RuleOutcome::Undecided => &self.reached.undecided,
-                _ => &self.reached.judge,
+                RuleOutcome::Undecided => &self.decided_by.undecided,
+                _ => &self.decided_by.judge,
             };
             counter.fetch_add(1, Ordering::Relaxed);
             verdicts[open[slot]] = known(outcome, why.or_else(|| failure.clone()));
@@ -165,41 +169,42 @@ impl Matchers {
         verdicts
     }
 
-    fn answers<'a>(&'a self, features: &'a Features, ask: Ask) -> Answers<'a> {
+    fn answers<'a>(&'a self, features: &'a Features, allowed: AllowedMatchers) -> Answers<'a> {
         Answers {
             matchers: self,
             features,
-            ask,
+            allowed,
             failure: Mutex::new(None),
         }
     }
 
-    /// Hidden states for questions that the text left open, in one batch.
+    /// Hidden states for questions that the text does not decide, computed in one batch; empty for
+    /// rules without a probe.
     pub(super) fn features_of(
         &self,
         questions: &[(Exchange<'_>, &Rule)],
     ) -> Result<Vec<Features>, FeatureError> {
         let mut out = vec![Features::default(); questions.len()];
-        let asks_a_probe = |rule: &Rule| {
+        let has_fitted_probe = |rule: &Rule| {
             rule.matchers().into_iter().any(|matcher| match matcher {
                 Matcher::Probe(spec) => self.probes.contains_key(spec.id()),
                 Matcher::Judge(_) => false,
             })
         };
         let wanted: Vec<usize> = (0..questions.len())
-            .filter(|&index| asks_a_probe(questions[index].1))
+            .filter(|&index| has_fitted_probe(questions[index].1))
             .collect();
         let Some(source) = self.features.as_ref().filter(|_| !wanted.is_empty()) else {
             return Ok(out);
         };
-        // Several rules may ask about one exchange: it runs through the model once.
+        // Several rules may need one exchange, which runs through the model only once.
         let mut distinct: Vec<Exchange<'_>> = Vec::new();
-        let mut place: HashMap<(&str, &str), usize> = HashMap::new();
+        let mut slot_of: HashMap<(&str, &str), usize> = HashMap::new();
         let slots: Vec<usize> = wanted
             .iter()
             .map(|&index| {
                 let exchange = questions[index].0;
-                *place
+                *slot_of
                     .entry((exchange.prompt, exchange.response))
                     .or_insert_with(|| {
                         distinct.push(exchange);
@@ -216,8 +221,10 @@ impl Matchers {
 }
 
 fn undecided(outcomes: &[RuleOutcome]) -> Vec<usize> {
-    let open = outcomes.iter().enumerate();
-    open.filter(|(_, outcome)| **outcome == RuleOutcome::Undecided)
+    outcomes
+        .iter()
+        .enumerate()
+        .filter(|(_, outcome)| **outcome == RuleOutcome::Undecided)
         .map(|(index, _)| index)
         .collect()
 }
@@ -234,24 +241,24 @@ fn known(outcome: RuleOutcome, why: Option<String>) -> RuleVerdict {
     }
 }
 
-/// Pooled hidden states of one exchange, a vector per layer; none if no probe asks.
+/// Pooled hidden states of one exchange, a vector per layer; empty if no probe needs them.
 #[derive(Clone, Debug, Default)]
 pub struct Features(pub(super) Vec<Vec<f32>>);
 
-/// What may be asked.
+/// Which matchers may answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ask {
-    /// Probes, which cost nothing once the features are there.
+pub(super) enum AllowedMatchers {
+    /// Only probes, which are cheap once the features are computed.
     Probes,
-    /// Judges as well.
+    /// Probes and judges.
     All,
 }
 
-/// Answers about one exchange.
+/// Answers for one exchange.
 pub(super) struct Answers<'a> {
     matchers: &'a Matchers,
     features: &'a Features,
-    ask: Ask,
+    allowed: AllowedMatchers,
     failure: Mutex<Option<String>>,
 }
 
@@ -265,7 +272,7 @@ impl Answers<'_> {
 }
 
 impl Matchers {
-    /// A fitted probe's answer from features.
+    /// A fitted probe's answer; `None` if the probe is not fitted or there are no features.
     pub(super) fn probe_score(
         &self,
         spec: &ProbeSpec,
@@ -283,7 +290,7 @@ impl Scores for Answers<'_> {
     }
 
     fn judge(&self, judge: &JudgeSpec, exchange: &Exchange<'_>) -> Option<Score> {
-        if self.ask != Ask::All {
+        if self.allowed != AllowedMatchers::All {
             return None;
         }
         let judge = self.matchers.judges.get(&judge.id())?;

@@ -1,4 +1,4 @@
-//! Figures of a classifier: accuracy, precision, recall, F1, calibration, thresholds. Pure.
+//! Metrics of a classifier: accuracy, precision, recall, F1, calibration, thresholds. Pure.
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -17,9 +17,9 @@ pub struct Confusion {
 }
 
 impl Confusion {
-    /// Counts one decision.
-    pub fn add(&mut self, said: bool, truth: bool) {
-        match (said, truth) {
+    /// Counts one decision; `true` is "violates".
+    pub fn add(&mut self, predicted: bool, actual: bool) {
+        match (predicted, actual) {
             (true, true) => self.true_positive += 1,
             (true, false) => self.false_positive += 1,
             (false, false) => self.true_negative += 1,
@@ -27,36 +27,36 @@ impl Confusion {
         }
     }
 
-    /// Counts of many decisions.
+    /// Counts many decisions, each as (predicted, actual).
     pub fn of(decisions: impl IntoIterator<Item = (bool, bool)>) -> Confusion {
         let mut out = Confusion::default();
         decisions
             .into_iter()
-            .for_each(|(said, truth)| out.add(said, truth));
+            .for_each(|(predicted, actual)| out.add(predicted, actual));
         out
     }
 
-    /// All decisions.
+    /// Number of decisions counted.
     pub fn total(&self) -> usize {
         self.true_positive + self.false_positive + self.true_negative + self.false_negative
     }
 
-    /// Share of right decisions; `None` without any.
+    /// Share of correct decisions; `None` without any.
     pub fn accuracy(&self) -> Option<f64> {
         share(self.true_positive + self.true_negative, self.total())
     }
 
-    /// Of what was called a violation, the share that is one; `None` if nothing was.
+    /// Share of true violations among those predicted; `None` if none was predicted.
     pub fn precision(&self) -> Option<f64> {
         share(self.true_positive, self.true_positive + self.false_positive)
     }
 
-    /// Of the violations, the share found; `None` if there are none.
+    /// Share of the violations that were predicted; `None` if there are none.
     pub fn recall(&self) -> Option<f64> {
         share(self.true_positive, self.true_positive + self.false_negative)
     }
 
-    /// Mean of both classes' F1; a class that neither occurs nor is named counts as 0.
+    /// Mean F1 of both classes; a class that is neither present nor predicted counts as 0.
     pub fn macro_f1(&self) -> f64 {
         let f1 = |hit: usize, wrong: usize, missed: usize| {
             share(2 * hit, 2 * hit + wrong + missed).unwrap_or(0.0)
@@ -71,8 +71,8 @@ fn share(part: usize, whole: usize) -> Option<f64> {
     (whole > 0).then(|| part as f64 / whole as f64)
 }
 
-/// The threshold with the best macro F1, halfway between neighbouring probabilities; of equals
-/// the one nearest to one half. One half if only one verdict occurs.
+/// The threshold with the best macro F1, halfway between neighbouring probabilities; the one
+/// nearest to 0.5 if several are equal. 0.5 if only one verdict occurs.
 pub fn best_threshold(probabilities: &[f64], positive: &[bool]) -> f64 {
     let mut sorted: Vec<(f64, bool)> = probabilities
         .iter()
@@ -84,7 +84,7 @@ pub fn best_threshold(probabilities: &[f64], positive: &[bool]) -> f64 {
     if violating == 0 || violating == positive.len() {
         return 0.5;
     }
-    // With the threshold below everything, all are called violations.
+    // With the threshold below all probabilities, all are predicted as violations.
     let mut counts = Confusion {
         true_positive: violating,
         false_positive: positive.len() - violating,
@@ -92,15 +92,12 @@ pub fn best_threshold(probabilities: &[f64], positive: &[bool]) -> f64 {
     };
     let mut best = (f64::NEG_INFINITY, 0.0, 0.5);
     for (index, (probability, truth)) in sorted.iter().enumerate() {
-        match truth {
-            true => {
-                (counts.true_positive, counts.false_negative) =
-                    (counts.true_positive - 1, counts.false_negative + 1)
-            }
-            false => {
-                (counts.false_positive, counts.true_negative) =
-                    (counts.false_positive - 1, counts.true_negative + 1)
-            }
+        if *truth {
+            counts.true_positive -= 1;
+            counts.false_negative += 1;
+        } else {
+            counts.false_positive -= 1;
+            counts.true_negative += 1;
         }
         let Some((next, _)) = sorted.get(index + 1) else {
             break;
@@ -132,9 +129,9 @@ pub struct Bin {
     pub observed: f64,
 }
 
-/// Ten bins of equal width; empty ones are left out.
+/// Calibration bins of (probability, violates): ten of equal width, without the empty ones.
 pub fn calibration(scored: &[(f64, bool)]) -> Vec<Bin> {
-    let bin = |index: usize| {
+    let bins = (0..10).filter_map(|index| {
         let inside: Vec<_> = scored
             .iter()
             .filter(|(p, _)| ((p * 10.0) as usize).min(9) == index)
@@ -147,15 +144,17 @@ pub fn calibration(scored: &[(f64, bool)]) -> Vec<Bin> {
             predicted: inside.iter().map(|(p, _)| p).sum::<f64>() / count as f64,
             observed: inside.iter().filter(|(_, truth)| *truth).count() as f64 / count as f64,
         })
-    };
-    (0..10).filter_map(bin).collect()
+    });
+    bins.collect()
 }
 
 /// Expected calibration error: the bins' distance from the diagonal, weighted by size.
 pub fn calibration_error(bins: &[Bin]) -> f64 {
     let total: usize = bins.iter().map(|bin| bin.count).sum();
-    let distance = |bin: &Bin| bin.count as f64 * (bin.predicted - bin.observed).abs();
-    bins.iter().map(distance).sum::<f64>() / total.max(1) as f64
+    let distances = bins
+        .iter()
+        .map(|bin| bin.count as f64 * (bin.predicted - bin.observed).abs());
+    distances.sum::<f64>() / total.max(1) as f64
 }
 
 #[cfg(test)]
@@ -164,9 +163,9 @@ mod tests {
 
     #[test]
     fn figures_are_the_textbook_ones() {
-        let said = [true, true, true, false, false, false];
+        let predicted = [true, true, true, false, false, false];
         let truth = [true, true, false, true, false, false];
-        let counts = Confusion::of(said.into_iter().zip(truth));
+        let counts = Confusion::of(predicted.into_iter().zip(truth));
         assert_eq!(counts.accuracy(), Some(4.0 / 6.0));
         assert_eq!(counts.precision(), Some(2.0 / 3.0));
         assert_eq!(counts.recall(), Some(2.0 / 3.0));

@@ -1,9 +1,9 @@
 //! The policy oracle: which rules a response violates.
 //!
 //! [`RuleOracle`] evaluates a policy set's rules; [`cache`] keeps verdicts per rule, so that
-//! editing one rule re-judges that rule alone. Text decides first; where it leaves a rule open,
-//! [`probe`]s read the base model's hidden states ([`hidden`]), and [`judge`]s ask an endpoint.
-//! [`prepare()`] fits and measures all that ([`trust`]) before a set may act.
+//! editing one rule re-judges only that rule. The text decides first; for rules that it leaves
+//! undecided, [`probe`]s read the base model's hidden states ([`hidden`]), and [`judge`]s query an
+//! endpoint. [`prepare()`] fits and measures them ([`trust`]) before a set activates.
 
 mod bits;
 pub mod blend;
@@ -41,18 +41,18 @@ pub use rules::RuleOracle;
 pub use scores::{MemoryScoreCache, ScoreCache};
 pub use trust::RuleTrust;
 
-/// A rule that a response violates.
+/// A violation of one rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Violation {
     /// Policy id.
     pub policy: String,
     /// Rule id.
     pub rule: String,
-    /// How much it matters.
+    /// The rule's severity.
     pub severity: Severity,
 }
 
-/// What the oracle says about one response.
+/// The oracle's judgement of one response.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Judgement {
     /// The violated rules, in policy-id order, then file order.
@@ -69,22 +69,22 @@ pub struct Undecided {
     pub policy: String,
     /// Rule id.
     pub rule: String,
-    /// Why.
+    /// The reason, in words.
     pub why: String,
 }
 
 impl Judgement {
-    /// Whether no rule is violated. What could not be decided is no evidence of compliance.
+    /// Whether no rule is violated and none is undecided.
     pub fn complies(&self) -> bool {
         self.violations.is_empty() && self.undecided.is_empty()
     }
 
-    /// Whether a rule is violated, whatever else could not be decided.
+    /// Whether a rule is violated, even if others are undecided.
     pub fn violates(&self) -> bool {
         !self.violations.is_empty()
     }
 
-    /// The gravest violation's severity.
+    /// The highest severity among the violations; `None` without violations.
     pub fn worst(&self) -> Option<Severity> {
         self.violations
             .iter()
@@ -98,8 +98,7 @@ pub trait Oracle: Send + Sync {
     /// Judges one response. The same exchange always gets the same judgement.
     fn judge(&self, exchange: &Exchange<'_>) -> Judgement;
 
-    /// Judges several responses, in order; faster than one by one where the model or a judge is
-    /// asked.
+    /// Judges several responses, in order. Faster than one by one for rules with probes or judges.
     fn judge_many(&self, exchanges: &[Exchange<'_>]) -> Vec<Judgement> {
         exchanges
             .iter()
@@ -107,6 +106,6 @@ pub trait Oracle: Send + Sync {
             .collect()
     }
 
-    /// Content hash of what it judges by: equal revisions, equal judgements.
+    /// Content hash of the policies: equal revisions give equal judgements.
     fn revision(&self) -> &str;
 }

@@ -1,5 +1,5 @@
-//! A policy set → an oracle that can be trusted: probes fitted, judges reached, every rule measured
-//! on its examples.
+//! Prepares a policy set for use as an oracle: fits probes, connects judges, and measures every
+//! rule on its examples.
 
 use std::collections::hash_map::Entry;
 use std::path::PathBuf;
@@ -15,23 +15,23 @@ use super::scores::ScoreCache;
 use super::trust::{RuleTrust, measure};
 use crate::policy::{Matcher, Policy, PolicyError, PolicyErrors, PolicySet};
 
-/// What preparing a set may use.
+/// What preparing a set needs.
 #[derive(Clone, Debug)]
 pub struct Services {
-    /// Hidden states, for probes.
+    /// Source of hidden states, for probes; `None` if no model is loaded.
     pub features: Option<Arc<dyn FeatureSource>>,
-    /// Judges' answers so far.
+    /// Cache of judges' answers.
     pub scores: Arc<dyn ScoreCache>,
-    /// Where fitted probes are kept.
+    /// Directory of fitted probes; `None` stores none.
     pub probes: Option<PathBuf>,
 }
 
-/// A set whose rules can all be asked.
+/// A set whose rules can all be evaluated.
 #[derive(Clone, Debug)]
 pub struct Prepared {
-    /// Its probes and judges.
+    /// The set's probes and judges.
     pub matchers: Arc<Matchers>,
-    /// Every rule's figures, in set order.
+    /// Measurements of every rule, in set order.
     pub trust: Vec<RuleTrust>,
 }
 
@@ -41,18 +41,20 @@ impl Prepared {
         RuleOracle::new(set).with_matchers(self.matchers.clone())
     }
 
-    /// Rules that do not reach their minimum, as errors at their policy's place.
+    /// Rules below their minimum, as errors at the position of their policy.
     pub fn shortfalls(&self, set: &PolicySet) -> Vec<PolicyError> {
-        let short = self.trust.iter().filter_map(|trust| {
-            let policy = set.get(&trust.policy)?;
-            let why = trust.shortfall()?;
-            Some(error(policy, &trust.rule, why))
-        });
-        short.collect()
+        self.trust
+            .iter()
+            .filter_map(|trust| {
+                let policy = set.get(&trust.policy)?;
+                let why = trust.shortfall()?;
+                Some(error(policy, &trust.rule, why))
+            })
+            .collect()
     }
 }
 
-/// Whether any rule of the set needs more than the text.
+/// Whether any rule of the set needs a probe, and whether any needs a judge.
 pub fn needs_services(set: &PolicySet) -> (bool, bool) {
     let (mut probes, mut judges) = (false, false);
     for rule in set.policies().iter().flat_map(|policy| &policy.rules) {
@@ -66,11 +68,11 @@ pub fn needs_services(set: &PolicySet) -> (bool, bool) {
     (probes, judges)
 }
 
-/// Fits probes, reaches judges and measures every rule; rules below their minimum are reported by
+/// Fits probes, connects judges and measures every rule; rules below their minimum are reported by
 /// [`Prepared::shortfalls`].
 ///
 /// # Errors
-/// Every probe that cannot be fitted and every judge that cannot be asked.
+/// Every probe that cannot be fitted and every judge that cannot be reached.
 pub fn prepare(set: &PolicySet, services: &Services) -> Result<Prepared, PolicyErrors> {
     let mut errors = Vec::new();
     let mut matchers = Matchers {
@@ -98,20 +100,20 @@ pub fn prepare(set: &PolicySet, services: &Services) -> Result<Prepared, PolicyE
             }
         }
     }
-    match errors.is_empty() {
-        true => Ok(Prepared {
-            matchers: Arc::new(matchers),
-            trust,
-        }),
-        false => Err(PolicyErrors(errors)),
+    if !errors.is_empty() {
+        return Err(PolicyErrors(errors));
     }
+    Ok(Prepared {
+        matchers: Arc::new(matchers),
+        trust,
+    })
 }
 
-/// As [`prepare`], and what a server asks before it activates a set: every example of a rule of
-/// text passes, and no rule is below its minimum.
+/// Like [`prepare`], with the checks a server makes before it activates a set: every example of a
+/// rule that needs only the text passes, and no rule is below its minimum.
 ///
 /// # Errors
-/// As [`prepare`], failing examples and shortfalls.
+/// Those of [`prepare`], failing examples, and rules below their minimum.
 pub fn prepare_trusted(set: &PolicySet, services: &Services) -> Result<Prepared, PolicyErrors> {
     let failures = set.run_examples().into_errors();
     if !failures.is_empty() {
@@ -152,9 +154,9 @@ fn add(
                 .insert(spec.id().to_owned(), Arc::new(fitted));
         }
         Matcher::Judge(spec) => {
-            if let Entry::Vacant(place) = matchers.judges.entry(spec.id()) {
+            if let Entry::Vacant(entry) = matchers.judges.entry(spec.id()) {
                 let judge = Judge::prepare(spec.clone(), services.scores.clone());
-                place.insert(Arc::new(judge?));
+                entry.insert(Arc::new(judge?));
             }
         }
     }

@@ -1,8 +1,9 @@
-//! Probes: a calibrated classifier over pooled hidden states and words, fitted on labelled responses.
+//! Probes: calibrated classifiers over pooled hidden states and n-grams, fitted on labelled
+//! responses.
 //!
-//! The form is chosen by cross-validation at two penalties, then the penalty; folds never
-//! share a prompt. The probabilities of left-out rows calibrate the model and are kept, so that a
-//! rule's trust is measured on responses the model did not see.
+//! Cross-validation chooses the form at two penalties, then the penalty; folds never share a
+//! prompt. The out-of-fold probabilities calibrate the model and are stored, so that a rule is
+//! measured on responses that the model did not see.
 
 mod fit;
 
@@ -17,19 +18,20 @@ use super::calibration::Calibration;
 use super::features::FeatureError;
 use crate::policy::{Exchange, Labelled, ProbeSpec, Score};
 
-/// Changes when the same inputs would give another probe.
+/// Incremented when the same inputs would give another probe; part of [`FittedProbe::key`].
 const FIT_VERSION: u32 = 2;
-/// Least labelled responses of each verdict.
+/// Minimum number of labelled responses of each verdict.
 pub const MIN_PER_VERDICT: usize = 8;
-/// Most responses to fit on; of more, those with the smallest hashes are taken, so that features
-/// stay within a few hundred megabytes.
+/// Maximum number of responses to fit on, which limits features to a few hundred megabytes. If
+/// there are more, those with the smallest hashes are used.
 pub const MAX_FIT_ROWS: usize = 4000;
+/// Folds of the cross-validation.
 const FOLDS: usize = 5;
 
 /// Why a probe cannot be fitted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProbeError {
-    /// Too little to learn from.
+    /// There are too few labelled responses or prompts.
     #[error(
         "a probe needs at least {MIN_PER_VERDICT} examples of each verdict, over at least {FOLDS} prompts; it has {violating} violating and {complying} complying ones over {prompts} prompts: add {} violating, {} complying and {} prompts (as examples, or in a `data` file)",
         MIN_PER_VERDICT.saturating_sub(*violating), MIN_PER_VERDICT.saturating_sub(*complying), FOLDS.saturating_sub(*prompts)
@@ -45,10 +47,10 @@ pub enum ProbeError {
     /// The same response is labelled both ways.
     #[error("the same response to {prompt:?} is labelled `violates` and `complies`")]
     Contradiction {
-        /// The prompt, cut short.
+        /// The prompt's first 80 characters.
         prompt: String,
     },
-    /// No hidden states.
+    /// Hidden states are unavailable.
     #[error(transparent)]
     Features(#[from] FeatureError),
 }
@@ -56,13 +58,13 @@ pub enum ProbeError {
 /// A fitted probe.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FittedProbe {
-    /// Hash of everything it was fitted from.
+    /// See [`FittedProbe::key`].
     pub key: String,
-    /// The penalty that cross-validation chose.
+    /// Ridge penalty, chosen by cross-validation.
     pub penalty: f32,
-    /// Rows it was fitted on.
+    /// Number of distinct rows it was fitted on.
     pub rows: usize,
-    /// From which probability on it holds.
+    /// The probe holds at this probability or above.
     #[serde(with = "super::bits")]
     pub threshold: f64,
     blend: Blend,
@@ -73,7 +75,8 @@ pub struct FittedProbe {
 }
 
 impl FittedProbe {
-    /// Hash of everything that a fit depends on.
+    /// SHA-256 (64 hex digits) over everything that a fit depends on; `base` is the content hash of
+    /// the base model.
     pub fn key(spec: &ProbeSpec, base: &str) -> String {
         let mut hasher = Sha256::new();
         hasher.update(FIT_VERSION.to_le_bytes());
@@ -82,7 +85,7 @@ impl FittedProbe {
         hex::encode(hasher.finalize())
     }
 
-    /// What it says of an exchange and its hidden states.
+    /// Scores an exchange from its hidden states, one vector per layer.
     pub fn score(&self, exchange: &Exchange<'_>, hidden: &[Vec<f32>]) -> Score {
         let value = self.blend.value(hidden, exchange.response);
         Score {
@@ -91,7 +94,8 @@ impl FittedProbe {
         }
     }
 
-    /// What it says of a response it was fitted on, by a model that did not see the prompt.
+    /// The score of a response it was fitted on, from the fold's model, which did not see the
+    /// prompt; `None` for other responses.
     pub fn left_out(&self, exchange: &Exchange<'_>) -> Option<Score> {
         let probability = *self
             .left_out
@@ -102,28 +106,28 @@ impl FittedProbe {
         })
     }
 
-    /// Reads a probe from `dir`, if it was fitted from the same before.
+    /// Reads the probe with this key from `dir`, if it is stored there.
     pub fn load(dir: &Path, key: &str) -> Option<FittedProbe> {
         let bytes = std::fs::read(dir.join(format!("{key}.json"))).ok()?;
         let probe: FittedProbe = serde_json::from_slice(&bytes).ok()?;
         (probe.key == key).then_some(probe)
     }
 
-    /// Keeps the probe in `dir`. A directory that cannot be written costs a fit later, no more.
+    /// Stores the probe in `dir`. Failure is only logged: the probe is then fitted again later.
     pub fn store(&self, dir: &Path) {
         let write = || -> std::io::Result<()> {
             std::fs::create_dir_all(dir)?;
-            let place = dir.join(format!("{}.json", self.key));
+            let path = dir.join(format!("{}.json", self.key));
             let staged = dir.join(format!(".{}.{}", self.key, std::process::id()));
             std::fs::write(&staged, serde_json::to_vec(self)?)?;
-            std::fs::rename(staged, place)
+            std::fs::rename(staged, path)
         };
         if let Err(error) = write() {
             tracing::warn!(%error, dir = %dir.display(), "a probe cannot be kept; it will be fitted again");
         }
     }
 
-    /// What it sums.
+    /// The terms it sums, besides the response's hidden states and n-grams.
     pub fn form(&self) -> Form {
         self.blend.form
     }
@@ -166,8 +170,8 @@ fn training_rows(training: &[Labelled]) -> Result<Vec<&Labelled>, ProbeError> {
     Ok(rows)
 }
 
-/// A fold per row: prompts stay together, and each goes to the fold that has the fewest rows of
-/// its more frequent verdict so far.
+/// The fold of every row. Rows with the same prompt share a fold, the one that has the fewest rows
+/// of their more frequent verdict so far.
 fn folds(rows: &[&Labelled]) -> Vec<usize> {
     let mut groups: HashMap<&str, Vec<usize>> = HashMap::new();
     for (index, row) in rows.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! The rule oracle.
+//! The oracle that evaluates the rules of a policy set.
 
 use std::sync::Arc;
 
@@ -8,8 +8,8 @@ use super::cache::{CacheCounts, VerdictCache, VerdictKey, exchange_digest, rule_
 use super::matchers::{MatcherUsage, Matchers, RuleVerdict};
 use super::{Exchange, Judgement, Oracle, Undecided, Violation};
 
-/// How many verdicts are asked of a cache at once: enough for a sweep over a rule's verdicts to be
-/// worth while, few enough to keep the keys in some megabytes.
+/// Verdicts looked up in a cache at once: enough that scanning a rule's verdicts pays off, few
+/// enough that the keys take only megabytes.
 const CACHE_BATCH: usize = 1 << 18;
 
 /// Judges by the rules of a policy set.
@@ -21,8 +21,8 @@ pub struct RuleOracle {
 }
 
 impl RuleOracle {
-    /// Judges by the enforced policies; its revision is the set's. Rules with probes or judges are
-    /// undecided until it has them ([`RuleOracle::with_matchers`]).
+    /// An oracle over the enforced policies; its revision is the set's. Rules with probes or judges
+    /// are undecided until it has matchers ([`RuleOracle::with_matchers`]).
     pub fn new(set: &PolicySet) -> RuleOracle {
         let policies = set
             .policies()
@@ -37,7 +37,8 @@ impl RuleOracle {
         }
     }
 
-    /// Judges by all policies, `dryrun` ones included; its revision is the set's content hash.
+    /// An oracle over all policies, including `dryrun` ones; its revision is the set's content
+    /// hash.
     pub fn with_dryrun(set: &PolicySet) -> RuleOracle {
         RuleOracle {
             policies: set.policies().to_vec(),
@@ -46,25 +47,27 @@ impl RuleOracle {
         }
     }
 
-    /// The same oracle with probes and judges that are ready (see [`super::prepare()`]).
+    /// The same oracle with prepared probes and judges (see [`super::prepare()`]).
     pub fn with_matchers(self, matchers: Arc<Matchers>) -> RuleOracle {
         RuleOracle { matchers, ..self }
     }
 
-    /// Where its verdicts were decided so far, and what judges cost.
+    /// Counts of verdicts by the kind of matcher that decided them, and the judges' cost, since the
+    /// matchers were prepared.
     pub fn usage(&self) -> MatcherUsage {
         self.matchers.usage()
     }
 
-    /// The rules it judges by, each with its policy, in the order of a judgement's violations.
+    /// The oracle's rules with their policies, in the order of a judgement's violations.
     pub fn rules(&self) -> impl Iterator<Item = (&Policy, &Rule)> {
         self.policies
             .iter()
             .flat_map(|p| p.rules.iter().map(move |rule| (p.as_ref(), rule)))
     }
 
-    /// Judges many responses, one judgement each in the same order, taking from the cache what it
-    /// knows and adding what it does not. The judgements equal [`Oracle::judge`]'s.
+    /// Judges many responses; one judgement each, in the same order. Verdicts found in the cache
+    /// are used, others are computed and added to it. The judgements equal those of
+    /// [`Oracle::judge`].
     pub fn judge_cached(
         &self,
         exchanges: &[Exchange<'_>],
@@ -79,7 +82,7 @@ impl RuleOracle {
         let mut counts = CacheCounts::default();
         for chunk in exchanges.chunks((CACHE_BATCH / rules.len().max(1)).max(1)) {
             let texts: Vec<[u8; 16]> = chunk.iter().map(exchange_digest).collect();
-            // Rule by rule, as the keys sort.
+            // Grouped by rule, which is the sort order of the keys.
             let keys: Vec<VerdictKey> = digests
                 .iter()
                 .flat_map(|rule| texts.iter().map(|text| VerdictKey::of(text, rule)))
@@ -123,7 +126,7 @@ impl RuleOracle {
         (judgements, counts)
     }
 
-    /// The violations of one exchange, from verdicts that stand rule by rule.
+    /// The violations of one exchange. `known` is (rules, exchanges).
     fn collect(
         &self,
         rules: &[(&Policy, &Rule)],
@@ -173,7 +176,7 @@ impl Oracle for RuleOracle {
     }
 }
 
-/// Knows nothing and keeps nothing.
+/// A cache that stores nothing.
 struct NoCache;
 
 impl VerdictCache for NoCache {

@@ -1,15 +1,16 @@
-//! Judges' answers by content, and asking in parallel.
+//! Cache of judges' answers, and parallel requests.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// Where judges' probabilities are kept. Like a verdict cache, a broken one only costs repetition.
+/// Storage of judges' probabilities, by hash of the request. As with a verdict cache, a failed read
+/// or write only repeats a request.
 pub trait ScoreCache: Send + Sync + std::fmt::Debug {
-    /// The known probability.
+    /// The stored probability.
     fn get(&self, key: &[u8; 32]) -> Option<f64>;
 
-    /// Keeps a probability.
+    /// Stores a probability.
     fn put(&self, key: &[u8; 32], probability: f64);
 }
 

@@ -1,60 +1,62 @@
-//! A text as a sparse vector: words, pairs of words and pieces of words, hashed and weighted.
+//! A text as a sparse vector: word unigrams and bigrams and character n-grams, hashed into buckets
+//! and weighted by inverse document frequency.
 //!
-//! Hidden states say what a text is about; whether it declines, hedges or insults often shows in a
-//! few words that a mean over all tokens hides.
+//! Hidden states show what a text is about; whether it declines, hedges or insults often depends on
+//! a few words that a mean over all tokens hides.
 
 use serde::{Deserialize, Serialize};
 
-/// Places of each family's vector. Collisions cost nothing measurable from a quarter of this on.
-const PLACES: usize = 1 << 14;
-/// Characters that are read; what a response is shows long before.
+/// Buckets of each family (words, characters). Collisions have no measurable effect from a quarter
+/// of this on.
+const BUCKETS: usize = 1 << 14;
+/// Characters that are read; the rest of a longer text is ignored.
 const CHARACTERS: usize = 6000;
-/// Lengths of the pieces of words, in characters.
-const PIECES: std::ops::RangeInclusive<usize> = 3..=4;
+/// Lengths of character n-grams.
+const NGRAM_LENGTHS: std::ops::RangeInclusive<usize> = 3..=4;
 
-/// Elements of a vector.
-pub const WIDTH: usize = 2 * PLACES;
+/// Dimensions of a vector: the buckets of both families.
+pub const WIDTH: usize = 2 * BUCKETS;
 
-/// Places that are not zero, ascending, with their values.
-pub type Sparse = Vec<(u32, f32)>;
+/// Non-zero buckets, ascending, with their values.
+pub type SparseVector = Vec<(u32, f32)>;
 
-/// How much each place counts: rarer n-grams more.
+/// The weight of each bucket: rare n-grams weigh more.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Vocabulary {
-    /// ln((1 + texts) / (1 + texts with it)) + 1, (families, places).
+    /// Inverse document frequency, ln((1 + texts) / (1 + texts with it)) + 1; (families, buckets).
     #[serde(with = "super::bits::floats")]
     rarity: Vec<f32>,
 }
 
 impl Vocabulary {
-    /// Counts in how many of the texts each place occurs.
+    /// Computes the weights from the number of texts in which each bucket occurs.
     pub fn fit<'a>(texts: impl Iterator<Item = &'a str>) -> Vocabulary {
-        let mut with = vec![0u32; WIDTH];
-        let mut all = 0u32;
+        let mut frequency = vec![0u32; WIDTH];
+        let mut total = 0u32;
         for text in texts {
-            all += 1;
-            for (place, _) in counts(text) {
-                with[place as usize] += 1;
+            total += 1;
+            for (bucket, _) in counts(text) {
+                frequency[bucket as usize] += 1;
             }
         }
-        let rarity = with
+        let rarity = frequency
             .into_iter()
-            .map(|n| ((1.0 + all as f32) / (1.0 + n as f32)).ln() + 1.0);
+            .map(|n| ((1.0 + total as f32) / (1.0 + n as f32)).ln() + 1.0);
         Vocabulary {
             rarity: rarity.collect(),
         }
     }
 
     /// The text's vector. Each family has length 1/√2, so that together they have length 1.
-    pub fn vector(&self, text: &str) -> Sparse {
+    pub fn vector(&self, text: &str) -> SparseVector {
         let mut out = counts(text);
-        for (place, value) in &mut out {
-            let rarity = self.rarity.get(*place as usize).copied().unwrap_or(0.0);
+        for (bucket, value) in &mut out {
+            let rarity = self.rarity.get(*bucket as usize).copied().unwrap_or(0.0);
             *value = (1.0 + value.ln()) * rarity;
         }
-        let border = out.partition_point(|(place, _)| (*place as usize) < PLACES);
-        let (words, pieces) = out.split_at_mut(border);
-        for family in [words, pieces] {
+        let first_ngram = out.partition_point(|(bucket, _)| (*bucket as usize) < BUCKETS);
+        let (words, ngrams) = out.split_at_mut(first_ngram);
+        for family in [words, ngrams] {
             let square: f32 = family.iter().map(|(_, v)| v * v).sum();
             let scale = (2.0 * square).sqrt().max(1e-12).recip();
             family.iter_mut().for_each(|(_, v)| *v *= scale);
@@ -63,63 +65,63 @@ impl Vocabulary {
     }
 }
 
-/// How often each place occurs, ascending by place.
-fn counts(text: &str) -> Sparse {
+/// How often each bucket occurs, ascending by bucket.
+fn counts(text: &str) -> SparseVector {
     let text: String = text
         .chars()
         .take(CHARACTERS)
         .flat_map(char::to_lowercase)
         .collect();
-    let mut places = Vec::new();
+    let mut buckets = Vec::new();
     let words: Vec<&str> = text
         .split(|c: char| !c.is_alphanumeric())
         .filter(|word| !word.is_empty())
         .collect();
     for (index, word) in words.iter().enumerate() {
-        places.push(place(0, &[word]));
+        buckets.push(bucket(0, &[word]));
         if let Some(next) = words.get(index + 1) {
-            places.push(place(0, &[word, next]));
+            buckets.push(bucket(0, &[word, next]));
         }
     }
     for word in text.split_whitespace() {
         let padded = format!(" {word} ");
         let mut starts: Vec<usize> = padded.char_indices().map(|(at, _)| at).collect();
         starts.push(padded.len());
-        for length in PIECES {
+        for length in NGRAM_LENGTHS {
             for window in starts.windows(length + 1) {
-                places.push(place(1, &[&padded[window[0]..window[length]]]));
+                buckets.push(bucket(1, &[&padded[window[0]..window[length]]]));
             }
         }
     }
-    places.sort_unstable();
-    let mut out: Sparse = Vec::new();
-    for place in places {
+    buckets.sort_unstable();
+    let mut out: SparseVector = Vec::new();
+    for bucket in buckets {
         match out.last_mut() {
-            Some((last, count)) if *last == place => *count += 1.0,
-            _ => out.push((place, 1.0)),
+            Some((last, count)) if *last == bucket => *count += 1.0,
+            _ => out.push((bucket, 1.0)),
         }
     }
     out
 }
 
-/// FNV-1a over the parts, folded to the family's places.
-fn place(family: usize, parts: &[&str]) -> u32 {
+/// FNV-1a over the parts, reduced to the family's buckets.
+fn bucket(family: usize, parts: &[&str]) -> u32 {
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
     for part in parts {
-        // 0xff stands in no UTF-8 text, so it ends a part.
+        // 0xff occurs in no UTF-8 text, so it separates the parts.
         for byte in part.bytes().chain([0xff]) {
             hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
     }
-    let folded = (hash ^ (hash >> 32)) as usize % PLACES;
-    (family * PLACES + folded) as u32
+    let folded = (hash ^ (hash >> 32)) as usize % BUCKETS;
+    (family * BUCKETS + folded) as u32
 }
 
-/// Σ value · weights[place].
+/// Σ value · weights[bucket].
 pub fn dot(row: &[(u32, f32)], weights: &[f32]) -> f32 {
     let known = row
         .iter()
-        .filter_map(|(place, v)| Some(v * weights.get(*place as usize)?));
+        .filter_map(|(bucket, v)| Some(v * weights.get(*bucket as usize)?));
     known.sum()
 }
 
@@ -129,8 +131,8 @@ mod tests {
 
     fn similarity(vocabulary: &Vocabulary, a: &str, b: &str) -> f32 {
         let mut dense = vec![0.0; WIDTH];
-        for (place, value) in vocabulary.vector(a) {
-            dense[place as usize] = value;
+        for (bucket, value) in vocabulary.vector(a) {
+            dense[bucket as usize] = value;
         }
         dot(&vocabulary.vector(b), &dense)
     }
@@ -157,12 +159,12 @@ mod tests {
             assert!(row.windows(2).all(|w| w[0].0 < w[1].0));
         }
         assert!(known.vector("").is_empty());
-        // Punctuation alone is no word, and has pieces.
+        // Punctuation is not a word, but has character n-grams.
         assert!(
             known
                 .vector("!?")
                 .iter()
-                .all(|(p, _)| *p as usize >= PLACES)
+                .all(|(p, _)| *p as usize >= BUCKETS)
         );
     }
 }

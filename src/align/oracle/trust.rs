@@ -1,5 +1,4 @@
-//! How far a rule can be trusted: its figures on its own examples, cross-validated where something
-//! was fitted on them.
+//! How accurate a rule is on its own examples, cross-validated if something was fitted on them.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -13,8 +12,8 @@ use super::judge::JudgeError;
 use super::matchers::{Features, Matchers};
 use super::measure::{Bin, Confusion, calibration, calibration_error};
 use crate::policy::{
-    Cost, DEFAULT_FITTED_MINIMUM, Exchange, JudgeSpec, Labelled, Matcher, Minimum, ProbeSpec, Rule,
-    RuleOutcome, Score, Scores, Verdict,
+    Cost, DEFAULT_FITTED_MINIMUM, ExampleVerdict, Exchange, JudgeSpec, Labelled, Matcher, Minimum,
+    ProbeSpec, Rule, RuleOutcome, Score, Scores,
 };
 
 /// A rule's figures.
@@ -45,7 +44,7 @@ pub struct RuleTrust {
 }
 
 impl RuleTrust {
-    /// Which figure is below the minimum, in words; `None` if the rule may act.
+    /// Describes the first figure below the minimum; `None` if the rule reaches it.
     pub fn shortfall(&self) -> Option<String> {
         let figures = [
             ("accuracy", self.accuracy, self.minimum.accuracy),
@@ -67,10 +66,10 @@ impl RuleTrust {
     }
 }
 
-/// Measures a rule on its examples and on the labelled files whose verdicts are its own.
+/// Measures a rule on its examples and on the training data of its own probes.
 ///
 /// # Errors
-/// If hidden states or a judge fail.
+/// [`RuleError`] if hidden states or a judge fail.
 pub fn measure(policy: &str, rule: &Rule, matchers: &Matchers) -> Result<RuleTrust, RuleError> {
     let examples = measured_on(rule);
     let questions: Vec<(Exchange<'_>, &Rule)> = examples
@@ -89,18 +88,20 @@ pub fn measure(policy: &str, rule: &Rule, matchers: &Matchers) -> Result<RuleTru
     let mut counts = Confusion::default();
     let mut scored = Vec::new();
     for (((row, _), (exchange, _)), features) in examples.iter().zip(&questions).zip(&features) {
-        let held = Held {
+        let scores = HeldOutScores {
             matchers,
             features,
-            seen: Mutex::default(),
+            recorded: Mutex::default(),
         };
-        let outcome = rule.evaluate_with(exchange, &held);
-        let seen = held.seen.into_inner().unwrap_or_default();
+        let outcome = rule.evaluate_with(exchange, &scores);
+        let recorded = scores.recorded.into_inner().unwrap_or_default();
         if outcome == RuleOutcome::Undecided {
-            return Err(seen.failure.map_or(RuleError::Undecided, RuleError::Judge));
+            return Err(recorded
+                .failure
+                .map_or(RuleError::Undecided, RuleError::Judge));
         }
         counts.add(outcome == RuleOutcome::Violated, row.violates);
-        scored.extend(seen.probability.map(|p| (p, row.violates)));
+        scored.extend(recorded.probability.map(|p| (p, row.violates)));
     }
     let bins = calibration(&scored);
     let fitted = rule.cost() != Cost::Text;
@@ -123,14 +124,15 @@ pub fn measure(policy: &str, rule: &Rule, matchers: &Matchers) -> Result<RuleTru
     })
 }
 
-/// The rule's examples with their labels, then the files' rows, each once.
+/// The rule's examples with their category labels, then the rows of its labelled files, without
+/// duplicates.
 fn measured_on(rule: &Rule) -> Vec<(Labelled, Vec<String>)> {
     let mut out: Vec<(Labelled, Vec<String>)> = Vec::new();
     for example in &rule.examples {
         let row = Labelled {
             prompt: example.prompt.clone(),
             response: example.response.clone(),
-            violates: example.verdict == Verdict::Violates,
+            violates: example.verdict == ExampleVerdict::Violates,
         };
         out.push((row, example.labels.clone()));
     }
@@ -152,12 +154,13 @@ fn measured_on(rule: &Rule) -> Vec<(Labelled, Vec<String>)> {
     out
 }
 
-/// Hidden states are needed only where a probe was not fitted on the example itself.
+/// Hidden states of the questions. Not computed (empty) if every probe was fitted on the examples
+/// themselves, since the out-of-fold scores are stored.
 fn features(
     questions: &[(Exchange<'_>, &Rule)],
     matchers: &Matchers,
 ) -> Result<Vec<Features>, FeatureError> {
-    let is_held = |(exchange, rule): &&(Exchange<'_>, &Rule)| {
+    let has_stored_scores = |(exchange, rule): &(Exchange<'_>, &Rule)| {
         rule.matchers().into_iter().all(|matcher| match matcher {
             Matcher::Probe(spec) => matchers
                 .probes
@@ -166,7 +169,7 @@ fn features(
             Matcher::Judge(_) => true,
         })
     };
-    if questions.iter().all(|question| is_held(&question)) {
+    if questions.iter().all(has_stored_scores) {
         return Ok(vec![Features::default(); questions.len()]);
     }
     let mut out = Vec::with_capacity(questions.len());
@@ -176,42 +179,45 @@ fn features(
     Ok(out)
 }
 
+/// What the matchers answered while one example was evaluated.
 #[derive(Debug, Default)]
-struct Seen {
+struct RecordedAnswers {
     /// The last probability given.
     probability: Option<f64>,
     failure: Option<JudgeError>,
 }
 
-/// Answers by fits that did not see the example.
-struct Held<'a> {
+/// Answers from fits that did not see the example; records them.
+struct HeldOutScores<'a> {
     matchers: &'a Matchers,
     features: &'a Features,
-    seen: Mutex<Seen>,
+    recorded: Mutex<RecordedAnswers>,
 }
 
-impl Held<'_> {
-    fn note(&self, score: Result<Option<Score>, JudgeError>) -> Option<Score> {
+impl HeldOutScores<'_> {
+    fn record(&self, score: Result<Option<Score>, JudgeError>) -> Option<Score> {
         // Nothing panics while the lock is held.
-        let mut seen = self.seen.lock().ok()?;
+        let mut recorded = self.recorded.lock().ok()?;
         match score {
             Ok(score) => {
-                seen.probability = score.map(|s| s.probability).or(seen.probability);
+                recorded.probability = score.map(|s| s.probability).or(recorded.probability);
                 score
             }
             Err(why) => {
-                seen.failure = Some(why);
+                recorded.failure = Some(why);
                 None
             }
         }
     }
 }
 
-impl Scores for Held<'_> {
+impl Scores for HeldOutScores<'_> {
     fn probe(&self, spec: &ProbeSpec, exchange: &Exchange<'_>) -> Option<Score> {
         let probe = self.matchers.probes.get(spec.id())?;
-        let live = || self.matchers.probe_score(spec, exchange, self.features);
-        self.note(Ok(probe.left_out(exchange).or_else(live)))
+        let score = probe
+            .left_out(exchange)
+            .or_else(|| self.matchers.probe_score(spec, exchange, self.features));
+        self.record(Ok(score))
     }
 
     fn judge(&self, spec: &JudgeSpec, exchange: &Exchange<'_>) -> Option<Score> {
@@ -220,6 +226,6 @@ impl Scores for Held<'_> {
             labels: &[],
             ..*exchange
         };
-        self.note(judge.left_out(&text).map(Some))
+        self.record(judge.left_out(&text).map(Some))
     }
 }

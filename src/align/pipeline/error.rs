@@ -1,4 +1,4 @@
-//! Why the pipeline made no candidate.
+//! Errors of the pipeline.
 
 use crate::impact::ImpactError;
 use crate::oracle::corrective::CorrectiveError;
@@ -6,15 +6,15 @@ use crate::train::TrainError;
 
 /// Why a pair cannot be rendered as token ids.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{source}: {what}", source = place)]
+#[error("{source}: {what}", source = location)]
 pub struct RenderError {
     /// `file:line` of the pair.
-    pub place: String,
-    /// What the chat template or the tokenizer said.
+    pub location: String,
+    /// The error of the chat template or the tokenizer.
     pub what: String,
 }
 
-/// Why the pipeline made no candidate.
+/// Why the pipeline produced no candidate.
 #[derive(Debug, thiserror::Error)]
 pub enum PipelineError {
     /// A pair cannot be rendered as token ids.
@@ -26,13 +26,13 @@ pub enum PipelineError {
     /// The scores give no weights.
     #[error(transparent)]
     Impact(#[from] ImpactError),
-    /// Training made no adapter; never [`TrainError::Cancelled`].
+    /// Training produced no adapter; never [`TrainError::Cancelled`].
     #[error(transparent)]
     Train(TrainError),
-    /// The observer said stop.
+    /// The observer cancelled the run.
     #[error("cancelled")]
     Cancelled,
-    /// The tensor library refused an operation of the reference or of the impact scores.
+    /// A tensor operation of the reference or of the impact scores failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
 }

@@ -1,4 +1,4 @@
-//! What a realignment is a function of, and its hash.
+//! The inputs of a realignment, and their hash.
 
 use std::path::Path;
 
@@ -9,17 +9,18 @@ use crate::policy::PolicySet;
 use crate::preferences::{Dataset, DatasetError, Pair, split};
 use crate::train::Recipe;
 
-/// Changes when the same inputs would give another adapter: part of every hash.
+/// Version of the algorithm, part of every hash: changed when the same inputs would give another
+/// adapter.
 const ALGORITHM: &str = "realign/1";
 
-/// Where the preference data is, how it is split, and who corrects it.
+/// Where the preference data is, how it is split, and which endpoint corrects it.
 #[derive(Clone, Copy, Debug)]
 pub struct Sources<'a> {
     /// Directory of preference data.
     pub preferences: &'a Path,
-    /// Most bytes of it.
+    /// Maximum bytes of text to load from it.
     pub max_bytes: u64,
-    /// Share of prompts to hold out where the data marks none, 0 to 1.
+    /// Share of prompts to hold out if the data marks none, 0 to 1.
     pub holdout: f64,
     /// The endpoint that writes compliant responses to PUNISH pairs.
     pub corrective: Option<&'a CorrectiveSpec>,
@@ -27,16 +28,16 @@ pub struct Sources<'a> {
 
 /// The inputs of one realignment.
 pub struct Inputs {
-    /// SHA-256 over base model, preference data, policy revision, recipe, hold-out share and who
-    /// corrects.
+    /// SHA-256 (hex) over base model, preference data, policy revision, recipe, hold-out share and
+    /// corrective endpoint.
     pub hash: String,
     /// Revision of the policy set.
     pub policy_revision: String,
     /// The preference data.
     pub dataset: Dataset,
-    /// Pairs to train on.
+    /// Indices of the pairs to train on.
     pub train: Vec<usize>,
-    /// Pairs to measure on.
+    /// Indices of the pairs to measure on.
     pub holdout: Vec<usize>,
 }
 
@@ -44,7 +45,7 @@ impl Inputs {
     /// Reads the preference data and hashes everything.
     ///
     /// # Errors
-    /// If the data cannot be read.
+    /// [`DatasetError`] if the data cannot be read or is too large.
     pub fn collect(
         sources: Sources<'_>,
         base_hash: &str,
@@ -82,9 +83,9 @@ impl Inputs {
     }
 }
 
-/// The share of prompts to draw for measuring. Data that marks its own held-out pairs means the
-/// rest for training: then none is drawn.
+/// The share of prompts to hold out at random: `configured`, or 0 if the data marks its own
+/// held-out pairs.
 pub fn holdout_ratio(pairs: &[Pair], configured: f64) -> f64 {
-    let named = pairs.iter().any(|pair| pair.holdout == Some(true));
-    if named { 0.0 } else { configured }
+    let marked = pairs.iter().any(|pair| pair.holdout == Some(true));
+    if marked { 0.0 } else { configured }
 }

@@ -1,4 +1,4 @@
-//! What a run reports to the program that started it, and what it asks of it.
+//! Callbacks of a run: progress, cancellation, and results of earlier runs.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use super::Scored;
 use crate::train::examples::TokenPair;
 use crate::train::{self, TrainExample};
 
-/// A part of a run; a run goes through them in this order.
+/// A phase of a run, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Forward passes of the base model over all pairs.
@@ -17,16 +17,16 @@ pub enum Phase {
     Train,
 }
 
-/// Progress, cancelling and limits of a run.
+/// Receives a run's progress, and can cancel it.
 ///
-/// [`proceed`](train::Observer::proceed) of the supertrait is asked before every pass of every
-/// phase; its memory limit and its report of a step concern training.
+/// [`proceed`](train::Observer::proceed) of the supertrait is called before every pass of every
+/// phase; its memory limit and step reports apply to training.
 pub trait Observer: train::Observer {
     /// A phase begins. It has at most `units` passes, or optimiser steps in [`Phase::Train`].
     fn enter(&self, _phase: Phase, _units: usize) {}
 
-    /// Before every pass of [`Phase::Reference`] and [`Phase::Impact`]: `done` of the phase's
-    /// `units` are behind it.
+    /// Called before every pass of [`Phase::Reference`] and [`Phase::Impact`]: `done` of the
+    /// phase's `units` are complete.
     fn on_pass(&self, _phase: Phase, _done: usize, _units: usize) {}
 
     /// The conflicts have scores and weights, whether computed or taken from the cache. Not called
@@ -38,7 +38,7 @@ pub trait Observer: train::Observer {
         None
     }
 
-    /// Results of earlier runs.
+    /// Cache of results of earlier runs.
     fn cache(&self) -> &dyn Cache {
         &NoCache
     }
@@ -48,43 +48,43 @@ pub trait Observer: train::Observer {
 /// the gold gradient.
 pub type RawScores = Vec<(usize, f64)>;
 
-/// A result with the time that it took to compute.
+/// A result with the time it took to compute.
 #[derive(Clone, Debug, Default)]
 pub struct Known<T> {
     /// The result.
     pub value: T,
-    /// Seconds that computing it took; 0 where that is not known.
+    /// Seconds that computing it took; 0 if unknown.
     pub seconds: f64,
 }
 
-/// Results that one run leaves for the next. The implementation decides which runs share one: it
-/// must only return what the same base model, pairs and settings would give again.
+/// Results that later runs can reuse. The implementation decides which runs share a result: it must
+/// only return what the same base model, pairs and settings would give again.
 pub trait Cache {
-    /// Whether references are kept for other runs. They then cover the conflicting pairs too,
-    /// which a run with scores gets from scoring otherwise.
+    /// Whether references are stored for other runs. They then include the conflicting pairs, whose
+    /// reference would otherwise come from scoring.
     fn shares_reference(&self) -> bool {
         false
     }
 
-    /// The run's pairs with their reference log-probabilities, at weight 1. Asked once, before the
-    /// reference is computed; what will not be used again should be dropped here.
+    /// The run's pairs with their reference log-probabilities, at weight 1. Called once, before
+    /// the reference is computed; entries that will not be used again should be dropped here.
     fn reference(&self, _pairs: &[TokenPair]) -> Option<Known<Vec<TrainExample>>> {
         None
     }
 
-    /// Keeps a reference that was computed. Called only if references are shared.
+    /// Stores a computed reference. Called only if references are shared.
     fn keep_reference(&self, _reference: &Known<Vec<TrainExample>>) {}
 
-    /// The run's raw scores.
+    /// The run's raw scores, if they are stored.
     fn scores(&self, _pairs: &[TokenPair]) -> Option<Known<RawScores>> {
         None
     }
 
-    /// Keeps raw scores that were computed.
+    /// Stores computed raw scores.
     fn keep_scores(&self, _scores: &Known<RawScores>) {}
 }
 
-/// Remembers nothing.
+/// A cache that stores nothing.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoCache;
 

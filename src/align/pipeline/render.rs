@@ -1,4 +1,4 @@
-//! Preference pairs → token ids, by the model's own chat template.
+//! Preference pairs → token ids, with the model's own chat template.
 
 use super::RenderError;
 use crate::preferences::{Pair, Role};
@@ -13,7 +13,7 @@ pub struct Renderer<'a> {
 }
 
 impl<'a> Renderer<'a> {
-    /// Renders by the model's tokenizer and chat template.
+    /// A renderer with the model's tokenizer and chat template.
     pub fn new(loaded: &'a LoadedModel) -> Self {
         Self { loaded }
     }
@@ -21,7 +21,7 @@ impl<'a> Renderer<'a> {
     /// One pair as token ids.
     ///
     /// # Errors
-    /// [`RenderError`], as of every method here, if template or tokenizer refuse the text.
+    /// [`RenderError`], as for every method here, if the template or the tokenizer rejects the text.
     pub fn pair(&self, pair: &Pair, category: Category) -> Result<TokenPair, RenderError> {
         Ok(TokenPair {
             id: pair.id.0.clone(),
@@ -32,8 +32,8 @@ impl<'a> Renderer<'a> {
         })
     }
 
-    /// A PUNISH pair with a response that complies, as a preference of that over the chosen one:
-    /// laid out as an INVERT pair, whose *rejected* response training prefers.
+    /// A PUNISH pair and a compliant response, as a preference for that response over the chosen
+    /// one: an INVERT pair, whose *rejected* response training prefers.
     ///
     /// # Errors
     /// See [`Renderer::pair`].
@@ -47,19 +47,18 @@ impl<'a> Renderer<'a> {
         })
     }
 
-    /// A response's tokens, the end of the turn included.
+    /// A response's tokens, including the end-of-turn token.
     ///
     /// # Errors
     /// See [`Renderer::pair`].
     pub fn response(&self, pair: &Pair, text: &str) -> Result<Vec<u32>, RenderError> {
-        let encoded = self
-            .loaded
+        self.loaded
             .chat
-            .encode_response(&self.loaded.tokenizer, text);
-        encoded.map_err(|error| failed(pair, &error))
+            .encode_response(&self.loaded.tokenizer, text)
+            .map_err(|error| failed(pair, &error))
     }
 
-    /// The conversation before the response, generation prompt included.
+    /// Tokens of the conversation before the response, including the generation prompt.
     ///
     /// # Errors
     /// See [`Renderer::pair`].
@@ -69,17 +68,16 @@ impl<'a> Renderer<'a> {
             .iter()
             .map(|m| ChatMessage::new(chat_role(m.role), &m.content))
             .collect();
-        let encoded = self
-            .loaded
+        self.loaded
             .chat
-            .encode_chat(&self.loaded.tokenizer, &messages, true);
-        encoded.map_err(|error| failed(pair, &error))
+            .encode_chat(&self.loaded.tokenizer, &messages, true)
+            .map_err(|error| failed(pair, &error))
     }
 }
 
 fn failed(pair: &Pair, error: &dyn std::fmt::Display) -> RenderError {
     RenderError {
-        place: pair.source.to_string(),
+        location: pair.source.to_string(),
         what: error.to_string(),
     }
 }

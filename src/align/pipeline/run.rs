@@ -19,24 +19,24 @@ pub struct Learner {
     backend: Arc<dyn Backend>,
 }
 
-/// What a run is a function of, besides the base model.
+/// The inputs of a run, besides the base model.
 #[derive(Clone, Copy, Debug)]
 pub struct Run<'a> {
-    /// The pairs, labelled with the categories they are trained as.
+    /// The pairs, with the categories they are trained as.
     pub pairs: &'a [TokenPair],
-    /// How to train.
+    /// Hyperparameters.
     pub recipe: &'a Recipe,
-    /// A weight for every pair, instead of those that impact gives the conflicts.
+    /// A weight for every pair, instead of impact weights for the conflicts.
     pub weights: Option<&'a [f64]>,
 }
 
 impl Run<'_> {
-    /// Whether impact weighs the conflicts.
+    /// Whether the conflicts get impact weights.
     fn is_scored(&self) -> bool {
         self.weights.is_none() && self.recipe.weight_scale != WeightScale::Uniform
     }
 
-    /// Passes over all pairs. Scoring takes about three times as many.
+    /// Number of forward passes over all pairs. Scoring takes about three times as many.
     fn passes(&self) -> usize {
         let layouts: Vec<_> = self.pairs.iter().map(TokenPair::preference).collect();
         group_by_rows(&layouts, ROW_BUDGET).len()
@@ -46,44 +46,44 @@ impl Run<'_> {
 /// The impact of a conflicting pair.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Score {
-    /// Its index among the run's pairs.
+    /// Index among the run's pairs.
     pub index: usize,
-    /// Its inner product with the gold gradient; below zero, learning from it would move the model
-    /// away from the policy.
+    /// Inner product with the gold gradient. If it is negative, learning from the pair would move
+    /// the model away from the policy.
     pub raw: f64,
-    /// The weight that training gives it, 0 or more.
+    /// Training weight, 0 or more.
     pub weight: f64,
 }
 
-/// A run before training.
+/// Examples and scores of a run, before training.
 #[derive(Clone, Debug, Default)]
 pub struct Scored {
-    /// The pairs with reference and weight, in the order given.
+    /// The pairs with reference log-probabilities and weight, in the given order.
     pub examples: Vec<TrainExample>,
-    /// The conflicts' scores, ascending by index; none if the run has other weights.
+    /// The conflicts' scores, ascending by index; empty without impact weights.
     pub scores: Vec<Score>,
-    /// Share of scores that were below zero; `None` if the run has other weights.
+    /// Share of scores below zero; `None` without impact weights.
     pub clamped_ratio: Option<f64>,
-    /// Seconds that the reference took, when it was computed.
+    /// Seconds that computing the reference took.
     pub reference_seconds: f64,
-    /// Seconds that the scores took, when they were computed.
+    /// Seconds that computing the scores took.
     pub impact_seconds: f64,
 }
 
-/// What a run results in.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Candidate {
-    /// The adapter, the curve of its losses, and what ended the run.
+    /// The adapter, its loss curve, and what ended the run.
     pub trained: Trained,
     /// Pairs it was trained on, by the category they were trained as.
     pub counts: TriageCounts,
-    /// The conflicts' scores, ascending by index; none if the run had other weights.
+    /// The conflicts' scores, ascending by index; empty without impact weights.
     pub scores: Vec<Score>,
-    /// Share of scores that were below zero; `None` if the run had other weights.
+    /// Share of scores below zero; `None` without impact weights.
     pub clamped_ratio: Option<f64>,
-    /// Seconds that the reference took, when it was computed.
+    /// Seconds that computing the reference took.
     pub reference_seconds: f64,
-    /// Seconds that the scores took, when they were computed.
+    /// Seconds that computing the scores took.
     pub impact_seconds: f64,
     /// Seconds of training.
     pub train_seconds: f64,
@@ -108,7 +108,7 @@ impl Learner {
     /// Runs the pipeline to its end.
     ///
     /// # Errors
-    /// [`PipelineError`]; [`PipelineError::Cancelled`] if the observer says stop.
+    /// [`PipelineError`]; [`PipelineError::Cancelled`] if the observer cancels the run.
     pub fn run(&self, run: &Run<'_>, observer: &dyn Observer) -> Result<Candidate, PipelineError> {
         let scored = self.score(run, observer)?;
         observer.enter(Phase::Train, steps(scored.examples.len(), run.recipe));
@@ -134,7 +134,7 @@ impl Learner {
     /// Runs the pipeline up to the weights.
     ///
     /// # Errors
-    /// As [`Learner::run`].
+    /// Those of [`Learner::run`].
     pub fn score(&self, run: &Run<'_>, observer: &dyn Observer) -> Result<Scored, PipelineError> {
         let cache = observer.cache();
         let known = if run.is_scored() {
@@ -142,9 +142,10 @@ impl Learner {
         } else {
             None
         };
-        // Scoring runs the conflicts through the model as well and can bring their reference.
-        let scoring_completes = run.is_scored() && known.is_none() && !cache.shares_reference();
-        let reference = self.reference(run, !scoring_completes, observer)?;
+        // Scoring also runs the conflicts through the model, so it can provide their reference.
+        let scoring_gives_reference =
+            run.is_scored() && known.is_none() && !cache.shares_reference();
+        let reference = self.reference(run, !scoring_gives_reference, observer)?;
         let mut scored = Scored {
             examples: reference.value,
             reference_seconds: reference.seconds,
@@ -198,7 +199,8 @@ impl Learner {
         Ok(reference)
     }
 
-    /// Raw impact scores of the conflicts, which then have their reference log-probabilities too.
+    /// Raw impact scores of the conflicts; also adds their reference log-probabilities to
+    /// `examples`.
     fn raw_scores(
         &self,
         run: &Run<'_>,
@@ -216,8 +218,8 @@ impl Learner {
             precision: recipe.precision.into(),
         };
         let gold = impact::gold_batch(run.pairs, recipe.gold_pairs, recipe.seed);
-        let scored = impact::directional(at, examples, &gold, true, proceed)?;
-        let scored = scored.ok_or(PipelineError::Cancelled)?;
+        let scored = impact::directional(at, examples, &gold, true, proceed)?
+            .ok_or(PipelineError::Cancelled)?;
         scored.complete(examples);
         let raw = Known {
             value: scored.index.into_iter().zip(scored.score).collect(),
@@ -240,7 +242,8 @@ fn weigh(scored: &mut Scored, raw: &RawScores, recipe: &Recipe) -> Result<(), Pi
     Ok(())
 }
 
-/// Enters a phase of so many passes; the closure is asked before each of them whether to continue.
+/// Enters a phase of `units` passes. The returned closure is called before each pass and tells
+/// whether to continue.
 fn passes(observer: &dyn Observer, phase: Phase, units: usize) -> impl FnMut() -> bool {
     observer.enter(phase, units);
     let mut done = 0;

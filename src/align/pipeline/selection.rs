@@ -1,5 +1,5 @@
-//! Which pairs a run trains on, as token ids: thinned to the recipe's limit, corrected where both
-//! responses violate, without those that are too long.
+//! Selects the pairs that a run trains on, as token ids: sampled down to the recipe's limit,
+//! corrected if both responses violate, without pairs that are too long.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -21,61 +21,61 @@ use realign_model::LoadedModel;
 pub struct Selection<'a> {
     /// The preference data.
     pub dataset: &'a [Pair],
-    /// The category of every pair of it.
+    /// The category of every pair in `dataset`.
     pub categories: &'a [Category],
     /// Indices of the pairs to train on.
     pub train: &'a [usize],
 }
 
-/// Who writes compliant responses to PUNISH pairs.
+/// Writes compliant responses to PUNISH pairs, and checks them.
 #[derive(Clone)]
 pub struct Corrector<'a> {
-    /// The endpoint.
+    /// Settings of the endpoint.
     pub spec: &'a CorrectiveSpec,
-    /// The policies that a response is told to keep.
+    /// The policies that the endpoint is told to follow.
     pub policies: &'a PolicySet,
-    /// Judges what was written.
+    /// Judges the responses.
     pub oracle: &'a dyn Oracle,
-    /// Responses that were written before.
+    /// Responses of earlier requests.
     pub cache: Arc<dyn ResponseCache>,
 }
 
-/// What the corrective endpoint wrote.
+/// Result of the corrective endpoint.
 #[derive(Clone, Debug, Default)]
 pub struct Corrections {
-    /// PUNISH pairs that it was asked about.
+    /// PUNISH pairs for which a response was requested.
     pub asked: usize,
-    /// Those of them that have a compliant response.
+    /// Of those, pairs that got a compliant response.
     pub written: usize,
-    /// Requests.
+    /// Counts of requests.
     pub usage: CorrectiveUsage,
 }
 
-/// The chosen pairs.
+/// The selected pairs.
 #[derive(Debug, Default)]
 pub struct Selected {
     /// Pairs to train on, in the order of the data.
     pub pairs: Vec<TokenPair>,
-    /// Pairs that are left out as too long or empty.
+    /// Pairs that were skipped as too long or empty.
     pub skipped: Vec<Skipped>,
-    /// What was corrected.
+    /// Counts of corrected pairs; zero without a corrector.
     pub corrections: Corrections,
 }
 
 impl Selection<'_> {
-    /// Thins the pairs to the recipe's `max_pairs`, has PUNISH pairs corrected if there is a
-    /// corrector, renders all, and leaves out what is longer than the recipe's `max_tokens`.
+    /// Samples down to the recipe's `max_pairs`, corrects PUNISH pairs if there is a corrector,
+    /// renders all pairs, and skips those longer than the recipe's `max_tokens`.
     ///
     /// # Errors
-    /// If the endpoint fails or a pair cannot be rendered. A response that does not comply is no
-    /// error: its pair is then only suppressed.
+    /// If the endpoint fails or a pair cannot be rendered. A response that does not comply is not an
+    /// error: training then only suppresses its pair's responses.
     pub fn select(
         &self,
         loaded: &LoadedModel,
         recipe: &Recipe,
         corrector: Option<Corrector<'_>>,
     ) -> Result<Selected, PipelineError> {
-        let kept = self.thin(self.train, recipe.max_pairs);
+        let kept = self.sample(self.train, recipe.max_pairs);
         let (responses, corrections) = match corrector {
             Some(corrector) => self.correct(&kept, &corrector)?,
             None => Default::default(),
@@ -88,8 +88,11 @@ impl Selection<'_> {
                 (category, _) => renderer.pair(pair, category),
             }
         };
-        let rendered: Result<Vec<TokenPair>, RenderError> = kept.iter().map(render).collect();
-        let prepared = prepare(rendered?, recipe.max_tokens);
+        let rendered = kept
+            .iter()
+            .map(render)
+            .collect::<Result<Vec<TokenPair>, RenderError>>()?;
+        let prepared = prepare(rendered, recipe.max_tokens);
         Ok(Selected {
             pairs: prepared.pairs,
             skipped: prepared.skipped,
@@ -97,8 +100,8 @@ impl Selection<'_> {
         })
     }
 
-    /// As [`Selection::select`], but pairs that are too long do not count towards `max_pairs`, at
-    /// the price of rendering every pair. Nothing is corrected.
+    /// Like [`Selection::select`], but pairs that are too long do not count towards `max_pairs`, at
+    /// the cost of rendering every pair. No pair is corrected.
     ///
     /// # Errors
     /// If a pair cannot be rendered.
@@ -114,31 +117,38 @@ impl Selection<'_> {
         let mut selected = self.select(loaded, &all, None)?;
         let fitting: HashSet<&str> = selected.pairs.iter().map(|pair| pair.id.as_str()).collect();
         let id = |index: usize| self.dataset[index].id.0.as_str();
-        let fits = |&index: &usize| fitting.contains(id(index));
-        let fitting: Vec<usize> = self.train.iter().copied().filter(fits).collect();
-        let kept = self.thin(&fitting, recipe.max_pairs);
-        let kept: HashSet<&str> = kept.into_iter().map(id).collect();
+        let fitting: Vec<usize> = self
+            .train
+            .iter()
+            .copied()
+            .filter(|&index| fitting.contains(id(index)))
+            .collect();
+        let kept: HashSet<&str> = self
+            .sample(&fitting, recipe.max_pairs)
+            .into_iter()
+            .map(id)
+            .collect();
         selected
             .pairs
             .retain(|pair| kept.contains(pair.id.as_str()));
         Ok(selected)
     }
 
-    /// At most `limit` of some pairs (0: all), each category in proportion, chosen by content id.
-    fn thin(&self, indices: &[usize], limit: usize) -> Vec<usize> {
+    /// At most `limit` of the pairs (0: all), each category in proportion, chosen by content id.
+    fn sample(&self, indices: &[usize], limit: usize) -> Vec<usize> {
         if limit == 0 || indices.len() <= limit {
             return indices.to_vec();
         }
         let mut kept = Vec::with_capacity(limit);
         for wanted in Category::ALL {
-            let mut of: Vec<usize> = indices
+            let mut candidates: Vec<usize> = indices
                 .iter()
                 .copied()
                 .filter(|&i| self.categories[i] == wanted)
                 .collect();
-            of.sort_by(|&a, &b| self.dataset[a].id.0.cmp(&self.dataset[b].id.0));
-            of.truncate((of.len() * limit).div_ceil(indices.len()));
-            kept.extend(of);
+            candidates.sort_by(|&a, &b| self.dataset[a].id.0.cmp(&self.dataset[b].id.0));
+            candidates.truncate((candidates.len() * limit).div_ceil(indices.len()));
+            kept.extend(candidates);
         }
         kept.sort_unstable();
         kept
@@ -152,14 +162,22 @@ impl Selection<'_> {
     ) -> Result<(HashMap<usize, String>, Corrections), CorrectiveError> {
         let (spec, cache) = (corrector.spec.clone(), corrector.cache.clone());
         let corrective = Corrective::prepare(spec, corrector.policies, cache)?;
-        let punish = |&i: &usize| self.categories[i] == Category::Punish;
-        let punish: Vec<usize> = indices.iter().copied().filter(punish).collect();
-        let prompts = punish.iter().map(|&i| self.dataset[i].prompt_text());
-        let prompts: Vec<&str> = prompts.collect();
+        let punish: Vec<usize> = indices
+            .iter()
+            .copied()
+            .filter(|&i| self.categories[i] == Category::Punish)
+            .collect();
+        let prompts: Vec<&str> = punish
+            .iter()
+            .map(|&i| self.dataset[i].prompt_text())
+            .collect();
         let written = corrective.write_all(&prompts, corrector.oracle)?;
-        let responses = punish.iter().copied().zip(written);
-        let responses: HashMap<usize, String> =
-            responses.filter_map(|(i, text)| Some((i, text?))).collect();
+        let responses: HashMap<usize, String> = punish
+            .iter()
+            .copied()
+            .zip(written)
+            .filter_map(|(i, text)| Some((i, text?)))
+            .collect();
         let corrections = Corrections {
             asked: punish.len(),
             written: responses.len(),

@@ -117,21 +117,29 @@ fn what_a_cache_knows_changes_no_bit_of_the_candidate() {
         recipe: &recipe,
         weights: None,
     };
-    let alone = Watcher::default();
-    let expected = learner.run(&run, &alone).unwrap();
+    let uninterrupted = Watcher::default();
+    let expected = learner.run(&run, &uninterrupted).unwrap();
     assert_eq!(
         (expected.counts.total(), expected.counts.conflicts()),
         (9, 6)
     );
-    assert_eq!((expected.scores.len(), alone.scored.get()), (6, 6));
+    assert_eq!((expected.scores.len(), uninterrupted.scored.get()), (6, 6));
     assert!(expected.scores.is_sorted_by_key(|score| score.index));
-    let names: Vec<Phase> = alone.phases.borrow().iter().map(|(p, _)| *p).collect();
+    let names: Vec<Phase> = uninterrupted
+        .phases
+        .borrow()
+        .iter()
+        .map(|(p, _)| *p)
+        .collect();
     assert_eq!(names, [Phase::Reference, Phase::Impact, Phase::Train]);
-    assert_eq!(alone.phases.borrow()[2].1, alone.steps.get());
+    assert_eq!(
+        uninterrupted.phases.borrow()[2].1,
+        uninterrupted.steps.get()
+    );
 
     // Scores of an earlier run, as a realignment finds them that was interrupted.
     let resumed = Watcher::default();
-    resumed.scores.replace(alone.scores.take());
+    resumed.scores.replace(uninterrupted.scores.take());
     let found = learner.run(&run, &resumed).unwrap();
     assert_eq!(resumed.phases.borrow().len(), 2, "nothing is scored again");
     assert_eq!(found.scores, expected.scores);

@@ -9,7 +9,7 @@ use serde_saphyr::{Location, Spanned};
 
 use super::condition::{Condition, Pattern, TextTest};
 use super::error::PolicyError;
-use super::labelled::Reader;
+use super::labelled::FileReader;
 use super::matchers::Labelled;
 use super::raw::{OneOrMany, RawCondition, RawLength, RawTextTest};
 
@@ -24,12 +24,12 @@ pub(super) struct Compiler<'a> {
     pub file: &'a Path,
     /// The rule's id, for error messages.
     pub rule: &'a str,
-    /// What the rule asks for, in words: a judge reads it.
-    pub words: &'a str,
+    /// The rule's description, which judges are given.
+    pub description: &'a str,
     /// The rule's own examples, which probes and judges are fitted on.
     pub examples: &'a [Labelled],
-    /// Reads files beside the policy.
-    pub reader: Reader<'a>,
+    /// Reads files in the policy's directory.
+    pub reader: FileReader<'a>,
     /// Errors found so far.
     pub errors: &'a mut Vec<PolicyError>,
 }
@@ -45,12 +45,12 @@ impl Compiler<'_> {
         let (at, node) = (raw.referenced, &raw.value);
         let mut parts = Vec::new();
         if let Some(all) = &node.all {
-            let parts_of = self.list(at, "all", all, Self::condition);
-            parts.push(parts_of.map(|parts| Condition::All(cheapest_first(parts))));
+            let compiled = self.list(at, "all", all, Self::condition);
+            parts.push(compiled.map(|parts| Condition::All(cheapest_first(parts))));
         }
         if let Some(any) = &node.any {
-            let parts_of = self.list(at, "any", any, Self::condition);
-            parts.push(parts_of.map(|parts| Condition::Any(cheapest_first(parts))));
+            let compiled = self.list(at, "any", any, Self::condition);
+            parts.push(compiled.map(|parts| Condition::Any(cheapest_first(parts))));
         }
         if let Some(not) = &node.not {
             parts.push(self.condition(not).map(|c| Condition::Not(Box::new(c))));
@@ -139,8 +139,8 @@ impl Compiler<'_> {
         }
     }
 
-    /// Compiles every item, so that each one's errors are seen; an empty list is an error, since
-    /// an empty `all` would hold for everything and an empty `any` for nothing.
+    /// Compiles every item, so that the errors of all of them are reported. An empty list is an
+    /// error: an empty `all` would always hold and an empty `any` never.
     fn list<R, C>(
         &mut self,
         at: Location,
@@ -177,8 +177,8 @@ impl Compiler<'_> {
             self.error(source.referenced, "a phrase in `any_phrase` is empty");
             return None;
         }
-        // Half boundaries ask only that no word character stands outside the phrase, so that
-        // phrases that begin or end with punctuation ("C++") are found as well.
+        // Half boundaries only require that no word character adjoins the phrase, so phrases that
+        // begin or end with punctuation ("C++") are found as well.
         let pattern = format!(r"(?i)\b{{start-half}}{}\b{{end-half}}", words.join(r"\s+"));
         match build(&pattern) {
             Ok(regex) => Some(Pattern::new(&source.value, regex)),
@@ -225,14 +225,14 @@ impl Compiler<'_> {
     }
 }
 
-/// In a list whose order carries no meaning, what costs nothing is asked first. Text conditions
-/// stay as they stand, and so does the rule's hash.
+/// Moves cheap conditions to the front of a list whose order has no meaning. The sort is stable,
+/// so a list of text conditions keeps its order, and the rule its hash.
 fn cheapest_first(mut parts: Vec<Condition>) -> Vec<Condition> {
     parts.sort_by_key(Condition::cost);
     parts
 }
 
-/// Several keys in one node mean that all of them must hold; one key stands for itself.
+/// A node with several keys requires all of them; a single part needs no wrapper.
 fn join<T>(parts: Vec<Option<T>>, all: impl Fn(Vec<T>) -> T) -> Option<T> {
     let mut parts: Vec<T> = parts.into_iter().collect::<Option<_>>()?;
     if parts.len() > 1 {
@@ -250,7 +250,7 @@ fn build(pattern: &str) -> Result<Regex, regex::Error> {
         .build()
 }
 
-/// The regex crate draws the pattern over several lines; its last line says what is wrong.
+/// The cause of a regex error: the last line of the crate's multi-line message.
 fn regex_error(error: &regex::Error) -> String {
     match error {
         regex::Error::CompiledTooBig(limit) => {

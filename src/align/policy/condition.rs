@@ -5,10 +5,10 @@ use std::sync::Arc;
 use regex::Regex;
 use serde::{Serialize, Serializer};
 
-use super::matchers::{JudgeSpec, ProbeSpec, Scores, Stage, TextOnly, cascade};
+use super::matchers::{CascadeStage, JudgeSpec, ProbeSpec, Scores, TextOnly, cascade};
 use super::model::LengthUnit;
 
-/// Raised whenever a matcher's meaning changes, so that cached verdicts of the old meaning expire.
+/// Incremented whenever a matcher's meaning changes, so that verdicts cached before expire.
 pub const MATCHER_VERSION: u32 = 1;
 
 /// What a rule judges: one response to one prompt.
@@ -38,12 +38,12 @@ pub enum Condition {
     Response(TextTest),
     /// The response carries one of these labels (exact match).
     Label(Vec<String>),
-    /// A fitted classifier says so.
+    /// A fitted classifier's probability reaches its threshold.
     Probe(Arc<ProbeSpec>),
     /// A judge answers yes.
     Judge(Arc<JudgeSpec>),
-    /// The first stage that is sure says so.
-    Cascade(Vec<Stage>),
+    /// The first stage that is certain decides.
+    Cascade(Vec<CascadeStage>),
 }
 
 /// A boolean tree over one text.
@@ -58,7 +58,7 @@ pub enum TextTest {
     Not(Box<TextTest>),
     /// At least one pattern is found.
     AnyRegex(Vec<Pattern>),
-    /// Each pattern is found.
+    /// Every pattern is found.
     AllRegex(Vec<Pattern>),
     /// At least one phrase is found as whole words.
     AnyPhrase(Vec<Pattern>),
@@ -73,7 +73,7 @@ pub enum TextTest {
     },
 }
 
-/// A compiled regular expression that remembers how the operator wrote it.
+/// A compiled regular expression with the text it was written as.
 #[derive(Clone, Debug)]
 pub struct Pattern {
     source: String,
@@ -88,13 +88,13 @@ impl Pattern {
         }
     }
 
-    /// The pattern or phrase as it stands in the file.
+    /// The pattern or phrase as written in the policy file.
     pub fn as_str(&self) -> &str {
         &self.source
     }
 }
 
-/// Written as its source: that is its meaning, and what hashes cover.
+/// Serialised as its source, which is what hashes cover.
 impl Serialize for Pattern {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.source)
@@ -102,18 +102,18 @@ impl Serialize for Pattern {
 }
 
 impl Condition {
-    /// Whether the condition holds for a response, as far as its text and labels can tell: what
-    /// only a probe or a judge could say does not hold.
+    /// Whether the condition holds for a response, using only its text and labels. `false` if that
+    /// depends on a probe or a judge.
     pub fn holds(&self, exchange: &Exchange<'_>) -> bool {
         self.decide(exchange, &TextOnly) == Some(true)
     }
 
     /// Whether the condition holds for a response; `None` if that depends on a probe or a judge
-    /// that `scores` has no answer of (Kleene's three-valued logic).
+    /// for which `scores` has no answer (Kleene's three-valued logic).
     pub fn decide(&self, exchange: &Exchange<'_>, scores: &dyn Scores) -> Option<bool> {
         match self {
-            Condition::All(parts) => settle(parts, false, exchange, scores),
-            Condition::Any(parts) => settle(parts, true, exchange, scores),
+            Condition::All(parts) => decide_parts(parts, false, exchange, scores),
+            Condition::Any(parts) => decide_parts(parts, true, exchange, scores),
             Condition::Not(part) => part.decide(exchange, scores).map(|holds| !holds),
             Condition::Prompt(test) => Some(test.holds(exchange.prompt)),
             Condition::Response(test) => Some(test.holds(exchange.response)),
@@ -126,7 +126,7 @@ impl Condition {
         }
     }
 
-    /// The first leaf that made the condition hold, in words; `None` if it does not hold or holds
+    /// Describes the first leaf that makes the condition hold. `None` if it does not hold, or holds
     /// only because something is absent.
     pub fn evidence(&self, exchange: &Exchange<'_>) -> Option<String> {
         match self {
@@ -148,16 +148,16 @@ impl Condition {
             Condition::Probe(_) => None,
             Condition::Judge(_) => None,
             Condition::Cascade(stages) => stages.iter().find_map(|stage| match stage {
-                Stage::YesIf(part) if part.holds(exchange) => part.evidence(exchange),
+                CascadeStage::YesIf(part) if part.holds(exchange) => part.evidence(exchange),
                 _ => None,
             }),
         }
     }
 }
 
-/// The value that one part decides for all (`deciding`), else its opposite, else unknown. Parts
-/// stand cheapest first.
-fn settle(
+/// `deciding` if any part has that value, unknown (`None`) if any part is unknown, the opposite
+/// otherwise. Parts are ordered cheapest first.
+fn decide_parts(
     parts: &[Condition],
     deciding: bool,
     exchange: &Exchange<'_>,

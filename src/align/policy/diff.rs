@@ -1,4 +1,4 @@
-//! What changed between two policy sets, by meaning.
+//! Semantic differences between two policy sets.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,12 +25,12 @@ pub struct PolicyDiff {
     pub rules_changed: Vec<(RuleRef, Vec<&'static str>)>,
 }
 
-/// A rule, named.
+/// Qualified name of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct RuleRef {
-    /// Policy id.
+    /// Id of the policy.
     pub policy: String,
-    /// Rule id.
+    /// Id of the rule in its policy.
     pub rule: String,
 }
 
@@ -41,13 +41,13 @@ impl fmt::Display for RuleRef {
 }
 
 impl PolicyDiff {
-    /// Whether the sets mean the same.
+    /// Whether the sets do not differ.
     pub fn is_empty(&self) -> bool {
         *self == PolicyDiff::default()
     }
 }
 
-/// One change a line: `+` added, `-` removed, `~` changed.
+/// One change per line: `+` added, `-` removed, `~` changed.
 impl fmt::Display for PolicyDiff {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for id in &self.policies_added {
@@ -86,11 +86,11 @@ pub fn diff(old: &PolicySet, new: &PolicySet) -> PolicyDiff {
             }
         }
     }
-    let gone = old
+    let removed = old
         .policies()
         .iter()
         .filter(|policy| new.get(&policy.id).is_none());
-    out.policies_removed = gone.map(|policy| policy.id.clone()).collect();
+    out.policies_removed = removed.map(|policy| policy.id.clone()).collect();
 
     let (before, after) = (rules(old), rules(new));
     for (name, rule) in &after {

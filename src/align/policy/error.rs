@@ -1,4 +1,4 @@
-//! What is wrong with policy files, and where.
+//! Errors in policy files, with their positions.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,11 +9,11 @@ use serde_saphyr::{Location, MessageFormatter, UserMessageFormatter};
 /// One error in one policy file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct PolicyError {
-    /// The file.
+    /// The policy file, or the directory if that cannot be read.
     pub file: PathBuf,
     /// Line from 1; `None` if the error concerns the file as a whole.
     pub line: Option<u64>,
-    /// Column in characters, from 1.
+    /// Column in characters, from 1; `None` if `line` is.
     pub column: Option<u64>,
     /// What is wrong, what is allowed, what to do.
     pub message: String,
@@ -40,7 +40,7 @@ impl PolicyError {
         }
     }
 
-    /// An error at a place; an unknown place (line 0) concerns the file as a whole.
+    /// An error at a position; an unknown position (line 0) means the file as a whole.
     pub(super) fn at(file: &Path, location: Location, message: impl Into<String>) -> PolicyError {
         let known = location.line() > 0;
         PolicyError {
@@ -51,7 +51,7 @@ impl PolicyError {
         }
     }
 
-    /// A YAML or type error, with the nearest valid name where a name was not understood.
+    /// A YAML or type error, with the nearest valid name if a name is unknown.
     pub(super) fn yaml(file: &Path, error: &serde_saphyr::Error) -> PolicyError {
         let error = match error.without_snippet() {
             serde_saphyr::Error::AliasError { error, .. } => error.as_ref(),
@@ -85,7 +85,7 @@ fn yaml_message(error: &serde_saphyr::Error) -> String {
 }
 
 fn not_known(what: &str, got: &str, expected: &[&str]) -> String {
-    // Names that are read only to be refused with a better message are not offered.
+    // Names that are parsed only to be rejected with a better message are not suggested.
     let offered: Vec<&str> = expected
         .iter()
         .copied()
@@ -101,7 +101,7 @@ fn not_known(what: &str, got: &str, expected: &[&str]) -> String {
     )
 }
 
-/// The candidate with the fewest edits, if few enough to be a slip.
+/// The candidate with the smallest edit distance, if small enough to be a typo.
 pub(super) fn nearest<'a>(got: &str, candidates: &[&'a str]) -> Option<&'a str> {
     let fold = |s: &str| s.to_lowercase().replace('-', "_");
     let got = fold(got);
@@ -115,7 +115,7 @@ pub(super) fn nearest<'a>(got: &str, candidates: &[&'a str]) -> Option<&'a str> 
 
 /// Optimal string alignment distance: insertions, deletions, substitutions and swaps of neighbours.
 fn edit_distance(a: &str, b: &str) -> usize {
-    // Keys are short; a longer one is no slip of a short name, and need not cost quadratic work.
+    // Keys are short. A long one is no typo of a key, and must not cost quadratic work.
     let a: Vec<char> = a.chars().take(64).collect();
     let b: Vec<char> = b.chars().take(64).collect();
     let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];

@@ -1,11 +1,11 @@
-//! Policy tests: every rule judges its own examples.
+//! Policy tests: every rule is evaluated on its own examples.
 
 use serde::Serialize;
 
 use super::condition::Exchange;
 use super::error::PolicyError;
 use super::matchers::Cost;
-use super::model::{Example, Rule, RuleOutcome, SourceLocation, Verdict};
+use super::model::{Example, ExampleVerdict, Rule, RuleOutcome, SourceLocation};
 use super::set::PolicySet;
 
 /// The result of a set's examples, rule by rule, in set order.
@@ -18,9 +18,9 @@ pub struct ExampleReport {
 /// One rule's examples.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RuleReport {
-    /// Policy id.
+    /// Id of the policy.
     pub policy: String,
-    /// Rule id.
+    /// Id of the rule in its policy.
     pub rule: String,
     /// Examples that got the expected verdict.
     pub passed: usize,
@@ -31,15 +31,15 @@ pub struct RuleReport {
 /// An example that did not get the expected verdict.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ExampleFailure {
-    /// Where the example stands.
+    /// Position of the example.
     pub source: SourceLocation,
     /// Which example of the rule, from 1.
     pub number: usize,
-    /// What the example says.
-    pub expected: Verdict,
-    /// What the rule says.
-    pub got: Verdict,
-    /// How the rule came to it.
+    /// The example's verdict.
+    pub expected: ExampleVerdict,
+    /// The rule's verdict.
+    pub got: ExampleVerdict,
+    /// How the rule reached it, in words.
     pub why: String,
 }
 
@@ -51,11 +51,9 @@ impl ExampleReport {
 
     /// Rules that have no example, as (policy, rule).
     pub fn untested(&self) -> Vec<(&str, &str)> {
-        let untested = self
-            .rules
+        self.rules
             .iter()
-            .filter(|r| r.passed == 0 && r.failures.is_empty());
-        untested
+            .filter(|r| r.passed == 0 && r.failures.is_empty())
             .map(|r| (r.policy.as_str(), r.rule.as_str()))
             .collect()
     }
@@ -83,14 +81,15 @@ impl ExampleReport {
 }
 
 impl PolicySet {
-    /// Runs the examples of all policies, `dryrun` ones included. Of a rule with a probe or a
-    /// judge, or with a declared minimum, the oracle measures them (`oracle::prepare`).
+    /// Runs the examples of all policies, including `dryrun` ones. Rules with a probe, a judge or a
+    /// declared minimum are skipped: the oracle measures them (`oracle::prepare`).
     pub fn run_examples(&self) -> ExampleReport {
         let mut report = ExampleReport::default();
         for policy in self.policies() {
-            let plain = |rule: &&Rule| rule.cost() == Cost::Text && rule.minimum.is_none();
-            for rule in policy.rules.iter().filter(plain) {
-                report.rules.push(run_rule(&policy.id, rule));
+            for rule in &policy.rules {
+                if rule.cost() == Cost::Text && rule.minimum.is_none() {
+                    report.rules.push(run_rule(&policy.id, rule));
+                }
             }
         }
         report
@@ -120,12 +119,12 @@ fn run_example(rule: &Rule, index: usize, example: &Example) -> Option<ExampleFa
     };
     let outcome = rule.evaluate(&exchange);
     let got = match outcome {
-        RuleOutcome::Violated => Verdict::Violates,
+        RuleOutcome::Violated => ExampleVerdict::Violates,
         RuleOutcome::NotApplicable
         | RuleOutcome::NotMatched
         | RuleOutcome::Excepted(_)
-        // The oracle measures rules with probes and judges; here they are left out.
-        | RuleOutcome::Undecided => Verdict::Complies,
+        // Not reached: `run_examples` skips rules with probes and judges.
+        | RuleOutcome::Undecided => ExampleVerdict::Complies,
     };
     (got != example.verdict).then(|| ExampleFailure {
         source: example.source.clone(),

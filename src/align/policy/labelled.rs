@@ -1,50 +1,50 @@
-//! Labelled responses beside a policy: JSON lines of `{prompt, response, verdict}`.
+//! Labelled responses in a file next to a policy: JSON lines of `{prompt, response, verdict}`.
 
 use std::path::Path;
 
 use serde::Deserialize;
 
 use super::matchers::Labelled;
-use super::model::Verdict;
+use super::model::ExampleVerdict;
 
-/// Bound on one labelled file, bytes.
+/// Maximum size of one labelled file, bytes.
 pub(super) const MAX_LABELLED_BYTES: u64 = 64 << 20;
-/// Bound on its rows: a probe gains little from more, and its features must fit in memory.
+/// Maximum rows of one file: a probe gains little from more, and its features must fit in memory.
 const MAX_ROWS: usize = 20_000;
 
-/// Gives the bytes of a file that a policy names; the policy's directory is its own business.
-pub(super) type Reader<'a> = &'a dyn Fn(&Path) -> std::io::Result<Vec<u8>>;
+/// Reads a file that a policy names; it resolves the name against the policy's directory itself.
+pub(super) type FileReader<'a> = &'a dyn Fn(&Path) -> std::io::Result<Vec<u8>>;
 
 /// Why a labelled file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LabelledError {
-    /// It is not text.
+    /// The file is not UTF-8.
     #[error("not valid UTF-8: {0}")]
     NotText(#[from] std::str::Utf8Error),
-    /// A line is no labelled response.
+    /// A line is not a labelled response.
     #[error(
         "line {line}: {source}; each line holds prompt, response and verdict (`violates` or `complies`)"
     )]
     Line {
-        /// Counted from 1.
+        /// Line number, from 1.
         line: usize,
-        /// What is wrong with it.
+        /// The JSON or field error.
         source: serde_json::Error,
     },
-    /// There are too many rows.
+    /// The file has too many rows.
     #[error("more than {MAX_ROWS} rows, the bound for one probe")]
     TooMany,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Row {
+struct LabelledRow {
     prompt: String,
     response: String,
-    verdict: Verdict,
+    verdict: ExampleVerdict,
 }
 
-/// Reads all rows; the error names the first line that is not one.
+/// Parses all rows, skipping blank lines; the error names the first invalid line.
 pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Labelled>, LabelledError> {
     let text = std::str::from_utf8(bytes)?;
     let mut rows = Vec::new();
@@ -52,14 +52,15 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Labelled>, LabelledError> {
         if line.trim().is_empty() {
             continue;
         }
-        let row: Row = serde_json::from_str(line).map_err(|source| LabelledError::Line {
-            line: index + 1,
-            source,
-        })?;
+        let row: LabelledRow =
+            serde_json::from_str(line).map_err(|source| LabelledError::Line {
+                line: index + 1,
+                source,
+            })?;
         rows.push(Labelled {
             prompt: row.prompt,
             response: row.response,
-            violates: row.verdict == Verdict::Violates,
+            violates: row.verdict == ExampleVerdict::Violates,
         });
         if rows.len() > MAX_ROWS {
             return Err(LabelledError::TooMany);
@@ -68,7 +69,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Labelled>, LabelledError> {
     Ok(rows)
 }
 
-/// A name without directories: the file lies beside the policy, where the watcher sees it.
+/// Whether this is a file name without directories: the file must be in the policy's directory,
+/// where the watcher sees it.
 pub(super) fn is_plain_name(name: &str) -> bool {
     let path = Path::new(name);
     path.file_name().is_some_and(|n| n == name) && !name.starts_with('.')

@@ -1,7 +1,7 @@
-//! Matchers that need more than the text: a fitted probe, a judge, and cascades of matchers.
+//! Matchers that need more than the text: fitted probes, judges, and cascades of matchers.
 //!
-//! A policy only describes them. What answers them is a [`Scores`], so that evaluation stays pure
-//! and three-valued: where nothing answers, a condition is neither true nor false.
+//! A policy only describes them; a [`Scores`] implementation gives their answers. Evaluation thus
+//! stays pure and three-valued: without an answer, a condition is neither true nor false.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub struct Labelled {
 }
 
 impl Labelled {
-    /// What a rule judges of it.
+    /// The exchange to judge; it carries no labels.
     pub fn exchange(&self) -> Exchange<'_> {
         Exchange {
             prompt: &self.prompt,
@@ -35,11 +35,11 @@ impl Labelled {
 /// A classifier over the base model's hidden states, to be fitted.
 #[derive(Clone, Debug)]
 pub struct ProbeSpec {
-    /// What it is fitted on, the rule's own examples first.
+    /// Training data, the rule's own examples first.
     pub training: Arc<Vec<Labelled>>,
-    /// Whether `training` are verdicts of the rule itself, so that they also measure it.
+    /// Whether the labels in `training` are the rule's own verdicts, so that they also measure it.
     pub is_own: bool,
-    /// Probability from which on it holds; `None` is fitted.
+    /// The condition holds at this probability or above; `None`: fitted by cross-validation.
     pub threshold: Option<f64>,
     id: String,
 }
@@ -55,7 +55,7 @@ impl ProbeSpec {
         }
     }
 
-    /// SHA-256 (64 hex digits) over what it is fitted on and its threshold.
+    /// SHA-256 (64 hex digits) over the training data and the threshold.
     pub fn id(&self) -> &str {
         &self.id
     }
@@ -66,23 +66,24 @@ impl ProbeSpec {
 pub struct JudgeSpec {
     /// Base URL, e.g. `https://host/v1`.
     pub url: String,
-    /// The model to ask for.
+    /// Model name, as the endpoint expects it.
     pub model: String,
-    /// Environment variable that holds the key; `None` sends none.
+    /// Environment variable that holds the API key; `None` sends no key.
     pub key_env: Option<String>,
-    /// The question.
+    /// Yes/no question about the exchange.
     pub question: String,
     /// Jinja template of the user message; `None` is the built-in one.
     pub template: Option<String>,
-    /// What the template's `policy` stands for: the rule's own words.
+    /// The template's `policy` variable: the rule's description.
     pub policy: String,
-    /// Probability of yes from which on it holds; `None` is fitted on `examples`.
+    /// The condition holds if the probability of yes is at least this; `None`: fitted on
+    /// `examples`.
     pub threshold: Option<f64>,
-    /// Most questions under way at once.
+    /// Maximum number of concurrent requests.
     pub concurrency: usize,
-    /// Price of a million tokens in and out, in whatever currency the operator counts.
+    /// Price of a million input and output tokens, in the operator's currency.
     pub price: [f64; 2],
-    /// What the threshold is fitted on.
+    /// Labelled responses that the threshold is fitted on; empty if it is given.
     pub examples: Vec<Labelled>,
 }
 
@@ -104,43 +105,56 @@ impl JudgeSpec {
     }
 }
 
-/// One stage of a cascade; the first that is sure decides.
+/// One stage of a cascade; the first stage that is certain decides.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Stage {
-    /// Where this holds, the cascade holds.
+pub enum CascadeStage {
+    /// If this holds, the cascade holds; otherwise the next stage runs.
     YesIf(Condition),
-    /// Where this holds, the cascade does not.
+    /// If this holds, the cascade does not; otherwise the next stage runs.
     NoIf(Condition),
-    /// A probe, sure outside the range of probabilities.
-    Probe(Arc<ProbeSpec>, Option<Unsure>),
-    /// A judge, sure outside the range of probabilities.
-    Judge(Arc<JudgeSpec>, Option<Unsure>),
+    /// A probe; certain unless its probability is in the range.
+    Probe(Arc<ProbeSpec>, Option<UnsureRange>),
+    /// A judge; certain unless its probability is in the range.
+    Judge(Arc<JudgeSpec>, Option<UnsureRange>),
 }
 
-/// Probabilities between which a stage leaves the decision to the next, both ends included.
+/// Range of probabilities, both ends included, in which a stage defers to the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Unsure(pub f64, pub f64);
+#[serde(into = "[f64; 2]")]
+pub struct UnsureRange {
+    /// The lowest probability in the range, 0 to 1.
+    pub low: f64,
+    /// The highest probability in the range, 0 to 1.
+    pub high: f64,
+}
 
-impl Unsure {
-    fn covers(self, probability: f64) -> bool {
-        (self.0..=self.1).contains(&probability)
+/// The form in policy files, which hashes cover.
+impl From<UnsureRange> for [f64; 2] {
+    fn from(range: UnsureRange) -> Self {
+        [range.low, range.high]
     }
 }
 
-/// Written as its id: that is what hashes cover.
+impl UnsureRange {
+    fn covers(self, probability: f64) -> bool {
+        (self.low..=self.high).contains(&probability)
+    }
+}
+
+/// Serialised as its id, which is what hashes cover.
 impl Serialize for ProbeSpec {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.id)
     }
 }
 
-/// What a probe or a judge says.
+/// Answer of a probe or a judge.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Score {
     /// Probability that the condition holds, 0 to 1.
     pub probability: f64,
-    /// From which probability on it does.
+    /// The condition holds at this probability or above.
     pub threshold: f64,
 }
 
@@ -151,16 +165,16 @@ impl Score {
     }
 }
 
-/// What answers probes and judges; `None` where there is no answer (yet).
+/// Source of the answers of probes and judges.
 pub trait Scores {
-    /// A probe's answer.
+    /// A probe's answer for an exchange; `None` if there is none (yet).
     fn probe(&self, probe: &ProbeSpec, exchange: &Exchange<'_>) -> Option<Score>;
 
-    /// A judge's answer.
+    /// A judge's answer for an exchange; `None` if there is none (yet).
     fn judge(&self, judge: &JudgeSpec, exchange: &Exchange<'_>) -> Option<Score>;
 }
 
-/// Answers nothing: only the text and its labels decide.
+/// Answers no probe and no judge, so that only text and labels decide.
 #[derive(Clone, Copy, Debug)]
 pub struct TextOnly;
 
@@ -174,45 +188,46 @@ impl Scores for TextOnly {
     }
 }
 
-/// Runs stages until one is sure. The last one asked decides if none was.
+/// Runs stages until one is certain; if none is, the last score decides. `None` without an answer
+/// for a stage that must run.
 pub(super) fn cascade(
-    stages: &[Stage],
+    stages: &[CascadeStage],
     exchange: &Exchange<'_>,
     scores: &dyn Scores,
 ) -> Option<bool> {
-    let mut leaning = false;
+    let mut last = false;
     for stage in stages {
         let (score, unsure) = match stage {
-            Stage::YesIf(condition) | Stage::NoIf(condition) => {
+            CascadeStage::YesIf(condition) | CascadeStage::NoIf(condition) => {
                 if condition.decide(exchange, scores)? {
-                    return Some(matches!(stage, Stage::YesIf(_)));
+                    return Some(matches!(stage, CascadeStage::YesIf(_)));
                 }
                 continue;
             }
-            Stage::Probe(probe, unsure) => (scores.probe(probe, exchange)?, unsure),
-            Stage::Judge(judge, unsure) => (scores.judge(judge, exchange)?, unsure),
+            CascadeStage::Probe(probe, unsure) => (scores.probe(probe, exchange)?, unsure),
+            CascadeStage::Judge(judge, unsure) => (scores.judge(judge, exchange)?, unsure),
         };
         if !unsure.is_some_and(|range| range.covers(score.probability)) {
             return Some(score.holds());
         }
-        leaning = score.holds();
+        last = score.holds();
     }
-    Some(leaning)
+    Some(last)
 }
 
-/// What a condition costs to decide, so that cheap ones are asked first.
+/// What a condition costs to evaluate; ordered, so that cheap conditions can run first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cost {
-    /// The text alone.
+    /// Only the text and labels are needed.
     Text,
     /// A forward pass of the base model.
     Probe,
-    /// A request to a judge.
+    /// A request to a judge's endpoint.
     Judge,
 }
 
 impl Condition {
-    /// The dearest matcher in it.
+    /// The cost of the most expensive matcher in the condition.
     pub fn cost(&self) -> Cost {
         let mut cost = Cost::Text;
         self.visit(&mut |matcher| {
@@ -224,22 +239,24 @@ impl Condition {
         cost
     }
 
-    /// Shows every probe and judge in it.
-    pub fn visit<'a>(&'a self, show: &mut dyn FnMut(Matcher<'a>)) {
+    /// Calls `visitor` with every probe and judge in the condition, depth first.
+    pub fn visit<'a>(&'a self, visitor: &mut dyn FnMut(Matcher<'a>)) {
         match self {
             Condition::All(parts) | Condition::Any(parts) => {
-                parts.iter().for_each(|part| part.visit(show));
+                parts.iter().for_each(|part| part.visit(visitor));
             }
-            Condition::Not(part) => part.visit(show),
+            Condition::Not(part) => part.visit(visitor),
             Condition::Prompt(_) | Condition::Response(_) | Condition::Label(_) => {}
-            Condition::Probe(probe) => show(Matcher::Probe(probe)),
-            Condition::Judge(judge) => show(Matcher::Judge(judge)),
+            Condition::Probe(probe) => visitor(Matcher::Probe(probe)),
+            Condition::Judge(judge) => visitor(Matcher::Judge(judge)),
             Condition::Cascade(stages) => {
                 for stage in stages {
                     match stage {
-                        Stage::YesIf(condition) | Stage::NoIf(condition) => condition.visit(show),
-                        Stage::Probe(probe, _) => show(Matcher::Probe(probe)),
-                        Stage::Judge(judge, _) => show(Matcher::Judge(judge)),
+                        CascadeStage::YesIf(condition) | CascadeStage::NoIf(condition) => {
+                            condition.visit(visitor)
+                        }
+                        CascadeStage::Probe(probe, _) => visitor(Matcher::Probe(probe)),
+                        CascadeStage::Judge(judge, _) => visitor(Matcher::Judge(judge)),
                     }
                 }
             }
@@ -250,8 +267,8 @@ impl Condition {
 /// A matcher that needs more than the text.
 #[derive(Clone, Copy, Debug)]
 pub enum Matcher<'a> {
-    /// A probe.
+    /// A classifier over hidden states.
     Probe(&'a Arc<ProbeSpec>),
-    /// A judge.
+    /// A question to an endpoint.
     Judge(&'a Arc<JudgeSpec>),
 }

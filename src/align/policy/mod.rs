@@ -2,10 +2,11 @@
 //!
 //! A directory of YAML files becomes a [`PolicySet`]: validated, hashed, and tested against the
 //! rules' own examples. Loading reports every error of every file at once; a set with an error
-//! does not exist, so whoever holds one can serve and train with it.
+//! is never constructed, so every [`PolicySet`] can be served and trained with.
 //!
 //! [`condition`] is the compiled boolean tree and its evaluation; `raw` is the file's shape, from
-//! which `policies/policy.schema.json` is generated; [`watch`] only says "look again".
+//! which `policies/policy.schema.json` is generated; [`watch`] only signals that
+//! the directory should be read again.
 
 mod compile;
 pub mod condition;
@@ -32,11 +33,12 @@ pub use error::{PolicyError, PolicyErrors};
 pub use examples::{ExampleFailure, ExampleReport, RuleReport};
 pub use labelled::LabelledError;
 pub use matchers::{
-    Cost, JudgeSpec, Labelled, Matcher, ProbeSpec, Score, Scores, Stage, TextOnly, Unsure,
+    CascadeStage, Cost, JudgeSpec, Labelled, Matcher, ProbeSpec, Score, Scores, TextOnly,
+    UnsureRange,
 };
 pub use model::{
-    DEFAULT_FITTED_MINIMUM, Enforcement, Example, Gate, LengthUnit, Minimum, Policy, Rule,
-    RuleOutcome, Severity, SourceLocation, Verdict,
+    DEFAULT_FITTED_MINIMUM, Enforcement, Example, ExampleVerdict, Gate, LengthUnit, Minimum,
+    Policy, Rule, RuleOutcome, Severity, SourceLocation,
 };
 pub use set::PolicySet;
 pub use watch::{PolicyWatcher, WatchError, WatchOptions};
@@ -53,12 +55,13 @@ pub fn schema_json() -> String {
 /// Reads labelled responses: JSON lines of `prompt`, `response` and `verdict`.
 ///
 /// # Errors
-/// The first line that is not one.
+/// [`LabelledError`]: the bytes are not UTF-8, a line is not a labelled response, or there are too
+/// many.
 pub fn read_labelled(bytes: &[u8]) -> Result<Vec<Labelled>, LabelledError> {
     labelled::parse(bytes)
 }
 
-/// SHA-256 (64 hex digits) over a value's JSON form, whose fields stand in declaration order.
+/// SHA-256 (64 hex digits) over a value's JSON form, with fields in declaration order.
 pub(crate) fn sha256_json<T: Serialize + ?Sized>(value: &T) -> String {
     // Serialisation to memory fails only for maps with keys that are not strings; the values
     // hashed in this crate hold no maps.

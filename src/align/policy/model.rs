@@ -1,4 +1,4 @@
-//! What a validated policy is.
+//! The types of a validated policy.
 
 use std::path::PathBuf;
 
@@ -63,19 +63,20 @@ pub enum Enforcement {
 /// What a rule says about a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+#[schemars(rename = "Verdict")]
+pub enum ExampleVerdict {
     /// The response violates the rule.
     Violates,
     /// The response complies with the rule.
     Complies,
 }
 
-impl Verdict {
+impl ExampleVerdict {
     /// The name in policy files.
     pub fn as_str(self) -> &'static str {
         match self {
-            Verdict::Violates => "violates",
-            Verdict::Complies => "complies",
+            ExampleVerdict::Violates => "violates",
+            ExampleVerdict::Complies => "complies",
         }
     }
 }
@@ -91,10 +92,10 @@ pub enum LengthUnit {
     Words,
 }
 
-/// A place in a policy file; line and column count from 1.
+/// A position in a policy file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct SourceLocation {
-    /// The file.
+    /// Path of the policy file, as it was given to the loader.
     pub file: PathBuf,
     /// Line, from 1.
     pub line: u64,
@@ -115,7 +116,7 @@ pub struct Policy {
     pub id: String,
     /// The operator's own version string.
     pub version: String,
-    /// What the policy is for.
+    /// Purpose of the policy, in words; may be empty.
     pub description: String,
     /// Whether it trains or only reports.
     pub enforcement: Enforcement,
@@ -123,12 +124,12 @@ pub struct Policy {
     pub rules: Vec<Rule>,
     /// What a trained adapter must reach.
     pub gate: Gate,
-    /// Where its `id` stands.
+    /// Position of its `id`.
     pub source: SourceLocation,
 }
 
 impl Policy {
-    /// The rule of that id.
+    /// The rule with this id, if the policy has one.
     pub fn rule(&self, id: &str) -> Option<&Rule> {
         self.rules.iter().find(|rule| rule.id == id)
     }
@@ -147,19 +148,20 @@ pub struct Rule {
     pub id: String,
     /// How much a violation matters.
     pub severity: Severity,
-    /// What the rule asks for.
+    /// What the rule requires, in words; may be empty.
     pub description: String,
-    /// Where the rule applies; `None` is everywhere.
+    /// Condition under which the rule applies; `None` means always.
     pub when: Option<Condition>,
     /// What makes a response a violation.
     pub violates: Condition,
-    /// What excuses it.
+    /// A response that meets any of these is not a violation.
     pub exceptions: Vec<Condition>,
-    /// The rule's own tests.
+    /// Labelled responses that test the rule.
     pub examples: Vec<Example>,
-    /// How well it must do on them before it may act.
+    /// Figures it must reach on them before the policy activates.
     pub minimum: Option<Minimum>,
-    hash: String,
+    /// See [`Rule::hash`]; computed by [`verdict_hash`].
+    pub(super) hash: String,
 }
 
 /// The least figures on a rule's examples, shares from 0 to 1; `None` asks for nothing.
@@ -173,70 +175,46 @@ pub struct Minimum {
     pub recall: Option<f64>,
 }
 
-/// What a probe or a judge must reach where the rule declares nothing.
+/// What a rule with a probe or a judge must reach if it declares no minimum.
 pub const DEFAULT_FITTED_MINIMUM: Minimum = Minimum {
     accuracy: Some(0.7),
     precision: None,
     recall: None,
 };
 
-/// How a rule came to its verdict.
+/// How a rule reached its verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RuleOutcome {
     /// `when` does not hold.
     NotApplicable,
     /// `violates` does not hold.
     NotMatched,
-    /// The exception of this index (from 0) holds.
+    /// The exception with this index (from 0) holds.
     Excepted(usize),
     /// The response violates the rule.
     Violated,
-    /// A probe or a judge would have to say, and has not.
+    /// It depends on a probe or a judge that gave no answer.
     Undecided,
 }
 
-/// The parts of a rule that `Rule::new` seals under its hash.
-pub(super) struct RuleParts {
-    pub id: String,
-    pub severity: Severity,
-    pub description: String,
-    pub when: Option<Condition>,
-    pub violates: Condition,
-    pub exceptions: Vec<Condition>,
-    pub examples: Vec<Example>,
-    pub minimum: Option<Minimum>,
+/// The value of [`Rule::hash`] for a rule with these conditions.
+pub(super) fn verdict_hash(
+    when: Option<&Condition>,
+    violates: &Condition,
+    exceptions: &[Condition],
+) -> String {
+    sha256_json(&("rule", MATCHER_VERSION, when, violates, exceptions))
 }
 
 impl Rule {
-    pub(super) fn new(parts: RuleParts) -> Rule {
-        let hash = sha256_json(&(
-            "rule",
-            MATCHER_VERSION,
-            &parts.when,
-            &parts.violates,
-            &parts.exceptions,
-        ));
-        Rule {
-            id: parts.id,
-            severity: parts.severity,
-            description: parts.description,
-            when: parts.when,
-            violates: parts.violates,
-            exceptions: parts.exceptions,
-            examples: parts.examples,
-            minimum: parts.minimum,
-            hash,
-        }
-    }
-
     /// SHA-256 (64 hex digits) over what decides a verdict: `when`, `violates`, `exceptions` and
-    /// the matchers' version. Id, severity, words and examples are not part of it, so a renamed
-    /// rule finds its cached verdicts again.
+    /// the matchers' version. Id, severity, description and examples are not part of it, so a
+    /// renamed rule keeps its cached verdicts.
     pub fn hash(&self) -> &str {
         &self.hash
     }
 
-    /// The dearest matcher that the rule may ask.
+    /// The cost of the most expensive matcher in the rule.
     pub fn cost(&self) -> Cost {
         self.conditions()
             .map(Condition::cost)
@@ -244,7 +222,7 @@ impl Rule {
             .unwrap_or(Cost::Text)
     }
 
-    /// Every probe and judge of the rule.
+    /// Every probe and judge of the rule, in the order of its conditions; may repeat.
     pub fn matchers(&self) -> Vec<Matcher<'_>> {
         let mut found = Vec::new();
         self.conditions()
@@ -257,13 +235,13 @@ impl Rule {
         self.when.iter().chain(violates).chain(&self.exceptions)
     }
 
-    /// Judges one response by its text and labels alone, and says how the verdict came about.
+    /// Judges one response using only its text and labels.
     pub fn evaluate(&self, exchange: &Exchange<'_>) -> RuleOutcome {
         self.evaluate_with(exchange, &TextOnly)
     }
 
-    /// Judges one response, and says how the verdict came about. Whatever already excludes a
-    /// violation decides, even where something else is not known.
+    /// Judges one response with the answers of probes and judges. A condition that rules out a
+    /// violation decides, even if another condition is unknown.
     pub fn evaluate_with(&self, exchange: &Exchange<'_>, scores: &dyn Scores) -> RuleOutcome {
         let applies = self
             .when
@@ -284,30 +262,31 @@ impl Rule {
                 None => known = false,
             }
         }
-        match known {
-            true => RuleOutcome::Violated,
-            false => RuleOutcome::Undecided,
+        if known {
+            RuleOutcome::Violated
+        } else {
+            RuleOutcome::Undecided
         }
     }
 
-    /// Whether the response violates the rule, by its text and labels alone.
+    /// Whether the response violates the rule, using only its text and labels.
     pub fn violated_by(&self, exchange: &Exchange<'_>) -> bool {
         self.evaluate(exchange) == RuleOutcome::Violated
     }
 }
 
-/// One test of a rule.
+/// A labelled response that tests a rule.
 #[derive(Clone, Debug, Serialize)]
 pub struct Example {
     /// The user's message.
     pub prompt: String,
     /// The assistant's answer.
     pub response: String,
-    /// What the rule must say.
-    pub verdict: Verdict,
+    /// The verdict that the rule must give.
+    pub verdict: ExampleVerdict,
     /// Category labels the answer carries.
     pub labels: Vec<String>,
-    /// Where the example stands.
+    /// Position of the example.
     pub source: SourceLocation,
 }
 
@@ -333,7 +312,7 @@ impl Default for Gate {
 }
 
 impl Gate {
-    /// The gate that lets through only what both let through.
+    /// The gate that passes only what both gates pass.
     pub fn strictest(self, other: Gate) -> Gate {
         Gate {
             min_policy_agreement_gain: self

@@ -8,19 +8,21 @@ use serde_saphyr::{DuplicateKeyPolicy, Location, MergeKeyPolicy, Options, Spanne
 
 use super::compile::Compiler;
 use super::error::PolicyError;
-use super::labelled::Reader;
+use super::labelled::FileReader;
 use super::matchers::Labelled;
-use super::model::{Example, Gate, Minimum, Policy, Rule, RuleParts, SourceLocation, Verdict};
+use super::model::{
+    Example, ExampleVerdict, Gate, Minimum, Policy, Rule, SourceLocation, verdict_hash,
+};
 use super::raw::{
     API_VERSION, RawCondition, RawExample, RawGate, RawHeader, RawMinimum, RawPolicy, RawRule,
 };
 
-/// Parses a policy; `file` only stands in messages and source locations, and `reader` reads what
-/// the policy names beside it.
+/// Parses a policy. `file` is used only in messages and source locations; `reader` reads the files
+/// that the policy names.
 pub(super) fn parse(
     file: &Path,
     text: &str,
-    reader: Reader<'_>,
+    reader: FileReader<'_>,
 ) -> Result<Policy, Vec<PolicyError>> {
     check_api_version(file, text).map_err(|error| vec![error])?;
     let raw: RawPolicy = read_yaml(file, text).map_err(|error| vec![error])?;
@@ -47,7 +49,7 @@ fn yaml_options() -> Options {
             max_events: 250_000,
             max_anchors: 256,
             max_aliases: 1_024,
-            // Two, so that a second document gets an error that says so.
+            // Two, so that a second document gets a specific error.
             max_documents: 2,
             max_merge_keys: 256,
         },
@@ -82,7 +84,7 @@ fn check_api_version(file: &Path, text: &str) -> Result<(), PolicyError> {
 fn resolve(
     file: &Path,
     raw: RawPolicy,
-    reader: Reader<'_>,
+    reader: FileReader<'_>,
     errors: &mut Vec<PolicyError>,
 ) -> Option<Policy> {
     check_id(file, "policy", &raw.id, errors);
@@ -148,7 +150,7 @@ fn check_id(file: &Path, what: &str, id: &Spanned<String>, errors: &mut Vec<Poli
 fn resolve_rule(
     file: &Path,
     raw: RawRule,
-    reader: Reader<'_>,
+    reader: FileReader<'_>,
     errors: &mut Vec<PolicyError>,
 ) -> Option<Rule> {
     let minimum = raw
@@ -164,7 +166,7 @@ fn resolve_rule(
     let mut compiler = Compiler {
         file,
         rule: &raw.id.value,
-        words: &raw.description,
+        description: &raw.description,
         examples: &labelled,
         reader,
         errors,
@@ -178,23 +180,26 @@ fn resolve_rule(
         None => None,
         Some(compiled) => Some(compiled?),
     };
-    Some(Rule::new(RuleParts {
+    let violates = violates?;
+    let exceptions = exceptions.into_iter().collect::<Option<Vec<_>>>()?;
+    Some(Rule {
+        hash: verdict_hash(when.as_ref(), &violates, &exceptions),
         id: raw.id.value,
         severity: raw.severity,
         description: raw.description,
         when,
-        violates: violates?,
-        exceptions: exceptions.into_iter().collect::<Option<_>>()?,
+        violates,
+        exceptions,
         examples,
         minimum,
-    }))
+    })
 }
 
 fn to_labelled(example: &Example) -> Labelled {
     Labelled {
         prompt: example.prompt.clone(),
         response: example.response.clone(),
-        violates: example.verdict == Verdict::Violates,
+        violates: example.verdict == ExampleVerdict::Violates,
     }
 }
 

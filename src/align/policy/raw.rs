@@ -1,19 +1,19 @@
 //! The shape of a policy file, as serde reads it and as the published JSON Schema describes it.
 //!
-//! Nothing here is checked beyond types and key names; `parse` turns it into a [`super::Policy`].
-//! The doc comments are what an editor shows to whoever writes a policy.
+//! Only types and key names are checked here; `parse` turns it into a [`super::Policy`]. The doc
+//! comments appear in the schema, which editors show to the author of a policy.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_saphyr::Spanned;
 
-use super::model::{Enforcement, LengthUnit, Severity, Verdict};
+use super::model::{Enforcement, ExampleVerdict, LengthUnit, Severity};
 
 /// The only `apiVersion` this version reads.
 pub(super) const API_VERSION: &str = "realign/v1";
 
-/// Read first and leniently, so that a file of another version is refused for its version.
+/// Parsed first, ignoring other keys, so that a file of another version is rejected for its version.
 #[derive(Deserialize)]
 pub(super) struct RawHeader {
     #[serde(rename = "apiVersion")]
@@ -243,10 +243,10 @@ pub(super) struct RawTextTest {
     /// Holds if the text's length lies in this range.
     #[schemars(with = "Option<RawLength>")]
     pub length: Option<Spanned<RawLength>>,
-    /// Belongs beside the texts; read so that its use here is answered clearly.
+    /// Not allowed inside a text test; parsed only to give a clear error.
     #[schemars(skip)]
     pub probe: Option<Spanned<IgnoredAny>>,
-    /// Belongs beside the texts; read so that its use here is answered clearly.
+    /// Not allowed inside a text test; parsed only to give a clear error.
     #[schemars(skip)]
     pub judge: Option<Spanned<IgnoredAny>>,
 }
@@ -285,7 +285,7 @@ pub(super) struct RawExample {
     /// The assistant's answer.
     pub response: String,
     /// What the rule must say about it.
-    pub verdict: Verdict,
+    pub verdict: ExampleVerdict,
     /// Category labels the answer carries.
     #[serde(default)]
     pub labels: Vec<String>,

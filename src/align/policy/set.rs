@@ -13,7 +13,7 @@ use super::model::{Gate, Policy};
 use super::parse::parse;
 use super::sha256_json;
 
-/// Bound on one policy file, bytes.
+/// Maximum size of one policy file, bytes.
 pub const MAX_POLICY_FILE_BYTES: u64 = 1 << 20;
 
 /// Validated policies, ordered by id. Cheap to clone.
@@ -31,8 +31,8 @@ impl Default for PolicySet {
 }
 
 impl PolicySet {
-    /// Reads all `*.yaml` and `*.yml` of a directory, hidden and editors' temporary files apart.
-    /// A missing or empty directory is the empty set.
+    /// Reads all `*.yaml` and `*.yml` files of a directory, except hidden files and editors'
+    /// temporary files. A missing or empty directory gives the empty set.
     ///
     /// # Errors
     /// Every error of every file. Examples are not run; see [`PolicySet::run_examples`].
@@ -54,7 +54,7 @@ impl PolicySet {
         for file in files {
             match read_policy_text(file)
                 .map_err(|error| vec![error])
-                .and_then(|t| parse(file, &t, &|name| read_beside(file, name)))
+                .and_then(|t| parse(file, &t, &|name| read_labelled_file(file, name)))
             {
                 Ok(policy) => policies.push(policy),
                 Err(found) => errors.extend(found),
@@ -70,18 +70,18 @@ impl PolicySet {
         }
     }
 
-    /// Parses one policy from text; `name` stands for the file in messages. A text has no
-    /// directory, so a probe with a `data` file is refused.
+    /// Parses one policy from text; `name` is the file name in messages. A text has no directory,
+    /// so a probe with a `data` file is rejected.
     ///
     /// # Errors
     /// Every error of the text.
     pub fn from_yaml(name: &str, text: &str) -> Result<PolicySet, PolicyErrors> {
-        let nothing = |_: &Path| {
+        let no_files = |_: &Path| {
             Err(io::Error::other(
                 "a policy given as text has no files beside it",
             ))
         };
-        let policy = parse(Path::new(name), text, &nothing).map_err(PolicyErrors)?;
+        let policy = parse(Path::new(name), text, &no_files).map_err(PolicyErrors)?;
         Ok(PolicySet::from_policies(vec![Arc::new(policy)]))
     }
 
@@ -108,17 +108,17 @@ impl PolicySet {
         &self.policies
     }
 
-    /// The policy of that id.
+    /// The policy with this id.
     pub fn get(&self, id: &str) -> Option<&Arc<Policy>> {
         self.policies.iter().find(|policy| policy.id == id)
     }
 
-    /// Whether there is no policy at all.
+    /// Whether the set has no policies, `dryrun` ones included.
     pub fn is_empty(&self) -> bool {
         self.policies.is_empty()
     }
 
-    /// The view without `dryrun` policies: what trains. Its revision is this set's.
+    /// The policies that train: the set without its `dryrun` policies. Its revision is the same.
     pub fn enforced(&self) -> PolicySet {
         let kept = self
             .policies
@@ -137,14 +137,14 @@ impl PolicySet {
         &self.revision
     }
 
-    /// As [`PolicySet::revision`], but over all policies, `dryrun` ones and the choice of
-    /// enforcement included.
+    /// Like [`PolicySet::revision`], but over all policies, including `dryrun` ones, and their
+    /// enforcement.
     pub fn content_hash(&self) -> &str {
         &self.content_hash
     }
 
-    /// The strictest of the enforced policies' gates, a policy without a gate counting with the
-    /// defaults; the default gate if none is enforced.
+    /// The strictest combination of the enforced policies' gates, with defaults for policies that
+    /// declare none; the default gate if no policy is enforced.
     pub fn gate(&self) -> Gate {
         let gates = self
             .policies
@@ -155,7 +155,7 @@ impl PolicySet {
     }
 }
 
-/// A policy's meaning, in an order that does not depend on the file.
+/// What a policy's hash covers, in an order that does not depend on the file.
 #[derive(Serialize)]
 struct CanonicalPolicy<'a> {
     id: &'a str,
@@ -211,7 +211,7 @@ fn duplicate_ids(policies: &[Policy]) -> Vec<PolicyError> {
     errors
 }
 
-/// The policy files of a directory, sorted by name; none if there is no such directory.
+/// The policy files of a directory, sorted by name; empty if the directory does not exist.
 pub(super) fn policy_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -229,7 +229,8 @@ pub(super) fn policy_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// By name alone: `.x.yaml.swp`, `.#x.yaml`, `x.yaml~`, `#x.yaml#` and vi's `4913` are no policies.
+/// Decides by the name only: `.x.yaml.swp`, `.#x.yaml`, `x.yaml~`, `#x.yaml#` and vi's `4913` are
+/// not policies.
 fn is_policy_file(path: &Path) -> bool {
     let name = path
         .file_name()
@@ -240,7 +241,7 @@ fn is_policy_file(path: &Path) -> bool {
     !hidden && extension.is_some_and(|e| e == "yaml" || e == "yml")
 }
 
-/// Policy files and the labelled files beside them: whatever a set may depend on.
+/// The policy files and labelled files of a directory: everything a set can depend on.
 pub(super) fn watched_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = policy_files(dir)?;
     if let Ok(entries) = fs::read_dir(dir) {
@@ -255,22 +256,23 @@ pub(super) fn watched_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// A labelled file in the directory of a policy.
-fn read_beside(policy: &Path, name: &Path) -> io::Result<Vec<u8>> {
+/// Reads a labelled file from the directory of a policy.
+fn read_labelled_file(policy: &Path, name: &Path) -> io::Result<Vec<u8>> {
     let dir = policy.parent().unwrap_or(Path::new(""));
     read_at_most(&dir.join(name), super::labelled::MAX_LABELLED_BYTES)
 }
 
-/// The bytes of a policy file, refused beyond the size bound.
+/// Reads a policy file; an error if it exceeds [`MAX_POLICY_FILE_BYTES`].
 pub(super) fn read_bounded(file: &Path) -> io::Result<Vec<u8>> {
     read_at_most(file, MAX_POLICY_FILE_BYTES)
 }
 
-/// The bytes of a watched file, whichever bound is its own.
+/// Reads a policy file or labelled file, each with its own size limit.
 pub(super) fn read_watched(file: &Path) -> io::Result<Vec<u8>> {
-    match is_policy_file(file) {
-        true => read_bounded(file),
-        false => read_at_most(file, super::labelled::MAX_LABELLED_BYTES),
+    if is_policy_file(file) {
+        read_bounded(file)
+    } else {
+        read_at_most(file, super::labelled::MAX_LABELLED_BYTES)
     }
 }
 

@@ -1,9 +1,9 @@
-//! Watches a policy directory and says "look again" when its content has changed.
+//! Watches a policy directory and calls back when its content has changed.
 //!
 //! File events are hints: they wake the thread, which waits until they pause, reads the directory
 //! and compares a digest of names and bytes with the last one. Polling does the same at an
 //! interval, so that file systems without events (network mounts), a removed and recreated
-//! directory, or a flipped symlink somewhere in its path are seen all the same.
+//! directory, or a changed symlink in its path are noticed too.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,15 +19,15 @@ use sha2::{Digest, Sha256};
 
 use super::set::{read_watched, watched_files};
 
-/// When the watcher looks.
+/// When the watcher reads the directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WatchOptions {
-    /// Quiet time after a file event before the directory is read. A stream of events delays the
-    /// look by at most ten times this.
+    /// Time without file events before the directory is read. A continuous stream of events delays
+    /// reading by at most ten times this.
     pub debounce: Duration,
     /// The directory is read at least this often, events or not; greater than zero.
     pub poll_interval: Duration,
-    /// Whether file events are used at all; without them, polling alone.
+    /// Whether to use file events; if false, the watcher only polls.
     pub file_events: bool,
 }
 
@@ -47,7 +47,7 @@ pub enum WatchError {
     /// The poll interval is zero, which would read the directory without pause.
     #[error("the policy poll interval is 0; set it to a positive time, e.g. 2 s")]
     ZeroPollInterval,
-    /// The operating system gave no thread.
+    /// The operating system could not start the thread.
     #[error("cannot start the policy watcher's thread: {0}")]
     Thread(#[source] io::Error),
 }
@@ -66,8 +66,8 @@ impl PolicyWatcher {
     /// before, and no change is missed. The directory need not exist yet.
     ///
     /// # Errors
-    /// If the options are senseless or no thread can be had. Missing file events are no error:
-    /// they are logged, and polling goes on.
+    /// If the poll interval is zero or the thread cannot be started. Unavailable file events are not
+    /// an error: they are logged, and polling continues.
     pub fn start(
         dir: impl Into<PathBuf>,
         options: WatchOptions,
@@ -83,7 +83,7 @@ impl PolicyWatcher {
         // The events are armed before the first digest, so no change falls between the two.
         let mut events = options
             .file_events
-            .then(|| Events::new(dir.clone(), wake.clone()));
+            .then(|| FileEvents::new(dir.clone(), wake.clone()));
         if let Some(events) = &mut events {
             events.rearm();
         }
@@ -121,13 +121,13 @@ impl Drop for PolicyWatcher {
     }
 }
 
-/// What the thread owns.
+/// State of the watcher's thread.
 struct Worker {
     dir: PathBuf,
     options: WatchOptions,
     stop: Arc<AtomicBool>,
     woken: Receiver<()>,
-    events: Option<Events>,
+    events: Option<FileEvents>,
     digest: [u8; 32],
 }
 
@@ -145,7 +145,7 @@ impl Worker {
         }
     }
 
-    /// Sleeps until it is time to look; `false` if it is time to stop.
+    /// Waits until the directory should be read; `false` if the watcher should stop.
     fn wait(&self) -> bool {
         let event = match self.woken.recv_timeout(self.options.poll_interval) {
             Ok(()) => true,
@@ -168,17 +168,18 @@ impl Worker {
     }
 }
 
-/// File events of the directory, re-armed when the path leads to another directory.
-struct Events {
+/// Subscription to the directory's file events, renewed when the path resolves to another
+/// directory.
+struct FileEvents {
     dir: PathBuf,
     wake: SyncSender<()>,
     armed: Option<(DirIdentity, RecommendedWatcher)>,
     warned: bool,
 }
 
-impl Events {
-    fn new(dir: PathBuf, wake: SyncSender<()>) -> Events {
-        Events {
+impl FileEvents {
+    fn new(dir: PathBuf, wake: SyncSender<()>) -> FileEvents {
+        FileEvents {
             dir,
             wake,
             armed: None,
@@ -186,7 +187,7 @@ impl Events {
         }
     }
 
-    /// Watches the directory that the path leads to now, if it is not watched already.
+    /// Watches the directory that the path resolves to now, unless it is watched already.
     fn rearm(&mut self) {
         let identity = dir_identity(&self.dir);
         if self.armed.as_ref().map(|(armed, _)| armed) == identity.as_ref() {
@@ -207,7 +208,7 @@ impl Events {
     fn watch(&self) -> notify::Result<RecommendedWatcher> {
         let wake = self.wake.clone();
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-            // Our own reading opens and closes files; reacting to that would never end.
+            // Our own reads open and close files; reacting to those would loop forever.
             let own_reading = event.as_ref().is_ok_and(|e| match e.kind {
                 EventKind::Access(AccessKind::Close(AccessMode::Write)) => false,
                 EventKind::Access(_) => true,
@@ -222,7 +223,7 @@ impl Events {
     }
 }
 
-/// What tells one directory from another that took its place.
+/// Resolved path and inode; they differ if the directory was replaced.
 type DirIdentity = (PathBuf, u64);
 
 #[cfg(unix)]
@@ -238,8 +239,8 @@ fn dir_identity(dir: &Path) -> Option<DirIdentity> {
     dir.canonicalize().ok().map(|real| (real, 0))
 }
 
-/// SHA-256 over the names and bytes of the policy files and the labelled files beside them. What cannot be read counts with the kind
-/// of its error, so that its becoming readable is a change.
+/// SHA-256 over the names and bytes of the policy files and labelled files. An unreadable file
+/// contributes the kind of its error, so that becoming readable counts as a change.
 fn directory_digest(dir: &Path) -> [u8; 32] {
     let mut hasher = Sha256::new();
     let files = match watched_files(dir) {

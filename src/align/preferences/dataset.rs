@@ -12,15 +12,15 @@ use super::formats::parse_line;
 use super::open::open;
 use super::{LineSource, Pair, PairId};
 
-/// Bound on one line, bytes; a longer line is skipped and reported.
+/// Maximum size of one line, bytes; a longer line is skipped and reported.
 pub const MAX_LINE_BYTES: usize = 4 << 20;
 
-/// A line that gave no pair.
+/// A line that is not a valid pair.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SkippedLine {
-    /// Where.
+    /// Position of the line.
     pub source: LineSource,
-    /// Why.
+    /// What is wrong with the line.
     pub reason: String,
 }
 
@@ -30,80 +30,80 @@ impl std::fmt::Display for SkippedLine {
     }
 }
 
-/// Preference data that could not be read at all.
+/// Why preference data cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
     /// The directory cannot be listed.
     #[error("cannot read the preference directory {}: {source}", path.display())]
     Directory {
-        /// The directory.
+        /// Path of the directory.
         path: PathBuf,
-        /// Why.
+        /// The I/O error.
         source: io::Error,
     },
-    /// There is more of it than may be held in memory.
+    /// The data exceeds the memory limit.
     #[error(
         "the preference data is larger than paths.max_preferences_mb allows ({} MB of text, reached in {}): raise it if the machine has the memory (about twice as much is needed), or take files away",
-        most >> 20, path.display()
+        limit >> 20, path.display()
     )]
     TooLarge {
-        /// The file in which the limit was passed.
+        /// The file in which the limit was exceeded.
         path: PathBuf,
         /// The limit in bytes.
-        most: u64,
+        limit: u64,
     },
     /// A file cannot be opened, or reading stopped in the middle.
     #[error("cannot read preference data from {}: {source}", path.display())]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// The I/O or decompression error.
         source: io::Error,
     },
 }
 
-/// Two pairs that prefer opposite responses of the same two.
+/// Two pairs with the same responses and opposite preferences.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Contradiction {
-    /// The pair read first.
+    /// Position of the pair that was read first.
     pub first: LineSource,
-    /// The pair that contradicts it.
+    /// Position of the pair that contradicts it.
     pub second: LineSource,
 }
 
-/// All pairs of some files.
+/// The pairs of a set of files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dataset {
-    /// Distinct pairs, ordered by id, so that file names and the order of lines change nothing.
+    /// Distinct pairs, ordered by id, independent of file names and the order of lines.
     pub pairs: Vec<Pair>,
-    /// Lines that gave no pair, in reading order. Blank lines are not counted.
+    /// Lines that are not valid pairs, in reading order; blank lines are not included.
     pub skipped: Vec<SkippedLine>,
-    /// Lines merged into an earlier one that holds the same pair; its hold-out mark is kept.
+    /// Number of lines merged into an earlier one with the same pair; a hold-out mark on either is
+    /// kept.
     pub duplicates: usize,
-    /// Pairs of pairs that prefer opposite responses; both are kept, and the policy decides.
+    /// Contradicting pairs; both are kept, and triage decides.
     pub contradictions: Vec<Contradiction>,
     /// SHA-256 (64 hex digits) over the pairs' ids and hold-out marks.
     pub digest: String,
 }
 
 impl Dataset {
-    /// Reads all `*.jsonl`, `*.jsonl.gz` and `*.jsonl.zst` of a directory (not of its
-    /// subdirectories), hidden files apart, by name.
-    /// A missing directory is an empty data set.
+    /// Reads all `*.jsonl`, `*.jsonl.gz` and `*.jsonl.zst` files of a directory, in order of their
+    /// names; not hidden files or subdirectories. A missing directory is an empty data set.
     ///
     /// # Errors
-    /// If the directory is there but it or a file cannot be read. Bad lines are no errors: see
+    /// If the directory exists but it or a file cannot be read. Invalid lines are not errors: see
     /// [`Dataset::skipped`].
     pub fn load_dir(dir: &Path) -> Result<Dataset, DatasetError> {
         Dataset::load_dir_within(dir, u64::MAX)
     }
 
-    /// As [`Dataset::load_dir`], holding at most `most` bytes of texts: distinct pairs and what is
-    /// said of bad lines. Memory stays near that while more is read.
+    /// Like [`Dataset::load_dir`], keeping at most `max_bytes` of text: distinct pairs, and the
+    /// reasons for skipped lines. Memory use stays near that limit.
     ///
     /// # Errors
-    /// As [`Dataset::load_dir`], and if there is more.
-    pub fn load_dir_within(dir: &Path, most: u64) -> Result<Dataset, DatasetError> {
+    /// Those of [`Dataset::load_dir`], and [`DatasetError::TooLarge`].
+    pub fn load_dir_within(dir: &Path, max_bytes: u64) -> Result<Dataset, DatasetError> {
         let failed = |source| DatasetError::Directory {
             path: dir.to_owned(),
             source,
@@ -126,7 +126,7 @@ impl Dataset {
             }
         }
         files.sort();
-        Dataset::load_within(&files, most)
+        Dataset::load_within(&files, max_bytes)
     }
 
     /// Reads one file.
@@ -137,10 +137,10 @@ impl Dataset {
         Dataset::load_files(&[file.to_owned()])
     }
 
-    /// Reads bytes as [`Dataset::load_file`] reads a file; `name` stands for it in messages.
+    /// Reads the bytes of a file; `name` is its name in messages.
     ///
     /// # Errors
-    /// If they are a compressed file that is broken.
+    /// If they are a broken compressed file.
     pub fn from_bytes(name: &str, bytes: Vec<u8>) -> Result<Dataset, DatasetError> {
         let file = Path::new(name);
         let failed = |source| DatasetError::File {
@@ -161,9 +161,9 @@ impl Dataset {
         Dataset::load_within(files, u64::MAX)
     }
 
-    fn load_within(files: &[PathBuf], most: u64) -> Result<Dataset, DatasetError> {
+    fn load_within(files: &[PathBuf], max_bytes: u64) -> Result<Dataset, DatasetError> {
         let mut reader = Collector {
-            most,
+            max_bytes,
             ..Collector::default()
         };
         for file in files {
@@ -173,10 +173,10 @@ impl Dataset {
             };
             let input = open(file).map_err(failed)?;
             reader.read(file, input, MAX_LINE_BYTES).map_err(failed)?;
-            if reader.held > reader.most {
+            if reader.bytes > reader.max_bytes {
                 return Err(DatasetError::TooLarge {
                     path: file.clone(),
-                    most,
+                    limit: max_bytes,
                 });
             }
         }
@@ -192,28 +192,29 @@ fn is_data_file(path: &Path) -> bool {
         .any(|end| name.ends_with(end))
 }
 
-/// Reads one file pair by pair, without holding more than one line: what is shown is forgotten.
+/// Reads one file and calls `visitor` with every pair and every invalid line; keeps only one line
+/// in memory.
 ///
 /// # Errors
-/// If the file cannot be read. Bad lines are shown, not errors.
+/// If the file cannot be read. Invalid lines are not errors.
 pub fn for_each_pair(
     file: &Path,
-    mut show: impl FnMut(Result<Pair, SkippedLine>),
+    mut visitor: impl FnMut(Result<Pair, SkippedLine>),
 ) -> Result<(), DatasetError> {
     let failed = |source| DatasetError::File {
         path: file.to_owned(),
         source,
     };
     let input = open(file).map_err(failed)?;
-    read_lines(file, input, MAX_LINE_BYTES, &mut show).map_err(failed)
+    read_lines(file, input, MAX_LINE_BYTES, &mut visitor).map_err(failed)
 }
 
-/// Reads lines of at most `max_line` bytes; memory stays bounded by that.
+/// Reads lines of at most `max_line` bytes, which bounds memory.
 fn read_lines(
     file: &Path,
     mut input: impl BufRead,
     max_line: usize,
-    show: &mut dyn FnMut(Result<Pair, SkippedLine>),
+    visitor: &mut dyn FnMut(Result<Pair, SkippedLine>),
 ) -> io::Result<()> {
     let mut bytes = Vec::new();
     for line in 1.. {
@@ -229,17 +230,17 @@ fn read_lines(
         if bytes.len() > max_line && bytes.last() != Some(&b'\n') {
             input.skip_until(b'\n')?;
             let reason = format!("the line is longer than {max_line} bytes");
-            show(Err(SkippedLine { source, reason }));
+            visitor(Err(SkippedLine { source, reason }));
             continue;
         }
         if let Some(result) = parse_bytes(&bytes, source) {
-            show(result);
+            visitor(result);
         }
     }
     Ok(())
 }
 
-/// A line's pair, or what is wrong with it; nothing for a blank line.
+/// The pair in a line, or what is wrong with the line; `None` for a blank line.
 fn parse_bytes(bytes: &[u8], source: LineSource) -> Option<Result<Pair, SkippedLine>> {
     // Some editors begin a file with a byte-order mark.
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
@@ -254,16 +255,16 @@ fn parse_bytes(bytes: &[u8], source: LineSource) -> Option<Result<Pair, SkippedL
     Some(parsed.map_err(|reason| SkippedLine { source, reason }))
 }
 
-/// Gathers pairs while files are read.
+/// Collects pairs while files are read.
 pub(super) struct Collector {
-    /// Bytes of the texts held.
-    held: u64,
-    /// Beyond this many, nothing more is kept.
-    most: u64,
+    /// Bytes of text collected.
+    bytes: u64,
+    /// Nothing more is collected once `bytes` exceeds this.
+    max_bytes: u64,
     pairs: Vec<Pair>,
-    /// Where each pair stands in `pairs`.
+    /// Index of each pair in `pairs`.
     seen: HashMap<PairId, usize>,
-    /// The first pair of two responses, and whether it prefers the first of them by text.
+    /// By [`Pair::unordered_hash`]: index of the first pair with these responses, and its order.
     compared: HashMap<[u8; 32], (usize, bool)>,
     skipped: Vec<SkippedLine>,
     duplicates: usize,
@@ -273,8 +274,8 @@ pub(super) struct Collector {
 impl Default for Collector {
     fn default() -> Self {
         Collector {
-            held: 0,
-            most: u64::MAX,
+            bytes: 0,
+            max_bytes: u64::MAX,
             pairs: Vec::new(),
             seen: HashMap::new(),
             compared: HashMap::new(),
@@ -294,11 +295,11 @@ impl Collector {
         max_line: usize,
     ) -> io::Result<()> {
         read_lines(file, input, max_line, &mut |result| match result {
-            // The rest of the file is read and forgotten: the limit is an error all the same.
-            _ if self.held > self.most => {}
+            // The rest of the file is read but not kept: exceeding the limit is an error anyway.
+            _ if self.bytes > self.max_bytes => {}
             Ok(pair) => self.add(pair),
             Err(line) => {
-                self.held += line.reason.len() as u64;
+                self.bytes += line.reason.len() as u64;
                 self.skipped.push(line);
             }
         })
@@ -321,12 +322,12 @@ impl Collector {
                     second: pair.source.clone(),
                 });
             }
-            self.held += pair.text_bytes();
+            self.bytes += pair.text_bytes();
             self.pairs.push(pair);
             return;
         };
         self.duplicates += 1;
-        // Whichever copy is read first, a pair marked for measuring must not be trained on.
+        // A pair marked as held out must not be trained on, whichever copy is read first.
         // `None < Some(false) < Some(true)`.
         first.holdout = first.holdout.max(pair.holdout);
     }
@@ -342,7 +343,7 @@ impl Collector {
         pairs.sort_by(|a, b| a.id.cmp(&b.id));
         let mut hasher = Sha256::new();
         for pair in &pairs {
-            // An id has a fixed length and the mark is one byte, so no separator is needed.
+            // Ids have a fixed length and marks one byte, so no separator is needed.
             hasher.update(&pair.id.0);
             hasher.update(match pair.holdout {
                 None => b"?",

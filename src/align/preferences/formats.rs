@@ -11,10 +11,10 @@
 //! | PKU-SafeRLHF | `prompt` | `response_0`, `response_1`; `better_response_id`, else `safer_response_id` |
 //!
 //! Labels come from `meta.labels` and `meta.category` (both responses), `meta.chosen_labels` and
-//! `meta.rejected_labels` (one each), the same keys beside `chosen`, and from PKU-SafeRLHF's
+//! `meta.rejected_labels` (one each), the same keys next to `chosen`, and from PKU-SafeRLHF's
 //! safety flags (`safe`, `unsafe`), harm categories by their published names, and severity
-//! (`severity-1` and up). Where `score_chosen` and `score_rejected` stand beside a pair, they must
-//! agree with it.
+//! (`severity-1` and up). If a pair has `score_chosen` and `score_rejected`, they must agree
+//! with it.
 
 mod error;
 mod scored;
@@ -26,7 +26,7 @@ pub(super) use error::LineError;
 
 type Object = Map<String, Value>;
 
-/// Reads one line; the error says what is wrong with it.
+/// Parses one line.
 pub(super) fn parse_line(line: &str, source: LineSource) -> Result<Pair, LineError> {
     let value: Value = serde_json::from_str(line)?;
     let Value::Object(object) = value else {
@@ -143,7 +143,7 @@ fn preference(object: &Object) -> Result<Draft, LineError> {
     })
 }
 
-/// PKU-SafeRLHF: the preferred response by helpfulness, or by safety where that is all there is.
+/// PKU-SafeRLHF: the response preferred for helpfulness, or for safety if there is no other.
 fn pku(object: &Object) -> Result<Draft, LineError> {
     let key = ["better_response_id", "safer_response_id"]
         .into_iter()
@@ -153,7 +153,7 @@ fn pku(object: &Object) -> Result<Draft, LineError> {
         Some(id @ (0 | 1)) => id as usize,
         _ => return Err(LineError::NotAnIndex(key.into())),
     };
-    let read = |i: usize| -> Result<(String, Vec<String>), LineError> {
+    let response = |i: usize| -> Result<(String, Vec<String>), LineError> {
         let text = text_field(object, &format!("response_{i}"))?;
         let mut labels = Vec::new();
         if let Some(safe) = object
@@ -174,8 +174,8 @@ fn pku(object: &Object) -> Result<Draft, LineError> {
         }
         Ok((text, labels))
     };
-    let (chosen, chosen_labels) = read(better)?;
-    let (rejected, rejected_labels) = read(1 - better)?;
+    let (chosen, chosen_labels) = response(better)?;
+    let (rejected, rejected_labels) = response(1 - better)?;
     Ok(Draft {
         prompt: vec![Message {
             role: Role::User,
@@ -200,8 +200,8 @@ fn text_field(object: &Object, key: &str) -> Result<String, LineError> {
     }
 }
 
-/// A response beside an explicit prompt: text, a message, or a list of messages that is one
-/// assistant message or, as some TRL data sets have it, repeats the prompt before that.
+/// A response to an explicit prompt: text, a message, or a list of messages. The list is one
+/// assistant message, optionally preceded by the prompt, as in some TRL data sets.
 fn response(key: &str, value: &Value, prompt: &[Message]) -> Result<String, LineError> {
     let mut list = match value {
         Value::String(text) => return Ok(text.clone()),
@@ -216,7 +216,8 @@ fn response(key: &str, value: &Value, prompt: &[Message]) -> Result<String, Line
     }
 }
 
-/// A whole conversation: what precedes its last assistant message, and that message.
+/// A whole conversation, split into the messages before its last assistant message and the text of
+/// that message.
 fn conversation(key: &str, value: &Value) -> Result<(Vec<Message>, String), LineError> {
     let mut list = match value {
         Value::String(text) => transcript(key, text)?,
@@ -310,7 +311,7 @@ fn shared_labels(object: &Object) -> Result<Vec<String>, LineError> {
     Ok(labels)
 }
 
-/// Labels under a key, beside the pair or in `meta`: text or a list of texts.
+/// Labels under a key of the line or of its `meta`: text or a list of texts.
 fn labels_of(object: &Object, key: &str) -> Result<Vec<String>, LineError> {
     let inside = object.get("meta").and_then(|meta| meta.get(key));
     let mut labels = Vec::new();
@@ -319,8 +320,10 @@ fn labels_of(object: &Object, key: &str) -> Result<Vec<String>, LineError> {
             Value::Null => {}
             Value::String(label) => labels.push(label.clone()),
             Value::Array(items) => {
-                let texts = items.iter().map(|item| item.as_str().map(str::to_owned));
-                let texts: Option<Vec<String>> = texts.collect();
+                let texts: Option<Vec<String>> = items
+                    .iter()
+                    .map(|item| item.as_str().map(str::to_owned))
+                    .collect();
                 labels.extend(texts.ok_or_else(|| LineError::NotTexts(key.into()))?);
             }
             _ => return Err(LineError::NotLabels(key.into())),

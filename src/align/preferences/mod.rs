@@ -1,6 +1,6 @@
 //! Preference data: JSON lines in several formats → content-addressed pairs; the hold-out split.
 //!
-//! [`formats`] reads one line, [`dataset`] files and directories, [`split`] divides pairs.
+//! [`formats`] parses one line, [`dataset`] reads files and directories, [`split`] divides pairs.
 
 pub mod dataset;
 mod formats;
@@ -21,15 +21,15 @@ pub use dataset::{
 };
 pub use split::{Split, split};
 
-/// Who wrote a message.
+/// The author of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// The operator's instructions.
+    /// System prompt, written by the operator.
     System,
-    /// The person.
+    /// The human user.
     User,
-    /// The model.
+    /// The language model.
     Assistant,
 }
 
@@ -47,9 +47,9 @@ impl Role {
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Message {
-    /// Who wrote it.
+    /// Author of the message.
     pub role: Role,
-    /// Its text.
+    /// Text of the message.
     pub content: String,
 }
 
@@ -64,12 +64,12 @@ impl fmt::Display for PairId {
     }
 }
 
-/// A line of a file; lines count from 1.
+/// A line of a data file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct LineSource {
-    /// The file.
+    /// Path of the file, as it was given to the loader.
     pub file: PathBuf,
-    /// The line, from 1.
+    /// Line number, from 1.
     pub line: usize,
 }
 
@@ -79,16 +79,16 @@ impl fmt::Display for LineSource {
     }
 }
 
-/// A preference pair: of two responses to one prompt, which one was preferred.
+/// A preference pair: a preferred and a rejected response to one prompt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Pair {
-    /// Content hash.
+    /// Content hash of prompt, responses and labels.
     pub id: PairId,
     /// The conversation so far; ends with a user message.
     pub prompt: Vec<Message>,
     /// The preferred response; never blank.
     pub chosen: String,
-    /// The other response; never blank, and not the same.
+    /// The other response; never blank, and different from `chosen`.
     pub rejected: String,
     /// Category labels of the chosen response, sorted.
     pub chosen_labels: Vec<String>,
@@ -96,7 +96,7 @@ pub struct Pair {
     pub rejected_labels: Vec<String>,
     /// `meta.holdout`: whether the pair must (not) be held out; `None` leaves it to the split.
     pub holdout: Option<bool>,
-    /// Where it was read.
+    /// Where the pair was read from.
     pub source: LineSource,
 }
 
@@ -111,19 +111,21 @@ impl Pair {
         last.map_or("", |message| message.content.as_str())
     }
 
-    /// Bytes of all its texts.
+    /// Total bytes of prompt and responses.
     pub fn text_bytes(&self) -> u64 {
         let prompt: usize = self.prompt.iter().map(|m| m.content.len()).sum();
         (prompt + self.chosen.len() + self.rejected.len()) as u64
     }
 
-    /// SHA-256 over the conversation and both responses, whichever was preferred, and whether they
-    /// stand in the order of their texts: equal hashes with different orders contradict.
+    /// SHA-256 over the conversation and both responses in lexical order, and whether `chosen`
+    /// comes first in that order. Pairs with equal hashes and different orders contradict each
+    /// other.
     pub fn unordered_hash(&self) -> ([u8; 32], bool) {
         let in_order = self.chosen <= self.rejected;
-        let (first, second) = match in_order {
-            true => (&self.chosen, &self.rejected),
-            false => (&self.rejected, &self.chosen),
+        let (first, second) = if in_order {
+            (&self.chosen, &self.rejected)
+        } else {
+            (&self.rejected, &self.chosen)
         };
         let mut hasher = Sha256::new();
         hash_messages(&mut hasher, &self.prompt);
@@ -140,7 +142,7 @@ impl Pair {
     }
 }
 
-/// The parts of a pair that its id covers.
+/// The id of a pair with this prompt and these responses, each with its labels.
 pub(crate) fn pair_id(prompt: &[Message], responses: [(&str, &[String]); 2]) -> PairId {
     let mut hasher = Sha256::new();
     hash_messages(&mut hasher, prompt);
@@ -162,7 +164,7 @@ fn hash_messages(hasher: &mut Sha256, messages: &[Message]) {
     }
 }
 
-/// With its length first, so that no two sequences of texts hash alike.
+/// Hashes a text after its length, so that different sequences of texts cannot collide.
 fn hash_text(hasher: &mut Sha256, text: &str) {
     hasher.update((text.len() as u64).to_le_bytes());
     hasher.update(text);

@@ -1,4 +1,4 @@
-//! Files of preference data as streams of bytes: plain, gzip or zstd, told apart by their first
+//! Opens files of preference data as byte streams: plain, gzip or zstd, detected by their first
 //! bytes rather than their names.
 
 use std::fs::File;
@@ -12,7 +12,8 @@ const GZIP: [u8; 2] = [0x1f, 0x8b];
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 const BUFFER: usize = 1 << 18;
 
-/// Opens a file, decompressing it as it is read; memory stays within a compression window.
+/// Opens a file and decompresses it while it is read; uses no more memory than a compression
+/// window.
 ///
 /// # Errors
 /// If it cannot be opened or its first frame is broken.
@@ -20,7 +21,7 @@ pub fn open(path: &Path) -> io::Result<Box<dyn BufRead>> {
     decompressed(BufReader::with_capacity(BUFFER, File::open(path)?))
 }
 
-/// As [`open`], of any reader.
+/// Like [`open`], for any reader.
 ///
 /// # Errors
 /// If it cannot be read or its first frame is broken.
@@ -47,7 +48,7 @@ fn frame<R: Read>(input: R) -> io::Result<Frame<R>> {
     StreamingDecoder::new(input).map_err(|error| io::Error::other(format!("zstd: {error}")))
 }
 
-/// Frames one after another, as parallel compressors write them.
+/// Reads consecutive zstd frames, as parallel compressors write them.
 struct ZstdFrames<R: BufRead> {
     decoder: Option<Frame<R>>,
 }

@@ -1,4 +1,4 @@
-//! Training pairs and held-out pairs.
+//! The split into training pairs and held-out pairs.
 
 use std::collections::HashMap;
 
@@ -6,20 +6,21 @@ use sha2::{Digest, Sha256};
 
 use super::Pair;
 
-/// Indices into the pairs that were split, each list ascending; together they are all pairs.
+/// Indices into the pairs that were split, ascending; every pair is in one of the lists.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Split {
-    /// To train on.
+    /// Indices of the pairs to train on.
     pub train: Vec<usize>,
-    /// To measure on.
+    /// Indices of the pairs to measure on.
     pub holdout: Vec<usize>,
 }
 
-/// Splits pairs by prompt, so that no prompt is trained on and measured.
+/// Splits pairs by prompt, so that no prompt is used for both training and measuring.
 ///
-/// A pair's own `meta.holdout` wins. Where other pairs with the same prompt state one, it holds
-/// for the prompt (held out, if they disagree). Otherwise a hash of prompt and `seed` decides, so
-/// that about `holdout_ratio` (0 to 1) of the prompts is held out, whatever other pairs there are.
+/// A pair's own `meta.holdout` decides. If other pairs with the same prompt have one, it applies to
+/// the prompt (held out, if they disagree). Otherwise a hash of prompt and `seed` decides,
+/// independently of other prompts, so that about `holdout_ratio` (0 to 1) of the prompts is held
+/// out.
 pub fn split(pairs: &[Pair], holdout_ratio: f64, seed: u64) -> Split {
     let hashes: Vec<[u8; 32]> = pairs.iter().map(Pair::prompt_hash).collect();
     let mut stated: HashMap<[u8; 32], bool> = HashMap::new();
@@ -44,13 +45,13 @@ pub fn split(pairs: &[Pair], holdout_ratio: f64, seed: u64) -> Split {
     out
 }
 
-/// A number in [0, 1) that depends on the prompt and the seed alone.
+/// A number in [0, 1) that depends only on the prompt and the seed.
 fn draw(prompt_hash: &[u8; 32], seed: u64) -> f64 {
     let mut hasher = Sha256::new();
     hasher.update(seed.to_le_bytes());
     hasher.update(prompt_hash);
     let digest = hasher.finalize();
-    // 53 bits are what an f64 holds exactly.
+    // An f64 represents 53 bits exactly.
     let bits = digest
         .iter()
         .take(8)

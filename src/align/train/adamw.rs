@@ -4,14 +4,14 @@ use candle_core::{Result, Tensor, Var};
 
 use super::trainable::Gradients;
 
-/// AdamW's constants.
+/// Hyperparameters of AdamW.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWConstants {
     /// Decay of the first and the second moment.
     pub betas: [f64; 2],
-    /// What is added to the denominator.
+    /// Added to the denominator of an update.
     pub epsilon: f64,
-    /// Decoupled weight decay.
+    /// Decoupled weight decay; 0 is none.
     pub weight_decay: f64,
 }
 
@@ -32,17 +32,19 @@ pub struct AdamW {
     pub steps: usize,
     /// (m, v) per variable.
     pub moments: Vec<(Tensor, Tensor)>,
-    /// Its constants.
+    /// Hyperparameters.
     pub constants: AdamWConstants,
 }
 
 impl AdamW {
     /// Zero moments for these variables.
     pub fn new<'a>(vars: impl Iterator<Item = &'a Var>) -> Result<Self> {
-        let zero = |var: &Var| Ok((var.zeros_like()?.detach(), var.zeros_like()?.detach()));
+        let zeros = |var: &Var| -> Result<Tensor> { Ok(var.zeros_like()?.detach()) };
         Ok(Self {
             steps: 0,
-            moments: vars.map(zero).collect::<Result<_>>()?,
+            moments: vars
+                .map(|var| Ok((zeros(var)?, zeros(var)?)))
+                .collect::<Result<_>>()?,
             constants: AdamWConstants::default(),
         })
     }
@@ -90,19 +92,17 @@ impl AdamW {
     }
 }
 
-/// What gradients of this norm are scaled by.
+/// The factor that scales gradients of this norm down to `limit`; 1 if they are within it.
 pub(super) fn clip(norm: f64, limit: f64) -> f64 {
-    match norm > limit {
-        true => limit / norm,
-        false => 1.0,
-    }
+    if norm > limit { limit / norm } else { 1.0 }
 }
 
 /// A variable's value, shrunk by decoupled weight decay.
 pub(super) fn decayed(var: &Var, decay: f64) -> Result<Tensor> {
     let value = var.as_detached_tensor();
-    match decay == 0.0 {
-        true => Ok(value),
-        false => value * (1.0 - decay),
+    if decay == 0.0 {
+        Ok(value)
+    } else {
+        value * (1.0 - decay)
     }
 }

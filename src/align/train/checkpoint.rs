@@ -1,4 +1,4 @@
-//! A training run's state on disk, so that a killed run goes on where it was.
+//! Checkpoints: a training run's state on disk, from which an interrupted run resumes.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -15,7 +15,10 @@ use super::trainable::TrainableLora;
 const CURVE: &str = "curve";
 
 /// Writes `step-<n>.safetensors` (variables, the optimiser's state, the steps' records) atomically
-/// and removes older ones.
+/// and removes older ones. Returns its path.
+///
+/// # Errors
+/// If the directory or the file cannot be written.
 pub fn save(
     dir: &Path,
     lora: &TrainableLora,
@@ -49,9 +52,9 @@ pub fn save(
     Ok(path)
 }
 
-/// Restores the newest checkpoint that fits; returns the records of the steps it stands for, none
-/// if there is no checkpoint. A damaged or foreign one is passed over: the run then starts
-/// earlier, never wrong.
+/// Restores the newest usable checkpoint and returns the records of its steps; empty if there is
+/// none. Damaged checkpoints and those of other models are skipped, so a run can only resume too
+/// early, never from a wrong state.
 pub fn restore(dir: &Path, lora: &TrainableLora, optimizer: &mut Optimizer) -> Curve {
     let mut found = list(dir);
     found.sort_by_key(|(step, _)| std::cmp::Reverse(*step));
@@ -83,12 +86,15 @@ fn load(
     let mut state = Vec::new();
     for (i, var) in lora.vars().enumerate() {
         values.push(get(format!("{i}.value"), var)?);
-        let of_variable = optimizer.state(i).into_iter();
-        let of_variable = of_variable.map(|(name, like)| get(format!("{i}.{name}"), like));
-        state.push(of_variable.collect::<candle_core::Result<Vec<_>>>()?);
+        let tensors_of_variable = optimizer
+            .state(i)
+            .into_iter()
+            .map(|(name, like)| get(format!("{i}.{name}"), like))
+            .collect::<candle_core::Result<Vec<_>>>()?;
+        state.push(tensors_of_variable);
     }
     let curve = records(tensors.get(CURVE), step)?;
-    // Nothing is changed before everything has been found.
+    // Nothing is modified until every tensor has been found.
     for (var, value) in lora.vars().zip(values) {
         var.set(&value)?;
     }
@@ -102,11 +108,12 @@ fn records(tensor: Option<&Tensor>, step: usize) -> candle_core::Result<Curve> {
         candle_core::bail!("the records of its {step} steps are missing");
     };
     let rows = tensor.to_vec2::<f64>()?;
-    let record = |row: Vec<f64>| {
-        let values = <[f64; StepRecord::FIELDS]>::try_from(row);
-        values.map(StepRecord::from_values).unwrap_or_default()
-    };
-    Ok(Curve(rows.into_iter().map(record).collect()))
+    let records = rows.into_iter().map(|row| {
+        <[f64; StepRecord::FIELDS]>::try_from(row)
+            .map(StepRecord::from_values)
+            .unwrap_or_default()
+    });
+    Ok(Curve(records.collect()))
 }
 
 fn list(dir: &Path) -> Vec<(usize, PathBuf)> {

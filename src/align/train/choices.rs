@@ -1,4 +1,4 @@
-//! What a recipe chooses between.
+//! Enumerated settings of a recipe.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,55 +10,55 @@ use realign_model::ModelSpec;
 pub enum WeightScale {
     /// Mean 1 over all conflicts: the conflict terms keep their strength as data grows.
     MeanOne,
-    /// Sum 1 over all conflicts, as the paper normalises. On small models nothing moves then.
+    /// Sum 1 over all conflicts, as the paper normalises. Too weak to change small models.
     SumOne,
-    /// No impact weights: 1 everywhere (the ablation, at the same mean as `mean-one`).
+    /// No impact weights: every weight is 1 (the ablation, with the mean of `mean-one`).
     Uniform,
 }
 
-/// Which rule turns gradients into updates.
+/// The optimiser.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OptimizerKind {
     /// AdamW (arXiv 1711.05101).
     Adamw,
-    /// Lion (arXiv 2302.06675): the sign of the momentum. One moment less in memory; wants a
-    /// learning rate three to ten times smaller than AdamW's.
+    /// Lion (arXiv 2302.06675): the sign of the momentum. Keeps one moment less in memory; needs
+    /// a learning rate three to ten times smaller than AdamW's.
     Lion,
 }
 
-/// How the learning rate goes after the warm-up.
+/// Course of the learning rate after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Schedule {
-    /// Half a cosine, to zero.
+    /// Half a cosine, down to zero.
     Cosine,
-    /// A straight line, to zero.
+    /// Linear decay to zero.
     Linear,
-    /// It stays at its peak.
+    /// Constant at the peak.
     Constant,
 }
 
 /// Element types of a training pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Precision {
-    /// Single precision throughout: the same bits everywhere.
+pub enum RecipePrecision {
+    /// Single precision throughout: bit-identical on every machine.
     F32,
-    /// Products in half the width where the machine is faster so; sums stay f32.
+    /// 16-bit products where the machine is faster with them; sums stay f32.
     Mixed,
 }
 
-impl From<Precision> for realign_model::Precision {
-    fn from(precision: Precision) -> Self {
+impl From<RecipePrecision> for realign_model::Precision {
+    fn from(precision: RecipePrecision) -> Self {
         match precision {
-            Precision::F32 => Self::Exact,
-            Precision::Mixed => Self::Mixed,
+            RecipePrecision::F32 => Self::Exact,
+            RecipePrecision::Mixed => Self::Mixed,
         }
     }
 }
 
-/// How large a model is, as far as recipes care.
+/// Size class of a model, which selects its default recipe.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ModelSize {
     /// Below half a billion parameters.

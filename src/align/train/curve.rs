@@ -1,45 +1,45 @@
-//! The losses of a run, step by step: as lines of JSON, and as a plot.
+//! The losses of a run, step by step, as JSON lines and as a plot.
 
 use serde::{Deserialize, Serialize};
 
 use super::objective::LossParts;
 use realign_plot::{Labels, Line};
 
-/// File name of the lines beside an adapter.
+/// File name of the JSON lines in an adapter's directory.
 pub const LINES_FILE: &str = "losses.jsonl";
-/// File name of the plot beside an adapter.
+/// File name of the plot in an adapter's directory.
 pub const PLOT_FILE: &str = "losses.svg";
 
 /// One optimiser step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
-    /// Steps done, this one included.
+    /// Number of the step, from 1.
     pub step: usize,
-    /// The loss, summed over a batch's pairs and averaged over the step's batches.
+    /// The loss, summed over a batch's pairs and averaged over the step's batches; nats.
     pub total: f64,
-    /// Its INVERT part.
+    /// INVERT part of the loss.
     pub invert: f64,
-    /// Its PUNISH part.
+    /// PUNISH part of the loss.
     pub punish: f64,
-    /// Its KL part.
+    /// KL part of the loss, from RETAIN pairs.
     pub kl: f64,
-    /// Its likelihood part.
+    /// Likelihood (SFT) part of the loss.
     pub sft: f64,
-    /// Norm of the gradient before clipping.
+    /// L2 norm of the gradient before clipping.
     pub gradient_norm: f64,
-    /// Learning rate.
+    /// Learning rate of this step.
     pub learning_rate: f64,
-    /// Rows that went through the layers.
+    /// Token rows that went through the layers.
     pub tokens: usize,
-    /// Seconds the step took, waiting for serving included.
+    /// Duration in seconds, including time spent waiting for serving.
     pub seconds: f64,
 }
 
 impl StepRecord {
-    /// Values in a record.
+    /// Number of values in a record.
     pub const FIELDS: usize = 10;
 
-    /// The loss by parts.
+    /// The loss, split into its parts.
     pub fn loss(&self) -> LossParts {
         LossParts {
             invert: self.invert,
@@ -49,7 +49,7 @@ impl StepRecord {
         }
     }
 
-    /// As numbers, for a checkpoint.
+    /// The fields as numbers in declaration order, for a checkpoint.
     pub fn to_values(self) -> [f64; Self::FIELDS] {
         [
             self.step as f64,
@@ -65,7 +65,7 @@ impl StepRecord {
         ]
     }
 
-    /// From the numbers of [`StepRecord::to_values`].
+    /// The inverse of [`StepRecord::to_values`].
     pub fn from_values(values: [f64; Self::FIELDS]) -> Self {
         let [
             step,
@@ -94,32 +94,34 @@ impl StepRecord {
     }
 }
 
-/// All steps of a run, those before an interruption included.
+/// All steps of a run, including those before an interruption.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Curve(pub Vec<StepRecord>);
 
 impl Curve {
-    /// One JSON object a line.
+    /// One JSON object per line.
     pub fn jsonl(&self) -> String {
-        let line = |record: &StepRecord| {
-            // Numbers and names alone: this cannot fail.
-            let text = serde_json::to_string(record).unwrap_or_default();
-            format!("{text}\n")
-        };
-        self.0.iter().map(line).collect()
+        let mut lines = String::new();
+        for record in &self.0 {
+            // A record holds only numbers, so this cannot fail.
+            lines += &serde_json::to_string(record).unwrap_or_default();
+            lines.push('\n');
+        }
+        lines
     }
 
-    /// Rows per second over the whole run; 0 without steps.
+    /// Token rows per second over the whole run; 0 without steps.
     pub fn tokens_per_second(&self) -> f64 {
         let tokens: usize = self.0.iter().map(|r| r.tokens).sum();
         let seconds: f64 = self.0.iter().map(|r| r.seconds).sum();
-        match seconds > 0.0 {
-            true => tokens as f64 / seconds,
-            false => 0.0,
+        if seconds > 0.0 {
+            tokens as f64 / seconds
+        } else {
+            0.0
         }
     }
 
-    /// The total and its parts over the steps.
+    /// An SVG plot of the total loss and its parts over the steps.
     pub fn svg(&self) -> String {
         type Part = (&'static str, fn(&StepRecord) -> f64);
         let parts: [Part; 5] = [
@@ -129,15 +131,15 @@ impl Curve {
             ("KL of retain", |r| r.kl),
             ("likelihood", |r| r.sft),
         ];
-        let line = |(name, value): &Part| Line {
-            name: (*name).to_owned(),
-            points: self.0.iter().map(|r| (r.step as f64, value(r))).collect(),
-        };
-        // A part that never occurs would be a line on the axis.
-        let shown = parts
+        let lines: Vec<Line> = parts
             .iter()
-            .filter(|(_, value)| self.0.iter().any(|r| value(r) != 0.0));
-        let lines: Vec<Line> = shown.map(line).collect();
+            // A part that never occurs would be a line along the axis.
+            .filter(|(_, value)| self.0.iter().any(|r| value(r) != 0.0))
+            .map(|(name, value)| Line {
+                name: (*name).to_owned(),
+                points: self.0.iter().map(|r| (r.step as f64, value(r))).collect(),
+            })
+            .collect();
         let labels = Labels {
             title: "Training losses",
             description: &self.description(),

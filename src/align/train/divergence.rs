@@ -1,13 +1,14 @@
-//! When a run's losses say that it will come to nothing. Pure.
+//! Detects runs whose loss diverges. Pure.
 
-/// Steps whose mean is the loss of the beginning.
+/// Number of first steps whose mean loss is the baseline.
 const BEGINNING: usize = 5;
-/// Weight of a new step in the smoothed loss.
+/// Weight of a new step in the exponentially smoothed loss.
 const SMOOTHING: f64 = 0.2;
-/// Steps in a row that must exceed the bound: one batch may be hard, five are no accident.
+/// Consecutive steps that must exceed the bound, so that one hard batch is not taken for
+/// divergence.
 const PATIENCE: usize = 5;
 
-/// Watches the loss of every step.
+/// Watches the loss of every step for divergence.
 #[derive(Clone, Debug)]
 pub struct Watch {
     ratio: f64,
@@ -17,17 +18,18 @@ pub struct Watch {
     above: usize,
 }
 
-/// What the loss rose from, and to.
+/// The rise of the loss that was detected.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Risen {
     /// Mean loss of the first steps.
     pub beginning: f64,
-    /// Smoothed loss now.
+    /// Smoothed loss at the detecting step.
     pub smoothed: f64,
 }
 
 impl Watch {
-    /// A watch that calls a smoothed loss of `ratio` times the beginning's diverged.
+    /// A watch for which a run has diverged if its smoothed loss stays above `ratio` times the mean
+    /// of its first steps.
     pub fn new(ratio: f64) -> Self {
         Self {
             ratio,
@@ -38,7 +40,7 @@ impl Watch {
         }
     }
 
-    /// Takes the next step's loss, which is finite; `Some` if the run has diverged.
+    /// Records the next step's loss, which must be finite; `Some` if the run has diverged.
     pub fn observe(&mut self, loss: f64) -> Option<Risen> {
         self.seen += 1;
         if self.seen <= BEGINNING {
@@ -48,9 +50,10 @@ impl Watch {
         }
         self.smoothed += SMOOTHING * (loss - self.smoothed);
         let bound = self.ratio * self.beginning.max(f64::MIN_POSITIVE);
-        self.above = match self.smoothed > bound {
-            true => self.above + 1,
-            false => 0,
+        self.above = if self.smoothed > bound {
+            self.above + 1
+        } else {
+            0
         };
         (self.above >= PATIENCE).then_some(Risen {
             beginning: self.beginning,

@@ -12,9 +12,9 @@ pub struct Lion {
     pub steps: usize,
     /// Momentum per variable.
     pub moments: Vec<Tensor>,
-    /// β₁ of the update, β₂ of the momentum.
+    /// Decay rates: β₁ of the update, β₂ of the momentum.
     pub betas: [f64; 2],
-    /// Decoupled weight decay.
+    /// Decoupled weight decay; 0 is none.
     pub weight_decay: f64,
 }
 
@@ -25,10 +25,11 @@ impl Lion {
         betas: [f64; 2],
         weight_decay: f64,
     ) -> Result<Self> {
-        let zero = |var: &Var| Ok(var.zeros_like()?.detach());
         Ok(Self {
             steps: 0,
-            moments: vars.map(zero).collect::<Result<_>>()?,
+            moments: vars
+                .map(|var| Ok(var.zeros_like()?.detach()))
+                .collect::<Result<_>>()?,
             betas,
             weight_decay,
         })

@@ -1,5 +1,5 @@
 //! Training a LoRA adapter on triaged pairs: TRACE's hybrid objective (arXiv 2511.02623,
-//! Algorithm 1), an optimiser with a schedule, checkpoints, the curve of the losses.
+//! Algorithm 1), an optimiser with a schedule, checkpoints, and the loss curve.
 
 pub mod adamw;
 pub mod checkpoint;

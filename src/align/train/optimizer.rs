@@ -1,4 +1,4 @@
-//! The recipe's optimiser, whichever it is: updates, and a state that checkpoints can keep.
+//! The recipe's optimiser: updates, and the state that checkpoints store.
 
 use candle_core::{Result, Tensor, Var};
 
@@ -11,14 +11,14 @@ use super::trainable::Gradients;
 /// An optimiser with its state.
 #[derive(Debug)]
 pub enum Optimizer {
-    /// Two moments.
+    /// AdamW, with two moments per variable.
     AdamW(AdamW),
-    /// One momentum.
+    /// Lion, with one momentum per variable.
     Lion(Lion),
 }
 
 impl Optimizer {
-    /// The recipe's, with zero state for these variables.
+    /// The recipe's optimiser, with zero state for these variables.
     pub fn new<'a>(recipe: &Recipe, vars: impl Iterator<Item = &'a Var>) -> Result<Self> {
         let Recipe {
             betas,
@@ -62,7 +62,7 @@ impl Optimizer {
         }
     }
 
-    /// The state's tensors of one variable, each under the name that checkpoints use.
+    /// The state tensors of the variable with this index, each with its name in checkpoints.
     pub fn state(&self, variable: usize) -> Vec<(&'static str, &Tensor)> {
         match self {
             Optimizer::AdamW(adamw) => {
@@ -73,7 +73,7 @@ impl Optimizer {
         }
     }
 
-    /// Puts a state back that [`Optimizer::state`] gave, tensors in its order for each variable.
+    /// Restores a state: for each variable, the tensors in the order of [`Optimizer::state`].
     pub fn restore(&mut self, steps: usize, state: Vec<Vec<Tensor>>) {
         match self {
             Optimizer::AdamW(adamw) => {

@@ -1,4 +1,4 @@
-//! Which pairs each step trains on. Pure.
+//! The batches of every training step. Pure.
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -12,12 +12,11 @@ use realign_core::Category;
 /// with its own seed, then deals every category evenly over the batches. At most
 /// `recipe.max_steps` steps.
 pub fn plan(examples: &[TrainExample], recipe: &Recipe) -> Vec<Vec<Vec<usize>>> {
-    let of = |category: Category| -> Vec<usize> {
+    let categories = Category::ALL.map(|category| {
         (0..examples.len())
             .filter(|&i| examples[i].category == category)
-            .collect()
-    };
-    let categories = Category::ALL.map(of);
+            .collect::<Vec<usize>>()
+    });
     let per_epoch = examples.len().div_ceil(recipe.pairs_per_step.max(1));
     let mut batches: Vec<Vec<usize>> = Vec::with_capacity(per_epoch * recipe.epochs);
     for epoch in 0..recipe.epochs {
@@ -46,13 +45,13 @@ pub fn plan(examples: &[TrainExample], recipe: &Recipe) -> Vec<Vec<Vec<usize>>> 
     plan
 }
 
-/// Steps that a run over `pairs` pairs takes at most; what [`plan`] gives in number.
+/// Maximum number of steps of a run over `pairs` pairs: the number of steps in its [`plan`].
 pub fn steps(pairs: usize, recipe: &Recipe) -> usize {
     let batches = pairs.div_ceil(recipe.pairs_per_step.max(1)) * recipe.epochs;
     let steps = batches.div_ceil(recipe.accumulation.max(1));
     match recipe.max_steps {
         0 => steps,
-        most => steps.min(most),
+        max => steps.min(max),
     }
 }
 

@@ -1,22 +1,22 @@
-//! Every number that decides how an adapter is trained. Part of a generation's identity.
+//! Hyperparameters of training; part of a generation's identity.
 
 use serde::{Deserialize, Serialize};
 
-use super::choices::{ModelSize, OptimizerKind, Precision, Schedule, WeightScale};
+use super::choices::{ModelSize, OptimizerKind, RecipePrecision, Schedule, WeightScale};
 use super::objective::PreferenceLoss;
 use realign_core::ranges::Range;
 use realign_model::Projection;
 
 mod checks;
 
-/// Hyperparameters. `Default` is what moved the default model; [`Recipe::paper`] is the paper's
+/// Hyperparameters. `Default` was tuned on the default model; [`Recipe::paper`] is the paper's
 /// objective without our extension.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
     /// `default` or `paper`, or `custom` once anything was changed.
     pub name: String,
-    /// Seed of initialisation, gold batch and order.
+    /// Seed of initialisation, gold batch and order of pairs.
     pub seed: u64,
     /// LoRA rank.
     pub rank: usize,
@@ -25,24 +25,24 @@ pub struct Recipe {
     /// PEFT module names that carry the adapter.
     pub targets: Vec<String>,
     /// Share of the layers that carry the adapter, counted from the top: 1 is all of them. The
-    /// layers below are computed once per pair, whatever the number of passes.
+    /// layers below are computed once per pair, regardless of the number of passes.
     pub layer_share: f64,
-    /// Exactly these layers, from 0, instead of `layer_share`; empty is by share.
+    /// Exactly these layers, from 0; if empty, `layer_share` decides.
     pub layers: Vec<usize>,
-    /// Share of the adapter's inputs that training drops at random; 0 is none. Scores and the
-    /// reference never drop any.
+    /// Dropout on the adapter's inputs during training, as a share; 0 is none. Scores and the
+    /// reference are computed without dropout.
     pub dropout: f64,
-    /// Which rule turns gradients into updates.
+    /// The optimiser.
     pub optimizer: OptimizerKind,
     /// Peak learning rate.
     pub learning_rate: f64,
-    /// Decay of the first and the second moment; of Lion, of the update and of the momentum.
+    /// Decay of AdamW's first and second moment, or of Lion's update and momentum.
     pub betas: [f64; 2],
-    /// What AdamW adds to the denominator.
+    /// Added to the denominator of AdamW's update.
     pub epsilon: f64,
     /// Decoupled weight decay; 0 is none.
     pub weight_decay: f64,
-    /// How the learning rate goes after the warm-up.
+    /// Course of the learning rate after the warm-up.
     pub schedule: Schedule,
     /// Share of steps that warm up linearly.
     pub warmup_ratio: f64,
@@ -52,16 +52,16 @@ pub struct Recipe {
     pub pairs_per_step: usize,
     /// Batches whose gradients one optimiser step averages.
     pub accumulation: usize,
-    /// Most optimiser steps, T_max of the paper; 0 is all that the epochs hold.
+    /// Maximum optimiser steps, the paper's T_max; 0 is no limit but the epochs.
     pub max_steps: usize,
-    /// ε of the paper: training ends when the gradient's norm is at most this; 0 is never.
+    /// The paper's ε: training ends when the gradient's norm is at most this; 0 disables it.
     pub stop_gradient_norm: f64,
     /// Gradient norm above which gradients are scaled down.
     pub clip_norm: f64,
-    /// A run whose smoothed loss exceeds this many times that of its beginning has diverged.
+    /// A run has diverged if its smoothed loss exceeds the loss of its first steps by this factor.
     pub max_loss_ratio: f64,
     /// Element types of a training pass.
-    pub precision: Precision,
+    pub precision: RecipePrecision,
     /// β of the preference and NPO losses.
     pub beta: f64,
     /// Weight of KL(reference ‖ policy) on retained responses.
@@ -69,7 +69,7 @@ pub struct Recipe {
     /// Weight of the mean per-token negative log-likelihood of the preferred response of INVERT
     /// pairs: an extension, not part of TRACE; 0 is the paper's form.
     pub alpha_sft: f64,
-    /// γ that divides impact scores; cancels in normalised weights.
+    /// γ, the divisor of impact scores; cancels in normalised weights.
     pub gamma: f64,
     /// Form of the preference loss.
     pub preference_loss: PreferenceLoss,
@@ -77,10 +77,10 @@ pub struct Recipe {
     pub weight_scale: WeightScale,
     /// Pairs in the gold batch.
     pub gold_pairs: usize,
-    /// Longest prompt plus response, in tokens; longer pairs are skipped and counted.
+    /// Maximum tokens of prompt plus response; longer pairs are skipped and counted.
     pub max_tokens: usize,
-    /// Most pairs to train on, taken per category in proportion and by content id; 0 takes all.
-    /// The default keeps a realignment of a small model on two CPU cores within minutes.
+    /// Maximum pairs to train on, sampled from each category in proportion, by content id; 0 takes
+    /// all. With the default, realigning a small model takes minutes on two CPU cores.
     pub max_pairs: usize,
 }
 
@@ -109,7 +109,7 @@ impl Default for Recipe {
             stop_gradient_norm: 0.0,
             clip_norm: 1.0,
             max_loss_ratio: 4.0,
-            precision: Precision::Mixed,
+            precision: RecipePrecision::Mixed,
             beta: 0.1,
             alpha_kl: 1.0,
             alpha_sft: 1.0,
@@ -167,7 +167,10 @@ impl Recipe {
         }
     }
 
-    /// A recipe by name, for a model of this size.
+    /// The recipe with this name, for a model of this size.
+    ///
+    /// # Errors
+    /// [`RecipeError::Value`] if there is none.
     pub fn named(name: &str, size: ModelSize) -> Result<Self, RecipeError> {
         match name {
             "default" => Ok(Self::sized(size)),
@@ -180,7 +183,10 @@ impl Recipe {
         }
     }
 
-    /// The adapted projections.
+    /// The projections that carry the adapter, parsed from `targets`.
+    ///
+    /// # Errors
+    /// [`RecipeError::Value`] for a name that is not a projection.
     pub fn projections(&self) -> Result<Vec<Projection>, RecipeError> {
         let parse = |name: &String| {
             Projection::from_name(name).ok_or_else(|| RecipeError::Value {
@@ -204,15 +210,19 @@ impl Recipe {
         layers - adapted.clamp(1, layers.max(1)).min(layers)
     }
 
-    /// Whether a layer carries the adapter.
+    /// Whether a layer (from 0) of a model of `layers` layers carries the adapter.
     pub fn adapts(&self, layer: usize, layers: usize) -> bool {
-        match self.layers.is_empty() {
-            true => layer >= self.lowest_layer(layers),
-            false => self.layers.contains(&layer),
+        if self.layers.is_empty() {
+            layer >= self.lowest_layer(layers)
+        } else {
+            self.layers.contains(&layer)
         }
     }
 
-    /// Checks `layers` against a model's number of layers, which [`Recipe::check`] cannot know.
+    /// Checks `layers` against a model's number of layers, which [`Recipe::check`] does not know.
+    ///
+    /// # Errors
+    /// [`RecipeError::Other`] for a layer that the model does not have.
     pub fn check_layers(&self, layers: usize) -> Result<(), RecipeError> {
         match self.layers.iter().find(|layer| **layer >= layers) {
             Some(layer) => Err(RecipeError::Other {
@@ -227,17 +237,17 @@ impl Recipe {
     }
 }
 
-/// A recipe that cannot be trained with.
+/// Why a recipe is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecipeError {
-    /// A value that is not allowed.
+    /// A value is not allowed.
     #[error("train.{field} is {value}; {allowed}")]
     Value {
         /// The setting's key below `train.`.
         field: &'static str,
-        /// What was given.
+        /// The given value.
         value: String,
-        /// What is allowed.
+        /// The allowed values.
         allowed: String,
     },
     /// Something else is wrong with a setting.
@@ -251,10 +261,10 @@ pub enum RecipeError {
 }
 
 impl RecipeError {
-    /// Refuses a number outside its range.
+    /// Rejects a number outside its range.
     ///
     /// # Errors
-    /// [`RecipeError::Value`].
+    /// [`RecipeError::Value`], with the range.
     pub fn unless_inside(range: Range, value: f64) -> Result<(), Self> {
         if range.contains(value) {
             return Ok(());

@@ -1,4 +1,5 @@
-//! Triage: which preference pairs conflict with the policy, and how (TRACE, section 3; Algorithm 1).
+//! Triage: which preference pairs conflict with the policy, and how (TRACE, section 3; Algorithm
+//! 1).
 //!
 //! | chosen complies | rejected complies | category |
 //! | --- | --- | --- |
@@ -6,7 +7,7 @@
 //! | no | no | PUNISH: suppress both |
 //! | yes | any | RETAIN: stay close to the reference |
 //!
-//! Pure: no clock, disk or network. Verdicts may come from a cache, which changes no result.
+//! Pure: no clock, disk or network. Verdicts may come from a cache, which does not change results.
 
 #[cfg(test)]
 mod tests;
@@ -26,26 +27,27 @@ pub struct TriagedPair {
     pub index: usize,
     /// What training does with it.
     pub category: Category,
-    /// On the chosen response.
+    /// Judgement of the chosen response.
     pub chosen: Judgement,
-    /// On the rejected response.
+    /// Judgement of the rejected response.
     pub rejected: Judgement,
 }
 
 impl TriagedPair {
-    /// Whether the category hangs on a verdict that could not be had.
+    /// Whether the category depends on an unavailable verdict.
     pub fn is_open(&self) -> bool {
         is_open(&self.chosen, &self.rejected)
     }
 }
 
-/// A violation is one whatever else is unknown; and a compliant chosen response decides alone.
+/// Whether an undecided rule could change the category. It cannot if the response violates another
+/// rule, and the rejected response does not matter if the chosen one complies.
 fn is_open(chosen: &Judgement, rejected: &Judgement) -> bool {
     let unknown = |judgement: &Judgement| !judgement.violates() && !judgement.undecided.is_empty();
     unknown(chosen) || (chosen.violates() && unknown(rejected))
 }
 
-/// The triage of a data set.
+/// The triaged pairs of a data set.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Triage {
     /// One entry per pair, in the pairs' order.
@@ -54,13 +56,13 @@ pub struct Triage {
     pub counts: TriageCounts,
     /// Share of pairs in conflict with the policy, 0 to 1; 0 if there are no pairs.
     pub gap_ratio: f64,
-    /// Pairs whose category hangs on a verdict that could not be had. They are counted with the
-    /// retained ones, so a triage with any must not be trained on.
+    /// Pairs whose category depends on an unavailable verdict. They are counted as RETAIN, so a
+    /// triage with any of them must not be trained on.
     pub undecided: usize,
 }
 
 impl Triage {
-    /// Why a verdict could not be had, of the first pair that lacks one.
+    /// Why a verdict is unavailable, for the first pair that lacks one.
     pub fn first_failure(&self) -> Option<&Undecided> {
         let open = self.items.iter().filter(|item| item.is_open());
         open.flat_map(|item| item.chosen.undecided.iter().chain(&item.rejected.undecided))
@@ -84,10 +86,10 @@ impl Triage {
         let items: Vec<TriagedPair> = judgements
             .enumerate()
             .map(|(index, (chosen, rejected))| {
-                let open = is_open(&chosen, &rejected);
-                let category = match open {
-                    true => Category::Retain,
-                    false => Category::of(chosen.complies(), rejected.complies()),
+                let category = if is_open(&chosen, &rejected) {
+                    Category::Retain
+                } else {
+                    Category::of(chosen.complies(), rejected.complies())
                 };
                 TriagedPair {
                     index,
@@ -107,13 +109,13 @@ impl Triage {
     }
 }
 
-/// Sorts pairs by an oracle's judgements.
+/// Categorises pairs by an oracle's judgements.
 pub fn triage(pairs: &[Pair], oracle: &dyn Oracle) -> Triage {
     triage_in_parts(pairs, oracle, pairs.len(), |_| ())
 }
 
-/// As [`triage`], `part` pairs at a time; `judged` is told how many more are done. Where hidden
-/// states or a judge are asked, parts of some hundred pairs cost no speed.
+/// Like [`triage`], `part` pairs at a time; `judged` is called with the size of each finished part.
+/// With probes or judges, parts of a few hundred pairs are as fast as one.
 pub fn triage_in_parts(
     pairs: &[Pair],
     oracle: &dyn Oracle,
@@ -132,8 +134,8 @@ pub fn triage_in_parts(
     }))
 }
 
-/// As [`triage`], with rule verdicts from a cache where it has them. The result is the same; the
-/// counts say how much was judged anew.
+/// Like [`triage`], using rule verdicts from a cache where they exist. The result is the same; the
+/// counts tell how many verdicts were computed.
 pub fn triage_cached(
     pairs: &[Pair],
     oracle: &RuleOracle,
@@ -142,8 +144,8 @@ pub fn triage_cached(
     let exchanges: Vec<Exchange<'_>> = pairs.iter().flat_map(exchanges).collect();
     let (judgements, counts) = oracle.judge_cached(&exchanges, cache);
     let mut judgements = judgements.into_iter();
-    let couples = std::iter::from_fn(|| Some((judgements.next()?, judgements.next()?)));
-    (Triage::from_judgements(couples), counts)
+    let pairs_of_judgements = std::iter::from_fn(|| Some((judgements.next()?, judgements.next()?)));
+    (Triage::from_judgements(pairs_of_judgements), counts)
 }
 
 /// The chosen and the rejected response, as the oracle sees them.

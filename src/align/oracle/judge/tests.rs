@@ -7,7 +7,7 @@ use super::*;
 use crate::oracle::MemoryScoreCache;
 use crate::policy::Labelled;
 
-/// What the stand-in server saw.
+/// Requests that the fake server received.
 #[derive(Debug, Default)]
 pub struct Log {
     pub requests: AtomicUsize,
@@ -121,7 +121,7 @@ fn first_token_probabilities_are_summed_over_spellings() {
     let judge = judge(spec(&url));
     let score = judge.score(&exchange("Go away.")).unwrap();
     assert!((score.probability - 0.8).abs() < 1e-9, "{score:?}");
-    // The same question is not asked twice.
+    // The same question is sent only once.
     assert_eq!(judge.score(&exchange("Go away.")).unwrap(), score);
     let usage = judge.usage();
     assert_eq!((usage.calls, usage.cached, usage.retries), (1, 1, 0));

@@ -1,7 +1,7 @@
 use super::*;
 use crate::oracle::features::{FeatureError, FeatureSource};
 
-/// Features that show the verdict in one layer only: the response's length, with a parity beside.
+/// Features that show the verdict in one layer only: the response's length, and a parity.
 #[derive(Debug)]
 struct Stand;
 

@@ -1,4 +1,4 @@
-//! Probes, judges and cascades: raw → described.
+//! Compiles probes, judges and cascades.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,15 +8,16 @@ use serde_saphyr::Spanned;
 use super::Compiler;
 use crate::policy::condition::Condition;
 use crate::policy::labelled;
-use crate::policy::matchers::{JudgeSpec, Labelled, ProbeSpec, Stage, Unsure};
+use crate::policy::matchers::{CascadeStage, JudgeSpec, Labelled, ProbeSpec, UnsureRange};
 use crate::policy::raw::{RawJudge, RawProbe, RawStage};
 
 impl Compiler<'_> {
     pub(super) fn probe(&mut self, raw: &Spanned<RawProbe>) -> Option<Arc<ProbeSpec>> {
         let node = &raw.value;
-        let mut training = match node.use_examples {
-            true => self.examples.to_vec(),
-            false => Vec::new(),
+        let mut training = if node.use_examples {
+            self.examples.to_vec()
+        } else {
+            Vec::new()
         };
         if let Some(name) = &node.data {
             training.extend(self.labelled(name)?);
@@ -99,7 +100,7 @@ impl Compiler<'_> {
             key_env: node.key_env.clone(),
             question: node.question.value.clone(),
             template: node.template.as_ref().map(|t| t.value.clone()),
-            policy: self.words.to_owned(),
+            policy: self.description.to_owned(),
             threshold,
             concurrency,
             price,
@@ -112,7 +113,7 @@ impl Compiler<'_> {
         Some(Condition::Cascade(stages))
     }
 
-    fn stage(&mut self, raw: &Spanned<RawStage>) -> Option<Stage> {
+    fn stage(&mut self, raw: &Spanned<RawStage>) -> Option<CascadeStage> {
         let node = &raw.value;
         let given = [
             node.yes_if.is_some(),
@@ -130,32 +131,36 @@ impl Compiler<'_> {
             Some(range) => Some(self.unsure(range, node)?),
         };
         if let Some(condition) = &node.yes_if {
-            return self.condition(condition).map(Stage::YesIf);
+            return self.condition(condition).map(CascadeStage::YesIf);
         }
         if let Some(condition) = &node.no_if {
-            return self.condition(condition).map(Stage::NoIf);
+            return self.condition(condition).map(CascadeStage::NoIf);
         }
         if let Some(probe) = &node.probe {
-            return self.probe(probe).map(|probe| Stage::Probe(probe, unsure));
+            return self
+                .probe(probe)
+                .map(|probe| CascadeStage::Probe(probe, unsure));
         }
         let judge = node.judge.as_ref()?;
-        self.judge(judge).map(|judge| Stage::Judge(judge, unsure))
+        self.judge(judge)
+            .map(|judge| CascadeStage::Judge(judge, unsure))
     }
 
-    fn unsure(&mut self, range: &Spanned<[f64; 2]>, stage: &RawStage) -> Option<Unsure> {
+    fn unsure(&mut self, range: &Spanned<[f64; 2]>, stage: &RawStage) -> Option<UnsureRange> {
         let [low, high] = range.value;
         let message = if stage.probe.is_none() && stage.judge.is_none() {
             "`unsure` belongs to a `probe` or a `judge`; other stages are always sure".to_owned()
         } else if !(0.0 <= low && low <= high && high <= 1.0) {
             format!("`unsure` is [{low}, {high}], but must be two probabilities, the lower first")
         } else {
-            return Some(Unsure(low, high));
+            return Some(UnsureRange { low, high });
         };
         self.error(range.referenced, message);
         None
     }
 
-    /// A share between 0 and 1; the outer `None` is an error, which is recorded.
+    /// Checks an optional number between 0 and 1. The outer `None` means that it is out of range;
+    /// the error is recorded.
     fn share(&mut self, name: &str, value: Option<&Spanned<f64>>) -> Option<Option<f64>> {
         match value {
             Some(v) if !(0.0..=1.0).contains(&v.value) => {
@@ -168,7 +173,7 @@ impl Compiler<'_> {
     }
 }
 
-/// Parses a judge's template; it is rendered only with texts, so nothing else can fail later.
+/// Checks a judge's template. Rendering only inserts strings, so only parsing can fail.
 fn check_template(source: &str) -> Result<(), minijinja::Error> {
     let mut environment = minijinja::Environment::new();
     environment.add_template("judge", source)

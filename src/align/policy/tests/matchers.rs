@@ -150,7 +150,7 @@ fn when_and_exceptions_bound_a_rule() {
     }
 }
 
-/// Answers of a probe and a judge, and how often the judge was asked.
+/// Answers of a probe and a judge, and the number of questions to the judge.
 struct Stand {
     probe: Option<f64>,
     judge: Option<f64>,

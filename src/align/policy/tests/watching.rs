@@ -54,7 +54,7 @@ fn plain_dir(root: &Path) {
     fs::create_dir(root.join("policies")).unwrap();
 }
 
-/// Events do the work here: polling alone would exceed the patience.
+/// Changes are noticed by file events: with polling only, the test would time out.
 fn events() -> WatchOptions {
     WatchOptions {
         debounce: Duration::from_millis(20),

@@ -1,15 +1,15 @@
-//! What can be wrong with a line of preference data.
+//! Errors in a line of preference data.
 
 use super::Role;
 
-/// Why a line is no preference pair.
+/// Why a line is not a preference pair.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::preferences) enum LineError {
     #[error("not JSON: {0}")]
     Json(#[from] serde_json::Error),
     #[error("not a JSON object; each line holds one preference pair")]
     NotAnObject,
-    /// Fields, of whatever format.
+    // Fields, in any format.
     #[error(
         "`{0}` is missing; expected prompt or messages, chosen, rejected (or TRL, Anthropic HH, ShareGPT, PKU-SafeRLHF fields)"
     )]
@@ -28,12 +28,12 @@ pub(in crate::preferences) enum LineError {
     NotTexts(String),
     #[error("`meta.holdout` must be true or false")]
     Holdout,
-    /// PKU-SafeRLHF.
+    // PKU-SafeRLHF.
     #[error("neither `better_response_id` nor `safer_response_id` is given")]
     NoPreferred,
     #[error("`{0}` must be 0 or 1")]
     NotAnIndex(String),
-    /// Messages.
+    // Messages.
     #[error("a message in `{0}` needs `role` and `content`, both text")]
     Message(String),
     #[error("a message in `{key}` has the role `{role}`; allowed: system, user, assistant")]
@@ -50,7 +50,7 @@ pub(in crate::preferences) enum LineError {
         "chosen and rejected differ before their last assistant message, so they answer different prompts"
     )]
     DifferentPrompts,
-    /// Scores.
+    // Scores.
     #[error("`completions` must be a list")]
     Completions,
     #[error("`{0}` must be a list beside the other of `responses` and `scores`")]
@@ -71,7 +71,7 @@ pub(in crate::preferences) enum LineError {
         "score_chosen {chosen} is not above score_rejected {rejected}, so the pair states no preference"
     )]
     Contradicted { chosen: f64, rejected: f64 },
-    /// The pair as a whole.
+    // The pair as a whole.
     #[error("the prompt has no messages")]
     EmptyPrompt,
     #[error("the last message of the prompt has the role {}; it must be user", .0.as_str())]

@@ -1,4 +1,4 @@
-//! Responses with scores: the best against the worst.
+//! Lists of scored responses, of which the best is preferred over the worst.
 
 use serde_json::Value;
 
@@ -6,16 +6,15 @@ use super::{Draft, LineError, Message, Object, Role, messages, text_field};
 
 /// UltraFeedback's `completions`, or plain `responses` and `scores`.
 pub(super) fn draft(object: &Object) -> Result<Draft, LineError> {
-    let scored = match object.get("completions") {
+    let mut scored: Vec<(String, f64)> = match object.get("completions") {
         Some(Value::Array(completions)) => completions.iter().map(completion).collect(),
         Some(_) => Err(LineError::Completions),
         None => lists(object),
-    };
-    let mut scored: Vec<(String, f64)> = scored?;
+    }?;
     if scored.len() < 2 {
         return Err(LineError::OneScored);
     }
-    // Stable: of equal scores the first counts as better among the best, and as worse at the end.
+    // The sort is stable: of equal scores, the first response is the best and the last the worst.
     scored.sort_by(|a, b| b.1.total_cmp(&a.1));
     let (best, worst) = (scored[0].clone(), scored[scored.len() - 1].clone());
     if best.1 <= worst.1 {
@@ -31,8 +30,8 @@ pub(super) fn draft(object: &Object) -> Result<Draft, LineError> {
 fn prompt(object: &Object) -> Result<Vec<Message>, LineError> {
     let key = ["prompt", "instruction"]
         .into_iter()
-        .find(|key| object.contains_key(*key));
-    let key = key.ok_or(LineError::NoPrompt)?;
+        .find(|key| object.contains_key(*key))
+        .ok_or(LineError::NoPrompt)?;
     match object.get(key) {
         Some(list @ Value::Array(_)) => messages(key, list),
         _ => Ok(vec![Message {
@@ -54,20 +53,26 @@ fn lists(object: &Object) -> Result<Vec<(String, f64)>, LineError> {
             scores: scores.len(),
         });
     }
-    let couple = |(response, score): (&Value, &Value)| {
-        let response = response
-            .as_str()
-            .ok_or_else(|| LineError::NotTexts("responses".into()))?;
-        let score = number(score).ok_or(LineError::NotNumbers)?;
-        Ok((response.to_owned(), score))
-    };
-    responses.iter().zip(scores).map(couple).collect()
+    responses
+        .iter()
+        .zip(scores)
+        .map(|(response, score)| {
+            let response = response
+                .as_str()
+                .ok_or_else(|| LineError::NotTexts("responses".into()))?;
+            let score = number(score).ok_or(LineError::NotNumbers)?;
+            Ok((response.to_owned(), score))
+        })
+        .collect()
 }
 
-/// One of UltraFeedback's completions: its overall score, else the mean of its aspects' ratings.
+/// The text and score of an UltraFeedback completion: its overall score, or else the mean rating of
+/// its aspects.
 fn completion(value: &Value) -> Result<(String, f64), LineError> {
-    let response = value.get("response").and_then(Value::as_str);
-    let response = response.ok_or(LineError::CompletionText)?;
+    let response = value
+        .get("response")
+        .and_then(Value::as_str)
+        .ok_or(LineError::CompletionText)?;
     let overall = ["overall_score", "score", "fine-grained_score"]
         .iter()
         .find_map(|key| value.get(*key).and_then(number));
@@ -83,7 +88,7 @@ fn completion(value: &Value) -> Result<(String, f64), LineError> {
     Ok((response.to_owned(), score))
 }
 
-/// A finite number, also where a file writes it as text.
+/// A finite number, which may be written as text.
 fn number(value: &Value) -> Option<f64> {
     let number = match value {
         Value::String(text) => text.trim().parse().ok()?,
@@ -92,7 +97,7 @@ fn number(value: &Value) -> Option<f64> {
     number.is_finite().then_some(number)
 }
 
-/// Scores beside a pair must agree with it.
+/// Checks that the scores of a pair, if it has them, agree with it.
 pub(super) fn check(object: &Object) -> Result<(), LineError> {
     let score = |key: &str| object.get(key).and_then(number);
     match (score("score_chosen"), score("score_rejected")) {

@@ -1,4 +1,4 @@
-//! Every number of a recipe against its range.
+//! Checks every number of a recipe against its range.
 
 use super::{Recipe, RecipeError};
 use realign_core::ranges::{self, Range};
@@ -9,9 +9,12 @@ impl Recipe {
     /// # Errors
     /// The first field that is out of range.
     pub fn check(&self) -> Result<(), RecipeError> {
-        let numbers = self.adapter_numbers().into_iter();
-        let numbers = numbers.chain(self.step_numbers());
-        for (range, value) in numbers.chain(self.loss_numbers()) {
+        let numbers = self
+            .adapter_numbers()
+            .into_iter()
+            .chain(self.step_numbers())
+            .chain(self.loss_numbers());
+        for (range, value) in numbers {
             RecipeError::unless_inside(range, value)?;
         }
         if self.targets.is_empty() {
