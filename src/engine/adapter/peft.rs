@@ -47,7 +47,7 @@ pub struct PeftAdapter {
     pub model: Vec<u8>,
 }
 
-/// Which factor a tensor is.
+/// Which of the two LoRA factors a tensor holds.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Factor {
     A,
