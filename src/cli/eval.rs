@@ -39,15 +39,15 @@ pub struct OracleArgs {
     /// Labelled pairs, one JSON object a line
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
-    /// Policy whose text rules are measured and stand first in the cascade [default: none]
+    /// Policy whose text rules are measured and come first in the cascade [default: none]
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
     /// Further labelled responses to fit the probe on: prompt, response, verdict. Those whose
     /// prompt is being judged are left out
     #[arg(long, value_name = "FILE")]
     pub extra: Option<PathBuf>,
-    /// Policy whose first judge is measured too, alone and where the probe is unsure. It is asked
-    /// about every response
+    /// Policy whose first judge is measured too, by itself and where the probe is unsure. It is
+    /// asked about every response
     #[arg(long, value_name = "FILE")]
     pub judge: Option<PathBuf>,
     /// Folds of prompts, from 2 to 20
