@@ -38,9 +38,9 @@ pub struct Flip {
     pub rules: Vec<String>,
     /// The last user message.
     pub prompt: String,
-    /// The preferred response.
+    /// The response that the data prefers.
     pub chosen: String,
-    /// The other response.
+    /// The response that the data rejects.
     pub rejected: String,
 }
 

@@ -61,11 +61,11 @@ pub struct Conflict {
     pub category: Category,
     /// The last user message.
     pub prompt: String,
-    /// The preferred response.
+    /// The response that the data prefers.
     pub chosen: String,
-    /// The other response.
+    /// The response that the data rejects.
     pub rejected: String,
-    /// The rules that decided.
+    /// The rules that chosen or rejected response violates.
     pub because: Vec<Reason>,
 }
 

@@ -12,13 +12,13 @@ pub enum AdapterError {
     Io {
         /// The file or directory.
         path: PathBuf,
-        /// The system's reason.
+        /// The operating system's error.
         source: std::io::Error,
     },
     /// A file has wrong content.
     #[error("{path}: {problem}", path = path.display())]
     Format {
-        /// The file.
+        /// The file whose content is wrong.
         path: PathBuf,
         /// What is wrong, naming the field or tensor, and what is allowed.
         problem: String,

@@ -1,4 +1,4 @@
-//! A generation: one immutable pair of base model and adapter that can produce responses.
+//! A generation: one immutable (base model, adapter) couple that can produce responses.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,15 +18,15 @@ impl fmt::Display for GenerationId {
     }
 }
 
-/// What a sequence leases when it is accepted, and holds until its last token.
+/// What a sequence leases when it is accepted, and keeps to its last token.
 ///
-/// Leases are `Arc` clones: the registry forgets a retired generation, and its memory is freed when
+/// Leases are `Arc` clones: the registry forgets a retired generation, and its memory goes when
 /// the last sequence that holds it ends.
 #[derive(Debug)]
 pub struct Generation {
     /// Content hash, also the key of everything cached from this generation's compute.
     pub id: GenerationId,
-    /// The base model's hash (64 hex digits), whose first 8 digits are in `system_fingerprint`.
+    /// The base model's hash (64 hex digits), whose first 8 digits stand in `system_fingerprint`.
     pub base_hash: String,
     /// Revision of the policy set it was trained for; `None` for the base itself.
     pub policy_revision: Option<String>,

@@ -36,14 +36,14 @@ pub struct AdapterStore {
 pub struct Stored {
     /// Its weights, f32 on the CPU.
     pub weights: LoraWeights,
-    /// Its manifest.
+    /// The verified manifest, `generation` filled in.
     pub manifest: Manifest,
 }
 
 /// An entry of the directory. One that cannot be read is listed with its reason.
 #[derive(Debug)]
 pub struct Listed {
-    /// The generation.
+    /// The name of its directory.
     pub id: GenerationId,
     /// Its manifest, or why there is none.
     pub manifest: Result<Manifest, AdapterError>,
@@ -62,7 +62,7 @@ impl AdapterStore {
         Ok(store)
     }
 
-    /// The directory.
+    /// The directory that holds `CURRENT` and one directory per generation.
     pub fn root(&self) -> &Path {
         &self.root
     }

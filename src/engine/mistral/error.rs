@@ -19,15 +19,15 @@ pub enum MistralError {
     /// A file or directory cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file.
+        /// The file or directory.
         path: PathBuf,
-        /// The system's reason.
+        /// The operating system's error.
         source: std::io::Error,
     },
     /// A file is not valid JSON.
     #[error("{}: {source}", path.display())]
     Json {
-        /// The file.
+        /// The file that is not JSON.
         path: PathBuf,
         /// The syntax error and its position.
         source: serde_json::Error,

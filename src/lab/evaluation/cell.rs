@@ -35,7 +35,7 @@ impl Share {
 pub struct Answer {
     /// The last user message.
     pub prompt: String,
-    /// The greedy answer.
+    /// The model's greedy answer, at most `--answer-tokens` long.
     pub answer: String,
     /// Whether it complies with the policies.
     pub complies: bool,
@@ -96,7 +96,7 @@ pub struct Seconds {
     pub reference: f64,
     /// Impact scores.
     pub impact: f64,
-    /// Optimisation.
+    /// Seconds of optimisation.
     pub train: f64,
     /// Measuring answers, perplexity and multiple choice.
     pub measure: f64,
