@@ -1,4 +1,4 @@
-//! Incremental triage: 100,000 pairs whose verdicts are in the state database, with five rules of
+//! Incremental triage: 100,000 pairs whose verdicts are in the state database, under five rules of
 //! which none or one has changed.
 
 use criterion::{Criterion, criterion_group, criterion_main};

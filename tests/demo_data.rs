@@ -1,5 +1,5 @@
-//! The demo's policies and preference data say what their README claims: the policies' own examples
-//! hold, nothing is in conflict before the new policy, and every pair falls into its set after.
+//! The demo's policies and preference data are as their README describes: the policies' own examples
+//! pass, no pair is in conflict before the new policy, and every pair is in its category after it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -70,8 +70,8 @@ fn category(set: &PolicySet, pair: &Pair) -> &'static str {
     }
 }
 
-/// The set a line was written for. Held-out lines have no PUNISH part; the file's order is invert,
-/// invert held out, punish, retain, retain held out, as its README tells.
+/// The parts of the file in order: category, whether held out, and number of lines. No PUNISH pairs
+/// are held out.
 const PARTS: [(&str, bool, usize); 5] = [
     ("invert", false, 128),
     ("invert", true, 44),

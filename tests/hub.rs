@@ -1,4 +1,4 @@
-//! `realign model fetch` against a stand-in hub on loopback, as an operator runs it.
+//! `realign model fetch` against a fake hub on loopback, as an operator runs it.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -11,7 +11,7 @@ const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 type Files = BTreeMap<&'static str, Vec<u8>>;
 
-/// A hub with one repository. It ends with the test's process.
+/// A fake hub with one repository. It runs until the test's process ends.
 struct Hub {
     endpoint: String,
 }
@@ -22,7 +22,7 @@ impl Hub {
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                // A client that hangs up early fails its own test.
+                // A client that disconnects early fails its own test.
                 let _gone = answer(stream, &files);
             }
         });
@@ -115,7 +115,7 @@ fn a_repository_is_fetched_once() {
     let files = tiny();
     let hub = Hub::start(files.clone());
     let home = tempfile::tempdir().unwrap();
-    // The second run finds everything in the cache and asks for the list of files alone.
+    // The second run finds everything in the cache and only requests the list of files.
     for _ in 0..2 {
         let output = fetch(&hub.endpoint, home.path());
         let stderr = String::from_utf8_lossy(&output.stderr);

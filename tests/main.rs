@@ -1,4 +1,4 @@
-//! One integration binary for the whole crate: every extra one would link the engine again.
+//! A single integration binary: each further one would have to link the whole engine again.
 
 mod demo_data;
 mod e2e;

@@ -1,6 +1,7 @@
-//! Bounded, reproducible mutations of good input: whatever a parser is given, it answers.
+//! Bounded, reproducible mutations of valid input: parsers accept it or return an error, and never
+//! panic.
 //!
-//! `fuzz/` drives the same entry points without a bound.
+//! `fuzz/` tests the same entry points without a bound.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -9,7 +10,7 @@ use realign_align::preferences::Dataset;
 
 const ROUNDS: usize = 1500;
 
-/// Pieces that parsers tend to trip over.
+/// Fragments that often break parsers.
 const PIECES: [&str; 24] = [
     "&a ",
     "*a",
@@ -47,8 +48,8 @@ fn mutate(random: &mut ChaCha8Rng, seed: &[u8]) -> Vec<u8> {
             1 => drop(bytes.drain(at..to)),
             2 => {
                 let copy = bytes[at..to].to_vec();
-                let place = random.random_range(0..=bytes.len());
-                bytes.splice(place..place, copy);
+                let target = random.random_range(0..=bytes.len());
+                bytes.splice(target..target, copy);
             }
             3 => bytes.truncate(at),
             _ => {
@@ -137,7 +138,7 @@ fn no_bytes_break_a_reader_and_no_line_is_lost() {
             text.map_or(true, |t| !t.trim().is_empty())
         });
         let lines = lines.count();
-        // What begins like a compressed file is not lines.
+        // Bytes that look like a compressed file are not lines.
         let Ok(data) = Dataset::from_bytes("mutated.jsonl", bytes) else {
             continue;
         };
@@ -160,7 +161,7 @@ fn broken_archives_are_errors() {
     for seed in [gzip, zstd] {
         let whole = Dataset::from_bytes("good", seed.clone()).unwrap();
         assert_eq!((whole.pairs.len(), whole.duplicates), (5, 7 * 20 - 5));
-        // Two archives one after the other are one file.
+        // Two concatenated archives are one valid file.
         let twice = Dataset::from_bytes("twice", seed.repeat(2)).unwrap();
         assert_eq!(twice.duplicates, 7 * 40 - 5);
         assert!(Dataset::from_bytes("cut", seed[..seed.len() / 2].to_vec()).is_err());

@@ -46,8 +46,8 @@ fn nothing_unfinished_is_marked_in_the_sources() {
     }
 }
 
-/// The crates of the workspace with what each is for and which of the others it may import, as a
-/// Markdown table in the order of their dependencies.
+/// The crates of the workspace with their descriptions and imports, as a Markdown table in the
+/// order of their dependencies.
 fn code_map() -> String {
     let output = std::process::Command::new(env!("CARGO"))
         .args([
@@ -75,9 +75,10 @@ fn code_map() -> String {
     let mut table =
         String::from("| crate | folder | what it holds | imports |\n| --- | --- | --- | --- |\n");
     for c in ordered {
-        let imports = match c.imports.is_empty() {
-            true => "–".into(),
-            false => c.imports.join(", "),
+        let imports = if c.imports.is_empty() {
+            "–".into()
+        } else {
+            c.imports.join(", ")
         };
         table += &format!(
             "| `{}` | `{}` | {} | {imports} |\n",
@@ -124,7 +125,7 @@ fn depth(of: &Crate, crates: &[Crate]) -> usize {
     below.map(|c| depth(c, crates) + 1).max().unwrap_or(0)
 }
 
-/// ARCHITECTURE.md's map is what cargo says. Run with `UPDATE_CODE_MAP=1` to rewrite it.
+/// The map in ARCHITECTURE.md matches `cargo metadata`. Run with `UPDATE_CODE_MAP=1` to rewrite it.
 #[test]
 fn the_code_map_is_what_cargo_says() {
     const FILE: &str = "ARCHITECTURE.md";

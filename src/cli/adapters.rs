@@ -1,4 +1,5 @@
-//! `realign adapters`: the adapter directory, and what a running server serves from it.
+//! `realign adapters`: lists, copies and imports adapters, and switches a running server's
+//! generation.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -100,9 +101,10 @@ pub fn run(
         } => {
             export(&open()?, &GenerationId(generation.clone()), destination)?;
             let result = json!({"generation": generation, "path": destination});
-            match global.json {
-                true => writeln!(out, "{result}")?,
-                false => writeln!(out, "{generation} is in {}", destination.display())?,
+            if global.json {
+                writeln!(out, "{result}")?
+            } else {
+                writeln!(out, "{generation} is in {}", destination.display())?
             }
             Ok(EXIT_OK)
         }
@@ -114,12 +116,13 @@ pub fn run(
                 name: files.name(),
             };
             let id = import(&open()?, source, base)?;
-            match global.json {
-                true => writeln!(out, "{}", json!({"generation": id}))?,
-                false => writeln!(
+            if global.json {
+                writeln!(out, "{}", json!({"generation": id}))?
+            } else {
+                writeln!(
                     out,
                     "imported as {id}; `realign adapters activate {id}` lets a running server serve it"
-                )?,
+                )?
             }
             Ok(EXIT_OK)
         }
@@ -146,7 +149,7 @@ pub fn run(
     }
 }
 
-/// A swap that the server refuses is a check that failed; no server at all is wrong usage.
+/// Reports a swap. A swap that the server refuses is a failed check; no server is wrong usage.
 fn swapped(
     answer: Result<Value, RemoteError>,
     as_json: bool,
@@ -155,9 +158,10 @@ fn swapped(
     let (report, text, code) = match answer {
         Ok(answer) => {
             let (from, to) = (id_text(&answer["from"]), id_text(&answer["to"]));
-            let text = match from == to {
-                true => format!("{to} serves already"),
-                false => format!("{to} serves; it was {from}"),
+            let text = if from == to {
+                format!("{to} serves already")
+            } else {
+                format!("{to} serves; it was {from}")
             };
             (answer, text, EXIT_OK)
         }
@@ -167,9 +171,10 @@ fn swapped(
         }
         Err(other) => return Err(other.into()),
     };
-    match as_json {
-        true => writeln!(out, "{report}")?,
-        false => writeln!(out, "{text}")?,
+    if as_json {
+        writeln!(out, "{report}")?
+    } else {
+        writeln!(out, "{text}")?
     }
     Ok(code)
 }
@@ -178,7 +183,7 @@ fn id_text(value: &Value) -> &str {
     value.as_str().unwrap_or("?")
 }
 
-/// What an imported adapter has to fit.
+/// The base model that an imported adapter has to fit.
 struct Base {
     spec: ModelSpec,
     hash: String,
@@ -188,7 +193,7 @@ struct Base {
 fn import(store: &AdapterStore, source: &Path, base: Base) -> Result<GenerationId, CliError> {
     let adapter = peft::read_dir(source)?;
     validate(&adapter.weights, &|site| base.spec.site_shape(site))?;
-    // Where it comes from is all that is known: no data, policy set or gate stands behind it.
+    // Only its origin is known: it was trained without our data, policy set or gate.
     let manifest = Manifest {
         base_hash: base.hash,
         base_name: base.name,

@@ -1,27 +1,23 @@
-//! `realign eval oracle`: how well rules, a probe and their cascade find what people labelled.
-//!
-//! Prompts are split into folds; a probe that judges a response never saw its prompt. Layer,
-//! penalty, calibration and threshold are chosen inside the other folds.
+//! `realign eval`: reads the inputs of the evaluations in [`realign_lab`] and prints their reports.
 
-mod cascade;
-mod judge;
-mod methods;
 mod report;
 pub mod trace;
 
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Subcommand;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
 use super::{CliError, DeviceArgs, EXIT_OK, GlobalArgs, require};
-use realign_align::policy::{Labelled, PolicySet};
-use realign_core::Category;
-
-pub use report::{EvalReport, MethodReport};
+use realign_align::policy::{JudgeSpec, Labelled, Matcher, PolicySet};
+use realign_lab::evaluation::oracle::{
+    EvalReport, FeatureTable, Folds, LabelledPairs, OracleEval, compare,
+};
 
 /// What to measure.
 #[derive(Debug, Subcommand)]
@@ -43,15 +39,15 @@ pub struct OracleArgs {
     /// Labelled pairs, one JSON object a line
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
-    /// Policy whose text rules are measured and stand first in the cascade [default: none]
+    /// Policy whose text rules are measured and come first in the cascade [default: none]
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
     /// Further labelled responses to fit the probe on: prompt, response, verdict. Those whose
     /// prompt is being judged are left out
     #[arg(long, value_name = "FILE")]
     pub extra: Option<PathBuf>,
-    /// Policy whose first judge is measured too, alone and where the probe is unsure. It is asked
-    /// about every response
+    /// Policy whose first judge is measured too, by itself and where the probe is unsure. It is
+    /// asked about every response
     #[arg(long, value_name = "FILE")]
     pub judge: Option<PathBuf>,
     /// Folds of prompts, from 2 to 20
@@ -62,9 +58,9 @@ pub struct OracleArgs {
     pub device: DeviceArgs,
 }
 
-/// A labelled pair as the file has it.
+/// A line of `--data`: a preference pair and whether each response complies.
 #[derive(Deserialize)]
-struct Row {
+struct LabelledPair {
     prompt: String,
     chosen: String,
     rejected: String,
@@ -75,21 +71,6 @@ struct Row {
 struct Truth {
     chosen_compliant: bool,
     rejected_compliant: bool,
-}
-
-/// Distinct responses with their truth, and pairs of them.
-pub(super) struct Data {
-    /// Distinct (prompt, response), in reading order.
-    pub responses: Vec<Labelled>,
-    /// Indices of chosen and rejected.
-    pub pairs: Vec<[usize; 2]>,
-}
-
-impl Data {
-    /// The category of a pair by verdicts per response, `true` for a violation.
-    pub fn category(&self, pair: [usize; 2], violates: &dyn Fn(usize) -> bool) -> Category {
-        Category::of(!violates(pair[0]), !violates(pair[1]))
-    }
 }
 
 /// Runs the command and returns the exit code.
@@ -115,45 +96,72 @@ pub fn run(
         Some(path) => PolicySet::load_files(std::slice::from_ref(path))?,
         None => PolicySet::default(),
     };
-    let judge = args.judge.as_deref().map(judge::of_policy).transpose()?;
+    let judge = args.judge.as_deref().map(first_judge).transpose()?;
     let source = super::oracle::features(&config)?;
     let started = Instant::now();
-    let table = methods::Remembered::new(source, &data, &extra)?;
+    let table = FeatureTable::new(source, &data, &extra)?;
     let seconds = started.elapsed().as_secs_f64();
-    let compared = methods::Compared {
+    let folds = split(&data, args.folds as usize);
+    let inputs = OracleEval {
+        data: &data,
+        folds: &folds,
         extra: &extra,
         rules: &rules,
         judge: judge.as_ref(),
     };
-    let verdicts = methods::run(&data, &compared, &table, args.folds as usize)?;
+    let verdicts = compare(&inputs, &table).map_err(|error| CliError::Eval(error.to_string()))?;
     let mut report = EvalReport::new(&data, verdicts);
     report.responses_per_minute = 60.0 * table.len() as f64 / seconds.max(1e-9);
-    match global.json {
-        true => writeln!(out, "{}", serde_json::to_string(&report)?)?,
-        false => write!(out, "{report}")?,
+    if global.json {
+        writeln!(out, "{}", serde_json::to_string(&report)?)?
+    } else {
+        write!(out, "{}", report::text(&report))?
     }
     Ok(EXIT_OK)
 }
 
-fn read(path: &Path) -> Result<Data, CliError> {
+/// Folds by prompt: a prompt's fold depends only on its text.
+fn split(data: &LabelledPairs, count: usize) -> Folds {
+    let fold = |row: &Labelled| {
+        let digest = Sha256::digest(&row.prompt);
+        usize::from(u16::from_le_bytes([digest[0], digest[1]])) % count.max(1)
+    };
+    Folds {
+        of_response: data.responses.iter().map(fold).collect(),
+        count,
+    }
+}
+
+/// The first judge of a policy file.
+fn first_judge(path: &Path) -> Result<Arc<JudgeSpec>, CliError> {
+    require(path, "a policy with a judge (--judge)")?;
+    let set = PolicySet::load_files(&[path.to_owned()])?;
+    let rules = set.policies().iter().flat_map(|policy| &policy.rules);
+    let found = rules
+        .flat_map(|rule| rule.matchers())
+        .find_map(|matcher| match matcher {
+            Matcher::Judge(spec) => Some(spec.clone()),
+            Matcher::Probe(_) => None,
+        });
+    found.ok_or_else(|| CliError::Eval(format!("{}: no rule asks a judge", path.display())))
+}
+
+fn read(path: &Path) -> Result<LabelledPairs, CliError> {
     require(path, "a file of labelled pairs (--data)")?;
     let text = std::fs::read_to_string(path)?;
-    let mut data = Data {
-        responses: Vec::new(),
-        pairs: Vec::new(),
-    };
-    let mut place: HashMap<(String, String), usize> = HashMap::new();
+    let mut data = LabelledPairs::default();
+    let mut indices: HashMap<(String, String), usize> = HashMap::new();
     for (index, line) in text
         .lines()
         .enumerate()
         .filter(|(_, l)| !l.trim().is_empty())
     {
-        let row: Row = serde_json::from_str(line).map_err(|error| {
+        let row: LabelledPair = serde_json::from_str(line).map_err(|error| {
             CliError::Eval(format!("{}:{}: {error}", path.display(), index + 1))
         })?;
         let mut add = |response: &str, violates: bool| {
             let key = (row.prompt.clone(), response.to_owned());
-            *place.entry(key).or_insert_with(|| {
+            *indices.entry(key).or_insert_with(|| {
                 data.responses.push(Labelled {
                     prompt: row.prompt.clone(),
                     response: response.to_owned(),
@@ -166,12 +174,13 @@ fn read(path: &Path) -> Result<Data, CliError> {
         let rejected = add(&row.rejected, !row.truth.rejected_compliant);
         data.pairs.push([chosen, rejected]);
     }
-    match data.pairs.is_empty() {
-        true => Err(CliError::Eval(format!(
+    if data.pairs.is_empty() {
+        Err(CliError::Eval(format!(
             "{}: no labelled pairs",
             path.display()
-        ))),
-        false => Ok(data),
+        )))
+    } else {
+        Ok(data)
     }
 }
 

@@ -12,7 +12,7 @@ pub struct ServeArgs {
     /// TCP port; 0 picks a free one [default: 8080]
     #[arg(long)]
     pub port: Option<u16>,
-    /// Port of a listener for operators alone: /admin, /metrics and the web page [default: they
+    /// Port of a listener for operators only: /admin, /metrics and the web page [default: they
     /// share the clients' listener]
     #[arg(long, value_name = "PORT")]
     pub admin_port: Option<u16>,
@@ -62,7 +62,7 @@ impl ServeArgs {
     }
 }
 
-/// What stands below the flags in `realign serve --help`.
+/// The text below the flags in `realign serve --help`.
 pub fn reference() -> String {
     format!(
         "Configuration: every key of realign.toml, with its default. A key of a section is set in the\n\

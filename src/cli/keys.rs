@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{CliError, EXIT_OK, GlobalArgs};
 use realign_server::config::keys::{ApiKey, KeyDigest};
 
-/// What a key begins with, so that scanners of leaked secrets can know it.
+/// Prefix of keys, by which scanners for leaked secrets can recognise them.
 const PREFIX: &str = "rk-";
 
 /// `realign keys ...`
@@ -23,7 +23,7 @@ pub enum KeysCommand {
     Hash,
 }
 
-/// Runs a command.
+/// Runs the command and returns the exit code.
 ///
 /// # Errors
 /// [`CliError`].
@@ -37,9 +37,10 @@ pub fn run(
             let key = format!("{PREFIX}{}", hex::encode(rand::random::<[u8; 24]>()));
             let line = format!("{name}:{}", KeyDigest::of(&key));
             line.parse::<ApiKey>().map_err(CliError::Key)?;
-            match global.json {
-                true => writeln!(out, "{}", json!({"key": key, "line": line}))?,
-                false => writeln!(out, "key   {key}\nline  {line}")?,
+            if global.json {
+                writeln!(out, "{}", json!({"key": key, "line": line}))?
+            } else {
+                writeln!(out, "key   {key}\nline  {line}")?
             }
         }
         KeysCommand::Hash => {
@@ -50,9 +51,10 @@ pub fn run(
                 return Err(CliError::Key("give the key on standard input"));
             }
             let digest = KeyDigest::of(key);
-            match global.json {
-                true => writeln!(out, "{}", json!({"digest": digest.to_string()}))?,
-                false => writeln!(out, "{digest}")?,
+            if global.json {
+                writeln!(out, "{}", json!({"digest": digest.to_string()}))?
+            } else {
+                writeln!(out, "{digest}")?
             }
         }
     }

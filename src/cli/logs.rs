@@ -12,19 +12,19 @@ use realign_server::api::{LogFilterError, LogPort};
 
 /// How a log line is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Format {
+enum LineFormat {
     /// One line of text for people.
     Pretty,
     /// One JSON object a line, for log collectors.
     Json,
 }
 
-/// A `REALIGN_LOG_FORMAT` that is none.
+/// An unknown `REALIGN_LOG_FORMAT`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("REALIGN_LOG_FORMAT is `{0}`; allowed are `pretty` (the default) and `json`")]
 pub struct LogFormatError(String);
 
-/// What is logged unless REALIGN_LOG says otherwise. mistralrs tells of each step of a load.
+/// The filter unless REALIGN_LOG sets one. mistralrs logs every step of loading a model.
 const DEFAULT: &str = if cfg!(feature = "mistralrs") {
     "info,mistralrs_core=warn,mistralrs_quant=warn"
 } else {
@@ -71,8 +71,8 @@ pub fn init() -> Result<Logs, LogFormatError> {
     let lines = fmt::layer().with_writer(std::io::stderr);
     let filtered = tracing_subscriber::registry().with(filter);
     match format {
-        Format::Pretty => filtered.with(lines.with_ansi(coloured())).init(),
-        Format::Json => filtered.with(lines.json().flatten_event(true)).init(),
+        LineFormat::Pretty => filtered.with(lines.with_ansi(coloured())).init(),
+        LineFormat::Json => filtered.with(lines.json().flatten_event(true)).init(),
     }
     Ok(Logs { filter: handle })
 }
@@ -83,10 +83,10 @@ fn coloured() -> bool {
     std::io::stderr().is_terminal() && !refused
 }
 
-fn parse(text: Option<&str>) -> Result<Format, LogFormatError> {
+fn parse(text: Option<&str>) -> Result<LineFormat, LogFormatError> {
     match text.unwrap_or_default() {
-        "" | "pretty" => Ok(Format::Pretty),
-        "json" => Ok(Format::Json),
+        "" | "pretty" => Ok(LineFormat::Pretty),
+        "json" => Ok(LineFormat::Json),
         other => Err(LogFormatError(other.into())),
     }
 }
@@ -111,9 +111,9 @@ mod tests {
 
     #[test]
     fn formats_by_name() {
-        assert_eq!(parse(None), Ok(Format::Pretty));
-        assert_eq!(parse(Some("pretty")), Ok(Format::Pretty));
-        assert_eq!(parse(Some("json")), Ok(Format::Json));
+        assert_eq!(parse(None), Ok(LineFormat::Pretty));
+        assert_eq!(parse(Some("pretty")), Ok(LineFormat::Pretty));
+        assert_eq!(parse(Some("json")), Ok(LineFormat::Json));
         let error = parse(Some("xml")).unwrap_err().to_string();
         assert!(error.contains("xml") && error.contains("`json`"), "{error}");
     }

@@ -70,38 +70,43 @@ pub fn run(
 ) -> Result<u8, CliError> {
     match command {
         PolicyCommand::Check { path } => {
-            check(read(&place(path.as_deref(), global)?)?, global.json, out)
+            let path = path_or_configured(path.as_deref(), global)?;
+            check(read(&path)?, global.json, out)
         }
-        PolicyCommand::Test { path, svg, .. } => match read(&place(path.as_deref(), global)?)? {
-            Ok(set) => {
-                let services = super::oracle::services(&global.resolve()?, &set)?;
-                match prepare(&set, &services) {
-                    Ok(prepared) => {
-                        write_plots(svg.as_deref(), &prepared)?;
-                        test(&set.run_examples(), &prepared, global.json, out)
-                    }
-                    Err(errors) => check(Err(errors), global.json, out),
+        PolicyCommand::Test { path, svg, .. } => {
+            let path = path_or_configured(path.as_deref(), global)?;
+            let set = match read(&path)? {
+                Ok(set) => set,
+                Err(errors) => return check(Err(errors), global.json, out),
+            };
+            let services = super::oracle::services(&global.resolve()?, &set)?;
+            match prepare(&set, &services) {
+                Ok(prepared) => {
+                    write_plots(svg.as_deref(), &prepared)?;
+                    test(&set.run_examples(), &prepared, global.json, out)
                 }
+                Err(errors) => check(Err(errors), global.json, out),
             }
-            Err(errors) => check(Err(errors), global.json, out),
-        },
+        }
         PolicyCommand::Diff { old, new } => compare(&read(old)??, &read(new)??, global.json, out),
     }
 }
 
-fn place(path: Option<&Path>, global: &GlobalArgs) -> Result<PathBuf, CliError> {
+fn path_or_configured(path: Option<&Path>, global: &GlobalArgs) -> Result<PathBuf, CliError> {
     match path {
         Some(path) => Ok(path.to_owned()),
         None => Ok(global.resolve()?.paths.policies),
     }
 }
 
-/// A set from a directory or from one file. The outer error is a path that cannot be read.
+/// Reads a set from a directory or a file. The outer error is an unreadable path, the inner ones
+/// are the faults in the policies.
 fn read(path: &Path) -> Result<Result<PolicySet, PolicyErrors>, CliError> {
     let found = require(path, "a directory or file of policies")?;
-    Ok(match found.is_dir() {
-        true => PolicySet::load_dir(path),
-        false => PolicySet::load_files(&[path.to_owned()]),
+    Ok(if found.is_dir() {
+        PolicySet::load_dir(path)
+    } else {
+        PolicySet::load_files(&[path.to_owned()])
     })
 }
 
@@ -154,10 +159,7 @@ fn test(
         trust::table(&prepared.trust)
     );
     print(out, as_json, &json, text.trim_end())?;
-    Ok(match passed {
-        true => EXIT_OK,
-        false => EXIT_FAILED,
-    })
+    Ok(if passed { EXIT_OK } else { EXIT_FAILED })
 }
 
 fn write_plots(dir: Option<&Path>, prepared: &Prepared) -> Result<(), CliError> {
@@ -171,7 +173,7 @@ fn write_plots(dir: Option<&Path>, prepared: &Prepared) -> Result<(), CliError> 
     Ok(())
 }
 
-/// One line per rule, then the failures with their places, then the totals.
+/// One line per rule, then the failures with file and line, then the totals.
 fn test_table(report: &ExampleReport) -> String {
     let names = report.rules.iter().map(|r| r.policy.len() + r.rule.len());
     let width = names.max().unwrap_or(0) + 1;
@@ -215,22 +217,25 @@ fn compare(
         "identical": changes.is_empty(), "realigns": realigns,
         "old_revision": old.revision(), "new_revision": new.revision(), "changes": changes,
     });
-    let effect = match realigns {
-        true => "a server that gets the new set realigns",
-        false => "what trains is the same: a server does not realign",
+    let effect = if realigns {
+        "a server that gets the new set realigns"
+    } else {
+        "what trains is the same: a server does not realign"
     };
-    let text = match changes.is_empty() {
-        true => "no change in meaning".to_owned(),
-        false => format!("{changes}{effect}"),
+    let text = if changes.is_empty() {
+        "no change in meaning".to_owned()
+    } else {
+        format!("{changes}{effect}")
     };
     print(out, as_json, &report, &text)?;
     Ok(EXIT_OK)
 }
 
 fn print(out: &mut dyn Write, as_json: bool, json: &Value, text: &str) -> std::io::Result<()> {
-    match as_json {
-        true => writeln!(out, "{json}"),
-        false => writeln!(out, "{text}"),
+    if as_json {
+        writeln!(out, "{json}")
+    } else {
+        writeln!(out, "{text}")
     }
 }
 

@@ -1,5 +1,5 @@
-//! Progress bars on stderr: rate and time left on a terminal, nothing where output is machine's
-//! business or nobody looks.
+//! Progress bars on stderr: rate and time left on a terminal, nothing where the output is for a
+//! machine or goes to a file.
 
 use std::cell::RefCell;
 use std::io::IsTerminal;
@@ -13,7 +13,7 @@ use realign_align::train::{self, StepReport, memory};
 use realign_model::{Backend, Recompute};
 use realign_server::config::TrainConfig;
 
-/// Whether and how a command shows how far it is.
+/// Whether a command shows progress bars.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress {
     shown: bool,
@@ -27,7 +27,7 @@ impl Progress {
         }
     }
 
-    /// A bar of `total` units; `what` stands before it.
+    /// A bar of `total` units, with `what` as its label.
     pub fn bar(self, total: usize, what: &str) -> ProgressBar {
         self.styled(
             Some(total as u64),
@@ -36,7 +36,7 @@ impl Progress {
         )
     }
 
-    /// A count without an end that is known.
+    /// A counter whose total is unknown.
     pub fn spinner(self, what: &str) -> ProgressBar {
         self.styled(
             None,
@@ -46,9 +46,10 @@ impl Progress {
     }
 
     fn styled(self, total: Option<u64>, what: &str, template: &str) -> ProgressBar {
-        let target = match self.shown {
-            true => ProgressDrawTarget::stderr(),
-            false => ProgressDrawTarget::hidden(),
+        let target = if self.shown {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
         };
         let bar = ProgressBar::with_draw_target(total, target);
         // The template is ours and well-formed; a bar without style still counts.
@@ -88,7 +89,7 @@ impl<'a> Bars<'a> {
         self
     }
 
-    /// Takes up results of earlier runs.
+    /// Reuses results of earlier runs.
     pub fn with_cache(mut self, cache: &'a dyn Cache) -> Self {
         self.cache = cache;
         self

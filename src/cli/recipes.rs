@@ -7,8 +7,8 @@ use realign_align::train::{ModelSize, Recipe};
 use realign_model::{ModelSource, ModelSpec};
 use realign_server::config::{TrainConfig, recipe_file};
 
-/// The size of a model that is on this machine, for the recipe's defaults; nothing is fetched, and
-/// what cannot be looked at counts as small.
+/// The size of a model on this machine, for the recipe's defaults. Nothing is downloaded, and a
+/// model that cannot be read counts as small.
 pub(super) fn size_of(model: &str) -> ModelSize {
     let files = match ModelSource::parse(model) {
         Ok(source @ (ModelSource::Gguf(_) | ModelSource::Directory(_))) => source.fetch(),
@@ -18,8 +18,8 @@ pub(super) fn size_of(model: &str) -> ModelSize {
     spec.map_or_else(|_| ModelSize::default(), |spec| ModelSize::from(&spec))
 }
 
-/// The section that `--recipe` names, in place of the configuration's: a named recipe, or a file of
-/// the keys of `[train]`.
+/// The `[train]` section that `--recipe` names, instead of the configured one: a named recipe, or a
+/// file with the keys of `[train]`.
 pub(super) fn section(
     given: Option<&str>,
     configured: &TrainConfig,

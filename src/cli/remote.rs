@@ -1,4 +1,4 @@
-//! A running server's operator routes, for the commands that change what serves.
+//! Calls to a running server's operator routes, for the commands that change its generation.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use realign_server::config::ConfigError;
 /// Activating a generation may read it from a slow disk first.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Where the server is and how to be let in.
+/// Address of the server, and the key to its operator routes.
 #[derive(Clone, Debug, clap::Args)]
 pub struct RemoteArgs {
     /// Address of the running server
@@ -31,29 +31,29 @@ pub struct RemoteArgs {
     pub admin_key: Option<String>,
 }
 
-/// Why a server did not do what it was asked.
+/// Why a server did not fulfil a request.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
     /// No answer came.
     #[error("no answer from {url}: {reason}; start `realign serve`, or name the server with --url")]
     Unreachable {
-        /// What was called.
+        /// The URL that was called.
         url: String,
-        /// Why.
+        /// The HTTP client's reason.
         reason: String,
     },
     /// The answer is not JSON.
     #[error("{url} answered {status} without JSON: is it a realign server? Name it with --url")]
     NotRealign {
-        /// What was called.
+        /// The URL that was called.
         url: String,
-        /// HTTP status.
+        /// HTTP status of the answer.
         status: u16,
     },
-    /// The server does not let this caller in.
+    /// The server rejects the key.
     #[error("{0}; give the key with --admin-key or REALIGN_ADMIN_KEY")]
     NotAllowed(String),
-    /// The server knows better: no such generation, or another one serves.
+    /// The server refuses: no such generation, or another one serves than expected.
     #[error("the server refused: {0}")]
     Refused(String),
 }
@@ -66,7 +66,7 @@ impl RemoteArgs {
     pub fn with_config(&self, global: &GlobalArgs) -> Result<RemoteArgs, ConfigError> {
         let mut args = self.clone();
         if args.admin_key.is_none() {
-            // A digest stands for a key, but cannot be sent in its place.
+            // The configuration may hold only the key's digest, which cannot be sent in its place.
             let configured = global.resolve()?.server.admin_key;
             args.admin_key = configured.filter(|key| !key.starts_with("sha256:"));
         }

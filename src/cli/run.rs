@@ -25,7 +25,7 @@ pub fn main() -> ExitCode {
     match run(cli, logs) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            // Every message names its cause already; the chain would say it twice.
+            // Every message includes its cause; printing the chain would repeat it.
             eprintln!("error: {error}");
             ExitCode::from(EXIT_USAGE)
         }

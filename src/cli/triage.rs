@@ -1,4 +1,4 @@
-//! `realign triage` and `realign plan`: what the policies say about the preference data, and what a
+//! `realign triage` and `realign plan`: how the preference data fits the policies, and what a
 //! server would do about it. Nothing is trained and nothing is written.
 
 mod flips;
@@ -91,9 +91,10 @@ pub fn run_triage(
         None => Some(read_data(&config)?),
     };
     let (set, prepared) = read_set(&config, &config.paths.policies)?;
-    let oracle = match args.include_dryrun {
-        true => RuleOracle::with_dryrun(&set),
-        false => RuleOracle::new(&set),
+    let oracle = if args.include_dryrun {
+        RuleOracle::with_dryrun(&set)
+    } else {
+        RuleOracle::new(&set)
     };
     let oracle = oracle.with_matchers(prepared.matchers);
     let progress = Progress::new(global);
@@ -105,7 +106,7 @@ pub fn run_triage(
         bar.finish_and_clear();
         return print(out, global.json, &report, &report.text());
     };
-    let triage = watched(&dataset.pairs, &oracle, progress);
+    let triage = triage_with_bar(&dataset.pairs, &oracle, progress);
     let report = TriageReport::new(&oracle, &dataset, &triage, args.examples);
     print(out, global.json, &report, &triage_text(&report))
 }
@@ -122,7 +123,7 @@ pub fn run_plan(args: &PlanArgs, global: &GlobalArgs, out: &mut dyn Write) -> Re
     let (set, prepared) = read_set(&config, &config.paths.policies)?;
     let unasked = Arc::new(prepared.matchers.without_judges());
     let oracle = prepared.oracle(&set).with_matchers(unasked);
-    let triage = watched(&dataset.pairs, &oracle, Progress::new(global));
+    let triage = triage_with_bar(&dataset.pairs, &oracle, Progress::new(global));
     let flips = match active_directory(args, global)? {
         Some(dir) => {
             let (active, prepared) = read_set(&config, &dir)?;
@@ -141,19 +142,19 @@ pub fn run_plan(args: &PlanArgs, global: &GlobalArgs, out: &mut dyn Write) -> Re
     print(out, global.json, &plan, &plan_text(&plan))
 }
 
-/// Pairs that are judged between two moves of the bar.
+/// Pairs that are judged between two updates of the bar.
 const PART: usize = 256;
 
-/// A triage with a bar.
-fn watched(pairs: &[Pair], oracle: &RuleOracle, progress: Progress) -> Triage {
+/// A triage with a progress bar.
+fn triage_with_bar(pairs: &[Pair], oracle: &RuleOracle, progress: Progress) -> Triage {
     let bar = progress.bar(pairs.len(), "triage");
     let triage = triage_in_parts(pairs, oracle, PART, |pairs| bar.inc(pairs as u64));
     bar.finish_and_clear();
     triage
 }
 
-/// The directory of the active set: `--against`, else the configured one if `--policies` names
-/// another.
+/// The directory of the active set to compare with: `--against`, else the configured one if
+/// `--policies` names another.
 fn active_directory(args: &PlanArgs, global: &GlobalArgs) -> Result<Option<PathBuf>, CliError> {
     if let Some(dir) = &args.against {
         require(dir, "a directory of policies (--against)")?;
@@ -170,7 +171,7 @@ fn active_directory(args: &PlanArgs, global: &GlobalArgs) -> Result<Option<PathB
     Ok((active != *given && active.is_dir()).then_some(active))
 }
 
-/// The data as a server would take it.
+/// The preference data as a server would load it.
 fn read_data(config: &Config) -> Result<Dataset, CliError> {
     require(
         &config.paths.preferences,
@@ -179,8 +180,8 @@ fn read_data(config: &Config) -> Result<Dataset, CliError> {
     Ok(Dataset::load_dir(&config.paths.preferences)?)
 }
 
-/// A set as a server would take it, its rules ready to be asked; one whose examples fail or with a
-/// rule below its minimum is refused.
+/// A set as a server would load it, with its rules prepared for judging. A set whose examples fail,
+/// or with a rule below its minimum, is refused.
 fn read_set(config: &Config, dir: &Path) -> Result<(PolicySet, Prepared), CliError> {
     require(dir, "a directory of policies (--policies)")?;
     let set = PolicySet::load_dir(dir)?;
@@ -194,9 +195,10 @@ fn print(
     report: &impl Serialize,
     text: &str,
 ) -> Result<u8, CliError> {
-    match as_json {
-        true => writeln!(out, "{}", serde_json::to_string(report)?)?,
-        false => out.write_all(text.as_bytes())?,
+    if as_json {
+        writeln!(out, "{}", serde_json::to_string(report)?)?
+    } else {
+        out.write_all(text.as_bytes())?
     }
     Ok(EXIT_OK)
 }
@@ -298,12 +300,13 @@ fn plan_text(plan: &Plan) -> String {
         "\n"
     };
     let flips = plan.flips.as_ref().map(Flips::text).unwrap_or_default();
-    let effect = match plan.trains {
-        true => format!(
+    let effect = if plan.trains {
+        format!(
             "{effect}; about {:.1} minutes at the demo's rate",
             plan.minutes
-        ),
-        false => effect,
+        )
+    } else {
+        effect
     };
     let judged = match plan.judge_calls {
         0 => String::new(),

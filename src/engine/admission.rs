@@ -1,4 +1,5 @@
-//! What every engine checks before it takes a sequence, and the counters it shares with its threads.
+//! What every engine checks before it accepts a sequence, and the counters that it shares with its
+//! threads.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -20,11 +21,11 @@ pub(super) struct Shared {
     pub kv_usage_ppm: AtomicU64,
     /// Prompt tokens looked up in the prefix cache.
     pub prefix_queries: AtomicU64,
-    /// Those that were found there.
+    /// Prompt tokens found in the prefix cache.
     pub prefix_hits: AtomicU64,
     /// Times that a running sequence was preempted.
     pub preemptions: AtomicU64,
-    /// No more sequences are taken, and those that run are to end.
+    /// Set on shutdown: no more sequences are accepted, and those that run end.
     pub stopping: AtomicBool,
 }
 
@@ -52,7 +53,7 @@ impl Admission {
     /// Checks a request, counts it as waiting and hands its sequence to `queue`.
     ///
     /// # Errors
-    /// Why it is not accepted, or what `queue` says; it is not counted then.
+    /// [`SubmitError`] of the checks or of `queue`; the request is not counted then.
     pub fn submit(
         &self,
         request: GenerateRequest,

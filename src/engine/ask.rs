@@ -1,4 +1,4 @@
-//! Asking the serving engine a list of prompts and waiting for the answers.
+//! Submits a list of prompts to the serving engine and waits for the answers.
 
 use std::sync::Arc;
 
@@ -6,9 +6,9 @@ use crate::EngineHandle;
 use crate::adapter::generation::Generation;
 use crate::request::{GenerateEvent, GenerateRequest, GenerateStream, SamplingParams, SubmitError};
 
-/// Prompts in flight while no client asks anything. Few enough to leave clients room in the queue.
+/// Prompts in flight while no client request is running. Few enough to leave room in the queue.
 const WINDOW_WHEN_IDLE: usize = 16;
-/// Prompts in flight next to clients: each one lengthens every step of theirs.
+/// Prompts in flight alongside client requests: each one lengthens every step of theirs.
 const WINDOW_WHEN_BUSY: usize = 2;
 
 /// Why a prompt was not answered.
@@ -17,7 +17,7 @@ pub enum AskError {
     /// The engine did not take a prompt.
     #[error("the engine refused a held-out prompt: {0}")]
     Submit(#[from] SubmitError),
-    /// The engine gave an answer up.
+    /// The engine failed while answering.
     #[error("the engine failed on a held-out prompt: {0}")]
     Engine(String),
     /// The caller stopped.
@@ -26,8 +26,8 @@ pub enum AskError {
 }
 
 /// Greedy answers of `generation` to rendered prompts (token ids), in the prompts' order, each of at
-/// most `max_tokens`. They share batches with whatever else the engine serves. `proceed` is asked
-/// before every answer.
+/// most `max_tokens`. They share batches with whatever else the engine serves. `proceed` is called
+/// before every answer; `false` cancels.
 ///
 /// # Errors
 /// [`AskError`]; the answers so far are lost.

@@ -1,9 +1,9 @@
-//! The pool of KV blocks, and the prefix cache that their content makes.
+//! The pool of KV blocks, and the prefix cache built on it.
 //!
-//! Blocks are reference-counted: sequences of one generation that begin alike hold the same full
-//! blocks. Only full blocks are shared and a full block is never written again, so nothing is ever
-//! copied. A block that nobody holds is free but keeps its content until it is reused, the one
-//! longest unused first.
+//! Blocks are reference-counted: sequences of one generation with the same prefix hold the same
+//! full blocks. Only full blocks are shared and a full block is never written again, so nothing is
+//! ever copied. A block without holders is free but keeps its content until it is reused, least
+//! recently used first.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,12 +19,12 @@ pub struct BlockTable {
     /// How many of them, from the first, are full and offered to others.
     sealed: usize,
     keys: KeyChain,
-    /// The same blocks as a batch refers to them; made again only after the table changed.
+    /// The same blocks as a batch refers to them; rebuilt only after the table changed.
     view: Option<Arc<[u32]>>,
 }
 
 impl BlockTable {
-    /// No blocks, for a sequence on a generation.
+    /// An empty table for a sequence on a generation.
     pub fn new(generation: &GenerationId) -> Self {
         Self {
             blocks: Vec::new(),
@@ -41,17 +41,17 @@ impl BlockTable {
             .clone()
     }
 
-    /// The key of block `index`, if its sequence was looked up with that many tokens.
+    /// The key of block `index`, if it has been computed.
     pub fn key(&self, index: usize) -> Option<&BlockKey> {
         self.keys.get(index)
     }
 }
 
-/// Who holds a block and what it holds.
+/// How many sequences hold a block, and what it holds.
 #[derive(Clone, Debug, Default)]
 struct Block {
     holders: u32,
-    /// Set while the index leads here.
+    /// Set while the index refers to this block.
     key: Option<BlockKey>,
 }
 
@@ -76,8 +76,8 @@ impl BlockPool {
         }
     }
 
-    /// Gives an empty table the longest cached prefix of `tokens`. Returns the tokens it holds: at
-    /// most all but the last one, which has to run for its logits.
+    /// Gives an empty table the longest cached prefix of `tokens`. Returns the number of tokens
+    /// found: at most all but the last one, which has to run for its logits.
     pub fn lease_prefix(&mut self, table: &mut BlockTable, tokens: &[u32]) -> usize {
         debug_assert!(table.blocks.is_empty());
         let most = tokens.len().saturating_sub(1) / self.block_size;
@@ -97,7 +97,8 @@ impl BlockPool {
         table.sealed * self.block_size
     }
 
-    /// Extends a table until it holds `tokens` tokens. On `false` nothing was taken.
+    /// Extends a table until it holds `tokens` tokens. `false` if too few blocks are free; nothing
+    /// was taken then.
     pub fn grow(&mut self, table: &mut BlockTable, tokens: usize) -> bool {
         let missing = tokens
             .div_ceil(self.block_size)
@@ -117,7 +118,7 @@ impl BlockPool {
         true
     }
 
-    /// Offers the full ones among the first `computed` tokens' blocks to other sequences.
+    /// Adds the full blocks among the first `computed` tokens to the prefix cache.
     pub fn seal(&mut self, table: &mut BlockTable, tokens: &[u32], computed: usize) {
         let full = computed / self.block_size;
         if full <= table.sealed {
@@ -125,7 +126,7 @@ impl BlockPool {
         }
         let keys = table.keys.upto(&tokens[..computed], self.block_size);
         for (&number, key) in table.blocks.iter().zip(keys).take(full).skip(table.sealed) {
-            // A sequence beside this one may have computed the same: the first one is kept.
+            // Another sequence may have computed the same block: the first one is kept.
             self.index.entry(*key).or_insert_with(|| {
                 self.blocks[number as usize].key = Some(*key);
                 number
@@ -134,7 +135,7 @@ impl BlockPool {
         table.sealed = full;
     }
 
-    /// Takes all blocks of a sequence back. They stay findable until they are reused.
+    /// Releases all blocks of a sequence. They stay in the prefix cache until they are reused.
     pub fn release(&mut self, table: &mut BlockTable) {
         table.view = None;
         table.sealed = 0;
@@ -156,12 +157,12 @@ impl BlockPool {
         self.block_size
     }
 
-    /// Tokens the whole pool holds.
+    /// Tokens that the whole pool can hold.
     pub fn capacity(&self) -> usize {
         self.blocks.len() * self.block_size
     }
 
-    /// Share of blocks that sequences hold, 0 to 1; cached content that nobody holds is not in it.
+    /// Share of blocks that sequences hold, 0 to 1; blocks that are only cached do not count.
     pub fn usage(&self) -> f64 {
         let held = self.blocks.len() - self.free.len();
         held as f64 / self.blocks.len().max(1) as f64

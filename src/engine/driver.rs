@@ -1,9 +1,8 @@
-//! A sequence that somebody else's loop computes: it is handed logits and hands back the token to
-//! go on with.
+//! A sequence that another engine's loop computes: it takes logits and returns the next token.
 //!
 //! Everything a request may ask for (grammar, biases, penalties, its own random stream, stop
 //! strings, log-probabilities) happens here, in the same code as in the native engine, so an
-//! engine behind this type has to do one thing only: compute logits.
+//! engine that uses this type only has to compute logits.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,10 +13,10 @@ use super::sampler::Scratch;
 use super::sequence::Sequence;
 use realign_model::Tokenizer;
 
-/// What clients are told whose answers the end of the server cuts off.
+/// The error that clients receive when a shutdown cuts their answers off.
 pub(super) const STOPPING: &str = "the engine is shutting down";
 
-/// Where a sequence is. The shared counters know it too.
+/// The state of a sequence; the shared counters count `Waiting` and `Running`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Waiting,
@@ -26,7 +25,7 @@ enum Stage {
 }
 
 /// One sequence, and the copy of the weights that computes it. Dropping it before it has ended
-/// tells the client that the engine gave it up.
+/// fails the sequence with the reason set by [`Driver::because`].
 #[derive(Debug)]
 pub struct Driver {
     sequence: Sequence,
@@ -36,14 +35,14 @@ pub struct Driver {
     scratch: Scratch,
     shared: Arc<Shared>,
     stage: Stage,
-    /// What a client is told if the sequence is given up.
+    /// The error that the client receives if the sequence fails.
     reason: String,
-    /// Keeps the copy loaded to the last token.
+    /// Keeps the copy loaded until the last token.
     copy: Option<Arc<Loaded>>,
 }
 
 impl Driver {
-    /// A sequence that has been counted as waiting in `shared` and has no copy yet.
+    /// A sequence that `shared` already counts as waiting; [`Driver::lease`] gives it a copy.
     pub(super) fn new(
         sequence: Sequence,
         max_tokens: usize,
@@ -68,34 +67,34 @@ impl Driver {
         self.copy = Some(copy);
     }
 
-    /// Prompt token ids.
+    /// The prompt's token ids, special tokens included.
     pub fn prompt(&self) -> &[u32] {
         &self.sequence.tokens[..self.prompt]
     }
 
-    /// Most tokens that will be drawn.
+    /// The most tokens that will be drawn.
     pub fn max_tokens(&self) -> usize {
         self.max_tokens
     }
 
-    /// A token of plain text, for engines that must be given one when the sequence has ended.
+    /// An arbitrary text token, for engines that insist on a next token after the sequence ended.
     pub fn filler(&self) -> u32 {
         let encoded = self.tokenizer.encode(".", false).unwrap_or_default();
         encoded.last().copied().unwrap_or(0)
     }
 
-    /// What the client is told if the sequence is given up from here on.
+    /// Sets the error that the client receives if the sequence fails from now on.
     pub fn because(&mut self, reason: impl Into<String>) {
         self.reason = reason.into();
     }
 
-    /// Draws the next token from its logits and reports it to the client. `None` if the sequence
-    /// has ended with it, or if nobody waits for it any more: nothing is to be computed for it then.
+    /// Draws the next token from its logits (vocabulary) and reports it to the client. `None` if
+    /// the sequence ended with it or its client has disconnected: there is nothing left to compute.
     pub fn advance(&mut self, logits: &[f32]) -> Option<u32> {
         if self.stage == Stage::Ended {
             return None;
         }
-        self.run();
+        self.mark_running();
         if self.is_over() {
             return None;
         }
@@ -103,25 +102,25 @@ impl Driver {
             .sequence
             .advance(logits, &self.tokenizer, &mut self.scratch);
         if ended {
-            self.leave();
+            self.end();
             return None;
         }
         self.sequence.tokens.last().copied()
     }
 
-    /// Whether there is nothing to compute for the sequence any more, because its client has gone
-    /// or the engine is to end. It has ended then.
+    /// Whether nothing is left to compute for the sequence. Ends it if its client has disconnected
+    /// and fails it if the engine is shutting down.
     pub fn is_over(&mut self) -> bool {
         if self.shared.stopping.load(Ordering::Acquire) {
             self.because(STOPPING);
-            self.give_up();
+            self.abort();
         } else if self.sequence.is_cancelled() {
-            self.leave();
+            self.end();
         }
         self.stage == Stage::Ended
     }
 
-    fn run(&mut self) {
+    fn mark_running(&mut self) {
         if self.stage == Stage::Waiting {
             self.shared.waiting.fetch_sub(1, Ordering::AcqRel);
             self.shared.running.fetch_add(1, Ordering::AcqRel);
@@ -129,14 +128,15 @@ impl Driver {
         }
     }
 
-    fn give_up(&mut self) {
+    fn abort(&mut self) {
         if self.stage != Stage::Ended {
             self.sequence.fail(&self.reason);
-            self.leave();
+            self.end();
         }
     }
 
-    fn leave(&mut self) {
+    /// Uncounts the sequence and frees its lease.
+    fn end(&mut self) {
         let counted = match self.stage {
             Stage::Waiting => &self.shared.waiting,
             Stage::Running => &self.shared.running,
@@ -150,6 +150,6 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        self.give_up();
+        self.abort();
     }
 }

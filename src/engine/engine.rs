@@ -1,4 +1,4 @@
-//! What every engine can do, whatever computes its logits.
+//! The trait that all engines implement, whatever computes their logits.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,12 +11,12 @@ use crate::request::{EngineStats, GenerateRequest, GenerateStream, SubmitError};
 /// A running engine, shared by all its callers. [`Engine::shutdown`] ends it.
 pub type EngineHandle = Arc<dyn Engine>;
 
-/// Runs sequences of many generations side by side.
+/// Runs sequences of many generations concurrently.
 pub trait Engine: Send + Sync + fmt::Debug {
     /// Queues one sequence. Does not block.
     ///
     /// # Errors
-    /// Why it is not accepted; nothing is queued then.
+    /// [`SubmitError`]; nothing is queued then.
     fn submit(&self, request: GenerateRequest) -> Result<GenerateStream, SubmitError>;
 
     /// Makes the engine ready to serve a generation at once. An engine that merges adapters builds a

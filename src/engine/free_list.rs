@@ -29,12 +29,12 @@ impl FreeList {
         list
     }
 
-    /// How many blocks are free.
+    /// Number of free blocks.
     pub fn len(&self) -> usize {
         self.length
     }
 
-    /// The block to reuse next leaves the list.
+    /// Removes and returns the block to reuse next.
     pub fn pop_first(&mut self) -> Option<u32> {
         let block = self.first;
         (block != NONE).then(|| {
@@ -53,7 +53,7 @@ impl FreeList {
         self.insert(block, [self.last, NONE]);
     }
 
-    /// Takes a block out, wherever it is.
+    /// Removes a block from anywhere in the list, in O(1).
     pub fn remove(&mut self, block: u32) {
         debug_assert!(self.member[block as usize], "block {block} is not free");
         let [before, after] = self.links[block as usize];

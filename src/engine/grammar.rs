@@ -1,8 +1,8 @@
-//! Grammars that an answer must follow, compiled once per request and walked token by token.
+//! Grammars that an answer must follow, compiled once per request and matched token by token.
 //!
 //! Compiling and every step are bounded in work, so a hostile schema costs an error and little
-//! time. A mask is computed on bytes: the model chooses how to cut them into tokens, whatever the
-//! tokenizer's own way is.
+//! time. Masks are computed on bytes: the model may split the text into tokens differently from the
+//! tokenizer.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -16,12 +16,12 @@ use realign_model::Tokenizer;
 const MAX_GRAMMAR_SYMBOLS: usize = 100_000;
 /// About ten milliseconds of building.
 const COMPILE_FUEL: u64 = 500_000;
-/// About four milliseconds of one step: what a sequence may take from its batch mates.
+/// About four milliseconds of one step: how long one sequence may delay the rest of its batch.
 const STEP_FUEL: u64 = 50_000;
 const STEP_ITEMS: usize = 20_000;
 /// One to two kilobytes each.
 const MAX_LEXER_STATES: usize = 20_000;
-/// Longest reason that is handed on: the library's may quote the whole grammar.
+/// Longest reason that is passed on: the library's may quote the whole grammar.
 const MAX_REASON_CHARS: usize = 300;
 
 /// Why a grammar was refused.
@@ -47,7 +47,7 @@ impl std::fmt::Debug for Grammars {
     }
 }
 
-/// A compiled grammar; clones share it. Each sequence walks it by itself.
+/// A compiled grammar; clones share it. Each sequence has a [`GrammarState`] of its own.
 #[derive(Clone)]
 pub struct Constraint(Arc<Mutex<Matcher>>);
 
@@ -72,8 +72,8 @@ impl Grammars {
         }
     }
 
-    /// Compiles a grammar in llguidance's Lark dialect. Takes milliseconds, the first time some
-    /// hundreds of them: call it where blocking is allowed.
+    /// Compiles a grammar in llguidance's Lark dialect. Takes milliseconds, the first time several
+    /// hundred: call it where blocking is allowed.
     ///
     /// # Errors
     /// [`GrammarError`].
@@ -89,7 +89,7 @@ impl Grammars {
             .create_parser(grammar)
             .map_err(|e| refused(&format!("{e:#}")))?;
         let mut matcher = Matcher::new(Ok(parser));
-        // The first step shows what compiling left undone, e.g. that nothing satisfies it.
+        // The first step shows what compiling does not, such as that no text satisfies the grammar.
         let mask = matcher.compute_mask_or_eos();
         let mask = mask.map_err(|e| refused(&format!("{e:#}")))?;
         if mask.is_zero() {
@@ -106,14 +106,17 @@ fn factory(tokenizer: &Tokenizer) -> Result<ParserFactory, GrammarError> {
         .first()
         .ok_or_else(|| unusable("it has no end-of-turn token"))?;
     let words: Vec<Vec<u8>> = (0..tokenizer.vocab_size() as u32)
-        .map(|id| match tokenizer.is_control(id) {
-            // The marker that no text contains keeps control tokens out of every grammar.
-            true => [
-                &[TokTrie::SPECIAL_TOKEN_MARKER],
-                tokenizer.token_text(id).as_bytes(),
-            ]
-            .concat(),
-            false => tokenizer.token_bytes(id).to_vec(),
+        .map(|id| {
+            if tokenizer.is_control(id) {
+                // The marker that no text contains keeps control tokens out of every grammar.
+                [
+                    &[TokTrie::SPECIAL_TOKEN_MARKER],
+                    tokenizer.token_text(id).as_bytes(),
+                ]
+                .concat()
+            } else {
+                tokenizer.token_bytes(id).to_vec()
+            }
         })
         .collect();
     let info = TokRxInfo::new(words.len() as u32, first);
@@ -135,17 +138,17 @@ fn factory(tokenizer: &Tokenizer) -> Result<ParserFactory, GrammarError> {
     Ok(factory)
 }
 
-/// The first line, and not all of it: what follows is a backtrace or the grammar.
+/// The first line, truncated: what follows is a backtrace or the grammar.
 fn short(reason: &str) -> String {
     let line = reason.lines().next().unwrap_or_default();
     line.chars().take(MAX_REASON_CHARS).collect()
 }
 
-/// A sequence's way through a grammar.
-pub struct Walk(Matcher);
+/// A sequence's position in a grammar.
+pub struct GrammarState(Matcher);
 
-impl Walk {
-    /// At the beginning.
+impl GrammarState {
+    /// The state before the first token.
     pub fn new(constraint: &Constraint) -> Self {
         let prototype = constraint.0.lock().unwrap_or_else(PoisonError::into_inner);
         Self(prototype.deep_clone())
@@ -167,16 +170,17 @@ impl Walk {
                 any = true;
             }
         });
-        match any {
-            true => Ok(()),
-            false => Err(GrammarError::Refused("no token can come next".into())),
+        if any {
+            Ok(())
+        } else {
+            Err(GrammarError::Refused("no token can come next".into()))
         }
     }
 
-    /// Takes the drawn token. Returns whether the text is complete and nothing may follow.
+    /// Consumes the drawn token. Returns whether the text is complete and nothing may follow.
     ///
     /// # Errors
-    /// As [`Walk::mask`].
+    /// As [`GrammarState::mask`].
     pub fn accept(&mut self, id: u32) -> Result<bool, GrammarError> {
         self.0
             .consume_token(id)
@@ -209,18 +213,18 @@ mod tests {
         lark: &str,
         text: &str,
     ) -> (bool, bool) {
-        let mut walk = Walk::new(&grammars.compile(lark).unwrap());
+        let mut state = GrammarState::new(&grammars.compile(lark).unwrap());
         let logits = vec![0.0; tokenizer.vocab_size()];
         let mut masked = Vec::new();
         for id in tokenizer.encode(text, false).unwrap() {
-            if walk.mask(&logits, &mut masked).is_err() || masked[id as usize].is_infinite() {
+            if state.mask(&logits, &mut masked).is_err() || masked[id as usize].is_infinite() {
                 return (false, false);
             }
-            walk.accept(id).unwrap();
+            state.accept(id).unwrap();
         }
         let end = tokenizer.end_of_generation_ids()[0] as usize;
-        let ends = walk.0.is_stopped()
-            || walk.mask(&logits, &mut masked).is_ok() && masked[end].is_finite();
+        let ends = state.0.is_stopped()
+            || state.mask(&logits, &mut masked).is_ok() && masked[end].is_finite();
         (true, ends)
     }
 
@@ -248,10 +252,10 @@ mod tests {
     #[test]
     fn control_tokens_only_end_the_text() {
         let (tokenizer, grammars) = grammars();
-        let mut walk = Walk::new(&grammars.compile("start: /(.|\\n)*/").unwrap());
+        let mut state = GrammarState::new(&grammars.compile("start: /(.|\\n)*/").unwrap());
         let logits = vec![0.0; tokenizer.vocab_size()];
         let mut masked = Vec::new();
-        walk.mask(&logits, &mut masked).unwrap();
+        state.mask(&logits, &mut masked).unwrap();
         for (id, literal) in tokenizer.control_tokens() {
             let ends = tokenizer.end_of_generation_ids().contains(&id);
             assert_eq!(masked[id as usize].is_finite(), ends, "{literal}");
@@ -310,11 +314,11 @@ mod tests {
                 "compiling took {took:?}: {shown}"
             );
             let Ok(constraint) = compiled else { continue };
-            let mut walk = Walk::new(&constraint);
+            let mut state = GrammarState::new(&constraint);
             let mut masked = Vec::new();
             for _ in 0..20 {
                 let started = Instant::now();
-                if walk.mask(&logits, &mut masked).is_err() {
+                if state.mask(&logits, &mut masked).is_err() {
                     break;
                 }
                 let took = started.elapsed();
@@ -323,7 +327,7 @@ mod tests {
                     "a step took {took:?}: {shown}"
                 );
                 let next = masked.iter().position(|l| l.is_finite()).unwrap();
-                if !matches!(walk.accept(next as u32), Ok(false)) {
+                if !matches!(state.accept(next as u32), Ok(false)) {
                     break;
                 }
             }

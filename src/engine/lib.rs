@@ -2,11 +2,12 @@
 //!
 //! One thread owns the cache and the sequences and repeats `schedule → forward → sample`
 //! ([`runner`]); callers hold an [`EngineHandle`] and talk to it through channels, so a waiting
-//! request costs its prompt's memory and nothing else. A sequence leases its generation when
-//! it is accepted; rows of different generations share a batch because adapters stay unmerged.
+//! request costs only its prompt's memory. A sequence leases its generation when it is accepted;
+//! rows of different generations share a batch because adapters stay unmerged.
 //!
-//! An engine that cannot do that stands behind the same handle with a copy of the weights for each
-//! generation ([`merged`]): everything about a request but the logits is computed by the same code.
+//! An engine that cannot apply adapters row by row implements the same [`Engine`] trait with one
+//! copy of the weights per generation ([`merged`]). Everything about a request except its logits is
+//! computed by the same code.
 
 pub mod adapter;
 mod admission;

@@ -1,14 +1,14 @@
 //! An engine of whole copies: one loaded model for each generation, its adapter merged in.
 //!
-//! What cannot swap an adapter under running sequences still can serve generations: the next copy
-//! is built in the background ([`Copies::prepare`]), the registry's pointer store sends new
-//! requests to it, running sequences finish on the copy that they lease, and a copy goes when
-//! nothing leases it any more. It costs what it says: a second copy of the weights during a swap,
-//! and seconds to build one.
+//! This is how an engine that cannot swap an adapter under running sequences serves generations:
+//! the next copy is built in the background ([`Copies::prepare`]), the registry's pointer store
+//! sends new requests to it, running sequences finish on the copy that they lease, and a copy is
+//! freed with its last lease. The price is a second copy of the weights during a swap, and seconds
+//! to build one.
 //!
-//! Copies are bounded. A request for a generation that has none waits for one to be built, or is
-//! refused if there is no room; what serves, and what has been prepared to serve next, is never
-//! given up for it.
+//! The number of copies is bounded. A request for a generation without one waits until it is built,
+//! or is refused if there is no room; the copy that serves, and the one prepared to serve next, are
+//! never evicted for it.
 
 mod engine;
 mod error;
@@ -30,39 +30,40 @@ use super::sequence::Sequence;
 use crate::adapter::generation::{Generation, GenerationId};
 use realign_model::Tokenizer;
 
-/// How often a preparation that waits looks again.
-const LOOK: Duration = Duration::from_millis(20);
+/// How often a preparation that waits for room checks again.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A loaded model that serves one generation.
 pub trait ModelCopy: Send + Sync {
-    /// Computes a sequence: logits after the prompt, then after each token that the driver hands
-    /// back, until it hands back none. Must not block. Dropping the driver gives the sequence up.
+    /// Computes a sequence: logits after the prompt, then after each token that the driver
+    /// returns, until it returns none. Must not block. Dropping the driver fails the sequence.
     fn submit(&self, driver: Driver);
 }
 
-/// What builds copies.
+/// Builds copies of the model.
 pub trait Builder: Send + Sync {
-    /// Loads the base model with the generation's adapter merged in. Takes seconds.
+    /// Loads the base model with the generation's adapter merged in. Blocks for seconds.
     ///
     /// # Errors
-    /// [`BuildError::Load`], with what to do about it.
+    /// [`BuildError::Load`], with the reason and a remedy.
     fn build(&self, generation: &Generation) -> Result<Box<dyn ModelCopy>, BuildError>;
 }
 
-/// A place among the copies, taken before a build begins and freed when the copy has gone.
-struct Place(Arc<AtomicUsize>);
+/// Permission for one of the bounded number of copies: acquired before a build begins, released
+/// when the copy is freed.
+struct Permit(Arc<AtomicUsize>);
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-/// A copy. Whoever holds the `Arc` keeps it loaded.
+/// A loaded copy of the weights; it is freed with its last `Arc`.
 pub struct Loaded {
     generation: GenerationId,
     backend: Box<dyn ModelCopy>,
-    _place: Place,
+    _permit: Permit,
 }
 
 impl fmt::Debug for Loaded {
@@ -93,15 +94,15 @@ enum Slot {
 struct Entry {
     generation: GenerationId,
     slot: Slot,
-    /// Prepared to serve next: requests for other generations do not push it out.
-    held: bool,
+    /// Prepared to serve next: requests for other generations do not evict it.
+    pinned: bool,
 }
 
 #[derive(Default)]
 struct State {
     serving: Option<GenerationId>,
     entries: Vec<Entry>,
-    /// Copies that running sequences alone hold.
+    /// Copies that only running sequences hold.
     retired: Vec<(GenerationId, Weak<Loaded>)>,
 }
 
@@ -114,7 +115,7 @@ pub struct Copies {
     /// Copies that are loaded or being built.
     alive: Arc<AtomicUsize>,
     state: Mutex<State>,
-    /// A build has ended.
+    /// Signalled when a build ends.
     built: Condvar,
 }
 
@@ -127,12 +128,12 @@ impl fmt::Debug for Copies {
     }
 }
 
-/// What a look at the copies found.
-enum Found {
+/// The result of looking a generation's copy up.
+enum Lookup {
     Ready(Arc<Loaded>),
     Building,
-    /// There is none; the place for one has been taken, and it is down as being built.
-    Begun(Place),
+    /// There was none: it is now registered as being built, and the caller must build it.
+    Reserved(Permit),
     NoRoom,
 }
 
@@ -163,7 +164,7 @@ impl Copies {
     /// and the sequence waits for it.
     ///
     /// # Errors
-    /// [`SubmitError::NoCopy`] if there is no room for it. The sequence is not told: the caller is.
+    /// [`SubmitError::NoCopy`] if there is no room for it; `driver` is not called then.
     pub(super) fn submit(
         self: &Arc<Self>,
         generation: &Arc<Generation>,
@@ -172,18 +173,18 @@ impl Copies {
         let mut freed = None;
         let mut state = self.state();
         match self.find(&mut state, &generation.id, false, &mut freed) {
-            Found::Ready(copy) => {
+            Lookup::Ready(copy) => {
                 drop(state);
                 copy.submit(driver());
             }
-            Found::Building => wait_in(&mut state, &generation.id, driver()),
-            Found::Begun(place) => {
-                wait_in(&mut state, &generation.id, driver());
+            Lookup::Building => state.enqueue(&generation.id, driver()),
+            Lookup::Reserved(permit) => {
+                state.enqueue(&generation.id, driver());
                 drop(state);
                 drop(freed);
-                self.build_in_background(generation.clone(), place);
+                self.build_in_background(generation.clone(), permit);
             }
-            Found::NoRoom => {
+            Lookup::NoRoom => {
                 return Err(SubmitError::NoCopy {
                     generation: generation.id.to_string(),
                     limit: self.limit,
@@ -193,12 +194,12 @@ impl Copies {
         Ok(())
     }
 
-    /// Builds the generation's copy unless it is there, and holds it until [`Copies::serve`] says
-    /// what serves. Blocks for as long as that takes. While there is no room for it, `wait` is told
-    /// how long it has been waited for and says whether to go on.
+    /// Builds the generation's copy unless it exists, and pins it until the next [`Copies::serve`].
+    /// Blocks until it is built. While there is no room for it, `wait` receives the time waited so
+    /// far and returns whether to keep waiting.
     ///
     /// # Errors
-    /// [`PrepareError`]; what was ready before still is.
+    /// [`PrepareError`]; copies that were ready before still are.
     pub fn prepare(
         &self,
         generation: &Arc<Generation>,
@@ -210,11 +211,11 @@ impl Copies {
             let found = self.find(&mut self.state(), &generation.id, true, &mut freed);
             drop(freed);
             match found {
-                Found::Ready(_) => return Ok(()),
-                Found::Begun(place) => return self.build(generation, place),
-                Found::Building => self.wait_for_build(),
-                Found::NoRoom if wait(started.elapsed()) => self.wait_for_build(),
-                Found::NoRoom => {
+                Lookup::Ready(_) => return Ok(()),
+                Lookup::Reserved(permit) => return self.build(generation, permit),
+                Lookup::Building => self.wait_for_build(),
+                Lookup::NoRoom if wait(started.elapsed()) => self.wait_for_build(),
+                Lookup::NoRoom => {
                     return Err(PrepareError::NoRoom {
                         generation: generation.id.clone(),
                         limit: self.limit,
@@ -225,13 +226,13 @@ impl Copies {
         }
     }
 
-    /// Waits for a build to end, or a short while: nothing says when a copy becomes idle.
+    /// Waits for a build to end, at most [`POLL_INTERVAL`]: nothing signals that a copy is idle.
     fn wait_for_build(&self) {
-        drop(self.built.wait_timeout(self.state(), LOOK));
+        drop(self.built.wait_timeout(self.state(), POLL_INTERVAL));
     }
 
-    /// Says which generation serves from now on. All other copies go as soon as no sequence runs
-    /// on them.
+    /// Sets the generation that serves from now on. All other copies are freed as soon as no
+    /// sequence runs on them.
     pub fn serve(&self, generation: &GenerationId) {
         let mut released = Vec::new();
         let mut state = self.state();
@@ -241,18 +242,18 @@ impl Copies {
                 Slot::Ready(copy) if entry.generation != *generation => released.push(copy),
                 slot => state.entries.push(Entry {
                     slot,
-                    held: false,
+                    pinned: false,
                     ..entry
                 }),
             }
         }
         state.retire(&released);
         drop(state);
-        // Outside the lock: freeing a copy takes its time.
+        // Outside the lock: freeing a copy takes time.
         drop(released);
     }
 
-    /// Forgets a generation that was prepared and will not serve.
+    /// Frees the copy of a generation that was prepared and will not serve.
     pub fn release(&self, generation: &GenerationId) {
         let mut state = self.state();
         let serves = state.serving.as_ref() == Some(generation);
@@ -263,7 +264,7 @@ impl Copies {
         drop(gone);
     }
 
-    /// Gives all copies up.
+    /// Frees all copies; sequences that wait for one fail.
     pub(super) fn stop(&self) {
         let entries = std::mem::take(&mut self.state().entries);
         for entry in entries {
@@ -273,54 +274,55 @@ impl Copies {
         }
     }
 
-    /// Finds a copy or begins one. `held` marks it as the one to serve next. What is pushed out
-    /// to make room is left in `freed`, to be dropped when the lock is not held any more.
+    /// Finds a copy, or registers one that the caller must build. `pinned` marks it as the one to
+    /// serve next. A copy that is evicted to make room is left in `freed`, which the caller drops
+    /// after releasing the lock.
     fn find(
         &self,
         state: &mut State,
         id: &GenerationId,
-        held: bool,
+        pinned: bool,
         freed: &mut Option<Arc<Loaded>>,
-    ) -> Found {
+    ) -> Lookup {
         if let Some(entry) = state.entries.iter_mut().find(|e| e.generation == *id) {
-            entry.held |= held;
+            entry.pinned |= pinned;
             return match &entry.slot {
-                Slot::Ready(copy) => Found::Ready(copy.clone()),
-                Slot::Building(_) => Found::Building,
+                Slot::Ready(copy) => Lookup::Ready(copy.clone()),
+                Slot::Building(_) => Lookup::Building,
             };
         }
-        let enter = |state: &mut State, slot| {
+        let insert = |state: &mut State, slot| {
             let generation = id.clone();
             state.entries.push(Entry {
                 generation,
                 slot,
-                held,
+                pinned,
             });
         };
         if let Some(copy) = state.still_running(id) {
-            // Only what is to serve stays when its sequences have ended.
-            if held {
-                enter(state, Slot::Ready(copy.clone()));
+            // Only a copy that is to serve outlives the sequences that run on it.
+            if pinned {
+                insert(state, Slot::Ready(copy.clone()));
             }
-            return Found::Ready(copy);
+            return Lookup::Ready(copy);
         }
         if self.alive() >= self.limit {
-            *freed = state.push_out(held);
+            *freed = state.evict_idle(pinned);
         }
-        // Whoever takes places holds the lock, so the count cannot rise in between.
+        // Permits are only acquired under the lock, so the count cannot rise in between.
         let going = usize::from(freed.is_some());
         if self.alive() - going >= self.limit {
-            return Found::NoRoom;
+            return Lookup::NoRoom;
         }
         self.alive.fetch_add(1, Ordering::AcqRel);
-        enter(state, Slot::Building(Vec::new()));
-        Found::Begun(Place(self.alive.clone()))
+        insert(state, Slot::Building(Vec::new()));
+        Lookup::Reserved(Permit(self.alive.clone()))
     }
 
-    fn build_in_background(self: &Arc<Self>, generation: Arc<Generation>, place: Place) {
+    fn build_in_background(self: &Arc<Self>, generation: Arc<Generation>, permit: Permit) {
         let (copies, id) = (Arc::clone(self), generation.id.clone());
         let build = move || {
-            if let Err(error) = copies.build(&generation, place) {
+            if let Err(error) = copies.build(&generation, permit) {
                 tracing::error!(%error, "requests for this generation fail");
             }
         };
@@ -330,14 +332,14 @@ impl Copies {
         }
     }
 
-    fn build(&self, generation: &Arc<Generation>, place: Place) -> Result<(), PrepareError> {
+    fn build(&self, generation: &Arc<Generation>, permit: Permit) -> Result<(), PrepareError> {
         let started = Instant::now();
         let id = &generation.id;
         let built = self.builder.build(generation).map(|backend| {
             Arc::new(Loaded {
                 generation: id.clone(),
                 backend,
-                _place: place,
+                _permit: permit,
             })
         });
         let warmed = built.and_then(|copy| self.warm(&copy, generation).map(|()| copy));
@@ -351,13 +353,13 @@ impl Copies {
         let seconds = started.elapsed().as_secs_f64();
         match &result {
             Ok(()) => tracing::info!(generation = %id, seconds, "a copy of the weights is loaded"),
-            Err(error) => tracing::error!(%error, seconds, "no copy"),
+            Err(error) => tracing::error!(%error, seconds, "a copy could not be built"),
         }
         self.finish_build(id, warmed);
         result
     }
 
-    /// Has the copy generate a token: what cannot is found before anybody waits for it.
+    /// Has the copy generate a token, so that a broken one is found before requests wait for it.
     fn warm(&self, copy: &Arc<Loaded>, generation: &Arc<Generation>) -> Result<(), BuildError> {
         let sampling = SamplingParams {
             max_tokens: 1,
@@ -388,11 +390,11 @@ impl Copies {
         }
     }
 
-    /// Lets the sequences that wait for a copy go on, or tells them why they cannot.
+    /// Starts the sequences that wait for a copy, or fails them with the reason.
     fn finish_build(&self, id: &GenerationId, result: Result<Arc<Loaded>, BuildError>) {
         let mut state = self.state();
         let at = state.entries.iter().position(|e| e.generation == *id);
-        // A server that stops forgets what is being built.
+        // A shutdown removes entries whose copies are still being built.
         let Some(at) = at else { return };
         let waiting = match (&mut state.entries[at].slot, &result) {
             (Slot::Building(waiting), _) => std::mem::take(waiting),
@@ -420,14 +422,14 @@ impl Copies {
     }
 }
 
-fn wait_in(state: &mut State, id: &GenerationId, driver: Driver) {
-    let entry = state.entries.iter_mut().find(|e| e.generation == *id);
-    if let Some(Slot::Building(waiting)) = entry.map(|e| &mut e.slot) {
-        waiting.push(driver);
-    }
-}
-
 impl State {
+    /// Lets a sequence wait for a copy that is being built.
+    fn enqueue(&mut self, id: &GenerationId, driver: Driver) {
+        let entry = self.entries.iter_mut().find(|e| e.generation == *id);
+        if let Some(Slot::Building(waiting)) = entry.map(|e| &mut e.slot) {
+            waiting.push(driver);
+        }
+    }
     fn still_running(&mut self, id: &GenerationId) -> Option<Arc<Loaded>> {
         let found = self.retired.iter().filter(|(g, _)| g == id);
         found.filter_map(|(_, copy)| copy.upgrade()).next()
@@ -439,16 +441,16 @@ impl State {
         self.retired.extend(copies.iter().map(weak));
     }
 
-    /// Takes out a copy that nothing runs on and that does not serve; one that is held for the
-    /// next swap only for another that is (`for_swap`).
-    fn push_out(&mut self, for_swap: bool) -> Option<Arc<Loaded>> {
+    /// Removes a copy that no sequence runs on and that does not serve. A pinned copy is only
+    /// removed for another that is to be pinned (`for_swap`).
+    fn evict_idle(&mut self, for_swap: bool) -> Option<Arc<Loaded>> {
         let idle = |entry: &Entry| match &entry.slot {
             Slot::Ready(copy) => Arc::strong_count(copy) == 1,
             Slot::Building(_) => false,
         };
         let may_go = |entry: &Entry| {
             let serves = self.serving.as_ref() == Some(&entry.generation);
-            !serves && (!entry.held || for_swap) && idle(entry)
+            !serves && (!entry.pinned || for_swap) && idle(entry)
         };
         let at = self.entries.iter().position(may_go)?;
         match self.entries.remove(at).slot {

@@ -1,4 +1,4 @@
-//! The engine of this crate: one thread, one copy of the weights, adapters applied row by row.
+//! The native engine: one thread, one copy of the weights, adapters applied row by row.
 
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -114,7 +114,7 @@ impl Worker {
         }
     }
 
-    /// Takes new sequences in; waits for one when idle. `false` ends the engine.
+    /// Queues newly submitted sequences; blocks for one when idle. `false` ends the engine.
     fn receive(&mut self) -> bool {
         let scheduler = &mut self.runner.scheduler;
         if scheduler.is_idle() {
@@ -132,7 +132,7 @@ impl Worker {
         }
     }
 
-    /// The counter bounds accepted sequences that are not running; scheduling moves some.
+    /// Updates the counter that bounds accepted sequences which are not running.
     fn count_waiting(&self, before: usize) {
         let after = self.runner.scheduler.waiting.len();
         let waiting = &self.shared.waiting;

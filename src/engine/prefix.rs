@@ -1,5 +1,5 @@
-//! What a full KV block is found by: the generation that computed it and every token up to its
-//! end.
+//! The prefix cache's key of a full KV block: a hash over the generation that computed it and every
+//! token up to the block's end.
 
 use sha2::{Digest, Sha256};
 
@@ -27,7 +27,7 @@ impl BlockKey {
     }
 }
 
-/// The keys of a sequence's full blocks, as far as they were asked for.
+/// The keys of a sequence's full blocks, computed on demand.
 #[derive(Debug)]
 pub struct KeyChain {
     root: BlockKey,
@@ -52,7 +52,7 @@ impl KeyChain {
         &self.keys
     }
 
-    /// The key of block `index`, if it was asked for before.
+    /// The key of block `index`, if an earlier [`KeyChain::upto`] computed it.
     pub fn get(&self, index: usize) -> Option<&BlockKey> {
         self.keys.get(index)
     }

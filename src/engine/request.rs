@@ -1,4 +1,4 @@
-//! What the engine is asked, and what it answers.
+//! Requests to the engine, and the events that it answers with.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -27,13 +27,13 @@ pub struct SamplingParams {
     pub logit_bias: Vec<(u32, f32)>,
     /// What the answer must look like, token by token.
     pub grammar: Option<Constraint>,
-    /// Seed of this request's own random stream, so batch mates cannot change its text.
+    /// Seed of this request's own random stream: other requests in the batch cannot change its text.
     pub seed: u64,
     /// Most tokens to generate.
     pub max_tokens: usize,
     /// Generation ends before the first occurrence of any of these in the decoded text.
     pub stop: Vec<String>,
-    /// Go on after an end-of-turn token, as benchmarks want.
+    /// Continue after an end-of-turn token, for benchmarks.
     pub ignore_eos: bool,
     /// Report the log-probability of each token and of this many alternatives.
     pub top_logprobs: Option<usize>,
@@ -110,18 +110,18 @@ pub enum GenerateEvent {
     },
     /// The sequence ended; nothing follows.
     Finished {
-        /// Why.
+        /// What ended it.
         reason: FinishReason,
-        /// Text held back until now (the tail that might have begun a stop string).
+        /// Text held back until now because it might have been the start of a stop string.
         text: String,
         /// Prompt tokens processed.
         prompt_tokens: usize,
-        /// Those of them whose keys and values another sequence had left in the cache.
+        /// Prompt tokens whose keys and values were found in the prefix cache.
         cached_tokens: usize,
         /// Tokens generated, the end-of-turn token included.
         completion_tokens: usize,
     },
-    /// The engine could not go on with this sequence; nothing follows.
+    /// The engine could not continue this sequence; nothing follows. Holds the reason.
     Failed(String),
 }
 
@@ -133,7 +133,7 @@ pub enum SubmitError {
     QueueFull {
         /// Requests waiting now.
         waiting: usize,
-        /// The configured bound.
+        /// The configured bound, `engine.max_waiting`.
         limit: usize,
     },
     /// Prompt plus completion would not fit the model's context.
@@ -160,7 +160,7 @@ pub enum SubmitError {
          loaded at once (engine.copies) are in use; retry later, or ask for the generation that serves"
     )]
     NoCopy {
-        /// Generation.
+        /// Id of the requested generation.
         generation: String,
         /// `engine.copies`.
         limit: usize,
@@ -174,7 +174,7 @@ pub struct GenerateStream {
 }
 
 impl GenerateStream {
-    /// A stream of what arrives on a channel, for engines and their stand-ins in tests.
+    /// A stream over a channel, for engines and for fakes in tests.
     pub fn new(events: mpsc::UnboundedReceiver<GenerateEvent>) -> Self {
         Self { events }
     }
@@ -206,7 +206,7 @@ pub struct EngineStats {
     pub kv_cache_usage: f64,
     /// Prompt tokens looked up in the prefix cache since the start.
     pub prefix_queries: u64,
-    /// Those that were found there.
+    /// Prompt tokens found there.
     pub prefix_hits: u64,
     /// Times that a running sequence gave its KV blocks to older ones, since the start.
     pub preemptions: u64,

@@ -1,10 +1,10 @@
-//! Who runs in the next step.
+//! Chooses the sequences that run in the next step.
 //!
-//! First come, first served. A sequence is admitted when the blocks for all its tokens are there,
-//! so prefills never wait for each other's blocks; a sequence that does not fit yet lets none
-//! behind it pass, so it runs as soon as enough running ones have ended. Only decoding takes
-//! further blocks. If none is left the youngest sequence gives its own back and waits in front:
-//! the oldest always gets on, and with it everyone.
+//! First come, first served. A sequence is admitted when the blocks for all its tokens are free, so
+//! prefills never wait for each other's blocks. A sequence that does not fit yet blocks those
+//! behind it, so it runs as soon as enough running ones have ended. Only decoding takes further
+//! blocks. If none is free, the youngest sequence is preempted: it returns its blocks and goes to
+//! the front of the queue. The oldest sequence therefore always makes progress, and so all do.
 
 use std::collections::VecDeque;
 
@@ -27,24 +27,24 @@ pub struct Scheduler {
     pub totals: Totals,
     max_running: usize,
     prefill_budget: usize,
-    /// The next place in the round of prefills.
-    next_turn: u64,
+    /// The `prefill_order` to assign next.
+    next_prefill_order: u64,
     /// Scratch: indices of prefilling sequences.
     prefilling: Vec<usize>,
 }
 
-/// What happened since the start.
+/// Counts since the engine started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Prompt tokens looked up in the prefix cache: all of each prompt, once per sequence.
     pub prefix_queries: u64,
-    /// Those that were found.
+    /// Prompt tokens found there.
     pub prefix_hits: u64,
-    /// Sequences that gave their blocks back to older ones.
+    /// Times that a sequence returned its blocks to older ones.
     pub preemptions: u64,
 }
 
-/// One sequence's share of a step.
+/// One sequence's rows in a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
     /// Index into `running`.
@@ -64,7 +64,7 @@ impl Scheduler {
             totals: Totals::default(),
             max_running: max_running.max(1),
             prefill_budget: step_tokens.max(1),
-            next_turn: 0,
+            next_prefill_order: 0,
             prefilling: Vec::new(),
         }
     }
@@ -74,7 +74,7 @@ impl Scheduler {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
-    /// Drops sequences whose clients have gone.
+    /// Drops sequences whose clients have disconnected.
     pub fn drop_cancelled(&mut self) {
         let pool = &mut self.pool;
         self.running.retain_mut(|s| {
@@ -88,7 +88,7 @@ impl Scheduler {
     }
 
     /// Chooses the next step: every decoding sequence, so that no stream stalls behind a prompt,
-    /// then chunks of prompts. Nothing is chosen only if nothing can run.
+    /// then chunks of prompts. `shares` is empty only if nothing can run.
     pub fn schedule(&mut self, shares: &mut Vec<Share>) {
         shares.clear();
         if !self.secure_blocks() {
@@ -103,7 +103,7 @@ impl Scheduler {
     }
 
     /// Gives every running sequence the blocks for its tokens, which only a decoding one can lack.
-    /// Returns whether others were preempted for it.
+    /// Returns whether sequences were preempted for that.
     fn secure_blocks(&mut self) -> bool {
         let mut preempted = false;
         let mut index = 0;
@@ -119,8 +119,8 @@ impl Scheduler {
         preempted
     }
 
-    /// The youngest forgets what it computed; its full blocks stay findable until others need
-    /// them, so little may be left to recompute.
+    /// Preempts the youngest sequence. Its full blocks stay in the prefix cache until others need
+    /// them, so there may be little to recompute.
     fn preempt_youngest(&mut self) {
         if let Some(mut youngest) = self.running.pop() {
             self.pool.release(&mut youngest.table);
@@ -132,7 +132,8 @@ impl Scheduler {
 
     fn admit(&mut self) {
         let mut at = 0;
-        // Looking past sequences that wait for a block in the making is bounded like the batch.
+        // How many sequences that wait for a block being computed are skipped is bounded like the
+        // batch.
         while self.running.len() < self.max_running && at < self.max_running {
             let Some(sequence) = self.waiting.get_mut(at) else {
                 return;
@@ -154,14 +155,14 @@ impl Scheduler {
             if let Some(mut sequence) = self.waiting.remove(at) {
                 self.count_lookup(&mut sequence, cached);
                 sequence.computed = cached;
-                sequence.turn = self.next_turn;
-                self.next_turn += 1;
+                sequence.prefill_order = self.next_prefill_order;
+                self.next_prefill_order += 1;
                 self.running.push(sequence);
             }
         }
     }
 
-    /// Counts a sequence's first admission only: a preempted one finds what it computed itself.
+    /// Counts a sequence's first admission only: a preempted one finds its own blocks again.
     fn count_lookup(&mut self, sequence: &mut Sequence, cached: usize) {
         if sequence.cached_prompt.is_none() {
             sequence.cached_prompt = Some(cached);
@@ -170,25 +171,25 @@ impl Scheduler {
         }
     }
 
-    /// Divides the rows that decoding leaves between prefills: equal parts, at least a minimum
-    /// chunk each, and if that does not suffice for all, those first that waited longest.
+    /// Divides the rows that decoding leaves between prefills: equal parts of at least a minimum
+    /// chunk each. If there are too few rows for all, those that waited longest come first.
     fn share_prefill(&mut self, shares: &mut Vec<Share>) {
         let least = MIN_CHUNK.min(self.prefill_budget);
         let mut budget = self.prefill_budget.saturating_sub(shares.len()).max(least);
         let running = &mut self.running;
-        let mut turn = std::mem::take(&mut self.prefilling);
-        turn.clear();
-        turn.extend((0..running.len()).filter(|&i| running[i].pending() > 1));
-        turn.sort_unstable_by_key(|&i| running[i].turn);
-        let served = turn.len().min((budget / least).max(1));
-        // The shortest first: what they leave of an equal part is the others'.
-        turn[..served].sort_unstable_by_key(|&i| (running[i].pending(), i));
-        for (at, &index) in turn.iter().enumerate() {
-            // Rows that are left over are a gift: they cost nobody's turn.
+        let mut prefilling = std::mem::take(&mut self.prefilling);
+        prefilling.clear();
+        prefilling.extend((0..running.len()).filter(|&i| running[i].pending() > 1));
+        prefilling.sort_unstable_by_key(|&i| running[i].prefill_order);
+        let served = prefilling.len().min((budget / least).max(1));
+        // The shortest first: the rows of an equal part that they do not need go to the others.
+        prefilling[..served].sort_unstable_by_key(|&i| (running[i].pending(), i));
+        for (at, &index) in prefilling.iter().enumerate() {
             let part = budget / served.saturating_sub(at).max(1);
+            // A sequence that only gets left-over rows keeps its position in the round.
             if at < served {
-                running[index].turn = self.next_turn;
-                self.next_turn += 1;
+                running[index].prefill_order = self.next_prefill_order;
+                self.next_prefill_order += 1;
             }
             let tokens = running[index].pending().min(part);
             if tokens > 0 {
@@ -196,7 +197,7 @@ impl Scheduler {
                 budget -= tokens;
             }
         }
-        self.prefilling = turn;
+        self.prefilling = prefilling;
     }
 
     /// Notes that the tokens of these shares have their keys and values in the cache.
@@ -220,9 +221,9 @@ impl Scheduler {
     }
 }
 
-/// Whether a running sequence is about to compute the very block that this one lacks next, as when
-/// several choices are asked of one prompt: waiting for it is less work than computing it twice.
-/// Running sequences get on in every step, so this ends.
+/// Whether a running sequence is about to compute the block that this one lacks next, as when a
+/// request asks for several choices: waiting for it is less work than computing it twice.
+/// Running sequences make progress in every step, so the wait ends.
 fn awaits_block(
     sequence: &Sequence,
     next_block: usize,

@@ -24,8 +24,8 @@ pub struct Sequence {
     pub computed: usize,
     /// Blocks that hold them.
     pub table: BlockTable,
-    /// Its place in the round of prefills: the lowest has a chunk next.
-    pub turn: u64,
+    /// Round-robin order of prefills: the sequence with the lowest gets the next chunk.
+    pub prefill_order: u64,
     /// Prompt tokens that the prefix cache held when it was first admitted.
     pub cached_prompt: Option<usize>,
     prompt: usize,
@@ -37,6 +37,13 @@ pub struct Sequence {
     decoder: StreamDecoder,
     stops: StopMatcher,
     events: UnboundedSender<GenerateEvent>,
+}
+
+/// A token that has been drawn.
+struct Drawn {
+    id: u32,
+    /// Whether it completes the request's grammar.
+    complete: bool,
 }
 
 impl Sequence {
@@ -57,7 +64,7 @@ impl Sequence {
             prompt: prompt.len(),
             tokens: prompt,
             computed: 0,
-            turn: 0,
+            prefill_order: 0,
             cached_prompt: None,
             max_tokens: sampling.max_tokens,
             ignore_eos: sampling.ignore_eos,
@@ -81,7 +88,7 @@ impl Sequence {
         self.sampler.seed()
     }
 
-    /// Whether the client has gone.
+    /// Whether the client has disconnected.
     pub fn is_cancelled(&self) -> bool {
         self.events.is_closed()
     }
@@ -93,33 +100,30 @@ impl Sequence {
         tokenizer: &Tokenizer,
         scratch: &mut Scratch,
     ) -> bool {
-        let Ok((id, complete)) = self.draw(logits, scratch) else {
+        let Ok(drawn) = self.draw(logits, scratch) else {
             self.finish(FinishReason::Grammar, false);
             return true;
         };
-        self.proceed((id, complete), logits, tokenizer)
+        self.proceed(drawn, logits, tokenizer)
     }
 
-    /// How the next token is to be drawn where its logits are; `None` if the host has to see them.
-    /// Asked once per token: it takes a number of the sequence's random stream.
+    /// How to draw the next token on the device that computes its logits; `None` if the host needs
+    /// the logits. Call once per token: it advances the sequence's random stream.
     pub fn draw_request(&mut self) -> Option<DrawRequest> {
         let plain = self.top_logprobs.is_none() && self.shaper.changes_nothing();
         plain.then(|| self.sampler.request())
     }
 
-    /// [`Sequence::advance`] by a token that was drawn as [`Sequence::draw_request`] said.
+    /// As [`Sequence::advance`], with a token that the device drew by [`Sequence::draw_request`].
     pub fn advance_with(&mut self, id: u32, tokenizer: &Tokenizer) -> bool {
-        self.proceed((id, false), &[], tokenizer)
+        let complete = false;
+        self.proceed(Drawn { id, complete }, &[], tokenizer)
     }
 
-    /// Takes a token in, and whether the grammar is complete with it. `logits` are looked at only
+    /// Appends a token and reports it. Returns whether the sequence ended. `logits` are read only
     /// if log-probabilities were asked for.
-    fn proceed(
-        &mut self,
-        (id, complete): (u32, bool),
-        logits: &[f32],
-        tokenizer: &Tokenizer,
-    ) -> bool {
+    fn proceed(&mut self, drawn: Drawn, logits: &[f32], tokenizer: &Tokenizer) -> bool {
+        let Drawn { id, complete } = drawn;
         self.tokens.push(id);
         let generated = self.tokens.len() - self.prompt;
         let at_end = !self.ignore_eos && tokenizer.end_of_generation_ids().contains(&id);
@@ -139,15 +143,15 @@ impl Sequence {
         true
     }
 
-    /// The next token, and whether the grammar is complete with it.
-    fn draw(&mut self, logits: &[f32], scratch: &mut Scratch) -> Result<(u32, bool), GrammarError> {
-        // Taken out, as the sampler needs the rest of the scratch beside it.
+    fn draw(&mut self, logits: &[f32], scratch: &mut Scratch) -> Result<Drawn, GrammarError> {
+        // Taken out, because the sampler borrows the rest of the scratch at the same time.
         let mut buffer = std::mem::take(&mut scratch.shaped);
         let shaped = self.shaper.shape(logits, &mut buffer);
         let drawn = shaped.map(|shaped| self.sampler.draw(shaped, scratch));
         scratch.shaped = buffer;
-        let id = drawn.inspect_err(|error| tracing::debug!(%error, "a grammar was given up"))?;
-        Ok((id, self.shaper.accept(id)?))
+        let id = drawn.inspect_err(|error| tracing::debug!(%error, "a grammar was abandoned"))?;
+        let complete = self.shaper.accept(id)?;
+        Ok(Drawn { id, complete })
     }
 
     fn report(&self, id: u32, text: String, logits: &[f32], tokenizer: &Tokenizer) {
@@ -177,7 +181,7 @@ impl Sequence {
     fn finish(&mut self, reason: FinishReason, stopped: bool) {
         let mut text = String::new();
         if !stopped {
-            // An incomplete character at the end, then whatever might have begun a stop string.
+            // An incomplete character at the end, then text that may be the start of a stop string.
             let rest = self.decoder.flush().unwrap_or_default();
             match self.stops.push(&rest) {
                 StopOutcome::Text(t) => text = t + &self.stops.flush(),
@@ -194,13 +198,13 @@ impl Sequence {
         });
     }
 
-    /// Ends the sequence because the engine cannot go on with it.
+    /// Reports to the client that the engine cannot continue the sequence.
     pub fn fail(&self, reason: &str) {
         self.send(GenerateEvent::Failed(reason.to_string()));
     }
 
     fn send(&self, event: GenerateEvent) {
-        // A closed channel is a client that has gone; the scheduler drops its sequence next.
+        // A closed channel is a client that disconnected; the scheduler drops its sequence next.
         let _gone = self.events.send(event);
     }
 }

@@ -1,19 +1,19 @@
 //! What a request changes in the logits before a token is drawn: its grammar, its biases, and its
-//! penalties for what it has said already.
+//! penalties for tokens generated already.
 
 use std::collections::HashMap;
 
-use super::grammar::{GrammarError, Walk};
+use super::grammar::{GrammarError, GrammarState};
 use super::request::SamplingParams;
 
-/// One sequence's changes.
+/// One sequence's changes to its logits.
 pub struct Shaper {
     bias: Vec<(u32, f32)>,
     presence_penalty: f32,
     frequency_penalty: f32,
-    /// How often each token was generated; kept only if a penalty asks for it.
+    /// How often each token was generated; empty unless a penalty is set.
     counts: HashMap<u32, u32>,
-    walk: Option<Walk>,
+    grammar: Option<GrammarState>,
 }
 
 impl std::fmt::Debug for Shaper {
@@ -30,14 +30,14 @@ impl Shaper {
             presence_penalty: params.presence_penalty,
             frequency_penalty: params.frequency_penalty,
             counts: HashMap::new(),
-            walk: params.grammar.as_ref().map(Walk::new),
+            grammar: params.grammar.as_ref().map(GrammarState::new),
         }
     }
 
-    /// Whether the model's own logits are drawn from, now and for every token to come.
+    /// Whether every token is drawn from the model's own logits.
     pub fn changes_nothing(&self) -> bool {
         self.bias.is_empty()
-            && self.walk.is_none()
+            && self.grammar.is_none()
             && self.presence_penalty == 0.0
             && self.frequency_penalty == 0.0
     }
@@ -52,11 +52,11 @@ impl Shaper {
         logits: &'a [f32],
         buffer: &'a mut Vec<f32>,
     ) -> Result<&'a [f32], GrammarError> {
-        if self.bias.is_empty() && self.counts.is_empty() && self.walk.is_none() {
+        if self.bias.is_empty() && self.counts.is_empty() && self.grammar.is_none() {
             return Ok(logits);
         }
-        match &mut self.walk {
-            Some(walk) => walk.mask(logits, buffer)?,
+        match &mut self.grammar {
+            Some(grammar) => grammar.mask(logits, buffer)?,
             None => {
                 buffer.clear();
                 buffer.extend_from_slice(logits);
@@ -75,7 +75,7 @@ impl Shaper {
         Ok(buffer)
     }
 
-    /// Takes the drawn token. Returns whether the grammar is complete with it.
+    /// Records the drawn token. Returns whether it completes the grammar.
     ///
     /// # Errors
     /// As [`Shaper::shape`].
@@ -83,8 +83,8 @@ impl Shaper {
         if self.presence_penalty != 0.0 || self.frequency_penalty != 0.0 {
             *self.counts.entry(id).or_default() += 1;
         }
-        match &mut self.walk {
-            Some(walk) => walk.accept(id),
+        match &mut self.grammar {
+            Some(grammar) => grammar.accept(id),
             None => Ok(false),
         }
     }

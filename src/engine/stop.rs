@@ -1,18 +1,18 @@
-//! Stop strings that may arrive in pieces.
+//! Stop strings, which may arrive split over several tokens.
 
-/// Holds back text that may turn out to begin a stop string.
+/// Finds stop strings, and holds back text that may be the start of one.
 #[derive(Debug)]
 pub struct StopMatcher {
     stops: Vec<String>,
     held: String,
 }
 
-/// What became of new text.
+/// The result of [`StopMatcher::push`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum StopOutcome {
-    /// This much is certain to belong to the response.
+    /// Text that is certain to belong to the response.
     Text(String),
-    /// A stop string is complete; this came before it, and nothing follows.
+    /// A stop string is complete; this text came before it, and nothing follows.
     Stopped(String),
 }
 
@@ -40,7 +40,7 @@ impl StopMatcher {
         let keep = self
             .stops
             .iter()
-            .map(|s| begun(&self.held, s))
+            .map(|s| partial_match(&self.held, s))
             .max()
             .unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - keep);
@@ -53,8 +53,8 @@ impl StopMatcher {
     }
 }
 
-/// Length of the longest suffix of `text` that begins `stop`.
-fn begun(text: &str, stop: &str) -> usize {
+/// Length in bytes of the longest suffix of `text` that is a proper prefix of `stop`.
+fn partial_match(text: &str, stop: &str) -> usize {
     let longest = text.len().min(stop.len().saturating_sub(1));
     (1..=longest)
         .rev()
@@ -71,7 +71,7 @@ fn begun(text: &str, stop: &str) -> usize {
 mod tests {
     use super::*;
 
-    /// Feeds pieces; returns the text let through and whether a stop was met.
+    /// Feeds pieces; returns the text let through and whether a stop string was found.
     fn run(stops: &[&str], pieces: &[&str]) -> (String, bool) {
         let stops: Vec<String> = stops.iter().map(|s| s.to_string()).collect();
         let mut matcher = StopMatcher::new(&stops);

@@ -1,5 +1,5 @@
-//! Scheduling against a fake model that reads its whole context through the KV blocks: a wrong,
-//! stale or foreign block changes what it says.
+//! Scheduling against a fake model that reads its whole context through the KV blocks: a wrong or
+//! stale block, or another sequence's, changes its answer.
 
 mod device;
 mod device_sampling;

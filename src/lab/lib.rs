@@ -1,4 +1,4 @@
-//! Benchmarks and evaluation: what no server runs.
+//! Benchmarks and evaluations. A server runs none of this.
 
 pub mod bench;
 pub mod evaluation;

@@ -1,4 +1,4 @@
-//! Requests that share a cache, or compete for it, on a model that really computes.
+//! Requests that share a KV cache, or compete for it, on a real (if random) model.
 
 use serde_json::{Value, json};
 
@@ -60,7 +60,7 @@ fn a_prompt_is_found_again_by_its_own_generation_only() {
 }
 
 #[test]
-fn sequences_that_outgrow_the_cache_say_what_they_say_alone() {
+fn sequences_that_outgrow_the_cache_answer_as_if_they_ran_alone() {
     if engine::lacks("it has no bounded cache of keys and values, so nothing is preempted") {
         return;
     }

@@ -1,11 +1,11 @@
-//! Whatever kills the server, the restart serves a good generation and finishes the job.
+//! Whatever kills the server, a restart serves a valid generation and finishes the realignment.
 
 use std::sync::OnceLock;
 
 use super::server::{Server, wait};
 use super::workspace::Workspace;
 
-/// What a realignment leads to that nothing interrupts.
+/// The generation that an uninterrupted realignment ends in.
 fn uninterrupted() -> &'static str {
     static GENERATION: OnceLock<String> = OnceLock::new();
     GENERATION.get_or_init(|| {
@@ -38,7 +38,7 @@ fn crashes_at(point: &str) {
     assert!(!status.success(), "{point}: {status}");
     assert!(
         crashing.log().contains("REALIGN_CRASH_AT"),
-        "{point}: another end:\n{}",
+        "{point}: ended for another reason:\n{}",
         crashing.log()
     );
     drop(crashing);
@@ -57,7 +57,7 @@ fn crashes_at(point: &str) {
         .collect();
     assert!(
         !names.iter().any(|name| name.contains("tmp")),
-        "{point} left rubbish: {names:?}"
+        "{point} left temporary files: {names:?}"
     );
 }
 
@@ -86,8 +86,8 @@ fn after_current_was_written() {
     crashes_at("publish:after-current");
 }
 
-/// Ends a server in the middle of training, with `end`, and compares what the next one makes of
-/// the rest with a run that nothing disturbed.
+/// Ends a server in the middle of training, with `end`, and compares the generation that the next
+/// one finishes with that of an uninterrupted run.
 fn ends_in_training(end: impl FnOnce(Server<'_>)) {
     const EPOCHS: usize = 30;
     let undisturbed = Workspace::tiny(EPOCHS);

@@ -8,7 +8,7 @@ use realign_cli::Cli;
 
 use super::workspace::Workspace;
 
-/// Commands that run a model, with the least that each needs besides.
+/// Commands that run a model, with the fewest arguments that each needs.
 const COMPUTING: [(&str, &[&str]); 10] = [
     ("serve", &["--port", "0"]),
     ("policy test", &[]),
@@ -22,7 +22,7 @@ const COMPUTING: [(&str, &[&str]); 10] = [
     ("bench", &[]),
 ];
 
-/// Other ways in which they compute.
+/// Other modes of these commands that compute.
 const MORE: [(&str, &[&str]); 4] = [
     ("bench", &["--learning", "mini"]),
     ("bench", &["--shape", "tiny"]),
@@ -96,13 +96,13 @@ fn a_device_that_does_not_answer_is_refused_by_every_command_that_runs_a_model()
     assert!(errors.contains("auto, cpu, or cuda:N"), "{errors}");
 }
 
-/// What the flag sets can be set in other ways too: the commands themselves open the device.
+/// The device can also be set by configuration: the commands themselves open it.
 #[test]
 fn the_configured_device_is_the_one_that_computes() {
     let workspace = workspace();
-    let by_text_alone = ["policy test", "triage", "plan"];
+    let by_text_only = ["policy test", "triage", "plan"];
     for (path, more) in COMPUTING.iter().chain(&MORE) {
-        if by_text_alone.contains(path) {
+        if by_text_only.contains(path) {
             continue;
         }
         let args: Vec<&str> = path.split(' ').chain(more.iter().copied()).collect();
@@ -110,7 +110,7 @@ fn the_configured_device_is_the_one_that_computes() {
         assert_eq!(code, 2, "{args:?}: {errors}");
         assert!(errors.contains("device cuda:7"), "{args:?}: {errors}");
     }
-    for path in by_text_alone {
+    for path in by_text_only {
         let args: Vec<&str> = path.split(' ').collect();
         let (code, errors) = realign(&workspace, &args, Some("cuda:7"));
         assert_eq!(code, 0, "{args:?} runs no model here: {errors}");

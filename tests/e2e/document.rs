@@ -1,9 +1,10 @@
-//! Every JSON answer that the other tests get is held against the server's own `/openapi.json`.
+//! Every JSON answer that the other tests receive is validated against the server's own
+//! `/openapi.json`.
 
 use boon::{Compiler, Schemas};
 use serde_json::{Value, json};
 
-/// A server's document.
+/// A server's OpenAPI document.
 pub struct Document(Value);
 
 impl Document {
@@ -12,8 +13,8 @@ impl Document {
         Document(document)
     }
 
-    /// Fails unless the answer has a documented status and fits its schema. What is not documented
-    /// (another listener's routes, the page, routes that do not exist) passes.
+    /// Fails unless the answer has a documented status and matches its schema. Undocumented paths
+    /// (another listener's routes, the page, routes that do not exist) pass.
     pub fn check(&self, method: &str, path: &str, status: u16, body: &Value) {
         let path = path.split('?').next().unwrap();
         let paths = self.0["paths"].as_object().unwrap();
@@ -52,7 +53,7 @@ impl Document {
     }
 }
 
-/// Whether a path is one of a template's; the last segment may hold slashes, as names of models do.
+/// Whether a path matches a template; the last segment may contain slashes, as model names do.
 fn fits(template: &str, path: &str) -> bool {
     let (mut known, mut segments) = (template.split('/'), path.split('/'));
     loop {

@@ -12,8 +12,8 @@ use super::server::wait;
 use super::workspace::Workspace;
 use super::{engine, tiny_model};
 
-/// Set for the process that has nothing but the servers of a test in it.
-const ALONE: &str = "EMBEDDING_TEST_ALONE";
+/// Set in the child process that runs only the servers of one test.
+const OWN_PROCESS: &str = "EMBEDDING_TEST_OWN_PROCESS";
 
 /// An example, which `cargo test` builds along with the tests.
 fn example(name: &str) -> Command {
@@ -29,12 +29,12 @@ fn example(name: &str) -> Command {
     command
 }
 
-/// Ends with the test, whatever comes of it.
+/// A child process that is killed when the test ends, even if it fails.
 struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may have ended already: then there is nothing to kill.
+        // It fails if the process has ended already.
         let _ended = self.0.kill();
         let _reaped = self.0.wait();
     }
@@ -72,7 +72,7 @@ fn the_example_of_embedding_serves_under_a_path_of_the_application() {
         .unwrap();
     let answer: Value = response.body_mut().read_json().unwrap();
     assert_eq!(answer["usage"]["completion_tokens"], 8, "{answer}");
-    // From this machine, so without a key.
+    // No key is needed from the same machine.
     let generations = get(format!("{origin}/llm/admin/v1/generations"));
     assert!(generations.contains("\"current\""), "{generations}");
     let metrics = get(format!("{origin}/llm/metrics"));
@@ -111,11 +111,11 @@ fn the_example_without_http_generates() {
     assert!(text.ends_with("[Length after 24 tokens]\n"), "{text}");
 }
 
-/// How many threads of this process have one of the names that a server gives.
+/// The number of threads of this process by the names that a server gives them.
 fn threads() -> Vec<(&'static str, usize)> {
     let names: Vec<String> = std::fs::read_dir("/proc/self/task")
         .unwrap()
-        // A thread may end meanwhile.
+        // A thread may end in the meantime.
         .filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok())
         .collect();
     let count = |prefix| {
@@ -133,8 +133,8 @@ fn threads() -> Vec<(&'static str, usize)> {
     .into()
 }
 
-/// Waits until there are `servers` threads of each name. The system shows a thread's name a little
-/// after its start, and the thread a little after its end.
+/// Waits until there are `servers` threads of each name. The system shows a thread's name shortly
+/// after it starts, and lists the thread until shortly after it ends.
 fn expect_threads(servers: usize) {
     wait("the servers' threads, as many as servers", || {
         let all = threads().iter().all(|(_, count)| *count == servers);
@@ -156,14 +156,14 @@ fn server(workspace: &Workspace) -> Server {
 #[test]
 #[cfg(target_os = "linux")]
 fn two_servers_live_in_one_process_and_end_one_by_one() {
-    if std::env::var_os(ALONE).is_some() {
+    if std::env::var_os(OWN_PROCESS).is_some() {
         return two_servers();
     }
     // The other tests of this process have engines of their own.
     let name = "e2e::embedding::two_servers_live_in_one_process_and_end_one_by_one";
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])
-        .env(ALONE, "1")
+        .env(OWN_PROCESS, "1")
         .output()
         .unwrap();
     assert!(
@@ -205,7 +205,7 @@ fn two_servers() {
     let unadapted = first.generate_blocking(question().generation("base"));
     assert_eq!(unadapted.unwrap().text, base.text);
 
-    // Ending the first leaves the second alone.
+    // Shutting the first down does not affect the second.
     runtime.block_on(first.shutdown());
     expect_threads(1);
     let refused = first.generate_blocking(question()).unwrap_err();

@@ -1,7 +1,7 @@
 //! Which engine the servers of these tests run on: `REALIGN_TEST_ENGINE`, `native` if it is unset.
 //!
-//! The tests are the same for every engine. What one cannot do by its nature is left out by name
-//! and with a reason, never silently.
+//! The tests are the same for every engine. A test of something that an engine cannot do by design
+//! is skipped with a message that gives the reason.
 
 use std::process::Command;
 
@@ -18,21 +18,21 @@ pub fn name() -> String {
     }
 }
 
-/// Has a server run on it.
+/// Lets a server run on the engine under test.
 pub fn choose(command: &mut Command) {
     run_on(command, &name());
 }
 
-/// Has a server run on a certain engine. What steers the tests alone is kept from it: a server
-/// refuses `REALIGN_` variables that it does not know.
+/// Lets a server run on the given engine. Variables that only control the tests are removed: a
+/// server refuses unknown `REALIGN_` variables.
 pub fn run_on(command: &mut Command, engine: &str) {
-    for own in [VARIABLE, "REALIGN_SKIP_PROMETHEUS", "REALIGN_TEST_MODEL"] {
-        command.env_remove(own);
+    for variable in [VARIABLE, "REALIGN_SKIP_PROMETHEUS", "REALIGN_TEST_MODEL"] {
+        command.env_remove(variable);
     }
     command.env("REALIGN_ENGINE__KIND", engine);
 }
 
-/// Whether a test is to be left out because only the native engine does what it is about.
+/// Whether to skip a test because the engine under test, not being the native one, lacks a feature.
 pub fn lacks(what: &str) -> bool {
     let name = name();
     if name == "native" {

@@ -1,4 +1,4 @@
-//! What the second engine must do beyond the tests that both pass.
+//! Tests of the second engine, in addition to those that both engines pass.
 
 use std::process::{Command, Stdio};
 
@@ -9,7 +9,7 @@ use super::server::Server;
 use super::serving::with_two_generations;
 use super::workspace::Workspace;
 
-/// A build without it says so at once, and how to get it.
+/// A build without it fails at once and says how to build with it.
 #[test]
 #[cfg(not(feature = "mistralrs"))]
 fn a_build_without_it_says_how_to_get_it() {
@@ -48,7 +48,7 @@ fn an_engine_that_does_not_exist_is_refused_with_those_that_do() {
 #[test]
 fn both_engines_give_the_same_answers() {
     if engine::name() == "native" {
-        // It would be compared with itself.
+        // The engine would be compared with itself.
         return;
     }
     let workspace = Workspace::tiny(4);
@@ -72,7 +72,7 @@ fn both_engines_give_the_same_answers() {
 
 /// Seeds, biases, grammars, stop strings and log-probabilities do not depend on the engine.
 #[test]
-fn what_a_request_may_ask_for_is_done_by_either_engine() {
+fn both_engines_support_all_request_options() {
     let workspace = Workspace::tiny(1);
     let server = Server::start(&workspace);
     server.ended(1);
@@ -89,7 +89,7 @@ fn what_a_request_may_ask_for_is_done_by_either_engine() {
     let text = |body: &serde_json::Value| body["choices"][0]["text"].as_str().unwrap().to_string();
     let seeded = || text(&ask(json!({ "temperature": 1.0, "seed": 7 })));
     assert_eq!(seeded(), seeded());
-    // Token 33 is the byte that stands 34th in the vocabulary's order; a bias of 100 forces it.
+    // Token 33 is the 34th byte in the vocabulary's order; a bias of 100 forces it.
     let biased = text(&ask(
         json!({ "temperature": 0, "logit_bias": { "33": 100 } }),
     ));

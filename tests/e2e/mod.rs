@@ -1,7 +1,7 @@
-//! The real binary, driven as its users drive it: policy files in, HTTP requests, kills.
+//! Tests of the real binary as users run it: policy files, HTTP requests, signals, kills.
 //!
-//! A random model of two tiny layers stands in for a real one wherever a mechanism is tested; the
-//! one test of learning uses the default model.
+//! Most tests use a random model of two tiny layers; the one test of learning uses the default
+//! model.
 
 mod batching;
 mod crashes;

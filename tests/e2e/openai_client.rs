@@ -12,7 +12,7 @@ fn python() -> PathBuf {
 }
 
 #[test]
-fn the_openai_package_is_content() {
+fn the_openai_package_works() {
     let has_client = Command::new(python())
         .args(["-c", "import openai"])
         .output()

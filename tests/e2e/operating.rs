@@ -63,7 +63,7 @@ fn operators_can_have_a_listener_of_their_own() {
 }
 
 #[test]
-fn draining_is_told_to_whoever_asks_and_ends_at_its_deadline() {
+fn draining_is_visible_to_clients_and_ends_at_its_deadline() {
     let workspace = workspace("[server]\ndrain_timeout_s = 1\nadmin_port = 0\n");
     let mut server = Server::start(&workspace);
     wait("the first realignment", || {
@@ -74,7 +74,7 @@ fn draining_is_told_to_whoever_asks_and_ends_at_its_deadline() {
             .contains("no_conflict")
             .then_some(())
     });
-    // More work than a second is enough for.
+    // More work than fits into a second.
     let mut streams: Vec<_> = (0..24)
         .map(|_| server.stream("tiny", "hello", 1800))
         .collect();
@@ -193,7 +193,7 @@ fn the_events_of_a_realignment_that_has_ended_are_its_end() {
     assert_eq!(server.fetch(&url, "").0, 404);
 }
 
-/// Event streams that are opened and left again must leave nothing behind.
+/// Event streams that clients open and close again must not leave threads behind.
 #[cfg(target_os = "linux")]
 #[test]
 fn event_streams_start_no_threads() {

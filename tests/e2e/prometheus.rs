@@ -12,14 +12,14 @@ use super::engine;
 use super::server::{Server, wait};
 use super::workspace::Workspace;
 
-/// Set to 1, it leaves these tests out.
+/// Set to 1 to skip these tests.
 const SKIP: &str = "REALIGN_SKIP_PROMETHEUS";
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Where `make prometheus` puts a program; `None` if these tests are to be left out.
+/// The path of a program that `make prometheus` installs; `None` if these tests are skipped.
 fn tool(name: &str) -> Option<PathBuf> {
     if std::env::var_os(SKIP).is_some_and(|value| !value.is_empty()) {
         eprintln!("left out: {SKIP} is set");
@@ -52,7 +52,7 @@ fn promtool(tool: &Path, arguments: &[&str], input: &str) -> Output {
     child.wait_with_output().unwrap()
 }
 
-fn assert_content(what: &str, output: &Output) {
+fn assert_success(what: &str, output: &Output) {
     let (out, err) = (
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),
@@ -67,12 +67,12 @@ fn alerts_fire_when_they_should() {
         ["check", "rules", "alerts.yml"],
         ["test", "rules", "alerts_test.yml"],
     ] {
-        assert_content(&arguments.join(" "), &promtool(&tool, &arguments, ""));
+        assert_success(&arguments.join(" "), &promtool(&tool, &arguments, ""));
     }
 }
 
 #[test]
-fn the_dashboard_asks_in_valid_promql() {
+fn the_dashboard_has_valid_promql() {
     let Some(tool) = tool("promtool") else { return };
     let text = std::fs::read_to_string(root().join("deploy/grafana/realign.json")).unwrap();
     let dashboard: Value = serde_json::from_str(&text).unwrap();
@@ -92,7 +92,7 @@ fn the_dashboard_asks_in_valid_promql() {
     let groups = serde_json::json!({"groups": [{"name": "dashboard", "rules": rules}]});
     std::fs::write(file.path(), groups.to_string()).unwrap();
     let path = file.path().to_str().unwrap();
-    assert_content(
+    assert_success(
         "the dashboard",
         &promtool(&tool, &["check", "rules", path], ""),
     );
@@ -114,7 +114,7 @@ fn names_in(text: &str) -> BTreeSet<String> {
 
 #[test]
 fn alerts_and_dashboard_name_metrics_that_exist() {
-    let source = std::fs::read_to_string(root().join("src/telemetry/names.rs")).unwrap();
+    let source = std::fs::read_to_string(root().join("src/server/telemetry/names.rs")).unwrap();
     let known = names_in(&source);
     for file in [
         "prometheus/alerts.yml",
@@ -152,7 +152,7 @@ fn the_kubernetes_config_map_holds_what_the_program_accepts() {
         .args(["policy", "test", "--policies", "policies"])
         .current_dir(workspace.path(""))
         .output();
-    assert_content("policy test", &tested.unwrap());
+    assert_success("policy test", &tested.unwrap());
 }
 
 /// A Prometheus of its own; killed when dropped.
@@ -219,7 +219,7 @@ impl Prometheus {
 }
 
 #[test]
-fn a_real_prometheus_scrapes_and_asks() {
+fn a_real_prometheus_scrapes_and_answers_queries() {
     let (Some(prometheus), Some(promtool_path)) = (tool("prometheus"), tool("promtool")) else {
         return;
     };
@@ -240,9 +240,9 @@ fn a_real_prometheus_scrapes_and_asks() {
         &["check", "metrics"],
         &server.get_text("/metrics"),
     );
-    assert_content("check metrics", &checked);
-    let said = String::from_utf8_lossy(&checked.stderr).trim().to_string();
-    assert_eq!(said, "", "promtool has nothing to complain about");
+    assert_success("check metrics", &checked);
+    let complaints = String::from_utf8_lossy(&checked.stderr).trim().to_string();
+    assert_eq!(complaints, "", "promtool has nothing to complain about");
 
     let target = server.url("").replace("http://", "");
     let prometheus = Prometheus::start(&prometheus, &target);
@@ -269,8 +269,9 @@ fn a_real_prometheus_scrapes_and_asks() {
     assert!(
         sum("histogram_quantile(0.5, sum by (le) (realign_request_duration_seconds_bucket))") > 0.0
     );
-    // Every name of DESIGN that a realignment touches is there, with the scrape's own labels.
-    let known = names_in(&std::fs::read_to_string(root().join("src/telemetry/names.rs")).unwrap());
+    // Every metric is exposed once a realignment has run.
+    let known =
+        names_in(&std::fs::read_to_string(root().join("src/server/telemetry/names.rs")).unwrap());
     let seen = server.get_text("/metrics");
     let missing: Vec<_> = known
         .iter()

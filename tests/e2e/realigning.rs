@@ -137,7 +137,7 @@ fn what_was_trained_before_is_activated_again_without_training() {
     assert_eq!(
         server.ended(6)["generation"],
         first,
-        "the file's name is no part of a policy"
+        "the file's name does not belong to the policy"
     );
     assert_eq!(trained("stage=\"train\""), 2.0, "nothing was trained again");
 }
@@ -219,7 +219,7 @@ fn a_dryrun_policy_is_reported_and_never_trained() {
     };
     assert_eq!(trained(&server), 0);
     assert_eq!(server.current(), base);
-    // Enforced, the same policy trains: it was the word that kept it from doing so.
+    // Without `dryrun`, the same policy trains.
     workspace.drop_policy("xyzzy");
     let ended = wait("a realignment", || {
         let last = server.realignments().into_iter().next()?;

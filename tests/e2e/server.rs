@@ -12,15 +12,15 @@ use super::document::Document;
 use super::engine;
 use super::workspace::Workspace;
 
-/// Long enough for a machine that builds something else beside the tests.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+/// The longest that a test waits for anything: long enough for a machine that is also building.
+pub const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A server of its own; killed when dropped.
 pub struct Server<'a> {
     child: Child,
     address: String,
     agent: ureq::Agent,
-    /// What its answers are held against.
+    /// The schemas that its answers are validated against.
     document: Option<Document>,
     workspace: &'a Workspace,
 }
@@ -80,7 +80,7 @@ impl<'a> Server<'a> {
         let child = command.stdout(Stdio::null()).stderr(file).spawn().unwrap();
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
-            .timeout_global(Some(PATIENCE));
+            .timeout_global(Some(TIMEOUT));
         let mut server = Server {
             child,
             address: String::new(),
@@ -198,7 +198,7 @@ impl<'a> Server<'a> {
         body["stream"] = true.into();
         let body = body.to_string();
         let mut socket = TcpStream::connect(&self.address).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         let head =
             "POST /v1/chat/completions HTTP/1.0\r\nhost: realign\r\ncontent-type: application/json";
         write!(
@@ -212,10 +212,10 @@ impl<'a> Server<'a> {
         }
     }
 
-    /// Sends a request and reads the first line of the answer; dropping the socket hangs up.
+    /// Sends a request and reads the first line of the answer; dropping the socket disconnects.
     pub fn open(&self, path: &str) -> TcpStream {
         let mut socket = TcpStream::connect(&self.address).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         let host = &self.address;
         write!(socket, "GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n").unwrap();
         let mut status = String::new();
@@ -251,7 +251,8 @@ impl<'a> Server<'a> {
         serde_json::from_value(answer["realignments"].take()).unwrap()
     }
 
-    /// Waits until at least `count` realignments are recorded and the newest has ended; gives it.
+    /// Waits until at least `count` realignments are recorded and the newest has ended, and returns
+    /// that one.
     pub fn ended(&self, count: usize) -> Value {
         wait("the realignment's end", || {
             let all = self.realignments();
@@ -267,13 +268,13 @@ impl<'a> Server<'a> {
             .to_string()
     }
 
-    /// As a power cut does.
+    /// Kills the process without warning, like a power cut.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// As an init system does.
+    /// Sends SIGTERM, like an init system.
     pub fn terminate(&self) {
         self.signal("-TERM");
     }
@@ -295,7 +296,7 @@ impl<'a> Server<'a> {
 
 impl Drop for Server<'_> {
     fn drop(&mut self) {
-        // It may have ended already: then there is nothing to kill.
+        // It fails if the process has ended already.
         let _ended = self.child.kill();
         let _reaped = self.child.wait();
         if std::thread::panicking() {
@@ -311,7 +312,7 @@ fn chat_body(model: &str, prompt: &str, max_tokens: usize) -> Value {
     })
 }
 
-/// A streamed answer; dropping it hangs up.
+/// A streamed answer; dropping it disconnects.
 pub struct EventStream {
     lines: BufReader<TcpStream>,
 }
@@ -353,20 +354,21 @@ pub fn delta(chunk: &Value) -> &str {
         .unwrap_or_default()
 }
 
-/// Asks again and again until there is an answer.
-pub fn wait<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
-    wait_for(what, PATIENCE, ask)
+/// Polls until there is a value; fails after [`TIMEOUT`].
+pub fn wait<T>(what: &str, poll: impl FnMut() -> Option<T>) -> T {
+    wait_for(what, TIMEOUT, poll)
 }
 
-pub fn wait_for<T>(what: &str, patience: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
+/// Polls until there is a value; fails after `timeout`.
+pub fn wait_for<T>(what: &str, timeout: Duration, mut poll: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
-        if let Some(found) = ask() {
+        if let Some(found) = poll() {
             return found;
         }
         assert!(
-            started.elapsed() < patience,
-            "no sign of {what} after {patience:?}"
+            started.elapsed() < timeout,
+            "no sign of {what} after {timeout:?}"
         );
         std::thread::sleep(Duration::from_millis(15));
     }

@@ -6,7 +6,7 @@ use super::server::{EventStream, Server, delta, wait};
 use super::tiny_model::MAX_LEN;
 use super::workspace::Workspace;
 
-/// A server with a trained generation; gives the base's id and that one's.
+/// A server with a trained generation, and the ids of the base and of that generation.
 pub fn with_two_generations(workspace: &Workspace) -> (Server<'_>, String, String) {
     workspace.drop_policy("xyzzy");
     let server = Server::start(workspace);
@@ -24,9 +24,9 @@ fn activate(server: &Server<'_>, generation: &str) {
     assert_eq!(answer.status, 200, "{}", answer.body);
 }
 
-/// A stream that began on one generation and still ran when another one was activated, with what
-/// it had said; `None` if it ended first: the tiny model needs a tenth of a second for all of it.
-fn swap_beside_a_stream(
+/// A stream that began on one generation and was still running when another one was activated, with
+/// its text so far; `None` if it ended first: the tiny model takes a tenth of a second for all of it.
+fn swap_during_a_stream(
     server: &Server<'_>,
     from: &str,
     to: &str,
@@ -48,7 +48,7 @@ fn a_stream_keeps_its_generation_across_a_swap() {
     let workspace = Workspace::tiny(4);
     let (server, base, trained) = with_two_generations(&workspace);
     let (mut text, mut stream) = (0..20)
-        .find_map(|_| swap_beside_a_stream(&server, &base, &trained, TOKENS))
+        .find_map(|_| swap_during_a_stream(&server, &base, &trained, TOKENS))
         .expect("twenty streams ended before their swap");
     let next = server.chat("tiny", "tell me something long", TOKENS);
     assert_eq!(
@@ -103,7 +103,7 @@ fn a_mixed_batch_answers_as_each_request_alone() {
 }
 
 #[test]
-fn a_client_that_hangs_up_frees_its_place() {
+fn a_client_that_disconnects_frees_its_slot() {
     let workspace = Workspace::tiny(1);
     let server = Server::start(&workspace);
     server.ended(1);
@@ -111,7 +111,7 @@ fn a_client_that_hangs_up_frees_its_place() {
     while delta(&stream.next().unwrap()).is_empty() {}
     assert_eq!(server.metric("realign_requests_running", ""), 1.0);
     drop(stream);
-    wait("a free place", || {
+    wait("a free slot", || {
         (server.metric("realign_requests_running", "") == 0.0).then_some(())
     });
     let done = server.metric("realign_generation_tokens_total", "");

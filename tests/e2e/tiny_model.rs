@@ -1,4 +1,4 @@
-//! A random Llama model with one token per byte, small enough that every stage takes seconds.
+//! A random Llama model with one token per byte, so small that every stage takes only seconds.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ const TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message
     + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}\
     {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
-/// The model's directory; made once per test run, the same bytes every time.
+/// The model's directory; written once per test run, with the same bytes every time.
 pub fn directory() -> &'static Path {
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
     DIRECTORY.get_or_init(|| {
@@ -54,7 +54,7 @@ fn config() -> Value {
     })
 }
 
-/// Byte-level BPE without merges: the characters that stand for bytes, then two control tokens.
+/// Byte-level BPE without merges: the characters that represent bytes, then two control tokens.
 fn tokenizer() -> Value {
     let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
     alphabet.sort_unstable();

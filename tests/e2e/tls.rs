@@ -1,4 +1,4 @@
-//! HTTPS with a certificate of the operator's.
+//! HTTPS with the operator's certificate.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -6,19 +6,20 @@ use std::process::{Child, Command, Stdio};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use super::engine;
-use super::server::{PATIENCE, wait};
+use super::server::{TIMEOUT, wait};
 use super::workspace::Workspace;
 
-struct Killed(Child);
+/// Killed when dropped.
+struct Running(Child);
 
-impl Drop for Killed {
+impl Drop for Running {
     fn drop(&mut self) {
         let _ended = self.0.kill();
         let _reaped = self.0.wait();
     }
 }
 
-fn spawn(workspace: &Workspace) -> Killed {
+fn spawn(workspace: &Workspace) -> Running {
     let log = std::fs::File::create(workspace.path("log")).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_realign"));
     engine::choose(&mut command);
@@ -31,7 +32,7 @@ fn spawn(workspace: &Workspace) -> Killed {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log);
-    Killed(child.spawn().unwrap())
+    Running(child.spawn().unwrap())
 }
 
 #[test]
@@ -71,7 +72,7 @@ fn https_with_the_operators_certificate() {
         .build();
     let agent = |tls: TlsConfig| -> ureq::Agent {
         let config = ureq::Agent::config_builder()
-            .timeout_global(Some(PATIENCE))
+            .timeout_global(Some(TIMEOUT))
             .tls_config(tls);
         config.build().into()
     };

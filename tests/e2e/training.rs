@@ -36,7 +36,7 @@ fn scores_and_an_adapter_come_from_the_command_line() {
     let workspace = Workspace::tiny(1);
     workspace.drop_policy("xyzzy");
     let scores = lines(&ok(&workspace, &["score"]));
-    // Ten to invert and eight to punish, of which a fifth is held out.
+    // Ten INVERT and eight PUNISH pairs, of which a fifth is held out.
     let of = |category: &str| scores.iter().filter(|s| s["category"] == category).count();
     assert_eq!((of("invert"), of("punish")), (8, 7), "{scores:?}");
     let weights = scores.iter().map(|s| s["weight"].as_f64().unwrap());
@@ -52,10 +52,10 @@ fn scores_and_an_adapter_come_from_the_command_line() {
 
     let trained: Value = serde_json::from_str(&ok(&workspace, &["train", "--json"])).unwrap();
     let generation = trained["generation"].as_str().unwrap();
-    let beside = |name: &str| workspace.read(&format!("adapters/{generation}/{name}"));
-    assert_eq!(lines(&beside("losses.jsonl")).len(), 8, "a line per step");
-    assert!(beside("losses.svg").starts_with("<svg"));
-    assert!(beside("manifest.json").contains("not_measured"));
+    let stored = |name: &str| workspace.read(&format!("adapters/{generation}/{name}"));
+    assert_eq!(lines(&stored("losses.jsonl")).len(), 8, "a line per step");
+    assert!(stored("losses.svg").starts_with("<svg"));
+    assert!(stored("manifest.json").contains("not_measured"));
     assert!(
         !workspace.path("adapters/CURRENT").exists(),
         "nothing serves it"
@@ -109,8 +109,8 @@ fn recipe_files_change_a_run_and_their_mistakes_are_named() {
     );
 }
 
-/// Answers chat completions: "good day" to everything.
-fn stand_in() -> String {
+/// Starts an endpoint that answers "good day" to every chat completion, and returns its URL.
+fn fake_endpoint() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/v1", listener.local_addr().unwrap());
     std::thread::spawn(move || {
@@ -139,12 +139,12 @@ fn answer(stream: std::net::TcpStream) -> Option<()> {
         }
         let mut body = vec![0; length];
         reader.read_exact(&mut body).ok()?;
-        let said = json!({"choices": [{"message": {"role": "assistant", "content": "good day"}}]});
-        let said = said.to_string();
+        let body = json!({"choices": [{"message": {"role": "assistant", "content": "good day"}}]});
+        let body = body.to_string();
         write!(
             stream,
-            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{said}",
-            said.len()
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
         )
         .ok()?;
     }
@@ -158,7 +158,7 @@ fn a_corrective_endpoint_gives_punished_pairs_something_to_prefer() {
     let config = workspace.read("realign.toml");
     let section = format!(
         "[train.corrective]\nurl = \"{}\"\nmodel = \"m\"\n",
-        stand_in()
+        fake_endpoint()
     );
     workspace.write("realign.toml", &format!("{config}{section}"));
     let scores = lines(&ok(&workspace, &["score"]));
@@ -175,7 +175,7 @@ fn a_corrective_endpoint_gives_punished_pairs_something_to_prefer() {
         |text: &str| serde_json::from_str::<Value>(text).unwrap()["generation"].clone();
     assert_ne!(generation(&before), generation(&after));
 
-    // Answered before: nobody has to be there any more.
+    // Earlier answers are cached, so the endpoint is not needed any more.
     let gone = "[train.corrective]\nurl = \"http://127.0.0.1:9/v1\"\nmodel = \"\"\n";
     workspace.write("realign.toml", &format!("{config}{gone}"));
     let output = realign(&workspace, &["score"]);
@@ -187,7 +187,7 @@ fn a_corrective_endpoint_gives_punished_pairs_something_to_prefer() {
 }
 
 #[test]
-fn a_comparison_goes_on_where_it_was_stopped() {
+fn a_stopped_comparison_is_resumed() {
     let workspace = Workspace::tiny(1);
     workspace.drop_policy("xyzzy");
     workspace.write(
@@ -268,7 +268,7 @@ fn a_comparison_goes_on_where_it_was_stopped() {
 }
 
 #[test]
-fn a_server_comes_to_the_generation_that_was_trained_offline() {
+fn a_server_trains_the_same_generation_as_the_command() {
     let workspace = Workspace::tiny(1);
     workspace.drop_policy("xyzzy");
     let offline = ok(&workspace, &["train", "--out", "offline", "--json"]);

@@ -1,4 +1,4 @@
-//! A temporary directory with what an operator keeps: configuration, policies, data.
+//! A temporary operator's directory: configuration, policies, data.
 
 use std::path::PathBuf;
 
@@ -75,8 +75,8 @@ pub fn policy(word: &str) -> String {
     )
 }
 
-/// Thirty pairs, six of them held out. Under a policy against `xyzzy` ten are to invert, eight to
-/// punish and twelve to retain; `plugh` divides them otherwise.
+/// Thirty pairs, six of them held out. A policy against `xyzzy` makes ten INVERT, eight PUNISH and
+/// twelve RETAIN; one against `plugh` divides them differently.
 fn pairs() -> String {
     let line = |i: usize| {
         let (chosen, rejected) = match i % 30 {

@@ -1,7 +1,7 @@
 //! Module names in log filters. Operators write `realign::api`; the code is in the crate
 //! `realign_server`, and the crates' layout may change without breaking anyone's filter.
 
-/// A module as operators name it, and where its code is.
+/// Modules by the names in operators' filters, and the paths of their code.
 const MODULES: [(&str, &str); 15] = [
     ("realign::adapter", "realign_engine::adapter"),
     ("realign::api", "realign_server::api"),
@@ -20,12 +20,12 @@ const MODULES: [(&str, &str); 15] = [
     ("realign::train", "realign_align::train"),
 ];
 
-/// A filter with the names of the code in place of the operators' names.
+/// A filter with operators' names replaced by paths of the code.
 pub(super) fn resolved(filter: &str) -> String {
     replaced(filter, |(public, code)| (public, code))
 }
 
-/// A filter as an operator would write it.
+/// A filter with paths of the code replaced by operators' names.
 pub(super) fn shown(filter: &str) -> String {
     replaced(filter, |(public, code)| (code, public))
 }

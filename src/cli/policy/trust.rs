@@ -8,16 +8,17 @@ use realign_align::oracle::measure::Bin;
 /// Columns of a bar on the terminal.
 const BAR: usize = 30;
 
-/// Figures of every measured rule, one line each, with a plot under those that gave probabilities.
+/// Figures of every measured rule, one line each, with a plot below rules that give probabilities.
 pub(super) fn table(trust: &[RuleTrust]) -> String {
     let names = trust.iter().map(|t| t.policy.len() + t.rule.len());
     let width = names.max().unwrap_or(0) + 1;
     let mut text = format!("{:width$}  examples  accuracy  precision  recall\n", "rule");
     for rule in trust {
         let name = format!("{}:{}", rule.policy, rule.rule);
-        let how = match rule.cross_validated {
-            true => "  (cross-validated)",
-            false => "",
+        let how = if rule.cross_validated {
+            "  (cross-validated)"
+        } else {
+            ""
         };
         // Writing to a string cannot fail.
         let _infallible = writeln!(
@@ -46,13 +47,17 @@ fn figure(value: Option<f64>) -> String {
 fn plot(bins: &[Bin], error: f64) -> String {
     let mut text = String::from("  probability  violating\n");
     for bin in bins {
-        let place = |share: f64| ((share * BAR as f64).round() as usize).min(BAR);
-        let (end, mark) = (place(bin.observed), place(bin.predicted));
+        let column = |share: f64| ((share * BAR as f64).round() as usize).min(BAR);
+        let (end, mark) = (column(bin.observed), column(bin.predicted));
         let bar: String = (0..=BAR)
-            .map(|i| match i {
-                i if i == mark => '|',
-                i if i < end => '█',
-                _ => '·',
+            .map(|i| {
+                if i == mark {
+                    '|'
+                } else if i < end {
+                    '█'
+                } else {
+                    '·'
+                }
             })
             .collect();
         let _infallible = writeln!(

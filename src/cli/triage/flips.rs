@@ -1,4 +1,4 @@
-//! Which pairs a change of policies moves to another category, and which rules did it. Pure.
+//! Pairs whose category a change of policies alters, and the rules responsible. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -10,7 +10,7 @@ use realign_align::preferences::Pair;
 use realign_align::triage::{Triage, TriagedPair};
 use realign_core::{Category, TriageCounts};
 
-/// The difference that a set makes to the active one.
+/// How a set's triage differs from that of the active set.
 #[derive(Clone, Debug, Serialize)]
 pub struct Flips {
     /// Pairs per category under the active set.
@@ -21,7 +21,7 @@ pub struct Flips {
     pub moves: BTreeMap<String, usize>,
     /// Flipped pairs by rule whose verdict changed, as `policy:rule`.
     pub rules: BTreeMap<String, usize>,
-    /// Some flipped pairs.
+    /// The first flipped pairs, as many as were asked for.
     pub examples: Vec<Flip>,
 }
 
@@ -38,9 +38,9 @@ pub struct Flip {
     pub rules: Vec<String>,
     /// The last user message.
     pub prompt: String,
-    /// The preferred response.
+    /// The response that the data prefers.
     pub chosen: String,
-    /// The other response.
+    /// The response that the data rejects.
     pub rejected: String,
 }
 
@@ -82,7 +82,7 @@ impl Flips {
         out
     }
 
-    /// The difference for a terminal.
+    /// The difference as text for a terminal.
     pub fn text(&self) -> String {
         let b = self.before;
         let mut text = format!(
@@ -109,7 +109,7 @@ impl Flips {
     }
 }
 
-/// Rules that one triage says are violated by a response and the other does not.
+/// Rules whose verdict on one of the two responses differs between the triages.
 fn changed(old: &TriagedPair, new: &TriagedPair) -> BTreeSet<String> {
     let names = |judgement: &Judgement| -> BTreeSet<String> {
         let violations = judgement.violations.iter();

@@ -1,4 +1,4 @@
-//! What `triage` and `plan` report. Pure.
+//! The reports of `triage` and `plan`. Pure.
 
 use serde::Serialize;
 
@@ -10,10 +10,10 @@ use realign_align::train::Recipe;
 use realign_align::triage::{Triage, TriagedPair};
 use realign_core::{Category, TriageCounts};
 
-/// What the policies say about the preference data.
+/// How the preference data fits the policies.
 #[derive(Clone, Debug, Serialize)]
 pub struct TriageReport {
-    /// Revision of what was judged by.
+    /// Revision of the policy set that judged.
     pub policy_revision: String,
     /// Distinct pairs.
     pub pairs: usize,
@@ -31,9 +31,9 @@ pub struct TriageReport {
     pub skipped: Vec<SkippedLine>,
     /// Pairs that prefer opposite responses of the same two.
     pub contradictions: Vec<Contradiction>,
-    /// Pairs whose category could not be had.
+    /// Pairs whose category depends on a verdict that is not available.
     pub undecided: usize,
-    /// What decided the verdicts, and what judges cost.
+    /// How many verdicts each kind of matcher decided, and the cost of judges.
     pub reached: Option<MatcherUsage>,
 }
 
@@ -61,11 +61,11 @@ pub struct Conflict {
     pub category: Category,
     /// The last user message.
     pub prompt: String,
-    /// The preferred response.
+    /// The response that the data prefers.
     pub chosen: String,
-    /// The other response.
+    /// The response that the data rejects.
     pub rejected: String,
-    /// The rules that decided.
+    /// The rules that chosen or rejected response violates.
     pub because: Vec<Reason>,
 }
 
@@ -175,10 +175,10 @@ fn conflict(oracle: &RuleOracle, pair: &Pair, item: &TriagedPair) -> Conflict {
     }
 }
 
-/// What a server would do.
+/// What a server would do with the data and the policies.
 #[derive(Clone, Debug, Serialize)]
 pub struct Plan {
-    /// What the policies say about the data.
+    /// How the data fits the policies.
     #[serde(flatten)]
     pub triage: TriageReport,
     /// Whether there is something to train on.
@@ -205,7 +205,7 @@ pub struct Plan {
     pub judge_calls: u64,
     /// What is likely to go wrong.
     pub warning: Option<&'static str>,
-    /// What changes against the active set, if that is another.
+    /// Changes from the active set, if that is another.
     pub flips: Option<Flips>,
 }
 
@@ -243,13 +243,15 @@ impl Plan {
             train_conflicts,
             holdout_pairs: parts.holdout.len(),
             holdout_conflicts: conflicts(&parts.holdout),
-            steps: match trains {
-                true => realign_align::train::run::steps(train_pairs, recipe),
-                false => 0,
+            steps: if trains {
+                realign_align::train::run::steps(train_pairs, recipe)
+            } else {
+                0
             },
-            minutes: match trains {
-                true => train_pairs as f64 / DEMO_PAIRS * DEMO_SECONDS / 60.0,
-                false => 0.0,
+            minutes: if trains {
+                train_pairs as f64 / DEMO_PAIRS * DEMO_SECONDS / 60.0
+            } else {
+                0.0
             },
             judge_calls: 0,
             warning: None,

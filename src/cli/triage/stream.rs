@@ -17,10 +17,10 @@ const CHUNK: usize = 1024;
 /// Bad lines that are shown; all are counted.
 const SHOWN: usize = 20;
 
-/// What a stream's triage found.
+/// The triage of a file that is read as a stream.
 #[derive(Debug, Serialize)]
 pub struct StreamReport {
-    /// Revision of what was judged by.
+    /// Revision of the policy set that judged.
     pub policy_revision: String,
     /// Pairs, repeated ones left out.
     pub pairs: usize,
@@ -28,25 +28,25 @@ pub struct StreamReport {
     pub counts: TriageCounts,
     /// Share of pairs in conflict with the policies, 0 to 1.
     pub gap_ratio: f64,
-    /// Pairs whose category could not be had.
+    /// Pairs whose category depends on a verdict that is not available.
     pub undecided: usize,
     /// Violations of each rule, in set order.
     pub rules: Vec<RuleCount>,
-    /// Pairs that were there before.
+    /// Pairs that repeat an earlier one.
     pub duplicates: usize,
-    /// Pairs that prefer the other response of a pair that was there before.
+    /// Pairs that prefer the other response of an earlier pair.
     pub contradictions: usize,
     /// Lines that gave no pair.
     pub skipped: usize,
-    /// The first of them.
+    /// The first skipped lines.
     pub skipped_lines: Vec<SkippedLine>,
 }
 
 impl StreamReport {
-    /// Triages a file; `judged` is told how many more pairs are done.
+    /// Triages a file; `judged` is called with the number of pairs in each finished chunk.
     ///
     /// # Errors
-    /// If it cannot be read.
+    /// If the file cannot be read.
     pub fn read(
         oracle: &RuleOracle,
         file: &Path,
@@ -71,13 +71,13 @@ impl StreamReport {
             skipped: 0,
             skipped_lines: Vec::new(),
         };
-        let mut seen = Seen::default();
+        let mut earlier = EarlierPairs::default();
         let mut chunk: Vec<Pair> = Vec::with_capacity(CHUNK);
         for_each_pair(file, |line| match line {
-            Ok(pair) => match seen.note(&pair) {
-                Before::Same => report.duplicates += 1,
-                before => {
-                    report.contradictions += usize::from(before == Before::Opposite);
+            Ok(pair) => match earlier.insert(&pair) {
+                Repeats::Pair => report.duplicates += 1,
+                repeats => {
+                    report.contradictions += usize::from(repeats == Repeats::Opposite);
                     chunk.push(pair);
                     if chunk.len() == CHUNK {
                         report.add(oracle, &chunk);
@@ -124,7 +124,7 @@ impl StreamReport {
         self.rules.iter_mut().find(named).map(change);
     }
 
-    /// The report for a terminal.
+    /// The report as text for a terminal.
     pub fn text(&self) -> String {
         let c = self.counts;
         let mut text = format!(
@@ -157,30 +157,32 @@ impl StreamReport {
     }
 }
 
-/// Whether a pair was there before.
+/// What a pair repeats of the earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Before {
-    Never,
-    Same,
+enum Repeats {
+    Nothing,
+    Pair,
+    /// A pair that prefers the other response.
     Opposite,
 }
 
-/// 64 bits per pair: of two million pairs, two coincide by chance once in four million files.
+/// Hashes of the pairs so far, 64 bits each: of two million pairs, two coincide by chance once in
+/// four million files.
 #[derive(Default)]
-struct Seen {
+struct EarlierPairs {
     hashes: HashSet<u64>,
 }
 
-impl Seen {
-    fn note(&mut self, pair: &Pair) -> Before {
+impl EarlierPairs {
+    fn insert(&mut self, pair: &Pair) -> Repeats {
         let (hash, order) = pair.unordered_hash();
         let mut first = [0; 8];
         first.copy_from_slice(&hash[..8]);
         let key = u64::from_le_bytes(first) & !1 | u64::from(order);
         match (self.hashes.insert(key), self.hashes.contains(&(key ^ 1))) {
-            (false, _) => Before::Same,
-            (true, true) => Before::Opposite,
-            (true, false) => Before::Never,
+            (false, _) => Repeats::Pair,
+            (true, true) => Repeats::Opposite,
+            (true, false) => Repeats::Nothing,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What identifies an adapter: its content, and the base model it belongs to.
+//! Ids of generations: hashes of an adapter's content and of the base model it belongs to.
 
 use sha2::{Digest, Sha256};
 
@@ -15,8 +15,8 @@ pub fn base_id(base_hash: &str) -> GenerationId {
     )
 }
 
-/// The id of an adapter on a base model: over the base's hash and, in site order, each site's
-/// place, shapes, scale (as f32, which is what serving computes with) and values.
+/// The id of an adapter on a base model: a hash over the base's hash and, in site order, each
+/// site's name, shapes, scale (as f32, which is what serving computes with) and values.
 ///
 /// # Errors
 /// [`AdapterError::Tensor`] if weights cannot be copied to the CPU.
@@ -55,27 +55,27 @@ pub fn validate(
     shape_of: &dyn Fn(LoraSite) -> Option<(usize, usize)>,
 ) -> Result<(), AdapterError> {
     for (site, pair) in &weights.sites {
-        let place = format!("layer {} {}", site.layer, site.projection.name());
+        let name = format!("layer {} {}", site.layer, site.projection.name());
         let Some((inputs, outputs)) = shape_of(*site) else {
             return Err(AdapterError::Shape(format!(
-                "{place} does not exist in the base model"
+                "{name} does not exist in the base model"
             )));
         };
         let (rank, a_in) = pair.a.dims2()?;
         let (b_out, b_rank) = pair.b.dims2()?;
         if rank != b_rank {
             return Err(AdapterError::Shape(format!(
-                "{place}: A has rank {rank}, B has rank {b_rank}"
+                "{name}: A has rank {rank}, B has rank {b_rank}"
             )));
         }
         if (a_in, b_out) != (inputs, outputs) {
             return Err(AdapterError::Shape(format!(
-                "{place} maps {inputs} to {outputs} features, the adapter {a_in} to {b_out}"
+                "{name} maps {inputs} to {outputs} features, the adapter {a_in} to {b_out}"
             )));
         }
         if !pair.scale.is_finite() {
             return Err(AdapterError::Shape(format!(
-                "{place}: the scale is not finite"
+                "{name}: the scale is not finite"
             )));
         }
     }

@@ -1,4 +1,4 @@
-//! What can be wrong with an adapter or its directory.
+//! Errors of adapters and of their directory.
 
 use std::path::PathBuf;
 
@@ -7,18 +7,18 @@ use super::generation::GenerationId;
 /// Why an adapter could not be read, written or accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum AdapterError {
-    /// The operating system refused.
+    /// The file system refused.
     #[error("{path}: {source}", path = path.display())]
     Io {
-        /// File or directory.
+        /// The file or directory.
         path: PathBuf,
-        /// The system's reason.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// A file is not what it should be.
+    /// A file has wrong content.
     #[error("{path}: {problem}", path = path.display())]
     Format {
-        /// File.
+        /// The file whose content is wrong.
         path: PathBuf,
         /// What is wrong, naming the field or tensor, and what is allowed.
         problem: String,
@@ -32,7 +32,7 @@ pub enum AdapterError {
     /// The directory holds no such generation.
     #[error("there is no generation {id} in {root}; `realign adapters list` shows what there is", root = root.display())]
     Unknown {
-        /// What was asked for.
+        /// The requested generation.
         id: GenerationId,
         /// The adapter directory.
         root: PathBuf,
@@ -43,7 +43,7 @@ pub enum AdapterError {
          start with the model it was trained on, or train again"
     )]
     OtherBase {
-        /// Generation.
+        /// The adapter's generation.
         id: GenerationId,
         /// First 12 digits of the hash in the manifest.
         found: String,
@@ -53,6 +53,7 @@ pub enum AdapterError {
 }
 
 impl AdapterError {
+    /// Makes [`AdapterError::Io`] of a system error at `path`, for `map_err`.
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> AdapterError {
         let path = path.into();
         move |source| AdapterError::Io { path, source }

@@ -6,33 +6,33 @@ use serde_json::Value;
 
 use super::generation::GenerationId;
 
-/// Everything a generation was made from, and what the gate said.
+/// Everything a generation was made from, and the gate's verdict.
 ///
 /// `generation`, `adapter_sha256`, `created_at` and `realign_version` are filled in by the store.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// The generation's id.
+    /// The generation's id; see [`content_id`](super::content_id).
     #[serde(default)]
     pub generation: Option<GenerationId>,
     /// The generation that served when this one was trained.
     pub parent: Option<GenerationId>,
-    /// The base model's hash.
+    /// The base model's hash, 64 hex digits.
     pub base_hash: String,
     /// The base model's name, as `base_model_name_or_path` gives it.
     pub base_name: String,
-    /// Revision of the policy set.
+    /// Revision of the policy set it was trained for.
     pub policy_revision: Option<String>,
-    /// Digest of the preference data.
+    /// Digest of the preference data it was trained on.
     pub dataset_digest: Option<String>,
     /// The training recipe, resolved.
     pub recipe: Value,
-    /// Seed of the run.
+    /// Seed of the training run.
     pub seed: u64,
     /// Hash of all inputs.
     pub inputs_hash: String,
-    /// Triage counts.
+    /// Preference pairs per triage category.
     pub triage: TriageCounts,
-    /// The gate's report.
+    /// The gate's report: measurements and verdict, or why there are none.
     pub gate: Value,
     /// SHA-256 of the tensor file.
     #[serde(default)]

@@ -39,7 +39,7 @@ pub struct PeftFiles {
 /// An adapter read from a directory.
 #[derive(Clone, Debug)]
 pub struct PeftAdapter {
-    /// Its configuration.
+    /// The parsed content of [`CONFIG_FILE`].
     pub config: PeftConfig,
     /// Its weights, f32 on the CPU.
     pub weights: LoraWeights,
@@ -47,7 +47,7 @@ pub struct PeftAdapter {
     pub model: Vec<u8>,
 }
 
-/// Which factor a tensor is.
+/// Which of the two LoRA factors a tensor holds.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Factor {
     A,

@@ -1,7 +1,7 @@
-//! Generations in memory: who serves, who served before, and the swap.
+//! Generations in memory: the one that serves, the one before it, and the swap.
 //!
-//! Readers never wait: `lease_current` is one atomic load. Writers take turns behind a mutex, and
-//! the last thing a swap does is one atomic pointer store, which cannot fail.
+//! Readers never wait: `lease_current` is one atomic load. Writers are serialised by a mutex, and
+//! the last step of a swap is one atomic pointer store, which cannot fail.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -35,12 +35,12 @@ pub struct Swapped {
 /// Why a swap did not happen. What served keeps serving.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SwapError {
-    /// Somebody else swapped in between.
+    /// Another swap happened in between.
     #[error("expected generation {expected} to be serving, but {actual} is; look again and retry")]
     Conflict {
-        /// What the caller believed.
+        /// The generation that the caller expected to serve.
         expected: GenerationId,
-        /// What serves.
+        /// The generation that serves.
         actual: GenerationId,
     },
     /// There is nothing to roll back to.
@@ -48,7 +48,7 @@ pub enum SwapError {
         "there is no previous generation to roll back to: {current} has served since the start"
     )]
     NoPrevious {
-        /// What serves.
+        /// The generation that serves.
         current: GenerationId,
     },
 }
@@ -62,20 +62,20 @@ pub enum ResolveError {
          of a published generation"
     )]
     Unknown {
-        /// What was asked for, cut to 64 characters.
+        /// The given selector, cut to 64 characters.
         selector: String,
     },
     /// The generation exists, but could not be loaded.
     #[error("generation {id} could not be loaded: {reason}")]
     Load {
-        /// Generation.
+        /// The generation that was asked for.
         id: GenerationId,
         /// The loader's reason.
         reason: String,
     },
 }
 
-/// All generations a server knows.
+/// All generations that a server has in memory.
 pub struct Registry {
     current: ArcSwap<Generation>,
     base: Arc<Generation>,
@@ -95,7 +95,7 @@ struct State {
 
 impl Registry {
     /// A registry in which the base model serves. `capacity` bounds the generations kept in memory
-    /// beside the base; current and previous count and always stay.
+    /// besides the base; current and previous count and always stay.
     pub fn new(base: Arc<Generation>, capacity: usize) -> Self {
         Self {
             current: ArcSwap::new(Arc::clone(&base)),
@@ -116,7 +116,7 @@ impl Registry {
         self
     }
 
-    /// The generation that serves. Holding the `Arc` is the lease.
+    /// Leases the generation that serves: the lease lasts as long as the `Arc`.
     pub fn lease_current(&self) -> Arc<Generation> {
         self.current.load_full()
     }
@@ -173,7 +173,7 @@ impl Registry {
             reason: error.to_string(),
         })?;
         let mut state = self.state();
-        // Another thread may have loaded it meanwhile; one copy is enough.
+        // Another thread may have loaded it in the meantime; one copy is enough.
         if let Some(found) = self.find(&mut state, id) {
             return Ok(found);
         }
@@ -286,8 +286,8 @@ impl Registry {
         let state = self.state();
         let current = self.current.load_full();
         let held_by_base = |g: &Arc<Generation>| usize::from(Arc::ptr_eq(g, &self.base));
-        // Beside leases, an `Arc` is counted once for the pointer it stands behind, once for
-        // `current` in this function, and once more if it is also the base.
+        // In addition to leases, an `Arc` is counted once for the registry's own reference, once
+        // for `current` in this function, and once more if it is also the base.
         let current_leases = Arc::strong_count(&current).saturating_sub(2 + held_by_base(&current));
         let mut counts = LeaseCounts {
             current: current_leases,

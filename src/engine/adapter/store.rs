@@ -36,21 +36,21 @@ pub struct AdapterStore {
 pub struct Stored {
     /// Its weights, f32 on the CPU.
     pub weights: LoraWeights,
-    /// Its manifest.
+    /// The verified manifest, `generation` filled in.
     pub manifest: Manifest,
 }
 
 /// An entry of the directory. One that cannot be read is listed with its reason.
 #[derive(Debug)]
 pub struct Listed {
-    /// The generation.
+    /// The name of its directory.
     pub id: GenerationId,
     /// Its manifest, or why there is none.
     pub manifest: Result<Manifest, AdapterError>,
 }
 
 impl AdapterStore {
-    /// Opens a directory, creates it if need be, and removes what interrupted publications left.
+    /// Opens a directory, creates it if needed, and removes what interrupted publications left.
     ///
     /// # Errors
     /// [`AdapterError::Io`].
@@ -62,7 +62,7 @@ impl AdapterStore {
         Ok(store)
     }
 
-    /// The directory.
+    /// The directory that holds `CURRENT` and one directory per generation.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -88,8 +88,8 @@ impl AdapterStore {
             else {
                 continue;
             };
-            // A command may be publishing beside a server. Own leftovers come from an earlier
-            // process with the same number, as containers start every time.
+            // Another process, such as a command next to a server, may be publishing. Leftovers
+            // with this process's own id come from an earlier one: in containers ids repeat.
             let other_alive =
                 pid != std::process::id().to_string() && Path::new("/proc").join(pid).exists();
             if !other_alive {
@@ -105,7 +105,7 @@ impl AdapterStore {
     /// current.
     ///
     /// # Errors
-    /// [`AdapterError`]; the previous `CURRENT` then still stands.
+    /// [`AdapterError`]; `CURRENT` is unchanged then.
     pub fn publish(
         &self,
         weights: &LoraWeights,
@@ -128,8 +128,8 @@ impl AdapterStore {
         self.write_beside(weights, manifest, &[])
     }
 
-    /// As [`AdapterStore::write`], with further files (name, content) beside the adapter: the
-    /// curve of its losses. They are no part of its identity.
+    /// As [`AdapterStore::write`], with further files (name, content) in the same directory, such
+    /// as the loss curve. They do not affect the generation's id.
     ///
     /// # Errors
     /// [`AdapterError`].
@@ -137,7 +137,7 @@ impl AdapterStore {
         &self,
         weights: &LoraWeights,
         manifest: Manifest,
-        beside: &[(&str, String)],
+        extra_files: &[(&str, String)],
     ) -> Result<GenerationId, AdapterError> {
         let id = content::content_id(&manifest.base_hash, weights)?;
         if self.load(&id, &manifest.base_hash).is_ok() {
@@ -162,15 +162,15 @@ impl AdapterStore {
         write_synced(&staging.join(peft::CONFIG_FILE), &files.config)?;
         write_synced(&staging.join(peft::MODEL_FILE), &files.model)?;
         write_synced(&manifest_path, &text)?;
-        for (name, content) in beside {
+        for (name, content) in extra_files {
             write_synced(&staging.join(name), content.as_bytes())?;
         }
         sync_dir(&staging)?;
-        // Read back before anything refers to it: what cannot be loaded is not published.
+        // Read back before anything refers to it: an adapter that cannot be loaded is not published.
         verify(&staging, &id, &manifest.base_hash)?;
         crash_point("publish:after-staging");
         let target = self.path(&id);
-        // What is there is damaged, or `load` had succeeded above.
+        // An existing directory is damaged, or `load` would have succeeded above.
         remove_if_there(&target)?;
         fs::rename(&staging, &target).map_err(AdapterError::io(&target))?;
         sync_dir(&self.root)?;
@@ -197,7 +197,7 @@ impl AdapterStore {
 
     fn existing(&self, id: &GenerationId) -> Result<PathBuf, AdapterError> {
         let dir = self.path(id);
-        // Ids reach this place from clients; nothing but an id may become a path.
+        // Ids come from clients; nothing but a well-formed id may become a path.
         if !is_generation_id(&id.0) || !dir.is_dir() {
             return Err(AdapterError::Unknown {
                 id: id.clone(),
@@ -233,7 +233,7 @@ impl AdapterStore {
         Ok(listed)
     }
 
-    /// What `CURRENT` says; `None` before the first publication, which means the base model.
+    /// The generation named by `CURRENT`; `None`, before the first publication, is the base model.
     ///
     /// # Errors
     /// [`AdapterError::Io`], or [`AdapterError::Format`] if it holds no id.
@@ -254,7 +254,7 @@ impl AdapterStore {
         Ok(Some(GenerationId(id.to_string())))
     }
 
-    /// Makes a published generation current.
+    /// Makes a published generation the current one, which a server starts with.
     ///
     /// # Errors
     /// [`AdapterError::Unknown`] or [`AdapterError::Io`].

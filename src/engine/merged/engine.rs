@@ -1,4 +1,4 @@
-//! The engine in front of the copies.
+//! The [`Engine`] that queues sequences on copies of the weights.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,7 +11,7 @@ use crate::driver::Driver;
 use crate::engine::Engine;
 use crate::request::{EngineStats, GenerateRequest, GenerateStream, SubmitError};
 
-/// How long a shutdown waits for sequences to notice it.
+/// How long a shutdown waits for running sequences to end.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
 
 /// An engine with a copy of the weights for each generation.

@@ -1,8 +1,8 @@
-//! Why a generation has no copy of the weights.
+//! Errors of building copies of the weights.
 
 use crate::adapter::generation::GenerationId;
 
-/// Why there is no copy for a generation.
+/// Why a copy of the weights could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// The builder cannot load it.
@@ -11,10 +11,10 @@ pub enum BuildError {
     /// The thread that should build it could not be started.
     #[error("no thread could be started: {0}")]
     Thread(#[from] std::io::Error),
-    /// It was loaded, but generating a first token failed.
+    /// It was loaded, but generating a first token failed. Holds the engine's reason.
     #[error("{0}")]
     Generate(String),
-    /// It was loaded, but gave up its first sequence.
+    /// It was loaded, but dropped its first sequence without a token.
     #[error("its first token never came")]
     NoToken,
 }
@@ -25,7 +25,7 @@ pub enum PrepareError {
     /// The copy could not be built.
     #[error("generation {generation} could not be loaded into the engine: {reason}")]
     Build {
-        /// Generation.
+        /// The generation that was to be built.
         generation: GenerationId,
         /// The builder's reason.
         reason: String,
@@ -36,11 +36,11 @@ pub enum PrepareError {
          {limit} (engine.copies) for longer than {seconds} s"
     )]
     NoRoom {
-        /// Generation.
+        /// The generation that was to be built.
         generation: GenerationId,
-        /// Copies allowed.
+        /// Copies allowed, `engine.copies`.
         limit: usize,
-        /// How long a place was waited for.
+        /// How long the caller waited for a free copy.
         seconds: u64,
     },
 }

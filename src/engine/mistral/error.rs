@@ -19,26 +19,26 @@ pub enum MistralError {
     /// A file or directory cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file.
+        /// The file or directory.
         path: PathBuf,
-        /// The system's reason.
+        /// The operating system's error.
         source: std::io::Error,
     },
-    /// A file is not JSON.
+    /// A file is not valid JSON.
     #[error("{}: {source}", path.display())]
     Json {
-        /// The file.
+        /// The file that is not JSON.
         path: PathBuf,
-        /// Where it is not.
+        /// The syntax error and its position.
         source: serde_json::Error,
     },
-    /// The model is named by something else than a file.
+    /// The model is named by something other than a file.
     #[error("{}: not a path of a file", .0.display())]
     NotAFile(PathBuf),
     /// The adapter cannot be merged into the files.
     #[error(transparent)]
     Merge(#[from] ModelError),
-    /// The configuration does not say which code runs the model.
+    /// The model's configuration does not name its architecture.
     #[error(
         "config.json has no `architectures`, and none is known for model_type {0:?}: \
          add it, or use --engine native"
@@ -47,7 +47,7 @@ pub enum MistralError {
     /// mistralrs refused the files.
     #[error("{0}")]
     Load(String),
-    /// mistralrs panicked over them.
+    /// mistralrs panicked while loading the files.
     #[error("mistralrs panicked while it loaded the model")]
     Panicked,
     /// A thread or a runtime could not be started.

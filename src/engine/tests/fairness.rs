@@ -1,4 +1,4 @@
-//! Who waits for whom, and how long.
+//! Which sequences wait for others, and for how long.
 
 use super::fake::{Answer, BLOCK, Bench, prompt, request};
 
@@ -11,26 +11,26 @@ fn prefills_share_the_budget_and_short_ones_leave_their_rest() {
         .collect();
     let mut rows: Vec<usize> = bench.step().iter().map(|part| part.1).collect();
     rows.sort_unstable();
-    // 20 are all that one wants; the other 236 rows are for three.
+    // One prompt has only 20 tokens; the other three share the remaining 236 rows.
     assert_eq!(rows, [20, 78, 79, 79]);
 }
 
 #[test]
-fn a_small_budget_goes_round() {
-    // 64 rows are one chunk: three prompts take turns.
+fn a_small_budget_is_given_to_prompts_round_robin() {
+    // 64 rows are one chunk: each of three prompts gets every third step.
     let mut bench = Bench::new(512, 8, 64);
     let _streams: Vec<_> = (0..3)
         .map(|i| bench.submit(request(prompt(i, 128 + i as usize), 1, i)))
         .collect();
-    let turns: Vec<_> = (0..6).flat_map(|_| bench.step()).collect();
+    let chunks: Vec<_> = (0..6).flat_map(|_| bench.step()).collect();
     let chunk = |cached| (cached, 64);
-    assert_eq!(turns[..3], [chunk(0); 3]);
-    assert!(turns[3..].contains(&chunk(64)), "{turns:?}");
+    assert_eq!(chunks[..3], [chunk(0); 3]);
+    assert!(chunks[3..].contains(&chunk(64)), "{chunks:?}");
     bench.run();
 }
 
 #[test]
-fn every_stream_gets_a_token_in_every_step_and_prompts_get_on_beside_them() {
+fn every_stream_gets_a_token_in_every_step_while_prompts_make_progress() {
     // Twelve streams fill the eight rows that a step aims for.
     let mut bench = Bench::new(512, 16, 8);
     let mut streams: Vec<_> = (0..12)
@@ -88,8 +88,8 @@ fn steps_among_small_ones(bench: &mut Bench, big: usize) -> usize {
 }
 
 #[test]
-fn a_big_prompt_is_not_passed_for_ever_by_small_ones() {
-    // It needs 30 of 32 blocks, so nearly everyone has to end first.
+fn a_big_prompt_is_not_starved_by_small_ones() {
+    // It needs 30 of 32 blocks, so nearly all others have to end first.
     let mut bench = Bench::new(32, 8, 64);
     let steps = steps_among_small_ones(&mut bench, 29 * BLOCK);
     assert!(steps < 40, "{steps} steps");
@@ -97,7 +97,7 @@ fn a_big_prompt_is_not_passed_for_ever_by_small_ones() {
 }
 
 #[test]
-fn a_small_prompt_is_not_held_up_by_a_long_prefill() {
+fn a_small_prompt_is_not_delayed_by_a_long_prefill() {
     let mut bench = Bench::new(1024, 8, 128);
     let _long = bench.submit(request(prompt(1, 2000), 4, 0));
     bench.step();
@@ -115,7 +115,7 @@ fn a_small_prompt_is_not_held_up_by_a_long_prefill() {
 
 #[test]
 fn newcomers_with_one_chunk_do_not_starve_a_long_prefill() {
-    // One chunk per step, and in each step a place and a newcomer for it.
+    // One chunk per step, and in each step room in the batch and a newcomer for it.
     let mut bench = Bench::new(1024, 4, 64);
     let mut long = bench.submit(request(prompt(1, 640), 1, 0));
     let mut answer = Answer::default();

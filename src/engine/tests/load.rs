@@ -47,14 +47,14 @@ fn wait(what: &str, done: impl Fn() -> bool) {
 #[test]
 #[cfg(target_os = "linux")]
 fn a_thousand_waiting_requests_cost_no_threads_and_little_memory() {
-    const ALONE: &str = "REALIGN_TEST_ALONE";
-    if std::env::var_os(ALONE).is_some() {
+    const OWN_PROCESS: &str = "REALIGN_TEST_OWN_PROCESS";
+    if std::env::var_os(OWN_PROCESS).is_some() {
         return a_thousand_requests();
     }
-    let name = "engine::tests::load::a_thousand_waiting_requests_cost_no_threads_and_little_memory";
+    let name = "tests::load::a_thousand_waiting_requests_cost_no_threads_and_little_memory";
     let output = Command::new(std::env::current_exe().unwrap())
         .args([name, "--exact", "--test-threads=1", "--nocapture"])
-        .env(ALONE, "1")
+        .env(OWN_PROCESS, "1")
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
@@ -93,7 +93,7 @@ fn a_thousand_requests() {
         more < 32 << 10,
         "{more} kB more for {WAITING} short prompts"
     );
-    // Every other client goes away.
+    // Every other client disconnects.
     let mut kept = Vec::new();
     for (i, stream) in accepted.into_iter().enumerate() {
         if i % 2 == 0 {

@@ -1,4 +1,4 @@
-//! A pool that is too small for everyone.
+//! A pool that is too small for all sequences.
 
 use super::fake::{BLOCK, Bench, alone, generation, ids, prompt, request};
 
@@ -19,7 +19,7 @@ fn requests(
 }
 
 #[test]
-fn preempted_sequences_say_what_they_say_alone() {
+fn preempted_sequences_answer_as_if_they_ran_alone() {
     let asked = requests(6, 10, 60);
     let expected = alone(&asked);
     assert!(expected.iter().any(|ids| ids.len() > 20), "they grow");
@@ -46,7 +46,7 @@ fn a_preempted_sequence_finds_its_own_blocks_again() {
         "{again} rows ran again after {} preemptions: not even a prompt was found",
         totals.preemptions
     );
-    assert_eq!(totals.prefix_hits, 0, "finding its own is no hit");
+    assert_eq!(totals.prefix_hits, 0, "finding its own blocks is no hit");
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn a_sequence_may_fill_the_whole_pool() {
 }
 
 #[test]
-fn what_can_never_fit_is_given_up_and_holds_nobody_up() {
+fn a_sequence_that_can_never_fit_fails_and_delays_no_other() {
     let mut bench = Bench::new(8, 4, 8);
     let answers = bench.answers(&[
         request(prompt(1, 9 * BLOCK), 4, 1),

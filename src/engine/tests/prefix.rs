@@ -45,22 +45,22 @@ fn generations_share_nothing() {
         asked.generation = generation(number);
         asked
     };
-    let mut said = Vec::new();
+    let mut answered = Vec::new();
     for number in [0, 1, 2] {
         let asked = [on(number)];
         let answers = bench.answers(&asked);
         assert_eq!(answers[0].cached, Some(0));
         assert_eq!(ids(&answers), alone(&asked));
-        said.push(answers[0].ids.clone());
+        answered.push(answers[0].ids.clone());
     }
-    said.dedup();
+    answered.dedup();
     assert_eq!(
-        said.len(),
+        answered.len(),
         3,
         "the generations answer alike: this test shows nothing"
     );
     let together = bench.answers(&[on(0), on(1), on(2)]);
-    assert_eq!(ids(&together), said);
+    assert_eq!(ids(&together), answered);
     assert!(
         together.iter().all(|a| a.cached == Some(28)),
         "each finds its own"
@@ -93,7 +93,7 @@ fn an_unrelated_request_does_not_wait_for_a_shared_prefix() {
 }
 
 #[test]
-fn a_lost_leader_hands_the_prefix_on() {
+fn a_prefix_survives_the_sequence_that_computes_it() {
     let mut bench = Bench::new(128, 8, 8);
     let leader = bench.submit(request(prompt(1, 60), 4, 0));
     let followers: Vec<_> = (1..3).map(|s| request(prompt(1, 60), 9, s)).collect();

@@ -1,5 +1,5 @@
-//! Random loads: whatever comes, blocks are accounted for, everyone ends, and nobody's text
-//! depends on the others.
+//! Random loads: blocks are always accounted for, every sequence ends, and no text depends on other
+//! sequences.
 
 use std::collections::HashMap;
 
@@ -60,10 +60,10 @@ fn check_load(seed: u64) {
         }
         let before: Vec<(u64, usize)> = progress(&bench);
         bench.step();
-        for (who, computed) in progress(&bench) {
-            let stood = before.contains(&(who, computed));
-            let count = idle.entry(who).or_default();
-            *count = if stood { *count + 1 } else { 0 };
+        for (seed, computed) in progress(&bench) {
+            let stalled = before.contains(&(seed, computed));
+            let count = idle.entry(seed).or_default();
+            *count = if stalled { *count + 1 } else { 0 };
             assert!(*count <= running, "seed {seed}: a running sequence starves");
         }
         for client in &mut clients {
@@ -78,22 +78,22 @@ fn check_load(seed: u64) {
     assert_eq!(bench.runner.scheduler.pool.usage(), 0.0);
     for client in clients {
         let expected = alone(&[client.request]).remove(0);
-        let said = client.answer.ids;
+        let got = client.answer.ids;
         match client.stream {
-            Some(_) => assert_eq!(said, expected, "seed {seed}"),
-            None => assert_eq!(said, expected[..said.len()], "seed {seed}"),
+            Some(_) => assert_eq!(got, expected, "seed {seed}"),
+            None => assert_eq!(got, expected[..got.len()], "seed {seed}"),
         }
     }
 }
 
-/// Who runs, by its random seed, and how far it is.
+/// The running sequences' seeds, and how many tokens each has computed.
 fn progress(bench: &Bench) -> Vec<(u64, usize)> {
     let running = bench.runner.scheduler.running.iter();
     running.map(|s| (s.seed(), s.computed)).collect()
 }
 
 #[test]
-fn random_loads_end_and_nobody_notices_the_others() {
+fn random_loads_end_and_sequences_do_not_affect_each_other() {
     for seed in 0..150 {
         check_load(seed);
     }

@@ -11,7 +11,7 @@ fn with(change: impl FnOnce(&mut SamplingParams), seed: u64) -> GenerateRequest 
 }
 
 #[test]
-fn batch_mates_change_nothing() {
+fn other_sequences_in_the_batch_change_nothing() {
     let grammars = Grammars::new(tokenizer());
     let grammar = grammars.compile("start: /[ab]{5,30}/").unwrap();
     let requests = [

@@ -1,17 +1,17 @@
-//! What is measured in the process, under which name, and against what.
+//! The in-process benchmark's cases: options, names, and the baseline of each.
 
 use super::Samples;
 
-/// What to run.
+/// Sizes and repetitions of the in-process benchmark.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
-    /// Tokens of the prompt that prefill is measured with.
+    /// Prompt tokens of the prefill case.
     pub prompt_tokens: usize,
-    /// Tokens that a decoding stream generates.
+    /// Tokens that each decoding stream generates.
     pub generate_tokens: usize,
     /// Streams of the batch cases; 0 leaves them out.
     pub streams: usize,
-    /// How often every case runs.
+    /// How many times every case runs.
     pub repetitions: usize,
     /// Rank of the adapter on q and v; 0 leaves the adapter cases out.
     pub rank: usize,
@@ -24,14 +24,14 @@ pub struct Options {
 pub(super) enum Mix {
     Base,
     One,
-    /// The base and an adapter, in turn.
+    /// The base and an adapter, alternating.
     Two,
-    /// What the registry serves, without and with a swap every second.
+    /// The registry's current generation, without (`Steady`) or with a swap every second.
     Steady,
     Swapping,
 }
 
-/// One thing that is measured.
+/// One case of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Case {
     Prefill,
@@ -40,7 +40,7 @@ pub(super) enum Case {
 }
 
 impl Case {
-    /// The case that this one's cost is said against.
+    /// The case that this one's cost is relative to.
     pub(super) fn baseline(self) -> Option<Case> {
         match self {
             Case::Decode(Mix::One) => Some(Case::Decode(Mix::Base)),
@@ -76,7 +76,7 @@ impl Case {
 /// The measurements of one case.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Row {
-    /// What was measured.
+    /// Name of the case, with its sizes.
     pub name: String,
     /// Tokens per second, one per repetition.
     pub tokens_per_second: Samples,

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{BenchError, Samples};
 
-/// What to ask, and of whom.
+/// A load, and the server to put it on.
 #[derive(Clone, Debug)]
 pub struct Load {
     /// Address of the API, ending in `/v1`.
@@ -21,22 +21,22 @@ pub struct Load {
     pub prompt_words: usize,
     /// Tokens that each request generates.
     pub max_tokens: usize,
-    /// Requests that each stream makes, one after the other.
+    /// Requests that each stream makes, one after another.
     pub requests_per_stream: usize,
 }
 
-/// What a server did under a number of streams.
+/// Measurements of a server under a number of streams.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct LoadReport {
-    /// Requests at a time.
+    /// Concurrent requests.
     pub streams: usize,
     /// Requests made.
     pub requests: usize,
-    /// Tokens that the server says it read.
+    /// Prompt tokens by the server's own count.
     pub prompt_tokens: u64,
-    /// Tokens that the server says it wrote.
+    /// Completion tokens by the server's own count.
     pub completion_tokens: u64,
-    /// From the first request to the last answer.
+    /// Seconds from the first request to the last answer.
     pub seconds: f64,
     /// Completion tokens over seconds.
     pub tokens_per_second: f64,
@@ -46,9 +46,10 @@ pub struct LoadReport {
     pub inter_token_ms: [f64; 4],
 }
 
-/// One request's story.
+/// Timings and counts of one request.
 struct Answer {
     first_token: Duration,
+    /// Seconds between tokens.
     waits: Vec<f64>,
     prompt_tokens: u64,
     completion_tokens: u64,
@@ -88,8 +89,8 @@ impl Load {
         Ok(())
     }
 
-    /// Runs the load with `streams` requests at a time. `round` makes prompts differ from those of
-    /// other rounds, and the same between servers.
+    /// Runs the load with `streams` concurrent requests. Prompts differ between values of `round`
+    /// and are the same for all servers.
     ///
     /// # Errors
     /// [`BenchError`]; the first failed request ends the load.
@@ -99,7 +100,13 @@ impl Load {
             let worker = |stream: usize| {
                 scope.spawn(move || {
                     (0..self.requests_per_stream)
-                        .map(|i| self.ask(&prompt(self.prompt_words, [round, streams, stream, i])))
+                        .map(|request| PromptId {
+                            round,
+                            streams,
+                            stream,
+                            request,
+                        })
+                        .map(|id| self.ask(&prompt(self.prompt_words, id)))
                         .collect()
                 })
             };
@@ -246,9 +253,25 @@ const WORDS: [&str; 24] = [
     "simple", "village", "orange", "morning", "travel",
 ];
 
-/// A text that begins like no other round's.
-fn prompt(words: usize, which: [usize; 4]) -> String {
-    let [round, streams, stream, request] = which;
+/// Identifies a prompt within a benchmark.
+#[derive(Clone, Copy)]
+struct PromptId {
+    round: usize,
+    /// Concurrent requests of the round.
+    streams: usize,
+    stream: usize,
+    /// Number of the request in its stream.
+    request: usize,
+}
+
+/// A text that begins differently for every id, so that no prefix cache helps.
+fn prompt(words: usize, id: PromptId) -> String {
+    let PromptId {
+        round,
+        streams,
+        stream,
+        request,
+    } = id;
     let mut state = (((round * 64 + streams) * 64 + stream) * 1024 + request) as u64 + 1;
     let mut text = String::new();
     for _ in 0..words.max(1) {
@@ -268,12 +291,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn prompts_are_the_same_for_the_same_place_and_differ_otherwise() {
-        assert_eq!(prompt(30, [1, 8, 2, 0]), prompt(30, [1, 8, 2, 0]));
+    fn prompts_are_the_same_for_the_same_id_and_differ_otherwise() {
+        let text = |round, streams, stream| {
+            let request = 0;
+            let id = PromptId {
+                round,
+                streams,
+                stream,
+                request,
+            };
+            prompt(30, id)
+        };
+        assert_eq!(text(1, 8, 2), text(1, 8, 2));
         let mut starts = std::collections::BTreeSet::new();
         for round in 0..3 {
             for stream in 0..16 {
-                starts.insert(prompt(30, [round, 16, stream, 0]));
+                starts.insert(text(round, 16, stream));
             }
         }
         assert_eq!(starts.len(), 48);

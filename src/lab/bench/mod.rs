@@ -1,7 +1,7 @@
 //! `realign bench`: how fast a model runs, in the process and over HTTP.
 //!
-//! Nothing here judges: it reports every repetition, so that a reader sees the spread, and it runs
-//! what is compared in turn (A B A B), because machines drift.
+//! It reports every repetition, so that a reader sees the spread, and alternates between the cases
+//! that are compared (A B A B), because machines drift.
 
 mod cases;
 pub mod learning;
@@ -15,27 +15,27 @@ pub use samples::Samples;
 /// Why a benchmark could not be run.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
-    /// The sizes make no sense together.
+    /// The sizes contradict each other.
     #[error("{0}")]
     Options(String),
     /// The engine did not start.
     #[error(transparent)]
     Engine(#[from] realign_engine::EngineError),
-    /// The engine refused or gave up a sequence.
+    /// The engine refused or failed a sequence.
     #[error("the engine gave up a sequence: {0}")]
     Sequence(String),
     /// The random adapter could not be made.
     #[error("cannot make the benchmark's adapter: {0}")]
     Adapter(#[from] candle_core::Error),
-    /// The server under load did not answer as it should.
+    /// The server under load did not give a valid answer.
     #[error("{url}: {reason}")]
     Server {
-        /// What was called.
+        /// The URL that was called.
         url: String,
-        /// What went wrong.
+        /// What is wrong with the answer, or why there was none.
         reason: String,
     },
-    /// A thread, a process or a port could not be had.
+    /// A thread, a process or a port is unavailable.
     #[error("cannot start the benchmark: {0}")]
     Start(#[from] std::io::Error),
 }

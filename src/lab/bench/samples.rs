@@ -31,17 +31,17 @@ impl Samples {
         }
     }
 
-    /// The smallest; 0 if there are none.
+    /// The smallest measurement; 0 if there are none.
     pub fn min(&self) -> f64 {
         self.0.iter().copied().reduce(f64::min).unwrap_or(0.0)
     }
 
-    /// The largest; 0 if there are none.
+    /// The largest measurement; 0 if there are none.
     pub fn max(&self) -> f64 {
         self.0.iter().copied().reduce(f64::max).unwrap_or(0.0)
     }
 
-    /// Each measurement over the one of `other` taken in the same repetition.
+    /// Each measurement divided by the one of `other` from the same repetition.
     pub fn ratios(&self, other: &Samples) -> Samples {
         Samples(self.0.iter().zip(&other.0).map(|(a, b)| a / b).collect())
     }

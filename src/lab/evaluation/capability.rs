@@ -9,24 +9,24 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 
-/// One question.
+/// One multiple-choice question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
     /// Name of the task.
     pub task: String,
     /// Context and continuation of every choice.
     pub choices: Vec<(String, String)>,
-    /// Index of the right one.
+    /// Index of the right choice.
     pub gold: usize,
 }
 
-/// What is wrong with a line.
+/// Why a line is not an item.
 #[derive(Debug, thiserror::Error)]
 pub enum ItemError {
     /// It is not JSON.
     #[error(transparent)]
     Json(#[from] serde_json::Error),
-    /// It has the fields of none of the three forms.
+    /// It matches none of the three forms.
     #[error(
         "give task, query, choices and gold, or task, context_options, continuation and gold, or \
          task, good and bad"
@@ -37,9 +37,9 @@ pub enum ItemError {
         "gold is {gold} of {choices} choices; it counts from 0, and there are two choices at least"
     )]
     Gold {
-        /// Index of the right choice.
+        /// The given index.
         gold: usize,
-        /// How many there are.
+        /// Number of choices.
         choices: usize,
     },
 }
@@ -67,7 +67,7 @@ enum Line {
     },
 }
 
-/// Reads a line. `None` for tasks that are no multiple choice.
+/// Reads a line of JSON. `None` for tasks that are not multiple choice.
 ///
 /// # Errors
 /// [`ItemError`].
@@ -78,12 +78,13 @@ pub fn parse(line: &str) -> Result<Option<Item>, ItemError> {
     }
     let line = serde_json::from_value(value).map_err(|_| ItemError::Fields)?;
     let item = item(line);
-    match item.gold < item.choices.len() && item.choices.len() > 1 {
-        true => Ok(Some(item)),
-        false => Err(ItemError::Gold {
+    if item.gold < item.choices.len() && item.choices.len() > 1 {
+        Ok(Some(item))
+    } else {
+        Err(ItemError::Gold {
             gold: item.gold,
             choices: item.choices.len(),
-        }),
+        })
     }
 }
 
@@ -95,9 +96,10 @@ fn item(line: Line) -> Item {
             choices,
             gold,
         } => {
-            let context = match query.trim_start().starts_with("Question:") {
-                true => format!("{}\nAnswer:", query.trim_end()),
-                false => query.trim_end().to_owned(),
+            let context = if query.trim_start().starts_with("Question:") {
+                format!("{}\nAnswer:", query.trim_end())
+            } else {
+                query.trim_end().to_owned()
             };
             let choices = choices.iter().map(|c| (context.clone(), spaced(c)));
             Item {
@@ -119,7 +121,7 @@ fn item(line: Line) -> Item {
                 gold,
             }
         }
-        // A line break stands for the beginning of a text.
+        // A line break represents the beginning of a text.
         Line::Sentences { task, good, bad } => Item {
             choices: vec![("\n".into(), good), ("\n".into(), bad)],
             task,
@@ -132,7 +134,7 @@ fn spaced(text: &str) -> String {
     format!(" {}", text.trim_start())
 }
 
-/// At most `count` items, the same number of each task as far as there are any, by seed.
+/// A random draw of at most `count` items, as evenly over the tasks as they have items.
 pub fn stratified(items: Vec<Item>, count: usize, seed: u64) -> Vec<Item> {
     let mut tasks: Vec<(String, Vec<Item>)> = Vec::new();
     for item in items {

@@ -1,20 +1,20 @@
-//! What is measured of one variant with one seed, as it is kept on disk.
+//! The measurements of one variant with one seed, in the form stored on disk.
 
 use serde::{Deserialize, Serialize};
 
 use realign_core::Category;
 
-/// So many of so many.
+/// A count out of a total.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Share {
-    /// Those that count.
+    /// How many meet the condition.
     pub count: usize,
-    /// All.
+    /// How many there are.
     pub of: usize,
 }
 
 impl Share {
-    /// Of some yes or no answers.
+    /// The share of `true` among the answers.
     pub fn of(answers: impl IntoIterator<Item = bool>) -> Share {
         let mut share = Share::default();
         for yes in answers {
@@ -24,7 +24,7 @@ impl Share {
         share
     }
 
-    /// 0 to 1; `None` of nothing.
+    /// The share, 0 to 1; `None` of an empty total.
     pub fn ratio(self) -> Option<f64> {
         (self.of > 0).then(|| self.count as f64 / self.of as f64)
     }
@@ -33,11 +33,11 @@ impl Share {
 /// A fresh answer to a held-out prompt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
-    /// The prompt.
+    /// The last user message.
     pub prompt: String,
-    /// The greedy answer.
+    /// The model's greedy answer, at most `--answer-tokens` long.
     pub answer: String,
-    /// Whether it complies.
+    /// Whether it complies with the policies.
     pub complies: bool,
     /// Categories of the held-out pairs with this prompt.
     pub categories: Vec<Category>,
@@ -48,11 +48,11 @@ pub struct Answer {
 pub struct Measured {
     /// Compliant answers to all held-out prompts: target policy agreement.
     pub agreement: Share,
-    /// To the prompts of INVERT pairs.
+    /// Compliant answers to the prompts of INVERT pairs.
     pub invert: Share,
-    /// To the prompts of PUNISH pairs.
+    /// Compliant answers to the prompts of PUNISH pairs.
     pub punish: Share,
-    /// To the prompts of RETAIN pairs.
+    /// Compliant answers to the prompts of RETAIN pairs.
     pub retain: Share,
     /// General questions that were refused or referred to someone else.
     pub over_refusal: Share,
@@ -62,12 +62,12 @@ pub struct Measured {
     pub perplexity: Option<f64>,
     /// log p(right choice) − log p(best wrong one) per token, in the items' order.
     pub margins: Vec<f64>,
-    /// Every answer.
+    /// All answers that agreement is counted from.
     pub answers: Vec<Answer>,
 }
 
 impl Measured {
-    /// Fills the shares in from the answers.
+    /// Fills in agreement, in all and by category, from the answers.
     pub fn count(&mut self, answers: Vec<Answer>) {
         let of = |category: Option<Category>| {
             let concerned = answers
@@ -82,31 +82,32 @@ impl Measured {
         self.answers = answers;
     }
 
-    /// Items whose right choice is the likeliest.
+    /// Items whose right choice is the most probable.
     pub fn accuracy(&self) -> Share {
         Share::of(self.margins.iter().map(|margin| *margin > 0.0))
     }
 }
 
-/// Seconds of each stage. What variants share is computed once; its time stands in each of them.
+/// Seconds of each stage. A result that variants share is computed once; its time is counted for
+/// each of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Seconds {
     /// Reference log-probabilities.
     pub reference: f64,
     /// Impact scores.
     pub impact: f64,
-    /// Training.
+    /// Seconds of optimisation.
     pub train: f64,
-    /// Answers, perplexity and multiple choice.
+    /// Measuring answers, perplexity and multiple choice.
     pub measure: f64,
-    /// On the wall, without what an earlier cell had computed.
+    /// Wall-clock time of this cell, without results reused from earlier ones.
     pub spent: f64,
 }
 
-/// What training came to.
+/// Counts, speed and losses of a training run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TrainingFigures {
-    /// Pairs, too long ones left out.
+    /// Pairs trained on, without those that are too long.
     pub pairs: usize,
     /// Optimiser steps.
     pub steps: usize,
@@ -127,11 +128,11 @@ pub struct Cell {
     pub seed: u64,
     /// Hash of everything that the figures depend on.
     pub fingerprint: String,
-    /// Figures; `None` of a run that failed.
+    /// The measurements; `None` if the run failed.
     pub measured: Option<Measured>,
-    /// What training came to; `None` of the base.
+    /// The training run; `None` for the base.
     pub training: Option<TrainingFigures>,
-    /// Time.
+    /// Seconds spent in each stage.
     pub seconds: Seconds,
     /// Largest resident size while it ran, in bytes.
     pub peak_bytes: Option<u64>,

@@ -1,13 +1,13 @@
-//! Peak resident memory of this process, where the system tells (Linux).
+//! Peak resident memory of this process, on systems that report it (Linux).
 
-/// Forgets the peak so far, so that [`peak_bytes`] counts from here. Where that is not possible the
-/// peak goes on counting from the start of the process.
+/// Resets the peak, so that [`peak_bytes`] counts from here. Where that is not possible, the peak
+/// since the start of the process remains.
 pub fn reset_peak() {
     // 5 resets VmHWM, see proc(5). Refused in some containers, which the caller can live with.
     let _refused = std::fs::write("/proc/self/clear_refs", "5");
 }
 
-/// The largest resident size since the last reset, in bytes.
+/// The largest resident size since the last reset, in bytes; `None` if the system reports none.
 pub fn peak_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     parse(&status)

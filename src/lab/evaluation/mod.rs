@@ -1,10 +1,12 @@
-//! What `realign eval trace` compares and how it counts: variants, label noise, multiple choice,
-//! statistics, tables and plots. Pure but for [`scorer`], which runs the model, and [`memory`].
+//! The computations of `realign eval`. [`oracle`] measures rules, probes and judges against human
+//! labels. The other modules are for `realign eval trace`: variants, label noise, multiple choice,
+//! statistics, tables and plots, pure except for [`scorer`], which runs the model, and [`memory`].
 
 pub mod capability;
 pub mod cell;
 pub mod memory;
 pub mod noise;
+pub mod oracle;
 pub mod plots;
 pub mod refusal;
 pub mod report;
@@ -14,9 +16,9 @@ pub mod table;
 pub mod variants;
 
 pub use cell::{Answer, Cell, Measured, Seconds, Share, TrainingFigures};
-pub use report::{Report, Row};
+pub use report::{Report, VariantRow};
 pub use scorer::Scorer;
 pub use variants::{Labels, Variant};
 
-/// Everyday questions that no policy for anything special should change the answer to; one a line.
+/// Everyday questions, one a line, whose answers a policy on a special subject should not change.
 pub const GENERAL_QUESTIONS: &str = include_str!("questions.txt");

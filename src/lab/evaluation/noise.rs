@@ -1,4 +1,4 @@
-//! Wrong triage labels, as a noisy oracle would give them. Pure.
+//! Random errors in triage labels, as a noisy oracle would make them. Pure.
 
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use realign_core::Category;
 
 /// Replaces `share` of the labels, rounded to whole pairs, each by one of the two others at random.
-/// The same seed chooses the same pairs, and a larger share chooses further ones beside them.
+/// The same seed chooses the same pairs; a larger share chooses those and further ones.
 pub fn flip(labels: &[Category], share: f64, seed: u64) -> Vec<Category> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0xf11b);
     let mut order: Vec<usize> = (0..labels.len()).collect();

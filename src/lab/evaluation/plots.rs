@@ -1,6 +1,6 @@
-//! Agreement against what it costs, as SVG. Pure.
+//! Policy agreement plotted against its cost, as SVG. Pure.
 
-use super::report::{Report, Row};
+use super::report::{Report, VariantRow};
 use super::statistics::Spread;
 use realign_plot::{Labels, Mark, marks};
 
@@ -37,8 +37,13 @@ fn scaled(spread: Option<Spread>, by: f64) -> Option<Spread> {
     })
 }
 
-fn plot(report: &Report, title: &str, x: &str, across: fn(&Row) -> Option<Spread>) -> String {
-    let mark = |row: &Row| {
+fn plot(
+    report: &Report,
+    title: &str,
+    x: &str,
+    across: fn(&VariantRow) -> Option<Spread>,
+) -> String {
+    let mark = |row: &VariantRow| {
         let (across, up) = (across(row)?, scaled(row.agreement, 100.0)?);
         Some(Mark {
             name: row.variant.clone(),

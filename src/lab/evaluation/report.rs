@@ -1,4 +1,4 @@
-//! From cells to rows: means and spreads over seeds, differences to the base. Pure.
+//! Aggregates cells into rows: means and spreads over seeds, differences from the base. Pure.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,12 +6,12 @@ use super::cell::{Cell, Measured, Share};
 use super::statistics::{Interval, Spread, bootstrap, column_means};
 use super::variants::Variant;
 
-/// One variant over its seeds.
+/// The figures of one variant over its seeds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Row {
+pub struct VariantRow {
     /// Name of the variant.
     pub variant: String,
-    /// What it is.
+    /// The variant in a sentence.
     pub about: String,
     /// Seeds with figures.
     pub seeds: usize,
@@ -19,15 +19,15 @@ pub struct Row {
     pub failed: Option<(usize, String)>,
     /// Target policy agreement on all held-out prompts.
     pub agreement: Option<Spread>,
-    /// On those of INVERT pairs.
+    /// Agreement on the prompts of INVERT pairs.
     pub invert: Option<Spread>,
-    /// On those of PUNISH pairs.
+    /// Agreement on the prompts of PUNISH pairs.
     pub punish: Option<Spread>,
-    /// On those of RETAIN pairs.
+    /// Agreement on the prompts of RETAIN pairs.
     pub retain: Option<Spread>,
-    /// General questions refused or referred elsewhere.
+    /// Share of general questions that were refused or referred elsewhere.
     pub over_refusal: Option<Spread>,
-    /// Perplexity of the text.
+    /// Perplexity on the held-out text.
     pub perplexity: Option<Spread>,
     /// Rise of perplexity over the base, as a share.
     pub perplexity_rise: Option<Spread>,
@@ -37,7 +37,7 @@ pub struct Row {
     pub accuracy: Option<Spread>,
     /// Change of the mean margin against the base, items paired, seeds averaged.
     pub margin_change: Option<Interval>,
-    /// The same per seed.
+    /// Spread over seeds of the mean margin change.
     pub margin_spread: Option<Spread>,
     /// Seconds for reference and impact.
     pub impact_seconds: Option<Spread>,
@@ -45,7 +45,7 @@ pub struct Row {
     pub train_seconds: Option<Spread>,
     /// Rows per second of training.
     pub tokens_per_second: Option<Spread>,
-    /// Largest resident size, in bytes.
+    /// Largest resident size of any seed's run, in bytes.
     pub peak_bytes: Option<u64>,
 }
 
@@ -53,7 +53,7 @@ pub struct Row {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// One row per variant, in the suite's order.
-    pub rows: Vec<Row>,
+    pub rows: Vec<VariantRow>,
 }
 
 impl Report {
@@ -68,7 +68,7 @@ impl Report {
                 .iter()
                 .filter(|cell| cell.variant == variant.name())
                 .collect();
-            (!of.is_empty()).then(|| Row::of(variant, &of, base))
+            (!of.is_empty()).then(|| VariantRow::of(variant, &of, base))
         };
         Report {
             rows: Variant::ALL.into_iter().filter_map(row).collect(),
@@ -76,8 +76,8 @@ impl Report {
     }
 }
 
-impl Row {
-    fn of(variant: Variant, cells: &[&Cell], base: Option<&Measured>) -> Row {
+impl VariantRow {
+    fn of(variant: Variant, cells: &[&Cell], base: Option<&Measured>) -> VariantRow {
         let done: Vec<(&Cell, &Measured)> = cells
             .iter()
             .filter_map(|cell| Some((*cell, cell.measured.as_ref()?)))
@@ -98,7 +98,7 @@ impl Row {
             .filter_map(|(_, m)| margin_changes(m, base?))
             .collect();
         let means = changes.iter().map(|row| mean(row));
-        Row {
+        VariantRow {
             variant: variant.name().into(),
             about: variant.about().into(),
             seeds: done.len(),
@@ -131,7 +131,7 @@ fn failures(cells: &[&Cell]) -> Option<(usize, String)> {
     Some((1 + failed.count(), first))
 }
 
-/// Item by item; `None` unless both have the same, at least one.
+/// Margin changes item by item; `None` unless both have the same number of items, at least one.
 fn margin_changes(of: &Measured, base: &Measured) -> Option<Vec<f64>> {
     let paired = !of.margins.is_empty() && of.margins.len() == base.margins.len();
     paired.then(|| {

@@ -7,16 +7,16 @@ use serde::{Deserialize, Serialize};
 /// A mean over seeds with its spread.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
-    /// Mean.
+    /// Arithmetic mean of the values.
     pub mean: f64,
-    /// Sample standard deviation; `None` of a single value.
+    /// Sample standard deviation; `None` for a single value.
     pub deviation: Option<f64>,
-    /// Values.
+    /// Number of values.
     pub count: usize,
 }
 
 impl Spread {
-    /// Of some values; `None` if there are none.
+    /// The spread of some values; `None` if there are none.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
         let values: Vec<f64> = values.into_iter().collect();
         let count = values.len();
@@ -33,14 +33,14 @@ impl Spread {
     }
 }
 
-/// A mean with an interval that holds it with 95 % confidence.
+/// A mean with its 95 % confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
-    /// Mean.
+    /// Mean of the sample.
     pub mean: f64,
-    /// Lower end.
+    /// Lower end of the interval.
     pub low: f64,
-    /// Upper end.
+    /// Upper end of the interval.
     pub high: f64,
 }
 

@@ -2,11 +2,11 @@
 
 use std::fmt::Write as _;
 
-use super::report::{Report, Row};
+use super::report::{Report, VariantRow};
 use super::statistics::{Interval, Spread};
 
-/// A column's heading, and its cell.
-type Column = (&'static str, fn(&Row) -> String);
+/// A column's heading, and the text of its cell in a row.
+type Column = (&'static str, fn(&VariantRow) -> String);
 
 const QUALITY: [Column; 11] = [
     ("variant", |r| r.variant.clone()),
@@ -39,7 +39,7 @@ const COST: [Column; 6] = [
 
 const NONE: &str = "–";
 
-/// Both tables, and what the variants are.
+/// A table of quality, a table of costs, and a sentence about each variant.
 pub fn markdown(report: &Report) -> String {
     let mut text = table(&report.rows, &QUALITY);
     text.push('\n');
@@ -52,7 +52,7 @@ pub fn markdown(report: &Report) -> String {
     text
 }
 
-fn table(rows: &[Row], columns: &[Column]) -> String {
+fn table(rows: &[VariantRow], columns: &[Column]) -> String {
     let mut text = String::new();
     let mut line = |cells: Vec<String>| {
         let _infallible = writeln!(text, "| {} |", cells.join(" | "));

@@ -1,11 +1,11 @@
-//! What is compared: TRACE, TRACE without one of its parts, and the baselines. Pure.
+//! The variants that are compared: TRACE, TRACE without one of its parts, and baselines. Pure.
 
 use super::noise::flip;
 use realign_align::train::examples::TokenPair;
 use realign_align::train::{Recipe, WeightScale};
 use realign_core::Category;
 
-/// One way to train from the same base on the same data.
+/// A training method, applied to the same base model and the same data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Variant {
     /// The base model, untrained.
@@ -22,7 +22,7 @@ pub enum Variant {
     NoKl,
     /// DPO on relabelled pairs.
     DpoGold,
-    /// Suppression alone.
+    /// Negative preference optimisation only: unlearning of violating responses.
     Npo,
     /// A tenth of the triage labels wrong.
     Noise10,
@@ -41,7 +41,7 @@ pub enum Labels {
     Triaged,
     /// Every conflict is INVERT.
     AllInverted,
-    /// INVERT turned round and RETAIN as it is, all as preference pairs; PUNISH left out.
+    /// INVERT pairs swapped and RETAIN pairs unchanged, all as preference pairs; PUNISH left out.
     Relabelled,
     /// The violating responses of the conflicts.
     Unlearned,
@@ -66,7 +66,7 @@ impl Variant {
         Variant::DpoPure,
     ];
 
-    /// Its name in tables, flags and files.
+    /// The variant's name in tables, flags and files.
     pub fn name(self) -> &'static str {
         match self {
             Variant::Base => "base",
@@ -103,7 +103,7 @@ impl Variant {
         }
     }
 
-    /// What it is, in a sentence for readers of a table.
+    /// A description of the variant for readers of a table.
     pub fn about(self) -> &'static str {
         match self {
             Variant::Base => "the base model, untrained",
@@ -155,7 +155,7 @@ impl Variant {
         )
     }
 
-    /// Its recipe, from the one that `trace` uses.
+    /// The variant's recipe, derived from the one that `trace` uses.
     pub fn recipe(self, base: &Recipe) -> Recipe {
         let mut recipe = match self {
             Variant::Paper => Recipe {
@@ -198,7 +198,7 @@ pub struct Treatment {
 }
 
 impl Variant {
-    /// What it trains on and how, from the recipe and the triaged pairs of `trace`.
+    /// The variant's recipe, pairs and weights, derived from the recipe and triaged pairs of `trace`.
     pub fn treatment(self, base: &Recipe, triaged: &[TokenPair], seed: u64) -> Treatment {
         let pairs = self.labels().apply(triaged, seed);
         let recipe = Recipe {
@@ -242,9 +242,10 @@ impl Labels {
 }
 
 fn inverted(pair: &TokenPair) -> TokenPair {
-    let category = match pair.category.is_conflict() {
-        true => Category::Invert,
-        false => Category::Retain,
+    let category = if pair.category.is_conflict() {
+        Category::Invert
+    } else {
+        Category::Retain
     };
     TokenPair {
         category,
@@ -252,7 +253,7 @@ fn inverted(pair: &TokenPair) -> TokenPair {
     }
 }
 
-/// As an INVERT pair, whose *rejected* response training prefers.
+/// The pair as an INVERT pair, whose *rejected* response training prefers.
 fn relabelled(pair: &TokenPair) -> Option<TokenPair> {
     match pair.category {
         Category::Invert => Some(pair.clone()),
@@ -266,8 +267,8 @@ fn relabelled(pair: &TokenPair) -> Option<TokenPair> {
     }
 }
 
-/// As a PUNISH pair. Of an INVERT pair only the chosen response violates: it stands twice, and
-/// [`unlearning_weight`] halves the pair's weight.
+/// The pair as a PUNISH pair. In an INVERT pair only the chosen response violates: it is used for
+/// both responses, and [`unlearning_weight`] halves the pair's weight.
 fn unlearned(pair: &TokenPair) -> Option<TokenPair> {
     match pair.category {
         Category::Retain => None,
@@ -282,9 +283,10 @@ fn unlearned(pair: &TokenPair) -> Option<TokenPair> {
 
 /// The weight of a pair of [`Labels::Unlearned`]: each violating response counts once.
 fn unlearning_weight(pair: &TokenPair) -> f64 {
-    match pair.chosen == pair.rejected {
-        true => 0.5,
-        false => 1.0,
+    if pair.chosen == pair.rejected {
+        0.5
+    } else {
+        1.0
     }
 }
 
@@ -361,9 +363,10 @@ mod tests {
         assert_eq!(relabelled.len(), 20, "punish is left out");
         for pair in &relabelled {
             let preferred = pair.preference().responses[0][0];
-            let expected = match pair.id.starts_with("Invert") {
-                true => 200,
-                false => 100,
+            let expected = if pair.id.starts_with("Invert") {
+                200
+            } else {
+                100
             };
             assert_eq!(preferred - pair.prompt[0], expected, "{}", pair.id);
         }
@@ -373,19 +376,18 @@ mod tests {
     fn unlearning_suppresses_violating_responses_once_each() {
         for pair in Labels::Unlearned.apply(&pairs(), 0) {
             assert_eq!(pair.category, Category::Punish);
-            match pair.id.starts_with("Invert") {
-                true => {
-                    assert_eq!(pair.chosen, pair.rejected);
-                    assert_eq!(unlearning_weight(&pair), 0.5);
-                    assert_eq!(pair.chosen[0] - pair.prompt[0], 100);
-                }
-                false => assert_eq!(unlearning_weight(&pair), 1.0),
+            if pair.id.starts_with("Invert") {
+                assert_eq!(pair.chosen, pair.rejected);
+                assert_eq!(unlearning_weight(&pair), 0.5);
+                assert_eq!(pair.chosen[0] - pair.prompt[0], 100);
+            } else {
+                assert_eq!(unlearning_weight(&pair), 1.0)
             }
         }
     }
 
     #[test]
-    fn without_triage_no_conflict_is_told_from_another() {
+    fn without_triage_all_conflicts_are_treated_alike() {
         let labels = Labels::AllInverted.apply(&pairs(), 0);
         let of = |c: Category| labels.iter().filter(|p| p.category == c).count();
         assert_eq!(

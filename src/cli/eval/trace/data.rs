@@ -1,4 +1,4 @@
-//! The data of a comparison: pairs, what people or policies say of them, and what is held out.
+//! The data of a comparison: pairs, their human labels, and the held-out part.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::BufRead;
@@ -10,19 +10,19 @@ use crate::{CliError, require};
 use realign_align::preferences::{Dataset, Pair, Split, open::open, split};
 use realign_core::Category;
 
-/// What people said of a pair's responses.
+/// The human labels of a pair's responses: whether each complies.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 pub(super) struct Truth {
-    /// Of the chosen response.
+    /// Whether the chosen response complies.
     #[serde(rename = "chosen_compliant")]
     pub chosen: bool,
-    /// Of the rejected one.
+    /// Whether the rejected response complies.
     #[serde(rename = "rejected_compliant")]
     pub rejected: bool,
 }
 
 #[derive(Deserialize)]
-struct Row {
+struct TruthOfLine {
     truth: Option<Truth>,
 }
 
@@ -38,13 +38,14 @@ pub(super) fn pairs(file: Option<&Path>, directory: &Path) -> Result<Dataset, Cl
             Dataset::load_dir(directory)?
         }
     };
-    match dataset.pairs.is_empty() {
-        true => Err(CliError::Eval("there are no preference pairs".into())),
-        false => Ok(dataset),
+    if dataset.pairs.is_empty() {
+        Err(CliError::Eval("there are no preference pairs".into()))
+    } else {
+        Ok(dataset)
     }
 }
 
-/// The truth of every pair, if every one's line has it; `None` if none has.
+/// The labels of every pair; `None` if no line has any. It is an error if only some have.
 pub(super) fn truth(dataset: &Dataset) -> Result<Option<Vec<Truth>>, CliError> {
     let mut lines: HashMap<&Path, Vec<Option<Truth>>> = HashMap::new();
     let mut found = Vec::with_capacity(dataset.pairs.len());
@@ -71,15 +72,15 @@ pub(super) fn truth(dataset: &Dataset) -> Result<Option<Vec<Truth>>, CliError> {
 fn read(file: &Path) -> Result<Vec<Option<Truth>>, CliError> {
     let mut truths = Vec::new();
     for line in open(file)?.lines() {
-        let row: Option<Row> = serde_json::from_str(&line?).ok();
+        let row: Option<TruthOfLine> = serde_json::from_str(&line?).ok();
         truths.push(row.and_then(|row| row.truth));
     }
     Ok(truths)
 }
 
-/// Splits pairs into those to train on and those to measure on. Where the data marks none a share
-/// of the prompts is drawn; a category with nothing to measure on then gives a share of its own
-/// prompts. No prompt is on both sides.
+/// Splits pairs into those to train on and those to measure on. If the data marks no pairs as held
+/// out, a share of the prompts is drawn. A category without held-out prompts then gives up the same
+/// share of its own. No prompt is on both sides.
 pub(super) fn hold_out(pairs: &[Pair], categories: &[Category], share: f64, seed: u64) -> Split {
     let ratio = realign_align::pipeline::holdout_ratio(pairs, share);
     let mut parts = split(pairs, ratio, seed);
@@ -91,7 +92,7 @@ pub(super) fn hold_out(pairs: &[Pair], categories: &[Category], share: f64, seed
         };
         let (train, held) = (of(&parts.train), of(&parts.holdout));
         if held.is_empty() && train.len() > 1 {
-            // Hashes come in no order of their own, so the first are as good as any.
+            // The order of hashes is arbitrary, so the first are a random draw.
             let count = ((train.len() as f64 * share).ceil() as usize).min(train.len() - 1);
             moved.extend(train.into_iter().take(count));
         }

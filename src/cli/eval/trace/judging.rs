@@ -1,4 +1,4 @@
-//! Who judges fresh answers, and how far people agree with it.
+//! The judge of fresh answers, and how well it agrees with human labels.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use realign_align::oracle::measure::Confusion;
 use realign_align::oracle::{Exchange, Oracle};
 use realign_lab::evaluation::refusal::{LabelledResponse, RefusalJudge};
 
-/// A judge against human labels.
+/// Agreement of a judge with human labels.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(super) struct Reliability {
     pub responses: usize,
@@ -30,7 +30,7 @@ pub(super) fn judged_by(args: &TraceArgs, oracle: &dyn Oracle) -> String {
     }
 }
 
-/// Who judges fresh answers, and how well where people judged the same responses.
+/// The judge of fresh answers, and its agreement with human labels where there are any.
 pub(super) fn judge(
     args: &TraceArgs,
     labelled: &Labelled,
@@ -47,10 +47,10 @@ pub(super) fn judge(
         }
         let judge = RefusalJudge::new(rows.iter().copied())
             .map_err(|error| CliError::Eval(error.to_string()))?;
-        let said = rows
+        let verdicts = rows
             .iter()
             .filter_map(|row| Some((!judge.left_out(row)?, !row.complies)));
-        let reliability = reliability(Confusion::of(said));
+        let reliability = reliability(Confusion::of(verdicts));
         return Ok((Arc::new(judge), reliability));
     }
     let exchanges: Vec<Exchange<'_>> = rows
@@ -62,11 +62,11 @@ pub(super) fn judge(
         })
         .collect();
     let judged = policy.judge_many(&exchanges);
-    let said = judged
+    let verdicts = judged
         .iter()
         .zip(&rows)
         .map(|(judgement, row)| (!judgement.complies(), !row.complies));
-    let reliability = reliability(Confusion::of(said));
+    let reliability = reliability(Confusion::of(verdicts));
     Ok((policy, reliability))
 }
 

@@ -27,7 +27,7 @@ Examples:
   realign eval trace --data scenario_B.jsonl --judge refusal --policy policies/examples/over-refusal.yaml --out results/b --resume
 Suites: full (base, trace, trace-pure, no-triage, no-impact, no-kl, dpo-gold, npo, noise-10, noise-20),
 core (base, trace, dpo-gold, npo), ablations, noise, all (full, paper and dpo-pure).
-Every finished cell (variant and seed) is kept in --out; --resume goes on where a run was stopped.
+Every finished cell (variant and seed) is kept in --out; --resume continues a stopped run.
 The directory then holds report.md, report.json, agreement-perplexity.svg and agreement-capability.svg.
 Data whose lines have truth: {chosen_compliant, rejected_compliant} is triaged by that; any other by
 the policies.
@@ -100,18 +100,16 @@ impl TraceArgs {
                 ))
             })
         };
-        let mut variants = match self.variants.is_empty() {
-            false => self
-                .variants
-                .iter()
-                .map(named)
-                .collect::<Result<Vec<_>, _>>()?,
-            true => Variant::suite(&self.suite).ok_or_else(|| {
+        let mut variants = if self.variants.is_empty() {
+            Variant::suite(&self.suite).ok_or_else(|| {
                 CliError::Eval(format!(
                     "--suite: {:?} is unknown; use full, core, ablations, noise or all",
                     self.suite
                 ))
-            })?,
+            })?
+        } else {
+            let named = self.variants.iter().map(named);
+            named.collect::<Result<Vec<_>, _>>()?
         };
         variants.push(Variant::Base);
         // In the order of declaration, the base first.

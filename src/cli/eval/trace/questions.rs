@@ -1,4 +1,5 @@
-//! What a model is asked besides the held-out prompts: everyday questions, a text, multiple choice.
+//! Inputs of the measurements besides the held-out prompts: everyday questions, a text for
+//! perplexity, and multiple-choice items.
 
 use std::path::Path;
 
@@ -14,6 +15,7 @@ use realign_model::{ChatMessage, LoadedModel, Tokenizer};
 /// Tokens of a window of the perplexity text.
 const WINDOW: usize = 256;
 
+/// The everyday questions, rendered by the model's chat template.
 pub(super) fn general(loaded: &LoadedModel) -> Result<Vec<HeldOutPrompt>, CliError> {
     let prompt = |question: &str| {
         let messages = [ChatMessage::user(question)];
@@ -31,13 +33,14 @@ fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, CliError> {
     encoded.map_err(|error| CliError::Eval(error.to_string()))
 }
 
+/// The perplexity text in windows, each predicted from its first token.
 pub(super) fn windows(args: &TraceArgs, tokenizer: &Tokenizer) -> Result<Vec<Question>, CliError> {
     let Some(path) = &args.perplexity else {
         return Ok(Vec::new());
     };
     require(path, "a text file (--perplexity)")?;
     let text = std::fs::read_to_string(path)?;
-    // A token has a character at least; the margin is for those with many.
+    // Tokens have at most 16 characters on average, so this is enough text.
     let most = args.perplexity_tokens.saturating_mul(16);
     let cut = text.char_indices().nth(most).map_or(text.len(), |(i, _)| i);
     let mut tokens = encode(tokenizer, &text[..cut])?;
@@ -50,6 +53,7 @@ pub(super) fn windows(args: &TraceArgs, tokenizer: &Tokenizer) -> Result<Vec<Que
     Ok(whole.map(question).collect())
 }
 
+/// The drawn multiple-choice items with their tokenised questions.
 pub(super) fn items(
     args: &TraceArgs,
     tokenizer: &Tokenizer,
@@ -70,12 +74,11 @@ pub(super) fn items(
         items.extend(parsed.map_err(at)?);
     }
     let drawn = capability::stratified(items, args.capability_items, DRAW_SEED);
-    let asked = |item: Item| Ok((questions(&item, tokenizer, path)?, item));
-    let drawn = drawn
-        .into_iter()
-        .map(asked)
-        .collect::<Result<Vec<_>, CliError>>()?;
-    Ok(drawn.into_iter().map(|(q, item)| (item, q)).collect())
+    let with_questions = |item: Item| {
+        let questions = questions(&item, tokenizer, path)?;
+        Ok((item, questions))
+    };
+    drawn.into_iter().map(with_questions).collect()
 }
 
 /// One question per choice, or a single one for all if they share their context.

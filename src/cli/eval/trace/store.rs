@@ -1,4 +1,4 @@
-//! Finished cells on disk, one file each: a run that is stopped loses the cell it was at, no more.
+//! Finished cells on disk, one file each: a run that is stopped loses only its current cell.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -31,8 +31,10 @@ impl CellStore {
         self.dir.join(format!("{}-{seed}.json", variant.name()))
     }
 
-    /// A finished cell. One that failed, or that a kill cut short, is run again; one of other inputs
-    /// is an error, since its figures do not belong beside these.
+    /// A finished cell; `None` for one that failed or is incomplete, which has to run again.
+    ///
+    /// # Errors
+    /// If the cell was computed from other inputs: its figures cannot be compared with these.
     pub fn get(
         &self,
         variant: Variant,
@@ -60,14 +62,14 @@ impl CellStore {
         Ok(Some(cell).filter(|cell| cell.failure.is_none()))
     }
 
-    /// Keeps a cell: whole or not at all.
+    /// Stores a cell atomically.
     pub fn put(&self, variant: Variant, cell: &Cell) -> Result<(), CliError> {
         let path = self.path(variant, cell.seed);
         write(&path, &serde_json::to_vec_pretty(cell)?)
     }
 }
 
-/// Writes a file whole or not at all.
+/// Writes a file atomically: to a temporary one, which is then renamed.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
     let temporary = path.with_extension("tmp");
     let mut file = File::create(&temporary)?;

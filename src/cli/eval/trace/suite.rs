@@ -1,4 +1,5 @@
-//! The whole comparison: which cells are left, in which order, and what stands on disk after each.
+//! Runs the whole comparison: plans the cells, skips finished ones, and writes the report after
+//! each.
 
 use std::io::Write;
 use std::time::Instant;
@@ -47,20 +48,25 @@ pub(super) fn run(
             let spent = started.elapsed().as_secs_f64();
             let cell = &cells[cells.len() - 1];
             let remaining = estimate(&cells, left.len() - done - 1);
-            say(&line(cell, (done + 1, left.len()), spent, remaining));
+            let position = Position {
+                done: done + 1,
+                total: left.len(),
+            };
+            say(&line(cell, position, spent, remaining));
         }
     }
     let (report, text) = save(args, inputs, &cells)?;
-    match global.json {
-        true => writeln!(out, "{}", json(inputs, &cells, &report))?,
-        false => write!(out, "{text}")?,
+    if global.json {
+        writeln!(out, "{}", json(inputs, &cells, &report))?
+    } else {
+        write!(out, "{text}")?
     }
     let failed = cells.iter().any(|cell| cell.failure.is_some());
     Ok(if failed { EXIT_FAILED } else { EXIT_OK })
 }
 
-/// All cells, seed by seed; within a seed, variants with the same labels side by side. The base has
-/// no seed of its own.
+/// All cells in the order in which they run: seed by seed, and within a seed variants with the same
+/// labels next to each other. The base runs once.
 pub(super) fn plan(variants: &[Variant], first: u64, seeds: u64) -> Vec<(Variant, u64)> {
     let mut trained: Vec<Variant> = variants.iter().copied().filter(|v| v.trains()).collect();
     trained.sort_by_key(|variant| variant.labels());
@@ -71,7 +77,7 @@ pub(super) fn plan(variants: &[Variant], first: u64, seeds: u64) -> Vec<(Variant
     plan
 }
 
-/// Seconds that so many further cells take, by the mean of those that trained.
+/// Estimated seconds for `left` further cells, from the mean of the cells that trained.
 pub(super) fn estimate(cells: &[Cell], left: usize) -> Option<f64> {
     let spent: Vec<f64> = cells
         .iter()
@@ -101,7 +107,7 @@ fn introduction(about: &About, known: usize, left: usize) -> String {
     )
 }
 
-/// How far the figures of fresh answers can be trusted, in a sentence.
+/// A sentence on how far the figures of fresh answers can be trusted.
 fn reliability(about: &About) -> String {
     match about.judge {
         Some(judge) => format!(
@@ -120,7 +126,16 @@ fn reliability(about: &About) -> String {
     }
 }
 
-fn line(cell: &Cell, (done, of): (usize, usize), spent: f64, left: Option<f64>) -> String {
+/// How many of the cells of this run are finished.
+#[derive(Clone, Copy)]
+struct Position {
+    done: usize,
+    total: usize,
+}
+
+/// A finished cell in a line. `spent` and `left` are seconds of the whole run.
+fn line(cell: &Cell, position: Position, spent: f64, left: Option<f64>) -> String {
+    let Position { done, total } = position;
     let result = match (&cell.measured, &cell.failure) {
         (Some(m), _) => {
             let shares = [
@@ -140,7 +155,7 @@ fn line(cell: &Cell, (done, of): (usize, usize), spent: f64, left: Option<f64>) 
     };
     let left = left.map_or("unknown".to_owned(), |s| format!("{s:.0} s"));
     format!(
-        "{} seed {}: {result}; {:.0} s; {done} of {of}, {spent:.0} s so far, {left} left",
+        "{} seed {}: {result}; {:.0} s; {done} of {total}, {spent:.0} s so far, {left} left",
         cell.variant, cell.seed, cell.seconds.spent
     )
 }
@@ -149,7 +164,7 @@ fn share(name: &str, share: Share) -> String {
     format!("{name} {}/{}", share.count, share.of)
 }
 
-/// Writes the report as it stands, so that a stopped run leaves one.
+/// Writes the report of the cells so far, so that a stopped run leaves one.
 fn save(args: &TraceArgs, inputs: &Inputs, cells: &[Cell]) -> Result<(Report, String), CliError> {
     let report = Report::of(cells);
     let text = text(&inputs.about, cells, &report);

@@ -58,7 +58,7 @@ fn args() -> TraceArgs {
 }
 
 #[test]
-fn the_base_runs_once_and_equal_labels_stand_side_by_side() {
+fn the_base_runs_once_and_equal_labels_are_adjacent() {
     let variants = Variant::suite("full").unwrap();
     let plan = plan(&variants, 17, 3);
     assert_eq!(plan.len(), 1 + 9 * 3);

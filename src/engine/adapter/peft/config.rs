@@ -26,12 +26,12 @@ const MUST_BE_UNSET: [&str; 11] = [
     "megatron_config",
 ];
 
-/// What an adapter's configuration says.
+/// An adapter's configuration.
 #[derive(Clone, Debug)]
 pub struct PeftConfig {
-    /// `r`: rank where no pattern says otherwise.
+    /// `r`: the rank of modules that no pattern matches.
     pub r: usize,
-    /// `lora_alpha`, likewise.
+    /// `lora_alpha`: alpha of modules that no pattern matches.
     pub lora_alpha: f64,
     /// `use_rslora`: the scale is alpha / sqrt(r) rather than alpha / r.
     pub use_rslora: bool,

@@ -1,4 +1,4 @@
-//! What can be wrong with a PEFT adapter's two files.
+//! Errors in a PEFT adapter's two files.
 
 use safetensors::SafeTensorError;
 use safetensors::tensor::Dtype;

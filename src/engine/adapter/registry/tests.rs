@@ -115,7 +115,7 @@ fn the_loader_runs_once_per_generation_kept_and_memory_stays_bounded() {
     for n in [2, 3, 2, 4, 2, 3] {
         assert_eq!(registry.resolve(Some(&id(n).0)).unwrap().id, id(n));
     }
-    // Two places beside current and previous: 4 pushed 3 out, so 3 was read twice.
+    // There is room for two besides current and previous: 4 evicted 3, so 3 was read twice.
     assert_eq!(loads.load(Ordering::Relaxed), 4);
     assert!(registry.loaded().len() <= 5, "base and four more");
     let held = registry.resolve(Some(&id(5).0)).unwrap();

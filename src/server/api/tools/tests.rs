@@ -1,10 +1,10 @@
-//! The grammars of calls and formats, walked over whole texts.
+//! The grammars of calls and formats, matched against whole texts.
 
 use std::sync::Arc;
 
 use super::*;
 use crate::api::request;
-use realign_engine::grammar::{Grammars, Walk};
+use realign_engine::grammar::{GrammarState, Grammars};
 use realign_model::test_support::test_model;
 use realign_model::{CallStyle, Tokenizer};
 
@@ -24,20 +24,20 @@ fn tools(choice: Value, parallel: bool) -> Tools {
 
 /// Whether the whole text can be generated and end there.
 fn takes(tokenizer: &Tokenizer, grammars: &Grammars, lark: &str, text: &str) -> bool {
-    let mut walk = Walk::new(&grammars.compile(lark).unwrap());
+    let mut state = GrammarState::new(&grammars.compile(lark).unwrap());
     let logits = vec![0.0; tokenizer.vocab_size()];
     let mut masked = Vec::new();
     let ids = tokenizer.encode(text, false).unwrap();
     for (i, id) in ids.iter().enumerate() {
-        if walk.mask(&logits, &mut masked).is_err() || masked[*id as usize].is_infinite() {
+        if state.mask(&logits, &mut masked).is_err() || masked[*id as usize].is_infinite() {
             return false;
         }
-        if walk.accept(*id).unwrap() {
+        if state.accept(*id).unwrap() {
             return i + 1 == ids.len();
         }
     }
     let end = tokenizer.end_of_generation_ids()[0] as usize;
-    walk.mask(&logits, &mut masked).is_ok() && masked[end].is_finite()
+    state.mask(&logits, &mut masked).is_ok() && masked[end].is_finite()
 }
 
 #[test]
