@@ -68,7 +68,7 @@ impl Observation {
             trace: None,
         };
         let judged = route.starts_with("/v1/") || route == IN_PROCESS;
-        let compliance = state.compliance.as_ref().filter(|c| judged && c.wants());
+        let compliance = state.compliance.as_ref().filter(|c| judged && c.should_judge());
         Self {
             telemetry: Arc::clone(&state.telemetry),
             compliance: compliance.cloned(),

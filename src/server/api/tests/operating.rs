@@ -6,6 +6,7 @@ use super::super::*;
 use super::fake::{Script, Server};
 use super::{chat, get, send};
 use crate::config::keys::{ApiKey, KeyDigest};
+use crate::telemetry::compliance::Sampling;
 use realign_align::policy::PolicySet;
 
 fn access(keys: &[&str], admin: Option<&str>, rates: Rates) -> Arc<Access> {
@@ -287,7 +288,11 @@ fn answers_are_judged_after_they_were_sent() {
     let server = Server::start(|state| {
         let policies = Box::new(move || (Arc::clone(&set), Arc::default()));
         let telemetry = Arc::clone(&state.telemetry);
-        let compliance = Compliance::start((1.0, 64), policies, None, telemetry).unwrap();
+        let sampling = Sampling {
+            share: 1.0,
+            queue: 64,
+        };
+        let compliance = Compliance::start(sampling, policies, None, telemetry).unwrap();
         state.compliance = Some(Arc::new(compliance));
     });
     chat(&server, &json!({"n": 2}));
