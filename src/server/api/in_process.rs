@@ -1,5 +1,5 @@
-//! Generating without HTTP, for the process that the server is embedded in: the same lease, engine,
-//! counters and judgements as for a client's request, without keys and their rates.
+//! Generation without HTTP, for the process that the server is embedded in. Leases, engine, metrics and
+//! judgements are the same as for a client's request; API keys and rate limits do not apply.
 
 use std::ops::ControlFlow;
 use std::pin::Pin;
@@ -93,14 +93,14 @@ impl Generate {
         self
     }
 
-    /// Divides the logits by this; 0 always takes the most probable token.
+    /// Divides the logits by this; 0 always picks the most probable token.
     #[must_use]
     pub fn temperature(mut self, temperature: f32) -> Self {
         self.temperature = temperature;
         self
     }
 
-    /// Draws from the smallest set of tokens whose probability reaches this, from 0 to 1.
+    /// Samples from the smallest set of tokens whose total probability reaches this, from 0 to 1.
     #[must_use]
     pub fn top_p(mut self, share: f32) -> Self {
         self.top_p = share;
@@ -114,7 +114,7 @@ impl Generate {
         self
     }
 
-    /// Ends the text before this string; may be called several times.
+    /// Ends the text before this string. May be called several times to add strings.
     #[must_use]
     pub fn stop(mut self, stop: impl Into<String>) -> Self {
         self.stop.push(stop.into());
@@ -155,7 +155,7 @@ impl Generate {
         }
     }
 
-    /// What policies call the prompt: the last user message, or the text to continue.
+    /// The prompt as policies see it: the last user message, or the text to continue.
     fn judged_prompt(&self) -> &str {
         match &self.prompt {
             Prompt::Chat(messages) => {
@@ -166,7 +166,7 @@ impl Generate {
         }
     }
 
-    /// How to sample after a prompt of `prompt` tokens, within a context of `limit`.
+    /// The sampling parameters after a prompt of `prompt` tokens, with a context of `limit` tokens.
     fn sampling(self, prompt: usize, limit: usize) -> SamplingParams {
         // At least 1, so that the engine refuses a prompt that fills the context.
         let room = limit.saturating_sub(prompt).max(1);
@@ -181,19 +181,19 @@ impl Generate {
     }
 }
 
-/// Tokens that a request took.
+/// Token counts of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TokenCounts {
     /// Tokens of the prompt.
     pub prompt: usize,
-    /// Those of them that were found in the prefix cache.
+    /// Prompt tokens found in the prefix cache.
     pub cached: usize,
-    /// Tokens generated, the end-of-turn token included.
+    /// Generated tokens, including the end-of-turn token.
     pub completion: usize,
 }
 
-/// A text that was generated to its end.
+/// A completed text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Generated {
@@ -201,31 +201,31 @@ pub struct Generated {
     pub text: String,
     /// Why it ended.
     pub finish: FinishReason,
-    /// What it took.
+    /// Token counts of the request.
     pub tokens: TokenCounts,
     /// Id of the generation that produced every token of it.
     pub generation: String,
 }
 
-/// Why nothing was generated, or not to the end.
+/// Why generation failed or was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GenerateError {
-    /// A part of the request is out of range, or the chat template refuses the conversation.
+    /// A field of the request is out of range, or the chat template rejects the conversation.
     #[error("{message}")]
     Invalid {
-        /// Which part.
+        /// The field's name.
         field: String,
         /// What is wrong, and what is allowed.
         message: String,
     },
-    /// No such generation, or it does not load.
+    /// The generation does not exist or cannot be loaded.
     #[error("{0}")]
     UnknownGeneration(String),
-    /// Prompt and completion do not fit the model's context.
+    /// Prompt and completion exceed the model's context.
     #[error("{0}")]
     TooLong(String),
-    /// As much runs or waits as is allowed; try again in a moment.
+    /// A limit of running or waiting requests is reached; retry in a moment.
     #[error("{0}")]
     Busy(String),
     /// The server is shutting down, or has no room for the generation.
@@ -248,17 +248,17 @@ impl From<ApiError> for GenerateError {
             ApiError::ContextLength { .. } => Self::TooLong(message),
             ApiError::QueueFull(_) | ApiError::TooManyAtOnce { .. } => Self::Busy(message),
             ApiError::Unavailable(_) => Self::Unavailable(message),
-            // No other error comes from what is called here.
+            // The calls made here return no other errors.
             _ => Self::Failed(message),
         }
     }
 }
 
-/// A text that is being generated, piece by piece. It is a [`Stream`] as well. Dropping it cancels
-/// the rest.
+/// A text that is being generated, received piece by piece. It also implements [`Stream`]. Dropping it
+/// cancels the rest.
 pub struct TextStream {
     events: GenerateStream,
-    /// Reported when the text has ended, or with this stream.
+    /// Reported when the text has ended or the stream is dropped.
     observation: Option<Observation>,
     generation: GenerationId,
     finish: Option<FinishReason>,
@@ -266,7 +266,7 @@ pub struct TextStream {
 }
 
 /// What an event means for the reader of a stream: an item, the end, or nothing yet.
-type Step = ControlFlow<Option<Result<String, GenerateError>>>;
+type StreamStep = ControlFlow<Option<Result<String, GenerateError>>>;
 
 impl TextStream {
     /// The next piece of text, never empty; `None` after the last one.
@@ -277,13 +277,13 @@ impl TextStream {
         std::future::poll_fn(|context| self.poll(context)).await
     }
 
-    /// As [`TextStream::next`], for callers outside of asynchronous code.
+    /// As [`TextStream::next`], for blocking code.
     ///
     /// # Errors
     /// As [`TextStream::next`].
     ///
     /// # Panics
-    /// Inside a task of a Tokio runtime, whose thread it would block.
+    /// If called within a Tokio runtime, whose thread it would block.
     pub fn blocking_next(&mut self) -> Option<Result<String, GenerateError>> {
         while self.observation.is_some() {
             let event = self.events.blocking_next();
@@ -304,7 +304,7 @@ impl TextStream {
         self.finish
     }
 
-    /// What it took, once it has ended.
+    /// Token counts, complete once the text has ended.
     pub fn tokens(&self) -> TokenCounts {
         self.tokens
     }
@@ -323,18 +323,18 @@ impl TextStream {
         Poll::Ready(None)
     }
 
-    fn take(&mut self, event: Option<GenerateEvent>) -> Step {
+    fn take(&mut self, event: Option<GenerateEvent>) -> StreamStep {
         let stopped = || GenerateEvent::Failed("the engine stopped".into());
         match event.unwrap_or_else(stopped) {
             GenerateEvent::Token { text, .. } => {
                 if let Some(observation) = &self.observation {
-                    observation.token(0);
-                    observation.answered(0, &text, false);
+                    observation.add_token(0);
+                    observation.add_text(0, &text, false);
                 }
-                match text.is_empty() {
-                    true => ControlFlow::Continue(()),
-                    false => ControlFlow::Break(Some(Ok(text))),
+                if text.is_empty() {
+                    return ControlFlow::Continue(());
                 }
+                ControlFlow::Break(Some(Ok(text)))
             }
             GenerateEvent::Finished {
                 reason,
@@ -350,7 +350,7 @@ impl TextStream {
                     completion: completion_tokens,
                 };
                 if let Some(observation) = self.observation.take() {
-                    observation.answered(0, &text, true);
+                    observation.add_text(0, &text, true);
                     observation.set_tokens(prompt_tokens, completion_tokens);
                     observation.set_status(200);
                 }
@@ -367,7 +367,7 @@ impl TextStream {
         }
     }
 
-    /// What came, as a whole.
+    /// The completed text with its figures.
     fn whole(self, text: String) -> Result<Generated, GenerateError> {
         let cut_off = || GenerateError::Failed("generation failed: the engine stopped".into());
         Ok(Generated {
@@ -397,7 +397,7 @@ impl std::fmt::Debug for TextStream {
     }
 }
 
-/// Generates to the end. Dropping the future cancels.
+/// Generates the whole text. Dropping the future cancels it.
 pub(crate) async fn generate(
     state: &AppState,
     request: Generate,
@@ -423,8 +423,8 @@ pub(crate) fn generate_blocking(
     stream.whole(text)
 }
 
-/// As [`start`], off the runtime's own threads: the prompt may be long, and a pinned generation may
-/// have to be read from disk.
+/// As [`start`], on a blocking thread: the prompt may be long, and a pinned generation may have to be loaded
+/// from disk.
 pub(crate) async fn generate_stream(
     state: &AppState,
     request: Generate,
@@ -433,13 +433,13 @@ pub(crate) async fn generate_stream(
     match tokio::task::spawn_blocking(move || start(&state, request)).await {
         Ok(started) => started,
         Err(error) => {
-            tracing::error!(%error, "a request was not laid out");
+            tracing::error!(%error, "preparing a request failed");
             Err(GenerateError::Failed(error.to_string()))
         }
     }
 }
 
-/// Lays the prompt out and queues it.
+/// Encodes the prompt and submits it to the engine.
 pub(crate) fn start(state: &AppState, request: Generate) -> Result<TextStream, GenerateError> {
     let observation = Observation::in_process(state);
     match submit(state, request, &observation) {
@@ -469,11 +469,11 @@ fn submit(
         return Err(not_ready());
     }
     request.check()?;
-    observation.hold(state.access.clone(), state.access.place()?);
+    observation.hold(state.access.clone(), state.access.acquire()?);
     let generation = state.registry.resolve(request.generation.as_deref());
     let generation = generation.map_err(|error| ApiError::NotFound(error.to_string()))?;
     observation.set_generation(&generation.id.0);
-    observation.asked(&json!({ "prompt": request.judged_prompt() }));
+    observation.set_prompts(&json!({ "prompt": request.judged_prompt() }));
     let prompt = request.encode(state)?;
     let sampling = request.sampling(prompt.len(), state.engine.max_model_len());
     let id = generation.id.clone();
