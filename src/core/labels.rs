@@ -78,7 +78,8 @@ labels! {
 labels! {
     /// How a realignment ended.
     Outcome {
-        /// A generation was promoted, either newly trained or reused because its inputs were the same.
+        /// A generation was promoted, either newly trained or reused because its inputs were the
+        /// same.
         Succeeded = "succeeded",
         /// The gate refused the candidate.
         Rejected = "rejected",

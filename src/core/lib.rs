@@ -1,5 +1,5 @@
-//! The vocabulary shared by all crates of realign: identifiers, enums, ranges and the clock. It contains
-//! no logic about models or policies.
+//! The vocabulary shared by all crates of realign: identifiers, enums, ranges and the clock. It
+//! contains no logic about models or policies.
 
 mod category;
 pub mod clock;

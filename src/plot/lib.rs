@@ -41,8 +41,8 @@ const LEFT: f64 = 70.0;
 const RIGHT: f64 = 190.0;
 const TOP: f64 = 44.0;
 const BOTTOM: f64 = 56.0;
-/// A palette that colour-blind people can tell apart (Okabe and Ito), used cyclically; marks also differ
-/// in shape.
+/// A palette that colour-blind people can tell apart (Okabe and Ito), used cyclically; marks also
+/// differ in shape.
 const COLOURS: [&str; 8] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f", "#000000",
 ];

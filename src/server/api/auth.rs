@@ -31,8 +31,8 @@ pub struct Access {
 }
 
 impl Access {
-    /// With no `keys`, no key is required; without an `admin` key, the operator routes answer only requests
-    /// from this machine. `max_concurrent` limits the running client requests.
+    /// With no `keys`, no key is required; without an `admin` key, the operator routes answer only
+    /// requests from this machine. `max_concurrent` limits the running client requests.
     pub fn new(
         keys: Vec<ApiKey>,
         admin: Option<KeyDigest>,
@@ -92,8 +92,8 @@ impl Access {
     }
 }
 
-/// Middleware of client routes: admits a request if it carries a valid key (or none is configured) and its
-/// caller is within its limits.
+/// Middleware of client routes: admits a request if it carries a valid key (or none is configured)
+/// and its caller is within its limits.
 pub(crate) async fn client(
     State(state): State<AppState>,
     request: Request,
@@ -102,14 +102,16 @@ pub(crate) async fn client(
     let access = &state.access;
     let observation = request.extensions().get::<Arc<Observation>>().cloned();
     let admitted = access.caller(request.headers()).and_then(|(name, rates)| {
-        // The permit is acquired first, so that a request refused for lack of one costs the caller nothing.
+        // The permit is acquired first, so that a request refused for lack of one costs the caller
+        // nothing.
         let permit = access.limiter.acquire()?;
         let left = access.limiter.admit(&name, rates, Instant::now())?;
         Ok((name, permit, left))
     });
     match admitted {
         Ok((name, permit, left)) => {
-            // Held until the last byte is sent, or to the end of this function if there is no observation.
+            // Held until the last byte is sent, or to the end of this function if there is no
+            // observation.
             let unobserved = match &observation {
                 Some(observation) => {
                     observation.admitted(Arc::clone(access), name, permit);
@@ -150,8 +152,8 @@ fn show_remaining(headers: &mut HeaderMap, left: Remaining) {
     }
 }
 
-/// Middleware of operator routes: admits a request if it carries the operator key or, if none is configured,
-/// comes from this machine.
+/// Middleware of operator routes: admits a request if it carries the operator key or, if none is
+/// configured, comes from this machine.
 pub(crate) async fn admin(State(state): State<AppState>, request: Request, next: Next) -> Response {
     let allowed = match &state.access.admin {
         Some(key) => check_admin(request.headers(), key),
@@ -182,9 +184,9 @@ fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {
         ))
 }
 
-/// A web page in a local browser, or a proxy, also connects from the loopback address, but on behalf of
-/// someone else. Requests with forwarding headers are therefore refused, as are those whose `Origin` is not
-/// this server. Requiring a loopback `Host` prevents DNS rebinding.
+/// A web page in a local browser, or a proxy, also connects from the loopback address, but on
+/// behalf of someone else. Requests with forwarding headers are therefore refused, as are those
+/// whose `Origin` is not this server. Requiring a loopback `Host` prevents DNS rebinding.
 fn check_local(request: &Request) -> Result<(), ApiError> {
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
     let local = peer.is_some_and(|ConnectInfo(peer)| peer.ip().to_canonical().is_loopback());

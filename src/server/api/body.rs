@@ -17,10 +17,13 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Reads a body of at most `limit` bytes as JSON.
 ///
 /// # Errors
-/// [`ApiError::TooLarge`], [`ApiError::Timeout`], or [`ApiError::Body`] for a body that is not JSON.
+/// [`ApiError::TooLarge`], [`ApiError::Timeout`], or [`ApiError::Body`] for a body that is not
+/// JSON.
 pub(crate) async fn json(request: Request, limit: usize) -> Result<Value, ApiError> {
-    let declared = request.headers().get(header::CONTENT_LENGTH);
-    let declared = declared.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    let declared = request
+        .headers()
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     if declared.is_some_and(|length| length > limit) {
         return Err(ApiError::TooLarge { limit });
     }

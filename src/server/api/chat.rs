@@ -107,8 +107,8 @@ impl ChatRequest {
             .map_err(|error| chat_error(&error, "messages"))
     }
 
-    /// Maximum number of tokens to generate after a prompt of `prompt` tokens. Default: the rest of the
-    /// context.
+    /// Maximum number of tokens to generate after a prompt of `prompt` tokens. Default: the rest of
+    /// the context.
     pub(crate) fn max_tokens(&self, prompt: usize, max_model_len: usize) -> usize {
         let room = max_model_len.saturating_sub(prompt);
         // At least 1, so that the engine refuses a prompt that fills the context.

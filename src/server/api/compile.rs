@@ -11,11 +11,11 @@ use super::tools::{AnswerFormat, Tools, grammar};
 use realign_engine::grammar::{Constraint, GrammarError, Grammars};
 use realign_model::Tokenizer;
 
-/// Maximum number of concurrent compilations. One that exceeds its time keeps its permit until it ends, so a
-/// malicious client can occupy at most this many threads.
+/// Maximum number of concurrent compilations. One that exceeds its time keeps its permit until it
+/// ends, so a malicious client can occupy at most this many threads.
 const MAX_CONCURRENT: usize = 2;
-/// How long a client waits for its grammar. Compiling takes milliseconds, up to a second for a server's
-/// first one.
+/// How long a client waits for its grammar. Compiling takes milliseconds, up to a second for a
+/// server's first one.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Compiles and caches the server's grammars.

@@ -1,5 +1,5 @@
-//! Cross-origin requests: web pages may call the client routes from a browser only if an operator has listed
-//! their origins.
+//! Cross-origin requests: web pages may call the client routes from a browser only if an operator
+//! has listed their origins.
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -8,8 +8,8 @@ use axum::response::{IntoResponse, Response};
 
 use super::AppState;
 
-/// Allowed methods. There is no list of allowed headers, because OpenAI's client adds a dozen of its own
-/// (`x-stainless-*`): all headers that the browser requests are allowed.
+/// Allowed methods. There is no list of allowed headers, because OpenAI's client adds a dozen of
+/// its own (`x-stainless-*`): all headers that the browser requests are allowed.
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, OPTIONS");
 /// Response headers that pages may read.
 const EXPOSED: HeaderValue = HeaderValue::from_static(
@@ -19,8 +19,8 @@ const EXPOSED: HeaderValue = HeaderValue::from_static(
 /// How long browsers may cache a preflight response, in seconds.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 
-/// Middleware that answers preflight requests and adds headers for allowed origins. Other requests are passed
-/// on unchanged: the browser then hides the answer from the page.
+/// Middleware that answers preflight requests and adds headers for allowed origins. Other requests
+/// are passed on unchanged: the browser then hides the answer from the page.
 pub(crate) async fn cors(State(state): State<AppState>, request: Request, next: Next) -> Response {
     let allowed = allowed(&state.cors_origins, request.headers());
     let requested_headers = request
@@ -53,7 +53,8 @@ pub(crate) async fn cors(State(state): State<AppState>, request: Request, next: 
     response
 }
 
-/// The origin to allow, if any. Credentials are not allowed: pages send keys themselves, not the browser.
+/// The origin to allow, if any. Credentials are not allowed: pages send keys themselves, not the
+/// browser.
 fn allowed(origins: &[String], headers: &HeaderMap) -> Option<HeaderValue> {
     let origin = headers.get(header::ORIGIN)?;
     let sent = origin.to_str().ok()?;

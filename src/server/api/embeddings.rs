@@ -25,7 +25,8 @@ use realign_engine::adapter::generation::Generation;
 
 /// Maximum number of texts in a request.
 const MAX_INPUTS: usize = 256;
-/// Maximum number of tokens in a request, over all texts: each needs a forward pass alongside the engine.
+/// Maximum number of tokens in a request, over all texts: each needs a forward pass alongside the
+/// engine.
 const MAX_TOKENS: usize = 32_768;
 /// Maximum number of requests that run or wait; further ones are refused.
 const MAX_WAITING: usize = 32;
@@ -191,11 +192,14 @@ fn data(
     base64: bool,
 ) -> Result<Vec<EmbeddingEntry>, ApiError> {
     let entry = |(index, tokens): (usize, &Vec<u32>)| {
-        let vector = state.embeddings.port.embed(generation, tokens);
-        let vector = vector.map_err(|error| {
-            tracing::error!(%error, "an embedding could not be computed");
-            ApiError::Internal(format!("the embedding could not be computed: {error}"))
-        })?;
+        let vector = state
+            .embeddings
+            .port
+            .embed(generation, tokens)
+            .map_err(|error| {
+                tracing::error!(%error, "an embedding could not be computed");
+                ApiError::Internal(format!("the embedding could not be computed: {error}"))
+            })?;
         let embedding = if base64 {
             Vector::Base64(STANDARD.encode(little_endian(&vector)))
         } else {

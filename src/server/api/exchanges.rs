@@ -22,8 +22,8 @@ struct Choice {
 }
 
 impl Exchanges {
-    /// Extracts the prompts from a request's body, for any route. To policies, the prompt is the last user
-    /// message or the text to complete; prompts given as token ids count as empty.
+    /// Extracts the prompts from a request's body, for any route. To policies, the prompt is the
+    /// last user message or the text to complete; prompts given as token ids count as empty.
     pub(crate) fn set_prompts(&mut self, body: &Value) {
         self.prompts = match (&body["messages"], &body["prompt"], &body["input"]) {
             (Value::Array(messages), _, _) => vec![last_user(messages)],

@@ -1,5 +1,5 @@
-//! Generation without HTTP, for the process that the server is embedded in. Leases, engine, metrics and
-//! judgements are the same as for a client's request; API keys and rate limits do not apply.
+//! Generation without HTTP, for the process that the server is embedded in. Leases, engine, metrics
+//! and judgements are the same as for a client's request; API keys and rate limits do not apply.
 
 use std::ops::ControlFlow;
 use std::pin::Pin;
@@ -254,8 +254,8 @@ impl From<ApiError> for GenerateError {
     }
 }
 
-/// A text that is being generated, received piece by piece. It also implements [`Stream`]. Dropping it
-/// cancels the rest.
+/// A text that is being generated, received piece by piece. It also implements [`Stream`]. Dropping
+/// it cancels the rest.
 pub struct TextStream {
     events: GenerateStream,
     /// Reported when the text has ended or the stream is dropped.
@@ -423,8 +423,8 @@ pub(crate) fn generate_blocking(
     stream.whole(text)
 }
 
-/// As [`start`], on a blocking thread: the prompt may be long, and a pinned generation may have to be loaded
-/// from disk.
+/// As [`start`], on a blocking thread: the prompt may be long, and a pinned generation may have to
+/// be loaded from disk.
 pub(crate) async fn generate_stream(
     state: &AppState,
     request: Generate,
@@ -470,18 +470,22 @@ fn submit(
     }
     request.check()?;
     observation.hold(state.access.clone(), state.access.acquire()?);
-    let generation = state.registry.resolve(request.generation.as_deref());
-    let generation = generation.map_err(|error| ApiError::NotFound(error.to_string()))?;
+    let generation = state
+        .registry
+        .resolve(request.generation.as_deref())
+        .map_err(|error| ApiError::NotFound(error.to_string()))?;
     observation.set_generation(&generation.id.0);
     observation.set_prompts(&json!({ "prompt": request.judged_prompt() }));
     let prompt = request.encode(state)?;
     let sampling = request.sampling(prompt.len(), state.engine.max_model_len());
     let id = generation.id.clone();
-    let events = state.engine.submit(GenerateRequest {
-        prompt,
-        sampling,
-        generation,
-    });
-    let events = events.map_err(|error| ApiError::from_submit(&error, "prompt"))?;
+    let events = state
+        .engine
+        .submit(GenerateRequest {
+            prompt,
+            sampling,
+            generation,
+        })
+        .map_err(|error| ApiError::from_submit(&error, "prompt"))?;
     Ok((events, id))
 }

@@ -1,5 +1,5 @@
-//! Rate limits per key, and a limit of concurrent requests. Requests beyond them are refused with 429 and
-//! `Retry-After`; nothing is queued here.
+//! Rate limits per key, and a limit of concurrent requests. Requests beyond them are refused with
+//! 429 and `Retry-After`; nothing is queued here.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,8 +18,8 @@ pub struct Rates {
     pub tokens: Option<u32>,
 }
 
-/// A token bucket that holds one minute's limit and refills evenly. Its level may become negative: an answer's
-/// tokens are known only when it has ended, so an excess delays the next requests.
+/// A token bucket that holds one minute's limit and refills evenly. Its level may become negative:
+/// an answer's tokens are known only when it has ended, so an excess delays the next requests.
 #[derive(Clone, Copy, Debug)]
 struct Bucket {
     level: f64,
@@ -54,7 +54,8 @@ struct Buckets {
     tokens: Option<Bucket>,
 }
 
-/// Limit and remainder of a key's requests and tokens after a request was admitted, for response headers.
+/// Limit and remainder of a key's requests and tokens after a request was admitted, for response
+/// headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Remaining {
     pub(crate) requests: Option<(u32, u32)>,
@@ -223,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_given_back() {
+    fn permits_are_released() {
         let limiter = Limiter::new(1);
         let permit = limiter.acquire().unwrap();
         assert_eq!(limiter.running(), 1);

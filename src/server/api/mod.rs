@@ -1,7 +1,7 @@
 //! The HTTP API: OpenAI-compatible routes, operator routes, authentication, streaming and errors.
 //!
-//! The engine and the control loop are used through the traits in [`ports`], so everything here is tested with
-//! fakes.
+//! The engine and the control loop are used through the traits in [`ports`], so everything here is
+//! tested with fakes.
 
 mod admin;
 pub mod answers;
@@ -146,8 +146,8 @@ pub fn operator_router(state: AppState) -> Router {
     )
 }
 
-/// A router with the routes for these audiences, their authentication, answers for unknown routes, and an
-/// observer of all requests.
+/// A router with the routes for these audiences, their authentication, answers for unknown routes,
+/// and an observer of all requests.
 fn build(audiences: &[Audience], state: AppState) -> Router {
     let routes = routes::of(audiences);
     let of = |audience| {

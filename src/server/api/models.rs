@@ -11,8 +11,8 @@ use super::{AppState, blocking};
 use realign_engine::adapter::ResolveError;
 use realign_engine::adapter::generation::Generation;
 
-/// Leases the generation that `model` refers to: `<name>`, `<name>@base` or `<name>@<generation>`. May load it
-/// from disk.
+/// Leases the generation that `model` refers to: `<name>`, `<name>@base` or `<name>@<generation>`.
+/// May load it from disk.
 ///
 /// # Errors
 /// [`ApiError::ModelNotFound`], also if the generation cannot be loaded.
@@ -31,8 +31,8 @@ pub(crate) fn resolve(state: &AppState, model: &str) -> Result<Arc<Generation>, 
     state.registry.resolve(selector).map_err(|error| {
         match error {
             ResolveError::Unknown { .. } => {}
-            // To a client, a generation that cannot be loaded does not exist. The reason may contain
-            // file names, so it goes to the log only.
+            // To a client, a generation that cannot be loaded does not exist. The reason may
+            // contain file names, so it goes to the log only.
             ResolveError::Load { id, reason } => {
                 tracing::warn!(generation = %id, reason, "a pinned generation did not load");
             }

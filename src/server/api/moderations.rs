@@ -28,8 +28,8 @@ pub(crate) struct Body {
     _model: Option<String>,
 }
 
-/// Judges each input by the active policies as an assistant's answer to `prompt` (an extension of OpenAI's
-/// API; empty if absent). `model` is ignored.
+/// Judges each input by the active policies as an assistant's answer to `prompt` (an extension of
+/// OpenAI's API; empty if absent). `model` is ignored.
 pub(crate) async fn create(
     State(state): State<AppState>,
     request: Request,

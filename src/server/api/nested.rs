@@ -17,8 +17,8 @@ pub(crate) fn route(extensions: &Extensions) -> Option<&str> {
     }
 }
 
-/// The base that the relative URLs of a page at `path` need, if any: on a page at `/llm`, a browser resolves
-/// `page.css` to `/page.css`.
+/// The base that the relative URLs of a page at `path` need, if any: on a page at `/llm`, a browser
+/// resolves `page.css` to `/page.css`.
 pub(crate) fn base(path: &str) -> Option<&str> {
     let (_, last) = path.rsplit_once('/')?;
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~%".contains(&b);
@@ -32,8 +32,8 @@ pub(crate) fn with_base(html: &str, base: &str) -> String {
     html.replacen("<head>", &head, 1)
 }
 
-/// An OpenAPI document (JSON text of an object) requested at `path`, with a `servers` entry if the routes are
-/// nested.
+/// An OpenAPI document (JSON text of an object) requested at `path`, with a `servers` entry if the
+/// routes are nested.
 pub(crate) fn with_server(document: String, path: &str) -> String {
     match path.strip_suffix("/openapi.json") {
         Some(prefix) if !prefix.is_empty() => {

@@ -25,8 +25,9 @@ const CLIENT_CLOSED: u16 = 499;
 /// Maximum length of a request id accepted from a client.
 const REQUEST_ID_LIMIT: usize = 128;
 
-/// The record of a running request. The middleware holds one clone of the `Arc`, a streamed answer another;
-/// when the last one is dropped, the event is emitted and the answer is queued to be judged.
+/// The record of a running request. The middleware holds one clone of the `Arc`, a streamed answer
+/// another; when the last one is dropped, the event is emitted and the answer is queued to be
+/// judged.
 pub(crate) struct Observation {
     telemetry: Arc<Telemetry>,
     /// Judges the answer; `None` if this one is not to be judged.
@@ -218,10 +219,14 @@ pub(crate) async fn observe(
     let id = request_id(request.headers());
     let observation = label.map(|route| {
         let observation = Observation::new(&state, route, &id);
-        let parent = request.headers().get("traceparent");
-        let parent = parent.and_then(|value| value.to_str().ok());
-        let exporter = state.telemetry.exporter();
-        let trace = exporter.and_then(|exporter| exporter.context(parent));
+        let parent = request
+            .headers()
+            .get("traceparent")
+            .and_then(|value| value.to_str().ok());
+        let trace = state
+            .telemetry
+            .exporter()
+            .and_then(|exporter| exporter.context(parent));
         observation.record().finished.trace = trace;
         Arc::new(observation)
     });

@@ -1,5 +1,5 @@
-//! `GET /openapi.json`: a listener's routes as an OpenAPI 3.1 document, derived from the types of requests and
-//! answers.
+//! `GET /openapi.json`: a listener's routes as an OpenAPI 3.1 document, derived from the types of
+//! requests and answers.
 
 use std::sync::Arc;
 

@@ -8,8 +8,8 @@ use super::nested;
 
 type File = ([(HeaderName, &'static str); 4], &'static str);
 
-/// Content security policy: the page runs its own script and talks to its own server; nothing else is
-/// allowed, and no other page may embed it.
+/// Content security policy: the page runs its own script and talks to its own server; nothing else
+/// is allowed, and no other page may embed it.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                       img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 

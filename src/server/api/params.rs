@@ -65,7 +65,8 @@ struct StreamOptions {
 pub(crate) struct Params {
     /// `model` as sent.
     pub(crate) model: String,
-    /// Sampling parameters except `max_tokens` and `top_logprobs`, which the routes define differently.
+    /// Sampling parameters except `max_tokens` and `top_logprobs`, which the routes define
+    /// differently.
     pub(crate) sampling: SamplingParams,
     /// `None` means the route's default.
     pub(crate) max_tokens: Option<usize>,
@@ -77,7 +78,8 @@ pub(crate) struct Params {
 }
 
 impl Common {
-    /// Validates what depends on several fields. The result has one choice and the route's default length.
+    /// Validates what depends on several fields. The result has one choice and the route's default
+    /// length.
     ///
     /// # Errors
     /// For `stream_options` without `stream`.

@@ -1,4 +1,5 @@
-//! Traits through which the API uses the rest of the server, so that it can be tested without a model.
+//! Traits through which the API uses the rest of the server, so that it can be tested without a
+//! model.
 
 use std::sync::Arc;
 
@@ -50,8 +51,8 @@ pub enum RealignmentEvent {
     Lagged(u64),
 }
 
-/// The operations behind the operator routes. Methods may read from disk, so the API calls them on blocking
-/// threads.
+/// The operations behind the operator routes. Methods may read from disk, so the API calls them on
+/// blocking threads.
 pub trait AdminPort: Send + Sync {
     /// The active policy set, and why the latest one was refused, if it was.
     fn policies(&self) -> Policies;
@@ -74,8 +75,9 @@ pub trait AdminPort: Send + Sync {
     /// [`AdminError::NotFound`], or [`AdminError::Conflict`] if it has ended.
     fn cancel(&self, id: &str) -> Result<Cancelling, AdminError>;
 
-    /// The events of one realignment from now on. The last relevant one is that of its end; for a realignment
-    /// that has already ended it is the only one. `None` if there is no such realignment.
+    /// The events of one realignment from now on. The last relevant one is that of its end; for a
+    /// realignment that has already ended it is the only one. `None` if there is no such
+    /// realignment.
     fn events(&self, id: &str) -> Option<BoxStream<'static, RealignmentEvent>>;
 
     /// All generations on disk and in memory, and which one is current.

@@ -1,4 +1,5 @@
-//! The table of routes, from which the router, the route labels of metrics and `/openapi.json` are derived.
+//! The table of routes, from which the router, the route labels of metrics and `/openapi.json` are
+//! derived.
 
 mod table;
 
@@ -76,9 +77,8 @@ impl Route {
         H: Handler<T, AppState>,
         T: 'static,
     {
-        let filter = MethodFilter::try_from(method.clone());
-        // The table uses only standard methods.
-        let filter = filter.unwrap_or(MethodFilter::GET);
+        // The table uses only standard methods, for which the conversion succeeds.
+        let filter = MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::GET);
         Self {
             method,
             path,

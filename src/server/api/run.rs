@@ -1,5 +1,5 @@
-//! From a checked request to an answer: leases a generation, submits the sequences, and returns their output,
-//! collected or streamed.
+//! From a checked request to an answer: leases a generation, submits the sequences, and returns
+//! their output, collected or streamed.
 
 use std::sync::Arc;
 
@@ -174,8 +174,11 @@ pub(crate) fn submit(
                 generation: Arc::clone(&generation),
             };
             // On an error the previous streams are dropped, which cancels their sequences.
-            let stream = state.engine.submit(request);
-            streams.push(stream.map_err(|e| ApiError::from_submit(&e, field))?);
+            let stream = state
+                .engine
+                .submit(request)
+                .map_err(|error| ApiError::from_submit(&error, field))?;
+            streams.push(stream);
         }
     }
     Ok(ActiveRequest {
@@ -201,8 +204,8 @@ pub(crate) fn submit(
     })
 }
 
-/// Merges the events of all sequences, each with its sequence's index. Every sequence ends with `Finished` or
-/// `Failed`, even if the engine drops its channel.
+/// Merges the events of all sequences, each with its sequence's index. Every sequence ends with
+/// `Finished` or `Failed`, even if the engine drops its channel.
 fn merge(streams: Vec<GenerateStream>) -> BoxStream<'static, (usize, GenerateEvent)> {
     let tagged = |(index, stream): (usize, GenerateStream)| {
         stream::unfold(Some(stream), move |open| async move {

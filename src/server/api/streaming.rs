@@ -130,7 +130,8 @@ impl Drop for Stream {
     }
 }
 
-/// Adds `value` as JSON to an event. JSON text has no raw line breaks, which event data must not contain.
+/// Adds `value` as JSON to an event. JSON text has no raw line breaks, which event data must not
+/// contain.
 pub(crate) fn data(event: Event, value: &impl Serialize) -> Event {
     // Answers are structs and maps with string keys, which always serialise.
     event.data(serde_json::to_string(value).unwrap_or_default())

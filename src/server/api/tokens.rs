@@ -122,8 +122,10 @@ pub(crate) async fn detokenize(
     let DetokenizeBody {
         tokens: TokenIds(tokens),
     } = request::read(&body)?;
-    let text = state.tokenizer.decode(&tokens);
-    let text = text.map_err(|e| ApiError::field("tokens", e.to_string()))?;
+    let text = state
+        .tokenizer
+        .decode(&tokens)
+        .map_err(|e| ApiError::field("tokens", e.to_string()))?;
     Ok(Json(Text {
         content: text.clone(),
         prompt: text,

@@ -1,7 +1,7 @@
 //! Parses generated text into text and calls, incrementally.
 //!
-//! The text follows the grammar of [`super::tools`], so its form is known; only its end may be missing. Whole
-//! and streamed answers are parsed by the same code.
+//! The text follows the grammar of [`super::tools`], so its form is known; only its end may be
+//! missing. Whole and streamed answers are parsed by the same code.
 
 use super::tools::arguments_key;
 use realign_model::CallStyle;
@@ -125,8 +125,8 @@ impl CallParser {
         found.is_some()
     }
 
-    /// Length of the held text that cannot belong to a call: without a partial tag at its end and the white
-    /// space before that, in bytes.
+    /// Length of the held text that cannot belong to a call: without a partial tag at its end and
+    /// the white space before that, in bytes.
     fn text_len(&self) -> usize {
         if self.style == CallStyle::Bare {
             return self.held.len();

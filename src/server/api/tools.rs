@@ -1,5 +1,5 @@
-//! Functions that the model may call and the required format of answers, read from requests and compiled into
-//! one grammar.
+//! Functions that the model may call and the required format of answers, read from requests and
+//! compiled into one grammar.
 
 mod format;
 mod grammar;

@@ -1,4 +1,5 @@
-//! The configuration as users write it, in `realign.toml`, `REALIGN_*` variables and flags, before validation.
+//! The configuration as users write it, in `realign.toml`, `REALIGN_*` variables and flags, before
+//! validation.
 
 use std::path::PathBuf;
 
@@ -71,13 +72,15 @@ section! {
         admin_host: String,
         /// Port of a separate listener for operators; without it they share the clients' listener.
         admin_port: u16,
-        /// Key that clients must send as a bearer token, given as the key itself or as `sha256:<digest>`.
+        /// Key that clients must send as a bearer token, given as the key itself or as
+        /// `sha256:<digest>`.
         api_key: String,
         /// More keys, each with a name: `name:key` or `name:sha256:<digest>`.
         api_keys: Vec<String>,
         /// File of such keys, one per line; reloaded on SIGHUP.
         api_keys_file: PathBuf,
-        /// Key that operators must send for `/admin`, given as the key itself or as `sha256:<digest>`.
+        /// Key that operators must send for `/admin`, given as the key itself or as
+        /// `sha256:<digest>`.
         admin_key: String,
         /// Web origins that browsers may call from; `*` allows any.
         cors_origins: Vec<String>,
@@ -123,7 +126,8 @@ section! {
         copies: usize,
         /// Quantisation that `mistralrs` applies to safetensors while loading.
         isq: String,
-        /// Maximum number of tokens of prompt and completion together; defaults to the model's own limit.
+        /// Maximum number of tokens of prompt and completion together; defaults to the model's own
+        /// limit.
         max_model_len: usize,
         /// Maximum number of sequences in a batch.
         max_running: usize,
@@ -237,7 +241,8 @@ section! {
         memory_mb: u64,
         /// Fraction of compute time given to training while requests are running.
         share: f64,
-        /// Whether a layer's activations are recomputed for its gradients instead of kept: `auto`, `on` or `off`.
+        /// Whether a layer's activations are recomputed for its gradients instead of kept: `auto`,
+        /// `on` or `off`.
         recompute: String,
         /// `[train.corrective]`
         corrective: RawCorrective,

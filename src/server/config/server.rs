@@ -18,8 +18,8 @@ pub struct ServerConfig {
     pub api_keys: Vec<ApiKey>,
     /// File with more keys.
     pub api_keys_file: Option<PathBuf>,
-    /// Key that operators must send for `/admin`, as given: the key itself or its digest. `None` restricts
-    /// operator routes to direct requests from this machine.
+    /// Key that operators must send for `/admin`, as given: the key itself or its digest. `None`
+    /// restricts operator routes to direct requests from this machine.
     pub admin_key: Option<String>,
     /// Web origins that browsers may call from.
     pub cors_origins: Vec<String>,

@@ -17,13 +17,15 @@ const SHARE: f64 = 0.25;
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainConfig {
     recipes: Recipes,
-    /// Fraction of compute time given to training while requests are running, within [`ranges::SHARE`].
+    /// Fraction of compute time given to training while requests are running, within
+    /// [`ranges::SHARE`].
     pub share: f64,
     /// Memory limit of a run, in MB; `None` means the memory that is free.
     pub memory_mb: Option<u64>,
     /// Whether activations are recomputed for gradients.
     pub recompute: Recompute,
-    /// The endpoint that writes compliant responses for pairs in which both responses violate, if configured.
+    /// The endpoint that writes compliant responses for pairs in which both responses violate, if
+    /// configured.
     pub corrective: Option<CorrectiveSpec>,
 }
 

@@ -33,8 +33,8 @@ impl Control {
         AdminError::Failed("the control loop has stopped: the server is shutting down".into())
     }
 
-    /// Makes `to` the current generation: first on disk (`CURRENT`), then in memory. With `expected`, only if
-    /// that one is current.
+    /// Makes `to` the current generation: first on disk (`CURRENT`), then in memory. With
+    /// `expected`, only if that one is current.
     fn activate_generation(
         &self,
         to: Arc<Generation>,
@@ -154,8 +154,8 @@ impl AdminPort for Control {
     }
 
     fn events(&self, id: &str) -> Option<BoxStream<'static, RealignmentEvent>> {
-        // Subscribe before reading the row: the row is written before the final event is emitted, so the
-        // end is seen in at least one of them.
+        // Subscribe before reading the row: the row is written before the final event is emitted,
+        // so the end is seen in at least one of them.
         let events = self.context.telemetry.subscribe();
         let row = self.context.log(self.context.db.realignment(id))??;
         if let Some(end) = final_event(&row) {
@@ -233,8 +233,9 @@ impl AdminPort for Control {
         self.activate_generation(to, None)
     }
 
-    /// Without an enforced policy, or if no preference pair conflicts with one, the base model counts as
-    /// aligned; otherwise only a generation that was trained for exactly this policy set does.
+    /// Without an enforced policy, or if no preference pair conflicts with one, the base model
+    /// counts as aligned; otherwise only a generation that was trained for exactly this policy set
+    /// does.
     fn aligned(&self) -> bool {
         let context = &self.context;
         let serving = context.registry.lease_current();

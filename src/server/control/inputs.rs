@@ -1,4 +1,5 @@
-//! Collects the inputs of a realignment, and locates its checkpoints, according to the configuration.
+//! Collects the inputs of a realignment, and locates its checkpoints, according to the
+//! configuration.
 
 use std::path::PathBuf;
 
@@ -8,7 +9,8 @@ use realign_align::policy::PolicySet;
 use realign_align::preferences::DatasetError;
 use realign_align::train::Recipe;
 
-/// Collects the inputs of a realignment to `policies`, reading the preference data that `config` names.
+/// Collects the inputs of a realignment to `policies`, reading the preference data that `config`
+/// names.
 ///
 /// # Errors
 /// If the preference data cannot be read.

@@ -1,8 +1,8 @@
 //! The control loop: it runs one realignment at a time, for the newest policy set.
 //!
-//! One thread owns the mutable state (the active policy set, the running realignment) and processes one
-//! [`Event`] at a time. Realignments run on a thread of their own and report back with an event; the policy
-//! watcher only signals that the directory should be read again.
+//! One thread owns the mutable state (the active policy set, the running realignment) and processes
+//! one [`Event`] at a time. Realignments run on a thread of their own and report back with an
+//! event; the policy watcher only signals that the directory should be read again.
 
 mod admin;
 mod context;
@@ -62,8 +62,8 @@ pub struct Control {
 }
 
 impl Control {
-    /// Starts the loop and the policy watcher, and realigns to the current policies unless that has been done
-    /// already.
+    /// Starts the loop and the policy watcher, and realigns to the current policies unless that has
+    /// been done already.
     ///
     /// # Errors
     /// [`ControlError`] if the recipe is unusable, or the watcher or the thread cannot be started.
@@ -112,8 +112,8 @@ impl Control {
         (active.set, active.matchers)
     }
 
-    /// Stops a running realignment at its next step, to be resumed at the next start, and stops the loop and
-    /// the policy watcher. Calling it again does nothing.
+    /// Stops a running realignment at its next step, to be resumed at the next start, and stops the
+    /// loop and the policy watcher. Calling it again does nothing.
     pub fn shutdown(&self) {
         drop(self.watcher.lock().ok().and_then(|mut w| w.take()));
         let _already_ended = self.events.send(Event::Shutdown);
@@ -183,8 +183,8 @@ impl Loop {
         Ok((set, prepared))
     }
 
-    /// Reads and activates the policies of the directory. A set that is invalid, fails its examples or has a
-    /// rule below its minimum trust is refused and changes nothing.
+    /// Reads and activates the policies of the directory. A set that is invalid, fails its examples
+    /// or has a rule below its minimum trust is refused and changes nothing.
     fn reload_policies(&mut self) {
         let (set, prepared) = match self.read_policies() {
             Ok(read) => read,
@@ -231,8 +231,8 @@ impl Loop {
         }
     }
 
-    /// Starts the realignment that the active set requires. Without `repeat` (at the server's start), one that
-    /// has already ended is not run again: an operator may have rolled it back.
+    /// Starts the realignment that the active set requires. Without `repeat` (at the server's
+    /// start), one that has already ended is not run again: an operator may have rolled it back.
     fn begin(&mut self, repeat: bool) -> Result<Option<String>, BeginError> {
         let active = self.context.active();
         let set = active.set;
@@ -261,7 +261,8 @@ impl Loop {
         let (context, events) = (self.context.clone(), self.events.clone());
         let run = move || {
             let ended = realign::run(&context, job);
-            // A closed channel means that the loop has ended; the unfinished row is resumed at the next start.
+            // A closed channel means that the loop has ended; the unfinished row is resumed at the
+            // next start.
             let _closed = events.send(Event::Ended(Box::new(ended)));
         };
         // Candle traverses a graph recursively, one stack frame per operation.

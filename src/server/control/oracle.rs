@@ -12,8 +12,8 @@ use realign_align::preferences::Dataset;
 use realign_align::triage::triage_cached;
 
 impl Context {
-    /// The services that the probes and judges of `set` need. The executor for hidden states is created on
-    /// first use.
+    /// The services that the probes and judges of `set` need. The executor for hidden states is
+    /// created on first use.
     pub fn services(&self, set: &PolicySet) -> Result<Services, FeatureError> {
         let (probes, _) = needs_services(set);
         let mut features = None;
@@ -40,8 +40,8 @@ impl Context {
         RuleOracle::new(&active.set).with_matchers(active.matchers)
     }
 
-    /// Triages the preference data with and without the `dryrun` policies and logs the difference. `None` if
-    /// there are no such policies or the data cannot be read.
+    /// Triages the preference data with and without the `dryrun` policies and logs the difference.
+    /// `None` if there are no such policies or the data cannot be read.
     pub fn report_dryrun(&self) -> Option<Value> {
         let active = self.active();
         if active.set.policies().iter().all(|p| p.is_enforced()) {

@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use realign_core::StopReason;
 
-/// Set by the control loop, read by the realignment's thread. Empty while the realignment should continue.
+/// Set by the control loop, read by the realignment's thread. Empty while the realignment should
+/// continue.
 #[derive(Debug, Default)]
 pub struct StopFlag(AtomicU8);
 

@@ -11,8 +11,8 @@ use crate::config::{
 
 /// Settings of a [`Server`] that is about to be built; see [`Server::builder`].
 ///
-/// Settings that are not set have the defaults listed in `realign.example.toml`. Directories are relative
-/// to the working directory. Each server needs its own state and adapter directories.
+/// Settings that are not set have the defaults listed in `realign.example.toml`. Directories are
+/// relative to the working directory. Each server needs its own state and adapter directories.
 ///
 /// ```
 /// # use realign_server::serve::Server;
@@ -60,8 +60,8 @@ impl ServerBuilder {
         self
     }
 
-    /// CPU threads of the engine. Loading and training use rayon's global thread pool, which belongs
-    /// to the application.
+    /// CPU threads of the engine. Loading and training use rayon's global thread pool, which
+    /// belongs to the application.
     pub fn threads(mut self, threads: usize) -> Self {
         self.engine().threads = Some(threads);
         self
@@ -103,7 +103,8 @@ impl ServerBuilder {
         self
     }
 
-    /// Key that clients must send as a bearer token, given as the key itself or as `sha256:<digest>`.
+    /// Key that clients must send as a bearer token, given as the key itself or as
+    /// `sha256:<digest>`.
     pub fn api_key(mut self, key: impl Into<String>) -> Self {
         self.listener().api_key = Some(key.into());
         self
@@ -115,15 +116,16 @@ impl ServerBuilder {
         self
     }
 
-    /// Any settings, as the text of a `realign.toml`. They override [`ServerBuilder::config_file`] and are
-    /// overridden by the builder's other methods.
+    /// Any settings, as the text of a `realign.toml`. They override [`ServerBuilder::config_file`]
+    /// and are overridden by the builder's other methods.
     pub fn settings(mut self, toml: impl Into<String>) -> Self {
         self.settings = Some(toml.into());
         self
     }
 
-    /// Reads this file, then `REALIGN_*` environment variables, as the command line does; everything else
-    /// set on the builder overrides both. Without a file the environment is not read.
+    /// Reads this file, then `REALIGN_*` environment variables, as the command line does;
+    /// everything else set on the builder overrides both. Without a file the environment is not
+    /// read.
     pub fn config_file(mut self, file: impl AsRef<Path>) -> Self {
         self.file = Some(file.as_ref().to_owned());
         self
@@ -136,8 +138,8 @@ impl ServerBuilder {
         self
     }
 
-    /// Backs `/admin/v1/log-level`. Without it those routes report that logging is controlled by the
-    /// application: the server emits `tracing` events and installs no subscriber.
+    /// Backs `/admin/v1/log-level`. Without it those routes report that logging is controlled by
+    /// the application: the server emits `tracing` events and installs no subscriber.
     pub fn log_control(mut self, logs: Arc<dyn LogPort>) -> Self {
         self.logs = Some(logs);
         self
@@ -165,8 +167,9 @@ impl ServerBuilder {
         ))
     }
 
-    /// Loads the model, opens state and adapters, starts the engine and the control loop. Blocks for
-    /// seconds: within asynchronous code, call it before anything is served or on a blocking thread.
+    /// Loads the model, opens state and adapters, starts the engine and the control loop. Blocks
+    /// for seconds: within asynchronous code, call it before anything is served or on a blocking
+    /// thread.
     ///
     /// # Errors
     /// [`ServerError`] if anything is unusable; nothing is left running then.

@@ -1,5 +1,5 @@
-//! Accepting connections: limited in number, encrypted if configured, with timeouts for slow clients, and
-//! closed gracefully at shutdown.
+//! Accepting connections: limited in number, encrypted if configured, with timeouts for slow
+//! clients, and closed gracefully at shutdown.
 
 use std::future::Future;
 use std::io;

@@ -30,12 +30,17 @@ pub(super) fn access(config: &Config) -> Result<Access, ServerError> {
             allowed: "write at least one name:key into it, or leave it out to let everyone in",
         }));
     }
-    let admin = config.server.admin_key.as_deref().map(KeyDigest::parse);
-    let admin = admin.transpose().map_err(|allowed| ConfigError::Value {
-        key: "server.admin_key",
-        value: "refused".into(),
-        allowed,
-    })?;
+    let admin = config
+        .server
+        .admin_key
+        .as_deref()
+        .map(KeyDigest::parse)
+        .transpose()
+        .map_err(|allowed| ConfigError::Value {
+            key: "server.admin_key",
+            value: "refused".into(),
+            allowed,
+        })?;
     let limits = &config.limits;
     let rates = Rates {
         requests: limits.requests_per_minute,
@@ -91,8 +96,8 @@ pub(super) fn compliance(
     Ok(Some(Arc::new(compliance)))
 }
 
-/// Reloads policies, keys and the certificate on every SIGHUP. Anything unusable is logged and leaves the
-/// previous one in force.
+/// Reloads policies, keys and the certificate on every SIGHUP. Anything unusable is logged and
+/// leaves the previous one in force.
 pub(super) async fn reload(
     hangups: Option<tokio::signal::unix::Signal>,
     config: Arc<Config>,

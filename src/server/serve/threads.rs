@@ -13,7 +13,8 @@ use realign_engine::EngineHandle;
 /// Interval at which the alignment metric is updated.
 const ALIGNMENT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Everything that runs for the lifetime of a server. Dropping it stops the threads and waits for them.
+/// Everything that runs for the lifetime of a server. Dropping it stops the threads and waits for
+/// them.
 pub(super) struct Threads {
     pub(super) ready: Arc<AtomicBool>,
     pub(super) alignment: AlignmentWatch,
@@ -24,8 +25,9 @@ pub(super) struct Threads {
 }
 
 impl Threads {
-    /// Stops accepting requests and stops the threads. Each finishes its current work first: a training step,
-    /// a forward pass, the queued judgements. Requests still running fail. Calling it again does nothing.
+    /// Stops accepting requests and stops the threads. Each finishes its current work first: a
+    /// training step, a forward pass, the queued judgements. Requests still running fail. Calling
+    /// it again does nothing.
     pub(super) fn end(&self) {
         self.ready.store(false, Ordering::Release);
         self.alignment.end();

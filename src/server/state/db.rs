@@ -11,8 +11,8 @@ use super::{StateError, schema};
 
 /// From this many keys, scanning the rules' verdicts is faster than one lookup per key.
 const MIN_KEYS_FOR_SCAN: usize = 1024;
-/// How long to wait for another process, such as a command run alongside a server, to release the write
-/// lock.
+/// How long to wait for another process, such as a command run alongside a server, to release the
+/// write lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The gate's verdict on a generation.
@@ -140,8 +140,8 @@ impl StateDb {
             .collect()
     }
 
-    /// As [`StateDb::get_verdicts`], but reads all verdicts of each run of keys with the same prefix (one
-    /// rule) in one range scan instead of looking up each key.
+    /// As [`StateDb::get_verdicts`], but reads all verdicts of each run of keys with the same
+    /// prefix (one rule) in one range scan instead of looking up each key.
     fn scan_verdicts(&self, keys: &[[u8; 32]]) -> Result<Vec<Option<bool>>, StateError> {
         let connection = self.lock();
         let mut query = connection
@@ -223,8 +223,9 @@ impl StateDb {
         Ok(transaction.commit()?)
     }
 
-    /// Records the generation that resulted from certain inputs, replacing an earlier record. Different inputs
-    /// may result in the same generation: two policy sets without conflicts both result in the base model.
+    /// Records the generation that resulted from certain inputs, replacing an earlier record.
+    /// Different inputs may result in the same generation: two policy sets without conflicts both
+    /// result in the base model.
     ///
     /// # Errors
     /// [`StateError::Sql`].
@@ -245,7 +246,8 @@ impl StateDb {
         Ok(())
     }
 
-    /// The generation that resulted from certain inputs, if any. It makes reverting a policy set instant.
+    /// The generation that resulted from certain inputs, if any. It makes reverting a policy set
+    /// instant.
     ///
     /// # Errors
     /// [`StateError::Sql`] or [`StateError::Row`].

@@ -118,8 +118,8 @@ impl StateDb {
         require_changed(changed, id)
     }
 
-    /// Records the outcome of a running realignment; `result` is the resulting generation and the error, each
-    /// if there is one.
+    /// Records the outcome of a running realignment; `result` is the resulting generation and the
+    /// error, each if there is one.
     ///
     /// # Errors
     /// [`StateError::Row`] if the realignment does not exist or has ended.
@@ -171,8 +171,8 @@ impl StateDb {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// Realignments that have not ended, oldest first. At startup these were interrupted: the caller resumes
-    /// the one whose inputs are still current and finishes the others as superseded.
+    /// Realignments that have not ended, oldest first. At startup these were interrupted: the
+    /// caller resumes the one whose inputs are still current and finishes the others as superseded.
     ///
     /// # Errors
     /// [`StateError::Sql`].

@@ -4,8 +4,8 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use super::StateError;
 
-/// Each migration runs once, in order; `user_version` counts the migrations applied to a file. Released
-/// migrations are never edited; new ones are appended.
+/// Each migration runs once, in order; `user_version` counts the migrations applied to a file.
+/// Released migrations are never edited; new ones are appended.
 pub(super) const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE realignments (

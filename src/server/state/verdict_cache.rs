@@ -7,7 +7,8 @@ use realign_align::oracle::corrective::ResponseCache;
 use realign_align::oracle::{ScoreCache, VerdictCache, VerdictKey};
 
 impl VerdictCache for StateDb {
-    /// A failing database slows triage down but never makes it wrong: the verdicts are computed again.
+    /// A failing database slows triage down but never makes it wrong: the verdicts are computed
+    /// again.
     fn get_many(&self, keys: &[VerdictKey]) -> Vec<Option<bool>> {
         let raw: Vec<[u8; 32]> = keys.iter().map(|key| key.0).collect();
         self.get_verdicts(&raw).unwrap_or_else(|error| {

@@ -1,7 +1,7 @@
 //! Judges answers to clients against the active policies, after they were sent.
 //!
-//! Serving puts an answer into a bounded queue and continues; if the queue is full, the answer is dropped and
-//! counted. One thread judges, counts, and writes the decision log.
+//! Serving puts an answer into a bounded queue and continues; if the queue is full, the answer is
+//! dropped and counted. One thread judges, counts, and writes the decision log.
 
 mod decisions;
 
@@ -142,8 +142,8 @@ struct Judge {
     waiting_bytes: Arc<AtomicUsize>,
 }
 
-/// The policy set in use. `dryrun` policies are judged and counted like the others, but an answer that
-/// violates only those still complies.
+/// The policy set in use. `dryrun` policies are judged and counted like the others, but an answer
+/// that violates only those still complies.
 struct Active {
     set: Arc<PolicySet>,
     oracle: RuleOracle,

@@ -1,7 +1,7 @@
 //! Everything worth reporting to an operator, as one closed enum.
 //!
-//! Each event produces a log line, metric updates and, for realignments, a message on the admin event stream,
-//! so the three cannot disagree.
+//! Each event produces a log line, metric updates and, for realignments, a message on the admin
+//! event stream, so the three cannot disagree.
 
 use std::time::Duration;
 
@@ -218,7 +218,7 @@ impl Event {
         }
     }
 
-    /// Whether it is emitted for every request or scrape, and so is not sent to subscribers.
+    /// Whether it is emitted for every request or scrape and therefore not sent to subscribers.
     pub fn is_frequent(&self) -> bool {
         matches!(
             self,

@@ -254,8 +254,8 @@ impl Swap {
     }
 }
 
-/// Series of constant value 1 whose labels carry information. Outdated series are removed, so that they do not
-/// accumulate with every revision.
+/// Series of constant value 1 whose labels carry information. Outdated series are removed, so that
+/// they do not accumulate with every revision.
 #[derive(Debug)]
 pub(super) struct InfoSeries {
     gauges: IntGaugeVec,

@@ -1,5 +1,5 @@
-//! Writes events as log lines. The data is in fields and the message is constant, so that logs can be
-//! searched by message.
+//! Writes events as log lines. The data is in fields and the message is constant, so that logs can
+//! be searched by message.
 
 use tracing::{debug, error, info, warn};
 

@@ -14,7 +14,8 @@ use super::families::{Build, Compliance, Policy, Realignment, Serving, Swap};
 use super::names;
 use realign_core::clock;
 
-/// The metrics registry of one server. There are no global metrics, so servers in one process do not interfere.
+/// The metrics registry of one server. There are no global metrics, so servers in one process do
+/// not interfere.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -23,13 +24,14 @@ pub struct Metrics {
     realignment: Realignment,
     swap: Swap,
     compliance: Compliance,
-    /// When the current generation stopped being aligned to the active policies; `None` while it is.
+    /// When the current generation stopped being aligned to the active policies; `None` while it
+    /// is.
     gap_since: Mutex<Option<Instant>>,
 }
 
 impl Metrics {
-    /// Registers every metric, and initialises series with a fixed set of labels to zero, so that rates and
-    /// alerts work before the first event.
+    /// Registers every metric, and initialises series with a fixed set of labels to zero, so that
+    /// rates and alerts work before the first event.
     ///
     /// # Errors
     /// Only if two metrics share a name or a name is malformed.
@@ -84,7 +86,8 @@ impl Metrics {
         TextEncoder::new()
             .encode_to_string(&families)
             .unwrap_or_else(|error| {
-                // Only a family without a name or without metrics can fail, and `gather` omits those.
+                // Only a family without a name or without metrics can fail, and `gather` omits
+                // those.
                 tracing::error!(%error, "metrics could not be encoded");
                 String::new()
             })
@@ -201,7 +204,8 @@ impl Metrics {
         }
     }
 
-    /// How long the current generation has not been aligned to the active policies, in seconds; 0 while it is.
+    /// How long the current generation has not been aligned to the active policies, in seconds; 0
+    /// while it is.
     pub fn gap_open_seconds(&self) -> f64 {
         self.gap_since()
             .map_or(0.0, |since| since.elapsed().as_secs_f64())

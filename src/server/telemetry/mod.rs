@@ -31,8 +31,8 @@ use timeline::Timelines;
 use traces::Exporter;
 use traffic::Traffic;
 
-/// How many events a subscriber may fall behind before it misses some. A run of a thousand training steps
-/// emits about two thousand events, and a subscriber reads each within milliseconds.
+/// How many events a subscriber may fall behind before it misses some. A run of a thousand training
+/// steps emits about two thousand events, and a subscriber reads each within milliseconds.
 const SUBSCRIBER_BACKLOG: usize = 1024;
 
 /// Emits events to the log, the metrics, the trace exporter and subscribers. Cheap to clone.

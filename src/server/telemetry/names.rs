@@ -51,7 +51,8 @@ pub const REALIGNMENT_PROGRESS_RATIO: &str = "realign_realignment_progress_ratio
 pub const TRIAGE_PAIRS: &str = "realign_triage_pairs";
 /// Gauge: fraction of preference pairs in conflict with the active policy.
 pub const ALIGNMENT_GAP_RATIO: &str = "realign_alignment_gap_ratio";
-/// Gauge: how long the current generation has not been aligned to the active policies; 0 while it is.
+/// Gauge: how long the current generation has not been aligned to the active policies; 0 while it
+/// is.
 pub const ALIGNMENT_GAP_OPEN_SECONDS: &str = "realign_alignment_gap_open_seconds";
 /// Gauge by `part`: the last training step's losses.
 pub const TRAIN_LOSS: &str = "realign_train_loss";
@@ -60,7 +61,8 @@ pub const GATE_POLICY_AGREEMENT_RATIO: &str = "realign_gate_policy_agreement_rat
 /// Gauge by `check`: capability change that the last gate measured, candidate minus current.
 pub const GATE_CAPABILITY_DELTA: &str = "realign_gate_capability_delta";
 
-/// Gauge of 1 for each `generation` that serves or can be rolled back to, with its `policy_revision`.
+/// Gauge of 1 for each `generation` that serves or can be rolled back to, with its
+/// `policy_revision`.
 pub const GENERATION_INFO: &str = "realign_generation_info";
 /// Gauge by `generation_role`: sequences that hold a generation.
 pub const GENERATION_LEASES: &str = "realign_generation_leases";

@@ -1,5 +1,5 @@
-//! Stages and losses of recent realignments, kept in memory for the operators' page. The database keeps only
-//! the outcome of each.
+//! Stages and losses of recent realignments, kept in memory for the operators' page. The database
+//! keeps only the outcome of each.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, PoisonError};

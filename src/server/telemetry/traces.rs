@@ -1,9 +1,10 @@
-//! OpenTelemetry traces over OTLP (HTTP with JSON): one span per client request, and one per realignment
-//! and per stage.
+//! OpenTelemetry traces over OTLP (HTTP with JSON): one span per client request, and one per
+//! realignment and per stage.
 //!
-//! The protocol's JSON encoding is small enough to be implemented here; the usual libraries would add a second
-//! HTTP client, Protobuf and their own async runtime to every build. Spans go through a bounded queue to one
-//! thread; if the queue is full or the collector unreachable, they are dropped and counted.
+//! The protocol's JSON encoding is small enough to be implemented here; the usual libraries would
+//! add a second HTTP client, Protobuf and their own async runtime to every build. Spans go through
+//! a bounded queue to one thread; if the queue is full or the collector unreachable, they are
+//! dropped and counted.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -50,8 +51,8 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    /// Starts the sending thread. `share` (0 to 1) is the fraction of requests traced if the client sends no
-    /// `traceparent`.
+    /// Starts the sending thread. `share` (0 to 1) is the fraction of requests traced if the client
+    /// sends no `traceparent`.
     ///
     /// # Errors
     /// If the thread cannot be started.
@@ -84,8 +85,8 @@ impl Exporter {
         })
     }
 
-    /// The context of a new request: part of the caller's trace if it sent a valid `traceparent`, provided
-    /// that trace is recorded; otherwise a new trace for a random share of the requests.
+    /// The context of a new request: part of the caller's trace if it sent a valid `traceparent`,
+    /// provided that trace is recorded; otherwise a new trace for a random share of the requests.
     pub fn context(&self, traceparent: Option<&str>) -> Option<TraceContext> {
         let (trace_id, parent_id) = match traceparent.and_then(parse) {
             Some((_, _, false)) => return None,
@@ -267,15 +268,15 @@ fn text(key: &str, value: &str) -> Value {
     json!({"key": key, "value": {"stringValue": value}})
 }
 
-/// Trace id and root span id of a realignment. They are derived from its id, so that no state is needed
-/// between its stages and its end.
+/// Trace id and root span id of a realignment. They are derived from its id, so that no state is
+/// needed between its stages and its end.
 fn realignment_ids(id: &str) -> (String, String) {
     let digest = hex::encode(Sha256::digest(format!("realignment {id}")));
     (digest[..32].to_string(), digest[32..48].to_string())
 }
 
-/// Parses a `traceparent` header (W3C Trace Context, 3.2): trace id, parent span id, and whether the trace is
-/// recorded.
+/// Parses a `traceparent` header (W3C Trace Context, 3.2): trace id, parent span id, and whether
+/// the trace is recorded.
 fn parse(header: &str) -> Option<(String, String, bool)> {
     let mut parts = header.trim().split('-');
     let (version, trace, parent, flags) =

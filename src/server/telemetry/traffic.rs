@@ -1,5 +1,5 @@
-//! Requests and judgements of the last two hours, in time slots, for the operators' page. Prometheus metrics
-//! serve the same purpose in more detail; this needs no Prometheus.
+//! Requests and judgements of the last two hours, in time slots, for the operators' page.
+//! Prometheus metrics serve the same purpose in more detail; this needs no Prometheus.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};

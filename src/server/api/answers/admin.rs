@@ -97,8 +97,8 @@ pub struct Realignment {
     /// `running`, or the outcome.
     #[schemars(schema_with = "schemas::status")]
     pub status: &'static str,
-    /// Stages and losses, if the realignment was requested by its id; `null` if it ran before this process
-    /// started or too long ago. Omitted in listings.
+    /// Stages and losses, if the realignment was requested by its id; `null` if it ran before this
+    /// process started or too long ago. Omitted in listings.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Timeline>")]
     pub timeline: Option<Option<Timeline>>,

@@ -13,8 +13,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-/// Stored JSON, possibly written by an older version, that is passed on unchanged. `T` is the type that this
-/// version writes.
+/// Stored JSON, possibly written by an older version, that is passed on unchanged. `T` is the type
+/// that this version writes.
 #[derive(Clone, Debug)]
 pub struct Stored<T> {
     value: Value,

@@ -186,8 +186,8 @@ pub(crate) fn message<E: Error>(text: impl fmt::Display) -> E {
     E::custom(text)
 }
 
-/// A field asks for something that this server does not support; `detail` says which of its values, with a
-/// leading space, or is empty.
+/// A field asks for something that this server does not support; `detail` says which of its values,
+/// with a leading space, or is empty.
 pub(crate) fn unsupported<E: Error>(detail: &str) -> E {
     E::custom(format!("{UNSUPPORTED}{detail}"))
 }

@@ -180,7 +180,8 @@ impl<'de> MapAccess<'de> for Entries<'de> {
     }
 }
 
-/// The fields that a struct declares, in order of declaration; the object's other fields are skipped.
+/// The fields that a struct declares, in order of declaration; the object's other fields are
+/// skipped.
 struct DeclaredFields<'de> {
     whole: &'de Value,
     object: &'de Map<String, Value>,

@@ -39,8 +39,8 @@ pub(crate) fn tagged_schema<T: JsonSchema>(
     schema
 }
 
-/// Defines a [`StringEnum`]. `else` is the error for any other string; by default the error lists the
-/// allowed strings.
+/// Defines a [`StringEnum`]. `else` is the error for any other string; by default the error lists
+/// the allowed strings.
 macro_rules! string_enum {
     ($(#[$doc:meta])* $name:ident { $($variant:ident = $word:literal),+ $(,)? } $(else $error:expr)?) => {
         $(#[$doc])*
@@ -85,8 +85,8 @@ macro_rules! string_enum {
     };
 }
 
-/// Defines an enum of objects that are distinguished by a tag field: `Name by "field": Tags { [Tag, …] =>
-/// Variant(Fields), … }`. `or Tag` is the default for an absent tag field.
+/// Defines an enum of objects that are distinguished by a tag field: `Name by "field": Tags { [Tag,
+/// …] => Variant(Fields), … }`. `or Tag` is the default for an absent tag field.
 macro_rules! tagged {
     (
         $(#[$doc:meta])*

@@ -1,5 +1,5 @@
-//! A response's output items, and the events that build them. Whole and streamed responses use the same code,
-//! so they cannot differ.
+//! A response's output items, and the events that build them. Whole and streamed responses use the
+//! same code, so they cannot differ.
 
 use super::super::answers::completions::Reason;
 use super::super::answers::responses::{

@@ -1,4 +1,4 @@
-//! Generating without HTTP.
+//! Generation without HTTP.
 
 use futures::StreamExt;
 
@@ -68,7 +68,7 @@ fn a_stream_gives_pieces_and_then_the_figures() {
 }
 
 #[test]
-fn dropping_a_stream_cancels_and_frees_its_place() {
+fn dropping_a_stream_cancels_and_releases_its_permit() {
     let server = Server::start(|_| ());
     server.script([Script::Hang]);
     let stream = start(&server.state, Generate::user("Hi")).unwrap();

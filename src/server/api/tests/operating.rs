@@ -1,4 +1,4 @@
-//! Keys, limits, ids, browsers: what operators set and clients meet.
+//! API keys, limits, request ids, CORS and other operator settings, as clients see them.
 
 use serde_json::json;
 
@@ -28,7 +28,7 @@ fn keys_and_loopback_guard_the_routes() {
     for (key, status) in [("onE", 401), ("one", 200), ("two", 200), ("", 401)] {
         assert_eq!(with("/v1/models", key), status, "{key:?}");
     }
-    // What is stored does not open anything.
+    // The stored digest is not accepted as a key.
     assert_eq!(with("/v1/models", &KeyDigest::of("two").to_string()), 401);
     server
         .state
@@ -236,7 +236,7 @@ fn browsers_are_let_in_by_origin_only() {
     let other = preflight("https://evil.example");
     assert_eq!(other.header("access-control-allow-origin"), "");
     assert_ne!(other.status, 204);
-    // The page may read why it was refused.
+    // The page may read the reason of a refusal.
     let refused = send(&server, "GET", "/v1/models", &[("origin", origin)], "");
     assert_eq!(refused.status, 401);
     assert_eq!(refused.header("access-control-allow-origin"), origin);
@@ -332,7 +332,7 @@ fn the_page_needs_nothing_from_elsewhere() {
                 .header("content-security-policy")
                 .contains("default-src 'none'")
         );
-        // Namespaces are names, not addresses.
+        // XML namespaces are not external resources.
         let text = reply.text.replace("http://www.w3.org/", "");
         assert!(
             !text.contains("http://") && !text.contains("https://"),

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use super::{AnswerFormat, ToolChoice, Tools};
 use realign_model::CallStyle;
 
-/// Separators of JSON as chat templates write it. With arbitrary white space, small models may produce
-/// nothing else.
+/// Separators of JSON as chat templates write it. With arbitrary white space, small models may
+/// produce nothing else.
 const JSON_OPTIONS: (&str, &str) = (", ", ": ");
 
 /// The grammar of an answer in llguidance's Lark dialect; `None` if the answer is unconstrained.
@@ -76,8 +76,8 @@ pub(crate) fn arguments_key(style: CallStyle) -> &'static str {
     }
 }
 
-/// The schema with our JSON separators. Without `strict`, keywords that cannot be enforced are ignored, as
-/// with OpenAI.
+/// The schema with our JSON separators. Without `strict`, keywords that cannot be enforced are
+/// ignored, as with OpenAI.
 fn options(schema: &Value, strict: bool) -> Value {
     let mut schema = schema.clone();
     let (item_separator, key_separator) = JSON_OPTIONS;

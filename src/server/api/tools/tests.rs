@@ -1,4 +1,4 @@
-//! The grammars of calls and formats, walked over whole texts.
+//! The grammars of calls and formats, matched against whole texts.
 
 use std::sync::Arc;
 

@@ -123,8 +123,8 @@ impl DecisionLog {
         Ok(())
     }
 
-    /// Logs the first of several failures, and the first success after them: a full disk must not flood the
-    /// log as well.
+    /// Logs the first of several failures, and the first success after them: a full disk must not
+    /// flood the log as well.
     fn log_failure(&mut self, result: io::Result<()>) {
         match result {
             Err(error) if !self.failing => {
@@ -141,7 +141,8 @@ impl DecisionLog {
     }
 }
 
-/// Opens a file that only its owner may read, as it may contain prompts; returns it with its size in bytes.
+/// Opens a file that only its owner may read, as it may contain prompts; returns it with its size
+/// in bytes.
 fn open_for_append(path: &Path) -> io::Result<(File, u64)> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;

@@ -65,7 +65,8 @@ pub(in crate::telemetry) struct RuleCounters {
 }
 
 impl RuleCounters {
-    /// Sets the active rules: new ones start at 0, existing ones keep their counts, others are removed.
+    /// Sets the active rules: new ones start at 0, existing ones keep their counts, others are
+    /// removed.
     pub(in crate::telemetry) fn set(&self, rules: BTreeSet<RuleLabels>) {
         let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
         for rule in &rules {
