@@ -1,4 +1,4 @@
-//! An application that has a language model under one of its own paths.
+//! An application that serves a language model under one of its own paths.
 //!
 //! `cargo run --release --example embed -- models/SmolLM2-135M-Instruct.Q4_1.gguf`
 

@@ -1,4 +1,4 @@
-//! Generating without HTTP: a streamed answer, then a continued text as a whole.
+//! Generating text without HTTP: first a streamed answer, then a completion returned as a whole.
 //!
 //! `cargo run --release --example in_process -- models/SmolLM2-135M-Instruct.Q4_1.gguf`
 

@@ -2,7 +2,7 @@
 //! into a directory, and the server trains an adapter for it, measures it, and serves it, without a
 //! restart.
 //!
-//! This crate is the server as a library. An application can have it under one of its own paths:
+//! This crate is the server as a library. An application can mount it under one of its own paths:
 //!
 //! ```no_run
 //! # async fn embed() -> Result<(), Box<dyn std::error::Error>> {
@@ -27,7 +27,7 @@
 //! # }
 //! ```
 //!
-//! or generate without HTTP, in asynchronous code or, as here, outside of it:
+//! or generate text without HTTP, from asynchronous code or, as here, from blocking code:
 //!
 //! ```no_run
 //! # fn generate() -> Result<(), Box<dyn std::error::Error>> {
@@ -41,7 +41,7 @@
 //! # }
 //! ```
 //!
-//! Settings are checked before anything is loaded, and errors say what is allowed:
+//! Settings are checked before anything is loaded, and error messages say what is allowed:
 //!
 //! ```
 //! use realign::Server;
@@ -51,13 +51,13 @@
 //! assert!(error.to_string().starts_with("engine.device is \"gpu\""));
 //! ```
 //!
-//! Several servers can live in one process; each needs its own state and adapter directories. The
+//! Several servers can run in one process; each needs its own state and adapter directories. The
 //! server emits `tracing` events and installs no subscriber, reads the environment only for
 //! [`ServerBuilder::config_file`], and handles signals only in [`Server::run`].
 //!
-//! The feature `cli`, on by default, adds the `realign` program; applications switch it off with
+//! The feature `cli`, on by default, adds the `realign` program; applications disable it with
 //! `default-features = false`. `cuda` adds NVIDIA GPUs, `mistralrs` a second engine.
-//! ARCHITECTURE.md has the map of the crates behind this one.
+//! ARCHITECTURE.md describes the crates behind this one.
 
 pub use realign_server::api::{
     ChatMessage, ChatRole, FinishReason, Generate, GenerateError, Generated, LogFilterError,

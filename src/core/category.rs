@@ -1,16 +1,16 @@
-//! What triage says of a preference pair (TRACE, section 3).
+//! The categories that triage assigns to preference pairs (TRACE, section 3).
 
 use serde::{Deserialize, Serialize};
 
-/// What training does with a pair.
+/// How training treats a preference pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Category {
-    /// Chosen violates, rejected complies: the preference is turned round.
+    /// Chosen violates, rejected complies: the preference is inverted.
     Invert,
     /// Both violate: both are suppressed.
     Punish,
-    /// Chosen complies: behaviour is kept.
+    /// Chosen complies: the behaviour is retained.
     Retain,
 }
 
@@ -18,7 +18,7 @@ impl Category {
     /// All categories, in the order of the paper's table.
     pub const ALL: [Category; 3] = [Category::Invert, Category::Punish, Category::Retain];
 
-    /// The category of a pair from its two verdicts.
+    /// The category that follows from the two verdicts.
     pub fn of(chosen_complies: bool, rejected_complies: bool) -> Category {
         match (chosen_complies, rejected_complies) {
             (true, _) => Category::Retain,
@@ -27,7 +27,7 @@ impl Category {
         }
     }
 
-    /// The name in metrics, JSON and reports.
+    /// The name used in metrics, JSON and reports.
     pub fn as_str(self) -> &'static str {
         match self {
             Category::Invert => "invert",
@@ -36,13 +36,13 @@ impl Category {
         }
     }
 
-    /// Whether the pair is in conflict with the policy.
+    /// Whether the pair conflicts with the policy (everything except RETAIN).
     pub fn is_conflict(self) -> bool {
         self != Category::Retain
     }
 }
 
-/// Pairs per category.
+/// Number of pairs in each category.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TriageCounts {
     /// D_I of the paper.
@@ -54,7 +54,7 @@ pub struct TriageCounts {
 }
 
 impl TriageCounts {
-    /// Pairs of one category.
+    /// Number of pairs in `category`.
     pub fn get(&self, category: Category) -> usize {
         match category {
             Category::Invert => self.invert,
@@ -63,22 +63,22 @@ impl TriageCounts {
         }
     }
 
-    /// All pairs.
+    /// Number of pairs in all categories.
     pub fn total(&self) -> usize {
         self.invert + self.punish + self.retain
     }
 
-    /// Pairs in conflict with the policy.
+    /// Number of pairs that conflict with the policy.
     pub fn conflicts(&self) -> usize {
         self.invert + self.punish
     }
 
-    /// Share of pairs in conflict, 0 to 1; 0 if there are no pairs.
+    /// Fraction of pairs in conflict, 0 to 1; 0 if there are no pairs.
     pub fn gap_ratio(&self) -> f64 {
-        match self.total() {
-            0 => 0.0,
-            total => self.conflicts() as f64 / total as f64,
+        if self.total() == 0 {
+            return 0.0;
         }
+        self.conflicts() as f64 / self.total() as f64
     }
 }
 

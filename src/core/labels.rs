@@ -1,11 +1,11 @@
-//! Enumerations whose values are labels: the same words in metrics, the database and JSON.
+//! Enums with fixed text labels, spelled the same in metrics, the database and JSON.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
-/// Gives a field-less enum its fixed label values, for metrics, the database and JSON alike.
+/// Declares a field-less enum with a fixed text label for each variant.
 macro_rules! labels {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
         $(#[$doc])*
@@ -13,10 +13,10 @@ macro_rules! labels {
         pub enum $name { $($(#[$vdoc])* $variant),+ }
 
         impl $name {
-            /// All values, in order.
+            /// All values, in order of declaration.
             pub const ALL: &'static [$name] = &[$($name::$variant),+];
 
-            /// The value as metrics, the database and JSON spell it.
+            /// The label used in metrics, the database and JSON.
             pub fn as_str(self) -> &'static str {
                 match self { $($name::$variant => $text),+ }
             }
@@ -47,13 +47,13 @@ macro_rules! labels {
     };
 }
 
-/// A text that is none of an enum's labels.
+/// A string that matches none of an enum's labels.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a {kind}")]
 pub struct UnknownLabel {
     /// The enum's name.
     pub kind: &'static str,
-    /// What was found.
+    /// The string that was found.
     pub text: String,
 }
 
@@ -62,15 +62,15 @@ labels! {
     Stage {
         /// Responses are judged against the policy set.
         Triage = "triage",
-        /// Conflicts are weighted.
+        /// Pairs in conflict get their impact weights.
         Impact = "impact",
         /// The adapter is trained.
         Train = "train",
-        /// The candidate is compared with what serves.
+        /// The candidate is compared with the current generation.
         Gate = "gate",
         /// The adapter is written to disk.
         Publish = "publish",
-        /// The pointer is stored.
+        /// The candidate becomes the current generation.
         Swap = "swap",
     }
 }
@@ -78,7 +78,8 @@ labels! {
 labels! {
     /// How a realignment ended.
     Outcome {
-        /// A generation was promoted, newly trained or found again by its inputs.
+        /// A generation was promoted, either newly trained or reused because its inputs were the
+        /// same.
         Succeeded = "succeeded",
         /// The gate refused the candidate.
         Rejected = "rejected",
@@ -86,9 +87,9 @@ labels! {
         Failed = "failed",
         /// An operator stopped it.
         Cancelled = "cancelled",
-        /// A newer policy set took its place.
+        /// A newer policy set replaced it.
         Superseded = "superseded",
-        /// No preference pair is in conflict with the policy set: nothing to train.
+        /// No preference pair conflicts with the policy set, so there is nothing to train.
         NoConflict = "no_conflict",
     }
 }
@@ -110,15 +111,15 @@ labels! {
 }
 
 labels! {
-    /// Why a request was turned away although nothing is wrong with what it asks for.
+    /// Why an otherwise valid request was refused.
     Refusal {
-        /// No key, or a wrong one.
+        /// Missing or wrong API key.
         Unauthorized = "unauthorized",
-        /// Its key has used up what it may ask for in a minute.
+        /// The key has used up its limit for the minute.
         RateLimit = "rate_limit",
-        /// As many requests run as the server takes on.
+        /// The limit of concurrent requests is reached.
         Concurrency = "concurrency",
-        /// As many sequences wait as the engine takes on.
+        /// The engine's queue is full.
         QueueFull = "queue_full",
         /// The server is loading or draining.
         Unavailable = "unavailable",

@@ -1,11 +1,11 @@
-//! Who still holds which generation.
+//! How many sequences still hold each generation.
 
-/// Sequences that hold a generation, by the generation's role.
+/// Number of sequences holding a generation, by the generation's role.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LeaseCounts {
-    /// On the generation that serves (the base model included while it is current).
+    /// On the current generation (which may be the base model).
     pub current: usize,
-    /// On the one before it.
+    /// On the previous generation.
     pub previous: usize,
     /// On any other adapter.
     pub retired: usize,

@@ -1,5 +1,5 @@
-//! The words that every crate of realign shares. Data and names only: nothing here decides or computes
-//! anything about models or policies.
+//! The vocabulary shared by all crates of realign: identifiers, enums, ranges and the clock. It
+//! contains no logic about models or policies.
 
 mod category;
 pub mod clock;

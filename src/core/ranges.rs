@@ -6,48 +6,48 @@ use std::ops::{Bound, RangeBounds};
 
 use Bound::{Excluded, Included, Unbounded};
 
-/// What a setting may be.
+/// The values that a numeric setting accepts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Range {
-    /// The setting's key below `train.`.
+    /// The setting's key, relative to `[train]`.
     pub key: &'static str,
-    /// The smallest value.
-    pub least: Bound<f64>,
-    /// The largest value.
-    pub most: Bound<f64>,
+    /// Lower bound.
+    pub min: Bound<f64>,
+    /// Upper bound.
+    pub max: Bound<f64>,
 }
 
 impl Range {
-    const fn new(key: &'static str, least: Bound<f64>, most: Bound<f64>) -> Self {
-        Self { key, least, most }
+    const fn new(key: &'static str, min: Bound<f64>, max: Bound<f64>) -> Self {
+        Self { key, min, max }
     }
 
-    /// Whether a finite value is inside.
+    /// Whether `value` is finite and within the bounds.
     pub fn contains(&self, value: f64) -> bool {
-        value.is_finite() && (self.least, self.most).contains(&value)
+        value.is_finite() && (self.min, self.max).contains(&value)
     }
 }
 
 impl fmt::Display for Range {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.least, self.most) {
-            (Included(least), Included(most)) => write!(f, "from {least} to {most}"),
-            (Included(least), Excluded(most)) => write!(f, "{least} or more and below {most}"),
-            (Included(least), Unbounded) => write!(f, "{least} or more"),
-            (Excluded(least), Included(most)) => write!(f, "above {least}, at most {most}"),
-            (Excluded(least), Excluded(most)) => write!(f, "above {least} and below {most}"),
-            (Excluded(least), Unbounded) => write!(f, "above {least}"),
-            (Unbounded, Included(most)) => write!(f, "at most {most}"),
-            (Unbounded, Excluded(most)) => write!(f, "below {most}"),
+        match (self.min, self.max) {
+            (Included(min), Included(max)) => write!(f, "from {min} to {max}"),
+            (Included(min), Excluded(max)) => write!(f, "{min} or more and below {max}"),
+            (Included(min), Unbounded) => write!(f, "{min} or more"),
+            (Excluded(min), Included(max)) => write!(f, "above {min}, at most {max}"),
+            (Excluded(min), Excluded(max)) => write!(f, "above {min} and below {max}"),
+            (Excluded(min), Unbounded) => write!(f, "above {min}"),
+            (Unbounded, Included(max)) => write!(f, "at most {max}"),
+            (Unbounded, Excluded(max)) => write!(f, "below {max}"),
             (Unbounded, Unbounded) => write!(f, "any number"),
         }
     }
 }
 
-/// Declares the constants and the table of them all.
+/// Declares one constant per range, and the table [`ALL`].
 macro_rules! ranges {
-    ($($(#[$doc:meta])* $name:ident: $key:literal, $least:expr, $most:expr;)+) => {
-        $($(#[$doc])* pub const $name: Range = Range::new($key, $least, $most);)+
+    ($($(#[$doc:meta])* $name:ident: $key:literal, $min:expr, $max:expr;)+) => {
+        $($(#[$doc])* pub const $name: Range = Range::new($key, $min, $max);)+
 
         /// Every range, in the order of the example configuration.
         pub const ALL: &[Range] = &[$($name),+];
@@ -59,25 +59,25 @@ ranges! {
     RANK: "rank", Included(1.0), Included(512.0);
     /// LoRA's alpha.
     ALPHA: "alpha", Excluded(0.0), Unbounded;
-    /// Share of the adapter's inputs that training drops.
+    /// Dropout probability on the adapter's inputs.
     DROPOUT: "dropout", Included(0.0), Excluded(1.0);
-    /// Share of the layers that are adapted.
+    /// Fraction of the layers that are adapted.
     LAYER_SHARE: "layer_share", Excluded(0.0), Included(1.0);
     /// Peak learning rate.
     LEARNING_RATE: "learning_rate", Excluded(0.0), Included(1.0);
-    /// Each of the optimiser's two decays.
+    /// Each of the optimiser's two decay rates.
     BETAS: "betas", Included(0.0), Excluded(1.0);
-    /// What AdamW adds to the denominator.
+    /// AdamW's epsilon, added to the denominator.
     EPSILON: "epsilon", Excluded(0.0), Unbounded;
     /// Decoupled weight decay.
     WEIGHT_DECAY: "weight_decay", Included(0.0), Unbounded;
-    /// Share of the steps that warm up.
+    /// Fraction of the steps used for warm-up.
     WARMUP_RATIO: "warmup_ratio", Included(0.0), Included(1.0);
     /// Passes over the pairs.
     EPOCHS: "epochs", Included(1.0), Included(100.0);
     /// Pairs in a batch.
     BATCH_PAIRS: "batch_pairs", Included(1.0), Included(1024.0);
-    /// Batches whose gradients one step averages.
+    /// Batches whose gradients are averaged in one optimiser step.
     ACCUMULATION: "accumulation", Included(1.0), Included(1024.0);
     /// Gradient norm at which training ends.
     STOP_GRADIENT_NORM: "stop_gradient_norm", Included(0.0), Unbounded;
@@ -95,14 +95,14 @@ ranges! {
     GAMMA: "gamma", Excluded(0.0), Unbounded;
     /// Pairs in the gold batch.
     GOLD_PAIRS: "gold_pairs", Included(3.0), Included(4096.0);
-    /// Most tokens of a pair.
+    /// Maximum number of tokens in a pair.
     MAX_PAIR_TOKENS: "max_pair_tokens", Included(8.0), Included(32768.0);
-    /// Share of the time that learning gets while requests run.
+    /// Fraction of compute time given to training while requests are running.
     SHARE: "share", Included(0.05), Included(0.9);
-    /// Tokens of a corrective response.
+    /// Maximum number of tokens in a corrective response.
     CORRECTIVE_MAX_TOKENS: "corrective.max_tokens", Included(1.0), Included(8192.0);
     /// Attempts at a corrective response.
     CORRECTIVE_ATTEMPTS: "corrective.attempts", Included(1.0), Included(16.0);
-    /// Corrective requests at once.
+    /// Concurrent requests for corrective responses.
     CORRECTIVE_CONCURRENCY: "corrective.concurrency", Included(1.0), Included(64.0);
 }

@@ -1,6 +1,6 @@
 //! Why work stops early.
 
-/// Why a realignment is to stop before its end.
+/// Why a realignment should stop early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopReason {
     /// An operator cancelled it.
@@ -12,6 +12,6 @@ pub enum StopReason {
 }
 
 impl StopReason {
-    /// Every reason.
+    /// All reasons.
     pub const ALL: [StopReason; 3] = [Self::Cancelled, Self::Superseded, Self::Shutdown];
 }

@@ -2,36 +2,36 @@
 
 use std::fmt::Write as _;
 
-/// A line of a plot.
+/// A curve in a line plot.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Line {
-    /// Its name in the legend.
+    /// Name in the legend.
     pub name: String,
-    /// (x, y), ascending by x.
+    /// (x, y) in data coordinates, ascending by x; points that are not finite are skipped.
     pub points: Vec<(f64, f64)>,
 }
 
-/// A point with its spread in both directions.
+/// A point with error bars in both directions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mark {
-    /// Its name in the legend.
+    /// Name in the legend.
     pub name: String,
-    /// Where it is.
+    /// (x, y) in data coordinates.
     pub at: (f64, f64),
-    /// Half the length of its bars.
+    /// Half the length of the horizontal and the vertical error bar; 0 draws none.
     pub spread: (f64, f64),
 }
 
-/// What stands around a plot.
+/// Title, description and axis labels of a plot.
 #[derive(Clone, Copy, Debug)]
 pub struct Labels<'a> {
-    /// Title, and what a screen reader says first.
+    /// Title, also the SVG's accessible name.
     pub title: &'a str,
-    /// What a screen reader says after it.
+    /// The SVG's accessible description.
     pub description: &'a str,
-    /// Of the horizontal axis, with its unit.
+    /// Label of the horizontal axis, with its unit.
     pub x: &'a str,
-    /// Of the vertical axis, with its unit.
+    /// Label of the vertical axis, with its unit.
     pub y: &'a str,
 }
 
@@ -41,36 +41,36 @@ const LEFT: f64 = 70.0;
 const RIGHT: f64 = 190.0;
 const TOP: f64 = 44.0;
 const BOTTOM: f64 = 56.0;
-/// Colours that colour-blind people can tell apart (Okabe and Ito), then the same again; the
-/// marks' shapes differ as well.
+/// A palette that colour-blind people can tell apart (Okabe and Ito), used cyclically; marks also
+/// differ in shape.
 const COLOURS: [&str; 8] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f", "#000000",
 ];
 
-/// A plot of lines.
+/// Draws `lines` as an SVG document.
 pub fn lines(labels: &Labels<'_>, lines: &[Line]) -> String {
     let points = lines.iter().flat_map(|line| line.points.iter().copied());
-    let mut canvas = Canvas::new(labels, Frame::around(points));
+    let mut canvas = Canvas::new(labels, Frame::enclosing(points));
     for (index, line) in lines.iter().enumerate() {
         canvas.line(index, line);
     }
     canvas.finish()
 }
 
-/// A plot of points.
+/// Draws `marks` with their error bars as an SVG document.
 pub fn marks(labels: &Labels<'_>, marks: &[Mark]) -> String {
     let corners = marks.iter().flat_map(|mark| {
         let ((x, y), (dx, dy)) = (mark.at, mark.spread);
         [(x - dx, y - dy), (x + dx, y + dy)]
     });
-    let mut canvas = Canvas::new(labels, Frame::around(corners).wider());
+    let mut canvas = Canvas::new(labels, Frame::enclosing(corners).with_margin());
     for (index, mark) in marks.iter().enumerate() {
         canvas.mark(index, mark);
     }
     canvas.finish()
 }
 
-/// The part of the plane that is shown.
+/// The visible range of data coordinates.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Frame {
     x: (f64, f64),
@@ -79,14 +79,14 @@ struct Frame {
 
 impl Frame {
     /// The smallest frame around the finite points; a unit square if there are none.
-    fn around(points: impl Iterator<Item = (f64, f64)>) -> Self {
+    fn enclosing(points: impl Iterator<Item = (f64, f64)>) -> Self {
         let none = (f64::INFINITY, f64::NEG_INFINITY);
         let (mut x, mut y) = (none, none);
         for (px, py) in points.filter(|(px, py)| px.is_finite() && py.is_finite()) {
             x = (x.0.min(px), x.1.max(px));
             y = (y.0.min(py), y.1.max(py));
         }
-        let open = |(from, to): (f64, f64)| {
+        let widen = |(from, to): (f64, f64)| {
             if from < to {
                 (from, to)
             } else if from == to {
@@ -96,13 +96,13 @@ impl Frame {
             }
         };
         Self {
-            x: open(x),
-            y: open(y),
+            x: widen(x),
+            y: widen(y),
         }
     }
 
-    /// With a margin, so that no mark lies on the border.
-    fn wider(self) -> Self {
+    /// Adds a margin so that no mark lies on the border.
+    fn with_margin(self) -> Self {
         let wide = |(a, b): (f64, f64)| (a - 0.07 * (b - a), b + 0.07 * (b - a));
         Self {
             x: wide(self.x),
@@ -110,16 +110,17 @@ impl Frame {
         }
     }
 
-    fn place(&self, (x, y): (f64, f64)) -> (f64, f64) {
-        let share = |v: f64, (a, b): (f64, f64)| (v - a) / (b - a);
+    /// From data coordinates to pixels.
+    fn to_pixels(&self, (x, y): (f64, f64)) -> (f64, f64) {
+        let fraction = |v: f64, (a, b): (f64, f64)| (v - a) / (b - a);
         (
-            LEFT + share(x, self.x) * (WIDTH - LEFT - RIGHT),
-            HEIGHT - BOTTOM - share(y, self.y) * (HEIGHT - TOP - BOTTOM),
+            LEFT + fraction(x, self.x) * (WIDTH - LEFT - RIGHT),
+            HEIGHT - BOTTOM - fraction(y, self.y) * (HEIGHT - TOP - BOTTOM),
         )
     }
 }
 
-/// Round numbers within a range: steps of 1, 2 or 5 times a power of ten, about five of them.
+/// About five round numbers within a range, in steps of 1, 2 or 5 times a power of ten.
 fn ticks((from, to): (f64, f64)) -> Vec<f64> {
     let rough = (to - from) / 5.0;
     let power = 10f64.powf(rough.log10().floor());
@@ -177,10 +178,10 @@ impl Canvas {
         self.svg.push('\n');
     }
 
-    fn text(&mut self, (x, y): (f64, f64), anchor: &str, more: &str, text: &str) {
+    fn text(&mut self, (x, y): (f64, f64), anchor: &str, attributes: &str, text: &str) {
         let text = escape(text);
         self.push(format_args!(
-            "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" fill=\"#222222\" {more}>{text}</text>"
+            "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" fill=\"#222222\" {attributes}>{text}</text>"
         ));
     }
 
@@ -194,12 +195,12 @@ impl Canvas {
     fn axes(&mut self, labels: &Labels<'_>) {
         let (right, bottom) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
         for tick in ticks(self.frame.x) {
-            let (x, _) = self.frame.place((tick, self.frame.y.0));
+            let (x, _) = self.frame.to_pixels((tick, self.frame.y.0));
             self.stroke((x, TOP), (x, bottom), "#e5e5e5");
             self.text((x, bottom + 16.0), "middle", "", &number(tick));
         }
         for tick in ticks(self.frame.y) {
-            let (_, y) = self.frame.place((self.frame.x.0, tick));
+            let (_, y) = self.frame.to_pixels((self.frame.x.0, tick));
             self.stroke((LEFT, y), (right, y), "#e5e5e5");
             self.text((LEFT - 6.0, y + 4.0), "end", "", &number(tick));
         }
@@ -207,8 +208,8 @@ impl Canvas {
         self.stroke((LEFT, TOP), (LEFT, bottom), "#222222");
         let middle = (LEFT + right) / 2.0;
         self.text((middle, HEIGHT - 16.0), "middle", "", labels.x);
-        let turned = format!("transform=\"rotate(-90 18 {:.1})\"", (TOP + bottom) / 2.0);
-        self.text((18.0, (TOP + bottom) / 2.0), "middle", &turned, labels.y);
+        let rotated = format!("transform=\"rotate(-90 18 {:.1})\"", (TOP + bottom) / 2.0);
+        self.text((18.0, (TOP + bottom) / 2.0), "middle", &rotated, labels.y);
     }
 
     fn legend(&mut self, index: usize, name: &str, symbol: &str) {
@@ -228,7 +229,7 @@ impl Canvas {
             .iter()
             .filter(|(x, y)| x.is_finite() && y.is_finite())
         {
-            let (x, y) = self.frame.place(*point);
+            let (x, y) = self.frame.to_pixels(*point);
             let command = if path.is_empty() { 'M' } else { 'L' };
             let _infallible = write!(path, "{command}{x:.1} {y:.1}");
         }
@@ -245,14 +246,14 @@ impl Canvas {
         let ((x, y), (dx, dy)) = (mark.at, mark.spread);
         if x.is_finite() && y.is_finite() {
             if dx > 0.0 {
-                let ends = [(x - dx, y), (x + dx, y)].map(|p| self.frame.place(p));
+                let ends = [(x - dx, y), (x + dx, y)].map(|p| self.frame.to_pixels(p));
                 self.stroke(ends[0], ends[1], colour);
             }
             if dy > 0.0 {
-                let ends = [(x, y - dy), (x, y + dy)].map(|p| self.frame.place(p));
+                let ends = [(x, y - dy), (x, y + dy)].map(|p| self.frame.to_pixels(p));
                 self.stroke(ends[0], ends[1], colour);
             }
-            let (px, py) = self.frame.place(mark.at);
+            let (px, py) = self.frame.to_pixels(mark.at);
             let name = escape(&mark.name);
             self.push(format_args!(
                 "<g transform=\"translate({px:.1} {py:.1})\"><title>{name}</title>{symbol}</g>"

@@ -1,5 +1,5 @@
-//! The server: configuration, routes, telemetry, state, and the control loop that joins training to
-//! publishing.
+//! The server: configuration, HTTP API, telemetry, persistent state, and the control loop that
+//! trains and publishes adapters.
 
 pub mod api;
 pub mod config;

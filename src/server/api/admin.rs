@@ -1,4 +1,4 @@
-//! Operator routes.
+//! Handlers of the operator routes.
 
 use axum::Json;
 use axum::extract::{Path, Request, State};
@@ -34,7 +34,7 @@ pub(crate) async fn realignments(State(state): State<AppState>) -> Answer<Realig
     .await
 }
 
-/// `POST /admin/v1/realignments`: accepted; it runs in the background.
+/// `POST /admin/v1/realignments`: starts a realignment in the background.
 pub(crate) async fn start(State(state): State<AppState>) -> Result<Response, ApiError> {
     let started = blocking(move || Ok(state.admin.start()?)).await?;
     Ok((StatusCode::ACCEPTED, Json(started)).into_response())
@@ -89,7 +89,7 @@ fn is_end(event: &RealignmentEvent) -> bool {
     }
 }
 
-/// An event as it is sent.
+/// Formats an event as a server-sent event.
 fn sse(event: &RealignmentEvent) -> Result<Event, axum::Error> {
     match event {
         RealignmentEvent::Happened(event) => Event::default().json_data(&**event),
@@ -100,7 +100,7 @@ fn sse(event: &RealignmentEvent) -> Result<Event, axum::Error> {
     }
 }
 
-/// A reader that was too slow is told how many events it missed.
+/// Tells a slow reader how many events it missed.
 #[derive(Serialize)]
 struct Lagged {
     event: &'static str,
@@ -112,7 +112,7 @@ pub(crate) async fn generations(State(state): State<AppState>) -> Answer<Generat
     blocking(move || Ok(Json(state.admin.generations()))).await
 }
 
-/// Which generation is to serve.
+/// The generation to make current.
 #[derive(Deserialize, JsonSchema)]
 pub(crate) struct ActivateRequest {
     /// A generation's id, or `base`.
@@ -150,14 +150,14 @@ pub(crate) async fn log_level(State(state): State<AppState>) -> Json<LogLevel> {
     Json(LogLevel { filter })
 }
 
-/// What is to be logged.
+/// The log filter to set.
 #[derive(Deserialize, JsonSchema)]
 pub(crate) struct LogLevelRequest {
     /// A level (error, warn, info, debug, trace, off), or levels by module.
     filter: String,
 }
 
-/// `PUT /admin/v1/log-level`: until the next start.
+/// `PUT /admin/v1/log-level`: sets the filter until the next start.
 pub(crate) async fn set_log_level(
     State(state): State<AppState>,
     request: Request,

@@ -1,4 +1,4 @@
-//! Who may call what: bearer keys, compared in constant time, and what each may ask for.
+//! Authentication: bearer keys, compared in constant time, and the limits of each.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -17,62 +17,67 @@ use super::limits::{Limiter, Rates, Remaining};
 use super::observe::Observation;
 use crate::config::keys::{ApiKey, KeyDigest};
 
-/// Under which clients are counted while no keys are configured.
-const ANYONE: &str = "anyone";
+/// The name under which clients are counted while no keys are configured.
+const ANONYMOUS: &str = "anyone";
 
-/// Keys and limits. Keys can be replaced while requests run.
+/// API keys and limits. Keys can be replaced while requests are running.
 #[derive(Debug)]
 pub struct Access {
     keys: ArcSwap<Vec<ApiKey>>,
     admin: Option<KeyDigest>,
     rates: Rates,
     limiter: Limiter,
-    anyone: Arc<str>,
+    anonymous: Arc<str>,
 }
 
 impl Access {
-    /// `keys` may be empty, which lets everyone in; without an `admin` key the operator routes
-    /// answer this machine alone.
-    pub fn new(keys: Vec<ApiKey>, admin: Option<KeyDigest>, rates: Rates, most: usize) -> Self {
+    /// With no `keys`, no key is required; without an `admin` key, the operator routes answer only
+    /// requests from this machine. `max_concurrent` limits the running client requests.
+    pub fn new(
+        keys: Vec<ApiKey>,
+        admin: Option<KeyDigest>,
+        rates: Rates,
+        max_concurrent: usize,
+    ) -> Self {
         Self {
             keys: ArcSwap::from_pointee(keys),
             admin,
             rates,
-            limiter: Limiter::new(most),
-            anyone: ANYONE.into(),
+            limiter: Limiter::new(max_concurrent),
+            anonymous: ANONYMOUS.into(),
         }
     }
 
-    /// Puts other keys in place of those that were there.
+    /// Replaces all keys.
     pub fn replace_keys(&self, keys: Vec<ApiKey>) {
-        let known = |name: &str| name == ANYONE || keys.iter().any(|key| &*key.name == name);
+        let known = |name: &str| name == ANONYMOUS || keys.iter().any(|key| &*key.name == name);
         self.limiter.keep(known);
         self.keys.store(Arc::new(keys));
     }
 
-    /// Client requests that have not been answered to the last byte.
+    /// Number of client requests whose response is not complete.
     pub fn running(&self) -> usize {
         self.limiter.running()
     }
 
-    /// A slot among the running requests, freed when dropped.
-    pub(crate) fn place(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        self.limiter.place()
+    /// Acquires a permit for a running request, released when dropped.
+    pub(crate) fn acquire(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        self.limiter.acquire()
     }
 
-    /// Takes an ended answer's tokens off its caller's limit.
+    /// Charges the tokens of a completed answer to its caller's limit.
     pub(crate) fn charge(&self, caller: &str, tokens: usize) {
         self.limiter.charge(caller, tokens);
     }
 
-    /// Whose key a request carries, and what that key may ask for.
+    /// The name and the limits of the key that a request carries.
     fn caller(&self, headers: &HeaderMap) -> Result<(Arc<str>, Rates), ApiError> {
         let keys = self.keys.load();
         if keys.is_empty() {
-            return Ok((Arc::clone(&self.anyone), self.rates));
+            return Ok((Arc::clone(&self.anonymous), self.rates));
         }
         let sent = KeyDigest::of(bearer(headers)?);
-        // Every key is compared, so the time does not tell which one was right.
+        // Every key is compared, so that timing does not reveal which one matched.
         let found = keys.iter().fold(None, |found, key| {
             let matches = key.digest.matches(&sent);
             if matches { Some(key) } else { found }
@@ -87,8 +92,8 @@ impl Access {
     }
 }
 
-/// Lets a request to a client route pass if no key is configured or it carries one, and its caller
-/// has not asked for too much.
+/// Middleware of client routes: admits a request if it carries a valid key (or none is configured)
+/// and its caller is within its limits.
 pub(crate) async fn client(
     State(state): State<AppState>,
     request: Request,
@@ -97,20 +102,22 @@ pub(crate) async fn client(
     let access = &state.access;
     let observation = request.extensions().get::<Arc<Observation>>().cloned();
     let admitted = access.caller(request.headers()).and_then(|(name, rates)| {
-        // The place is taken first: a request that is refused for it costs the caller nothing.
-        let place = access.limiter.place()?;
+        // The permit is acquired first, so that a request refused for lack of one costs the caller
+        // nothing.
+        let permit = access.limiter.acquire()?;
         let left = access.limiter.admit(&name, rates, Instant::now())?;
-        Ok((name, place, left))
+        Ok((name, permit, left))
     });
     match admitted {
-        Ok((name, place, left)) => {
-            // Held until the last byte is gone, or to the end of this function where nobody observes.
+        Ok((name, permit, left)) => {
+            // Held until the last byte is sent, or to the end of this function if there is no
+            // observation.
             let unobserved = match &observation {
                 Some(observation) => {
-                    observation.admitted(Arc::clone(access), name, place);
+                    observation.admitted(Arc::clone(access), name, permit);
                     None
                 }
-                None => Some(place),
+                None => Some(permit),
             };
             let mut response = next.run(request).await;
             drop(unobserved);
@@ -145,7 +152,7 @@ fn show_remaining(headers: &mut HeaderMap, left: Remaining) {
     }
 }
 
-/// Lets a request to an operator route pass if it carries the operator key or, without one
+/// Middleware of operator routes: admits a request if it carries the operator key or, if none is
 /// configured, comes from this machine.
 pub(crate) async fn admin(State(state): State<AppState>, request: Request, next: Next) -> Response {
     let allowed = match &state.access.admin {
@@ -177,10 +184,9 @@ fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {
         ))
 }
 
-/// A web page in a browser on this machine, or a proxy, also connects from the loopback address,
-/// but on behalf of somebody else. The headers by which they say so are refused; a browser names
-/// this server itself only for pages that came from it. A name that leads here by somebody else's
-/// DNS is none of the names allowed.
+/// A web page in a local browser, or a proxy, also connects from the loopback address, but on
+/// behalf of someone else. Requests with forwarding headers are therefore refused, as are those
+/// whose `Origin` is not this server. Requiring a loopback `Host` prevents DNS rebinding.
 fn check_local(request: &Request) -> Result<(), ApiError> {
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
     let local = peer.is_some_and(|ConnectInfo(peer)| peer.ip().to_canonical().is_loopback());
@@ -207,7 +213,7 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name).map(|v| v.to_str().unwrap_or_default())
 }
 
-/// Whether `host` or `host:port` is this machine under a name that nobody else gives out.
+/// Whether `host` or `host:port` is `localhost` or a loopback address.
 fn is_loopback(host: &str) -> bool {
     let name = match host.strip_prefix('[') {
         Some(v6) => v6.split(']').next().unwrap_or_default(),

@@ -1,4 +1,4 @@
-//! Request bodies, bounded in size and time.
+//! Reading request bodies, limited in size and time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,30 +11,35 @@ use serde_json::Value;
 use super::error::ApiError;
 use super::observe::Observation;
 
-/// A body must arrive within this time where nobody observes the request.
-const ARRIVAL: Duration = Duration::from_secs(60);
+/// Timeout for a body if the request has no observation.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Reads a body of at most `limit` bytes as JSON.
 ///
 /// # Errors
-/// [`ApiError::TooLarge`], [`ApiError::Timeout`], or [`ApiError::Body`] for a body that is no JSON.
+/// [`ApiError::TooLarge`], [`ApiError::Timeout`], or [`ApiError::Body`] for a body that is not
+/// JSON.
 pub(crate) async fn json(request: Request, limit: usize) -> Result<Value, ApiError> {
-    let declared = request.headers().get(header::CONTENT_LENGTH);
-    let declared = declared.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    let declared = request
+        .headers()
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     if declared.is_some_and(|length| length > limit) {
         return Err(ApiError::TooLarge { limit });
     }
     let observation = request.extensions().get::<Arc<Observation>>().cloned();
-    let arrival = observation.as_ref().map_or(ARRIVAL, |o| o.body_timeout());
-    let bytes = tokio::time::timeout(arrival, read(request, limit))
+    let timeout = observation
+        .as_ref()
+        .map_or(DEFAULT_TIMEOUT, |o| o.body_timeout());
+    let bytes = tokio::time::timeout(timeout, read(request, limit))
         .await
         .map_err(|_| ApiError::Timeout {
-            seconds: arrival.as_secs(),
+            seconds: timeout.as_secs(),
         })??;
     let body = serde_json::from_slice(&bytes)
         .map_err(|e| ApiError::Body(format!("the request body is not valid JSON: {e}")))?;
     if let Some(observation) = observation {
-        observation.asked(&body);
+        observation.set_prompts(&body);
     }
     Ok(body)
 }

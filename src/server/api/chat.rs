@@ -1,4 +1,4 @@
-//! `POST /v1/chat/completions`: from the body to prompt tokens.
+//! `POST /v1/chat/completions`: reads the body and encodes the conversation.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -8,8 +8,10 @@ use serde_json::{Value, json};
 use super::AppState;
 use super::error::ApiError;
 use super::params::{Common, MAX_CHOICES, Params};
-use super::request::{self, Count, JsonText, List, Listed, Refused, tagged, unsupported, words};
-use super::tools::{Format, ResponseFormat, ToolFields, Tools};
+use super::request::{
+    self, Count, JsonText, List, ListItem, Refused, string_enum, tagged, unsupported,
+};
+use super::tools::{AnswerFormat, ResponseFormat, ToolFields, Tools};
 use realign_model::chat::ChatError;
 use realign_model::{ChatMessage, ChatRole};
 
@@ -17,9 +19,9 @@ use realign_model::{ChatMessage, ChatRole};
 #[derive(Deserialize, JsonSchema)]
 #[schemars(rename = "ChatRequest")]
 pub(crate) struct Body {
-    #[serde(rename = "..unoffered")]
+    #[serde(rename = "..unsupported")]
     #[schemars(skip)]
-    _unoffered: UnofferedFields,
+    _unsupported: UnsupportedFields,
     #[serde(rename = "modalities")]
     #[schemars(skip)]
     _modalities: Option<TextOnly>,
@@ -42,9 +44,9 @@ pub(crate) struct Body {
     messages: List<Message>,
 }
 
-/// Fields of OpenAI's that this server does not honour.
+/// OpenAI's fields that this server does not support.
 #[derive(Deserialize)]
-struct UnofferedFields {
+struct UnsupportedFields {
     #[serde(rename = "functions")]
     _functions: Option<Refused>,
     #[serde(rename = "function_call")]
@@ -59,7 +61,7 @@ struct UnofferedFields {
     _web_search_options: Option<Refused>,
 }
 
-/// `modalities` without anything but text.
+/// `modalities` with only text.
 struct TextOnly;
 
 impl<'de> Deserialize<'de> for TextOnly {
@@ -76,7 +78,7 @@ impl<'de> Deserialize<'de> for TextOnly {
 pub(crate) struct ChatRequest {
     pub(crate) params: Params,
     pub(crate) tools: Tools,
-    pub(crate) format: Format,
+    pub(crate) format: AnswerFormat,
     pub(crate) messages: Vec<ChatMessage>,
 }
 
@@ -84,27 +86,29 @@ impl ChatRequest {
     pub(crate) fn read(body: &Value) -> Result<Self, ApiError> {
         let body: Body = request::read(body)?;
         let mut params = body.common.check()?;
-        // The newer name wins, as `max_tokens` is deprecated.
+        // The newer name takes precedence, as `max_tokens` is deprecated.
         let max_tokens = body.max_completion_tokens.or(body.max_tokens);
-        params.max_tokens = max_tokens.map(|most| most.0);
+        params.max_tokens = max_tokens.map(|max| max.0);
         params.n = body.n.map_or(1, |n| n.0);
         params.sampling.top_logprobs = logprobs(body.logprobs, body.top_logprobs)?;
         Ok(Self {
             params,
-            format: body.response_format.map_or(Format::Text, Format::from),
+            format: body
+                .response_format
+                .map_or(AnswerFormat::Text, AnswerFormat::from),
             tools: Tools::check(body.tools)?,
             messages: conversation(body.messages)?,
         })
     }
 
-    /// The prompt's tokens. Slow for long conversations: call it where blocking is allowed.
+    /// The prompt's tokens. Slow for long conversations, so call it on a blocking thread.
     pub(crate) fn encode(&self, state: &AppState) -> Result<Vec<u32>, ApiError> {
         encode(state, &self.messages, &self.tools.definitions())
             .map_err(|error| chat_error(&error, "messages"))
     }
 
-    /// Most tokens to generate after a prompt of this length: if the request does not say, whatever
-    /// is left of the context.
+    /// Maximum number of tokens to generate after a prompt of `prompt` tokens. Default: the rest of
+    /// the context.
     pub(crate) fn max_tokens(&self, prompt: usize, max_model_len: usize) -> usize {
         let room = max_model_len.saturating_sub(prompt);
         // At least 1, so that the engine refuses a prompt that fills the context.
@@ -112,7 +116,7 @@ impl ChatRequest {
     }
 }
 
-/// A conversation as the model's tokens, up to the assistant's turn.
+/// Encodes a conversation with the model's chat template, up to the assistant's turn.
 pub(crate) fn encode(
     state: &AppState,
     messages: &[ChatMessage],
@@ -123,7 +127,7 @@ pub(crate) fn encode(
         .encode_chat_with(&state.tokenizer, messages, tools, true)
 }
 
-/// What a conversation that cannot be laid out means for the field that it came in.
+/// Maps the error of a conversation that cannot be encoded; `param` is the field that it came in.
 pub(crate) fn chat_error(error: &ChatError, param: &str) -> ApiError {
     if error.is_client_fault() {
         ApiError::field(param, error.to_string())
@@ -146,7 +150,7 @@ fn logprobs(wanted: Option<bool>, top: Option<Count<0, 20>>) -> Result<Option<us
     ))
 }
 
-words! {
+string_enum! {
     /// Who wrote a message.
     Role {
         System = "system",
@@ -171,45 +175,45 @@ impl From<Role> for ChatRole {
 tagged! {
     /// A message of a conversation.
     Message by "role": Role {
-        [System, Developer, User] => Said(SaidMessage),
-        [Assistant] => Answered(AssistantMessage),
-        [Tool] => Returned(ToolMessage),
+        [System, Developer, User] => Plain(PlainMessage),
+        [Assistant] => Assistant(AssistantMessage),
+        [Tool] => Tool(ToolMessage),
     }
 }
 
-impl Listed for Message {
-    const LIST: &'static str = "an array of messages";
+impl ListItem for Message {
+    const EXPECTED: &'static str = "an array of messages";
 }
 
-/// Fields of a message that this server does not honour.
+/// Fields of a message that this server does not support.
 #[derive(Clone, Debug, Deserialize)]
-struct UnofferedInMessage {
+struct UnsupportedInMessage {
     #[serde(rename = "function_call")]
     _function_call: Option<Refused>,
     #[serde(rename = "audio")]
     _audio: Option<Refused>,
 }
 
-/// What the application or the person said.
+/// A message of the system, the developer or the user.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[schemars(inline)]
-pub(crate) struct SaidMessage {
-    #[serde(rename = "..unoffered")]
+pub(crate) struct PlainMessage {
+    #[serde(rename = "..unsupported")]
     #[schemars(skip)]
-    _unoffered: UnofferedInMessage,
+    _unsupported: UnsupportedInMessage,
     content: Content,
     #[serde(rename = "name")]
     #[schemars(with = "Option<String>")]
     _name: Option<IgnoredAny>,
 }
 
-/// What the model answered: text, calls, or both.
+/// A message of the model: text, calls, or both.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[schemars(inline, extend("anyOf" = [{"required": ["content"]}, {"required": ["tool_calls"]}]))]
 pub(crate) struct AssistantMessage {
-    #[serde(rename = "..unoffered")]
+    #[serde(rename = "..unsupported")]
     #[schemars(skip)]
-    _unoffered: UnofferedInMessage,
+    _unsupported: UnsupportedInMessage,
     tool_calls: Option<List<ToolCall>>,
     content: Option<Content>,
 }
@@ -218,9 +222,9 @@ pub(crate) struct AssistantMessage {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub(crate) struct ToolMessage {
-    #[serde(rename = "..unoffered")]
+    #[serde(rename = "..unsupported")]
     #[schemars(skip)]
-    _unoffered: UnofferedInMessage,
+    _unsupported: UnsupportedInMessage,
     content: Content,
     tool_call_id: String,
 }
@@ -237,11 +241,11 @@ struct ToolCall {
     function: Call,
 }
 
-impl Listed for ToolCall {
-    const LIST: &'static str = "an array of calls";
+impl ListItem for ToolCall {
+    const EXPECTED: &'static str = "an array of calls";
 }
 
-/// Which function was called with what.
+/// The function that was called, and its arguments.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub(crate) struct Call {
@@ -250,7 +254,7 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    /// As chat templates read it.
+    /// The call in the format of chat templates.
     pub(crate) fn for_template(self) -> Value {
         json!({
             "type": "function",
@@ -259,10 +263,10 @@ impl Call {
     }
 }
 
-/// The messages of `messages`, which must have at least one.
+/// Converts `messages` into a conversation.
 ///
 /// # Errors
-/// If there is none, or one says nothing and calls nothing.
+/// If there is no message, or an assistant message has neither content nor calls.
 pub(crate) fn conversation(messages: List<Message>) -> Result<Vec<ChatMessage>, ApiError> {
     if messages.0.is_empty() {
         return Err(ApiError::field(
@@ -276,12 +280,12 @@ pub(crate) fn conversation(messages: List<Message>) -> Result<Vec<ChatMessage>, 
 
 fn chat_message(message: Message, index: usize) -> Result<ChatMessage, ApiError> {
     match message {
-        Message::Said(role, said) => Ok(ChatMessage::new(role.into(), said.content.text())),
-        Message::Answered(role, answered) => {
+        Message::Plain(role, plain) => Ok(ChatMessage::new(role.into(), plain.content.text())),
+        Message::Assistant(role, answered) => {
             let calls = answered.tool_calls.map_or_else(Vec::new, |calls| calls.0);
             let content = match answered.content {
                 Some(content) => content.text(),
-                // An assistant that only called functions said nothing.
+                // An assistant message that only calls functions has no text.
                 None if !calls.is_empty() => String::new(),
                 None => {
                     let path = format!("messages[{index}].content");
@@ -296,7 +300,7 @@ fn chat_message(message: Message, index: usize) -> Result<ChatMessage, ApiError>
             }
             Ok(message)
         }
-        Message::Returned(role, returned) => {
+        Message::Tool(role, returned) => {
             let mut message = ChatMessage::new(role.into(), returned.content.text());
             message.tool_call_id = Some(returned.tool_call_id);
             Ok(message)
@@ -304,7 +308,7 @@ fn chat_message(message: Message, index: usize) -> Result<ChatMessage, ApiError>
     }
 }
 
-/// Text, as a string or in parts.
+/// Text, as a string or as an array of parts.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(rename = "one of", expecting = "a string or an array of text parts")]
 #[schemars(rename = "Content", untagged)]
@@ -325,8 +329,8 @@ impl Content {
     }
 }
 
-words! {
-    /// What a part is.
+string_enum! {
+    /// The kinds of text part.
     PartKind {
         Text = "text",
         InputText = "input_text",

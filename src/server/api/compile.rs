@@ -1,4 +1,4 @@
-//! Compiling grammars: bounded in time and in how many at once.
+//! Compilation of grammars, limited in time and concurrency.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,39 +7,39 @@ use tokio::sync::Semaphore;
 
 use super::AppState;
 use super::error::ApiError;
-use super::tools::{Format, Tools, grammar};
+use super::tools::{AnswerFormat, Tools, grammar};
 use realign_engine::grammar::{Constraint, GrammarError, Grammars};
 use realign_model::Tokenizer;
 
-/// Compilations at once. One that runs away keeps its place until it ends, so a hostile client
-/// takes this many threads at most.
-const AT_ONCE: usize = 2;
-/// How long a client waits for its grammar. Compiling takes milliseconds, the first one of a server
-/// up to a second.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Maximum number of concurrent compilations. One that exceeds its time keeps its permit until it
+/// ends, so a malicious client can occupy at most this many threads.
+const MAX_CONCURRENT: usize = 2;
+/// How long a client waits for its grammar. Compiling takes milliseconds, up to a second for a
+/// server's first one.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The server's grammars.
+/// Compiles and caches the server's grammars.
 #[derive(Clone, Debug)]
 pub struct Compiler {
     grammars: Arc<Grammars>,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 impl Compiler {
-    /// Compiles for this tokenizer.
+    /// Creates a compiler for this tokenizer's vocabulary.
     pub fn new(tokenizer: Arc<Tokenizer>) -> Self {
         Self {
             grammars: Arc::new(Grammars::new(tokenizer)),
-            places: Arc::new(Semaphore::new(AT_ONCE)),
+            permits: Arc::new(Semaphore::new(MAX_CONCURRENT)),
         }
     }
 
     async fn compile(&self, lark: String, param: &'static str) -> Result<Constraint, ApiError> {
-        let compiled = tokio::time::timeout(PATIENCE, async {
-            let place = Arc::clone(&self.places).acquire_owned().await;
+        let compiled = tokio::time::timeout(TIMEOUT, async {
+            let permit = Arc::clone(&self.permits).acquire_owned().await;
             let grammars = Arc::clone(&self.grammars);
             tokio::task::spawn_blocking(move || {
-                let _place = place;
+                let _permit = permit;
                 grammars.compile(&lark)
             })
             .await
@@ -60,19 +60,22 @@ impl Compiler {
     }
 }
 
-/// The grammar that an answer must follow, if the request asks for one.
+/// Compiles the grammar that an answer must follow, if the request requires one.
+///
+/// # Errors
+/// [`ApiError::Field`] if the schema cannot be enforced or takes too long to compile.
 pub(crate) async fn constraint(
     state: &AppState,
     tools: &Tools,
-    format: &Format,
+    format: &AnswerFormat,
     format_param: &'static str,
 ) -> Result<Option<Constraint>, ApiError> {
     let Some(lark) = grammar(tools, format, state.chat.call_style()) else {
         return Ok(None);
     };
     let param = match format {
-        Format::Text => "tools",
-        Format::Json { .. } => format_param,
+        AnswerFormat::Text => "tools",
+        AnswerFormat::Json { .. } => format_param,
     };
     state.compiler.compile(lark, param).await.map(Some)
 }

@@ -1,4 +1,4 @@
-//! `POST /v1/completions`: from the body to prompt tokens.
+//! `POST /v1/completions`: reads the body and encodes the prompts.
 
 use std::borrow::Cow;
 
@@ -10,13 +10,13 @@ use serde_json::Value;
 use super::AppState;
 use super::error::ApiError;
 use super::params::{Common, MAX_CHOICES, Params};
-use super::request::{self, AT, Count, Refused, message, unexpected, wrong_type};
+use super::request::{self, Count, FIELD, Refused, message, unexpected, wrong_type};
 use realign_model::Tokenizer;
 use realign_model::tokenizer::TokenizerError;
 
-/// Tokens generated at most if the request does not say, as OpenAI has it.
+/// Default of `max_tokens`, as with OpenAI.
 const DEFAULT_MAX_TOKENS: usize = 16;
-/// Most sequences that one request may ask for.
+/// Maximum number of sequences in one request.
 const MAX_SEQUENCES: usize = 128;
 const EXPECTED: &str = "a string, an array of strings, an array of token ids, or an array of such";
 
@@ -43,7 +43,7 @@ pub(crate) struct Body {
     /// Only the value of `n`.
     best_of: Option<Count<1, { i64::MAX }>>,
     logprobs: Option<Count<0, 5>>,
-    /// Put the prompt before the answer; not together with `logprobs`.
+    /// Repeat the prompt before the answer; not allowed together with `logprobs`.
     echo: Option<bool>,
     pub(super) prompt: Texts,
 }
@@ -60,7 +60,7 @@ impl CompletionRequest {
     pub(crate) fn read(body: &Value) -> Result<Self, ApiError> {
         let body: Body = request::read(body)?;
         let mut params = body.common.check()?;
-        params.max_tokens = body.max_tokens.map(|most| most.0);
+        params.max_tokens = body.max_tokens.map(|max| max.0);
         params.n = body.n.map_or(1, |n| n.0);
         if body.best_of.is_some_and(|best| best.0 != params.n) {
             return Err(ApiError::Unsupported {
@@ -92,13 +92,13 @@ impl CompletionRequest {
         })
     }
 
-    /// Each prompt's tokens. Slow for long prompts: call it where blocking is allowed.
+    /// Each prompt's tokens. Slow for long prompts, so call it on a blocking thread.
     pub(crate) fn encode(&self, state: &AppState) -> Result<Vec<Vec<u32>>, ApiError> {
         let encode = |prompt: &Prompt| prompt.encode(&state.tokenizer, "prompt");
         self.prompts.iter().map(encode).collect()
     }
 
-    /// The text of each prompt, if it is to stand before the answer.
+    /// The text of each prompt if it is to be repeated before the answer, otherwise nothing.
     pub(crate) fn echo(
         &self,
         tokenizer: &Tokenizer,
@@ -116,7 +116,7 @@ impl CompletionRequest {
         self.prompts.iter().zip(encoded).map(text).collect()
     }
 
-    /// Most tokens to generate after a prompt of this length.
+    /// Maximum number of tokens to generate after a prompt of `prompt` tokens.
     pub(crate) fn max_tokens(&self, prompt: usize, max_model_len: usize) -> usize {
         let room = max_model_len.saturating_sub(prompt);
         let default = room.clamp(1, DEFAULT_MAX_TOKENS);
@@ -125,7 +125,7 @@ impl CompletionRequest {
 }
 
 impl Prompt {
-    /// Its tokens; `param` is the field that it came in.
+    /// The prompt's token ids; `param` is the field that it came in.
     pub(crate) fn encode(&self, tokenizer: &Tokenizer, param: &str) -> Result<Vec<u32>, ApiError> {
         let refused = |error: TokenizerError| ApiError::field(param, error.to_string());
         match self {
@@ -145,10 +145,10 @@ impl Prompt {
 pub(crate) struct Texts(Value);
 
 impl Texts {
-    /// The texts; `name` is the field that they came in.
+    /// The prompts; `name` is the field that they came in.
     ///
     /// # Errors
-    /// If they are none of the forms that the schema lists.
+    /// If the value has none of the forms in the schema.
     pub(crate) fn prompts(&self, name: &str) -> Result<Vec<Prompt>, ApiError> {
         let item = |(i, item): (usize, &Value)| match item {
             Value::String(text) => Ok(Prompt::Text(text.clone())),
@@ -208,7 +208,7 @@ impl<'de> Deserialize<'de> for TokenIds {
         };
         token_ids(items)
             .map(Self)
-            .ok_or_else(|| message(format_args!("{AT} {ONLY_IDS}")))
+            .ok_or_else(|| message(format_args!("{FIELD} {ONLY_IDS}")))
     }
 }
 

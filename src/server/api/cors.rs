@@ -1,5 +1,5 @@
-//! Which web pages may call the client routes from a browser. None, unless an operator names their
-//! origins: the server then says so in the headers that browsers look for.
+//! Cross-origin requests: web pages may call the client routes from a browser only if an operator
+//! has listed their origins.
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -8,23 +8,25 @@ use axum::response::{IntoResponse, Response};
 
 use super::AppState;
 
-/// What pages may send, beyond what every page may. OpenAI's own client adds a dozen headers of
-/// its own (`x-stainless-*`), so the list is what the browser asks for.
+/// Allowed methods. There is no list of allowed headers, because OpenAI's client adds a dozen of
+/// its own (`x-stainless-*`): all headers that the browser requests are allowed.
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, OPTIONS");
-/// What pages may read of an answer's headers.
+/// Response headers that pages may read.
 const EXPOSED: HeaderValue = HeaderValue::from_static(
     "x-request-id, x-realign-generation, retry-after, x-ratelimit-limit-requests, \
      x-ratelimit-remaining-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens",
 );
-/// Browsers ask again after so many seconds.
+/// How long browsers may cache a preflight response, in seconds.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 
-/// Answers preflights and marks answers, for allowed origins. Any other request passes untouched:
-/// the browser keeps its page from seeing the answer.
+/// Middleware that answers preflight requests and adds headers for allowed origins. Other requests
+/// are passed on unchanged: the browser then hides the answer from the page.
 pub(crate) async fn cors(State(state): State<AppState>, request: Request, next: Next) -> Response {
     let allowed = allowed(&state.cors_origins, request.headers());
-    let asks = request.headers().get("access-control-request-headers");
-    let asks = asks.cloned();
+    let requested_headers = request
+        .headers()
+        .get("access-control-request-headers")
+        .cloned();
     let preflight = request.method() == Method::OPTIONS
         && request
             .headers()
@@ -44,15 +46,15 @@ pub(crate) async fn cors(State(state): State<AppState>, request: Request, next: 
     if preflight {
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, METHODS);
         headers.insert(header::ACCESS_CONTROL_MAX_AGE, MAX_AGE);
-        if let Some(asks) = asks {
-            headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, asks);
+        if let Some(requested) = requested_headers {
+            headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, requested);
         }
     }
     response
 }
 
-/// The origin to name in the answer. Keys are sent by pages themselves, never by the browser on
-/// its own, so credentials are not allowed for.
+/// The origin to allow, if any. Credentials are not allowed: pages send keys themselves, not the
+/// browser.
 fn allowed(origins: &[String], headers: &HeaderMap) -> Option<HeaderValue> {
     let origin = headers.get(header::ORIGIN)?;
     let sent = origin.to_str().ok()?;

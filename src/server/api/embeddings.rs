@@ -18,38 +18,41 @@ use super::completions::{Prompt, Texts};
 use super::error::ApiError;
 use super::observe::Observation;
 use super::ports::EmbeddingPort;
-use super::request::{self, AT, ModelName, message, unsupported, words};
+use super::request::{self, FIELD, ModelName, message, string_enum, unsupported};
 use super::run::with_generation;
 use super::{AppState, blocking, body, models, not_ready};
 use realign_engine::adapter::generation::Generation;
 
-/// Most texts in a request.
+/// Maximum number of texts in a request.
 const MAX_INPUTS: usize = 256;
-/// Most tokens in a request, over all texts: a forward pass each, beside the engine.
+/// Maximum number of tokens in a request, over all texts: each needs a forward pass alongside the
+/// engine.
 const MAX_TOKENS: usize = 32_768;
-/// Requests that may wait; one more is refused.
+/// Maximum number of requests that run or wait; further ones are refused.
 const MAX_WAITING: usize = 32;
 
-/// What makes embeddings, one request at a time: it shares the processor with the engine.
+/// Computes embeddings, one request at a time because it shares the processor with the engine.
 #[derive(Clone)]
 pub struct Embeddings {
     port: Arc<dyn EmbeddingPort>,
-    turn: Arc<Semaphore>,
-    places: Arc<Semaphore>,
+    /// Held by the request that is being computed.
+    running: Arc<Semaphore>,
+    /// Held by every request that runs or waits.
+    queue: Arc<Semaphore>,
 }
 
 impl Embeddings {
-    /// Embeds through this port.
+    /// Computes embeddings through `port`.
     pub fn new(port: Arc<dyn EmbeddingPort>) -> Self {
         Self {
             port,
-            turn: Arc::new(Semaphore::new(1)),
-            places: Arc::new(Semaphore::new(MAX_WAITING)),
+            running: Arc::new(Semaphore::new(1)),
+            queue: Arc::new(Semaphore::new(MAX_WAITING)),
         }
     }
 
-    fn place(&self) -> Result<SemaphorePermit<'_>, ApiError> {
-        self.places.try_acquire().map_err(|_| {
+    fn enqueue(&self) -> Result<SemaphorePermit<'_>, ApiError> {
+        self.queue.try_acquire().map_err(|_| {
             ApiError::QueueFull(format!(
                 "{MAX_WAITING} requests for embeddings are waiting already; retry in a moment"
             ))
@@ -57,15 +60,15 @@ impl Embeddings {
     }
 }
 
-words! {
-    /// How vectors are written.
+string_enum! {
+    /// The encoding of vectors.
     Encoding {
         Float = "float",
         Base64 = "base64",
-    } else |_| message(format_args!("{AT} must be `float` or `base64`"))
+    } else |_| message(format_args!("{FIELD} must be `float` or `base64`"))
 }
 
-/// `dimensions`: the model's own is the only one.
+/// `dimensions`, which is not supported: vectors have the model's own dimension.
 #[derive(Debug)]
 struct OtherDimensions;
 
@@ -152,13 +155,15 @@ pub(crate) async fn create(
     if !state.is_ready() {
         return Err(not_ready());
     }
-    let _place = state.embeddings.place()?;
-    let turn = Arc::clone(&state.embeddings.turn).acquire_owned().await;
-    let turn = turn.map_err(|_closed| not_ready())?;
+    let _queued = state.embeddings.enqueue()?;
+    let running = Arc::clone(&state.embeddings.running)
+        .acquire_owned()
+        .await
+        .map_err(|_closed| not_ready())?;
     let worker = state.clone();
     let (generation, tokens, answer) = blocking(move || {
-        // Held to the end of the work, also if the client goes away.
-        let _turn = turn;
+        // Held until the work is done, even if the client disconnects.
+        let _running = running;
         let generation = models::resolve(&worker, &request.model)?;
         let encoded = request.encode(&worker)?;
         let tokens: usize = encoded.iter().map(Vec::len).sum();
@@ -187,11 +192,14 @@ fn data(
     base64: bool,
 ) -> Result<Vec<EmbeddingEntry>, ApiError> {
     let entry = |(index, tokens): (usize, &Vec<u32>)| {
-        let vector = state.embeddings.port.embed(generation, tokens);
-        let vector = vector.map_err(|error| {
-            tracing::error!(%error, "an embedding could not be computed");
-            ApiError::Internal(format!("the embedding could not be computed: {error}"))
-        })?;
+        let vector = state
+            .embeddings
+            .port
+            .embed(generation, tokens)
+            .map_err(|error| {
+                tracing::error!(%error, "an embedding could not be computed");
+                ApiError::Internal(format!("the embedding could not be computed: {error}"))
+            })?;
         let embedding = if base64 {
             Vector::Base64(STANDARD.encode(little_endian(&vector)))
         } else {

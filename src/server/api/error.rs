@@ -1,4 +1,4 @@
-//! Every way in which a request can fail, and the one place where that becomes HTTP.
+//! All request errors, and their mapping to HTTP.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -9,10 +9,10 @@ use super::ports::AdminError;
 use crate::telemetry::Refusal;
 use realign_engine::request::SubmitError;
 
-/// Seconds after which a refused client may try again.
+/// Seconds after which a refused client should retry.
 const RETRY_AFTER_SECONDS: u64 = 1;
 
-/// Why a request was not answered as asked.
+/// Why a request failed or was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ApiError {
     /// The body is not a JSON object.
@@ -26,91 +26,91 @@ pub enum ApiError {
         /// What is wrong and what is allowed.
         message: String,
     },
-    /// A field asks for something that this server does not do.
+    /// A field asks for something that this server does not support.
     #[error("`{param}`{detail} is not supported by this server")]
     Unsupported {
         /// The field.
         param: String,
-        /// Which of its values, with a leading space, or nothing.
+        /// Which of its values, with a leading space, or empty.
         detail: String,
     },
-    /// Prompt and completion do not fit the context.
+    /// Prompt and completion exceed the model's context.
     #[error("{message}")]
     ContextLength {
-        /// The field that holds the prompt.
+        /// The field that contains the prompt.
         param: &'static str,
-        /// The engine's figures.
+        /// The engine's message, with limit and length.
         message: String,
     },
-    /// No key, or a wrong one.
+    /// Missing or wrong API key.
     #[error("{0}")]
     Unauthorized(&'static str),
-    /// The peer may not do this, key or not.
+    /// The request is not allowed from where it came.
     #[error("{0}")]
     Forbidden(&'static str),
-    /// `model` names nothing that is served here.
+    /// `model` is not served here.
     #[error("the model `{model}` does not exist; this server serves {allowed}")]
     ModelNotFound {
-        /// What was asked for.
+        /// The requested model.
         model: String,
         /// The allowed forms.
         allowed: String,
     },
-    /// No such path, realignment or generation.
+    /// The path, realignment or generation does not exist.
     #[error("{0}")]
     NotFound(String),
-    /// The path exists, the method does not.
+    /// The path exists, but not with this method.
     #[error("{method} is not allowed on {path}")]
     MethodNotAllowed {
-        /// What was sent.
+        /// The request's method.
         method: String,
-        /// Where.
+        /// The request's path.
         path: String,
     },
     /// The body did not arrive in time.
     #[error("the request body did not arrive within {seconds} seconds")]
     Timeout {
-        /// The limit.
+        /// The time limit, in seconds.
         seconds: u64,
     },
-    /// The state does not allow it now.
+    /// The current state does not allow it.
     #[error("{0}")]
     Conflict(String),
-    /// The body is larger than the server reads.
+    /// The body exceeds the size limit.
     #[error("the request body is larger than the limit of {limit} bytes")]
     TooLarge {
-        /// The limit in bytes.
+        /// The size limit, in bytes.
         limit: usize,
     },
-    /// Too much work is waiting.
+    /// The engine's queue is full.
     #[error("{0}")]
     QueueFull(String),
-    /// More requests run at once than the server takes on.
+    /// The limit of concurrent requests is reached.
     #[error("the server answers {limit} requests at once and has no place left; retry in a moment")]
     TooManyAtOnce {
-        /// The limit.
+        /// Maximum number of concurrent requests.
         limit: usize,
     },
-    /// The key has used up what it may ask for in a minute.
+    /// The key has used up its limit for the minute.
     #[error("this key is limited to {limit} {what} a minute; retry in {retry_after} s")]
     RateLimited {
-        /// Requests or tokens.
+        /// `requests` or `tokens`.
         what: &'static str,
-        /// How many in a minute.
+        /// The limit per minute.
         limit: u32,
-        /// Seconds until there is something left.
+        /// Seconds until a retry can succeed.
         retry_after: u64,
     },
-    /// Loading or draining.
+    /// The server is loading or draining.
     #[error("{0}")]
     Unavailable(String),
-    /// The server's own fault.
+    /// An internal failure.
     #[error("{0}")]
     Internal(String),
 }
 
 impl ApiError {
-    /// A wrong field.
+    /// An invalid field.
     pub(crate) fn field(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Field {
             param: param.into(),
@@ -118,7 +118,7 @@ impl ApiError {
         }
     }
 
-    /// A field that asks for something this server does not do.
+    /// A field that asks for something this server does not support.
     pub(crate) fn unsupported(param: impl Into<String>) -> Self {
         Self::Unsupported {
             param: param.into(),
@@ -126,7 +126,7 @@ impl ApiError {
         }
     }
 
-    /// What the engine's refusal means for a prompt that came in the given field.
+    /// Maps the engine's refusal of a prompt that came in field `param`.
     pub(crate) fn from_submit(error: &SubmitError, param: &'static str) -> Self {
         let message = error.to_string();
         match error {
@@ -218,7 +218,7 @@ impl ApiError {
         }
     }
 
-    /// Seconds after which to try again, where that helps.
+    /// Seconds after which a retry may succeed, if it may.
     fn retry_after(&self) -> Option<u64> {
         match self {
             Self::RateLimited { retry_after, .. } => Some(*retry_after),
@@ -229,7 +229,7 @@ impl ApiError {
         }
     }
 
-    /// Under which reason a refusal is counted; `None` for what the request itself is to blame for.
+    /// The reason under which a refusal is counted; `None` if the request itself is at fault.
     pub(crate) fn refusal(&self) -> Option<Refusal> {
         match self {
             Self::Unauthorized(_) => Some(Refusal::Unauthorized),
@@ -241,7 +241,7 @@ impl ApiError {
         }
     }
 
-    /// The body, in OpenAI's shape.
+    /// The error body in OpenAI's format.
     pub(crate) fn body(&self) -> client::Error {
         let (_, kind, code) = self.kind();
         client::Error {
@@ -259,7 +259,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = self.status();
         let mut response = (status, Json(self.body())).into_response();
-        // The middleware that counts requests sees the response alone.
+        // The middleware that counts refusals sees only the response.
         if let Some(refusal) = self.refusal() {
             response.extensions_mut().insert(refusal);
         }

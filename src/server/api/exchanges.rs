@@ -1,4 +1,4 @@
-//! What was asked and what was answered, collected beside a request so that it can be judged.
+//! Collects a request's prompts and answers so that they can be judged.
 
 use std::time::Instant;
 
@@ -22,9 +22,9 @@ struct Choice {
 }
 
 impl Exchanges {
-    /// Takes the prompts out of a request's body, whatever its route: what policies call the
-    /// prompt is the last user message, or the text to complete. Prompts of token ids are empty.
-    pub(crate) fn ask(&mut self, body: &Value) {
+    /// Extracts the prompts from a request's body, for any route. To policies, the prompt is the
+    /// last user message or the text to complete; prompts given as token ids count as empty.
+    pub(crate) fn set_prompts(&mut self, body: &Value) {
         self.prompts = match (&body["messages"], &body["prompt"], &body["input"]) {
             (Value::Array(messages), _, _) => vec![last_user(messages)],
             (_, Value::String(text), _) | (_, _, Value::String(text)) => vec![text.clone()],
@@ -37,7 +37,8 @@ impl Exchanges {
         };
     }
 
-    pub(crate) fn answer(&mut self, index: usize, text: &str, ended: bool) {
+    /// Appends text to choice `index`; `ended` marks its end.
+    pub(crate) fn add_text(&mut self, index: usize, text: &str, ended: bool) {
         if self.choices.len() <= index {
             self.choices.resize(index + 1, Choice::default());
         }
@@ -45,11 +46,11 @@ impl Exchanges {
         self.choices[index].ended |= ended;
     }
 
-    /// The answers that ran to their end. One that a client broke off is nobody's answer.
+    /// The answers that were completed; those that a client aborted are left out.
     pub(crate) fn into_answers(self, request: &RequestFinished) -> Vec<Answer> {
         let per_prompt = (self.choices.len() / self.prompts.len().max(1)).max(1);
         let prompts = self.prompts;
-        let ended = self.choices.into_iter().enumerate();
+        let choices = self.choices.into_iter().enumerate();
         let answer = |(index, choice): (usize, Choice)| Answer {
             request_id: request.request_id.clone(),
             route: request.route,
@@ -60,7 +61,10 @@ impl Exchanges {
             sent_at: Instant::now(),
             unix_seconds: unix_seconds(),
         };
-        ended.filter(|(_, c)| c.ended).map(answer).collect()
+        choices
+            .filter(|(_, choice)| choice.ended)
+            .map(answer)
+            .collect()
     }
 }
 
@@ -85,7 +89,7 @@ mod tests {
 
     fn prompts(body: Value) -> Vec<String> {
         let mut exchanges = Exchanges::default();
-        exchanges.ask(&body);
+        exchanges.set_prompts(&body);
         exchanges.prompts
     }
 
@@ -110,10 +114,10 @@ mod tests {
     #[test]
     fn choices_belong_to_their_prompts_and_broken_ones_to_nobody() {
         let mut exchanges = Exchanges::default();
-        exchanges.ask(&json!({"prompt": ["a", "b"]}));
+        exchanges.set_prompts(&json!({"prompt": ["a", "b"]}));
         for (index, ended) in [(3, true), (0, true), (1, false), (2, true)] {
-            exchanges.answer(index, "x", false);
-            exchanges.answer(index, "y", ended);
+            exchanges.add_text(index, "x", false);
+            exchanges.add_text(index, "y", ended);
         }
         let answers = exchanges.into_answers(&RequestFinished::default());
         let pairs: Vec<_> = answers

@@ -1,5 +1,5 @@
-//! Generating without HTTP, for the process that the server is embedded in: the same lease, engine,
-//! counters and judgements as for a client's request, without keys and their rates.
+//! Generation without HTTP, for the process that the server is embedded in. Leases, engine, metrics
+//! and judgements are the same as for a client's request; API keys and rate limits do not apply.
 
 mod request;
 mod stream;
@@ -18,25 +18,25 @@ pub use realign_model::{ChatMessage, ChatRole};
 pub use request::Generate;
 pub use stream::{Generated, TextStream, TokenCounts};
 
-/// Why nothing was generated, or not to the end.
+/// Why generation failed or was refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GenerateError {
-    /// A part of the request is out of range, or the chat template refuses the conversation.
+    /// A field of the request is out of range, or the chat template rejects the conversation.
     #[error("{message}")]
     Invalid {
-        /// Which part.
+        /// The field's name.
         field: String,
         /// What is wrong, and what is allowed.
         message: String,
     },
-    /// No such generation, or it does not load.
+    /// The generation does not exist or cannot be loaded.
     #[error("{0}")]
     UnknownGeneration(String),
-    /// Prompt and completion do not fit the model's context.
+    /// Prompt and completion exceed the model's context.
     #[error("{0}")]
     TooLong(String),
-    /// As much runs or waits as is allowed; try again in a moment.
+    /// A limit of running or waiting requests is reached; retry in a moment.
     #[error("{0}")]
     Busy(String),
     /// The server is shutting down, or has no room for the generation.
@@ -59,7 +59,7 @@ impl From<ApiError> for GenerateError {
             ApiError::ContextLength { .. } => Self::TooLong(message),
             ApiError::QueueFull(_) | ApiError::TooManyAtOnce { .. } => Self::Busy(message),
             ApiError::Unavailable(_) => Self::Unavailable(message),
-            // No other error comes from what is called here.
+            // The calls made here return no other errors.
             _ => Self::Failed(message),
         }
     }
@@ -91,8 +91,8 @@ pub(crate) fn generate_blocking(
     stream.whole(text)
 }
 
-/// As [`start`], off the runtime's own threads: the prompt may be long, and a pinned generation may
-/// have to be read from disk.
+/// As [`start`], on a blocking thread: the prompt may be long, and a pinned generation may have to
+/// be loaded from disk.
 pub(crate) async fn generate_stream(
     state: &AppState,
     request: Generate,
@@ -101,13 +101,13 @@ pub(crate) async fn generate_stream(
     match tokio::task::spawn_blocking(move || start(&state, request)).await {
         Ok(started) => started,
         Err(error) => {
-            tracing::error!(%error, "a request was not laid out");
+            tracing::error!(%error, "preparing a request failed");
             Err(GenerateError::Failed(error.to_string()))
         }
     }
 }
 
-/// Lays the prompt out and queues it.
+/// Encodes the prompt and submits it to the engine.
 pub(crate) fn start(state: &AppState, request: Generate) -> Result<TextStream, GenerateError> {
     let observation = Observation::in_process(state);
     match submit(state, request, &observation) {
@@ -131,19 +131,23 @@ fn submit(
         return Err(not_ready());
     }
     request.check()?;
-    observation.hold(state.access.clone(), state.access.place()?);
-    let generation = state.registry.resolve(request.generation.as_deref());
-    let generation = generation.map_err(|error| ApiError::NotFound(error.to_string()))?;
+    observation.hold(state.access.clone(), state.access.acquire()?);
+    let generation = state
+        .registry
+        .resolve(request.generation.as_deref())
+        .map_err(|error| ApiError::NotFound(error.to_string()))?;
     observation.set_generation(&generation.id.0);
-    observation.asked(&json!({ "prompt": request.judged_prompt() }));
+    observation.set_prompts(&json!({ "prompt": request.judged_prompt() }));
     let prompt = request.encode(state)?;
     let sampling = request.sampling(prompt.len(), state.engine.max_model_len());
     let id = generation.id.clone();
-    let events = state.engine.submit(GenerateRequest {
-        prompt,
-        sampling,
-        generation,
-    });
-    let events = events.map_err(|error| ApiError::from_submit(&error, "prompt"))?;
+    let events = state
+        .engine
+        .submit(GenerateRequest {
+            prompt,
+            sampling,
+            generation,
+        })
+        .map_err(|error| ApiError::from_submit(&error, "prompt"))?;
     Ok((events, id))
 }

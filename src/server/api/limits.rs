@@ -1,5 +1,5 @@
-//! How much one key may ask for, and how much is taken on at once. What is too much is refused with
-//! 429 and a time after which to try again; nothing queues here.
+//! Rate limits per key, and a limit of concurrent requests. Requests beyond them are refused with
+//! 429 and `Retry-After`; nothing is queued here.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,17 +9,17 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::ApiError;
 
-/// Most of one thing in a minute; `None` is no limit.
+/// Limits per minute; `None` means no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rates {
-    /// Requests.
+    /// Maximum number of requests.
     pub requests: Option<u32>,
-    /// Tokens of prompt and completion.
+    /// Maximum number of tokens of prompt and completion.
     pub tokens: Option<u32>,
 }
 
-/// A bucket that holds a minute's worth and refills evenly. It may go below zero: tokens are known
-/// only when an answer has ended, and then what was too much is waited for.
+/// A token bucket that holds one minute's limit and refills evenly. Its level may become negative:
+/// an answer's tokens are known only when it has ended, so an excess delays the next requests.
 #[derive(Clone, Copy, Debug)]
 struct Bucket {
     level: f64,
@@ -41,7 +41,7 @@ impl Bucket {
         self.filled_at = now;
     }
 
-    /// Time until it holds `wanted`.
+    /// Time until the level reaches `wanted`.
     fn wait_for(&self, wanted: f64, per_minute: u32) -> Duration {
         let missing = (wanted - self.level).max(0.0);
         Duration::from_secs_f64((missing * 60.0 / f64::from(per_minute)).min(3600.0))
@@ -54,45 +54,54 @@ struct Buckets {
     tokens: Option<Bucket>,
 }
 
-/// What a key has left after a request was admitted; for the response's headers.
+/// Limit and remainder of a key's requests and tokens after a request was admitted, for response
+/// headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Remaining {
     pub(crate) requests: Option<(u32, u32)>,
     pub(crate) tokens: Option<(u32, u32)>,
 }
 
-/// The counters behind the limits.
+/// Enforces the limits.
 #[derive(Debug)]
 pub struct Limiter {
-    /// One entry for each configured key, so its size is the operator's.
+    /// One entry per configured key, so the operator controls its size.
     buckets: Mutex<HashMap<Arc<str>, Buckets>>,
     concurrent: Arc<Semaphore>,
-    most: usize,
+    max_concurrent: usize,
 }
 
 impl Limiter {
-    /// At most `most` requests at once.
-    pub fn new(most: usize) -> Self {
-        let most = most.min(Semaphore::MAX_PERMITS);
+    /// Allows at most `max_concurrent` concurrent requests.
+    pub fn new(max_concurrent: usize) -> Self {
+        let max_concurrent = max_concurrent.min(Semaphore::MAX_PERMITS);
         Self {
             buckets: Mutex::default(),
-            concurrent: Arc::new(Semaphore::new(most)),
-            most,
+            concurrent: Arc::new(Semaphore::new(max_concurrent)),
+            max_concurrent,
         }
     }
 
-    /// A place among the running requests, given back when dropped.
-    pub(crate) fn place(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        let place = Arc::clone(&self.concurrent).try_acquire_owned();
-        place.map_err(|_| ApiError::TooManyAtOnce { limit: self.most })
+    /// Acquires a permit for a running request, released when dropped.
+    ///
+    /// # Errors
+    /// [`ApiError::TooManyAtOnce`].
+    pub(crate) fn acquire(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        let permit = Arc::clone(&self.concurrent).try_acquire_owned();
+        permit.map_err(|_| ApiError::TooManyAtOnce {
+            limit: self.max_concurrent,
+        })
     }
 
-    /// Requests that hold a place.
+    /// Number of requests that hold a permit.
     pub fn running(&self) -> usize {
-        self.most - self.concurrent.available_permits()
+        self.max_concurrent - self.concurrent.available_permits()
     }
 
-    /// Takes one request from a key's bucket.
+    /// Charges one request to a key.
+    ///
+    /// # Errors
+    /// [`ApiError::RateLimited`] if the key has used up a limit.
     pub(crate) fn admit(
         &self,
         name: &Arc<str>,
@@ -122,7 +131,7 @@ impl Limiter {
         Ok(left)
     }
 
-    /// Takes the tokens of an answer that has ended from its key's bucket.
+    /// Charges the tokens of a completed answer to its key.
     pub(crate) fn charge(&self, name: &str, tokens: usize) {
         let mut all = self.lock();
         if let Some(bucket) = all.get_mut(name).and_then(|b| b.tokens.as_mut()) {
@@ -130,7 +139,7 @@ impl Limiter {
         }
     }
 
-    /// Forgets keys that are not configured any more.
+    /// Drops the state of keys that are no longer configured.
     pub(crate) fn keep(&self, known: impl Fn(&str) -> bool) {
         self.lock().retain(|name, _| known(name));
     }
@@ -215,15 +224,15 @@ mod tests {
     }
 
     #[test]
-    fn places_are_given_back() {
+    fn permits_are_released() {
         let limiter = Limiter::new(1);
-        let place = limiter.place().unwrap();
+        let permit = limiter.acquire().unwrap();
         assert_eq!(limiter.running(), 1);
         assert_eq!(
-            limiter.place().unwrap_err(),
+            limiter.acquire().unwrap_err(),
             ApiError::TooManyAtOnce { limit: 1 }
         );
-        drop(place);
-        assert!(limiter.place().is_ok());
+        drop(permit);
+        assert!(limiter.acquire().is_ok());
     }
 }

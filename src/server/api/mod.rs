@@ -1,7 +1,7 @@
-//! OpenAI routes and wire types, streaming, errors, auth, and the operator's routes.
+//! The HTTP API: OpenAI-compatible routes, operator routes, authentication, streaming and errors.
 //!
-//! The engine and the control loop stand behind the traits in [`ports`], so everything here is
-//! tested with scripted ones.
+//! The engine and the control loop are used through the traits in [`ports`], so everything here is
+//! tested with fakes.
 
 mod admin;
 pub mod answers;
@@ -68,7 +68,7 @@ use crate::telemetry::{Compliance, Telemetry};
 use realign_engine::adapter::Registry;
 use realign_model::{ChatTemplate, Tokenizer};
 
-/// What the routes share. Cheap to clone.
+/// The state that all routes share. Cheap to clone.
 #[derive(Clone)]
 pub struct AppState {
     /// The served name, which clients send as `model`.
@@ -77,31 +77,31 @@ pub struct AppState {
     pub tokenizer: Arc<Tokenizer>,
     /// The model's chat template.
     pub chat: Arc<ChatTemplate>,
-    /// What compiles grammars for structured answers.
+    /// Compiles grammars for structured answers.
     pub compiler: Compiler,
-    /// Where sequences go.
+    /// The engine that generates answers.
     pub engine: Arc<dyn EnginePort>,
-    /// What makes embeddings, and how many wait for it.
+    /// Computes embeddings, with a bounded queue.
     pub embeddings: Embeddings,
     /// The policy oracle.
     pub moderation: Arc<dyn ModerationPort>,
-    /// Where generations are leased.
+    /// The registry that generations are leased from.
     pub registry: Arc<Registry>,
-    /// What operators see and do.
+    /// The operations behind the operator routes.
     pub admin: Arc<dyn AdminPort>,
     /// Request events and metrics.
     pub telemetry: Arc<Telemetry>,
-    /// Keys, and what each may ask for.
+    /// API keys and their limits.
     pub access: Arc<Access>,
-    /// Who judges answers; `None` judges none.
+    /// Judges answers; `None` if judging is disabled.
     pub compliance: Option<Arc<Compliance>>,
-    /// What is logged.
+    /// The log filter.
     pub logs: Arc<dyn LogPort>,
     /// Web origins that browsers may call from.
     pub cors_origins: Arc<[String]>,
-    /// Time for a request's body.
+    /// Timeout for a request's body.
     pub body_timeout: Duration,
-    /// False while loading and draining: completions are then refused with 503.
+    /// False while loading and draining, when requests for generation are refused with 503.
     pub ready: Arc<AtomicBool>,
     /// Largest request body in bytes.
     pub max_body_bytes: usize,
@@ -116,7 +116,7 @@ impl AppState {
 }
 
 /// All routes on one listener. Serve it so that requests carry the peer's address
-/// (`ConnectInfo<SocketAddr>`): without it the operator routes refuse everybody who has no admin key.
+/// (`ConnectInfo<SocketAddr>`); otherwise operator routes require an admin key.
 pub fn router(state: AppState) -> Router {
     build(
         &[
@@ -129,12 +129,12 @@ pub fn router(state: AppState) -> Router {
     )
 }
 
-/// The clients' routes alone, for a server whose operators have a listener of their own.
+/// Only the clients' routes, for a server with a separate listener for operators.
 pub fn client_router(state: AppState) -> Router {
     build(&[Audience::Everyone, Audience::Clients], state)
 }
 
-/// The operators' routes, metrics and page alone.
+/// Only the operators' routes, the metrics and the operators' page.
 pub fn operator_router(state: AppState) -> Router {
     build(
         &[
@@ -146,8 +146,8 @@ pub fn operator_router(state: AppState) -> Router {
     )
 }
 
-/// The routes of these audiences, each behind what guards it; answers to what does not exist, and
-/// an observer of everything.
+/// A router with the routes for these audiences, their authentication, answers for unknown routes,
+/// and an observer of all requests.
 fn build(audiences: &[Audience], state: AppState) -> Router {
     let routes = routes::of(audiences);
     let of = |audience| {
@@ -157,7 +157,7 @@ fn build(audiences: &[Audience], state: AppState) -> Router {
     if audiences.contains(&Audience::Clients) {
         let clients = of(Audience::Clients)
             .route_layer(from_fn_with_state(state.clone(), auth::client))
-            // Outside of the keys: a browser's preflight carries none.
+            // Outside of authentication, because a browser's preflight request carries no key.
             .route_layer(from_fn_with_state(state.clone(), cors::cors));
         all = all.merge(clients);
     }
@@ -176,14 +176,14 @@ fn build(audiences: &[Audience], state: AppState) -> Router {
         .with_state(state)
 }
 
-/// Runs what may take long or read from disk off the threads that serve connections.
+/// Runs slow work, or work that reads from disk, on a blocking thread.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => {
-            tracing::error!(%error, "a request's work did not end well");
+            tracing::error!(%error, "a request's blocking task failed");
             Err(ApiError::Internal(
                 "the server failed on this request; its log says why".into(),
             ))

@@ -1,4 +1,4 @@
-//! Which names are served, and what they stand for.
+//! The served model names, and the generations they refer to.
 
 use std::sync::Arc;
 
@@ -11,8 +11,11 @@ use super::{AppState, blocking};
 use realign_engine::adapter::ResolveError;
 use realign_engine::adapter::generation::Generation;
 
-/// Leases what `model` asks for: `<name>`, `<name>@base` or `<name>@<generation>`.
-/// May read from disk.
+/// Leases the generation that `model` refers to: `<name>`, `<name>@base` or `<name>@<generation>`.
+/// May load it from disk.
+///
+/// # Errors
+/// [`ApiError::ModelNotFound`], also if the generation cannot be loaded.
 pub(crate) fn resolve(state: &AppState, model: &str) -> Result<Arc<Generation>, ApiError> {
     let name = state.model_name.as_ref();
     let not_found = || ApiError::ModelNotFound {
@@ -28,8 +31,8 @@ pub(crate) fn resolve(state: &AppState, model: &str) -> Result<Arc<Generation>, 
     state.registry.resolve(selector).map_err(|error| {
         match error {
             ResolveError::Unknown { .. } => {}
-            // To a client a generation that does not load is one that is not served; the reason
-            // may name files, so it is for the operator.
+            // To a client, a generation that cannot be loaded does not exist. The reason may
+            // contain file names, so it goes to the log only.
             ResolveError::Load { id, reason } => {
                 tracing::warn!(generation = %id, reason, "a pinned generation did not load");
             }

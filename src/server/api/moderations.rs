@@ -1,4 +1,4 @@
-//! `POST /v1/moderations`: the policy oracle in the shape of OpenAI's moderation.
+//! `POST /v1/moderations`: the policy oracle in the format of OpenAI's moderation API.
 
 use std::borrow::Cow;
 
@@ -14,7 +14,7 @@ use super::error::ApiError;
 use super::request::{self, wrong_type};
 use super::{AppState, Moderations, blocking, body};
 
-/// Most texts in a request.
+/// Maximum number of texts in a request.
 const MAX_TEXTS: usize = 128;
 
 /// A request's body.
@@ -22,14 +22,14 @@ const MAX_TEXTS: usize = 128;
 #[schemars(rename = "ModerationRequest")]
 pub(crate) struct Body {
     input: Inputs,
-    /// What the inputs answer, for rules that look at it.
+    /// The prompt that the inputs answer, for rules that depend on it.
     prompt: Option<String>,
     #[serde(rename = "model")]
     _model: Option<String>,
 }
 
-/// Judges each input as an assistant's answer to `prompt` (our own field; empty if it is absent) by
-/// the active policies, whatever model the client names.
+/// Judges each input by the active policies as an assistant's answer to `prompt` (an extension of
+/// OpenAI's API; empty if absent). `model` is ignored.
 pub(crate) async fn create(
     State(state): State<AppState>,
     request: Request,
@@ -62,7 +62,7 @@ impl Inputs {
                 );
                 Err(ApiError::field("input", message))
             }
-            // Parts make one input together.
+            // The parts together are one input.
             Value::Array(items) if items.iter().any(Value::is_object) => {
                 let content: Content = request::read_field(&Value::Array(items), "input")?;
                 Ok(vec![content.text()])

@@ -1,39 +1,39 @@
-//! What changes for routes that an application has nested under a path of its own, such as `/llm`.
+//! Support for routers that an application nests under one of its own paths, such as `/llm`.
 
 use axum::extract::{MatchedPath, NestedPath};
 use axum::http::Extensions;
 use serde_json::json;
 
-/// The template of the route that matched, as this crate's routers spell it; `None` if none did.
+/// The template of the matched route without the nesting prefix; `None` if no route matched.
 pub(crate) fn route(extensions: &Extensions) -> Option<&str> {
     let matched = extensions.get::<MatchedPath>()?.as_str();
     let nested = extensions.get::<NestedPath>();
     let prefix = nested.map_or("", |nested| nested.as_str().trim_end_matches('/'));
     match matched.strip_prefix(prefix) {
-        // The root of nested routes has no slash of its own.
+        // The root of a nested router has no trailing slash.
         Some("") => Some("/"),
         Some(rest) if rest.starts_with('/') => Some(rest),
         _ => Some(matched),
     }
 }
 
-/// For a page that was requested at `path`: what its relative addresses are relative to, where a
-/// browser would not find that by itself. It takes `page.css` on a page at `/llm` for `/page.css`.
+/// The base that the relative URLs of a page at `path` need, if any: on a page at `/llm`, a browser
+/// resolves `page.css` to `/page.css`.
 pub(crate) fn base(path: &str) -> Option<&str> {
     let (_, last) = path.rsplit_once('/')?;
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~%".contains(&b);
-    // A name with other characters could leave the attribute it is written to.
+    // Other characters could break out of the HTML attribute.
     (!last.is_empty() && last.bytes().all(plain)).then_some(last)
 }
 
-/// The page with the base of its addresses, `<base>/`.
+/// The page with `<base href="{base}/">`.
 pub(crate) fn with_base(html: &str, base: &str) -> String {
     let head = format!("<head>\n<base href=\"{base}/\">");
     html.replacen("<head>", &head, 1)
 }
 
-/// An OpenAPI document (JSON text, an object) that was requested at `path`, with the server that its
-/// paths are relative to if that is not the root.
+/// An OpenAPI document (JSON text of an object) requested at `path`, with a `servers` entry if the
+/// routes are nested.
 pub(crate) fn with_server(document: String, path: &str) -> String {
     match path.strip_suffix("/openapi.json") {
         Some(prefix) if !prefix.is_empty() => {

@@ -1,4 +1,4 @@
-//! One record per request, reported when the last part of its answer is gone.
+//! One record per request, reported when the last part of its answer has been sent.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,18 +19,18 @@ use crate::telemetry::{Compliance, Event, IN_PROCESS, Refusal, RequestFinished, 
 /// Header with the request's id, also on errors.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Status of a request whose client went away before the end, as nginx counts it.
+/// Status of a request whose client disconnected early, as in nginx.
 const CLIENT_CLOSED: u16 = 499;
 
-/// Longest request id that is taken over from a client.
+/// Maximum length of a request id accepted from a client.
 const REQUEST_ID_LIMIT: usize = 128;
 
-/// What is known of a running request. The middleware holds one clone of the `Arc`, a streamed
-/// answer another; the event goes out, and the answer is handed on to be judged, when the last is
-/// dropped.
+/// The record of a running request. The middleware holds one clone of the `Arc`, a streamed answer
+/// another; when the last one is dropped, the event is emitted and the answer is queued to be
+/// judged.
 pub(crate) struct Observation {
     telemetry: Arc<Telemetry>,
-    /// Who judges the answer, if this one is to be judged.
+    /// Judges the answer; `None` if this one is not to be judged.
     compliance: Option<Arc<Compliance>>,
     body_timeout: Duration,
     started: Instant,
@@ -39,17 +39,17 @@ pub(crate) struct Observation {
 
 struct Record {
     finished: RequestFinished,
-    /// When each sequence's last token came.
+    /// Time of each sequence's last token.
     last_token: Vec<Option<Instant>>,
-    /// What was asked and answered, kept only if it is to be judged.
+    /// Prompts and answers, kept only if they are to be judged.
     exchange: Exchanges,
     admission: Option<Admission>,
 }
 
-/// What a client's request holds until its last byte is gone.
+/// What a client's request holds until its last byte has been sent.
 struct Admission {
     access: Arc<Access>,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Observation {
@@ -68,7 +68,10 @@ impl Observation {
             trace: None,
         };
         let judged = route.starts_with("/v1/") || route == IN_PROCESS;
-        let compliance = state.compliance.as_ref().filter(|c| judged && c.wants());
+        let compliance = state
+            .compliance
+            .as_ref()
+            .filter(|c| judged && c.should_judge());
         Self {
             telemetry: Arc::clone(&state.telemetry),
             compliance: compliance.cloned(),
@@ -83,69 +86,70 @@ impl Observation {
         }
     }
 
-    /// A request from the process that the server is embedded in. It belongs to no key and is part
-    /// of no trace.
+    /// A request from the process that the server is embedded in, without an API key or trace.
     pub(crate) fn in_process(state: &AppState) -> Self {
         Self::new(state, IN_PROCESS, &new_id())
     }
 
     /// Counts the request as running until its record is reported, so that draining waits for it.
-    pub(crate) fn hold(&self, access: Arc<Access>, place: OwnedSemaphorePermit) {
+    pub(crate) fn hold(&self, access: Arc<Access>, permit: OwnedSemaphorePermit) {
         self.record().admission = Some(Admission {
             access,
-            _place: place,
+            _permit: permit,
         });
     }
 
-    /// Time in which the request's body must arrive.
+    /// Timeout for the request's body.
     pub(crate) fn body_timeout(&self) -> Duration {
         self.body_timeout
     }
 
-    /// A client's request was let in under `caller`'s name and holds a place.
+    /// Records that a client's request was admitted under `caller`'s name and holds a permit.
     pub(crate) fn admitted(
         &self,
         access: Arc<Access>,
         caller: Arc<str>,
-        place: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
     ) {
         let mut record = self.record();
         record.finished.caller = Some(caller);
         record.admission = Some(Admission {
             access,
-            _place: place,
+            _permit: permit,
         });
     }
 
-    /// The request's body, from which the prompts are taken if the answer is to be judged.
-    pub(crate) fn asked(&self, body: &Value) {
+    /// Extracts the prompts from the request's body, if the answer is to be judged.
+    pub(crate) fn set_prompts(&self, body: &Value) {
         if self.compliance.is_some() {
-            self.record().exchange.ask(body);
+            self.record().exchange.set_prompts(body);
         }
     }
 
-    /// Text that was added to a choice, and whether it ends there.
-    pub(crate) fn answered(&self, index: usize, text: &str, ended: bool) {
+    /// Records text added to a choice, and whether the choice ends there.
+    pub(crate) fn add_text(&self, index: usize, text: &str, ended: bool) {
         if self.compliance.is_some() {
-            self.record().exchange.answer(index, text, ended);
+            self.record().exchange.add_text(index, text, ended);
         }
     }
 
+    /// Sets the HTTP status to report.
     pub(crate) fn set_status(&self, status: u16) {
         self.record().finished.status = status;
     }
 
-    /// The client went away in the middle of a stream.
+    /// Records that the client disconnected during a stream.
     pub(crate) fn set_closed_by_client(&self) {
         self.set_status(CLIENT_CLOSED);
     }
 
+    /// Sets the generation that answers.
     pub(crate) fn set_generation(&self, generation: &str) {
         self.record().finished.generation = Some(generation.to_string());
     }
 
-    /// Sequence `index` has a new token.
-    pub(crate) fn token(&self, index: usize) {
+    /// Records a new token of sequence `index`.
+    pub(crate) fn add_token(&self, index: usize) {
         let now = Instant::now();
         let mut record = self.record();
         if record.last_token.len() <= index {
@@ -159,7 +163,7 @@ impl Observation {
         record.finished.completion_tokens += 1;
     }
 
-    /// Final figures, in place of those counted so far.
+    /// Sets the final token counts, replacing those counted so far.
     pub(crate) fn set_tokens(&self, prompt: usize, completion: usize) {
         let mut record = self.record();
         record.finished.prompt_tokens = prompt;
@@ -187,7 +191,7 @@ impl Drop for Observation {
             let tokens = finished.prompt_tokens + finished.completion_tokens;
             admission.access.charge(caller, tokens);
         }
-        // The place is free before anything else is done for this request.
+        // Release the permit before doing anything else for this request.
         drop(admission);
         if let Some(compliance) = &self.compliance {
             for answer in exchange.into_answers(&finished) {
@@ -198,14 +202,14 @@ impl Drop for Observation {
     }
 }
 
-/// What the observer of a listener needs.
+/// State of the observing middleware.
 #[derive(Clone)]
 pub(crate) struct Observer {
     pub(crate) state: AppState,
     pub(crate) labels: Labels,
 }
 
-/// Gives every request an id and, unless it is a probe, a record.
+/// Middleware that gives every request an id and, unless its route is not counted, a record.
 pub(crate) async fn observe(
     State(Observer { state, labels }): State<Observer>,
     mut request: Request,
@@ -215,10 +219,14 @@ pub(crate) async fn observe(
     let id = request_id(request.headers());
     let observation = label.map(|route| {
         let observation = Observation::new(&state, route, &id);
-        let parent = request.headers().get("traceparent");
-        let parent = parent.and_then(|value| value.to_str().ok());
-        let exporter = state.telemetry.exporter();
-        let trace = exporter.and_then(|exporter| exporter.context(parent));
+        let parent = request
+            .headers()
+            .get("traceparent")
+            .and_then(|value| value.to_str().ok());
+        let trace = state
+            .telemetry
+            .exporter()
+            .and_then(|exporter| exporter.context(parent));
         observation.record().finished.trace = trace;
         Arc::new(observation)
     });
@@ -239,7 +247,7 @@ pub(crate) async fn observe(
     response
 }
 
-/// The id that the client sent, if it can stand in a log as it is; otherwise a new one.
+/// The id that the client sent, if it is safe to log; otherwise a new one.
 fn request_id(headers: &HeaderMap) -> String {
     let plain = |id: &&str| {
         let fits = !id.is_empty() && id.len() <= REQUEST_ID_LIMIT;

@@ -1,5 +1,5 @@
-//! `GET /openapi.json`: a listener's routes as an OpenAPI 3.1 document, derived from the types that
-//! requests are read into and answers are made of.
+//! `GET /openapi.json`: a listener's routes as an OpenAPI 3.1 document, derived from the types of
+//! requests and answers.
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ impl Document {
     }
 }
 
-/// What a failure's status means, by name.
+/// Status, name and description of failures.
 const FAILURES: [(u16, &str, &str); 9] = [
     (
         400,
@@ -63,7 +63,7 @@ const FAILURES: [(u16, &str, &str); 9] = [
     (503, "Unavailable", "Loading or draining; see Retry-After."),
 ];
 
-/// Two generators, as a type may be read in more forms than it is written in.
+/// Two generators, because a type may accept more forms in requests than it has in answers.
 struct Schemas {
     requests: SchemaGenerator,
     answers: SchemaGenerator,
@@ -79,7 +79,7 @@ impl Schemas {
         }
     }
 
-    /// Everything that was referred to.
+    /// The schemas of all types that were referred to.
     fn components(mut self) -> Map<String, Value> {
         let mut all = self.requests.take_definitions(true);
         for (name, schema) in self.answers.take_definitions(true) {

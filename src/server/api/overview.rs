@@ -13,10 +13,10 @@ use super::{AppState, blocking};
 use crate::telemetry::traffic::SLOT_SECONDS;
 use realign_core::clock::unix_seconds;
 
-/// Realignments that are listed.
+/// Number of realignments listed.
 const LISTED: usize = 12;
-/// Time that charts show unless asked otherwise, in seconds.
-const SPAN_SECONDS: u64 = 3600;
+/// Default time span of the traffic, in seconds.
+const DEFAULT_SECONDS: u64 = 3600;
 
 /// The query's parameters.
 #[derive(Debug, Deserialize)]
@@ -31,7 +31,13 @@ pub(crate) async fn overview(
     span: Result<Query<Span>, QueryRejection>,
 ) -> Result<Json<Overview>, ApiError> {
     let Query(span) = span.map_err(|refused| ApiError::Body(refused.body_text()))?;
-    blocking(move || Ok(Json(collect(&state, span.seconds.unwrap_or(SPAN_SECONDS))))).await
+    blocking(move || {
+        Ok(Json(collect(
+            &state,
+            span.seconds.unwrap_or(DEFAULT_SECONDS),
+        )))
+    })
+    .await
 }
 
 fn collect(state: &AppState, seconds: u64) -> Overview {
@@ -39,7 +45,7 @@ fn collect(state: &AppState, seconds: u64) -> Overview {
     let admin = &state.admin;
     let mut listed = admin.realignments();
     listed.truncate(LISTED);
-    // The newest in full: its stages and its loss curve.
+    // The newest one with its stages and loss curve.
     let newest = listed.first().and_then(|row| admin.realignment(&row.id));
     let stats = state.engine.stats();
     let serving = state.registry.lease_current();

@@ -1,4 +1,4 @@
-//! The operators' web page: three files in the binary, nothing from elsewhere.
+//! The operators' web page: three files embedded in the binary, with no external resources.
 
 use axum::extract::OriginalUri;
 use axum::http::{HeaderName, HeaderValue, header};
@@ -8,16 +8,16 @@ use super::nested;
 
 type File = ([(HeaderName, &'static str); 4], &'static str);
 
-/// The page runs its own script and talks to its own server; nothing else is allowed, and no other
-/// page may put it into a frame.
+/// Content security policy: the page runs its own script and talks to its own server; nothing else
+/// is allowed, and no other page may embed it.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                       img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The same for a page that names the base of its own addresses.
+/// The same for a nested page, which needs a `<base>` element.
 const NESTED_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                              img-src data:; base-uri 'self'; form-action 'none'; frame-ancestors 'none'";
 
-/// `GET /`. It holds no data: the script asks for that, with the operator's key.
+/// `GET /`. The page contains no data: the script requests it with the operator's key.
 pub(crate) async fn html(OriginalUri(uri): OriginalUri) -> Response {
     let html = include_str!("page/page.html");
     let (headers, text) = file("text/html; charset=utf-8", html);

@@ -8,24 +8,24 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::error::ApiError;
-use super::request::{AT, Integer, ModelName, Number, message, unexpected};
+use super::request::{FIELD, Integer, ModelName, Number, message, unexpected};
 use realign_engine::request::SamplingParams;
 use realign_model::Tokenizer;
 use realign_model::tokenizer::TokenizerError;
 
-/// Most choices per prompt.
+/// Maximum number of choices per prompt.
 pub(crate) const MAX_CHOICES: i64 = 8;
-/// Most stop strings, as OpenAI has it.
+/// Maximum number of stop strings, as with OpenAI.
 const MAX_STOPS: usize = 4;
-/// Longest stop string in bytes: the engine holds back that much text.
+/// Maximum length of a stop string, in bytes: the engine holds back that much text.
 const MAX_STOP_BYTES: usize = 1024;
 
-/// Most biased tokens, as OpenAI has it.
+/// Maximum number of biased tokens, as with OpenAI.
 const MAX_BIASES: usize = 1024;
-/// Most that a bias adds or takes away.
+/// Maximum absolute value of a bias.
 const MAX_BIAS: f64 = 100.0;
 
-/// The shared fields as they are sent.
+/// The shared fields, as sent.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub(crate) struct Common {
     stream: Option<bool>,
@@ -44,7 +44,7 @@ pub(crate) struct Common {
     /// Token ids and what is added to their logits.
     logit_bias: Option<LogitBias>,
     stop: Option<Stops>,
-    /// Go on after the model ends its turn, up to max_tokens; for benchmarks.
+    /// Continue after the model ends its turn, up to max_tokens; for benchmarks.
     ignore_eos: Option<bool>,
     /// Only with `stream`.
     stream_options: Option<StreamOptions>,
@@ -60,14 +60,15 @@ struct StreamOptions {
     include_usage: Option<bool>,
 }
 
-/// Shared fields, checked.
+/// The shared fields, validated.
 #[derive(Clone, Debug)]
 pub(crate) struct Params {
     /// `model` as sent.
     pub(crate) model: String,
-    /// Everything but `max_tokens` and `top_logprobs`, which the routes define differently.
+    /// Sampling parameters except `max_tokens` and `top_logprobs`, which the routes define
+    /// differently.
     pub(crate) sampling: SamplingParams,
-    /// `None`: the route's default.
+    /// `None` means the route's default.
     pub(crate) max_tokens: Option<usize>,
     /// Choices per prompt.
     pub(crate) n: usize,
@@ -77,7 +78,8 @@ pub(crate) struct Params {
 }
 
 impl Common {
-    /// Checks what depends on several fields. One choice, and the route's default length.
+    /// Validates what depends on several fields. The result has one choice and the route's default
+    /// length.
     ///
     /// # Errors
     /// For `stream_options` without `stream`.
@@ -96,7 +98,7 @@ impl Common {
             sampling: SamplingParams {
                 temperature: self.temperature.map_or(1.0, |t| t.0 as f32),
                 top_p: self.top_p.map_or(1.0, |p| p.0 as f32),
-                // -1 is how other servers spell "off".
+                // Other servers use -1 for "off".
                 top_k: self
                     .top_k
                     .and_then(|k| usize::try_from(k.0).ok())
@@ -123,7 +125,10 @@ impl Common {
 }
 
 impl Params {
-    /// Fails for a biased token that the model does not have.
+    /// Checks that the model has all biased tokens.
+    ///
+    /// # Errors
+    /// [`ApiError::Field`].
     pub(crate) fn check_bias(&self, tokenizer: &Tokenizer) -> Result<(), ApiError> {
         let mut ids = self.sampling.logit_bias.iter().map(|(id, _)| *id);
         let check = |id| tokenizer.check_id(id);
@@ -131,7 +136,7 @@ impl Params {
         ids.try_for_each(check).map_err(wrong)
     }
 
-    /// The sampling of choice `index`: its own seed, so that choices differ.
+    /// The sampling parameters of choice `index`, with its own seed so that choices differ.
     pub(crate) fn sampling_of(&self, index: usize, max_tokens: usize) -> SamplingParams {
         let mut sampling = self.sampling.clone();
         sampling.seed = sampling.seed.wrapping_add(index as u64);
@@ -166,7 +171,7 @@ impl<'de> Deserialize<'de> for LogitBias {
         let entries: Option<Vec<_>> = object.iter().map(entry).collect();
         entries
             .map(Self)
-            .ok_or_else(|| message(format_args!("{AT} must be {expected}")))
+            .ok_or_else(|| message(format_args!("{FIELD} must be {expected}")))
     }
 }
 
@@ -189,7 +194,7 @@ impl JsonSchema for LogitBias {
     }
 }
 
-/// Texts at which an answer ends.
+/// Strings at which an answer ends.
 #[derive(Clone, Debug)]
 struct Stops(Vec<String>);
 
@@ -202,7 +207,7 @@ impl<'de> Deserialize<'de> for Stops {
                 .iter()
                 .map(|item| item.as_str().map(str::to_string))
                 .collect::<Option<Vec<_>>>()
-                .ok_or_else(|| message::<D::Error>(format_args!("{AT} must be {expected}")))?,
+                .ok_or_else(|| message::<D::Error>(format_args!("{FIELD} must be {expected}")))?,
             other => {
                 return Err(D::Error::invalid_type(
                     unexpected(&other),
@@ -217,7 +222,7 @@ impl<'de> Deserialize<'de> for Stops {
         let fits = |stop: &String| (1..=MAX_STOP_BYTES).contains(&stop.len());
         if !stops.iter().all(fits) {
             return Err(message(format_args!(
-                "each string of {AT} must have 1 to {MAX_STOP_BYTES} bytes"
+                "each string of {FIELD} must have 1 to {MAX_STOP_BYTES} bytes"
             )));
         }
         Ok(Self(stops))

@@ -1,4 +1,4 @@
-//! What the API needs from the rest of the server, as traits, so that it can be tested without a
+//! Traits through which the API uses the rest of the server, so that it can be tested without a
 //! model.
 
 use std::sync::Arc;
@@ -10,34 +10,34 @@ use crate::telemetry::Event;
 use realign_engine::adapter::generation::Generation;
 use realign_engine::request::{EngineStats, GenerateRequest, GenerateStream, SubmitError};
 
-/// The engine, as far as the API knows it.
+/// The engine, as used by the API.
 pub trait EnginePort: Send + Sync {
-    /// Queues one sequence. Must not block.
+    /// Submits one sequence. Must not block.
     ///
     /// # Errors
-    /// [`SubmitError`]; nothing was queued then.
+    /// [`SubmitError`], in which case nothing was queued.
     fn submit(&self, request: GenerateRequest) -> Result<GenerateStream, SubmitError>;
 
-    /// A snapshot for metrics.
+    /// A snapshot of the load, for metrics.
     fn stats(&self) -> EngineStats;
 
-    /// Most tokens, prompt and completion together, that a sequence may have.
+    /// Maximum number of tokens, prompt and completion together, in a sequence.
     fn max_model_len(&self) -> usize;
 }
 
-/// Why an operator's request was not carried out. The text says what is wrong and what to do.
+/// Why an operator's request failed. The text says what is wrong and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AdminError {
-    /// What was named does not exist.
+    /// The named object does not exist.
     #[error("{0}")]
     NotFound(String),
-    /// The state does not allow it now.
+    /// The current state does not allow it.
     #[error("{0}")]
     Conflict(String),
-    /// The request is wrong.
+    /// The request is invalid.
     #[error("{0}")]
     Invalid(String),
-    /// It was tried and failed.
+    /// The operation failed.
     #[error("{0}")]
     Failed(String),
 }
@@ -45,16 +45,16 @@ pub enum AdminError {
 /// An item of a realignment's event stream.
 #[derive(Clone, Debug)]
 pub enum RealignmentEvent {
-    /// Something happened.
+    /// An event of the realignment.
     Happened(Arc<Event>),
-    /// The reader was too slow: up to this many events are missing here.
+    /// The reader was too slow: up to this many events were skipped.
     Lagged(u64),
 }
 
-/// What operators can see and do. Methods may read from disk: the API calls them where blocking is
-/// allowed.
+/// The operations behind the operator routes. Methods may read from disk, so the API calls them on
+/// blocking threads.
 pub trait AdminPort: Send + Sync {
-    /// The active policy set and what was wrong with the last one that was refused.
+    /// The active policy set, and why the latest one was refused, if it was.
     fn policies(&self) -> Policies;
 
     /// All realignments, newest first, without their timelines.
@@ -75,43 +75,43 @@ pub trait AdminPort: Send + Sync {
     /// [`AdminError::NotFound`], or [`AdminError::Conflict`] if it has ended.
     fn cancel(&self, id: &str) -> Result<Cancelling, AdminError>;
 
-    /// The events of one realignment from now on. That of its end is the last one that readers
-    /// need; for a realignment that has ended it is the only one. `None` if there is no such
+    /// The events of one realignment from now on. The last relevant one is that of its end; for a
+    /// realignment that has already ended it is the only one. `None` if there is no such
     /// realignment.
     fn events(&self, id: &str) -> Option<BoxStream<'static, RealignmentEvent>>;
 
-    /// All generations on disk and in memory, and which one serves.
+    /// All generations on disk and in memory, and which one is current.
     fn generations(&self) -> Generations;
 
-    /// Makes a generation serve; with `expected`, only if that one serves now.
+    /// Makes a generation current; with `expected`, only if that one is current now.
     ///
     /// # Errors
-    /// [`AdminError::NotFound`], or [`AdminError::Conflict`] if `expected` does not serve.
+    /// [`AdminError::NotFound`], or [`AdminError::Conflict`] if `expected` is not current.
     fn activate(&self, generation: &str, expected: Option<&str>) -> Result<Swap, AdminError>;
 
-    /// Makes the previous generation serve again.
+    /// Makes the previous generation current again.
     ///
     /// # Errors
     /// [`AdminError::Conflict`] if there is none.
     fn rollback(&self) -> Result<Swap, AdminError>;
 
-    /// Whether what serves is aligned to the active policies.
+    /// Whether the current generation is aligned to the active policies.
     fn aligned(&self) -> bool;
 }
 
-/// Why a log filter is not in force.
+/// Why a log filter could not be set.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LogFilterError {
-    /// It is not a filter.
+    /// The text is not a valid filter.
     #[error(
         "`filter` cannot be used: {0}; give a level (error, warn, info, debug, trace, off), or \
          levels by module such as info,realign::api=debug"
     )]
     Unusable(String),
-    /// The process does not log any more.
+    /// The process no longer logs.
     #[error("{0}")]
     Gone(String),
-    /// The server is embedded, and its application did not hand control of its logs over.
+    /// The server is embedded in an application that controls logging itself.
     #[error(
         "this server is part of an application, which decides itself what is logged; see its own \
          settings"
@@ -119,42 +119,42 @@ pub enum LogFilterError {
     NotOurs,
 }
 
-/// What is logged, as far as operators can change it while the server runs.
+/// The log filter, which operators can change while the server runs.
 pub trait LogPort: Send + Sync {
-    /// The filter in force: levels, by module where they differ.
+    /// The current filter: a level, and levels by module where they differ.
     fn filter(&self) -> String;
 
     /// Replaces the filter.
     ///
     /// # Errors
-    /// [`LogFilterError`]; the old filter stays in force then.
+    /// [`LogFilterError`], in which case the old filter stays in force.
     fn set_filter(&self, filter: &str) -> Result<(), LogFilterError>;
 }
 
-/// What the policy oracle says about texts.
+/// The policy oracle's judgements of texts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Moderations {
-    /// Which policy set judged: equal revisions, equal judgements.
+    /// Revision of the policy set used; equal revisions give equal judgements.
     pub revision: String,
     /// `policy/rule` of every enforced rule.
     pub categories: Vec<String>,
-    /// For each text, which of them it violates.
+    /// For each text, which categories it violates.
     pub results: Vec<Vec<bool>>,
 }
 
-/// The policy oracle, as far as clients see it.
+/// The policy oracle, as used by clients.
 pub trait ModerationPort: Send + Sync {
-    /// Judges each text as the answer to the prompt, by the active policies. Pure and quick, but
-    /// linear in texts and rules: the API calls it where blocking is allowed.
+    /// Judges each text as the answer to the prompt, by the active policies. Takes time
+    /// linear in texts and rules, so the API calls it on a blocking thread.
     fn moderate(&self, prompt: &str, responses: &[String]) -> Moderations;
 }
 
-/// Why there is no embedding of a text.
+/// Why an embedding could not be computed.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct EmbeddingError(pub Box<dyn std::error::Error + Send + Sync>);
 
-/// What makes embeddings.
+/// Computes embeddings.
 pub trait EmbeddingPort: Send + Sync {
     /// The embedding of a text's tokens. Blocks for one forward pass.
     ///

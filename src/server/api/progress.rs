@@ -1,4 +1,4 @@
-//! What has come of an answer so far: the engine's events become pieces of choices.
+//! Progress of an answer: turns the engine's events into output of its choices.
 
 use std::sync::Arc;
 
@@ -8,22 +8,22 @@ use super::AppState;
 use super::answers::completions::Reason;
 use super::error::ApiError;
 use super::observe::Observation;
-use super::run::Job;
-use super::tool_calls::{CallReader, Part};
+use super::run::ActiveRequest;
+use super::tool_calls::{CallParser, ParsedPart};
 use super::tools::{ToolChoice, Tools};
-use super::wire::{CallDelta, Piece, Scored, Usage};
+use super::wire::{CallDelta, ChoiceOutput, Scored, Usage};
 use realign_engine::request::{FinishReason, GenerateEvent};
 use realign_model::{CallStyle, Tokenizer};
 
-/// How calls are found in an answer and reported.
+/// How calls in an answer are parsed and reported.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct CallReading {
+pub(crate) struct CallOptions {
     style: CallStyle,
-    /// The client named the function, so that the answer stops rather than calls.
+    /// The client named the function, so the finish reason is `stop` rather than `tool_calls`.
     named: bool,
 }
 
-impl CallReading {
+impl CallOptions {
     pub(crate) fn new(tools: &Tools, state: &AppState) -> Option<Self> {
         tools.callable().then(|| Self {
             style: state.chat.call_style(),
@@ -32,80 +32,69 @@ impl CallReading {
     }
 }
 
-/// What has come so far.
+/// The progress of a request's choices.
 pub(crate) struct Progress {
-    pub(crate) tokenizer: Arc<Tokenizer>,
-    pub(crate) observation: Arc<Observation>,
+    pub(crate) settings: ProgressSettings,
     pub(crate) usage: Usage,
-    scored: bool,
-    /// Choices per prompt: they share the prompt's tokens, which count once.
-    n: usize,
-    /// Characters of each choice so far.
+    /// Characters generated so far, per choice.
     offsets: Vec<usize>,
-    calls: Option<CallReading>,
-    /// One for each choice, if there may be calls.
-    readers: Vec<CallReader>,
-    /// Calls of each choice so far.
+    /// One per choice if there may be calls, otherwise empty.
+    parsers: Vec<CallParser>,
+    /// Number of calls so far, per choice.
     called: Vec<usize>,
-    /// The text of each prompt, if it is to stand before the answer.
-    echo: Vec<String>,
 }
 
-/// What a [`Progress`] is made of.
-pub(crate) struct ProgressParts {
+/// What [`Progress`] needs to know about a request.
+pub(crate) struct ProgressSettings {
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) observation: Arc<Observation>,
-    /// Whether log-probabilities were asked for.
+    /// Whether log-probabilities were requested.
     pub(crate) scored: bool,
     pub(crate) choices: usize,
-    /// Choices per prompt.
+    /// Choices per prompt: they share the prompt's tokens, which are counted once.
     pub(crate) n: usize,
-    pub(crate) calls: Option<CallReading>,
+    /// How calls are parsed, if there may be any.
+    pub(crate) calls: Option<CallOptions>,
+    /// The text of each prompt, if it is to be repeated before the answer.
     pub(crate) echo: Vec<String>,
 }
 
 impl Progress {
-    /// Nothing has come yet.
-    pub(crate) fn new(parts: ProgressParts) -> Self {
-        let ProgressParts {
-            tokenizer,
-            observation,
-            scored,
-            choices,
-            n,
-            calls,
-            echo,
-        } = parts;
+    /// Nothing has been generated yet.
+    pub(crate) fn new(settings: ProgressSettings) -> Self {
+        let choices = settings.choices;
         Self {
-            tokenizer,
-            observation,
             usage: Usage::default(),
-            scored,
-            n,
             offsets: vec![0; choices],
-            readers: match calls {
-                Some(calls) => vec![CallReader::new(calls.style); choices],
+            parsers: match settings.calls {
+                Some(calls) => vec![CallParser::new(calls.style); choices],
                 None => Vec::new(),
             },
             called: vec![0; choices],
-            calls,
-            echo,
+            settings,
         }
     }
 
-    /// The text that stands before a choice's answer, if it was asked for.
+    /// The prompt's text to repeat before a choice's answer, if that was requested.
     pub(crate) fn echo(&self, index: usize) -> Option<&str> {
-        self.echo.get(index / self.n).map(String::as_str)
+        self.settings
+            .echo
+            .get(index / self.settings.n)
+            .map(String::as_str)
     }
 
-    /// What an event adds to its choice.
+    /// Applies an event of choice `index` and returns what it adds to the choice.
     ///
     /// # Errors
-    /// If the engine could not go on.
-    pub(crate) fn piece(&mut self, index: usize, event: GenerateEvent) -> Result<Piece, ApiError> {
-        let mut piece = Piece {
+    /// If generation failed.
+    pub(crate) fn apply(
+        &mut self,
+        index: usize,
+        event: GenerateEvent,
+    ) -> Result<ChoiceOutput, ApiError> {
+        let mut output = ChoiceOutput {
             offset: self.offsets[index],
-            ..Piece::default()
+            ..ChoiceOutput::default()
         };
         match event {
             GenerateEvent::Token {
@@ -114,14 +103,18 @@ impl Progress {
                 logprob,
                 top,
             } => {
-                self.observation.token(index);
-                self.observation.answered(index, &text, false);
-                self.read(index, &text, &mut piece);
+                self.settings.observation.add_token(index);
+                self.settings.observation.add_text(index, &text, false);
+                self.read(index, &text, &mut output);
                 // The end of the turn is not part of the text.
-                let ends = self.tokenizer.end_of_generation_ids().contains(&id);
-                if let Some(token) = logprob.filter(|_| self.scored && !ends) {
+                let ends = self
+                    .settings
+                    .tokenizer
+                    .end_of_generation_ids()
+                    .contains(&id);
+                if let Some(token) = logprob.filter(|_| self.settings.scored && !ends) {
                     self.offsets[index] += token.text.chars().count();
-                    piece.scored = Some(vec![Scored { token, top }]);
+                    output.scored = Some(vec![Scored { token, top }]);
                 }
             }
             GenerateEvent::Finished {
@@ -131,11 +124,11 @@ impl Progress {
                 cached_tokens,
                 completion_tokens,
             } => {
-                self.observation.answered(index, &text, true);
-                self.read(index, &text, &mut piece);
-                self.end(index, reason, &mut piece)?;
+                self.settings.observation.add_text(index, &text, true);
+                self.read(index, &text, &mut output);
+                self.end(index, reason, &mut output)?;
                 self.usage.completion += completion_tokens;
-                if index.is_multiple_of(self.n) {
+                if index.is_multiple_of(self.settings.n) {
                     self.usage.prompt += prompt_tokens;
                     self.usage.cached += cached_tokens;
                 }
@@ -145,34 +138,34 @@ impl Progress {
                 return Err(ApiError::Internal(format!("generation failed: {message}")));
             }
         }
-        Ok(piece)
+        Ok(output)
     }
 
-    /// New text of a choice: text, or calls in it.
-    fn read(&mut self, index: usize, text: &str, piece: &mut Piece) {
-        let Some(reader) = self.readers.get_mut(index) else {
-            piece.text.push_str(text);
+    /// Adds new text of a choice, parsing calls in it.
+    fn read(&mut self, index: usize, text: &str, output: &mut ChoiceOutput) {
+        let Some(parser) = self.parsers.get_mut(index) else {
+            output.text.push_str(text);
             return;
         };
-        let parts = reader.push(text);
-        self.take(index, parts, piece);
+        let parts = parser.push(text);
+        self.take(index, parts, output);
     }
 
-    fn take(&mut self, index: usize, parts: Vec<Part>, piece: &mut Piece) {
+    fn take(&mut self, index: usize, parts: Vec<ParsedPart>, output: &mut ChoiceOutput) {
         for part in parts {
             let called = &mut self.called[index];
             match part {
-                Part::Text(text) => piece.text.push_str(&text),
-                Part::Call(name) => {
+                ParsedPart::Text(text) => output.text.push_str(&text),
+                ParsedPart::Call(name) => {
                     let id = format!("call_{:024x}", rand::random::<u128>() >> 32);
-                    piece.calls.push(CallDelta {
+                    output.calls.push(CallDelta {
                         index: *called,
                         opens: Some((id, name)),
                         arguments: String::new(),
                     });
                     *called += 1;
                 }
-                Part::Arguments(arguments) => piece.calls.push(CallDelta {
+                ParsedPart::Arguments(arguments) => output.calls.push(CallDelta {
                     index: called.saturating_sub(1),
                     opens: None,
                     arguments,
@@ -185,19 +178,20 @@ impl Progress {
         &mut self,
         index: usize,
         reason: FinishReason,
-        piece: &mut Piece,
+        output: &mut ChoiceOutput,
     ) -> Result<(), ApiError> {
-        if let Some(reader) = self.readers.get_mut(index) {
-            let parts = reader.finish();
-            self.take(index, parts, piece);
+        if let Some(parser) = self.parsers.get_mut(index) {
+            let parts = parser.finish();
+            self.take(index, parts, output);
         }
-        let called = self.called[index] > 0 && self.calls.is_some_and(|calls| !calls.named);
-        piece.reason = Some(match reason {
+        let called =
+            self.called[index] > 0 && self.settings.calls.is_some_and(|calls| !calls.named);
+        output.reason = Some(match reason {
             FinishReason::Stop if called => Reason::ToolCalls,
             FinishReason::Stop => Reason::Stop,
             FinishReason::Length => Reason::Length,
             FinishReason::Grammar => {
-                let param = match self.calls {
+                let param = match self.settings.calls {
                     Some(_) => "tools",
                     None => "response_format",
                 };
@@ -209,28 +203,29 @@ impl Progress {
         Ok(())
     }
 
-    /// Reports the figures of a request that ran to its end.
+    /// Records the token counts of a completed request.
     pub(crate) fn finish(&self) {
-        self.observation
+        self.settings
+            .observation
             .set_tokens(self.usage.prompt, self.usage.completion);
     }
 }
 
-/// Reads a job to its end: its choices, whole.
+/// Waits for the whole answer and returns its choices.
 ///
 /// # Errors
-/// If the engine could not go on.
-pub(crate) async fn choices(job: &mut Job) -> Result<Vec<Piece>, ApiError> {
-    let empty = |index| Piece {
-        text: job.progress.echo(index).unwrap_or_default().to_string(),
-        scored: job.progress.scored.then(Vec::new),
-        ..Piece::default()
+/// If generation failed.
+pub(crate) async fn choices(active: &mut ActiveRequest) -> Result<Vec<ChoiceOutput>, ApiError> {
+    let empty = |index| ChoiceOutput {
+        text: active.progress.echo(index).unwrap_or_default().to_string(),
+        scored: active.progress.settings.scored.then(Vec::new),
+        ..ChoiceOutput::default()
     };
-    let mut choices: Vec<Piece> = (0..job.choices).map(empty).collect();
-    while let Some((index, event)) = job.events.next().await {
-        let piece = job.progress.piece(index, event)?;
-        choices[index].extend(piece);
+    let mut choices: Vec<ChoiceOutput> = (0..active.choices).map(empty).collect();
+    while let Some((index, event)) = active.events.next().await {
+        let output = active.progress.apply(index, event)?;
+        choices[index].extend(output);
     }
-    job.progress.finish();
+    active.progress.finish();
     Ok(choices)
 }

@@ -1,4 +1,4 @@
-//! `POST /v1/responses`, without state: a response is answered and forgotten.
+//! `POST /v1/responses`, stateless: responses are not stored.
 
 mod answer;
 mod input;
@@ -21,13 +21,13 @@ use super::chat::{chat_error, encode};
 use super::error::ApiError;
 use super::observe::Observation;
 use super::params::{Common, MAX_CHOICES, Params};
-use super::progress::{CallReading, choices};
-use super::request::{self, Count, Refused, Unkept, unsupported, words};
-use super::run::{Job, Prepared, submit, with_generation};
-use super::tools::{FlatNamed, FlatTool, Format, TextFormat, ToolFields, Tools};
-use super::wire::Shape;
+use super::progress::{CallOptions, choices};
+use super::request::{self, Count, NotStored, Refused, string_enum, unsupported};
+use super::run::{ActiveRequest, PreparedRequest, submit, with_generation};
+use super::tools::{AnswerFormat, FlatNamed, FlatTool, TextFormat, ToolFields, Tools};
+use super::wire::Endpoint;
 use super::{AppState, blocking, body, compile, models};
-use answer::{Answer, Frame};
+use answer::{Answer, ResponseBase};
 use input::Input;
 use realign_model::ChatMessage;
 
@@ -35,9 +35,9 @@ use realign_model::ChatMessage;
 #[derive(Deserialize, JsonSchema)]
 #[schemars(rename = "ResponseRequest")]
 pub(crate) struct Body {
-    #[serde(rename = "..unkept")]
+    #[serde(rename = "..stateful")]
     #[schemars(skip)]
-    _unkept: UnkeptFields,
+    _stateful: StatefulFields,
     #[serde(rename = "truncation")]
     #[schemars(skip)]
     _truncation: Option<Truncation>,
@@ -47,7 +47,7 @@ pub(crate) struct Body {
     #[serde(rename = "..common")]
     #[schemars(flatten)]
     common: Common,
-    // Checked, and of no effect.
+    // Validated, but without effect.
     #[serde(rename = "max_tokens")]
     #[schemars(skip)]
     _max_tokens: Option<Count<1, { i64::MAX }>>,
@@ -60,7 +60,7 @@ pub(crate) struct Body {
     #[schemars(flatten)]
     tools: ToolFields<FlatTool, FlatNamed>,
     text: Option<TextOptions>,
-    /// Goes before the input, as a message of the system.
+    /// Inserted before the input as a system message.
     instructions: Option<String>,
     input: Input,
     /// Repeated in the response.
@@ -69,21 +69,21 @@ pub(crate) struct Body {
     _metadata: Option<IgnoredAny>,
 }
 
-/// Fields that ask for what this server does not keep or do.
+/// Fields that require stored or background responses, which this server does not support.
 #[derive(Deserialize)]
-struct UnkeptFields {
+struct StatefulFields {
     #[serde(rename = "previous_response_id")]
-    _previous_response_id: Option<Refused<Unkept>>,
+    _previous_response_id: Option<Refused<NotStored>>,
     #[serde(rename = "conversation")]
-    _conversation: Option<Refused<Unkept>>,
+    _conversation: Option<Refused<NotStored>>,
     #[serde(rename = "prompt")]
-    _prompt: Option<Refused<Unkept>>,
+    _prompt: Option<Refused<NotStored>>,
     #[serde(rename = "background")]
-    _background: Option<Refused<Unkept>>,
+    _background: Option<Refused<NotStored>>,
 }
 
-words! {
-    /// What happens to an input that is too long: nothing is cut off here.
+string_enum! {
+    /// How too long an input is handled: it is never truncated.
     Truncation { Disabled = "disabled" } else |_| unsupported(" other than `disabled`")
 }
 
@@ -98,9 +98,9 @@ struct TextOptions {
 struct ResponseRequest {
     params: Params,
     tools: Tools,
-    format: Format,
+    format: AnswerFormat,
     messages: Vec<ChatMessage>,
-    /// Fields that the response repeats.
+    /// Request fields that the response repeats.
     echoed: Echoed,
 }
 
@@ -111,11 +111,11 @@ impl ResponseRequest {
             return Err(ApiError::unsupported("top_logprobs"));
         }
         let mut params = body.common.check()?;
-        params.max_tokens = body.max_output_tokens.map(|most| most.0);
+        params.max_tokens = body.max_output_tokens.map(|max| max.0);
         let format = body.text.and_then(|text| text.format);
         Ok(Self {
             tools: Tools::check(body.tools)?,
-            format: format.map_or(Format::Text, Format::from),
+            format: format.map_or(AnswerFormat::Text, AnswerFormat::from),
             messages: input::messages(body.instructions, body.input)?,
             echoed: echoed(sent, params.max_tokens),
             params,
@@ -123,7 +123,7 @@ impl ResponseRequest {
     }
 }
 
-/// What the response says again as it was sent, with the defaults that were used.
+/// The request fields that the response repeats, with the defaults that were used.
 fn echoed(sent: &Value, max_output_tokens: Option<usize>) -> Echoed {
     let field = |name: &str| sent.get(name).filter(|value| !value.is_null());
     let or = |name: &str, default: Value| field(name).cloned().unwrap_or(default);
@@ -165,12 +165,12 @@ pub(crate) async fn create(
     let (prepared, echoed) = prepare(&state, request).await?;
     let generation = Arc::clone(&prepared.generation);
     observation.set_generation(&generation.id.0);
-    let job = submit(&state, Shape::Response, prepared, observation)?;
-    let frame = Frame::new(&job.envelope, echoed);
+    let active = submit(&state, Endpoint::Response, prepared, observation)?;
+    let base = ResponseBase::new(&active.envelope, echoed);
     let response = if streamed {
-        stream::response(job, frame)
+        stream::response(active, base)
     } else {
-        Json(whole(job, &frame).await?).into_response()
+        Json(whole(active, &base).await?).into_response()
     };
     Ok(with_generation(response, &generation))
 }
@@ -178,7 +178,7 @@ pub(crate) async fn create(
 async fn prepare(
     state: &AppState,
     request: ResponseRequest,
-) -> Result<(Prepared, Echoed), ApiError> {
+) -> Result<(PreparedRequest, Echoed), ApiError> {
     let state = state.clone();
     blocking(move || {
         let generation = models::resolve(&state, &request.params.model)?;
@@ -187,8 +187,8 @@ async fn prepare(
             .map_err(|error| chat_error(&error, "input"))?;
         let room = state.engine.max_model_len().saturating_sub(prompt.len());
         let max_tokens = request.params.max_tokens.unwrap_or(room.max(1));
-        let prepared = Prepared {
-            calls: CallReading::new(&request.tools, &state),
+        let prepared = PreparedRequest {
+            calls: CallOptions::new(&request.tools, &state),
             params: request.params,
             prompts: vec![(prompt, max_tokens)],
             generation,
@@ -199,15 +199,18 @@ async fn prepare(
     .await
 }
 
-async fn whole(mut job: Job, frame: &Frame) -> Result<answers::Response, ApiError> {
+async fn whole(
+    mut active: ActiveRequest,
+    base: &ResponseBase,
+) -> Result<answers::Response, ApiError> {
     let mut answer = Answer::default();
     let mut reason = Reason::Stop;
     // There is one choice: `n` is 1.
-    for piece in choices(&mut job).await? {
-        reason = piece.reason.unwrap_or(reason);
-        answer.take(&piece);
+    for output in choices(&mut active).await? {
+        reason = output.reason.unwrap_or(reason);
+        answer.take(&output);
     }
     let status = answer::status(reason);
     answer.end(status);
-    Ok(frame.response(status, answer.output(), Some(job.progress.usage)))
+    Ok(base.response(status, answer.output(), Some(active.progress.usage)))
 }

@@ -1,5 +1,5 @@
-//! All routes, once: the router, the labels that requests are counted under, and `/openapi.json`
-//! come from this table.
+//! The table of routes, from which the router, the route labels of metrics and `/openapi.json` are
+//! derived.
 
 mod table;
 
@@ -16,25 +16,25 @@ use super::AppState;
 /// Who a route is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Audience {
-    /// Every listener has it, and it asks for no key.
+    /// On every listener, without a key.
     Everyone,
     /// Clients, with their keys and limits.
     Clients,
     /// Operators, with their key.
     Operators,
-    /// On the operators' listener, without a key: the page and the metrics.
+    /// On the operators' listener, but without a key: the page and the metrics.
     OperatorsUnguarded,
 }
 
-/// Gives the schema of a type, adding what it refers to to the generator.
+/// Returns the schema of a type, and adds the schemas it refers to to the generator.
 pub(crate) type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
 
-/// What a route answers when all is well.
+/// What a route answers on success.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Answer {
     /// JSON.
     Json(SchemaOf),
-    /// JSON, or server-sent events if the request asks for a stream.
+    /// JSON, or server-sent events if the request sets `stream`.
     JsonOrEvents(SchemaOf),
     /// Server-sent events.
     Events,
@@ -42,18 +42,18 @@ pub(crate) enum Answer {
     Text(&'static str),
 }
 
-/// What the document says about a route.
+/// A route's entry in the OpenAPI document.
 #[derive(Clone, Debug)]
 pub(crate) struct Operation {
     pub(crate) id: &'static str,
     pub(crate) summary: &'static str,
     pub(crate) request: Option<SchemaOf>,
-    /// The status of success.
+    /// HTTP status on success.
     pub(crate) status: u16,
     pub(crate) answer: Answer,
-    /// The statuses of failure.
+    /// HTTP statuses on failure.
     pub(crate) failures: &'static [u16],
-    /// Name and description of parameters in the query, all of them numbers that may be left out.
+    /// Names and descriptions of query parameters, all of them optional numbers.
     pub(crate) query: &'static [(&'static str, &'static str)],
 }
 
@@ -61,10 +61,10 @@ pub(crate) struct Operation {
 #[derive(Clone, Debug)]
 pub(crate) struct Route {
     pub(crate) method: Method,
-    /// As the router matches it.
+    /// Path template of the router.
     pub(crate) path: &'static str,
     pub(crate) audience: Audience,
-    /// Whether its requests have records: probes, scrapes and the page would drown the rest.
+    /// Whether its requests are recorded; probes, scrapes and the page would swamp the others.
     pub(crate) counted: bool,
     /// `None` for the page's files.
     pub(crate) operation: Option<Operation>,
@@ -77,9 +77,8 @@ impl Route {
         H: Handler<T, AppState>,
         T: 'static,
     {
-        let filter = MethodFilter::try_from(method.clone());
-        // The table below names none but the usual methods.
-        let filter = filter.unwrap_or(MethodFilter::GET);
+        // The table uses only standard methods, for which the conversion succeeds.
+        let filter = MethodFilter::try_from(method.clone()).unwrap_or(MethodFilter::GET);
         Self {
             method,
             path,
@@ -152,7 +151,7 @@ fn json_or_events<T: JsonSchema>() -> Answer {
     Answer::JsonOrEvents(schema_of::<T>)
 }
 
-/// The routes of these audiences.
+/// The routes for these audiences.
 pub(crate) fn of(audiences: &[Audience]) -> Vec<Route> {
     let mut routes = Vec::new();
     for (audience, table) in [
@@ -169,10 +168,10 @@ pub(crate) fn of(audiences: &[Audience]) -> Vec<Route> {
     routes
 }
 
-/// A router of the routes of one audience.
+/// A router with the routes for one audience.
 pub(crate) fn router(routes: &[Route], audience: Audience) -> Router<AppState> {
-    let mine = routes.iter().filter(|route| route.audience == audience);
-    mine.fold(Router::new(), |router, route| {
+    let matching = routes.iter().filter(|route| route.audience == audience);
+    matching.fold(Router::new(), |router, route| {
         router.route(route.path, route.handler.clone())
     })
 }

@@ -1,5 +1,5 @@
-//! From a checked request to an answer: leases a generation, submits the sequences, and hands
-//! their events on, collected or streamed.
+//! From a checked request to an answer: leases a generation, submits the sequences, and returns
+//! their output, collected or streamed.
 
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ use super::completions::CompletionRequest;
 use super::error::ApiError;
 use super::observe::Observation;
 use super::params::Params;
-use super::progress::{CallReading, Progress, ProgressParts, choices};
-use super::wire::{Envelope, Shape, Whole};
+use super::progress::{CallOptions, Progress, ProgressSettings, choices};
+use super::wire::{Endpoint, Envelope, WholeAnswer};
 use super::{AppState, blocking, body, compile, models, streaming};
 use realign_core::clock::unix_seconds;
 use realign_engine::adapter::generation::Generation;
@@ -36,15 +36,15 @@ pub(crate) async fn chat_completions(
     let (tools, format) = (&request.tools, &request.format);
     let grammar = compile::constraint(&state, tools, format, "response_format").await?;
     let prepared = prepare_chat(&state, request, grammar).await?;
-    respond(&state, Shape::Chat, prepared, observation).await
+    respond(&state, Endpoint::Chat, prepared, observation).await
 }
 
-/// Leases the generation and lays the conversation out.
+/// Leases the generation and encodes the conversation.
 async fn prepare_chat(
     state: &AppState,
     mut request: ChatRequest,
     grammar: Option<Constraint>,
-) -> Result<Prepared, ApiError> {
+) -> Result<PreparedRequest, ApiError> {
     let state = state.clone();
     blocking(move || {
         let generation = models::resolve(&state, &request.params.model)?;
@@ -52,8 +52,8 @@ async fn prepare_chat(
         let prompt = request.encode(&state)?;
         let max_tokens = request.max_tokens(prompt.len(), state.engine.max_model_len());
         request.params.sampling.grammar = grammar;
-        Ok(Prepared {
-            calls: CallReading::new(&request.tools, &state),
+        Ok(PreparedRequest {
+            calls: CallOptions::new(&request.tools, &state),
             params: request.params,
             prompts: vec![(prompt, max_tokens)],
             generation,
@@ -84,7 +84,7 @@ pub(crate) async fn completions(
             let encoded = request.encode(&state)?;
             let echo = request.echo(&state.tokenizer, &encoded)?;
             let prompts = encoded.into_iter().map(with_max).collect();
-            Ok(Prepared {
+            Ok(PreparedRequest {
                 params: request.params,
                 prompts,
                 generation,
@@ -94,23 +94,23 @@ pub(crate) async fn completions(
         }
     })
     .await?;
-    respond(&state, Shape::Text, prepared, observation).await
+    respond(&state, Endpoint::Text, prepared, observation).await
 }
 
-/// A request that can be submitted.
-pub(crate) struct Prepared {
+/// A request that is ready to be submitted.
+pub(crate) struct PreparedRequest {
     pub(crate) params: Params,
-    /// Token ids, and the most tokens to generate after them.
+    /// Token ids, and the maximum number of tokens to generate after them.
     pub(crate) prompts: Vec<(Vec<u32>, usize)>,
     pub(crate) generation: Arc<Generation>,
-    /// How calls are read, if there may be any.
-    pub(crate) calls: Option<CallReading>,
-    /// The text of each prompt, if it is to stand before the answer.
+    /// How calls are parsed, if there may be any.
+    pub(crate) calls: Option<CallOptions>,
+    /// The text of each prompt, if it is to be repeated before the answer.
     pub(crate) echo: Vec<String>,
 }
 
 /// An answer that is being generated. Dropping it cancels its sequences.
-pub(crate) struct Job {
+pub(crate) struct ActiveRequest {
     pub(crate) envelope: Envelope,
     pub(crate) events: BoxStream<'static, (usize, GenerateEvent)>,
     pub(crate) progress: Progress,
@@ -120,23 +120,23 @@ pub(crate) struct Job {
 
 async fn respond(
     state: &AppState,
-    shape: Shape,
-    prepared: Prepared,
+    endpoint: Endpoint,
+    prepared: PreparedRequest,
     observation: Arc<Observation>,
 ) -> Result<Response, ApiError> {
     let generation = Arc::clone(&prepared.generation);
     observation.set_generation(&generation.id.0);
     let stream = prepared.params.stream;
-    let job = submit(state, shape, prepared, observation)?;
+    let active = submit(state, endpoint, prepared, observation)?;
     let response = if stream {
-        streaming::response(job)
+        streaming::response(active)
     } else {
-        Json(collect(job).await?).into_response()
+        Json(collect(active).await?).into_response()
     };
     Ok(with_generation(response, &generation))
 }
 
-/// Names the generation that answers in the response's header.
+/// Adds the header that names the generation that answered.
 pub(crate) fn with_generation(mut response: Response, generation: &Generation) -> Response {
     if let Ok(id) = HeaderValue::from_str(&generation.id.0) {
         response.headers_mut().insert(GENERATION, id);
@@ -144,27 +144,27 @@ pub(crate) fn with_generation(mut response: Response, generation: &Generation) -
     response
 }
 
-/// Queues the sequences of a request.
+/// Submits the sequences of a request to the engine.
 ///
 /// # Errors
-/// If the server is not ready or the engine refuses; nothing is left behind then.
+/// If the server is not ready or the engine refuses a sequence; the others are cancelled then.
 pub(crate) fn submit(
     state: &AppState,
-    shape: Shape,
-    prepared: Prepared,
+    endpoint: Endpoint,
+    prepared: PreparedRequest,
     observation: Arc<Observation>,
-) -> Result<Job, ApiError> {
+) -> Result<ActiveRequest, ApiError> {
     if !state.is_ready() {
         return Err(super::not_ready());
     }
-    let Prepared {
+    let PreparedRequest {
         params,
         prompts,
         generation,
         calls,
         echo,
     } = prepared;
-    let (field, prefix) = shape.names();
+    let (field, prefix) = endpoint.names();
     let mut streams = Vec::new();
     for (prompt, max_tokens) in prompts {
         for choice in 0..params.n {
@@ -173,20 +173,23 @@ pub(crate) fn submit(
                 sampling: params.sampling_of(choice, max_tokens),
                 generation: Arc::clone(&generation),
             };
-            // On an error the streams so far are dropped, which cancels their sequences.
-            let stream = state.engine.submit(request);
-            streams.push(stream.map_err(|e| ApiError::from_submit(&e, field))?);
+            // On an error the previous streams are dropped, which cancels their sequences.
+            let stream = state
+                .engine
+                .submit(request)
+                .map_err(|error| ApiError::from_submit(&error, field))?;
+            streams.push(stream);
         }
     }
-    Ok(Job {
+    Ok(ActiveRequest {
         envelope: Envelope {
-            shape,
+            endpoint,
             id: format!("{prefix}{:024x}", rand::random::<u128>() >> 32),
             created: unix_seconds(),
             model: params.model,
             fingerprint: generation.fingerprint(),
         },
-        progress: Progress::new(ProgressParts {
+        progress: Progress::new(ProgressSettings {
             tokenizer: Arc::clone(&state.tokenizer),
             observation,
             scored: params.sampling.top_logprobs.is_some(),
@@ -201,8 +204,8 @@ pub(crate) fn submit(
     })
 }
 
-/// The events of all sequences as they come, each with its sequence's index. Every sequence ends
-/// with `Finished` or `Failed`, also if the engine stops without a word.
+/// Merges the events of all sequences, each with its sequence's index. Every sequence ends with
+/// `Finished` or `Failed`, even if the engine drops its channel.
 fn merge(streams: Vec<GenerateStream>) -> BoxStream<'static, (usize, GenerateEvent)> {
     let tagged = |(index, stream): (usize, GenerateStream)| {
         stream::unfold(Some(stream), move |open| async move {
@@ -219,10 +222,10 @@ fn merge(streams: Vec<GenerateStream>) -> BoxStream<'static, (usize, GenerateEve
     stream::select_all(streams.into_iter().enumerate().map(tagged)).boxed()
 }
 
-async fn collect(mut job: Job) -> Result<Whole, ApiError> {
-    let choices = choices(&mut job).await?;
-    let progress = &job.progress;
-    Ok(job
+async fn collect(mut active: ActiveRequest) -> Result<WholeAnswer, ApiError> {
+    let choices = choices(&mut active).await?;
+    let progress = &active.progress;
+    Ok(active
         .envelope
-        .whole(&choices, progress.usage, &progress.tokenizer))
+        .whole(&choices, progress.usage, &progress.settings.tokenizer))
 }

@@ -1,4 +1,4 @@
-//! Probes and metrics.
+//! Health probes and metrics.
 
 use axum::Json;
 use axum::extract::State;

@@ -8,16 +8,16 @@ use axum::response::{IntoResponse, Response};
 use futures::stream::{self, StreamExt};
 use serde::Serialize;
 
-use super::run::Job;
-use super::wire::{Part, Piece, Usage};
+use super::run::ActiveRequest;
+use super::wire::{AnswerChunk, ChoiceOutput, Usage};
 
-/// A comment goes out after this much silence, so that proxies keep the connection.
+/// A comment is sent after this long without an event, so that proxies keep the connection open.
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// What OpenAI's clients wait for at the end.
+/// The last event, which OpenAI's clients wait for.
 const DONE: &str = "[DONE]";
 
-/// Where a stream stands.
+/// The phase of a stream.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Opening,
@@ -26,14 +26,14 @@ enum Phase {
 }
 
 struct Stream {
-    job: Job,
+    active: ActiveRequest,
     phase: Phase,
 }
 
-/// Streams a job. If the client goes away the body is dropped, and the job's sequences with it.
-pub(crate) fn response(job: Job) -> Response {
+/// Streams an answer. If the client disconnects, the body is dropped, which cancels the sequences.
+pub(crate) fn response(active: ActiveRequest) -> Response {
     let stream = Stream {
-        job,
+        active,
         phase: Phase::Opening,
     };
     let events = stream::unfold(stream, |mut stream| async move {
@@ -60,74 +60,79 @@ impl Stream {
     }
 
     fn opening(&self) -> Vec<Event> {
-        let job = &self.job;
+        let active = &self.active;
         let echo = |index| {
-            let piece = Piece {
-                text: job.progress.echo(index)?.to_string(),
-                ..Piece::default()
+            let output = ChoiceOutput {
+                text: active.progress.echo(index)?.to_string(),
+                ..ChoiceOutput::default()
             };
-            Some(self.part(index, &piece))
+            Some(self.part(index, &output))
         };
-        let opening = |index| job.envelope.opening(index, self.no_usage());
-        let parts = (0..job.choices).filter_map(|index| opening(index).or_else(|| echo(index)));
+        let opening = |index| active.envelope.opening(index, self.no_usage());
+        let parts = (0..active.choices).filter_map(|index| opening(index).or_else(|| echo(index)));
         parts.map(|part| data(Event::default(), &part)).collect()
     }
 
     async fn running(&mut self) -> Vec<Event> {
-        let Some((index, event)) = self.job.events.next().await else {
+        let Some((index, event)) = self.active.events.next().await else {
             return self.ending();
         };
-        let piece = match self.job.progress.piece(index, event) {
-            Ok(piece) => piece,
+        let output = match self.active.progress.apply(index, event) {
+            Ok(output) => output,
             Err(error) => {
-                // The header is gone already; clients of OpenAI look for `error` in the data.
+                // The header has been sent already; OpenAI's clients look for `error` in the data.
                 self.phase = Phase::Ended;
-                let observation = &self.job.progress.observation;
+                let observation = &self.active.progress.settings.observation;
                 observation.set_status(error.status().as_u16());
                 return vec![data(Event::default(), &error.body())];
             }
         };
-        if piece.is_empty() {
+        if output.is_empty() {
             return Vec::new();
         }
-        vec![data(Event::default(), &self.part(index, &piece))]
+        vec![data(Event::default(), &self.part(index, &output))]
     }
 
     fn ending(&mut self) -> Vec<Event> {
         self.phase = Phase::Ended;
-        self.job.progress.finish();
+        self.active.progress.finish();
         let mut events = Vec::new();
-        if self.job.include_usage {
-            let usage = self.job.progress.usage;
-            events.push(data(Event::default(), &self.job.envelope.usage(usage)));
+        if self.active.include_usage {
+            let usage = self.active.progress.usage;
+            events.push(data(Event::default(), &self.active.envelope.usage(usage)));
         }
         events.push(Event::default().data(DONE));
         events
     }
 
-    fn part(&self, index: usize, piece: &Piece) -> Part {
-        let tokenizer = &self.job.progress.tokenizer;
-        self.job
+    fn part(&self, index: usize, output: &ChoiceOutput) -> AnswerChunk {
+        let tokenizer = &self.active.progress.settings.tokenizer;
+        self.active
             .envelope
-            .part((index, piece), self.no_usage(), tokenizer)
+            .part(index, output, self.no_usage(), tokenizer)
     }
 
-    /// `null` in place of the usage, if that was asked for: only the last chunk tells it.
+    /// The usage field of all chunks but the last: `null` if usage was requested, otherwise absent.
     fn no_usage(&self) -> Option<Option<Usage>> {
-        self.job.include_usage.then_some(None)
+        self.active.include_usage.then_some(None)
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
         if self.phase != Phase::Ended {
-            self.job.progress.observation.set_closed_by_client();
+            self.active
+                .progress
+                .settings
+                .observation
+                .set_closed_by_client();
         }
     }
 }
 
-/// An event with its data. JSON text has no raw line breaks, which an event's data must not have.
+/// Adds `value` as JSON to an event. JSON text has no raw line breaks, which event data must not
+/// contain.
 pub(crate) fn data(event: Event, value: &impl Serialize) -> Event {
-    // Answers are structs and maps with text keys: they always become JSON.
+    // Answers are structs and maps with string keys, which always serialise.
     event.data(serde_json::to_string(value).unwrap_or_default())
 }

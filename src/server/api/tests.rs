@@ -1,4 +1,4 @@
-//! Routes against a scripted engine, over a socket.
+//! Tests of the routes over a socket, with a scripted engine.
 
 mod document;
 mod fake;
@@ -66,7 +66,7 @@ fn get(server: &Server, path: &str) -> Reply {
     send(server, "GET", path, &[], "")
 }
 
-/// Posts a chat request of one message with further fields.
+/// Posts a chat request of one message with additional fields.
 fn chat(server: &Server, fields: &Value) -> Reply {
     let mut body = json!({"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]});
     for (name, value) in fields.as_object().unwrap() {

@@ -14,7 +14,7 @@ use super::tools::{ToolFields, Tools};
 use super::{AppState, blocking, body};
 use realign_model::Tokenizer;
 
-/// What is to become tokens: `messages`, else `content`, else `prompt`.
+/// The input to tokenize: `messages`, otherwise `content`, otherwise `prompt`.
 #[derive(Deserialize, JsonSchema)]
 #[schemars(rename = "TokenizeRequest", extend("anyOf" = [
     {"required": ["content"]}, {"required": ["prompt"]}, {"required": ["messages"]},
@@ -23,25 +23,25 @@ pub(crate) struct Body {
     #[serde(rename = "..tools")]
     #[schemars(flatten)]
     tools: ToolFields,
-    /// Whether the assistant's turn is opened after `messages`. Default true.
+    /// Whether to open the assistant's turn after `messages`. Default true.
     add_generation_prompt: Option<bool>,
     #[schemars(extend("minItems" = 1))]
     messages: Option<List<Message>>,
-    /// A text, as llama.cpp's server names it.
+    /// A text, under the name used by llama.cpp's server.
     content: Option<String>,
     /// Whether `content` begins with the begin-of-text token. Default false.
     add_special: Option<bool>,
-    /// A text, as vLLM names it.
+    /// A text, under the name used by vLLM.
     prompt: Option<String>,
     /// Whether `prompt` begins with the begin-of-text token. Default true.
     add_special_tokens: Option<bool>,
-    /// Whether tokens come with their texts.
+    /// Whether to return each token with its text.
     with_pieces: Option<bool>,
-    /// Whether the tokens' texts come as a list of their own.
+    /// Whether to return the tokens' texts as a separate list.
     return_token_strs: Option<bool>,
 }
 
-/// `POST /tokenize`. Control literals in texts are text.
+/// `POST /tokenize`. Special tokens spelled out in texts are treated as plain text.
 pub(crate) async fn tokenize(
     State(state): State<AppState>,
     request: Request,
@@ -69,7 +69,7 @@ pub(crate) async fn tokenize(
     .await
 }
 
-/// A token that is no text by itself is shown as its bytes, as llama.cpp does.
+/// A token with its text, or with its bytes if those are not valid UTF-8, as in llama.cpp.
 fn piece(tokenizer: &Tokenizer, id: u32) -> TokenPiece {
     let bytes = tokenizer.token_bytes(id);
     let piece = match std::str::from_utf8(bytes) {
@@ -106,14 +106,14 @@ fn encoded(state: &AppState, body: Body) -> Result<Vec<u32>, ApiError> {
     tokens.map_err(|e| ApiError::field(name, e.to_string()))
 }
 
-/// What is to become text.
+/// The tokens to convert to text.
 #[derive(Deserialize, JsonSchema)]
 #[schemars(rename = "DetokenizeRequest")]
 pub(crate) struct DetokenizeBody {
     tokens: TokenIds,
 }
 
-/// `POST /detokenize`: the text of `tokens`, under both servers' names.
+/// `POST /detokenize`: the text of `tokens`, under the field names of both servers.
 pub(crate) async fn detokenize(
     State(state): State<AppState>,
     request: Request,
@@ -122,8 +122,10 @@ pub(crate) async fn detokenize(
     let DetokenizeBody {
         tokens: TokenIds(tokens),
     } = request::read(&body)?;
-    let text = state.tokenizer.decode(&tokens);
-    let text = text.map_err(|e| ApiError::field("tokens", e.to_string()))?;
+    let text = state
+        .tokenizer
+        .decode(&tokens)
+        .map_err(|e| ApiError::field("tokens", e.to_string()))?;
     Ok(Json(Text {
         content: text.clone(),
         prompt: text,

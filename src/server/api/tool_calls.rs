@@ -1,17 +1,17 @@
-//! Text to text and calls, as it streams.
+//! Parses generated text into text and calls, incrementally.
 //!
-//! The grammar of [`super::tools`] has made the text, so its form is certain; all that can be
-//! missing is the end. Whole and streamed answers are read by the same code.
+//! The text follows the grammar of [`super::tools`], so its form is known; only its end may be
+//! missing. Whole and streamed answers are parsed by the same code.
 
 use super::tools::arguments_key;
 use realign_model::CallStyle;
 
 const OPEN: &str = "<tool_call>";
 
-/// What new text adds to an answer.
+/// A part of a parsed answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Part {
-    /// Text beside the calls.
+pub(crate) enum ParsedPart {
+    /// Text outside of calls.
     Text(String),
     /// A call of this function begins.
     Call(String),
@@ -21,7 +21,7 @@ pub(crate) enum Part {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Nothing but white space has come.
+    /// Only white space so far.
     Start,
     Text,
     /// Before the arguments.
@@ -31,20 +31,20 @@ enum State {
         in_string: bool,
         escaped: bool,
     },
-    /// Behind the arguments, up to the next call.
+    /// After the arguments, up to the next call.
     Tail,
 }
 
-/// Reads one answer.
+/// Parses one answer.
 #[derive(Clone, Debug)]
-pub(crate) struct CallReader {
+pub(crate) struct CallParser {
     style: CallStyle,
     state: State,
-    /// Text that is not decided yet.
+    /// Text that is not parsed yet.
     held: String,
 }
 
-impl CallReader {
+impl CallParser {
     pub(crate) fn new(style: CallStyle) -> Self {
         Self {
             style,
@@ -53,32 +53,32 @@ impl CallReader {
         }
     }
 
-    /// Takes new text.
-    pub(crate) fn push(&mut self, text: &str) -> Vec<Part> {
+    /// Adds new text and returns the parts it completes.
+    pub(crate) fn push(&mut self, text: &str) -> Vec<ParsedPart> {
         self.held.push_str(text);
         let mut parts = Vec::new();
         while self.step(&mut parts) {}
         parts
     }
 
-    /// The answer has ended: what was held back is text, unless it belongs to a call.
-    pub(crate) fn finish(&mut self) -> Vec<Part> {
+    /// Ends the answer. Text held back is returned as text, unless it belongs to a call.
+    pub(crate) fn finish(&mut self) -> Vec<ParsedPart> {
         let rest = std::mem::take(&mut self.held);
         let is_text = match self.state {
             State::Start | State::Text => true,
-            // JSON that was no call after all.
+            // JSON that turned out not to be a call.
             State::Head => self.style == CallStyle::Bare,
             State::Arguments { .. } | State::Tail => false,
         };
         if is_text && !rest.is_empty() {
-            vec![Part::Text(rest)]
+            vec![ParsedPart::Text(rest)]
         } else {
             Vec::new()
         }
     }
 
-    /// One step; `false` if more text is needed for the next.
-    fn step(&mut self, parts: &mut Vec<Part>) -> bool {
+    /// Takes one step; returns `false` if more text is needed.
+    fn step(&mut self, parts: &mut Vec<ParsedPart>) -> bool {
         match self.state {
             State::Start => self.start(),
             State::Text => self.text(parts),
@@ -106,17 +106,17 @@ impl CallReader {
         }
     }
 
-    fn text(&mut self, parts: &mut Vec<Part>) -> bool {
+    fn text(&mut self, parts: &mut Vec<ParsedPart>) -> bool {
         let found = match self.style {
             CallStyle::Tagged => self.held.find(OPEN),
             CallStyle::Bare => None,
         };
         let (text, rest) = match found {
             Some(at) => (self.held[..at].trim_end(), &self.held[at + OPEN.len()..]),
-            None => self.held.split_at(self.certain()),
+            None => self.held.split_at(self.text_len()),
         };
         if !text.is_empty() {
-            parts.push(Part::Text(text.to_string()));
+            parts.push(ParsedPart::Text(text.to_string()));
         }
         self.held = rest.to_string();
         if found.is_some() {
@@ -125,9 +125,9 @@ impl CallReader {
         found.is_some()
     }
 
-    /// How much of the held text no call can take back: neither the beginning of a tag at its end
-    /// nor the white space before that.
-    fn certain(&self) -> usize {
+    /// Length of the held text that cannot belong to a call: without a partial tag at its end and
+    /// the white space before that, in bytes.
+    fn text_len(&self) -> usize {
         if self.style == CallStyle::Bare {
             return self.held.len();
         }
@@ -136,18 +136,18 @@ impl CallReader {
             .rev()
             .find(|&n| OPEN.as_bytes().starts_with(&bytes[bytes.len() - n..]))
             .unwrap_or(0);
-        // The tag is ASCII, so this is a character's boundary.
+        // The tag is ASCII, so this is a character boundary.
         self.held[..bytes.len() - begun].trim_end().len()
     }
 
-    fn head(&mut self, parts: &mut Vec<Part>) -> bool {
+    fn head(&mut self, parts: &mut Vec<ParsedPart>) -> bool {
         let mark = format!(", \"{}\": ", arguments_key(self.style));
         let Some(at) = self.held.find(&mark) else {
             return false;
         };
         let name = self.held[..at].trim_start();
         let name = name.strip_prefix("{\"name\": ").unwrap_or(name);
-        parts.push(Part::Call(name.trim_matches('"').to_string()));
+        parts.push(ParsedPart::Call(name.trim_matches('"').to_string()));
         self.held.drain(..at + mark.len());
         self.state = State::Arguments {
             depth: 0,
@@ -159,7 +159,7 @@ impl CallReader {
 
     fn arguments(
         &mut self,
-        parts: &mut Vec<Part>,
+        parts: &mut Vec<ParsedPart>,
         mut depth: usize,
         mut in_string: bool,
         mut escaped: bool,
@@ -185,7 +185,7 @@ impl CallReader {
         let rest = end.map_or_else(String::new, |end| self.held.split_off(end));
         let arguments = std::mem::replace(&mut self.held, rest);
         if !arguments.is_empty() {
-            parts.push(Part::Arguments(arguments));
+            parts.push(ParsedPart::Arguments(arguments));
         }
         self.state = match end {
             Some(_) => State::Tail,
@@ -213,31 +213,36 @@ mod tests {
     use super::*;
 
     /// Reads a text in pieces of `size` characters; joins what belongs together.
-    fn read(style: CallStyle, text: &str, size: usize) -> Vec<Part> {
-        let mut reader = CallReader::new(style);
+    fn read(style: CallStyle, text: &str, size: usize) -> Vec<ParsedPart> {
+        let mut parser = CallParser::new(style);
         let characters: Vec<char> = text.chars().collect();
         let mut parts = Vec::new();
         for piece in characters.chunks(size) {
-            parts.extend(reader.push(&piece.iter().collect::<String>()));
+            parts.extend(parser.push(&piece.iter().collect::<String>()));
         }
-        parts.extend(reader.finish());
-        let mut joined: Vec<Part> = Vec::new();
+        parts.extend(parser.finish());
+        let mut joined: Vec<ParsedPart> = Vec::new();
         for part in parts {
             match (joined.last_mut(), part) {
-                (Some(Part::Text(all)), Part::Text(more))
-                | (Some(Part::Arguments(all)), Part::Arguments(more)) => all.push_str(&more),
+                (Some(ParsedPart::Text(all)), ParsedPart::Text(more))
+                | (Some(ParsedPart::Arguments(all)), ParsedPart::Arguments(more)) => {
+                    all.push_str(&more)
+                }
                 (_, part) => joined.push(part),
             }
         }
         joined
     }
 
-    fn text(text: &str) -> Part {
-        Part::Text(text.into())
+    fn text(text: &str) -> ParsedPart {
+        ParsedPart::Text(text.into())
     }
 
-    fn call(name: &str, arguments: &str) -> [Part; 2] {
-        [Part::Call(name.into()), Part::Arguments(arguments.into())]
+    fn call(name: &str, arguments: &str) -> [ParsedPart; 2] {
+        [
+            ParsedPart::Call(name.into()),
+            ParsedPart::Arguments(arguments.into()),
+        ]
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Functions that the model may call, and what answers may look like: read from requests and
-//! turned into one grammar.
+//! Functions that the model may call and the required format of answers, read from requests and
+//! compiled into one grammar.
 
 mod format;
 mod grammar;
@@ -11,18 +11,20 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
-use super::request::{AT, JsonSchemaText, List, Listed, Name, message, unsupported, words};
+use super::request::{
+    FIELD, JsonSchemaText, List, ListItem, Name, message, string_enum, unsupported,
+};
 
-pub(crate) use format::{Format, ResponseFormat, TextFormat};
+pub(crate) use format::{AnswerFormat, ResponseFormat, TextFormat};
 pub(crate) use grammar::{arguments_key, grammar};
 
-/// Most functions in a request, as OpenAI has it.
+/// Maximum number of functions in a request, as with OpenAI.
 const MAX_TOOLS: usize = 128;
-/// Characters of a function's name that an error repeats.
+/// Maximum number of characters of a function's name that an error repeats.
 const SHOWN: usize = 64;
 
-words! {
-    /// What a tool is.
+string_enum! {
+    /// The kinds of tool: only functions.
     FunctionKind { Function = "function" } else |_| unsupported(" other than `function`")
 }
 
@@ -35,7 +37,7 @@ pub(crate) struct Function {
     strict: Option<bool>,
 }
 
-/// A function as chat completions take it.
+/// A function in the format of chat completions.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub(crate) struct NestedTool {
@@ -44,7 +46,7 @@ pub(crate) struct NestedTool {
     function: Function,
 }
 
-/// A function as responses take it: its fields are next to `type`.
+/// A function in the format of responses: its fields are next to `type`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub(crate) struct FlatTool {
@@ -55,12 +57,12 @@ pub(crate) struct FlatTool {
     function: Function,
 }
 
-/// A way in which requests describe functions.
-pub(crate) trait ToolForm: Listed {
+/// A format in which requests describe functions.
+pub(crate) trait ToolForm: ListItem {
     /// How `tool_choice` names one of them.
     type Named: NamedForm;
 
-    /// The function.
+    /// The function it describes.
     fn function(self) -> Function;
 }
 
@@ -69,16 +71,16 @@ pub(crate) trait NamedForm {
     /// The field that holds the name.
     const PATH: &'static str;
 
-    /// The name.
+    /// The function's name.
     fn name(self) -> String;
 }
 
-impl Listed for NestedTool {
-    const LIST: &'static str = "an array of functions";
+impl ListItem for NestedTool {
+    const EXPECTED: &'static str = "an array of functions";
 }
 
-impl Listed for FlatTool {
-    const LIST: &'static str = "an array of functions";
+impl ListItem for FlatTool {
+    const EXPECTED: &'static str = "an array of functions";
 }
 
 impl ToolForm for NestedTool {
@@ -97,7 +99,7 @@ impl ToolForm for FlatTool {
     }
 }
 
-/// The function that must be called, as chat completions name it.
+/// The function that must be called, in the format of chat completions.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub(crate) struct NestedNamed {
@@ -113,7 +115,7 @@ struct NamedFunction {
     name: String,
 }
 
-/// The function that must be called, as responses name it.
+/// The function that must be called, in the format of responses.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub(crate) struct FlatNamed {
@@ -138,14 +140,14 @@ impl NamedForm for FlatNamed {
     }
 }
 
-words! {
+string_enum! {
     /// Whether functions may be called.
-    ChoiceWord {
+    ChoiceMode {
         None = "none",
         Auto = "auto",
         Required = "required",
     } else |_| message(format_args!(
-        "{AT} must be `none`, `auto`, `required` or an object that names a function"
+        "{FIELD} must be `none`, `auto`, `required` or an object that names a function"
     ))
 }
 
@@ -158,29 +160,29 @@ words! {
 #[schemars(inline, untagged)]
 pub(crate) enum ChoiceField<N> {
     #[serde(rename = "string")]
-    Word(ChoiceWord),
+    Mode(ChoiceMode),
     #[serde(rename = "object")]
     Named(N),
 }
 
-/// `tools`, `tool_choice` and `parallel_tool_calls`, as chat completions take them.
+/// `tools`, `tool_choice` and `parallel_tool_calls`, by default in the format of chat completions.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub(crate) struct ToolFields<T = NestedTool, N = NestedNamed>
 where
-    T: Listed,
+    T: ListItem,
 {
-    #[serde(bound(deserialize = "T: Listed + Deserialize<'de>"))]
+    #[serde(bound(deserialize = "T: ListItem + Deserialize<'de>"))]
     #[schemars(extend("maxItems" = MAX_TOOLS))]
     tools: Option<List<T>>,
     tool_choice: Option<ChoiceField<N>>,
     parallel_tool_calls: Option<bool>,
 }
 
-/// A function.
+/// A checked function.
 #[derive(Clone, Debug)]
 pub(crate) struct Tool {
     pub(crate) name: String,
-    /// What chat templates are given: `{"type": "function", "function": {…}}`.
+    /// The definition passed to chat templates: `{"type": "function", "function": {…}}`.
     pub(crate) definition: Value,
     parameters: Value,
     strict: bool,
@@ -189,14 +191,14 @@ pub(crate) struct Tool {
 /// `tool_choice`, checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum ToolChoice {
-    /// None may be called.
+    /// No function may be called.
     #[default]
     None,
     /// The model decides.
     Auto,
-    /// At least one must be called.
+    /// At least one function must be called.
     Required,
-    /// This one must be called.
+    /// The function of this name must be called.
     Named(String),
 }
 
@@ -212,7 +214,7 @@ impl Tools {
     /// Checks what depends on several fields.
     ///
     /// # Errors
-    /// For too many functions, two of one name, or a choice that `tools` does not have.
+    /// For too many functions, duplicate names, or a choice that is not in `tools`.
     pub(crate) fn check<T: ToolForm>(fields: ToolFields<T, T::Named>) -> Result<Self, ApiError> {
         let list = list(fields.tools)?;
         Ok(Self {
@@ -222,12 +224,12 @@ impl Tools {
         })
     }
 
-    /// Whether answers may hold calls.
+    /// Whether answers may contain calls.
     pub(crate) fn callable(&self) -> bool {
         self.choice != ToolChoice::None
     }
 
-    /// What the prompt describes: nothing if nothing may be called.
+    /// The definitions for the prompt; empty if no function may be called.
     pub(crate) fn definitions(&self) -> Vec<Value> {
         if !self.callable() {
             return Vec::new();
@@ -289,14 +291,14 @@ fn choice<N: NamedForm>(
 ) -> Result<ToolChoice, ApiError> {
     match field {
         Some(ChoiceField::Named(named)) => self::named(named, list),
-        Some(ChoiceField::Word(ChoiceWord::None)) => Ok(ToolChoice::None),
-        Some(ChoiceField::Word(ChoiceWord::Required)) if list.is_empty() => Err(ApiError::field(
+        Some(ChoiceField::Mode(ChoiceMode::None)) => Ok(ToolChoice::None),
+        Some(ChoiceField::Mode(ChoiceMode::Required)) if list.is_empty() => Err(ApiError::field(
             "tool_choice",
             "`tool_choice` asks for a call, but `tools` has no function",
         )),
-        Some(ChoiceField::Word(ChoiceWord::Required)) => Ok(ToolChoice::Required),
-        Some(ChoiceField::Word(ChoiceWord::Auto)) | None if list.is_empty() => Ok(ToolChoice::None),
-        Some(ChoiceField::Word(ChoiceWord::Auto)) | None => Ok(ToolChoice::Auto),
+        Some(ChoiceField::Mode(ChoiceMode::Required)) => Ok(ToolChoice::Required),
+        Some(ChoiceField::Mode(ChoiceMode::Auto)) | None if list.is_empty() => Ok(ToolChoice::None),
+        Some(ChoiceField::Mode(ChoiceMode::Auto)) | None => Ok(ToolChoice::Auto),
     }
 }
 

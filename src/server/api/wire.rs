@@ -1,4 +1,4 @@
-//! From the engine's tokens to the types of answers, whole and in chunks.
+//! Converts the engine's output into answers, whole and in chunks.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -12,12 +12,12 @@ use super::answers::{completions, responses};
 use realign_engine::request::TokenLogprob;
 use realign_model::Tokenizer;
 
-/// What stands for a log-probability that JSON cannot express, as OpenAI has it.
-const LEAST_LOGPROB: f32 = -9999.0;
+/// Stands for a log-probability that JSON cannot express, as with OpenAI.
+const MIN_LOGPROB: f32 = -9999.0;
 
-/// Which endpoint answers.
+/// The endpoint of a request, which determines the format of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Shape {
+pub(crate) enum Endpoint {
     Chat,
     Text,
     /// Builds its own objects; see [`super::responses`].
@@ -31,13 +31,13 @@ pub(crate) struct Scored {
     pub(crate) top: Vec<TokenLogprob>,
 }
 
-/// One choice: a part of it in a stream, else the whole.
+/// Output of one choice: new output in a stream, or the whole.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Piece {
+pub(crate) struct ChoiceOutput {
     pub(crate) text: String,
-    /// Present if log-probabilities were asked for.
+    /// Present if log-probabilities were requested.
     pub(crate) scored: Option<Vec<Scored>>,
-    /// Characters before this piece, for `text_offset`.
+    /// Number of characters before this output, for `text_offset`.
     pub(crate) offset: usize,
     pub(crate) reason: Option<Reason>,
     /// Calls of functions, or parts of them.
@@ -47,15 +47,15 @@ pub(crate) struct Piece {
 /// A call, or more of its arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CallDelta {
-    /// Its place among the choice's calls.
+    /// Position among the choice's calls.
     pub(crate) index: usize,
     /// Id and name, where the call begins.
     pub(crate) opens: Option<(String, String)>,
     pub(crate) arguments: String,
 }
 
-impl Piece {
-    /// Whether there is nothing to tell a client.
+impl ChoiceOutput {
+    /// Whether there is nothing to send.
     pub(crate) fn is_empty(&self) -> bool {
         self.text.is_empty()
             && self.scored.is_none()
@@ -63,8 +63,8 @@ impl Piece {
             && self.calls.is_empty()
     }
 
-    /// Adds what followed.
-    pub(crate) fn extend(&mut self, next: Piece) {
+    /// Appends the output that follows.
+    pub(crate) fn extend(&mut self, next: ChoiceOutput) {
         self.text.push_str(&next.text);
         self.reason = self.reason.or(next.reason);
         if let (Some(all), Some(new)) = (&mut self.scored, next.scored) {
@@ -123,7 +123,7 @@ impl Piece {
             at += s.token.text.chars().count();
         }
         let top = |s: &Scored| {
-            // The drawn token is always there, so there may be one more than was asked for.
+            // The sampled token is always included, so there may be one more than requested.
             let all = s.top.iter().chain(std::iter::once(&s.token));
             let pairs = all.map(|t| (t.text.clone(), Value::from(finite(t.logprob))));
             pairs.collect::<Map<_, _>>()
@@ -173,10 +173,10 @@ pub(crate) struct Usage {
     pub(crate) completion: usize,
 }
 
-/// What all chunks of an answer have in common.
+/// The fields that all chunks of an answer share.
 #[derive(Clone, Debug)]
 pub(crate) struct Envelope {
-    pub(crate) shape: Shape,
+    pub(crate) endpoint: Endpoint,
     pub(crate) id: String,
     pub(crate) created: u64,
     pub(crate) model: String,
@@ -186,7 +186,7 @@ pub(crate) struct Envelope {
 /// A whole answer.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-pub(crate) enum Whole {
+pub(crate) enum WholeAnswer {
     Chat(ChatCompletion),
     Text(Completion),
 }
@@ -194,22 +194,27 @@ pub(crate) enum Whole {
 /// A part of a streamed answer.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-pub(crate) enum Part {
+pub(crate) enum AnswerChunk {
     Chat(Chunk<ChunkObject, ChatDelta>),
     Text(Chunk<TextObject, TextChoice>),
 }
 
 impl Envelope {
     /// The whole answer.
-    pub(crate) fn whole(&self, choices: &[Piece], usage: Usage, tokenizer: &Tokenizer) -> Whole {
+    pub(crate) fn whole(
+        &self,
+        choices: &[ChoiceOutput],
+        usage: Usage,
+        tokenizer: &Tokenizer,
+    ) -> WholeAnswer {
         let choices = choices.iter().enumerate();
-        match self.shape {
-            Shape::Chat | Shape::Response => Whole::Chat(ChatCompletion {
+        match self.endpoint {
+            Endpoint::Chat | Endpoint::Response => WholeAnswer::Chat(ChatCompletion {
                 head: self.head(ChatObject::Whole),
                 choices: choices.map(|(i, p)| chat_choice(i, p, tokenizer)).collect(),
                 usage: usage.into(),
             }),
-            Shape::Text => Whole::Text(Completion {
+            Endpoint::Text => WholeAnswer::Text(Completion {
                 head: self.head(TextObject::Text),
                 choices: choices.map(|(i, p)| text_choice(i, p)).collect(),
                 usage: usage.into(),
@@ -217,37 +222,42 @@ impl Envelope {
         }
     }
 
-    /// A choice's part of a streamed answer. `usage`: outer `None` if it was not asked for.
+    /// The chunk with new output of a choice. `usage` is `None` if it was not requested.
     pub(crate) fn part(
         &self,
-        (index, piece): (usize, &Piece),
+        index: usize,
+        output: &ChoiceOutput,
         usage: Option<Option<Usage>>,
         tokenizer: &Tokenizer,
-    ) -> Part {
-        match self.shape {
-            Shape::Chat | Shape::Response => {
+    ) -> AnswerChunk {
+        match self.endpoint {
+            Endpoint::Chat | Endpoint::Response => {
                 let choice = ChatDelta {
                     index,
-                    delta: piece.delta(),
-                    logprobs: piece.chat_logprobs(tokenizer),
-                    finish_reason: piece.reason,
+                    delta: output.delta(),
+                    logprobs: output.chat_logprobs(tokenizer),
+                    finish_reason: output.reason,
                 };
                 self.chat_part(vec![choice], usage)
             }
-            Shape::Text => self.text_part(vec![text_choice(index, piece)], usage),
+            Endpoint::Text => self.text_part(vec![text_choice(index, output)], usage),
         }
     }
 
-    /// The chunk that tells the usage.
-    pub(crate) fn usage(&self, usage: Usage) -> Part {
-        match self.shape {
-            Shape::Chat | Shape::Response => self.chat_part(Vec::new(), Some(Some(usage))),
-            Shape::Text => self.text_part(Vec::new(), Some(Some(usage))),
+    /// The final chunk, which contains the usage.
+    pub(crate) fn usage(&self, usage: Usage) -> AnswerChunk {
+        match self.endpoint {
+            Endpoint::Chat | Endpoint::Response => self.chat_part(Vec::new(), Some(Some(usage))),
+            Endpoint::Text => self.text_part(Vec::new(), Some(Some(usage))),
         }
     }
 
-    /// The chunk with which a choice opens, if the endpoint has one.
-    pub(crate) fn opening(&self, index: usize, usage: Option<Option<Usage>>) -> Option<Part> {
+    /// The chunk that opens a choice, if the endpoint has one.
+    pub(crate) fn opening(
+        &self,
+        index: usize,
+        usage: Option<Option<Usage>>,
+    ) -> Option<AnswerChunk> {
         let delta = Delta {
             role: Some("assistant"),
             content: Some(String::new()),
@@ -259,22 +269,22 @@ impl Envelope {
             logprobs: None,
             finish_reason: None,
         };
-        match self.shape {
-            Shape::Chat | Shape::Response => Some(self.chat_part(vec![choice], usage)),
-            Shape::Text => None,
+        match self.endpoint {
+            Endpoint::Chat | Endpoint::Response => Some(self.chat_part(vec![choice], usage)),
+            Endpoint::Text => None,
         }
     }
 
-    fn chat_part(&self, choices: Vec<ChatDelta>, usage: Option<Option<Usage>>) -> Part {
-        Part::Chat(Chunk {
+    fn chat_part(&self, choices: Vec<ChatDelta>, usage: Option<Option<Usage>>) -> AnswerChunk {
+        AnswerChunk::Chat(Chunk {
             head: self.head(ChunkObject::Chunk),
             choices,
             usage: usage.map(|usage| usage.map(Into::into)),
         })
     }
 
-    fn text_part(&self, choices: Vec<TextChoice>, usage: Option<Option<Usage>>) -> Part {
-        Part::Text(Chunk {
+    fn text_part(&self, choices: Vec<TextChoice>, usage: Option<Option<Usage>>) -> AnswerChunk {
+        AnswerChunk::Text(Chunk {
             head: self.head(TextObject::Text),
             choices,
             usage: usage.map(|usage| usage.map(Into::into)),
@@ -322,32 +332,32 @@ impl From<Usage> for responses::ResponseUsage {
     }
 }
 
-impl Shape {
-    /// The field that holds the prompt, and what ids begin with.
+impl Endpoint {
+    /// The field that contains the prompt, and the prefix of ids.
     pub(crate) fn names(self) -> (&'static str, &'static str) {
         match self {
-            Shape::Chat => ("messages", "chatcmpl-"),
-            Shape::Text => ("prompt", "cmpl-"),
-            Shape::Response => ("input", "resp_"),
+            Endpoint::Chat => ("messages", "chatcmpl-"),
+            Endpoint::Text => ("prompt", "cmpl-"),
+            Endpoint::Response => ("input", "resp_"),
         }
     }
 }
 
-fn chat_choice(index: usize, piece: &Piece, tokenizer: &Tokenizer) -> ChatChoice {
+fn chat_choice(index: usize, output: &ChoiceOutput, tokenizer: &Tokenizer) -> ChatChoice {
     ChatChoice {
         index,
-        message: piece.message(),
-        logprobs: piece.chat_logprobs(tokenizer),
-        finish_reason: piece.reason,
+        message: output.message(),
+        logprobs: output.chat_logprobs(tokenizer),
+        finish_reason: output.reason,
     }
 }
 
-fn text_choice(index: usize, piece: &Piece) -> TextChoice {
+fn text_choice(index: usize, output: &ChoiceOutput) -> TextChoice {
     TextChoice {
         index,
-        text: piece.text.clone(),
-        logprobs: piece.text_logprobs(),
-        finish_reason: piece.reason,
+        text: output.text.clone(),
+        logprobs: output.text_logprobs(),
+        finish_reason: output.reason,
     }
 }
 
@@ -361,9 +371,9 @@ fn score(token: &TokenLogprob, tokenizer: &Tokenizer) -> TokenScore {
 
 fn finite(logprob: f32) -> f64 {
     let finite = if logprob.is_nan() {
-        LEAST_LOGPROB
+        MIN_LOGPROB
     } else {
-        logprob.clamp(LEAST_LOGPROB, 0.0)
+        logprob.clamp(MIN_LOGPROB, 0.0)
     };
     f64::from(finite)
 }

@@ -1,5 +1,4 @@
-//! Keys that callers send, kept as digests: whoever reads the configuration's memory, a log or a
-//! key file learns no key.
+//! API keys, kept as digests so that no key can be read from memory, a log or a key file.
 
 use std::fmt;
 use std::path::Path;
@@ -8,11 +7,11 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-/// What stands before a digest where a key could stand too.
+/// Distinguishes a digest from a key in plain text.
 const DIGEST_PREFIX: &str = "sha256:";
-/// Longest name of a key; it becomes a field of logs.
+/// Maximum length of a key's name, which is written to logs.
 const NAME_LIMIT: usize = 64;
-/// Largest key file, in bytes: some ten thousand keys.
+/// Maximum size of a key file, in bytes: about ten thousand keys.
 const FILE_LIMIT: u64 = 1 << 20;
 
 /// SHA-256 of a key.
@@ -28,14 +27,14 @@ impl KeyDigest {
     /// Reads a key, or `sha256:` and 64 hex digits.
     ///
     /// # Errors
-    /// What is allowed.
+    /// A message that says what is allowed.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         let text = text.trim();
         let Some(digits) = text.strip_prefix(DIGEST_PREFIX) else {
-            return match text.is_empty() {
-                true => Err("give a key, or sha256: and its digest"),
-                false => Ok(Self::of(text)),
-            };
+            if text.is_empty() {
+                return Err("give a key, or sha256: and its digest");
+            }
+            return Ok(Self::of(text));
         };
         let mut digest = [0; 32];
         hex::decode_to_slice(digits, &mut digest)
@@ -43,7 +42,7 @@ impl KeyDigest {
         Ok(Self(digest))
     }
 
-    /// Compares without stopping early, so the time tells nothing about the digest.
+    /// Compares in constant time, so that timing reveals nothing about the digest.
     pub fn matches(&self, other: &KeyDigest) -> bool {
         let pairs = self.0.iter().zip(other.0.iter());
         let difference = pairs.fold(0, |found, (a, b)| found | (a ^ b));
@@ -51,7 +50,7 @@ impl KeyDigest {
     }
 }
 
-/// Written as it may stand in a configuration.
+/// Formats the digest as it is written in a configuration.
 impl fmt::Display for KeyDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{DIGEST_PREFIX}{}", hex::encode(self.0))
@@ -64,21 +63,21 @@ impl fmt::Debug for KeyDigest {
     }
 }
 
-/// A caller's key, with what it may do.
+/// A caller's key and its limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiKey {
-    /// Who it belongs to; stands in logs.
+    /// The key's name, which is written to logs.
     pub name: Arc<str>,
-    /// Its digest.
+    /// Digest of the key.
     pub digest: KeyDigest,
-    /// Its own limit of requests a minute, in place of `limits.requests_per_minute`; 0 is none.
+    /// Limit of requests per minute that replaces `limits.requests_per_minute`; 0 means no limit.
     pub requests_per_minute: Option<u32>,
-    /// Its own limit of tokens a minute, in place of `limits.tokens_per_minute`; 0 is none.
+    /// Limit of tokens per minute that replaces `limits.tokens_per_minute`; 0 means no limit.
     pub tokens_per_minute: Option<u32>,
 }
 
 impl ApiKey {
-    /// A key with the common limits.
+    /// A key without limits of its own.
     pub fn new(name: &str, digest: KeyDigest) -> Self {
         Self {
             name: name.into(),
@@ -120,10 +119,10 @@ impl FromStr for ApiKey {
     }
 }
 
-/// Why a key file is not usable. It never quotes a line, which may hold a key.
+/// Why a key file is not usable. Messages never quote a line, which may contain a key.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("{file}: {source}")]
     Read {
         /// The file.
@@ -131,22 +130,22 @@ pub enum KeyFileError {
         /// The operating system's reason.
         source: std::io::Error,
     },
-    /// A line is wrong.
+    /// A line is malformed.
     #[error("{file}:{line}: {what}")]
     Line {
         /// The file.
         file: String,
-        /// Line, from 1.
+        /// Line number, from 1.
         line: usize,
         /// What is allowed.
         what: &'static str,
     },
 }
 
-/// Reads a file of keys: one a line, `#` begins a comment.
+/// Reads a file of keys, one per line; `#` begins a comment.
 ///
 /// # Errors
-/// [`KeyFileError`]; a file with one wrong line gives no keys.
+/// [`KeyFileError`]; one malformed line makes the whole file unusable.
 pub fn read_file(path: &Path) -> Result<Vec<ApiKey>, KeyFileError> {
     let file = path.display().to_string();
     let read = |source| KeyFileError::Read {

@@ -1,4 +1,4 @@
-//! Lays the sources over each other.
+//! Reads and merges the sources of the configuration.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use figment::providers::{Env, Format, Serialized, Toml};
 
 use super::{ConfigError, DEFAULT_FILE, RawConfig, RawTrain};
 
-/// Variables with the prefix that are no configuration keys.
+/// Environment variables with the prefix `REALIGN_` that are not configuration keys.
 const NOT_CONFIG: [&str; 9] = [
     "admin_key",
     "config",
@@ -26,10 +26,10 @@ const NOT_CONFIG: [&str; 9] = [
 ///
 /// # Errors
 /// [`ConfigError::Read`]: a named file that is missing, an unknown key with the nearest valid one,
-/// or a value of another type, with the source it stands in.
+/// or a value of the wrong type, with its source.
 pub fn load(file: Option<&Path>, flags: &RawConfig) -> Result<RawConfig, ConfigError> {
     if let Some(file) = file {
-        require(file)?;
+        require_file(file)?;
     }
     layered(file.unwrap_or(Path::new(DEFAULT_FILE)), flags)
 }
@@ -47,7 +47,7 @@ pub fn load_embedded(
 ) -> Result<RawConfig, ConfigError> {
     let mut sources = Figment::new();
     if let Some(file) = file {
-        require(file)?;
+        require_file(file)?;
         sources = file_and_environment(file);
     }
     if let Some(settings) = settings {
@@ -61,7 +61,7 @@ pub(super) fn layered(path: &Path, flags: &RawConfig) -> Result<RawConfig, Confi
     extract(file_and_environment(path), flags)
 }
 
-fn require(file: &Path) -> Result<(), ConfigError> {
+fn require_file(file: &Path) -> Result<(), ConfigError> {
     if file.is_file() {
         return Ok(());
     }
@@ -74,16 +74,16 @@ fn require(file: &Path) -> Result<(), ConfigError> {
 fn file_and_environment(path: &Path) -> Figment {
     let env = Env::prefixed("REALIGN_").ignore(&NOT_CONFIG).split("__");
     let mut sources = Figment::new();
-    // The provider of an exact path takes a missing file for an error.
+    // `file_exact` treats a missing file as an error.
     if path.is_file() {
         sources = sources.merge(Toml::file_exact(path));
     }
     sources.merge(env)
 }
 
-fn extract(sources: Figment, topmost: &RawConfig) -> Result<RawConfig, ConfigError> {
+fn extract(sources: Figment, overrides: &RawConfig) -> Result<RawConfig, ConfigError> {
     sources
-        .merge(Serialized::defaults(topmost))
+        .merge(Serialized::defaults(overrides))
         .extract()
         .map_err(|error| ConfigError::Read(explain(&error)))
 }
@@ -105,15 +105,15 @@ pub fn recipe_file(path: &Path) -> Result<RawTrain, ConfigError> {
 }
 
 fn explain(error: &figment::Error) -> String {
-    let place = error
+    let source = error
         .metadata
         .as_ref()
         .map_or_else(String::new, |metadata| {
-            let source = metadata
+            let name = metadata
                 .source
                 .as_ref()
                 .map_or(metadata.name.to_string(), |s| s.to_string());
-            format!("{source}: ")
+            format!("{name}: ")
         });
     let section = error
         .path
@@ -127,21 +127,22 @@ fn explain(error: &figment::Error) -> String {
                 Some((last, parents)) if last == field => parents,
                 _ => &section[..],
             };
-            let within = match parents.is_empty() {
-                true => String::new(),
-                false => format!(" in [{}]", parents.join(".")),
+            let within = if parents.is_empty() {
+                String::new()
+            } else {
+                format!(" in [{}]", parents.join("."))
             };
             let nearest = nearest(field, known).map_or_else(
                 || format!("allowed are {}", known.join(", ")),
                 |name| format!("did you mean {name:?}?"),
             );
-            format!("{place}unknown key {field:?}{within}; {nearest}")
+            format!("{source}unknown key {field:?}{within}; {nearest}")
         }
-        kind => format!("{place}{}: {kind}", section.join(".")),
+        kind => format!("{source}{}: {kind}", section.join(".")),
     }
 }
 
-/// The known name at the smallest edit distance, if it is small for the name's length.
+/// The known name with the smallest edit distance, if that is small relative to the name's length.
 fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     let best = known.iter().map(|k| (distance(name, k), *k)).min()?;
     (best.0 <= 1 + name.chars().count() / 3).then_some(best.1)

@@ -1,4 +1,4 @@
-//! `[compliance]` and `[traces]`: what is recorded about answers.
+//! `[compliance]` and `[traces]`: judging of answers, and tracing.
 
 use std::path::PathBuf;
 
@@ -7,28 +7,28 @@ use super::{ConfigError, RawCompliance, RawTraces, at_least};
 /// How answers to clients are judged.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ComplianceConfig {
-    /// Share of the answers that is judged, 0 to 1.
+    /// Fraction of the answers that is judged, 0 to 1.
     pub share: f64,
-    /// Answers that may wait to be judged.
+    /// Maximum number of answers waiting to be judged.
     pub queue: usize,
-    /// Where judgements are written; `None` is nowhere.
+    /// File that judgements are written to, if any.
     pub decision_log: Option<PathBuf>,
     /// Size at which the file is rotated, in bytes.
     pub decision_log_max_bytes: u64,
-    /// Rotated files that are kept.
+    /// Number of rotated files kept.
     pub decision_log_files: usize,
-    /// Whether prompts and answers are written.
+    /// Whether prompts and answers are written to it.
     pub decision_log_texts: bool,
 }
 
-/// Where traces go.
+/// Export of OpenTelemetry traces.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TracesConfig {
-    /// The collector's base URL; `None` makes no traces.
+    /// The collector's base URL; `None` disables tracing.
     pub otlp_endpoint: Option<String>,
-    /// Share of the requests that is traced where the client does not say.
+    /// Fraction of the requests traced if the client sends no `traceparent`, 0 to 1.
     pub share: f64,
-    /// `service.name`.
+    /// `service.name` of the traces.
     pub service_name: String,
 }
 

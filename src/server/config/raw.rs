@@ -1,10 +1,11 @@
-//! What a user may write: `realign.toml`, `REALIGN_*` variables and flags, before any checking.
+//! The configuration as users write it, in `realign.toml`, `REALIGN_*` variables and flags, before
+//! validation.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// Declares a section whose fields are all optional, so that sources can be laid over each other.
+/// Declares a section whose fields are all optional, so that sources can be merged.
 macro_rules! section {
     ($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident: $type:ty),+ $(,)? }) => {
         $(#[$doc])*
@@ -26,18 +27,18 @@ macro_rules! section {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Layers {
-    /// One by one.
+    /// Each layer listed.
     List(Vec<usize>),
     /// A range, such as `15-29`.
     Range(String),
 }
 
 section! {
-    /// The whole file.
+    /// The whole configuration file.
     RawConfig {
         /// Model: a `.gguf` file, a directory of safetensors, or `hf:<owner>/<name>`.
         model: String,
-        /// The name clients use; defaults to the model's.
+        /// The name that clients send as `model`; defaults to the model's own.
         model_name: String,
         /// `[server]`
         server: RawServer,
@@ -61,25 +62,27 @@ section! {
 }
 
 section! {
-    /// Where and how to listen, and for whom.
+    /// Addresses, keys, TLS and timeouts of the listeners.
     RawServer {
         /// Address to bind.
         host: String,
         /// TCP port; 0 picks a free one.
         port: u16,
-        /// Address of the operators' own listener; needs `admin_port`.
+        /// Address of a separate listener for operators; needs `admin_port`.
         admin_host: String,
-        /// Port of the operators' own listener; without it they share the clients'.
+        /// Port of a separate listener for operators; without it they share the clients' listener.
         admin_port: u16,
-        /// Key clients must send as a bearer token: the key, or `sha256:` and its digest.
+        /// Key that clients must send as a bearer token, given as the key itself or as
+        /// `sha256:<digest>`.
         api_key: String,
-        /// Further keys, each with a name: `name:key` or `name:sha256:<digest>`.
+        /// More keys, each with a name: `name:key` or `name:sha256:<digest>`.
         api_keys: Vec<String>,
-        /// File of such keys, one a line; read again on SIGHUP.
+        /// File of such keys, one per line; reloaded on SIGHUP.
         api_keys_file: PathBuf,
-        /// Key operators must send for `/admin`: the key, or `sha256:` and its digest.
+        /// Key that operators must send for `/admin`, given as the key itself or as
+        /// `sha256:<digest>`.
         admin_key: String,
-        /// Web origins that browsers may call from; `*` is any.
+        /// Web origins that browsers may call from; `*` allows any.
         cors_origins: Vec<String>,
         /// PEM file of the certificate chain; with `tls_key`, the server speaks HTTPS.
         tls_cert: PathBuf,
@@ -87,11 +90,11 @@ section! {
         tls_key: PathBuf,
         /// Largest request body, in bytes.
         max_body_bytes: usize,
-        /// Time for a request's header, and for an idle connection, in seconds.
+        /// Timeout for a request's header and for an idle connection, in seconds.
         header_timeout_s: u64,
-        /// Time for a request's body, in seconds.
+        /// Timeout for a request's body, in seconds.
         body_timeout_s: u64,
-        /// Time a client may take none of its answer, in seconds.
+        /// Timeout for a client that reads none of its response, in seconds.
         write_timeout_s: u64,
         /// Time running requests have to finish after SIGTERM, in seconds.
         drain_timeout_s: u64,
@@ -99,43 +102,44 @@ section! {
 }
 
 section! {
-    /// What clients may ask for at most. Beyond it they get 429 with `Retry-After`.
+    /// Limits on client requests. Beyond them clients get 429 with `Retry-After`.
     RawLimits {
-        /// Most open connections; further ones wait in the system's backlog.
+        /// Maximum number of open connections; further ones wait in the system's backlog.
         max_connections: usize,
-        /// Most client requests at once.
+        /// Maximum number of concurrent client requests.
         max_concurrent_requests: usize,
-        /// Most requests of one key in a minute; 0 is no limit.
+        /// Maximum number of requests per key and minute; 0 means no limit.
         requests_per_minute: u32,
-        /// Most tokens (prompt and completion) of one key in a minute; 0 is no limit.
+        /// Maximum number of tokens (prompt and completion) per key and minute; 0 means no limit.
         tokens_per_minute: u32,
     }
 }
 
 section! {
-    /// Bounds of the engine.
+    /// Device and limits of the engine.
     RawEngine {
-        /// What computes: `auto`, `cpu` or `cuda:N`.
+        /// The device to compute on: `auto`, `cpu` or `cuda:N`.
         device: String,
-        /// What computes answers: `native` or `mistralrs`.
+        /// The engine: `native` or `mistralrs`.
         kind: String,
-        /// Most copies of the weights that `mistralrs` may have loaded at once.
+        /// Maximum number of copies of the weights that `mistralrs` may have loaded at once.
         copies: usize,
-        /// Quantisation that `mistralrs` applies to safetensors while it loads them.
+        /// Quantisation that `mistralrs` applies to safetensors while loading.
         isq: String,
-        /// Most tokens of prompt and completion together; defaults to the model's own limit.
+        /// Maximum number of tokens of prompt and completion together; defaults to the model's own
+        /// limit.
         max_model_len: usize,
-        /// Most sequences in a batch.
+        /// Maximum number of sequences in a batch.
         max_running: usize,
-        /// Most sequences that wait.
+        /// Maximum number of waiting sequences.
         max_waiting: usize,
         /// Memory for the KV cache, in MiB.
         kv_cache_mb: usize,
-        /// Most prompt tokens in one step.
+        /// Maximum number of prompt tokens in one step.
         prefill_budget_tokens: usize,
         /// CPU threads; defaults to all cores.
         threads: usize,
-        /// Whether a CUDA device runs decoding steps as recorded graphs of kernels.
+        /// Whether decoding steps on a CUDA device run as captured CUDA graphs.
         cuda_graphs: bool,
     }
 }
@@ -147,7 +151,7 @@ section! {
         policies: PathBuf,
         /// Preference data.
         preferences: PathBuf,
-        /// Most preference data that a server holds, in MB of text.
+        /// Maximum size of the preference data, in MB of text.
         max_preferences_mb: u64,
         /// Published adapters.
         adapters: PathBuf,
@@ -161,15 +165,15 @@ section! {
     RawWatch {
         /// Quiet time after a change before files are read, in milliseconds.
         debounce_ms: u64,
-        /// Time between looks when the system sends no notifications, in milliseconds.
+        /// Polling interval if the system sends no notifications, in milliseconds.
         poll_ms: u64,
     }
 }
 
 section! {
-    /// Deviations from the recipe; what is absent is the recipe's.
+    /// Changes to the recipe; absent keys keep the recipe's values.
     RawTrain {
-        /// `default` or `paper`; what follows is changed in it.
+        /// `default` or `paper`; the keys below override its values.
         recipe: String,
         /// Seed of initialisation, order and gold batch.
         seed: u64,
@@ -177,13 +181,13 @@ section! {
         rank: usize,
         /// LoRA alpha; the scale is alpha / rank.
         alpha: f64,
-        /// Share of the adapter's inputs that training drops.
+        /// Dropout probability on the adapter's inputs.
         dropout: f64,
         /// Modules to adapt, by PEFT name.
         targets: Vec<String>,
-        /// Share of the layers that are adapted, from the top; 1 is all.
+        /// Fraction of the layers that are adapted, counted from the top; 1 means all.
         layer_share: f64,
-        /// Exactly the layers to adapt, from 0, instead of a share.
+        /// The exact layers to adapt, from 0, instead of a fraction.
         layers: Layers,
         /// `adamw` or `lion`.
         optimizer: String,
@@ -191,23 +195,23 @@ section! {
         learning_rate: f64,
         /// Decay of the optimiser's two moments.
         betas: [f64; 2],
-        /// What AdamW adds to the denominator.
+        /// AdamW's epsilon, added to the denominator.
         epsilon: f64,
         /// Decoupled weight decay.
         weight_decay: f64,
         /// `cosine`, `linear` or `constant`.
         schedule: String,
-        /// Share of the steps that warm up.
+        /// Fraction of the steps used for warm-up.
         warmup_ratio: f64,
         /// Passes over the pairs.
         epochs: usize,
         /// Pairs in a batch.
         batch_pairs: usize,
-        /// Batches whose gradients one step averages.
+        /// Batches whose gradients are averaged in one optimiser step.
         accumulation: usize,
-        /// Most optimiser steps; 0 is all that the epochs hold.
+        /// Maximum number of optimiser steps; 0 means as many as the epochs have.
         max_steps: usize,
-        /// Gradient norm at which training ends; 0 is never.
+        /// Gradient norm at which training ends; 0 disables this.
         stop_gradient_norm: f64,
         /// Gradient norm above which gradients are scaled down.
         clip_norm: f64,
@@ -229,16 +233,16 @@ section! {
         weight_scale: String,
         /// Pairs in the gold batch.
         gold_pairs: usize,
-        /// Most pairs to train on; 0 is all.
+        /// Maximum number of pairs to train on; 0 means all.
         max_pairs: usize,
-        /// Most tokens of a pair's prompt and response.
+        /// Maximum number of tokens of a pair's prompt and response.
         max_pair_tokens: usize,
-        /// Most memory that a run may take, in MB; unset is what the machine has free.
+        /// Memory limit of a run, in MB; defaults to the memory that is free.
         memory_mb: u64,
-        /// Share of the time that learning gets from running requests.
+        /// Fraction of compute time given to training while requests are running.
         share: f64,
-        /// Whether a layer's intermediate results are computed again for its gradients instead of
-        /// kept: `auto`, `on` or `off`.
+        /// Whether a layer's activations are recomputed for its gradients instead of kept: `auto`,
+        /// `on` or `off`.
         recompute: String,
         /// `[train.corrective]`
         corrective: RawCorrective,
@@ -246,33 +250,33 @@ section! {
 }
 
 section! {
-    /// Who writes compliant responses for pairs of which both responses violate.
+    /// The endpoint that writes compliant responses for pairs in which both responses violate.
     RawCorrective {
         /// Base URL of an OpenAI-compatible endpoint, such as `http://127.0.0.1:8000/v1`.
         url: String,
-        /// Model to ask.
+        /// Model to request.
         model: String,
-        /// Environment variable that holds the key.
+        /// Environment variable that holds the endpoint's key.
         key_env: String,
         /// Template of the request; `policy` and `prompt` are filled in.
         template: String,
-        /// Most tokens of a response.
+        /// Maximum number of tokens in a response.
         max_tokens: usize,
-        /// Attempts at a response that complies.
+        /// Maximum number of attempts at a compliant response.
         attempts: usize,
-        /// Requests at once.
+        /// Maximum number of concurrent requests.
         concurrency: usize,
     }
 }
 
 section! {
-    /// How a candidate is measured.
+    /// How the gate measures a candidate.
     RawGate {
-        /// Share of prompts held out from training, between 0 and 1.
+        /// Fraction of prompts held out from training, between 0 and 1.
         holdout_ratio: f64,
-        /// Most held-out prompts to generate for.
+        /// Maximum number of held-out prompts to generate for.
         max_prompts: usize,
-        /// Most tokens per generated response.
+        /// Maximum number of tokens per generated response.
         max_tokens: usize,
     }
 }
@@ -280,15 +284,15 @@ section! {
 section! {
     /// How answers to clients are judged against the active policies, after they were sent.
     RawCompliance {
-        /// Share of the answers that is judged, 0 to 1.
+        /// Fraction of the answers that is judged, 0 to 1.
         share: f64,
-        /// Answers that may wait to be judged; further ones are dropped and counted.
+        /// Maximum number of answers waiting to be judged; further ones are dropped and counted.
         queue: usize,
-        /// File of one JSON line for each judgement; none by default.
+        /// File that gets one JSON line per judgement; none by default.
         decision_log: PathBuf,
         /// Size at which the file is rotated, in MiB.
         decision_log_max_mb: u64,
-        /// Rotated files that are kept.
+        /// Number of rotated files kept.
         decision_log_files: usize,
         /// Whether prompts and answers are written to it.
         decision_log_texts: bool,
@@ -298,9 +302,9 @@ section! {
 section! {
     /// OpenTelemetry traces, over OTLP (HTTP, JSON).
     RawTraces {
-        /// Collector, such as `http://127.0.0.1:4318`; none by default.
+        /// Base URL of the collector, such as `http://127.0.0.1:4318`; none by default.
         otlp_endpoint: String,
-        /// Share of the requests that is traced where the client does not say, 0 to 1.
+        /// Fraction of the requests traced if the client sends no `traceparent`, 0 to 1.
         share: f64,
         /// `service.name` of the traces.
         service_name: String,

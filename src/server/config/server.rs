@@ -1,4 +1,4 @@
-//! `[server]` and `[limits]`: where to listen, for whom, and how much.
+//! `[server]` and `[limits]`: addresses, keys, TLS, timeouts and limits.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -7,47 +7,47 @@ use std::time::Duration;
 use super::keys::{ApiKey, KeyDigest};
 use super::{ConfigError, RawLimits, RawServer, at_least};
 
-/// Where and how to listen, and for whom.
+/// Addresses, keys, TLS and timeouts of the listeners.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ServerConfig {
     /// Address and port to bind; port 0 picks a free one.
     pub address: SocketAddr,
-    /// The operators' own address; `None` lets them share the clients'.
+    /// Address of a separate listener for operators; `None` means they share the clients' listener.
     pub admin_address: Option<SocketAddr>,
-    /// Keys clients may send; without one, and without a file, everyone is let in.
+    /// Keys that clients may send; without any, and without a file, no key is required.
     pub api_keys: Vec<ApiKey>,
-    /// File with further keys.
+    /// File with more keys.
     pub api_keys_file: Option<PathBuf>,
-    /// Key operators must send for `/admin`, as given: the key itself or its digest. `None` falls
-    /// back to who may connect.
+    /// Key that operators must send for `/admin`, as given: the key itself or its digest. `None`
+    /// restricts operator routes to direct requests from this machine.
     pub admin_key: Option<String>,
     /// Web origins that browsers may call from.
     pub cors_origins: Vec<String>,
-    /// Certificate and key; `None` is plain HTTP.
+    /// Certificate and key; `None` means plain HTTP.
     pub tls: Option<TlsFiles>,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
-    /// Time for a request's header, and for an idle connection.
+    /// Timeout for a request's header and for an idle connection.
     pub header_timeout: Duration,
-    /// Time for a request's body.
+    /// Timeout for a request's body.
     pub body_timeout: Duration,
-    /// Time a client may take none of its answer.
+    /// Timeout for a client that reads none of its response.
     pub write_timeout: Duration,
     /// Time running requests have to finish after SIGTERM.
     pub drain_timeout: Duration,
 }
 
-/// PEM files.
+/// PEM files of the listeners' certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The certificate chain, the server's own first.
+    /// The certificate chain, the server's certificate first.
     pub cert: PathBuf,
-    /// Its private key.
+    /// The certificate's private key.
     pub key: PathBuf,
 }
 
 impl std::fmt::Debug for ServerConfig {
-    /// Keys are secrets: logs say only whether there is one.
+    /// Shows only the number or presence of keys, because keys are secrets.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ServerConfig")
             .field("address", &self.address)
@@ -62,16 +62,16 @@ impl std::fmt::Debug for ServerConfig {
     }
 }
 
-/// What clients may ask for at most.
+/// Limits on connections and client requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LimitsConfig {
-    /// Most open connections.
+    /// Maximum number of open connections.
     pub max_connections: usize,
-    /// Most client requests at once.
+    /// Maximum number of concurrent client requests.
     pub max_concurrent_requests: usize,
-    /// Most requests of one key in a minute; `None` is no limit.
+    /// Maximum number of requests per key and minute; `None` means no limit.
     pub requests_per_minute: Option<u32>,
-    /// Most tokens of one key in a minute; `None` is no limit.
+    /// Maximum number of tokens per key and minute; `None` means no limit.
     pub tokens_per_minute: Option<u32>,
 }
 
@@ -100,7 +100,7 @@ pub(super) fn resolve(raw: RawServer) -> Result<ServerConfig, ConfigError> {
         header_timeout: seconds("server.header_timeout_s", raw.header_timeout_s, 30)?,
         body_timeout: seconds("server.body_timeout_s", raw.body_timeout_s, 60)?,
         write_timeout: seconds("server.write_timeout_s", raw.write_timeout_s, 60)?,
-        // No time at all is a choice here: whatever runs is cut off.
+        // 0 is allowed: running requests are then cut off at once.
         drain_timeout: Duration::from_secs(raw.drain_timeout_s.unwrap_or(30)),
     })
 }

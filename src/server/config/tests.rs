@@ -168,7 +168,7 @@ fn without_a_default_file_the_defaults_hold() {
     assert_eq!(Config::resolve(raw), Config::resolve(RawConfig::default()));
 }
 
-/// The example with the comment signs before its keys taken away.
+/// The example with its commented-out keys enabled.
 fn whole_example() -> String {
     let key = |line: &str| {
         let name = line.split(" = ").next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! `[train]`, resolved: the recipe for a model of every size, and how a run is computed.
+//! `[train]`, resolved: the recipe for each model size, and how training is executed.
 
 use serde::de::DeserializeOwned;
 
@@ -10,24 +10,26 @@ use realign_align::train::recipe::RecipeError;
 use realign_core::ranges;
 use realign_model::Recompute;
 
-/// Share of the time that learning gets from running requests.
+/// Default fraction of compute time given to training while requests are running.
 const SHARE: f64 = 0.25;
 
 /// How adapters are trained.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainConfig {
     recipes: Recipes,
-    /// Share of the time that learning gets while requests run, above 0 and below 1.
+    /// Fraction of compute time given to training while requests are running, within
+    /// [`ranges::SHARE`].
     pub share: f64,
-    /// Most memory that a run may take, in MB; `None` is what the machine has free.
+    /// Memory limit of a run, in MB; `None` means the memory that is free.
     pub memory_mb: Option<u64>,
-    /// Whether intermediate results are computed again for gradients.
+    /// Whether activations are recomputed for gradients.
     pub recompute: Recompute,
-    /// Who writes compliant responses for pairs of which both violate, if anyone.
+    /// The endpoint that writes compliant responses for pairs in which both responses violate, if
+    /// configured.
     pub corrective: Option<CorrectiveSpec>,
 }
 
-/// The recipe by the size of the model.
+/// The recipe for each model size.
 #[derive(Clone, Debug, PartialEq)]
 struct Recipes {
     small: Recipe,
@@ -46,7 +48,7 @@ impl Recipes {
 }
 
 impl TrainConfig {
-    /// Checks a section and fills in defaults.
+    /// Validates a section and fills in defaults.
     ///
     /// # Errors
     /// [`RecipeError`], naming the key and what is allowed.
@@ -59,7 +61,7 @@ impl TrainConfig {
             share,
             memory_mb: raw.memory_mb,
             recompute: recompute(raw.recompute.as_deref())?,
-            // A heading without keys says nothing.
+            // A heading without keys configures nothing.
             corrective: raw
                 .corrective
                 .filter(|c| *c != RawCorrective::default())
@@ -68,7 +70,7 @@ impl TrainConfig {
         })
     }
 
-    /// The same way of computing a run, by the unchanged recipe of this name.
+    /// The same settings with the named recipe, unmodified.
     ///
     /// # Errors
     /// [`RecipeError`] if there is no such recipe.
@@ -125,7 +127,7 @@ fn set<T: Clone>(field: &mut T, value: &Option<T>) {
     }
 }
 
-/// A field whose values have names.
+/// Sets a field from the name of one of its values.
 fn choose<T: DeserializeOwned>(
     field: &mut T,
     value: &Option<String>,
@@ -193,8 +195,8 @@ fn losses(recipe: &mut Recipe, config: &RawTrain) -> Result<(), RecipeError> {
     Ok(())
 }
 
-/// Most layers that a range may span; a larger one is a slip of the pen.
-const MOST_LAYERS: usize = 1024;
+/// Maximum number of layers in a range; a larger one is taken for a typo.
+const MAX_LAYERS: usize = 1024;
 
 fn list(layers: &Layers) -> Result<Vec<usize>, RecipeError> {
     let wrong = |what: String| RecipeError::Other {
@@ -206,7 +208,7 @@ fn list(layers: &Layers) -> Result<Vec<usize>, RecipeError> {
         Layers::Range(text) => {
             let ends = text.split_once('-').and_then(|(first, last)| {
                 let ends = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-                Some(ends).filter(|(a, b): &(usize, usize)| a <= b && b - a < MOST_LAYERS)
+                Some(ends).filter(|(a, b): &(usize, usize)| a <= b && b - a < MAX_LAYERS)
             });
             let Some((first, last)) = ends else {
                 return Err(wrong(format!(
@@ -218,10 +220,10 @@ fn list(layers: &Layers) -> Result<Vec<usize>, RecipeError> {
     };
     listed.sort_unstable();
     listed.dedup();
-    match listed.is_empty() {
-        true => Err(wrong("is empty; name at least one layer, from 0".into())),
-        false => Ok(listed),
+    if listed.is_empty() {
+        return Err(wrong("is empty; name at least one layer, from 0".into()));
     }
+    Ok(listed)
 }
 
 /// The endpoint that `[train.corrective]` names.

@@ -1,4 +1,4 @@
-//! The operator's view of the control loop.
+//! Implements the operator API on top of the control loop.
 
 use std::sync::Arc;
 use std::sync::mpsc::channel;
@@ -23,17 +23,18 @@ use realign_align::policy::{Policy, Rule};
 use realign_engine::adapter::generation::{Generation, GenerationId};
 use realign_engine::adapter::{Manifest, ResolveError, SwapError, Swapped};
 
-/// Realignments that a listing shows.
+/// Maximum number of realignments in a listing.
 const LISTED: usize = 100;
-/// How long an operator's request waits for room in the engine, where each generation needs its own.
-const ROOM: Duration = Duration::from_secs(20);
+/// How long an activation waits for the engine to have room for another generation.
+const PREPARE_TIMEOUT: Duration = Duration::from_secs(20);
 
 impl Control {
-    fn gone() -> AdminError {
+    fn loop_stopped() -> AdminError {
         AdminError::Failed("the control loop has stopped: the server is shutting down".into())
     }
 
-    /// Stores `CURRENT`, then the pointer.
+    /// Makes `to` the current generation: first on disk (`CURRENT`), then in memory. With
+    /// `expected`, only if that one is current.
     fn activate_generation(
         &self,
         to: Arc<Generation>,
@@ -48,8 +49,10 @@ impl Control {
                 serving.id
             )));
         }
-        let ready = context.engine.prepare(&to, &|waited| waited < ROOM);
-        ready.map_err(|e| AdminError::Failed(e.to_string()))?;
+        context
+            .engine
+            .prepare(&to, &|waited| waited < PREPARE_TIMEOUT)
+            .map_err(|e| AdminError::Failed(e.to_string()))?;
         let stored = match to.adapter {
             Some(_) => context.store.set_current(&to.id),
             None => context.store.set_current_base(&to.base_hash),
@@ -94,7 +97,7 @@ impl AdminPort for Control {
         Policies {
             revision: set.revision().into(),
             gate: set.gate(),
-            policies: set.policies().iter().map(|p| policy(p)).collect(),
+            policies: set.policies().iter().map(|p| policy_summary(p)).collect(),
             last_error: self.context.refused(),
             trust: active.trust,
             dryrun: active.dryrun.map(Stored::from),
@@ -103,14 +106,17 @@ impl AdminPort for Control {
 
     fn realignments(&self) -> Vec<Realignment> {
         let rows = self.context.log(self.context.db.realignments(LISTED));
-        rows.unwrap_or_default().into_iter().map(shown).collect()
+        rows.unwrap_or_default()
+            .into_iter()
+            .map(realignment)
+            .collect()
     }
 
     fn realignment(&self, id: &str) -> Option<Realignment> {
         let row = self.context.log(self.context.db.realignment(id))??;
         Some(Realignment {
             timeline: Some(self.context.telemetry.timelines().get(id)),
-            ..shown(row)
+            ..realignment(row)
         })
     }
 
@@ -118,10 +124,10 @@ impl AdminPort for Control {
         let (reply, answer) = channel();
         self.events
             .send(Event::Start(reply))
-            .map_err(|_| Control::gone())?;
+            .map_err(|_| Control::loop_stopped())?;
         let id = answer
             .recv()
-            .map_err(|_| Control::gone())?
+            .map_err(|_| Control::loop_stopped())?
             .map_err(|error| AdminError::Conflict(error.to_string()))?;
         Ok(match self.realignment(&id) {
             Some(realignment) => Started::Whole(Box::new(realignment)),
@@ -138,8 +144,8 @@ impl AdminPort for Control {
         let (reply, answer) = channel();
         self.events
             .send(Event::Cancel(id.into(), reply))
-            .map_err(|_| Control::gone())?;
-        if answer.recv().map_err(|_| Control::gone())? {
+            .map_err(|_| Control::loop_stopped())?;
+        if answer.recv().map_err(|_| Control::loop_stopped())? {
             return Ok(Cancelling::new(id));
         }
         Err(AdminError::Conflict(format!(
@@ -148,11 +154,11 @@ impl AdminPort for Control {
     }
 
     fn events(&self, id: &str) -> Option<BoxStream<'static, RealignmentEvent>> {
-        // Subscribed before the row is read: the row is written before the event of the end is
-        // emitted, so an end is seen in one of the two.
+        // Subscribe before reading the row: the row is written before the final event is emitted,
+        // so the end is seen in at least one of them.
         let events = self.context.telemetry.subscribe();
         let row = self.context.log(self.context.db.realignment(id))??;
-        if let Some(end) = end(&row) {
+        if let Some(end) = final_event(&row) {
             let end = RealignmentEvent::Happened(Arc::new(end));
             return Some(stream::once(async { end }).boxed());
         }
@@ -191,7 +197,7 @@ impl AdminPort for Control {
         for listed in self.context.store.list().unwrap_or_default() {
             let id = listed.id.to_string();
             generations.push(match listed.manifest {
-                Ok(manifest) => adapter(id, role(&listed.id), manifest),
+                Ok(manifest) => adapter_summary(id, role(&listed.id), manifest),
                 Err(error) => GenerationSummary::Unreadable {
                     id,
                     role: Role::Unreadable,
@@ -227,8 +233,9 @@ impl AdminPort for Control {
         self.activate_generation(to, None)
     }
 
-    /// Without an enforced policy, or where no data contradicts one, the base model is what the
-    /// policies ask for; otherwise it is a generation that was trained for exactly this set.
+    /// Without an enforced policy, or if no preference pair conflicts with one, the base model
+    /// counts as aligned; otherwise only a generation that was trained for exactly this policy set
+    /// does.
     fn aligned(&self) -> bool {
         let context = &self.context;
         let serving = context.registry.lease_current();
@@ -251,7 +258,7 @@ impl AdminPort for Control {
     }
 }
 
-fn policy(policy: &Policy) -> PolicySummary {
+fn policy_summary(policy: &Policy) -> PolicySummary {
     let rule = |rule: &Rule| RuleSummary {
         id: rule.id.clone(),
         severity: rule.severity,
@@ -267,7 +274,7 @@ fn policy(policy: &Policy) -> PolicySummary {
 }
 
 /// A row as the operator API shows it.
-fn shown(row: RealignmentRow) -> Realignment {
+fn realignment(row: RealignmentRow) -> Realignment {
     Realignment {
         id: row.id,
         inputs_hash: row.inputs_hash,
@@ -289,7 +296,7 @@ fn shown(row: RealignmentRow) -> Realignment {
 }
 
 /// The event with which a realignment ended; `None` while it runs.
-fn end(row: &RealignmentRow) -> Option<telemetry::Event> {
+fn final_event(row: &RealignmentRow) -> Option<telemetry::Event> {
     let seconds = row.finished_at.unwrap_or(row.updated_at);
     Some(telemetry::Event::RealignmentFinished {
         id: row.id.clone(),
@@ -300,7 +307,7 @@ fn end(row: &RealignmentRow) -> Option<telemetry::Event> {
     })
 }
 
-fn adapter(id: String, role: Role, manifest: Manifest) -> GenerationSummary {
+fn adapter_summary(id: String, role: Role, manifest: Manifest) -> GenerationSummary {
     GenerationSummary::Adapter(Box::new(AdapterSummary {
         id,
         role,

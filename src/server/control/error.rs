@@ -1,4 +1,4 @@
-//! Why the control loop did not do what it was asked.
+//! Errors of the control loop.
 
 use crate::state::StateError;
 use realign_align::oracle::features::FeatureError;
@@ -23,7 +23,7 @@ pub enum ControlError {
 /// Why the policies of the directory did not become active.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ReadPoliciesError {
-    /// The files, their examples or their measured rules.
+    /// A file is invalid, an example fails, or a rule is below its minimum trust.
     #[error(transparent)]
     Policies(#[from] PolicyErrors),
     /// The model's hidden states, which probes read, are unavailable.
@@ -48,13 +48,13 @@ pub(super) enum BeginError {
 /// Why an operator's request started no realignment.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StartError {
-    /// One is running.
+    /// Another realignment is running; holds its id.
     #[error("realignment {0} is running; cancel it first or wait")]
     Running(String),
-    /// What the policies ask for has been done.
+    /// The realignment that the active policies require has already been done.
     #[error("nothing to do")]
     NothingToDo,
-    /// It could not begin.
+    /// The realignment could not begin.
     #[error(transparent)]
     Begin(#[from] BeginError),
 }

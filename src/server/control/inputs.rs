@@ -1,4 +1,5 @@
-//! What a configuration says about the inputs of a realignment and its checkpoints.
+//! Collects the inputs of a realignment, and locates its checkpoints, according to the
+//! configuration.
 
 use std::path::PathBuf;
 
@@ -8,7 +9,8 @@ use realign_align::policy::PolicySet;
 use realign_align::preferences::DatasetError;
 use realign_align::train::Recipe;
 
-/// The inputs of a realignment to a policy set, read as the configuration says.
+/// Collects the inputs of a realignment to `policies`, reading the preference data that `config`
+/// names.
 ///
 /// # Errors
 /// If the preference data cannot be read.
@@ -27,8 +29,8 @@ pub fn inputs(
     Inputs::collect(sources, base_hash, policies, recipe)
 }
 
-/// Where the training checkpoints of a realignment are, by the hash of its inputs.
+/// The directory of a realignment's training checkpoints, named after the hash of its inputs.
 pub fn checkpoints(config: &Config, inputs: &Inputs) -> PathBuf {
-    let all = config.paths.state.join("checkpoints");
-    all.join(&inputs.hash[..16])
+    let directory = config.paths.state.join("checkpoints");
+    directory.join(&inputs.hash[..16])
 }

@@ -1,4 +1,4 @@
-//! How a trained adapter is written to the store: with its manifest and the curve of its losses.
+//! Writes a trained adapter to the store, with its manifest and loss curve.
 
 use serde_json::Value;
 
@@ -10,22 +10,22 @@ use realign_engine::adapter::generation::GenerationId;
 use realign_engine::adapter::{AdapterError, AdapterStore, Manifest};
 use realign_model::{LoadedModel, LoraWeights};
 
-/// What an adapter was trained from.
+/// Everything that an adapter was trained from, as recorded in its manifest.
 pub struct Origin<'a> {
-    /// The generation that served meanwhile.
+    /// The generation that was current during training.
     pub parent: Option<GenerationId>,
     /// The base model.
     pub loaded: &'a LoadedModel,
-    /// Data and policies.
+    /// Preference data and policies.
     pub inputs: &'a Inputs,
-    /// How it was trained.
+    /// The training recipe.
     pub recipe: &'a Recipe,
-    /// The categories of the data.
+    /// Number of preference pairs in each category.
     pub triage: TriageCounts,
 }
 
 impl Origin<'_> {
-    /// Writes an adapter to the store, with `gate` as the gate's report.
+    /// Writes an adapter to the store, with `gate` as the gate's report, and returns its id.
     ///
     /// # Errors
     /// [`AdapterError`].
@@ -47,7 +47,7 @@ impl Origin<'_> {
             base_name: self.loaded.name.to_string(),
             policy_revision: Some(self.inputs.policy_revision.clone()),
             dataset_digest: Some(self.inputs.dataset.digest.clone()),
-            // Plain data: there is nothing in it that JSON cannot hold.
+            // A recipe is plain data, which always serialises.
             recipe: serde_json::to_value(self.recipe).unwrap_or_default(),
             seed: self.recipe.seed,
             inputs_hash: self.inputs.hash.clone(),

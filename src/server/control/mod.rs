@@ -1,8 +1,8 @@
-//! The control loop: one realignment at a time, the newest policy set wins.
+//! The control loop: it runs one realignment at a time, for the newest policy set.
 //!
-//! One thread owns what changes (the active policy set, the running realignment) and takes one
-//! closed [`Event`] after another. Realignments run on a thread of their own and report back with
-//! an event; the policy watcher only says "look again".
+//! One thread owns the mutable state (the active policy set, the running realignment) and processes
+//! one [`Event`] at a time. Realignments run on a thread of their own and report back with an
+//! event; the policy watcher only signals that the directory should be read again.
 
 mod admin;
 mod context;
@@ -39,21 +39,21 @@ pub use manifest::Origin;
 use realign::{Ended, Job, Stop};
 use stop::StopFlag;
 
-/// Everything that can happen to the control loop.
+/// Everything that the control loop reacts to.
 enum Event {
-    /// The policy directory's content changed, or an operator asked to look.
+    /// The policy directory's content changed, or an operator requested a reload.
     PoliciesChanged,
-    /// An operator asks for a realignment to the active set; the answer is its id.
+    /// An operator requests a realignment to the active set; the reply is its id.
     Start(Sender<Result<String, StartError>>),
-    /// An operator stops a realignment; the answer is whether it was running.
+    /// An operator cancels a realignment; the reply is whether it was running.
     Cancel(String, Sender<bool>),
     /// The running realignment ended.
     Ended(Box<Ended>),
-    /// The server is going down.
+    /// The server is shutting down.
     Shutdown,
 }
 
-/// A running control loop; the operator routes talk to it.
+/// Handle of a running control loop, used by the operator routes.
 pub struct Control {
     events: Sender<Event>,
     context: Arc<Context>,
@@ -62,8 +62,11 @@ pub struct Control {
 }
 
 impl Control {
-    /// Starts the loop and the policy watcher, and realigns to the policies that are there unless
-    /// that was done before.
+    /// Starts the loop and the policy watcher, and realigns to the current policies unless that has
+    /// been done already.
+    ///
+    /// # Errors
+    /// [`ControlError`] if the recipe is unusable, or the watcher or the thread cannot be started.
     pub fn start(parts: Parts) -> Result<Self, ControlError> {
         let watch = WatchOptions {
             debounce: Duration::from_millis(parts.config.watch.debounce_ms),
@@ -73,10 +76,10 @@ impl Control {
         let directory = parts.config.paths.policies.clone();
         let context = Arc::new(Context::new(parts)?);
         let (events, inbox) = channel();
-        let looker = events.clone();
+        let watcher_events = events.clone();
         let watcher = PolicyWatcher::start(directory, watch, move || {
             // A closed channel means that the loop is shutting down.
-            let _closed = looker.send(Event::PoliciesChanged);
+            let _closed = watcher_events.send(Event::PoliciesChanged);
         })?;
         let worker = Loop {
             context: context.clone(),
@@ -97,20 +100,20 @@ impl Control {
         })
     }
 
-    /// Reads the policy directory as if it had changed.
-    pub fn look_again(&self) {
+    /// Asks the loop to read the policy directory again, as if it had changed. Returns at once.
+    pub fn request_reload(&self) {
         // A closed channel means that the loop is shutting down.
         let _closed = self.events.send(Event::PoliciesChanged);
     }
 
-    /// The active policies with what their rules may ask beyond the text.
+    /// The active policies and the matchers their rules use.
     pub fn active_policies(&self) -> (Arc<PolicySet>, Arc<Matchers>) {
         let active = self.context.active();
         (active.set, active.matchers)
     }
 
-    /// Stops a running realignment at its next step, leaving it to be resumed, and ends the loop and
-    /// the policy watcher. Calling it again does nothing.
+    /// Stops a running realignment at its next step, to be resumed at the next start, and stops the
+    /// loop and the policy watcher. Calling it again does nothing.
     pub fn shutdown(&self) {
         drop(self.watcher.lock().ok().and_then(|mut w| w.take()));
         let _already_ended = self.events.send(Event::Shutdown);
@@ -127,6 +130,7 @@ impl Drop for Control {
     }
 }
 
+/// The realignment in progress.
 struct Running {
     id: String,
     revision: String,
@@ -140,24 +144,24 @@ struct Loop {
     events: Sender<Event>,
     inbox: Receiver<Event>,
     running: Option<Running>,
-    /// A newer policy set waits for the running realignment to stop.
+    /// Whether a newer policy set waits for the running realignment to stop.
     pending: bool,
     at_start: bool,
 }
 
 impl Loop {
     fn run(mut self) {
-        self.look_at_policies();
+        self.reload_policies();
         self.at_start = false;
         while let Ok(event) = self.inbox.recv() {
             match event {
-                Event::PoliciesChanged => self.look_at_policies(),
+                Event::PoliciesChanged => self.reload_policies(),
                 Event::Start(reply) => {
-                    // Whoever asked may have gone: the realignment runs all the same.
-                    let _gone = reply.send(self.start_on_request());
+                    // The caller may have disconnected; the realignment runs regardless.
+                    let _disconnected = reply.send(self.start_on_request());
                 }
                 Event::Cancel(id, reply) => {
-                    let _gone = reply.send(self.cancel(&id));
+                    let _disconnected = reply.send(self.cancel(&id));
                 }
                 Event::Ended(ended) => self.ended(*ended),
                 Event::Shutdown => break,
@@ -171,7 +175,7 @@ impl Loop {
         }
     }
 
-    /// Reads the directory and makes its rules ready to be asked.
+    /// Reads the directory and prepares the matchers of its rules.
     fn read_policies(&self) -> Result<(PolicySet, Prepared), ReadPoliciesError> {
         let set = PolicySet::load_dir(&self.context.config.paths.policies)?;
         let services = self.context.services(&set)?;
@@ -179,9 +183,9 @@ impl Loop {
         Ok((set, prepared))
     }
 
-    /// Looks at the directory; a set that is invalid, fails its examples or has a rule below its
-    /// minimum changes nothing.
-    fn look_at_policies(&mut self) {
+    /// Reads and activates the policies of the directory. A set that is invalid, fails its examples
+    /// or has a rule below its minimum trust is refused and changes nothing.
+    fn reload_policies(&mut self) {
         let (set, prepared) = match self.read_policies() {
             Ok(read) => read,
             Err(error) => {
@@ -204,7 +208,7 @@ impl Loop {
             }
             None => {
                 if let Err(error) = self.begin(!self.at_start) {
-                    self.did_not_begin(&error);
+                    self.report_begin_error(&error);
                 }
             }
         }
@@ -227,14 +231,14 @@ impl Loop {
         }
     }
 
-    /// Starts the realignment that the active set asks for. At the server's start (`wanted` is
-    /// false) one that has ended already is not repeated: an operator may have rolled it back.
-    fn begin(&mut self, wanted: bool) -> Result<Option<String>, BeginError> {
+    /// Starts the realignment that the active set requires. Without `repeat` (at the server's
+    /// start), one that has already ended is not run again: an operator may have rolled it back.
+    fn begin(&mut self, repeat: bool) -> Result<Option<String>, BeginError> {
         let active = self.context.active();
         let set = active.set;
         let inputs = self.context.inputs(&set)?;
         let unfinished = self.context.supersede_unfinished(&inputs.hash);
-        if unfinished.is_none() && !wanted && self.context.has_ended(&inputs.hash) {
+        if unfinished.is_none() && !repeat && self.context.has_ended(&inputs.hash) {
             return Ok(None);
         }
         let id = match unfinished {
@@ -257,10 +261,11 @@ impl Loop {
         let (context, events) = (self.context.clone(), self.events.clone());
         let run = move || {
             let ended = realign::run(&context, job);
-            // A closed channel means that the loop has ended: the row stays to be resumed.
+            // A closed channel means that the loop has ended; the unfinished row is resumed at the
+            // next start.
             let _closed = events.send(Event::Ended(Box::new(ended)));
         };
-        // Candle walks a graph recursively, one frame per operation.
+        // Candle traverses a graph recursively, one stack frame per operation.
         let thread = std::thread::Builder::new()
             .name("realign".into())
             .stack_size(256 << 20)
@@ -320,11 +325,11 @@ impl Loop {
         if std::mem::take(&mut self.pending)
             && let Err(error) = self.begin(true)
         {
-            self.did_not_begin(&error);
+            self.report_begin_error(&error);
         }
     }
 
-    fn did_not_begin(&self, error: &BeginError) {
+    fn report_begin_error(&self, error: &BeginError) {
         let error = error.to_string();
         self.context
             .emit(telemetry::Event::PolicyReloadFailed { error });

@@ -1,4 +1,4 @@
-//! The policy oracle for clients.
+//! The policy oracle behind `POST /v1/moderations`.
 
 use super::Control;
 use crate::api::{ModerationPort, Moderations};

@@ -1,4 +1,4 @@
-//! The oracle's services in a server, and what `dryrun` policies say about the data.
+//! The oracle's services in a server, and the triage report of `dryrun` policies.
 
 use std::sync::{Arc, PoisonError};
 
@@ -12,13 +12,13 @@ use realign_align::preferences::Dataset;
 use realign_align::triage::triage_cached;
 
 impl Context {
-    /// What a set's probes and judges need; the second executor for hidden states is made only
-    /// when the first probe asks for it.
+    /// The services that the probes and judges of `set` need. The executor for hidden states is
+    /// created on first use.
     pub fn services(&self, set: &PolicySet) -> Result<Services, FeatureError> {
         let (probes, _) = needs_services(set);
         let mut features = None;
         if probes {
-            // A panic while it was held left it as it was.
+            // The option is only ever set as a whole, so a panic cannot leave it inconsistent.
             let mut known = self.features.lock().unwrap_or_else(PoisonError::into_inner);
             if known.is_none() {
                 let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -34,14 +34,14 @@ impl Context {
         })
     }
 
-    /// The oracle that live traffic is judged by: the active set's enforced policies.
+    /// The oracle that judges live traffic: the active set's enforced policies.
     pub fn oracle(&self) -> RuleOracle {
         let active = self.active();
         RuleOracle::new(&active.set).with_matchers(active.matchers)
     }
 
-    /// Triages the data by all policies, `dryrun` ones included, and logs what those add. `None`
-    /// if there are none or the data cannot be read.
+    /// Triages the preference data with and without the `dryrun` policies and logs the difference.
+    /// `None` if there are no such policies or the data cannot be read.
     pub fn report_dryrun(&self) -> Option<Value> {
         let active = self.active();
         if active.set.policies().iter().all(|p| p.is_enforced()) {
@@ -51,19 +51,18 @@ impl Context {
             &self.config.paths.preferences,
             self.config.paths.max_preferences_bytes,
         )
-        .inspect_err(|error| tracing::warn!(%error, "dryrun policies are not triaged"))
+        .inspect_err(|error| tracing::warn!(%error, "cannot triage with dryrun policies"))
         .ok()?;
         let all = RuleOracle::with_dryrun(&active.set).with_matchers(active.matchers);
         let with = triage_cached(&dataset.pairs, &all, self.db.as_ref()).0;
-        let without = triage_cached(&dataset.pairs, &self.oracle(), self.db.as_ref());
-        let without = without.0.counts;
+        let enforced = triage_cached(&dataset.pairs, &self.oracle(), self.db.as_ref()).0;
         tracing::info!(
-            conflicts = without.conflicts(),
+            conflicts = enforced.counts.conflicts(),
             with_dryrun = with.counts.conflicts(),
             "dryrun policies triaged"
         );
         Some(json!({
-            "enforced": without, "with_dryrun": with.counts, "gap_ratio": with.gap_ratio,
+            "enforced": enforced.counts, "with_dryrun": with.counts, "gap_ratio": with.gap_ratio,
             "undecided": with.undecided,
         }))
     }

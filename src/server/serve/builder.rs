@@ -1,4 +1,4 @@
-//! Configuring a server in code.
+//! Configuration of a server in code.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use crate::config::{
 
 /// Settings of a [`Server`] that is about to be built; see [`Server::builder`].
 ///
-/// What is not set has the default that `realign.example.toml` gives. Directories are relative to
-/// the working directory. Each server needs its own state and adapter directories.
+/// Settings that are not set have the defaults listed in `realign.example.toml`. Directories are
+/// relative to the working directory. Each server needs its own state and adapter directories.
 ///
 /// ```
 /// # use realign_server::serve::Server;
@@ -48,26 +48,26 @@ impl ServerBuilder {
         self
     }
 
-    /// The name that clients send as `model`; otherwise the model's own.
+    /// The name that clients send as `model`. Default: the model's own name.
     pub fn model_name(mut self, name: impl Into<String>) -> Self {
         self.own.model_name = Some(name.into());
         self
     }
 
-    /// What computes: `auto`, `cpu` or `cuda:N`.
+    /// The device to compute on: `auto`, `cpu` or `cuda:N`.
     pub fn device(mut self, device: impl Into<String>) -> Self {
         self.engine().device = Some(device.into());
         self
     }
 
-    /// CPU threads of the engine. Loading and learning use rayon's global thread pool, which belongs
-    /// to the application.
+    /// CPU threads of the engine. Loading and training use rayon's global thread pool, which
+    /// belongs to the application.
     pub fn threads(mut self, threads: usize) -> Self {
         self.engine().threads = Some(threads);
         self
     }
 
-    /// Directory of policy files, which is watched; it may be missing or empty.
+    /// Directory of policy files, which is watched for changes; it may be missing or empty.
     pub fn policies(mut self, directory: impl Into<PathBuf>) -> Self {
         self.paths().policies = Some(directory.into());
         self
@@ -91,7 +91,7 @@ impl ServerBuilder {
         self
     }
 
-    /// IP address that [`Server::run`] listens on. [`Server::router`] listens on none.
+    /// IP address that [`Server::run`] listens on; [`Server::router`] ignores it.
     pub fn host(mut self, address: impl Into<String>) -> Self {
         self.listener().host = Some(address.into());
         self
@@ -103,42 +103,43 @@ impl ServerBuilder {
         self
     }
 
-    /// Key that clients must send as a bearer token: the key, or `sha256:` and its digest.
+    /// Key that clients must send as a bearer token, given as the key itself or as
+    /// `sha256:<digest>`.
     pub fn api_key(mut self, key: impl Into<String>) -> Self {
         self.listener().api_key = Some(key.into());
         self
     }
 
-    /// Key that operators must send: the key, or `sha256:` and its digest.
+    /// Key that operators must send, given as the key itself or as `sha256:<digest>`.
     pub fn admin_key(mut self, key: impl Into<String>) -> Self {
         self.listener().admin_key = Some(key.into());
         self
     }
 
-    /// Any keys, as the text of a `realign.toml`. The builder's other methods win over it, it wins
-    /// over [`ServerBuilder::config_file`].
+    /// Any settings, as the text of a `realign.toml`. They override [`ServerBuilder::config_file`]
+    /// and are overridden by the builder's other methods.
     pub fn settings(mut self, toml: impl Into<String>) -> Self {
         self.settings = Some(toml.into());
         self
     }
 
-    /// Reads this file, then `REALIGN_*` environment variables, as the command line does; all that
-    /// the builder sets otherwise wins over both. Without it the environment is not read.
+    /// Reads this file, then `REALIGN_*` environment variables, as the command line does;
+    /// everything else set on the builder overrides both. Without a file the environment is not
+    /// read.
     pub fn config_file(mut self, file: impl AsRef<Path>) -> Self {
         self.file = Some(file.as_ref().to_owned());
         self
     }
 
     /// The whole configuration, such as one from [`ServerBuilder::configuration`] with changes.
-    /// Other settings are refused next to it, so that none is silently lost.
+    /// It cannot be combined with other settings, so that none is silently ignored.
     pub fn config(mut self, config: Config) -> Self {
         self.config = Some(config);
         self
     }
 
-    /// What operators read and change under `/admin/v1/log-level`. Without it those routes answer
-    /// that the application decides what is logged: the server emits `tracing` events and installs
-    /// no subscriber.
+    /// Backs `/admin/v1/log-level`. Without it those routes report that logging is controlled by
+    /// the application: the server emits `tracing` events and installs no subscriber.
     pub fn log_control(mut self, logs: Arc<dyn LogPort>) -> Self {
         self.logs = Some(logs);
         self
@@ -154,21 +155,24 @@ impl ServerBuilder {
             let (file, settings) = (self.file.as_deref(), self.settings.as_deref());
             return Config::resolve(load_embedded(file, settings, &self.own)?);
         };
-        let alone =
+        let only_config =
             self.own == RawConfig::default() && self.file.is_none() && self.settings.is_none();
-        if alone {
+        if only_config {
             return Ok(config.clone());
         }
-        let why = "a whole configuration was given (ServerBuilder::config), and other settings \
-                   with it: change the configuration instead";
-        Err(ConfigError::Read(why.into()))
+        Err(ConfigError::Read(
+            "a whole configuration was given (ServerBuilder::config), and other settings with \
+             it: change the configuration instead"
+                .into(),
+        ))
     }
 
-    /// Loads the model, opens state and adapters, starts the engine and the control loop. Blocks for
-    /// seconds: within asynchronous code, call it before anything is served or on a blocking thread.
+    /// Loads the model, opens state and adapters, starts the engine and the control loop. Blocks
+    /// for seconds: within asynchronous code, call it before anything is served or on a blocking
+    /// thread.
     ///
     /// # Errors
-    /// [`ServerError`] for everything that is unusable; nothing runs then.
+    /// [`ServerError`] if anything is unusable; nothing is left running then.
     pub fn build(self) -> Result<Server, ServerError> {
         let config = self.configuration()?;
         let logs = self.logs.unwrap_or_else(|| Arc::new(ApplicationLogs));
@@ -189,7 +193,7 @@ impl ServerBuilder {
 }
 
 impl std::fmt::Debug for ServerBuilder {
-    /// Keys are secrets: only where settings come from is shown.
+    /// Shows only where settings come from, because keys are secrets.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ServerBuilder")
             .field("model", &self.own.model)
@@ -198,7 +202,7 @@ impl std::fmt::Debug for ServerBuilder {
     }
 }
 
-/// The logs of an application that did not hand their control over.
+/// Used when the application controls logging and did not call [`ServerBuilder::log_control`].
 struct ApplicationLogs;
 
 impl LogPort for ApplicationLogs {

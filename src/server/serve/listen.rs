@@ -1,5 +1,5 @@
-//! Accepting connections: bounded in number, encrypted if configured, with time limits for clients
-//! that send or take slowly, and ended gently when the server goes down.
+//! Accepting connections: limited in number, encrypted if configured, with timeouts for slow
+//! clients, and closed gracefully at shutdown.
 
 use std::future::Future;
 use std::io;
@@ -23,7 +23,7 @@ use tower_service::Service;
 
 use super::tls::Tls;
 
-/// A pause after an error of `accept`: without it, a process out of file descriptors would spin.
+/// Pause after a failed `accept`: without it, a process out of file descriptors would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Time limits of a connection.
@@ -31,44 +31,44 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Timeouts {
     /// For a TLS handshake, a request's header, and an idle connection.
     pub(super) header: Duration,
-    /// For a client that takes none of its answer.
+    /// For a client that reads none of its response.
     pub(super) write: Duration,
 }
 
-/// What all listeners share.
+/// Settings shared by all listeners.
 #[derive(Clone)]
 pub(super) struct Listening {
     pub(super) timeouts: Timeouts,
     pub(super) tls: Option<Arc<Tls>>,
-    /// Connections of all listeners together.
+    /// Limits the open connections of all listeners together.
     pub(super) connections: Arc<Semaphore>,
-    /// Becomes true when connections should end after the request they are at.
+    /// Becomes true when connections should close after their current request.
     pub(super) closing: watch::Receiver<bool>,
 }
 
 impl Listening {
-    /// Serves `app` until closing, then waits for the connections to end.
+    /// Serves `app` until `closing` is true, then waits for open connections to finish.
     pub(super) async fn serve(self, listener: TcpListener, app: Router) {
         let mut closing = self.closing.clone();
         let mut open = tokio::task::JoinSet::new();
         loop {
             while open.try_join_next().is_some() {}
-            let place = Arc::clone(&self.connections).acquire_owned();
+            let permit = Arc::clone(&self.connections).acquire_owned();
             let accepted = tokio::select! {
-                _ = closed(&mut closing) => break,
-                accepted = async { (place.await, listener.accept().await) } => accepted,
+                _ = wait_until_closing(&mut closing) => break,
+                accepted = async { (permit.await, listener.accept().await) } => accepted,
             };
             match accepted {
-                (Ok(place), Ok((stream, peer))) => {
+                (Ok(permit), Ok((stream, peer))) => {
                     let connection = self.clone().connection(stream, peer, app.clone());
                     open.spawn(async move {
                         connection.await;
-                        drop(place);
+                        drop(permit);
                     });
                 }
                 (Err(_), _) => break,
                 (Ok(_), Err(error)) => {
-                    tracing::warn!(%error, "a connection was not accepted");
+                    tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -78,19 +78,19 @@ impl Listening {
     }
 
     async fn connection(self, stream: TcpStream, peer: SocketAddr, app: Router) {
-        // A token is a packet of its own: waiting to fill one would delay every one of them.
+        // Streamed tokens are small packets; Nagle's algorithm would delay each of them.
         if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "no TCP_NODELAY");
+            tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
-        let stream = Patient::new(stream, self.timeouts.write);
+        let stream = WriteTimeout::new(stream, self.timeouts.write);
         match self.tls.as_ref().map(|tls| tls.acceptor()) {
             None => self.http(stream, peer, app).await,
             Some(acceptor) => {
                 let handshake = acceptor.accept(stream);
                 match tokio::time::timeout(self.timeouts.header, handshake).await {
                     Ok(Ok(stream)) => self.http(stream, peer, app).await,
-                    Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS"),
-                    Err(_) => tracing::debug!(%peer, "no TLS in time"),
+                    Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
+                    Err(_) => tracing::debug!(%peer, "TLS handshake timed out"),
                 }
             }
         }
@@ -113,40 +113,41 @@ impl Listening {
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            _ = closed(&mut self.closing) => {
+            _ = wait_until_closing(&mut self.closing) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
         };
         if let Err(error) = ended {
-            tracing::debug!(%peer, %error, "a connection broke");
+            tracing::debug!(%peer, %error, "connection failed");
         }
     }
 }
 
-/// Waits until connections should end; also if nobody is left to say so.
-async fn closed(closing: &mut watch::Receiver<bool>) {
-    let _nobody_left = closing.wait_for(|closing| *closing).await;
+/// Waits until connections should close, or until the sender is gone.
+async fn wait_until_closing(closing: &mut watch::Receiver<bool>) {
+    let _sender_dropped = closing.wait_for(|closing| *closing).await;
 }
 
-/// A stream whose writing fails when the other side takes nothing for too long.
-struct Patient<S> {
+/// A stream whose writes fail with `TimedOut` once the peer has accepted no data for `timeout`.
+struct WriteTimeout<S> {
     stream: S,
-    patience: Duration,
-    /// Runs while a write waits.
+    timeout: Duration,
+    /// Set while a write is pending.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Patient<S> {
-    fn new(stream: S, patience: Duration) -> Self {
+impl<S> WriteTimeout<S> {
+    fn new(stream: S, timeout: Duration) -> Self {
         Self {
             stream,
-            patience,
+            timeout,
             deadline: None,
         }
     }
 
-    fn watch<T>(
+    /// Starts, checks or clears the deadline according to the result of a write.
+    fn check_deadline<T>(
         &mut self,
         context: &mut Context<'_>,
         outcome: Poll<io::Result<T>>,
@@ -155,7 +156,7 @@ impl<S> Patient<S> {
             self.deadline = None;
             return outcome;
         }
-        let until = Instant::now() + self.patience;
+        let until = Instant::now() + self.timeout;
         let deadline = self
             .deadline
             .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
@@ -169,7 +170,7 @@ impl<S> Patient<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -179,14 +180,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.watch(context, outcome)
+        self.check_deadline(context, outcome)
     }
 
     fn poll_write_vectored(
@@ -195,7 +196,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        self.watch(context, outcome)
+        self.check_deadline(context, outcome)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -204,12 +205,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let outcome = Pin::new(&mut self.stream).poll_flush(context);
-        self.watch(context, outcome)
+        self.check_deadline(context, outcome)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let outcome = Pin::new(&mut self.stream).poll_shutdown(context);
-        self.watch(context, outcome)
+        self.check_deadline(context, outcome)
     }
 }
 

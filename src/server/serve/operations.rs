@@ -1,4 +1,4 @@
-//! What an operator configures around serving, and what goes on beside it.
+//! Setup of access keys, telemetry and compliance judging, and reloading on SIGHUP.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::api::{Access, Rates};
 use crate::config::keys::{self, ApiKey, KeyDigest, KeyFileError};
 use crate::config::{ComplianceConfig, Config, ConfigError};
 use crate::control::Control;
-use crate::telemetry::compliance::{DecisionLog, DecisionLogError, Limits};
+use crate::telemetry::compliance::{DecisionLog, DecisionLogError, DecisionLogOptions, Sampling};
 use crate::telemetry::traces::Exporter;
 use crate::telemetry::{Compliance, Telemetry};
 
@@ -23,19 +23,24 @@ fn all_keys(config: &Config) -> Result<Vec<ApiKey>, KeyFileError> {
 pub(super) fn access(config: &Config) -> Result<Access, ServerError> {
     let keys = all_keys(config)?;
     if keys.is_empty() && config.server.api_keys_file.is_some() {
-        // An empty file means nobody, not everybody.
+        // An empty file must lock everyone out rather than let everyone in.
         return Err(ServerError::Config(ConfigError::Value {
             key: "server.api_keys_file",
             value: "empty".into(),
             allowed: "write at least one name:key into it, or leave it out to let everyone in",
         }));
     }
-    let admin = config.server.admin_key.as_deref().map(KeyDigest::parse);
-    let admin = admin.transpose().map_err(|allowed| ConfigError::Value {
-        key: "server.admin_key",
-        value: "refused".into(),
-        allowed,
-    })?;
+    let admin = config
+        .server
+        .admin_key
+        .as_deref()
+        .map(KeyDigest::parse)
+        .transpose()
+        .map_err(|allowed| ConfigError::Value {
+            key: "server.admin_key",
+            value: "refused".into(),
+            allowed,
+        })?;
     let limits = &config.limits;
     let rates = Rates {
         requests: limits.requests_per_minute,
@@ -62,13 +67,14 @@ pub(super) fn telemetry(config: &Config) -> Result<Telemetry, ServerError> {
 pub(super) fn decision_log(
     config: &ComplianceConfig,
 ) -> Result<Option<DecisionLog>, DecisionLogError> {
-    let limits = Limits {
-        bytes: config.decision_log_max_bytes,
-        files: config.decision_log_files,
-        texts: config.decision_log_texts,
+    let options = DecisionLogOptions {
+        max_bytes: config.decision_log_max_bytes,
+        kept_files: config.decision_log_files,
+        include_texts: config.decision_log_texts,
     };
     let path = config.decision_log.as_deref();
-    path.map(|path| DecisionLog::open(path, limits)).transpose()
+    path.map(|path| DecisionLog::open(path, options))
+        .transpose()
 }
 
 pub(super) fn compliance(
@@ -82,13 +88,16 @@ pub(super) fn compliance(
     }
     let active = control.clone();
     let policies = Box::new(move || active.active_policies());
-    let amount = (config.share, config.queue);
-    let compliance = Compliance::start(amount, policies, log, telemetry.clone())?;
+    let sampling = Sampling {
+        share: config.share,
+        queue: config.queue,
+    };
+    let compliance = Compliance::start(sampling, policies, log, telemetry.clone())?;
     Ok(Some(Arc::new(compliance)))
 }
 
-/// With every SIGHUP, reads policies, keys and certificate again. What is unusable leaves the old in
-/// place.
+/// Reloads policies, keys and the certificate on every SIGHUP. Anything unusable is logged and
+/// leaves the previous one in force.
 pub(super) async fn reload(
     hangups: Option<tokio::signal::unix::Signal>,
     config: Arc<Config>,
@@ -98,8 +107,8 @@ pub(super) async fn reload(
 ) {
     let Some(mut hangups) = hangups else { return };
     while hangups.recv().await.is_some() {
-        tracing::info!("SIGHUP: reading policies, keys and certificate again");
-        control.look_again();
+        tracing::info!("SIGHUP: reloading policies, keys and certificate");
+        control.request_reload();
         let (config, access, tls) = (config.clone(), access.clone(), tls.clone());
         let read = tokio::task::spawn_blocking(move || {
             match all_keys(&config) {
@@ -114,7 +123,7 @@ pub(super) async fn reload(
             }
         });
         if let Err(error) = read.await {
-            tracing::error!(%error, "the reload did not end well");
+            tracing::error!(%error, "the reload task failed");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the operating system tells the server.
+//! Handling of SIGTERM, SIGINT and SIGHUP.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -13,13 +13,13 @@ pub(super) async fn terminated() {
         }
         Err(error) => {
             tracing::warn!(%error, "SIGTERM cannot be handled; SIGINT can");
-            // Without a handler the process ends at once, which is what is left.
+            // If this fails as well, SIGINT has no handler and ends the process.
             let _interrupted = tokio::signal::ctrl_c().await;
         }
     }
 }
 
-/// SIGHUP, from now on. Without a handler it would end the process, so it is asked for early.
+/// Starts to receive SIGHUP. Call this early: without a handler SIGHUP ends the process.
 pub(super) fn hangups() -> Option<Signal> {
     signal(SignalKind::hangup())
         .inspect_err(|error| tracing::warn!(%error, "SIGHUP cannot be handled"))

@@ -1,4 +1,4 @@
-//! The threads of a server, and their end.
+//! The background threads of a server, and their shutdown.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -10,10 +10,11 @@ use crate::control::Control;
 use crate::telemetry::{Compliance, Telemetry};
 use realign_engine::EngineHandle;
 
-/// How often the alignment's state is looked at.
+/// Interval at which the alignment metric is updated.
 const ALIGNMENT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Everything that runs as long as a server does. Dropping it ends the threads and waits for them.
+/// Everything that runs for the lifetime of a server. Dropping it stops the threads and waits for
+/// them.
 pub(super) struct Threads {
     pub(super) ready: Arc<AtomicBool>,
     pub(super) alignment: AlignmentWatch,
@@ -24,9 +25,9 @@ pub(super) struct Threads {
 }
 
 impl Threads {
-    /// Refuses new requests and ends the threads after their current piece of work: a training step,
-    /// a forward pass, the judgements that wait. Requests that still run fail. Calling it again does
-    /// nothing.
+    /// Stops accepting requests and stops the threads. Each finishes its current work first: a
+    /// training step, a forward pass, the queued judgements. Requests still running fail. Calling
+    /// it again does nothing.
     pub(super) fn end(&self) {
         self.ready.store(false, Ordering::Release);
         self.alignment.end();
@@ -47,65 +48,63 @@ impl Drop for Threads {
     }
 }
 
-/// A thread that keeps the metric of the alignment up to date, also while nothing happens.
+/// A thread that keeps the alignment metric up to date between events.
 pub(super) struct AlignmentWatch {
-    ending: Arc<Ending>,
+    stop: Arc<StopSignal>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Tells a thread that waits to end.
+/// Wakes a waiting thread and tells it to stop.
 #[derive(Default)]
-struct Ending {
-    requested: Mutex<bool>,
+struct StopSignal {
+    stopped: Mutex<bool>,
     changed: Condvar,
 }
 
-impl Ending {
-    fn request(&self) {
-        *self
-            .requested
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = true;
+impl StopSignal {
+    fn set(&self) {
+        *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.changed.notify_all();
     }
 
-    /// Waits for `time`, or less if the end is requested; whether it is.
-    fn requested_within(&self, time: Duration) -> bool {
-        let lock = self.requested.lock();
-        let requested = lock.unwrap_or_else(PoisonError::into_inner);
+    /// Waits for at most `timeout`; returns whether the signal is set.
+    fn wait(&self, timeout: Duration) -> bool {
+        let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self
             .changed
-            .wait_timeout_while(requested, time, |requested| !*requested);
+            .wait_timeout_while(stopped, timeout, |stopped| !*stopped);
         *waited.unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
 impl AlignmentWatch {
+    /// Starts the thread.
+    ///
     /// # Errors
-    /// If the system refuses a thread.
+    /// If the thread cannot be started.
     pub(super) fn start(control: Arc<Control>, telemetry: Arc<Telemetry>) -> std::io::Result<Self> {
-        let ending = Arc::new(Ending::default());
-        let told = ending.clone();
-        let look = move || {
+        let stop = Arc::new(StopSignal::default());
+        let stopped = stop.clone();
+        let update = move || {
             loop {
                 telemetry.metrics().set_aligned(control.aligned());
-                if told.requested_within(ALIGNMENT_INTERVAL) {
+                if stopped.wait(ALIGNMENT_INTERVAL) {
                     return;
                 }
             }
         };
         let thread = std::thread::Builder::new().name("alignment".into());
         Ok(Self {
-            ending,
-            thread: Mutex::new(Some(thread.spawn(look)?)),
+            stop,
+            thread: Mutex::new(Some(thread.spawn(update)?)),
         })
     }
 
     fn end(&self) {
-        self.ending.request();
+        self.stop.set();
         let thread = self.thread.lock().ok().and_then(|mut t| t.take());
         if thread.is_some_and(|t| t.join().is_err()) {
-            tracing::error!("the thread that looks at the alignment panicked");
+            tracing::error!("the alignment thread panicked");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The certificate that listeners show. It can be read again while connections are open.
+//! The listeners' TLS certificate, which can be reloaded while connections are open.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,29 +12,29 @@ use tokio_rustls::rustls::{self, ServerConfig};
 
 use crate::config::TlsFiles;
 
-/// Why a certificate cannot be served.
+/// Why a certificate cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file is missing or is not PEM.
     #[error("{}: {source}", path.display())]
     File {
-        /// The file.
+        /// The certificate or key file.
         path: PathBuf,
-        /// Why.
+        /// The parser's or the system's reason.
         source: pem::Error,
     },
-    /// The chain is empty.
+    /// The file contains no certificate.
     #[error("{}: there is no certificate in it", path.display())]
     NoCertificate {
-        /// The file.
+        /// The certificate file.
         path: PathBuf,
     },
-    /// The key does not fit, or the certificate is malformed.
+    /// The key does not belong to the certificate, or one of them is malformed.
     #[error("the certificate {} and the key {} cannot be used: {source}", files.cert.display(), files.key.display())]
     Unusable {
-        /// Both.
+        /// Certificate and key.
         files: TlsFiles,
-        /// Why.
+        /// The TLS library's reason.
         source: rustls::Error,
     },
 }
@@ -54,8 +54,7 @@ impl Tls {
         })
     }
 
-    /// Reads the files again; connections from now on see what is in them. What is unusable changes
-    /// nothing.
+    /// Reads the files again for new connections; on an error the current certificate stays in use.
     pub(super) fn reload(&self) -> Result<(), TlsError> {
         self.config.store(read(&self.files)?);
         Ok(())
@@ -84,7 +83,7 @@ fn read(files: &TlsFiles) -> Result<Arc<ServerConfig>, TlsError> {
         files: files.clone(),
         source,
     };
-    // Named here rather than installed for the process: whatever else uses rustls is left alone.
+    // Passed explicitly, so that the process-wide default provider stays as the application set it.
     let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(unusable)?

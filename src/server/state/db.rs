@@ -1,4 +1,4 @@
-//! The connection, verdicts, scores and generations.
+//! The database connection, and the tables of verdicts, scores and generations.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -9,17 +9,18 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
 use super::{StateError, schema};
 
-/// From this many keys on, a sweep over the rules' verdicts is faster than a search per key.
-const SWEEP_FROM: usize = 1024;
-/// Another process (a command beside a server) may hold the write lock this long.
+/// From this many keys, scanning the rules' verdicts is faster than one lookup per key.
+const MIN_KEYS_FOR_SCAN: usize = 1024;
+/// How long to wait for another process, such as a command run alongside a server, to release the
+/// write lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Whether the gate let a generation pass.
+/// The gate's verdict on a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GenerationStatus {
-    /// It passed; a revert re-activates it.
+    /// It passed; reverting to its inputs re-activates it.
     Promoted,
-    /// It was refused; training it again would be refused again.
+    /// It was rejected; training it again would give the same result.
     Rejected,
 }
 
@@ -32,20 +33,20 @@ impl GenerationStatus {
     }
 }
 
-/// A generation that some inputs led to.
+/// The generation that resulted from certain inputs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GenerationRow {
-    /// Generation id.
+    /// The generation's id.
     pub id: String,
     /// Hash of base model, data, policy set, recipe and seed.
     pub inputs_hash: String,
     /// Revision of the policy set.
     pub policy_revision: String,
-    /// Unix seconds.
+    /// When it was recorded, in Unix seconds.
     pub created_at: u64,
     /// The gate's verdict.
     pub status: GenerationStatus,
-    /// Its directory.
+    /// The adapter's directory.
     pub path: String,
 }
 
@@ -54,20 +55,20 @@ pub struct GenerationRow {
 pub struct ScoreRow {
     /// Content id of the pair.
     pub pair_id: String,
-    /// Inner product with the gold gradient, before clamping.
+    /// Inner product of the pair's gradient with the gold gradient, before clamping.
     pub raw: f64,
-    /// Weight after clamping and normalising.
+    /// Training weight after clamping and normalisation.
     pub weight: f64,
 }
 
-/// The half of a verdict's key that names the response.
-fn tail(key: &[u8; 32]) -> [u8; 16] {
+/// The half of a verdict's key that identifies the response.
+fn response_key(key: &[u8; 32]) -> [u8; 16] {
     let mut out = [0; 16];
     out.copy_from_slice(&key[16..]);
     out
 }
 
-/// The state database. Shared between threads; calls are short and run one after another.
+/// The state database. It can be shared between threads; calls are short and serialised by a lock.
 #[derive(Debug)]
 pub struct StateDb {
     connection: Mutex<Connection>,
@@ -101,7 +102,7 @@ impl StateDb {
         let mut connection = Connection::open(path)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
-        // A row that says "promoted" must not outlive a power cut that loses the row before it.
+        // After a power cut, a "promoted" row must not survive if an earlier row was lost.
         connection.pragma_update(None, "synchronous", "FULL")?;
         let check: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
         if check != "ok" {
@@ -117,19 +118,19 @@ impl StateDb {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Connection> {
-        // A panic while the lock is held drops its transaction, which rolls it back.
+        // A panic while the lock is held drops the transaction, which rolls it back.
         self.connection
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Stored verdicts by key, `None` where there is none. `true` is a violation.
+    /// The stored verdict of each key (`true` is a violation), or `None` where there is none.
     ///
     /// # Errors
     /// [`StateError::Sql`].
     pub fn get_verdicts(&self, keys: &[[u8; 32]]) -> Result<Vec<Option<bool>>, StateError> {
-        if keys.len() >= SWEEP_FROM {
-            return self.sweep_verdicts(keys);
+        if keys.len() >= MIN_KEYS_FOR_SCAN {
+            return self.scan_verdicts(keys);
         }
         let connection = self.lock();
         let mut query =
@@ -139,9 +140,9 @@ impl StateDb {
             .collect()
     }
 
-    /// As [`StateDb::get_verdicts`], by reading all verdicts of each run of keys that begin alike
-    /// (one rule's): one pass over neighbouring rows instead of a search for each.
-    fn sweep_verdicts(&self, keys: &[[u8; 32]]) -> Result<Vec<Option<bool>>, StateError> {
+    /// As [`StateDb::get_verdicts`], but reads all verdicts of each run of keys with the same
+    /// prefix (one rule) in one range scan instead of looking up each key.
+    fn scan_verdicts(&self, keys: &[[u8; 32]]) -> Result<Vec<Option<bool>>, StateError> {
         let connection = self.lock();
         let mut query = connection
             .prepare_cached("SELECT key, violates FROM verdicts WHERE key BETWEEN ?1 AND ?2")?;
@@ -151,7 +152,7 @@ impl StateDb {
             low[16..].fill(0);
             high[16..].fill(0xff);
             let mut wanted: HashMap<[u8; 16], Option<bool>> =
-                run.iter().map(|key| (tail(key), None)).collect();
+                run.iter().map(|key| (response_key(key), None)).collect();
             let mut rows = query.query(params![&low[..], &high[..]])?;
             while let Some(row) = rows.next()? {
                 let key = row.get_ref(0)?.as_blob().unwrap_or_default();
@@ -161,13 +162,13 @@ impl StateDb {
             }
             found.extend(
                 run.iter()
-                    .map(|key| wanted.get(&tail(key)).copied().flatten()),
+                    .map(|key| wanted.get(&response_key(key)).copied().flatten()),
             );
         }
         Ok(found)
     }
 
-    /// Stores verdicts, all or none.
+    /// Stores verdicts in one transaction.
     ///
     /// # Errors
     /// [`StateError::Sql`].
@@ -185,7 +186,7 @@ impl StateDb {
         Ok(transaction.commit()?)
     }
 
-    /// The scores stored for some inputs, by pair id; empty if there are none.
+    /// The scores stored for certain inputs, ordered by pair id; empty if there are none.
     ///
     /// # Errors
     /// [`StateError::Sql`].
@@ -204,7 +205,7 @@ impl StateDb {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// Replaces the scores of some inputs, all or none.
+    /// Replaces the scores of certain inputs in one transaction.
     ///
     /// # Errors
     /// [`StateError::Sql`], also for values that are not finite.
@@ -222,8 +223,9 @@ impl StateDb {
         Ok(transaction.commit()?)
     }
 
-    /// Records what some inputs led to, in place of what they led to before. Different inputs may
-    /// lead to one generation: two policy sets without a conflict both lead to the base model.
+    /// Records the generation that resulted from certain inputs, replacing an earlier record.
+    /// Different inputs may result in the same generation: two policy sets without conflicts both
+    /// result in the base model.
     ///
     /// # Errors
     /// [`StateError::Sql`].
@@ -244,7 +246,8 @@ impl StateDb {
         Ok(())
     }
 
-    /// The generation that some inputs led to: what makes a revert instant.
+    /// The generation that resulted from certain inputs, if any. It makes reverting a policy set
+    /// instant.
     ///
     /// # Errors
     /// [`StateError::Sql`] or [`StateError::Row`].

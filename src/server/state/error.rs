@@ -1,11 +1,11 @@
-//! What can be wrong with the state database.
+//! Errors of the state database.
 
 use std::path::PathBuf;
 
 /// Why state could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// The file is no database, or a damaged one.
+    /// The file is not an SQLite database, or is damaged.
     #[error(
         "{path}: not a usable state database ({reason}); stop the server, move the file and its \
          -wal and -shm neighbours aside and start again: published adapters are kept, verdicts and \
@@ -18,7 +18,7 @@ pub enum StateError {
         /// SQLite's reason.
         reason: String,
     },
-    /// The operating system refused.
+    /// The operating system returned an error.
     #[error("{path}: {source}", path = path.display())]
     Io {
         /// File or directory.
@@ -40,7 +40,7 @@ pub enum StateError {
     /// A statement failed.
     #[error("state database: {0}")]
     Sql(#[from] rusqlite::Error),
-    /// A row holds what this release cannot read.
+    /// A row is missing or holds a value that this release cannot read.
     #[error("state database: {0}")]
     Row(String),
 }

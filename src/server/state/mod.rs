@@ -1,4 +1,4 @@
-//! What must survive a restart: one SQLite file, and crash points to prove that it does.
+//! State that survives a restart, in one SQLite file.
 
 mod db;
 mod error;

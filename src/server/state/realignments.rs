@@ -1,4 +1,4 @@
-//! Realignments: what runs, what ran, what was interrupted.
+//! The table of realignments: running, finished and interrupted ones.
 
 use rusqlite::{OptionalExtension, Row, params};
 use serde::Serialize;
@@ -7,40 +7,40 @@ use serde_json::Value;
 use super::{StateDb, StateError};
 use crate::telemetry::{Outcome, Stage};
 
-/// A realignment as stored. Times are Unix seconds.
+/// A row of the realignments table. Times are Unix seconds.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RealignmentRow {
-    /// Its id.
+    /// The realignment's id.
     pub id: String,
     /// Hash of base model, data, policy set, recipe and seed.
     pub inputs_hash: String,
     /// Revision of the policy set.
     pub policy_revision: String,
-    /// The stage it is in, or ended in.
+    /// The current or last stage.
     pub stage: Stage,
-    /// How it ended; `None` while it runs (or was interrupted).
+    /// How it ended; `None` while it runs, or if it was interrupted.
     pub outcome: Option<Outcome>,
-    /// Done share, 0 to 1.
+    /// Completed fraction, 0 to 1.
     pub progress: f64,
     /// When it began.
     pub created_at: u64,
-    /// When anything changed last.
+    /// When the row was last updated.
     pub updated_at: u64,
     /// When it ended.
     pub finished_at: Option<u64>,
-    /// Triage counts.
+    /// Report of triage, as JSON.
     pub triage: Option<Value>,
-    /// Losses so far.
+    /// Losses of the latest training step, as JSON.
     pub losses: Option<Value>,
-    /// The gate's report.
+    /// The gate's report, as JSON.
     pub gate: Option<Value>,
-    /// What went wrong.
+    /// One sentence for an operator if it did not succeed.
     pub error: Option<String>,
-    /// The generation it led to.
+    /// Id of the resulting generation.
     pub generation: Option<String>,
 }
 
-/// A report stored with a realignment.
+/// The kinds of report stored with a realignment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Report {
     /// Triage counts.
@@ -56,10 +56,10 @@ const COLUMNS: &str = "id, inputs_hash, policy_revision, stage, status, progress
                        updated_at, finished_at, triage, losses, gate, error, generation";
 
 impl StateDb {
-    /// Records that a realignment begins, in stage triage.
+    /// Inserts a realignment, in stage triage. `now` is in Unix seconds.
     ///
     /// # Errors
-    /// [`StateError::Sql`], also if the id is taken.
+    /// [`StateError::Sql`], also if the id exists already.
     pub fn begin_realignment(
         &self,
         id: &str,
@@ -83,10 +83,10 @@ impl StateDb {
         Ok(())
     }
 
-    /// Records how far a running realignment is.
+    /// Updates stage and progress (0 to 1) of a running realignment.
     ///
     /// # Errors
-    /// [`StateError::Row`] if no such realignment runs.
+    /// [`StateError::Row`] if the realignment does not exist or has ended.
     pub fn advance_realignment(
         &self,
         id: &str,
@@ -99,13 +99,13 @@ impl StateDb {
              WHERE id = ?1 AND status = 'running'",
             params![id, stage.as_str(), progress, now],
         )?;
-        require(changed, id)
+        require_changed(changed, id)
     }
 
-    /// Stores a report with a realignment, in place of an earlier one of its kind.
+    /// Stores a report with a realignment, replacing an earlier one of the same kind.
     ///
     /// # Errors
-    /// [`StateError::Row`] if there is no such realignment.
+    /// [`StateError::Row`] if the realignment does not exist.
     pub fn put_report(&self, id: &str, report: Report, value: &Value) -> Result<(), StateError> {
         let statement = match report {
             Report::Triage => "UPDATE realignments SET triage = ?2 WHERE id = ?1",
@@ -115,13 +115,14 @@ impl StateDb {
         let changed = self
             .lock()
             .execute(statement, params![id, value.to_string()])?;
-        require(changed, id)
+        require_changed(changed, id)
     }
 
-    /// Records how a running realignment ended: what went wrong, or the generation it led to.
+    /// Records the outcome of a running realignment; `result` is the resulting generation and the
+    /// error, each if there is one.
     ///
     /// # Errors
-    /// [`StateError::Row`] if no such realignment runs.
+    /// [`StateError::Row`] if the realignment does not exist or has ended.
     pub fn finish_realignment(
         &self,
         id: &str,
@@ -135,10 +136,10 @@ impl StateDb {
              updated_at = ?5, finished_at = ?5 WHERE id = ?1 AND status = 'running'",
             params![id, outcome.as_str(), generation, error, now],
         )?;
-        require(changed, id)
+        require_changed(changed, id)
     }
 
-    /// One realignment.
+    /// The realignment with this id, if it exists.
     ///
     /// # Errors
     /// [`StateError::Sql`] or [`StateError::Row`].
@@ -147,7 +148,7 @@ impl StateDb {
         Ok(self.lock().query_row(&sql, [id], read_row).optional()?)
     }
 
-    /// How many realignments have begun so far.
+    /// Number of realignments in the table.
     ///
     /// # Errors
     /// [`StateError::Sql`].
@@ -156,7 +157,7 @@ impl StateDb {
         Ok(self.lock().query_row(sql, [], |row| row.get(0))?)
     }
 
-    /// The newest realignments, newest first.
+    /// The latest `limit` realignments, newest first.
     ///
     /// # Errors
     /// [`StateError::Sql`].
@@ -170,8 +171,8 @@ impl StateDb {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// Realignments that have not ended, oldest first. At start these were interrupted: resume the
-    /// one whose inputs are still wanted and finish the others as superseded.
+    /// Realignments that have not ended, oldest first. At startup these were interrupted: the
+    /// caller resumes the one whose inputs are still current and finishes the others as superseded.
     ///
     /// # Errors
     /// [`StateError::Sql`].
@@ -186,13 +187,14 @@ impl StateDb {
     }
 }
 
-fn require(changed: usize, id: &str) -> Result<(), StateError> {
-    match changed {
-        0 => Err(StateError::Row(format!(
+/// Fails if an update changed no row.
+fn require_changed(changed: usize, id: &str) -> Result<(), StateError> {
+    if changed == 0 {
+        return Err(StateError::Row(format!(
             "realignment {id} is unknown or has ended"
-        ))),
-        _ => Ok(()),
+        )));
     }
+    Ok(())
 }
 
 fn read_row(row: &Row<'_>) -> rusqlite::Result<RealignmentRow> {

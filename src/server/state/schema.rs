@@ -1,11 +1,11 @@
-//! The database's schema, as the steps that lead to it.
+//! The database schema, as a list of migrations.
 
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::StateError;
 
-/// Each step runs once, in order; `user_version` counts the steps a file has seen. Steps are never
-/// edited after a release, only added.
+/// Each migration runs once, in order; `user_version` counts the migrations applied to a file.
+/// Released migrations are never edited; new ones are appended.
 pub(super) const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE realignments (
@@ -67,14 +67,14 @@ pub(super) const MIGRATIONS: &[&str] = &[
         response TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
 ",
-    // Checkpoints are files.
+    // Checkpoints are stored as files.
     "DROP TABLE checkpoints;",
 ];
 
-/// Brings a file to the newest schema.
+/// Migrates a database to the newest schema.
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StateError> {
     let known = MIGRATIONS.len() as i64;
-    // Immediate: of two processes that open a new file, the second waits for the first.
+    // Immediate, so that if two processes open a new file, the second waits for the first.
     let migration = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let version: i64 = migration.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     let done = usize::try_from(version).unwrap_or(usize::MAX);

@@ -1,4 +1,4 @@
-//! The database as the oracle's verdict cache.
+//! The database as the oracle's cache of verdicts, judge scores and corrective responses.
 
 use rusqlite::{OptionalExtension, params};
 
@@ -7,7 +7,8 @@ use realign_align::oracle::corrective::ResponseCache;
 use realign_align::oracle::{ScoreCache, VerdictCache, VerdictKey};
 
 impl VerdictCache for StateDb {
-    /// A database that fails makes triage slower, never wrong: the verdicts are computed again.
+    /// A failing database slows triage down but never makes it wrong: the verdicts are computed
+    /// again.
     fn get_many(&self, keys: &[VerdictKey]) -> Vec<Option<bool>> {
         let raw: Vec<[u8; 32]> = keys.iter().map(|key| key.0).collect();
         self.get_verdicts(&raw).unwrap_or_else(|error| {
@@ -27,14 +28,14 @@ impl VerdictCache for StateDb {
 impl ScoreCache for StateDb {
     fn get(&self, key: &[u8; 32]) -> Option<f64> {
         self.judge_score(key).unwrap_or_else(|error| {
-            tracing::warn!(%error, "a judge's answer cannot be read; it is asked again");
+            tracing::warn!(%error, "a stored judge score cannot be read; asking the judge again");
             None
         })
     }
 
     fn put(&self, key: &[u8; 32], probability: f64) {
         if let Err(error) = self.put_judge_score(key, probability) {
-            tracing::warn!(%error, "a judge's answer cannot be stored; it will be asked again");
+            tracing::warn!(%error, "a judge score cannot be stored; the judge will be asked again");
         }
     }
 }
@@ -42,20 +43,20 @@ impl ScoreCache for StateDb {
 impl ResponseCache for StateDb {
     fn get(&self, key: &[u8; 32]) -> Option<String> {
         self.corrective_response(key).unwrap_or_else(|error| {
-            tracing::warn!(%error, "a corrective response cannot be read; it is asked for again");
+            tracing::warn!(%error, "a stored corrective response cannot be read; requesting it again");
             None
         })
     }
 
     fn put(&self, key: &[u8; 32], response: &str) {
         if let Err(error) = self.put_corrective_response(key, response) {
-            tracing::warn!(%error, "a corrective response cannot be stored; it will be asked for again");
+            tracing::warn!(%error, "a corrective response cannot be stored; it will be requested again");
         }
     }
 }
 
 impl StateDb {
-    /// A stored corrective response.
+    /// The corrective response stored under `key`, if any.
     ///
     /// # Errors
     /// [`StateError::Sql`].
@@ -66,7 +67,7 @@ impl StateDb {
         Ok(query.query_row([&key[..]], |row| row.get(0)).optional()?)
     }
 
-    /// Stores a corrective response.
+    /// Stores a corrective response, replacing an earlier one.
     ///
     /// # Errors
     /// [`StateError::Sql`].
@@ -82,7 +83,7 @@ impl StateDb {
         Ok(())
     }
 
-    /// A judge's stored probability.
+    /// The judge's probability stored under `key`, if any.
     ///
     /// # Errors
     /// [`StateError::Sql`].
@@ -93,7 +94,7 @@ impl StateDb {
         Ok(query.query_row([&key[..]], |row| row.get(0)).optional()?)
     }
 
-    /// Stores a judge's probability.
+    /// Stores a judge's probability, replacing an earlier one.
     ///
     /// # Errors
     /// [`StateError::Sql`].

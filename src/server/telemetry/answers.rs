@@ -1,4 +1,4 @@
-//! What is known of a request that has been answered, and of the answer that was judged.
+//! Records of finished requests and of judged answers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::traces::TraceContext;
 
-/// What stands for a route in requests that the embedding process makes without HTTP.
+/// The route label of requests that the embedding process makes without HTTP.
 pub const IN_PROCESS: &str = "in-process";
 
 /// A finished request, over HTTP or in process.
@@ -18,9 +18,9 @@ pub struct RequestFinished {
     pub route: &'static str,
     /// The request's id, for the log.
     pub request_id: String,
-    /// Name of the key it came with, for the log.
+    /// Name of the API key it was sent with, for the log.
     pub caller: Option<Arc<str>>,
-    /// HTTP status; for a stream that broke after its header, the status the failure maps to.
+    /// HTTP status; for a stream that failed after its header was sent, the status of the failure.
     pub status: u16,
     /// From receipt to the first token; `None` if there was none.
     pub time_to_first_token: Option<Duration>,
@@ -34,18 +34,18 @@ pub struct RequestFinished {
     pub completion_tokens: usize,
     /// The generation that answered, for the log.
     pub generation: Option<String>,
-    /// Its place in a trace, if it is traced.
+    /// Its span, if it is traced.
     pub trace: Option<TraceContext>,
 }
 
 impl RequestFinished {
-    /// Whether it is one of the clients' requests, as opposed to operators' and unknown ones.
+    /// Whether it is a client request, as opposed to an operator request or an unmatched path.
     pub fn is_traffic(&self) -> bool {
         self.route.starts_with("/v1/") || self.route == IN_PROCESS
     }
 }
 
-/// A rule, as metrics name it.
+/// The labels that identify a rule in metrics.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct RuleLabels {
     /// Policy id.
@@ -56,7 +56,7 @@ pub struct RuleLabels {
     pub severity: &'static str,
 }
 
-/// An active rule with the judged answers that violate it.
+/// An active rule and the number of judged answers that violate it.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct RuleCount {
     /// Policy id.
@@ -69,12 +69,12 @@ pub struct RuleCount {
     pub count: u64,
 }
 
-/// What was found when an answer to a client was judged.
+/// The result of judging an answer to a client.
 #[derive(Clone, Debug)]
 pub struct Judged {
-    /// Whether it violates no enforced policy.
+    /// Whether the answer violates no enforced policy.
     pub complies: bool,
-    /// The violated rules, those of `dryrun` policies included.
+    /// The violated rules, including those of `dryrun` policies.
     pub violations: Vec<RuleLabels>,
     /// From the answer's last byte to the judgement.
     pub lag: Duration,

@@ -1,6 +1,6 @@
 //! Judges answers to clients against the active policies, after they were sent.
 //!
-//! Serving hands an answer over and goes on: the queue is bounded, and what finds no place in it is
+//! Serving puts an answer into a bounded queue and continues; if the queue is full, the answer is
 //! dropped and counted. One thread judges, counts, and writes the decision log.
 
 mod decisions;
@@ -11,25 +11,25 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-pub use decisions::{DecisionLog, DecisionLogError, Limits};
+pub use decisions::{DecisionLog, DecisionLogError, DecisionLogOptions};
 
 use super::{Event, Judged, RuleLabels, Telemetry};
 use realign_align::oracle::{Exchange, Matchers, Oracle, RuleOracle};
 use realign_align::policy::PolicySet;
 
-/// Most text that may wait to be judged, whatever the number of answers.
-const WAITING_BYTES: usize = 64 << 20;
-/// How often the thread looks whether the policies changed while there is nothing to judge.
-const IDLE_LOOK: Duration = Duration::from_millis(200);
+/// Maximum size of all queued texts, in bytes.
+const MAX_WAITING_BYTES: usize = 64 << 20;
+/// How often an idle thread checks whether the policies have changed.
+const IDLE_POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// One answer to a client.
+/// An answer to a client, to be judged.
 #[derive(Clone, Debug)]
 pub struct Answer {
     /// The request's id.
     pub request_id: String,
     /// The route's template.
     pub route: &'static str,
-    /// Name of the key it came with.
+    /// Name of the API key the request was sent with.
     pub caller: Option<Arc<str>>,
     /// The generation that answered.
     pub generation: Option<String>,
@@ -37,9 +37,9 @@ pub struct Answer {
     pub prompt: String,
     /// The answer's text.
     pub response: String,
-    /// When its last byte was handed to the network.
+    /// When its last byte was sent.
     pub sent_at: Instant,
-    /// The same in Unix seconds.
+    /// The same time in Unix seconds.
     pub unix_seconds: u64,
 }
 
@@ -49,10 +49,19 @@ impl Answer {
     }
 }
 
-/// The active policy set and what its rules may ask, whenever they are wanted.
+/// Returns the active policy set and the matchers its rules use.
 pub type Policies = Box<dyn Fn() -> (Arc<PolicySet>, Arc<Matchers>) + Send>;
 
-/// The serving side's handle.
+/// Which answers are judged, and how many may wait.
+#[derive(Clone, Copy, Debug)]
+pub struct Sampling {
+    /// Fraction of the answers that is judged, 0 to 1.
+    pub share: f64,
+    /// Maximum number of answers in the queue.
+    pub queue: usize,
+}
+
+/// Handle of the judging thread, used by the serving side.
 #[derive(Debug)]
 pub struct Compliance {
     share: f64,
@@ -64,17 +73,17 @@ pub struct Compliance {
 }
 
 impl Compliance {
-    /// Starts the judging thread. A `share` of the answers is asked for; `queue` may wait.
+    /// Starts the judging thread.
     ///
     /// # Errors
-    /// If no thread can be had.
+    /// If the thread cannot be started.
     pub fn start(
-        (share, queue): (f64, usize),
+        sampling: Sampling,
         policies: Policies,
         log: Option<DecisionLog>,
         telemetry: Arc<Telemetry>,
     ) -> std::io::Result<Self> {
-        let (sender, inbox) = sync_channel(queue);
+        let (sender, inbox) = sync_channel(sampling.queue);
         let stop = Arc::new(AtomicBool::new(false));
         let waiting_bytes = Arc::new(AtomicUsize::new(0));
         let judge = Judge {
@@ -89,7 +98,7 @@ impl Compliance {
             .name("compliance".into())
             .spawn(move || judge.run(&inbox, &stopping))?;
         Ok(Self {
-            share,
+            share: sampling.share,
             queue: sender,
             waiting_bytes,
             telemetry,
@@ -98,23 +107,23 @@ impl Compliance {
         })
     }
 
-    /// Whether the next answer is one of those to be judged.
-    pub fn wants(&self) -> bool {
+    /// Decides at random whether the next answer is to be judged.
+    pub fn should_judge(&self) -> bool {
         self.share >= 1.0 || rand::random::<f64>() < self.share
     }
 
-    /// Hands an answer over, or drops it if too many wait. Never blocks.
+    /// Queues an answer, or drops it if the queue is full. Never blocks.
     pub fn offer(&self, answer: Answer) {
         let bytes = answer.bytes();
         let before = self.waiting_bytes.fetch_add(bytes, Ordering::AcqRel);
-        let fits = before + bytes <= WAITING_BYTES;
+        let fits = before + bytes <= MAX_WAITING_BYTES;
         if !fits || self.queue.try_send(answer).is_err() {
             self.waiting_bytes.fetch_sub(bytes, Ordering::AcqRel);
             self.telemetry.emit(Event::ComplianceDropped);
         }
     }
 
-    /// Judges what waits, writes it down, and ends the thread.
+    /// Judges the queued answers, flushes the decision log, and stops the thread.
     pub fn shutdown(&self) {
         self.stop.store(true, Ordering::Release);
         let thread = self.thread.lock().ok().and_then(|mut t| t.take());
@@ -124,7 +133,7 @@ impl Compliance {
     }
 }
 
-/// What the thread owns.
+/// The state of the judging thread.
 struct Judge {
     policies: Policies,
     active: Option<Active>,
@@ -133,8 +142,8 @@ struct Judge {
     waiting_bytes: Arc<AtomicUsize>,
 }
 
-/// The set that is judged by. `dryrun` policies are judged and counted like the others; a response
-/// that violates nothing else still complies.
+/// The policy set in use. `dryrun` policies are judged and counted like the others, but an answer
+/// that violates only those still complies.
 struct Active {
     set: Arc<PolicySet>,
     oracle: RuleOracle,
@@ -143,19 +152,23 @@ struct Active {
 impl Judge {
     fn run(mut self, inbox: &Receiver<Answer>, stop: &AtomicBool) {
         loop {
-            // A short wait once the server goes down: what came before is judged, then it ends.
+            // At shutdown, judge what is already queued, then stop.
             let stopping = stop.load(Ordering::Acquire);
-            let wait = if stopping { Duration::ZERO } else { IDLE_LOOK };
+            let wait = if stopping {
+                Duration::ZERO
+            } else {
+                IDLE_POLL_INTERVAL
+            };
             match inbox.recv_timeout(wait) {
                 Ok(answer) => {
                     self.waiting_bytes
                         .fetch_sub(answer.bytes(), Ordering::AcqRel);
-                    // By the policies of now, not by those of when the wait began.
-                    self.look();
+                    // Use the policies active now, not those from before the wait.
+                    self.refresh_policies();
                     self.judge(&answer);
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    self.look();
+                    self.refresh_policies();
                     if let Some(log) = &mut self.log {
                         log.flush();
                     }
@@ -168,8 +181,8 @@ impl Judge {
         }
     }
 
-    /// Takes a new policy set up, and lets the series of rules that are gone expire.
-    fn look(&mut self) {
+    /// Switches to a new policy set if there is one, and drops the series of removed rules.
+    fn refresh_policies(&mut self) {
         let (set, matchers) = (self.policies)();
         let same = |active: &Active| Arc::ptr_eq(&active.set, &set);
         if self.active.as_ref().is_some_and(same) {
@@ -194,13 +207,13 @@ impl Judge {
         };
         let judgement = active.oracle.judge(&exchange);
         let enforced = |policy: &str| active.set.get(policy).is_some_and(|p| p.is_enforced());
-        // What could not be decided is not compliant.
+        // An answer that could not be decided does not comply.
         let undecided = judgement.undecided.iter().any(|u| enforced(&u.policy));
         let violations = judgement.violations;
         let complies = !undecided && !violations.iter().any(|v| enforced(&v.policy));
         if let Some(log) = &mut self.log {
             let revision = active.oracle.revision();
-            log.write(answer, &violations, (complies, revision));
+            log.write(answer, &violations, complies, revision);
         }
         let labels = violations.into_iter().map(|violation| RuleLabels {
             policy: violation.policy,

@@ -1,7 +1,7 @@
-//! What can happen that an operator wants to know: one closed enum.
+//! Everything worth reporting to an operator, as one closed enum.
 //!
-//! Each event becomes a log line, a change of metrics and, for realignments, a message on the
-//! admin event stream, so the three cannot disagree.
+//! Each event produces a log line, metric updates and, for realignments, a message on the admin
+//! event stream, so the three cannot disagree.
 
 use std::time::Duration;
 
@@ -11,19 +11,19 @@ pub use realign_core::{LeaseCounts, LossPart, Outcome, Refusal, Stage, UnknownLa
 
 pub use super::answers::{Judged, RequestFinished, RuleCount, RuleLabels};
 
-/// A policy and the revision (content hash) that is active.
+/// An active policy and its revision (content hash).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct PolicyRevision {
     /// The policy's id.
     pub policy: String,
-    /// Its revision.
+    /// Hash of its content.
     pub revision: String,
 }
 
-/// What the gate measured.
+/// The gate's measurements and decision.
 #[derive(Clone, Debug, Serialize)]
 pub struct GateMeasured {
-    /// Policy agreement of the generation that serves, 0 to 1.
+    /// Policy agreement of the current generation, 0 to 1.
     pub agreement_current: f64,
     /// Policy agreement of the candidate, 0 to 1.
     pub agreement_candidate: f64,
@@ -31,28 +31,28 @@ pub struct GateMeasured {
     pub capability: Vec<(&'static str, f64)>,
     /// Whether the candidate was promoted.
     pub promoted: bool,
-    /// One sentence: which check decided and by how much.
+    /// One sentence: which check was decisive and by how much.
     pub reason: String,
 }
 
-/// The engine's load now and its totals since the start.
+/// The engine's current load, and totals since it started.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct EngineSnapshot {
-    /// Sequences in the batch.
+    /// Sequences in the running batch.
     pub running: usize,
-    /// Sequences waiting.
+    /// Sequences waiting to run.
     pub waiting: usize,
-    /// Share of KV blocks that running sequences hold, 0 to 1.
+    /// Fraction of KV blocks held by running sequences, 0 to 1.
     pub kv_cache_usage: f64,
-    /// Total of prompt tokens looked up in the prefix cache.
+    /// Total number of prompt tokens looked up in the prefix cache.
     pub prefix_queries: u64,
-    /// Total of prompt tokens found there.
+    /// Total number of prompt tokens found there.
     pub prefix_hits: u64,
-    /// Total of sequences that gave their KV blocks to older ones.
+    /// Total number of sequences preempted in favour of older ones.
     pub preemptions: u64,
 }
 
-/// Everything that is logged and counted. `id` is the realignment's id throughout.
+/// Everything that is logged and counted. `id` is always the realignment's id.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
@@ -70,23 +70,23 @@ pub enum Event {
     },
     /// A realignment began.
     RealignmentStarted {
-        /// Realignment.
+        /// The realignment's id.
         id: String,
         /// Revision of the policy set it realigns to.
         policy_revision: String,
     },
     /// A stage began.
     StageEntered {
-        /// Realignment.
+        /// The realignment's id.
         id: String,
-        /// Stage.
+        /// The stage.
         stage: Stage,
     },
-    /// A stage ended well.
+    /// A stage completed.
     StageFinished {
-        /// Realignment.
+        /// The realignment's id.
         id: String,
-        /// Stage.
+        /// The stage.
         stage: Stage,
         /// Wall time.
         #[serde(rename = "took_seconds", serialize_with = "seconds")]
@@ -94,38 +94,38 @@ pub enum Event {
     },
     /// The realignment as a whole advanced.
     Progress {
-        /// Realignment.
+        /// The realignment's id.
         id: String,
-        /// Stage it is in.
+        /// The stage it is in.
         stage: Stage,
-        /// Done share of all stages, 0 to 1.
+        /// Completed fraction of all stages, 0 to 1.
         ratio: f64,
     },
-    /// Triage counted its categories.
+    /// Triage assigned every preference pair to a category.
     Triaged {
-        /// Realignment.
+        /// The realignment's id.
         id: String,
-        /// Pairs whose preference the policy turns around.
+        /// Pairs whose preference is inverted.
         invert: usize,
         /// Pairs whose responses both violate.
         punish: usize,
-        /// Pairs the policy leaves as they are.
+        /// Pairs that do not conflict with the policy.
         retain: usize,
     },
-    /// A training step's losses.
+    /// A training step was taken.
     TrainLoss {
-        /// Realignment.
+        /// The realignment's id.
         id: String,
-        /// Step, from 1.
+        /// The step, from 1.
         step: usize,
-        /// Steps in all.
+        /// Total number of steps.
         steps: usize,
-        /// Value of each part.
+        /// The step's losses, by part.
         parts: Vec<(LossPart, f64)>,
     },
-    /// The gate came to a verdict.
+    /// The gate reached a verdict.
     Gated {
-        /// Realignment.
+        /// The realignment's id.
         id: String,
         /// Its measurements.
         #[serde(flatten)]
@@ -133,9 +133,9 @@ pub enum Event {
     },
     /// A realignment ended.
     RealignmentFinished {
-        /// Realignment.
+        /// The realignment's id.
         id: String,
-        /// How.
+        /// How it ended.
         outcome: Outcome,
         /// The generation promoted or rejected, if training got that far.
         generation: Option<String>,
@@ -147,53 +147,53 @@ pub enum Event {
     },
     /// Another generation serves from now on.
     SwapPublished {
-        /// Served until now.
+        /// The generation that served until now.
         from: String,
-        /// Serves now.
+        /// The generation that serves from now on.
         to: String,
         /// The policy revision `to` was trained for; `None` for the base model.
         policy_revision: Option<String>,
-        /// From a staged adapter to the pointer store.
+        /// Time from the staged adapter to the completed swap.
         #[serde(rename = "took_seconds", serialize_with = "seconds")]
         took: Duration,
     },
-    /// A swap did not happen; what served keeps serving.
+    /// A swap failed; the current generation keeps serving.
     SwapFailed {
-        /// The generation that was to serve.
+        /// The generation that should have served.
         to: String,
-        /// Why.
+        /// The reason.
         error: String,
     },
     /// A generation is neither current nor previous any more.
     GenerationRetired {
-        /// Which.
+        /// The generation's id.
         generation: String,
     },
     /// An HTTP request ended.
     #[serde(skip)]
     RequestFinished(RequestFinished),
-    /// A request was turned away.
+    /// A request was refused.
     #[serde(skip)]
     RequestRefused {
-        /// Why.
+        /// The reason.
         reason: Refusal,
     },
     /// An answer to a client was judged.
     #[serde(skip)]
     ComplianceJudged(Judged),
-    /// An answer to a client found no place in the queue of those to be judged.
+    /// An answer to a client was not judged because the queue was full.
     #[serde(skip)]
     ComplianceDropped,
-    /// A snapshot of the engine.
+    /// A snapshot of the engine's load.
     #[serde(skip)]
     EngineStats(EngineSnapshot),
-    /// A snapshot of the registry.
+    /// A snapshot of the registry's leases.
     #[serde(skip)]
     Leases(LeaseCounts),
 }
 
 impl Event {
-    /// The realignment an event belongs to; `None` for all that is not about one.
+    /// The id of the realignment that the event belongs to, if any.
     pub fn realignment_id(&self) -> Option<&str> {
         match self {
             Event::RealignmentStarted { id, .. }
@@ -218,7 +218,7 @@ impl Event {
         }
     }
 
-    /// Whether it comes with every request or every look, and so is not for subscribers.
+    /// Whether it is emitted for every request or scrape and therefore not sent to subscribers.
     pub fn is_frequent(&self) -> bool {
         matches!(
             self,

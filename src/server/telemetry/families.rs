@@ -1,4 +1,4 @@
-//! The metric families by section, and their registration.
+//! The metric families, grouped by section, and their registration.
 
 mod compliance;
 
@@ -14,28 +14,28 @@ use prometheus::{
 use super::names;
 pub(super) use compliance::Compliance;
 
-/// First-token times: a cached prompt answers in milliseconds, a full queue in a minute.
+/// Times to the first token: milliseconds for a cached prompt, a minute behind a full queue.
 const TIME_TO_FIRST_TOKEN_BUCKETS: &[f64] = &[
     0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0,
 ];
-/// Token gaps: 1 ms on a GPU to seconds on a starved CPU.
+/// Times between tokens: 1 ms on a GPU to seconds on an overloaded CPU.
 const INTER_TOKEN_BUCKETS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5,
 ];
-/// Whole requests.
+/// Request durations.
 const REQUEST_BUCKETS: &[f64] = &[
     0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0,
 ];
-/// Stages: milliseconds for a swap, hours for training.
+/// Stage durations: milliseconds for a swap, hours for training.
 const STAGE_BUCKETS: &[f64] = &[
     0.01, 0.1, 1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 21600.0,
 ];
-/// Swaps: the pointer store itself is nanoseconds, warming may be a second.
+/// Swap durations: the pointer store takes nanoseconds, warming up to a second.
 const SWAP_BUCKETS: &[f64] = &[
     0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
 
-/// What clients feel.
+/// Metrics of client requests and of the engine.
 #[derive(Debug)]
 pub(super) struct Serving {
     pub(super) time_to_first_token: Histogram,
@@ -115,7 +115,7 @@ impl Serving {
     }
 }
 
-/// What operators drop into the policy directory.
+/// Metrics of the policy directory.
 #[derive(Debug)]
 pub(super) struct Policy {
     pub(super) reload_successful: IntGauge,
@@ -149,7 +149,7 @@ impl Policy {
     }
 }
 
-/// The background work.
+/// Metrics of realignments.
 #[derive(Debug)]
 pub(super) struct Realignment {
     pub(super) realignments: IntCounterVec,
@@ -218,7 +218,7 @@ impl Realignment {
     }
 }
 
-/// What serves, and how it came to.
+/// Metrics of generations and swaps.
 #[derive(Debug)]
 pub(super) struct Swap {
     pub(super) generation_info: InfoSeries,
@@ -254,7 +254,8 @@ impl Swap {
     }
 }
 
-/// Series of constant 1 whose labels are data; they expire, or every revision ever seen would stay.
+/// Series of constant value 1 whose labels carry information. Outdated series are removed, so that
+/// they do not accumulate with every revision.
 #[derive(Debug)]
 pub(super) struct InfoSeries {
     gauges: IntGaugeVec,
@@ -269,7 +270,7 @@ impl InfoSeries {
         }
     }
 
-    /// Makes `series` the only ones. Those that stay are never absent from a scrape.
+    /// Replaces all series by `series`. Those in both sets are never absent from a scrape.
     pub(super) fn replace(&self, series: BTreeSet<[String; 2]>) {
         let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
         for labels in &series {
@@ -290,39 +291,38 @@ impl InfoSeries {
     /// Drops every series whose first label is `first`.
     pub(super) fn remove(&self, first: &str) {
         let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
-        let (gone, kept) = std::mem::take(&mut *present)
+        let (removed, kept): (BTreeSet<_>, _) = std::mem::take(&mut *present)
             .into_iter()
             .partition(|l| l[0] == first);
         *present = kept;
-        let gone: BTreeSet<[String; 2]> = gone;
-        gone.iter().for_each(|labels| self.drop_series(labels));
+        removed.iter().for_each(|labels| self.drop_series(labels));
     }
 
     fn drop_series(&self, labels: &[String; 2]) {
         if let Err(error) = self.gauges.remove_label_values(labels) {
-            tracing::debug!(%error, ?labels, "an expired series was gone already");
+            tracing::debug!(%error, ?labels, "an outdated series did not exist");
         }
     }
 }
 
-/// A counter that follows a total kept elsewhere and read in snapshots.
+/// A counter that mirrors a total kept elsewhere and read in snapshots.
 #[derive(Debug)]
 pub(super) struct Total {
     counter: IntCounter,
-    /// What the counter shows already; two scrapes at once must not both add the difference.
-    seen: Mutex<u64>,
+    /// The counter's value. Locked, so that concurrent scrapes do not both add the difference.
+    value: Mutex<u64>,
 }
 
 impl Total {
     /// Raises the counter to `total`; an older snapshot than the last changes nothing.
     pub(super) fn advance_to(&self, total: u64) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        self.counter.inc_by(total.saturating_sub(*seen));
-        *seen = total.max(*seen);
+        let mut value = self.value.lock().unwrap_or_else(PoisonError::into_inner);
+        self.counter.inc_by(total.saturating_sub(*value));
+        *value = total.max(*value);
     }
 }
 
-/// Creates and registers in one step.
+/// Creates metrics and registers them.
 pub(super) struct Build {
     pub(super) registry: Registry,
 }
@@ -340,7 +340,7 @@ impl Build {
     pub(super) fn total(&self, name: &str, help: &str) -> Result<Total, Error> {
         Ok(Total {
             counter: self.counter(name, help)?,
-            seen: Mutex::new(0),
+            value: Mutex::new(0),
         })
     }
 

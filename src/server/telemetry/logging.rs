@@ -1,11 +1,11 @@
-//! Events as log lines. The target of each is `realign::telemetry`; fields carry the data, the
-//! message is constant, so that logs can be searched by it.
+//! Writes events as log lines. The data is in fields and the message is constant, so that logs can
+//! be searched by message.
 
 use tracing::{debug, error, info, warn};
 
 use super::event::{Event, Outcome, RequestFinished};
 
-/// Writes one line, at the level an operator would expect.
+/// Writes an event as one line, at the level an operator would expect.
 pub(super) fn log(event: &Event) {
     match event {
         Event::PolicyReloaded { .. }
@@ -29,9 +29,9 @@ pub(super) fn log(event: &Event) {
             lag_seconds = judged.lag.as_secs_f64(),
             "answer judged"
         ),
-        // A flood of answers must not become one of log lines; the metrics count them.
-        Event::ComplianceDropped => debug!("answer not judged: too many wait"),
-        // Snapshots come every second; the metrics are where to look for them.
+        // Under load this would flood the log at a higher level; the metrics count these.
+        Event::ComplianceDropped => debug!("answer not judged: the queue is full"),
+        // Snapshots are frequent and available as metrics.
         Event::EngineStats(_) | Event::Leases(_) => {}
     }
 }

@@ -1,4 +1,4 @@
-//! The metrics of one server, and how events change them.
+//! The metrics of one server, and how events update them.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,8 @@ use super::families::{Build, Compliance, Policy, Realignment, Serving, Swap};
 use super::names;
 use realign_core::clock;
 
-/// The registry of one server. There are no global metrics, so tests do not meet each other.
+/// The metrics registry of one server. There are no global metrics, so servers in one process do
+/// not interfere.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -23,12 +24,13 @@ pub struct Metrics {
     realignment: Realignment,
     swap: Swap,
     compliance: Compliance,
-    /// Since when what serves is not aligned to the active policies.
+    /// When the current generation stopped being aligned to the active policies; `None` while it
+    /// is.
     gap_since: Mutex<Option<Instant>>,
 }
 
 impl Metrics {
-    /// Registers every metric, and sets the series with a closed set of labels to zero, so that
+    /// Registers every metric, and initialises series with a fixed set of labels to zero, so that
     /// rates and alerts work before the first event.
     ///
     /// # Errors
@@ -84,13 +86,14 @@ impl Metrics {
         TextEncoder::new()
             .encode_to_string(&families)
             .unwrap_or_else(|error| {
-                // Only a family without a name or a metric can fail here, and `gather` drops those.
+                // Only a family without a name or without metrics can fail, and `gather` omits
+                // those.
                 tracing::error!(%error, "metrics could not be encoded");
                 String::new()
             })
     }
 
-    /// Applies an event.
+    /// Updates the metrics for an event.
     pub fn record(&self, event: &Event) {
         match event {
             Event::PolicyReloaded { policies, .. } => {
@@ -164,7 +167,7 @@ impl Metrics {
         }
     }
 
-    /// Names the generation that serves when the process starts, before any swap.
+    /// Sets the generation that serves at startup, before any swap.
     pub fn set_initial_generation(&self, generation: &str, policy_revision: Option<&str>) {
         let revision = policy_revision.unwrap_or_default().to_string();
         self.swap
@@ -172,41 +175,43 @@ impl Metrics {
             .insert([generation.to_string(), revision]);
     }
 
-    /// Names the rules that judge answers; only these have series.
+    /// Sets the rules that judge answers; only these have series.
     pub fn set_rules(&self, rules: BTreeSet<RuleLabels>) {
         self.compliance.violations.set(rules);
     }
 
-    /// Every active rule with the judged answers that violate it.
+    /// Every active rule with the number of judged answers that violate it.
     pub fn violations(&self) -> Vec<RuleCount> {
         let counts = self.compliance.violations.counts();
-        let row = |(rule, count): (RuleLabels, u64)| RuleCount {
-            policy: rule.policy,
-            rule: rule.rule,
-            severity: rule.severity,
-            count,
-        };
-        counts.into_iter().map(row).collect()
+        counts
+            .into_iter()
+            .map(|(rule, count)| RuleCount {
+                policy: rule.policy,
+                rule: rule.rule,
+                severity: rule.severity,
+                count,
+            })
+            .collect()
     }
 
-    /// Says whether what serves is aligned to the active policies.
+    /// Sets whether the current generation is aligned to the active policies.
     pub fn set_aligned(&self, aligned: bool) {
         let mut since = self.gap_since();
-        match aligned {
-            true => *since = None,
-            false => {
-                since.get_or_insert_with(Instant::now);
-            }
+        if aligned {
+            *since = None;
+        } else {
+            since.get_or_insert_with(Instant::now);
         }
     }
 
-    /// For how long what serves has not been aligned to the active policies; 0 while it is.
+    /// How long the current generation has not been aligned to the active policies, in seconds; 0
+    /// while it is.
     pub fn gap_open_seconds(&self) -> f64 {
         self.gap_since()
             .map_or(0.0, |since| since.elapsed().as_secs_f64())
     }
 
-    /// Spans that did not reach the collector, in all.
+    /// Sets the total number of spans that did not reach the collector.
     pub fn set_spans_dropped(&self, total: u64) {
         self.compliance.spans_dropped.advance_to(total);
     }

@@ -1,4 +1,4 @@
-//! Events become log lines and metrics together; see [`Event`].
+//! Logs, metrics and traces, all derived from one [`Event`].
 
 mod answers;
 pub mod compliance;
@@ -31,11 +31,11 @@ use timeline::Timelines;
 use traces::Exporter;
 use traffic::Traffic;
 
-/// Events a slow subscriber may fall behind before it misses some. A run of a thousand training
-/// steps emits about two thousand, and a subscriber reads them within milliseconds.
+/// How many events a subscriber may fall behind before it misses some. A run of a thousand training
+/// steps emits about two thousand events, and a subscriber reads each within milliseconds.
 const SUBSCRIBER_BACKLOG: usize = 1024;
 
-/// The one door for everything worth knowing. Cheap to clone.
+/// Emits events to the log, the metrics, the trace exporter and subscribers. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Telemetry {
     metrics: Arc<Metrics>,
@@ -46,7 +46,7 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
-    /// A telemetry with its own metrics registry.
+    /// Creates an instance with its own metrics registry.
     ///
     /// # Errors
     /// As [`Metrics::new`].
@@ -61,13 +61,13 @@ impl Telemetry {
         })
     }
 
-    /// Sends traces as well.
+    /// Also sends traces, through `exporter`.
     pub fn with_exporter(mut self, exporter: Exporter) -> Self {
         self.exporter = Some(Arc::new(exporter));
         self
     }
 
-    /// Logs an event, applies it to the metrics and, if it is no per-request event, hands it to
+    /// Logs an event, applies it to the metrics and, unless it is a per-request event, sends it to
     /// subscribers. Never blocks.
     pub fn emit(&self, event: Event) {
         logging::log(&event);
@@ -78,8 +78,8 @@ impl Telemetry {
             exporter.record(&event);
         }
         if !event.is_frequent() {
-            // An error means that nobody listens, which is the usual case.
-            let _ = self.events.send(Arc::new(event));
+            // An error only means that there is no subscriber.
+            let _no_subscriber = self.events.send(Arc::new(event));
         }
     }
 
@@ -88,7 +88,7 @@ impl Telemetry {
         self.events.subscribe()
     }
 
-    /// The metrics.
+    /// The metrics, including the current number of dropped spans.
     pub fn metrics(&self) -> &Metrics {
         if let Some(exporter) = &self.exporter {
             self.metrics.set_spans_dropped(exporter.dropped());
@@ -96,17 +96,17 @@ impl Telemetry {
         &self.metrics
     }
 
-    /// Requests and judgements of the last hours.
+    /// Requests and judgements of the last two hours.
     pub fn traffic(&self) -> &Traffic {
         &self.traffic
     }
 
-    /// Stages and losses of the last realignments.
+    /// Stages and losses of recent realignments.
     pub fn timelines(&self) -> &Timelines {
         &self.timelines
     }
 
-    /// Where traces go, if anywhere.
+    /// The trace exporter, if traces are enabled.
     pub fn exporter(&self) -> Option<&Exporter> {
         self.exporter.as_deref()
     }

@@ -1,15 +1,15 @@
-//! JSON schemas of the labels that answers of the operator routes hold.
+//! JSON schemas of labels in the answers of operator routes.
 
 use schemars::{Schema, SchemaGenerator, json_schema};
 
 use super::{Outcome, Stage};
 
-/// A stage.
+/// Schema of a stage's label.
 pub fn stage(_: &mut SchemaGenerator) -> Schema {
     one_of(Stage::ALL.iter().map(|stage| stage.as_str()))
 }
 
-/// An outcome, or `null`.
+/// Schema of an outcome's label or `null`.
 pub fn outcome_or_null(_: &mut SchemaGenerator) -> Schema {
     let labels = Outcome::ALL.iter().map(|outcome| outcome.as_str());
     let mut allowed: Vec<Option<&str>> = labels.map(Some).collect();
@@ -17,7 +17,7 @@ pub fn outcome_or_null(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": ["string", "null"], "enum": allowed})
 }
 
-/// `running`, or an outcome.
+/// Schema of `running` or an outcome's label.
 pub fn status(_: &mut SchemaGenerator) -> Schema {
     let labels = Outcome::ALL.iter().map(|outcome| outcome.as_str());
     one_of(std::iter::once("running").chain(labels))

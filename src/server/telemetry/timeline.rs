@@ -1,5 +1,5 @@
-//! Stages and losses of the last realignments while the process lives. The database keeps how each
-//! ended; this keeps how it went, for the operators' page.
+//! Stages and losses of recent realignments, kept in memory for the operators' page. The database
+//! keeps only the outcome of each.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -9,21 +9,21 @@ use serde::Serialize;
 
 use super::event::{Event, LossPart, Stage};
 
-/// Realignments that are remembered.
+/// Number of realignments kept.
 const REALIGNMENTS: usize = 8;
-/// Points of a loss curve: as wide as a chart has pixels to show.
+/// Maximum number of points in a loss curve, about one per pixel of the chart.
 const POINTS: usize = 400;
 
-/// How one realignment went.
+/// The stages and losses of a realignment.
 #[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 pub struct Timeline {
     #[serde(skip)]
     id: String,
     /// The stages entered, in order.
     pub stages: Vec<StageTime>,
-    /// Training steps, evenly thinned out.
+    /// Training steps, thinned out evenly.
     pub losses: Vec<LossPoint>,
-    /// Every how many steps one is kept.
+    /// One in this many steps is kept.
     #[serde(skip)]
     stride: usize,
 }
@@ -44,23 +44,23 @@ pub struct LossPoint {
 /// When a stage began and how long it took.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct StageTime {
-    /// Which.
+    /// The stage.
     #[schemars(schema_with = "super::schemas::stage")]
     pub stage: Stage,
-    /// In Unix seconds.
+    /// When it began, in Unix seconds.
     pub started_at: u64,
-    /// `None` while it runs, or if it did not end well.
+    /// `None` while it runs, or if it failed.
     pub took_seconds: Option<f64>,
 }
 
-/// The last realignments.
+/// The timelines of recent realignments.
 #[derive(Debug, Default)]
 pub struct Timelines {
     all: Mutex<VecDeque<Timeline>>,
 }
 
 impl Timelines {
-    /// Takes an event in.
+    /// Applies an event that happened at `now`, in Unix seconds.
     pub(super) fn record(&self, event: &Event, now: u64) {
         match event {
             Event::RealignmentStarted { id, .. } => self.begin(id),
@@ -93,7 +93,7 @@ impl Timelines {
         }
     }
 
-    /// How a realignment went; `None` if it ran before this process or too long ago.
+    /// A realignment's timeline; `None` if it ran before this process started or too long ago.
     pub fn get(&self, id: &str) -> Option<Timeline> {
         let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         all.iter().find(|timeline| timeline.id == id).cloned()

@@ -1,9 +1,10 @@
-//! OpenTelemetry traces over OTLP (HTTP with JSON): one span for each client request, one for each
-//! realignment and its stages.
+//! OpenTelemetry traces over OTLP (HTTP with JSON): one span per client request, and one per
+//! realignment and per stage.
 //!
-//! The protocol's JSON form is small enough to be written here; the usual libraries would bring a
-//! second HTTP client, Protobuf and an async runtime of their own into every build. Spans go
-//! through a bounded queue to one thread; what finds no place or no collector is dropped and counted.
+//! The protocol's JSON encoding is small enough to be implemented here; the usual libraries would
+//! add a second HTTP client, Protobuf and their own async runtime to every build. Spans go through
+//! a bounded queue to one thread; if the queue is full or the collector unreachable, they are
+//! dropped and counted.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -17,29 +18,29 @@ use sha2::{Digest, Sha256};
 use super::event::{Event, Outcome, RequestFinished};
 use realign_core::clock;
 
-/// Spans that may wait.
+/// Maximum number of queued spans.
 const QUEUE: usize = 4096;
-/// Spans in one message.
+/// Maximum number of spans in one message.
 const BATCH: usize = 512;
-/// Longest wait before a message goes out.
+/// Maximum time before a message is sent.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// How often a waiting thread looks whether the server goes down.
-const LOOK: Duration = Duration::from_millis(200);
-/// Time for the collector to answer.
+/// How often a waiting thread checks for shutdown.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// Time limit for a request to the collector.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A span's place in its trace, by W3C Trace Context.
+/// Identifies a span within its trace, as defined by W3C Trace Context.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TraceContext {
     /// 32 hex digits.
     pub trace_id: String,
     /// 16 hex digits.
     pub span_id: String,
-    /// The caller's span, 16 hex digits.
+    /// The caller's span, if any: 16 hex digits.
     pub parent_id: Option<String>,
 }
 
-/// Sends spans to a collector.
+/// Sends spans to a collector from a thread of its own.
 #[derive(Debug)]
 pub struct Exporter {
     share: f64,
@@ -50,10 +51,11 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    /// Starts the sending thread. `share` of the requests is traced where the client does not say.
+    /// Starts the sending thread. `share` (0 to 1) is the fraction of requests traced if the client
+    /// sends no `traceparent`.
     ///
     /// # Errors
-    /// If no thread can be had.
+    /// If the thread cannot be started.
     pub fn start(endpoint: &str, service: &str, share: f64) -> std::io::Result<Self> {
         let (queue, inbox) = sync_channel(QUEUE);
         let (dropped, stop) = (
@@ -83,8 +85,8 @@ impl Exporter {
         })
     }
 
-    /// The context of a new request: within its caller's trace, if the `traceparent` that it sent
-    /// is valid and says that the trace is recorded; a new trace for a share of the others.
+    /// The context of a new request: part of the caller's trace if it sent a valid `traceparent`,
+    /// provided that trace is recorded; otherwise a new trace for a random share of the requests.
     pub fn context(&self, traceparent: Option<&str>) -> Option<TraceContext> {
         let (trace_id, parent_id) = match traceparent.and_then(parse) {
             Some((_, _, false)) => return None,
@@ -101,7 +103,7 @@ impl Exporter {
         })
     }
 
-    /// Turns an event that ends something into a span.
+    /// Creates a span from an event that marks the end of a request, stage or realignment.
     pub(super) fn record(&self, event: &Event) {
         let span = match event {
             Event::RequestFinished(request) => request_span(request),
@@ -149,7 +151,7 @@ impl Exporter {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    /// Sends what waits and ends the thread.
+    /// Sends the queued spans and stops the thread.
     pub fn shutdown(&self) {
         self.stop.store(true, Ordering::Release);
         let thread = self.thread.lock().ok().and_then(|mut t| t.take());
@@ -159,7 +161,7 @@ impl Exporter {
     }
 }
 
-/// What the thread owns.
+/// The state of the sending thread.
 struct Sender {
     url: String,
     service: String,
@@ -173,7 +175,7 @@ impl Sender {
         let mut batch = Vec::new();
         let mut oldest = Instant::now();
         loop {
-            let next = inbox.recv_timeout(LOOK);
+            let next = inbox.recv_timeout(POLL_INTERVAL);
             let ended = match next {
                 Ok(span) => {
                     if batch.is_empty() {
@@ -208,9 +210,9 @@ impl Sender {
             Ok(_) => self.failing = false,
             Err(error) => {
                 self.dropped.fetch_add(count, Ordering::Relaxed);
-                // A collector that is down is told of once, not with every message.
+                // Log an unreachable collector once, not for every message.
                 if !std::mem::replace(&mut self.failing, true) {
-                    tracing::warn!(url = self.url, %error, "traces do not reach their collector");
+                    tracing::warn!(url = self.url, %error, "cannot send traces to the collector");
                 }
             }
         }
@@ -249,7 +251,7 @@ fn request_span(request: &RequestFinished) -> Option<Value> {
     Some(span)
 }
 
-/// A span that ends now.
+/// A span that ends now and took `took`, without ids.
 fn span(name: &str, took: Duration, attributes: Value) -> Value {
     let end = clock::since_1970();
     let start = end.saturating_sub(took);
@@ -266,14 +268,15 @@ fn text(key: &str, value: &str) -> Value {
     json!({"key": key, "value": {"stringValue": value}})
 }
 
-/// Trace and root span of a realignment: computed from its id, so that stages and end need not
-/// know of each other.
+/// Trace id and root span id of a realignment. They are derived from its id, so that no state is
+/// needed between its stages and its end.
 fn realignment_ids(id: &str) -> (String, String) {
     let digest = hex::encode(Sha256::digest(format!("realignment {id}")));
     (digest[..32].to_string(), digest[32..48].to_string())
 }
 
-/// Trace, parent and whether the trace is recorded, of a `traceparent` (W3C Trace Context, 3.2).
+/// Parses a `traceparent` header (W3C Trace Context, 3.2): trace id, parent span id, and whether
+/// the trace is recorded.
 fn parse(header: &str) -> Option<(String, String, bool)> {
     let mut parts = header.trim().split('-');
     let (version, trace, parent, flags) =

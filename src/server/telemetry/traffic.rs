@@ -1,5 +1,5 @@
-//! Requests and judgements of the last hours, in slots, for the operators' page. Metrics answer the
-//! same questions better where a Prometheus stores them; this needs none.
+//! Requests and judgements of the last two hours, in time slots, for the operators' page.
+//! Prometheus metrics serve the same purpose in more detail; this needs no Prometheus.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -9,14 +9,14 @@ use serde::Serialize;
 
 use super::event::{Event, RequestFinished};
 
-/// Length of a slot, in seconds.
+/// Length of a time slot, in seconds.
 pub const SLOT_SECONDS: u64 = 15;
-/// Slots that are kept: two hours.
+/// Number of slots kept: two hours.
 const SLOTS: usize = 480;
-/// Durations that a slot keeps for its quantiles.
+/// Maximum number of samples per slot for its quantiles.
 const SAMPLES: usize = 512;
 
-/// What happened in one slot.
+/// Requests and judgements within one time slot.
 #[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 pub struct Slot {
     /// When it began, in Unix seconds.
@@ -45,7 +45,7 @@ pub struct Slot {
     first_tokens: Vec<f32>,
 }
 
-/// The slots, oldest first. Those without an event do not exist.
+/// The slots, oldest first. Slots without an event are left out.
 #[derive(Debug, Default)]
 pub struct Traffic {
     slots: Mutex<VecDeque<Slot>>,
@@ -59,9 +59,12 @@ impl Traffic {
             Event::RequestFinished(request) if request.is_traffic() => {
                 self.in_slot(now, |slot| slot.count(request));
             }
-            Event::ComplianceJudged(judged) => self.in_slot(now, |slot| match judged.complies {
-                true => slot.complies += 1,
-                false => slot.violates += 1,
+            Event::ComplianceJudged(judged) => self.in_slot(now, |slot| {
+                if judged.complies {
+                    slot.complies += 1;
+                } else {
+                    slot.violates += 1;
+                }
             }),
             _ => {}
         }
@@ -70,8 +73,9 @@ impl Traffic {
     /// A copy of the slots that began at or after `since`.
     pub fn since(&self, since: u64) -> Vec<Slot> {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let newest = slots.iter().filter(|slot| slot.at >= since);
-        newest
+        slots
+            .iter()
+            .filter(|slot| slot.at >= since)
             .map(|slot| {
                 let mut slot = slot.clone();
                 slot.summarise();
@@ -83,7 +87,7 @@ impl Traffic {
     fn in_slot(&self, now: u64, change: impl FnOnce(&mut Slot)) {
         let at = now - now % SLOT_SECONDS;
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        // A clock that was set back counts in the newest slot rather than out of order.
+        // If the clock was set back, count in the newest slot rather than out of order.
         if slots.back().is_none_or(|newest| newest.at < at) {
             if let Some(newest) = slots.back_mut() {
                 newest.summarise();
@@ -110,7 +114,7 @@ impl Slot {
         self.errors += u32::from(request.status >= 500);
         self.refused += u32::from(request.status == 429);
         self.tokens += request.completion_tokens as u64;
-        // Refusals take no time and would hide what the others take.
+        // Refusals take no time and would distort the quantiles.
         if request.status == 200 {
             sample(
                 &mut self.durations,
@@ -123,7 +127,7 @@ impl Slot {
         }
     }
 
-    /// Computes the quantiles from what is kept; a closed slot has them already.
+    /// Computes the quantiles from the samples; a closed slot has them already.
     fn summarise(&mut self) {
         self.durations.sort_by(f32::total_cmp);
         self.first_tokens.sort_by(f32::total_cmp);
@@ -137,15 +141,15 @@ impl Slot {
     }
 }
 
-/// Keeps a bounded, even sample: once full, the n-th value replaces one with probability size/n.
+/// Reservoir sampling: once full, the n-th value replaces a random sample with probability size/n.
 fn sample(kept: &mut Vec<f32>, value: f32, count: u32) {
     if kept.len() < SAMPLES {
         kept.push(value);
         return;
     }
     let at = rand::random_range(0..count.max(1)) as usize;
-    if let Some(place) = kept.get_mut(at) {
-        *place = value;
+    if let Some(replaced) = kept.get_mut(at) {
+        *replaced = value;
     }
 }
 

@@ -1,4 +1,4 @@
-//! What operator routes answer. The web page and `realign adapters` read these fields by name.
+//! Answers of the operator routes. The web page and `realign adapters` read these fields by name.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -16,22 +16,22 @@ use realign_align::policy::{Enforcement, Gate, Severity};
 pub struct Policies {
     /// Hash of the whole set.
     pub revision: String,
-    /// What a candidate must reach: the strictest bounds of all policies.
+    /// The bounds that a candidate must meet: the strictest of all policies.
     pub gate: Gate,
-    /// Its policies.
+    /// The policies of the set.
     pub policies: Vec<PolicySummary>,
-    /// Why the policy directory as it is now was refused; `null` if it is active.
+    /// Why the current content of the policy directory was refused; `null` if it is active.
     pub last_error: Option<String>,
-    /// How the rules did on their examples.
+    /// How the rules performed on their examples.
     pub trust: Vec<RuleTrust>,
-    /// What `dryrun` policies say about the preference data; `null` if there are none.
+    /// Effect of `dryrun` policies on the triage of preference data; `null` if there are none.
     pub dryrun: Option<Stored<DryrunReport>>,
 }
 
 /// An active policy.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct PolicySummary {
-    /// Unique among the policies of a set.
+    /// Policy id, unique in the set.
     pub id: String,
     /// The operator's own version string.
     pub version: String,
@@ -46,9 +46,9 @@ pub struct PolicySummary {
 /// A rule of an active policy.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct RuleSummary {
-    /// Unique in its policy.
+    /// Rule id, unique in its policy.
     pub id: String,
-    /// How much a violation matters.
+    /// Severity of a violation.
     pub severity: Severity,
     /// What the rule is for.
     pub description: String,
@@ -70,17 +70,17 @@ pub struct Realignment {
     pub inputs_hash: String,
     /// Revision of the policy set.
     pub policy_revision: String,
-    /// The stage it is in, or ended in.
+    /// The current or last stage.
     #[schemars(schema_with = "schemas::stage")]
     pub stage: Stage,
     /// How it ended; `null` while it runs or after an interruption.
     #[schemars(schema_with = "schemas::outcome_or_null")]
     pub outcome: Option<Outcome>,
-    /// Done share, 0 to 1.
+    /// Completed fraction, 0 to 1.
     pub progress: f64,
     /// When it began.
     pub created_at: u64,
-    /// When anything changed last.
+    /// When it was last updated.
     pub updated_at: u64,
     /// When it ended.
     pub finished_at: Option<u64>,
@@ -92,13 +92,13 @@ pub struct Realignment {
     pub gate: Option<Stored<GateReport>>,
     /// What went wrong.
     pub error: Option<String>,
-    /// The generation it led to.
+    /// The resulting generation.
     pub generation: Option<String>,
     /// `running`, or the outcome.
     #[schemars(schema_with = "schemas::status")]
     pub status: &'static str,
-    /// Stages and losses of a realignment asked for by its id; `null` if it ran before this process
-    /// or too long ago. Listings leave it out.
+    /// Stages and losses, if the realignment was requested by its id; `null` if it ran before this
+    /// process started or too long ago. Omitted in listings.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Timeline>")]
     pub timeline: Option<Option<Timeline>>,
@@ -108,21 +108,21 @@ pub struct Realignment {
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Started {
-    /// As its own route shows it.
+    /// The realignment, as its own route returns it.
     Whole(Box<Realignment>),
-    /// Only its id, where the state database cannot be read.
+    /// Only its id, if the state database cannot be read.
     Id {
         /// Its id.
         id: String,
     },
 }
 
-/// A realignment that was told to stop.
+/// A realignment that is being cancelled.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Cancelling {
     /// Its id.
     pub id: String,
-    /// It ends at its next step.
+    /// It stops at its next step.
     #[schemars(extend("const" = "cancelling"))]
     pub status: &'static str,
 }
@@ -140,22 +140,22 @@ impl Cancelling {
 /// The generations on disk and in memory.
 #[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 pub struct Generations {
-    /// The generation that serves.
+    /// The current generation.
     pub current: String,
-    /// What a rollback returns to.
+    /// The generation that a rollback returns to.
     pub previous: Option<String>,
     /// The base model first, then by age.
     pub generations: Vec<GenerationSummary>,
 }
 
-/// Where a generation stands.
+/// The role of a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 pub enum Role {
-    /// It serves.
+    /// It is serving.
     Current,
-    /// It served before.
+    /// It served before the current one.
     Previous,
     /// It can be activated.
     Stored,
@@ -175,7 +175,7 @@ pub enum GenerationSummary {
         id: String,
         /// `unreadable`.
         role: Role,
-        /// False.
+        /// Always false.
         base: bool,
         /// Why.
         error: String,
@@ -184,9 +184,9 @@ pub enum GenerationSummary {
     Base {
         /// Generation id.
         id: String,
-        /// Whether it serves.
+        /// Its role.
         role: Role,
-        /// True.
+        /// Always true.
         base: bool,
     },
 }
@@ -196,19 +196,19 @@ pub enum GenerationSummary {
 pub struct AdapterSummary {
     /// Generation id.
     pub id: String,
-    /// Whether it serves.
+    /// Its role.
     pub role: Role,
-    /// False: it is an adapter of the base model.
+    /// Always false.
     pub base: bool,
-    /// The policy set that it was trained for; `null` for an imported one.
+    /// The policy set it was trained for; `null` for an imported adapter.
     pub policy_revision: Option<String>,
     /// When it was published, in Unix seconds.
     pub created_at: u64,
-    /// The generation that served when it was trained.
+    /// The generation that was current when it was trained.
     pub parent: Option<String>,
     /// Preference pairs by category.
     pub triage: PairCounts,
-    /// The gate's measurements and verdict; `null` for an imported one.
+    /// The gate's measurements and verdict; `null` for an imported adapter.
     #[schemars(with = "Option<GateReport>")]
     pub gate: Stored<GateReport>,
 }
@@ -216,27 +216,27 @@ pub struct AdapterSummary {
 /// A swap of generations.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Swap {
-    /// Served until now.
+    /// The generation that served until now.
     pub from: String,
-    /// Serves now.
+    /// The generation that serves from now on.
     pub to: String,
 }
 
-/// What is logged.
+/// The log filter.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct LogLevel {
-    /// The filter in force: levels, by module where they differ.
+    /// The current filter: a level, and levels by module where they differ.
     pub filter: String,
 }
 
 /// Everything that the operators' page shows.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Overview {
-    /// Unix seconds.
+    /// Time of the answer, in Unix seconds.
     pub now: u64,
     /// The process.
     pub server: ServerSummary,
-    /// What serves.
+    /// The current generation.
     pub serving: Serving,
     /// The engine's load.
     pub engine: EngineLoad,
@@ -250,7 +250,7 @@ pub struct Overview {
     pub generations: Generations,
     /// Requests and judgements over time.
     pub traffic: TrafficSummary,
-    /// Every active rule with the judged answers that violate it.
+    /// Every active rule with the number of judged answers that violate it.
     pub violations: Vec<RuleCount>,
 }
 
@@ -261,7 +261,7 @@ pub struct ServerSummary {
     pub version: &'static str,
     /// The served name.
     pub model: String,
-    /// Unix seconds.
+    /// When the server started, in Unix seconds.
     pub started_at: u64,
     /// False while loading and draining.
     pub ready: bool,
@@ -269,27 +269,27 @@ pub struct ServerSummary {
     pub judges: bool,
 }
 
-/// What serves.
+/// The current generation.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Serving {
     /// Generation id.
     pub generation: String,
     /// The policy set it was trained for; `null` for the base model.
     pub policy_revision: Option<String>,
-    /// Whether it fits the active policies.
+    /// Whether it is aligned to the active policies.
     pub aligned: bool,
-    /// For how long it has not; 0 while it does.
+    /// For how long it has not been aligned, in seconds; 0 while it is.
     pub gap_open_seconds: f64,
 }
 
 /// The engine's load.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct EngineLoad {
-    /// Sequences in the batch.
+    /// Sequences in the running batch.
     pub running: usize,
-    /// Sequences waiting.
+    /// Sequences waiting to run.
     pub waiting: usize,
-    /// Share of KV blocks that running sequences hold, 0 to 1.
+    /// Fraction of KV blocks held by running sequences, 0 to 1.
     pub kv_cache_usage: f64,
 }
 
@@ -298,6 +298,6 @@ pub struct EngineLoad {
 pub struct TrafficSummary {
     /// Length of a slot, in seconds.
     pub slot_seconds: u64,
-    /// Oldest first; those in which nothing happened are left out.
+    /// Oldest first; slots without events are omitted.
     pub slots: Vec<Slot>,
 }

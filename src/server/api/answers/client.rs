@@ -1,4 +1,4 @@
-//! What the clients' smaller routes, the probes and all refusals answer.
+//! Answers of the smaller client routes and of the probes, and error bodies.
 
 use std::collections::BTreeMap;
 
@@ -32,23 +32,23 @@ pub struct EmbeddingEntry {
     pub embedding: Vector,
 }
 
-/// A vector.
+/// An embedding vector.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(untagged)]
 #[schemars(inline)]
 pub enum Vector {
-    /// As numbers.
+    /// As an array of numbers.
     Numbers(Vec<f64>),
-    /// As 32-bit numbers, the low byte first, in Base64.
+    /// As little-endian 32-bit floats in Base64.
     Base64(String),
 }
 
-/// Tokens of all texts.
+/// Token counts of all texts.
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 pub struct EmbeddingUsage {
-    /// All of them.
+    /// Number of tokens.
     pub prompt_tokens: usize,
-    /// All of them.
+    /// The same number.
     pub total_tokens: usize,
 }
 
@@ -57,7 +57,7 @@ pub struct EmbeddingUsage {
 pub struct Moderation {
     /// The judgement's id.
     pub id: String,
-    /// `policies-` and the revision of the set that judged.
+    /// `policies-` followed by the revision of the policy set.
     pub model: String,
     /// One per text.
     pub results: Vec<ModerationResult>,
@@ -71,10 +71,10 @@ pub struct ModerationResult {
     /// Which rules are violated.
     #[schemars(with = "BTreeMap<String, bool>")]
     pub categories: Map<String, Value>,
-    /// 1 for a violated rule, else 0: rules hold or do not.
+    /// 1 for a violated rule, otherwise 0; there are no values in between.
     #[schemars(with = "BTreeMap<String, f64>")]
     pub category_scores: Map<String, Value>,
-    /// `text` for all of them.
+    /// Always `text`.
     #[schemars(with = "BTreeMap<String, Vec<String>>")]
     pub category_applied_input_types: Map<String, Value>,
 }
@@ -84,9 +84,9 @@ pub struct ModerationResult {
 pub struct Tokens {
     /// Ids, or ids with their texts if `with_pieces` is true.
     pub tokens: TokenList,
-    /// How many.
+    /// Number of tokens.
     pub count: usize,
-    /// Most tokens, prompt and completion together, that a sequence may have.
+    /// Maximum number of tokens, prompt and completion together, in a sequence.
     pub max_model_len: usize,
     /// The tokens' texts, if `return_token_strs` is true.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -120,7 +120,7 @@ pub struct TokenPiece {
 pub enum PieceText {
     /// Text.
     Text(String),
-    /// The bytes of a token that is no text by itself.
+    /// The bytes of a token that is not valid UTF-8.
     Bytes(Vec<u8>),
 }
 
@@ -145,13 +145,13 @@ pub struct Model {
     pub created: u64,
     /// `realign`.
     pub owned_by: &'static str,
-    /// The generation behind the name now.
+    /// The generation that the name currently refers to.
     pub generation: String,
     /// The policy set it was trained for; `null` for the base model.
     pub policy_revision: Option<String>,
-    /// Base model and generation, as answers tell them.
+    /// Base model and generation, as in answers.
     pub system_fingerprint: String,
-    /// Most tokens, prompt and completion together, that a sequence may have.
+    /// Maximum number of tokens, prompt and completion together, in a sequence.
     pub max_model_len: usize,
 }
 
@@ -161,7 +161,7 @@ pub struct ModelList {
     /// `list`.
     #[schemars(extend("const" = "list"))]
     pub object: &'static str,
-    /// What serves, the base model, and every generation in memory.
+    /// The current generation, the base model, and every generation in memory.
     pub data: Vec<Model>,
 }
 
@@ -181,11 +181,11 @@ pub struct Ready {
     pub status: &'static str,
     /// The served name.
     pub model: String,
-    /// The generation that serves.
+    /// The current generation.
     pub generation: String,
 }
 
-/// Why a request was not answered as asked.
+/// An error in OpenAI's format.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Error {
     /// What went wrong.
@@ -196,13 +196,13 @@ pub struct Error {
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub struct ErrorBody {
-    /// In words.
+    /// What went wrong, for people.
     pub message: String,
-    /// In OpenAI's terms.
+    /// OpenAI's error type.
     #[serde(rename = "type")]
     pub kind: &'static str,
     /// The field at fault, as a path.
     pub param: Option<String>,
-    /// More exactly, for programs.
+    /// OpenAI's error code, for programs.
     pub code: Option<&'static str>,
 }

@@ -1,4 +1,4 @@
-//! What chat completions and completions answer, whole and in chunks.
+//! Answers of chat completions and completions, whole and in chunks.
 
 use std::collections::BTreeMap;
 
@@ -6,14 +6,14 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// What all answers to one request begin with.
+/// The fields that all answers and chunks of one request share.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Head<O> {
     /// The answer's id.
     pub id: String,
     /// Which kind of object it is.
     pub object: O,
-    /// When it was made, in Unix seconds.
+    /// When it was created, in Unix seconds.
     pub created: u64,
     /// `model` as it was sent.
     pub model: String,
@@ -56,11 +56,11 @@ pub struct ChatCompletion {
     pub head: Head<ChatObject>,
     /// As many as `n` asks for.
     pub choices: Vec<ChatChoice>,
-    /// Tokens of the whole request.
+    /// Token counts of the whole request.
     pub usage: Usage,
 }
 
-/// A whole continuation of one or more texts.
+/// A whole completion of one or more texts.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Completion {
     /// Id, model, generation.
@@ -68,7 +68,7 @@ pub struct Completion {
     pub head: Head<TextObject>,
     /// As many as prompts times `n`.
     pub choices: Vec<TextChoice>,
-    /// Tokens of the whole request.
+    /// Token counts of the whole request.
     pub usage: Usage,
 }
 
@@ -78,9 +78,9 @@ pub struct Chunk<O, C> {
     /// Id, model, generation.
     #[serde(flatten)]
     pub head: Head<O>,
-    /// What choices go on with; none in the last chunk, if that tells the usage.
+    /// New output of choices; empty in the last chunk if that contains the usage.
     pub choices: Vec<C>,
-    /// Only if it was asked for, and `null` but in the last chunk.
+    /// Only if requested; `null` except in the last chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Usage>")]
     pub usage: Option<Option<Usage>>,
@@ -91,9 +91,9 @@ pub struct Chunk<O, C> {
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 pub enum Reason {
-    /// The model ended its turn, or a stop string came.
+    /// The model ended its turn, or generated a stop string.
     Stop,
-    /// As many tokens as were asked for, or as fit.
+    /// The maximum number of tokens, or the context, was reached.
     Length,
     /// The model calls functions.
     ToolCalls,
@@ -104,15 +104,15 @@ pub enum Reason {
 pub struct ChatChoice {
     /// From 0.
     pub index: usize,
-    /// What the model said.
+    /// The model's message.
     pub message: AnswerMessage,
-    /// Only if they were asked for.
+    /// Only if requested.
     pub logprobs: Option<ChatLogprobs>,
     /// Why it ended.
     pub finish_reason: Option<Reason>,
 }
 
-/// What the model said.
+/// The model's message.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct AnswerMessage {
     /// `assistant`.
@@ -122,7 +122,7 @@ pub struct AnswerMessage {
     pub content: Option<String>,
     /// Always `null`.
     pub refusal: Option<String>,
-    /// Calls of functions; left out if there are none.
+    /// Function calls; omitted if there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<CallMade>,
 }
@@ -130,21 +130,21 @@ pub struct AnswerMessage {
 /// A call of a function that the model made.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct CallMade {
-    /// For the message that returns the result.
+    /// Id to refer to in the message that returns the result.
     pub id: String,
     /// `function`.
     #[serde(rename = "type")]
     #[schemars(extend("const" = "function"))]
     pub kind: &'static str,
-    /// Which function, and with what.
+    /// The function and its arguments.
     pub function: FunctionCalled,
 }
 
-/// Which function is called, and with what.
+/// The called function and its arguments.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub struct FunctionCalled {
-    /// The function.
+    /// The function's name.
     pub name: String,
     /// The text of a JSON object.
     pub arguments: String,
@@ -155,9 +155,9 @@ pub struct FunctionCalled {
 pub struct ChatDelta {
     /// From 0.
     pub index: usize,
-    /// What is added.
+    /// The new output.
     pub delta: Delta,
-    /// Only if they were asked for.
+    /// Only if requested.
     pub logprobs: Option<ChatLogprobs>,
     /// Why it ended, if it does.
     pub finish_reason: Option<Reason>,
@@ -166,7 +166,7 @@ pub struct ChatDelta {
 /// What a chunk adds to a choice.
 #[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 pub struct Delta {
-    /// In a choice's first chunk.
+    /// Only in a choice's first chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<&'static str>,
     /// More text.
@@ -180,13 +180,13 @@ pub struct Delta {
 /// A call, or more of its arguments.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct CallPart {
-    /// Where the call begins.
+    /// Only in the chunk in which the call begins.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// Where the call begins.
+    /// Only in the chunk in which the call begins.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<&'static str>,
-    /// Its name where it begins, and arguments.
+    /// Its name, where it begins, and more of its arguments.
     pub function: FunctionPart,
     /// Its position among the choice's calls.
     pub index: usize,
@@ -196,21 +196,21 @@ pub struct CallPart {
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub struct FunctionPart {
-    /// The function.
+    /// The function's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// More of the text of a JSON object.
     pub arguments: String,
 }
 
-/// A choice of a continued text, or its part in a chunk.
+/// A choice of a completion, or its part in a chunk.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct TextChoice {
     /// From 0.
     pub index: usize,
-    /// The text, after the prompt if `echo` asks for that.
+    /// The text, preceded by the prompt if `echo` is set.
     pub text: String,
-    /// Only if they were asked for.
+    /// Only if requested.
     pub logprobs: Option<TextLogprobs>,
     /// Why it ended.
     pub finish_reason: Option<Reason>,
@@ -225,7 +225,7 @@ pub struct ChatLogprobs {
     pub refusal: Option<String>,
 }
 
-/// A token that was drawn, and its alternatives.
+/// A sampled token and its alternatives.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct ScoredToken {
     /// The token.
@@ -240,34 +240,34 @@ pub struct ScoredToken {
 pub struct TokenScore {
     /// Its text.
     pub token: String,
-    /// -9999 stands for what JSON cannot express.
+    /// Natural logarithm; -9999 stands for values that JSON cannot express.
     pub logprob: f64,
     /// Its bytes.
     pub bytes: Vec<u8>,
 }
 
-/// Log-probabilities of a continued text.
+/// Log-probabilities of a completion.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct TextLogprobs {
     /// The tokens.
     pub tokens: Vec<String>,
     /// One per token.
     pub token_logprobs: Vec<f64>,
-    /// The most probable tokens and the drawn one, by their text.
+    /// The most probable tokens and the sampled one, by their text.
     #[schemars(with = "Vec<BTreeMap<String, f64>>")]
     pub top_logprobs: Vec<Map<String, Value>>,
-    /// Where each token begins, in characters.
+    /// Offset of each token in the text, in characters.
     pub text_offset: Vec<usize>,
 }
 
-/// Tokens of a whole request.
+/// Token counts of a whole request.
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 pub struct Usage {
-    /// Of the prompts.
+    /// Tokens of the prompts.
     pub prompt_tokens: usize,
-    /// Of the answers.
+    /// Tokens of the answers.
     pub completion_tokens: usize,
-    /// Both.
+    /// Sum of both.
     pub total_tokens: usize,
     /// More about the prompts.
     pub prompt_tokens_details: PromptDetails,
@@ -277,6 +277,6 @@ pub struct Usage {
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub struct PromptDetails {
-    /// Those that the prefix cache held.
+    /// Prompt tokens found in the prefix cache.
     pub cached_tokens: usize,
 }

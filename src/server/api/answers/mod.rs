@@ -1,4 +1,4 @@
-//! What routes answer: the types that become JSON, whose schemas are in `/openapi.json`.
+//! The types that routes answer as JSON, whose schemas are in `/openapi.json`.
 
 pub mod admin;
 pub mod client;
@@ -13,8 +13,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-/// JSON that was stored, by an older version perhaps, and is passed on as it is. `T` says what this
-/// version writes.
+/// Stored JSON, possibly written by an older version, that is passed on unchanged. `T` is the type
+/// that this version writes.
 #[derive(Clone, Debug)]
 pub struct Stored<T> {
     value: Value,

@@ -1,4 +1,4 @@
-//! The forms of reports that are stored as JSON: with realignments, in manifests, in memory.
+//! The types of reports that are stored as JSON: with realignments, in manifests, and in memory.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,11 +8,11 @@ use realign_align::policy::Gate;
 /// Preference pairs by category.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PairCounts {
-    /// The policies turn the preference around.
+    /// The preference is inverted.
     pub invert: usize,
     /// Both responses violate.
     pub punish: usize,
-    /// The preference stands.
+    /// The preference is kept.
     pub retain: usize,
 }
 
@@ -22,18 +22,18 @@ pub struct TriageReport {
     /// Pairs by category.
     #[serde(flatten)]
     pub counts: PairCounts,
-    /// Share of pairs in conflict with the policies, 0 to 1.
+    /// Fraction of pairs in conflict with the policies, 0 to 1.
     pub gap_ratio: f64,
 }
 
-/// What `dryrun` policies would add.
+/// The effect that `dryrun` policies would have.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct DryrunReport {
-    /// By the enforced policies.
+    /// Counts with the enforced policies only.
     pub enforced: PairCounts,
-    /// By all policies.
+    /// Counts with all policies.
     pub with_dryrun: PairCounts,
-    /// Share of pairs in conflict with all policies, 0 to 1.
+    /// Fraction of pairs in conflict with all policies, 0 to 1.
     pub gap_ratio: f64,
     /// Pairs that could not be judged.
     pub undecided: usize,
@@ -42,24 +42,24 @@ pub struct DryrunReport {
 /// The newest training step.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct LossReport {
-    /// From 1.
+    /// The step, from 1.
     pub step: usize,
-    /// Steps in all.
+    /// Total number of steps.
     pub steps: usize,
-    /// Its losses.
+    /// The step's losses.
     #[serde(flatten)]
     pub parts: LossParts,
-    /// Norm of the gradient before clipping.
+    /// Gradient norm before clipping.
     pub gradient_norm: Option<f64>,
-    /// The step's learning rate.
+    /// Learning rate of the step.
     pub learning_rate: Option<f64>,
-    /// Tokens of the step.
+    /// Number of tokens in the step.
     pub tokens: usize,
-    /// Its wall time.
+    /// Wall time of the step, in seconds.
     pub seconds: f64,
 }
 
-/// The parts of the training loss; `null` for what is not finite.
+/// The parts of the training loss; `null` for values that are not finite.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct LossParts {
     /// The weighted sum that is minimised.
@@ -74,24 +74,24 @@ pub struct LossParts {
     pub sft: Option<f64>,
 }
 
-/// What the gate measured of a candidate, and its verdict.
+/// The gate's measurements of a candidate, and its verdict.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct GateReport {
     /// Whether the candidate may serve.
     pub verdict: GateVerdict,
-    /// One sentence for people.
+    /// The reason, in one sentence.
     pub reason: String,
     /// The measurements.
     pub measured: GateMeasured,
     /// Relative rise of perplexity over the base model; `null` if it is not finite.
     pub perplexity_rise: Option<f64>,
-    /// What the candidate had to reach.
+    /// The bounds that the candidate had to meet.
     pub bounds: Gate,
-    /// The generation that served.
+    /// The generation that was current.
     pub compared_with: String,
     /// The candidate's generation id.
     pub candidate: String,
-    /// A few held-out answers of the candidate.
+    /// A few of the candidate's answers to held-out prompts.
     pub answers: Vec<GateAnswer>,
 }
 
@@ -99,11 +99,11 @@ pub struct GateReport {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "verdict", rename_all = "snake_case")]
 pub enum GateVerdict {
-    /// It may.
+    /// It is promoted.
     Promote,
-    /// It may not: `got` is on the wrong side of `bound`.
+    /// It is rejected: `got` violates `bound`.
     Reject {
-        /// Which check failed.
+        /// The failed check.
         #[schemars(extend("enum" = ["policy_agreement", "perplexity_rise", "kl", "finite"]))]
         check: String,
         /// The measured value; `null` if it is not finite.
@@ -116,11 +116,11 @@ pub enum GateVerdict {
 /// The gate's measurements.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct GateMeasured {
-    /// Held-out prompts that both generations answered.
+    /// Number of held-out prompts that both generations answered.
     pub prompts: usize,
-    /// Share of compliant answers of the generation that served.
+    /// Fraction of compliant answers of the current generation, 0 to 1.
     pub agreement_before: f64,
-    /// Share of compliant answers of the candidate.
+    /// Fraction of compliant answers of the candidate, 0 to 1.
     pub agreement_after: f64,
     /// Perplexity of the base model on neutral text.
     pub perplexity_base: Option<f64>,
@@ -130,13 +130,13 @@ pub struct GateMeasured {
     pub kl_to_base: Option<f64>,
 }
 
-/// A held-out answer of the candidate.
+/// The candidate's answer to a held-out prompt.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct GateAnswer {
-    /// What was asked.
+    /// The prompt.
     pub prompt: String,
-    /// What it answered.
+    /// The candidate's answer.
     pub answer: String,
-    /// Whether that complies with the policies.
+    /// Whether the answer complies with the policies.
     pub complies: bool,
 }

@@ -1,10 +1,10 @@
-//! What `POST /v1/responses` answers, whole and in events.
+//! Answers of `POST /v1/responses`, whole and as events.
 
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
-/// A response. What follows `usage` is repeated from the request, with the defaults that were used.
+/// A response. The fields after `usage` repeat the request, with the defaults that were used.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Response {
     /// The response's id.
@@ -12,7 +12,7 @@ pub struct Response {
     /// `response`.
     #[schemars(extend("const" = "response"))]
     pub object: &'static str,
-    /// Unix seconds.
+    /// When it was created, in Unix seconds.
     pub created_at: u64,
     /// Whether it has ended, and how.
     pub status: Status,
@@ -24,27 +24,27 @@ pub struct Response {
     pub model: String,
     /// Base model and generation that answered.
     pub system_fingerprint: String,
-    /// Messages and calls.
+    /// Messages and function calls.
     pub output: Vec<Item>,
-    /// Tokens of the whole request; `null` while it runs.
+    /// Token counts of the whole request; `null` while it is in progress.
     pub usage: Option<ResponseUsage>,
-    /// What is repeated from the request.
+    /// Fields repeated from the request.
     #[serde(flatten)]
     pub echoed: Echoed,
 }
 
-/// How far a response or an item is.
+/// The status of a response or an item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 pub enum Status {
-    /// It has not ended.
+    /// It is being generated.
     InProgress,
-    /// It ended well.
+    /// It is complete.
     Completed,
     /// It was cut off.
     Incomplete,
-    /// The server failed.
+    /// Generation failed.
     Failed,
 }
 
@@ -66,10 +66,10 @@ pub struct Incomplete {
     pub reason: &'static str,
 }
 
-/// What a response repeats from its request.
+/// The fields that a response repeats from its request.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Echoed {
-    /// False: responses are not made in the background.
+    /// Always false: responses are not generated in the background.
     pub background: bool,
     /// As sent.
     #[schemars(with = "Option<String>")]
@@ -82,11 +82,11 @@ pub struct Echoed {
     /// As sent, or true.
     #[schemars(with = "bool")]
     pub parallel_tool_calls: Value,
-    /// `null`: responses are not kept.
+    /// Always `null`: responses are not stored.
     pub previous_response_id: Option<String>,
-    /// No model here reasons apart from its answer.
+    /// Always empty: there is no separate reasoning.
     pub reasoning: Reasoning,
-    /// False: responses are not kept.
+    /// Always false: responses are not stored.
     pub store: bool,
     /// As sent, or 1.
     #[schemars(with = "f64")]
@@ -128,7 +128,7 @@ pub enum Item {
     Call(CallItem),
 }
 
-/// What the model said.
+/// The model's message.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct MessageItem {
     /// The item's id.
@@ -137,12 +137,12 @@ pub struct MessageItem {
     #[serde(rename = "type")]
     #[schemars(extend("const" = "message"))]
     pub kind: &'static str,
-    /// How far it is.
+    /// The item's status.
     pub status: Status,
     /// `assistant`.
     #[schemars(extend("const" = "assistant"))]
     pub role: &'static str,
-    /// One part, or none yet.
+    /// One text part, or none yet.
     pub content: Vec<TextPart>,
 }
 
@@ -162,7 +162,7 @@ pub struct TextPart {
 }
 
 impl TextPart {
-    /// A part of this text.
+    /// Creates a part with this text.
     pub fn new(text: &str) -> Self {
         Self {
             kind: "output_text",
@@ -182,28 +182,28 @@ pub struct CallItem {
     #[serde(rename = "type")]
     #[schemars(extend("const" = "function_call"))]
     pub kind: &'static str,
-    /// How far it is.
+    /// The item's status.
     pub status: Status,
-    /// For the item that returns the result.
+    /// Id to refer to in the item that returns the result.
     pub call_id: String,
-    /// The function.
+    /// The function's name.
     pub name: String,
     /// The text of a JSON object.
     pub arguments: String,
 }
 
-/// Tokens of a whole request, as responses name them.
+/// Token counts of a whole request, under the names that responses use.
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 pub struct ResponseUsage {
-    /// Of the input.
+    /// Tokens of the input.
     pub input_tokens: usize,
     /// More about the input.
     pub input_tokens_details: InputDetails,
-    /// Of the output.
+    /// Tokens of the output.
     pub output_tokens: usize,
     /// More about the output.
     pub output_tokens_details: OutputDetails,
-    /// Both.
+    /// Sum of both.
     pub total_tokens: usize,
 }
 
@@ -211,7 +211,7 @@ pub struct ResponseUsage {
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub struct InputDetails {
-    /// Tokens that the prefix cache held.
+    /// Input tokens found in the prefix cache.
     pub cached_tokens: usize,
     /// Always 0.
     pub cache_write_tokens: usize,
@@ -231,82 +231,82 @@ pub struct ResponseEvent {
     /// What happened.
     #[serde(flatten)]
     pub body: EventBody,
-    /// What kind of event it is.
+    /// The event's type.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// From 0.
+    /// Position in the stream, from 0.
     pub sequence_number: u64,
 }
 
-/// What a response's event tells.
+/// The content of a response's event.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
 pub enum EventBody {
     /// The response as a whole.
     Response {
-        /// As it is now.
+        /// The current state.
         response: Box<Response>,
     },
     /// An item was added or is done.
     Item {
         /// Its position in the output.
         output_index: usize,
-        /// As it is now.
+        /// The current state.
         item: Item,
     },
     /// A part of a message was added or is done.
     Part {
-        /// The item.
+        /// The item's id.
         item_id: String,
         /// Its position in the output.
         output_index: usize,
         /// Always 0.
         content_index: usize,
-        /// As it is now.
+        /// The current state.
         part: TextPart,
     },
     /// More text.
     TextDelta {
-        /// The item.
+        /// The item's id.
         item_id: String,
         /// Its position in the output.
         output_index: usize,
         /// Always 0.
         content_index: usize,
-        /// What is added.
+        /// The new text.
         delta: String,
         /// Always empty.
         logprobs: [(); 0],
     },
     /// A text is complete.
     TextDone {
-        /// The item.
+        /// The item's id.
         item_id: String,
         /// Its position in the output.
         output_index: usize,
         /// Always 0.
         content_index: usize,
-        /// All of it.
+        /// The whole text.
         text: String,
         /// Always empty.
         logprobs: [(); 0],
     },
     /// More of a call's arguments.
     ArgumentsDelta {
-        /// The item.
+        /// The item's id.
         item_id: String,
         /// Its position in the output.
         output_index: usize,
-        /// What is added.
+        /// The new text.
         delta: String,
     },
     /// A call is complete.
     ArgumentsDone {
-        /// The item.
+        /// The item's id.
         item_id: String,
         /// Its position in the output.
         output_index: usize,
-        /// The function.
+        /// The function's name.
         name: String,
         /// All arguments.
         arguments: String,

@@ -126,8 +126,8 @@ impl TextStream {
         match event.unwrap_or_else(stopped) {
             GenerateEvent::Token { text, .. } => {
                 if let Some(observation) = &self.observation {
-                    observation.token(0);
-                    observation.answered(0, &text, false);
+                    observation.add_token(0);
+                    observation.add_text(0, &text, false);
                 }
                 if text.is_empty() {
                     return ControlFlow::Continue(());
@@ -148,7 +148,7 @@ impl TextStream {
                     completion: completion_tokens,
                 };
                 if let Some(observation) = self.observation.take() {
-                    observation.answered(0, &text, true);
+                    observation.add_text(0, &text, true);
                     observation.set_tokens(prompt_tokens, completion_tokens);
                     observation.set_status(200);
                 }

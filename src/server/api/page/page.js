@@ -1,5 +1,5 @@
-// The operators' page. It asks /admin/v1/overview every two seconds and draws what it says. All text
-// from the server enters the document as text nodes, never as markup.
+// The operators' page. It polls /admin/v1/overview every two seconds and renders the answer. Text from the
+// server is inserted as text nodes only, never as markup.
 "use strict";
 
 const KEY = "realign-admin-key";
@@ -33,7 +33,7 @@ function make(tag, attributes, ...children) {
   return element;
 }
 
-/// Draws a part anew only if what it shows has changed, so that focus and selection stay.
+/// Renders a section again only if its data has changed, so that focus and selection are kept.
 function draw(id, data, build) {
   const state = JSON.stringify(data);
   if (drawn.get(id) === state) return;
@@ -64,7 +64,7 @@ function clock(unix, withDate) {
   return withDate ? `${date.getFullYear()}-${String(date.getMonth() + 1).padStart(2, "0")}-${String(date.getDate()).padStart(2, "0")} ${time}` : time;
 }
 
-/// The database counts in whole seconds.
+/// The database stores whole seconds.
 const lasted = (s) => (s < 1 ? "under 1 s" : seconds(s));
 const upFor = (s) => (s < 60 ? "less than a minute" : seconds(Math.floor(s / 60) * 60));
 
@@ -80,7 +80,7 @@ function nice(value) {
   return [1, 2, 2.5, 5, 10].map((f) => f * power).find((n) => n >= value * 0.9999);
 }
 
-/// Grid lines with labels for values from `low` to `high`; gives the scale.
+/// Grid lines with labels for values from `low` to `high`; returns the scale.
 function axis(parts, { low, high, height, label }) {
   const y = (value) => height - ((value - low) / (high - low || 1)) * height;
   for (const share of [0, 0.5, 1]) {
@@ -129,7 +129,7 @@ function lossChart(losses) {
   return [figure(parts, height, "Loss by training step"), legend(kinds)];
 }
 
-/// Bars over time: one pile of `kinds` per bin of a minute.
+/// Stacked bars over time: one stack of `kinds` per minute.
 function bars(bins, kinds, { from, to, height, label, title }) {
   const parts = [];
   const sum = (bin) => kinds.reduce((total, kind) => total + bin[kind], 0);
@@ -160,7 +160,7 @@ function times(parts, from, to, height) {
   }
 }
 
-/// Slots of the server joined to minutes.
+/// The server's slots, aggregated by minute.
 function minutes(slots) {
   const bins = new Map();
   for (const slot of slots) {
@@ -339,7 +339,7 @@ function history(rows) {
       make("td", { class: "right" }, r.finished_at ? lasted(r.finished_at - r.created_at) : "–")))));
 }
 
-/// A button that does its work at the second click within a few seconds.
+/// A button that requires a second click within a few seconds as confirmation.
 function careful(name, text, work, kind) {
   const armed = confirming === name;
   return make("button", {
@@ -376,7 +376,7 @@ function generations({ generations: g }) {
     })));
 }
 
-// ---- the loop
+// ---- polling
 
 let last = null;
 
@@ -444,7 +444,7 @@ async function look() {
     redraw();
   } catch (error) {
     if (error.status === 401) {
-      // The first refusal is only how the server asks for a key.
+      // The first refusal only means that a key is required.
       $("login-error").textContent = sessionStorage.getItem(KEY) ? error.message : "";
       sessionStorage.removeItem(KEY);
       show("login");

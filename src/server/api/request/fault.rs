@@ -7,24 +7,23 @@ use serde_json::{Number, Value};
 
 use super::super::error::ApiError;
 
-/// Stands for the field's path, with backticks, in the messages of [`message`].
-pub(crate) const AT: char = '\u{1}';
-/// Begins the text of an error that says that something is not supported: serde hands errors on as
-/// text alone.
+/// Placeholder for the field's path, with backticks, in the messages of [`message`].
+pub(crate) const FIELD: char = '\u{1}';
+/// Marks the text of an error as "not supported": serde passes custom errors on as text only.
 const UNSUPPORTED: char = '\u{2}';
-/// Characters of a client's text that an error repeats.
+/// Maximum number of characters of a client's text that an error repeats.
 const SHOWN: usize = 64;
 
-/// A step from an object or array to a part of it.
+/// A path segment: from an object or array to one of its elements.
 #[derive(Debug)]
 pub(super) enum Step {
     Field(String),
     Item(usize),
 }
 
-/// What is wrong.
+/// What is wrong with a field.
 #[derive(Debug)]
-enum What {
+enum Problem {
     Missing,
     Type {
         expected: String,
@@ -34,7 +33,7 @@ enum What {
         found: String,
         allowed: String,
     },
-    /// `expected` says of what, and how many are allowed.
+    /// `expected` names the items and how many are allowed.
     Length {
         count: usize,
         expected: String,
@@ -42,31 +41,31 @@ enum What {
     Unsupported {
         detail: String,
     },
-    /// With [`AT`] for the path.
+    /// The message, with [`FIELD`] for the path.
     Message(String),
 }
 
-/// A faulty field: what is wrong, and the steps that lead there, the innermost first.
+/// A faulty field: what is wrong, and the path to it, innermost segment first.
 #[derive(Debug)]
 pub(super) struct Fault {
     steps: Vec<Step>,
-    what: What,
+    problem: Problem,
 }
 
 impl Fault {
-    fn new(what: What) -> Self {
+    fn new(problem: Problem) -> Self {
         Self {
             steps: Vec::new(),
-            what,
+            problem,
         }
     }
 
-    /// A field that must be there and is not.
+    /// A required field is missing.
     pub(super) fn missing() -> Self {
-        Self::new(What::Missing)
+        Self::new(Problem::Missing)
     }
 
-    /// The same fault, seen from the object or array around it.
+    /// The same fault, seen from the enclosing object or array.
     pub(super) fn within(mut self, step: Step) -> Self {
         self.steps.push(step);
         self
@@ -88,18 +87,20 @@ impl Fault {
 impl From<Fault> for ApiError {
     fn from(fault: Fault) -> Self {
         let path = fault.path();
-        let message = match fault.what {
-            What::Missing => format!("the field `{path}` is required"),
-            What::Type { expected, found } => format!("`{path}` must be {expected}, not {found}"),
-            What::Value { found, allowed } => format!("`{path}` is {found}; allowed: {allowed}"),
-            What::Length { count, expected } => format!("`{path}` has {count} {expected}"),
-            What::Unsupported { detail } => {
+        let message = match fault.problem {
+            Problem::Missing => format!("the field `{path}` is required"),
+            Problem::Type { expected, found } => {
+                format!("`{path}` must be {expected}, not {found}")
+            }
+            Problem::Value { found, allowed } => format!("`{path}` is {found}; allowed: {allowed}"),
+            Problem::Length { count, expected } => format!("`{path}` has {count} {expected}"),
+            Problem::Unsupported { detail } => {
                 return ApiError::Unsupported {
                     param: path,
                     detail,
                 };
             }
-            What::Message(message) => message.replace(AT, &format!("`{path}`")),
+            Problem::Message(message) => message.replace(FIELD, &format!("`{path}`")),
         };
         ApiError::field(path, message)
     }
@@ -107,7 +108,7 @@ impl From<Fault> for ApiError {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {:?}", self.path(), self.what)
+        write!(f, "{}: {:?}", self.path(), self.problem)
     }
 }
 
@@ -117,10 +118,10 @@ impl Error for Fault {
     fn custom<T: fmt::Display>(text: T) -> Self {
         let text = text.to_string();
         Self::new(match text.strip_prefix(UNSUPPORTED) {
-            Some(detail) => What::Unsupported {
+            Some(detail) => Problem::Unsupported {
                 detail: detail.into(),
             },
-            None => What::Message(text),
+            None => Problem::Message(text),
         })
     }
 
@@ -135,7 +136,7 @@ impl Error for Fault {
             Unexpected::Unit | Unexpected::Option => "null",
             _ => "another value",
         };
-        Self::new(What::Type {
+        Self::new(Problem::Type {
             expected: expected.to_string(),
             found,
         })
@@ -149,14 +150,14 @@ impl Error for Fault {
             Unexpected::Str(text) => shown(text),
             other => other.to_string(),
         };
-        Self::new(What::Value {
+        Self::new(Problem::Value {
             found,
             allowed: expected.to_string(),
         })
     }
 
     fn invalid_length(count: usize, expected: &dyn Expected) -> Self {
-        Self::new(What::Length {
+        Self::new(Problem::Length {
             count,
             expected: expected.to_string(),
         })
@@ -164,7 +165,7 @@ impl Error for Fault {
 
     fn unknown_variant(found: &str, expected: &'static [&'static str]) -> Self {
         let allowed: Vec<String> = expected.iter().map(|name| format!("`{name}`")).collect();
-        Self::new(What::Value {
+        Self::new(Problem::Value {
             found: shown(found),
             allowed: allowed.join(", "),
         })
@@ -180,13 +181,13 @@ fn shown(text: &str) -> String {
     format!("{shown:?}")
 }
 
-/// An error with a text of its own, in which [`AT`] stands for the field's path.
+/// An error with its own text, in which [`FIELD`] stands for the field's path.
 pub(crate) fn message<E: Error>(text: impl fmt::Display) -> E {
     E::custom(text)
 }
 
-/// A field that asks for something this server does not do; `detail` says which of its values, with
-/// a leading space, or nothing.
+/// A field asks for something that this server does not support; `detail` says which of its values,
+/// with a leading space, or is empty.
 pub(crate) fn unsupported<E: Error>(detail: &str) -> E {
     E::custom(format!("{UNSUPPORTED}{detail}"))
 }
@@ -215,7 +216,7 @@ pub(crate) fn wrong_type(path: &str, expected: &str, found: &Value) -> ApiError 
     )
 }
 
-/// A value's JSON type in words.
+/// A value's JSON type, as error messages name it.
 pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",

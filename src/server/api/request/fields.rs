@@ -1,4 +1,4 @@
-//! Types of single fields. Each is the reader and the schema of its field at once.
+//! Types of single fields. Each defines both the reader and the schema of its field.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,14 +8,14 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Unexpected, Visitor};
 use serde_json::Value;
 
-use super::fault::{AT, message, unexpected, unsupported};
+use super::fault::{FIELD, message, unexpected, unsupported};
 
-/// Longest name of a function or schema.
+/// Maximum length of the name of a function or schema.
 const MAX_NAME: usize = 64;
-/// Largest JSON text of a schema in bytes.
+/// Maximum size of a schema's JSON text, in bytes.
 const MAX_SCHEMA_BYTES: usize = 64 * 1024;
 
-/// Implements the parts of `JsonSchema` that every type here has in common.
+/// Implements `JsonSchema` for an inlined type.
 macro_rules! inline_schema {
     ($name:literal, $generator:ident => $schema:expr) => {
         fn inline_schema() -> bool {
@@ -32,25 +32,25 @@ macro_rules! inline_schema {
     };
 }
 
-/// A number from `LEAST` to `MOST`.
+/// A number from `MIN` to `MAX`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Number<const LEAST: i64, const MOST: i64>(pub(crate) f64);
+pub(crate) struct Number<const MIN: i64, const MAX: i64>(pub(crate) f64);
 
-impl<const LEAST: i64, const MOST: i64> JsonSchema for Number<LEAST, MOST> {
+impl<const MIN: i64, const MAX: i64> JsonSchema for Number<MIN, MAX> {
     inline_schema!("Number", _generator =>
-        json_schema!({"type": "number", "minimum": LEAST, "maximum": MOST}));
+        json_schema!({"type": "number", "minimum": MIN, "maximum": MAX}));
 }
 
-impl<'de, const LEAST: i64, const MOST: i64> Deserialize<'de> for Number<LEAST, MOST> {
+impl<'de, const MIN: i64, const MAX: i64> Deserialize<'de> for Number<MIN, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = Value::deserialize(deserializer)?;
         let Some(number) = value.as_f64() else {
             return Err(D::Error::invalid_type(unexpected(&value), &"a number"));
         };
-        if (LEAST as f64..=MOST as f64).contains(&number) {
+        if (MIN as f64..=MAX as f64).contains(&number) {
             return Ok(Self(number));
         }
-        let allowed = format!("{LEAST} to {MOST}");
+        let allowed = format!("{MIN} to {MAX}");
         Err(D::Error::invalid_value(
             unexpected(&value),
             &allowed.as_str(),
@@ -58,28 +58,28 @@ impl<'de, const LEAST: i64, const MOST: i64> Deserialize<'de> for Number<LEAST, 
     }
 }
 
-/// An integer from `LEAST` to `MOST`.
+/// An integer from `MIN` to `MAX`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Integer<const LEAST: i64, const MOST: i64>(pub(crate) i64);
+pub(crate) struct Integer<const MIN: i64, const MAX: i64>(pub(crate) i64);
 
-impl<const LEAST: i64, const MOST: i64> JsonSchema for Integer<LEAST, MOST> {
+impl<const MIN: i64, const MAX: i64> JsonSchema for Integer<MIN, MAX> {
     inline_schema!("Integer", _generator =>
-        json_schema!({"type": "integer", "minimum": LEAST, "maximum": MOST}));
+        json_schema!({"type": "integer", "minimum": MIN, "maximum": MAX}));
 }
 
-impl<'de, const LEAST: i64, const MOST: i64> Deserialize<'de> for Integer<LEAST, MOST> {
+impl<'de, const MIN: i64, const MAX: i64> Deserialize<'de> for Integer<MIN, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = Value::deserialize(deserializer)?;
         let Some(number) = value.as_i64() else {
             let expected = "an integer of 64 bits";
             return Err(D::Error::invalid_type(unexpected(&value), &expected));
         };
-        if (LEAST..=MOST).contains(&number) {
+        if (MIN..=MAX).contains(&number) {
             return Ok(Self(number));
         }
-        let allowed = match MOST {
-            i64::MAX => format!("{LEAST} or more"),
-            most => format!("{LEAST} to {most}"),
+        let allowed = match MAX {
+            i64::MAX => format!("{MIN} or more"),
+            max => format!("{MIN} to {max}"),
         };
         Err(D::Error::invalid_value(
             Unexpected::Signed(number),
@@ -88,27 +88,27 @@ impl<'de, const LEAST: i64, const MOST: i64> Deserialize<'de> for Integer<LEAST,
     }
 }
 
-/// A count from `LEAST`, which is not negative, to `MOST`.
+/// A count from `MIN`, which is not negative, to `MAX`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Count<const LEAST: i64, const MOST: i64>(pub(crate) usize);
+pub(crate) struct Count<const MIN: i64, const MAX: i64>(pub(crate) usize);
 
-impl<const LEAST: i64, const MOST: i64> JsonSchema for Count<LEAST, MOST> {
-    inline_schema!("Count", generator => Integer::<LEAST, MOST>::json_schema(generator));
+impl<const MIN: i64, const MAX: i64> JsonSchema for Count<MIN, MAX> {
+    inline_schema!("Count", generator => Integer::<MIN, MAX>::json_schema(generator));
 }
 
-impl<'de, const LEAST: i64, const MOST: i64> Deserialize<'de> for Count<LEAST, MOST> {
+impl<'de, const MIN: i64, const MAX: i64> Deserialize<'de> for Count<MIN, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let Integer(number) = Integer::<LEAST, MOST>::deserialize(deserializer)?;
+        let Integer(number) = Integer::<MIN, MAX>::deserialize(deserializer)?;
         Ok(Self(usize::try_from(number).unwrap_or(0)))
     }
 }
 
-/// `model`.
+/// The `model` field.
 #[derive(Clone, Debug, serde::Deserialize)]
 pub(crate) struct ModelName(pub(crate) String);
 
 impl ModelName {
-    /// Stands for the served name in the schema.
+    /// Placeholder for the served name in the schema.
     pub(crate) const SERVED: &str = "SERVED_NAME";
 }
 
@@ -138,7 +138,7 @@ impl<'de> Deserialize<'de> for Name {
         let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
         if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(plain) {
             return Err(message(format_args!(
-                "{AT} must have 1 to {MAX_NAME} characters; allowed: letters, digits, `_`, `-`"
+                "{FIELD} must have 1 to {MAX_NAME} characters; allowed: letters, digits, `_`, `-`"
             )));
         }
         Ok(Self(name))
@@ -188,17 +188,17 @@ impl<'de> Deserialize<'de> for JsonText {
         parsed
             .filter(Value::is_object)
             .map(Self)
-            .ok_or_else(|| message(format_args!("{AT} must be the text of a JSON object")))
+            .ok_or_else(|| message(format_args!("{FIELD} must be the text of a JSON object")))
     }
 }
 
-/// What a [`List`] holds.
-pub(crate) trait Listed {
-    /// A list of them, for errors.
-    const LIST: &'static str;
+/// An item of a [`List`].
+pub(crate) trait ListItem {
+    /// Describes a list of these items in errors.
+    const EXPECTED: &'static str;
 }
 
-/// An array.
+/// An array whose errors name its items.
 #[derive(Clone, Debug)]
 pub(crate) struct List<T>(pub(crate) Vec<T>);
 
@@ -206,15 +206,15 @@ impl<T: JsonSchema> JsonSchema for List<T> {
     inline_schema!("List", generator => Vec::<T>::json_schema(generator));
 }
 
-impl<'de, T: Listed + Deserialize<'de>> Deserialize<'de> for List<T> {
+impl<'de, T: ListItem + Deserialize<'de>> Deserialize<'de> for List<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Items<T>(PhantomData<T>);
 
-        impl<'de, T: Listed + Deserialize<'de>> Visitor<'de> for Items<T> {
+        impl<'de, T: ListItem + Deserialize<'de>> Visitor<'de> for Items<T> {
             type Value = List<T>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(T::LIST)
+                f.write_str(T::EXPECTED)
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<List<T>, A::Error> {
@@ -232,34 +232,34 @@ impl<'de, T: Listed + Deserialize<'de>> Deserialize<'de> for List<T> {
 
 /// Why a field is refused.
 pub(crate) trait Reason {
-    /// Follows the field's name in the error, with a leading space; or nothing.
+    /// Text after the field's name in the error, with a leading space, or empty.
     const DETAIL: &'static str;
-    /// Whether values that ask for nothing pass: empty lists, empty objects, `false` and `"none"`.
+    /// Whether values that have no effect pass: empty lists, empty objects, `false` and `"none"`.
     const EMPTY_PASSES: bool;
 }
 
-/// This server does not do it.
+/// This server does not support it.
 #[derive(Clone, Debug)]
-pub(crate) struct Unoffered;
+pub(crate) struct NotSupported;
 
-impl Reason for Unoffered {
+impl Reason for NotSupported {
     const DETAIL: &'static str = "";
     const EMPTY_PASSES: bool = true;
 }
 
-/// This server keeps no responses.
+/// This server does not store responses.
 #[derive(Clone, Debug)]
-pub(crate) struct Unkept;
+pub(crate) struct NotStored;
 
-impl Reason for Unkept {
+impl Reason for NotStored {
     const DETAIL: &'static str =
         " (responses are not kept: send the whole conversation in `input`)";
     const EMPTY_PASSES: bool = true;
 }
 
-/// A field that changes what is generated and that this server does not honour.
+/// A field that would affect the output and that this server does not support.
 #[derive(Clone, Debug)]
-pub(crate) struct Refused<R = Unoffered>(PhantomData<R>);
+pub(crate) struct Refused<R = NotSupported>(PhantomData<R>);
 
 impl<'de, R: Reason> Deserialize<'de> for Refused<R> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -1,4 +1,4 @@
-//! A serde deserialiser of JSON values whose errors name the field.
+//! A serde deserialiser for JSON values whose errors name the field.
 
 use serde::de::value::BorrowedStrDeserializer;
 use serde::de::{
@@ -10,17 +10,17 @@ use serde_json::{Map, Value};
 
 use super::fault::{Fault, Step, unexpected};
 
-/// Begins the names of fields that are read from the object itself.
-pub(crate) const SAME: &str = "..";
-/// Name of enums that are chosen by the JSON type of the value.
+/// Prefix of the names of flattened fields, which are read from the object itself.
+pub(crate) const FLATTEN_PREFIX: &str = "..";
+/// Name of enums whose variant is selected by the JSON type of the value.
 pub(crate) const ONE_OF: &str = "one of";
 
-/// A value to be read; `None` is a field that is absent or `null`.
+/// A value to be read; `None` stands for a field that is absent or `null`.
 #[derive(Clone, Copy)]
 pub(super) struct Reader<'de>(Option<&'de Value>);
 
 impl<'de> Reader<'de> {
-    /// A reader of a value that is there, be it `null`.
+    /// Reads a value that is present, possibly `null`.
     pub(super) fn of(value: &'de Value) -> Self {
         Self(Some(value))
     }
@@ -76,7 +76,7 @@ impl<'de> Deserializer<'de> for Reader<'de> {
         let Value::Object(object) = whole else {
             return Err(Fault::invalid_type(unexpected(whole), &"an object"));
         };
-        visitor.visit_map(Declared {
+        visitor.visit_map(DeclaredFields {
             whole,
             object,
             fields: fields.iter(),
@@ -180,15 +180,16 @@ impl<'de> MapAccess<'de> for Entries<'de> {
     }
 }
 
-/// The fields that a struct declares, in their order; the object's other fields are skipped.
-struct Declared<'de> {
+/// The fields that a struct declares, in order of declaration; the object's other fields are
+/// skipped.
+struct DeclaredFields<'de> {
     whole: &'de Value,
     object: &'de Map<String, Value>,
     fields: std::slice::Iter<'static, &'static str>,
     current: &'static str,
 }
 
-impl<'de> MapAccess<'de> for Declared<'de> {
+impl<'de> MapAccess<'de> for DeclaredFields<'de> {
     type Error = Fault;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(
@@ -205,7 +206,7 @@ impl<'de> MapAccess<'de> for Declared<'de> {
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Fault> {
         let name = self.current;
-        if name.starts_with(SAME) {
+        if name.starts_with(FLATTEN_PREFIX) {
             return seed.deserialize(Reader::of(self.whole));
         }
         let value = self.object.get(name).filter(|value| !value.is_null());
@@ -214,7 +215,7 @@ impl<'de> MapAccess<'de> for Declared<'de> {
     }
 }
 
-/// A value as the variant that its JSON type names.
+/// A value as the enum variant named after its JSON type.
 struct OneOf<'de> {
     name: &'static str,
     value: &'de Value,

@@ -1,18 +1,18 @@
-//! Objects whose fields depend on one of them, and the words that such a field holds.
+//! Objects whose fields depend on a tag field, and string enums for such tags.
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// An object of which nothing is read but its tag.
+/// An object of which only the tag is read.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[schemars(inline)]
-pub(crate) struct Nothing {}
+pub(crate) struct TagOnly {}
 
-/// An enum of words.
-pub(crate) trait Word {
-    /// As requests spell it.
-    fn word(self) -> &'static str;
+/// An enum whose values are strings in requests.
+pub(crate) trait StringEnum {
+    /// The value as requests spell it.
+    fn as_str(self) -> &'static str;
 }
 
 /// The schema of `T`'s fields with a tag among them.
@@ -39,16 +39,16 @@ pub(crate) fn tagged_schema<T: JsonSchema>(
     schema
 }
 
-/// Defines an enum of words. `else` is the error for any other word, unless it is the usual one, which
-/// lists the words.
-macro_rules! words {
+/// Defines a [`StringEnum`]. `else` is the error for any other string; by default the error lists
+/// the allowed strings.
+macro_rules! string_enum {
     ($(#[$doc:meta])* $name:ident { $($variant:ident = $word:literal),+ $(,)? } $(else $error:expr)?) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(crate) enum $name { $($variant),+ }
 
-        impl $crate::api::request::Word for $name {
-            fn word(self) -> &'static str {
+        impl $crate::api::request::StringEnum for $name {
+            fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word),+ }
             }
         }
@@ -58,7 +58,7 @@ macro_rules! words {
                 match String::deserialize(deserializer)?.as_str() {
                     $($word => Ok(Self::$variant),)+
                     other => {
-                        // The last one is called: the usual error unless another one is given.
+                        // The last one is called: the default error unless another one is given.
                         let errors: &[fn(&str) -> D::Error] = &[
                             |word| serde::de::Error::unknown_variant(word, &[$($word),+]),
                             $($error)?
@@ -85,8 +85,8 @@ macro_rules! words {
     };
 }
 
-/// Defines an enum of objects that a field tells apart: `Name by "field": Words { [Word, …] =>
-/// Variant(Fields), … }`. `or Word` says which word an absent field stands for.
+/// Defines an enum of objects that are distinguished by a tag field: `Name by "field": Tags { [Tag,
+/// …] => Variant(Fields), … }`. `or Tag` is the default for an absent tag field.
 macro_rules! tagged {
     (
         $(#[$doc:meta])*
@@ -96,7 +96,7 @@ macro_rules! tagged {
     ) => {
         $(#[$doc])*
         #[derive(Clone, Debug)]
-        // Not everything that reads one asks which word it was.
+        // Not every reader needs to know which tag it was.
         #[allow(dead_code)]
         pub(crate) enum $name { $($variant($words, $fields)),+ }
 
@@ -127,7 +127,7 @@ macro_rules! tagged {
                     }
                 }
 
-                let names = &[$tag, $crate::api::request::SAME];
+                let names = &[$tag, $crate::api::request::FLATTEN_PREFIX];
                 deserializer.deserialize_struct(stringify!($name), names, Object)
             }
         }
@@ -142,7 +142,7 @@ macro_rules! tagged {
                 let forms = [$($crate::api::request::tagged_schema::<$fields>(
                     generator,
                     $tag,
-                    &[$($crate::api::request::Word::word($words::$word)),+],
+                    &[$($crate::api::request::StringEnum::as_str($words::$word)),+],
                     defaults.is_empty(),
                 )),+];
                 schemars::json_schema!({"oneOf": forms})
@@ -155,4 +155,4 @@ macro_rules! tagged {
     };
 }
 
-pub(crate) use {tagged, words};
+pub(crate) use {string_enum, tagged};

@@ -1,4 +1,4 @@
-//! What errors say, word for word: clients and their tests match on it.
+//! The exact texts of errors, which clients and their tests depend on.
 
 use serde_json::{Value, json};
 
@@ -188,7 +188,7 @@ fn messages_of_a_conversation() {
             "`messages[0].tool_calls[0].function.arguments` must be the text of a JSON object",
         ),
     ]);
-    // What one role's messages have is nothing to another's.
+    // Fields of one role's messages are ignored in another's.
     let ignored = json!({"role": "user", "content": "x", "tool_calls": 5, "tool_call_id": 5});
     assert!(read::<chat::Body>(&of(ignored)).is_ok());
 }
@@ -254,7 +254,7 @@ fn tools_and_formats() {
             "`response_format` must be an object, not an array",
         ),
     ]);
-    // Schemas are handed on as they are.
+    // Schemas are passed on unchanged.
     let schema = json!({"type": "object", "default": null, "enum": [null, {"a": null}]});
     let body = tool(json!({"name": "f", "parameters": schema}));
     let body: chat::Body = read(&body).unwrap_or_else(|e| panic!("{e}"));

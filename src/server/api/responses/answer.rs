@@ -1,14 +1,15 @@
-//! A response's output items, and the events that build them. The whole answer and the stream come
-//! from the same code, so they cannot differ.
+//! A response's output items, and the events that build them. Whole and streamed responses use the
+//! same code, so they cannot differ.
 
 use super::super::answers::completions::Reason;
 use super::super::answers::responses::{
-    CallItem, Echoed, EventBody, Incomplete, Item as Shown, MessageItem, Response, Status, TextPart,
+    CallItem, Echoed, EventBody, Incomplete, Item as OutputItem, MessageItem, Response, Status,
+    TextPart,
 };
-use super::super::wire::{Envelope, Piece, Usage};
+use super::super::wire::{ChoiceOutput, Envelope, Usage};
 
-/// What every appearance of one response has in common.
-pub(super) struct Frame {
+/// The fields that all snapshots of one response share.
+pub(super) struct ResponseBase {
     id: String,
     created: u64,
     model: String,
@@ -16,7 +17,7 @@ pub(super) struct Frame {
     echoed: Echoed,
 }
 
-impl Frame {
+impl ResponseBase {
     pub(super) fn new(envelope: &Envelope, echoed: Echoed) -> Self {
         Self {
             id: envelope.id.clone(),
@@ -27,11 +28,11 @@ impl Frame {
         }
     }
 
-    /// The response object. Without `usage` it is one that runs.
+    /// The response object; `usage` is `None` while it is in progress.
     pub(super) fn response(
         &self,
         status: Status,
-        output: Vec<Shown>,
+        output: Vec<OutputItem>,
         usage: Option<Usage>,
     ) -> Response {
         let incomplete = Incomplete {
@@ -83,17 +84,17 @@ pub(super) struct Answer {
     closed: Option<Status>,
 }
 
-/// An event without its number: its type and its fields.
+/// An event without its sequence number: its type and its fields.
 pub(super) type Event = (&'static str, EventBody);
 
 impl Answer {
-    /// Adds new text and calls; gives the events that say so.
-    pub(super) fn take(&mut self, piece: &Piece) -> Vec<Event> {
+    /// Adds new text and calls; returns the events that report them.
+    pub(super) fn take(&mut self, output: &ChoiceOutput) -> Vec<Event> {
         let mut events = Vec::new();
-        if !piece.text.is_empty() {
-            self.text(&piece.text, &mut events);
+        if !output.text.is_empty() {
+            self.text(&output.text, &mut events);
         }
-        for call in &piece.calls {
+        for call in &output.calls {
             if let Some((call_id, name)) = &call.opens {
                 events.extend(self.close(Status::Completed));
                 self.open(
@@ -147,15 +148,15 @@ impl Answer {
 
     fn open(&mut self, item: Item, events: &mut Vec<Event>) {
         let output_index = self.items.len();
-        let mut shown = item.shown(Status::InProgress);
-        if let Shown::Message(message) = &mut shown {
+        let mut added = item.to_output(Status::InProgress);
+        if let OutputItem::Message(message) = &mut added {
             message.content.clear();
         }
-        let added = EventBody::Item {
+        let body = EventBody::Item {
             output_index,
-            item: shown,
+            item: added,
         };
-        events.push(("response.output_item.added", added));
+        events.push(("response.output_item.added", body));
         if let Item::Message { id, .. } = &item {
             let body = EventBody::Part {
                 item_id: id.clone(),
@@ -169,7 +170,7 @@ impl Answer {
         self.closed = None;
     }
 
-    /// Ends the open item; a response has at least one, be it empty.
+    /// Closes the last item; a response has at least one, possibly empty.
     pub(super) fn end(&mut self, status: Status) -> Vec<Event> {
         let mut events = Vec::new();
         if self.items.is_empty() {
@@ -187,21 +188,21 @@ impl Answer {
         let mut events = item.done(output_index);
         let done = EventBody::Item {
             output_index,
-            item: item.shown(status),
+            item: item.to_output(status),
         };
         events.push(("response.output_item.done", done));
         self.closed = Some(status);
         events
     }
 
-    /// All items.
-    pub(super) fn output(&self) -> Vec<Shown> {
+    /// All items, with their current status.
+    pub(super) fn output(&self) -> Vec<OutputItem> {
         let last = self.items.len().saturating_sub(1);
-        let shown = |(i, item): (usize, &Item)| {
+        let output = |(i, item): (usize, &Item)| {
             let open = self.closed.unwrap_or(Status::InProgress);
-            item.shown(if i == last { open } else { Status::Completed })
+            item.to_output(if i == last { open } else { Status::Completed })
         };
-        self.items.iter().enumerate().map(shown).collect()
+        self.items.iter().enumerate().map(output).collect()
     }
 }
 
@@ -213,7 +214,7 @@ impl Item {
         }
     }
 
-    /// The events that say that its content is complete.
+    /// The events that report the item's content as complete.
     fn done(&self, output_index: usize) -> Vec<Event> {
         match self {
             Item::Message { id, text } => {
@@ -252,9 +253,9 @@ impl Item {
         }
     }
 
-    fn shown(&self, status: Status) -> Shown {
+    fn to_output(&self, status: Status) -> OutputItem {
         match self {
-            Item::Message { id, text } => Shown::Message(MessageItem {
+            Item::Message { id, text } => OutputItem::Message(MessageItem {
                 id: id.clone(),
                 kind: "message",
                 status,
@@ -266,7 +267,7 @@ impl Item {
                 call_id,
                 name,
                 arguments,
-            } => Shown::Call(CallItem {
+            } => OutputItem::Call(CallItem {
                 id: id.clone(),
                 kind: "function_call",
                 status,

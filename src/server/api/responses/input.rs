@@ -1,4 +1,4 @@
-//! `input` and `instructions` to a conversation.
+//! Converts `input` and `instructions` into a conversation.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -6,10 +6,10 @@ use serde::de::IgnoredAny;
 
 use super::super::chat::{Call, Content, Role};
 use super::super::error::ApiError;
-use super::super::request::{Nothing, tagged, unsupported, words};
+use super::super::request::{TagOnly, string_enum, tagged, unsupported};
 use realign_model::{ChatMessage, ChatRole};
 
-/// What is to be answered.
+/// The input to answer.
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename = "one of", expecting = "a string or an array of items")]
 #[schemars(inline, untagged)]
@@ -20,8 +20,8 @@ pub(super) enum Input {
     Items(#[schemars(length(min = 1))] Vec<InputItem>),
 }
 
-words! {
-    /// What an item is.
+string_enum! {
+    /// The kinds of input item.
     ItemKind {
         Message = "message",
         FunctionCall = "function_call",
@@ -36,8 +36,8 @@ tagged! {
         [Message] => Message(MessageItem),
         [FunctionCall] => Call(CallItem),
         [FunctionCallOutput] => Output(CallOutput),
-        // Other models' thoughts, sent back with the conversation.
-        [Reasoning] => Reasoning(Nothing),
+        // Reasoning of other models, sent back with the conversation; ignored.
+        [Reasoning] => Reasoning(TagOnly),
     }
 }
 
@@ -98,7 +98,7 @@ fn add(item: InputItem, messages: &mut Vec<ChatMessage>) {
         InputItem::Call(_, item) => {
             let call = item.call.for_template();
             match messages.last_mut() {
-                // Calls of one turn belong to one message, behind what was said with them.
+                // Calls of one turn belong to one message, after its text.
                 Some(last) if last.role == ChatRole::Assistant => {
                     last.tool_calls.get_or_insert_default().push(call);
                 }
@@ -114,11 +114,11 @@ fn add(item: InputItem, messages: &mut Vec<ChatMessage>) {
             message.tool_call_id = Some(output.call_id);
             messages.push(message);
         }
-        InputItem::Reasoning(_, Nothing {}) => {}
+        InputItem::Reasoning(_, TagOnly {}) => {}
     }
 }
 
-/// Instructions and a leading system message become one: templates expect at most one.
+/// Merges instructions and a leading system message, as templates expect at most one.
 fn merge_systems(messages: &mut Vec<ChatMessage>) {
     while let [first, second, ..] = messages.as_mut_slice() {
         if first.role != ChatRole::System || second.role != ChatRole::System {

@@ -2,33 +2,33 @@
 
 use std::convert::Infallible;
 
-use axum::response::sse::{Event as Sent, KeepAlive, Sse};
+use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{self, StreamExt};
 
 use super::super::answers::completions::Reason;
 use super::super::answers::responses::{
-    EventBody, Response as Shown, ResponseError, ResponseEvent, Status,
+    EventBody, Response as ResponseBody, ResponseError, ResponseEvent, Status,
 };
 use super::super::error::ApiError;
-use super::super::run::Job;
+use super::super::run::ActiveRequest;
 use super::super::streaming::{KEEP_ALIVE, data};
-use super::answer::{Answer, Event, Frame, status};
+use super::answer::{Answer, Event, ResponseBase, status};
 
 struct Stream {
-    job: Job,
-    frame: Frame,
+    active: ActiveRequest,
+    base: ResponseBase,
     answer: Answer,
     reason: Reason,
     sent: u64,
     ended: bool,
 }
 
-/// Streams a job. If the client goes away the body is dropped, and the job's sequence with it.
-pub(super) fn response(job: Job, frame: Frame) -> Response {
+/// Streams a response. If the client disconnects, the body is dropped, which cancels the sequence.
+pub(super) fn response(active: ActiveRequest, base: ResponseBase) -> Response {
     let stream = Stream {
-        job,
-        frame,
+        active,
+        base,
         answer: Answer::default(),
         reason: Reason::Stop,
         sent: 0,
@@ -38,7 +38,7 @@ pub(super) fn response(job: Job, frame: Frame) -> Response {
         let batch = stream.step().await?;
         Some((stream::iter(batch), stream))
     });
-    let events = events.flatten().map(Ok::<Sent, Infallible>);
+    let events = events.flatten().map(Ok::<SseEvent, Infallible>);
     Sse::new(events)
         .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
         .into_response()
@@ -46,23 +46,23 @@ pub(super) fn response(job: Job, frame: Frame) -> Response {
 
 impl Stream {
     /// The next events; `None` after the last.
-    async fn step(&mut self) -> Option<Vec<Sent>> {
+    async fn step(&mut self) -> Option<Vec<SseEvent>> {
         if self.ended {
             return None;
         }
         if self.sent == 0 {
-            let response = self.frame.response(Status::InProgress, Vec::new(), None);
+            let response = self.base.response(Status::InProgress, Vec::new(), None);
             return Some(self.numbered(vec![
                 whole("response.created", response.clone()),
                 whole("response.in_progress", response),
             ]));
         }
-        let events = match self.job.events.next().await {
+        let events = match self.active.events.next().await {
             None => self.ending(),
-            Some((index, event)) => match self.job.progress.piece(index, event) {
-                Ok(piece) => {
-                    self.reason = piece.reason.unwrap_or(self.reason);
-                    self.answer.take(&piece)
+            Some((index, event)) => match self.active.progress.apply(index, event) {
+                Ok(delta) => {
+                    self.reason = delta.reason.unwrap_or(self.reason);
+                    self.answer.take(&delta)
                 }
                 Err(error) => self.failed(&error),
             },
@@ -72,11 +72,11 @@ impl Stream {
 
     fn ending(&mut self) -> Vec<Event> {
         self.ended = true;
-        self.job.progress.finish();
+        self.active.progress.finish();
         let status = status(self.reason);
         let mut events = self.answer.end(status);
-        let usage = Some(self.job.progress.usage);
-        let response = self.frame.response(status, self.answer.output(), usage);
+        let usage = Some(self.active.progress.usage);
+        let response = self.base.response(status, self.answer.output(), usage);
         let kind = match self.reason {
             Reason::Stop | Reason::ToolCalls => "response.completed",
             Reason::Length => "response.incomplete",
@@ -85,13 +85,13 @@ impl Stream {
         events
     }
 
-    /// The status line is gone already, so the failure is an event.
+    /// Reports a failure as an event, as the status line has been sent already.
     fn failed(&mut self, error: &ApiError) -> Vec<Event> {
         self.ended = true;
-        let observation = &self.job.progress.observation;
+        let observation = &self.active.progress.settings.observation;
         observation.set_status(error.status().as_u16());
         let mut response = self
-            .frame
+            .base
             .response(Status::Failed, self.answer.output(), None);
         response.error = Some(ResponseError {
             code: "server_error",
@@ -100,7 +100,7 @@ impl Stream {
         vec![whole("response.failed", response)]
     }
 
-    fn numbered(&mut self, events: Vec<Event>) -> Vec<Sent> {
+    fn numbered(&mut self, events: Vec<Event>) -> Vec<SseEvent> {
         let number = |(kind, body): Event| {
             let event = ResponseEvent {
                 body,
@@ -108,13 +108,13 @@ impl Stream {
                 sequence_number: self.sent,
             };
             self.sent += 1;
-            data(Sent::default().event(kind), &event)
+            data(SseEvent::default().event(kind), &event)
         };
         events.into_iter().map(number).collect()
     }
 }
 
-fn whole(kind: &'static str, response: Shown) -> Event {
+fn whole(kind: &'static str, response: ResponseBody) -> Event {
     let response = Box::new(response);
     (kind, EventBody::Response { response })
 }
@@ -122,7 +122,11 @@ fn whole(kind: &'static str, response: Shown) -> Event {
 impl Drop for Stream {
     fn drop(&mut self) {
         if !self.ended {
-            self.job.progress.observation.set_closed_by_client();
+            self.active
+                .progress
+                .settings
+                .observation
+                .set_closed_by_client();
         }
     }
 }

@@ -1,8 +1,8 @@
-//! The table.
+//! The table of all routes.
 
-use super::super::answers::admin as shown;
-use super::super::answers::client as small;
-use super::super::answers::{completions as complete, responses as respond};
+use super::super::answers::admin as admin_answers;
+use super::super::answers::client as client_answers;
+use super::super::answers::{completions as completion_answers, responses as response_answers};
 use super::super::{
     admin, chat, completions, embeddings, models, moderations, openapi, overview, page, responses,
     run, service, tokens,
@@ -10,15 +10,15 @@ use super::super::{
 use super::{Answer, Route, json, json_or_events};
 
 /// Failures of routes that use the model.
-const GENERATING: &[u16] = &[400, 401, 404, 413, 429, 500, 503];
-/// Failures of the clients' other routes that take a body.
-const TAKING: &[u16] = &[400, 401, 413, 429, 500];
-/// Failures of operator routes that only tell.
-const TELLING: &[u16] = &[401, 403, 500];
-/// Failures of operator routes that tell about one realignment.
-const FINDING: &[u16] = &[401, 403, 404, 500];
+const GENERATION_FAILURES: &[u16] = &[400, 401, 404, 413, 429, 500, 503];
+/// Failures of the other client routes that take a body.
+const BODY_FAILURES: &[u16] = &[400, 401, 413, 429, 500];
+/// Failures of operator routes that only read.
+const READ_FAILURES: &[u16] = &[401, 403, 500];
+/// Failures of operator routes that read one realignment.
+const LOOKUP_FAILURES: &[u16] = &[401, 403, 404, 500];
 /// Failures of operator routes that change what serves or runs.
-const CHANGING: &[u16] = &[401, 403, 404, 409, 500];
+const CHANGE_FAILURES: &[u16] = &[401, 403, 404, 409, 500];
 
 pub(super) fn clients() -> Vec<Route> {
     let mut routes = vec![
@@ -26,67 +26,79 @@ pub(super) fn clients() -> Vec<Route> {
             .named(
                 "createChatCompletion",
                 "Answer a conversation",
-                json_or_events::<complete::ChatCompletion>(),
+                json_or_events::<completion_answers::ChatCompletion>(),
             )
             .takes::<chat::Body>()
-            .fails(GENERATING),
+            .fails(GENERATION_FAILURES),
         Route::post("/v1/completions", run::completions)
             .named(
                 "createCompletion",
                 "Continue a text",
-                json_or_events::<complete::Completion>(),
+                json_or_events::<completion_answers::Completion>(),
             )
             .takes::<completions::Body>()
-            .fails(GENERATING),
+            .fails(GENERATION_FAILURES),
         Route::post("/v1/responses", responses::create)
             .named(
                 "createResponse",
                 "Answer without state",
-                json_or_events::<respond::Response>(),
+                json_or_events::<response_answers::Response>(),
             )
             .takes::<responses::Body>()
-            .fails(GENERATING),
+            .fails(GENERATION_FAILURES),
         Route::post("/v1/embeddings", embeddings::create)
             .named(
                 "createEmbedding",
                 "Mean of the final hidden states, scaled to length 1",
-                json::<small::Embeddings>(),
+                json::<client_answers::Embeddings>(),
             )
             .takes::<embeddings::Body>()
-            .fails(GENERATING),
+            .fails(GENERATION_FAILURES),
     ];
     routes.extend(small_routes());
     routes
 }
 
-/// Those that do not generate.
+/// Client routes that do not generate.
 fn small_routes() -> Vec<Route> {
     vec![
         Route::post("/v1/moderations", moderations::create)
             .named(
                 "createModeration",
                 "Judge texts by the active policies",
-                json::<small::Moderation>(),
+                json::<client_answers::Moderation>(),
             )
             .takes::<moderations::Body>()
-            .fails(TAKING),
+            .fails(BODY_FAILURES),
         Route::post("/tokenize", tokens::tokenize)
             .named(
                 "tokenize",
                 "Text or messages to token ids",
-                json::<small::Tokens>(),
+                json::<client_answers::Tokens>(),
             )
             .takes::<tokens::Body>()
-            .fails(TAKING),
+            .fails(BODY_FAILURES),
         Route::post("/detokenize", tokens::detokenize)
-            .named("detokenize", "Token ids to text", json::<small::Text>())
+            .named(
+                "detokenize",
+                "Token ids to text",
+                json::<client_answers::Text>(),
+            )
             .takes::<tokens::DetokenizeBody>()
-            .fails(TAKING),
+            .fails(BODY_FAILURES),
         Route::get("/v1/models", models::list)
-            .named("listModels", "Served names", json::<small::ModelList>())
+            .named(
+                "listModels",
+                "Served names",
+                json::<client_answers::ModelList>(),
+            )
             .fails(&[401, 429]),
         Route::get("/v1/models/{*id}", models::retrieve)
-            .named("retrieveModel", "One served name", json::<small::Model>())
+            .named(
+                "retrieveModel",
+                "One served name",
+                json::<client_answers::Model>(),
+            )
             .fails(&[401, 404, 429, 500]),
     ]
 }
@@ -94,13 +106,17 @@ fn small_routes() -> Vec<Route> {
 pub(super) fn everyone() -> Vec<Route> {
     vec![
         Route::get("/health", service::health)
-            .named("health", "The process is alive", json::<small::Health>())
+            .named(
+                "health",
+                "The process is alive",
+                json::<client_answers::Health>(),
+            )
             .uncounted(),
         Route::get("/ready", service::ready)
             .named(
                 "ready",
                 "The model is loaded and the server takes requests",
-                json::<small::Ready>(),
+                json::<client_answers::Ready>(),
             )
             .fails(&[503])
             .uncounted(),
@@ -135,14 +151,14 @@ pub(super) fn operators() -> Vec<Route> {
             .named(
                 "listPolicies",
                 "The active policy set",
-                json::<shown::Policies>(),
+                json::<admin_answers::Policies>(),
             )
-            .fails(TELLING),
+            .fails(READ_FAILURES),
         Route::get("/admin/v1/overview", overview::overview)
             .named(
                 "overview",
                 "Everything that the operators' page shows",
-                json::<shown::Overview>(),
+                json::<admin_answers::Overview>(),
             )
             .with(|operation| {
                 operation.query = &[(
@@ -153,13 +169,17 @@ pub(super) fn operators() -> Vec<Route> {
             .fails(&[400, 401, 403, 500])
             .uncounted(),
         Route::get("/admin/v1/log-level", admin::log_level)
-            .named("logLevel", "What is logged", json::<shown::LogLevel>())
-            .fails(TELLING),
+            .named(
+                "logLevel",
+                "What is logged",
+                json::<admin_answers::LogLevel>(),
+            )
+            .fails(READ_FAILURES),
         Route::put("/admin/v1/log-level", admin::set_log_level)
             .named(
                 "setLogLevel",
                 "Log something else until the next start",
-                json::<shown::LogLevel>(),
+                json::<admin_answers::LogLevel>(),
             )
             .takes::<admin::LogLevelRequest>()
             .fails(&[400, 401, 403, 413, 500]),
@@ -175,38 +195,38 @@ fn realignments() -> Vec<Route> {
             .named(
                 "listRealignments",
                 "Recent realignments, newest first",
-                json::<shown::Realignments>(),
+                json::<admin_answers::Realignments>(),
             )
-            .fails(TELLING),
+            .fails(READ_FAILURES),
         Route::post("/admin/v1/realignments", admin::start)
             .named(
                 "startRealignment",
                 "Realign to the active policy set, in the background",
-                json::<shown::Started>(),
+                json::<admin_answers::Started>(),
             )
             .accepted()
-            .fails(CHANGING),
+            .fails(CHANGE_FAILURES),
         Route::get("/admin/v1/realignments/{id}", admin::realignment)
             .named(
                 "retrieveRealignment",
                 "One realignment, with its timeline",
-                json::<shown::Realignment>(),
+                json::<admin_answers::Realignment>(),
             )
-            .fails(FINDING),
+            .fails(LOOKUP_FAILURES),
         Route::post("/admin/v1/realignments/{id}/cancel", admin::cancel)
             .named(
                 "cancelRealignment",
                 "Stop a running realignment at its next step",
-                json::<shown::Cancelling>(),
+                json::<admin_answers::Cancelling>(),
             )
-            .fails(CHANGING),
+            .fails(CHANGE_FAILURES),
         Route::get("/admin/v1/realignments/{id}/events", admin::events)
             .named(
                 "realignmentEvents",
                 "Events of a realignment from now until its end",
                 Answer::Events,
             )
-            .fails(FINDING),
+            .fails(LOOKUP_FAILURES),
     ]
 }
 
@@ -216,14 +236,14 @@ fn generations() -> Vec<Route> {
             .named(
                 "listGenerations",
                 "The generations on disk and in memory",
-                json::<shown::Generations>(),
+                json::<admin_answers::Generations>(),
             )
-            .fails(TELLING),
+            .fails(READ_FAILURES),
         Route::post("/admin/v1/generations/activate", admin::activate)
             .named(
                 "activateGeneration",
                 "Make a generation serve",
-                json::<shown::Swap>(),
+                json::<admin_answers::Swap>(),
             )
             .takes::<admin::ActivateRequest>()
             .fails(&[400, 401, 403, 404, 409, 413, 500]),
@@ -231,8 +251,8 @@ fn generations() -> Vec<Route> {
             .named(
                 "rollbackGeneration",
                 "Make the previous generation serve again",
-                json::<shown::Swap>(),
+                json::<admin_answers::Swap>(),
             )
-            .fails(CHANGING),
+            .fails(CHANGE_FAILURES),
     ]
 }

@@ -15,7 +15,7 @@ const EVERYBODY: [Audience; 4] = [
     Audience::OperatorsUnguarded,
 ];
 
-/// A path that the route matches.
+/// A concrete path that matches the route.
 fn concrete(route: &Route) -> String {
     let path = route.path.replace("{*id}", MODEL);
     path.replace("realignments/{id}", "realignments/r1")
@@ -121,7 +121,7 @@ fn the_document_keeps_what_clients_rely_on() {
     assert_eq!(streams.count(), 4);
 }
 
-/// Every `$ref` leads somewhere.
+/// Checks that every `$ref` can be resolved.
 #[test]
 fn references_are_not_broken() {
     fn check(document: &Value, value: &Value) {
@@ -142,7 +142,7 @@ fn references_are_not_broken() {
     check(&document, &document);
 }
 
-/// All names of fields that a schema's objects have, through references.
+/// The names of all fields of a schema's objects, following references.
 fn names(document: &Value, schema: &Value, into: &mut BTreeSet<String>) {
     match schema {
         Value::Object(object) => {
@@ -166,8 +166,8 @@ fn answer<'a>(document: &'a Value, method: &str, path: &str) -> &'a Value {
     &document["paths"][path][method]["responses"]["200"]["content"]["application/json"]["schema"]
 }
 
-/// The fields that the page reads of the overview, found in its script: `.name` of the values that
-/// come from the server, by the names that the script gives them.
+/// The fields of the overview that the page reads, found in its script: `.name` on variables that
+/// hold values from the server.
 #[test]
 fn the_page_reads_fields_that_the_overview_has() {
     let server = Server::start(|_| ());
@@ -178,14 +178,14 @@ fn the_page_reads_fields_that_the_overview_has() {
         answer(&document, "get", "/admin/v1/overview"),
         &mut known,
     );
-    // Losses and series are maps: their keys are read by name as well.
+    // Losses and series are maps whose keys are also read by name.
     known.extend(["total", "invert", "punish", "kl", "sft"].map(String::from));
     let script = get(&server, "/page.js").text;
     let from_the_server = regex::Regex::new(
         r"\b(?:o(?:\.server|\.serving|\.traffic|\.policies|\.generations|\.realignment)?|s|engine|r|row|p|g|m|t|v|a|slot|bounds|policies|generations|set|latest|timeline)\.([a-z_0-9]+)\b(\()?",
     )
     .unwrap();
-    // Of the script's own objects and of JavaScript.
+    // Fields of the script's own objects and of JavaScript.
     let own = ["length", "step", "steps", "value", "status"];
     let mut read = BTreeSet::new();
     for found in from_the_server.captures_iter(&script) {

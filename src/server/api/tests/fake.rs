@@ -29,11 +29,11 @@ pub(super) enum Script {
     Say(&'static [&'static str]),
     Refuse(SubmitError),
     Fail,
-    /// Stays open; the sender's `closed` tells of the cancellation.
+    /// Stays open; the sender's `closed` reports the cancellation.
     Hang,
 }
 
-/// Answers from scripts, in order; without one it says "Hello world".
+/// Answers from scripts, in order; without one it generates "Hello world".
 #[derive(Default)]
 pub(super) struct FakeEngine {
     pub(super) scripts: Mutex<VecDeque<Script>>,
@@ -216,7 +216,7 @@ impl ModerationPort for FakeOracle {
     }
 }
 
-/// Embeds a text as the number of its tokens.
+/// Embeds a text as its number of tokens.
 struct FakeEmbedder;
 
 impl EmbeddingPort for FakeEmbedder {

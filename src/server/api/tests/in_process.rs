@@ -1,4 +1,4 @@
-//! Generating without HTTP.
+//! Generation without HTTP.
 
 use futures::StreamExt;
 
@@ -6,6 +6,7 @@ use super::super::*;
 use super::fake::{BASE, CURRENT, Script, Server};
 use super::get;
 use crate::telemetry::Compliance;
+use crate::telemetry::compliance::Sampling;
 use realign_align::policy::PolicySet;
 use realign_engine::request::SubmitError;
 
@@ -67,7 +68,7 @@ fn a_stream_gives_pieces_and_then_the_figures() {
 }
 
 #[test]
-fn dropping_a_stream_cancels_it() {
+fn dropping_a_stream_cancels_and_releases_its_permit() {
     let server = Server::start(|_| ());
     server.script([Script::Hang]);
     let stream = start(&server.state, Generate::user("Hi")).unwrap();
@@ -146,7 +147,11 @@ fn answers_are_judged_like_those_to_clients() {
         let set = Arc::new(PolicySet::from_yaml("words.yaml", yaml).unwrap());
         let policies = Box::new(move || (set.clone(), Arc::default()));
         let telemetry = state.telemetry.clone();
-        let compliance = Compliance::start((1.0, 64), policies, None, telemetry).unwrap();
+        let sampling = Sampling {
+            share: 1.0,
+            queue: 64,
+        };
+        let compliance = Compliance::start(sampling, policies, None, telemetry).unwrap();
         state.compliance = Some(Arc::new(compliance));
     });
     for prompt in [

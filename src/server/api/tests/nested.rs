@@ -1,4 +1,4 @@
-//! Routes under a path of an application.
+//! Routes nested under an application's path.
 
 use std::net::SocketAddr;
 
@@ -8,7 +8,8 @@ use serde_json::json;
 use super::super::*;
 use super::fake::{MODEL, Server};
 
-/// The application's URL; it tells its routes who calls if `knows_peers`.
+/// Starts an application and returns its URL; with `knows_peers` it passes peer addresses to its
+/// routes.
 fn application(server: &Server, runtime: &tokio::runtime::Runtime, knows_peers: bool) -> String {
     let app = Router::new()
         .route("/", get(async || "the application"))

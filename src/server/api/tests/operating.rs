@@ -1,4 +1,4 @@
-//! Keys, limits, ids, browsers: what operators set and clients meet.
+//! API keys, limits, request ids, CORS and other operator settings, as clients see them.
 
 use serde_json::json;
 
@@ -6,6 +6,7 @@ use super::super::*;
 use super::fake::{Script, Server};
 use super::{chat, get, send};
 use crate::config::keys::{ApiKey, KeyDigest};
+use crate::telemetry::compliance::Sampling;
 use realign_align::policy::PolicySet;
 
 fn access(keys: &[&str], admin: Option<&str>, rates: Rates) -> Arc<Access> {
@@ -27,7 +28,7 @@ fn keys_and_loopback_guard_the_routes() {
     for (key, status) in [("onE", 401), ("one", 200), ("two", 200), ("", 401)] {
         assert_eq!(with("/v1/models", key), status, "{key:?}");
     }
-    // What is stored does not open anything.
+    // The stored digest is not accepted as a key.
     assert_eq!(with("/v1/models", &KeyDigest::of("two").to_string()), 401);
     server
         .state
@@ -235,7 +236,7 @@ fn browsers_are_let_in_by_origin_only() {
     let other = preflight("https://evil.example");
     assert_eq!(other.header("access-control-allow-origin"), "");
     assert_ne!(other.status, 204);
-    // The page may read why it was refused.
+    // The page may read the reason of a refusal.
     let refused = send(&server, "GET", "/v1/models", &[("origin", origin)], "");
     assert_eq!(refused.status, 401);
     assert_eq!(refused.header("access-control-allow-origin"), origin);
@@ -287,7 +288,11 @@ fn answers_are_judged_after_they_were_sent() {
     let server = Server::start(|state| {
         let policies = Box::new(move || (Arc::clone(&set), Arc::default()));
         let telemetry = Arc::clone(&state.telemetry);
-        let compliance = Compliance::start((1.0, 64), policies, None, telemetry).unwrap();
+        let sampling = Sampling {
+            share: 1.0,
+            queue: 64,
+        };
+        let compliance = Compliance::start(sampling, policies, None, telemetry).unwrap();
         state.compliance = Some(Arc::new(compliance));
     });
     chat(&server, &json!({"n": 2}));
@@ -327,7 +332,7 @@ fn the_page_needs_nothing_from_elsewhere() {
                 .header("content-security-policy")
                 .contains("default-src 'none'")
         );
-        // Namespaces are names, not addresses.
+        // XML namespaces are not external resources.
         let text = reply.text.replace("http://www.w3.org/", "");
         assert!(
             !text.contains("http://") && !text.contains("https://"),

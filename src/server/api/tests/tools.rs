@@ -1,4 +1,4 @@
-//! Functions and structured answers.
+//! Function calls and structured answers.
 
 use serde_json::{Value, json};
 

@@ -1,13 +1,13 @@
-//! What an answer must be: text, or JSON that fits a schema.
+//! The required format of an answer: text, or JSON that matches a schema.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::super::request::{JsonSchemaText, Name, Nothing, tagged, words};
+use super::super::request::{JsonSchemaText, Name, TagOnly, string_enum, tagged};
 
-words! {
-    /// What an answer must be.
+string_enum! {
+    /// The required format of an answer.
     FormatKind {
         Text = "text",
         JsonObject = "json_object",
@@ -16,29 +16,29 @@ words! {
 }
 
 tagged! {
-    /// What a chat completion's answer must be.
+    /// The required format of a chat completion's answer.
     ResponseFormat by "type": FormatKind {
-        [Text, JsonObject] => Plain(Nothing),
+        [Text, JsonObject] => Plain(TagOnly),
         [JsonSchema] => Schema(NestedSchema),
     }
 }
 
 tagged! {
-    /// What a response's answer must be.
+    /// The required format of a response's text.
     TextFormat by "type": FormatKind {
-        [Text, JsonObject] => Plain(Nothing),
+        [Text, JsonObject] => Plain(TagOnly),
         [JsonSchema] => Schema(AnswerSchema),
     }
 }
 
-/// A schema as chat completions take it.
+/// A schema in the format of chat completions.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub(crate) struct NestedSchema {
     json_schema: AnswerSchema,
 }
 
-/// The schema that an answer must fit.
+/// The schema that an answer must match.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub(crate) struct AnswerSchema {
@@ -51,17 +51,17 @@ pub(crate) struct AnswerSchema {
     _description: Option<serde::de::IgnoredAny>,
 }
 
-/// What the text of an answer must be, apart from calls.
+/// The required format of an answer's text, apart from calls.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) enum Format {
+pub(crate) enum AnswerFormat {
     /// Any text.
     #[default]
     Text,
-    /// JSON that fits the schema.
+    /// JSON that matches the schema; `strict` enforces every keyword.
     Json { schema: Value, strict: bool },
 }
 
-impl Format {
+impl AnswerFormat {
     fn plain(kind: FormatKind) -> Self {
         match kind {
             FormatKind::JsonObject => Self::Json {
@@ -73,7 +73,7 @@ impl Format {
     }
 }
 
-impl From<AnswerSchema> for Format {
+impl From<AnswerSchema> for AnswerFormat {
     fn from(answer: AnswerSchema) -> Self {
         Self::Json {
             schema: answer.schema.0,
@@ -82,7 +82,7 @@ impl From<AnswerSchema> for Format {
     }
 }
 
-impl From<ResponseFormat> for Format {
+impl From<ResponseFormat> for AnswerFormat {
     fn from(format: ResponseFormat) -> Self {
         match format {
             ResponseFormat::Plain(kind, _) => Self::plain(kind),
@@ -91,7 +91,7 @@ impl From<ResponseFormat> for Format {
     }
 }
 
-impl From<TextFormat> for Format {
+impl From<TextFormat> for AnswerFormat {
     fn from(format: TextFormat) -> Self {
         match format {
             TextFormat::Plain(kind, _) => Self::plain(kind),

@@ -2,17 +2,20 @@
 
 use serde_json::{Value, json};
 
-use super::{Format, ToolChoice, Tools};
+use super::{AnswerFormat, ToolChoice, Tools};
 use realign_model::CallStyle;
 
-/// Compact JSON, as templates write it: free white space lets small models write nothing else.
+/// Separators of JSON as chat templates write it. With arbitrary white space, small models may
+/// produce nothing else.
 const JSON_OPTIONS: (&str, &str) = (", ", ": ");
 
-/// The grammar of an answer in llguidance's Lark dialect; `None` if anything may be said.
-pub(crate) fn grammar(tools: &Tools, format: &Format, style: CallStyle) -> Option<String> {
+/// The grammar of an answer in llguidance's Lark dialect; `None` if the answer is unconstrained.
+pub(crate) fn grammar(tools: &Tools, format: &AnswerFormat, style: CallStyle) -> Option<String> {
     let text = match format {
-        Format::Text => None,
-        Format::Json { schema, strict } => Some(format!("%json {}", options(schema, *strict))),
+        AnswerFormat::Text => None,
+        AnswerFormat::Json { schema, strict } => {
+            Some(format!("%json {}", options(schema, *strict)))
+        }
     };
     if !tools.callable() {
         return text.map(|json| format!("start: {json}\n"));
@@ -30,7 +33,7 @@ pub(crate) fn grammar(tools: &Tools, format: &Format, style: CallStyle) -> Optio
              before[lazy]: /(.|\\n)*/ \"<tool_call>\"\n\
              TEXT: /(.|\\n)+/ & ~/(.|\\n)*<tool_call>(.|\\n)*/\n"
             .to_string(),
-        // What begins like a call is one.
+        // Text that begins like a call is a call.
         (CallStyle::Bare, false, None) => {
             "start: calls | TEXT?\nTEXT: /[^{](.|\\n)*/\n".to_string()
         }
@@ -40,7 +43,7 @@ pub(crate) fn grammar(tools: &Tools, format: &Format, style: CallStyle) -> Optio
 
 fn calls(tools: &Tools, style: CallStyle) -> String {
     let mut rules = match style {
-        // A Llama template refuses a conversation with two calls in one answer.
+        // Llama's chat template rejects a conversation with two calls in one answer.
         CallStyle::Bare => String::from("calls: call\n"),
         CallStyle::Tagged if tools.parallel => {
             String::from("calls: tagged (\"\\n<tool_call>\" tagged)*\n")
@@ -53,7 +56,7 @@ fn calls(tools: &Tools, style: CallStyle) -> String {
     let key = arguments_key(style);
     let mut names = Vec::new();
     for (i, tool) in tools.allowed().enumerate() {
-        // Names hold no character that JSON escapes.
+        // Names contain no character that JSON escapes.
         let head = format!("{{\"name\": \"{}\", \"{key}\": ", tool.name);
         let head = Value::String(head);
         let schema = options(&tool.parameters, tool.strict);
@@ -65,7 +68,7 @@ fn calls(tools: &Tools, style: CallStyle) -> String {
     rules + "call: " + &names.join(" | ") + "\n"
 }
 
-/// The key under which a call's arguments stand.
+/// The JSON key of a call's arguments.
 pub(crate) fn arguments_key(style: CallStyle) -> &'static str {
     match style {
         CallStyle::Tagged => "arguments",
@@ -73,8 +76,8 @@ pub(crate) fn arguments_key(style: CallStyle) -> &'static str {
     }
 }
 
-/// The schema with our own layout of JSON. Without `strict`, keywords that cannot be enforced are
-/// left to the model, as with OpenAI.
+/// The schema with our JSON separators. Without `strict`, keywords that cannot be enforced are
+/// ignored, as with OpenAI.
 fn options(schema: &Value, strict: bool) -> Value {
     let mut schema = schema.clone();
     let (item_separator, key_separator) = JSON_OPTIONS;

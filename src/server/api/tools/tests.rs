@@ -54,11 +54,11 @@ fn grammars_allow_what_the_choice_says() {
     let wrong = one.replace('1', "\"x\"");
     let bare = "{\"name\": \"g\", \"parameters\": {\"a\": -7}}";
     let named = json!({"type": "function", "function": {"name": "g"}});
-    let json = Format::Json {
+    let json = AnswerFormat::Json {
         schema: json!({"type": "object", "properties": {}, "additionalProperties": false}),
         strict: true,
     };
-    let text = Format::Text;
+    let text = AnswerFormat::Text;
     let auto = || json!("auto");
     let cases = [
         (

@@ -13,7 +13,7 @@ struct Running {
     served: tokio::task::JoinHandle<()>,
 }
 
-/// A server of one route with short time limits: `/big` answers with more than any buffer holds.
+/// A server with short timeouts; the response of `/big` is larger than any buffer.
 fn start(connections: usize) -> Running {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let bind = TcpListener::bind("127.0.0.1:0");
@@ -49,8 +49,8 @@ fn start(connections: usize) -> Running {
 
 fn connect(address: SocketAddr) -> Client {
     let client = Client::connect(address).unwrap();
-    let patience = Some(Duration::from_secs(20));
-    client.set_read_timeout(patience).unwrap();
+    let timeout = Some(Duration::from_secs(20));
+    client.set_read_timeout(timeout).unwrap();
     client
 }
 
@@ -58,7 +58,7 @@ fn ask(client: &mut Client, path: &str) {
     write!(client, "GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
 }
 
-/// All bytes until the server ends the connection, however it does.
+/// Everything the server sends until it closes or resets the connection.
 fn rest(client: &mut Client) -> Vec<u8> {
     let mut bytes = Vec::new();
     let _reset = client.read_to_end(&mut bytes);
@@ -81,7 +81,7 @@ fn a_client_that_takes_nothing_is_cut_off() {
     let server = start(1);
     let mut client = connect(server.address);
     ask(&mut client, "/big");
-    // There is one place: the next client gets it only when the first has been cut off.
+    // Only one connection is allowed: the next client is served once the first has been cut off.
     let mut next = connect(server.address);
     ask(&mut next, "/");
     let mut start = [0; 15];

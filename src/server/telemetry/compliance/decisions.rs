@@ -17,53 +17,54 @@ pub struct DecisionLogError {
     source: io::Error,
 }
 
-/// How large it may grow, and what it may tell.
+/// Size limits and contents of the decision log.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Bytes after which a new file is begun.
-    pub bytes: u64,
-    /// Earlier files that are kept, as `NAME.1` (the newest) and so on.
-    pub files: usize,
+pub struct DecisionLogOptions {
+    /// Size in bytes at which the file is rotated.
+    pub max_bytes: u64,
+    /// Number of rotated files kept, as `NAME.1` (the newest) and so on.
+    pub kept_files: usize,
     /// Whether prompts and answers are written.
-    pub texts: bool,
+    pub include_texts: bool,
 }
 
-/// An open log.
+/// An open decision log.
 #[derive(Debug)]
 pub struct DecisionLog {
     path: PathBuf,
-    limits: Limits,
+    options: DecisionLogOptions,
     file: BufWriter<File>,
     pub(super) written: u64,
-    /// Writing failed the last time, which has been logged.
+    /// Whether the last write failed; the failure has been logged.
     failing: bool,
 }
 
 impl DecisionLog {
-    /// Opens a file to append to, creating its directory.
+    /// Opens the file for appending, creating it and its directory if needed.
     ///
     /// # Errors
-    /// [`DecisionLogError`].
-    pub fn open(path: &Path, limits: Limits) -> Result<Self, DecisionLogError> {
-        let (file, written) = append(path).map_err(|source| DecisionLogError {
+    /// [`DecisionLogError`] if the file or its directory cannot be created.
+    pub fn open(path: &Path, options: DecisionLogOptions) -> Result<Self, DecisionLogError> {
+        let (file, written) = open_for_append(path).map_err(|source| DecisionLogError {
             path: path.into(),
             source,
         })?;
         Ok(Self {
             path: path.into(),
-            limits,
+            options,
             file: BufWriter::new(file),
             written,
             failing: false,
         })
     }
 
-    /// Writes one judgement: whether the answer complies, and by which revision.
+    /// Writes one judgement: whether the answer complies with the policy set of this revision.
     pub(super) fn write(
         &mut self,
         answer: &Answer,
         violations: &[Violation],
-        (complies, revision): (bool, &str),
+        complies: bool,
+        revision: &str,
     ) {
         let mut line = json!({
             "time": answer.unix_seconds,
@@ -75,22 +76,22 @@ impl DecisionLog {
             "verdict": if complies { "complies" } else { "violates" },
             "violations": violations,
         });
-        if self.limits.texts {
+        if self.options.include_texts {
             line["prompt"] = answer.prompt.as_str().into();
             line["response"] = answer.response.as_str().into();
         }
-        let outcome = self.append(&format!("{line}\n"));
-        self.note(outcome);
+        let result = self.append(&format!("{line}\n"));
+        self.log_failure(result);
     }
 
-    /// Hands what is buffered to the operating system.
+    /// Writes buffered lines to the file.
     pub(super) fn flush(&mut self) {
-        let outcome = self.file.flush();
-        self.note(outcome);
+        let result = self.file.flush();
+        self.log_failure(result);
     }
 
     fn append(&mut self, line: &str) -> io::Result<()> {
-        if self.written > 0 && self.written + line.len() as u64 > self.limits.bytes {
+        if self.written > 0 && self.written + line.len() as u64 > self.options.max_bytes {
             self.rotate()?;
         }
         self.file.write_all(line.as_bytes())?;
@@ -106,24 +107,26 @@ impl DecisionLog {
             name.push(format!(".{n}"));
             PathBuf::from(name)
         };
-        for n in (1..self.limits.files).rev() {
+        for n in (1..self.options.kept_files).rev() {
             if numbered(n).exists() {
                 std::fs::rename(numbered(n), numbered(n + 1))?;
             }
         }
-        match self.limits.files {
-            0 => std::fs::remove_file(&self.path)?,
-            _ => std::fs::rename(&self.path, numbered(1))?,
+        if self.options.kept_files == 0 {
+            std::fs::remove_file(&self.path)?;
+        } else {
+            std::fs::rename(&self.path, numbered(1))?;
         }
-        let (file, written) = append(&self.path)?;
+        let (file, written) = open_for_append(&self.path)?;
         self.file = BufWriter::new(file);
         self.written = written;
         Ok(())
     }
 
-    /// A full disk must not fill the log as well: it is told of once, and again when it is over.
-    fn note(&mut self, outcome: io::Result<()>) {
-        match outcome {
+    /// Logs the first of several failures, and the first success after them: a full disk must not
+    /// flood the log as well.
+    fn log_failure(&mut self, result: io::Result<()>) {
+        match result {
             Err(error) if !self.failing => {
                 self.failing = true;
                 tracing::error!(path = %self.path.display(), %error, "the decision log cannot be written");
@@ -138,8 +141,9 @@ impl DecisionLog {
     }
 }
 
-/// Its lines may hold what people asked: nobody else on the machine may read them.
-fn append(path: &Path) -> io::Result<(File, u64)> {
+/// Opens a file that only its owner may read, as it may contain prompts; returns it with its size
+/// in bytes.
+fn open_for_append(path: &Path) -> io::Result<(File, u64)> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;
     }

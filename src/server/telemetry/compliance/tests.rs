@@ -21,6 +21,10 @@ fn answer(response: &str) -> Answer {
     }
 }
 
+fn sampling(queue: usize) -> Sampling {
+    Sampling { share: 1.0, queue }
+}
+
 fn telemetry() -> Arc<Telemetry> {
     Arc::new(Telemetry::new().unwrap())
 }
@@ -42,18 +46,18 @@ fn assert_lines(telemetry: &Telemetry, present: &[&str], absent: &[&str]) {
 fn answers_are_judged_counted_and_written() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("logs/decisions.jsonl");
-    let limits = Limits {
-        bytes: 1 << 20,
-        files: 1,
-        texts: false,
+    let options = DecisionLogOptions {
+        max_bytes: 1 << 20,
+        kept_files: 1,
+        include_texts: false,
     };
-    let log = DecisionLog::open(&path, limits).unwrap();
+    let log = DecisionLog::open(&path, options).unwrap();
     let telemetry = telemetry();
     let set = set(POLICY);
     let policies = Box::new(move || (Arc::clone(&set), Arc::default()));
     let compliance =
-        Compliance::start((1.0, 8), policies, Some(log), Arc::clone(&telemetry)).unwrap();
-    assert!(compliance.wants());
+        Compliance::start(sampling(8), policies, Some(log), Arc::clone(&telemetry)).unwrap();
+    assert!(compliance.should_judge());
     compliance.offer(answer("an apple"));
     compliance.offer(answer("a pear"));
     compliance.shutdown();
@@ -89,7 +93,7 @@ fn a_dryrun_policy_counts_but_does_not_decide() {
     let telemetry = telemetry();
     let set = set(&POLICY.replace("version: 1", "version: 1\nenforcement: dryrun"));
     let compliance = Compliance::start(
-        (1.0, 8),
+        sampling(8),
         Box::new(move || (Arc::clone(&set), Arc::default())),
         None,
         Arc::clone(&telemetry),
@@ -110,20 +114,21 @@ fn a_dryrun_policy_counts_but_does_not_decide() {
 #[test]
 fn a_full_queue_drops_and_counts_and_never_waits() {
     let telemetry = telemetry();
-    // The judge, idle, hangs in its first look at the policies until it is released.
+    // The idle judge blocks while it first reads the policies, until it is released.
     let (release, held) = channel::<()>();
     let empty = Arc::new(PolicySet::default());
     let policies = Box::new(move || {
         let _released = held.recv();
         (Arc::clone(&empty), Arc::default())
     });
-    let compliance = Compliance::start((1.0, 2), policies, None, Arc::clone(&telemetry)).unwrap();
-    std::thread::sleep(IDLE_LOOK * 2);
+    let compliance =
+        Compliance::start(sampling(2), policies, None, Arc::clone(&telemetry)).unwrap();
+    std::thread::sleep(IDLE_POLL_INTERVAL * 2);
     for _ in 0..5 {
         compliance.offer(answer("x"));
     }
     let mut large = answer("");
-    large.response = "x".repeat(WAITING_BYTES);
+    large.response = "x".repeat(MAX_WAITING_BYTES);
     compliance.offer(large);
     assert_lines(
         &telemetry,
@@ -173,14 +178,14 @@ fn rules_that_are_gone_leave_no_series() {
 fn the_log_is_rotated_by_size_and_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("d.jsonl");
-    let limits = Limits {
-        bytes: 700,
-        files: 2,
-        texts: true,
+    let options = DecisionLogOptions {
+        max_bytes: 700,
+        kept_files: 2,
+        include_texts: true,
     };
-    let mut log = DecisionLog::open(&path, limits).unwrap();
+    let mut log = DecisionLog::open(&path, options).unwrap();
     for n in 0..20 {
-        log.write(&answer(&format!("answer {n}")), &[], (true, "rev"));
+        log.write(&answer(&format!("answer {n}")), &[], true, "rev");
     }
     log.flush();
     drop(log);
@@ -201,8 +206,8 @@ fn the_log_is_rotated_by_size_and_bounded() {
     }
     let newest = std::fs::read_to_string(&path).unwrap();
     assert!(newest.contains("answer 19"));
-    // What was there is kept and counted after a restart.
-    let mut log = DecisionLog::open(&path, limits).unwrap();
+    // The existing file is kept and its size counted after a restart.
+    let mut log = DecisionLog::open(&path, options).unwrap();
     assert_eq!(log.written, newest.len() as u64);
-    log.write(&answer("after"), &[], (true, "rev"));
+    log.write(&answer("after"), &[], true, "rev");
 }

@@ -1,4 +1,4 @@
-//! How answers to clients fare.
+//! Metrics of judged answers.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -9,12 +9,12 @@ use super::{Build, Total};
 use crate::telemetry::event::RuleLabels;
 use crate::telemetry::names;
 
-/// Judging: microseconds for a few expressions, seconds where a model is asked.
+/// Judging times: microseconds for a few patterns, seconds if a model judges.
 const LAG_BUCKETS: &[f64] = &[
     0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0,
 ];
 
-/// How answers to clients fare, and what is not told of them.
+/// Metrics of judged answers, and of answers and spans that were dropped.
 #[derive(Debug)]
 pub(in crate::telemetry) struct Compliance {
     pub(in crate::telemetry) responses: IntCounterVec,
@@ -57,7 +57,7 @@ impl Compliance {
     }
 }
 
-/// Counters whose labels are the active rules; those of other rules do not exist.
+/// Counters with one series for each active rule.
 #[derive(Debug)]
 pub(in crate::telemetry) struct RuleCounters {
     counters: IntCounterVec,
@@ -65,30 +65,29 @@ pub(in crate::telemetry) struct RuleCounters {
 }
 
 impl RuleCounters {
-    /// Makes `rules` the only ones; new ones begin at 0, others keep their counts.
+    /// Sets the active rules: new ones start at 0, existing ones keep their counts, others are
+    /// removed.
     pub(in crate::telemetry) fn set(&self, rules: BTreeSet<RuleLabels>) {
         let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
         for rule in &rules {
             self.counters.with_label_values(&values(rule));
         }
-        for gone in active.difference(&rules) {
-            if let Err(error) = self.counters.remove_label_values(&values(gone)) {
-                tracing::debug!(%error, ?gone, "an expired series was gone already");
+        for removed in active.difference(&rules) {
+            if let Err(error) = self.counters.remove_label_values(&values(removed)) {
+                tracing::debug!(%error, ?removed, "an outdated series did not exist");
             }
         }
         *active = rules;
     }
 
-    /// Counts a violation, unless the rule has gone in the meantime.
+    /// Counts a violation, unless the rule is no longer active.
     pub(in crate::telemetry) fn count(&self, rule: &RuleLabels) {
         let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
         if active.contains(rule) {
             self.counters.with_label_values(&values(rule)).inc();
         }
     }
-}
 
-impl RuleCounters {
     /// Every active rule with its count.
     pub(in crate::telemetry) fn counts(&self) -> Vec<(RuleLabels, u64)> {
         let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);

@@ -7,7 +7,7 @@ use crate::telemetry::{Stage, Telemetry};
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const PARENT: &str = "b7ad6b7169203331";
 
-/// Answers one message and gives its body.
+/// Answers one message and returns its body.
 fn collector() -> (String, JoinHandle<Value>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -81,9 +81,9 @@ fn requests_and_realignments_reach_the_collector() {
 
 #[test]
 fn a_missing_collector_costs_spans_and_nothing_else() {
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}", nobody.local_addr().unwrap());
-    drop(nobody);
+    let unreachable = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", unreachable.local_addr().unwrap());
+    drop(unreachable);
     let exporter = Exporter::start(&url, "test", 0.0).unwrap();
     assert_eq!(exporter.context(None), None, "a share of 0");
     let (id, stage, took) = ("r".into(), Stage::Gate, Duration::ZERO);
