@@ -83,7 +83,7 @@ struct StatefulFields {
 }
 
 string_enum! {
-    /// How too long an input is handled: it is never truncated.
+    /// Handling of inputs that are too long: they are never truncated.
     Truncation { Disabled = "disabled" } else |_| unsupported(" other than `disabled`")
 }
 

@@ -125,7 +125,7 @@ pub enum KeyFileError {
     /// The file cannot be read.
     #[error("{file}: {source}")]
     Read {
-        /// The file.
+        /// Path of the key file.
         file: String,
         /// The operating system's reason.
         source: std::io::Error,
@@ -133,11 +133,11 @@ pub enum KeyFileError {
     /// A line is malformed.
     #[error("{file}:{line}: {what}")]
     Line {
-        /// The file.
+        /// Path of the key file.
         file: String,
         /// Line number, from 1.
         line: usize,
-        /// What is allowed.
+        /// What is wrong, and what is allowed.
         what: &'static str,
     },
 }

@@ -90,7 +90,7 @@ pub struct Realignment {
     pub losses: Option<Stored<LossReport>>,
     /// The gate's measurements and verdict.
     pub gate: Option<Stored<GateReport>>,
-    /// What went wrong.
+    /// One sentence for an operator if it did not succeed.
     pub error: Option<String>,
     /// The resulting generation.
     pub generation: Option<String>,
@@ -177,7 +177,7 @@ pub enum GenerationSummary {
         role: Role,
         /// Always false.
         base: bool,
-        /// Why.
+        /// Why the manifest cannot be read.
         error: String,
     },
     /// The base model.

@@ -188,11 +188,11 @@ pub struct Ready {
 /// An error in OpenAI's format.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Error {
-    /// What went wrong.
+    /// The error.
     pub error: ErrorBody,
 }
 
-/// What went wrong.
+/// An error's message, type and code.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub struct ErrorBody {

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 pub struct Head<O> {
     /// The answer's id.
     pub id: String,
-    /// Which kind of object it is.
+    /// The kind of object.
     pub object: O,
     /// When it was created, in Unix seconds.
     pub created: u64,
@@ -102,13 +102,13 @@ pub enum Reason {
 /// A choice of an answer to a conversation.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct ChatChoice {
-    /// From 0.
+    /// Position among the choices, from 0.
     pub index: usize,
     /// The model's message.
     pub message: AnswerMessage,
     /// Only if requested.
     pub logprobs: Option<ChatLogprobs>,
-    /// Why it ended.
+    /// Why the choice ended.
     pub finish_reason: Option<Reason>,
 }
 
@@ -153,13 +153,13 @@ pub struct FunctionCalled {
 /// A choice's part in a chunk of an answer to a conversation.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct ChatDelta {
-    /// From 0.
+    /// Position among the choices, from 0.
     pub index: usize,
     /// The new output.
     pub delta: Delta,
     /// Only if requested.
     pub logprobs: Option<ChatLogprobs>,
-    /// Why it ended, if it does.
+    /// Why the choice ended; `null` while it continues.
     pub finish_reason: Option<Reason>,
 }
 
@@ -206,13 +206,13 @@ pub struct FunctionPart {
 /// A choice of a completion, or its part in a chunk.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct TextChoice {
-    /// From 0.
+    /// Position among the choices, from 0.
     pub index: usize,
     /// The text, preceded by the prompt if `echo` is set.
     pub text: String,
     /// Only if requested.
     pub logprobs: Option<TextLogprobs>,
-    /// Why it ended.
+    /// Why the choice ended.
     pub finish_reason: Option<Reason>,
 }
 

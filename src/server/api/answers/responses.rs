@@ -16,9 +16,9 @@ pub struct Response {
     pub created_at: u64,
     /// Whether it has ended, and how.
     pub status: Status,
-    /// What went wrong.
+    /// The error; `null` unless the status is `failed`.
     pub error: Option<ResponseError>,
-    /// Why it is not complete.
+    /// Why the response is incomplete; `null` unless the status is `incomplete`.
     pub incomplete_details: Option<Incomplete>,
     /// `model` as it was sent.
     pub model: String,
@@ -48,13 +48,13 @@ pub enum Status {
     Failed,
 }
 
-/// What went wrong.
+/// The error of a failed response.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub struct ResponseError {
     /// `server_error`.
     pub code: &'static str,
-    /// What happened.
+    /// The error message.
     pub message: String,
 }
 
@@ -228,7 +228,7 @@ pub struct OutputDetails {
 /// An event of a streamed response.
 #[derive(Clone, Debug, Serialize)]
 pub struct ResponseEvent {
-    /// What happened.
+    /// The event's content.
     #[serde(flatten)]
     pub body: EventBody,
     /// The event's type.
