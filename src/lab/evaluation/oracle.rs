@@ -18,7 +18,7 @@ use realign_core::Category;
 
 pub use error::OracleEvalError;
 pub use features::FeatureTable;
-pub use methods::{Verdicts, compare};
+pub use methods::{MethodVerdicts, compare};
 pub use report::{EvalReport, MethodReport};
 
 /// Probabilities closer than this to the threshold count as unsure and would go to a judge.

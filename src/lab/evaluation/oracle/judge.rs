@@ -8,7 +8,7 @@ use realign_align::oracle::judge::{Judge, JudgeUsage};
 use realign_align::oracle::measure::best_threshold;
 use realign_align::policy::{Exchange, JudgeSpec};
 
-use super::methods::Verdicts;
+use super::methods::MethodVerdicts;
 use super::{Folds, LabelledPairs, OracleEvalError};
 
 /// The cascade without a judge: its verdict on every response, and where its probe was unsure.
@@ -25,7 +25,7 @@ pub(super) fn run(
     folds: &Folds,
     spec: &Arc<JudgeSpec>,
     cascade: &ProbeCascade<'_>,
-) -> Result<Vec<Verdicts>, OracleEvalError> {
+) -> Result<Vec<MethodVerdicts>, OracleEvalError> {
     let fixed = JudgeSpec {
         // Nothing is fitted on the policy's examples; the folds do that here.
         threshold: Some(spec.threshold.unwrap_or(0.5)),
@@ -62,12 +62,12 @@ pub(super) fn run(
     let judge_remark = remark(whole.0, count, first.2 + whole.2);
     let cascade_remark = remark(first.0, first.1, first.2);
     Ok(vec![
-        Verdicts::new("judge", judged, judge_remark),
-        Verdicts::new("cascade, judge", both, cascade_remark),
+        MethodVerdicts::new("judge", judged, judge_remark),
+        MethodVerdicts::new("cascade, judge", both, cascade_remark),
     ])
 }
 
-/// Verdicts by the policy's threshold, or by one fitted on the other folds.
+/// MethodVerdicts by the policy's threshold, or by one fitted on the other folds.
 fn by_threshold(
     data: &LabelledPairs,
     folds: &Folds,

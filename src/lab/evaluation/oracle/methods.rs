@@ -19,7 +19,7 @@ const REFUSAL: &str = r"(?i)\b(sorry|cannot|can't|can not|unable|won't|not able|
 
 /// The verdicts of one method.
 #[derive(Clone, Debug)]
-pub struct Verdicts {
+pub struct MethodVerdicts {
     /// Name of the method.
     pub name: &'static str,
     /// Per response, `true` for a violation.
@@ -30,14 +30,14 @@ pub struct Verdicts {
     pub remark: String,
 }
 
-impl Verdicts {
+impl MethodVerdicts {
     /// A method whose categories follow from its verdicts.
     pub(super) fn new(
         name: &'static str,
         violates: Vec<bool>,
         remark: impl Into<String>,
-    ) -> Verdicts {
-        Verdicts {
+    ) -> MethodVerdicts {
+        MethodVerdicts {
             name,
             violates,
             categories: None,
@@ -53,7 +53,7 @@ impl Verdicts {
 pub fn compare(
     inputs: &OracleEval<'_>,
     table: &FeatureTable,
-) -> Result<Vec<Verdicts>, OracleEvalError> {
+) -> Result<Vec<MethodVerdicts>, OracleEvalError> {
     let (data, folds) = (inputs.data, inputs.folds);
     let comparison = Comparison {
         data,
@@ -141,7 +141,7 @@ impl Predictions {
     }
 
     /// The verdicts of each method, once all folds are judged.
-    fn into_verdicts(self, rule_verdicts: &[RuleVerdict]) -> Vec<Verdicts> {
+    fn into_verdicts(self, rule_verdicts: &[RuleVerdict]) -> Vec<MethodVerdicts> {
         let share = |n: usize| n as f64 / rule_verdicts.len().max(1) as f64;
         let unsure = self.unsure.iter().filter(|u| **u).count();
         let remark = format!(
@@ -151,18 +151,18 @@ impl Predictions {
         );
         let by_rules = rule_verdicts.iter().map(Option::is_some).collect();
         vec![
-            Verdicts {
+            MethodVerdicts {
                 categories: Some(self.categories),
-                ..Verdicts::new("majority class", self.majority, "")
+                ..MethodVerdicts::new("majority class", self.majority, "")
             },
-            Verdicts::new(
+            MethodVerdicts::new(
                 "refusal words",
                 self.refusal_words,
                 "which way round is taken from the other folds",
             ),
-            Verdicts::new("rules only", by_rules, ""),
-            Verdicts::new("probe", self.probe, self.probe_choices.join("; ")),
-            Verdicts::new("cascade", self.cascade, remark),
+            MethodVerdicts::new("rules only", by_rules, ""),
+            MethodVerdicts::new("probe", self.probe, self.probe_choices.join("; ")),
+            MethodVerdicts::new("cascade", self.cascade, remark),
         ]
     }
 }

@@ -6,7 +6,7 @@ use realign_align::oracle::measure::Confusion;
 use realign_core::Category;
 
 use super::LabelledPairs;
-use super::methods::Verdicts;
+use super::methods::MethodVerdicts;
 
 /// The figures of all methods on one set of labelled pairs.
 #[derive(Clone, Debug, Serialize)]
@@ -44,7 +44,7 @@ pub struct MethodReport {
 
 impl EvalReport {
     /// Compares every method with the labels. `responses_per_minute` is left at 0.
-    pub fn new(data: &LabelledPairs, verdicts: Vec<Verdicts>) -> EvalReport {
+    pub fn new(data: &LabelledPairs, verdicts: Vec<MethodVerdicts>) -> EvalReport {
         let violating = data.responses.iter().filter(|row| row.violates).count();
         EvalReport {
             responses: data.responses.len(),
@@ -56,7 +56,7 @@ impl EvalReport {
     }
 }
 
-fn method(data: &LabelledPairs, verdicts: Verdicts) -> MethodReport {
+fn method(data: &LabelledPairs, verdicts: MethodVerdicts) -> MethodReport {
     let violates = verdicts.violates.iter().copied();
     let counts = Confusion::of(violates.zip(data.responses.iter().map(|row| row.violates)));
     let truth: Vec<Category> = data.pairs.iter().map(|p| data.true_category(*p)).collect();
