@@ -1,5 +1,7 @@
 //! A single integration binary: each further one would have to link the whole engine again.
 
+#![allow(clippy::disallowed_methods, reason = "tests may sleep")]
+
 mod demo_data;
 mod e2e;
 mod families;

@@ -8,6 +8,8 @@
 //!
 //! Independent of the server, the engine and HTTP.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests may sleep"))]
+
 pub mod gate;
 pub mod impact;
 pub mod oracle;

@@ -339,6 +339,10 @@ impl Server {
             if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
                 return Ok(());
             }
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "nobody tells when another process listens"
+            )]
             std::thread::sleep(Duration::from_millis(20));
         }
         Err(failed("the server did not listen in time".into()))

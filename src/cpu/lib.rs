@@ -4,6 +4,8 @@
 //! Candle's tensors are the reference; one allocation and one task-pool hand-over per operation is
 //! what they cost, and a decode step has a thousand.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests may sleep"))]
+
 mod activations;
 mod adapters;
 mod aligned;

@@ -29,6 +29,7 @@ mod stacked;
 mod storage;
 pub mod tables;
 #[cfg(any(test, feature = "test-support"))]
+#[allow(missing_docs, reason = "the emulator is for tests")]
 pub mod tests;
 pub mod training;
 mod weight;

@@ -9,6 +9,8 @@
 //! copy of the weights per generation ([`merged`]). Everything about a request except its logits is
 //! computed by the same code.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests may sleep"))]
+
 pub mod adapter;
 mod admission;
 mod ask;

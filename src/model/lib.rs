@@ -1,6 +1,8 @@
 //! What a model is: its shapes, weights as files store them, tokenizer, chat template and adapters,
 //! and the traits and words by which backends serve and train it. Knows no device.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests may sleep"))]
+
 pub mod activation;
 pub mod attention;
 pub mod backend;

@@ -139,6 +139,10 @@ impl ServingSlice<'_> {
         let (slices, took) = (self.slices, self.began.elapsed());
         drop(self);
         if slices.is_divided() && slices.learning.load(Ordering::SeqCst) > 0 {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the pause is the share that learning gets"
+            )]
             std::thread::sleep(pause(took, slices.share));
         }
     }

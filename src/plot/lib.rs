@@ -111,7 +111,7 @@ impl Frame {
     }
 
     /// From data coordinates to pixels.
-    fn to_pixels(&self, (x, y): (f64, f64)) -> (f64, f64) {
+    fn to_pixels(self, (x, y): (f64, f64)) -> (f64, f64) {
         let fraction = |v: f64, (a, b): (f64, f64)| (v - a) / (b - a);
         (
             LEFT + fraction(x, self.x) * (WIDTH - LEFT - RIGHT),

@@ -65,7 +65,7 @@ fn error_of(path: &Path) -> String {
     let loaded = ModelSource::parse(&path.to_string_lossy())
         .and_then(ModelSource::fetch)
         .and_then(|files| realign_cpu::load(&files));
-    let error = loaded.err().expect("a broken file does not load");
+    let error = loaded.expect_err("a broken file does not load");
     error.to_string()
 }
 

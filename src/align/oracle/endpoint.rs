@@ -87,6 +87,10 @@ impl Endpoint {
                     why = reason;
                     if attempt < ATTEMPTS {
                         retries.fetch_add(1, Ordering::Relaxed);
+                        #[expect(
+                            clippy::disallowed_methods,
+                            reason = "a pause between attempts; nothing is awaited"
+                        )]
                         std::thread::sleep(wait.unwrap_or(pause).min(LONGEST_PAUSE));
                         pause *= 2;
                     }

@@ -107,6 +107,10 @@ impl<'a> Work<'a> {
         }
         let started = Instant::now();
         while self.context.engine.is_busy() && self.go_on() && started.elapsed() < LONGEST_YIELD {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the engine does not say when it becomes idle"
+            )]
             std::thread::sleep(YIELD_CHECK);
         }
         self.go_on()

@@ -12,7 +12,7 @@ pub(crate) struct TagOnly {}
 /// An enum whose values are strings in requests.
 pub(crate) trait StringEnum {
     /// The value as requests spell it.
-    fn as_str(self) -> &'static str;
+    fn as_str(&self) -> &'static str;
 }
 
 /// The schema of `T`'s fields with a tag among them.
@@ -48,7 +48,7 @@ macro_rules! string_enum {
         pub(crate) enum $name { $($variant),+ }
 
         impl $crate::api::request::StringEnum for $name {
-            fn as_str(self) -> &'static str {
+            fn as_str(&self) -> &'static str {
                 match self { $(Self::$variant => $word),+ }
             }
         }
@@ -142,7 +142,7 @@ macro_rules! tagged {
                 let forms = [$($crate::api::request::tagged_schema::<$fields>(
                     generator,
                     $tag,
-                    &[$($crate::api::request::StringEnum::as_str($words::$word)),+],
+                    &[$($crate::api::request::StringEnum::as_str(&$words::$word)),+],
                     defaults.is_empty(),
                 )),+];
                 schemars::json_schema!({"oneOf": forms})
