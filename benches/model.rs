@@ -2,7 +2,10 @@
 //!
 //! `make bench` fetches the model first. Times are per step; tokens per second stand beside them.
 
-#![allow(missing_docs, reason = "criterion's macros write functions without any")]
+#![allow(
+    missing_docs,
+    reason = "criterion's macros write functions without any"
+)]
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,7 +1,10 @@
 //! Incremental triage: 100,000 pairs whose verdicts are in the state database, under five rules of
 //! which none or one has changed.
 
-#![allow(missing_docs, reason = "criterion's macros write functions without any")]
+#![allow(
+    missing_docs,
+    reason = "criterion's macros write functions without any"
+)]
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use realign_align::oracle::RuleOracle;

@@ -16,7 +16,7 @@ use realign_model::{ModelSource, ModelSpec};
 
 /// What to do with adapters.
 #[derive(Debug, Subcommand)]
-pub enum AdaptersCommand {
+pub(crate) enum AdaptersCommand {
     /// List generations, oldest first; exits 1 if one cannot be read
     #[command(after_help = "\
 Examples:
@@ -80,7 +80,7 @@ Examples:
 ///
 /// # Errors
 /// [`CliError`].
-pub fn run(
+pub(crate) fn run(
     command: &AdaptersCommand,
     global: &GlobalArgs,
     out: &mut dyn Write,

@@ -31,30 +31,30 @@ Examples:
   realign bench --serve                           start a server and load it over HTTP
   realign bench --url http://127.0.0.1:8080/v1    load a server that runs already, any OpenAI-compatible one
 Cases run in turn, repetition by repetition; a figure is the median with the smallest and largest beside it.")]
-pub struct BenchArgs {
+pub(crate) struct BenchArgs {
     /// Tokens of the prompt that prefill is measured with
     #[arg(long, value_name = "TOKENS", default_value_t = 512)]
-    pub prompt_tokens: usize,
+    pub(crate) prompt_tokens: usize,
     /// Tokens that each stream generates
     #[arg(long, value_name = "TOKENS", default_value_t = 128)]
-    pub generate_tokens: usize,
+    pub(crate) generate_tokens: usize,
     /// Streams of the batch cases in this process; 0 leaves them out
     #[arg(long, value_name = "N", default_value_t = 8)]
-    pub streams: usize,
+    pub(crate) streams: usize,
     /// How often everything is measured
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
-    pub repetitions: u16,
+    pub(crate) repetitions: u16,
     /// Rank of the random adapter on q and v; 0 leaves the adapter cases out
     #[arg(long, value_name = "RANK", default_value_t = 16)]
-    pub rank: usize,
+    pub(crate) rank: usize,
     /// Seconds of the case that swaps generations every second; 0 leaves it out
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
-    pub swap_seconds: u64,
+    pub(crate) swap_seconds: u64,
     /// Measure a model of these shapes with random weights instead of one from a file: qwen2.5-7b,
     /// gemma-2-9b, llama-3.1-8b, or tiny to try the command; `:q4_0`, `:q4_1`, `:q8_0`, `:q4_k` or
     /// `:q6_k` behind it keeps the weights as integers of that type on a CUDA device
     #[arg(long, value_name = "SHAPE", conflicts_with_all = ["url", "serve"])]
-    pub shape: Option<String>,
+    pub(crate) shape: Option<String>,
     /// Streams of the batch cases with --shape
     #[arg(
         long,
@@ -62,19 +62,19 @@ pub struct BenchArgs {
         value_delimiter = ',',
         default_value = "8,32"
     )]
-    pub shape_streams: Vec<usize>,
+    pub(crate) shape_streams: Vec<usize>,
     /// CPU threads [default: all cores]
     #[arg(long, value_name = "N")]
-    pub threads: Option<usize>,
+    pub(crate) threads: Option<usize>,
     /// Measure scoring or training instead, and print JSON
     #[arg(long, value_name = "CASE", conflicts_with_all = ["url", "serve"])]
-    pub learning: Option<LearningCase>,
+    pub(crate) learning: Option<LearningCase>,
     /// Start a server of its own and measure over HTTP instead
     #[arg(long, conflicts_with = "url")]
-    pub serve: bool,
+    pub(crate) serve: bool,
     /// Measure a running server over HTTP instead; the address ends in /v1
     #[arg(long, value_name = "URL")]
-    pub url: Option<String>,
+    pub(crate) url: Option<String>,
     /// Key for --url
     #[arg(
         long,
@@ -82,7 +82,7 @@ pub struct BenchArgs {
         hide_env_values = true,
         value_name = "KEY"
     )]
-    pub api_key: Option<String>,
+    pub(crate) api_key: Option<String>,
     /// Numbers of concurrent streams over HTTP
     #[arg(
         long,
@@ -90,26 +90,30 @@ pub struct BenchArgs {
         value_delimiter = ',',
         default_value = "1,4,8,16"
     )]
-    pub concurrency: Vec<usize>,
+    pub(crate) concurrency: Vec<usize>,
     /// Words of each prompt over HTTP, about as many tokens
     #[arg(long, value_name = "N", default_value_t = 32)]
-    pub prompt_words: usize,
+    pub(crate) prompt_words: usize,
     /// Requests that each stream makes over HTTP, one after the other
     #[arg(long, value_name = "N", default_value_t = 2)]
-    pub requests: usize,
+    pub(crate) requests: usize,
     /// First prompt's number: the same number gives the same prompts
     #[arg(long, value_name = "N", default_value_t = 0)]
-    pub round: usize,
+    pub(crate) round: usize,
     /// What computes
     #[command(flatten)]
-    pub device: DeviceArgs,
+    pub(crate) device: DeviceArgs,
 }
 
 /// Runs the command and returns the exit code.
 ///
 /// # Errors
 /// [`CliError`].
-pub fn run(args: &BenchArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<u8, CliError> {
+pub(crate) fn run(
+    args: &BenchArgs,
+    global: &GlobalArgs,
+    out: &mut dyn Write,
+) -> Result<u8, CliError> {
     if let Some(case) = args.learning {
         learning(args, case, global, out)?;
         return Ok(EXIT_OK);

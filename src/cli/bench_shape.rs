@@ -29,7 +29,7 @@ const KV_BYTES: usize = 6 << 30;
 
 /// What a shape did on a device.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     shape: String,
     device: String,
     parameters: usize,
@@ -67,7 +67,7 @@ struct Training {
 ///
 /// # Errors
 /// [`CliError`]; a name that is not known among others.
-pub fn run(
+pub(crate) fn run(
     name: &str,
     (args, device): (&BenchArgs, &dyn ComputeDevice),
     progress: &dyn Fn(&str),
@@ -293,7 +293,7 @@ fn tokenizer() -> Result<Tokenizer, CliError> {
 ///
 /// # Errors
 /// If the output cannot be written.
-pub fn write(report: &Report, out: &mut dyn Write) -> std::io::Result<()> {
+pub(crate) fn write(report: &Report, out: &mut dyn Write) -> std::io::Result<()> {
     writeln!(
         out,
         "{}, {:.2} G parameters, random weights, {}",

@@ -21,7 +21,7 @@ use realign_lab::evaluation::oracle::{
 
 /// What to measure.
 #[derive(Debug, Subcommand)]
-pub enum EvalCommand {
+pub(crate) enum EvalCommand {
     /// Measure rules, a probe and their cascade on labelled pairs
     #[command(after_help = "\
 Examples:
@@ -35,27 +35,27 @@ Every response is judged by a probe that was fitted without its prompt.")]
 
 /// Flags of `eval oracle`.
 #[derive(Clone, Debug, clap::Args)]
-pub struct OracleArgs {
+pub(crate) struct OracleArgs {
     /// Labelled pairs, one JSON object a line
     #[arg(long, value_name = "FILE")]
-    pub data: PathBuf,
+    pub(crate) data: PathBuf,
     /// Policy whose text rules are measured and come first in the cascade [default: none]
     #[arg(long, value_name = "FILE")]
-    pub policy: Option<PathBuf>,
+    pub(crate) policy: Option<PathBuf>,
     /// Further labelled responses to fit the probe on: prompt, response, verdict. Those whose
     /// prompt is being judged are left out
     #[arg(long, value_name = "FILE")]
-    pub extra: Option<PathBuf>,
+    pub(crate) extra: Option<PathBuf>,
     /// Policy whose first judge is measured too, by itself and where the probe is unsure. It is
     /// asked about every response
     #[arg(long, value_name = "FILE")]
-    pub judge: Option<PathBuf>,
+    pub(crate) judge: Option<PathBuf>,
     /// Folds of prompts, from 2 to 20
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(2..=20))]
-    pub folds: u64,
+    pub(crate) folds: u64,
     /// What computes
     #[command(flatten)]
-    pub device: DeviceArgs,
+    pub(crate) device: DeviceArgs,
 }
 
 /// A line of `--data`: a preference pair and whether each response complies.
@@ -77,7 +77,7 @@ struct Truth {
 ///
 /// # Errors
 /// [`CliError`].
-pub fn run(
+pub(crate) fn run(
     command: &EvalCommand,
     global: &GlobalArgs,
     out: &mut dyn Write,

@@ -8,32 +8,32 @@ use realign_server::config::{Config, ConfigError, EXAMPLE, RawEngine, RawServer,
 pub struct ServeArgs {
     /// Address to bind [default: 127.0.0.1]
     #[arg(long, value_name = "IP")]
-    pub host: Option<String>,
+    pub(crate) host: Option<String>,
     /// TCP port; 0 picks a free one [default: 8080]
     #[arg(long)]
-    pub port: Option<u16>,
+    pub(crate) port: Option<u16>,
     /// Port of a listener for operators only: /admin, /metrics and the web page [default: they
     /// share the clients' listener]
     #[arg(long, value_name = "PORT")]
-    pub admin_port: Option<u16>,
+    pub(crate) admin_port: Option<u16>,
     /// Name under which clients ask for the model [default: the model's own]
     #[arg(long, value_name = "NAME")]
-    pub model_name: Option<String>,
+    pub(crate) model_name: Option<String>,
     /// What computes answers: native, or mistralrs in builds with that feature [default: native]
     #[arg(long, value_name = "ENGINE")]
-    pub engine: Option<String>,
+    pub(crate) engine: Option<String>,
     /// Most tokens of prompt and completion together [default: the model's limit]
     #[arg(long, value_name = "TOKENS")]
-    pub max_model_len: Option<usize>,
+    pub(crate) max_model_len: Option<usize>,
     /// Memory for the KV cache, in MiB [default: 512]
     #[arg(long, value_name = "MIB")]
-    pub kv_cache_mb: Option<usize>,
+    pub(crate) kv_cache_mb: Option<usize>,
     /// CPU threads [default: all cores]
     #[arg(long, value_name = "N")]
-    pub threads: Option<usize>,
+    pub(crate) threads: Option<usize>,
     /// What computes
     #[command(flatten)]
-    pub device: DeviceArgs,
+    pub(crate) device: DeviceArgs,
 }
 
 impl ServeArgs {
@@ -41,7 +41,7 @@ impl ServeArgs {
     ///
     /// # Errors
     /// [`ConfigError`].
-    pub fn resolve(&self, global: &GlobalArgs) -> Result<Config, ConfigError> {
+    pub(crate) fn resolve(&self, global: &GlobalArgs) -> Result<Config, ConfigError> {
         let mut flags = global.to_raw();
         flags.model_name = self.model_name.clone();
         flags.server = Some(RawServer {
@@ -63,7 +63,7 @@ impl ServeArgs {
 }
 
 /// The text below the flags in `realign serve --help`.
-pub fn reference() -> String {
+pub(crate) fn reference() -> String {
     format!(
         "Configuration: every key of realign.toml, with its default. A key of a section is set in the\n\
          environment as REALIGN_<SECTION>__<KEY>, such as REALIGN_LIMITS__REQUESTS_PER_MINUTE=60.\n\

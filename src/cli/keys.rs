@@ -13,7 +13,7 @@ const PREFIX: &str = "rk-";
 
 /// `realign keys ...`
 #[derive(Debug, Subcommand)]
-pub enum KeysCommand {
+pub(crate) enum KeysCommand {
     /// Make a key and print it, with the line for server.api_keys_file; it is shown only now
     New {
         /// Whose key it is
@@ -27,7 +27,7 @@ pub enum KeysCommand {
 ///
 /// # Errors
 /// [`CliError`].
-pub fn run(
+pub(crate) fn run(
     command: &KeysCommand,
     global: &GlobalArgs,
     out: &mut impl Write,

@@ -18,17 +18,17 @@ use realign_server::state::StateDb;
 
 /// Everything before the first forward pass.
 pub(super) struct Learning {
-    pub config: Config,
-    pub loaded: LoadedModel,
-    pub recipe: Recipe,
-    pub inputs: Inputs,
-    pub triage: Triage,
-    pub selected: Selected,
+    pub(crate) config: Config,
+    pub(crate) loaded: LoadedModel,
+    pub(crate) recipe: Recipe,
+    pub(crate) inputs: Inputs,
+    pub(crate) triage: Triage,
+    pub(crate) selected: Selected,
 }
 
 impl Learning {
     /// Reads model, policies and data, triages, and renders the training pairs.
-    pub fn load(global: &GlobalArgs, given: Option<&str>) -> Result<Self, CliError> {
+    pub(crate) fn load(global: &GlobalArgs, given: Option<&str>) -> Result<Self, CliError> {
         let mut config = global.resolve()?;
         config.train = recipes::section(given, &config.train)?;
         require(
@@ -77,7 +77,7 @@ impl Learning {
     }
 
     /// What the pipeline runs.
-    pub fn run(&self) -> Run<'_> {
+    pub(crate) fn run(&self) -> Run<'_> {
         Run {
             pairs: &self.selected.pairs,
             recipe: &self.recipe,
@@ -86,17 +86,17 @@ impl Learning {
     }
 
     /// Where the checkpoints of a training run are.
-    pub fn checkpoints(&self) -> PathBuf {
+    pub(crate) fn checkpoints(&self) -> PathBuf {
         checkpoints(&self.config, &self.inputs)
     }
 
     /// What is likely to go wrong, in a sentence.
-    pub fn warning(&self) -> Option<&'static str> {
+    pub(crate) fn warning(&self) -> Option<&'static str> {
         warning(self.triage.counts, self.config.train.corrective.is_some())
     }
 
     /// Whether there is a conflict to learn from.
-    pub fn has_conflicts(&self) -> bool {
+    pub(crate) fn has_conflicts(&self) -> bool {
         let conflict = |pair: &TokenPair| pair.category.is_conflict();
         self.selected.pairs.iter().any(conflict)
     }

@@ -29,15 +29,15 @@ pub use run::main;
 use realign_server::config::{Config, ConfigError, RawConfig, RawEngine, RawPaths, load};
 
 /// Exit code of a command that did what it should.
-pub const EXIT_OK: u8 = 0;
+pub(crate) const EXIT_OK: u8 = 0;
 /// Exit code when the thing checked failed.
-pub const EXIT_FAILED: u8 = 1;
+pub(crate) const EXIT_FAILED: u8 = 1;
 /// Exit code for wrong usage or bad input.
-pub const EXIT_USAGE: u8 = 2;
+pub(crate) const EXIT_USAGE: u8 = 2;
 
 /// Why a command could not do its work; the exit code is [`EXIT_USAGE`].
 #[derive(Debug, thiserror::Error)]
-pub enum CliError {
+pub(crate) enum CliError {
     /// The configuration is not usable.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -120,10 +120,10 @@ Exit codes: 0 done, 1 the thing checked failed, 2 wrong usage or bad input."
 pub struct Cli {
     /// Flags that every command takes.
     #[command(flatten)]
-    pub global: GlobalArgs,
+    pub(crate) global: GlobalArgs,
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
+    pub(crate) command: Command,
 }
 
 impl Cli {
@@ -133,7 +133,7 @@ impl Cli {
     /// # Errors
     /// If the command runs no model, or the device does not answer: whatever the command then
     /// computes, it does not compute on another device.
-    pub fn with_device(mut self) -> Result<Self, CliError> {
+    pub(crate) fn with_device(mut self) -> Result<Self, CliError> {
         let Some(own) = self.command.device() else {
             return match self.global.device {
                 Some(_) => Err(CliError::DeviceUnused("here: this command runs no model")),
@@ -157,49 +157,49 @@ impl Cli {
 
 /// Flags that every command takes.
 #[derive(Clone, Debug, Default, clap::Args)]
-pub struct GlobalArgs {
+pub(crate) struct GlobalArgs {
     /// Print results as JSON
     #[arg(long, global = true)]
-    pub json: bool,
+    pub(crate) json: bool,
     /// No progress on stderr
     #[arg(long, short, global = true)]
-    pub quiet: bool,
+    pub(crate) quiet: bool,
     /// Configuration file [default: realign.toml, if there is one]
     #[arg(long, global = true, value_name = "FILE")]
-    pub config: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
     /// Model: a .gguf file, a directory of safetensors, or hf:<owner>/<name>
     #[arg(long, global = true, value_name = "MODEL")]
-    pub model: Option<String>,
+    pub(crate) model: Option<String>,
     /// What computes: auto, cpu or cuda:N [default: auto, a CUDA device if one answers]. Commands
     /// that run no model refuse it
     #[arg(long, value_name = "DEVICE")]
-    pub device: Option<String>,
+    pub(crate) device: Option<String>,
     /// Directory of policy files [default: policies]
     #[arg(long, global = true, value_name = "DIR")]
-    pub policies: Option<PathBuf>,
+    pub(crate) policies: Option<PathBuf>,
     /// Directory of preference data [default: preferences]
     #[arg(long, global = true, value_name = "DIR")]
-    pub preferences: Option<PathBuf>,
+    pub(crate) preferences: Option<PathBuf>,
     /// Directory of published adapters [default: adapters]
     #[arg(long, global = true, value_name = "DIR")]
-    pub adapters: Option<PathBuf>,
+    pub(crate) adapters: Option<PathBuf>,
     /// Directory of the database and checkpoints [default: state]
     #[arg(long, global = true, value_name = "DIR")]
-    pub state: Option<PathBuf>,
+    pub(crate) state: Option<PathBuf>,
 }
 
 /// The device flag, of every command that runs a model. [`Cli::with_device`] moves it to the
 /// [`GlobalArgs`].
 #[derive(Clone, Debug, Default, clap::Args)]
-pub struct DeviceArgs {
+pub(crate) struct DeviceArgs {
     /// What computes: auto, cpu or cuda:N [default: auto, a CUDA device if one answers]
     #[arg(long, value_name = "DEVICE")]
-    pub device: Option<String>,
+    pub(crate) device: Option<String>,
 }
 
 impl GlobalArgs {
     /// The flags as the topmost layer of the configuration.
-    pub fn to_raw(&self) -> RawConfig {
+    pub(crate) fn to_raw(&self) -> RawConfig {
         let paths = RawPaths {
             policies: self.policies.clone(),
             preferences: self.preferences.clone(),
@@ -222,14 +222,14 @@ impl GlobalArgs {
     ///
     /// # Errors
     /// [`ConfigError`].
-    pub fn resolve(&self) -> Result<Config, ConfigError> {
+    pub(crate) fn resolve(&self) -> Result<Config, ConfigError> {
         Config::resolve(load(self.config.as_deref(), &self.to_raw())?)
     }
 }
 
 /// The commands.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Serve the model, watch the policies, realign when they change
     #[command(after_long_help = flags::reference())]
     Serve(ServeArgs),

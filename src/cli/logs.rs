@@ -22,7 +22,7 @@ enum LineFormat {
 /// An unknown `REALIGN_LOG_FORMAT`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("REALIGN_LOG_FORMAT is `{0}`; allowed are `pretty` (the default) and `json`")]
-pub struct LogFormatError(String);
+pub(crate) struct LogFormatError(String);
 
 /// The filter unless REALIGN_LOG sets one. mistralrs logs every step of loading a model.
 const DEFAULT: &str = if cfg!(feature = "mistralrs") {
@@ -33,7 +33,7 @@ const DEFAULT: &str = if cfg!(feature = "mistralrs") {
 
 /// The filter of a process' logs, which can be changed while it runs.
 #[derive(Clone, Debug)]
-pub struct Logs {
+pub(crate) struct Logs {
     filter: reload::Handle<EnvFilter, Registry>,
 }
 
@@ -62,7 +62,7 @@ impl LogPort for Logs {
 ///
 /// # Errors
 /// [`LogFormatError`] if `REALIGN_LOG_FORMAT` names no format.
-pub fn init() -> Result<Logs, LogFormatError> {
+pub(crate) fn init() -> Result<Logs, LogFormatError> {
     let format = parse(std::env::var("REALIGN_LOG_FORMAT").ok().as_deref())?;
     let filter = std::env::var("REALIGN_LOG").unwrap_or_else(|_| DEFAULT.into());
     let filter =

@@ -11,7 +11,7 @@ use realign_model::{LoadedModel, ModelFiles, ModelSource, ModelSpec};
 
 /// What to do with models.
 #[derive(Debug, Subcommand)]
-pub enum ModelCommand {
+pub(crate) enum ModelCommand {
     /// Load a model and show its shapes, tokenizer, size and identity
     #[command(after_help = "\
 Examples:
@@ -43,7 +43,7 @@ HF_HOME is where files are kept, HF_ENDPOINT names a mirror, HF_TOKEN a token fo
 ///
 /// # Errors
 /// [`CliError`].
-pub fn run(
+pub(crate) fn run(
     command: &ModelCommand,
     global: &GlobalArgs,
     out: &mut dyn Write,

@@ -15,7 +15,7 @@ use realign_align::policy::{ExampleReport, PolicyErrors, PolicySet, diff};
 
 /// What to do with policies.
 #[derive(Debug, Subcommand)]
-pub enum PolicyCommand {
+pub(crate) enum PolicyCommand {
     /// Parse and validate policy files; exits 1 and lists every error if one is invalid
     #[command(after_help = "\
 Examples:
@@ -63,7 +63,7 @@ Layout, comments, file names and the order of rules do not count. Exits 0 with o
 ///
 /// # Errors
 /// [`CliError`].
-pub fn run(
+pub(crate) fn run(
     command: &PolicyCommand,
     global: &GlobalArgs,
     out: &mut dyn Write,

@@ -15,20 +15,20 @@ use realign_server::config::TrainConfig;
 
 /// Whether a command shows progress bars.
 #[derive(Clone, Copy, Debug)]
-pub struct Progress {
+pub(crate) struct Progress {
     shown: bool,
 }
 
 impl Progress {
     /// Shown on a terminal, unless `--quiet` or `--json` is given.
-    pub fn new(global: &GlobalArgs) -> Self {
+    pub(crate) fn new(global: &GlobalArgs) -> Self {
         Self {
             shown: std::io::stderr().is_terminal() && !global.quiet && !global.json,
         }
     }
 
     /// A bar of `total` units, with `what` as its label.
-    pub fn bar(self, total: usize, what: &str) -> ProgressBar {
+    pub(crate) fn bar(self, total: usize, what: &str) -> ProgressBar {
         self.styled(
             Some(total as u64),
             what,
@@ -37,7 +37,7 @@ impl Progress {
     }
 
     /// A counter whose total is unknown.
-    pub fn spinner(self, what: &str) -> ProgressBar {
+    pub(crate) fn spinner(self, what: &str) -> ProgressBar {
         self.styled(
             None,
             what,
@@ -73,7 +73,7 @@ pub(super) struct Bars<'a> {
 
 impl<'a> Bars<'a> {
     /// Without checkpoints and without results of earlier runs.
-    pub fn new(progress: Progress, train: &'a TrainConfig) -> Self {
+    pub(crate) fn new(progress: Progress, train: &'a TrainConfig) -> Self {
         Self {
             progress,
             train,
@@ -84,19 +84,19 @@ impl<'a> Bars<'a> {
     }
 
     /// Continues from the checkpoints of a directory, and leaves some there.
-    pub fn with_checkpoints(mut self, directory: PathBuf) -> Self {
+    pub(crate) fn with_checkpoints(mut self, directory: PathBuf) -> Self {
         self.checkpoints = Some(directory);
         self
     }
 
     /// Reuses results of earlier runs.
-    pub fn with_cache(mut self, cache: &'a dyn Cache) -> Self {
+    pub(crate) fn with_cache(mut self, cache: &'a dyn Cache) -> Self {
         self.cache = cache;
         self
     }
 
     /// Removes the bar that is shown.
-    pub fn clear(&self) {
+    pub(crate) fn clear(&self) {
         self.bar.borrow().finish_and_clear();
     }
 }

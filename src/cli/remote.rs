@@ -12,7 +12,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Address of the server, and the key to its operator routes.
 #[derive(Clone, Debug, clap::Args)]
-pub struct RemoteArgs {
+pub(crate) struct RemoteArgs {
     /// Address of the running server
     #[arg(
         long,
@@ -20,7 +20,7 @@ pub struct RemoteArgs {
         value_name = "URL",
         default_value = "http://127.0.0.1:8080"
     )]
-    pub url: String,
+    pub(crate) url: String,
     /// Key of the operator routes [default: server.admin_key of the configuration]
     #[arg(
         long,
@@ -28,12 +28,12 @@ pub struct RemoteArgs {
         hide_env_values = true,
         value_name = "KEY"
     )]
-    pub admin_key: Option<String>,
+    pub(crate) admin_key: Option<String>,
 }
 
 /// Why a server did not fulfil a request.
 #[derive(Debug, thiserror::Error)]
-pub enum RemoteError {
+pub(crate) enum RemoteError {
     /// No answer came.
     #[error("no answer from {url}: {reason}; start `realign serve`, or name the server with --url")]
     Unreachable {
@@ -63,7 +63,7 @@ impl RemoteArgs {
     ///
     /// # Errors
     /// [`ConfigError`].
-    pub fn with_config(&self, global: &GlobalArgs) -> Result<RemoteArgs, ConfigError> {
+    pub(crate) fn with_config(&self, global: &GlobalArgs) -> Result<RemoteArgs, ConfigError> {
         let mut args = self.clone();
         if args.admin_key.is_none() {
             // The configuration may hold only the key's digest, which cannot be sent in its place.
@@ -77,7 +77,7 @@ impl RemoteArgs {
     ///
     /// # Errors
     /// [`RemoteError`].
-    pub fn post(&self, path: &str, body: &Value) -> Result<Value, RemoteError> {
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Result<Value, RemoteError> {
         let url = format!("{}/admin/v1/{path}", self.url.trim_end_matches('/'));
         let unreachable = |error: ureq::Error| RemoteError::Unreachable {
             url: url.clone(),

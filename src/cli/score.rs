@@ -21,16 +21,16 @@ Examples:
   realign score --recipe paper            weights that sum to 1, as the paper has them
 Each line: id, source, category, score (before clamping) and weight. A pair with a score below zero
 would move the model away from the policy; its weight is 0.")]
-pub struct ScoreArgs {
+pub(crate) struct ScoreArgs {
     /// Recipe: default, paper or a TOML file [default: the configuration's]
     #[arg(long, value_name = "FILE")]
-    pub recipe: Option<String>,
+    pub(crate) recipe: Option<String>,
     /// File of the scores [default: stdout, and the summary on stderr]
     #[arg(long, value_name = "FILE")]
-    pub out: Option<PathBuf>,
+    pub(crate) out: Option<PathBuf>,
     /// What computes
     #[command(flatten)]
-    pub device: DeviceArgs,
+    pub(crate) device: DeviceArgs,
 }
 
 #[derive(Serialize)]
@@ -61,7 +61,11 @@ struct Summary {
 ///
 /// # Errors
 /// [`CliError`].
-pub fn run(args: &ScoreArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<u8, CliError> {
+pub(crate) fn run(
+    args: &ScoreArgs,
+    global: &GlobalArgs,
+    out: &mut dyn Write,
+) -> Result<u8, CliError> {
     let learning = Learning::load(global, args.recipe.as_deref())?;
     let started = std::time::Instant::now();
     let scored = if learning.has_conflicts() {

@@ -26,16 +26,16 @@ The adapter is a PEFT directory, with its manifest and the curve of its losses (
 losses.svg). It has not been gated: `realign adapters activate` makes a server use it all the same.
 A run that was killed goes on from its last checkpoint in the state directory.
 Exit code 1: the run diverged or learned nothing; the message names the step and the setting.")]
-pub struct TrainArgs {
+pub(crate) struct TrainArgs {
     /// Recipe: default, paper or a TOML file [default: the configuration's]
     #[arg(long, value_name = "FILE")]
-    pub recipe: Option<String>,
+    pub(crate) recipe: Option<String>,
     /// Directory of the adapter, which must not exist [default: adapters/<generation>]
     #[arg(long, value_name = "DIR")]
-    pub out: Option<PathBuf>,
+    pub(crate) out: Option<PathBuf>,
     /// What computes
     #[command(flatten)]
-    pub device: DeviceArgs,
+    pub(crate) device: DeviceArgs,
 }
 
 #[derive(Serialize)]
@@ -56,7 +56,11 @@ struct Summary {
 ///
 /// # Errors
 /// [`CliError`].
-pub fn run(args: &TrainArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<u8, CliError> {
+pub(crate) fn run(
+    args: &TrainArgs,
+    global: &GlobalArgs,
+    out: &mut dyn Write,
+) -> Result<u8, CliError> {
     if let Some(path) = args.out.as_ref().filter(|path| path.exists()) {
         let what = format!("{}: is there already; choose another --out", path.display());
         return Err(CliError::Eval(what));

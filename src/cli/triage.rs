@@ -38,19 +38,19 @@ Examples:
   realign triage --data huge.jsonl.gz     one file as a stream
 Categories: invert (chosen violates, rejected complies), punish (both violate), retain (chosen
 complies). The gap ratio is the share of pairs that are not retained.")]
-pub struct TriageArgs {
+pub(crate) struct TriageArgs {
     /// Conflicting pairs to show, with the rules that decided
     #[arg(long, value_name = "N", default_value_t = 0)]
-    pub examples: usize,
+    pub(crate) examples: usize,
     /// Also judge by policies with `enforcement: dryrun`
     #[arg(long)]
-    pub include_dryrun: bool,
+    pub(crate) include_dryrun: bool,
     /// Triage this one file instead (.jsonl, .gz or .zst), in bounded memory, however large
     #[arg(long, value_name = "FILE")]
-    pub data: Option<PathBuf>,
+    pub(crate) data: Option<PathBuf>,
     /// What computes
     #[command(flatten)]
-    pub device: DeviceArgs,
+    pub(crate) device: DeviceArgs,
 }
 
 /// Flags of `plan`.
@@ -63,24 +63,24 @@ Examples:
   realign plan --policies new/ --against old/
 No judge is asked about the data: what would reach one is counted.
 The steps are an upper bound: pairs longer than the recipe's max_tokens are left out of training.")]
-pub struct PlanArgs {
+pub(crate) struct PlanArgs {
     /// Conflicting pairs to show, with the rules that decided
     #[arg(long, value_name = "N", default_value_t = 0)]
-    pub examples: usize,
+    pub(crate) examples: usize,
     /// Directory of the active set to compare with [default: the configured policies, where
     /// --policies names others]
     #[arg(long, value_name = "DIR")]
-    pub against: Option<PathBuf>,
+    pub(crate) against: Option<PathBuf>,
     /// What computes
     #[command(flatten)]
-    pub device: DeviceArgs,
+    pub(crate) device: DeviceArgs,
 }
 
 /// Runs `triage` and returns the exit code.
 ///
 /// # Errors
 /// [`CliError`].
-pub fn run_triage(
+pub(crate) fn run_triage(
     args: &TriageArgs,
     global: &GlobalArgs,
     out: &mut dyn Write,
@@ -115,7 +115,11 @@ pub fn run_triage(
 ///
 /// # Errors
 /// [`CliError`].
-pub fn run_plan(args: &PlanArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<u8, CliError> {
+pub(crate) fn run_plan(
+    args: &PlanArgs,
+    global: &GlobalArgs,
+    out: &mut dyn Write,
+) -> Result<u8, CliError> {
     let config = global.resolve()?;
     let size = super::recipes::size_of(&config.model);
     let recipe = config.train.recipe(size);

@@ -52,9 +52,9 @@ macro_rules! labels {
 #[error("{text:?} is not a {kind}")]
 pub struct UnknownLabel {
     /// The enum's name.
-    pub kind: &'static str,
+    pub(crate) kind: &'static str,
     /// The string that was found.
-    pub text: String,
+    pub(crate) text: String,
 }
 
 labels! {

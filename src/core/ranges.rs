@@ -12,9 +12,9 @@ pub struct Range {
     /// The setting's key, relative to `[train]`.
     pub key: &'static str,
     /// Lower bound.
-    pub min: Bound<f64>,
+    pub(crate) min: Bound<f64>,
     /// Upper bound.
-    pub max: Bound<f64>,
+    pub(crate) max: Bound<f64>,
 }
 
 impl Range {

@@ -6,37 +6,37 @@ use realign_model::vector::quantize_block;
 /// What the integer kernels need to know about 32 rounded activations.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
-pub struct ActivationUnit {
+pub(crate) struct ActivationUnit {
     /// x ≈ scale · value.
-    pub scale: f32,
+    pub(crate) scale: f32,
     /// scale · Σ values, which multiplies a weight's minimum.
-    pub sum: f32,
+    pub(crate) sum: f32,
     /// Σ values of each half, which multiply a weight's zero point.
-    pub halves: [i32; 2],
+    pub(crate) halves: [i32; 2],
 }
 
 /// Rows that a kernel may read past the last: it works on up to this many at once.
-pub const ROW_SLACK: usize = 16;
+pub(crate) const ROW_SLACK: usize = 16;
 
 /// A reusable matrix of activations, (rows, columns).
 #[derive(Debug, Default)]
-pub struct Activations {
+pub(crate) struct Activations {
     /// Rows that mean something.
-    pub rows: usize,
+    pub(crate) rows: usize,
     /// Elements of a row.
-    pub columns: usize,
+    pub(crate) columns: usize,
     /// The floats, (rows + slack, columns).
-    pub values: Vec<f32>,
+    pub(crate) values: Vec<f32>,
     /// Their 8-bit roundings.
-    pub rounded: Vec<i8>,
+    pub(crate) rounded: Vec<i8>,
     /// One per 32 roundings.
-    pub units: Vec<ActivationUnit>,
+    pub(crate) units: Vec<ActivationUnit>,
 }
 
 impl Activations {
     /// Changes the shape. Memory grows to the largest shape seen and is kept; contents are
     /// unspecified afterwards.
-    pub fn reshape(&mut self, rows: usize, columns: usize) {
+    pub(crate) fn reshape(&mut self, rows: usize, columns: usize) {
         (self.rows, self.columns) = (rows, columns);
         let size = (rows + ROW_SLACK) * columns;
         if self.values.len() < size {
@@ -49,7 +49,7 @@ impl Activations {
 }
 
 /// Rounds one row. Lengths: values and rounded the same multiple of 32, units a 32nd of it.
-pub fn round_row(values: &[f32], rounded: &mut [i8], units: &mut [ActivationUnit]) {
+pub(crate) fn round_row(values: &[f32], rounded: &mut [i8], units: &mut [ActivationUnit]) {
     let blocks = values
         .chunks_exact(UNIT)
         .zip(rounded.chunks_exact_mut(UNIT));

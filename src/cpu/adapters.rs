@@ -33,7 +33,7 @@ impl PackedPair {
 
 /// A whole adapter, packed.
 #[derive(Debug)]
-pub struct PackedAdapter(BTreeMap<LoraSite, Arc<PackedPair>>);
+pub(crate) struct PackedAdapter(BTreeMap<LoraSite, Arc<PackedPair>>);
 
 impl PackedAdapter {
     /// Packs every pair, its factors in `dtype`: f32, or f16 with a power of two taken out, which
@@ -51,7 +51,7 @@ impl PackedAdapter {
 
 /// The adapters of a batch.
 #[derive(Debug, Default)]
-pub struct Adapters {
+pub(crate) struct Adapters {
     current: Vec<(Range<usize>, Arc<PackedAdapter>)>,
     /// Scratch: what [`Adapters::project`] shares out.
     pieces: Vec<Piece>,
@@ -76,7 +76,7 @@ impl Adapters {
     ///
     /// # Errors
     /// If an adapter was staged by another backend.
-    pub fn set(&mut self, spans: &[AdapterSpan]) -> Result<()> {
+    pub(crate) fn set(&mut self, spans: &[AdapterSpan]) -> Result<()> {
         self.current.clear();
         for span in spans {
             let packed = span.adapter.get::<PackedAdapter>()?;
@@ -87,7 +87,7 @@ impl Adapters {
 
     /// Computes scale · A x at sites that read the same `x`, for every row whose adapter has the
     /// site. One parallel section for all of it: a section each would cost more than its work.
-    pub fn project<const N: usize>(
+    pub(crate) fn project<const N: usize>(
         &mut self,
         team: &mut Team,
         isa: Isa,
@@ -154,7 +154,7 @@ impl PackedPair {
 
 /// scale · A x of a batch's rows at one site; buffers are reused.
 #[derive(Debug, Default)]
-pub struct Projected {
+pub(crate) struct Projected {
     spans: Vec<Span>,
     inner: Vec<Activations>,
 }
@@ -172,7 +172,7 @@ impl Projected {
     }
 
     /// Starts to fetch what [`Projected::add`] will read for an output panel and rows from `first`.
-    pub fn prefetch(&self, panel: usize, first: usize) {
+    pub(crate) fn prefetch(&self, panel: usize, first: usize) {
         // Later rows find it there.
         if first > 0 {
             return;
@@ -183,7 +183,7 @@ impl Projected {
     }
 
     /// Adds B (A x) to the tile of output panel `panel` and rows `first .. first + rows`.
-    pub fn add(&self, isa: Isa, panel: usize, first: usize, rows: usize, tile: &mut Tile) {
+    pub(crate) fn add(&self, isa: Isa, panel: usize, first: usize, rows: usize, tile: &mut Tile) {
         for ((span, pair), inner) in self.spans.iter().zip(&self.inner) {
             let (from, to) = (first.max(span.start), (first + rows).min(span.end));
             if from >= to {

@@ -7,7 +7,7 @@ use std::alloc::{Layout, alloc_zeroed, dealloc};
 /// A decode step reads every weight once, a hundred megabytes in a few milliseconds. On 4 KiB
 /// pages that is a page walk per 64 cache lines. The advice comes before the first touch, and
 /// zeroes come from the system: what is never written takes no memory.
-pub struct AlignedBytes {
+pub(crate) struct AlignedBytes {
     /// What was allocated, and at which alignment its use begins.
     base: *mut u8,
     layout: Layout,
@@ -27,13 +27,13 @@ impl AlignedBytes {
     ///
     /// # Panics
     /// If the system refuses them, as for any allocation in Rust.
-    pub fn zeroed(len: usize) -> Self {
+    pub(crate) fn zeroed(len: usize) -> Self {
         Self::try_zeroed(len).unwrap_or_else(|| panic!("{len} bytes of memory were refused"))
     }
 
     /// As [`AlignedBytes::zeroed`], for sizes that somebody may have mistyped: `None` if the
     /// system refuses them.
-    pub fn try_zeroed(len: usize) -> Option<Self> {
+    pub(crate) fn try_zeroed(len: usize) -> Option<Self> {
         let align = if len >= HUGE_PAGE { HUGE_PAGE } else { 64 };
         // With a small alignment, because zeroed memory of a larger one is written to by the
         // allocator.

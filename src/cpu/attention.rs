@@ -11,16 +11,16 @@ const GROUP: usize = 4;
 
 /// One query: its head's columns and the tokens it sees.
 #[derive(Clone, Copy)]
-pub struct Query<'a> {
+pub(crate) struct Query<'a> {
     /// (head_dim).
-    pub q: &'a [f32],
+    pub(crate) q: &'a [f32],
     /// First and one past the last visible position.
-    pub seen: (usize, usize),
+    pub(crate) seen: (usize, usize),
 }
 
 /// Attends with up to any number of queries of one sequence to one KV head. `out(i)` gives the
 /// place of query `i`'s result, (head_dim).
-pub fn attend<'o>(
+pub(crate) fn attend<'o>(
     kv: &KvCache,
     (layer, head): (usize, usize),
     sequence: &PagedSequence,

@@ -34,38 +34,38 @@ pub struct CpuExecutor {
 #[derive(Debug, Default)]
 pub(super) struct Registers {
     /// Rows of the step.
-    pub rows: usize,
+    pub(crate) rows: usize,
     /// The sequences they belong to.
-    pub sequences: Vec<PagedSequence>,
+    pub(crate) sequences: Vec<PagedSequence>,
     /// The same rows cut at the borders of KV blocks.
-    pub runs: Vec<Run>,
+    pub(crate) runs: Vec<Run>,
     /// The residual stream, (hidden).
-    pub x: Vec<f32>,
+    pub(crate) x: Vec<f32>,
     /// What a projection adds to it, before its norm, (hidden).
-    pub y: Vec<f32>,
+    pub(crate) y: Vec<f32>,
     /// The normalised residual stream, (hidden).
-    pub h: Activations,
+    pub(crate) h: Activations,
     /// Queries, keys and values.
-    pub qkv: [Vec<f32>; 3],
+    pub(crate) qkv: [Vec<f32>; 3],
     /// What a sublayer's last projection reads: mixed values or the gated inner state.
-    pub m: Activations,
+    pub(crate) m: Activations,
     /// A x of the adapters at up to three sites.
-    pub projected: [Projected; 3],
+    pub(crate) projected: [Projected; 3],
     /// Per thread: attention scores.
-    pub scratch: Vec<Vec<f32>>,
+    pub(crate) scratch: Vec<Vec<f32>>,
 }
 
 /// Consecutive rows of one sequence whose tokens lie in one KV block: a unit of parallel work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Run {
     /// Index of the sequence in the step.
-    pub sequence: usize,
+    pub(crate) sequence: usize,
     /// First row.
-    pub row: usize,
+    pub(crate) row: usize,
     /// Rows, at most sixteen.
-    pub rows: usize,
+    pub(crate) rows: usize,
     /// Position of the first row's token.
-    pub position: usize,
+    pub(crate) position: usize,
 }
 
 /// Cuts the sequences' rows at block borders.

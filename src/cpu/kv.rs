@@ -11,14 +11,14 @@ use super::team::Shards;
 
 /// Keys and values of all sequences, f32. Memory that no sequence has touched costs nothing.
 #[derive(Debug)]
-pub struct KvCache {
+pub(crate) struct KvCache {
     data: AlignedBytes,
     /// Blocks in the pool.
-    pub blocks: usize,
+    pub(crate) blocks: usize,
     /// KV heads of a layer.
-    pub heads: usize,
+    pub(crate) heads: usize,
     /// Columns of a head.
-    pub head_dim: usize,
+    pub(crate) head_dim: usize,
 }
 
 impl KvCache {
@@ -34,7 +34,7 @@ impl KvCache {
     }
 
     /// Bytes of keys and values of one block, all layers.
-    pub fn bytes_per_block(layers: usize, heads: usize, head_dim: usize) -> usize {
+    pub(crate) fn bytes_per_block(layers: usize, heads: usize, head_dim: usize) -> usize {
         layers * heads * 2 * BLOCK_TOKENS * head_dim * size_of::<f32>()
     }
 
@@ -53,13 +53,13 @@ impl KvCache {
     }
 
     /// Keys (head_dim, 16) and values (16, head_dim) of one head of one block.
-    pub fn head(&self, layer: usize, block: u32, head: usize) -> (&[f32], &[f32]) {
+    pub(crate) fn head(&self, layer: usize, block: u32, head: usize) -> (&[f32], &[f32]) {
         let at = self.offset(layer, block, head);
         self.floats()[at..at + 2 * self.half()].split_at(self.half())
     }
 
     /// The cache as parts that threads may write side by side.
-    pub fn shards(&mut self) -> KvShards<'_> {
+    pub(crate) fn shards(&mut self) -> KvShards<'_> {
         let len = self.data.len() / 4;
         let (blocks, heads, half) = (self.blocks, self.heads, self.half());
         // SAFETY: aligned to at least 64 bytes, any bytes are valid floats, and `self` is borrowed
@@ -76,7 +76,7 @@ impl KvCache {
 }
 
 /// See [`KvCache::shards`].
-pub struct KvShards<'a> {
+pub(crate) struct KvShards<'a> {
     floats: Shards<'a, f32>,
     blocks: usize,
     heads: usize,
@@ -88,7 +88,7 @@ impl<'a> KvShards<'a> {
     ///
     /// # Safety
     /// No two live parts may be of the same layer, block and head.
-    pub unsafe fn head(&self, layer: usize, block: u32, head: usize) -> &'a mut [f32] {
+    pub(crate) unsafe fn head(&self, layer: usize, block: u32, head: usize) -> &'a mut [f32] {
         let at = ((layer * self.blocks + block as usize) * self.heads + head) * 2 * self.half;
         // SAFETY: passed on; different parts lie apart.
         unsafe { self.floats.part(at, 2 * self.half) }
@@ -96,7 +96,7 @@ impl<'a> KvShards<'a> {
 }
 
 /// Writes a token's key and value of one head into its part of a block.
-pub fn write_token(part: &mut [f32], slot: usize, key: &[f32], value: &[f32]) {
+pub(crate) fn write_token(part: &mut [f32], slot: usize, key: &[f32], value: &[f32]) {
     let (keys, values) = part.split_at_mut(BLOCK_TOKENS * key.len());
     for (dimension, k) in key.iter().enumerate() {
         keys[dimension * BLOCK_TOKENS + slot] = *k;

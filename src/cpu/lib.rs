@@ -27,6 +27,6 @@ pub use learn::Differentiator;
 pub use packed::{Encoding, PackedWeight};
 
 /// A decoder whose weights are packed.
-pub type Model = realign_model::Decoder<PackedWeight>;
+pub(crate) type Model = realign_model::Decoder<PackedWeight>;
 type Layer = realign_model::Layer<PackedWeight>;
 type Linear = realign_model::Linear<PackedWeight>;

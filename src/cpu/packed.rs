@@ -15,7 +15,7 @@ use super::aligned::AlignedBytes;
 use realign_model::blocks::{Format, UNIT, Unit, gain_for, read_unit, scale_bound};
 
 /// Output rows in a panel.
-pub const PANEL: usize = 16;
+pub(crate) const PANEL: usize = 16;
 
 /// How the elements of a panel are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub enum Encoding {
 
 impl Encoding {
     /// Bytes of one panel of `columns` input elements.
-    pub fn panel_bytes(self, columns: usize) -> usize {
+    pub(crate) fn panel_bytes(self, columns: usize) -> usize {
         match self {
             Encoding::Integer(format) => columns / UNIT * unit_bytes(format),
             Encoding::F32 => columns * PANEL * 4,
@@ -42,15 +42,15 @@ impl Encoding {
 }
 
 /// Bytes of one vector of sixteen scales.
-pub const SCALE_BYTES: usize = 2 * PANEL;
+pub(crate) const SCALE_BYTES: usize = 2 * PANEL;
 
 /// Bytes of a unit's scales and minima, which precede its integers.
-pub fn header_bytes(format: Format) -> usize {
+pub(crate) fn header_bytes(format: Format) -> usize {
     format.scales * SCALE_BYTES * (1 + usize::from(format.minimum))
 }
 
 /// Bytes of one unit of a panel.
-pub fn unit_bytes(format: Format) -> usize {
+pub(crate) fn unit_bytes(format: Format) -> usize {
     header_bytes(format) + UNIT * PANEL * format.bits / 8
 }
 
@@ -68,13 +68,13 @@ fn position(bits: usize, lane: usize, i: usize) -> (usize, u32) {
 #[derive(Clone, Debug)]
 pub struct PackedWeight {
     /// Output rows.
-    pub out: usize,
+    pub(crate) out: usize,
     /// Input columns.
-    pub columns: usize,
+    pub(crate) columns: usize,
     /// How a panel is stored.
-    pub encoding: Encoding,
+    pub(crate) encoding: Encoding,
     /// Factor on every product: keeps the stored scales inside f16's normal range.
-    pub gain: f32,
+    pub(crate) gain: f32,
     data: Arc<AlignedBytes>,
 }
 
@@ -86,7 +86,7 @@ impl PackedWeight {
     ///
     /// # Errors
     /// If the tensor is not a matrix, or of a type that cannot be read.
-    pub fn from_quantized(weight: &QTensor) -> Result<Self> {
+    pub(crate) fn from_quantized(weight: &QTensor) -> Result<Self> {
         let (out, columns) = weight.shape().dims2()?;
         let dtype = weight.dtype();
         let Some(format) = Format::of(dtype).filter(|_| columns.is_multiple_of(UNIT)) else {
@@ -185,7 +185,7 @@ impl PackedWeight {
     ///
     /// # Errors
     /// If the tensor is not a matrix on the CPU.
-    pub fn from_factor(factor: &Tensor, dtype: DType) -> Result<Self> {
+    pub(crate) fn from_factor(factor: &Tensor, dtype: DType) -> Result<Self> {
         if dtype != DType::F16 {
             return Self::from_dense(&factor.to_dtype(dtype)?);
         }
@@ -199,23 +199,23 @@ impl PackedWeight {
     }
 
     /// Panels, the last one padded with zero rows.
-    pub fn panels(&self) -> usize {
+    pub(crate) fn panels(&self) -> usize {
         self.out.div_ceil(PANEL)
     }
 
     /// The bytes of panel `index`.
-    pub fn panel(&self, index: usize) -> &[u8] {
+    pub(crate) fn panel(&self, index: usize) -> &[u8] {
         let bytes = self.encoding.panel_bytes(self.columns);
         &self.data[index * bytes..(index + 1) * bytes]
     }
 
     /// Bytes that one pass over the weight reads.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.data.len() - SLACK
     }
 
     /// Writes row `index` to `into` (in) as floats.
-    pub fn read_row(&self, index: usize, into: &mut [f32]) {
+    pub(crate) fn read_row(&self, index: usize, into: &mut [f32]) {
         let (panel, lane) = (self.panel(index / PANEL), index % PANEL);
         match self.encoding {
             Encoding::Integer(format) => {
@@ -240,7 +240,7 @@ impl PackedWeight {
     }
 
     /// Rows of the weight, (ids, in).
-    pub fn rows(&self, ids: &Tensor) -> Result<Tensor> {
+    pub(crate) fn rows(&self, ids: &Tensor) -> Result<Tensor> {
         let ids = ids.to_vec1::<u32>()?;
         let mut values = vec![0f32; ids.len() * self.columns];
         for (id, into) in ids.iter().zip(values.chunks_exact_mut(self.columns.max(1))) {
@@ -253,7 +253,7 @@ impl PackedWeight {
     }
 
     /// The weight as an f32 tensor, (out, in).
-    pub fn dequantize(&self) -> Result<Tensor> {
+    pub(crate) fn dequantize(&self) -> Result<Tensor> {
         use rayon::prelude::*;
         let mut values = vec![0f32; self.out * self.columns];
         values

@@ -18,7 +18,7 @@ const PIECES: usize = 8;
 ///
 /// A piece is a few panels for all rows: its weights stay in the first-level cache while the
 /// activations pass.
-pub fn for_tiles(
+pub(crate) fn for_tiles(
     team: &mut Team,
     panels: usize,
     rows: usize,
@@ -42,7 +42,7 @@ pub fn for_tiles(
 const MAX_PANELS: usize = 32;
 
 /// Runs `f(row)` for every row; one row alone is not worth sharing out.
-pub fn for_rows(team: &mut Team, rows: usize, f: impl Fn(usize) + Sync) {
+pub(crate) fn for_rows(team: &mut Team, rows: usize, f: impl Fn(usize) + Sync) {
     let per_piece = rows.div_ceil(team.threads() * PIECES).max(1);
     team.run(rows.div_ceil(per_piece), |_, piece| {
         (piece * per_piece..rows.min((piece + 1) * per_piece)).for_each(&f);
@@ -50,7 +50,7 @@ pub fn for_rows(team: &mut Team, rows: usize, f: impl Fn(usize) + Sync) {
 }
 
 /// Rounds the values of `x` for the integer kernels.
-pub fn round_rows(team: &mut Team, x: &mut Activations) {
+pub(crate) fn round_rows(team: &mut Team, x: &mut Activations) {
     let columns = x.columns;
     if !columns.is_multiple_of(UNIT) {
         return; // no integer format has such rows
@@ -71,12 +71,12 @@ pub fn round_rows(team: &mut Team, x: &mut Activations) {
 }
 
 /// 1 / √(mean(x²) + ε).
-pub fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+pub(crate) fn inverse_rms(x: &[f32], eps: f32) -> f32 {
     1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt()
 }
 
 /// y = x / rms(x) · w.
-pub fn normalise(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
+pub(crate) fn normalise(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
     let inverse = inverse_rms(x, eps);
     for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
         *y = x * inverse * w;
@@ -84,7 +84,7 @@ pub fn normalise(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
 }
 
 /// As [`normalise`], in place.
-pub fn normalise_in_place(x: &mut [f32], weight: &[f32], eps: f32) {
+pub(crate) fn normalise_in_place(x: &mut [f32], weight: &[f32], eps: f32) {
     let inverse = inverse_rms(x, eps);
     for (x, w) in x.iter_mut().zip(weight) {
         *x = *x * inverse * w;
@@ -92,7 +92,7 @@ pub fn normalise_in_place(x: &mut [f32], weight: &[f32], eps: f32) {
 }
 
 /// Rotates one head by its row's angles, in the rotate-half layout.
-pub fn rotate(head: &mut [f32], (cos, sin): (&[f32], &[f32])) {
+pub(crate) fn rotate(head: &mut [f32], (cos, sin): (&[f32], &[f32])) {
     let (low, high) = head.split_at_mut(head.len() / 2);
     for (((a, b), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
         (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
@@ -100,7 +100,7 @@ pub fn rotate(head: &mut [f32], (cos, sin): (&[f32], &[f32])) {
 }
 
 /// tile += bias, for the outputs from `column` on.
-pub fn add_bias(tile: &mut [f32; PANEL], bias: Option<&[f32]>, column: usize) {
+pub(crate) fn add_bias(tile: &mut [f32; PANEL], bias: Option<&[f32]>, column: usize) {
     if let Some(bias) = bias {
         for (y, b) in tile.iter_mut().zip(&bias[column..]) {
             *y += b;
@@ -109,7 +109,7 @@ pub fn add_bias(tile: &mut [f32; PANEL], bias: Option<&[f32]>, column: usize) {
 }
 
 /// Hands the elements of a contiguous f32 vector on the CPU to `f`.
-pub fn with_floats<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
+pub(crate) fn with_floats<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T> {
     let (storage, layout) = tensor.storage_and_layout();
     match (&*storage, layout.contiguous_offsets()) {
         (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => Ok(f(&values[start..end])),
@@ -118,7 +118,10 @@ pub fn with_floats<T>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> T) -> Result<T>
 }
 
 /// As [`with_floats`], for what may be absent.
-pub fn with_optional<T>(tensor: Option<&Tensor>, f: impl FnOnce(Option<&[f32]>) -> T) -> Result<T> {
+pub(crate) fn with_optional<T>(
+    tensor: Option<&Tensor>,
+    f: impl FnOnce(Option<&[f32]>) -> T,
+) -> Result<T> {
     match tensor {
         Some(tensor) => with_floats(tensor, |values| f(Some(values))),
         None => Ok(f(None)),

@@ -42,7 +42,7 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 /// The threads. Whoever owns the team is its leader and works too.
-pub struct Team {
+pub(crate) struct Team {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
 }
@@ -84,7 +84,7 @@ impl Team {
     }
 
     /// Threads that take part, the leader counted.
-    pub fn threads(&self) -> usize {
+    pub(crate) fn threads(&self) -> usize {
         self.workers.len() + 1
     }
 
@@ -92,7 +92,7 @@ impl Team {
     ///
     /// # Panics
     /// If `f` does on any thread.
-    pub fn run(&mut self, pieces: usize, f: impl Fn(usize, usize) + Sync) {
+    pub(crate) fn run(&mut self, pieces: usize, f: impl Fn(usize, usize) + Sync) {
         if self.workers.is_empty() || pieces <= 1 {
             return (0..pieces).for_each(|piece| f(0, piece));
         }
@@ -216,7 +216,7 @@ impl Drop for Team {
 
 /// A slice that threads of a team write disjoint parts of.
 #[derive(Clone, Copy)]
-pub struct Shards<'a, T> {
+pub(crate) struct Shards<'a, T> {
     start: *mut T,
     len: usize,
     life: std::marker::PhantomData<&'a mut [T]>,
@@ -246,7 +246,7 @@ impl<'a, T> Shards<'a, T> {
     /// # Panics
     /// If the part does not lie inside the slice.
     #[allow(clippy::mut_from_ref)] // the contract above is what makes it sound
-    pub unsafe fn part(&self, at: usize, len: usize) -> &'a mut [T] {
+    pub(crate) unsafe fn part(&self, at: usize, len: usize) -> &'a mut [T] {
         assert!(at <= self.len && len <= self.len - at, "part out of range");
         // SAFETY: inside the slice by the check, disjoint by the contract.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(at), len) }

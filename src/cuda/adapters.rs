@@ -83,12 +83,12 @@ impl DeviceAdapter {
 
 /// The adapters of a step.
 #[derive(Debug, Default)]
-pub struct StepAdapters {
+pub(crate) struct StepAdapters {
     current: Vec<Arc<DeviceAdapter>>,
     /// Those that a step has met; it must not free what runs.
     table: Option<Buffer>,
     /// Each row's adapter; negative for none.
-    pub owners: Vec<i32>,
+    pub(crate) owners: Vec<i32>,
     /// Which sites any of them has, per projection.
     sites: [bool; SITES],
     /// Largest rank.
@@ -97,18 +97,18 @@ pub struct StepAdapters {
 
 /// What of a step's adapters its launches depend on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct AdapterShape {
+pub(crate) struct AdapterShape {
     /// Where the table is.
     table: u64,
     /// Which sites any adapter has, per projection; none in a step without adapters.
     sites: [bool; SITES],
     /// Largest rank.
-    pub places: usize,
+    pub(crate) places: usize,
 }
 
 impl AdapterShape {
     /// Where the table is, if any row carries an adapter that has one of these projections.
-    pub fn table(&self, projections: &[Projection]) -> Option<u64> {
+    pub(crate) fn table(&self, projections: &[Projection]) -> Option<u64> {
         let any = projections.iter().any(|p| self.sites[*p as usize]);
         any.then_some(self.table)
     }
@@ -119,7 +119,7 @@ impl StepAdapters {
     ///
     /// # Errors
     /// If an adapter was staged by another backend.
-    pub fn set(
+    pub(crate) fn set(
         &mut self,
         gpu: &impl Gpu,
         (spans, rows, layers): (&[AdapterSpan], usize, usize),
@@ -172,12 +172,12 @@ impl StepAdapters {
     }
 
     /// Largest rank that the table has room for.
-    pub fn places(&self) -> usize {
+    pub(crate) fn places(&self) -> usize {
         self.places
     }
 
     /// What the step's launches depend on.
-    pub fn shape(&self) -> AdapterShape {
+    pub(crate) fn shape(&self) -> AdapterShape {
         match &self.table {
             Some(table) if !self.current.is_empty() => AdapterShape {
                 table: table.address,

@@ -111,7 +111,7 @@ mod real {
 
     /// A CUDA device.
     #[derive(Clone, Debug)]
-    pub struct Cuda(pub Device);
+    pub(crate) struct Cuda(pub Device);
 
     impl ComputeDevice for Cuda {
         fn load(
@@ -172,7 +172,7 @@ mod real {
 
     /// A model that is served and trained on a CUDA device.
     #[derive(Clone, Debug)]
-    pub struct CudaBackend {
+    pub(crate) struct CudaBackend {
         model: Arc<Model>,
         /// The same for what candle differentiates.
         tensors: Arc<TensorModel<Weight>>,

@@ -22,7 +22,7 @@ use crate::integer::Unpack;
 
 /// A CUDA device as the executor sees it: its own stream of the highest priority, so that training,
 /// which runs on candle's stream of the lowest, gives way between kernels.
-pub struct CudaGpu {
+pub(crate) struct CudaGpu {
     stream: Arc<CudaStream>,
     blas: CudaBlas,
     modules: Vec<Arc<CudaModule>>,
@@ -77,7 +77,7 @@ impl CudaGpu {
     ///
     /// # Errors
     /// If the driver does not say.
-    pub fn memory(&self) -> Result<(usize, usize)> {
+    pub(crate) fn memory(&self) -> Result<(usize, usize)> {
         let context = self.stream.context();
         context.mem_get_info().map_err(driver("memory"))
     }

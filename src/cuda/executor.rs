@@ -27,9 +27,9 @@ use realign_model::{BLOCK_TOKENS, Outputs, Step};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Most shapes of steps that are recorded to run again with one call; 0 for none.
-    pub graphs: usize,
+    pub(crate) graphs: usize,
     /// Elements of integers that are unpacked at a time for a large product.
-    pub stripe: usize,
+    pub(crate) stripe: usize,
 }
 
 impl Default for Options {
@@ -114,12 +114,12 @@ impl<G: Gpu> CudaExecutor<G> {
     }
 
     /// Logits per output.
-    pub fn vocab_size(&self) -> usize {
+    pub(crate) fn vocab_size(&self) -> usize {
         self.model.spec.vocab_size
     }
 
     /// How many steps were recorded, and how many ran so.
-    pub fn graph_counts(&self) -> Counts {
+    pub(crate) fn graph_counts(&self) -> Counts {
         self.graphs.counts()
     }
 
@@ -127,7 +127,7 @@ impl<G: Gpu> CudaExecutor<G> {
     ///
     /// # Errors
     /// If the step does not fit the cache or the model, or the device fails.
-    pub fn forward(&mut self, step: &Step, outputs: &mut Outputs) -> Result<()> {
+    pub(crate) fn forward(&mut self, step: &Step, outputs: &mut Outputs) -> Result<()> {
         self.check(step, outputs)?;
         let result = self.run(step, outputs);
         // Buffers may grow and adapters go between steps: nothing may run then, not even after an

@@ -30,7 +30,7 @@ impl Element {
     ///
     /// # Errors
     /// If the kernels have no instance for it.
-    pub fn of(dtype: DType) -> Result<Self> {
+    pub(crate) fn of(dtype: DType) -> Result<Self> {
         Ok(match dtype {
             DType::F32 => Element::F32,
             DType::F16 => Element::F16,
@@ -40,7 +40,7 @@ impl Element {
     }
 
     /// As candle names it.
-    pub fn dtype(self) -> DType {
+    pub(crate) fn dtype(self) -> DType {
         match self {
             Element::F32 => DType::F32,
             Element::F16 => DType::F16,
@@ -51,26 +51,26 @@ impl Element {
 
 /// One argument of a kernel; its bits in the low bytes, as the driver reads them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Arg(pub u64);
+pub(crate) struct Arg(pub u64);
 
 impl Arg {
     /// An address on the device; 0 is null.
-    pub fn address(at: u64) -> Self {
+    pub(crate) fn address(at: u64) -> Self {
         Arg(at)
     }
 
     /// A 32-bit integer. Sizes beyond it are refused when a model is loaded.
-    pub fn int(v: usize) -> Self {
+    pub(crate) fn int(v: usize) -> Self {
         Arg(u64::from(v as u32))
     }
 
     /// A 32-bit float.
-    pub fn float(v: f32) -> Self {
+    pub(crate) fn float(v: f32) -> Self {
         Arg(u64::from(v.to_bits()))
     }
 
     /// A 64-bit count.
-    pub fn count(v: usize) -> Self {
+    pub(crate) fn count(v: usize) -> Self {
         Arg(v as u64)
     }
 }
@@ -79,18 +79,18 @@ impl Arg {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launch {
     /// Name in the sources.
-    pub kernel: &'static str,
+    pub(crate) kernel: &'static str,
     /// Blocks.
-    pub grid: [u32; 3],
+    pub(crate) grid: [u32; 3],
     /// Threads of a block.
-    pub threads: u32,
+    pub(crate) threads: u32,
     /// In the kernel's order.
-    pub args: Vec<Arg>,
+    pub(crate) args: Vec<Arg>,
 }
 
 /// A matrix on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Matrix {
+pub(crate) enum Matrix {
     /// Address of its elements, of the type of what they are multiplied with.
     Floats(u64),
     /// As [`crate::integer`] stores it.
@@ -101,16 +101,16 @@ pub enum Matrix {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Integers {
     /// Address of its first row.
-    pub at: u64,
+    pub(crate) at: u64,
     /// How rows are stored.
-    pub layout: Layout,
+    pub(crate) layout: Layout,
     /// Bytes from one row to the next.
-    pub row_bytes: usize,
+    pub(crate) row_bytes: usize,
 }
 
 impl Integers {
     /// The same matrix without its first rows.
-    pub fn from_row(self, row: usize) -> Self {
+    pub(crate) fn from_row(self, row: usize) -> Self {
         Self {
             at: self.at + (row * self.row_bytes) as u64,
             ..self
@@ -123,21 +123,21 @@ impl Integers {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Product {
     /// Type of x, and of W where it is floats.
-    pub element: Element,
+    pub(crate) element: Element,
     /// W.
-    pub weight: Matrix,
+    pub(crate) weight: Matrix,
     /// Address of x.
-    pub x: u64,
+    pub(crate) x: u64,
     /// Address of y's first element.
-    pub y: u64,
+    pub(crate) y: u64,
     /// Rows of x and y.
-    pub rows: usize,
+    pub(crate) rows: usize,
     /// Columns of x and W.
-    pub inner: usize,
+    pub(crate) inner: usize,
     /// Columns of y, rows of W.
-    pub out: usize,
+    pub(crate) out: usize,
     /// Elements from one row of y to the next.
-    pub stride: usize,
+    pub(crate) stride: usize,
 }
 
 impl Product {
@@ -145,7 +145,7 @@ impl Product {
     ///
     /// # Errors
     /// If W is of integers.
-    pub fn floats(&self) -> Result<u64> {
+    pub(crate) fn floats(&self) -> Result<u64> {
         match self.weight {
             Matrix::Floats(at) => Ok(at),
             Matrix::Integers(_) => {
@@ -168,7 +168,7 @@ impl Graph {
     ///
     /// # Errors
     /// If it is another's.
-    pub fn recording<T: 'static>(&self) -> Result<&T> {
+    pub(crate) fn recording<T: 'static>(&self) -> Result<&T> {
         match self.0.downcast_ref() {
             Some(recording) => Ok(recording),
             None => bail!("the recording is another device's"),

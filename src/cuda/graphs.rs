@@ -15,49 +15,49 @@ use super::registers::Places;
 
 /// What a step's launches depend on. Two steps of one shape differ in their tables' contents only.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Shape {
+pub(crate) struct Shape {
     /// Rows.
-    pub rows: usize,
+    pub(crate) rows: usize,
     /// Tiles of attention.
-    pub tiles: usize,
+    pub(crate) tiles: usize,
     /// Per layer: splits of attention and the tokens of each.
-    pub splits: Vec<(usize, usize)>,
+    pub(crate) splits: Vec<(usize, usize)>,
     /// Which rows carry adapters is in the tables; this is which sites have any.
-    pub adapters: AdapterShape,
+    pub(crate) adapters: AdapterShape,
     /// Rows whose logits are wanted.
-    pub outputs: usize,
+    pub(crate) outputs: usize,
     /// How many of them the device draws from.
-    pub drawn: usize,
+    pub(crate) drawn: usize,
     /// Registers.
-    pub at: Places,
+    pub(crate) at: Places,
     /// Tables.
-    pub tables: StepTables,
+    pub(crate) tables: StepTables,
 }
 
 /// Addresses of a step's tables.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StepTables {
+pub(crate) struct StepTables {
     /// Token ids of the rows.
-    pub tokens: u64,
+    pub(crate) tokens: u64,
     /// Their positions.
-    pub positions: u64,
+    pub(crate) positions: u64,
     /// Their slots.
-    pub slots: u64,
+    pub(crate) slots: u64,
     /// Their adapters.
-    pub owners: u64,
+    pub(crate) owners: u64,
     /// Tiles.
-    pub tiles: u64,
+    pub(crate) tiles: u64,
     /// Rows of the outputs.
-    pub out_rows: u64,
+    pub(crate) out_rows: u64,
     /// How tokens are drawn.
-    pub draws: u64,
+    pub(crate) draws: u64,
     /// Block numbers. They come last, as their number grows with the sequences.
-    pub blocks: u64,
+    pub(crate) blocks: u64,
 }
 
 /// Recorded steps, and those that were seen once. Bounded: the one that was not used for longest goes.
 #[derive(Debug)]
-pub struct Graphs {
+pub(crate) struct Graphs {
     most: usize,
     /// The most recently used last.
     known: Vec<(Shape, Option<Graph>)>,
@@ -66,16 +66,16 @@ pub struct Graphs {
 
 /// What became of steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub(crate) struct Counts {
     /// Shapes that were recorded.
-    pub captured: usize,
+    pub(crate) captured: usize,
     /// Steps that ran as they were recorded.
-    pub replayed: usize,
+    pub(crate) replayed: usize,
 }
 
 /// What is known of a shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seen {
+pub(crate) enum Seen {
     /// Nothing; it is remembered now.
     First,
     /// It came before, and is worth recording.
@@ -95,18 +95,18 @@ impl Graphs {
     }
 
     /// Whether steps are recorded at all.
-    pub fn are_on(&self) -> bool {
+    pub(crate) fn are_on(&self) -> bool {
         self.most > 0
     }
 
     /// Records nothing any more and forgets what was recorded.
-    pub fn turn_off(&mut self) {
+    pub(crate) fn turn_off(&mut self) {
         self.most = 0;
         self.known.clear();
     }
 
     /// What is known of a shape, which becomes the most recently used.
-    pub fn look(&mut self, shape: &Shape) -> Seen {
+    pub(crate) fn look(&mut self, shape: &Shape) -> Seen {
         if let Some(index) = self.known.iter().position(|(known, _)| known == shape) {
             let entry = self.known.remove(index);
             let seen = match entry.1 {
@@ -124,7 +124,7 @@ impl Graphs {
     }
 
     /// Keeps the recording of the shape that was looked up last.
-    pub fn keep(&mut self, graph: Graph) {
+    pub(crate) fn keep(&mut self, graph: Graph) {
         if let Some(last) = self.known.last_mut() {
             last.1 = Some(graph);
             self.counts.captured += 1;
@@ -132,13 +132,13 @@ impl Graphs {
     }
 
     /// The recording of the shape that was looked up last, to be run.
-    pub fn take(&mut self) -> Option<&Graph> {
+    pub(crate) fn take(&mut self) -> Option<&Graph> {
         self.counts.replayed += 1;
         self.known.last().and_then(|(_, graph)| graph.as_ref())
     }
 
     /// What became of steps so far.
-    pub fn counts(&self) -> Counts {
+    pub(crate) fn counts(&self) -> Counts {
         self.counts
     }
 }

@@ -36,14 +36,14 @@ use realign_model::blocks::{Format, UNIT};
 
 /// Elements that are unpacked to sixteen bits at a time for a large product: 32 MiB, most of which
 /// the second-level cache of a data-centre card holds until the product has read it.
-pub const STRIPE: usize = 1 << 24;
+pub(crate) const STRIPE: usize = 1 << 24;
 
 /// Rows begin at multiples of so many bytes: a sector, the least that a device fetches.
 const SECTOR: usize = 32;
 
 /// Bits of an element.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bits {
+pub(crate) enum Bits {
     /// Two elements a byte.
     Four,
     /// As above, and a fifth bit of eight elements in a byte.
@@ -75,20 +75,20 @@ impl Bits {
 
 /// How a matrix's rows are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Layout {
+pub(crate) struct Layout {
     /// Of an element.
-    pub bits: Bits,
+    pub(crate) bits: Bits,
     /// Elements that share a scale: 16 or 32.
-    pub group: usize,
+    pub(crate) group: usize,
     /// Whether a minimum follows each scale.
-    pub minimum: bool,
+    pub(crate) minimum: bool,
     /// What is subtracted from q.
-    pub zero: i32,
+    pub(crate) zero: i32,
 }
 
 impl Layout {
     /// How a GGUF type is stored for a device; `None` for types that are not integers with scales.
-    pub fn of(dtype: GgmlDType) -> Option<Self> {
+    pub(crate) fn of(dtype: GgmlDType) -> Option<Self> {
         let format = Format::of(dtype)?;
         let bits = match dtype {
             GgmlDType::Q5_0 | GgmlDType::Q5_1 | GgmlDType::Q5K => Bits::Five,
@@ -114,13 +114,13 @@ impl Layout {
     }
 
     /// Bytes of a row of `columns` elements, a multiple of 32.
-    pub fn row_bytes(&self, columns: usize) -> usize {
+    pub(crate) fn row_bytes(&self, columns: usize) -> usize {
         self.offsets(columns)[3]
     }
 }
 
 /// Bytes that a device keeps of a matrix (out, columns) of this type, and whether as integers.
-pub fn device_bytes(dtype: GgmlDType, (out, columns): (usize, usize)) -> (usize, bool) {
+pub(crate) fn device_bytes(dtype: GgmlDType, (out, columns): (usize, usize)) -> (usize, bool) {
     match Layout::of(dtype).filter(|_| columns.is_multiple_of(UNIT)) {
         Some(layout) => (out.saturating_mul(layout.row_bytes(columns)), true),
         None => (out.saturating_mul(columns).saturating_mul(2), false),
@@ -131,11 +131,11 @@ pub fn device_bytes(dtype: GgmlDType, (out, columns): (usize, usize)) -> (usize,
 #[derive(Clone, Debug)]
 pub struct IntegerWeight {
     /// How its rows are stored.
-    pub layout: Layout,
+    pub(crate) layout: Layout,
     /// Input columns.
-    pub columns: usize,
+    pub(crate) columns: usize,
     /// Element type of the activations that it meets, and of what it is unpacked to.
-    pub dtype: DType,
+    pub(crate) dtype: DType,
     /// (out, bytes of a row), u8.
     data: Tensor,
 }
@@ -174,12 +174,12 @@ impl IntegerWeight {
     }
 
     /// (out, columns).
-    pub fn shape(&self) -> Result<(usize, usize)> {
+    pub(crate) fn shape(&self) -> Result<(usize, usize)> {
         Ok((self.data.dim(0)?, self.columns))
     }
 
     /// Its bytes, (out, [`Layout::row_bytes`]).
-    pub fn data(&self) -> &Tensor {
+    pub(crate) fn data(&self) -> &Tensor {
         &self.data
     }
 
@@ -218,7 +218,7 @@ impl IntegerWeight {
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn repeated(&self, out: usize) -> Result<Self> {
+    pub(crate) fn repeated(&self, out: usize) -> Result<Self> {
         let rows = self.data.dim(0)?;
         let ids: Vec<u32> = (0..out).map(|row| (row % rows.max(1)) as u32).collect();
         let ids = Tensor::from_vec(ids, out, self.data.device())?;
@@ -245,7 +245,7 @@ impl IntegerWeight {
     ///
     /// # Errors
     /// If there is no such row.
-    pub fn rows(&self, ids: &Tensor) -> Result<Tensor> {
+    pub(crate) fn rows(&self, ids: &Tensor) -> Result<Tensor> {
         let chosen = Self {
             data: self.data.index_select(ids, 0)?,
             ..self.clone()
@@ -256,13 +256,13 @@ impl IntegerWeight {
 
 /// Integers to floats.
 #[derive(Clone, Copy, Debug)]
-pub struct Unpack {
+pub(crate) struct Unpack {
     /// How rows are stored.
-    pub layout: Layout,
+    pub(crate) layout: Layout,
     /// Elements of a row.
-    pub columns: usize,
+    pub(crate) columns: usize,
     /// What comes out.
-    pub dtype: DType,
+    pub(crate) dtype: DType,
 }
 
 impl CustomOp1 for Unpack {

@@ -10,9 +10,9 @@ const WARP_THREADS: u32 = 32 * WARPS as u32;
 /// Threads of a block that draws a token; the kernel's THREADS.
 const SAMPLE_THREADS: u32 = 512;
 /// Tokens that a block of attention scores at a time; the kernel's CHUNK.
-pub const CHUNK: usize = 32;
+pub(crate) const CHUNK: usize = 32;
 /// Most rows that [`few_rows`] takes.
-pub const FEW_ROWS: usize = 8;
+pub(crate) const FEW_ROWS: usize = 8;
 
 /// The instance of a kernel for an element type.
 macro_rules! instance {
@@ -51,23 +51,23 @@ fn stretches(width: usize) -> usize {
 
 /// x (rows, width), f32, ← rows of a table, scaled.
 #[derive(Clone, Copy, Debug)]
-pub struct Embed {
+pub(crate) struct Embed {
     /// Token ids, u32.
-    pub tokens: u64,
+    pub(crate) tokens: u64,
     /// (vocabulary, width).
-    pub table: Matrix,
+    pub(crate) table: Matrix,
     /// Factor on every value.
-    pub scale: f32,
+    pub(crate) scale: f32,
     /// Rows to fetch.
-    pub rows: usize,
+    pub(crate) rows: usize,
     /// Columns.
-    pub width: usize,
+    pub(crate) width: usize,
     /// The residual stream.
-    pub x: u64,
+    pub(crate) x: u64,
 }
 
 /// See [`Embed`].
-pub fn embed(element: Element, e: &Embed) -> Launch {
+pub(crate) fn embed(element: Element, e: &Embed) -> Launch {
     let table = match &e.table {
         Matrix::Floats(at) => *at,
         Matrix::Integers(table) => return integer::embed(e, table),
@@ -84,29 +84,29 @@ pub fn embed(element: Element, e: &Embed) -> Launch {
 
 /// x ← x + y, y normalised first where `y_weight` is not null; h ← norm(x) · weight.
 #[derive(Clone, Copy, Debug)]
-pub struct AddNorm {
+pub(crate) struct AddNorm {
     /// The residual stream, (…, width), f32.
-    pub x: u64,
+    pub(crate) x: u64,
     /// What is added, like x; null for nothing.
-    pub y: u64,
+    pub(crate) y: u64,
     /// Scale of y's own norm, (width), f32; null for none.
-    pub y_weight: u64,
+    pub(crate) y_weight: u64,
     /// Scale of the norm, (width), f32.
-    pub weight: u64,
+    pub(crate) weight: u64,
     /// u32 numbers of x's rows; null for the first `count`.
-    pub rows: u64,
+    pub(crate) rows: u64,
     /// Rows to do.
-    pub count: usize,
+    pub(crate) count: usize,
     /// ε of both norms.
-    pub eps: f32,
+    pub(crate) eps: f32,
     /// Columns.
-    pub width: usize,
+    pub(crate) width: usize,
     /// (count, width).
-    pub h: u64,
+    pub(crate) h: u64,
 }
 
 /// See [`AddNorm`].
-pub fn add_norm(element: Element, n: &AddNorm) -> Launch {
+pub(crate) fn add_norm(element: Element, n: &AddNorm) -> Launch {
     let args = vec![
         Arg::address(n.x),
         Arg::address(n.y),
@@ -121,7 +121,7 @@ pub fn add_norm(element: Element, n: &AddNorm) -> Launch {
 }
 
 /// Cosines and sines, (rows, half) f32 each, of `positions` (u32) times `frequencies` (half, f32).
-pub fn rope_table(
+pub(crate) fn rope_table(
     rows: usize,
     half: usize,
     [positions, frequencies]: [u64; 2],
@@ -141,43 +141,43 @@ pub fn rope_table(
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heads {
     /// Query heads.
-    pub queries: usize,
+    pub(crate) queries: usize,
     /// Key/value heads.
-    pub kv: usize,
+    pub(crate) kv: usize,
     /// Columns of one.
-    pub dim: usize,
+    pub(crate) dim: usize,
 }
 
 impl Heads {
     /// Columns of q, k and v side by side.
-    pub fn width(&self) -> usize {
+    pub(crate) fn width(&self) -> usize {
         (self.queries + 2 * self.kv) * self.dim
     }
 }
 
 /// Biases, norms of heads and rotation, in place; keys and values to the cache.
 #[derive(Clone, Copy, Debug)]
-pub struct RopeWrite {
+pub(crate) struct RopeWrite {
     /// (rows, [`Heads::width`]), f32.
-    pub qkv: u64,
+    pub(crate) qkv: u64,
     /// As one row of qkv; null for none.
-    pub biases: u64,
+    pub(crate) biases: u64,
     /// Scales of the norms of each head of q and of k, (head_dim) f32; null for none.
-    pub norms: [u64; 2],
+    pub(crate) norms: [u64; 2],
     /// From [`rope_table`].
-    pub angles: [u64; 2],
+    pub(crate) angles: [u64; 2],
     /// Where in the cache each row goes, u32.
-    pub slots: u64,
+    pub(crate) slots: u64,
     /// ε of the heads' norms.
-    pub eps: f32,
+    pub(crate) eps: f32,
     /// Rows.
-    pub rows: usize,
+    pub(crate) rows: usize,
     /// The layer's keys and values, (slots, kv_heads · head_dim) each.
-    pub cache: [u64; 2],
+    pub(crate) cache: [u64; 2],
 }
 
 /// See [`RopeWrite`].
-pub fn rope_write(element: Element, heads: Heads, r: &RopeWrite) -> Launch {
+pub(crate) fn rope_write(element: Element, heads: Heads, r: &RopeWrite) -> Launch {
     let args = vec![
         Arg::address(r.qkv),
         Arg::address(r.biases),
@@ -203,7 +203,7 @@ pub fn rope_write(element: Element, heads: Heads, r: &RopeWrite) -> Launch {
 }
 
 /// m (rows, width) ← activation(gate) · up, both side by side in the rows of `both`, f32.
-pub fn gated(
+pub(crate) fn gated(
     element: Element,
     gelu: bool,
     [rows, width]: [usize; 2],
@@ -224,19 +224,19 @@ pub fn gated(
 }
 
 /// y (rows, width), f32, ← y + bias.
-pub fn add_bias([rows, width]: [usize; 2], [y, bias]: [u64; 2]) -> Launch {
+pub(crate) fn add_bias([rows, width]: [usize; 2], [y, bias]: [u64; 2]) -> Launch {
     let args = vec![Arg::address(y), Arg::address(bias), Arg::int(width)];
     launch("add_bias", [rows, stretches(width), 1], ROW_THREADS, args)
 }
 
 /// v ← cap · tanh(v / cap), `count` values.
-pub fn soft_cap(v: u64, cap: f32, count: usize) -> Launch {
+pub(crate) fn soft_cap(v: u64, cap: f32, count: usize) -> Launch {
     let args = vec![Arg::address(v), Arg::float(cap), Arg::count(count)];
     launch("soft_cap", [stretches(count), 1, 1], ROW_THREADS, args)
 }
 
 /// [`Product`] of up to [`FEW_ROWS`] rows whose columns are a multiple of 8.
-pub fn few_rows(p: &Product) -> Launch {
+pub(crate) fn few_rows(p: &Product) -> Launch {
     let weight = match &p.weight {
         Matrix::Floats(at) => *at,
         Matrix::Integers(matrix) => return integer::few_rows(p, matrix),
@@ -261,27 +261,27 @@ pub fn few_rows(p: &Product) -> Launch {
 
 /// Adapters at up to three sites that read one input.
 #[derive(Clone, Copy, Debug)]
-pub struct Lora<'a> {
+pub(crate) struct Lora<'a> {
     /// Each row's adapter, i32; negative for none.
-    pub owners: u64,
+    pub(crate) owners: u64,
     /// Factors, (adapters, `site_count`).
-    pub sites: u64,
+    pub(crate) sites: u64,
     /// Sites of an adapter in that table.
-    pub site_count: usize,
+    pub(crate) site_count: usize,
     /// The first of the sites at hand.
-    pub first: usize,
+    pub(crate) first: usize,
     /// Columns of y that each of them writes: the first, and how many.
-    pub columns: &'a [(usize, usize)],
+    pub(crate) columns: &'a [(usize, usize)],
     /// Rows.
-    pub rows: usize,
+    pub(crate) rows: usize,
     /// Largest rank.
-    pub places: usize,
+    pub(crate) places: usize,
     /// Scratch, (rows, sites at hand, places), f32.
-    pub shrunk: u64,
+    pub(crate) shrunk: u64,
 }
 
 /// shrunk ← A h for the rows of `h` (rows, inner) that carry an adapter.
-pub fn lora_shrink(element: Element, l: &Lora, h: u64, inner: usize) -> Launch {
+pub(crate) fn lora_shrink(element: Element, l: &Lora, h: u64, inner: usize) -> Launch {
     let args = vec![
         Arg::address(h),
         Arg::address(l.owners),
@@ -297,7 +297,7 @@ pub fn lora_shrink(element: Element, l: &Lora, h: u64, inner: usize) -> Launch {
 }
 
 /// y (rows, stride), f32, ← y + scale · B shrunk.
-pub fn lora_expand(element: Element, l: &Lora, y: u64, stride: usize) -> Launch {
+pub(crate) fn lora_expand(element: Element, l: &Lora, y: u64, stride: usize) -> Launch {
     let mut args = vec![
         Arg::address(l.shrunk),
         Arg::address(l.owners),

@@ -48,6 +48,6 @@ pub use stacked::stacked;
 pub use weight::Weight;
 
 /// A decoder on a CUDA device.
-pub type Model = realign_model::Decoder<Weight>;
+pub(crate) type Model = realign_model::Decoder<Weight>;
 type Layer = realign_model::Layer<Weight>;
 type Linear = realign_model::Linear<Weight>;

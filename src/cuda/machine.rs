@@ -16,25 +16,25 @@ use realign_model::{Activation, AttentionShape, RopeTable};
 
 /// What runs a step's layers. Its registers are x, h, the heads, m and y as [`Compute`] names them;
 /// what a projection adds waits in y until the next norm, which adds it in the same pass.
-pub struct Machine<'a, G> {
+pub(crate) struct Machine<'a, G> {
     /// The device.
     pub gpu: &'a G,
     /// Shapes.
-    pub model: &'a Model,
+    pub(crate) model: &'a Model,
     /// Where its tensors are; their type is that of the cache, h and m too.
-    pub weights: &'a Weights,
+    pub(crate) weights: &'a Weights,
     /// The step.
-    pub shape: &'a Shape,
+    pub(crate) shape: &'a Shape,
     /// Keys and values of each layer.
-    pub cache: &'a [[Buffer; 2]],
+    pub(crate) cache: &'a [[Buffer; 2]],
     /// Where integers are unpacked for a large product, a stripe of a matrix at a time.
-    pub scratch: Option<&'a Buffer>,
+    pub(crate) scratch: Option<&'a Buffer>,
     /// Whether y waits to be added, and the scale of its norm (null for none).
-    pub pending: Option<u64>,
+    pub(crate) pending: Option<u64>,
 }
 
 /// Heads of a model.
-pub fn heads_of(model: &Model) -> Heads {
+pub(crate) fn heads_of(model: &Model) -> Heads {
     let spec = &model.spec;
     Heads {
         queries: spec.heads,
@@ -45,7 +45,7 @@ pub fn heads_of(model: &Model) -> Heads {
 
 impl<G: Gpu> Machine<'_, G> {
     /// Runs one product in the form that its size wants.
-    pub fn multiply(&self, product: &Product) -> Result<()> {
+    pub(crate) fn multiply(&self, product: &Product) -> Result<()> {
         // The own kernel reads eight elements at a time.
         if product.rows <= FEW_ROWS && product.inner.is_multiple_of(8) {
             return self.gpu.launch(&launches::few_rows(product));
@@ -148,7 +148,7 @@ impl<G: Gpu> Machine<'_, G> {
     }
 
     /// h ← norm of x after what is pending, for `count` rows: those in `rows`, or the first.
-    pub fn norm(&mut self, weight: &Tensor, rows: u64, count: usize) -> Result<()> {
+    pub(crate) fn norm(&mut self, weight: &Tensor, rows: u64, count: usize) -> Result<()> {
         let pending = self.pending.take();
         self.gpu.launch(&launches::add_norm(
             self.weights.element,
@@ -167,7 +167,7 @@ impl<G: Gpu> Machine<'_, G> {
     }
 
     /// Adds what is pending, so that x is the residual stream. h is lost; the next norm makes it again.
-    pub fn settle(&mut self) -> Result<()> {
+    pub(crate) fn settle(&mut self) -> Result<()> {
         let model = self.model;
         match self.pending {
             Some(_) => self.norm(&model.final_norm, 0, self.shape.rows),

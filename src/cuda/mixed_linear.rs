@@ -10,12 +10,12 @@ use candle_core::{
 use crate::integer::IntegerWeight;
 
 /// `x` (rows, in) times `weight` (out, in) transposed, in x's type: (rows, out).
-pub fn mixed_linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+pub(crate) fn mixed_linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     linear(x, Frozen::Floats(weight.clone()))
 }
 
 /// As [`mixed_linear`], for a device's integers.
-pub fn integer_linear(x: &Tensor, weight: &IntegerWeight) -> Result<Tensor> {
+pub(crate) fn integer_linear(x: &Tensor, weight: &IntegerWeight) -> Result<Tensor> {
     linear(x, Frozen::Integers(weight.clone()))
 }
 

@@ -16,7 +16,7 @@ use super::training;
 
 /// The operations by our own kernels.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Kernels;
+pub(crate) struct Kernels;
 
 impl TensorOps for Kernels {
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {

@@ -6,7 +6,7 @@ use super::gpu::{Buffer, Gpu};
 
 /// A buffer that grows. What it held is lost when it does.
 #[derive(Debug, Default)]
-pub struct Growing(Option<Buffer>);
+pub(crate) struct Growing(Option<Buffer>);
 
 impl Growing {
     /// Makes room for `bytes`, with a quarter to spare, and gives the address. Call it between
@@ -14,7 +14,7 @@ impl Growing {
     ///
     /// # Errors
     /// If there is no memory left.
-    pub fn at_least(&mut self, gpu: &impl Gpu, bytes: usize) -> Result<u64> {
+    pub(crate) fn at_least(&mut self, gpu: &impl Gpu, bytes: usize) -> Result<u64> {
         if let Some(buffer) = self.0.as_ref().filter(|b| b.bytes >= bytes) {
             return Ok(buffer.address);
         }
@@ -27,52 +27,52 @@ impl Growing {
 
 /// All of them.
 #[derive(Debug, Default)]
-pub struct Registers {
+pub(crate) struct Registers {
     /// The residual stream, (rows, hidden), f32.
-    pub x: Growing,
+    pub(crate) x: Growing,
     /// What a projection adds to it, (rows, hidden), f32.
-    pub y: Growing,
+    pub(crate) y: Growing,
     /// The normalised stream, (rows, hidden).
-    pub h: Growing,
+    pub(crate) h: Growing,
     /// What a sublayer's last projection reads, (rows, heads · head_dim or intermediate).
-    pub m: Growing,
+    pub(crate) m: Growing,
     /// Queries, keys and values, or gate and up, (rows, …), f32: never both at once.
-    pub wide: Growing,
+    pub(crate) wide: Growing,
     /// Sums of attention's splits.
-    pub partial: Growing,
+    pub(crate) partial: Growing,
     /// What adapters' A factors give.
-    pub shrunk: Growing,
+    pub(crate) shrunk: Growing,
     /// Cosines and sines: of layers that see all, then of those with a window.
-    pub angles: [Growing; 4],
+    pub(crate) angles: [Growing; 4],
     /// A step's tables.
-    pub tables: Growing,
+    pub(crate) tables: Growing,
     /// (outputs, vocabulary), f32.
-    pub logits: Growing,
+    pub(crate) logits: Growing,
     /// Drawn tokens.
-    pub tokens: Growing,
+    pub(crate) tokens: Growing,
 }
 
 /// Where they are in a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Places {
+pub(crate) struct Places {
     /// See [`Registers`]; the same names.
-    pub x: u64,
+    pub(crate) x: u64,
     /// As above.
-    pub y: u64,
+    pub(crate) y: u64,
     /// As above.
-    pub h: u64,
+    pub(crate) h: u64,
     /// As above.
-    pub m: u64,
+    pub(crate) m: u64,
     /// As above.
-    pub wide: u64,
+    pub(crate) wide: u64,
     /// As above.
-    pub partial: u64,
+    pub(crate) partial: u64,
     /// As above.
-    pub shrunk: u64,
+    pub(crate) shrunk: u64,
     /// As above.
-    pub angles: [[u64; 2]; 2],
+    pub(crate) angles: [[u64; 2]; 2],
     /// As above; 0 in a step without outputs.
-    pub logits: u64,
+    pub(crate) logits: u64,
     /// As above; 0 in a step without draws.
-    pub tokens: u64,
+    pub(crate) tokens: u64,
 }

@@ -2,24 +2,24 @@
 
 /// A translation unit: [`COMMON`] and one file.
 #[derive(Clone, Copy, Debug)]
-pub struct Unit {
+pub(crate) struct Unit {
     /// File name, for messages.
     pub name: &'static str,
     /// Its text.
-    pub text: &'static str,
+    pub(crate) text: &'static str,
 }
 
 /// What every unit begins with.
-pub const COMMON: &str = include_str!("kernels/common.cuh");
+pub(crate) const COMMON: &str = include_str!("kernels/common.cuh");
 
 /// What training needs of them, too.
-pub const INTEGER: Unit = Unit {
+pub(crate) const INTEGER: Unit = Unit {
     name: "integer.cu",
     text: include_str!("kernels/integer.cu"),
 };
 
 /// All units.
-pub const UNITS: [Unit; 6] = [
+pub(crate) const UNITS: [Unit; 6] = [
     Unit {
         name: "layer.cu",
         text: include_str!("kernels/layer.cu"),
@@ -41,14 +41,14 @@ pub const UNITS: [Unit; 6] = [
 ];
 
 /// What training differentiates. It runs on candle's stream too, as a module of its own there.
-pub const TRAINING: Unit = Unit {
+pub(crate) const TRAINING: Unit = Unit {
     name: "training.cu",
     text: include_str!("kernels/training.cu"),
 };
 
 impl Unit {
     /// The whole text that a compiler gets.
-    pub fn source(&self) -> String {
+    pub(crate) fn source(&self) -> String {
         format!("{COMMON}\n{}", self.text)
     }
 }

@@ -5,7 +5,7 @@ use candle_core::{CpuStorage, Layout, Result, bail};
 use super::gpu::Launch;
 
 /// An argument of a kernel: a contiguous stretch of a storage.
-pub enum Input<'a, S> {
+pub(crate) enum Input<'a, S> {
     /// Floats.
     F32(&'a S, &'a Layout),
     /// Token ids.
@@ -13,7 +13,7 @@ pub enum Input<'a, S> {
 }
 
 /// A storage that kernels read and write.
-pub trait Storage: Sized {
+pub(crate) trait Storage: Sized {
     /// The storage of a tensor that an operation holds besides its arguments.
     ///
     /// # Errors

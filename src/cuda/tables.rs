@@ -7,26 +7,26 @@ use realign_model::draw::DrawRequest;
 
 /// Rows of one sequence that a block of attention takes together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tile {
+pub(crate) struct Tile {
     /// First row in the step.
-    pub row: usize,
+    pub(crate) row: usize,
     /// How many.
-    pub rows: usize,
+    pub(crate) rows: usize,
     /// Position of the first.
-    pub cached: usize,
+    pub(crate) cached: usize,
     /// Where the sequence's blocks begin in the step's list.
-    pub table: usize,
+    pub(crate) table: usize,
 }
 
 /// Query heads and rows that a block takes, given the heads that share keys.
-pub fn block_shape(head_dim: usize, group: usize) -> Option<(usize, usize)> {
+pub(crate) fn block_shape(head_dim: usize, group: usize) -> Option<(usize, usize)> {
     let pairs = attention_pairs(head_dim)?;
     let part = group.min(pairs);
     Some((part, pairs / part))
 }
 
 /// Cuts sequences into tiles of up to `most` rows, and lists their blocks one after the other.
-pub fn tiles(sequences: &[PagedSequence], most: usize) -> (Vec<Tile>, Vec<u32>) {
+pub(crate) fn tiles(sequences: &[PagedSequence], most: usize) -> (Vec<Tile>, Vec<u32>) {
     let (mut tiles, mut blocks) = (Vec::new(), Vec::new());
     for s in sequences {
         let mut done = 0;
@@ -47,7 +47,7 @@ pub fn tiles(sequences: &[PagedSequence], most: usize) -> (Vec<Tile>, Vec<u32>) 
 }
 
 /// Blocks of attention per split, and query heads that each takes.
-pub fn attention_blocks(tiles: usize, heads: Heads) -> (usize, usize) {
+pub(crate) fn attention_blocks(tiles: usize, heads: Heads) -> (usize, usize) {
     let group = heads.queries / heads.kv;
     // `weights::check` has refused heads without a kernel.
     let (part, _) = block_shape(heads.dim, group).unwrap_or((1, 1));
@@ -62,14 +62,14 @@ fn coarse(tokens: usize) -> usize {
 }
 
 /// The most splits that [`splits`] gives for any window.
-pub fn most_splits(tiles: &[Tile], blocks: usize, wanted: usize) -> usize {
+pub(crate) fn most_splits(tiles: &[Tile], blocks: usize, wanted: usize) -> usize {
     let tokens = coarse(tiles.iter().map(|t| t.cached + t.rows).max().unwrap_or(1));
     (wanted / blocks.max(1)).clamp(1, tokens.div_ceil(4 * CHUNK).max(1))
 }
 
 /// How tokens are split: (splits, tokens of each), so that `blocks` blocks without splits become
 /// about `wanted`, and no split is shorter than four chunks. Those beyond a sequence's end are empty.
-pub fn splits(
+pub(crate) fn splits(
     tiles: &[Tile],
     window: Option<usize>,
     blocks: usize,
@@ -88,7 +88,7 @@ pub fn splits(
 }
 
 /// Where each row's keys and values go.
-pub fn slots(sequences: &[PagedSequence], rows: usize) -> Vec<u32> {
+pub(crate) fn slots(sequences: &[PagedSequence], rows: usize) -> Vec<u32> {
     let mut slots = vec![0; rows];
     for s in sequences {
         for i in 0..s.rows {
@@ -121,12 +121,12 @@ impl Upload {
     }
 
     /// Adds signed numbers.
-    pub fn signed(&mut self, numbers: &[i32]) -> u64 {
+    pub(crate) fn signed(&mut self, numbers: &[i32]) -> u64 {
         self.part(numbers.iter().flat_map(|n| n.to_le_bytes()))
     }
 
     /// Adds tiles as the kernel's `Tile`.
-    pub fn tiles(&mut self, tiles: &[Tile]) -> u64 {
+    pub(crate) fn tiles(&mut self, tiles: &[Tile]) -> u64 {
         let fields = |t: &Tile| [t.row, t.rows, t.cached, t.table];
         self.part(
             tiles

@@ -18,21 +18,29 @@ fn addresses<const N: usize>(at: [u64; N]) -> impl Iterator<Item = Arg> {
 }
 
 /// y ← x / rms(x) · weight, rows of `width`.
-pub fn norm_forward([rows, width]: [usize; 2], eps: f32, [x, weight, y]: [u64; 3]) -> Launch {
+pub(crate) fn norm_forward(
+    [rows, width]: [usize; 2],
+    eps: f32,
+    [x, weight, y]: [u64; 3],
+) -> Launch {
     let mut args: Vec<Arg> = addresses([x, weight]).collect();
     args.extend([Arg::float(eps), Arg::int(width), Arg::address(y)]);
     launch("norm_forward", [rows, 1, 1], args)
 }
 
 /// dx of [`norm_forward`] from the gradient g of y.
-pub fn norm_backward([rows, width]: [usize; 2], eps: f32, [x, weight, g, dx]: [u64; 4]) -> Launch {
+pub(crate) fn norm_backward(
+    [rows, width]: [usize; 2],
+    eps: f32,
+    [x, weight, g, dx]: [u64; 4],
+) -> Launch {
     let mut args: Vec<Arg> = addresses([x, weight, g]).collect();
     args.extend([Arg::float(eps), Arg::int(width), Arg::address(dx)]);
     launch("norm_backward", [rows, 1, 1], args)
 }
 
 /// y ← x rotated by its rows' angles, or back for a `direction` of −1.
-pub fn rotate(
+pub(crate) fn rotate(
     [rows, width, half]: [usize; 3],
     direction: f32,
     [x, cosines, sines, y]: [u64; 4],
@@ -45,7 +53,7 @@ pub fn rotate(
 }
 
 /// y ← activation(gate) · up, `count` elements.
-pub fn gate_forward(gelu: bool, count: usize, [gate, up, y]: [u64; 3]) -> Launch {
+pub(crate) fn gate_forward(gelu: bool, count: usize, [gate, up, y]: [u64; 3]) -> Launch {
     let mut args: Vec<Arg> = addresses([gate, up]).collect();
     args.extend([Arg::int(usize::from(gelu)), Arg::count(count)]);
     args.push(Arg::address(y));
@@ -54,7 +62,11 @@ pub fn gate_forward(gelu: bool, count: usize, [gate, up, y]: [u64; 3]) -> Launch
 }
 
 /// Both gradients of [`gate_forward`] from the gradient g of y.
-pub fn gate_backward(gelu: bool, count: usize, [gate, up, g, d_gate, d_up]: [u64; 5]) -> Launch {
+pub(crate) fn gate_backward(
+    gelu: bool,
+    count: usize,
+    [gate, up, g, d_gate, d_up]: [u64; 5],
+) -> Launch {
     let mut args: Vec<Arg> = addresses([gate, up, g]).collect();
     args.extend([Arg::int(usize::from(gelu)), Arg::count(count)]);
     args.extend(addresses([d_gate, d_up]));
@@ -63,7 +75,7 @@ pub fn gate_backward(gelu: bool, count: usize, [gate, up, g, d_gate, d_up]: [u64
 }
 
 /// out (rows) ← log p(targets); sums (rows) ← log Σ exp.
-pub fn logprob_forward(
+pub(crate) fn logprob_forward(
     [rows, vocab]: [usize; 2],
     [logits, targets, out, sums]: [u64; 4],
 ) -> Launch {
@@ -74,7 +86,7 @@ pub fn logprob_forward(
 }
 
 /// d (rows, vocab) ← the gradient in the logits, from the gradient g (rows).
-pub fn logprob_backward(
+pub(crate) fn logprob_backward(
     [rows, vocab]: [usize; 2],
     [logits, targets, sums, g, d]: [u64; 5],
 ) -> Launch {
@@ -84,7 +96,7 @@ pub fn logprob_backward(
 }
 
 /// out (rows) ← KL(q ‖ p); sums (rows, 2) ← log Σ exp of p and of q.
-pub fn kl_forward([rows, vocab]: [usize; 2], [p, q, out, sums]: [u64; 4]) -> Launch {
+pub(crate) fn kl_forward([rows, vocab]: [usize; 2], [p, q, out, sums]: [u64; 4]) -> Launch {
     let mut args: Vec<Arg> = addresses([p, q]).collect();
     args.push(Arg::int(vocab));
     args.extend(addresses([out, sums]));
@@ -92,7 +104,7 @@ pub fn kl_forward([rows, vocab]: [usize; 2], [p, q, out, sums]: [u64; 4]) -> Lau
 }
 
 /// d (rows, vocab) ← the gradient in p's logits, from the gradient g (rows).
-pub fn kl_backward([rows, vocab]: [usize; 2], [p, q, sums, g, d]: [u64; 5]) -> Launch {
+pub(crate) fn kl_backward([rows, vocab]: [usize; 2], [p, q, sums, g, d]: [u64; 5]) -> Launch {
     let mut args: Vec<Arg> = addresses([p, q, sums, g]).collect();
     args.extend([Arg::int(vocab), Arg::address(d)]);
     launch("kl_backward", [rows, 1, 1], args)

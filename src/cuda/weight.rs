@@ -44,7 +44,7 @@ impl Weight {
     ///
     /// # Errors
     /// If it is no matrix.
-    pub fn shape(&self) -> Result<(usize, usize)> {
+    pub(crate) fn shape(&self) -> Result<(usize, usize)> {
         match self {
             Weight::Integers(w) => w.shape(),
             Weight::Floats(t) => t.dims2(),
@@ -52,7 +52,7 @@ impl Weight {
     }
 
     /// Element type of the activations that a product takes.
-    pub fn product_dtype(&self) -> DType {
+    pub(crate) fn product_dtype(&self) -> DType {
         match self {
             Weight::Integers(w) => w.dtype,
             Weight::Floats(t) => t.dtype(),

@@ -14,7 +14,7 @@ use crate::{Linear, Weight};
 ///
 /// # Errors
 /// If the tensor is of another type, not contiguous, or on a device that the kernels do not run on.
-pub fn address(tensor: &Tensor, element: Element) -> Result<u64> {
+pub(crate) fn address(tensor: &Tensor, element: Element) -> Result<u64> {
     let (storage, layout) = tensor.storage_and_layout();
     let Some((start, _)) = layout.contiguous_offsets() else {
         bail!("the CUDA kernels read contiguous tensors, got {layout:?}");
@@ -62,20 +62,20 @@ fn qkv_biases(layer: &Layer) -> Result<Option<Tensor>> {
 
 /// Sizes of matrices, each the largest of its kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Largest {
+pub(crate) struct Largest {
     /// Of a whole matrix.
-    pub elements: usize,
+    pub(crate) elements: usize,
     /// Of a row.
-    pub columns: usize,
+    pub(crate) columns: usize,
 }
 
 /// What a model's tensors hold, and where. The model outlives it.
 #[derive(Debug)]
-pub struct Weights {
+pub(crate) struct Weights {
     /// Type of all matrices of floats, and of what enters a product.
-    pub element: Element,
+    pub(crate) element: Element,
     /// The largest of the matrices of integers, if there are any.
-    pub integers: Option<Largest>,
+    pub(crate) integers: Option<Largest>,
     /// Of every tensor of the model. The driver's own look-up orders streams by events each time.
     addresses: HashMap<TensorId, u64>,
     /// Per layer: biases of q, k and v side by side.
@@ -162,7 +162,7 @@ impl Weights {
     ///
     /// # Errors
     /// If it is none of them.
-    pub fn at(&self, tensor: &Tensor) -> Result<u64> {
+    pub(crate) fn at(&self, tensor: &Tensor) -> Result<u64> {
         match self.addresses.get(&tensor.id()) {
             Some(at) => Ok(*at),
             None => bail!("a tensor of {:?} is not the model's", tensor.shape()),
@@ -173,7 +173,7 @@ impl Weights {
     ///
     /// # Errors
     /// As there.
-    pub fn optional(&self, tensor: Option<&Tensor>) -> Result<u64> {
+    pub(crate) fn optional(&self, tensor: Option<&Tensor>) -> Result<u64> {
         tensor.map_or(Ok(0), |tensor| self.at(tensor))
     }
 
@@ -181,7 +181,7 @@ impl Weights {
     ///
     /// # Errors
     /// As [`Weights::at`].
-    pub fn matrix(&self, weight: &Weight) -> Result<Matrix> {
+    pub(crate) fn matrix(&self, weight: &Weight) -> Result<Matrix> {
         let at = self.at(weight.held())?;
         Ok(match weight {
             Weight::Integers(integers) => Matrix::Integers(Integers {
@@ -197,7 +197,7 @@ impl Weights {
     ///
     /// # Errors
     /// As [`Weights::at`].
-    pub fn biases(&self, layer: usize) -> Result<u64> {
+    pub(crate) fn biases(&self, layer: usize) -> Result<u64> {
         self.optional(self.biases[layer].as_ref())
     }
 
@@ -206,7 +206,7 @@ impl Weights {
     ///
     /// # Errors
     /// As [`Weights::at`].
-    pub fn products(&self, maps: &[&Linear]) -> Result<Vec<(Matrix, usize)>> {
+    pub(crate) fn products(&self, maps: &[&Linear]) -> Result<Vec<(Matrix, usize)>> {
         let mut all: Vec<(Matrix, usize)> = Vec::with_capacity(maps.len());
         for map in maps {
             let matrix = self.matrix(map.weight())?;

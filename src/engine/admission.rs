@@ -18,7 +18,7 @@ pub(super) struct Shared {
     /// Sequences whose tokens are being computed.
     pub running: AtomicUsize,
     /// Share of KV blocks in use, in parts per million so that it fits an integer.
-    pub kv_usage_ppm: AtomicU64,
+    pub(crate) kv_usage_ppm: AtomicU64,
     /// Prompt tokens looked up in the prefix cache.
     pub prefix_queries: AtomicU64,
     /// Prompt tokens found in the prefix cache.
@@ -26,15 +26,15 @@ pub(super) struct Shared {
     /// Times that a running sequence was preempted.
     pub preemptions: AtomicU64,
     /// Set on shutdown: no more sequences are accepted, and those that run end.
-    pub stopping: AtomicBool,
+    pub(crate) stopping: AtomicBool,
 }
 
 /// The bounds within which an engine accepts sequences.
 #[derive(Debug)]
 pub(super) struct Admission {
-    pub shared: Arc<Shared>,
-    pub tokenizer: Arc<Tokenizer>,
-    pub max_model_len: usize,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) max_model_len: usize,
     max_waiting: usize,
 }
 
@@ -54,7 +54,7 @@ impl Admission {
     ///
     /// # Errors
     /// [`SubmitError`] of the checks or of `queue`; the request is not counted then.
-    pub fn submit(
+    pub(crate) fn submit(
         &self,
         request: GenerateRequest,
         queue: impl FnOnce(Sequence) -> Result<(), SubmitError>,
@@ -99,7 +99,7 @@ impl Admission {
     }
 
     /// The load right now.
-    pub fn stats(&self) -> EngineStats {
+    pub(crate) fn stats(&self) -> EngineStats {
         let shared = &self.shared;
         EngineStats {
             running: shared.running.load(Ordering::Relaxed),
@@ -112,7 +112,7 @@ impl Admission {
     }
 
     /// Whether any sequence is running or waiting.
-    pub fn is_busy(&self) -> bool {
+    pub(crate) fn is_busy(&self) -> bool {
         let shared = &self.shared;
         shared.running.load(Ordering::Relaxed) + shared.waiting.load(Ordering::Relaxed) > 0
     }

@@ -14,7 +14,7 @@ use crate::adapter::generation::GenerationId;
 
 /// The blocks of one sequence, in order.
 #[derive(Debug)]
-pub struct BlockTable {
+pub(crate) struct BlockTable {
     blocks: Vec<u32>,
     /// How many of them, from the first, are full and offered to others.
     sealed: usize,
@@ -35,14 +35,14 @@ impl BlockTable {
     }
 
     /// The blocks, shared with the batch they run in.
-    pub fn view(&mut self) -> Arc<[u32]> {
+    pub(crate) fn view(&mut self) -> Arc<[u32]> {
         self.view
             .get_or_insert_with(|| self.blocks.as_slice().into())
             .clone()
     }
 
     /// The key of block `index`, if it has been computed.
-    pub fn key(&self, index: usize) -> Option<&BlockKey> {
+    pub(crate) fn key(&self, index: usize) -> Option<&BlockKey> {
         self.keys.get(index)
     }
 }
@@ -57,7 +57,7 @@ struct Block {
 
 /// Hands out block numbers; the storage itself is the executor's.
 #[derive(Debug)]
-pub struct BlockPool {
+pub(crate) struct BlockPool {
     blocks: Vec<Block>,
     free: FreeList,
     /// Full blocks by content, free ones included.
@@ -78,7 +78,7 @@ impl BlockPool {
 
     /// Gives an empty table the longest cached prefix of `tokens`. Returns the number of tokens
     /// found: at most all but the last one, which has to run for its logits.
-    pub fn lease_prefix(&mut self, table: &mut BlockTable, tokens: &[u32]) -> usize {
+    pub(crate) fn lease_prefix(&mut self, table: &mut BlockTable, tokens: &[u32]) -> usize {
         debug_assert!(table.blocks.is_empty());
         let most = tokens.len().saturating_sub(1) / self.block_size;
         for key in table.keys.upto(tokens, self.block_size).iter().take(most) {
@@ -99,7 +99,7 @@ impl BlockPool {
 
     /// Extends a table until it holds `tokens` tokens. `false` if too few blocks are free; nothing
     /// was taken then.
-    pub fn grow(&mut self, table: &mut BlockTable, tokens: usize) -> bool {
+    pub(crate) fn grow(&mut self, table: &mut BlockTable, tokens: usize) -> bool {
         let missing = tokens
             .div_ceil(self.block_size)
             .saturating_sub(table.blocks.len());
@@ -119,7 +119,7 @@ impl BlockPool {
     }
 
     /// Adds the full blocks among the first `computed` tokens to the prefix cache.
-    pub fn seal(&mut self, table: &mut BlockTable, tokens: &[u32], computed: usize) {
+    pub(crate) fn seal(&mut self, table: &mut BlockTable, tokens: &[u32], computed: usize) {
         let full = computed / self.block_size;
         if full <= table.sealed {
             return;
@@ -136,7 +136,7 @@ impl BlockPool {
     }
 
     /// Releases all blocks of a sequence. They stay in the prefix cache until they are reused.
-    pub fn release(&mut self, table: &mut BlockTable) {
+    pub(crate) fn release(&mut self, table: &mut BlockTable) {
         table.view = None;
         table.sealed = 0;
         // From the end, so that the beginning of a prefix, without which the rest cannot be found,
@@ -153,24 +153,24 @@ impl BlockPool {
     }
 
     /// Tokens per block.
-    pub fn block_size(&self) -> usize {
+    pub(crate) fn block_size(&self) -> usize {
         self.block_size
     }
 
     /// Tokens that the whole pool can hold.
-    pub fn capacity(&self) -> usize {
+    pub(crate) fn capacity(&self) -> usize {
         self.blocks.len() * self.block_size
     }
 
     /// Share of blocks that sequences hold, 0 to 1; blocks that are only cached do not count.
-    pub fn usage(&self) -> f64 {
+    pub(crate) fn usage(&self) -> f64 {
         let held = self.blocks.len() - self.free.len();
         held as f64 / self.blocks.len().max(1) as f64
     }
 
     /// Checks the pool against the tables of all sequences that hold blocks.
     #[cfg(test)]
-    pub fn check<'a>(&self, tables: impl Iterator<Item = &'a BlockTable>) {
+    pub(crate) fn check<'a>(&self, tables: impl Iterator<Item = &'a BlockTable>) {
         let mut holders = vec![0; self.blocks.len()];
         let mut writers = vec![0; self.blocks.len()];
         for table in tables {

@@ -6,7 +6,7 @@ const NONE: u32 = u32::MAX;
 /// A doubly linked list over block numbers: O(1) at both ends and for removal from the middle,
 /// which a cache hit on a free block needs.
 #[derive(Debug)]
-pub struct FreeList {
+pub(crate) struct FreeList {
     /// Per block: the one before and the one after it.
     links: Vec<[u32; 2]>,
     member: Vec<bool>,
@@ -17,7 +17,7 @@ pub struct FreeList {
 
 impl FreeList {
     /// All of `0..total`, the lowest first, so that a small load stays in few pages.
-    pub fn full(total: usize) -> Self {
+    pub(crate) fn full(total: usize) -> Self {
         let mut list = Self {
             links: vec![[NONE; 2]; total],
             member: vec![false; total],
@@ -30,12 +30,12 @@ impl FreeList {
     }
 
     /// Number of free blocks.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.length
     }
 
     /// Removes and returns the block to reuse next.
-    pub fn pop_first(&mut self) -> Option<u32> {
+    pub(crate) fn pop_first(&mut self) -> Option<u32> {
         let block = self.first;
         (block != NONE).then(|| {
             self.remove(block);
@@ -44,17 +44,17 @@ impl FreeList {
     }
 
     /// Adds a block that is to be reused before all others.
-    pub fn push_first(&mut self, block: u32) {
+    pub(crate) fn push_first(&mut self, block: u32) {
         self.insert(block, [NONE, self.first]);
     }
 
     /// Adds a block that is to be reused after all others.
-    pub fn push_last(&mut self, block: u32) {
+    pub(crate) fn push_last(&mut self, block: u32) {
         self.insert(block, [self.last, NONE]);
     }
 
     /// Removes a block from anywhere in the list, in O(1).
-    pub fn remove(&mut self, block: u32) {
+    pub(crate) fn remove(&mut self, block: u32) {
         debug_assert!(self.member[block as usize], "block {block} is not free");
         let [before, after] = self.links[block as usize];
         self.join(before, after);

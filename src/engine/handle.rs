@@ -114,13 +114,13 @@ pub fn start(
 /// What an engine's thread computes with.
 pub(super) struct Computing {
     /// Runs the steps.
-    pub executor: Box<dyn Executor>,
+    pub(crate) executor: Box<dyn Executor>,
     /// The blocks of the executor's cache.
-    pub pool: BlockPool,
+    pub(crate) pool: BlockPool,
     /// The model's longest sequence, in tokens.
-    pub limit: usize,
+    pub(crate) limit: usize,
     /// How its steps divide the time with learning.
-    pub slices: Arc<TimeSlices>,
+    pub(crate) slices: Arc<TimeSlices>,
 }
 
 /// Starts the engine's thread.

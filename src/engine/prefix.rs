@@ -11,7 +11,7 @@ use crate::adapter::generation::GenerationId;
 /// mean equal content. The hash is cryptographic because clients choose the tokens: a collision
 /// would let one request read another's context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct BlockKey([u8; 32]);
+pub(crate) struct BlockKey([u8; 32]);
 
 impl BlockKey {
     fn of_generation(id: &GenerationId) -> Self {
@@ -29,7 +29,7 @@ impl BlockKey {
 
 /// The keys of a sequence's full blocks, computed on demand.
 #[derive(Debug)]
-pub struct KeyChain {
+pub(crate) struct KeyChain {
     root: BlockKey,
     keys: Vec<BlockKey>,
 }
@@ -44,7 +44,7 @@ impl KeyChain {
     }
 
     /// The keys of all full blocks of `tokens`, which may only have grown since the last call.
-    pub fn upto(&mut self, tokens: &[u32], block_size: usize) -> &[BlockKey] {
+    pub(crate) fn upto(&mut self, tokens: &[u32], block_size: usize) -> &[BlockKey] {
         for block in tokens.chunks_exact(block_size).skip(self.keys.len()) {
             let parent = self.keys.last().unwrap_or(&self.root);
             self.keys.push(parent.child(block));
@@ -53,7 +53,7 @@ impl KeyChain {
     }
 
     /// The key of block `index`, if an earlier [`KeyChain::upto`] computed it.
-    pub fn get(&self, index: usize) -> Option<&BlockKey> {
+    pub(crate) fn get(&self, index: usize) -> Option<&BlockKey> {
         self.keys.get(index)
     }
 }

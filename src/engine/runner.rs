@@ -9,9 +9,9 @@ use super::step::{Layout, Logits};
 use realign_model::{Executor, Tokenizer};
 
 /// The sequences, what computes them, and the buffers that steps reuse.
-pub struct Runner {
+pub(crate) struct Runner {
     /// Who runs and who waits.
-    pub scheduler: Scheduler,
+    pub(crate) scheduler: Scheduler,
     executor: Box<dyn Executor>,
     tokenizer: Arc<Tokenizer>,
     shares: Vec<Share>,
@@ -41,7 +41,7 @@ impl Runner {
     }
 
     /// Forgets cancelled sequences and chooses who runs in the next step. `false` if nobody can.
-    pub fn schedule(&mut self) -> bool {
+    pub(crate) fn schedule(&mut self) -> bool {
         self.scheduler.drop_cancelled();
         self.scheduler.schedule(&mut self.shares);
         if self.shares.is_empty() {
@@ -51,7 +51,7 @@ impl Runner {
     }
 
     /// Runs the chosen step; sequences that end leave the batch.
-    pub fn execute(&mut self) {
+    pub(crate) fn execute(&mut self) {
         let draws = self.executor.draws();
         let running = &mut self.scheduler.running;
         self.layout.fill(running, &self.shares, draws);

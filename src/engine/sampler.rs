@@ -9,7 +9,7 @@ use realign_model::vector::logsumexp;
 
 /// One sequence's sampler: its own random stream, so batch mates cannot change its text.
 #[derive(Debug)]
-pub struct Sampler {
+pub(crate) struct Sampler {
     params: SamplingParams,
     rng: ChaCha8Rng,
 }
@@ -19,10 +19,10 @@ type Candidate = (u32, f32);
 
 /// Candidates while a token is drawn. All sequences share one, which grows to the vocabulary once.
 #[derive(Debug, Default)]
-pub struct Scratch {
+pub(crate) struct Scratch {
     candidates: Vec<Candidate>,
     /// Logits that a request has changed.
-    pub shaped: Vec<f32>,
+    pub(crate) shaped: Vec<f32>,
 }
 
 /// A token's probability falls below 1e-13 of the best one's here: never drawn, not worth sorting.
@@ -40,13 +40,13 @@ impl Sampler {
     }
 
     #[cfg(test)]
-    pub fn seed(&self) -> u64 {
+    pub(crate) fn seed(&self) -> u64 {
         self.params.seed
     }
 
     /// How the next token is to be drawn, for whoever holds its logits. Takes as much of the random
     /// stream as [`Sampler::draw`] does.
-    pub fn request(&mut self) -> DrawRequest {
+    pub(crate) fn request(&mut self) -> DrawRequest {
         let greedy = self.params.temperature <= 0.0;
         DrawRequest {
             uniform: if greedy { 0.0 } else { self.rng.random() },
@@ -58,7 +58,7 @@ impl Sampler {
     }
 
     /// Draws a token id. Ties go to the lower id.
-    pub fn draw(&mut self, logits: &[f32], scratch: &mut Scratch) -> u32 {
+    pub(crate) fn draw(&mut self, logits: &[f32], scratch: &mut Scratch) -> u32 {
         let best = argmax(logits);
         if self.params.temperature <= 0.0 {
             return best as u32;
@@ -134,7 +134,7 @@ fn keep_nucleus(candidates: &mut Vec<Candidate>, top_p: f32) {
 }
 
 /// Index of the largest logit, the lowest of equals.
-pub fn argmax(logits: &[f32]) -> usize {
+pub(crate) fn argmax(logits: &[f32]) -> usize {
     let mut best = 0;
     for (i, &l) in logits.iter().enumerate() {
         if l > logits[best] {
@@ -146,7 +146,7 @@ pub fn argmax(logits: &[f32]) -> usize {
 
 /// log p of one token, and the `n` most probable ones with theirs, best first. Holds `n` tokens
 /// while it reads the logits once.
-pub fn logprobs(logits: &[f32], token: u32, n: usize) -> (f32, Vec<(u32, f32)>) {
+pub(crate) fn logprobs(logits: &[f32], token: u32, n: usize) -> (f32, Vec<(u32, f32)>) {
     let normaliser = logsumexp(logits);
     let mut top: Vec<(u32, f32)> = Vec::with_capacity(n.min(logits.len()));
     for (id, &logit) in (0u32..).zip(logits) {

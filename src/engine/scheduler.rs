@@ -16,15 +16,15 @@ const MIN_CHUNK: usize = 64;
 
 /// Waiting and running sequences. Running ones hold KV blocks; waiting ones hold nothing.
 #[derive(Debug)]
-pub struct Scheduler {
+pub(crate) struct Scheduler {
     /// In order of admission: the last one is preempted first.
     pub running: Vec<Sequence>,
     /// In order of arrival; preempted sequences come back to the front.
     pub waiting: VecDeque<Sequence>,
     /// Free and used KV blocks.
-    pub pool: BlockPool,
+    pub(crate) pool: BlockPool,
     /// Running totals.
-    pub totals: Totals,
+    pub(crate) totals: Totals,
     max_running: usize,
     prefill_budget: usize,
     /// The `prefill_order` to assign next.
@@ -35,7 +35,7 @@ pub struct Scheduler {
 
 /// Counts since the engine started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
+pub(crate) struct Totals {
     /// Prompt tokens looked up in the prefix cache: all of each prompt, once per sequence.
     pub prefix_queries: u64,
     /// Prompt tokens found there.
@@ -46,11 +46,11 @@ pub struct Totals {
 
 /// One sequence's rows in a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Share {
+pub(crate) struct Share {
     /// Index into `running`.
-    pub index: usize,
+    pub(crate) index: usize,
     /// How many of its pending tokens run.
-    pub tokens: usize,
+    pub(crate) tokens: usize,
 }
 
 impl Scheduler {
@@ -70,12 +70,12 @@ impl Scheduler {
     }
 
     /// Whether nothing is running or waiting.
-    pub fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
     /// Drops sequences whose clients have disconnected.
-    pub fn drop_cancelled(&mut self) {
+    pub(crate) fn drop_cancelled(&mut self) {
         let pool = &mut self.pool;
         self.running.retain_mut(|s| {
             let keep = !s.is_cancelled();
@@ -89,7 +89,7 @@ impl Scheduler {
 
     /// Chooses the next step: every decoding sequence, so that no stream stalls behind a prompt,
     /// then chunks of prompts. `shares` is empty only if nothing can run.
-    pub fn schedule(&mut self, shares: &mut Vec<Share>) {
+    pub(crate) fn schedule(&mut self, shares: &mut Vec<Share>) {
         shares.clear();
         if !self.secure_blocks() {
             self.admit();
@@ -201,7 +201,7 @@ impl Scheduler {
     }
 
     /// Notes that the tokens of these shares have their keys and values in the cache.
-    pub fn mark_computed(&mut self, shares: &[Share]) {
+    pub(crate) fn mark_computed(&mut self, shares: &[Share]) {
         for share in shares {
             let s = &mut self.running[share.index];
             s.computed += share.tokens;
@@ -210,7 +210,7 @@ impl Scheduler {
     }
 
     /// Removes the running sequences at these indices and frees their blocks.
-    pub fn retire(&mut self, indices: &mut [usize]) -> Vec<Sequence> {
+    pub(crate) fn retire(&mut self, indices: &mut [usize]) -> Vec<Sequence> {
         indices.sort_unstable();
         let retired = indices.iter().rev().map(|&index| {
             let mut sequence = self.running.remove(index);

@@ -15,19 +15,19 @@ use realign_model::{DrawRequest, StreamDecoder, Tokenizer};
 
 /// A sequence: its tokens, how far they are in the cache, and where its events go.
 #[derive(Debug)]
-pub struct Sequence {
+pub(crate) struct Sequence {
     /// The lease, held to the last token.
     pub generation: Arc<Generation>,
     /// Prompt and generated tokens.
-    pub tokens: Vec<u32>,
+    pub(crate) tokens: Vec<u32>,
     /// How many of them have keys and values in the cache.
-    pub computed: usize,
+    pub(crate) computed: usize,
     /// Blocks that hold them.
-    pub table: BlockTable,
+    pub(crate) table: BlockTable,
     /// Round-robin order of prefills: the sequence with the lowest gets the next chunk.
-    pub prefill_order: u64,
+    pub(crate) prefill_order: u64,
     /// Prompt tokens that the prefix cache held when it was first admitted.
-    pub cached_prompt: Option<usize>,
+    pub(crate) cached_prompt: Option<usize>,
     prompt: usize,
     max_tokens: usize,
     ignore_eos: bool,
@@ -78,23 +78,23 @@ impl Sequence {
     }
 
     /// Tokens whose keys and values are still to be computed: 1 while decoding.
-    pub fn pending(&self) -> usize {
+    pub(crate) fn pending(&self) -> usize {
         self.tokens.len() - self.computed
     }
 
     /// Tells sequences apart in tests.
     #[cfg(test)]
-    pub fn seed(&self) -> u64 {
+    pub(crate) fn seed(&self) -> u64 {
         self.sampler.seed()
     }
 
     /// Whether the client has disconnected.
-    pub fn is_cancelled(&self) -> bool {
+    pub(crate) fn is_cancelled(&self) -> bool {
         self.events.is_closed()
     }
 
     /// Draws the next token from its logits and reports it. Returns whether the sequence ended.
-    pub fn advance(
+    pub(crate) fn advance(
         &mut self,
         logits: &[f32],
         tokenizer: &Tokenizer,
@@ -109,13 +109,13 @@ impl Sequence {
 
     /// How to draw the next token on the device that computes its logits; `None` if the host needs
     /// the logits. Call once per token: it advances the sequence's random stream.
-    pub fn draw_request(&mut self) -> Option<DrawRequest> {
+    pub(crate) fn draw_request(&mut self) -> Option<DrawRequest> {
         let plain = self.top_logprobs.is_none() && self.shaper.changes_nothing();
         plain.then(|| self.sampler.request())
     }
 
     /// As [`Sequence::advance`], with a token that the device drew by [`Sequence::draw_request`].
-    pub fn advance_with(&mut self, id: u32, tokenizer: &Tokenizer) -> bool {
+    pub(crate) fn advance_with(&mut self, id: u32, tokenizer: &Tokenizer) -> bool {
         let complete = false;
         self.proceed(Drawn { id, complete }, &[], tokenizer)
     }
@@ -199,7 +199,7 @@ impl Sequence {
     }
 
     /// Reports to the client that the engine cannot continue the sequence.
-    pub fn fail(&self, reason: &str) {
+    pub(crate) fn fail(&self, reason: &str) {
         self.send(GenerateEvent::Failed(reason.to_string()));
     }
 

@@ -7,7 +7,7 @@ use super::grammar::{GrammarError, GrammarState};
 use super::request::SamplingParams;
 
 /// One sequence's changes to its logits.
-pub struct Shaper {
+pub(crate) struct Shaper {
     bias: Vec<(u32, f32)>,
     presence_penalty: f32,
     frequency_penalty: f32,
@@ -35,7 +35,7 @@ impl Shaper {
     }
 
     /// Whether every token is drawn from the model's own logits.
-    pub fn changes_nothing(&self) -> bool {
+    pub(crate) fn changes_nothing(&self) -> bool {
         self.bias.is_empty()
             && self.grammar.is_none()
             && self.presence_penalty == 0.0
@@ -47,7 +47,7 @@ impl Shaper {
     ///
     /// # Errors
     /// If the grammar cannot be followed further.
-    pub fn shape<'a>(
+    pub(crate) fn shape<'a>(
         &mut self,
         logits: &'a [f32],
         buffer: &'a mut Vec<f32>,
@@ -79,7 +79,7 @@ impl Shaper {
     ///
     /// # Errors
     /// As [`Shaper::shape`].
-    pub fn accept(&mut self, id: u32) -> Result<bool, GrammarError> {
+    pub(crate) fn accept(&mut self, id: u32) -> Result<bool, GrammarError> {
         if self.presence_penalty != 0.0 || self.frequency_penalty != 0.0 {
             *self.counts.entry(id).or_default() += 1;
         }

@@ -13,23 +13,23 @@ use realign_model::{AdapterSpan, DrawRequest, Outputs, PagedSequence, Step};
 /// The rows of a step, sequences of one generation side by side. Refilled for every step, so that
 /// its buffers are allocated once.
 #[derive(Debug)]
-pub struct Layout {
+pub(crate) struct Layout {
     /// Token ids, one per row.
-    pub tokens: Vec<u32>,
+    pub(crate) tokens: Vec<u32>,
     /// Position of each row in its sequence.
-    pub positions: Vec<u32>,
+    pub(crate) positions: Vec<u32>,
     /// Which rows belong to which sequence, and where its keys and values are.
-    pub sequences: Arc<[PagedSequence]>,
+    pub(crate) sequences: Arc<[PagedSequence]>,
     /// Adapters by ascending row range; base rows appear in none.
-    pub adapters: Vec<AdapterSpan>,
+    pub(crate) adapters: Vec<AdapterSpan>,
     /// Ascending rows whose logits are asked for: the last row of every sequence that has no
     /// further token to compute.
-    pub outputs: Vec<u32>,
+    pub(crate) outputs: Vec<u32>,
     /// For each output, its sequence's index in the running batch.
-    pub owners: Vec<usize>,
+    pub(crate) owners: Vec<usize>,
     /// For each output, how its token is to be drawn where the executor does that; `None` where the
     /// host has to see its logits.
-    pub draws: Vec<Option<DrawRequest>>,
+    pub(crate) draws: Vec<Option<DrawRequest>>,
     /// The shares in the rows' order.
     order: Vec<Share>,
     /// `sequences` while it is collected.
@@ -54,7 +54,7 @@ impl Default for Layout {
 
 impl Layout {
     /// Lays out a step's shares. `draws` if the executor draws tokens.
-    pub fn fill(&mut self, running: &mut [Sequence], shares: &[Share], draws: bool) {
+    pub(crate) fn fill(&mut self, running: &mut [Sequence], shares: &[Share], draws: bool) {
         self.clear();
         self.order.extend_from_slice(shares);
         self.order.sort_unstable_by(|a, b| {
@@ -73,7 +73,7 @@ impl Layout {
     }
 
     /// What the executor computes.
-    pub fn step(&self) -> Step<'_> {
+    pub(crate) fn step(&self) -> Step<'_> {
         Step {
             tokens: &self.tokens,
             positions: &self.positions,
@@ -127,7 +127,7 @@ impl Layout {
 
 /// Logits of a step's outputs in one flat buffer, (outputs, vocabulary), reused between steps.
 #[derive(Debug, Default)]
-pub struct Logits {
+pub(crate) struct Logits {
     values: Vec<f32>,
     vocab: usize,
     /// Tokens that the executor has drawn itself.
@@ -136,7 +136,7 @@ pub struct Logits {
 
 impl Logits {
     /// Makes room for a layout's outputs, each of `vocab` logits. What it holds is unspecified.
-    pub fn prepare<'a>(&'a mut self, layout: &'a Layout, vocab: usize) -> Outputs<'a> {
+    pub(crate) fn prepare<'a>(&'a mut self, layout: &'a Layout, vocab: usize) -> Outputs<'a> {
         self.vocab = vocab;
         self.tokens.clear();
         self.values.resize(layout.outputs.len() * vocab, 0.0);
@@ -148,12 +148,12 @@ impl Logits {
     }
 
     /// The logits of output `index`, (vocabulary).
-    pub fn row(&self, index: usize) -> &[f32] {
+    pub(crate) fn row(&self, index: usize) -> &[f32] {
         &self.values[index * self.vocab..(index + 1) * self.vocab]
     }
 
     /// The token that the executor drew for output `index`; its logits are unspecified then.
-    pub fn token(&self, index: usize) -> Option<u32> {
+    pub(crate) fn token(&self, index: usize) -> Option<u32> {
         self.tokens.get(index).copied().flatten()
     }
 }

@@ -2,14 +2,14 @@
 
 /// Finds stop strings, and holds back text that may be the start of one.
 #[derive(Debug)]
-pub struct StopMatcher {
+pub(crate) struct StopMatcher {
     stops: Vec<String>,
     held: String,
 }
 
 /// The result of [`StopMatcher::push`].
 #[derive(Debug, PartialEq, Eq)]
-pub enum StopOutcome {
+pub(crate) enum StopOutcome {
     /// Text that is certain to belong to the response.
     Text(String),
     /// A stop string is complete; this text came before it, and nothing follows.
@@ -26,7 +26,7 @@ impl StopMatcher {
     }
 
     /// Takes newly decoded text.
-    pub fn push(&mut self, text: &str) -> StopOutcome {
+    pub(crate) fn push(&mut self, text: &str) -> StopOutcome {
         self.held.push_str(text);
         if let Some(at) = self
             .stops
@@ -48,7 +48,7 @@ impl StopMatcher {
     }
 
     /// The text held back, when the sequence ends for another reason.
-    pub fn flush(&mut self) -> String {
+    pub(crate) fn flush(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 }

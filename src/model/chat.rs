@@ -225,7 +225,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// As [`ChatTemplate::new`].
-    pub fn from_directory(dir: &Path, tokenizer: &Tokenizer) -> Result<Self, ChatError> {
+    pub(crate) fn from_directory(dir: &Path, tokenizer: &Tokenizer) -> Result<Self, ChatError> {
         let wanted = dir.join("chat_template.jinja");
         if let Some(source) = read(&wanted)? {
             return Self::new(&source, tokenizer);
@@ -256,7 +256,7 @@ impl ChatTemplate {
     /// # Errors
     /// [`ChatError::Refused`] if the template raises, e.g. because roles must alternate;
     /// [`ChatError::NoTemplate`] for a base model.
-    pub fn render(
+    pub(crate) fn render(
         &self,
         messages: &[ChatMessage],
         add_generation_prompt: bool,

@@ -63,7 +63,7 @@ pub enum Recompute {
 
 impl Recompute {
     /// What it is read from, for messages.
-    pub const ALLOWED: &'static str = "allowed are \"auto\", \"on\" and \"off\"";
+    pub(crate) const ALLOWED: &'static str = "allowed are \"auto\", \"on\" and \"off\"";
 }
 
 impl FromStr for Recompute {

@@ -66,9 +66,9 @@ pub struct Plan {
 )]
 pub struct TooLarge {
     /// What was planned.
-    pub plan: Plan,
+    pub(crate) plan: Plan,
     /// Bytes that are free.
-    pub free: usize,
+    pub(crate) free: usize,
 }
 
 impl Plan {

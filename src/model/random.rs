@@ -13,11 +13,11 @@ use super::spec::ModelSpec;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RandomMatrix {
     /// Rows.
-    pub out: usize,
+    pub(crate) out: usize,
     /// Columns.
-    pub inner: usize,
+    pub(crate) inner: usize,
     /// Standard deviation of its elements.
-    pub deviation: f64,
+    pub(crate) deviation: f64,
 }
 
 /// A model of these shapes, its norms and biases on a device, its matrices made by `matrix`.
@@ -116,7 +116,7 @@ impl RandomMatrix {
     ///
     /// # Errors
     /// If the columns are no multiple of the type's blocks.
-    pub fn few_rows(&self, kind: GgmlDType) -> Result<QTensor> {
+    pub(crate) fn few_rows(&self, kind: GgmlDType) -> Result<QTensor> {
         let few = RandomMatrix {
             out: DIFFERENT.min(self.out),
             ..*self

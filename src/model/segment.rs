@@ -29,7 +29,7 @@ impl Segment {
     }
 
     /// Positions of all rows: every branch continues where the prompt ends.
-    pub fn positions(&self) -> impl Iterator<Item = u32> + '_ {
+    pub(crate) fn positions(&self) -> impl Iterator<Item = u32> + '_ {
         let prompt = self.prompt as u32;
         (0..prompt).chain(
             self.branches

@@ -22,7 +22,7 @@ type Listing = BTreeMap<String, Vec<String>>;
 ///
 /// # Errors
 /// [`ModelError::Field`] if the index lists a file that is not there.
-pub fn select(dir: &Path, found: Vec<PathBuf>) -> Result<Vec<PathBuf>> {
+pub(crate) fn select(dir: &Path, found: Vec<PathBuf>) -> Result<Vec<PathBuf>> {
     let Some(listing) = read_index(dir)? else {
         let single = dir.join(SINGLE);
         return Ok(match found.contains(&single) {
@@ -44,7 +44,7 @@ pub fn select(dir: &Path, found: Vec<PathBuf>) -> Result<Vec<PathBuf>> {
 ///
 /// # Errors
 /// [`ModelError::Malformed`] naming the file, [`ModelError::Field`] naming the index.
-pub fn open(dir: &Path, files: &[PathBuf]) -> Result<MmapedSafetensors> {
+pub(crate) fn open(dir: &Path, files: &[PathBuf]) -> Result<MmapedSafetensors> {
     let listing = read_index(dir)?.unwrap_or_default();
     for path in files {
         let tensors = map(path, std::slice::from_ref(path))?;

@@ -178,7 +178,7 @@ impl ModelFiles {
     }
 
     /// The GGUF header, for the tokenizer and the chat template.
-    pub fn gguf_content(&self) -> Result<Option<gguf_file::Content>> {
+    pub(crate) fn gguf_content(&self) -> Result<Option<gguf_file::Content>> {
         self.gguf()
             .map(|path| open_gguf(path).map(|(content, _)| content))
             .transpose()
@@ -213,7 +213,7 @@ impl ModelFiles {
     }
 
     /// The weight files, in order.
-    pub fn weights(&self) -> &[PathBuf] {
+    pub(crate) fn weights(&self) -> &[PathBuf] {
         &self.weights
     }
 

@@ -63,7 +63,7 @@ impl TimeSlices {
     }
 
     /// Begins a learning pass; the engine pauses between its steps as long as one runs.
-    pub fn learning(&self) -> LearningSlice<'_> {
+    pub(crate) fn learning(&self) -> LearningSlice<'_> {
         self.learning.fetch_add(1, Ordering::SeqCst);
         LearningSlice(self)
     }
@@ -161,7 +161,7 @@ impl Drop for ServingSlice<'_> {
 
 /// A learning pass, as long as it lives.
 #[derive(Debug)]
-pub struct LearningSlice<'a>(&'a TimeSlices);
+pub(crate) struct LearningSlice<'a>(&'a TimeSlices);
 
 impl Drop for LearningSlice<'_> {
     fn drop(&mut self) {

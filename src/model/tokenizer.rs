@@ -224,7 +224,11 @@ impl Tokenizer {
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
-    pub fn encode_guarded(&self, text: &str, guard: char) -> Result<Vec<u32>, TokenizerError> {
+    pub(crate) fn encode_guarded(
+        &self,
+        text: &str,
+        guard: char,
+    ) -> Result<Vec<u32>, TokenizerError> {
         self.encode_with(self.inner.get_added_vocabulary(), text, Some(guard))
     }
 
@@ -314,7 +318,7 @@ impl Tokenizer {
     }
 
     /// The id of a token given by its literal, control token or not.
-    pub fn token_id(&self, literal: &str) -> Option<u32> {
+    pub(crate) fn token_id(&self, literal: &str) -> Option<u32> {
         self.inner.token_to_id(literal)
     }
 
@@ -325,7 +329,7 @@ impl Tokenizer {
     }
 
     /// The first declared end-of-sequence id.
-    pub fn eos_id(&self) -> Option<u32> {
+    pub(crate) fn eos_id(&self) -> Option<u32> {
         self.eos
     }
 

@@ -64,7 +64,7 @@ vectorised! {
 #[inline(always)]
 #[allow(clippy::excessive_precision)] // the two parts of ln 2 are exact on purpose
 #[allow(clippy::manual_clamp)] // two selects vectorise; NaN passes through, as in clamp
-pub fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_375;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     let clamped = if x < -87.0 {

@@ -32,7 +32,7 @@ pub struct Batch<'a> {
 
 impl<'a> Batch<'a> {
     /// A packed batch with adapters.
-    pub fn packed(packed: &'a Packed, adapters: &'a [AdapterRows<'a>]) -> Self {
+    pub(crate) fn packed(packed: &'a Packed, adapters: &'a [AdapterRows<'a>]) -> Self {
         Self {
             tokens: &packed.tokens,
             positions: &packed.positions,
@@ -43,7 +43,10 @@ impl<'a> Batch<'a> {
 }
 
 /// An adapter, if there is one, on all rows of a packed batch.
-pub fn on_all_rows<'a>(batch: &Packed, adapter: Option<&'a LoraWeights>) -> Vec<AdapterRows<'a>> {
+pub(crate) fn on_all_rows<'a>(
+    batch: &Packed,
+    adapter: Option<&'a LoraWeights>,
+) -> Vec<AdapterRows<'a>> {
     let rows = 0..batch.token_count();
     adapter
         .map(|adapter| AdapterRows { rows, adapter })
@@ -62,7 +65,7 @@ pub struct TensorModel<W> {
 
 impl<W: TensorWeight> TensorModel<W> {
     /// Where the weights are.
-    pub fn device(&self) -> &Device {
+    pub(crate) fn device(&self) -> &Device {
         self.decoder.final_norm.device()
     }
 
@@ -79,7 +82,7 @@ impl<W: TensorWeight> TensorModel<W> {
     ///
     /// # Errors
     /// As [`TensorModel::hidden`].
-    pub fn states_below(&self, batch: &Batch, layer: usize) -> Result<Tensor> {
+    pub(crate) fn states_below(&self, batch: &Batch, layer: usize) -> Result<Tensor> {
         let ids = Tensor::new(batch.tokens, self.device())?;
         // The residual stream is f32 whatever the weights are.
         let mut embedded = self.decoder.embedding.rows(&ids)?.to_dtype(DType::F32)?;
@@ -114,7 +117,12 @@ impl<W: TensorWeight> TensorModel<W> {
     ///
     /// # Errors
     /// As [`TensorModel::hidden`].
-    pub fn hidden_from(&self, batch: &Batch, states: &Tensor, layer: usize) -> Result<Tensor> {
+    pub(crate) fn hidden_from(
+        &self,
+        batch: &Batch,
+        states: &Tensor,
+        layer: usize,
+    ) -> Result<Tensor> {
         let x = self.run_layers(batch, states.clone(), layer..self.decoder.layers.len())?;
         self.normalised(&x)
     }
@@ -183,7 +191,7 @@ impl<W: TensorWeight> TensorModel<W> {
     ///
     /// # Errors
     /// As [`TensorModel::hidden`].
-    pub fn states(&self, packed: &Packed, layer: usize) -> Result<Vec<States>> {
+    pub(crate) fn states(&self, packed: &Packed, layer: usize) -> Result<Vec<States>> {
         let hidden = self.states_below(&Batch::packed(packed, &[]), layer)?;
         let part = |segment: &Segment| {
             let rows = segment.rows();

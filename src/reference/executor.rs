@@ -11,7 +11,7 @@ use crate::decoder::Batch;
 use crate::linear::AdapterRows;
 
 /// Runs steps of the reference.
-pub struct ReferenceExecutor {
+pub(crate) struct ReferenceExecutor {
     model: Arc<Reference>,
     /// The token of each slot of the cache.
     slots: Vec<u32>,

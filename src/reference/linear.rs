@@ -47,7 +47,7 @@ pub struct AdapterRows<'a> {
 ///
 /// # Errors
 /// If the shapes do not fit, or the device refuses.
-pub fn project<W: TensorWeight>(
+pub(crate) fn project<W: TensorWeight>(
     map: &Linear<W>,
     x: &Tensor,
     adapters: &[AdapterRows],

@@ -77,7 +77,7 @@ impl<'a, W: TensorWeight> Stepwise<'a, W> {
     ///
     /// # Errors
     /// If a target is not in the vocabulary.
-    pub fn measured(&self, measured: Measured, hidden: &Tensor) -> Result<Vec<f32>> {
+    pub(crate) fn measured(&self, measured: Measured, hidden: &Tensor) -> Result<Vec<f32>> {
         self.model
             .values(measured, hidden, self.head_rows)?
             .to_vec1()

@@ -14,9 +14,9 @@ use realign_model::packing::Example;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GoldPair {
     /// Index of the pair it was made from, which must not be scored against it.
-    pub source: usize,
+    pub(crate) source: usize,
     /// The prompt with its (preferred, dispreferred) responses.
-    pub example: Example,
+    pub(crate) example: Example,
 }
 
 /// The gold batch in two folds. A pair in one fold is scored only against the other fold: scored
@@ -24,19 +24,19 @@ pub struct GoldPair {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GoldBatch {
     /// Two folds; their sizes differ by at most 1.
-    pub folds: [Vec<GoldPair>; 2],
+    pub(crate) folds: [Vec<GoldPair>; 2],
 }
 
 impl GoldBatch {
     /// The fold that contains the pair with this index, if any.
-    pub fn fold_of(&self, pair: usize) -> Option<usize> {
+    pub(crate) fn fold_of(&self, pair: usize) -> Option<usize> {
         self.folds
             .iter()
             .position(|fold| fold.iter().any(|g| g.source == pair))
     }
 
     /// Number of pairs in both folds.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.folds.iter().map(Vec::len).sum()
     }
 

@@ -19,13 +19,13 @@ pub struct Scored {
     pub score: Vec<f64>,
     /// log π_θ of each one's responses: at a fresh adapter, the reference's. Empty where the
     /// method does not come by them.
-    pub logprobs: Vec<PerResponse>,
+    pub(crate) logprobs: Vec<PerResponse>,
 }
 
 impl Scored {
     /// Writes the log-probabilities of a fresh adapter into the examples that were scored, as
     /// their reference.
-    pub fn complete(&self, examples: &mut [TrainExample]) {
+    pub(crate) fn complete(&self, examples: &mut [TrainExample]) {
         for (index, logprobs) in self.index.iter().zip(&self.logprobs) {
             examples[*index].reference = *logprobs;
         }

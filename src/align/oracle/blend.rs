@@ -17,12 +17,12 @@ pub struct Form {
     /// The prompt's hidden states.
     pub prompt: bool,
     /// Products of the prompt's and the response's hidden states.
-    pub products: bool,
+    pub(crate) products: bool,
 }
 
 impl Form {
     /// All forms, simplest first.
-    pub const ALL: [Form; 4] = [
+    pub(crate) const ALL: [Form; 4] = [
         Form {
             prompt: false,
             products: false,
@@ -101,7 +101,7 @@ impl Scale {
 /// layer's vector is scaled to length 1, and so is their sum: the layers share one residual stream,
 /// and their mean predicts verdicts better than a single layer chosen by cross-validation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct RowEncoder {
+pub(crate) struct RowEncoder {
     /// Per layer, for the prompt and for the response.
     layers: Vec<[Scale; 2]>,
     #[serde(rename = "words")]
@@ -111,7 +111,7 @@ pub struct RowEncoder {
 /// Rows as vectors, one per row: prompt and response (hidden size each), and n-grams of the
 /// response.
 #[derive(Clone, Debug, Default)]
-pub struct EncodedRows {
+pub(crate) struct EncodedRows {
     prompt: Vec<Vec<f32>>,
     response: Vec<Vec<f32>>,
     ngrams: Vec<SparseVector>,
@@ -120,7 +120,7 @@ pub struct EncodedRows {
 impl RowEncoder {
     /// Fits the scales. `hidden` has one vector per row and layer, the prompt's half followed by
     /// the response's; `vocabulary` was fitted on the responses.
-    pub fn fit(hidden: &[Vec<Vec<f32>>], vocabulary: Vocabulary) -> RowEncoder {
+    pub(crate) fn fit(hidden: &[Vec<Vec<f32>>], vocabulary: Vocabulary) -> RowEncoder {
         let layers = hidden.first().map_or(0, Vec::len);
         let scales = |layer: usize| {
             let rows = hidden.iter().map(|row| halves(&row[layer]));
@@ -134,7 +134,7 @@ impl RowEncoder {
     }
 
     /// Encodes rows, given the vectors of their responses' n-grams.
-    pub fn encode(&self, hidden: &[Vec<Vec<f32>>], ngrams: &[SparseVector]) -> EncodedRows {
+    pub(crate) fn encode(&self, hidden: &[Vec<Vec<f32>>], ngrams: &[SparseVector]) -> EncodedRows {
         let mut out = EncodedRows {
             ngrams: ngrams.to_vec(),
             ..EncodedRows::default()
@@ -176,7 +176,7 @@ fn halves(row: &[f32]) -> (&[f32], &[f32]) {
 
 /// Similarities between rows, one matrix per term.
 #[derive(Clone, Debug)]
-pub struct Similarities {
+pub(crate) struct Similarities {
     prompt: Gram,
     response: Gram,
     ngrams: Gram,
@@ -193,7 +193,7 @@ impl Similarities {
     }
 
     /// The sum of the terms of a form.
-    pub fn of(&self, form: Form) -> Gram {
+    pub(crate) fn of(&self, form: Form) -> Gram {
         let parts = [&self.prompt, &self.response, &self.ngrams];
         match (form.prompt, form.products) {
             (false, false) => Gram::combine(parts, |[_, r, w]| r + w),
@@ -206,9 +206,9 @@ impl Similarities {
 
 /// A function of an exchange, fitted by kernel ridge regression.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Blend {
+pub(crate) struct Blend {
     /// The terms that it sums.
-    pub form: Form,
+    pub(crate) form: Form,
     #[serde(rename = "reader")]
     encoder: RowEncoder,
     /// Weights of the prompt's hidden states; empty if the form has no such term.
@@ -258,7 +258,7 @@ impl Blend {
 
     /// The uncalibrated score of a response: about 1 for a violation, about −1 otherwise. `hidden`
     /// has one vector per layer, as in [`RowEncoder::fit`].
-    pub fn value(&self, hidden: &[Vec<f32>], response: &str) -> f64 {
+    pub(crate) fn value(&self, hidden: &[Vec<f32>], response: &str) -> f64 {
         let [p, r] = self.encoder.states(hidden);
         let mut value = self.offset + dot(&r, &self.response);
         value += text::dot(&self.encoder.vocabulary.vector(response), &self.ngrams);

@@ -29,7 +29,7 @@ impl VerdictKey {
     }
 
     /// The key as 64 hex digits.
-    pub fn to_hex(&self) -> String {
+    pub(crate) fn to_hex(&self) -> String {
         hex::encode(self.0)
     }
 }
@@ -112,7 +112,7 @@ pub struct MemoryVerdictCache {
 
 impl MemoryVerdictCache {
     /// Number of stored verdicts.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.lock().len()
     }
 

@@ -3,35 +3,35 @@
 use serde::{Deserialize, Serialize};
 
 /// 1 / (1 + e^(−z)).
-pub fn sigmoid(z: f64) -> f64 {
+pub(crate) fn sigmoid(z: f64) -> f64 {
     1.0 / (1.0 + (-z).exp())
 }
 
 /// log(1 + e^z), without overflow.
-pub fn softplus(z: f64) -> f64 {
+pub(crate) fn softplus(z: f64) -> f64 {
     z.max(0.0) + (-z.abs()).exp().ln_1p()
 }
 
 /// Platt scaling: p = σ(slope · z + offset), fitted on scores of rows that the model did not see.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Calibration {
+pub(crate) struct Calibration {
     /// Factor of the score.
     #[serde(with = "super::bits")]
-    pub slope: f64,
+    pub(crate) slope: f64,
     /// Added to the scaled score.
     #[serde(with = "super::bits")]
-    pub offset: f64,
+    pub(crate) offset: f64,
 }
 
 impl Calibration {
     /// The calibrated probability.
-    pub fn probability(self, logit: f64) -> f64 {
+    pub(crate) fn probability(self, logit: f64) -> f64 {
         sigmoid(self.slope * logit + self.offset)
     }
 
     /// Fits by Newton's method with Platt's smoothed targets (Platt 1999, section 2.2). If the
     /// slope is not positive, the scores carry no information, and the result is the base rate.
-    pub fn fit(logits: &[f64], positive: &[bool]) -> Calibration {
+    pub(crate) fn fit(logits: &[f64], positive: &[bool]) -> Calibration {
         let count = positive.iter().filter(|p| **p).count() as f64;
         let other = positive.len() as f64 - count;
         let target = |positive: bool| {

@@ -39,7 +39,7 @@ pub struct CorrectiveSpec {
 
 impl CorrectiveSpec {
     /// JSON of the settings that its responses depend on, for the hash of a realignment's inputs.
-    pub fn identity(&self) -> String {
+    pub(crate) fn identity(&self) -> String {
         json!([
             self.url,
             self.model,
@@ -75,7 +75,7 @@ pub trait ResponseCache: Send + Sync + std::fmt::Debug {
 
 /// A response cache in memory.
 #[derive(Debug, Default)]
-pub struct MemoryResponseCache(Mutex<std::collections::HashMap<[u8; 32], String>>);
+pub(crate) struct MemoryResponseCache(Mutex<std::collections::HashMap<[u8; 32], String>>);
 
 impl ResponseCache for MemoryResponseCache {
     fn get(&self, key: &[u8; 32]) -> Option<String> {
@@ -97,14 +97,14 @@ pub struct CorrectiveUsage {
     /// Answers found in the cache.
     pub cached: u64,
     /// Failed attempts that were retried.
-    pub retries: u64,
+    pub(crate) retries: u64,
     /// Responses that the policy oracle rejected.
-    pub refused: u64,
+    pub(crate) refused: u64,
 }
 
 /// A prepared corrective oracle; can be shared between threads.
 #[derive(Debug)]
-pub struct Corrective {
+pub(crate) struct Corrective {
     spec: CorrectiveSpec,
     endpoint: Endpoint,
     policy: String,
@@ -141,7 +141,7 @@ impl Corrective {
     ///
     /// # Errors
     /// The first failure of the endpoint. Earlier answers stay in the cache.
-    pub fn write_all(
+    pub(crate) fn write_all(
         &self,
         prompts: &[&str],
         oracle: &dyn Oracle,

@@ -42,7 +42,7 @@ pub enum EndpointError {
 
 /// An endpoint with its API key; can be shared between threads.
 #[derive(Debug)]
-pub struct Endpoint {
+pub(crate) struct Endpoint {
     url: String,
     agent: ureq::Agent,
     key: Option<String>,
@@ -76,7 +76,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// [`EndpointError::Unreachable`] after the last attempt, [`EndpointError::Refused`] at once.
-    pub fn chat(&self, body: &Value, retries: &AtomicU64) -> Result<Value, EndpointError> {
+    pub(crate) fn chat(&self, body: &Value, retries: &AtomicU64) -> Result<Value, EndpointError> {
         let mut pause = FIRST_PAUSE;
         let mut why = String::new();
         for attempt in 1..=ATTEMPTS {

@@ -118,12 +118,12 @@ impl Judge {
     }
 
     /// The description it was made from.
-    pub fn spec(&self) -> &JudgeSpec {
+    pub(crate) fn spec(&self) -> &JudgeSpec {
         &self.spec
     }
 
     /// The condition holds if the probability of yes is at least this.
-    pub fn threshold(&self) -> f64 {
+    pub(crate) fn threshold(&self) -> f64 {
         self.threshold
     }
 
@@ -153,7 +153,7 @@ impl Judge {
     ///
     /// # Errors
     /// [`JudgeError`] if the judge gives no answer.
-    pub fn left_out(&self, exchange: &Exchange<'_>) -> Result<Score, JudgeError> {
+    pub(crate) fn left_out(&self, exchange: &Exchange<'_>) -> Result<Score, JudgeError> {
         let own = self
             .spec
             .examples
@@ -173,7 +173,7 @@ impl Judge {
     ///
     /// # Errors
     /// [`JudgeError`] if the judge gives no answer.
-    pub fn score(&self, exchange: &Exchange<'_>) -> Result<Score, JudgeError> {
+    pub(crate) fn score(&self, exchange: &Exchange<'_>) -> Result<Score, JudgeError> {
         Ok(Score {
             probability: self.ask(exchange)?,
             threshold: self.threshold,

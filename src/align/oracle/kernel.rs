@@ -13,7 +13,7 @@ const TOLERANCE: f32 = 1e-4;
 
 /// Similarities of every row with every row (the Gram matrix).
 #[derive(Clone, Debug, PartialEq)]
-pub struct Gram {
+pub(crate) struct Gram {
     count: usize,
     /// (rows, rows), symmetric.
     values: Vec<f32>,
@@ -21,16 +21,16 @@ pub struct Gram {
 
 /// A solution of [`Gram::ridge`].
 #[derive(Clone, Debug, PartialEq)]
-pub struct RidgeFit {
+pub(crate) struct RidgeFit {
     /// A weight per row; 0 for rows that were not fitted.
     pub weights: Vec<f32>,
     /// Mean target of the fitted rows, which predictions add.
-    pub mean: f32,
+    pub(crate) mean: f32,
 }
 
 impl Gram {
     /// Dot products of dense rows.
-    pub fn dense(rows: &[Vec<f32>]) -> Gram {
+    pub(crate) fn dense(rows: &[Vec<f32>]) -> Gram {
         Gram::from_rows(rows.len(), |i, out| {
             for (value, row) in out.iter_mut().zip(rows) {
                 *value = dot(&rows[i], row);
@@ -39,7 +39,7 @@ impl Gram {
     }
 
     /// Dot products of sparse rows.
-    pub fn sparse(rows: &[SparseVector]) -> Gram {
+    pub(crate) fn sparse(rows: &[SparseVector]) -> Gram {
         Gram::from_rows(rows.len(), |i, out| {
             let mut dense = vec![0.0f32; text::WIDTH];
             for (bucket, value) in &rows[i] {
@@ -61,7 +61,7 @@ impl Gram {
     }
 
     /// Combines the matrices elementwise.
-    pub fn combine<const N: usize>(
+    pub(crate) fn combine<const N: usize>(
         parts: [&Gram; N],
         combine: impl Fn([f32; N]) -> f32 + Sync,
     ) -> Gram {
@@ -79,14 +79,14 @@ impl Gram {
     }
 
     /// The product with a vector of weights: one sum of weighted similarities per row.
-    pub fn apply(&self, weights: &[f32]) -> Vec<f32> {
+    pub(crate) fn apply(&self, weights: &[f32]) -> Vec<f32> {
         let rows = (0..self.count).into_par_iter();
         rows.map(|i| dot(self.row(i), weights)).collect()
     }
 
     /// Ridge regression on the rows where `keep` is true: `apply(weights) + mean` approximates
     /// `target` there. Solves (K + penalty) weights = target − mean by conjugate gradients.
-    pub fn ridge(&self, keep: &[bool], target: &[f32], penalty: f32) -> RidgeFit {
+    pub(crate) fn ridge(&self, keep: &[bool], target: &[f32], penalty: f32) -> RidgeFit {
         let kept = keep.iter().filter(|k| **k).count().max(1) as f32;
         let zero_others = |values: &mut [f32]| {
             let others = values.iter_mut().zip(keep).filter(|(_, k)| !**k);

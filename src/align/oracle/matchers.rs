@@ -53,7 +53,7 @@ pub struct MatcherUsage {
 
 /// A verdict on one response by one rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RuleVerdict {
+pub(crate) enum RuleVerdict {
     /// `true` if the response violates the rule.
     Known(bool),
     /// The rule could not be decided; the reason.
@@ -63,7 +63,7 @@ pub enum RuleVerdict {
 impl Matchers {
     /// What a rule's verdicts depend on besides the rule: its fitted probes and thresholds. Empty
     /// for a rule that needs only the text.
-    pub fn identity(&self, rule: &Rule) -> String {
+    pub(crate) fn identity(&self, rule: &Rule) -> String {
         let parts = rule.matchers().into_iter().map(|matcher| match matcher {
             Matcher::Probe(spec) => match self.probes.get(spec.id()) {
                 Some(fitted) => fitted.key.clone(),
@@ -113,7 +113,7 @@ impl Matchers {
     }
 
     /// Decides each question, a response and a rule; verdicts in the questions' order.
-    pub fn decide(&self, questions: &[(Exchange<'_>, &Rule)]) -> Vec<RuleVerdict> {
+    pub(crate) fn decide(&self, questions: &[(Exchange<'_>, &Rule)]) -> Vec<RuleVerdict> {
         questions
             .chunks(BATCH)
             .flat_map(|chunk| self.decide_chunk(chunk))
@@ -243,7 +243,7 @@ fn known(outcome: RuleOutcome, why: Option<String>) -> RuleVerdict {
 
 /// Pooled hidden states of one exchange, a vector per layer; empty if no probe needs them.
 #[derive(Clone, Debug, Default)]
-pub struct Features(pub(super) Vec<Vec<f32>>);
+pub(crate) struct Features(pub(super) Vec<Vec<f32>>);
 
 /// Which matchers may answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

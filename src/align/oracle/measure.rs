@@ -7,18 +7,18 @@ use serde::Serialize;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Confusion {
     /// Violations found.
-    pub true_positive: usize,
+    pub(crate) true_positive: usize,
     /// Compliant responses called violations.
-    pub false_positive: usize,
+    pub(crate) false_positive: usize,
     /// Compliant responses let through.
-    pub true_negative: usize,
+    pub(crate) true_negative: usize,
     /// Violations missed.
-    pub false_negative: usize,
+    pub(crate) false_negative: usize,
 }
 
 impl Confusion {
     /// Counts one decision; `true` is "violates".
-    pub fn add(&mut self, predicted: bool, actual: bool) {
+    pub(crate) fn add(&mut self, predicted: bool, actual: bool) {
         match (predicted, actual) {
             (true, true) => self.true_positive += 1,
             (true, false) => self.false_positive += 1,
@@ -47,12 +47,12 @@ impl Confusion {
     }
 
     /// Share of true violations among those predicted; `None` if none was predicted.
-    pub fn precision(&self) -> Option<f64> {
+    pub(crate) fn precision(&self) -> Option<f64> {
         share(self.true_positive, self.true_positive + self.false_positive)
     }
 
     /// Share of the violations that were predicted; `None` if there are none.
-    pub fn recall(&self) -> Option<f64> {
+    pub(crate) fn recall(&self) -> Option<f64> {
         share(self.true_positive, self.true_positive + self.false_negative)
     }
 
@@ -130,7 +130,7 @@ pub struct Bin {
 }
 
 /// Calibration bins of (probability, violates): ten of equal width, without the empty ones.
-pub fn calibration(scored: &[(f64, bool)]) -> Vec<Bin> {
+pub(crate) fn calibration(scored: &[(f64, bool)]) -> Vec<Bin> {
     let bins = (0..10).filter_map(|index| {
         let inside: Vec<_> = scored
             .iter()
@@ -149,7 +149,7 @@ pub fn calibration(scored: &[(f64, bool)]) -> Vec<Bin> {
 }
 
 /// Expected calibration error: the bins' distance from the diagonal, weighted by size.
-pub fn calibration_error(bins: &[Bin]) -> f64 {
+pub(crate) fn calibration_error(bins: &[Bin]) -> f64 {
     let total: usize = bins.iter().map(|bin| bin.count).sum();
     let distances = bins
         .iter()

@@ -85,7 +85,7 @@ impl Judgement {
     }
 
     /// The highest severity among the violations; `None` without violations.
-    pub fn worst(&self) -> Option<Severity> {
+    pub(crate) fn worst(&self) -> Option<Severity> {
         self.violations
             .iter()
             .map(|violation| violation.severity)

@@ -42,7 +42,7 @@ impl Prepared {
     }
 
     /// Rules below their minimum, as errors at the position of their policy.
-    pub fn shortfalls(&self, set: &PolicySet) -> Vec<PolicyError> {
+    pub(crate) fn shortfalls(&self, set: &PolicySet) -> Vec<PolicyError> {
         self.trust
             .iter()
             .filter_map(|trust| {

@@ -21,10 +21,10 @@ use crate::policy::{Exchange, Labelled, ProbeSpec, Score};
 /// Incremented when the same inputs would give another probe; part of [`FittedProbe::key`].
 const FIT_VERSION: u32 = 2;
 /// Minimum number of labelled responses of each verdict.
-pub const MIN_PER_VERDICT: usize = 8;
+pub(crate) const MIN_PER_VERDICT: usize = 8;
 /// Maximum number of responses to fit on, which limits features to a few hundred megabytes. If
 /// there are more, those with the smallest hashes are used.
-pub const MAX_FIT_ROWS: usize = 4000;
+pub(crate) const MAX_FIT_ROWS: usize = 4000;
 /// Folds of the cross-validation.
 const FOLDS: usize = 5;
 
@@ -59,14 +59,14 @@ pub enum ProbeError {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FittedProbe {
     /// See [`FittedProbe::key`].
-    pub key: String,
+    pub(crate) key: String,
     /// Ridge penalty, chosen by cross-validation.
     pub penalty: f32,
     /// Number of distinct rows it was fitted on.
-    pub rows: usize,
+    pub(crate) rows: usize,
     /// The probe holds at this probability or above.
     #[serde(with = "super::bits")]
-    pub threshold: f64,
+    pub(crate) threshold: f64,
     blend: Blend,
     calibration: Calibration,
     /// Probability of each training row under a model that did not see its prompt, by the row's
@@ -77,7 +77,7 @@ pub struct FittedProbe {
 impl FittedProbe {
     /// SHA-256 (64 hex digits) over everything that a fit depends on; `base` is the content hash of
     /// the base model.
-    pub fn key(spec: &ProbeSpec, base: &str) -> String {
+    pub(crate) fn key(spec: &ProbeSpec, base: &str) -> String {
         let mut hasher = Sha256::new();
         hasher.update(FIT_VERSION.to_le_bytes());
         hasher.update(spec.id());
@@ -107,14 +107,14 @@ impl FittedProbe {
     }
 
     /// Reads the probe with this key from `dir`, if it is stored there.
-    pub fn load(dir: &Path, key: &str) -> Option<FittedProbe> {
+    pub(crate) fn load(dir: &Path, key: &str) -> Option<FittedProbe> {
         let bytes = std::fs::read(dir.join(format!("{key}.json"))).ok()?;
         let probe: FittedProbe = serde_json::from_slice(&bytes).ok()?;
         (probe.key == key).then_some(probe)
     }
 
     /// Stores the probe in `dir`. Failure is only logged: the probe is then fitted again later.
-    pub fn store(&self, dir: &Path) {
+    pub(crate) fn store(&self, dir: &Path) {
         let write = || -> std::io::Result<()> {
             std::fs::create_dir_all(dir)?;
             let path = dir.join(format!("{}.json", self.key));

@@ -33,7 +33,7 @@ impl ScoreCache for MemoryScoreCache {
 }
 
 /// Applies `work` to every item on at most `threads` threads; results in the items' order.
-pub fn in_parallel<T: Sync, R: Send>(
+pub(crate) fn in_parallel<T: Sync, R: Send>(
     items: &[T],
     threads: usize,
     work: impl Fn(&T) -> R + Sync,

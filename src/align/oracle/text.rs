@@ -15,14 +15,14 @@ const CHARACTERS: usize = 6000;
 const NGRAM_LENGTHS: std::ops::RangeInclusive<usize> = 3..=4;
 
 /// Dimensions of a vector: the buckets of both families.
-pub const WIDTH: usize = 2 * BUCKETS;
+pub(crate) const WIDTH: usize = 2 * BUCKETS;
 
 /// Non-zero buckets, ascending, with their values.
-pub type SparseVector = Vec<(u32, f32)>;
+pub(crate) type SparseVector = Vec<(u32, f32)>;
 
 /// The weight of each bucket: rare n-grams weigh more.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Vocabulary {
+pub(crate) struct Vocabulary {
     /// Inverse document frequency, ln((1 + texts) / (1 + texts with it)) + 1; (families, buckets).
     #[serde(with = "super::bits::floats")]
     rarity: Vec<f32>,
@@ -30,7 +30,7 @@ pub struct Vocabulary {
 
 impl Vocabulary {
     /// Computes the weights from the number of texts in which each bucket occurs.
-    pub fn fit<'a>(texts: impl Iterator<Item = &'a str>) -> Vocabulary {
+    pub(crate) fn fit<'a>(texts: impl Iterator<Item = &'a str>) -> Vocabulary {
         let mut frequency = vec![0u32; WIDTH];
         let mut total = 0u32;
         for text in texts {
@@ -48,7 +48,7 @@ impl Vocabulary {
     }
 
     /// The text's vector. Each family has length 1/√2, so that together they have length 1.
-    pub fn vector(&self, text: &str) -> SparseVector {
+    pub(crate) fn vector(&self, text: &str) -> SparseVector {
         let mut out = counts(text);
         for (bucket, value) in &mut out {
             let rarity = self.rarity.get(*bucket as usize).copied().unwrap_or(0.0);
@@ -118,7 +118,7 @@ fn bucket(family: usize, parts: &[&str]) -> u32 {
 }
 
 /// Σ value · weights[bucket].
-pub fn dot(row: &[(u32, f32)], weights: &[f32]) -> f32 {
+pub(crate) fn dot(row: &[(u32, f32)], weights: &[f32]) -> f32 {
     let known = row
         .iter()
         .filter_map(|(bucket, v)| Some(v * weights.get(*bucket as usize)?));

@@ -70,7 +70,11 @@ impl RuleTrust {
 ///
 /// # Errors
 /// [`RuleError`] if hidden states or a judge fail.
-pub fn measure(policy: &str, rule: &Rule, matchers: &Matchers) -> Result<RuleTrust, RuleError> {
+pub(crate) fn measure(
+    policy: &str,
+    rule: &Rule,
+    matchers: &Matchers,
+) -> Result<RuleTrust, RuleError> {
     let examples = measured_on(rule);
     let questions: Vec<(Exchange<'_>, &Rule)> = examples
         .iter()

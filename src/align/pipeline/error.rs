@@ -9,9 +9,9 @@ use crate::train::TrainError;
 #[error("{source}: {what}", source = location)]
 pub struct RenderError {
     /// `file:line` of the pair.
-    pub location: String,
+    pub(crate) location: String,
     /// The error of the chat template or the tokenizer.
-    pub what: String,
+    pub(crate) what: String,
 }
 
 /// Why the pipeline produced no candidate.

@@ -22,7 +22,7 @@ impl<'a> Renderer<'a> {
     ///
     /// # Errors
     /// [`RenderError`], as for every method here, if the template or the tokenizer rejects the text.
-    pub fn pair(&self, pair: &Pair, category: Category) -> Result<TokenPair, RenderError> {
+    pub(crate) fn pair(&self, pair: &Pair, category: Category) -> Result<TokenPair, RenderError> {
         Ok(TokenPair {
             id: pair.id.0.clone(),
             category,
@@ -37,7 +37,7 @@ impl<'a> Renderer<'a> {
     ///
     /// # Errors
     /// See [`Renderer::pair`].
-    pub fn corrected(&self, pair: &Pair, response: &str) -> Result<TokenPair, RenderError> {
+    pub(crate) fn corrected(&self, pair: &Pair, response: &str) -> Result<TokenPair, RenderError> {
         Ok(TokenPair {
             id: pair.id.0.clone(),
             category: Category::Invert,
@@ -51,7 +51,7 @@ impl<'a> Renderer<'a> {
     ///
     /// # Errors
     /// See [`Renderer::pair`].
-    pub fn response(&self, pair: &Pair, text: &str) -> Result<Vec<u32>, RenderError> {
+    pub(crate) fn response(&self, pair: &Pair, text: &str) -> Result<Vec<u32>, RenderError> {
         self.loaded
             .chat
             .encode_response(&self.loaded.tokenizer, text)

@@ -96,7 +96,7 @@ impl Learner {
     }
 
     /// Learns on a backend.
-    pub fn of(backend: Arc<dyn Backend>) -> Self {
+    pub(crate) fn of(backend: Arc<dyn Backend>) -> Self {
         Self { backend }
     }
 

@@ -21,7 +21,7 @@ const REGEX_NEST_LIMIT: u32 = 64;
 /// Compiles the conditions of one rule.
 pub(super) struct Compiler<'a> {
     /// The file, for error messages.
-    pub file: &'a Path,
+    pub(crate) file: &'a Path,
     /// The rule's id, for error messages.
     pub rule: &'a str,
     /// The rule's description, which judges are given.
@@ -29,9 +29,9 @@ pub(super) struct Compiler<'a> {
     /// The rule's own examples, which probes and judges are fitted on.
     pub examples: &'a [Labelled],
     /// Reads files in the policy's directory.
-    pub reader: FileReader<'a>,
+    pub(crate) reader: FileReader<'a>,
     /// Errors found so far.
-    pub errors: &'a mut Vec<PolicyError>,
+    pub(crate) errors: &'a mut Vec<PolicyError>,
 }
 
 impl Compiler<'_> {
@@ -41,7 +41,7 @@ impl Compiler<'_> {
     }
 
     /// Compiles a condition; `None` if it has errors, which are then recorded.
-    pub fn condition(&mut self, raw: &Spanned<RawCondition>) -> Option<Condition> {
+    pub(crate) fn condition(&mut self, raw: &Spanned<RawCondition>) -> Option<Condition> {
         let (at, node) = (raw.referenced, &raw.value);
         let mut parts = Vec::new();
         if let Some(all) = &node.all {

@@ -104,13 +104,13 @@ impl Serialize for Pattern {
 impl Condition {
     /// Whether the condition holds for a response, using only its text and labels. `false` if that
     /// depends on a probe or a judge.
-    pub fn holds(&self, exchange: &Exchange<'_>) -> bool {
+    pub(crate) fn holds(&self, exchange: &Exchange<'_>) -> bool {
         self.decide(exchange, &TextOnly) == Some(true)
     }
 
     /// Whether the condition holds for a response; `None` if that depends on a probe or a judge
     /// for which `scores` has no answer (Kleene's three-valued logic).
-    pub fn decide(&self, exchange: &Exchange<'_>, scores: &dyn Scores) -> Option<bool> {
+    pub(crate) fn decide(&self, exchange: &Exchange<'_>, scores: &dyn Scores) -> Option<bool> {
         match self {
             Condition::All(parts) => decide_parts(parts, false, exchange, scores),
             Condition::Any(parts) => decide_parts(parts, true, exchange, scores),
@@ -176,7 +176,7 @@ fn decide_parts(
 
 impl TextTest {
     /// Whether the test holds for a text.
-    pub fn holds(&self, text: &str) -> bool {
+    pub(crate) fn holds(&self, text: &str) -> bool {
         match self {
             TextTest::All(parts) => parts.iter().all(|part| part.holds(text)),
             TextTest::Any(parts) => parts.iter().any(|part| part.holds(text)),

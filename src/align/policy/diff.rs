@@ -12,22 +12,22 @@ use super::set::PolicySet;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PolicyDiff {
     /// Policies only in the new set.
-    pub policies_added: Vec<String>,
+    pub(crate) policies_added: Vec<String>,
     /// Policies only in the old set.
-    pub policies_removed: Vec<String>,
+    pub(crate) policies_removed: Vec<String>,
     /// Policies in both whose own fields differ, with those fields' names.
-    pub policies_changed: Vec<(String, Vec<&'static str>)>,
+    pub(crate) policies_changed: Vec<(String, Vec<&'static str>)>,
     /// Rules only in the new set, those of added policies included.
-    pub rules_added: Vec<RuleRef>,
+    pub(crate) rules_added: Vec<RuleRef>,
     /// Rules only in the old set, those of removed policies included.
-    pub rules_removed: Vec<RuleRef>,
+    pub(crate) rules_removed: Vec<RuleRef>,
     /// Rules in both that differ, with the names of what differs.
-    pub rules_changed: Vec<(RuleRef, Vec<&'static str>)>,
+    pub(crate) rules_changed: Vec<(RuleRef, Vec<&'static str>)>,
 }
 
 /// Qualified name of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-pub struct RuleRef {
+pub(crate) struct RuleRef {
     /// Id of the policy.
     pub policy: String,
     /// Id of the rule in its policy.

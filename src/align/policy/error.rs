@@ -10,11 +10,11 @@ use serde_saphyr::{Location, MessageFormatter, UserMessageFormatter};
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct PolicyError {
     /// The policy file, or the directory if that cannot be read.
-    pub file: PathBuf,
+    pub(crate) file: PathBuf,
     /// Line from 1; `None` if the error concerns the file as a whole.
-    pub line: Option<u64>,
+    pub(crate) line: Option<u64>,
     /// Column in characters, from 1; `None` if `line` is.
-    pub column: Option<u64>,
+    pub(crate) column: Option<u64>,
     /// What is wrong, what is allowed, what to do.
     pub message: String,
 }

@@ -32,13 +32,13 @@ pub struct RuleReport {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ExampleFailure {
     /// Position of the example.
-    pub source: SourceLocation,
+    pub(crate) source: SourceLocation,
     /// Which example of the rule, from 1.
-    pub number: usize,
+    pub(crate) number: usize,
     /// The example's verdict.
-    pub expected: ExampleVerdict,
+    pub(crate) expected: ExampleVerdict,
     /// The rule's verdict.
-    pub got: ExampleVerdict,
+    pub(crate) got: ExampleVerdict,
     /// How the rule reached it, in words.
     pub why: String,
 }

@@ -36,11 +36,11 @@ impl Labelled {
 #[derive(Clone, Debug)]
 pub struct ProbeSpec {
     /// Training data, the rule's own examples first.
-    pub training: Arc<Vec<Labelled>>,
+    pub(crate) training: Arc<Vec<Labelled>>,
     /// Whether the labels in `training` are the rule's own verdicts, so that they also measure it.
-    pub is_own: bool,
+    pub(crate) is_own: bool,
     /// The condition holds at this probability or above; `None`: fitted by cross-validation.
-    pub threshold: Option<f64>,
+    pub(crate) threshold: Option<f64>,
     id: String,
 }
 
@@ -56,7 +56,7 @@ impl ProbeSpec {
     }
 
     /// SHA-256 (64 hex digits) over the training data and the threshold.
-    pub fn id(&self) -> &str {
+    pub(crate) fn id(&self) -> &str {
         &self.id
     }
 }
@@ -89,7 +89,7 @@ pub struct JudgeSpec {
 
 impl JudgeSpec {
     /// SHA-256 (64 hex digits) over everything that can change a verdict.
-    pub fn id(&self) -> String {
+    pub(crate) fn id(&self) -> String {
         sha256_json(&(
             "judge",
             (
@@ -124,9 +124,9 @@ pub enum CascadeStage {
 #[serde(into = "[f64; 2]")]
 pub struct UnsureRange {
     /// The lowest probability in the range, 0 to 1.
-    pub low: f64,
+    pub(crate) low: f64,
     /// The highest probability in the range, 0 to 1.
-    pub high: f64,
+    pub(crate) high: f64,
 }
 
 /// The form in policy files, which hashes cover.
@@ -228,7 +228,7 @@ pub enum Cost {
 
 impl Condition {
     /// The cost of the most expensive matcher in the condition.
-    pub fn cost(&self) -> Cost {
+    pub(crate) fn cost(&self) -> Cost {
         let mut cost = Cost::Text;
         self.visit(&mut |matcher| {
             cost = cost.max(match matcher {
@@ -240,7 +240,7 @@ impl Condition {
     }
 
     /// Calls `visitor` with every probe and judge in the condition, depth first.
-    pub fn visit<'a>(&'a self, visitor: &mut dyn FnMut(Matcher<'a>)) {
+    pub(crate) fn visit<'a>(&'a self, visitor: &mut dyn FnMut(Matcher<'a>)) {
         match self {
             Condition::All(parts) | Condition::Any(parts) => {
                 parts.iter().for_each(|part| part.visit(visitor));

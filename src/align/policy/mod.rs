@@ -46,7 +46,7 @@ pub use watch::{PolicyWatcher, WatchError, WatchOptions};
 /// The JSON Schema (draft 2020-12) of a policy file, pretty-printed, with a final newline.
 ///
 /// `policies/policy.schema.json` holds this text; editors use it for completion.
-pub fn schema_json() -> String {
+pub(crate) fn schema_json() -> String {
     let mut text = format!("{:#}", schemars::schema_for!(raw::RawPolicy).to_value());
     text.push('\n');
     text

@@ -96,11 +96,11 @@ pub enum LengthUnit {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct SourceLocation {
     /// Path of the policy file, as it was given to the loader.
-    pub file: PathBuf,
+    pub(crate) file: PathBuf,
     /// Line, from 1.
-    pub line: u64,
+    pub(crate) line: u64,
     /// Column in characters, from 1.
-    pub column: u64,
+    pub(crate) column: u64,
 }
 
 impl std::fmt::Display for SourceLocation {
@@ -123,14 +123,14 @@ pub struct Policy {
     /// The rules, in file order; ids are unique.
     pub rules: Vec<Rule>,
     /// What a trained adapter must reach.
-    pub gate: Gate,
+    pub(crate) gate: Gate,
     /// Position of its `id`.
-    pub source: SourceLocation,
+    pub(crate) source: SourceLocation,
 }
 
 impl Policy {
     /// The rule with this id, if the policy has one.
-    pub fn rule(&self, id: &str) -> Option<&Rule> {
+    pub(crate) fn rule(&self, id: &str) -> Option<&Rule> {
         self.rules.iter().find(|rule| rule.id == id)
     }
 
@@ -151,15 +151,15 @@ pub struct Rule {
     /// What the rule requires, in words; may be empty.
     pub description: String,
     /// Condition under which the rule applies; `None` means always.
-    pub when: Option<Condition>,
+    pub(crate) when: Option<Condition>,
     /// What makes a response a violation.
     pub violates: Condition,
     /// A response that meets any of these is not a violation.
-    pub exceptions: Vec<Condition>,
+    pub(crate) exceptions: Vec<Condition>,
     /// Labelled responses that test the rule.
     pub examples: Vec<Example>,
     /// Figures it must reach on them before the policy activates.
-    pub minimum: Option<Minimum>,
+    pub(crate) minimum: Option<Minimum>,
     /// See [`Rule::hash`]; computed by [`verdict_hash`].
     pub(super) hash: String,
 }
@@ -168,11 +168,11 @@ pub struct Rule {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, JsonSchema)]
 pub struct Minimum {
     /// Share of right verdicts.
-    pub accuracy: Option<f64>,
+    pub(crate) accuracy: Option<f64>,
     /// Of what it calls a violation, the share that is one.
     pub precision: Option<f64>,
     /// Of the violations, the share that it finds.
-    pub recall: Option<f64>,
+    pub(crate) recall: Option<f64>,
 }
 
 /// What a rule with a probe or a judge must reach if it declares no minimum.
@@ -210,12 +210,12 @@ impl Rule {
     /// SHA-256 (64 hex digits) over what decides a verdict: `when`, `violates`, `exceptions` and
     /// the matchers' version. Id, severity, description and examples are not part of it, so a
     /// renamed rule keeps its cached verdicts.
-    pub fn hash(&self) -> &str {
+    pub(crate) fn hash(&self) -> &str {
         &self.hash
     }
 
     /// The cost of the most expensive matcher in the rule.
-    pub fn cost(&self) -> Cost {
+    pub(crate) fn cost(&self) -> Cost {
         self.conditions()
             .map(Condition::cost)
             .max()
@@ -242,7 +242,11 @@ impl Rule {
 
     /// Judges one response with the answers of probes and judges. A condition that rules out a
     /// violation decides, even if another condition is unknown.
-    pub fn evaluate_with(&self, exchange: &Exchange<'_>, scores: &dyn Scores) -> RuleOutcome {
+    pub(crate) fn evaluate_with(
+        &self,
+        exchange: &Exchange<'_>,
+        scores: &dyn Scores,
+    ) -> RuleOutcome {
         let applies = self
             .when
             .as_ref()
@@ -283,22 +287,22 @@ pub struct Example {
     /// The assistant's answer.
     pub response: String,
     /// The verdict that the rule must give.
-    pub verdict: ExampleVerdict,
+    pub(crate) verdict: ExampleVerdict,
     /// Category labels the answer carries.
-    pub labels: Vec<String>,
+    pub(crate) labels: Vec<String>,
     /// Position of the example.
-    pub source: SourceLocation,
+    pub(crate) source: SourceLocation,
 }
 
 /// What a trained adapter must reach before it may serve.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Gate {
     /// Least rise of held-out policy agreement, as a share of responses (0 to 1).
-    pub min_policy_agreement_gain: f64,
+    pub(crate) min_policy_agreement_gain: f64,
     /// Largest relative rise of perplexity on held-out text (0.10 is ten per cent).
-    pub max_perplexity_rise: f64,
+    pub(crate) max_perplexity_rise: f64,
     /// Largest KL divergence from the base, nats per token; `None` is not checked.
-    pub max_kl: Option<f64>,
+    pub(crate) max_kl: Option<f64>,
 }
 
 impl Default for Gate {
@@ -313,7 +317,7 @@ impl Default for Gate {
 
 impl Gate {
     /// The gate that passes only what both gates pass.
-    pub fn strictest(self, other: Gate) -> Gate {
+    pub(crate) fn strictest(self, other: Gate) -> Gate {
         Gate {
             min_policy_agreement_gain: self
                 .min_policy_agreement_gain

@@ -17,7 +17,7 @@ pub(super) const API_VERSION: &str = "realign/v1";
 #[derive(Deserialize)]
 pub(super) struct RawHeader {
     #[serde(rename = "apiVersion")]
-    pub api_version: Option<Spanned<String>>,
+    pub(crate) api_version: Option<Spanned<String>>,
 }
 
 /// A realign policy: rules that say which responses violate it.
@@ -32,7 +32,7 @@ pub(super) struct RawPolicy {
         dead_code,
         reason = "checked through RawHeader before the rest is read"
     )]
-    pub api_version: String,
+    pub(crate) api_version: String,
     /// Name of the policy, unique among all policy files.
     #[schemars(with = "String", extend("pattern" = "^[A-Za-z0-9][A-Za-z0-9._/-]*$"))]
     pub id: Spanned<String>,
@@ -50,7 +50,7 @@ pub(super) struct RawPolicy {
     pub rules: Spanned<Vec<Spanned<RawRule>>>,
     /// What a trained adapter must reach before it may serve.
     #[serde(default)]
-    pub gate: RawGate,
+    pub(crate) gate: RawGate,
 }
 
 /// A response violates the rule if `when` holds (or is absent), `violates` holds, and no exception holds.
@@ -69,14 +69,14 @@ pub(super) struct RawRule {
     pub description: String,
     /// The rule applies only where this holds; without it the rule always applies.
     #[schemars(with = "Option<RawCondition>")]
-    pub when: Option<Spanned<RawCondition>>,
+    pub(crate) when: Option<Spanned<RawCondition>>,
     /// What makes a response a violation.
     #[schemars(with = "RawCondition")]
-    pub violates: Spanned<RawCondition>,
+    pub(crate) violates: Spanned<RawCondition>,
     /// A response for which any of these holds does not violate the rule.
     #[serde(default)]
     #[schemars(with = "Vec<RawCondition>")]
-    pub exceptions: Vec<Spanned<RawCondition>>,
+    pub(crate) exceptions: Vec<Spanned<RawCondition>>,
     /// The rule's own tests: a policy whose examples fail does not activate.
     #[serde(default)]
     #[schemars(with = "Vec<RawExample>")]
@@ -85,7 +85,7 @@ pub(super) struct RawRule {
     /// before it activates. Without it, a rule of text and labels must get every example right,
     /// and one with a probe or a judge seven in ten.
     #[schemars(with = "Option<RawMinimum>")]
-    pub minimum: Option<Spanned<RawMinimum>>,
+    pub(crate) minimum: Option<Spanned<RawMinimum>>,
 }
 
 /// Least figures on a rule's examples, as shares from 0 to 1; at least one is given.
@@ -95,13 +95,13 @@ pub(super) struct RawRule {
 pub(super) struct RawMinimum {
     /// Share of right verdicts.
     #[schemars(range(min = 0, max = 1))]
-    pub accuracy: Option<f64>,
+    pub(crate) accuracy: Option<f64>,
     /// Of what the rule calls a violation, the share that is one.
     #[schemars(range(min = 0, max = 1))]
     pub precision: Option<f64>,
     /// Of the violations, the share that the rule finds.
     #[schemars(range(min = 0, max = 1))]
-    pub recall: Option<f64>,
+    pub(crate) recall: Option<f64>,
 }
 
 /// A condition on a prompt and its response. If several keys are given, all of them must hold.
@@ -111,13 +111,13 @@ pub(super) struct RawMinimum {
 pub(super) struct RawCondition {
     /// Holds if all of these hold.
     #[schemars(with = "Option<Vec<RawCondition>>")]
-    pub all: Option<Vec<Spanned<RawCondition>>>,
+    pub(crate) all: Option<Vec<Spanned<RawCondition>>>,
     /// Holds if at least one of these holds.
     #[schemars(with = "Option<Vec<RawCondition>>")]
-    pub any: Option<Vec<Spanned<RawCondition>>>,
+    pub(crate) any: Option<Vec<Spanned<RawCondition>>>,
     /// Holds if this does not.
     #[schemars(with = "Option<Box<RawCondition>>")]
-    pub not: Option<Box<Spanned<RawCondition>>>,
+    pub(crate) not: Option<Box<Spanned<RawCondition>>>,
     /// A test of the prompt: the last user message.
     #[schemars(with = "Option<RawTextTest>")]
     pub prompt: Option<Spanned<RawTextTest>>,
@@ -126,17 +126,17 @@ pub(super) struct RawCondition {
     pub response: Option<Spanned<RawTextTest>>,
     /// Holds if the response carries this category label, or one of these.
     #[schemars(with = "Option<OneOrMany>")]
-    pub label: Option<Spanned<OneOrMany>>,
+    pub(crate) label: Option<Spanned<OneOrMany>>,
     /// Holds if a classifier over the base model's hidden states says so. It is fitted on the
     /// rule's own examples and, if given, a file of labelled responses.
     #[schemars(with = "Option<RawProbe>")]
-    pub probe: Option<Spanned<RawProbe>>,
+    pub(crate) probe: Option<Spanned<RawProbe>>,
     /// Holds if a model behind an OpenAI-compatible endpoint answers yes.
     #[schemars(with = "Option<RawJudge>")]
-    pub judge: Option<Spanned<RawJudge>>,
+    pub(crate) judge: Option<Spanned<RawJudge>>,
     /// Holds if the first of these stages that is sure says so; the last decides if none is.
     #[schemars(with = "Option<Vec<RawStage>>")]
-    pub cascade: Option<Spanned<Vec<Spanned<RawStage>>>>,
+    pub(crate) cascade: Option<Spanned<Vec<Spanned<RawStage>>>>,
 }
 
 /// A classifier to be fitted.
@@ -146,14 +146,14 @@ pub(super) struct RawCondition {
 pub(super) struct RawProbe {
     /// Name of a file beside the policy: JSON lines of `prompt`, `response` and `verdict`.
     #[schemars(with = "Option<String>")]
-    pub data: Option<Spanned<String>>,
+    pub(crate) data: Option<Spanned<String>>,
     /// Whether it is also fitted on the rule's own examples. Default true; with false they only
     /// measure.
     #[serde(default = "yes")]
-    pub use_examples: bool,
+    pub(crate) use_examples: bool,
     /// Probability from which on it holds. Default: fitted by cross-validation.
     #[schemars(with = "Option<f64>", range(min = 0, max = 1))]
-    pub threshold: Option<Spanned<f64>>,
+    pub(crate) threshold: Option<Spanned<f64>>,
 }
 
 fn yes() -> bool {
@@ -167,31 +167,31 @@ fn yes() -> bool {
 pub(super) struct RawJudge {
     /// Base URL of an OpenAI-compatible endpoint, up to and including `/v1`.
     #[schemars(with = "String")]
-    pub url: Spanned<String>,
+    pub(crate) url: Spanned<String>,
     /// The model to ask for.
-    pub model: String,
+    pub(crate) model: String,
     /// Name of the environment variable that holds the key.
-    pub key_env: Option<String>,
+    pub(crate) key_env: Option<String>,
     /// The question; yes means that the condition holds.
     #[schemars(with = "String")]
-    pub question: Spanned<String>,
+    pub(crate) question: Spanned<String>,
     /// Jinja template of the message, over `policy`, `question`, `prompt` and `response`.
     #[schemars(with = "Option<String>")]
-    pub template: Option<Spanned<String>>,
+    pub(crate) template: Option<Spanned<String>>,
     /// Probability of yes from which on it holds. Default: fitted on the rule's examples.
     #[schemars(with = "Option<f64>", range(min = 0, max = 1))]
-    pub threshold: Option<Spanned<f64>>,
+    pub(crate) threshold: Option<Spanned<f64>>,
     /// Most questions under way at once, from 1 to 64. Default 4.
     #[schemars(with = "Option<usize>", range(min = 1, max = 64))]
     pub concurrency: Option<Spanned<usize>>,
     /// Price of a million prompt tokens, for the cost report.
     #[serde(default)]
     #[schemars(range(min = 0))]
-    pub price_per_million_in: f64,
+    pub(crate) price_per_million_in: f64,
     /// Price of a million completion tokens, for the cost report.
     #[serde(default)]
     #[schemars(range(min = 0))]
-    pub price_per_million_out: f64,
+    pub(crate) price_per_million_out: f64,
 }
 
 /// One stage of a cascade: exactly one of `yes_if`, `no_if`, `probe` and `judge`.
@@ -201,19 +201,19 @@ pub(super) struct RawJudge {
 pub(super) struct RawStage {
     /// Where this holds, the cascade holds; otherwise the next stage is asked.
     #[schemars(with = "Option<RawCondition>")]
-    pub yes_if: Option<Spanned<RawCondition>>,
+    pub(crate) yes_if: Option<Spanned<RawCondition>>,
     /// Where this holds, the cascade does not hold; otherwise the next stage is asked.
     #[schemars(with = "Option<RawCondition>")]
-    pub no_if: Option<Spanned<RawCondition>>,
+    pub(crate) no_if: Option<Spanned<RawCondition>>,
     /// A classifier, asked where nothing before was sure.
     #[schemars(with = "Option<RawProbe>")]
-    pub probe: Option<Spanned<RawProbe>>,
+    pub(crate) probe: Option<Spanned<RawProbe>>,
     /// A judge, asked where nothing before was sure.
     #[schemars(with = "Option<RawJudge>")]
-    pub judge: Option<Spanned<RawJudge>>,
+    pub(crate) judge: Option<Spanned<RawJudge>>,
     /// With `probe` or `judge`: between these two probabilities the next stage is asked.
     #[schemars(with = "Option<[f64; 2]>")]
-    pub unsure: Option<Spanned<[f64; 2]>>,
+    pub(crate) unsure: Option<Spanned<[f64; 2]>>,
 }
 
 /// A test of one text. If several keys are given, all of them must hold.
@@ -223,32 +223,32 @@ pub(super) struct RawStage {
 pub(super) struct RawTextTest {
     /// Holds if all of these hold.
     #[schemars(with = "Option<Vec<RawTextTest>>")]
-    pub all: Option<Vec<Spanned<RawTextTest>>>,
+    pub(crate) all: Option<Vec<Spanned<RawTextTest>>>,
     /// Holds if at least one of these holds.
     #[schemars(with = "Option<Vec<RawTextTest>>")]
-    pub any: Option<Vec<Spanned<RawTextTest>>>,
+    pub(crate) any: Option<Vec<Spanned<RawTextTest>>>,
     /// Holds if this does not.
     #[schemars(with = "Option<Box<RawTextTest>>")]
-    pub not: Option<Box<Spanned<RawTextTest>>>,
+    pub(crate) not: Option<Box<Spanned<RawTextTest>>>,
     /// Holds if at least one of these regular expressions is found anywhere in the text.
     #[schemars(with = "Option<Vec<String>>")]
-    pub any_regex: Option<Spanned<Vec<Spanned<String>>>>,
+    pub(crate) any_regex: Option<Spanned<Vec<Spanned<String>>>>,
     /// Holds if each of these regular expressions is found somewhere in the text.
     #[schemars(with = "Option<Vec<String>>")]
-    pub all_regex: Option<Spanned<Vec<Spanned<String>>>>,
+    pub(crate) all_regex: Option<Spanned<Vec<Spanned<String>>>>,
     /// Holds if at least one of these phrases is found, as whole words, whatever the case,
     /// the amount of white space, and the kind of apostrophe.
     #[schemars(with = "Option<Vec<String>>")]
-    pub any_phrase: Option<Spanned<Vec<Spanned<String>>>>,
+    pub(crate) any_phrase: Option<Spanned<Vec<Spanned<String>>>>,
     /// Holds if the text's length lies in this range.
     #[schemars(with = "Option<RawLength>")]
-    pub length: Option<Spanned<RawLength>>,
+    pub(crate) length: Option<Spanned<RawLength>>,
     /// Not allowed inside a text test; parsed only to give a clear error.
     #[schemars(skip)]
-    pub probe: Option<Spanned<IgnoredAny>>,
+    pub(crate) probe: Option<Spanned<IgnoredAny>>,
     /// Not allowed inside a text test; parsed only to give a clear error.
     #[schemars(skip)]
-    pub judge: Option<Spanned<IgnoredAny>>,
+    pub(crate) judge: Option<Spanned<IgnoredAny>>,
 }
 
 /// A range of lengths, both ends included; at least one end is given.
@@ -257,12 +257,12 @@ pub(super) struct RawTextTest {
 #[schemars(rename = "Length", extend("minProperties" = 1))]
 pub(super) struct RawLength {
     /// The text is at least this long.
-    pub min: Option<usize>,
+    pub(crate) min: Option<usize>,
     /// The text is at most this long.
-    pub max: Option<usize>,
+    pub(crate) max: Option<usize>,
     /// What is counted: `characters` (Unicode scalar values) or `words` (runs of non-space).
     #[serde(default)]
-    pub unit: LengthUnit,
+    pub(crate) unit: LengthUnit,
 }
 
 /// One label, or several.
@@ -285,10 +285,10 @@ pub(super) struct RawExample {
     /// The assistant's answer.
     pub response: String,
     /// What the rule must say about it.
-    pub verdict: ExampleVerdict,
+    pub(crate) verdict: ExampleVerdict,
     /// Category labels the answer carries.
     #[serde(default)]
-    pub labels: Vec<String>,
+    pub(crate) labels: Vec<String>,
 }
 
 /// What a trained adapter must reach before it may serve.
@@ -298,11 +298,11 @@ pub(super) struct RawExample {
 pub(super) struct RawGate {
     /// Least rise of held-out policy agreement, as a share: 0.05 is five points. Default 0.05.
     #[schemars(with = "Option<f64>", range(min = 0, max = 1))]
-    pub min_policy_agreement_gain: Option<Spanned<f64>>,
+    pub(crate) min_policy_agreement_gain: Option<Spanned<f64>>,
     /// Largest relative rise of perplexity on held-out text: 0.10 is ten per cent. Default 0.10.
     #[schemars(with = "Option<f64>", range(min = 0))]
-    pub max_perplexity_rise: Option<Spanned<f64>>,
+    pub(crate) max_perplexity_rise: Option<Spanned<f64>>,
     /// Largest KL divergence from the base model, in nats per token. Not checked by default.
     #[schemars(with = "Option<f64>", range(min = 0))]
-    pub max_kl: Option<Spanned<f64>>,
+    pub(crate) max_kl: Option<Spanned<f64>>,
 }

@@ -14,7 +14,7 @@ use super::parse::parse;
 use super::sha256_json;
 
 /// Maximum size of one policy file, bytes.
-pub const MAX_POLICY_FILE_BYTES: u64 = 1 << 20;
+pub(crate) const MAX_POLICY_FILE_BYTES: u64 = 1 << 20;
 
 /// Validated policies, ordered by id. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -119,7 +119,7 @@ impl PolicySet {
     }
 
     /// The policies that train: the set without its `dryrun` policies. Its revision is the same.
-    pub fn enforced(&self) -> PolicySet {
+    pub(crate) fn enforced(&self) -> PolicySet {
         let kept = self
             .policies
             .iter()
@@ -139,7 +139,7 @@ impl PolicySet {
 
     /// Like [`PolicySet::revision`], but over all policies, including `dryrun` ones, and their
     /// enforcement.
-    pub fn content_hash(&self) -> &str {
+    pub(crate) fn content_hash(&self) -> &str {
         &self.content_hash
     }
 

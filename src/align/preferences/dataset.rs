@@ -19,7 +19,7 @@ pub const MAX_LINE_BYTES: usize = 4 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SkippedLine {
     /// Position of the line.
-    pub source: LineSource,
+    pub(crate) source: LineSource,
     /// What is wrong with the line.
     pub reason: String,
 }
@@ -157,7 +157,7 @@ impl Dataset {
     ///
     /// # Errors
     /// If one of them cannot be read.
-    pub fn load_files(files: &[PathBuf]) -> Result<Dataset, DatasetError> {
+    pub(crate) fn load_files(files: &[PathBuf]) -> Result<Dataset, DatasetError> {
         Dataset::load_within(files, u64::MAX)
     }
 

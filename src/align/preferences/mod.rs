@@ -24,7 +24,7 @@ pub use split::{Split, split};
 /// The author of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Role {
+pub(crate) enum Role {
     /// System prompt, written by the operator.
     System,
     /// The human user.
@@ -48,9 +48,9 @@ impl Role {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Message {
     /// Author of the message.
-    pub role: Role,
+    pub(crate) role: Role,
     /// Text of the message.
-    pub content: String,
+    pub(crate) content: String,
 }
 
 /// SHA-256 (64 hex digits) over a pair's prompt, responses and labels.
@@ -112,7 +112,7 @@ impl Pair {
     }
 
     /// Total bytes of prompt and responses.
-    pub fn text_bytes(&self) -> u64 {
+    pub(crate) fn text_bytes(&self) -> u64 {
         let prompt: usize = self.prompt.iter().map(|m| m.content.len()).sum();
         (prompt + self.chosen.len() + self.rejected.len()) as u64
     }

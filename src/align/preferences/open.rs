@@ -25,7 +25,7 @@ pub fn open(path: &Path) -> io::Result<Box<dyn BufRead>> {
 ///
 /// # Errors
 /// If it cannot be read or its first frame is broken.
-pub fn decompressed(mut input: impl BufRead + 'static) -> io::Result<Box<dyn BufRead>> {
+pub(crate) fn decompressed(mut input: impl BufRead + 'static) -> io::Result<Box<dyn BufRead>> {
     let start = input.fill_buf()?;
     if start.starts_with(&GZIP) {
         return Ok(Box::new(BufReader::with_capacity(

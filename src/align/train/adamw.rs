@@ -6,7 +6,7 @@ use super::trainable::Gradients;
 
 /// Hyperparameters of AdamW.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamWConstants {
+pub(crate) struct AdamWConstants {
     /// Decay of the first and the second moment.
     pub betas: [f64; 2],
     /// Added to the denominator of an update.
@@ -29,11 +29,11 @@ impl Default for AdamWConstants {
 #[derive(Debug)]
 pub struct AdamW {
     /// Updates made so far.
-    pub steps: usize,
+    pub(crate) steps: usize,
     /// (m, v) per variable.
-    pub moments: Vec<(Tensor, Tensor)>,
+    pub(crate) moments: Vec<(Tensor, Tensor)>,
     /// Hyperparameters.
-    pub constants: AdamWConstants,
+    pub(crate) constants: AdamWConstants,
 }
 
 impl AdamW {

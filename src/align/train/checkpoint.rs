@@ -19,7 +19,7 @@ const CURVE: &str = "curve";
 ///
 /// # Errors
 /// If the directory or the file cannot be written.
-pub fn save(
+pub(crate) fn save(
     dir: &Path,
     lora: &TrainableLora,
     optimizer: &Optimizer,
@@ -55,7 +55,7 @@ pub fn save(
 /// Restores the newest usable checkpoint and returns the records of its steps; empty if there is
 /// none. Damaged checkpoints and those of other models are skipped, so a run can only resume too
 /// early, never from a wrong state.
-pub fn restore(dir: &Path, lora: &TrainableLora, optimizer: &mut Optimizer) -> Curve {
+pub(crate) fn restore(dir: &Path, lora: &TrainableLora, optimizer: &mut Optimizer) -> Curve {
     let mut found = list(dir);
     found.sort_by_key(|(step, _)| std::cmp::Reverse(*step));
     for (step, path) in found {

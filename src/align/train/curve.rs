@@ -37,7 +37,7 @@ pub struct StepRecord {
 
 impl StepRecord {
     /// Number of values in a record.
-    pub const FIELDS: usize = 10;
+    pub(crate) const FIELDS: usize = 10;
 
     /// The loss, split into its parts.
     pub fn loss(&self) -> LossParts {
@@ -50,7 +50,7 @@ impl StepRecord {
     }
 
     /// The fields as numbers in declaration order, for a checkpoint.
-    pub fn to_values(self) -> [f64; Self::FIELDS] {
+    pub(crate) fn to_values(self) -> [f64; Self::FIELDS] {
         [
             self.step as f64,
             self.total,
@@ -66,7 +66,7 @@ impl StepRecord {
     }
 
     /// The inverse of [`StepRecord::to_values`].
-    pub fn from_values(values: [f64; Self::FIELDS]) -> Self {
+    pub(crate) fn from_values(values: [f64; Self::FIELDS]) -> Self {
         let [
             step,
             total,

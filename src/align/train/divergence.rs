@@ -10,7 +10,7 @@ const PATIENCE: usize = 5;
 
 /// Watches the loss of every step for divergence.
 #[derive(Clone, Debug)]
-pub struct Watch {
+pub(crate) struct Watch {
     ratio: f64,
     seen: usize,
     beginning: f64,
@@ -20,11 +20,11 @@ pub struct Watch {
 
 /// The rise of the loss that was detected.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Risen {
+pub(crate) struct Risen {
     /// Mean loss of the first steps.
-    pub beginning: f64,
+    pub(crate) beginning: f64,
     /// Smoothed loss at the detecting step.
-    pub smoothed: f64,
+    pub(crate) smoothed: f64,
 }
 
 impl Watch {
@@ -41,7 +41,7 @@ impl Watch {
     }
 
     /// Records the next step's loss, which must be finite; `Some` if the run has diverged.
-    pub fn observe(&mut self, loss: f64) -> Option<Risen> {
+    pub(crate) fn observe(&mut self, loss: f64) -> Option<Risen> {
         self.seen += 1;
         if self.seen <= BEGINNING {
             self.beginning += (loss - self.beginning) / self.seen as f64;

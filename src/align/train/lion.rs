@@ -7,11 +7,11 @@ use super::trainable::Gradients;
 
 /// The momentum per variable, in the order of [`super::TrainableLora::vars`].
 #[derive(Debug)]
-pub struct Lion {
+pub(crate) struct Lion {
     /// Updates made so far.
-    pub steps: usize,
+    pub(crate) steps: usize,
     /// Momentum per variable.
-    pub moments: Vec<Tensor>,
+    pub(crate) moments: Vec<Tensor>,
     /// Decay rates: β₁ of the update, β₂ of the momentum.
     pub betas: [f64; 2],
     /// Decoupled weight decay; 0 is none.
@@ -36,7 +36,7 @@ impl Lion {
     }
 
     /// One update with gradients scaled by `scale`.
-    pub fn update<'a>(
+    pub(crate) fn update<'a>(
         &mut self,
         vars: impl Iterator<Item = &'a Var>,
         gradients: &Gradients,

@@ -11,17 +11,17 @@ const FLOAT: usize = size_of::<f32>();
 
 /// Bytes that a run adds to a process that serves already.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct MemoryPlan {
+pub(crate) struct MemoryPlan {
     /// An f32 copy of the weights; none where they are packed, or a CUDA device's.
     pub weights: usize,
     /// What the layers of one micro-batch leave for their gradients.
-    pub activations: usize,
+    pub(crate) activations: usize,
     /// Logits of one chunk of response tokens, the reference's beside them.
-    pub logits: usize,
+    pub(crate) logits: usize,
     /// Factors, their gradients and the optimiser's moments.
     pub adapter: usize,
     /// Hidden states that are kept of every pair.
-    pub states: usize,
+    pub(crate) states: usize,
 }
 
 impl MemoryPlan {
@@ -63,7 +63,7 @@ impl MemoryPlan {
     ///
     /// # Errors
     /// [`TooLarge`] with the numbers, if none does.
-    pub fn fitting(
+    pub(crate) fn fitting(
         choice: Recompute,
         available: Option<u64>,
         plan: impl Fn(bool) -> Self,
@@ -109,9 +109,9 @@ impl MemoryPlan {
 )]
 pub struct TooLarge {
     /// What the run would take.
-    pub plan: MemoryPlan,
+    pub(crate) plan: MemoryPlan,
     /// What there is, in bytes.
-    pub available: u64,
+    pub(crate) available: u64,
 }
 
 /// The bytes that a run may take: what is configured, else what is free where it computes.

@@ -113,7 +113,7 @@ impl Objective {
     }
 
     /// dℓ/dΔ of the preference loss at a margin Δ.
-    pub fn preference_slope(&self, margin: f64) -> f64 {
+    pub(crate) fn preference_slope(&self, margin: f64) -> f64 {
         match self.preference {
             PreferenceLoss::Sigmoid => -self.beta * sigmoid(-self.beta * margin),
             PreferenceLoss::Ipo => 2.0 * (margin - 1.0 / (2.0 * self.beta)),
@@ -121,7 +121,7 @@ impl Objective {
     }
 
     /// dℓ_NPO/d log π of one response whose log-ratio to the reference is `log_ratio`.
-    pub fn npo_slope(&self, log_ratio: f64) -> f64 {
+    pub(crate) fn npo_slope(&self, log_ratio: f64) -> f64 {
         self.beta * sigmoid(self.beta * log_ratio)
     }
 }

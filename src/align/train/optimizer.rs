@@ -10,7 +10,7 @@ use super::trainable::Gradients;
 
 /// An optimiser with its state.
 #[derive(Debug)]
-pub enum Optimizer {
+pub(crate) enum Optimizer {
     /// AdamW, with two moments per variable.
     AdamW(AdamW),
     /// Lion, with one momentum per variable.
@@ -49,7 +49,7 @@ impl Optimizer {
     }
 
     /// One update with gradients scaled by `scale`.
-    pub fn update<'a>(
+    pub(crate) fn update<'a>(
         &mut self,
         vars: impl Iterator<Item = &'a Var>,
         gradients: &Gradients,
@@ -63,7 +63,7 @@ impl Optimizer {
     }
 
     /// The state tensors of the variable with this index, each with its name in checkpoints.
-    pub fn state(&self, variable: usize) -> Vec<(&'static str, &Tensor)> {
+    pub(crate) fn state(&self, variable: usize) -> Vec<(&'static str, &Tensor)> {
         match self {
             Optimizer::AdamW(adamw) => {
                 let (m, v) = &adamw.moments[variable];
@@ -74,7 +74,7 @@ impl Optimizer {
     }
 
     /// Restores a state: for each variable, the tensors in the order of [`Optimizer::state`].
-    pub fn restore(&mut self, steps: usize, state: Vec<Vec<Tensor>>) {
+    pub(crate) fn restore(&mut self, steps: usize, state: Vec<Vec<Tensor>>) {
         match self {
             Optimizer::AdamW(adamw) => {
                 adamw.steps = steps;

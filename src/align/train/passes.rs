@@ -19,7 +19,7 @@ use super::trainable::{Gradients, TrainableLora};
 pub struct Passes(Box<dyn LearningPasses>);
 
 /// log p of an example's responses, or their derivatives: two numbers, 0 where there is no second.
-pub type PerResponse = [f64; 2];
+pub(crate) type PerResponse = [f64; 2];
 
 impl Passes {
     /// A backend's passes, for which nobody has planned the memory.
@@ -58,7 +58,11 @@ impl Passes {
     ///
     /// # Errors
     /// If the adapter does not fit the model.
-    pub fn hidden(&mut self, batch: &Packed, adapter: Option<&LoraWeights>) -> Result<Tensor> {
+    pub(crate) fn hidden(
+        &mut self,
+        batch: &Packed,
+        adapter: Option<&LoraWeights>,
+    ) -> Result<Tensor> {
         self.0.hidden(batch, adapter)
     }
 
@@ -66,7 +70,7 @@ impl Passes {
     ///
     /// # Errors
     /// If the states do not fit.
-    pub fn measure(&mut self, measured: Measured, hidden: &Tensor) -> Result<Vec<f32>> {
+    pub(crate) fn measure(&mut self, measured: Measured, hidden: &Tensor) -> Result<Vec<f32>> {
         self.0.measure(measured, hidden)
     }
 
@@ -188,7 +192,7 @@ impl Passes {
     ///
     /// # Errors
     /// If the adapter does not fit the model.
-    pub fn slopes(
+    pub(crate) fn slopes(
         &mut self,
         examples: &[Example],
         adapter: &LoraWeights,

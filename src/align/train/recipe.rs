@@ -211,7 +211,7 @@ impl Recipe {
     }
 
     /// Whether a layer (from 0) of a model of `layers` layers carries the adapter.
-    pub fn adapts(&self, layer: usize, layers: usize) -> bool {
+    pub(crate) fn adapts(&self, layer: usize, layers: usize) -> bool {
         if self.layers.is_empty() {
             layer >= self.lowest_layer(layers)
         } else {

@@ -5,7 +5,7 @@ use super::recipe::Recipe;
 
 /// The learning rate of a step (from 0) out of `total`: linear warm-up over the first
 /// `warmup_ratio` of the steps, then the recipe's schedule.
-pub fn learning_rate(recipe: &Recipe, step: usize, total: usize) -> f64 {
+pub(crate) fn learning_rate(recipe: &Recipe, step: usize, total: usize) -> f64 {
     let peak = recipe.learning_rate;
     let warmup = (recipe.warmup_ratio * total as f64).ceil().max(0.0);
     let step = step as f64;

@@ -102,7 +102,7 @@ pub struct Gradients {
 
 impl Gradients {
     /// In the order of [`TrainableLora::vars`].
-    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         self.sites.values().flat_map(|(a, b)| [a, b])
     }
 
@@ -123,7 +123,7 @@ impl Gradients {
     }
 
     /// self + other.
-    pub fn add(&self, other: &Gradients) -> Result<Gradients> {
+    pub(crate) fn add(&self, other: &Gradients) -> Result<Gradients> {
         let mut sites = BTreeMap::new();
         for ((site, x), y) in self.sites.iter().zip(other.sites.values()) {
             sites.insert(*site, ((&x.0 + &y.0)?, (&x.1 + &y.1)?));
@@ -132,7 +132,7 @@ impl Gradients {
     }
 
     /// factor · self.
-    pub fn scaled(&self, factor: f64) -> Result<Gradients> {
+    pub(crate) fn scaled(&self, factor: f64) -> Result<Gradients> {
         let pair = |(site, (a, b)): (&LoraSite, &(Tensor, Tensor))| {
             Ok((*site, ((a * factor)?, (b * factor)?)))
         };

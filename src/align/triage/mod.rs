@@ -35,7 +35,7 @@ pub struct TriagedPair {
 
 impl TriagedPair {
     /// Whether the category depends on an unavailable verdict.
-    pub fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         is_open(&self.chosen, &self.rejected)
     }
 }
@@ -70,7 +70,7 @@ impl Triage {
     }
 
     /// Indices of the pairs of one category, ascending.
-    pub fn indices(&self, category: Category) -> impl Iterator<Item = usize> {
+    pub(crate) fn indices(&self, category: Category) -> impl Iterator<Item = usize> {
         self.items
             .iter()
             .filter(move |item| item.category == category)

@@ -14,39 +14,39 @@ use realign_core::{Category, TriageCounts};
 #[derive(Clone, Debug, Serialize)]
 pub struct Flips {
     /// Pairs per category under the active set.
-    pub before: TriageCounts,
+    pub(crate) before: TriageCounts,
     /// Pairs that change category.
-    pub flipped: usize,
+    pub(crate) flipped: usize,
     /// Pairs by old and new category, e.g. `retain → invert`.
-    pub moves: BTreeMap<String, usize>,
+    pub(crate) moves: BTreeMap<String, usize>,
     /// Flipped pairs by rule whose verdict changed, as `policy:rule`.
-    pub rules: BTreeMap<String, usize>,
+    pub(crate) rules: BTreeMap<String, usize>,
     /// The first flipped pairs, as many as were asked for.
-    pub examples: Vec<Flip>,
+    pub(crate) examples: Vec<Flip>,
 }
 
 /// A pair that changes category.
 #[derive(Clone, Debug, Serialize)]
 pub struct Flip {
     /// `file:line`.
-    pub source: String,
+    pub(crate) source: String,
     /// Category under the active set.
-    pub from: Category,
+    pub(crate) from: Category,
     /// Category under the new one.
-    pub to: Category,
+    pub(crate) to: Category,
     /// Rules whose verdict changed.
-    pub rules: Vec<String>,
+    pub(crate) rules: Vec<String>,
     /// The last user message.
-    pub prompt: String,
+    pub(crate) prompt: String,
     /// The response that the data prefers.
-    pub chosen: String,
+    pub(crate) chosen: String,
     /// The response that the data rejects.
-    pub rejected: String,
+    pub(crate) rejected: String,
 }
 
 impl Flips {
     /// Compares two triages of the same pairs, with at most `examples` flipped ones.
-    pub fn new(pairs: &[Pair], before: &Triage, after: &Triage, examples: usize) -> Flips {
+    pub(crate) fn new(pairs: &[Pair], before: &Triage, after: &Triage, examples: usize) -> Flips {
         let mut out = Flips {
             before: before.counts,
             flipped: 0,
@@ -83,7 +83,7 @@ impl Flips {
     }
 
     /// The difference as text for a terminal.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let b = self.before;
         let mut text = format!(
             "against the active set ({} invert, {} punish, {} retain): {} pairs flip\n",

@@ -14,77 +14,77 @@ use realign_core::{Category, TriageCounts};
 #[derive(Clone, Debug, Serialize)]
 pub struct TriageReport {
     /// Revision of the policy set that judged.
-    pub policy_revision: String,
+    pub(crate) policy_revision: String,
     /// Distinct pairs.
-    pub pairs: usize,
+    pub(crate) pairs: usize,
     /// Pairs per category.
-    pub counts: TriageCounts,
+    pub(crate) counts: TriageCounts,
     /// Share of pairs in conflict with the policies, 0 to 1.
-    pub gap_ratio: f64,
+    pub(crate) gap_ratio: f64,
     /// Violations of each rule, in set order; rules without one included.
-    pub rules: Vec<RuleCount>,
+    pub(crate) rules: Vec<RuleCount>,
     /// Conflicting pairs, in the order of files and lines.
-    pub examples: Vec<Conflict>,
+    pub(crate) examples: Vec<Conflict>,
     /// Lines merged into an earlier one.
-    pub duplicates: usize,
+    pub(crate) duplicates: usize,
     /// Lines that gave no pair.
-    pub skipped: Vec<SkippedLine>,
+    pub(crate) skipped: Vec<SkippedLine>,
     /// Pairs that prefer opposite responses of the same two.
-    pub contradictions: Vec<Contradiction>,
+    pub(crate) contradictions: Vec<Contradiction>,
     /// Pairs whose category depends on a verdict that is not available.
-    pub undecided: usize,
+    pub(crate) undecided: usize,
     /// How many verdicts each kind of matcher decided, and the cost of judges.
-    pub reached: Option<MatcherUsage>,
+    pub(crate) reached: Option<MatcherUsage>,
 }
 
 /// How many responses violate a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RuleCount {
     /// Policy id.
-    pub policy: String,
+    pub(crate) policy: String,
     /// Rule id.
-    pub rule: String,
+    pub(crate) rule: String,
     /// How much a violation matters.
-    pub severity: Severity,
+    pub(crate) severity: Severity,
     /// Chosen responses that violate it.
-    pub chosen: usize,
+    pub(crate) chosen: usize,
     /// Rejected responses that violate it.
-    pub rejected: usize,
+    pub(crate) rejected: usize,
 }
 
 /// A pair in conflict with the policies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Conflict {
     /// `file:line`.
-    pub source: String,
+    pub(crate) source: String,
     /// What training does with it.
-    pub category: Category,
+    pub(crate) category: Category,
     /// The last user message.
-    pub prompt: String,
+    pub(crate) prompt: String,
     /// The response that the data prefers.
-    pub chosen: String,
+    pub(crate) chosen: String,
     /// The response that the data rejects.
-    pub rejected: String,
+    pub(crate) rejected: String,
     /// The rules that chosen or rejected response violates.
-    pub because: Vec<Reason>,
+    pub(crate) because: Vec<Reason>,
 }
 
 /// A rule that one response of a pair violates.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Reason {
     /// `chosen` or `rejected`.
-    pub response: &'static str,
+    pub(crate) response: &'static str,
     /// Policy id.
-    pub policy: String,
+    pub(crate) policy: String,
     /// Rule id.
-    pub rule: String,
+    pub(crate) rule: String,
     /// What in the response the rule found, where it can tell.
-    pub evidence: Option<String>,
+    pub(crate) evidence: Option<String>,
 }
 
 impl TriageReport {
     /// The report of a triage, with at most `examples` conflicting pairs.
-    pub fn new(
+    pub(crate) fn new(
         oracle: &RuleOracle,
         dataset: &Dataset,
         triage: &Triage,
@@ -180,33 +180,33 @@ fn conflict(oracle: &RuleOracle, pair: &Pair, item: &TriagedPair) -> Conflict {
 pub struct Plan {
     /// How the data fits the policies.
     #[serde(flatten)]
-    pub triage: TriageReport,
+    pub(crate) triage: TriageReport,
     /// Whether there is something to train on.
-    pub trains: bool,
+    pub(crate) trains: bool,
     /// Name of the recipe.
-    pub recipe: String,
+    pub(crate) recipe: String,
     /// Pairs to train on, `train.max_pairs` respected.
-    pub train_pairs: usize,
+    pub(crate) train_pairs: usize,
     /// Conflicting pairs outside the held-out part, `train.max_pairs` not counted.
-    pub train_conflicts: usize,
+    pub(crate) train_conflicts: usize,
     /// Pairs to measure on.
-    pub holdout_pairs: usize,
+    pub(crate) holdout_pairs: usize,
     /// Conflicting pairs to measure on.
-    pub holdout_conflicts: usize,
+    pub(crate) holdout_conflicts: usize,
     /// Most optimiser steps.
-    pub steps: usize,
+    pub(crate) steps: usize,
     /// Pairs per optimiser step.
-    pub pairs_per_step: usize,
+    pub(crate) pairs_per_step: usize,
     /// Passes over the pairs.
-    pub epochs: usize,
+    pub(crate) epochs: usize,
     /// Minutes that the whole realignment takes at the rate of the demo on two cores.
-    pub minutes: f64,
+    pub(crate) minutes: f64,
     /// Verdicts that would reach a judge.
-    pub judge_calls: u64,
+    pub(crate) judge_calls: u64,
     /// What is likely to go wrong.
-    pub warning: Option<&'static str>,
+    pub(crate) warning: Option<&'static str>,
     /// Changes from the active set, if that is another.
-    pub flips: Option<Flips>,
+    pub(crate) flips: Option<Flips>,
 }
 
 /// The demo: 211 seconds from triage to swap with 192 pairs on two cores, default model and recipe.
@@ -215,7 +215,7 @@ const DEMO_PAIRS: f64 = 192.0;
 
 impl Plan {
     /// The plan for a triaged data set. `configured_ratio` is `gate.holdout_ratio`.
-    pub fn new(
+    pub(crate) fn new(
         report: TriageReport,
         recipe: &Recipe,
         dataset: &Dataset,

@@ -21,25 +21,25 @@ const SHOWN: usize = 20;
 #[derive(Debug, Serialize)]
 pub struct StreamReport {
     /// Revision of the policy set that judged.
-    pub policy_revision: String,
+    pub(crate) policy_revision: String,
     /// Pairs, repeated ones left out.
-    pub pairs: usize,
+    pub(crate) pairs: usize,
     /// Pairs per category.
-    pub counts: TriageCounts,
+    pub(crate) counts: TriageCounts,
     /// Share of pairs in conflict with the policies, 0 to 1.
-    pub gap_ratio: f64,
+    pub(crate) gap_ratio: f64,
     /// Pairs whose category depends on a verdict that is not available.
-    pub undecided: usize,
+    pub(crate) undecided: usize,
     /// Violations of each rule, in set order.
-    pub rules: Vec<RuleCount>,
+    pub(crate) rules: Vec<RuleCount>,
     /// Pairs that repeat an earlier one.
-    pub duplicates: usize,
+    pub(crate) duplicates: usize,
     /// Pairs that prefer the other response of an earlier pair.
-    pub contradictions: usize,
+    pub(crate) contradictions: usize,
     /// Lines that gave no pair.
-    pub skipped: usize,
+    pub(crate) skipped: usize,
     /// The first skipped lines.
-    pub skipped_lines: Vec<SkippedLine>,
+    pub(crate) skipped_lines: Vec<SkippedLine>,
 }
 
 impl StreamReport {
@@ -47,7 +47,7 @@ impl StreamReport {
     ///
     /// # Errors
     /// If the file cannot be read.
-    pub fn read(
+    pub(crate) fn read(
         oracle: &RuleOracle,
         file: &Path,
         mut judged: impl FnMut(usize),
@@ -125,7 +125,7 @@ impl StreamReport {
     }
 
     /// The report as text for a terminal.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let c = self.counts;
         let mut text = format!(
             "{} pairs: {} invert, {} punish, {} retain; gap ratio {:.3}\n{} duplicates left out, {} contradictions, {} lines skipped, {} pairs undecided\n",

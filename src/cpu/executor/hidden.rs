@@ -14,7 +14,7 @@ impl CpuExecutor {
     ///
     /// # Errors
     /// If the step does not fit the cache or the model, or `layers` is not ascending.
-    pub fn residuals(
+    pub(crate) fn residuals(
         &mut self,
         step: &Step,
         layers: &[usize],

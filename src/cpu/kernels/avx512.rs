@@ -8,7 +8,7 @@ use super::{Format, ROW_SLACK, Rows, Tile, extents, for_format};
 /// The processor has the features, `bytes` is one panel of `x.columns` columns in this format, and
 /// sixteen rows of `x` can be read.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
-pub unsafe fn integer(format: Format, bytes: &[u8], x: Rows, rows: usize, tile: &mut Tile) {
+pub(crate) unsafe fn integer(format: Format, bytes: &[u8], x: Rows, rows: usize, tile: &mut Tile) {
     macro_rules! call {
         ($four:literal, $scales:literal, $minimum:literal) => {
             // SAFETY: passed on. Rows beyond `rows` are slack that may be read.

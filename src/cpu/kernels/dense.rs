@@ -6,7 +6,7 @@ use super::{Encoding, Isa, PANEL, PackedWeight, Rows};
 
 /// One panel of floats times as many rows as `tile` has; the results are written to it or, with
 /// `ADD`, added to what it holds.
-pub fn panel<const ADD: bool>(
+pub(crate) fn panel<const ADD: bool>(
     isa: Isa,
     weight: &PackedWeight,
     bytes: &[u8],

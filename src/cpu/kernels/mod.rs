@@ -17,11 +17,11 @@ use super::packed::{Encoding, PANEL, PackedWeight, header_bytes};
 use realign_model::blocks::{Format, UNIT};
 
 /// Results of a panel: up to sixteen activation rows by sixteen outputs.
-pub type Tile = [[f32; PANEL]; ROW_SLACK];
+pub(crate) type Tile = [[f32; PANEL]; ROW_SLACK];
 
 /// An instruction set that kernels were written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Isa {
+pub(crate) enum Isa {
     /// Plain Rust.
     Portable,
     /// 256-bit vectors: AVX2, FMA and F16C.
@@ -32,7 +32,7 @@ pub enum Isa {
 
 impl Isa {
     /// The best one of this processor.
-    pub fn detect() -> Self {
+    pub(crate) fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
             let avx2 = is_x86_feature_detected!("avx2")
@@ -84,7 +84,7 @@ impl Rows {
 ///
 /// # Panics
 /// If shapes do not fit.
-pub fn panel(
+pub(crate) fn panel(
     isa: Isa,
     weight: &PackedWeight,
     panel: usize,
@@ -117,7 +117,7 @@ pub fn panel(
 ///
 /// # Panics
 /// If shapes do not fit, or the weight is quantised.
-pub fn add_panel(
+pub(crate) fn add_panel(
     isa: Isa,
     weight: &PackedWeight,
     panel: usize,
@@ -132,7 +132,7 @@ pub fn add_panel(
 }
 
 /// Starts to bring a panel into the caches.
-pub fn prefetch(weight: &PackedWeight, panel: usize) {
+pub(crate) fn prefetch(weight: &PackedWeight, panel: usize) {
     #[cfg(target_arch = "x86_64")]
     for line in weight.panel(panel).chunks(64) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};

@@ -5,7 +5,7 @@ use crate::packed::SCALE_BYTES;
 use half::f16;
 
 /// One panel times some rows.
-pub fn integer(format: Format, bytes: &[u8], x: Rows, rows: usize, tile: &mut Tile) {
+pub(crate) fn integer(format: Format, bytes: &[u8], x: Rows, rows: usize, tile: &mut Tile) {
     let (units, header) = extents(format, x);
     let unit_bytes = bytes.len().checked_div(units).unwrap_or(1);
     for (row, sums) in tile[..rows].iter_mut().enumerate() {

@@ -17,15 +17,15 @@ const BLOCK: usize = 32;
 
 /// Grouped-query attention of one layer.
 #[derive(Clone, Copy, Debug)]
-pub struct Heads<'a> {
+pub(crate) struct Heads<'a> {
     /// Query heads.
-    pub query: usize,
+    pub(crate) query: usize,
     /// Key/value heads.
-    pub key_value: usize,
+    pub(crate) key_value: usize,
     /// How each attends.
-    pub shape: AttentionShape,
+    pub(crate) shape: AttentionShape,
     /// Whom it yields to.
-    pub slices: &'a TimeSlices,
+    pub(crate) slices: &'a TimeSlices,
 }
 
 impl Heads<'_> {
@@ -38,7 +38,7 @@ impl Heads<'_> {
     }
 
     /// Columns of q, k and v together.
-    pub fn width(self) -> usize {
+    pub(crate) fn width(self) -> usize {
         (self.query + 2 * self.key_value) * self.dim()
     }
 
@@ -295,7 +295,13 @@ fn attend<'a>(
 }
 
 /// d_qkv ← the gradient in q, k and v for an upstream gradient `d_out`.
-pub fn backward(heads: Heads, segments: &[Segment], qkv: &[f32], d_out: &[f32], d_qkv: &mut [f32]) {
+pub(crate) fn backward(
+    heads: Heads,
+    segments: &[Segment],
+    qkv: &[f32],
+    d_out: &[f32],
+    d_qkv: &mut [f32],
+) {
     let (d, group) = (heads.dim(), heads.group());
     let run = |&(segment, kv): &(&Segment, usize)| {
         let [k_column, v_column] = heads.columns(kv);
@@ -384,7 +390,13 @@ fn through_softmax(
 }
 
 /// t_out ← the tangent of the output along tangents `t_qkv` of q, k and v.
-pub fn tangent(heads: Heads, segments: &[Segment], qkv: &[f32], t_qkv: &[f32], t_out: &mut [f32]) {
+pub(crate) fn tangent(
+    heads: Heads,
+    segments: &[Segment],
+    qkv: &[f32],
+    t_qkv: &[f32],
+    t_out: &mut [f32],
+) {
     let (d, group) = (heads.dim(), heads.group());
     let run = |&(segment, kv): &(&Segment, usize)| {
         let mut part = Part::new(segment, kv * group * d, group * d);

@@ -18,36 +18,36 @@ use realign_model::compute::Ropes;
 use realign_model::lora::LoraSite;
 
 /// Walks the layers from the top down.
-pub struct Walk<'a> {
-    pub model: &'a Model,
-    pub execution: Execution<'a>,
-    pub segments: &'a [Segment],
-    pub factors: &'a Factors,
-    pub ropes: &'a Ropes,
-    pub rows: usize,
+pub(crate) struct Walk<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) execution: Execution<'a>,
+    pub(crate) segments: &'a [Segment],
+    pub(crate) factors: &'a Factors,
+    pub(crate) ropes: &'a Ropes,
+    pub(crate) rows: usize,
     /// Gradients found so far.
-    pub found: BTreeMap<LoraSite, (Vec<f32>, Vec<f32>)>,
+    pub(crate) found: BTreeMap<LoraSite, (Vec<f32>, Vec<f32>)>,
     /// Scratch, (rows, hidden), (rows, intermediate) and (rows, q + k + v).
-    pub scratch: Scratch,
+    pub(crate) scratch: Scratch,
 }
 
 /// Buffers that layers share.
 #[derive(Debug, Default)]
-pub struct Scratch {
+pub(crate) struct Scratch {
     /// Normalised input of a half layer.
-    pub h: Vec<f32>,
+    pub(crate) h: Vec<f32>,
     /// Its gradient.
-    pub d_h: Vec<f32>,
+    pub(crate) d_h: Vec<f32>,
     /// Gradient of what a half layer adds, where it is normalised.
-    pub d_y: Vec<f32>,
+    pub(crate) d_y: Vec<f32>,
     /// activation(gate) · up, then what attention gave: their gradients.
-    pub d_m: Vec<f32>,
+    pub(crate) d_m: Vec<f32>,
     /// activation(gate) · up.
-    pub m: Vec<f32>,
+    pub(crate) m: Vec<f32>,
     /// Gradients of gate and up.
-    pub d_mlp: [Vec<f32>; 2],
+    pub(crate) d_mlp: [Vec<f32>; 2],
     /// Gradients of q, k and v.
-    pub d_qkv: Vec<f32>,
+    pub(crate) d_qkv: Vec<f32>,
 }
 
 impl Walk<'_> {
@@ -88,7 +88,7 @@ impl Walk<'_> {
 
     /// d_x: the gradient of what layer `index` put out becomes that of what entered it. `below`
     /// says whether that is needed.
-    pub fn layer(
+    pub(crate) fn layer(
         &mut self,
         index: usize,
         record: &Record,

@@ -30,27 +30,27 @@ fn kept(dropout: Dropout, site: LoraSite, rows: usize, columns: usize) -> Vec<f3
 
 /// One site's factors: y += scale · B (A x).
 #[derive(Clone, Debug)]
-pub struct Factor {
+pub(crate) struct Factor {
     /// Where it sits.
-    pub site: LoraSite,
+    pub(crate) site: LoraSite,
     /// What training leaves out of x.
-    pub dropout: Dropout,
+    pub(crate) dropout: Dropout,
     /// (rank, in).
-    pub a: Vec<f32>,
+    pub(crate) a: Vec<f32>,
     /// (out, rank).
-    pub b: Vec<f32>,
+    pub(crate) b: Vec<f32>,
     /// Rows of A.
-    pub rank: usize,
+    pub(crate) rank: usize,
     /// Columns of A.
-    pub inner: usize,
+    pub(crate) inner: usize,
     /// Rows of B.
-    pub out: usize,
+    pub(crate) out: usize,
     /// alpha / rank.
-    pub scale: f32,
+    pub(crate) scale: f32,
     /// Whether B is zero: then nothing is added, whatever A is.
-    pub silent: bool,
+    pub(crate) silent: bool,
     /// Whom its products yield to.
-    pub slices: Arc<TimeSlices>,
+    pub(crate) slices: Arc<TimeSlices>,
 }
 
 impl Factor {
@@ -93,7 +93,7 @@ impl Factor {
     }
 
     /// shrunk ← x Aᵀ, then y[columns from `column` on] += scale · shrunk Bᵀ.
-    pub fn apply(&self, rows: usize, x: &[f32], shrunk: &mut Vec<f32>, y: Columns) {
+    pub(crate) fn apply(&self, rows: usize, x: &[f32], shrunk: &mut Vec<f32>, y: Columns) {
         let shrunk = fit(shrunk, rows * self.rank);
         match self.mask(rows) {
             Some(mut thinned) => {
@@ -146,7 +146,7 @@ impl Factor {
     }
 
     /// Gradients of A and B for an upstream gradient `g` of y; d_x, if wanted, gets what flows to x.
-    pub fn pull(
+    pub(crate) fn pull(
         &self,
         rows: usize,
         (x, shrunk): (&[f32], &[f32]),
@@ -229,7 +229,7 @@ impl Factor {
     }
 
     /// t_y += the tangent of scale · B (A x) along (t_a, t_b) and the tangent `t_x` of x.
-    pub fn push(
+    pub(crate) fn push(
         &self,
         rows: usize,
         (x, shrunk): (&[f32], &[f32]),
@@ -284,18 +284,18 @@ impl Factor {
 
 /// Some columns of a matrix that something is added to.
 #[derive(Debug)]
-pub struct Columns<'a> {
+pub(crate) struct Columns<'a> {
     /// The whole matrix.
-    pub data: &'a mut [f32],
+    pub(crate) data: &'a mut [f32],
     /// Its columns.
-    pub stride: usize,
+    pub(crate) stride: usize,
     /// First column.
-    pub column: usize,
+    pub(crate) column: usize,
 }
 
 /// All of an adapter.
 #[derive(Clone, Debug, Default)]
-pub struct Factors(BTreeMap<LoraSite, Factor>);
+pub(crate) struct Factors(BTreeMap<LoraSite, Factor>);
 
 impl Factors {
     /// Copies an adapter's tensors; training leaves out some of what the factors read.
@@ -315,17 +315,17 @@ impl Factors {
     }
 
     /// The factor at a site, if it is adapted.
-    pub fn get(&self, site: LoraSite) -> Option<&Factor> {
+    pub(crate) fn get(&self, site: LoraSite) -> Option<&Factor> {
         self.0.get(&site)
     }
 
     /// The lowest layer that is adapted.
-    pub fn lowest_layer(&self) -> Option<usize> {
+    pub(crate) fn lowest_layer(&self) -> Option<usize> {
         self.0.keys().map(|site| site.layer).min()
     }
 
     /// Gradients that were gathered as flat values, as tensors; zero where none was.
-    pub fn gradients(
+    pub(crate) fn gradients(
         &self,
         mut flat: BTreeMap<LoraSite, (Vec<f32>, Vec<f32>)>,
     ) -> Result<SiteGradients> {

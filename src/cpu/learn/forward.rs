@@ -17,25 +17,25 @@ use realign_model::{Activation, AttentionShape, RopeTable, Segment};
 
 /// What one layer leaves behind; every matrix has a row per token.
 #[derive(Debug, Default)]
-pub struct Record {
+pub(crate) struct Record {
     /// The residual stream that entered, and the one between attention and MLP.
-    pub entered: [Vec<f32>; 2],
+    pub(crate) entered: [Vec<f32>; 2],
     /// q, k and v as projected, in families that normalise heads.
-    pub raw_heads: Vec<f32>,
+    pub(crate) raw_heads: Vec<f32>,
     /// q, k and v as they attend.
-    pub qkv: Vec<f32>,
+    pub(crate) qkv: Vec<f32>,
     /// What attention gave.
-    pub attended: Vec<f32>,
+    pub(crate) attended: Vec<f32>,
     /// Gate and up projections.
-    pub mlp: [Vec<f32>; 2],
+    pub(crate) mlp: [Vec<f32>; 2],
     /// What attention and MLP add to the stream before it is normalised, in families that do.
-    pub raw_outputs: [Vec<f32>; 2],
+    pub(crate) raw_outputs: [Vec<f32>; 2],
     /// x Aᵀ of every adapted projection.
-    pub shrunk: [Vec<f32>; 7],
+    pub(crate) shrunk: [Vec<f32>; 7],
 }
 
 /// Columns of q, k and v: (projection, first column) of each.
-pub fn head_columns(model: &Model) -> [(Projection, usize); 3] {
+pub(crate) fn head_columns(model: &Model) -> [(Projection, usize); 3] {
     let (d, heads, kv) = (model.spec.head_dim, model.spec.heads, model.spec.kv_heads);
     [
         (Projection::Q, 0),
@@ -45,7 +45,7 @@ pub fn head_columns(model: &Model) -> [(Projection, usize); 3] {
 }
 
 /// Normalises every head of q and k in place, with `f(norm, row, first column, values)`.
-pub fn each_head(
+pub(crate) fn each_head(
     layer: &Layer,
     model: &Model,
     data: &mut [f32],
@@ -71,25 +71,25 @@ pub fn each_head(
 }
 
 /// The machine that runs layers forward.
-pub struct Recorder<'a> {
-    pub model: &'a Model,
-    pub execution: Execution<'a>,
-    pub segments: &'a [Segment],
-    pub factors: &'a Factors,
+pub(crate) struct Recorder<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) execution: Execution<'a>,
+    pub(crate) segments: &'a [Segment],
+    pub(crate) factors: &'a Factors,
     /// Tokens.
-    pub rows: usize,
+    pub(crate) rows: usize,
     /// A record per layer, or one that every layer overwrites.
-    pub records: &'a mut [Record],
+    pub(crate) records: &'a mut [Record],
     /// Which record is written.
-    pub at: usize,
+    pub(crate) at: usize,
     /// The residual stream.
-    pub x: &'a mut Vec<f32>,
+    pub(crate) x: &'a mut Vec<f32>,
     /// Its normalised form.
-    pub h: &'a mut Vec<f32>,
+    pub(crate) h: &'a mut Vec<f32>,
     /// activation(gate) · up.
-    pub m: &'a mut Vec<f32>,
+    pub(crate) m: &'a mut Vec<f32>,
     /// Whether the attention half of the layer is done.
-    pub in_mlp: bool,
+    pub(crate) in_mlp: bool,
 }
 
 impl Recorder<'_> {

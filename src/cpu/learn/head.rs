@@ -20,23 +20,23 @@ use realign_model::vector::{
 const CHUNK: usize = 8 << 20;
 
 /// What the head works on: one row per response token.
-pub struct Head<'a> {
-    pub model: &'a Model,
+pub(crate) struct Head<'a> {
+    pub(crate) model: &'a Model,
     /// Arithmetic of values.
-    pub values: Form,
+    pub(crate) values: Form,
     /// Arithmetic of gradients and tangents.
-    pub derivatives: Form,
+    pub(crate) derivatives: Form,
     /// Whom its products yield to.
-    pub slices: &'a TimeSlices,
-    pub losses: &'a [TokenLoss],
+    pub(crate) slices: &'a TimeSlices,
+    pub(crate) losses: &'a [TokenLoss],
     /// Normalised hidden states, (rows, hidden).
-    pub hidden: &'a [f32],
+    pub(crate) hidden: &'a [f32],
     /// The reference model's; only rows with a KL are read.
-    pub reference: &'a [f32],
+    pub(crate) reference: &'a [f32],
 }
 
 /// What is asked besides the values.
-pub enum Want<'a> {
+pub(crate) enum Want<'a> {
     /// Nothing.
     Values,
     /// The gradient of every value in its hidden state, (rows, hidden).
@@ -63,7 +63,7 @@ impl Head<'_> {
     ///
     /// # Errors
     /// If the head is not packed, or a token is not in the vocabulary.
-    pub fn evaluate(&self, mut want: Want) -> Result<Vec<f32>> {
+    pub(crate) fn evaluate(&self, mut want: Want) -> Result<Vec<f32>> {
         let (width, vocabulary) = (self.model.spec.hidden_size, self.model.spec.vocab_size);
         let beyond =
             |loss: &TokenLoss| matches!(loss, TokenLoss::LogProb(t) if *t as usize >= vocabulary);

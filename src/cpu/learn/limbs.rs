@@ -25,7 +25,7 @@ const ROWS: usize = 8;
 const LARGEST: f32 = 32_639.0;
 
 /// Whether this processor has the instructions.
-pub fn detected() -> bool {
+pub(crate) fn detected() -> bool {
     is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vl")
@@ -34,7 +34,7 @@ pub fn detected() -> bool {
 }
 
 /// The format of a weight that these products are for.
-pub fn format_of(weight: &PackedWeight) -> Option<Format> {
+pub(crate) fn format_of(weight: &PackedWeight) -> Option<Format> {
     match weight.encoding {
         Encoding::Integer(format) => Some(format),
         _ => None,
@@ -128,7 +128,13 @@ fn fix(x: &[f32; UNIT], limbs: &mut Limbs) -> ActivationUnit {
 ///
 /// # Panics
 /// If the weight has no format, or a view is too small for the shapes.
-pub fn product(slices: &TimeSlices, weight: &PackedWeight, rows: usize, x: View, y: ViewMut) {
+pub(crate) fn product(
+    slices: &TimeSlices,
+    weight: &PackedWeight,
+    rows: usize,
+    x: View,
+    y: ViewMut,
+) {
     assert!(detected());
     let Some(format) = format_of(weight) else {
         panic!("the weight is not in integers");

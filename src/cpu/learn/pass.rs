@@ -25,7 +25,7 @@ use realign_model::{Dropout, LoraWeights, Precision, SiteGradients, TokenLoss};
 /// to pass.
 pub struct Differentiator {
     /// What gradients leave out; nothing unless somebody sets it.
-    pub dropout: Dropout,
+    pub(crate) dropout: Dropout,
     model: Arc<Model>,
     slices: Arc<TimeSlices>,
     values: Form,
@@ -74,7 +74,7 @@ impl Differentiator {
     }
 
     /// Shapes and constants of the model.
-    pub fn model(&self) -> &Model {
+    pub(crate) fn model(&self) -> &Model {
         &self.model
     }
 
@@ -82,7 +82,7 @@ impl Differentiator {
     ///
     /// # Errors
     /// If a token is not in the vocabulary.
-    pub fn states(&mut self, batch: &Packed, layer: usize) -> Result<Vec<States>> {
+    pub(crate) fn states(&mut self, batch: &Packed, layer: usize) -> Result<Vec<States>> {
         let slices = self.slices.clone();
         slices.learn(|| {
             let width = self.model.spec.hidden_size;
@@ -101,7 +101,11 @@ impl Differentiator {
     ///
     /// # Errors
     /// If the adapter does not fit, or the batch's states lie above its lowest layer.
-    pub fn hidden(&mut self, batch: &Packed, adapter: Option<&LoraWeights>) -> Result<Vec<f32>> {
+    pub(crate) fn hidden(
+        &mut self,
+        batch: &Packed,
+        adapter: Option<&LoraWeights>,
+    ) -> Result<Vec<f32>> {
         let slices = self.slices.clone();
         slices.learn(|| {
             let layers = self.model.layers.len();
@@ -114,7 +118,11 @@ impl Differentiator {
     ///
     /// # Errors
     /// As [`Differentiator::hidden`].
-    pub fn logprobs(&mut self, batch: &Packed, adapter: Option<&LoraWeights>) -> Result<Vec<f32>> {
+    pub(crate) fn logprobs(
+        &mut self,
+        batch: &Packed,
+        adapter: Option<&LoraWeights>,
+    ) -> Result<Vec<f32>> {
         let hidden = self.hidden(batch, adapter)?;
         self.measure(&logprobs_of(batch), &hidden, &[])
     }
@@ -123,7 +131,7 @@ impl Differentiator {
     ///
     /// # Errors
     /// If the hidden states do not fit the losses.
-    pub fn measure(
+    pub(crate) fn measure(
         &self,
         losses: &[TokenLoss],
         hidden: &[f32],
@@ -139,7 +147,7 @@ impl Differentiator {
     ///
     /// # Errors
     /// As [`Differentiator::hidden`].
-    pub fn gradients(
+    pub(crate) fn gradients(
         &mut self,
         batch: &Packed,
         adapter: &LoraWeights,
@@ -202,7 +210,7 @@ impl Differentiator {
     ///
     /// # Errors
     /// As [`Differentiator::hidden`].
-    pub fn slopes(
+    pub(crate) fn slopes(
         &mut self,
         batch: &Packed,
         adapter: &LoraWeights,

@@ -15,18 +15,18 @@ const DEPTH: usize = 512;
 
 /// Some columns of a row-major matrix.
 #[derive(Clone, Copy, Debug)]
-pub struct View<'a> {
+pub(crate) struct View<'a> {
     /// The whole matrix.
-    pub data: &'a [f32],
+    pub(crate) data: &'a [f32],
     /// Its columns.
-    pub stride: usize,
+    pub(crate) stride: usize,
     /// First column of the part.
-    pub column: usize,
+    pub(crate) column: usize,
 }
 
 impl<'a> View<'a> {
     /// All columns of a matrix.
-    pub fn whole(data: &'a [f32], columns: usize) -> Self {
+    pub(crate) fn whole(data: &'a [f32], columns: usize) -> Self {
         Self {
             data,
             stride: columns,
@@ -47,20 +47,20 @@ fn inside((len, stride, column): (usize, usize, usize), rows: usize, columns: us
 
 /// Some columns of a row-major matrix that a product writes.
 #[derive(Debug)]
-pub struct ViewMut<'a> {
+pub(crate) struct ViewMut<'a> {
     /// The whole matrix.
-    pub data: &'a mut [f32],
+    pub(crate) data: &'a mut [f32],
     /// Its columns.
-    pub stride: usize,
+    pub(crate) stride: usize,
     /// First column of the part.
-    pub column: usize,
+    pub(crate) column: usize,
     /// Whether the product is added to what is there.
-    pub add: bool,
+    pub(crate) add: bool,
 }
 
 impl<'a> ViewMut<'a> {
     /// All columns of a matrix, overwritten.
-    pub fn whole(data: &'a mut [f32], columns: usize) -> Self {
+    pub(crate) fn whole(data: &'a mut [f32], columns: usize) -> Self {
         Self {
             data,
             stride: columns,
@@ -77,7 +77,7 @@ impl<'a> ViewMut<'a> {
 
     /// The same, added to.
     #[cfg(test)]
-    pub fn adding(self) -> Self {
+    pub(crate) fn adding(self) -> Self {
         Self { add: true, ..self }
     }
 }
@@ -92,25 +92,25 @@ unsafe impl Sync for Pointer {}
 
 impl Pointer {
     /// So many elements further.
-    pub fn at(self, offset: usize) -> *mut f32 {
+    pub(crate) fn at(self, offset: usize) -> *mut f32 {
         self.0.wrapping_add(offset)
     }
 }
 
 /// How a product runs.
 #[derive(Clone, Copy, Debug)]
-pub struct Execution<'a> {
+pub(crate) struct Execution<'a> {
     /// Its arithmetic.
-    pub form: Form,
+    pub(crate) form: Form,
     /// Whom it yields to.
-    pub slices: &'a TimeSlices,
+    pub(crate) slices: &'a TimeSlices,
 }
 
 /// `rows` rows of `x` times the weight, in the given way.
 ///
 /// # Panics
 /// If a view is too small for the shapes.
-pub fn product(
+pub(crate) fn product(
     execution: Execution,
     weight: &PackedWeight,
     way: Way,

@@ -13,7 +13,7 @@ use crate::rows::{inverse_rms, normalise, rotate};
 const ROWS: usize = 8;
 
 /// Makes `buffer` hold `len` elements; what they are is unspecified.
-pub fn fit(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+pub(crate) fn fit(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     if buffer.len() < len {
         buffer.resize(len, 0.0);
     }
@@ -22,7 +22,11 @@ pub fn fit(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 }
 
 /// Runs `f(row, values)` for every row of a matrix.
-pub fn for_rows(data: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync + Send) {
+pub(crate) fn for_rows(
+    data: &mut [f32],
+    width: usize,
+    f: impl Fn(usize, &mut [f32]) + Sync + Send,
+) {
     data.par_chunks_mut(width)
         .enumerate()
         .with_min_len(ROWS)
@@ -31,11 +35,11 @@ pub fn for_rows(data: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + 
 
 /// An RMSNorm.
 #[derive(Clone, Copy, Debug)]
-pub struct Norm<'a> {
+pub(crate) struct Norm<'a> {
     /// Its scale, one per column.
-    pub weight: &'a [f32],
+    pub(crate) weight: &'a [f32],
     /// Its ε.
-    pub eps: f32,
+    pub(crate) eps: f32,
 }
 
 impl Norm<'_> {
@@ -44,7 +48,7 @@ impl Norm<'_> {
     }
 
     /// y ← norm(x), row by row.
-    pub fn apply(&self, x: &[f32], y: &mut [f32]) {
+    pub(crate) fn apply(&self, x: &[f32], y: &mut [f32]) {
         let width = self.width();
         for_rows(y, width, |row, y| {
             normalise(&x[row * width..][..width], self.weight, self.eps, y)
@@ -52,7 +56,7 @@ impl Norm<'_> {
     }
 
     /// g ← the gradient in x of what has the gradient g in norm(x).
-    pub fn pull(&self, x: &[f32], g: &mut [f32]) {
+    pub(crate) fn pull(&self, x: &[f32], g: &mut [f32]) {
         let width = self.width();
         for_rows(g, width, |row, g| {
             self.pull_row(&x[row * width..][..width], g)
@@ -60,7 +64,7 @@ impl Norm<'_> {
     }
 
     /// As [`Norm::pull`] for one row: r · (g w − x · r² · mean(g w x)).
-    pub fn pull_row(&self, x: &[f32], g: &mut [f32]) {
+    pub(crate) fn pull_row(&self, x: &[f32], g: &mut [f32]) {
         let r = inverse_rms(x, self.eps);
         g.iter_mut().zip(self.weight).for_each(|(g, w)| *g *= w);
         let along = dot(g, x) * r * r / x.len() as f32;
@@ -70,7 +74,7 @@ impl Norm<'_> {
     }
 
     /// t ← the tangent of norm(x) along the tangent t of x.
-    pub fn push(&self, x: &[f32], t: &mut [f32]) {
+    pub(crate) fn push(&self, x: &[f32], t: &mut [f32]) {
         let width = self.width();
         for_rows(t, width, |row, t| {
             self.push_row(&x[row * width..][..width], t)
@@ -78,7 +82,7 @@ impl Norm<'_> {
     }
 
     /// As [`Norm::push`] for one row: w · r · (t − x · r² · mean(x t)).
-    pub fn push_row(&self, x: &[f32], t: &mut [f32]) {
+    pub(crate) fn push_row(&self, x: &[f32], t: &mut [f32]) {
         let r = inverse_rms(x, self.eps);
         let along = dot(t, x) * r * r / x.len() as f32;
         for ((t, x), w) in t.iter_mut().zip(x).zip(self.weight) {
@@ -88,7 +92,7 @@ impl Norm<'_> {
 }
 
 /// x += y.
-pub fn add(x: &mut [f32], y: &[f32]) {
+pub(crate) fn add(x: &mut [f32], y: &[f32]) {
     const CHUNK: usize = 8192;
     x.par_chunks_mut(CHUNK)
         .zip(y.par_chunks(CHUNK))
@@ -98,7 +102,7 @@ pub fn add(x: &mut [f32], y: &[f32]) {
 }
 
 /// Adds a bias to some columns of every row.
-pub fn add_bias(data: &mut [f32], stride: usize, column: usize, bias: &[f32]) {
+pub(crate) fn add_bias(data: &mut [f32], stride: usize, column: usize, bias: &[f32]) {
     for_rows(data, stride, |_, row| {
         row[column..]
             .iter_mut()
@@ -109,7 +113,7 @@ pub fn add_bias(data: &mut [f32], stride: usize, column: usize, bias: &[f32]) {
 
 /// Which way heads turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub(crate) enum Turn {
     /// By the row's angles.
     Forward,
     /// Back, which is also the gradient.
@@ -117,7 +121,7 @@ pub enum Turn {
 }
 
 /// Rotates the first `columns` columns of every row, head by head.
-pub fn turn(
+pub(crate) fn turn(
     data: &mut [f32],
     stride: usize,
     columns: usize,
@@ -143,20 +147,20 @@ pub fn turn(
 
 /// activation(gate) · up, element by element.
 #[derive(Clone, Copy, Debug)]
-pub struct Gated<'a> {
+pub(crate) struct Gated<'a> {
     /// Whom it yields to.
-    pub slices: &'a TimeSlices,
+    pub(crate) slices: &'a TimeSlices,
     /// The function of the gate.
-    pub activation: Activation,
+    pub(crate) activation: Activation,
     /// The gate projection.
-    pub gate: &'a [f32],
+    pub(crate) gate: &'a [f32],
     /// The up projection, of the same length.
-    pub up: &'a [f32],
+    pub(crate) up: &'a [f32],
 }
 
 impl Gated<'_> {
     /// out ← activation(gate) · up.
-    pub fn apply(&self, out: &mut [f32]) {
+    pub(crate) fn apply(&self, out: &mut [f32]) {
         const CHUNK: usize = 4096;
         out.par_chunks_mut(CHUNK)
             .zip(self.gate.par_chunks(CHUNK).zip(self.up.par_chunks(CHUNK)))
@@ -167,7 +171,7 @@ impl Gated<'_> {
     }
 
     /// d_gate, d_up ← the gradients in both of what has the gradient g in the result.
-    pub fn pull(&self, g: &[f32], d_gate: &mut [f32], d_up: &mut [f32]) {
+    pub(crate) fn pull(&self, g: &[f32], d_gate: &mut [f32], d_up: &mut [f32]) {
         const CHUNK: usize = 4096;
         d_gate
             .par_chunks_mut(CHUNK)
@@ -185,7 +189,7 @@ impl Gated<'_> {
     }
 
     /// t_gate ← the tangent of the result along tangents of both.
-    pub fn push(&self, t_gate: &mut [f32], t_up: &[f32]) {
+    pub(crate) fn push(&self, t_gate: &mut [f32], t_up: &[f32]) {
         const CHUNK: usize = 1024;
         const ONES: [f32; CHUNK] = [1.0; CHUNK];
         t_gate

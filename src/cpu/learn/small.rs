@@ -4,20 +4,20 @@ use gemm::Parallelism;
 
 /// A strided matrix inside a slice.
 #[derive(Clone, Copy, Debug)]
-pub struct Grid<'a> {
+pub(crate) struct Grid<'a> {
     /// What it lies in.
-    pub data: &'a [f32],
+    pub(crate) data: &'a [f32],
     /// Index of its first element.
-    pub at: usize,
+    pub(crate) at: usize,
     /// Elements from one row to the next.
-    pub row: usize,
+    pub(crate) row: usize,
     /// Elements from one column to the next.
-    pub column: usize,
+    pub(crate) column: usize,
 }
 
 impl<'a> Grid<'a> {
     /// A row-major matrix of `columns` columns that is the whole slice.
-    pub fn rows(data: &'a [f32], columns: usize) -> Self {
+    pub(crate) fn rows(data: &'a [f32], columns: usize) -> Self {
         Self {
             data,
             at: 0,
@@ -27,7 +27,7 @@ impl<'a> Grid<'a> {
     }
 
     /// From another first element.
-    pub fn from(self, at: usize) -> Self {
+    pub(crate) fn from(self, at: usize) -> Self {
         Self {
             at: self.at + at,
             ..self
@@ -35,7 +35,7 @@ impl<'a> Grid<'a> {
     }
 
     /// Rows and columns exchanged.
-    pub fn transposed(self) -> Self {
+    pub(crate) fn transposed(self) -> Self {
         Self {
             row: self.column,
             column: self.row,
@@ -54,17 +54,17 @@ impl<'a> Grid<'a> {
 
 /// c (m, n), row-major with `stride` elements a row from element `at` on, ← [c +] factor · a b.
 #[derive(Debug)]
-pub struct Sum<'a> {
+pub(crate) struct Sum<'a> {
     /// What c lies in.
-    pub data: &'a mut [f32],
+    pub(crate) data: &'a mut [f32],
     /// Index of its first element.
-    pub at: usize,
+    pub(crate) at: usize,
     /// Elements from one row to the next.
-    pub stride: usize,
+    pub(crate) stride: usize,
     /// Whether to add to what is there.
-    pub add: bool,
+    pub(crate) add: bool,
     /// Factor on the product.
-    pub factor: f32,
+    pub(crate) factor: f32,
 }
 
 /// The product of `a` (m, k) and `b` (k, n); `shared` splits it over the pool's threads. The caller
@@ -72,7 +72,7 @@ pub struct Sum<'a> {
 ///
 /// # Panics
 /// If a matrix does not lie inside its slice.
-pub fn multiply((m, n, k): (usize, usize, usize), a: Grid, b: Grid, c: Sum, shared: bool) {
+pub(crate) fn multiply((m, n, k): (usize, usize, usize), a: Grid, b: Grid, c: Sum, shared: bool) {
     if m == 0 || n == 0 || k == 0 {
         return;
     }

@@ -18,22 +18,22 @@ use realign_model::Segment;
 use realign_model::compute::Ropes;
 
 /// Moves tangents up through the layers.
-pub struct Push<'a> {
-    pub model: &'a Model,
-    pub execution: Execution<'a>,
-    pub segments: &'a [Segment],
+pub(crate) struct Push<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) execution: Execution<'a>,
+    pub(crate) segments: &'a [Segment],
     /// Where the derivative is taken.
-    pub factors: &'a Factors,
+    pub(crate) factors: &'a Factors,
     /// Its direction.
-    pub along: &'a Factors,
-    pub ropes: &'a Ropes,
-    pub rows: usize,
-    pub scratch: Scratch,
+    pub(crate) along: &'a Factors,
+    pub(crate) ropes: &'a Ropes,
+    pub(crate) rows: usize,
+    pub(crate) scratch: Scratch,
 }
 
 /// Buffers that layers share.
 #[derive(Debug, Default)]
-pub struct Scratch {
+pub(crate) struct Scratch {
     h: Vec<f32>,
     t_h: Vec<f32>,
     t_qkv: Vec<f32>,
@@ -94,7 +94,7 @@ impl Push<'_> {
 
     /// t_x: the tangent of what entered layer `index` becomes that of what it puts out. `m` is the
     /// layer's activation(gate) · up.
-    pub fn layer(
+    pub(crate) fn layer(
         &mut self,
         index: usize,
         (record, m): (&Record, &[f32]),

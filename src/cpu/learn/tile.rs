@@ -4,11 +4,11 @@ use super::unpack::WIDTH;
 
 /// Rows of a tile at most: 14 × 2 sums, two vectors of the panel and a broadcast fill the 32
 /// registers of AVX-512.
-pub const ROWS: usize = 14;
+pub(crate) const ROWS: usize = 14;
 
 /// The arithmetic that a product runs in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub(crate) enum Form {
     /// Any processor.
     Portable,
     /// f32 in 256-bit vectors.
@@ -23,7 +23,7 @@ pub enum Form {
 
 impl Form {
     /// The best f32 here.
-    pub fn floats() -> Self {
+    pub(crate) fn floats() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
@@ -37,7 +37,7 @@ impl Form {
     }
 
     /// The best here for values and tangents, which are as good as f32's.
-    pub fn values() -> Self {
+    pub(crate) fn values() -> Self {
         #[cfg(target_arch = "x86_64")]
         if super::limbs::detected() {
             return Form::Limbs;
@@ -46,7 +46,7 @@ impl Form {
     }
 
     /// The best here for gradients, which are means over many tokens.
-    pub fn gradients() -> Self {
+    pub(crate) fn gradients() -> Self {
         #[cfg(target_arch = "x86_64")]
         if Self::floats() == Form::Avx512 && is_x86_feature_detected!("avx512bf16") {
             return Form::Bf16;
@@ -57,15 +57,15 @@ impl Form {
 
 /// Where a tile's results go.
 #[derive(Clone, Copy)]
-pub struct Target {
+pub(crate) struct Target {
     /// First element of the first row.
-    pub at: *mut f32,
+    pub(crate) at: *mut f32,
     /// Elements from one row to the next.
-    pub stride: usize,
+    pub(crate) stride: usize,
     /// Columns that exist, at most 32.
-    pub width: usize,
+    pub(crate) width: usize,
     /// Whether results are added to what is there.
-    pub add: bool,
+    pub(crate) add: bool,
 }
 
 /// Calls `f` for tiles of fourteen rows, and of eight, four, two and one for what is left of the
@@ -101,7 +101,7 @@ macro_rules! in_tiles {
 /// # Safety
 /// The processor has what `form` says; `a` can be read at `rows` rows of `panel.len()` floats, and
 /// `target` written at as many rows of its width.
-pub unsafe fn floats(
+pub(crate) unsafe fn floats(
     form: Form,
     a: *const f32,
     stride: usize,
@@ -158,7 +158,7 @@ pub unsafe fn floats(
 /// # Safety
 /// As [`floats`], and the processor has AVX-512 BF16.
 #[cfg(target_arch = "x86_64")]
-pub unsafe fn pairs(
+pub(crate) unsafe fn pairs(
     a: *const u32,
     stride: usize,
     rows: usize,
@@ -221,13 +221,17 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn avx2<const N: usize>(a: [*const f32; N], panel: &[[f32; WIDTH]], target: Target) {
+    pub(crate) unsafe fn avx2<const N: usize>(
+        a: [*const f32; N],
+        panel: &[[f32; WIDTH]],
+        target: Target,
+    ) {
         // SAFETY: passed on.
         unsafe { plain(a, panel, target) }
     }
 
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub unsafe fn avx512<const N: usize>(
+    pub(crate) unsafe fn avx512<const N: usize>(
         a: [*const f32; N],
         panel: &[[f32; WIDTH]],
         target: Target,
@@ -249,7 +253,11 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    pub unsafe fn bf16<const N: usize>(a: [*const u32; N], panel: &[[u32; WIDTH]], target: Target) {
+    pub(crate) unsafe fn bf16<const N: usize>(
+        a: [*const u32; N],
+        panel: &[[u32; WIDTH]],
+        target: Target,
+    ) {
         let mut sums = [[_mm512_setzero_ps(); 2]; N];
         // SAFETY: both types are 64 bytes of any content.
         let pairs = |v: __m512i| unsafe { std::mem::transmute::<__m512i, __m512bh>(v) };

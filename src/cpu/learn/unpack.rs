@@ -6,11 +6,11 @@ use half::{bf16, f16};
 use realign_model::blocks::{Format, UNIT};
 
 /// Output columns of a panel of floats: two 512-bit vectors.
-pub const WIDTH: usize = 32;
+pub(crate) const WIDTH: usize = 32;
 
 /// Which way a weight (out, in) enters a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub(crate) enum Way {
     /// x Wᵀ: the sum runs over the weight's columns.
     Forward,
     /// g W, the gradient of that product's input: the sum runs over the weight's rows.
@@ -19,7 +19,7 @@ pub enum Way {
 
 impl Way {
     /// (length of the sum, output columns).
-    pub fn extents(self, weight: &PackedWeight) -> (usize, usize) {
+    pub(crate) fn extents(self, weight: &PackedWeight) -> (usize, usize) {
         match self {
             Way::Forward => (weight.columns, weight.out),
             Way::Backward => (weight.out, weight.columns),
@@ -30,7 +30,7 @@ impl Way {
 /// Writes output columns `first .. first + 32`, over the sum's elements `from .. from + length`,
 /// to `panel` (length, 32); columns that the weight has not are zero. `first` is a multiple of
 /// 32, `from` of 32.
-pub fn unpack(
+pub(crate) fn unpack(
     weight: &PackedWeight,
     way: Way,
     first: usize,

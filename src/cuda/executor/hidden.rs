@@ -15,7 +15,7 @@ impl<G: Gpu> CudaExecutor<G> {
     /// # Errors
     /// If the step does not fit the cache or the model, `layers` is not ascending, or the device
     /// fails.
-    pub fn residuals(
+    pub(crate) fn residuals(
         &mut self,
         step: &Step,
         layers: &[usize],

@@ -7,7 +7,12 @@ use super::{Bits, Layout};
 use realign_model::blocks::{UNIT, Unit, gain_for, read_unit, scale_bound};
 
 /// Lays a row of a file's blocks out.
-pub fn pack(layout: &Layout, (dtype, row): (GgmlDType, &[u8]), columns: usize, into: &mut [u8]) {
+pub(crate) fn pack(
+    layout: &Layout,
+    (dtype, row): (GgmlDType, &[u8]),
+    columns: usize,
+    into: &mut [u8],
+) {
     let [high, scales, factor, _] = layout.offsets(columns);
     let blocks = row.chunks_exact(dtype.type_size());
     let gain = gain_for(blocks.fold(0f32, |m, block| m.max(scale_bound(dtype, block))));

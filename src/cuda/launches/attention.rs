@@ -7,29 +7,29 @@ use crate::gpu::{Arg, Element, Launch};
 #[derive(Clone, Copy, Debug)]
 pub struct Attend {
     /// Rotated queries inside qkv.
-    pub qkv: u64,
+    pub(crate) qkv: u64,
     /// The layer's keys and values.
-    pub cache: [u64; 2],
+    pub(crate) cache: [u64; 2],
     /// [`crate::tables::Tile`]s.
-    pub tiles: u64,
+    pub(crate) tiles: u64,
     /// How many.
-    pub tile_count: usize,
+    pub(crate) tile_count: usize,
     /// Block numbers that tiles point into, u32.
-    pub blocks: u64,
+    pub(crate) blocks: u64,
     /// Factor on scores.
-    pub scale: f32,
+    pub(crate) scale: f32,
     /// Soft cap; 0 for none.
-    pub cap: f32,
+    pub(crate) cap: f32,
     /// Tokens that a row sees; 0 for all.
-    pub window: usize,
+    pub(crate) window: usize,
     /// Query heads that a block takes.
-    pub part: usize,
+    pub(crate) part: usize,
     /// Parts that the tokens are split into.
-    pub splits: usize,
+    pub(crate) splits: usize,
     /// Tokens of each, a multiple of [`CHUNK`].
-    pub split_tokens: usize,
+    pub(crate) split_tokens: usize,
     /// Scratch, (rows, heads, splits, head_dim + 2), f32.
-    pub partial: u64,
+    pub(crate) partial: u64,
 }
 
 /// (row, head) pairs that a block holds for a head's width; `None` where there is no such kernel.

@@ -70,7 +70,7 @@ fn load(path: &Path) -> Emulate {
 
 /// A device whose kernels run on this processor, threads in step for seed 0; for others, warps run
 /// ahead of each other in an order that the seed gives.
-pub struct Emulator {
+pub(crate) struct Emulator {
     emulate: Emulate,
     seed: u32,
     /// Launches that are recorded; `None` while they run.
@@ -154,7 +154,7 @@ impl Drop for Guarded {
 }
 
 /// Values of one element type at an address.
-pub fn read_as(element: Element, at: u64, index: usize) -> f32 {
+pub(crate) fn read_as(element: Element, at: u64, index: usize) -> f32 {
     // SAFETY: tests pass addresses of live buffers and indices inside them.
     unsafe {
         match element {

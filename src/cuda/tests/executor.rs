@@ -107,18 +107,18 @@ fn adapter(spec: &ModelSpec, rank: usize, projections: &[Projection]) -> Result<
 
 /// A stream: its tokens, how many are in the cache, its blocks and its adapter.
 pub(super) struct Stream {
-    pub tokens: Vec<u32>,
-    pub cached: usize,
-    pub blocks: Arc<[u32]>,
-    pub adapter: Option<(Arc<LoraWeights>, Staged)>,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) cached: usize,
+    pub(crate) blocks: Arc<[u32]>,
+    pub(crate) adapter: Option<(Arc<LoraWeights>, Staged)>,
 }
 
 pub(super) struct Rows {
-    pub tokens: Vec<u32>,
-    pub positions: Vec<u32>,
-    pub sequences: Arc<[PagedSequence]>,
-    pub adapters: Vec<AdapterSpan>,
-    pub outputs: Vec<u32>,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) positions: Vec<u32>,
+    pub(crate) sequences: Arc<[PagedSequence]>,
+    pub(crate) adapters: Vec<AdapterSpan>,
+    pub(crate) outputs: Vec<u32>,
 }
 
 /// Lays out `take` tokens of each stream; the last row of each is an output.

@@ -34,7 +34,7 @@ use super::gpu::{Buffer, Element, Gpu};
 use super::{Model, Weight, stacked};
 use emulator::Emulator;
 
-pub const ELEMENTS: [Element; 3] = [Element::F32, Element::F16, Element::Bf16];
+pub(crate) const ELEMENTS: [Element; 3] = [Element::F32, Element::F16, Element::Bf16];
 
 /// A device under test, and where candle's tensors have to be for it.
 pub struct UnderTest {
@@ -58,7 +58,7 @@ pub fn devices() -> Vec<UnderTest> {
 }
 
 /// Where candle's tensors can be: the CPU, and the GPU where one is asked for.
-pub fn places() -> Vec<Device> {
+pub(crate) fn places() -> Vec<Device> {
     let real = real().map(|test| test.device);
     std::iter::once(Device::Cpu).chain(real).collect()
 }
@@ -88,17 +88,17 @@ fn real() -> Option<UnderTest> {
 }
 
 /// Rounded to an element type and back.
-pub fn rounded(t: &Tensor, element: Element) -> Result<Tensor> {
+pub(crate) fn rounded(t: &Tensor, element: Element) -> Result<Tensor> {
     t.to_dtype(element.dtype())?.to_dtype(DType::F32)
 }
 
-pub fn random(shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
+pub(crate) fn random(shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
     Tensor::randn(0f32, 1.0, shape, &Device::Cpu)
 }
 
 impl UnderTest {
     /// A tensor's values on the device.
-    pub fn put(&self, t: &Tensor, element: Element) -> Result<Buffer> {
+    pub(crate) fn put(&self, t: &Tensor, element: Element) -> Result<Buffer> {
         let values = t
             .to_device(&Device::Cpu)?
             .to_dtype(DType::F32)?
@@ -126,12 +126,12 @@ impl UnderTest {
         self.bytes(&bytes)
     }
 
-    pub fn room(&self, count: usize, element: Element) -> Result<Buffer> {
+    pub(crate) fn room(&self, count: usize, element: Element) -> Result<Buffer> {
         self.gpu.allocate(count * element.bytes())
     }
 
     /// What a buffer holds, as a tensor on the CPU.
-    pub fn get(
+    pub(crate) fn get(
         &self,
         buffer: &Buffer,
         shape: impl Into<candle_core::Shape>,
@@ -157,7 +157,13 @@ impl UnderTest {
     }
 
     /// Fails unless both are the same to within `tolerance` of the larger values.
-    pub fn same(&self, what: &str, got: &Tensor, expected: &Tensor, tolerance: f32) -> Result<()> {
+    pub(crate) fn same(
+        &self,
+        what: &str,
+        got: &Tensor,
+        expected: &Tensor,
+        tolerance: f32,
+    ) -> Result<()> {
         assert_eq!(got.dims(), expected.dims(), "{what} on {}", self.name);
         let got = got.flatten_all()?.to_vec1::<f32>()?;
         let expected = expected.flatten_all()?.to_vec1::<f32>()?;
@@ -179,7 +185,7 @@ pub fn random_floats(spec: ModelSpec, dtype: DType, device: &Device) -> Result<M
 }
 
 /// The same model in f32 on the CPU, by candle's primitives.
-pub fn reference(model: &Model) -> Result<Reference> {
+pub(crate) fn reference(model: &Model) -> Result<Reference> {
     let cpu = |t: &Tensor| t.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.copy();
     let mut copy = model.clone().map(|weight| cpu(&weight.dense()?))?;
     let pair = |p: &mut Option<[Tensor; 2]>| -> Result<()> {
@@ -202,7 +208,7 @@ pub fn reference(model: &Model) -> Result<Reference> {
 }
 
 /// What rounding a result to an element type may cost.
-pub fn tolerance(element: Element) -> f32 {
+pub(crate) fn tolerance(element: Element) -> f32 {
     match element {
         Element::F32 => 2e-5,
         Element::F16 => 1e-3,

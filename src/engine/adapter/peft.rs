@@ -44,7 +44,7 @@ pub struct PeftAdapter {
     /// Its weights, f32 on the CPU.
     pub weights: LoraWeights,
     /// The bytes of [`MODEL_FILE`], for hashing.
-    pub model: Vec<u8>,
+    pub(crate) model: Vec<u8>,
 }
 
 /// Which of the two LoRA factors a tensor holds.

@@ -13,13 +13,14 @@ use super::generation::{Generation, GenerationId};
 use realign_core::LeaseCounts;
 
 /// Adapters kept in memory unless told otherwise.
-pub const DEFAULT_LOADED_GENERATIONS: usize = 4;
+pub(crate) const DEFAULT_LOADED_GENERATIONS: usize = 4;
 
 /// Digits of a generation id.
 const ID_DIGITS: usize = 12;
 
 /// Fetches a generation that is not in memory, ready to serve: read, validated, on its device.
-pub type Loader = Box<dyn Fn(&GenerationId) -> Result<Generation, AdapterError> + Send + Sync>;
+pub(crate) type Loader =
+    Box<dyn Fn(&GenerationId) -> Result<Generation, AdapterError> + Send + Sync>;
 
 /// A swap that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -221,7 +222,7 @@ impl Registry {
     ///
     /// # Errors
     /// [`SwapError::NoPrevious`], or as [`Registry::swap`].
-    pub fn rollback(&self, expected: Option<&GenerationId>) -> Result<Swapped, SwapError> {
+    pub(crate) fn rollback(&self, expected: Option<&GenerationId>) -> Result<Swapped, SwapError> {
         let mut state = self.state();
         let Some(to) = state.previous.clone() else {
             return Err(SwapError::NoPrevious {
@@ -330,7 +331,7 @@ impl fmt::Debug for Registry {
 }
 
 /// Whether a text has the form of a generation id. Clients send these, and they become paths.
-pub fn is_generation_id(text: &str) -> bool {
+pub(crate) fn is_generation_id(text: &str) -> bool {
     text.len() == ID_DIGITS && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 

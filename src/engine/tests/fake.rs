@@ -20,14 +20,14 @@ use realign_model::{
 };
 
 /// Letters `a` to `p`, each a token, and one that ends the turn.
-pub const VOCABULARY: usize = 17;
-pub const BLOCK: usize = 4;
+pub(crate) const VOCABULARY: usize = 17;
+pub(crate) const BLOCK: usize = 4;
 
 /// One sequence's part of a step: tokens it had in the cache, and rows that ran.
-pub type Part = (usize, usize);
+pub(crate) type Part = (usize, usize);
 
 /// Keeps a hash per cache slot in place of keys and values.
-pub struct FakeModel {
+pub(crate) struct FakeModel {
     cells: Vec<u64>,
     steps: Arc<Mutex<Vec<Vec<Part>>>>,
     fails_at: Option<usize>,
@@ -94,7 +94,7 @@ impl Executor for FakeModel {
 }
 
 /// The letters' tokenizer.
-pub fn tokenizer() -> Arc<Tokenizer> {
+pub(crate) fn tokenizer() -> Arc<Tokenizer> {
     static TOKENIZER: OnceLock<Arc<Tokenizer>> = OnceLock::new();
     let make = || {
         let mut vocabulary: serde_json::Map<String, serde_json::Value> = ('a'..='p')
@@ -128,7 +128,7 @@ pub fn tokenizer() -> Arc<Tokenizer> {
 }
 
 /// Generation `number`; 0 is the base.
-pub fn generation(number: u32) -> Arc<Generation> {
+pub(crate) fn generation(number: u32) -> Arc<Generation> {
     let one = Tensor::zeros((1, 1), candle_core::DType::F32, &Device::Cpu).unwrap();
     let site = LoraSite {
         layer: 0,
@@ -151,13 +151,13 @@ pub fn generation(number: u32) -> Arc<Generation> {
 }
 
 /// `length` letters that depend on `seed`.
-pub fn prompt(seed: u64, length: usize) -> Vec<u32> {
+pub(crate) fn prompt(seed: u64, length: usize) -> Vec<u32> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     (0..length).map(|_| random.random_range(0..16)).collect()
 }
 
 /// A sampled request on the base.
-pub fn request(prompt: Vec<u32>, max_tokens: usize, seed: u64) -> GenerateRequest {
+pub(crate) fn request(prompt: Vec<u32>, max_tokens: usize, seed: u64) -> GenerateRequest {
     GenerateRequest {
         prompt,
         sampling: SamplingParams {
@@ -172,15 +172,15 @@ pub fn request(prompt: Vec<u32>, max_tokens: usize, seed: u64) -> GenerateReques
 
 /// What came of a request.
 #[derive(Debug, Default, PartialEq)]
-pub struct Answer {
-    pub ids: Vec<u32>,
+pub(crate) struct Answer {
+    pub(crate) ids: Vec<u32>,
     /// Prompt tokens found in the cache, once it has finished.
-    pub cached: Option<usize>,
-    pub failed: Option<String>,
+    pub(crate) cached: Option<usize>,
+    pub(crate) failed: Option<String>,
 }
 
 impl Answer {
-    pub fn take(&mut self, event: GenerateEvent) {
+    pub(crate) fn take(&mut self, event: GenerateEvent) {
         match event {
             GenerateEvent::Token { id, .. } => self.ids.push(id),
             GenerateEvent::Finished {
@@ -196,7 +196,7 @@ impl Answer {
     }
 
     /// Reads what has come so far.
-    pub fn update(&mut self, stream: &mut GenerateStream) {
+    pub(crate) fn update(&mut self, stream: &mut GenerateStream) {
         while let Ok(event) = stream.events.try_recv() {
             self.take(event);
         }
@@ -204,8 +204,8 @@ impl Answer {
 }
 
 /// An engine that tests step by hand.
-pub struct Bench {
-    pub runner: Runner,
+pub(crate) struct Bench {
+    pub(crate) runner: Runner,
     steps: Arc<Mutex<Vec<Vec<Part>>>>,
 }
 
@@ -214,7 +214,7 @@ impl Bench {
         Self::failing_at(None, blocks, max_running, step_tokens)
     }
 
-    pub fn failing_at(
+    pub(crate) fn failing_at(
         step: Option<usize>,
         blocks: usize,
         max_running: usize,
@@ -229,7 +229,7 @@ impl Bench {
         Self { runner, steps }
     }
 
-    pub fn submit(&mut self, request: GenerateRequest) -> GenerateStream {
+    pub(crate) fn submit(&mut self, request: GenerateRequest) -> GenerateStream {
         let (sender, events) = unbounded_channel();
         let sequence = Sequence::new(request, &tokenizer(), sender);
         self.runner.scheduler.waiting.push_back(sequence);
@@ -237,7 +237,7 @@ impl Bench {
     }
 
     /// Runs one step and checks what must always hold. Returns its parts, empty if nothing ran.
-    pub fn step(&mut self) -> Vec<Part> {
+    pub(crate) fn step(&mut self) -> Vec<Part> {
         let ran = self.runner.schedule();
         self.check();
         if !ran {
@@ -257,7 +257,7 @@ impl Bench {
     }
 
     /// Steps until nobody is left.
-    pub fn run(&mut self) {
+    pub(crate) fn run(&mut self) {
         for _ in 0..20_000 {
             if self.runner.scheduler.is_idle() {
                 assert_eq!(self.runner.scheduler.pool.usage(), 0.0);
@@ -269,7 +269,7 @@ impl Bench {
     }
 
     /// Submits all at once and runs them to their ends.
-    pub fn answers(&mut self, requests: &[GenerateRequest]) -> Vec<Answer> {
+    pub(crate) fn answers(&mut self, requests: &[GenerateRequest]) -> Vec<Answer> {
         let mut streams: Vec<_> = requests.iter().map(|r| self.submit(r.clone())).collect();
         self.run();
         let read = |stream: &mut GenerateStream| {
@@ -281,14 +281,14 @@ impl Bench {
     }
 
     /// Rows of all steps so far.
-    pub fn rows(&self) -> usize {
+    pub(crate) fn rows(&self) -> usize {
         let steps = self.steps.lock().unwrap();
         steps.iter().flatten().map(|part| part.1).sum()
     }
 }
 
 /// The tokens that each request gets from an engine of its own.
-pub fn alone(requests: &[GenerateRequest]) -> Vec<Vec<u32>> {
+pub(crate) fn alone(requests: &[GenerateRequest]) -> Vec<Vec<u32>> {
     let run = |request: &GenerateRequest| {
         let mut bench = Bench::new(256, 1, 512);
         bench.answers(std::slice::from_ref(request)).remove(0).ids
@@ -297,7 +297,7 @@ pub fn alone(requests: &[GenerateRequest]) -> Vec<Vec<u32>> {
 }
 
 /// The tokens of finished answers.
-pub fn ids(answers: &[Answer]) -> Vec<Vec<u32>> {
+pub(crate) fn ids(answers: &[Answer]) -> Vec<Vec<u32>> {
     assert!(answers.iter().all(|a| a.cached.is_some()), "{answers:?}");
     answers.iter().map(|a| a.ids.clone()).collect()
 }

@@ -31,13 +31,13 @@ pub struct LoadReport {
     /// Concurrent requests.
     pub streams: usize,
     /// Requests made.
-    pub requests: usize,
+    pub(crate) requests: usize,
     /// Prompt tokens by the server's own count.
-    pub prompt_tokens: u64,
+    pub(crate) prompt_tokens: u64,
     /// Completion tokens by the server's own count.
-    pub completion_tokens: u64,
+    pub(crate) completion_tokens: u64,
     /// Seconds from the first request to the last answer.
-    pub seconds: f64,
+    pub(crate) seconds: f64,
     /// Completion tokens over seconds.
     pub tokens_per_second: f64,
     /// Milliseconds to the first token: median and 99th percentile.

@@ -8,7 +8,7 @@ pub struct Samples(pub Vec<f64>);
 impl Samples {
     /// The value below which `share` (0 to 1) of the measurements lie, by nearest rank; 0 if there
     /// are none.
-    pub fn quantile(&self, share: f64) -> f64 {
+    pub(crate) fn quantile(&self, share: f64) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_unstable_by(f64::total_cmp);
         let last = sorted.len().saturating_sub(1);
@@ -42,7 +42,7 @@ impl Samples {
     }
 
     /// Each measurement divided by the one of `other` from the same repetition.
-    pub fn ratios(&self, other: &Samples) -> Samples {
+    pub(crate) fn ratios(&self, other: &Samples) -> Samples {
         Samples(self.0.iter().zip(&other.0).map(|(a, b)| a / b).collect())
     }
 }

@@ -25,7 +25,7 @@ impl Share {
     }
 
     /// The share, 0 to 1; `None` of an empty total.
-    pub fn ratio(self) -> Option<f64> {
+    pub(crate) fn ratio(self) -> Option<f64> {
         (self.of > 0).then(|| self.count as f64 / self.of as f64)
     }
 }
@@ -63,7 +63,7 @@ pub struct Measured {
     /// log p(right choice) − log p(best wrong one) per token, in the items' order.
     pub margins: Vec<f64>,
     /// All answers that agreement is counted from.
-    pub answers: Vec<Answer>,
+    pub(crate) answers: Vec<Answer>,
 }
 
 impl Measured {
@@ -83,7 +83,7 @@ impl Measured {
     }
 
     /// Items whose right choice is the most probable.
-    pub fn accuracy(&self) -> Share {
+    pub(crate) fn accuracy(&self) -> Share {
         Share::of(self.margins.iter().map(|margin| *margin > 0.0))
     }
 }

@@ -8,7 +8,7 @@ use realign_core::Category;
 
 /// Replaces `share` of the labels, rounded to whole pairs, each by one of the two others at random.
 /// The same seed chooses the same pairs; a larger share chooses those and further ones.
-pub fn flip(labels: &[Category], share: f64, seed: u64) -> Vec<Category> {
+pub(crate) fn flip(labels: &[Category], share: f64, seed: u64) -> Vec<Category> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0xf11b);
     let mut order: Vec<usize> = (0..labels.len()).collect();
     order.shuffle(&mut rng);

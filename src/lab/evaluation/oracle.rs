@@ -35,7 +35,7 @@ pub struct LabelledPairs {
 
 impl LabelledPairs {
     /// The category of a pair by verdicts per response, `true` for a violation.
-    pub fn category(&self, pair: [usize; 2], violates: &dyn Fn(usize) -> bool) -> Category {
+    pub(crate) fn category(&self, pair: [usize; 2], violates: &dyn Fn(usize) -> bool) -> Category {
         Category::of(!violates(pair[0]), !violates(pair[1]))
     }
 

@@ -45,7 +45,7 @@ impl RefusalWords {
     }
 
     /// Whether an answer begins with a refusal.
-    pub fn refuses(&self, answer: &str) -> bool {
+    pub(crate) fn refuses(&self, answer: &str) -> bool {
         self.refusal.is_match(beginning(answer))
     }
 

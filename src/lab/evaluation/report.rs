@@ -10,43 +10,43 @@ use super::variants::Variant;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VariantRow {
     /// Name of the variant.
-    pub variant: String,
+    pub(crate) variant: String,
     /// The variant in a sentence.
-    pub about: String,
+    pub(crate) about: String,
     /// Seeds with figures.
-    pub seeds: usize,
+    pub(crate) seeds: usize,
     /// Seeds whose run failed, with the reason of the first.
-    pub failed: Option<(usize, String)>,
+    pub(crate) failed: Option<(usize, String)>,
     /// Target policy agreement on all held-out prompts.
-    pub agreement: Option<Spread>,
+    pub(crate) agreement: Option<Spread>,
     /// Agreement on the prompts of INVERT pairs.
-    pub invert: Option<Spread>,
+    pub(crate) invert: Option<Spread>,
     /// Agreement on the prompts of PUNISH pairs.
-    pub punish: Option<Spread>,
+    pub(crate) punish: Option<Spread>,
     /// Agreement on the prompts of RETAIN pairs.
-    pub retain: Option<Spread>,
+    pub(crate) retain: Option<Spread>,
     /// Share of general questions that were refused or referred elsewhere.
-    pub over_refusal: Option<Spread>,
+    pub(crate) over_refusal: Option<Spread>,
     /// Perplexity on the held-out text.
-    pub perplexity: Option<Spread>,
+    pub(crate) perplexity: Option<Spread>,
     /// Rise of perplexity over the base, as a share.
-    pub perplexity_rise: Option<Spread>,
+    pub(crate) perplexity_rise: Option<Spread>,
     /// Rise of the negative log-likelihood of retained responses, per token.
-    pub retain_nll_rise: Option<Spread>,
+    pub(crate) retain_nll_rise: Option<Spread>,
     /// Multiple-choice accuracy.
-    pub accuracy: Option<Spread>,
+    pub(crate) accuracy: Option<Spread>,
     /// Change of the mean margin against the base, items paired, seeds averaged.
-    pub margin_change: Option<Interval>,
+    pub(crate) margin_change: Option<Interval>,
     /// Spread over seeds of the mean margin change.
-    pub margin_spread: Option<Spread>,
+    pub(crate) margin_spread: Option<Spread>,
     /// Seconds for reference and impact.
-    pub impact_seconds: Option<Spread>,
+    pub(crate) impact_seconds: Option<Spread>,
     /// Seconds of training.
-    pub train_seconds: Option<Spread>,
+    pub(crate) train_seconds: Option<Spread>,
     /// Rows per second of training.
-    pub tokens_per_second: Option<Spread>,
+    pub(crate) tokens_per_second: Option<Spread>,
     /// Largest resident size of any seed's run, in bytes.
-    pub peak_bytes: Option<u64>,
+    pub(crate) peak_bytes: Option<u64>,
 }
 
 /// The whole comparison.

@@ -6,18 +6,18 @@ use serde::{Deserialize, Serialize};
 
 /// A mean over seeds with its spread.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Spread {
+pub(crate) struct Spread {
     /// Arithmetic mean of the values.
-    pub mean: f64,
+    pub(crate) mean: f64,
     /// Sample standard deviation; `None` for a single value.
-    pub deviation: Option<f64>,
+    pub(crate) deviation: Option<f64>,
     /// Number of values.
-    pub count: usize,
+    pub(crate) count: usize,
 }
 
 impl Spread {
     /// The spread of some values; `None` if there are none.
-    pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
+    pub(crate) fn of(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
         let values: Vec<f64> = values.into_iter().collect();
         let count = values.len();
         if count == 0 {
@@ -35,13 +35,13 @@ impl Spread {
 
 /// A mean with its 95 % confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Interval {
+pub(crate) struct Interval {
     /// Mean of the sample.
-    pub mean: f64,
+    pub(crate) mean: f64,
     /// Lower end of the interval.
-    pub low: f64,
+    pub(crate) low: f64,
     /// Upper end of the interval.
-    pub high: f64,
+    pub(crate) high: f64,
 }
 
 /// Resamples of a bootstrap.
@@ -49,7 +49,7 @@ const RESAMPLES: usize = 2000;
 
 /// The percentile bootstrap of a mean over items, always with the same random numbers. `None`
 /// without items.
-pub fn bootstrap(values: &[f64]) -> Option<Interval> {
+pub(crate) fn bootstrap(values: &[f64]) -> Option<Interval> {
     if values.is_empty() {
         return None;
     }
@@ -71,7 +71,7 @@ pub fn bootstrap(values: &[f64]) -> Option<Interval> {
 }
 
 /// The mean over several rows of each column; rows shorter than the first are left out.
-pub fn column_means(rows: &[Vec<f64>]) -> Vec<f64> {
+pub(crate) fn column_means(rows: &[Vec<f64>]) -> Vec<f64> {
     let Some(width) = rows.first().map(Vec::len) else {
         return Vec::new();
     };

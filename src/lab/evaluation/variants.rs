@@ -104,7 +104,7 @@ impl Variant {
     }
 
     /// A description of the variant for readers of a table.
-    pub fn about(self) -> &'static str {
+    pub(crate) fn about(self) -> &'static str {
         match self {
             Variant::Base => "the base model, untrained",
             Variant::Trace => "the recipe as it is, our likelihood term included",
@@ -148,7 +148,7 @@ impl Variant {
     }
 
     /// Whether impact scores weigh its conflicts.
-    pub fn scored(self) -> bool {
+    pub(crate) fn scored(self) -> bool {
         !matches!(
             self,
             Variant::Base | Variant::NoImpact | Variant::DpoGold | Variant::DpoPure | Variant::Npo
@@ -222,7 +222,7 @@ impl Labels {
     }
 
     /// The pairs under these labels.
-    pub fn apply(self, pairs: &[TokenPair], seed: u64) -> Vec<TokenPair> {
+    pub(crate) fn apply(self, pairs: &[TokenPair], seed: u64) -> Vec<TokenPair> {
         match self {
             Labels::Triaged => pairs.to_vec(),
             Labels::AllInverted => pairs.iter().map(inverted).collect(),

@@ -13,7 +13,7 @@ use crate::error::{ModelError, Result};
 
 impl ModelSpec {
     /// Reads a Hugging Face `config.json`.
-    pub fn from_config_json(path: &Path) -> Result<Self> {
+    pub(crate) fn from_config_json(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|source| ModelError::Io {
             path: path.into(),
             source,

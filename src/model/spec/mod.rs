@@ -169,7 +169,7 @@ impl ModelSpec {
     }
 
     /// Whether a linear map has a bias.
-    pub fn has_bias(&self, projection: Projection) -> bool {
+    pub(crate) fn has_bias(&self, projection: Projection) -> bool {
         match projection {
             Projection::Q | Projection::K | Projection::V => self.qkv_bias,
             Projection::O => self.variant.output_bias,

@@ -69,7 +69,7 @@ fn all_found(path: &Path, left: HashMap<String, (LoraSite, &LoraPair)>) -> Resul
 ///
 /// # Errors
 /// If the file cannot be read, lacks a matrix of the adapter, or the copy cannot be written.
-pub fn gguf(
+pub(crate) fn gguf(
     path: &Path,
     content: &gguf_file::Content,
     spec: &ModelSpec,
@@ -149,7 +149,11 @@ fn file_order(rows: usize, heads: usize) -> candle_core::Result<Tensor> {
 ///
 /// # Errors
 /// As [`gguf`].
-pub fn safetensors(paths: &[std::path::PathBuf], adapter: &LoraWeights, into: &Path) -> Result<()> {
+pub(crate) fn safetensors(
+    paths: &[std::path::PathBuf],
+    adapter: &LoraWeights,
+    into: &Path,
+) -> Result<()> {
     let mut stored = std::collections::HashSet::new();
     for path in paths {
         // SAFETY: the file is not changed while it is mapped; it is the model that serves.

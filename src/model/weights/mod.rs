@@ -19,7 +19,7 @@ use super::lora::Projection;
 use super::spec::ModelSpec;
 
 /// Weights by their Hugging Face names.
-pub struct WeightFile {
+pub(crate) struct WeightFile {
     /// The file, or the directory of several, for errors.
     path: PathBuf,
     source: Source,
@@ -27,11 +27,11 @@ pub struct WeightFile {
 }
 
 /// Where weights go: the matrices in the form that a backend keeps, the vectors to its device.
-pub struct Target<'a, W> {
+pub(crate) struct Target<'a, W> {
     /// Where norms and biases are put.
-    pub device: &'a Device,
+    pub(crate) device: &'a Device,
     /// Makes a matrix of the file one of the backend's.
-    pub matrix: &'a mut dyn FnMut(StoredMatrix) -> candle_core::Result<W>,
+    pub(crate) matrix: &'a mut dyn FnMut(StoredMatrix) -> candle_core::Result<W>,
 }
 
 enum Source {
@@ -44,7 +44,12 @@ enum Source {
 
 impl WeightFile {
     /// A GGUF file with its header read.
-    pub fn gguf(path: &Path, content: gguf_file::Content, reader: File, spec: &ModelSpec) -> Self {
+    pub(crate) fn gguf(
+        path: &Path,
+        content: gguf_file::Content,
+        reader: File,
+        spec: &ModelSpec,
+    ) -> Self {
         Self {
             path: path.into(),
             source: Source::Gguf { content, reader },
@@ -53,7 +58,7 @@ impl WeightFile {
     }
 
     /// One or more mapped safetensors files.
-    pub fn safetensors(path: &Path, tensors: MmapedSafetensors) -> Self {
+    pub(crate) fn safetensors(path: &Path, tensors: MmapedSafetensors) -> Self {
         let names = Names::safetensors(|name| tensors.get(name).is_ok());
         Self {
             path: path.into(),

@@ -51,12 +51,12 @@ pub(super) enum Names {
 }
 
 impl Names {
-    pub fn gguf(output_norms: bool) -> Self {
+    pub(crate) fn gguf(output_norms: bool) -> Self {
         Names::Gguf { output_norms }
     }
 
     /// Finds the prefixes by where the token embedding is.
-    pub fn safetensors(contains: impl Fn(&str) -> bool) -> Self {
+    pub(crate) fn safetensors(contains: impl Fn(&str) -> bool) -> Self {
         const PREFIXES: [(&str, &str); 3] = [
             ("model.", "lm_head."),
             ("language_model.model.", "language_model.lm_head."),
@@ -71,7 +71,7 @@ impl Names {
     }
 
     /// The name in the file.
-    pub fn stored(&self, name: &str) -> String {
+    pub(crate) fn stored(&self, name: &str) -> String {
         match self {
             Names::Gguf { output_norms } => gguf_name(name, *output_norms),
             Names::Safetensors { model, head } => {

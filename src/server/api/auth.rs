@@ -33,7 +33,7 @@ pub struct Access {
 impl Access {
     /// With no `keys`, no key is required; without an `admin` key, the operator routes answer only
     /// requests from this machine. `max_concurrent` limits the running client requests.
-    pub fn new(
+    pub(crate) fn new(
         keys: Vec<ApiKey>,
         admin: Option<KeyDigest>,
         rates: Rates,
@@ -49,14 +49,14 @@ impl Access {
     }
 
     /// Replaces all keys.
-    pub fn replace_keys(&self, keys: Vec<ApiKey>) {
+    pub(crate) fn replace_keys(&self, keys: Vec<ApiKey>) {
         let known = |name: &str| name == ANONYMOUS || keys.iter().any(|key| &*key.name == name);
         self.limiter.keep(known);
         self.keys.store(Arc::new(keys));
     }
 
     /// Number of client requests whose response is not complete.
-    pub fn running(&self) -> usize {
+    pub(crate) fn running(&self) -> usize {
         self.limiter.running()
     }
 

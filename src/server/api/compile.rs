@@ -27,7 +27,7 @@ pub struct Compiler {
 
 impl Compiler {
     /// Creates a compiler for this tokenizer's vocabulary.
-    pub fn new(tokenizer: Arc<Tokenizer>) -> Self {
+    pub(crate) fn new(tokenizer: Arc<Tokenizer>) -> Self {
         Self {
             grammars: Arc::new(Grammars::new(tokenizer)),
             permits: Arc::new(Semaphore::new(MAX_CONCURRENT)),

@@ -43,7 +43,7 @@ pub struct Embeddings {
 
 impl Embeddings {
     /// Computes embeddings through `port`.
-    pub fn new(port: Arc<dyn EmbeddingPort>) -> Self {
+    pub(crate) fn new(port: Arc<dyn EmbeddingPort>) -> Self {
         Self {
             port,
             running: Arc::new(Semaphore::new(1)),

@@ -13,9 +13,9 @@ use super::error::ApiError;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rates {
     /// Maximum number of requests.
-    pub requests: Option<u32>,
+    pub(crate) requests: Option<u32>,
     /// Maximum number of tokens of prompt and completion.
-    pub tokens: Option<u32>,
+    pub(crate) tokens: Option<u32>,
 }
 
 /// A token bucket that holds one minute's limit and refills evenly. Its level may become negative:
@@ -64,7 +64,7 @@ pub(crate) struct Remaining {
 
 /// Enforces the limits.
 #[derive(Debug)]
-pub struct Limiter {
+pub(crate) struct Limiter {
     /// One entry per configured key, so the operator controls its size.
     buckets: Mutex<HashMap<Arc<str>, Buckets>>,
     concurrent: Arc<Semaphore>,
@@ -73,7 +73,7 @@ pub struct Limiter {
 
 impl Limiter {
     /// Allows at most `max_concurrent` concurrent requests.
-    pub fn new(max_concurrent: usize) -> Self {
+    pub(crate) fn new(max_concurrent: usize) -> Self {
         let max_concurrent = max_concurrent.min(Semaphore::MAX_PERMITS);
         Self {
             buckets: Mutex::default(),
@@ -94,7 +94,7 @@ impl Limiter {
     }
 
     /// Number of requests that hold a permit.
-    pub fn running(&self) -> usize {
+    pub(crate) fn running(&self) -> usize {
         self.max_concurrent - self.concurrent.available_permits()
     }
 

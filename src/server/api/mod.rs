@@ -70,43 +70,43 @@ use realign_model::{ChatTemplate, Tokenizer};
 
 /// The state that all routes share. Cheap to clone.
 #[derive(Clone)]
-pub struct AppState {
+pub(crate) struct AppState {
     /// The served name, which clients send as `model`.
-    pub model_name: Arc<str>,
+    pub(crate) model_name: Arc<str>,
     /// The model's tokenizer.
-    pub tokenizer: Arc<Tokenizer>,
+    pub(crate) tokenizer: Arc<Tokenizer>,
     /// The model's chat template.
-    pub chat: Arc<ChatTemplate>,
+    pub(crate) chat: Arc<ChatTemplate>,
     /// Compiles grammars for structured answers.
-    pub compiler: Compiler,
+    pub(crate) compiler: Compiler,
     /// The engine that generates answers.
-    pub engine: Arc<dyn EnginePort>,
+    pub(crate) engine: Arc<dyn EnginePort>,
     /// Computes embeddings, with a bounded queue.
-    pub embeddings: Embeddings,
+    pub(crate) embeddings: Embeddings,
     /// The policy oracle.
-    pub moderation: Arc<dyn ModerationPort>,
+    pub(crate) moderation: Arc<dyn ModerationPort>,
     /// The registry that generations are leased from.
-    pub registry: Arc<Registry>,
+    pub(crate) registry: Arc<Registry>,
     /// The operations behind the operator routes.
-    pub admin: Arc<dyn AdminPort>,
+    pub(crate) admin: Arc<dyn AdminPort>,
     /// Request events and metrics.
-    pub telemetry: Arc<Telemetry>,
+    pub(crate) telemetry: Arc<Telemetry>,
     /// API keys and their limits.
-    pub access: Arc<Access>,
+    pub(crate) access: Arc<Access>,
     /// Judges answers; `None` if judging is disabled.
-    pub compliance: Option<Arc<Compliance>>,
+    pub(crate) compliance: Option<Arc<Compliance>>,
     /// The log filter.
-    pub logs: Arc<dyn LogPort>,
+    pub(crate) logs: Arc<dyn LogPort>,
     /// Web origins that browsers may call from.
-    pub cors_origins: Arc<[String]>,
+    pub(crate) cors_origins: Arc<[String]>,
     /// Timeout for a request's body.
-    pub body_timeout: Duration,
+    pub(crate) body_timeout: Duration,
     /// False while loading and draining, when requests for generation are refused with 503.
-    pub ready: Arc<AtomicBool>,
+    pub(crate) ready: Arc<AtomicBool>,
     /// Largest request body in bytes.
-    pub max_body_bytes: usize,
+    pub(crate) max_body_bytes: usize,
     /// When the server started, in Unix seconds.
-    pub started_at: u64,
+    pub(crate) started_at: u64,
 }
 
 impl AppState {
@@ -117,7 +117,7 @@ impl AppState {
 
 /// All routes on one listener. Serve it so that requests carry the peer's address
 /// (`ConnectInfo<SocketAddr>`); otherwise operator routes require an admin key.
-pub fn router(state: AppState) -> Router {
+pub(crate) fn router(state: AppState) -> Router {
     build(
         &[
             Audience::Everyone,
@@ -130,12 +130,12 @@ pub fn router(state: AppState) -> Router {
 }
 
 /// Only the clients' routes, for a server with a separate listener for operators.
-pub fn client_router(state: AppState) -> Router {
+pub(crate) fn client_router(state: AppState) -> Router {
     build(&[Audience::Everyone, Audience::Clients], state)
 }
 
 /// Only the operators' routes, the metrics and the operators' page.
-pub fn operator_router(state: AppState) -> Router {
+pub(crate) fn operator_router(state: AppState) -> Router {
     build(
         &[
             Audience::Everyone,

@@ -135,11 +135,11 @@ pub trait LogPort: Send + Sync {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Moderations {
     /// Revision of the policy set used; equal revisions give equal judgements.
-    pub revision: String,
+    pub(crate) revision: String,
     /// `policy/rule` of every enforced rule.
-    pub categories: Vec<String>,
+    pub(crate) categories: Vec<String>,
     /// For each text, which categories it violates.
-    pub results: Vec<Vec<bool>>,
+    pub(crate) results: Vec<Vec<bool>>,
 }
 
 /// The policy oracle, as used by clients.

@@ -28,7 +28,7 @@ impl KeyDigest {
     ///
     /// # Errors
     /// A message that says what is allowed.
-    pub fn parse(text: &str) -> Result<Self, &'static str> {
+    pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
         let text = text.trim();
         let Some(digits) = text.strip_prefix(DIGEST_PREFIX) else {
             if text.is_empty() {
@@ -71,14 +71,14 @@ pub struct ApiKey {
     /// Digest of the key.
     pub digest: KeyDigest,
     /// Limit of requests per minute that replaces `limits.requests_per_minute`; 0 means no limit.
-    pub requests_per_minute: Option<u32>,
+    pub(crate) requests_per_minute: Option<u32>,
     /// Limit of tokens per minute that replaces `limits.tokens_per_minute`; 0 means no limit.
-    pub tokens_per_minute: Option<u32>,
+    pub(crate) tokens_per_minute: Option<u32>,
 }
 
 impl ApiKey {
     /// A key without limits of its own.
-    pub fn new(name: &str, digest: KeyDigest) -> Self {
+    pub(crate) fn new(name: &str, digest: KeyDigest) -> Self {
         Self {
             name: name.into(),
             digest,
@@ -146,7 +146,7 @@ pub enum KeyFileError {
 ///
 /// # Errors
 /// [`KeyFileError`]; one malformed line makes the whole file unusable.
-pub fn read_file(path: &Path) -> Result<Vec<ApiKey>, KeyFileError> {
+pub(crate) fn read_file(path: &Path) -> Result<Vec<ApiKey>, KeyFileError> {
     let file = path.display().to_string();
     let read = |source| KeyFileError::Read {
         file: file.clone(),

@@ -27,9 +27,9 @@ use realign_align::train::recipe::RecipeError;
 use realign_backend::DeviceChoice;
 
 /// The file read when none is named.
-pub const DEFAULT_FILE: &str = "realign.toml";
+pub(crate) const DEFAULT_FILE: &str = "realign.toml";
 /// The model served when none is named.
-pub const DEFAULT_MODEL: &str = "models/SmolLM2-135M-Instruct.Q4_1.gguf";
+pub(crate) const DEFAULT_MODEL: &str = "models/SmolLM2-135M-Instruct.Q4_1.gguf";
 /// Every key with its default and its meaning, as a file to copy; tests hold it against [`Config`].
 pub const EXAMPLE: &str = include_str!("../../../realign.example.toml");
 
@@ -60,30 +60,30 @@ pub struct Config {
     /// Model: a `.gguf` file, a directory of safetensors, or `hf:<owner>/<name>`.
     pub model: String,
     /// The name clients use; `None` is the model's own.
-    pub model_name: Option<String>,
+    pub(crate) model_name: Option<String>,
     /// Where and how to listen.
     pub server: ServerConfig,
     /// What clients may ask for at most.
-    pub limits: LimitsConfig,
+    pub(crate) limits: LimitsConfig,
     /// Bounds of the engine.
     pub engine: EngineConfig,
     /// Directories.
     pub paths: Paths,
     /// How policy files are watched.
-    pub watch: WatchConfig,
+    pub(crate) watch: WatchConfig,
     /// How adapters are trained.
     pub train: TrainConfig,
     /// How a candidate is measured.
     pub gate: GateConfig,
     /// How answers to clients are judged.
-    pub compliance: ComplianceConfig,
+    pub(crate) compliance: ComplianceConfig,
     /// Where traces go.
-    pub traces: TracesConfig,
+    pub(crate) traces: TracesConfig,
 }
 
 /// What computes answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EngineKind {
+pub(crate) enum EngineKind {
     /// This crate's own engine: adapters stay unmerged and swap at once.
     Native,
     /// mistralrs, in builds with that feature: a copy of the weights for each generation.
@@ -96,11 +96,11 @@ pub struct EngineConfig {
     /// What computes.
     pub device: DeviceChoice,
     /// What computes answers.
-    pub kind: EngineKind,
+    pub(crate) kind: EngineKind,
     /// Most copies of the weights at once, where each generation needs one of its own.
-    pub copies: usize,
+    pub(crate) copies: usize,
     /// Quantisation while loading, by mistralrs' name for it.
-    pub isq: Option<String>,
+    pub(crate) isq: Option<String>,
     /// Most tokens of prompt and completion; `None` is the model's own limit.
     pub max_model_len: Option<usize>,
     /// Most sequences in a batch.
@@ -108,9 +108,9 @@ pub struct EngineConfig {
     /// Most sequences that wait.
     pub max_waiting: usize,
     /// Memory for the KV cache, in MiB.
-    pub kv_cache_mb: usize,
+    pub(crate) kv_cache_mb: usize,
     /// Most prompt tokens in one step.
-    pub prefill_budget_tokens: usize,
+    pub(crate) prefill_budget_tokens: usize,
     /// CPU threads; `None` is all cores.
     pub threads: Option<usize>,
     /// Whether a CUDA device runs decoding steps as they were recorded.
@@ -125,7 +125,7 @@ pub struct Paths {
     /// Preference data.
     pub preferences: PathBuf,
     /// Most preference data that a server holds, in bytes of text.
-    pub max_preferences_bytes: u64,
+    pub(crate) max_preferences_bytes: u64,
     /// Published adapters.
     pub adapters: PathBuf,
     /// Database and checkpoints.
@@ -141,11 +141,11 @@ impl Paths {
 
 /// How policy files are watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WatchConfig {
+pub(crate) struct WatchConfig {
     /// Quiet time after a change, in milliseconds.
-    pub debounce_ms: u64,
+    pub(crate) debounce_ms: u64,
     /// Time between looks without notifications, in milliseconds.
-    pub poll_ms: u64,
+    pub(crate) poll_ms: u64,
 }
 
 /// How a candidate is measured.
@@ -154,9 +154,9 @@ pub struct GateConfig {
     /// Share of prompts held out from training.
     pub holdout_ratio: f64,
     /// Most held-out prompts to generate for.
-    pub max_prompts: usize,
+    pub(crate) max_prompts: usize,
     /// Most tokens per generated response.
-    pub max_tokens: usize,
+    pub(crate) max_tokens: usize,
 }
 
 impl Config {

@@ -76,7 +76,7 @@ impl Control {
 }
 
 /// Emits the events of a swap.
-pub fn announce(context: &Context, swapped: &Swapped, to: &Generation, took: Duration) {
+pub(crate) fn announce(context: &Context, swapped: &Swapped, to: &Generation, took: Duration) {
     context.emit(telemetry::Event::SwapPublished {
         from: swapped.from.to_string(),
         to: swapped.to.to_string(),

@@ -23,51 +23,51 @@ use realign_model::LoadedModel;
 /// What the control loop is built from.
 pub struct Parts {
     /// The resolved configuration.
-    pub config: Arc<Config>,
+    pub(crate) config: Arc<Config>,
     /// The base model.
-    pub loaded: LoadedModel,
+    pub(crate) loaded: LoadedModel,
     /// The serving engine, which also answers the gate's prompts.
-    pub engine: EngineHandle,
+    pub(crate) engine: EngineHandle,
     /// The generations in memory.
-    pub registry: Arc<Registry>,
+    pub(crate) registry: Arc<Registry>,
     /// The generations on disk.
-    pub store: Arc<AdapterStore>,
+    pub(crate) store: Arc<AdapterStore>,
     /// Jobs, verdicts, scores.
-    pub db: Arc<StateDb>,
+    pub(crate) db: Arc<StateDb>,
     /// Events to logs and metrics.
-    pub telemetry: Arc<Telemetry>,
+    pub(crate) telemetry: Arc<Telemetry>,
 }
 
 /// [`Parts`] plus what the loop decides.
-pub struct Context {
-    pub config: Arc<Config>,
-    pub loaded: LoadedModel,
-    pub engine: EngineHandle,
-    pub registry: Arc<Registry>,
-    pub store: Arc<AdapterStore>,
-    pub db: Arc<StateDb>,
-    pub telemetry: Arc<Telemetry>,
-    pub recipe: Recipe,
+pub(crate) struct Context {
+    pub(crate) config: Arc<Config>,
+    pub(crate) loaded: LoadedModel,
+    pub(crate) engine: EngineHandle,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) store: Arc<AdapterStore>,
+    pub(crate) db: Arc<StateDb>,
+    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) recipe: Recipe,
     /// Hidden states of the base model, once a probe has asked for them.
-    pub features: Mutex<Option<Arc<dyn FeatureSource>>>,
+    pub(crate) features: Mutex<Option<Arc<dyn FeatureSource>>>,
     policies: RwLock<Active>,
 }
 
 /// The active policy set, and why the last look at the directory was refused, if it was.
 #[derive(Clone, Default)]
-pub struct Active {
-    pub set: Arc<PolicySet>,
+pub(crate) struct Active {
+    pub(crate) set: Arc<PolicySet>,
     /// Its probes and judges.
-    pub matchers: Arc<Matchers>,
+    pub(crate) matchers: Arc<Matchers>,
     /// How its rules did on their examples.
-    pub trust: Vec<RuleTrust>,
+    pub(crate) trust: Vec<RuleTrust>,
     /// What its `dryrun` policies say about the data, if it has any.
-    pub dryrun: Option<serde_json::Value>,
+    pub(crate) dryrun: Option<serde_json::Value>,
     refused: Option<String>,
 }
 
 impl Context {
-    pub fn new(parts: Parts) -> Result<Self, ControlError> {
+    pub(crate) fn new(parts: Parts) -> Result<Self, ControlError> {
         let size = ModelSize::from(parts.loaded.spec());
         let recipe = parts.config.train.recipe(size).clone();
         recipe.check_layers(parts.loaded.spec().layers)?;
@@ -99,17 +99,17 @@ impl Context {
         super::inputs(&self.config, &self.loaded.base_hash, policies, &self.recipe)
     }
 
-    pub fn emit(&self, event: Event) {
+    pub(crate) fn emit(&self, event: Event) {
         self.telemetry.emit(event);
     }
 
     /// The active policy set.
-    pub fn policies(&self) -> Arc<PolicySet> {
+    pub(crate) fn policies(&self) -> Arc<PolicySet> {
         self.active().set
     }
 
     /// The active policy set with what its rules may ask.
-    pub fn active(&self) -> Active {
+    pub(crate) fn active(&self) -> Active {
         self.policies
             .read()
             .unwrap_or_else(PoisonError::into_inner)
@@ -117,7 +117,7 @@ impl Context {
     }
 
     /// Why the policy directory as it is now was refused; `None` if it is active.
-    pub fn refused(&self) -> Option<String> {
+    pub(crate) fn refused(&self) -> Option<String> {
         self.policies
             .read()
             .unwrap_or_else(PoisonError::into_inner)
@@ -125,7 +125,7 @@ impl Context {
             .clone()
     }
 
-    pub fn activate_policies(&self, set: PolicySet, prepared: Prepared) {
+    pub(crate) fn activate_policies(&self, set: PolicySet, prepared: Prepared) {
         let policies = set.policies().iter();
         let policies = policies
             .map(|p| PolicyRevision {
@@ -150,14 +150,14 @@ impl Context {
     }
 
     /// Keeps what `dryrun` policies say, for the operator to see.
-    pub fn keep_dryrun(&self, report: Option<serde_json::Value>) {
+    pub(crate) fn keep_dryrun(&self, report: Option<serde_json::Value>) {
         self.policies
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .dryrun = report;
     }
 
-    pub fn refuse_policies(&self, error: String) {
+    pub(crate) fn refuse_policies(&self, error: String) {
         self.policies
             .write()
             .unwrap_or_else(PoisonError::into_inner)
@@ -167,7 +167,7 @@ impl Context {
 
     /// The interrupted realignment with these inputs, if any; all other interrupted ones are
     /// closed as superseded.
-    pub fn supersede_unfinished(&self, inputs_hash: &str) -> Option<RealignmentRow> {
+    pub(crate) fn supersede_unfinished(&self, inputs_hash: &str) -> Option<RealignmentRow> {
         let rows = self
             .log(self.db.unfinished_realignments())
             .unwrap_or_default();
@@ -188,7 +188,7 @@ impl Context {
     }
 
     /// Whether the newest realignment had these inputs and ended for good.
-    pub fn has_ended(&self, inputs_hash: &str) -> bool {
+    pub(crate) fn has_ended(&self, inputs_hash: &str) -> bool {
         let newest = self
             .log(self.db.realignments(1))
             .unwrap_or_default()
@@ -204,7 +204,7 @@ impl Context {
     }
 
     /// Records how a realignment ended, in the database, the log and the metrics.
-    pub fn finish(
+    pub(crate) fn finish(
         &self,
         id: &str,
         outcome: Outcome,
@@ -227,7 +227,7 @@ impl Context {
     }
 
     /// State that cannot be written costs a repetition later, never the server.
-    pub fn log<T>(&self, result: Result<T, StateError>) -> Option<T> {
+    pub(crate) fn log<T>(&self, result: Result<T, StateError>) -> Option<T> {
         result
             .inspect_err(|error| tracing::error!(%error, "the state database failed"))
             .ok()

@@ -54,7 +54,7 @@ enum Event {
 }
 
 /// Handle of a running control loop, used by the operator routes.
-pub struct Control {
+pub(crate) struct Control {
     events: Sender<Event>,
     context: Arc<Context>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -67,7 +67,7 @@ impl Control {
     ///
     /// # Errors
     /// [`ControlError`] if the recipe is unusable, or the watcher or the thread cannot be started.
-    pub fn start(parts: Parts) -> Result<Self, ControlError> {
+    pub(crate) fn start(parts: Parts) -> Result<Self, ControlError> {
         let watch = WatchOptions {
             debounce: Duration::from_millis(parts.config.watch.debounce_ms),
             poll_interval: Duration::from_millis(parts.config.watch.poll_ms),
@@ -101,20 +101,20 @@ impl Control {
     }
 
     /// Asks the loop to read the policy directory again, as if it had changed. Returns at once.
-    pub fn request_reload(&self) {
+    pub(crate) fn request_reload(&self) {
         // A closed channel means that the loop is shutting down.
         let _closed = self.events.send(Event::PoliciesChanged);
     }
 
     /// The active policies and the matchers their rules use.
-    pub fn active_policies(&self) -> (Arc<PolicySet>, Arc<Matchers>) {
+    pub(crate) fn active_policies(&self) -> (Arc<PolicySet>, Arc<Matchers>) {
         let active = self.context.active();
         (active.set, active.matchers)
     }
 
     /// Stops a running realignment at its next step, to be resumed at the next start, and stops the
     /// loop and the policy watcher. Calling it again does nothing.
-    pub fn shutdown(&self) {
+    pub(crate) fn shutdown(&self) {
         drop(self.watcher.lock().ok().and_then(|mut w| w.take()));
         let _already_ended = self.events.send(Event::Shutdown);
         let thread = self.thread.lock().ok().and_then(|mut t| t.take());

@@ -14,7 +14,7 @@ use realign_align::triage::triage_cached;
 impl Context {
     /// The services that the probes and judges of `set` need. The executor for hidden states is
     /// created on first use.
-    pub fn services(&self, set: &PolicySet) -> Result<Services, FeatureError> {
+    pub(crate) fn services(&self, set: &PolicySet) -> Result<Services, FeatureError> {
         let (probes, _) = needs_services(set);
         let mut features = None;
         if probes {
@@ -35,14 +35,14 @@ impl Context {
     }
 
     /// The oracle that judges live traffic: the active set's enforced policies.
-    pub fn oracle(&self) -> RuleOracle {
+    pub(crate) fn oracle(&self) -> RuleOracle {
         let active = self.active();
         RuleOracle::new(&active.set).with_matchers(active.matchers)
     }
 
     /// Triages the preference data with and without the `dryrun` policies and logs the difference.
     /// `None` if there are no such policies or the data cannot be read.
-    pub fn report_dryrun(&self) -> Option<Value> {
+    pub(crate) fn report_dryrun(&self) -> Option<Value> {
         let active = self.active();
         if active.set.policies().iter().all(|p| p.is_enforced()) {
             return None;

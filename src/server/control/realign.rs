@@ -24,24 +24,24 @@ use realign_core::clock::unix_seconds;
 use realign_engine::adapter::generation::{Generation, GenerationId};
 
 /// What to realign to.
-pub struct Job {
-    pub id: String,
-    pub policies: Arc<PolicySet>,
+pub(crate) struct Job {
+    pub(crate) id: String,
+    pub(crate) policies: Arc<PolicySet>,
     /// The policies' probes and judges.
-    pub matchers: Arc<Matchers>,
-    pub inputs: Inputs,
+    pub(crate) matchers: Arc<Matchers>,
+    pub(crate) inputs: Inputs,
     /// Tells whether to stop.
-    pub flag: Arc<StopFlag>,
+    pub(crate) flag: Arc<StopFlag>,
 }
 
 /// A realignment that succeeded or had nothing to do.
-pub struct Done {
-    pub outcome: Outcome,
-    pub generation: String,
+pub(crate) struct Done {
+    pub(crate) outcome: Outcome,
+    pub(crate) generation: String,
 }
 
 /// A realignment that did not.
-pub enum Stop {
+pub(crate) enum Stop {
     /// The job's flag said so.
     Asked,
     /// The gate refused the candidate.
@@ -51,9 +51,9 @@ pub enum Stop {
 }
 
 /// What comes back to the control loop.
-pub struct Ended {
-    pub id: String,
-    pub result: Result<Done, Stop>,
+pub(crate) struct Ended {
+    pub(crate) id: String,
+    pub(crate) result: Result<Done, Stop>,
 }
 
 pub(super) fn failed(error: impl std::fmt::Display) -> Stop {
@@ -61,7 +61,7 @@ pub(super) fn failed(error: impl std::fmt::Display) -> Stop {
 }
 
 /// Runs a job to its end. A panic inside is a failure like any other: the server goes on.
-pub fn run(context: &Context, job: Job) -> Ended {
+pub(crate) fn run(context: &Context, job: Job) -> Ended {
     let id = job.id.clone();
     let attempt = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| realign(context, &job)));
     let result = attempt.unwrap_or_else(|panic| {

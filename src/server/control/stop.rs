@@ -7,17 +7,17 @@ use realign_core::StopReason;
 /// Set by the control loop, read by the realignment's thread. Empty while the realignment should
 /// continue.
 #[derive(Debug, Default)]
-pub struct StopFlag(AtomicU8);
+pub(crate) struct StopFlag(AtomicU8);
 
 impl StopFlag {
     /// Asks to stop; a later reason replaces an earlier one.
-    pub fn set(&self, reason: StopReason) {
+    pub(crate) fn set(&self, reason: StopReason) {
         // 0 means that no reason is set.
         self.0.store(reason as u8 + 1, Ordering::Release);
     }
 
     /// The reason to stop, if one is set.
-    pub fn get(&self) -> Option<StopReason> {
+    pub(crate) fn get(&self) -> Option<StopReason> {
         let index = self.0.load(Ordering::Acquire).checked_sub(1)?;
         StopReason::ALL.get(usize::from(index)).copied()
     }

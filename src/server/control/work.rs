@@ -24,8 +24,8 @@ const LONGEST_YIELD: Duration = Duration::from_millis(500);
 const YIELD_CHECK: Duration = Duration::from_millis(5);
 
 /// One realignment's reporting.
-pub struct Work<'a> {
-    pub context: &'a Context,
+pub(crate) struct Work<'a> {
+    pub(crate) context: &'a Context,
     job: &'a Job,
     stage: Cell<Stage>,
     entered: Cell<Instant>,
@@ -44,7 +44,7 @@ fn span(stage: Stage) -> (f64, f64) {
 }
 
 impl<'a> Work<'a> {
-    pub fn new(context: &'a Context, job: &'a Job) -> Self {
+    pub(crate) fn new(context: &'a Context, job: &'a Job) -> Self {
         Self {
             context,
             job,
@@ -54,7 +54,7 @@ impl<'a> Work<'a> {
     }
 
     /// Leaves the stage before (if any) and enters this one.
-    pub fn enter(&self, stage: Stage) {
+    pub(crate) fn enter(&self, stage: Stage) {
         if stage != Stage::Triage {
             self.leave();
         }
@@ -68,7 +68,7 @@ impl<'a> Work<'a> {
     }
 
     /// The stage ended well.
-    pub fn leave(&self) {
+    pub(crate) fn leave(&self) {
         self.context.emit(Event::StageFinished {
             id: self.job.id.clone(),
             stage: self.stage.get(),
@@ -77,7 +77,7 @@ impl<'a> Work<'a> {
     }
 
     /// Done share of the current stage, 0 to 1.
-    pub fn progress(&self, done: f64) {
+    pub(crate) fn progress(&self, done: f64) {
         let stage = self.stage.get();
         let (from, to) = span(stage);
         let ratio = from + (to - from) * done.clamp(0.0, 1.0);
@@ -95,13 +95,13 @@ impl<'a> Work<'a> {
     }
 
     /// Whether to go on; does not wait.
-    pub fn go_on(&self) -> bool {
+    pub(crate) fn go_on(&self) -> bool {
         self.job.flag.get().is_none()
     }
 
     /// Lets serving go first for a while, then says whether to go on. Learning that
     /// yields to every step by itself does not, see [`TimeSlices`](realign_model::TimeSlices).
-    pub fn stand_back(&self) -> bool {
+    pub(crate) fn stand_back(&self) -> bool {
         if self.context.loaded.backend.yields_to_steps() {
             return self.go_on();
         }

@@ -37,7 +37,7 @@ fn budget(config: &Config, spec: &ModelSpec, stored: Option<Stored>) -> Budget {
 ///
 /// # Errors
 /// If the plan does not fit, or the model's files cannot be read.
-pub fn check(config: &Config, device: &dyn ComputeDevice) -> Result<(), ServerError> {
+pub(crate) fn check(config: &Config, device: &dyn ComputeDevice) -> Result<(), ServerError> {
     let Some(free) = device.free_bytes() else {
         return Ok(());
     };

@@ -37,28 +37,28 @@ impl GenerationStatus {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GenerationRow {
     /// The generation's id.
-    pub id: String,
+    pub(crate) id: String,
     /// Hash of base model, data, policy set, recipe and seed.
-    pub inputs_hash: String,
+    pub(crate) inputs_hash: String,
     /// Revision of the policy set.
-    pub policy_revision: String,
+    pub(crate) policy_revision: String,
     /// When it was recorded, in Unix seconds.
-    pub created_at: u64,
+    pub(crate) created_at: u64,
     /// The gate's verdict.
-    pub status: GenerationStatus,
+    pub(crate) status: GenerationStatus,
     /// The adapter's directory.
-    pub path: String,
+    pub(crate) path: String,
 }
 
 /// The impact score of a pair.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ScoreRow {
     /// Content id of the pair.
-    pub pair_id: String,
+    pub(crate) pair_id: String,
     /// Inner product of the pair's gradient with the gold gradient, before clamping.
-    pub raw: f64,
+    pub(crate) raw: f64,
     /// Training weight after clamping and normalisation.
-    pub weight: f64,
+    pub(crate) weight: f64,
 }
 
 /// The half of a verdict's key that identifies the response.
@@ -128,7 +128,7 @@ impl StateDb {
     ///
     /// # Errors
     /// [`StateError::Sql`].
-    pub fn get_verdicts(&self, keys: &[[u8; 32]]) -> Result<Vec<Option<bool>>, StateError> {
+    pub(crate) fn get_verdicts(&self, keys: &[[u8; 32]]) -> Result<Vec<Option<bool>>, StateError> {
         if keys.len() >= MIN_KEYS_FOR_SCAN {
             return self.scan_verdicts(keys);
         }
@@ -172,7 +172,7 @@ impl StateDb {
     ///
     /// # Errors
     /// [`StateError::Sql`].
-    pub fn put_verdicts(&self, verdicts: &[([u8; 32], bool)]) -> Result<(), StateError> {
+    pub(crate) fn put_verdicts(&self, verdicts: &[([u8; 32], bool)]) -> Result<(), StateError> {
         let mut connection = self.lock();
         let transaction = connection.transaction()?;
         {
@@ -190,7 +190,7 @@ impl StateDb {
     ///
     /// # Errors
     /// [`StateError::Sql`].
-    pub fn scores(&self, inputs_hash: &str) -> Result<Vec<ScoreRow>, StateError> {
+    pub(crate) fn scores(&self, inputs_hash: &str) -> Result<Vec<ScoreRow>, StateError> {
         let connection = self.lock();
         let mut query = connection.prepare_cached(
             "SELECT pair_id, raw, weight FROM scores WHERE inputs_hash = ?1 ORDER BY pair_id",
@@ -209,7 +209,11 @@ impl StateDb {
     ///
     /// # Errors
     /// [`StateError::Sql`], also for values that are not finite.
-    pub fn put_scores(&self, inputs_hash: &str, scores: &[ScoreRow]) -> Result<(), StateError> {
+    pub(crate) fn put_scores(
+        &self,
+        inputs_hash: &str,
+        scores: &[ScoreRow],
+    ) -> Result<(), StateError> {
         let mut connection = self.lock();
         let transaction = connection.transaction()?;
         transaction.execute("DELETE FROM scores WHERE inputs_hash = ?1", [inputs_hash])?;
@@ -229,7 +233,7 @@ impl StateDb {
     ///
     /// # Errors
     /// [`StateError::Sql`].
-    pub fn put_generation(&self, row: &GenerationRow) -> Result<(), StateError> {
+    pub(crate) fn put_generation(&self, row: &GenerationRow) -> Result<(), StateError> {
         self.lock().execute(
             "INSERT OR REPLACE INTO generations
              (id, inputs_hash, policy_revision, created_at, status, path)
@@ -251,7 +255,7 @@ impl StateDb {
     ///
     /// # Errors
     /// [`StateError::Sql`] or [`StateError::Row`].
-    pub fn generation_by_inputs(
+    pub(crate) fn generation_by_inputs(
         &self,
         inputs_hash: &str,
     ) -> Result<Option<GenerationRow>, StateError> {

@@ -11,33 +11,33 @@ use crate::telemetry::{Outcome, Stage};
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RealignmentRow {
     /// The realignment's id.
-    pub id: String,
+    pub(crate) id: String,
     /// Hash of base model, data, policy set, recipe and seed.
-    pub inputs_hash: String,
+    pub(crate) inputs_hash: String,
     /// Revision of the policy set.
-    pub policy_revision: String,
+    pub(crate) policy_revision: String,
     /// The current or last stage.
-    pub stage: Stage,
+    pub(crate) stage: Stage,
     /// How it ended; `None` while it runs, or if it was interrupted.
-    pub outcome: Option<Outcome>,
+    pub(crate) outcome: Option<Outcome>,
     /// Completed fraction, 0 to 1.
-    pub progress: f64,
+    pub(crate) progress: f64,
     /// When it began.
-    pub created_at: u64,
+    pub(crate) created_at: u64,
     /// When the row was last updated.
-    pub updated_at: u64,
+    pub(crate) updated_at: u64,
     /// When it ended.
-    pub finished_at: Option<u64>,
+    pub(crate) finished_at: Option<u64>,
     /// Report of triage, as JSON.
-    pub triage: Option<Value>,
+    pub(crate) triage: Option<Value>,
     /// Losses of the latest training step, as JSON.
-    pub losses: Option<Value>,
+    pub(crate) losses: Option<Value>,
     /// The gate's report, as JSON.
-    pub gate: Option<Value>,
+    pub(crate) gate: Option<Value>,
     /// One sentence for an operator if it did not succeed.
-    pub error: Option<String>,
+    pub(crate) error: Option<String>,
     /// Id of the resulting generation.
-    pub generation: Option<String>,
+    pub(crate) generation: Option<String>,
 }
 
 /// The kinds of report stored with a realignment.
@@ -60,7 +60,7 @@ impl StateDb {
     ///
     /// # Errors
     /// [`StateError::Sql`], also if the id exists already.
-    pub fn begin_realignment(
+    pub(crate) fn begin_realignment(
         &self,
         id: &str,
         inputs_hash: &str,
@@ -87,7 +87,7 @@ impl StateDb {
     ///
     /// # Errors
     /// [`StateError::Row`] if the realignment does not exist or has ended.
-    pub fn advance_realignment(
+    pub(crate) fn advance_realignment(
         &self,
         id: &str,
         stage: Stage,
@@ -106,7 +106,12 @@ impl StateDb {
     ///
     /// # Errors
     /// [`StateError::Row`] if the realignment does not exist.
-    pub fn put_report(&self, id: &str, report: Report, value: &Value) -> Result<(), StateError> {
+    pub(crate) fn put_report(
+        &self,
+        id: &str,
+        report: Report,
+        value: &Value,
+    ) -> Result<(), StateError> {
         let statement = match report {
             Report::Triage => "UPDATE realignments SET triage = ?2 WHERE id = ?1",
             Report::Losses => "UPDATE realignments SET losses = ?2 WHERE id = ?1",
@@ -123,7 +128,7 @@ impl StateDb {
     ///
     /// # Errors
     /// [`StateError::Row`] if the realignment does not exist or has ended.
-    pub fn finish_realignment(
+    pub(crate) fn finish_realignment(
         &self,
         id: &str,
         outcome: Outcome,
@@ -143,7 +148,7 @@ impl StateDb {
     ///
     /// # Errors
     /// [`StateError::Sql`] or [`StateError::Row`].
-    pub fn realignment(&self, id: &str) -> Result<Option<RealignmentRow>, StateError> {
+    pub(crate) fn realignment(&self, id: &str) -> Result<Option<RealignmentRow>, StateError> {
         let sql = format!("SELECT {COLUMNS} FROM realignments WHERE id = ?1");
         Ok(self.lock().query_row(&sql, [id], read_row).optional()?)
     }
@@ -152,7 +157,7 @@ impl StateDb {
     ///
     /// # Errors
     /// [`StateError::Sql`].
-    pub fn count_realignments(&self) -> Result<u64, StateError> {
+    pub(crate) fn count_realignments(&self) -> Result<u64, StateError> {
         let sql = "SELECT count(*) FROM realignments";
         Ok(self.lock().query_row(sql, [], |row| row.get(0))?)
     }
@@ -161,7 +166,7 @@ impl StateDb {
     ///
     /// # Errors
     /// [`StateError::Sql`].
-    pub fn realignments(&self, limit: usize) -> Result<Vec<RealignmentRow>, StateError> {
+    pub(crate) fn realignments(&self, limit: usize) -> Result<Vec<RealignmentRow>, StateError> {
         let sql = format!(
             "SELECT {COLUMNS} FROM realignments ORDER BY created_at DESC, rowid DESC LIMIT {limit}"
         );
@@ -176,7 +181,7 @@ impl StateDb {
     ///
     /// # Errors
     /// [`StateError::Sql`].
-    pub fn unfinished_realignments(&self) -> Result<Vec<RealignmentRow>, StateError> {
+    pub(crate) fn unfinished_realignments(&self) -> Result<Vec<RealignmentRow>, StateError> {
         let sql = format!(
             "SELECT {COLUMNS} FROM realignments WHERE status = 'running' ORDER BY created_at, rowid"
         );

@@ -60,7 +60,7 @@ impl StateDb {
     ///
     /// # Errors
     /// [`StateError::Sql`].
-    pub fn corrective_response(&self, key: &[u8; 32]) -> Result<Option<String>, StateError> {
+    pub(crate) fn corrective_response(&self, key: &[u8; 32]) -> Result<Option<String>, StateError> {
         let connection = self.lock();
         let mut query = connection
             .prepare_cached("SELECT response FROM corrective_responses WHERE key = ?1")?;
@@ -71,7 +71,7 @@ impl StateDb {
     ///
     /// # Errors
     /// [`StateError::Sql`].
-    pub fn put_corrective_response(
+    pub(crate) fn put_corrective_response(
         &self,
         key: &[u8; 32],
         response: &str,
@@ -87,7 +87,7 @@ impl StateDb {
     ///
     /// # Errors
     /// [`StateError::Sql`].
-    pub fn judge_score(&self, key: &[u8; 32]) -> Result<Option<f64>, StateError> {
+    pub(crate) fn judge_score(&self, key: &[u8; 32]) -> Result<Option<f64>, StateError> {
         let connection = self.lock();
         let mut query =
             connection.prepare_cached("SELECT probability FROM judge_scores WHERE key = ?1")?;
@@ -98,7 +98,11 @@ impl StateDb {
     ///
     /// # Errors
     /// [`StateError::Sql`].
-    pub fn put_judge_score(&self, key: &[u8; 32], probability: f64) -> Result<(), StateError> {
+    pub(crate) fn put_judge_score(
+        &self,
+        key: &[u8; 32],
+        probability: f64,
+    ) -> Result<(), StateError> {
         self.lock().execute(
             "INSERT OR REPLACE INTO judge_scores (key, probability) VALUES (?1, ?2)",
             params![&key[..], probability],

@@ -15,32 +15,32 @@ pub const IN_PROCESS: &str = "in-process";
 #[derive(Clone, Debug, Default)]
 pub struct RequestFinished {
     /// The route's template, never the client's path, so that label values stay bounded.
-    pub route: &'static str,
+    pub(crate) route: &'static str,
     /// The request's id, for the log.
-    pub request_id: String,
+    pub(crate) request_id: String,
     /// Name of the API key it was sent with, for the log.
-    pub caller: Option<Arc<str>>,
+    pub(crate) caller: Option<Arc<str>>,
     /// HTTP status; for a stream that failed after its header was sent, the status of the failure.
-    pub status: u16,
+    pub(crate) status: u16,
     /// From receipt to the first token; `None` if there was none.
-    pub time_to_first_token: Option<Duration>,
+    pub(crate) time_to_first_token: Option<Duration>,
     /// Gaps between consecutive tokens.
-    pub inter_token: Vec<Duration>,
+    pub(crate) inter_token: Vec<Duration>,
     /// From receipt to the last byte.
-    pub duration: Duration,
+    pub(crate) duration: Duration,
     /// Prompt tokens processed.
-    pub prompt_tokens: usize,
+    pub(crate) prompt_tokens: usize,
     /// Tokens generated.
-    pub completion_tokens: usize,
+    pub(crate) completion_tokens: usize,
     /// The generation that answered, for the log.
-    pub generation: Option<String>,
+    pub(crate) generation: Option<String>,
     /// Its span, if it is traced.
-    pub trace: Option<TraceContext>,
+    pub(crate) trace: Option<TraceContext>,
 }
 
 impl RequestFinished {
     /// Whether it is a client request, as opposed to an operator request or an unmatched path.
-    pub fn is_traffic(&self) -> bool {
+    pub(crate) fn is_traffic(&self) -> bool {
         self.route.starts_with("/v1/") || self.route == IN_PROCESS
     }
 }
@@ -49,33 +49,33 @@ impl RequestFinished {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct RuleLabels {
     /// Policy id.
-    pub policy: String,
+    pub(crate) policy: String,
     /// Rule id.
-    pub rule: String,
+    pub(crate) rule: String,
     /// Its severity.
-    pub severity: &'static str,
+    pub(crate) severity: &'static str,
 }
 
 /// An active rule and the number of judged answers that violate it.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct RuleCount {
     /// Policy id.
-    pub policy: String,
+    pub(crate) policy: String,
     /// Rule id.
-    pub rule: String,
+    pub(crate) rule: String,
     /// Its severity.
-    pub severity: &'static str,
+    pub(crate) severity: &'static str,
     /// Judged answers that violate it, since the rule became active.
-    pub count: u64,
+    pub(crate) count: u64,
 }
 
 /// The result of judging an answer to a client.
 #[derive(Clone, Debug)]
 pub struct Judged {
     /// Whether the answer violates no enforced policy.
-    pub complies: bool,
+    pub(crate) complies: bool,
     /// The violated rules, including those of `dryrun` policies.
-    pub violations: Vec<RuleLabels>,
+    pub(crate) violations: Vec<RuleLabels>,
     /// From the answer's last byte to the judgement.
-    pub lag: Duration,
+    pub(crate) lag: Duration,
 }

@@ -24,23 +24,23 @@ const IDLE_POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// An answer to a client, to be judged.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// The request's id.
-    pub request_id: String,
+    pub(crate) request_id: String,
     /// The route's template.
-    pub route: &'static str,
+    pub(crate) route: &'static str,
     /// Name of the API key the request was sent with.
-    pub caller: Option<Arc<str>>,
+    pub(crate) caller: Option<Arc<str>>,
     /// The generation that answered.
-    pub generation: Option<String>,
+    pub(crate) generation: Option<String>,
     /// The last user message, or the text that was completed.
     pub prompt: String,
     /// The answer's text.
-    pub response: String,
+    pub(crate) response: String,
     /// When its last byte was sent.
-    pub sent_at: Instant,
+    pub(crate) sent_at: Instant,
     /// The same time in Unix seconds.
-    pub unix_seconds: u64,
+    pub(crate) unix_seconds: u64,
 }
 
 impl Answer {
@@ -50,15 +50,15 @@ impl Answer {
 }
 
 /// Returns the active policy set and the matchers its rules use.
-pub type Policies = Box<dyn Fn() -> (Arc<PolicySet>, Arc<Matchers>) + Send>;
+pub(crate) type Policies = Box<dyn Fn() -> (Arc<PolicySet>, Arc<Matchers>) + Send>;
 
 /// Which answers are judged, and how many may wait.
 #[derive(Clone, Copy, Debug)]
-pub struct Sampling {
+pub(crate) struct Sampling {
     /// Fraction of the answers that is judged, 0 to 1.
-    pub share: f64,
+    pub(crate) share: f64,
     /// Maximum number of answers in the queue.
-    pub queue: usize,
+    pub(crate) queue: usize,
 }
 
 /// Handle of the judging thread, used by the serving side.
@@ -77,7 +77,7 @@ impl Compliance {
     ///
     /// # Errors
     /// If the thread cannot be started.
-    pub fn start(
+    pub(crate) fn start(
         sampling: Sampling,
         policies: Policies,
         log: Option<DecisionLog>,
@@ -108,12 +108,12 @@ impl Compliance {
     }
 
     /// Decides at random whether the next answer is to be judged.
-    pub fn should_judge(&self) -> bool {
+    pub(crate) fn should_judge(&self) -> bool {
         self.share >= 1.0 || rand::random::<f64>() < self.share
     }
 
     /// Queues an answer, or drops it if the queue is full. Never blocks.
-    pub fn offer(&self, answer: Answer) {
+    pub(crate) fn offer(&self, answer: Answer) {
         let bytes = answer.bytes();
         let before = self.waiting_bytes.fetch_add(bytes, Ordering::AcqRel);
         let fits = before + bytes <= MAX_WAITING_BYTES;
@@ -124,7 +124,7 @@ impl Compliance {
     }
 
     /// Judges the queued answers, flushes the decision log, and stops the thread.
-    pub fn shutdown(&self) {
+    pub(crate) fn shutdown(&self) {
         self.stop.store(true, Ordering::Release);
         let thread = self.thread.lock().ok().and_then(|mut t| t.take());
         if thread.is_some_and(|t| t.join().is_err()) {

@@ -15,41 +15,41 @@ pub use super::answers::{Judged, RequestFinished, RuleCount, RuleLabels};
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct PolicyRevision {
     /// The policy's id.
-    pub policy: String,
+    pub(crate) policy: String,
     /// Hash of its content.
-    pub revision: String,
+    pub(crate) revision: String,
 }
 
 /// The gate's measurements and decision.
 #[derive(Clone, Debug, Serialize)]
 pub struct GateMeasured {
     /// Policy agreement of the current generation, 0 to 1.
-    pub agreement_current: f64,
+    pub(crate) agreement_current: f64,
     /// Policy agreement of the candidate, 0 to 1.
-    pub agreement_candidate: f64,
+    pub(crate) agreement_candidate: f64,
     /// Capability checks: name and change, candidate minus current.
-    pub capability: Vec<(&'static str, f64)>,
+    pub(crate) capability: Vec<(&'static str, f64)>,
     /// Whether the candidate was promoted.
-    pub promoted: bool,
+    pub(crate) promoted: bool,
     /// One sentence: which check was decisive and by how much.
-    pub reason: String,
+    pub(crate) reason: String,
 }
 
 /// The engine's current load, and totals since it started.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct EngineSnapshot {
     /// Sequences in the running batch.
-    pub running: usize,
+    pub(crate) running: usize,
     /// Sequences waiting to run.
-    pub waiting: usize,
+    pub(crate) waiting: usize,
     /// Fraction of KV blocks held by running sequences, 0 to 1.
-    pub kv_cache_usage: f64,
+    pub(crate) kv_cache_usage: f64,
     /// Total number of prompt tokens looked up in the prefix cache.
-    pub prefix_queries: u64,
+    pub(crate) prefix_queries: u64,
     /// Total number of prompt tokens found there.
-    pub prefix_hits: u64,
+    pub(crate) prefix_hits: u64,
     /// Total number of sequences preempted in favour of older ones.
-    pub preemptions: u64,
+    pub(crate) preemptions: u64,
 }
 
 /// Everything that is logged and counted. `id` is always the realignment's id.
@@ -194,7 +194,7 @@ pub enum Event {
 
 impl Event {
     /// The id of the realignment that the event belongs to, if any.
-    pub fn realignment_id(&self) -> Option<&str> {
+    pub(crate) fn realignment_id(&self) -> Option<&str> {
         match self {
             Event::RealignmentStarted { id, .. }
             | Event::StageEntered { id, .. }
@@ -219,7 +219,7 @@ impl Event {
     }
 
     /// Whether it is emitted for every request or scrape and therefore not sent to subscribers.
-    pub fn is_frequent(&self) -> bool {
+    pub(crate) fn is_frequent(&self) -> bool {
         matches!(
             self,
             Event::RequestFinished(_)

@@ -35,7 +35,7 @@ impl Metrics {
     ///
     /// # Errors
     /// Only if two metrics share a name or a name is malformed.
-    pub fn new() -> Result<Self, prometheus::Error> {
+    pub(crate) fn new() -> Result<Self, prometheus::Error> {
         let build = Build {
             registry: Registry::new(),
         };
@@ -80,7 +80,7 @@ impl Metrics {
     }
 
     /// All metrics in Prometheus' text format.
-    pub fn render(&self) -> String {
+    pub(crate) fn render(&self) -> String {
         self.realignment.gap_open.set(self.gap_open_seconds());
         let families = self.registry.gather();
         TextEncoder::new()
@@ -94,7 +94,7 @@ impl Metrics {
     }
 
     /// Updates the metrics for an event.
-    pub fn record(&self, event: &Event) {
+    pub(crate) fn record(&self, event: &Event) {
         match event {
             Event::PolicyReloaded { policies, .. } => {
                 self.policy.reloads.with_label_values(&["ok"]).inc();
@@ -168,7 +168,7 @@ impl Metrics {
     }
 
     /// Sets the generation that serves at startup, before any swap.
-    pub fn set_initial_generation(&self, generation: &str, policy_revision: Option<&str>) {
+    pub(crate) fn set_initial_generation(&self, generation: &str, policy_revision: Option<&str>) {
         let revision = policy_revision.unwrap_or_default().to_string();
         self.swap
             .generation_info
@@ -176,12 +176,12 @@ impl Metrics {
     }
 
     /// Sets the rules that judge answers; only these have series.
-    pub fn set_rules(&self, rules: BTreeSet<RuleLabels>) {
+    pub(crate) fn set_rules(&self, rules: BTreeSet<RuleLabels>) {
         self.compliance.violations.set(rules);
     }
 
     /// Every active rule with the number of judged answers that violate it.
-    pub fn violations(&self) -> Vec<RuleCount> {
+    pub(crate) fn violations(&self) -> Vec<RuleCount> {
         let counts = self.compliance.violations.counts();
         counts
             .into_iter()
@@ -195,7 +195,7 @@ impl Metrics {
     }
 
     /// Sets whether the current generation is aligned to the active policies.
-    pub fn set_aligned(&self, aligned: bool) {
+    pub(crate) fn set_aligned(&self, aligned: bool) {
         let mut since = self.gap_since();
         if aligned {
             *since = None;
@@ -206,13 +206,13 @@ impl Metrics {
 
     /// How long the current generation has not been aligned to the active policies, in seconds; 0
     /// while it is.
-    pub fn gap_open_seconds(&self) -> f64 {
+    pub(crate) fn gap_open_seconds(&self) -> f64 {
         self.gap_since()
             .map_or(0.0, |since| since.elapsed().as_secs_f64())
     }
 
     /// Sets the total number of spans that did not reach the collector.
-    pub fn set_spans_dropped(&self, total: u64) {
+    pub(crate) fn set_spans_dropped(&self, total: u64) {
         self.compliance.spans_dropped.advance_to(total);
     }
 

@@ -1,6 +1,9 @@
 //! Logs, metrics and traces, all derived from one [`Event`].
 
-#![expect(clippy::disallowed_types, reason = "the one place that declares metrics")]
+#![expect(
+    clippy::disallowed_types,
+    reason = "the one place that declares metrics"
+)]
 
 mod answers;
 pub mod compliance;
@@ -39,7 +42,7 @@ const SUBSCRIBER_BACKLOG: usize = 1024;
 
 /// Emits events to the log, the metrics, the trace exporter and subscribers. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Telemetry {
+pub(crate) struct Telemetry {
     metrics: Arc<Metrics>,
     events: broadcast::Sender<Arc<Event>>,
     traffic: Arc<Traffic>,
@@ -52,7 +55,7 @@ impl Telemetry {
     ///
     /// # Errors
     /// As [`Metrics::new`].
-    pub fn new() -> Result<Self, prometheus::Error> {
+    pub(crate) fn new() -> Result<Self, prometheus::Error> {
         let (events, _) = broadcast::channel(SUBSCRIBER_BACKLOG);
         Ok(Self {
             metrics: Arc::new(Metrics::new()?),
@@ -64,14 +67,14 @@ impl Telemetry {
     }
 
     /// Also sends traces, through `exporter`.
-    pub fn with_exporter(mut self, exporter: Exporter) -> Self {
+    pub(crate) fn with_exporter(mut self, exporter: Exporter) -> Self {
         self.exporter = Some(Arc::new(exporter));
         self
     }
 
     /// Logs an event, applies it to the metrics and, unless it is a per-request event, sends it to
     /// subscribers. Never blocks.
-    pub fn emit(&self, event: Event) {
+    pub(crate) fn emit(&self, event: Event) {
         logging::log(&event);
         self.metrics.record(&event);
         self.traffic.record(&event, unix_seconds());
@@ -86,12 +89,12 @@ impl Telemetry {
     }
 
     /// Every policy, realignment and swap event from now on, for the admin event stream.
-    pub fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Arc<Event>> {
         self.events.subscribe()
     }
 
     /// The metrics, including the current number of dropped spans.
-    pub fn metrics(&self) -> &Metrics {
+    pub(crate) fn metrics(&self) -> &Metrics {
         if let Some(exporter) = &self.exporter {
             self.metrics.set_spans_dropped(exporter.dropped());
         }
@@ -99,17 +102,17 @@ impl Telemetry {
     }
 
     /// Requests and judgements of the last two hours.
-    pub fn traffic(&self) -> &Traffic {
+    pub(crate) fn traffic(&self) -> &Traffic {
         &self.traffic
     }
 
     /// Stages and losses of recent realignments.
-    pub fn timelines(&self) -> &Timelines {
+    pub(crate) fn timelines(&self) -> &Timelines {
         &self.timelines
     }
 
     /// The trace exporter, if traces are enabled.
-    pub fn exporter(&self) -> Option<&Exporter> {
+    pub(crate) fn exporter(&self) -> Option<&Exporter> {
         self.exporter.as_deref()
     }
 }

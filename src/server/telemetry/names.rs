@@ -3,84 +3,86 @@
 //! Names follow Prometheus' conventions: base units, `_total` on counters, `_ratio` for 0 to 1.
 
 /// Histogram: from receipt of a request to its first generated token.
-pub const TIME_TO_FIRST_TOKEN_SECONDS: &str = "realign_time_to_first_token_seconds";
+pub(crate) const TIME_TO_FIRST_TOKEN_SECONDS: &str = "realign_time_to_first_token_seconds";
 /// Histogram: between two tokens of one sequence.
-pub const INTER_TOKEN_LATENCY_SECONDS: &str = "realign_inter_token_latency_seconds";
+pub(crate) const INTER_TOKEN_LATENCY_SECONDS: &str = "realign_inter_token_latency_seconds";
 /// Histogram: from receipt of a request to its last byte.
-pub const REQUEST_DURATION_SECONDS: &str = "realign_request_duration_seconds";
+pub(crate) const REQUEST_DURATION_SECONDS: &str = "realign_request_duration_seconds";
 /// Counter by `route` and `status`: finished requests.
-pub const REQUESTS_TOTAL: &str = "realign_requests_total";
+pub(crate) const REQUESTS_TOTAL: &str = "realign_requests_total";
 /// Counter by `reason`: valid requests that were refused.
-pub const REQUESTS_REFUSED_TOTAL: &str = "realign_requests_refused_total";
+pub(crate) const REQUESTS_REFUSED_TOTAL: &str = "realign_requests_refused_total";
 /// Gauge: sequences in the running batch.
-pub const REQUESTS_RUNNING: &str = "realign_requests_running";
+pub(crate) const REQUESTS_RUNNING: &str = "realign_requests_running";
 /// Gauge: sequences accepted, not yet in the batch.
-pub const REQUESTS_WAITING: &str = "realign_requests_waiting";
+pub(crate) const REQUESTS_WAITING: &str = "realign_requests_waiting";
 /// Gauge: fraction of KV blocks held by running sequences.
-pub const KV_CACHE_USAGE_RATIO: &str = "realign_kv_cache_usage_ratio";
+pub(crate) const KV_CACHE_USAGE_RATIO: &str = "realign_kv_cache_usage_ratio";
 /// Counter, in tokens: prompt tokens looked up in the prefix cache.
-pub const PREFIX_CACHE_QUERIES_TOTAL: &str = "realign_prefix_cache_queries_total";
+pub(crate) const PREFIX_CACHE_QUERIES_TOTAL: &str = "realign_prefix_cache_queries_total";
 /// Counter, in tokens: prompt tokens found in the prefix cache.
-pub const PREFIX_CACHE_HITS_TOTAL: &str = "realign_prefix_cache_hits_total";
+pub(crate) const PREFIX_CACHE_HITS_TOTAL: &str = "realign_prefix_cache_hits_total";
 /// Counter: sequences preempted in favour of older ones.
-pub const PREEMPTIONS_TOTAL: &str = "realign_preemptions_total";
+pub(crate) const PREEMPTIONS_TOTAL: &str = "realign_preemptions_total";
 /// Counter: prompt tokens of finished requests.
-pub const PROMPT_TOKENS_TOTAL: &str = "realign_prompt_tokens_total";
+pub(crate) const PROMPT_TOKENS_TOTAL: &str = "realign_prompt_tokens_total";
 /// Counter: generated tokens of finished requests.
-pub const GENERATION_TOKENS_TOTAL: &str = "realign_generation_tokens_total";
+pub(crate) const GENERATION_TOKENS_TOTAL: &str = "realign_generation_tokens_total";
 
 /// Gauge: 1 if the policy set on disk was accepted when last read.
-pub const POLICY_LAST_RELOAD_SUCCESSFUL: &str = "realign_policy_last_reload_successful";
+pub(crate) const POLICY_LAST_RELOAD_SUCCESSFUL: &str = "realign_policy_last_reload_successful";
 /// Gauge: when a policy set was last accepted, in Unix seconds.
-pub const POLICY_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS: &str =
+pub(crate) const POLICY_LAST_RELOAD_SUCCESS_TIMESTAMP_SECONDS: &str =
     "realign_policy_last_reload_success_timestamp_seconds";
 /// Counter by `result` (`ok` or `failed`): attempts to load the policy set.
-pub const POLICY_RELOADS_TOTAL: &str = "realign_policy_reloads_total";
+pub(crate) const POLICY_RELOADS_TOTAL: &str = "realign_policy_reloads_total";
 /// Gauge of 1 for each active `policy` and its `revision`.
-pub const POLICY_INFO: &str = "realign_policy_info";
+pub(crate) const POLICY_INFO: &str = "realign_policy_info";
 
 /// Counter by `outcome`: finished realignments.
-pub const REALIGNMENTS_TOTAL: &str = "realign_realignments_total";
+pub(crate) const REALIGNMENTS_TOTAL: &str = "realign_realignments_total";
 /// Gauge by `stage`: 1 for the current stage.
-pub const REALIGNMENT_STAGE: &str = "realign_realignment_stage";
+pub(crate) const REALIGNMENT_STAGE: &str = "realign_realignment_stage";
 /// Histogram by `stage`: wall time of finished stages.
-pub const REALIGNMENT_STAGE_DURATION_SECONDS: &str = "realign_realignment_stage_duration_seconds";
+pub(crate) const REALIGNMENT_STAGE_DURATION_SECONDS: &str =
+    "realign_realignment_stage_duration_seconds";
 /// Gauge: progress of the running realignment.
-pub const REALIGNMENT_PROGRESS_RATIO: &str = "realign_realignment_progress_ratio";
+pub(crate) const REALIGNMENT_PROGRESS_RATIO: &str = "realign_realignment_progress_ratio";
 /// Gauge by `category`: preference pairs of the last triage.
-pub const TRIAGE_PAIRS: &str = "realign_triage_pairs";
+pub(crate) const TRIAGE_PAIRS: &str = "realign_triage_pairs";
 /// Gauge: fraction of preference pairs in conflict with the active policy.
-pub const ALIGNMENT_GAP_RATIO: &str = "realign_alignment_gap_ratio";
+pub(crate) const ALIGNMENT_GAP_RATIO: &str = "realign_alignment_gap_ratio";
 /// Gauge: how long the current generation has not been aligned to the active policies; 0 while it
 /// is.
-pub const ALIGNMENT_GAP_OPEN_SECONDS: &str = "realign_alignment_gap_open_seconds";
+pub(crate) const ALIGNMENT_GAP_OPEN_SECONDS: &str = "realign_alignment_gap_open_seconds";
 /// Gauge by `part`: the last training step's losses.
-pub const TRAIN_LOSS: &str = "realign_train_loss";
+pub(crate) const TRAIN_LOSS: &str = "realign_train_loss";
 /// Gauge by `generation_role`: policy agreement that the last gate measured.
-pub const GATE_POLICY_AGREEMENT_RATIO: &str = "realign_gate_policy_agreement_ratio";
+pub(crate) const GATE_POLICY_AGREEMENT_RATIO: &str = "realign_gate_policy_agreement_ratio";
 /// Gauge by `check`: capability change that the last gate measured, candidate minus current.
-pub const GATE_CAPABILITY_DELTA: &str = "realign_gate_capability_delta";
+pub(crate) const GATE_CAPABILITY_DELTA: &str = "realign_gate_capability_delta";
 
 /// Gauge of 1 for each `generation` that serves or can be rolled back to, with its
 /// `policy_revision`.
-pub const GENERATION_INFO: &str = "realign_generation_info";
+pub(crate) const GENERATION_INFO: &str = "realign_generation_info";
 /// Gauge by `generation_role`: sequences that hold a generation.
-pub const GENERATION_LEASES: &str = "realign_generation_leases";
+pub(crate) const GENERATION_LEASES: &str = "realign_generation_leases";
 /// Counter by `result` (`ok` or `failed`): attempted swaps.
-pub const SWAPS_TOTAL: &str = "realign_swaps_total";
+pub(crate) const SWAPS_TOTAL: &str = "realign_swaps_total";
 /// Histogram: from a staged adapter to the completed swap.
-pub const SWAP_DURATION_SECONDS: &str = "realign_swap_duration_seconds";
+pub(crate) const SWAP_DURATION_SECONDS: &str = "realign_swap_duration_seconds";
 
 /// Counter by `verdict`: answers to clients that were judged.
-pub const COMPLIANCE_RESPONSES_TOTAL: &str = "realign_compliance_responses_total";
+pub(crate) const COMPLIANCE_RESPONSES_TOTAL: &str = "realign_compliance_responses_total";
 /// Counter by `policy`, `rule` and `severity`: rules that judged answers violate.
-pub const POLICY_VIOLATIONS_TOTAL: &str = "realign_policy_violations_total";
+pub(crate) const POLICY_VIOLATIONS_TOTAL: &str = "realign_policy_violations_total";
 /// Histogram: from an answer's last byte to its judgement.
-pub const COMPLIANCE_JUDGE_LAG_SECONDS: &str = "realign_compliance_judge_lag_seconds";
+pub(crate) const COMPLIANCE_JUDGE_LAG_SECONDS: &str = "realign_compliance_judge_lag_seconds";
 /// Counter: answers that were not judged because the queue was full.
-pub const COMPLIANCE_RESPONSES_DROPPED_TOTAL: &str = "realign_compliance_responses_dropped_total";
+pub(crate) const COMPLIANCE_RESPONSES_DROPPED_TOTAL: &str =
+    "realign_compliance_responses_dropped_total";
 
 /// Counter: spans that did not reach the trace collector.
-pub const TRACE_SPANS_DROPPED_TOTAL: &str = "realign_trace_spans_dropped_total";
+pub(crate) const TRACE_SPANS_DROPPED_TOTAL: &str = "realign_trace_spans_dropped_total";
 /// Gauge of 1 with the program's `version`.
-pub const BUILD_INFO: &str = "realign_build_info";
+pub(crate) const BUILD_INFO: &str = "realign_build_info";

@@ -5,12 +5,12 @@ use schemars::{Schema, SchemaGenerator, json_schema};
 use super::{Outcome, Stage};
 
 /// Schema of a stage's label.
-pub fn stage(_: &mut SchemaGenerator) -> Schema {
+pub(crate) fn stage(_: &mut SchemaGenerator) -> Schema {
     one_of(Stage::ALL.iter().map(|stage| stage.as_str()))
 }
 
 /// Schema of an outcome's label or `null`.
-pub fn outcome_or_null(_: &mut SchemaGenerator) -> Schema {
+pub(crate) fn outcome_or_null(_: &mut SchemaGenerator) -> Schema {
     let labels = Outcome::ALL.iter().map(|outcome| outcome.as_str());
     let mut allowed: Vec<Option<&str>> = labels.map(Some).collect();
     allowed.push(None);
@@ -18,7 +18,7 @@ pub fn outcome_or_null(_: &mut SchemaGenerator) -> Schema {
 }
 
 /// Schema of `running` or an outcome's label.
-pub fn status(_: &mut SchemaGenerator) -> Schema {
+pub(crate) fn status(_: &mut SchemaGenerator) -> Schema {
     let labels = Outcome::ALL.iter().map(|outcome| outcome.as_str());
     one_of(std::iter::once("running").chain(labels))
 }

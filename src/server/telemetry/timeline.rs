@@ -16,13 +16,13 @@ const POINTS: usize = 400;
 
 /// The stages and losses of a realignment.
 #[derive(Clone, Debug, Default, Serialize, JsonSchema)]
-pub struct Timeline {
+pub(crate) struct Timeline {
     #[serde(skip)]
     id: String,
     /// The stages entered, in order.
-    pub stages: Vec<StageTime>,
+    pub(crate) stages: Vec<StageTime>,
     /// Training steps, thinned out evenly.
-    pub losses: Vec<LossPoint>,
+    pub(crate) losses: Vec<LossPoint>,
     /// One in this many steps is kept.
     #[serde(skip)]
     stride: usize,
@@ -30,32 +30,32 @@ pub struct Timeline {
 
 /// The losses of a training step.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct LossPoint {
+pub(crate) struct LossPoint {
     /// From 1.
-    pub step: usize,
+    pub(crate) step: usize,
     /// Steps in all.
-    pub steps: usize,
+    pub(crate) steps: usize,
     /// Value of each part; `null` in JSON if it is not finite.
     #[serde(flatten)]
     #[schemars(with = "BTreeMap<String, Option<f64>>")]
-    pub parts: BTreeMap<LossPart, f64>,
+    pub(crate) parts: BTreeMap<LossPart, f64>,
 }
 
 /// When a stage began and how long it took.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct StageTime {
+pub(crate) struct StageTime {
     /// The stage.
     #[schemars(schema_with = "super::schemas::stage")]
-    pub stage: Stage,
+    pub(crate) stage: Stage,
     /// When it began, in Unix seconds.
-    pub started_at: u64,
+    pub(crate) started_at: u64,
     /// `None` while it runs, or if it failed.
-    pub took_seconds: Option<f64>,
+    pub(crate) took_seconds: Option<f64>,
 }
 
 /// The timelines of recent realignments.
 #[derive(Debug, Default)]
-pub struct Timelines {
+pub(crate) struct Timelines {
     all: Mutex<VecDeque<Timeline>>,
 }
 
@@ -94,7 +94,7 @@ impl Timelines {
     }
 
     /// A realignment's timeline; `None` if it ran before this process started or too long ago.
-    pub fn get(&self, id: &str) -> Option<Timeline> {
+    pub(crate) fn get(&self, id: &str) -> Option<Timeline> {
         let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         all.iter().find(|timeline| timeline.id == id).cloned()
     }

@@ -31,18 +31,18 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Identifies a span within its trace, as defined by W3C Trace Context.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TraceContext {
+pub(crate) struct TraceContext {
     /// 32 hex digits.
-    pub trace_id: String,
+    pub(crate) trace_id: String,
     /// 16 hex digits.
-    pub span_id: String,
+    pub(crate) span_id: String,
     /// The caller's span, if any: 16 hex digits.
-    pub parent_id: Option<String>,
+    pub(crate) parent_id: Option<String>,
 }
 
 /// Sends spans to a collector from a thread of its own.
 #[derive(Debug)]
-pub struct Exporter {
+pub(crate) struct Exporter {
     share: f64,
     queue: SyncSender<Value>,
     dropped: Arc<AtomicU64>,
@@ -56,7 +56,7 @@ impl Exporter {
     ///
     /// # Errors
     /// If the thread cannot be started.
-    pub fn start(endpoint: &str, service: &str, share: f64) -> std::io::Result<Self> {
+    pub(crate) fn start(endpoint: &str, service: &str, share: f64) -> std::io::Result<Self> {
         let (queue, inbox) = sync_channel(QUEUE);
         let (dropped, stop) = (
             Arc::new(AtomicU64::new(0)),
@@ -87,7 +87,7 @@ impl Exporter {
 
     /// The context of a new request: part of the caller's trace if it sent a valid `traceparent`,
     /// provided that trace is recorded; otherwise a new trace for a random share of the requests.
-    pub fn context(&self, traceparent: Option<&str>) -> Option<TraceContext> {
+    pub(crate) fn context(&self, traceparent: Option<&str>) -> Option<TraceContext> {
         let (trace_id, parent_id) = match traceparent.and_then(parse) {
             Some((_, _, false)) => return None,
             Some((trace, parent, true)) => (trace, Some(parent)),
@@ -147,12 +147,12 @@ impl Exporter {
     }
 
     /// Spans that did not reach the collector.
-    pub fn dropped(&self) -> u64 {
+    pub(crate) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
 
     /// Sends the queued spans and stops the thread.
-    pub fn shutdown(&self) {
+    pub(crate) fn shutdown(&self) {
         self.stop.store(true, Ordering::Release);
         let thread = self.thread.lock().ok().and_then(|mut t| t.take());
         if thread.is_some_and(|t| t.join().is_err()) {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::event::{Event, RequestFinished};
 
 /// Length of a time slot, in seconds.
-pub const SLOT_SECONDS: u64 = 15;
+pub(crate) const SLOT_SECONDS: u64 = 15;
 /// Number of slots kept: two hours.
 const SLOTS: usize = 480;
 /// Maximum number of samples per slot for its quantiles.
@@ -18,27 +18,27 @@ const SAMPLES: usize = 512;
 
 /// Requests and judgements within one time slot.
 #[derive(Clone, Debug, Default, Serialize, JsonSchema)]
-pub struct Slot {
+pub(crate) struct Slot {
     /// When it began, in Unix seconds.
-    pub at: u64,
+    pub(crate) at: u64,
     /// Requests that ended.
-    pub requests: u32,
+    pub(crate) requests: u32,
     /// Those among them with a status from 500.
-    pub errors: u32,
+    pub(crate) errors: u32,
     /// Those among them with status 429.
-    pub refused: u32,
+    pub(crate) refused: u32,
     /// Tokens generated.
-    pub tokens: u64,
+    pub(crate) tokens: u64,
     /// Median of the requests' durations, in seconds.
-    pub p50: Option<f64>,
+    pub(crate) p50: Option<f64>,
     /// Their 95th percentile.
-    pub p95: Option<f64>,
+    pub(crate) p95: Option<f64>,
     /// Median of the times to the first token.
-    pub first_token_p50: Option<f64>,
+    pub(crate) first_token_p50: Option<f64>,
     /// Answers that were judged to comply.
-    pub complies: u32,
+    pub(crate) complies: u32,
     /// Answers that were judged to violate.
-    pub violates: u32,
+    pub(crate) violates: u32,
     #[serde(skip)]
     durations: Vec<f32>,
     #[serde(skip)]
@@ -47,7 +47,7 @@ pub struct Slot {
 
 /// The slots, oldest first. Slots without an event are left out.
 #[derive(Debug, Default)]
-pub struct Traffic {
+pub(crate) struct Traffic {
     slots: Mutex<VecDeque<Slot>>,
 }
 
@@ -71,7 +71,7 @@ impl Traffic {
     }
 
     /// A copy of the slots that began at or after `since`.
-    pub fn since(&self, since: u64) -> Vec<Slot> {
+    pub(crate) fn since(&self, since: u64) -> Vec<Slot> {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         slots
             .iter()

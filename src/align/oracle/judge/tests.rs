@@ -9,16 +9,16 @@ use crate::policy::Labelled;
 
 /// Requests that the fake server received.
 #[derive(Debug, Default)]
-pub struct Log {
-    pub requests: AtomicUsize,
+pub(crate) struct Log {
+    pub(crate) requests: AtomicUsize,
     at_once: AtomicUsize,
-    pub most_at_once: AtomicUsize,
-    pub bodies: std::sync::Mutex<Vec<Value>>,
+    pub(crate) most_at_once: AtomicUsize,
+    pub(crate) bodies: std::sync::Mutex<Vec<Value>>,
 }
 
 /// A local server that speaks HTTP/1.1 and the chat completions format. `answer` gives status,
 /// extra headers and body from the request's number and body.
-pub fn server(
+pub(crate) fn server(
     answer: impl Fn(usize, &Value) -> (u16, &'static str, Value) + Send + Sync + 'static,
 ) -> (String, Arc<Log>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -15,10 +15,10 @@ use realign_core::Category;
 pub(super) struct Truth {
     /// Whether the chosen response complies.
     #[serde(rename = "chosen_compliant")]
-    pub chosen: bool,
+    pub(crate) chosen: bool,
     /// Whether the rejected response complies.
     #[serde(rename = "rejected_compliant")]
-    pub rejected: bool,
+    pub(crate) rejected: bool,
 }
 
 #[derive(Deserialize)]
@@ -111,9 +111,9 @@ pub(super) fn hold_out(pairs: &[Pair], categories: &[Category], share: f64, seed
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Asked {
     /// Index of a pair with this prompt.
-    pub pair: usize,
+    pub(crate) pair: usize,
     /// Categories of its held-out pairs.
-    pub categories: Vec<Category>,
+    pub(crate) categories: Vec<Category>,
 }
 
 /// The distinct held-out prompts, at most `limit` of each category.

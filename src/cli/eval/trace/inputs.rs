@@ -34,27 +34,27 @@ pub(super) const DRAW_SEED: u64 = 17;
 
 /// What the cells are computed from.
 pub(super) struct Inputs {
-    pub config: Config,
-    pub loaded: LoadedModel,
-    pub recipe: Recipe,
+    pub(crate) config: Config,
+    pub(crate) loaded: LoadedModel,
+    pub(crate) recipe: Recipe,
     /// Judges fresh answers.
-    pub oracle: Arc<dyn Oracle>,
+    pub(crate) oracle: Arc<dyn Oracle>,
     /// Training pairs under their triaged labels.
-    pub pairs: Vec<TokenPair>,
+    pub(crate) pairs: Vec<TokenPair>,
     /// Held-out prompts, with the categories they occur in.
-    pub prompts: Vec<(HeldOutPrompt, Vec<Category>)>,
+    pub(crate) prompts: Vec<(HeldOutPrompt, Vec<Category>)>,
     /// Preferred responses of held-out RETAIN pairs.
-    pub retained: Vec<Question>,
+    pub(crate) retained: Vec<Question>,
     /// Everyday questions.
-    pub general: Vec<HeldOutPrompt>,
+    pub(crate) general: Vec<HeldOutPrompt>,
     /// Windows of the perplexity text.
-    pub windows: Vec<Question>,
+    pub(crate) windows: Vec<Question>,
     /// Multiple-choice items with their token ids, one question per choice.
-    pub items: Vec<(Item, Vec<Question>)>,
+    pub(crate) items: Vec<(Item, Vec<Question>)>,
     /// Most tokens of a fresh answer.
-    pub answer_tokens: usize,
+    pub(crate) answer_tokens: usize,
     /// What the report says of them.
-    pub about: About,
+    pub(crate) about: About,
     /// Hash of everything above.
     digest: String,
 }
@@ -62,31 +62,31 @@ pub(super) struct Inputs {
 /// The inputs, for the report.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct About {
-    pub model: String,
-    pub base_hash: String,
-    pub data: String,
-    pub triaged_by: &'static str,
-    pub judged_by: String,
+    pub(crate) model: String,
+    pub(crate) base_hash: String,
+    pub(crate) data: String,
+    pub(crate) triaged_by: &'static str,
+    pub(crate) judged_by: String,
     /// How far the judge agrees with people, where the data has labels.
-    pub judge: Option<Reliability>,
-    pub triage: TriageCounts,
-    pub train: TriageCounts,
-    pub skipped_pairs: usize,
-    pub held_out: TriageCounts,
-    pub perplexity_tokens: usize,
-    pub items: usize,
-    pub recipe: Recipe,
+    pub(crate) judge: Option<Reliability>,
+    pub(crate) triage: TriageCounts,
+    pub(crate) train: TriageCounts,
+    pub(crate) skipped_pairs: usize,
+    pub(crate) held_out: TriageCounts,
+    pub(crate) perplexity_tokens: usize,
+    pub(crate) items: usize,
+    pub(crate) recipe: Recipe,
 }
 
 /// What triage, truth and split came to.
 pub(super) struct Labelled {
-    pub dataset: Dataset,
-    pub truth: Option<Vec<Truth>>,
-    pub categories: Vec<Category>,
+    pub(crate) dataset: Dataset,
+    pub(crate) truth: Option<Vec<Truth>>,
+    pub(crate) categories: Vec<Category>,
 }
 
 impl Inputs {
-    pub fn load(args: &TraceArgs, global: &GlobalArgs) -> Result<Self, CliError> {
+    pub(crate) fn load(args: &TraceArgs, global: &GlobalArgs) -> Result<Self, CliError> {
         let config = global.resolve()?;
         let device = realign_backend::open(config.engine.device)?;
         let loaded = LoadedModel::load(&config.model, &*device)?;
@@ -139,7 +139,7 @@ impl Inputs {
     }
 
     /// Identifies a cell's figures: equal fingerprints, equal figures but for time and memory.
-    pub fn fingerprint(&self, variant: Variant, seed: u64) -> String {
+    pub(crate) fn fingerprint(&self, variant: Variant, seed: u64) -> String {
         let recipe = Recipe {
             seed,
             ..variant.recipe(&self.recipe)

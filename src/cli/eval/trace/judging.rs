@@ -14,9 +14,9 @@ use realign_lab::evaluation::refusal::{LabelledResponse, RefusalJudge};
 /// Agreement of a judge with human labels.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(super) struct Reliability {
-    pub responses: usize,
-    pub accuracy: f64,
-    pub macro_f1: f64,
+    pub(crate) responses: usize,
+    pub(crate) accuracy: f64,
+    pub(crate) macro_f1: f64,
 }
 
 /// The judge's name, for the report.

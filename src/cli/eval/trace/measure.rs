@@ -31,7 +31,7 @@ pub(super) struct Measurer<'a> {
 }
 
 impl<'a> Measurer<'a> {
-    pub fn start(inputs: &'a Inputs) -> Result<Self, CliError> {
+    pub(crate) fn start(inputs: &'a Inputs) -> Result<Self, CliError> {
         let config = EngineConfig {
             kv_cache_bytes: KV_BYTES,
             max_model_len: Some(LONGEST),
@@ -50,7 +50,7 @@ impl<'a> Measurer<'a> {
     }
 
     /// Everything there is to measure of a generation.
-    pub fn measure(&mut self, generation: &Arc<Generation>) -> Result<Measured, CliError> {
+    pub(crate) fn measure(&mut self, generation: &Arc<Generation>) -> Result<Measured, CliError> {
         let inputs = self.inputs;
         let mut measured = Measured::default();
         let prompts: Vec<HeldOutPrompt> = inputs.prompts.iter().map(|(p, _)| p.clone()).collect();

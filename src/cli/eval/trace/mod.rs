@@ -32,61 +32,61 @@ The directory then holds report.md, report.json, agreement-perplexity.svg and ag
 Data whose lines have truth: {chosen_compliant, rejected_compliant} is triaged by that; any other by
 the policies.
 Exit code 1: a variant's run failed; the table says why.")]
-pub struct TraceArgs {
+pub(crate) struct TraceArgs {
     /// Variants: full, core, ablations, noise or all
     #[arg(long, value_name = "NAME", default_value = "full")]
-    pub suite: String,
+    pub(crate) suite: String,
     /// Variants by name instead, such as trace,no-kl; base always runs
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    pub variants: Vec<String>,
+    pub(crate) variants: Vec<String>,
     /// Seeds per variant
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=20))]
-    pub seeds: u64,
+    pub(crate) seeds: u64,
     /// File of preference pairs [default: the preference directory]
     #[arg(long, value_name = "FILE")]
-    pub data: Option<PathBuf>,
+    pub(crate) data: Option<PathBuf>,
     /// Policy files [default: the policy directory]
     #[arg(long, value_name = "FILE")]
-    pub policy: Vec<PathBuf>,
+    pub(crate) policy: Vec<PathBuf>,
     /// Who judges fresh answers: the policies, or refusal words over the data's truth
     #[arg(long, value_name = "WHO", default_value = "policy", value_parser = ["policy", "refusal"])]
-    pub judge: String,
+    pub(crate) judge: String,
     /// Recipe of `trace`: default, paper or a TOML file [default: the configuration's]
     #[arg(long, value_name = "FILE")]
-    pub recipe: Option<String>,
+    pub(crate) recipe: Option<String>,
     /// Directory of the cells and the report
     #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
+    pub(crate) out: PathBuf,
     /// Keep the finished cells of --out and run the others
     #[arg(long)]
-    pub resume: bool,
+    pub(crate) resume: bool,
     /// Most pairs to train on [default: the recipe's]
     #[arg(long, value_name = "N")]
-    pub max_pairs: Option<usize>,
+    pub(crate) max_pairs: Option<usize>,
     /// Share of prompts to hold out where the data marks none, and of a category that has none
     #[arg(long, value_name = "SHARE", default_value_t = 0.2)]
-    pub holdout: f64,
+    pub(crate) holdout: f64,
     /// Most held-out prompts of a category
     #[arg(long, value_name = "N", default_value_t = 48)]
-    pub max_prompts: usize,
+    pub(crate) max_prompts: usize,
     /// Most tokens of a fresh answer
     #[arg(long, value_name = "N", default_value_t = 64)]
-    pub answer_tokens: usize,
+    pub(crate) answer_tokens: usize,
     /// Text to measure perplexity on, such as a part of WikiText
     #[arg(long, value_name = "FILE")]
-    pub perplexity: Option<PathBuf>,
+    pub(crate) perplexity: Option<PathBuf>,
     /// Tokens of that text
     #[arg(long, value_name = "N", default_value_t = 3072)]
-    pub perplexity_tokens: usize,
+    pub(crate) perplexity_tokens: usize,
     /// Multiple-choice items, one JSON object a line: task, query, choices, gold
     #[arg(long, value_name = "FILE")]
-    pub capability: Option<PathBuf>,
+    pub(crate) capability: Option<PathBuf>,
     /// How many of them, the same number of each task
     #[arg(long, value_name = "N", default_value_t = 120)]
-    pub capability_items: usize,
+    pub(crate) capability_items: usize,
     /// What computes
     #[command(flatten)]
-    pub device: DeviceArgs,
+    pub(crate) device: DeviceArgs,
 }
 
 impl TraceArgs {
@@ -123,7 +123,11 @@ impl TraceArgs {
 ///
 /// # Errors
 /// [`CliError`].
-pub fn run(args: &TraceArgs, global: &GlobalArgs, out: &mut dyn Write) -> Result<u8, CliError> {
+pub(crate) fn run(
+    args: &TraceArgs,
+    global: &GlobalArgs,
+    out: &mut dyn Write,
+) -> Result<u8, CliError> {
     let variants = args.chosen()?;
     if !(args.holdout > 0.0 && args.holdout < 1.0) {
         return Err(CliError::Eval(format!(

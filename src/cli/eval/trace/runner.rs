@@ -29,7 +29,7 @@ pub(super) struct Runner<'a> {
 }
 
 impl<'a> Runner<'a> {
-    pub fn new(inputs: &'a Inputs, progress: Progress) -> Result<Self, CliError> {
+    pub(crate) fn new(inputs: &'a Inputs, progress: Progress) -> Result<Self, CliError> {
         Ok(Self {
             inputs,
             measurer: Measurer::start(inputs)?,
@@ -39,7 +39,7 @@ impl<'a> Runner<'a> {
     }
 
     /// Computes a cell. A run that diverges or learns nothing is a cell too, with the reason.
-    pub fn run(&mut self, variant: Variant, seed: u64) -> Result<Cell, CliError> {
+    pub(crate) fn run(&mut self, variant: Variant, seed: u64) -> Result<Cell, CliError> {
         memory::reset_peak();
         let started = Instant::now();
         let mut cell = Cell {

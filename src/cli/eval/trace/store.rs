@@ -14,7 +14,7 @@ pub(super) struct CellStore {
 
 impl CellStore {
     /// Opens or creates `out`; without `resume` it must hold no cell.
-    pub fn open(out: &Path, resume: bool) -> Result<Self, CliError> {
+    pub(crate) fn open(out: &Path, resume: bool) -> Result<Self, CliError> {
         let dir = out.join("cells");
         fs::create_dir_all(&dir)?;
         let store = Self { dir };
@@ -35,7 +35,7 @@ impl CellStore {
     ///
     /// # Errors
     /// If the cell was computed from other inputs: its figures cannot be compared with these.
-    pub fn get(
+    pub(crate) fn get(
         &self,
         variant: Variant,
         seed: u64,
@@ -63,7 +63,7 @@ impl CellStore {
     }
 
     /// Stores a cell atomically.
-    pub fn put(&self, variant: Variant, cell: &Cell) -> Result<(), CliError> {
+    pub(crate) fn put(&self, variant: Variant, cell: &Cell) -> Result<(), CliError> {
         let path = self.path(variant, cell.seed);
         write(&path, &serde_json::to_vec_pretty(cell)?)
     }

@@ -30,11 +30,11 @@ const MUST_BE_UNSET: [&str; 11] = [
 #[derive(Clone, Debug)]
 pub struct PeftConfig {
     /// `r`: the rank of modules that no pattern matches.
-    pub r: usize,
+    pub(crate) r: usize,
     /// `lora_alpha`: alpha of modules that no pattern matches.
-    pub lora_alpha: f64,
+    pub(crate) lora_alpha: f64,
     /// `use_rslora`: the scale is alpha / sqrt(r) rather than alpha / r.
-    pub use_rslora: bool,
+    pub(crate) use_rslora: bool,
     /// `base_model_name_or_path`, if given.
     pub base_model: Option<String>,
     rank_pattern: Vec<(Regex, f64)>,

@@ -13,8 +13,8 @@ use super::{Folds, LabelledPairs, OracleEvalError};
 
 /// The cascade without a judge: its verdict on every response, and where its probe was unsure.
 pub(super) struct ProbeCascade<'a> {
-    pub verdicts: &'a [bool],
-    pub unsure: &'a [bool],
+    pub(crate) verdicts: &'a [bool],
+    pub(crate) unsure: &'a [bool],
 }
 
 /// Asks the judge about every response, those that the probe was unsure about first, so that the

@@ -21,13 +21,13 @@ const REFUSAL: &str = r"(?i)\b(sorry|cannot|can't|can not|unable|won't|not able|
 #[derive(Clone, Debug)]
 pub struct MethodVerdicts {
     /// Name of the method.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// Per response, `true` for a violation.
-    pub violates: Vec<bool>,
+    pub(crate) violates: Vec<bool>,
     /// Categories of the pairs, for a method that does not derive them from its verdicts.
-    pub categories: Option<Vec<Category>>,
+    pub(crate) categories: Option<Vec<Category>>,
     /// Costs and choices to report with the figures; may be empty.
-    pub remark: String,
+    pub(crate) remark: String,
 }
 
 impl MethodVerdicts {

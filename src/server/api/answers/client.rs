@@ -11,32 +11,32 @@ use serde_json::{Map, Value};
 pub struct Embeddings {
     /// `list`.
     #[schemars(extend("const" = "list"))]
-    pub object: &'static str,
+    pub(crate) object: &'static str,
     /// One per text.
-    pub data: Vec<EmbeddingEntry>,
+    pub(crate) data: Vec<EmbeddingEntry>,
     /// `model` as it was sent.
-    pub model: String,
+    pub(crate) model: String,
     /// Tokens of all texts.
-    pub usage: EmbeddingUsage,
+    pub(crate) usage: EmbeddingUsage,
 }
 
 /// The embedding of a text.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct EmbeddingEntry {
+pub(crate) struct EmbeddingEntry {
     /// `embedding`.
     #[schemars(extend("const" = "embedding"))]
-    pub object: &'static str,
+    pub(crate) object: &'static str,
     /// The text's position in the request.
-    pub index: usize,
+    pub(crate) index: usize,
     /// A vector of length 1.
-    pub embedding: Vector,
+    pub(crate) embedding: Vector,
 }
 
 /// An embedding vector.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(untagged)]
 #[schemars(inline)]
-pub enum Vector {
+pub(crate) enum Vector {
     /// As an array of numbers.
     Numbers(Vec<f64>),
     /// As little-endian 32-bit floats in Base64.
@@ -45,59 +45,59 @@ pub enum Vector {
 
 /// Token counts of all texts.
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
-pub struct EmbeddingUsage {
+pub(crate) struct EmbeddingUsage {
     /// Number of tokens.
-    pub prompt_tokens: usize,
+    pub(crate) prompt_tokens: usize,
     /// The same number.
-    pub total_tokens: usize,
+    pub(crate) total_tokens: usize,
 }
 
 /// Judgements of texts by the active policies.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Moderation {
+pub(crate) struct Moderation {
     /// The judgement's id.
-    pub id: String,
+    pub(crate) id: String,
     /// `policies-` followed by the revision of the policy set.
-    pub model: String,
+    pub(crate) model: String,
     /// One per text.
-    pub results: Vec<ModerationResult>,
+    pub(crate) results: Vec<ModerationResult>,
 }
 
 /// The judgement of a text. Categories are `policy/rule` of every enforced rule.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct ModerationResult {
+pub(crate) struct ModerationResult {
     /// Whether any rule is violated.
-    pub flagged: bool,
+    pub(crate) flagged: bool,
     /// Which rules are violated.
     #[schemars(with = "BTreeMap<String, bool>")]
-    pub categories: Map<String, Value>,
+    pub(crate) categories: Map<String, Value>,
     /// 1 for a violated rule, otherwise 0; there are no values in between.
     #[schemars(with = "BTreeMap<String, f64>")]
-    pub category_scores: Map<String, Value>,
+    pub(crate) category_scores: Map<String, Value>,
     /// Always `text`.
     #[schemars(with = "BTreeMap<String, Vec<String>>")]
-    pub category_applied_input_types: Map<String, Value>,
+    pub(crate) category_applied_input_types: Map<String, Value>,
 }
 
 /// The tokens of a text or conversation.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Tokens {
+pub(crate) struct Tokens {
     /// Ids, or ids with their texts if `with_pieces` is true.
-    pub tokens: TokenList,
+    pub(crate) tokens: TokenList,
     /// Number of tokens.
-    pub count: usize,
+    pub(crate) count: usize,
     /// Maximum number of tokens, prompt and completion together, in a sequence.
-    pub max_model_len: usize,
+    pub(crate) max_model_len: usize,
     /// The tokens' texts, if `return_token_strs` is true.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub token_strs: Option<Vec<String>>,
+    pub(crate) token_strs: Option<Vec<String>>,
 }
 
 /// Tokens.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(untagged)]
 #[schemars(inline)]
-pub enum TokenList {
+pub(crate) enum TokenList {
     /// Ids.
     Ids(Vec<u32>),
     /// Ids with their texts.
@@ -106,18 +106,18 @@ pub enum TokenList {
 
 /// A token with its text.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct TokenPiece {
+pub(crate) struct TokenPiece {
     /// The token.
-    pub id: u32,
+    pub(crate) id: u32,
     /// Its text.
-    pub piece: PieceText,
+    pub(crate) piece: PieceText,
 }
 
 /// The text of a token.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(untagged)]
 #[schemars(inline)]
-pub enum PieceText {
+pub(crate) enum PieceText {
     /// Text.
     Text(String),
     /// The bytes of a token that is not valid UTF-8.
@@ -126,83 +126,83 @@ pub enum PieceText {
 
 /// A text, under the names that llama.cpp's server and vLLM give it.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Text {
+pub(crate) struct Text {
     /// The text.
-    pub content: String,
+    pub(crate) content: String,
     /// The same text.
-    pub prompt: String,
+    pub(crate) prompt: String,
 }
 
 /// A served name.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Model {
+pub(crate) struct Model {
     /// What clients send as `model`.
-    pub id: String,
+    pub(crate) id: String,
     /// `model`.
     #[schemars(extend("const" = "model"))]
-    pub object: &'static str,
+    pub(crate) object: &'static str,
     /// When the server started, in Unix seconds.
-    pub created: u64,
+    pub(crate) created: u64,
     /// `realign`.
-    pub owned_by: &'static str,
+    pub(crate) owned_by: &'static str,
     /// The generation that the name currently refers to.
-    pub generation: String,
+    pub(crate) generation: String,
     /// The policy set it was trained for; `null` for the base model.
-    pub policy_revision: Option<String>,
+    pub(crate) policy_revision: Option<String>,
     /// Base model and generation, as in answers.
-    pub system_fingerprint: String,
+    pub(crate) system_fingerprint: String,
     /// Maximum number of tokens, prompt and completion together, in a sequence.
-    pub max_model_len: usize,
+    pub(crate) max_model_len: usize,
 }
 
 /// The served names.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct ModelList {
+pub(crate) struct ModelList {
     /// `list`.
     #[schemars(extend("const" = "list"))]
-    pub object: &'static str,
+    pub(crate) object: &'static str,
     /// The current generation, the base model, and every generation in memory.
-    pub data: Vec<Model>,
+    pub(crate) data: Vec<Model>,
 }
 
 /// The process is alive.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Health {
+pub(crate) struct Health {
     /// `ok`.
     #[schemars(extend("const" = "ok"))]
-    pub status: &'static str,
+    pub(crate) status: &'static str,
 }
 
 /// The model is loaded and the server takes requests.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Ready {
+pub(crate) struct Ready {
     /// `ready`.
     #[schemars(extend("const" = "ready"))]
-    pub status: &'static str,
+    pub(crate) status: &'static str,
     /// The served name.
-    pub model: String,
+    pub(crate) model: String,
     /// The current generation.
-    pub generation: String,
+    pub(crate) generation: String,
 }
 
 /// An error in OpenAI's format.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Error {
+pub(crate) struct Error {
     /// The error.
-    pub error: ErrorBody,
+    pub(crate) error: ErrorBody,
 }
 
 /// An error's message, type and code.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
-pub struct ErrorBody {
+pub(crate) struct ErrorBody {
     /// What went wrong, for people.
-    pub message: String,
+    pub(crate) message: String,
     /// OpenAI's error type.
     #[serde(rename = "type")]
-    pub kind: &'static str,
+    pub(crate) kind: &'static str,
     /// The field at fault, as a path.
-    pub param: Option<String>,
+    pub(crate) param: Option<String>,
     /// OpenAI's error code, for programs.
-    pub code: Option<&'static str>,
+    pub(crate) code: Option<&'static str>,
 }

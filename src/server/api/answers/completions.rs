@@ -8,23 +8,23 @@ use serde_json::{Map, Value};
 
 /// The fields that all answers and chunks of one request share.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Head<O> {
+pub(crate) struct Head<O> {
     /// The answer's id.
-    pub id: String,
+    pub(crate) id: String,
     /// The kind of object.
-    pub object: O,
+    pub(crate) object: O,
     /// When it was created, in Unix seconds.
-    pub created: u64,
+    pub(crate) created: u64,
     /// `model` as it was sent.
-    pub model: String,
+    pub(crate) model: String,
     /// Base model and generation that answered.
-    pub system_fingerprint: String,
+    pub(crate) system_fingerprint: String,
 }
 
 /// The `object` of a chat completion.
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
-pub enum ChatObject {
+pub(crate) enum ChatObject {
     /// A whole answer.
     #[serde(rename = "chat.completion")]
     Whole,
@@ -33,7 +33,7 @@ pub enum ChatObject {
 /// The `object` of a completion.
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
-pub enum TextObject {
+pub(crate) enum TextObject {
     /// A whole answer or a part of one.
     #[serde(rename = "text_completion")]
     Text,
@@ -42,7 +42,7 @@ pub enum TextObject {
 /// The `object` of a part of a chat completion.
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
-pub enum ChunkObject {
+pub(crate) enum ChunkObject {
     /// A part of an answer.
     #[serde(rename = "chat.completion.chunk")]
     Chunk,
@@ -50,47 +50,47 @@ pub enum ChunkObject {
 
 /// A whole answer to a conversation.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct ChatCompletion {
+pub(crate) struct ChatCompletion {
     /// Id, model, generation.
     #[serde(flatten)]
-    pub head: Head<ChatObject>,
+    pub(crate) head: Head<ChatObject>,
     /// As many as `n` asks for.
-    pub choices: Vec<ChatChoice>,
+    pub(crate) choices: Vec<ChatChoice>,
     /// Token counts of the whole request.
-    pub usage: Usage,
+    pub(crate) usage: Usage,
 }
 
 /// A whole completion of one or more texts.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Completion {
+pub(crate) struct Completion {
     /// Id, model, generation.
     #[serde(flatten)]
-    pub head: Head<TextObject>,
+    pub(crate) head: Head<TextObject>,
     /// As many as prompts times `n`.
-    pub choices: Vec<TextChoice>,
+    pub(crate) choices: Vec<TextChoice>,
     /// Token counts of the whole request.
-    pub usage: Usage,
+    pub(crate) usage: Usage,
 }
 
 /// A part of a streamed answer.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Chunk<O, C> {
+pub(crate) struct Chunk<O, C> {
     /// Id, model, generation.
     #[serde(flatten)]
-    pub head: Head<O>,
+    pub(crate) head: Head<O>,
     /// New output of choices; empty in the last chunk if that contains the usage.
-    pub choices: Vec<C>,
+    pub(crate) choices: Vec<C>,
     /// Only if requested; `null` except in the last chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Usage>")]
-    pub usage: Option<Option<Usage>>,
+    pub(crate) usage: Option<Option<Usage>>,
 }
 
 /// Why a choice ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
-pub enum Reason {
+pub(crate) enum Reason {
     /// The model ended its turn, or generated a stop string.
     Stop,
     /// The maximum number of tokens, or the context, was reached.
@@ -101,182 +101,182 @@ pub enum Reason {
 
 /// A choice of an answer to a conversation.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct ChatChoice {
+pub(crate) struct ChatChoice {
     /// Position among the choices, from 0.
-    pub index: usize,
+    pub(crate) index: usize,
     /// The model's message.
-    pub message: AnswerMessage,
+    pub(crate) message: AnswerMessage,
     /// Only if requested.
-    pub logprobs: Option<ChatLogprobs>,
+    pub(crate) logprobs: Option<ChatLogprobs>,
     /// Why the choice ended.
-    pub finish_reason: Option<Reason>,
+    pub(crate) finish_reason: Option<Reason>,
 }
 
 /// The model's message.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct AnswerMessage {
+pub(crate) struct AnswerMessage {
     /// `assistant`.
     #[schemars(extend("const" = "assistant"))]
-    pub role: &'static str,
+    pub(crate) role: &'static str,
     /// The text; `null` if it only calls functions.
-    pub content: Option<String>,
+    pub(crate) content: Option<String>,
     /// Always `null`.
-    pub refusal: Option<String>,
+    pub(crate) refusal: Option<String>,
     /// Function calls; omitted if there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub tool_calls: Vec<CallMade>,
+    pub(crate) tool_calls: Vec<CallMade>,
 }
 
 /// A call of a function that the model made.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct CallMade {
+pub(crate) struct CallMade {
     /// Id to refer to in the message that returns the result.
-    pub id: String,
+    pub(crate) id: String,
     /// `function`.
     #[serde(rename = "type")]
     #[schemars(extend("const" = "function"))]
-    pub kind: &'static str,
+    pub(crate) kind: &'static str,
     /// The function and its arguments.
-    pub function: FunctionCalled,
+    pub(crate) function: FunctionCalled,
 }
 
 /// The called function and its arguments.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
-pub struct FunctionCalled {
+pub(crate) struct FunctionCalled {
     /// The function's name.
-    pub name: String,
+    pub(crate) name: String,
     /// The text of a JSON object.
-    pub arguments: String,
+    pub(crate) arguments: String,
 }
 
 /// A choice's part in a chunk of an answer to a conversation.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct ChatDelta {
+pub(crate) struct ChatDelta {
     /// Position among the choices, from 0.
-    pub index: usize,
+    pub(crate) index: usize,
     /// The new output.
-    pub delta: Delta,
+    pub(crate) delta: Delta,
     /// Only if requested.
-    pub logprobs: Option<ChatLogprobs>,
+    pub(crate) logprobs: Option<ChatLogprobs>,
     /// Why the choice ended; `null` while it continues.
-    pub finish_reason: Option<Reason>,
+    pub(crate) finish_reason: Option<Reason>,
 }
 
 /// What a chunk adds to a choice.
 #[derive(Clone, Debug, Default, Serialize, JsonSchema)]
-pub struct Delta {
+pub(crate) struct Delta {
     /// Only in a choice's first chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub role: Option<&'static str>,
+    pub(crate) role: Option<&'static str>,
     /// More text.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub content: Option<String>,
+    pub(crate) content: Option<String>,
     /// Calls, or more of their arguments.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub tool_calls: Vec<CallPart>,
+    pub(crate) tool_calls: Vec<CallPart>,
 }
 
 /// A call, or more of its arguments.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct CallPart {
+pub(crate) struct CallPart {
     /// Only in the chunk in which the call begins.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub id: Option<String>,
+    pub(crate) id: Option<String>,
     /// Only in the chunk in which the call begins.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
-    pub kind: Option<&'static str>,
+    pub(crate) kind: Option<&'static str>,
     /// Its name, where it begins, and more of its arguments.
-    pub function: FunctionPart,
+    pub(crate) function: FunctionPart,
     /// Its position among the choice's calls.
-    pub index: usize,
+    pub(crate) index: usize,
 }
 
 /// The name of a function where a call begins, and more of the arguments.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
-pub struct FunctionPart {
+pub(crate) struct FunctionPart {
     /// The function's name.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
+    pub(crate) name: Option<String>,
     /// More of the text of a JSON object.
-    pub arguments: String,
+    pub(crate) arguments: String,
 }
 
 /// A choice of a completion, or its part in a chunk.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct TextChoice {
+pub(crate) struct TextChoice {
     /// Position among the choices, from 0.
-    pub index: usize,
+    pub(crate) index: usize,
     /// The text, preceded by the prompt if `echo` is set.
-    pub text: String,
+    pub(crate) text: String,
     /// Only if requested.
-    pub logprobs: Option<TextLogprobs>,
+    pub(crate) logprobs: Option<TextLogprobs>,
     /// Why the choice ended.
-    pub finish_reason: Option<Reason>,
+    pub(crate) finish_reason: Option<Reason>,
 }
 
 /// Log-probabilities of an answer to a conversation.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct ChatLogprobs {
+pub(crate) struct ChatLogprobs {
     /// One entry per token.
-    pub content: Vec<ScoredToken>,
+    pub(crate) content: Vec<ScoredToken>,
     /// Always `null`.
-    pub refusal: Option<String>,
+    pub(crate) refusal: Option<String>,
 }
 
 /// A sampled token and its alternatives.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct ScoredToken {
+pub(crate) struct ScoredToken {
     /// The token.
     #[serde(flatten)]
-    pub token: TokenScore,
+    pub(crate) token: TokenScore,
     /// The most probable tokens.
-    pub top_logprobs: Vec<TokenScore>,
+    pub(crate) top_logprobs: Vec<TokenScore>,
 }
 
 /// A token and its log-probability.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct TokenScore {
+pub(crate) struct TokenScore {
     /// Its text.
-    pub token: String,
+    pub(crate) token: String,
     /// Natural logarithm; -9999 stands for values that JSON cannot express.
-    pub logprob: f64,
+    pub(crate) logprob: f64,
     /// Its bytes.
-    pub bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
 }
 
 /// Log-probabilities of a completion.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct TextLogprobs {
+pub(crate) struct TextLogprobs {
     /// The tokens.
-    pub tokens: Vec<String>,
+    pub(crate) tokens: Vec<String>,
     /// One per token.
-    pub token_logprobs: Vec<f64>,
+    pub(crate) token_logprobs: Vec<f64>,
     /// The most probable tokens and the sampled one, by their text.
     #[schemars(with = "Vec<BTreeMap<String, f64>>")]
-    pub top_logprobs: Vec<Map<String, Value>>,
+    pub(crate) top_logprobs: Vec<Map<String, Value>>,
     /// Offset of each token in the text, in characters.
-    pub text_offset: Vec<usize>,
+    pub(crate) text_offset: Vec<usize>,
 }
 
 /// Token counts of a whole request.
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
-pub struct Usage {
+pub(crate) struct Usage {
     /// Tokens of the prompts.
-    pub prompt_tokens: usize,
+    pub(crate) prompt_tokens: usize,
     /// Tokens of the answers.
-    pub completion_tokens: usize,
+    pub(crate) completion_tokens: usize,
     /// Sum of both.
-    pub total_tokens: usize,
+    pub(crate) total_tokens: usize,
     /// More about the prompts.
-    pub prompt_tokens_details: PromptDetails,
+    pub(crate) prompt_tokens_details: PromptDetails,
 }
 
 /// More about a request's prompts.
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
-pub struct PromptDetails {
+pub(crate) struct PromptDetails {
     /// Prompt tokens found in the prefix cache.
-    pub cached_tokens: usize,
+    pub(crate) cached_tokens: usize,
 }

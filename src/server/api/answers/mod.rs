@@ -16,7 +16,7 @@ use serde_json::Value;
 /// Stored JSON, possibly written by an older version, that is passed on unchanged. `T` is the type
 /// that this version writes.
 #[derive(Clone, Debug)]
-pub struct Stored<T> {
+pub(crate) struct Stored<T> {
     value: Value,
     form: PhantomData<fn() -> T>,
 }

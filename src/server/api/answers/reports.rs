@@ -7,98 +7,98 @@ use realign_align::policy::Gate;
 
 /// Preference pairs by category.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct PairCounts {
+pub(crate) struct PairCounts {
     /// The preference is inverted.
     pub invert: usize,
     /// Both responses violate.
     pub punish: usize,
     /// The preference is kept.
-    pub retain: usize,
+    pub(crate) retain: usize,
 }
 
 /// The triage of a realignment.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-pub struct TriageReport {
+pub(crate) struct TriageReport {
     /// Pairs by category.
     #[serde(flatten)]
-    pub counts: PairCounts,
+    pub(crate) counts: PairCounts,
     /// Fraction of pairs in conflict with the policies, 0 to 1.
-    pub gap_ratio: f64,
+    pub(crate) gap_ratio: f64,
 }
 
 /// The effect that `dryrun` policies would have.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-pub struct DryrunReport {
+pub(crate) struct DryrunReport {
     /// Counts with the enforced policies only.
-    pub enforced: PairCounts,
+    pub(crate) enforced: PairCounts,
     /// Counts with all policies.
-    pub with_dryrun: PairCounts,
+    pub(crate) with_dryrun: PairCounts,
     /// Fraction of pairs in conflict with all policies, 0 to 1.
-    pub gap_ratio: f64,
+    pub(crate) gap_ratio: f64,
     /// Pairs that could not be judged.
-    pub undecided: usize,
+    pub(crate) undecided: usize,
 }
 
 /// The newest training step.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-pub struct LossReport {
+pub(crate) struct LossReport {
     /// The step, from 1.
-    pub step: usize,
+    pub(crate) step: usize,
     /// Total number of steps.
-    pub steps: usize,
+    pub(crate) steps: usize,
     /// The step's losses.
     #[serde(flatten)]
-    pub parts: LossParts,
+    pub(crate) parts: LossParts,
     /// Gradient norm before clipping.
-    pub gradient_norm: Option<f64>,
+    pub(crate) gradient_norm: Option<f64>,
     /// Learning rate of the step.
-    pub learning_rate: Option<f64>,
+    pub(crate) learning_rate: Option<f64>,
     /// Number of tokens in the step.
-    pub tokens: usize,
+    pub(crate) tokens: usize,
     /// Wall time of the step, in seconds.
-    pub seconds: f64,
+    pub(crate) seconds: f64,
 }
 
 /// The parts of the training loss; `null` for values that are not finite.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
-pub struct LossParts {
+pub(crate) struct LossParts {
     /// The weighted sum that is minimised.
-    pub total: Option<f64>,
+    pub(crate) total: Option<f64>,
     /// Preference loss on INVERT pairs.
     pub invert: Option<f64>,
     /// Negative preference loss on PUNISH pairs.
     pub punish: Option<f64>,
     /// KL divergence from the base model on RETAIN pairs.
-    pub kl: Option<f64>,
+    pub(crate) kl: Option<f64>,
     /// Negative log-likelihood of the preferred responses.
     pub sft: Option<f64>,
 }
 
 /// The gate's measurements of a candidate, and its verdict.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-pub struct GateReport {
+pub(crate) struct GateReport {
     /// Whether the candidate may serve.
-    pub verdict: GateVerdict,
+    pub(crate) verdict: GateVerdict,
     /// The reason, in one sentence.
-    pub reason: String,
+    pub(crate) reason: String,
     /// The measurements.
-    pub measured: GateMeasured,
+    pub(crate) measured: GateMeasured,
     /// Relative rise of perplexity over the base model; `null` if it is not finite.
-    pub perplexity_rise: Option<f64>,
+    pub(crate) perplexity_rise: Option<f64>,
     /// The bounds that the candidate had to meet.
-    pub bounds: Gate,
+    pub(crate) bounds: Gate,
     /// The generation that was current.
-    pub compared_with: String,
+    pub(crate) compared_with: String,
     /// The candidate's generation id.
-    pub candidate: String,
+    pub(crate) candidate: String,
     /// A few of the candidate's answers to held-out prompts.
-    pub answers: Vec<GateAnswer>,
+    pub(crate) answers: Vec<GateAnswer>,
 }
 
 /// Whether a candidate may serve.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "verdict", rename_all = "snake_case")]
-pub enum GateVerdict {
+pub(crate) enum GateVerdict {
     /// It is promoted.
     Promote,
     /// It is rejected: `got` violates `bound`.
@@ -115,28 +115,28 @@ pub enum GateVerdict {
 
 /// The gate's measurements.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-pub struct GateMeasured {
+pub(crate) struct GateMeasured {
     /// Number of held-out prompts that both generations answered.
-    pub prompts: usize,
+    pub(crate) prompts: usize,
     /// Fraction of compliant answers of the current generation, 0 to 1.
-    pub agreement_before: f64,
+    pub(crate) agreement_before: f64,
     /// Fraction of compliant answers of the candidate, 0 to 1.
-    pub agreement_after: f64,
+    pub(crate) agreement_after: f64,
     /// Perplexity of the base model on neutral text.
-    pub perplexity_base: Option<f64>,
+    pub(crate) perplexity_base: Option<f64>,
     /// Perplexity of the candidate on the same text.
-    pub perplexity_after: Option<f64>,
+    pub(crate) perplexity_after: Option<f64>,
     /// Mean KL(base ‖ candidate) per token of that text, in nats.
-    pub kl_to_base: Option<f64>,
+    pub(crate) kl_to_base: Option<f64>,
 }
 
 /// The candidate's answer to a held-out prompt.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-pub struct GateAnswer {
+pub(crate) struct GateAnswer {
     /// The prompt.
-    pub prompt: String,
+    pub(crate) prompt: String,
     /// The candidate's answer.
-    pub answer: String,
+    pub(crate) answer: String,
     /// Whether the answer complies with the policies.
-    pub complies: bool,
+    pub(crate) complies: bool,
 }

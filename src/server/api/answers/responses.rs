@@ -6,38 +6,38 @@ use serde_json::Value;
 
 /// A response. The fields after `usage` repeat the request, with the defaults that were used.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Response {
+pub(crate) struct Response {
     /// The response's id.
-    pub id: String,
+    pub(crate) id: String,
     /// `response`.
     #[schemars(extend("const" = "response"))]
-    pub object: &'static str,
+    pub(crate) object: &'static str,
     /// When it was created, in Unix seconds.
-    pub created_at: u64,
+    pub(crate) created_at: u64,
     /// Whether it has ended, and how.
-    pub status: Status,
+    pub(crate) status: Status,
     /// The error; `null` unless the status is `failed`.
-    pub error: Option<ResponseError>,
+    pub(crate) error: Option<ResponseError>,
     /// Why the response is incomplete; `null` unless the status is `incomplete`.
-    pub incomplete_details: Option<Incomplete>,
+    pub(crate) incomplete_details: Option<Incomplete>,
     /// `model` as it was sent.
-    pub model: String,
+    pub(crate) model: String,
     /// Base model and generation that answered.
-    pub system_fingerprint: String,
+    pub(crate) system_fingerprint: String,
     /// Messages and function calls.
-    pub output: Vec<Item>,
+    pub(crate) output: Vec<Item>,
     /// Token counts of the whole request; `null` while it is in progress.
-    pub usage: Option<ResponseUsage>,
+    pub(crate) usage: Option<ResponseUsage>,
     /// Fields repeated from the request.
     #[serde(flatten)]
-    pub echoed: Echoed,
+    pub(crate) echoed: Echoed,
 }
 
 /// The status of a response or an item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
-pub enum Status {
+pub(crate) enum Status {
     /// It is being generated.
     InProgress,
     /// It is complete.
@@ -51,77 +51,77 @@ pub enum Status {
 /// The error of a failed response.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
-pub struct ResponseError {
+pub(crate) struct ResponseError {
     /// `server_error`.
-    pub code: &'static str,
+    pub(crate) code: &'static str,
     /// The error message.
-    pub message: String,
+    pub(crate) message: String,
 }
 
 /// Why a response is not complete.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
-pub struct Incomplete {
+pub(crate) struct Incomplete {
     /// `max_output_tokens`.
-    pub reason: &'static str,
+    pub(crate) reason: &'static str,
 }
 
 /// The fields that a response repeats from its request.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct Echoed {
+pub(crate) struct Echoed {
     /// Always false: responses are not generated in the background.
-    pub background: bool,
+    pub(crate) background: bool,
     /// As sent.
     #[schemars(with = "Option<String>")]
-    pub instructions: Value,
+    pub(crate) instructions: Value,
     /// As sent.
-    pub max_output_tokens: Option<usize>,
+    pub(crate) max_output_tokens: Option<usize>,
     /// As sent.
     #[schemars(with = "serde_json::Map<String, Value>")]
-    pub metadata: Value,
+    pub(crate) metadata: Value,
     /// As sent, or true.
     #[schemars(with = "bool")]
-    pub parallel_tool_calls: Value,
+    pub(crate) parallel_tool_calls: Value,
     /// Always `null`: responses are not stored.
-    pub previous_response_id: Option<String>,
+    pub(crate) previous_response_id: Option<String>,
     /// Always empty: there is no separate reasoning.
-    pub reasoning: Reasoning,
+    pub(crate) reasoning: Reasoning,
     /// Always false: responses are not stored.
-    pub store: bool,
+    pub(crate) store: bool,
     /// As sent, or 1.
     #[schemars(with = "f64")]
-    pub temperature: Value,
+    pub(crate) temperature: Value,
     /// As sent, or plain text.
     #[schemars(with = "serde_json::Map<String, Value>")]
-    pub text: Value,
+    pub(crate) text: Value,
     /// As sent, or `auto`.
-    pub tool_choice: Value,
+    pub(crate) tool_choice: Value,
     /// As sent.
     #[schemars(with = "Vec<Value>")]
-    pub tools: Value,
+    pub(crate) tools: Value,
     /// As sent, or 1.
     #[schemars(with = "f64")]
-    pub top_p: Value,
+    pub(crate) top_p: Value,
     /// `disabled`.
-    pub truncation: &'static str,
+    pub(crate) truncation: &'static str,
     /// As sent.
-    pub user: Value,
+    pub(crate) user: Value,
 }
 
 /// Always empty.
 #[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 #[schemars(inline)]
-pub struct Reasoning {
+pub(crate) struct Reasoning {
     /// Always `null`.
-    pub effort: Option<String>,
+    pub(crate) effort: Option<String>,
     /// Always `null`.
-    pub summary: Option<String>,
+    pub(crate) summary: Option<String>,
 }
 
 /// An item of a response's output.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[serde(untagged)]
-pub enum Item {
+pub(crate) enum Item {
     /// Text.
     Message(MessageItem),
     /// A call of a function.
@@ -130,40 +130,40 @@ pub enum Item {
 
 /// The model's message.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct MessageItem {
+pub(crate) struct MessageItem {
     /// The item's id.
-    pub id: String,
+    pub(crate) id: String,
     /// `message`.
     #[serde(rename = "type")]
     #[schemars(extend("const" = "message"))]
-    pub kind: &'static str,
+    pub(crate) kind: &'static str,
     /// The item's status.
-    pub status: Status,
+    pub(crate) status: Status,
     /// `assistant`.
     #[schemars(extend("const" = "assistant"))]
-    pub role: &'static str,
+    pub(crate) role: &'static str,
     /// One text part, or none yet.
-    pub content: Vec<TextPart>,
+    pub(crate) content: Vec<TextPart>,
 }
 
 /// The text of a message.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct TextPart {
+pub(crate) struct TextPart {
     /// `output_text`.
     #[serde(rename = "type")]
     #[schemars(extend("const" = "output_text"))]
-    pub kind: &'static str,
+    pub(crate) kind: &'static str,
     /// The text.
-    pub text: String,
+    pub(crate) text: String,
     /// Always empty.
-    pub annotations: [(); 0],
+    pub(crate) annotations: [(); 0],
     /// Always empty.
-    pub logprobs: [(); 0],
+    pub(crate) logprobs: [(); 0],
 }
 
 impl TextPart {
     /// Creates a part with this text.
-    pub fn new(text: &str) -> Self {
+    pub(crate) fn new(text: &str) -> Self {
         Self {
             kind: "output_text",
             text: text.into(),
@@ -175,73 +175,73 @@ impl TextPart {
 
 /// A call of a function that the model made.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
-pub struct CallItem {
+pub(crate) struct CallItem {
     /// The item's id.
-    pub id: String,
+    pub(crate) id: String,
     /// `function_call`.
     #[serde(rename = "type")]
     #[schemars(extend("const" = "function_call"))]
-    pub kind: &'static str,
+    pub(crate) kind: &'static str,
     /// The item's status.
-    pub status: Status,
+    pub(crate) status: Status,
     /// Id to refer to in the item that returns the result.
-    pub call_id: String,
+    pub(crate) call_id: String,
     /// The function's name.
-    pub name: String,
+    pub(crate) name: String,
     /// The text of a JSON object.
-    pub arguments: String,
+    pub(crate) arguments: String,
 }
 
 /// Token counts of a whole request, under the names that responses use.
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
-pub struct ResponseUsage {
+pub(crate) struct ResponseUsage {
     /// Tokens of the input.
-    pub input_tokens: usize,
+    pub(crate) input_tokens: usize,
     /// More about the input.
-    pub input_tokens_details: InputDetails,
+    pub(crate) input_tokens_details: InputDetails,
     /// Tokens of the output.
-    pub output_tokens: usize,
+    pub(crate) output_tokens: usize,
     /// More about the output.
-    pub output_tokens_details: OutputDetails,
+    pub(crate) output_tokens_details: OutputDetails,
     /// Sum of both.
-    pub total_tokens: usize,
+    pub(crate) total_tokens: usize,
 }
 
 /// More about a response's input.
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
-pub struct InputDetails {
+pub(crate) struct InputDetails {
     /// Input tokens found in the prefix cache.
-    pub cached_tokens: usize,
+    pub(crate) cached_tokens: usize,
     /// Always 0.
-    pub cache_write_tokens: usize,
+    pub(crate) cache_write_tokens: usize,
 }
 
 /// More about a response's output.
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
-pub struct OutputDetails {
+pub(crate) struct OutputDetails {
     /// Always 0.
-    pub reasoning_tokens: usize,
+    pub(crate) reasoning_tokens: usize,
 }
 
 /// An event of a streamed response.
 #[derive(Clone, Debug, Serialize)]
-pub struct ResponseEvent {
+pub(crate) struct ResponseEvent {
     /// The event's content.
     #[serde(flatten)]
-    pub body: EventBody,
+    pub(crate) body: EventBody,
     /// The event's type.
     #[serde(rename = "type")]
-    pub kind: &'static str,
+    pub(crate) kind: &'static str,
     /// Position in the stream, from 0.
-    pub sequence_number: u64,
+    pub(crate) sequence_number: u64,
 }
 
 /// The content of a response's event.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
-pub enum EventBody {
+pub(crate) enum EventBody {
     /// The response as a whole.
     Response {
         /// The current state.

@@ -21,11 +21,11 @@ pub struct DecisionLogError {
 #[derive(Clone, Copy, Debug)]
 pub struct DecisionLogOptions {
     /// Size in bytes at which the file is rotated.
-    pub max_bytes: u64,
+    pub(crate) max_bytes: u64,
     /// Number of rotated files kept, as `NAME.1` (the newest) and so on.
-    pub kept_files: usize,
+    pub(crate) kept_files: usize,
     /// Whether prompts and answers are written.
-    pub include_texts: bool,
+    pub(crate) include_texts: bool,
 }
 
 /// An open decision log.
@@ -44,7 +44,7 @@ impl DecisionLog {
     ///
     /// # Errors
     /// [`DecisionLogError`] if the file or its directory cannot be created.
-    pub fn open(path: &Path, options: DecisionLogOptions) -> Result<Self, DecisionLogError> {
+    pub(crate) fn open(path: &Path, options: DecisionLogOptions) -> Result<Self, DecisionLogError> {
         let (file, written) = open_for_append(path).map_err(|source| DecisionLogError {
             path: path.into(),
             source,
