@@ -10,7 +10,7 @@ use realign_model::{LoraPair, LoraSite, LoraWeights, ModelSource, Projection};
 use realign_reference::{Reference, ReferenceBackend};
 use serde_json::Value;
 
-pub fn golden() -> &'static Value {
+pub(crate) fn golden() -> &'static Value {
     static GOLDEN: OnceLock<Value> = OnceLock::new();
     GOLDEN.get_or_init(|| {
         let text =
@@ -19,7 +19,7 @@ pub fn golden() -> &'static Value {
     })
 }
 
-pub fn model_path() -> String {
+pub(crate) fn model_path() -> String {
     let path = std::env::var("REALIGN_TEST_MODEL")
         .unwrap_or_else(|_| "models/SmolLM2-135M-Instruct.Q4_1.gguf".into());
     assert!(
@@ -30,12 +30,12 @@ pub fn model_path() -> String {
 }
 
 /// The default model in f32, loaded once for all tests.
-pub fn dense_model() -> &'static Reference {
+pub(crate) fn dense_model() -> &'static Reference {
     dense().model()
 }
 
 /// As [`dense_model`], as a backend.
-pub fn dense() -> &'static ReferenceBackend {
+pub(crate) fn dense() -> &'static ReferenceBackend {
     static MODEL: OnceLock<ReferenceBackend> = OnceLock::new();
     MODEL.get_or_init(|| {
         let files = ModelSource::parse(&model_path())
@@ -45,7 +45,7 @@ pub fn dense() -> &'static ReferenceBackend {
     })
 }
 
-pub fn adapter(dir: &str) -> LoraWeights {
+pub(crate) fn adapter(dir: &str) -> LoraWeights {
     let tensors = candle_core::safetensors::load(
         format!("tests/golden/{dir}/adapter_model.safetensors"),
         &Device::Cpu,
@@ -74,7 +74,7 @@ pub fn adapter(dir: &str) -> LoraWeights {
     weights
 }
 
-pub fn ids(value: &Value) -> Vec<u32> {
+pub(crate) fn ids(value: &Value) -> Vec<u32> {
     value
         .as_array()
         .expect("an id list")
@@ -84,7 +84,7 @@ pub fn ids(value: &Value) -> Vec<u32> {
 }
 
 /// A golden pair as an example: response 0 is the chosen one.
-pub fn example(sample: &Value) -> Example {
+pub(crate) fn example(sample: &Value) -> Example {
     let boundary = sample["boundary"].as_u64().expect("boundary") as usize;
     let (chosen, rejected) = (ids(&sample["chosen_ids"]), ids(&sample["rejected_ids"]));
     Example::new(
@@ -93,7 +93,7 @@ pub fn example(sample: &Value) -> Example {
     )
 }
 
-pub fn examples(key: &str) -> Vec<Example> {
+pub(crate) fn examples(key: &str) -> Vec<Example> {
     golden()[key]
         .as_array()
         .expect("samples")

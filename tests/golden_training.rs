@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use crate::golden_parity::{adapter, dense, dense_model, example, examples, golden};
 
-pub fn close(got: f64, expected: &Value, tolerance: f64, what: &str) {
+pub(crate) fn close(got: f64, expected: &Value, tolerance: f64, what: &str) {
     let expected = expected
         .as_f64()
         .unwrap_or_else(|| panic!("{what}: golden value missing"));
@@ -29,7 +29,7 @@ pub fn close(got: f64, expected: &Value, tolerance: f64, what: &str) {
     );
 }
 
-pub fn objective(preference: PreferenceLoss) -> Objective {
+pub(crate) fn objective(preference: PreferenceLoss) -> Objective {
     Objective {
         beta: 0.3,
         alpha_kl: 0.1,
@@ -39,7 +39,7 @@ pub fn objective(preference: PreferenceLoss) -> Objective {
 }
 
 /// The six golden samples with their weights; INVERT's chosen response is the preferred one there.
-pub fn golden_pairs() -> Vec<(TokenPair, f64)> {
+pub(crate) fn golden_pairs() -> Vec<(TokenPair, f64)> {
     let pair = |s: &Value| {
         let example = example(s);
         let category = match s["category"].as_str().unwrap() {
@@ -65,7 +65,7 @@ pub fn golden_pairs() -> Vec<(TokenPair, f64)> {
     samples.iter().map(pair).collect()
 }
 
-pub fn samples() -> Vec<TrainExample> {
+pub(crate) fn samples() -> Vec<TrainExample> {
     let (pairs, weights): (Vec<TokenPair>, Vec<f64>) = golden_pairs().into_iter().unzip();
     let mut examples = realign_align::train::examples::with_reference(
         Reference {
@@ -86,7 +86,7 @@ pub fn samples() -> Vec<TrainExample> {
     examples
 }
 
-pub fn refs(examples: &[TrainExample]) -> Vec<&TrainExample> {
+pub(crate) fn refs(examples: &[TrainExample]) -> Vec<&TrainExample> {
     examples.iter().collect()
 }
 
@@ -150,7 +150,7 @@ fn the_total_loss_and_the_norm_of_every_gradient_agree() {
 }
 
 /// The golden total and the norm of every gradient of the golden samples.
-pub fn check_norms(total: f64, gradients: &Gradients) {
+pub(crate) fn check_norms(total: f64, gradients: &Gradients) {
     close(total, &golden()["total_loss"], 2e-3, "total loss");
     close(
         gradients.norm().unwrap(),
@@ -190,7 +190,7 @@ fn the_ipo_total_agrees() {
 }
 
 /// The golden values of the other preference loss.
-pub fn check_ipo(total: f64, gradients: &Gradients) {
+pub(crate) fn check_ipo(total: f64, gradients: &Gradients) {
     close(
         total,
         &golden()["total_loss_ipo_variant"],
@@ -205,7 +205,7 @@ pub fn check_ipo(total: f64, gradients: &Gradients) {
     );
 }
 
-pub fn peft_name(site: &LoraSite, part: &str) -> String {
+pub(crate) fn peft_name(site: &LoraSite, part: &str) -> String {
     format!(
         "base_model.model.model.layers.{}.self_attn.{}.lora_{part}.weight",
         site.layer,
@@ -220,7 +220,7 @@ fn full_gradients_agree_element_by_element() {
 }
 
 /// The golden gradients that are stored whole.
-pub fn check_elements(gradients: &Gradients) {
+pub(crate) fn check_elements(gradients: &Gradients) {
     let sample =
         candle_core::safetensors::load("tests/golden/grads_sample.safetensors", &Device::Cpu)
             .unwrap();
@@ -341,7 +341,7 @@ fn three_adamw_steps_agree() {
 }
 
 /// The adapter of the golden file with B set to zero: what a fresh adapter looks like.
-pub fn fresh() -> LoraWeights {
+pub(crate) fn fresh() -> LoraWeights {
     let mut weights = adapter("adapter");
     for pair in weights.sites.values_mut() {
         pair.b = pair.b.zeros_like().unwrap();
@@ -411,7 +411,12 @@ fn impact_scores_agree_by_gradients_and_by_directional_derivative() {
     }
 }
 
-pub fn check_scores(expected: &Value, conflicts: &[TrainExample], scored: &Scored, relative: f64) {
+pub(crate) fn check_scores(
+    expected: &Value,
+    conflicts: &[TrainExample],
+    scored: &Scored,
+    relative: f64,
+) {
     let largest = scored.score.iter().fold(0f64, |m, s| m.max(s.abs()));
     for (example, score) in conflicts.iter().zip(&scored.score) {
         let golden = expected["raw_score"][example.id.as_str()].as_f64().unwrap();

@@ -41,7 +41,7 @@ impl PackedAdapter {
     ///
     /// # Errors
     /// If a factor is not a matrix on the CPU.
-    pub fn new(sites: &BTreeMap<LoraSite, LoraPair>, dtype: DType) -> Result<Self> {
+    pub(crate) fn new(sites: &BTreeMap<LoraSite, LoraPair>, dtype: DType) -> Result<Self> {
         let packed = |(site, pair): (&LoraSite, &LoraPair)| {
             Ok((*site, Arc::new(PackedPair::new(pair, dtype)?)))
         };

@@ -23,7 +23,7 @@ pub(crate) struct KvCache {
 
 impl KvCache {
     /// A cache of `blocks` blocks for `layers` layers; `None` if the system has no such memory.
-    pub fn new(layers: usize, heads: usize, head_dim: usize, blocks: usize) -> Option<Self> {
+    pub(crate) fn new(layers: usize, heads: usize, head_dim: usize, blocks: usize) -> Option<Self> {
         let bytes = blocks.checked_mul(Self::bytes_per_block(layers, heads, head_dim))?;
         Some(Self {
             data: AlignedBytes::try_zeroed(bytes)?,

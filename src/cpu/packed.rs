@@ -239,19 +239,6 @@ impl PackedWeight {
         x.matmul(&self.dequantize()?.t()?)
     }
 
-    /// Rows of the weight, (ids, in).
-    pub(crate) fn rows(&self, ids: &Tensor) -> Result<Tensor> {
-        let ids = ids.to_vec1::<u32>()?;
-        let mut values = vec![0f32; ids.len() * self.columns];
-        for (id, into) in ids.iter().zip(values.chunks_exact_mut(self.columns.max(1))) {
-            if *id as usize >= self.out {
-                bail!("row {id} of a weight with {} rows", self.out);
-            }
-            self.read_row(*id as usize, into);
-        }
-        Tensor::from_vec(values, (ids.len(), self.columns), &Device::Cpu)
-    }
-
     /// The weight as an f32 tensor, (out, in).
     pub(crate) fn dequantize(&self) -> Result<Tensor> {
         use rayon::prelude::*;

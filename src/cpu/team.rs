@@ -55,7 +55,7 @@ impl std::fmt::Debug for Team {
 
 impl Team {
     /// A team of `threads` threads, the leader counted; at least one.
-    pub fn new(threads: usize) -> std::io::Result<Self> {
+    pub(crate) fn new(threads: usize) -> std::io::Result<Self> {
         let workers = threads.max(1) - 1;
         let shared = Arc::new(Shared {
             epoch: AtomicU32::new(0),
@@ -230,7 +230,7 @@ unsafe impl<T: Send> Send for Shards<'_, T> {}
 
 impl<'a, T> Shards<'a, T> {
     /// Shares out a slice.
-    pub fn new(slice: &'a mut [T]) -> Self {
+    pub(crate) fn new(slice: &'a mut [T]) -> Self {
         Self {
             start: slice.as_mut_ptr(),
             len: slice.len(),

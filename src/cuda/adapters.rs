@@ -12,7 +12,7 @@ use realign_model::AdapterSpan;
 use realign_model::lora::{LoraPair, LoraSite, Projection};
 
 /// Sites of a layer.
-pub const SITES: usize = Projection::ALL.len();
+pub(crate) const SITES: usize = Projection::ALL.len();
 
 /// The factors of one site on the device.
 #[derive(Debug)]

@@ -110,7 +110,7 @@ pub struct Integers {
 
 impl Integers {
     /// The same matrix without its first rows.
-    pub(crate) fn from_row(self, row: usize) -> Self {
+    pub(crate) fn skip_rows(self, row: usize) -> Self {
         Self {
             at: self.at + (row * self.row_bytes) as u64,
             ..self

@@ -86,7 +86,7 @@ pub(crate) enum Seen {
 
 impl Graphs {
     /// At most so many; none for 0.
-    pub fn new(most: usize) -> Self {
+    pub(crate) fn new(most: usize) -> Self {
         Self {
             most,
             known: Vec::new(),

@@ -8,6 +8,14 @@
 //!
 //! Training is the reference's, by candle's tensors, with operations and weights of this crate.
 
+#![cfg_attr(
+    not(feature = "cuda"),
+    allow(
+        dead_code,
+        reason = "only a device runs it; tests run it on the emulator"
+    )
+)]
+
 mod adapters;
 mod backend;
 #[cfg(feature = "cuda")]

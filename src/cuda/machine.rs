@@ -68,7 +68,7 @@ impl<G: Gpu> Machine<'_, G> {
             let out = stripe.min(product.out - first);
             self.gpu.launch(&launches::unpack(
                 product.element,
-                &matrix.from_row(first),
+                &matrix.skip_rows(first),
                 [out, product.inner],
                 scratch.address,
             ))?;

@@ -87,7 +87,7 @@ impl Weights {
     ///
     /// # Errors
     /// If its weights are not a device's, not of one type, or its heads of a width without a kernel.
-    pub fn new(model: &Model) -> Result<Self> {
+    pub(crate) fn new(model: &Model) -> Result<Self> {
         let spec = &model.spec;
         if attention_pairs(spec.head_dim).is_none() {
             bail!(
@@ -215,7 +215,7 @@ impl Weights {
                 Matrix::Floats(at) => {
                     Matrix::Floats(at + (rows * inner * self.element.bytes()) as u64)
                 }
-                Matrix::Integers(first) => Matrix::Integers(first.from_row(rows)),
+                Matrix::Integers(first) => Matrix::Integers(first.skip_rows(rows)),
             };
             match all.last_mut() {
                 Some((first, rows)) if behind(*first, *rows) == matrix => *rows += out,

@@ -41,7 +41,7 @@ pub(super) struct Admission {
 impl Admission {
     /// `max_model_len`: longest prompt plus completion in tokens; `max_waiting`: most sequences that
     /// wait.
-    pub fn new(tokenizer: Arc<Tokenizer>, max_model_len: usize, max_waiting: usize) -> Self {
+    pub(crate) fn new(tokenizer: Arc<Tokenizer>, max_model_len: usize, max_waiting: usize) -> Self {
         Self {
             shared: Arc::default(),
             tokenizer,

@@ -25,7 +25,7 @@ pub(crate) struct BlockTable {
 
 impl BlockTable {
     /// An empty table for a sequence on a generation.
-    pub fn new(generation: &GenerationId) -> Self {
+    pub(crate) fn new(generation: &GenerationId) -> Self {
         Self {
             blocks: Vec::new(),
             sealed: 0,
@@ -67,7 +67,7 @@ pub(crate) struct BlockPool {
 
 impl BlockPool {
     /// A pool of `total` free blocks of `block_size` tokens.
-    pub fn new(total: usize, block_size: usize) -> Self {
+    pub(crate) fn new(total: usize, block_size: usize) -> Self {
         Self {
             blocks: vec![Block::default(); total],
             free: FreeList::full(total),

@@ -68,29 +68,29 @@ impl Driver {
     }
 
     /// The prompt's token ids, special tokens included.
-    pub(crate) fn prompt(&self) -> &[u32] {
+    pub fn prompt(&self) -> &[u32] {
         &self.sequence.tokens[..self.prompt]
     }
 
     /// The most tokens that will be drawn.
-    pub(crate) fn max_tokens(&self) -> usize {
+    pub fn max_tokens(&self) -> usize {
         self.max_tokens
     }
 
     /// An arbitrary text token, for engines that insist on a next token after the sequence ended.
-    pub(crate) fn filler(&self) -> u32 {
+    pub fn filler(&self) -> u32 {
         let encoded = self.tokenizer.encode(".", false).unwrap_or_default();
         encoded.last().copied().unwrap_or(0)
     }
 
     /// Sets the error that the client receives if the sequence fails from now on.
-    pub(crate) fn because(&mut self, reason: impl Into<String>) {
+    pub fn because(&mut self, reason: impl Into<String>) {
         self.reason = reason.into();
     }
 
     /// Draws the next token from its logits (vocabulary) and reports it to the client. `None` if
     /// the sequence ended with it or its client has disconnected: there is nothing left to compute.
-    pub(crate) fn advance(&mut self, logits: &[f32]) -> Option<u32> {
+    pub fn advance(&mut self, logits: &[f32]) -> Option<u32> {
         if self.stage == Stage::Ended {
             return None;
         }
@@ -110,7 +110,7 @@ impl Driver {
 
     /// Whether nothing is left to compute for the sequence. Ends it if its client has disconnected
     /// and fails it if the engine is shutting down.
-    pub(crate) fn is_over(&mut self) -> bool {
+    pub fn is_over(&mut self) -> bool {
         if self.shared.stopping.load(Ordering::Acquire) {
             self.because(STOPPING);
             self.abort();

@@ -26,7 +26,7 @@ impl Embedder {
     ///
     /// # Errors
     /// If there is no token, or the pass could not be computed.
-    pub(crate) fn embed(&self, generation: &Generation, tokens: &[u32]) -> Result<Vec<f32>> {
+    pub fn embed(&self, generation: &Generation, tokens: &[u32]) -> Result<Vec<f32>> {
         let [first, rest @ ..] = tokens else {
             bail!("a text without tokens has no embedding");
         };

@@ -60,7 +60,7 @@ impl Drop for Permit {
 }
 
 /// A loaded copy of the weights; it is freed with its last `Arc`.
-pub(crate) struct Loaded {
+pub struct Loaded {
     generation: GenerationId,
     backend: Box<dyn ModelCopy>,
     _permit: Permit,
@@ -107,7 +107,7 @@ struct State {
 }
 
 /// All copies of an engine.
-pub(crate) struct Copies {
+pub struct Copies {
     builder: Box<dyn Builder>,
     tokenizer: Arc<Tokenizer>,
     shared: Arc<Shared>,
@@ -156,7 +156,7 @@ impl Copies {
     }
 
     /// Copies that are loaded or being built.
-    pub(crate) fn alive(&self) -> usize {
+    pub fn alive(&self) -> usize {
         self.alive.load(Ordering::Acquire)
     }
 
@@ -200,7 +200,7 @@ impl Copies {
     ///
     /// # Errors
     /// [`PrepareError`]; copies that were ready before still are.
-    pub(crate) fn prepare(
+    pub fn prepare(
         &self,
         generation: &Arc<Generation>,
         wait: &dyn Fn(Duration) -> bool,
@@ -233,7 +233,7 @@ impl Copies {
 
     /// Sets the generation that serves from now on. All other copies are freed as soon as no
     /// sequence runs on them.
-    pub(crate) fn serve(&self, generation: &GenerationId) {
+    pub fn serve(&self, generation: &GenerationId) {
         let mut released = Vec::new();
         let mut state = self.state();
         state.serving = Some(generation.clone());
@@ -254,7 +254,7 @@ impl Copies {
     }
 
     /// Frees the copy of a generation that was prepared and will not serve.
-    pub(crate) fn release(&self, generation: &GenerationId) {
+    pub fn release(&self, generation: &GenerationId) {
         let mut state = self.state();
         let serves = state.serving.as_ref() == Some(generation);
         let ready = |e: &Entry| e.generation == *generation && matches!(e.slot, Slot::Ready(_));

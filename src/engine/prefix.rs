@@ -36,7 +36,7 @@ pub(crate) struct KeyChain {
 
 impl KeyChain {
     /// The chain of a sequence on a generation.
-    pub fn new(generation: &GenerationId) -> Self {
+    pub(crate) fn new(generation: &GenerationId) -> Self {
         Self {
             root: BlockKey::of_generation(generation),
             keys: Vec::new(),

@@ -23,7 +23,7 @@ pub(crate) struct Runner {
 
 impl Runner {
     /// A runner without sequences.
-    pub fn new(
+    pub(crate) fn new(
         scheduler: Scheduler,
         executor: Box<dyn Executor>,
         tokenizer: Arc<Tokenizer>,

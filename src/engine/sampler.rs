@@ -32,7 +32,7 @@ const FIRST_LOOK: usize = 64;
 
 impl Sampler {
     /// A sampler at the beginning of its stream.
-    pub fn new(params: &SamplingParams) -> Self {
+    pub(crate) fn new(params: &SamplingParams) -> Self {
         Self {
             params: params.clone(),
             rng: ChaCha8Rng::seed_from_u64(params.seed),

@@ -56,7 +56,7 @@ pub(crate) struct Share {
 impl Scheduler {
     /// An empty scheduler. A step has a row for every decoding sequence and fills up to
     /// `step_tokens` rows with prompts, but runs at least one chunk if a prompt is there.
-    pub fn new(pool: BlockPool, max_running: usize, step_tokens: usize) -> Self {
+    pub(crate) fn new(pool: BlockPool, max_running: usize, step_tokens: usize) -> Self {
         Self {
             running: Vec::new(),
             waiting: VecDeque::new(),

@@ -48,7 +48,7 @@ struct Drawn {
 
 impl Sequence {
     /// A sequence that has computed nothing yet.
-    pub fn new(
+    pub(crate) fn new(
         request: GenerateRequest,
         tokenizer: &Arc<Tokenizer>,
         events: UnboundedSender<GenerateEvent>,

@@ -24,7 +24,7 @@ impl std::fmt::Debug for Shaper {
 
 impl Shaper {
     /// A shaper at the beginning of an answer.
-    pub fn new(params: &SamplingParams) -> Self {
+    pub(crate) fn new(params: &SamplingParams) -> Self {
         Self {
             bias: params.logit_bias.clone(),
             presence_penalty: params.presence_penalty,

@@ -18,7 +18,7 @@ pub(crate) enum StopOutcome {
 
 impl StopMatcher {
     /// Watches for these strings; empty ones are ignored.
-    pub fn new(stops: &[String]) -> Self {
+    pub(crate) fn new(stops: &[String]) -> Self {
         Self {
             stops: stops.iter().filter(|s| !s.is_empty()).cloned().collect(),
             held: String::new(),

@@ -212,11 +212,6 @@ impl ModelFiles {
         }
     }
 
-    /// The weight files, in order.
-    pub(crate) fn weights(&self) -> &[PathBuf] {
-        &self.weights
-    }
-
     /// Writes copies of the weight files with an adapter merged in into a directory that is there:
     /// `model.gguf`, or `model-00001-of-0000N.safetensors` and so on.
     ///

@@ -317,6 +317,7 @@ impl Tokenizer {
             .map(|(id, literal)| (*id, literal.as_str()))
     }
 
+    #[cfg(test)]
     /// The id of a token given by its literal, control token or not.
     pub(crate) fn token_id(&self, literal: &str) -> Option<u32> {
         self.inner.token_to_id(literal)

@@ -30,7 +30,7 @@ struct Whole {
 
 impl ReferenceExecutor {
     /// An executor with a cache of so many blocks.
-    pub fn new(model: Arc<Reference>, blocks: usize) -> Self {
+    pub(crate) fn new(model: Arc<Reference>, blocks: usize) -> Self {
         Self {
             model,
             slots: vec![0; blocks * BLOCK_TOKENS],

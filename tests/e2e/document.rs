@@ -5,17 +5,17 @@ use boon::{Compiler, Schemas};
 use serde_json::{Value, json};
 
 /// A server's OpenAPI document.
-pub struct Document(Value);
+pub(super) struct Document(Value);
 
 impl Document {
-    pub fn new(document: Value) -> Document {
+    pub(super) fn new(document: Value) -> Document {
         assert_eq!(document["openapi"], "3.1.0", "{document}");
         Document(document)
     }
 
     /// Fails unless the answer has a documented status and matches its schema. Undocumented paths
     /// (another listener's routes, the page, routes that do not exist) pass.
-    pub fn check(&self, method: &str, path: &str, status: u16, body: &Value) {
+    pub(super) fn check(&self, method: &str, path: &str, status: u16, body: &Value) {
         let path = path.split('?').next().unwrap();
         let paths = self.0["paths"].as_object().unwrap();
         let Some((template, methods)) = paths.iter().find(|(known, _)| fits(known, path)) else {

@@ -8,7 +8,7 @@ use std::process::Command;
 const VARIABLE: &str = "REALIGN_TEST_ENGINE";
 
 /// The engine under test.
-pub fn name() -> String {
+pub(super) fn name() -> String {
     let name = std::env::var(VARIABLE).unwrap_or_default();
     match name.as_str() {
         "" | "native" => "native".into(),
@@ -19,13 +19,13 @@ pub fn name() -> String {
 }
 
 /// Lets a server run on the engine under test.
-pub fn choose(command: &mut Command) {
+pub(super) fn choose(command: &mut Command) {
     run_on(command, &name());
 }
 
 /// Lets a server run on the given engine. Variables that only control the tests are removed: a
 /// server refuses unknown `REALIGN_` variables.
-pub fn run_on(command: &mut Command, engine: &str) {
+pub(super) fn run_on(command: &mut Command, engine: &str) {
     for variable in [VARIABLE, "REALIGN_SKIP_PROMETHEUS", "REALIGN_TEST_MODEL"] {
         command.env_remove(variable);
     }
@@ -33,7 +33,7 @@ pub fn run_on(command: &mut Command, engine: &str) {
 }
 
 /// Whether to skip a test because the engine under test, not being the native one, lacks a feature.
-pub fn lacks(what: &str) -> bool {
+pub(super) fn lacks(what: &str) -> bool {
     let name = name();
     if name == "native" {
         return false;

@@ -17,7 +17,7 @@ mod real_model;
 mod realigning;
 mod server;
 mod serving;
-pub mod tiny_model;
+pub(crate) mod tiny_model;
 mod tls;
 mod training;
 mod workspace;

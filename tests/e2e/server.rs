@@ -13,10 +13,10 @@ use super::engine;
 use super::workspace::Workspace;
 
 /// The longest that a test waits for anything: long enough for a machine that is also building.
-pub const TIMEOUT: Duration = Duration::from_secs(120);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A server of its own; killed when dropped.
-pub struct Server<'a> {
+pub(super) struct Server<'a> {
     child: Child,
     address: String,
     agent: ureq::Agent,
@@ -26,7 +26,7 @@ pub struct Server<'a> {
 }
 
 /// An answer of the server, whatever its status.
-pub struct Answer {
+pub(super) struct Answer {
     pub status: u16,
     pub generation: Option<String>,
     pub body: Value,
@@ -34,7 +34,7 @@ pub struct Answer {
 
 impl Answer {
     /// The first choice's text.
-    pub fn text(&self) -> &str {
+    pub(super) fn text(&self) -> &str {
         self.body["choices"][0]["message"]["content"]
             .as_str()
             .unwrap_or_else(|| panic!("no text: {}", self.body))
@@ -42,17 +42,17 @@ impl Answer {
 }
 
 impl<'a> Server<'a> {
-    pub fn start(workspace: &'a Workspace) -> Server<'a> {
+    pub(super) fn start(workspace: &'a Workspace) -> Server<'a> {
         Server::start_with(workspace, None)
     }
 
     /// Starts a server and waits until it listens. `crash_at` is `REALIGN_CRASH_AT`.
-    pub fn start_with(workspace: &'a Workspace, crash_at: Option<&str>) -> Server<'a> {
+    pub(super) fn start_with(workspace: &'a Workspace, crash_at: Option<&str>) -> Server<'a> {
         Server::launch(workspace, crash_at, &engine::name())
     }
 
     /// Starts a server on an engine other than the one under test.
-    pub fn start_on(workspace: &'a Workspace, engine: &str) -> Server<'a> {
+    pub(super) fn start_on(workspace: &'a Workspace, engine: &str) -> Server<'a> {
         Server::launch(workspace, None, engine)
     }
 
@@ -101,14 +101,14 @@ impl<'a> Server<'a> {
     }
 
     /// The operators' own listener, if there is one: `http://` and its address.
-    pub fn operators_url(&self) -> Option<String> {
+    pub(super) fn operators_url(&self) -> Option<String> {
         let log = self.log();
         let (_, rest) = log.split_once("operators: ")?;
         Some(rest.split_once("/ ")?.0.to_string())
     }
 
     /// Status and text of any URL's answer, with a bearer key unless it is empty.
-    pub fn fetch(&self, url: &str, key: &str) -> (u16, String) {
+    pub(super) fn fetch(&self, url: &str, key: &str) -> (u16, String) {
         let request = self.agent.get(url);
         let request = match key {
             "" => request,
@@ -131,19 +131,19 @@ impl<'a> Server<'a> {
         }
     }
 
-    pub fn url(&self, path: &str) -> String {
+    pub(super) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
-    pub fn log(&self) -> String {
+    pub(super) fn log(&self) -> String {
         self.workspace.read("log")
     }
 
-    pub fn base_url(&self) -> String {
+    pub(super) fn base_url(&self) -> String {
         format!("http://{}/v1", self.address)
     }
 
-    pub fn get(&self, path: &str) -> Value {
+    pub(super) fn get(&self, path: &str) -> Value {
         let mut response = self
             .agent
             .get(format!("http://{}{path}", self.address))
@@ -154,7 +154,7 @@ impl<'a> Server<'a> {
         body
     }
 
-    pub fn get_text(&self, path: &str) -> String {
+    pub(super) fn get_text(&self, path: &str) -> String {
         let mut response = self
             .agent
             .get(format!("http://{}{path}", self.address))
@@ -163,7 +163,7 @@ impl<'a> Server<'a> {
         response.body_mut().read_to_string().unwrap()
     }
 
-    pub fn post(&self, path: &str, body: &Value) -> Answer {
+    pub(super) fn post(&self, path: &str, body: &Value) -> Answer {
         let mut response = self
             .agent
             .post(format!("http://{}{path}", self.address))
@@ -183,7 +183,7 @@ impl<'a> Server<'a> {
     }
 
     /// A greedy chat completion that must be answered.
-    pub fn chat(&self, model: &str, prompt: &str, max_tokens: usize) -> Answer {
+    pub(super) fn chat(&self, model: &str, prompt: &str, max_tokens: usize) -> Answer {
         let answer = self.post(
             "/v1/chat/completions",
             &chat_body(model, prompt, max_tokens),
@@ -193,7 +193,7 @@ impl<'a> Server<'a> {
     }
 
     /// Opens a streaming greedy chat completion.
-    pub fn stream(&self, model: &str, prompt: &str, max_tokens: usize) -> EventStream {
+    pub(super) fn stream(&self, model: &str, prompt: &str, max_tokens: usize) -> EventStream {
         let mut body = chat_body(model, prompt, max_tokens);
         body["stream"] = true.into();
         let body = body.to_string();
@@ -213,7 +213,7 @@ impl<'a> Server<'a> {
     }
 
     /// Sends a request and reads the first line of the answer; dropping the socket disconnects.
-    pub fn open(&self, path: &str) -> TcpStream {
+    pub(super) fn open(&self, path: &str) -> TcpStream {
         let mut socket = TcpStream::connect(&self.address).unwrap();
         socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         let host = &self.address;
@@ -227,13 +227,13 @@ impl<'a> Server<'a> {
 
     /// Threads of the server's process.
     #[cfg(target_os = "linux")]
-    pub fn threads(&self) -> usize {
+    pub(super) fn threads(&self) -> usize {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id()));
         tasks.unwrap().count()
     }
 
     /// The sum of the series of a metric whose labels contain `labels`.
-    pub fn metric(&self, name: &str, labels: &str) -> f64 {
+    pub(super) fn metric(&self, name: &str, labels: &str) -> f64 {
         let text = self.get_text("/metrics");
         let series = text.lines().filter(|line| {
             line.strip_prefix(name)
@@ -246,14 +246,14 @@ impl<'a> Server<'a> {
     }
 
     /// All realignments, newest first.
-    pub fn realignments(&self) -> Vec<Value> {
+    pub(super) fn realignments(&self) -> Vec<Value> {
         let mut answer = self.get("/admin/v1/realignments");
         serde_json::from_value(answer["realignments"].take()).unwrap()
     }
 
     /// Waits until at least `count` realignments are recorded and the newest has ended, and returns
     /// that one.
-    pub fn ended(&self, count: usize) -> Value {
+    pub(super) fn ended(&self, count: usize) -> Value {
         wait("the realignment's end", || {
             let all = self.realignments();
             (all.len() >= count && all[0]["status"] != "running").then(|| all[0].clone())
@@ -261,7 +261,7 @@ impl<'a> Server<'a> {
     }
 
     /// The generation that new requests get.
-    pub fn current(&self) -> String {
+    pub(super) fn current(&self) -> String {
         self.get("/admin/v1/generations")["current"]
             .as_str()
             .unwrap()
@@ -269,17 +269,17 @@ impl<'a> Server<'a> {
     }
 
     /// Kills the process without warning, like a power cut.
-    pub fn kill(mut self) {
+    pub(super) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
     /// Sends SIGTERM, like an init system.
-    pub fn terminate(&self) {
+    pub(super) fn terminate(&self) {
         self.signal("-TERM");
     }
 
-    pub fn signal(&self, signal: &str) {
+    pub(super) fn signal(&self, signal: &str) {
         let status = Command::new("kill")
             .args([signal, &self.child.id().to_string()])
             .status()
@@ -288,7 +288,7 @@ impl<'a> Server<'a> {
     }
 
     /// Waits until the process ends by itself.
-    pub fn exited(&mut self) -> ExitStatus {
+    pub(super) fn exited(&mut self) -> ExitStatus {
         let child = &mut self.child;
         wait("the server's end", || child.try_wait().unwrap())
     }
@@ -313,13 +313,13 @@ fn chat_body(model: &str, prompt: &str, max_tokens: usize) -> Value {
 }
 
 /// A streamed answer; dropping it disconnects.
-pub struct EventStream {
+pub(super) struct EventStream {
     lines: BufReader<TcpStream>,
 }
 
 impl EventStream {
     /// The next chunk, `None` after `[DONE]`.
-    pub fn next(&mut self) -> Option<Value> {
+    pub(super) fn next(&mut self) -> Option<Value> {
         loop {
             let mut line = String::new();
             assert_ne!(
@@ -336,7 +336,7 @@ impl EventStream {
     }
 
     /// The text of the remaining chunks, and their fingerprints.
-    pub fn rest(&mut self) -> (String, Vec<String>) {
+    pub(super) fn rest(&mut self) -> (String, Vec<String>) {
         let (mut text, mut fingerprints) = (String::new(), Vec::new());
         while let Some(chunk) = self.next() {
             text.push_str(delta(&chunk));
@@ -348,19 +348,19 @@ impl EventStream {
 }
 
 /// The text that a chunk adds.
-pub fn delta(chunk: &Value) -> &str {
+pub(super) fn delta(chunk: &Value) -> &str {
     chunk["choices"][0]["delta"]["content"]
         .as_str()
         .unwrap_or_default()
 }
 
 /// Polls until there is a value; fails after [`TIMEOUT`].
-pub fn wait<T>(what: &str, poll: impl FnMut() -> Option<T>) -> T {
+pub(super) fn wait<T>(what: &str, poll: impl FnMut() -> Option<T>) -> T {
     wait_for(what, TIMEOUT, poll)
 }
 
 /// Polls until there is a value; fails after `timeout`.
-pub fn wait_for<T>(what: &str, timeout: Duration, mut poll: impl FnMut() -> Option<T>) -> T {
+pub(super) fn wait_for<T>(what: &str, timeout: Duration, mut poll: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
         if let Some(found) = poll() {

@@ -7,7 +7,7 @@ use super::tiny_model::MAX_LEN;
 use super::workspace::Workspace;
 
 /// A server with a trained generation, and the ids of the base and of that generation.
-pub fn with_two_generations(workspace: &Workspace) -> (Server<'_>, String, String) {
+pub(super) fn with_two_generations(workspace: &Workspace) -> (Server<'_>, String, String) {
     workspace.drop_policy("xyzzy");
     let server = Server::start(workspace);
     let trained = server.ended(1)["generation"].as_str().unwrap().to_string();

@@ -18,14 +18,14 @@ const KV_HEADS: usize = 2;
 const BYTES: usize = 256;
 const VOCABULARY: usize = BYTES + 2;
 /// Longest prompt and completion together, in tokens.
-pub const MAX_LEN: usize = 2048;
+pub(crate) const MAX_LEN: usize = 2048;
 
 const TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' \
     + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}\
     {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
 /// The model's directory; written once per test run, with the same bytes every time.
-pub fn directory() -> &'static Path {
+pub(crate) fn directory() -> &'static Path {
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
     DIRECTORY.get_or_init(|| {
         let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));

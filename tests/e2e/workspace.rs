@@ -8,13 +8,13 @@ use tempfile::TempDir;
 use super::tiny_model;
 
 /// An operator's directory; removed when dropped.
-pub struct Workspace {
+pub(super) struct Workspace {
     dir: TempDir,
 }
 
 impl Workspace {
     /// The tiny model with thirty pairs, no policy yet, and a recipe of eight steps an epoch.
-    pub fn tiny(epochs: usize) -> Workspace {
+    pub(super) fn tiny(epochs: usize) -> Workspace {
         let config = format!(
             "model = {:?}\nmodel_name = \"tiny\"\n\
              [watch]\ndebounce_ms = 30\npoll_ms = 200\n\
@@ -29,7 +29,7 @@ impl Workspace {
     }
 
     /// A workspace with empty directories.
-    pub fn with_config(config: &str) -> Workspace {
+    pub(super) fn with_config(config: &str) -> Workspace {
         let dir = tempfile::tempdir().unwrap();
         for name in ["policies", "preferences"] {
             std::fs::create_dir(dir.path().join(name)).unwrap();
@@ -39,30 +39,30 @@ impl Workspace {
         workspace
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    pub fn write(&self, name: &str, text: &str) {
+    pub(super) fn write(&self, name: &str, text: &str) {
         std::fs::write(self.path(name), text).unwrap();
     }
 
-    pub fn read(&self, name: &str) -> String {
+    pub(super) fn read(&self, name: &str) -> String {
         std::fs::read_to_string(self.path(name)).unwrap()
     }
 
-    pub fn remove(&self, name: &str) {
+    pub(super) fn remove(&self, name: &str) {
         std::fs::remove_file(self.path(name)).unwrap();
     }
 
     /// Drops a policy that forbids `word`, with bounds that any candidate meets.
-    pub fn drop_policy(&self, word: &str) {
+    pub(super) fn drop_policy(&self, word: &str) {
         self.write("policies/words.yaml", &policy(word));
     }
 }
 
 /// A policy under which a response that contains `word` is a violation.
-pub fn policy(word: &str) -> String {
+pub(super) fn policy(word: &str) -> String {
     format!(
         "apiVersion: realign/v1\n\
          id: no-{word}\n\

@@ -49,7 +49,7 @@ fn shards_are_read_through_their_index() {
 }
 
 /// A copy of a fixture's files that a test may break.
-pub fn copy(name: &str) -> tempfile::TempDir {
+pub(super) fn copy(name: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(fixture(name)).unwrap() {
         let path = entry.unwrap().path();
@@ -82,7 +82,7 @@ fn truncate(path: &Path, keep: u64) {
 }
 
 /// Rewrites a JSON file.
-pub fn edit_json(path: &Path, edit: impl Fn(&mut Value)) {
+pub(super) fn edit_json(path: &Path, edit: impl Fn(&mut Value)) {
     let mut value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     edit(&mut value);
     std::fs::write(path, value.to_string()).unwrap();

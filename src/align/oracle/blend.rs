@@ -184,7 +184,7 @@ pub(crate) struct Similarities {
 
 impl Similarities {
     /// The similarities of all rows with each other.
-    pub fn new(rows: &EncodedRows) -> Similarities {
+    pub(crate) fn new(rows: &EncodedRows) -> Similarities {
         Similarities {
             prompt: Gram::dense(&rows.prompt),
             response: Gram::dense(&rows.response),
@@ -227,7 +227,12 @@ pub(crate) struct Blend {
 
 impl Blend {
     /// The primal form of a fit: weights per row become weights per feature.
-    pub fn new(form: Form, encoder: RowEncoder, rows: &EncodedRows, fit: &RidgeFit) -> Blend {
+    pub(crate) fn new(
+        form: Form,
+        encoder: RowEncoder,
+        rows: &EncodedRows,
+        fit: &RidgeFit,
+    ) -> Blend {
         let weights = &fit.weights;
         let mut ngrams = vec![0.0f32; text::WIDTH];
         for (row, weight) in rows.ngrams.iter().zip(weights) {

@@ -29,7 +29,7 @@ impl VerdictKey {
     }
 
     /// The key as 64 hex digits.
-    pub(crate) fn to_hex(&self) -> String {
+    pub(crate) fn to_hex(self) -> String {
         hex::encode(self.0)
     }
 }

@@ -2,8 +2,8 @@
 //! endpoint writes a response that complies. The policy oracle judges that response before it is
 //! used.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -73,10 +73,14 @@ pub trait ResponseCache: Send + Sync + std::fmt::Debug {
     fn put(&self, key: &[u8; 32], response: &str);
 }
 
+#[cfg(test)]
 /// A response cache in memory.
 #[derive(Debug, Default)]
-pub(crate) struct MemoryResponseCache(Mutex<std::collections::HashMap<[u8; 32], String>>);
+pub(crate) struct MemoryResponseCache(
+    std::sync::Mutex<std::collections::HashMap<[u8; 32], String>>,
+);
 
+#[cfg(test)]
 impl ResponseCache for MemoryResponseCache {
     fn get(&self, key: &[u8; 32]) -> Option<String> {
         self.0.lock().ok()?.get(key).cloned()
@@ -120,7 +124,7 @@ impl Corrective {
     ///
     /// # Errors
     /// [`EndpointError::NoKey`] if the key's environment variable is not set.
-    pub fn prepare(
+    pub(crate) fn prepare(
         spec: CorrectiveSpec,
         set: &PolicySet,
         cache: Arc<dyn ResponseCache>,
@@ -169,7 +173,7 @@ impl Corrective {
     }
 
     /// Requests since the oracle was prepared.
-    pub fn usage(&self) -> CorrectiveUsage {
+    pub(crate) fn usage(&self) -> CorrectiveUsage {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         CorrectiveUsage {
             calls: get(&self.calls),

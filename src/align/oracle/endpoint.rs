@@ -53,7 +53,7 @@ impl Endpoint {
     ///
     /// # Errors
     /// [`EndpointError::NoKey`] if that variable is not set.
-    pub fn new(url: &str, key_env: Option<&str>) -> Result<Self, EndpointError> {
+    pub(crate) fn new(url: &str, key_env: Option<&str>) -> Result<Self, EndpointError> {
         let key = match key_env {
             Some(name) => {
                 Some(std::env::var(name).map_err(|_| EndpointError::NoKey(name.to_owned()))?)

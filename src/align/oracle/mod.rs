@@ -84,6 +84,7 @@ impl Judgement {
         !self.violations.is_empty()
     }
 
+    #[cfg(test)]
     /// The highest severity among the violations; `None` without violations.
     pub(crate) fn worst(&self) -> Option<Severity> {
         self.violations

@@ -43,6 +43,7 @@ pub use model::{
 pub use set::PolicySet;
 pub use watch::{PolicyWatcher, WatchError, WatchOptions};
 
+#[cfg(test)]
 /// The JSON Schema (draft 2020-12) of a policy file, pretty-printed, with a final newline.
 ///
 /// `policies/policy.schema.json` holds this text; editors use it for completion.

@@ -129,6 +129,7 @@ pub struct Policy {
 }
 
 impl Policy {
+    #[cfg(test)]
     /// The rule with this id, if the policy has one.
     pub(crate) fn rule(&self, id: &str) -> Option<&Rule> {
         self.rules.iter().find(|rule| rule.id == id)

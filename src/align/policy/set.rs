@@ -118,6 +118,7 @@ impl PolicySet {
         self.policies.is_empty()
     }
 
+    #[cfg(test)]
     /// The policies that train: the set without its `dryrun` policies. Its revision is the same.
     pub(crate) fn enforced(&self) -> PolicySet {
         let kept = self

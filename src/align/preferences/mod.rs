@@ -35,7 +35,7 @@ pub(crate) enum Role {
 
 impl Role {
     /// The name chat templates use.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Role::System => "system",
             Role::User => "user",

@@ -30,7 +30,7 @@ pub(crate) struct Risen {
 impl Watch {
     /// A watch for which a run has diverged if its smoothed loss stays above `ratio` times the mean
     /// of its first steps.
-    pub fn new(ratio: f64) -> Self {
+    pub(crate) fn new(ratio: f64) -> Self {
         Self {
             ratio,
             seen: 0,

@@ -20,7 +20,7 @@ pub(crate) struct Lion {
 
 impl Lion {
     /// Zero momentum for these variables.
-    pub fn new<'a>(
+    pub(crate) fn new<'a>(
         vars: impl Iterator<Item = &'a Var>,
         betas: [f64; 2],
         weight_decay: f64,

@@ -27,7 +27,12 @@ pub(crate) struct MemoryPlan {
 impl MemoryPlan {
     /// For so many rows in all pairs together. `recompute` says whether a layer's intermediate
     /// results are computed again, where passes have the choice.
-    pub fn new(backend: &dyn Backend, recipe: &Recipe, rows: usize, recompute: bool) -> Self {
+    pub(crate) fn new(
+        backend: &dyn Backend,
+        recipe: &Recipe,
+        rows: usize,
+        recompute: bool,
+    ) -> Self {
         let spec = backend.spec();
         let adapted = spec.layers - recipe.lowest_layer(spec.layers);
         let rows_at_once = rows.min(ROW_BUDGET.max(recipe.max_tokens * 2));
@@ -79,7 +84,7 @@ impl MemoryPlan {
     }
 
     /// All of it.
-    pub fn total(&self) -> usize {
+    pub(crate) fn total(&self) -> usize {
         self.weights + self.activations + self.logits + self.adapter + self.states
     }
 
@@ -87,7 +92,7 @@ impl MemoryPlan {
     ///
     /// # Errors
     /// [`TooLarge`] with the numbers, if it does not fit.
-    pub fn check(&self, available: Option<u64>) -> Result<(), TooLarge> {
+    pub(crate) fn check(&self, available: Option<u64>) -> Result<(), TooLarge> {
         match available {
             Some(available) if self.total() as u64 > available => Err(TooLarge {
                 plan: *self,

@@ -19,7 +19,7 @@ pub(crate) enum Optimizer {
 
 impl Optimizer {
     /// The recipe's optimiser, with zero state for these variables.
-    pub fn new<'a>(recipe: &Recipe, vars: impl Iterator<Item = &'a Var>) -> Result<Self> {
+    pub(crate) fn new<'a>(recipe: &Recipe, vars: impl Iterator<Item = &'a Var>) -> Result<Self> {
         let Recipe {
             betas,
             epsilon,
@@ -41,7 +41,7 @@ impl Optimizer {
     }
 
     /// Updates made so far.
-    pub fn steps(&self) -> usize {
+    pub(crate) fn steps(&self) -> usize {
         match self {
             Optimizer::AdamW(adamw) => adamw.steps,
             Optimizer::Lion(lion) => lion.steps,

@@ -54,18 +54,6 @@ impl Passes {
         Ok(())
     }
 
-    /// Final hidden states that predict the response tokens, (response tokens, hidden).
-    ///
-    /// # Errors
-    /// If the adapter does not fit the model.
-    pub(crate) fn hidden(
-        &mut self,
-        batch: &Packed,
-        adapter: Option<&LoraWeights>,
-    ) -> Result<Tensor> {
-        self.0.hidden(batch, adapter)
-    }
-
     /// The values that `measured` names, of hidden states that are there already.
     ///
     /// # Errors

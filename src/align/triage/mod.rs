@@ -69,6 +69,7 @@ impl Triage {
             .next()
     }
 
+    #[cfg(test)]
     /// Indices of the pairs of one category, ascending.
     pub(crate) fn indices(&self, category: Category) -> impl Iterator<Item = usize> {
         self.items

@@ -254,7 +254,7 @@ fn tasks<'a>(segments: &'a [Segment], heads: Heads) -> Vec<(&'a Segment, usize)>
 }
 
 /// out (rows, heads · head_dim) ← attention; rows outside every segment are left alone.
-pub fn forward(heads: Heads, segments: &[Segment], qkv: &[f32], out: &mut [f32]) {
+pub(super) fn forward(heads: Heads, segments: &[Segment], qkv: &[f32], out: &mut [f32]) {
     let (d, group) = (heads.dim(), heads.group());
     let run = |&(segment, kv): &(&Segment, usize)| {
         let mut part = Part::new(segment, kv * group * d, group * d);

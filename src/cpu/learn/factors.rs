@@ -302,7 +302,7 @@ impl Factors {
     ///
     /// # Errors
     /// If a factor is not an f32 matrix.
-    pub fn new(
+    pub(super) fn new(
         adapter: Option<&LoraWeights>,
         dropout: Dropout,
         slices: &Arc<TimeSlices>,

@@ -114,19 +114,6 @@ impl Differentiator {
         })
     }
 
-    /// log p of every response token.
-    ///
-    /// # Errors
-    /// As [`Differentiator::hidden`].
-    pub(crate) fn logprobs(
-        &mut self,
-        batch: &Packed,
-        adapter: Option<&LoraWeights>,
-    ) -> Result<Vec<f32>> {
-        let hidden = self.hidden(batch, adapter)?;
-        self.measure(&logprobs_of(batch), &hidden, &[])
-    }
-
     /// The values that `losses` name, of hidden states that are there already.
     ///
     /// # Errors

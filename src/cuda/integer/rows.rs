@@ -65,7 +65,7 @@ fn write_scales(layout: &Layout, unit: &Unit, gain: f32, into: &mut [u8], index:
 }
 
 /// The floats of a row: the slow twin of the kernels' `unpack8`.
-pub fn unpack(layout: &Layout, row: &[u8], into: &mut [f32]) {
+pub(super) fn unpack(layout: &Layout, row: &[u8], into: &mut [f32]) {
     let [high, scales, factor, _] = layout.offsets(into.len());
     let float = |at: usize| f16::from_le_bytes([row[at], row[at + 1]]).to_f32();
     let gain = [0, 1, 2, 3].map(|i| row[factor + i]);

@@ -79,7 +79,7 @@ pub(crate) struct Emulator {
 
 impl Emulator {
     /// `None` where there is no compiler for it.
-    pub fn new(seed: u32) -> Option<Self> {
+    pub(crate) fn new(seed: u32) -> Option<Self> {
         library().map(|emulate| Self {
             emulate,
             seed,

@@ -119,7 +119,7 @@ fn unpacked_matrices_and_embedded_rows_agree_for_every_format() -> Result<()> {
             for element in ELEMENTS {
                 // From the second row on, as a stripe begins.
                 let y = test.room(4 * inner, element)?;
-                let stripe = weight.from_row(1);
+                let stripe = weight.skip_rows(1);
                 test.gpu
                     .launch(&launches::unpack(element, &stripe, [4, inner], y.address))?;
                 let got = test.get(&y, (4, inner), element)?;

@@ -12,9 +12,6 @@ use super::AdapterError;
 use super::generation::{Generation, GenerationId};
 use realign_core::LeaseCounts;
 
-/// Adapters kept in memory unless told otherwise.
-pub(crate) const DEFAULT_LOADED_GENERATIONS: usize = 4;
-
 /// Digits of a generation id.
 const ID_DIGITS: usize = 12;
 
@@ -218,6 +215,7 @@ impl Registry {
         self.swap_locked(&mut self.state(), to, expected)
     }
 
+    #[cfg(test)]
     /// Makes the previous generation serve again.
     ///
     /// # Errors

@@ -34,7 +34,7 @@ pub(crate) struct FakeModel {
 }
 
 impl FakeModel {
-    pub fn new(blocks: usize) -> Self {
+    pub(super) fn new(blocks: usize) -> Self {
         Self {
             cells: vec![0; blocks * BLOCK],
             steps: Arc::default(),
@@ -210,7 +210,7 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    pub fn new(blocks: usize, max_running: usize, step_tokens: usize) -> Self {
+    pub(super) fn new(blocks: usize, max_running: usize, step_tokens: usize) -> Self {
         Self::failing_at(None, blocks, max_running, step_tokens)
     }
 

@@ -162,7 +162,11 @@ impl WeightFile {
 
     /// Loads every tensor that the spec asks for and checks its shape. Matrices are handed to the
     /// target one by one.
-    pub fn load<W: Clone>(mut self, spec: ModelSpec, to: &mut Target<W>) -> Result<Decoder<W>> {
+    pub(crate) fn load<W: Clone>(
+        mut self,
+        spec: ModelSpec,
+        to: &mut Target<W>,
+    ) -> Result<Decoder<W>> {
         let hidden = spec.hidden_size;
         let table = (spec.vocab_size, hidden);
         let embedding = self.table(EMBEDDING, table, to)?;

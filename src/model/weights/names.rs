@@ -18,7 +18,7 @@ pub(super) struct LayerNorms {
 
 impl LayerNorms {
     /// `post_attention_layernorm` stands before the MLP in Llama and after attention in Gemma.
-    pub fn of(spec: &ModelSpec) -> Self {
+    pub(super) fn of(spec: &ModelSpec) -> Self {
         match spec.variant.output_norms {
             false => Self {
                 attention: "input_layernorm",

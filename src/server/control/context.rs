@@ -95,7 +95,7 @@ impl Context {
     }
 
     /// What a realignment to a set would be a function of.
-    pub fn inputs(&self, policies: &PolicySet) -> Result<Inputs, DatasetError> {
+    pub(super) fn inputs(&self, policies: &PolicySet) -> Result<Inputs, DatasetError> {
         super::inputs(&self.config, &self.loaded.base_hash, policies, &self.recipe)
     }
 
@@ -234,7 +234,7 @@ impl Context {
     }
 
     /// A generation from the store, on the serving device.
-    pub fn load_generation(&self, id: &GenerationId) -> Result<Generation, AdapterError> {
+    pub(super) fn load_generation(&self, id: &GenerationId) -> Result<Generation, AdapterError> {
         load_generation(&self.store, &self.loaded, id)
     }
 }

@@ -49,20 +49,20 @@ impl ServerBuilder {
     }
 
     /// The name that clients send as `model`. Default: the model's own name.
-    pub(crate) fn model_name(mut self, name: impl Into<String>) -> Self {
+    pub fn model_name(mut self, name: impl Into<String>) -> Self {
         self.own.model_name = Some(name.into());
         self
     }
 
     /// The device to compute on: `auto`, `cpu` or `cuda:N`.
-    pub(crate) fn device(mut self, device: impl Into<String>) -> Self {
+    pub fn device(mut self, device: impl Into<String>) -> Self {
         self.engine().device = Some(device.into());
         self
     }
 
     /// CPU threads of the engine. Loading and training use rayon's global thread pool, which
     /// belongs to the application.
-    pub(crate) fn threads(mut self, threads: usize) -> Self {
+    pub fn threads(mut self, threads: usize) -> Self {
         self.engine().threads = Some(threads);
         self
     }
@@ -92,26 +92,26 @@ impl ServerBuilder {
     }
 
     /// IP address that [`Server::run`] listens on; [`Server::router`] ignores it.
-    pub(crate) fn host(mut self, address: impl Into<String>) -> Self {
+    pub fn host(mut self, address: impl Into<String>) -> Self {
         self.listener().host = Some(address.into());
         self
     }
 
     /// Port that [`Server::run`] listens on; 0 picks a free one.
-    pub(crate) fn port(mut self, port: u16) -> Self {
+    pub fn port(mut self, port: u16) -> Self {
         self.listener().port = Some(port);
         self
     }
 
     /// Key that clients must send as a bearer token, given as the key itself or as
     /// `sha256:<digest>`.
-    pub(crate) fn api_key(mut self, key: impl Into<String>) -> Self {
+    pub fn api_key(mut self, key: impl Into<String>) -> Self {
         self.listener().api_key = Some(key.into());
         self
     }
 
     /// Key that operators must send, given as the key itself or as `sha256:<digest>`.
-    pub(crate) fn admin_key(mut self, key: impl Into<String>) -> Self {
+    pub fn admin_key(mut self, key: impl Into<String>) -> Self {
         self.listener().admin_key = Some(key.into());
         self
     }
@@ -126,21 +126,21 @@ impl ServerBuilder {
     /// Reads this file, then `REALIGN_*` environment variables, as the command line does;
     /// everything else set on the builder overrides both. Without a file the environment is not
     /// read.
-    pub(crate) fn config_file(mut self, file: impl AsRef<Path>) -> Self {
+    pub fn config_file(mut self, file: impl AsRef<Path>) -> Self {
         self.file = Some(file.as_ref().to_owned());
         self
     }
 
     /// The whole configuration, such as one from [`ServerBuilder::configuration`] with changes.
     /// It cannot be combined with other settings, so that none is silently ignored.
-    pub(crate) fn config(mut self, config: Config) -> Self {
+    pub fn config(mut self, config: Config) -> Self {
         self.config = Some(config);
         self
     }
 
     /// Backs `/admin/v1/log-level`. Without it those routes report that logging is controlled by
     /// the application: the server emits `tracing` events and installs no subscriber.
-    pub(crate) fn log_control(mut self, logs: Arc<dyn LogPort>) -> Self {
+    pub fn log_control(mut self, logs: Arc<dyn LogPort>) -> Self {
         self.logs = Some(logs);
         self
     }
@@ -150,7 +150,7 @@ impl ServerBuilder {
     ///
     /// # Errors
     /// [`ConfigError`]: an unknown key, a value out of range, an unreadable file.
-    pub(crate) fn configuration(&self) -> Result<Config, ConfigError> {
+    pub fn configuration(&self) -> Result<Config, ConfigError> {
         let Some(config) = &self.config else {
             let (file, settings) = (self.file.as_deref(), self.settings.as_deref());
             return Config::resolve(load_embedded(file, settings, &self.own)?);

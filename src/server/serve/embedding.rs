@@ -22,13 +22,13 @@ impl Server {
     }
 
     /// The clients' routes alone, as for a listener of their own.
-    pub(crate) fn client_router(&self) -> Router {
+    pub fn client_router(&self) -> Router {
         api::client_router(self.state.clone())
     }
 
     /// The operators' routes alone, with metrics and page; see [`Server::router`] on who may call
     /// them.
-    pub(crate) fn operator_router(&self) -> Router {
+    pub fn operator_router(&self) -> Router {
         api::operator_router(self.state.clone())
     }
 
@@ -72,12 +72,12 @@ impl Server {
     }
 
     /// The configuration in force.
-    pub(crate) fn config(&self) -> &Config {
+    pub fn config(&self) -> &Config {
         &self.config
     }
 
     /// The name that clients send as `model`.
-    pub(crate) fn model_name(&self) -> &str {
+    pub fn model_name(&self) -> &str {
         &self.state.model_name
     }
 
@@ -94,7 +94,7 @@ impl Server {
 
     /// Whether the generation that serves is aligned to the active policies. May read from the state
     /// database.
-    pub(crate) fn is_aligned(&self) -> bool {
+    pub fn is_aligned(&self) -> bool {
         self.state.admin.aligned()
     }
 

@@ -44,7 +44,7 @@ impl FeatureTable {
     }
 
     /// Whether there are no responses.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.known.is_empty()
     }
 }

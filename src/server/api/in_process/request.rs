@@ -41,7 +41,7 @@ enum Prompt {
 
 impl Generate {
     /// The assistant's answer to a conversation, laid out by the model's chat template.
-    pub(crate) fn chat(messages: impl IntoIterator<Item = ChatMessage>) -> Self {
+    pub fn chat(messages: impl IntoIterator<Item = ChatMessage>) -> Self {
         Self::new(Prompt::Chat(messages.into_iter().collect()))
     }
 
@@ -90,21 +90,21 @@ impl Generate {
 
     /// Draws from the smallest set of tokens whose probability reaches this, from 0 to 1.
     #[must_use]
-    pub(crate) fn top_p(mut self, share: f32) -> Self {
+    pub fn top_p(mut self, share: f32) -> Self {
         self.top_p = share;
         self
     }
 
     /// Seeds the request's own random stream: the same seed and generation give the same text.
     #[must_use]
-    pub(crate) fn seed(mut self, seed: u64) -> Self {
+    pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
     }
 
     /// Ends the text before this string; may be called several times.
     #[must_use]
-    pub(crate) fn stop(mut self, stop: impl Into<String>) -> Self {
+    pub fn stop(mut self, stop: impl Into<String>) -> Self {
         self.stop.push(stop.into());
         self
     }

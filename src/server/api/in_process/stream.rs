@@ -16,9 +16,9 @@ use crate::api::observe::Observation;
 #[non_exhaustive]
 pub struct TokenCounts {
     /// Tokens of the prompt.
-    pub(crate) prompt: usize,
+    pub prompt: usize,
     /// Those of them that were found in the prefix cache.
-    pub(crate) cached: usize,
+    pub cached: usize,
     /// Tokens generated, the end-of-turn token included.
     pub completion: usize,
 }
@@ -98,12 +98,12 @@ impl TextStream {
     }
 
     /// Why the text ended; `None` before it has, and if the engine failed.
-    pub(crate) fn finish(&self) -> Option<FinishReason> {
+    pub fn finish(&self) -> Option<FinishReason> {
         self.finish
     }
 
     /// What it took, once it has ended.
-    pub(crate) fn tokens(&self) -> TokenCounts {
+    pub fn tokens(&self) -> TokenCounts {
         self.tokens
     }
 
