@@ -92,6 +92,9 @@ fn examples_of(
     examples
 }
 
+/// Rounding of f32 where the exact gradient is zero.
+const ROUNDING: f32 = 1e-8;
+
 fn furthest(t: &Tensor) -> f32 {
     let all = t.abs().unwrap().flatten_all().unwrap();
     all.max(0).unwrap().to_scalar().unwrap()
@@ -104,8 +107,9 @@ fn agree(what: &str, got: &Gradients, expected: &Gradients) {
         for (fast, slow) in [(a, slow_a), (b, slow_b)] {
             let off = furthest(&(fast - slow).unwrap());
             let size = furthest(slow);
+            // At the base model the KL has no gradient: what either side finds there is rounding.
             assert!(
-                off <= 1e-4 * size,
+                off <= 1e-4 * size + ROUNDING,
                 "{what}, {site:?}: off by {off} of {size}"
             );
         }
