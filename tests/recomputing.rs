@@ -93,7 +93,7 @@ fn examples_of(
 }
 
 /// Rounding of f32 where the exact gradient is zero.
-const ROUNDING: f32 = 1e-8;
+const ROUNDING: f32 = 1e-7;
 
 fn furthest(t: &Tensor) -> f32 {
     let all = t.abs().unwrap().flatten_all().unwrap();

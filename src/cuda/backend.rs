@@ -172,7 +172,7 @@ mod real {
 
     /// A model that is served and trained on a CUDA device.
     #[derive(Clone, Debug)]
-    pub(crate) struct CudaBackend {
+    pub struct CudaBackend {
         model: Arc<Model>,
         /// The same for what candle differentiates.
         tensors: Arc<TensorModel<Weight>>,

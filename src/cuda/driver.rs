@@ -22,7 +22,7 @@ use crate::integer::Unpack;
 
 /// A CUDA device as the executor sees it: its own stream of the highest priority, so that training,
 /// which runs on candle's stream of the lowest, gives way between kernels.
-pub(crate) struct CudaGpu {
+pub struct CudaGpu {
     stream: Arc<CudaStream>,
     blas: CudaBlas,
     modules: Vec<Arc<CudaModule>>,
@@ -170,7 +170,11 @@ fn launch_on(stream: &CudaStream, function: &CudaFunction, launch: &Launch) -> R
 }
 
 /// Floats of integers on candle's own stream, for training: the model's other operations run there.
-pub fn unpack(op: &Unpack, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+pub(crate) fn unpack(
+    op: &Unpack,
+    storage: &CudaStorage,
+    layout: &Layout,
+) -> Result<(CudaStorage, Shape)> {
     let (out, row_bytes) = layout.shape().dims2()?;
     let Some((start, _)) = layout.contiguous_offsets() else {
         bail!("integers are unpacked from contiguous bytes, got {layout:?}");

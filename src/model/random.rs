@@ -13,7 +13,7 @@ use super::spec::ModelSpec;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RandomMatrix {
     /// Rows.
-    pub(crate) out: usize,
+    pub out: usize,
     /// Columns.
     pub(crate) inner: usize,
     /// Standard deviation of its elements.
@@ -116,7 +116,7 @@ impl RandomMatrix {
     ///
     /// # Errors
     /// If the columns are no multiple of the type's blocks.
-    pub(crate) fn few_rows(&self, kind: GgmlDType) -> Result<QTensor> {
+    pub fn few_rows(&self, kind: GgmlDType) -> Result<QTensor> {
         let few = RandomMatrix {
             out: DIFFERENT.min(self.out),
             ..*self

@@ -178,7 +178,7 @@ impl ModelFiles {
     }
 
     /// The GGUF header, for the tokenizer and the chat template.
-    pub(crate) fn gguf_content(&self) -> Result<Option<gguf_file::Content>> {
+    pub fn gguf_content(&self) -> Result<Option<gguf_file::Content>> {
         self.gguf()
             .map(|path| open_gguf(path).map(|(content, _)| content))
             .transpose()

@@ -71,9 +71,9 @@ pub struct ApiKey {
     /// Digest of the key.
     pub digest: KeyDigest,
     /// Limit of requests per minute that replaces `limits.requests_per_minute`; 0 means no limit.
-    pub(crate) requests_per_minute: Option<u32>,
+    pub requests_per_minute: Option<u32>,
     /// Limit of tokens per minute that replaces `limits.tokens_per_minute`; 0 means no limit.
-    pub(crate) tokens_per_minute: Option<u32>,
+    pub tokens_per_minute: Option<u32>,
 }
 
 impl ApiKey {

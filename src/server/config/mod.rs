@@ -60,25 +60,25 @@ pub struct Config {
     /// Model: a `.gguf` file, a directory of safetensors, or `hf:<owner>/<name>`.
     pub model: String,
     /// The name clients use; `None` is the model's own.
-    pub(crate) model_name: Option<String>,
+    pub model_name: Option<String>,
     /// Where and how to listen.
     pub server: ServerConfig,
     /// What clients may ask for at most.
-    pub(crate) limits: LimitsConfig,
+    pub limits: LimitsConfig,
     /// Bounds of the engine.
     pub engine: EngineConfig,
     /// Directories.
     pub paths: Paths,
     /// How policy files are watched.
-    pub(crate) watch: WatchConfig,
+    pub watch: WatchConfig,
     /// How adapters are trained.
     pub train: TrainConfig,
     /// How a candidate is measured.
     pub gate: GateConfig,
     /// How answers to clients are judged.
-    pub(crate) compliance: ComplianceConfig,
+    pub compliance: ComplianceConfig,
     /// Where traces go.
-    pub(crate) traces: TracesConfig,
+    pub traces: TracesConfig,
 }
 
 /// What computes answers.
@@ -96,11 +96,11 @@ pub struct EngineConfig {
     /// What computes.
     pub device: DeviceChoice,
     /// What computes answers.
-    pub(crate) kind: EngineKind,
+    pub kind: EngineKind,
     /// Most copies of the weights at once, where each generation needs one of its own.
-    pub(crate) copies: usize,
+    pub copies: usize,
     /// Quantisation while loading, by mistralrs' name for it.
-    pub(crate) isq: Option<String>,
+    pub isq: Option<String>,
     /// Most tokens of prompt and completion; `None` is the model's own limit.
     pub max_model_len: Option<usize>,
     /// Most sequences in a batch.
@@ -108,9 +108,9 @@ pub struct EngineConfig {
     /// Most sequences that wait.
     pub max_waiting: usize,
     /// Memory for the KV cache, in MiB.
-    pub(crate) kv_cache_mb: usize,
+    pub kv_cache_mb: usize,
     /// Most prompt tokens in one step.
-    pub(crate) prefill_budget_tokens: usize,
+    pub prefill_budget_tokens: usize,
     /// CPU threads; `None` is all cores.
     pub threads: Option<usize>,
     /// Whether a CUDA device runs decoding steps as they were recorded.
@@ -125,7 +125,7 @@ pub struct Paths {
     /// Preference data.
     pub preferences: PathBuf,
     /// Most preference data that a server holds, in bytes of text.
-    pub(crate) max_preferences_bytes: u64,
+    pub max_preferences_bytes: u64,
     /// Published adapters.
     pub adapters: PathBuf,
     /// Database and checkpoints.
@@ -143,9 +143,9 @@ impl Paths {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct WatchConfig {
     /// Quiet time after a change, in milliseconds.
-    pub(crate) debounce_ms: u64,
+    pub debounce_ms: u64,
     /// Time between looks without notifications, in milliseconds.
-    pub(crate) poll_ms: u64,
+    pub poll_ms: u64,
 }
 
 /// How a candidate is measured.
@@ -154,9 +154,9 @@ pub struct GateConfig {
     /// Share of prompts held out from training.
     pub holdout_ratio: f64,
     /// Most held-out prompts to generate for.
-    pub(crate) max_prompts: usize,
+    pub max_prompts: usize,
     /// Most tokens per generated response.
-    pub(crate) max_tokens: usize,
+    pub max_tokens: usize,
 }
 
 impl Config {

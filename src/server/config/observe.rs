@@ -8,28 +8,28 @@ use super::{ConfigError, RawCompliance, RawTraces, at_least};
 #[derive(Clone, Debug, PartialEq)]
 pub struct ComplianceConfig {
     /// Fraction of the answers that is judged, 0 to 1.
-    pub(crate) share: f64,
+    pub share: f64,
     /// Maximum number of answers waiting to be judged.
-    pub(crate) queue: usize,
+    pub queue: usize,
     /// File that judgements are written to, if any.
-    pub(crate) decision_log: Option<PathBuf>,
+    pub decision_log: Option<PathBuf>,
     /// Size at which the file is rotated, in bytes.
-    pub(crate) decision_log_max_bytes: u64,
+    pub decision_log_max_bytes: u64,
     /// Number of rotated files kept.
-    pub(crate) decision_log_files: usize,
+    pub decision_log_files: usize,
     /// Whether prompts and answers are written to it.
-    pub(crate) decision_log_texts: bool,
+    pub decision_log_texts: bool,
 }
 
 /// Export of OpenTelemetry traces.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TracesConfig {
     /// The collector's base URL; `None` disables tracing.
-    pub(crate) otlp_endpoint: Option<String>,
+    pub otlp_endpoint: Option<String>,
     /// Fraction of the requests traced if the client sends no `traceparent`, 0 to 1.
-    pub(crate) share: f64,
+    pub share: f64,
     /// `service.name` of the traces.
-    pub(crate) service_name: String,
+    pub service_name: String,
 }
 
 pub(super) fn resolve(raw: RawCompliance) -> Result<ComplianceConfig, ConfigError> {

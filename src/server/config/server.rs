@@ -11,39 +11,39 @@ use super::{ConfigError, RawLimits, RawServer, at_least};
 #[derive(Clone, PartialEq, Eq)]
 pub struct ServerConfig {
     /// Address and port to bind; port 0 picks a free one.
-    pub(crate) address: SocketAddr,
+    pub address: SocketAddr,
     /// Address of a separate listener for operators; `None` means they share the clients' listener.
-    pub(crate) admin_address: Option<SocketAddr>,
+    pub admin_address: Option<SocketAddr>,
     /// Keys that clients may send; without any, and without a file, no key is required.
-    pub(crate) api_keys: Vec<ApiKey>,
+    pub api_keys: Vec<ApiKey>,
     /// File with more keys.
-    pub(crate) api_keys_file: Option<PathBuf>,
+    pub api_keys_file: Option<PathBuf>,
     /// Key that operators must send for `/admin`, as given: the key itself or its digest. `None`
     /// restricts operator routes to direct requests from this machine.
     pub admin_key: Option<String>,
     /// Web origins that browsers may call from.
-    pub(crate) cors_origins: Vec<String>,
+    pub cors_origins: Vec<String>,
     /// Certificate and key; `None` means plain HTTP.
-    pub(crate) tls: Option<TlsFiles>,
+    pub tls: Option<TlsFiles>,
     /// Largest request body, in bytes.
-    pub(crate) max_body_bytes: usize,
+    pub max_body_bytes: usize,
     /// Timeout for a request's header and for an idle connection.
-    pub(crate) header_timeout: Duration,
+    pub header_timeout: Duration,
     /// Timeout for a request's body.
-    pub(crate) body_timeout: Duration,
+    pub body_timeout: Duration,
     /// Timeout for a client that reads none of its response.
-    pub(crate) write_timeout: Duration,
+    pub write_timeout: Duration,
     /// Time running requests have to finish after SIGTERM.
-    pub(crate) drain_timeout: Duration,
+    pub drain_timeout: Duration,
 }
 
 /// PEM files of the listeners' certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
     /// The certificate chain, the server's certificate first.
-    pub(crate) cert: PathBuf,
+    pub cert: PathBuf,
     /// The certificate's private key.
-    pub(crate) key: PathBuf,
+    pub key: PathBuf,
 }
 
 impl std::fmt::Debug for ServerConfig {
@@ -66,13 +66,13 @@ impl std::fmt::Debug for ServerConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LimitsConfig {
     /// Maximum number of open connections.
-    pub(crate) max_connections: usize,
+    pub max_connections: usize,
     /// Maximum number of concurrent client requests.
-    pub(crate) max_concurrent_requests: usize,
+    pub max_concurrent_requests: usize,
     /// Maximum number of requests per key and minute; `None` means no limit.
-    pub(crate) requests_per_minute: Option<u32>,
+    pub requests_per_minute: Option<u32>,
     /// Maximum number of tokens per key and minute; `None` means no limit.
-    pub(crate) tokens_per_minute: Option<u32>,
+    pub tokens_per_minute: Option<u32>,
 }
 
 pub(super) fn resolve(raw: RawServer) -> Result<ServerConfig, ConfigError> {

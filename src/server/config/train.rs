@@ -19,7 +19,7 @@ pub struct TrainConfig {
     recipes: Recipes,
     /// Fraction of compute time given to training while requests are running, within
     /// [`ranges::SHARE`].
-    pub(crate) share: f64,
+    pub share: f64,
     /// Memory limit of a run, in MB; `None` means the memory that is free.
     pub memory_mb: Option<u64>,
     /// Whether activations are recomputed for gradients.

@@ -63,7 +63,7 @@ fn single_fields() {
         ),
         (
             of("frequency_penalty", json!(-1e300)),
-            "`frequency_penalty` is -1e300; allowed: -2 to 2",
+            "`frequency_penalty` is -1e+300; allowed: -2 to 2",
         ),
         (
             of("seed", json!(1.5)),

@@ -13,10 +13,7 @@ use super::fake::{MODEL, Server};
 fn application(server: &Server, runtime: &tokio::runtime::Runtime, knows_peers: bool) -> String {
     let app = Router::new()
         .route("/", get(async || "the application"))
-        .nest(
-            "/tools",
-            Router::new().nest("/llm", router(server.state.clone())),
-        );
+        .nest("/tools/llm", router(server.state.clone()));
     let listener = runtime
         .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
         .unwrap();
