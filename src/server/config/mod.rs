@@ -83,7 +83,7 @@ pub struct Config {
 
 /// What computes answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum EngineKind {
+pub enum EngineKind {
     /// This crate's own engine: adapters stay unmerged and swap at once.
     Native,
     /// mistralrs, in builds with that feature: a copy of the weights for each generation.
@@ -141,7 +141,7 @@ impl Paths {
 
 /// How policy files are watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct WatchConfig {
+pub struct WatchConfig {
     /// Quiet time after a change, in milliseconds.
     pub debounce_ms: u64,
     /// Time between looks without notifications, in milliseconds.
