@@ -73,15 +73,6 @@ impl CudaGpu {
         })
     }
 
-    /// Bytes of free and of all memory on the device.
-    ///
-    /// # Errors
-    /// If the driver does not say.
-    pub(crate) fn memory(&self) -> Result<(usize, usize)> {
-        let context = self.stream.context();
-        context.mem_get_info().map_err(driver("memory"))
-    }
-
     fn function(&self, name: &'static str) -> Result<CudaFunction> {
         let mut functions = self
             .functions
