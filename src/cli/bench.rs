@@ -345,7 +345,7 @@ impl Server {
             }
             #[expect(
                 clippy::disallowed_methods,
-                reason = "nobody tells when another process listens"
+                reason = "another process does not say when it listens"
             )]
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -41,7 +41,7 @@ unsafe impl Sync for Shared {}
 // SAFETY: as above; a `Thread` and a pointer to a `Sync` closure may be used from any thread.
 unsafe impl Send for Shared {}
 
-/// The threads. Whoever owns the team is its leader and works too.
+/// The threads. The thread that owns the team leads it and computes too.
 pub(crate) struct Team {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,

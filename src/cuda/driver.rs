@@ -232,7 +232,7 @@ pub(super) fn address(storage: &CudaStorage, element: Element) -> Result<u64> {
 
 impl Gpu for CudaGpu {
     fn allocate(&self, bytes: usize) -> Result<Buffer> {
-        // SAFETY: u8 has no invalid values; whoever reads the buffer has written it before.
+        // SAFETY: u8 has no invalid values; the buffer is written before it is read.
         let slice = unsafe { self.stream.alloc::<u8>(bytes) }
             .map_err(|e| Error::Msg(format!("CUDA cannot give {bytes} bytes: {e}")))?;
         Ok(Buffer::new(begin(&slice), bytes, Box::new(slice)))

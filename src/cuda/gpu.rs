@@ -141,7 +141,7 @@ pub struct Product {
 }
 
 impl Product {
-    /// The address of W, for whoever multiplies with floats alone.
+    /// The address of W, for products that only take floats.
     ///
     /// # Errors
     /// If W is of integers.

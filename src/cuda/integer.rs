@@ -228,8 +228,8 @@ impl IntegerWeight {
         })
     }
 
-    /// The matrix as floats of its own type, (out, columns). They last as long as whoever asked for
-    /// them keeps them: the integers stay what the model holds.
+    /// The matrix as floats of its own type, (out, columns). They live as long as the
+    /// caller keeps them; the model keeps the integers.
     ///
     /// # Errors
     /// If the device has no room.

@@ -11,7 +11,7 @@ use crate::integer::{STRIPE, device_bytes};
 const FLOAT: usize = 4;
 /// Bytes of a weight, a cached value or an activation that enters a product, on a CUDA device.
 const ELEMENT: usize = 2;
-/// What the CUDA context, cuBLAS and the modules take for themselves, measured by nobody here: a
+/// What the CUDA context, cuBLAS and the modules take for themselves, not measured here: a
 /// guess on the safe side.
 const CONTEXT: usize = 1 << 30;
 

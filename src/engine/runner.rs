@@ -40,7 +40,7 @@ impl Runner {
         }
     }
 
-    /// Forgets cancelled sequences and chooses who runs in the next step. `false` if nobody can.
+    /// Forgets cancelled sequences and chooses the rows of the next step. `false` if none can run.
     pub(crate) fn schedule(&mut self) -> bool {
         self.scheduler.drop_cancelled();
         self.scheduler.schedule(&mut self.shares);

@@ -44,7 +44,7 @@ impl Sampler {
         self.params.seed
     }
 
-    /// How the next token is to be drawn, for whoever holds its logits. Takes as much of the random
+    /// How the next token is to be drawn, for the executor that holds its logits. Takes as much of the random
     /// stream as [`Sampler::draw`] does.
     pub(crate) fn request(&mut self) -> DrawRequest {
         let greedy = self.params.temperature <= 0.0;

@@ -54,7 +54,7 @@ pub trait ComputeDevice: fmt::Debug + Send + Sync {
         Plan { parts: Vec::new() }
     }
 
-    /// What the device reaches at best, measured on it; `None` where nobody asks.
+    /// What the device reaches at best, measured on it; `None` where it is not measured.
     ///
     /// # Errors
     /// If it fails.

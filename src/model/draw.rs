@@ -1,4 +1,4 @@
-//! How a token is to be drawn, for whoever holds the logits.
+//! How a token is to be drawn, for the executor that holds the logits.
 
 /// The sampler's parameters and its random number, so that the same seed draws the same text
 /// wherever its logits are computed.

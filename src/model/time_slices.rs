@@ -22,7 +22,7 @@ const NICE: i32 = 19;
 /// share it; other values in the process, with models of their own, are independent of it.
 #[derive(Debug, Default)]
 pub struct TimeSlices {
-    /// Learning's share of the time while requests run; 0 if there is nobody to share with.
+    /// Learning's share of the time while requests run; 0 if there is no server to share with.
     share: f32,
     /// Steps of the engine being computed.
     serving: AtomicUsize,

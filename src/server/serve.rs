@@ -95,7 +95,7 @@ pub enum ServerError {
     /// The decision log cannot be opened.
     #[error(transparent)]
     DecisionLog(#[from] DecisionLogError),
-    /// A thread or a socket could not be had.
+    /// The system refused a thread or a socket.
     #[error("the server cannot go on: {0}")]
     System(#[from] std::io::Error),
 }
@@ -206,7 +206,7 @@ impl Server {
 
     /// Listens and serves until SIGTERM or SIGINT, then drains: not ready any more, running
     /// requests finish within `server.drain_timeout_s`, a running realignment is left to be
-    /// resumed. Probes are answered until the end, so that whoever routes requests here sees it.
+    /// resumed. Probes are answered until the end, so that load balancers see it.
     pub async fn run(self) -> Result<(), ServerError> {
         let hangups = signals::hangups();
         let (close, closing) = watch::channel(false);

@@ -22,7 +22,7 @@ pub struct Passes(Box<dyn LearningPasses>);
 pub(crate) type PerResponse = [f64; 2];
 
 impl Passes {
-    /// A backend's passes, for which nobody has planned the memory.
+    /// A backend's passes, without a memory plan.
     ///
     /// # Errors
     /// If the backend has none for its weights.

@@ -1,4 +1,4 @@
-//! The residual stream itself, for whoever reads hidden states rather than logits.
+//! The residual stream itself, for callers that read hidden states rather than logits.
 
 use candle_core::{Result, bail};
 

@@ -58,7 +58,7 @@ impl Walk<'_> {
         }
     }
 
-    /// d_x (+)= g through a map; `None` where nobody below needs it.
+    /// d_x (+)= g through a map; `None` where no layer below needs it.
     fn pull(
         &mut self,
         map: &Linear,

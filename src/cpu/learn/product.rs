@@ -87,7 +87,7 @@ impl<'a> ViewMut<'a> {
 pub(super) struct Pointer(pub *mut f32);
 // SAFETY: every task writes only its own columns.
 unsafe impl Send for Pointer {}
-// SAFETY: as above; nobody reads through it.
+// SAFETY: as above; no thread reads through it.
 unsafe impl Sync for Pointer {}
 
 impl Pointer {

@@ -171,7 +171,7 @@ static void** running_arguments;
 static void body() {
     running(running_arguments);
     wait_in(DONE);
-    // Nobody goes on with a fibre that is done.
+    // A fibre that is done is never resumed.
     abort();
 }
 

@@ -338,7 +338,7 @@ struct Processor(Mutex<Steered>);
 struct Steered {
     driver: Driver,
     /// mistralrs' own answer, of which only errors are of interest. It gives a sequence up when
-    /// nobody listens any more, which is how an ended one is taken from it at once.
+    /// no receiver is left, which is how an ended one is taken from it at once.
     responses: Option<Receiver<Response>>,
     /// After the driver, which is dropped first.
     _turn: Turn,
@@ -354,7 +354,7 @@ impl CustomLogitsProcessor for Processor {
         if drawn.is_none() {
             steered.responses = None;
         }
-        // It notices that nobody listens when it has text to send, which half a character is not.
+        // It notices that no receiver is left when it has text to send, which half a character is not.
         let token = drawn.unwrap_or_else(|| steered.driver.filler());
         values.fill(NEVER);
         if let Some(value) = values.get_mut(token as usize) {
@@ -366,7 +366,7 @@ impl CustomLogitsProcessor for Processor {
 }
 
 impl Steered {
-    /// Takes the chunks of earlier steps out, and keeps an error for whoever is told of the end.
+    /// Takes the chunks of earlier steps out, and keeps an error for the report of the end.
     fn listen(&mut self) {
         let Some(responses) = &mut self.responses else {
             return;

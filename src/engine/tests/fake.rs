@@ -256,7 +256,7 @@ impl Bench {
         assert!(scheduler.waiting.iter().all(|s| s.computed == 0));
     }
 
-    /// Steps until nobody is left.
+    /// Steps until no sequence is left.
     pub(crate) fn run(&mut self) {
         for _ in 0..20_000 {
             if self.runner.scheduler.is_idle() {
