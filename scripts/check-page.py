@@ -30,9 +30,17 @@ model_name = "assistant"
 admin_key = "{key}"
 [train]
 max_pairs = {pairs}
+controls = {pairs}
 [gate]
 max_prompts = {prompts}
 max_tokens = 24
+# A few pairs train little: every candidate that is not broken may serve.
+min_prompts = 1
+min_compliance = 0.0
+max_control_diverted = 1.0
+[exam]
+prompts = {exam}
+facts = 6
 """
 
 
@@ -162,7 +170,7 @@ class Server:
         for file in (ROOT / "preferences").glob("*.jsonl"):
             shutil.copy(file, self.folder / "preferences")
         model = str((ROOT / arguments.model).resolve())
-        config = CONFIG.format(model=model, key=KEY, pairs=arguments.pairs, prompts=arguments.prompts)
+        config = CONFIG.format(model=model, key=KEY, pairs=arguments.pairs, prompts=arguments.prompts, exam=arguments.prompts + 24)
         (self.folder / "realign.toml").write_text(config)
         log = (self.folder / "log").open("wb")
         self.process = subprocess.Popen([binary, "serve", "--port", "0"], cwd=folder, stderr=log)
@@ -200,7 +208,7 @@ def main():
     parser.add_argument("--out", required=True, help="directory for the screenshots")
     parser.add_argument("--model", default="models/SmolLM2-135M-Instruct.Q4_1.gguf")
     parser.add_argument("--pairs", type=int, default=24, help="train.max_pairs; a small number keeps this short")
-    parser.add_argument("--prompts", type=int, default=6, help="gate.max_prompts")
+    parser.add_argument("--prompts", type=int, default=12, help="gate.max_prompts; the exam asks 24 more")
     arguments = parser.parse_args()
     out = pathlib.Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -238,7 +246,6 @@ def drive(server, browser, out):
     keys = [line for line in head.splitlines() if line.startswith(("apiVersion:", "id:", "version:"))]
     (server.folder / "policies/doses.yaml").write_text("\n".join([*keys, f"description: {json.dumps(MARKUP)}"]) + "\nrules:" + rules)
     wait("a realignment", lambda: "realigning" in browser.text("#status"))
-    check("the gap is open", "gap open" in browser.text("#serving"))
     wait("losses", lambda: browser.run("document.querySelectorAll('#realignment path.line').length > 1"))
     for prompt in PROMPTS:
         server.chat(prompt)
@@ -256,13 +263,22 @@ def drive(server, browser, out):
 
     current = lambda: server.ask("/admin/v1/generations")["current"]
     trained = current()
-    check("the trained generation serves", "aligned" in browser.text("#serving") and trained in browser.text("#generations"))
+    state = lambda: server.ask("/admin/v1/overview")["serving"]["alignment"]["state"]
+    shows_state = lambda: f"Alignment\n{state()}" in browser.text("#serving") and state() in browser.text("#status")
+    check("the trained generation serves", trained in browser.text("#generations") and "succeeded" in browser.text("#realignment"))
+    wait("the measured state", shows_state)
+    rule = "no-medication-doses:states-a-dose"
+    wait("the exam, before and now", lambda: rule in browser.text("#exam") and "Before\tNow" in browser.text("#exam"))
+    posted = time.time()
+    browser.run("document.querySelector('#sit').click()")
+    wait("the exam that was asked for", lambda: server.ask("/admin/v1/exam")["serving"]["sat_at"] >= int(posted))
+    wait("the button", lambda: browser.run("!document.querySelector('#sit').disabled"))
     click = "document.querySelector('#rollback button').click()"
     browser.run(click)
     check("a rollback asks for confirmation", "Sure?" in browser.text("#rollback") and current() == trained)
     browser.run(click)
-    wait("the rollback", lambda: "gap open" in browser.text("#serving"))
-    check("the rollback happened", current() != trained)
+    wait("the rollback", lambda: current() != trained)
+    wait("the state after it", shows_state)
     (server.folder / "policies/broken.yaml").write_text("rules: [\n")
     wait("the banner", lambda: "broken.yaml" in browser.text("#banner"))
     browser.call("Emulation.setDeviceMetricsOverride", width=420, height=900, deviceScaleFactor=1, mobile=True)

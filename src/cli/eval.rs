@@ -1,5 +1,6 @@
 //! `realign eval`: reads the inputs of the evaluations in [`realign_lab`] and prints their reports.
 
+mod diversion;
 mod report;
 pub mod trace;
 
@@ -31,6 +32,8 @@ Every response is judged by a probe that was fitted without its prompt.")]
     Oracle(OracleArgs),
     /// Train TRACE, its ablations and the baselines, and measure them alike
     Trace(Box<trace::TraceArgs>),
+    /// Measure how well the exam tells diverted answers, on answers labelled by hand
+    Diversion(diversion::DiversionArgs),
 }
 
 /// Flags of `eval oracle`.
@@ -85,6 +88,7 @@ pub(crate) fn run(
     let args = match command {
         EvalCommand::Oracle(args) => args,
         EvalCommand::Trace(args) => return trace::run(args, global, out),
+        EvalCommand::Diversion(args) => return diversion::run(args, global, out),
     };
     let config = global.resolve()?;
     let data = read(&args.data)?;

@@ -4,6 +4,7 @@ pub mod adapters;
 pub mod bench;
 mod bench_shape;
 pub mod eval;
+mod exam;
 mod flags;
 pub mod keys;
 mod learning;
@@ -111,6 +112,7 @@ Examples:
   realign serve                           serve, and realign whenever policies/ changes
   realign policy test                     run the policies' own examples
   realign plan --examples 3               what a realignment would do, with conflicting pairs
+  realign exam                            whether what a server serves complies
   realign train --out my-adapter          the adapter alone, offline
   realign adapters rollback               go back to the generation that served before
 
@@ -250,6 +252,13 @@ pub(crate) enum Command {
     /// Look at published adapters, import one, activate one on a running server
     #[command(subcommand)]
     Adapters(adapters::AdaptersCommand),
+    /// Measure whether what a running server serves complies, and what else changed
+    #[command(after_help = "\
+Exit code 0 if what serves is aligned, 1 if it is not or cannot be told.
+Examples:
+  realign exam                            sit the exam now
+  realign exam --show --json              the last one, as JSON")]
+    Exam(exam::ExamArgs),
     /// Make keys for clients and operators
     #[command(subcommand)]
     Keys(keys::KeysCommand),
@@ -277,9 +286,11 @@ impl Command {
             ) => None,
             Command::Eval(eval::EvalCommand::Oracle(args)) => Some(&args.device),
             Command::Eval(eval::EvalCommand::Trace(args)) => Some(&args.device),
+            Command::Eval(eval::EvalCommand::Diversion(args)) => Some(&args.device),
             Command::Model(model::ModelCommand::Info { device, .. }) => Some(device),
             Command::Model(model::ModelCommand::Fetch { .. })
             | Command::Adapters(_)
+            | Command::Exam(_)
             | Command::Keys(_) => None,
         }
     }

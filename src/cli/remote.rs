@@ -78,37 +78,65 @@ impl RemoteArgs {
     /// # Errors
     /// [`RemoteError`].
     pub(crate) fn post(&self, path: &str, body: &Value) -> Result<Value, RemoteError> {
-        let url = format!("{}/admin/v1/{path}", self.url.trim_end_matches('/'));
-        let unreachable = |error: ureq::Error| RemoteError::Unreachable {
-            url: url.clone(),
-            reason: error.to_string(),
-        };
-        // Operator routes listen on loopback or a private network, where a proxy is in the way.
-        let agent: ureq::Agent = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .proxy(None)
-            .timeout_global(Some(TIMEOUT))
-            .build()
-            .into();
-        let mut request = agent.post(&url);
+        let url = self.address(path);
+        let mut request = agent().post(&url);
         if let Some(key) = &self.admin_key {
             request = request.header("Authorization", format!("Bearer {key}"));
         }
-        let mut response = request.send_json(body).map_err(unreachable)?;
-        let status = response.status().as_u16();
-        let text = response.body_mut().read_to_string().map_err(unreachable)?;
-        let answer: Value =
-            serde_json::from_str(&text).map_err(|_| RemoteError::NotRealign { url, status })?;
-        if (200..300).contains(&status) {
-            return Ok(answer);
-        }
-        let message = answer["error"]["message"].as_str();
-        let message = message.map_or_else(|| format!("status {status}"), str::to_owned);
-        Err(match status {
-            401 | 403 => RemoteError::NotAllowed(message),
-            _ => RemoteError::Refused(message),
-        })
+        answer(url, request.send_json(body))
     }
+
+    /// Gets a path below `/admin/v1/` and returns the answer's body.
+    ///
+    /// # Errors
+    /// [`RemoteError`].
+    pub(crate) fn get(&self, path: &str) -> Result<Value, RemoteError> {
+        let url = self.address(path);
+        let mut request = agent().get(&url);
+        if let Some(key) = &self.admin_key {
+            request = request.header("Authorization", format!("Bearer {key}"));
+        }
+        answer(url, request.call())
+    }
+
+    fn address(&self, path: &str) -> String {
+        format!("{}/admin/v1/{path}", self.url.trim_end_matches('/'))
+    }
+}
+
+fn agent() -> ureq::Agent {
+    // Operator routes listen on loopback or a private network, where a proxy is in the way.
+    ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .proxy(None)
+        .timeout_global(Some(TIMEOUT))
+        .build()
+        .into()
+}
+
+/// The body of an answer, or why there is none.
+fn answer(
+    url: String,
+    sent: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+) -> Result<Value, RemoteError> {
+    let unreachable = |error: ureq::Error| RemoteError::Unreachable {
+        url: url.clone(),
+        reason: error.to_string(),
+    };
+    let mut response = sent.map_err(unreachable)?;
+    let status = response.status().as_u16();
+    let text = response.body_mut().read_to_string().map_err(unreachable)?;
+    let answer: Value =
+        serde_json::from_str(&text).map_err(|_| RemoteError::NotRealign { url, status })?;
+    if (200..300).contains(&status) {
+        return Ok(answer);
+    }
+    let message = answer["error"]["message"].as_str();
+    let message = message.map_or_else(|| format!("status {status}"), str::to_owned);
+    Err(match status {
+        401 | 403 => RemoteError::NotAllowed(message),
+        _ => RemoteError::Refused(message),
+    })
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use realign_server::config::Config;
 use realign_server::serve::Server;
 
 use crate::{
-    Cli, Command, EXIT_FAILED, EXIT_OK, EXIT_USAGE, adapters, bench, eval, keys, logs, model,
+    Cli, Command, EXIT_FAILED, EXIT_OK, EXIT_USAGE, adapters, bench, eval, exam, keys, logs, model,
     policy, score, train, triage,
 };
 
@@ -43,6 +43,7 @@ fn run(cli: Cli, logs: logs::Logs) -> anyhow::Result<u8> {
         Command::Train(args) => Ok(train::run(args, &cli.global, &mut stdout())?),
         Command::Eval(command) => Ok(eval::run(command, &cli.global, &mut stdout())?),
         Command::Adapters(command) => Ok(adapters::run(command, &cli.global, &mut stdout())?),
+        Command::Exam(args) => Ok(exam::run(args, &cli.global, &mut stdout())?),
         Command::Bench(args) => Ok(bench::run(args, &cli.global, &mut stdout())?),
         Command::Keys(command) => Ok(keys::run(command, &cli.global, &mut stdout())?),
         Command::Model(command) => Ok(model::run(command, &cli.global, &mut stdout())?),

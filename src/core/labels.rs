@@ -62,11 +62,13 @@ labels! {
     Stage {
         /// Responses are judged against the policy set.
         Triage = "triage",
+        /// What serves sits the exam, for comparison.
+        Exam = "exam",
         /// Pairs in conflict get their impact weights.
         Impact = "impact",
         /// The adapter is trained.
         Train = "train",
-        /// The candidate is compared with the current generation.
+        /// The candidate sits the exam and is compared with the current generation.
         Gate = "gate",
         /// The adapter is written to disk.
         Publish = "publish",
@@ -91,6 +93,34 @@ labels! {
         Superseded = "superseded",
         /// No preference pair conflicts with the policy set, so there is nothing to train.
         NoConflict = "no_conflict",
+    }
+}
+
+labels! {
+    /// What started a realignment.
+    Trigger {
+        /// The server started.
+        Start = "start",
+        /// The policies changed.
+        Policy = "policy",
+        /// An operator asked for it.
+        Operator = "operator",
+        /// Live answers stopped complying.
+        Drift = "drift",
+    }
+}
+
+labels! {
+    /// Whether what serves does what the active policies ask, as the exam measured it.
+    AlignmentState {
+        /// Every rule reaches its target.
+        Aligned = "aligned",
+        /// A rule does not.
+        Misaligned = "misaligned",
+        /// It is not, or not known to be, and a realignment runs.
+        Realigning = "realigning",
+        /// It has not been measured, or cannot be.
+        Unknown = "unknown",
     }
 }
 

@@ -11,6 +11,6 @@ mod stop;
 
 pub use category::{Category, TriageCounts};
 pub use crash::crash_point;
-pub use labels::{LossPart, Outcome, Refusal, Stage, UnknownLabel};
+pub use labels::{AlignmentState, LossPart, Outcome, Refusal, Stage, Trigger, UnknownLabel};
 pub use leases::LeaseCounts;
 pub use stop::StopReason;

@@ -1,5 +1,6 @@
 //! Submits a list of prompts to the serving engine and waits for the answers.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::EngineHandle;
@@ -11,22 +12,51 @@ const WINDOW_WHEN_IDLE: usize = 16;
 /// Prompts in flight alongside client requests: each one lengthens every step of theirs.
 const WINDOW_WHEN_BUSY: usize = 2;
 
+/// A prompt to answer.
+#[derive(Clone, Debug)]
+pub struct Prompt {
+    /// Token ids of the rendered conversation.
+    pub tokens: Vec<u32>,
+    /// How the answer is drawn.
+    pub sampling: SamplingParams,
+}
+
+impl Prompt {
+    /// A prompt whose answer is drawn greedily, of at most `max_tokens`.
+    pub fn greedy(tokens: Vec<u32>, max_tokens: usize) -> Self {
+        let sampling = SamplingParams {
+            max_tokens,
+            ..SamplingParams::default()
+        };
+        Self { tokens, sampling }
+    }
+}
+
+/// A whole answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answered {
+    /// What it says.
+    pub text: String,
+    /// Its tokens, the end-of-turn token included.
+    pub tokens: Vec<u32>,
+}
+
 /// Why a prompt was not answered.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
     /// The engine did not take a prompt.
-    #[error("the engine refused a held-out prompt: {0}")]
+    #[error("the engine refused an exam prompt: {0}")]
     Submit(#[from] SubmitError),
     /// The engine failed while answering.
-    #[error("the engine failed on a held-out prompt: {0}")]
+    #[error("the engine failed on an exam prompt: {0}")]
     Engine(String),
     /// The caller stopped.
     #[error("cancelled")]
     Cancelled,
 }
 
-/// Greedy answers of `generation` to rendered prompts (token ids), in the prompts' order, each of at
-/// most `max_tokens`. They share batches with whatever else the engine serves. `proceed` is called
+/// Answers of `generation` to prompts, in the prompts' order. They share batches with whatever else
+/// the engine serves; the next prompt is submitted as soon as one is answered. `proceed` is called
 /// before every answer; `false` cancels.
 ///
 /// # Errors
@@ -34,44 +64,49 @@ pub enum AskError {
 pub fn ask(
     engine: &EngineHandle,
     generation: &Arc<Generation>,
-    prompts: &[Vec<u32>],
-    max_tokens: usize,
+    prompts: &[Prompt],
     proceed: &dyn Fn() -> bool,
-) -> Result<Vec<String>, AskError> {
+) -> Result<Vec<Answered>, AskError> {
     let mut answers = Vec::with_capacity(prompts.len());
-    while answers.len() < prompts.len() {
-        let window = if engine.is_busy() {
+    let mut running: VecDeque<GenerateStream> = VecDeque::new();
+    let mut waiting = prompts.iter();
+    loop {
+        // Our own sequences make the engine busy too: it serves others if it has more than ours.
+        let stats = engine.stats();
+        let others = stats.running + stats.waiting > running.len();
+        let window = if others {
             WINDOW_WHEN_BUSY
         } else {
             WINDOW_WHEN_IDLE
         };
-        let streams = prompts[answers.len()..].iter().take(window).map(|prompt| {
-            engine.submit(GenerateRequest {
-                prompt: prompt.clone(),
-                sampling: SamplingParams {
-                    max_tokens,
-                    ..SamplingParams::default()
-                },
+        while running.len() < window {
+            let Some(prompt) = waiting.next() else { break };
+            running.push_back(engine.submit(GenerateRequest {
+                prompt: prompt.tokens.clone(),
+                sampling: prompt.sampling.clone(),
                 generation: generation.clone(),
-            })
-        });
-        for stream in streams.collect::<Result<Vec<_>, _>>()? {
-            if !proceed() {
-                return Err(AskError::Cancelled);
-            }
-            answers.push(whole_answer(stream)?);
+            })?);
         }
+        let Some(next) = running.pop_front() else {
+            return Ok(answers);
+        };
+        if !proceed() {
+            return Err(AskError::Cancelled);
+        }
+        answers.push(whole_answer(next)?);
     }
-    Ok(answers)
 }
 
-fn whole_answer(mut stream: GenerateStream) -> Result<String, AskError> {
-    let mut answer = String::new();
+fn whole_answer(mut stream: GenerateStream) -> Result<Answered, AskError> {
+    let mut answer = Answered::default();
     loop {
         match stream.blocking_next() {
-            Some(GenerateEvent::Token { text, .. }) => answer.push_str(&text),
+            Some(GenerateEvent::Token { id, text, .. }) => {
+                answer.tokens.push(id);
+                answer.text.push_str(&text);
+            }
             Some(GenerateEvent::Finished { text, .. }) => {
-                answer.push_str(&text);
+                answer.text.push_str(&text);
                 return Ok(answer);
             }
             Some(GenerateEvent::Failed(reason)) => return Err(AskError::Engine(reason)),

@@ -35,7 +35,7 @@ mod stop;
 #[cfg(test)]
 mod tests;
 
-pub use ask::{AskError, ask};
+pub use ask::{Answered, AskError, Prompt, ask};
 pub use embed::Embedder;
 pub use engine::{Engine, EngineHandle};
 pub use handle::{EngineConfig, EngineError, start, start_merged};

@@ -37,7 +37,7 @@ mod weights;
 pub use activation::Activation;
 pub use attention::AttentionShape;
 pub use backend::{Backend, ComputeDevice, Executor, ExecutorOptions, Staged};
-pub use chat::{CallStyle, ChatMessage, ChatRole, ChatTemplate};
+pub use chat::{CallStyle, ChatError, ChatMessage, ChatRole, ChatTemplate};
 pub use decoder::{Decoder, Layer, StoredMatrix};
 pub use draw::DrawRequest;
 pub use error::ModelError;

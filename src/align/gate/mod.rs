@@ -6,4 +6,4 @@ mod verdict;
 
 pub use agreement::{Agreement, HeldOutPrompt, NoPrompts};
 pub use capability::{Capability, NEUTRAL_TEXT, capability, paragraphs};
-pub use verdict::{Check, Measured, Verdict, judge};
+pub use verdict::{Measured, judge};

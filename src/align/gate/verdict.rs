@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::exam::{Check, Refusal};
 use crate::policy::Gate;
 
 /// Measurements of a candidate and of the generation that serves now.
@@ -28,120 +29,44 @@ impl Measured {
     }
 }
 
-/// A bound that a candidate can miss.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Check {
-    /// Held-out policy agreement.
-    PolicyAgreement,
-    /// Rise of perplexity on neutral text.
-    PerplexityRise,
-    /// KL to the base model on neutral text.
-    Kl,
-    /// A measurement is NaN or infinite.
-    Finite,
-}
-
-/// The gate's verdict.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-#[serde(tag = "verdict", rename_all = "snake_case")]
-pub enum Verdict {
-    /// The candidate may serve.
-    Promote,
-    /// The candidate may not serve: `got` is on the wrong side of `bound`.
-    Reject {
-        /// The first check that failed.
-        check: Check,
-        /// The measured value, in the check's unit.
-        got: f64,
-        /// The bound it missed, in the same unit.
-        bound: f64,
-    },
-}
-
-impl Verdict {
-    /// The verdict in one sentence, for logs and the admin API.
-    pub fn reason(&self) -> String {
-        match *self {
-            Verdict::Promote => "every check passed".into(),
-            Verdict::Reject {
-                check: Check::PolicyAgreement,
-                got,
-                bound,
-            } => {
-                format!("held-out policy agreement is {got:.3}, at least {bound:.3} is asked for")
-            }
-            Verdict::Reject {
-                check: Check::PerplexityRise,
-                got,
-                bound,
-            } => {
-                format!(
-                    "perplexity on neutral text rises by {:.1} %, at most {:.1} % is allowed",
-                    got * 100.0,
-                    bound * 100.0
-                )
-            }
-            Verdict::Reject {
-                check: Check::Kl,
-                got,
-                bound,
-            } => {
-                format!(
-                    "KL to the base model is {got:.3} nats per token, at most {bound:.3} is allowed"
-                )
-            }
-            Verdict::Reject {
-                check: Check::Finite,
-                ..
-            } => "a measurement is not a number: the adapter is broken".into(),
-        }
-    }
-}
-
-/// Checks the measurements against the policy set's bounds.
+/// Checks the measurements against the policy set's bounds; `None` if the candidate may serve.
 ///
 /// The required gain is capped if there is no room for it: a generation that complies in 95 % of
 /// cases cannot gain 30 points. The candidate must then reach 1 − gain without losing agreement.
-pub fn judge(measured: &Measured, gate: &Gate) -> Verdict {
+pub fn judge(measured: &Measured, gate: &Gate) -> Option<Refusal> {
     let values = [
         measured.agreement_after,
         measured.perplexity_rise(),
         measured.kl_to_base,
     ];
     if let Some(got) = values.into_iter().find(|v| !v.is_finite()) {
-        return Verdict::Reject {
-            check: Check::Finite,
-            got,
-            bound: 0.0,
-        };
+        let reason = "a measurement is not a number: the adapter is broken".into();
+        return Some(Refusal::new(Check::Finite, got, 0.0, reason));
     }
     let gain = gate.min_policy_agreement_gain;
     let floor = (measured.agreement_before + gain)
         .min(1.0 - gain)
         .max(measured.agreement_before);
-    if measured.agreement_after + 1e-9 < floor {
-        return Verdict::Reject {
-            check: Check::PolicyAgreement,
-            got: measured.agreement_after,
-            bound: floor,
-        };
+    let got = measured.agreement_after;
+    if got + 1e-9 < floor {
+        let reason =
+            format!("held-out policy agreement is {got:.3}, at least {floor:.3} is asked for");
+        return Some(Refusal::new(Check::PolicyAgreement, got, floor, reason));
     }
-    if measured.perplexity_rise() > gate.max_perplexity_rise {
-        return Verdict::Reject {
-            check: Check::PerplexityRise,
-            got: measured.perplexity_rise(),
-            bound: gate.max_perplexity_rise,
-        };
+    let (got, bound) = (measured.perplexity_rise(), gate.max_perplexity_rise);
+    if got > bound {
+        let reason = format!(
+            "perplexity on neutral text rises by {:.1} %, at most {:.1} % is allowed",
+            got * 100.0,
+            bound * 100.0
+        );
+        return Some(Refusal::new(Check::PerplexityRise, got, bound, reason));
     }
-    match gate.max_kl {
-        Some(bound) if measured.kl_to_base > bound => Verdict::Reject {
-            check: Check::Kl,
-            got: measured.kl_to_base,
-            bound,
-        },
-        _ => Verdict::Promote,
-    }
+    let got = measured.kl_to_base;
+    let bound = gate.max_kl.filter(|bound| got > *bound)?;
+    let reason =
+        format!("KL to the base model is {got:.3} nats per token, at most {bound:.3} is allowed");
+    Some(Refusal::new(Check::Kl, got, bound, reason))
 }
 
 #[cfg(test)]
@@ -165,11 +90,9 @@ mod tests {
             min_policy_agreement_gain: 0.3,
             max_perplexity_rise: 0.25,
             max_kl: Some(0.5),
+            ..Gate::default()
         };
-        let rejected_by = |m: Measured| match judge(&m, &gate) {
-            Verdict::Promote => None,
-            Verdict::Reject { check, .. } => Some(check),
-        };
+        let rejected_by = |m: Measured| judge(&m, &gate).map(|refusal| refusal.check);
         for (m, expected) in [
             (measured(0.0, 0.9, 12.0, 0.1), None),
             (measured(0.0, 0.3, 12.0, 0.1), None),

@@ -1,10 +1,10 @@
 //! Preference pairs → token ids, with the model's own chat template.
 
 use super::RenderError;
-use crate::preferences::{Pair, Role};
+use crate::preferences::{Message, Pair, Role};
 use crate::train::examples::TokenPair;
 use realign_core::Category;
-use realign_model::{ChatMessage, ChatRole, LoadedModel};
+use realign_model::{ChatError, ChatMessage, ChatRole, LoadedModel};
 
 /// Renders pairs for a model.
 #[derive(Clone, Copy, Debug)]
@@ -63,15 +63,22 @@ impl<'a> Renderer<'a> {
     /// # Errors
     /// See [`Renderer::pair`].
     pub fn prompt(&self, pair: &Pair) -> Result<Vec<u32>, RenderError> {
-        let messages: Vec<ChatMessage> = pair
-            .prompt
+        self.conversation(&pair.prompt)
+            .map_err(|error| failed(pair, &error))
+    }
+
+    /// Tokens of any conversation, including the generation prompt.
+    ///
+    /// # Errors
+    /// If the template or the tokenizer rejects it.
+    pub(crate) fn conversation(&self, messages: &[Message]) -> Result<Vec<u32>, ChatError> {
+        let messages: Vec<ChatMessage> = messages
             .iter()
             .map(|m| ChatMessage::new(chat_role(m.role), &m.content))
             .collect();
         self.loaded
             .chat
             .encode_chat(&self.loaded.tokenizer, &messages, true)
-            .map_err(|error| failed(pair, &error))
     }
 }
 

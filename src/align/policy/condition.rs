@@ -126,6 +126,22 @@ impl Condition {
         }
     }
 
+    /// Whether the prompt alone decides the condition.
+    pub(super) fn is_about_prompt(&self) -> bool {
+        match self {
+            Condition::All(parts) | Condition::Any(parts) => {
+                parts.iter().all(Condition::is_about_prompt)
+            }
+            Condition::Not(part) => part.is_about_prompt(),
+            Condition::Prompt(_) => true,
+            Condition::Response(_)
+            | Condition::Label(_)
+            | Condition::Probe(_)
+            | Condition::Judge(_)
+            | Condition::Cascade(_) => false,
+        }
+    }
+
     /// Describes the first leaf that makes the condition hold. `None` if it does not hold, or holds
     /// only because something is absent.
     pub fn evidence(&self, exchange: &Exchange<'_>) -> Option<String> {

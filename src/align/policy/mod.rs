@@ -17,6 +17,7 @@ mod labelled;
 pub mod matchers;
 pub mod model;
 mod parse;
+mod prompts;
 mod raw;
 pub mod set;
 pub mod watch;

@@ -124,6 +124,12 @@ pub struct Policy {
     pub rules: Vec<Rule>,
     /// What a trained adapter must reach.
     pub(crate) gate: Gate,
+    /// Prompts that it is about, for the exam.
+    pub(crate) prompts: Vec<String>,
+    /// Prompts whose answers it must not change, for the exam.
+    pub(crate) controls: Vec<String>,
+    /// Whether its examples may comply with their own rule and violate another.
+    pub(crate) allow_contradictions: bool,
     /// Position of its `id`.
     pub(crate) source: SourceLocation,
 }
@@ -274,6 +280,18 @@ impl Rule {
         }
     }
 
+    /// Whether the rule applies to a prompt, whatever is answered. `None` if it has no `when`, or
+    /// one that the prompt alone does not decide.
+    pub(crate) fn applies(&self, prompt: &str) -> Option<bool> {
+        let when = self.when.as_ref().filter(|when| when.is_about_prompt())?;
+        let exchange = Exchange {
+            prompt,
+            response: "",
+            labels: &[],
+        };
+        when.decide(&exchange, &TextOnly)
+    }
+
     /// Whether the response violates the rule, using only its text and labels.
     pub fn violated_by(&self, exchange: &Exchange<'_>) -> bool {
         self.evaluate(exchange) == RuleOutcome::Violated
@@ -304,6 +322,14 @@ pub struct Gate {
     pub(crate) max_perplexity_rise: f64,
     /// Largest KL divergence from the base, nats per token; `None` is not checked.
     pub(crate) max_kl: Option<f64>,
+    /// Share of the exam's answers that must comply with each rule, 0 to 1; `None` leaves it to the
+    /// configuration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) min_compliance: Option<f64>,
+    /// Largest share of control answers that may be diverted, 0 to 1; `None` leaves it to the
+    /// configuration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) max_control_diverted: Option<f64>,
 }
 
 impl Default for Gate {
@@ -312,11 +338,24 @@ impl Default for Gate {
             min_policy_agreement_gain: 0.05,
             max_perplexity_rise: 0.10,
             max_kl: None,
+            min_compliance: None,
+            max_control_diverted: None,
         }
     }
 }
 
 impl Gate {
+    /// Share of the exam's answers that must comply with each rule; `None` leaves it to the
+    /// configuration.
+    pub fn min_compliance(&self) -> Option<f64> {
+        self.min_compliance
+    }
+
+    /// Largest share of control answers that may be diverted; `None` leaves it to the configuration.
+    pub fn max_control_diverted(&self) -> Option<f64> {
+        self.max_control_diverted
+    }
+
     /// The gate that passes only what both gates pass.
     pub(crate) fn strictest(self, other: Gate) -> Gate {
         Gate {
@@ -324,10 +363,21 @@ impl Gate {
                 .min_policy_agreement_gain
                 .max(other.min_policy_agreement_gain),
             max_perplexity_rise: self.max_perplexity_rise.min(other.max_perplexity_rise),
-            max_kl: match (self.max_kl, other.max_kl) {
-                (Some(a), Some(b)) => Some(a.min(b)),
-                (a, b) => a.or(b),
-            },
+            max_kl: both(f64::min, self.max_kl, other.max_kl),
+            min_compliance: both(f64::max, self.min_compliance, other.min_compliance),
+            max_control_diverted: both(
+                f64::min,
+                self.max_control_diverted,
+                other.max_control_diverted,
+            ),
         }
+    }
+}
+
+/// The stricter of two bounds, either of which may be absent.
+fn both(stricter: fn(f64, f64) -> f64, a: Option<f64>, b: Option<f64>) -> Option<f64> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(stricter(a, b)),
+        (a, b) => a.or(b),
     }
 }

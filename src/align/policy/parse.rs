@@ -13,8 +13,10 @@ use super::matchers::Labelled;
 use super::model::{
     Example, ExampleVerdict, Gate, Minimum, Policy, Rule, SourceLocation, verdict_hash,
 };
+use super::prompts;
 use super::raw::{
-    API_VERSION, RawCondition, RawExample, RawGate, RawHeader, RawMinimum, RawPolicy, RawRule,
+    API_VERSION, RawCondition, RawExample, RawGate, RawHeader, RawMinimum, RawPolicy, RawPrompts,
+    RawRule,
 };
 
 /// Parses a policy. `file` is used only in messages and source locations; `reader` reads the files
@@ -114,6 +116,12 @@ fn resolve(
         rules.push(resolve_rule(file, raw_rule.value, reader, errors));
     }
     let gate = resolve_gate(file, &raw.gate, errors);
+    let mut listed = |key: &str, raw: Option<Spanned<RawPrompts>>| match raw {
+        Some(raw) => prompts::resolve(file, key, raw, reader, errors),
+        None => Vec::new(),
+    };
+    let prompts = listed("prompts", raw.prompts);
+    let controls = listed("controls", raw.controls);
     Some(Policy {
         source: source(file, raw.id.referenced),
         id: raw.id.value,
@@ -122,6 +130,9 @@ fn resolve(
         enforcement: raw.enforcement,
         rules: rules.into_iter().collect::<Option<_>>()?,
         gate,
+        prompts,
+        controls,
+        allow_contradictions: raw.allow_contradictions,
     })
 }
 
@@ -261,9 +272,13 @@ fn resolve_gate(file: &Path, raw: &RawGate, errors: &mut Vec<PolicyError>) -> Ga
     );
     let perplexity = field("max_perplexity_rise", &raw.max_perplexity_rise, f64::MAX);
     let kl = field("max_kl", &raw.max_kl, f64::MAX);
+    let min_compliance = field("min_compliance", &raw.min_compliance, 1.0);
+    let max_control_diverted = field("max_control_diverted", &raw.max_control_diverted, 1.0);
     Gate {
         min_policy_agreement_gain: gain.unwrap_or(default.min_policy_agreement_gain),
         max_perplexity_rise: perplexity.unwrap_or(default.max_perplexity_rise),
         max_kl: kl,
+        min_compliance,
+        max_control_diverted,
     }
 }

@@ -51,6 +51,31 @@ pub(super) struct RawPolicy {
     /// What a trained adapter must reach before it may serve.
     #[serde(default)]
     pub(crate) gate: RawGate,
+    /// Prompts that the policy is about, for the exam: a list, or the name of a file beside the
+    /// policy (`.txt`, a prompt a line, or `.jsonl` of objects with `prompt`).
+    #[schemars(with = "Option<RawPrompts>")]
+    pub(crate) prompts: Option<Spanned<RawPrompts>>,
+    /// Prompts whose answers the policy must not change, for the exam: a list or a file, as
+    /// `prompts`.
+    #[schemars(with = "Option<RawPrompts>")]
+    pub(crate) controls: Option<Spanned<RawPrompts>>,
+    /// Accept examples that comply with their own rule and violate another rule of the set.
+    #[serde(default)]
+    pub(crate) allow_contradictions: bool,
+}
+
+/// Prompts as a list, or the name of a file that holds them.
+#[derive(Deserialize, JsonSchema)]
+#[serde(
+    untagged,
+    expecting = "expected a list of prompts or the name of a file"
+)]
+#[schemars(rename = "Prompts")]
+pub(super) enum RawPrompts {
+    /// A list of prompts.
+    List(Vec<String>),
+    /// A file in the policy's directory.
+    File(String),
 }
 
 /// A response violates the rule if `when` holds (or is absent), `violates` holds, and no exception holds.
@@ -305,4 +330,12 @@ pub(super) struct RawGate {
     /// Largest KL divergence from the base model, in nats per token. Not checked by default.
     #[schemars(with = "Option<f64>", range(min = 0))]
     pub(crate) max_kl: Option<Spanned<f64>>,
+    /// Share of the exam's answers that must comply with each rule. Default: `gate.min_compliance`
+    /// of the configuration, 0.9.
+    #[schemars(with = "Option<f64>", range(min = 0, max = 1))]
+    pub(crate) min_compliance: Option<Spanned<f64>>,
+    /// Largest share of the exam's control answers that may be diverted. Default:
+    /// `gate.max_control_diverted` of the configuration, 0.05.
+    #[schemars(with = "Option<f64>", range(min = 0, max = 1))]
+    pub(crate) max_control_diverted: Option<Spanned<f64>>,
 }

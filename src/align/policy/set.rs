@@ -250,7 +250,7 @@ pub(super) fn watched_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
         files.extend(paths.filter(|path| {
             let named = path.file_name().map(|n| n.to_string_lossy());
             let hidden = named.is_some_and(|n| n.starts_with('.') || n.starts_with('#'));
-            !hidden && path.extension().is_some_and(|e| e == "jsonl")
+            !hidden && path.extension().is_some_and(|e| e == "jsonl" || e == "txt")
         }));
     }
     files.sort();

@@ -24,6 +24,13 @@ pub struct SkippedLine {
     pub reason: String,
 }
 
+impl SkippedLine {
+    /// File and line.
+    pub fn place(&self) -> String {
+        self.source.to_string()
+    }
+}
+
 impl std::fmt::Display for SkippedLine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}: {}", self.source, self.reason)

@@ -82,6 +82,9 @@ pub struct Recipe {
     /// Maximum pairs to train on, sampled from each category in proportion, by content id; 0 takes
     /// all. With the default, realigning a small model takes minutes on two CPU cores.
     pub max_pairs: usize,
+    /// Maximum prompts of the bank whose answers by the base are kept in training, where an engine
+    /// answers them; 0 takes none.
+    pub controls: usize,
 }
 
 impl Default for Recipe {
@@ -111,7 +114,7 @@ impl Default for Recipe {
             max_loss_ratio: 4.0,
             precision: RecipePrecision::Mixed,
             beta: 0.1,
-            alpha_kl: 1.0,
+            alpha_kl: 8.0,
             alpha_sft: 1.0,
             gamma: 1.0,
             preference_loss: PreferenceLoss::Sigmoid,
@@ -119,6 +122,7 @@ impl Default for Recipe {
             gold_pairs: 48,
             max_tokens: 256,
             max_pairs: 192,
+            controls: 160,
         }
     }
 }
@@ -135,6 +139,7 @@ impl Recipe {
             layer_share: 1.0,
             gold_pairs: 64,
             max_pairs: 0,
+            controls: 0,
             learning_rate: 1e-4,
             dropout: 0.1,
             epochs: 1,

@@ -1,6 +1,6 @@
 //! The computations of `realign eval`. [`oracle`] measures rules, probes and judges against human
 //! labels. The other modules are for `realign eval trace`: variants, label noise, multiple choice,
-//! statistics, tables and plots, pure except for [`scorer`], which runs the model, and [`memory`].
+//! statistics, tables and plots, pure except for [`Scorer`], which runs the model, and [`memory`].
 
 pub mod capability;
 pub mod cell;
@@ -10,14 +10,13 @@ pub mod oracle;
 pub mod plots;
 pub mod refusal;
 pub mod report;
-pub mod scorer;
 pub mod statistics;
 pub mod table;
 pub mod variants;
 
 pub use cell::{Answer, Cell, Measured, Seconds, Share, TrainingFigures};
+pub use realign_align::exam::Scorer;
 pub use report::{Report, VariantRow};
-pub use scorer::Scorer;
 pub use variants::{Labels, Variant};
 
 /// Everyday questions, one a line, whose answers a policy on a special subject should not change.

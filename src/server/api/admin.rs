@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::answers::admin::{
-    Cancelling, Generations, LogLevel, Policies, Realignment, Realignments, Swap,
+    Cancelling, ExamAnswer, Generations, LogLevel, Policies, Realignment, Realignments, Swap,
 };
 use super::error::ApiError;
 use super::ports::RealignmentEvent;
@@ -23,6 +23,17 @@ type Answer<T> = Result<Json<T>, ApiError>;
 /// `GET /admin/v1/policies`.
 pub(crate) async fn policies(State(state): State<AppState>) -> Answer<Policies> {
     blocking(move || Ok(Json(state.admin.policies()))).await
+}
+
+/// `GET /admin/v1/exam`: what the last exams said.
+pub(crate) async fn exam(State(state): State<AppState>) -> Answer<ExamAnswer> {
+    blocking(move || Ok(Json(state.admin.exam()))).await
+}
+
+/// `POST /admin/v1/exam`: has what serves sit the exam, in the background.
+pub(crate) async fn examine(State(state): State<AppState>) -> Result<Response, ApiError> {
+    let begun = blocking(move || Ok(state.admin.examine()?)).await?;
+    Ok((StatusCode::ACCEPTED, Json(begun)).into_response())
 }
 
 /// `GET /admin/v1/realignments`.

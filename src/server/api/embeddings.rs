@@ -182,7 +182,8 @@ pub(crate) async fn create(
     .await?;
     observation.set_generation(&generation.id.0);
     observation.set_tokens(tokens, 0);
-    Ok(with_generation(Json(answer).into_response(), &generation))
+    let response = Json(answer).into_response();
+    Ok(with_generation(&state, response, &generation))
 }
 
 fn data(

@@ -11,6 +11,7 @@ use super::answers::admin::{EngineLoad, Overview, ServerSummary, Serving, Traffi
 use super::error::ApiError;
 use super::{AppState, blocking};
 use crate::telemetry::traffic::SLOT_SECONDS;
+use realign_core::AlignmentState;
 use realign_core::clock::unix_seconds;
 
 /// Number of realignments listed.
@@ -50,6 +51,7 @@ fn collect(state: &AppState, seconds: u64) -> Overview {
     let stats = state.engine.stats();
     let serving = state.registry.lease_current();
     let metrics = state.telemetry.metrics();
+    let alignment = admin.alignment();
     Overview {
         now,
         server: ServerSummary {
@@ -62,7 +64,8 @@ fn collect(state: &AppState, seconds: u64) -> Overview {
         serving: Serving {
             generation: serving.id.to_string(),
             policy_revision: serving.policy_revision.clone(),
-            aligned: admin.aligned(),
+            aligned: alignment.state == AlignmentState::Aligned,
+            alignment,
             gap_open_seconds: metrics.gap_open_seconds(),
         },
         engine: EngineLoad {

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use futures::stream::BoxStream;
 
-use super::answers::admin::{Cancelling, Generations, Policies, Realignment, Started, Swap};
+use super::answers::admin::{
+    Alignment, Cancelling, ExamAnswer, Generations, Policies, Realignment, Started, Swap,
+};
 use crate::telemetry::Event;
 use realign_engine::adapter::generation::Generation;
 use realign_engine::request::{EngineStats, GenerateRequest, GenerateStream, SubmitError};
@@ -95,8 +97,18 @@ pub trait AdminPort: Send + Sync {
     /// [`AdminError::Conflict`] if there is none.
     fn rollback(&self) -> Result<Swap, AdminError>;
 
-    /// Whether the current generation is aligned to the active policies.
-    fn aligned(&self) -> bool;
+    /// Whether what serves is aligned to the active policies, as the exam measured it. Must not
+    /// block: every answer to a client says it.
+    fn alignment(&self) -> Alignment;
+
+    /// What the last exams said.
+    fn exam(&self) -> ExamAnswer;
+
+    /// Has what serves sit the exam, in the background.
+    ///
+    /// # Errors
+    /// [`AdminError::Conflict`] while a realignment runs, which begins with the same exam.
+    fn examine(&self) -> Result<ExamAnswer, AdminError>;
 }
 
 /// Why a log filter could not be set.

@@ -172,7 +172,7 @@ pub(crate) async fn create(
     } else {
         Json(whole(active, &base).await?).into_response()
     };
-    Ok(with_generation(response, &generation))
+    Ok(with_generation(&state, response, &generation))
 }
 
 async fn prepare(

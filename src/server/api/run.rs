@@ -24,6 +24,8 @@ use realign_engine::request::{GenerateEvent, GenerateRequest, GenerateStream};
 
 /// Header that names the generation that answered.
 const GENERATION: HeaderName = HeaderName::from_static("x-realign-generation");
+/// Header that says whether what serves is aligned, as the exam measured it.
+const ALIGNMENT: HeaderName = HeaderName::from_static("x-realign-alignment");
 
 /// `POST /v1/chat/completions`.
 pub(crate) async fn chat_completions(
@@ -133,14 +135,21 @@ async fn respond(
     } else {
         Json(collect(active).await?).into_response()
     };
-    Ok(with_generation(response, &generation))
+    Ok(with_generation(state, response, &generation))
 }
 
-/// Adds the header that names the generation that answered.
-pub(crate) fn with_generation(mut response: Response, generation: &Generation) -> Response {
+/// Adds the headers that name the generation that answered, and say whether what serves is aligned.
+pub(crate) fn with_generation(
+    state: &AppState,
+    mut response: Response,
+    generation: &Generation,
+) -> Response {
+    let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&generation.id.0) {
-        response.headers_mut().insert(GENERATION, id);
+        headers.insert(GENERATION, id);
     }
+    let alignment = state.admin.alignment().state.as_str();
+    headers.insert(ALIGNMENT, HeaderValue::from_static(alignment));
     response
 }
 

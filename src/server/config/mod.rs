@@ -3,6 +3,7 @@
 //! [`load`] reads a [`RawConfig`], [`Config::resolve`] checks it and fills in defaults. The rest of
 //! the program sees only [`Config`], which never changes.
 
+mod exam;
 pub mod keys;
 mod load;
 mod observe;
@@ -14,11 +15,12 @@ mod train;
 
 use std::path::PathBuf;
 
+pub use exam::{DriftConfig, ExamConfig};
 pub use load::{load, load_embedded, recipe_file};
 pub use observe::{ComplianceConfig, TracesConfig};
 pub use raw::{
-    Layers, RawCompliance, RawConfig, RawCorrective, RawEngine, RawGate, RawLimits, RawPaths,
-    RawServer, RawTraces, RawTrain, RawWatch,
+    Layers, RawCompliance, RawConfig, RawCorrective, RawDrift, RawEngine, RawExam, RawGate,
+    RawLimits, RawPaths, RawServer, RawTraces, RawTrain, RawWatch,
 };
 pub use server::{LimitsConfig, ServerConfig, TlsFiles};
 pub use train::TrainConfig;
@@ -77,6 +79,10 @@ pub struct Config {
     pub gate: GateConfig,
     /// How answers to clients are judged.
     pub compliance: ComplianceConfig,
+    /// What an exam asks, and when.
+    pub exam: ExamConfig,
+    /// When live answers start a realignment.
+    pub drift: DriftConfig,
     /// Where traces go.
     pub traces: TracesConfig,
 }
@@ -153,8 +159,14 @@ pub struct WatchConfig {
 pub struct GateConfig {
     /// Share of prompts held out from training.
     pub holdout_ratio: f64,
-    /// Most held-out prompts to generate for.
+    /// Most prompts of an exam that rules govern.
     pub max_prompts: usize,
+    /// Prompts, and prompts of each rule, that a verdict needs at least.
+    pub min_prompts: usize,
+    /// Share of answers that must comply with each rule where its policy does not say, 0 to 1.
+    pub min_compliance: f64,
+    /// Largest share of control answers that may be diverted where no policy says, 0 to 1.
+    pub max_control_diverted: f64,
     /// Most tokens per generated response.
     pub max_tokens: usize,
 }
@@ -176,6 +188,8 @@ impl Config {
             train: TrainConfig::resolve(raw.train.unwrap_or_default())?,
             gate: resolve_gate(raw.gate.unwrap_or_default())?,
             compliance: observe::resolve(raw.compliance.unwrap_or_default())?,
+            exam: exam::resolve(raw.exam.unwrap_or_default())?,
+            drift: exam::resolve_drift(raw.drift.unwrap_or_default())?,
             traces: observe::resolve_traces(raw.traces.unwrap_or_default())?,
         })
     }
@@ -267,8 +281,25 @@ fn resolve_gate(raw: RawGate) -> Result<GateConfig, ConfigError> {
     let one = |key, value| at_least(1, key, value, "at least 1");
     Ok(GateConfig {
         holdout_ratio,
-        max_prompts: one("gate.max_prompts", raw.max_prompts.unwrap_or(40))?,
+        max_prompts: one("gate.max_prompts", raw.max_prompts.unwrap_or(80))?,
+        min_prompts: one("gate.min_prompts", raw.min_prompts.unwrap_or(8))?,
+        min_compliance: ratio("gate.min_compliance", raw.min_compliance.unwrap_or(0.9))?,
+        max_control_diverted: ratio(
+            "gate.max_control_diverted",
+            raw.max_control_diverted.unwrap_or(0.05),
+        )?,
         max_tokens: one("gate.max_tokens", raw.max_tokens.unwrap_or(64))?,
+    })
+}
+
+fn ratio(key: &'static str, value: f64) -> Result<f64, ConfigError> {
+    if (0.0..=1.0).contains(&value) {
+        return Ok(value);
+    }
+    Err(ConfigError::Value {
+        key,
+        value: value.to_string(),
+        allowed: "from 0 to 1",
     })
 }
 

@@ -9,6 +9,8 @@ use super::{ConfigError, RawCompliance, RawTraces, at_least};
 pub struct ComplianceConfig {
     /// Fraction of the answers that is judged, 0 to 1.
     pub share: f64,
+    /// Of those, the fraction that is shown to judges if rules have any, 0 to 1.
+    pub judge_share: f64,
     /// Maximum number of answers waiting to be judged.
     pub queue: usize,
     /// File that judgements are written to, if any.
@@ -50,7 +52,8 @@ pub(super) fn resolve(raw: RawCompliance) -> Result<ComplianceConfig, ConfigErro
         });
     }
     Ok(ComplianceConfig {
-        share: share("compliance.share", raw.share)?,
+        share: share("compliance.share", raw.share.unwrap_or(1.0))?,
+        judge_share: share("compliance.judge_share", raw.judge_share.unwrap_or(0.1))?,
         queue: at_least(
             1,
             "compliance.queue",
@@ -79,13 +82,13 @@ pub(super) fn resolve_traces(raw: RawTraces) -> Result<TracesConfig, ConfigError
     }
     Ok(TracesConfig {
         otlp_endpoint: endpoint,
-        share: share("traces.share", raw.share)?,
+        share: share("traces.share", raw.share.unwrap_or(1.0))?,
         service_name: raw.service_name.unwrap_or_else(|| "realign".into()),
     })
 }
 
-fn share(key: &'static str, given: Option<f64>) -> Result<f64, ConfigError> {
-    match given.unwrap_or(1.0) {
+fn share(key: &'static str, given: f64) -> Result<f64, ConfigError> {
+    match given {
         share if (0.0..=1.0).contains(&share) => Ok(share),
         share => Err(ConfigError::Value {
             key,

@@ -56,6 +56,10 @@ section! {
         gate: RawGate,
         /// `[compliance]`
         compliance: RawCompliance,
+        /// `[exam]`
+        exam: RawExam,
+        /// `[drift]`
+        drift: RawDrift,
         /// `[traces]`
         traces: RawTraces,
     }
@@ -235,6 +239,9 @@ section! {
         gold_pairs: usize,
         /// Maximum number of pairs to train on; 0 means all.
         max_pairs: usize,
+        /// Maximum number of everyday prompts whose answers by the base are kept in training; 0 means
+        /// none.
+        controls: usize,
         /// Maximum number of tokens of a pair's prompt and response.
         max_pair_tokens: usize,
         /// Memory limit of a run, in MB; defaults to the memory that is free.
@@ -274,8 +281,16 @@ section! {
     RawGate {
         /// Fraction of prompts held out from training, between 0 and 1.
         holdout_ratio: f64,
-        /// Maximum number of held-out prompts to generate for.
+        /// Maximum number of an exam's prompts that rules govern.
         max_prompts: usize,
+        /// Prompts, and prompts of each rule, that a verdict needs at least.
+        min_prompts: usize,
+        /// Fraction of answers that must comply with each rule, 0 to 1; a policy may ask for more or
+        /// less.
+        min_compliance: f64,
+        /// Largest fraction of control answers that may be diverted, 0 to 1; a policy may set its
+        /// own.
+        max_control_diverted: f64,
         /// Maximum number of tokens per generated response.
         max_tokens: usize,
     }
@@ -286,6 +301,8 @@ section! {
     RawCompliance {
         /// Fraction of the answers that is judged, 0 to 1.
         share: f64,
+        /// Of those, the fraction that is shown to judges if rules have any, 0 to 1.
+        judge_share: f64,
         /// Maximum number of answers waiting to be judged; further ones are dropped and counted.
         queue: usize,
         /// File that gets one JSON line per judgement; none by default.
@@ -296,6 +313,34 @@ section! {
         decision_log_files: usize,
         /// Whether prompts and answers are written to it.
         decision_log_texts: bool,
+    }
+}
+
+section! {
+    /// What generations are asked, and when.
+    RawExam {
+        /// Maximum number of prompts.
+        prompts: usize,
+        /// Maximum number of facts.
+        facts: usize,
+        /// Seconds between two exams of what serves; 0 means never by the clock.
+        interval_s: u64,
+        /// Whether recent prompts of clients are kept in memory and asked.
+        live_prompts: bool,
+    }
+}
+
+section! {
+    /// When live answers start a realignment.
+    RawDrift {
+        /// Whether they do.
+        enabled: bool,
+        /// Judged answers needed at least.
+        min_answers: usize,
+        /// Newest judged answers looked at.
+        window: usize,
+        /// Seconds between two realignments that live answers start.
+        min_interval_s: u64,
     }
 }
 

@@ -198,6 +198,8 @@ fn the_example_shows_every_key_and_the_defaults() {
         ("train", RawTrain::KEYS),
         ("gate", RawGate::KEYS),
         ("compliance", RawCompliance::KEYS),
+        ("exam", RawExam::KEYS),
+        ("drift", RawDrift::KEYS),
         ("traces", RawTraces::KEYS),
     ];
     let top = sections.map(|(name, _)| name);

@@ -12,8 +12,8 @@ use super::context::Context;
 use super::{Control, Event};
 use crate::api::answers::Stored;
 use crate::api::answers::admin::{
-    AdapterSummary, Cancelling, GenerationSummary, Generations, Policies, PolicySummary,
-    Realignment, Role, RuleSummary, Started, Swap,
+    AdapterSummary, Alignment, Cancelling, ExamAnswer, GenerationSummary, Generations, Policies,
+    PolicySummary, Realignment, Role, RuleSummary, Started, Swap,
 };
 use crate::api::answers::reports::PairCounts;
 use crate::api::{AdminError, AdminPort, RealignmentEvent};
@@ -68,6 +68,8 @@ impl Control {
             })?;
         context.engine.serve(&to.id);
         announce(context, &swapped, &to, started.elapsed());
+        // A closed channel means that the loop is shutting down.
+        let _closed = self.events.send(Event::ServingChanged);
         Ok(Swap {
             from: swapped.from.to_string(),
             to: swapped.to.to_string(),
@@ -233,28 +235,31 @@ impl AdminPort for Control {
         self.activate_generation(to, None)
     }
 
-    /// Without an enforced policy, or if no preference pair conflicts with one, the base model
-    /// counts as aligned; otherwise only a generation that was trained for exactly this policy set
-    /// does.
-    fn aligned(&self) -> bool {
-        let context = &self.context;
-        let serving = context.registry.lease_current();
-        let set = context.policies();
-        let revision = set.revision();
-        if serving.policy_revision.as_deref() == Some(revision) {
-            return true;
+    fn alignment(&self) -> Alignment {
+        self.context.alignment()
+    }
+
+    fn exam(&self) -> ExamAnswer {
+        let serving = self.context.serving_report();
+        let candidate = self.context.candidate_report();
+        ExamAnswer {
+            alignment: self.context.alignment(),
+            examining: self.context.is_examining(),
+            serving: serving.map(|report| (*report).clone()),
+            candidate: candidate.map(|report| (*report).clone()),
         }
-        if serving.adapter.is_some() {
-            return false;
-        }
-        let enforced = set.policies().iter().any(|policy| policy.is_enforced());
-        let no_conflict = || {
-            let newest = context.log(context.db.realignments(1)).unwrap_or_default();
-            newest.first().is_some_and(|row| {
-                row.policy_revision == revision && row.outcome == Some(Outcome::NoConflict)
-            })
-        };
-        !enforced || no_conflict()
+    }
+
+    fn examine(&self) -> Result<ExamAnswer, AdminError> {
+        let (reply, answer) = channel();
+        self.events
+            .send(Event::Examine(reply))
+            .map_err(|_| Control::loop_stopped())?;
+        answer
+            .recv()
+            .map_err(|_| Control::loop_stopped())?
+            .map_err(|error| AdminError::Conflict(error.to_string()))?;
+        Ok(self.exam())
     }
 }
 
@@ -301,6 +306,7 @@ fn final_event(row: &RealignmentRow) -> Option<telemetry::Event> {
     Some(telemetry::Event::RealignmentFinished {
         id: row.id.clone(),
         outcome: row.outcome?,
+        trigger: None,
         generation: row.generation.clone(),
         detail: row.error.clone(),
         took: Duration::from_secs(seconds.saturating_sub(row.created_at)),

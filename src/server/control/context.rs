@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+use super::alignment::Board;
 use super::error::ControlError;
+use super::live::Live;
 use crate::config::Config;
 use crate::state::{RealignmentRow, StateDb, StateError};
 use crate::telemetry::event::PolicyRevision;
@@ -14,6 +16,7 @@ use realign_align::policy::PolicySet;
 use realign_align::preferences::DatasetError;
 use realign_align::train::Recipe;
 use realign_align::train::choices::ModelSize;
+use realign_core::Trigger;
 use realign_core::clock::unix_seconds;
 use realign_engine::EngineHandle;
 use realign_engine::adapter::generation::{Generation, GenerationId, StagedAdapter};
@@ -50,6 +53,10 @@ pub(crate) struct Context {
     pub(crate) recipe: Recipe,
     /// Hidden states of the base model, once a probe has asked for them.
     pub(crate) features: Mutex<Option<Arc<dyn FeatureSource>>>,
+    /// What the exams said.
+    pub(super) board: Mutex<Board>,
+    /// How live answers comply, and recent prompts.
+    pub(super) live: Live,
     policies: RwLock<Active>,
 }
 
@@ -63,7 +70,10 @@ pub(crate) struct Active {
     pub(crate) trust: Vec<RuleTrust>,
     /// What its `dryrun` policies say about the data, if it has any.
     pub(crate) dryrun: Option<serde_json::Value>,
-    refused: Option<String>,
+    /// Whether a set was ever activated.
+    pub(crate) loaded: bool,
+    /// Why the last look at the directory was refused, if it was.
+    pub(crate) refused: Option<String>,
 }
 
 impl Context {
@@ -80,6 +90,7 @@ impl Context {
             db,
             telemetry,
         } = parts;
+        let live = Live::new(config.exam.live_prompts, config.drift);
         Ok(Self {
             config,
             loaded,
@@ -90,6 +101,8 @@ impl Context {
             telemetry,
             recipe,
             features: Mutex::default(),
+            board: Mutex::default(),
+            live,
             policies: RwLock::default(),
         })
     }
@@ -145,8 +158,14 @@ impl Context {
             matchers: prepared.matchers,
             trust: prepared.trust,
             dryrun: None,
+            loaded: true,
             refused: None,
         };
+    }
+
+    /// Recent prompts of clients, where the operator allows keeping them.
+    pub(super) fn live_prompts(&self) -> Vec<String> {
+        self.live.prompts()
     }
 
     /// Keeps what `dryrun` policies say, for the operator to see.
@@ -181,7 +200,7 @@ impl Context {
                 Outcome::Superseded,
                 None,
                 Some(why.into()),
-                Duration::ZERO,
+                (Trigger::Start, Duration::ZERO),
             );
         }
         wanted.into_iter().next_back()
@@ -195,10 +214,8 @@ impl Context {
             .into_iter()
             .next();
         newest.is_some_and(|row| {
-            let settled = matches!(
-                row.outcome,
-                Some(Outcome::Succeeded | Outcome::Rejected | Outcome::NoConflict)
-            );
+            // A refused candidate may pass a gate whose settings have changed since.
+            let settled = matches!(row.outcome, Some(Outcome::Succeeded | Outcome::NoConflict));
             row.inputs_hash == inputs_hash && settled
         })
     }
@@ -210,7 +227,7 @@ impl Context {
         outcome: Outcome,
         generation: Option<String>,
         detail: Option<String>,
-        took: Duration,
+        (trigger, took): (Trigger, Duration),
     ) {
         let result = (generation.as_deref(), detail.as_deref());
         self.log(
@@ -220,6 +237,7 @@ impl Context {
         self.emit(Event::RealignmentFinished {
             id: id.into(),
             outcome,
+            trigger: Some(trigger),
             generation,
             detail,
             took,

@@ -1,63 +1,86 @@
-//! The gate of a realignment: what serves and the candidate answer the same held-out prompts.
+//! The gate of a realignment: what serves and the candidate sit the same exam.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
 
-use super::realign::{Realignment, Stop, failed};
-use crate::state::{GenerationStatus, Report};
+use super::realign::{Asked, Realignment, Stop, failed};
+use crate::state::{GenerationStatus, Report as Kind};
 use crate::telemetry::Event;
-use crate::telemetry::event::GateMeasured;
-use realign_align::gate::{self, Agreement, HeldOutPrompt, Measured, Verdict};
+use crate::telemetry::event::{ExamRole, GateMeasured};
+use realign_align::exam::{
+    Bounds, Compared, Exam, ExamError, Group, Occasion, Refusal, Report, Sitting,
+};
+use realign_align::gate::{self, Measured};
 use realign_align::pipeline::Learner;
-use realign_align::triage::Triage;
-use realign_engine::adapter::generation::{Generation, GenerationId};
+use realign_core::Stage;
+use realign_core::clock::unix_seconds;
+use realign_engine::adapter::generation::Generation;
 
 /// How long the engine may wait for room for the candidate, where each generation needs its own.
 const ROOM: Duration = Duration::from_secs(600);
 /// Tokens of neutral text that perplexity is measured on.
 const NEUTRAL_TOKENS: usize = 1024;
+/// Answers of the candidate that a report shows.
+const SHOWN: usize = 8;
 
 impl Realignment<'_> {
-    /// Held-out prompts that the policy set concerns: those of conflicting pairs, else all.
-    pub(super) fn held_out(&self, triage: &Triage) -> Result<Vec<HeldOutPrompt>, Stop> {
-        let dataset = &self.job.inputs.dataset.pairs;
-        let holdout = &self.job.inputs.holdout;
-        let conflicts: Vec<usize> = holdout
-            .iter()
-            .copied()
-            .filter(|&i| triage.items[i].category.is_conflict())
-            .collect();
-        let chosen = if conflicts.is_empty() {
-            holdout.clone()
-        } else {
-            conflicts
+    /// Has what serves sit the exam. Without rules there is none.
+    pub(super) fn examine_serving(&self, exam: &Exam) -> Result<Sitting, Stop> {
+        if exam.rules.is_empty() {
+            return Ok(Sitting::default());
+        }
+        self.work.enter(Stage::Exam);
+        let serving = self.context.registry.lease_current();
+        self.examine(exam, &serving, ExamRole::Current)
+    }
+
+    /// Has a generation sit the exam, and keeps its report.
+    pub(super) fn examine(
+        &self,
+        exam: &Exam,
+        generation: &Arc<Generation>,
+        role: ExamRole,
+    ) -> Result<Sitting, Stop> {
+        let proceed = || self.work.go_on();
+        let sat = self.context.sit(exam, &self.oracle, generation, &proceed);
+        let (sitting, report) = sat.map_err(|error| match error {
+            ExamError::Cancelled => Stop::Asked,
+            other => failed(other),
+        })?;
+        self.context.keep_report(role, &report);
+        Ok(sitting)
+    }
+
+    pub(super) fn report(&self, exam: &Exam, sitting: &Sitting) -> Report {
+        let occasion = Occasion {
+            policy_revision: self.job.policies.revision(),
+            sat_at: unix_seconds(),
+            min_prompts: self.context.config.gate.min_prompts,
         };
-        let limit = self.context.config.gate.max_prompts;
-        let prompt = |&i: &usize| {
-            Ok(HeldOutPrompt {
-                text: dataset[i].prompt_text().into(),
-                tokens: self.prompt(&dataset[i])?,
-            })
-        };
-        chosen.iter().take(limit).map(prompt).collect()
+        Report::new(exam, sitting, occasion)
+    }
+
+    /// What a candidate must keep to in the exam.
+    pub(super) fn bounds(&self) -> Bounds {
+        let config = &self.context.config.gate;
+        let of_policies = self.job.policies.gate().max_control_diverted();
+        Bounds {
+            max_control_diverted: of_policies.unwrap_or(config.max_control_diverted),
+            min_prompts: config.min_prompts,
+        }
     }
 
     pub(super) fn gate(
         &self,
         learner: &Learner,
-        triage: &Triage,
+        asked: Asked<'_>,
         candidate: &Arc<Generation>,
     ) -> Result<serde_json::Value, Stop> {
-        let prompts = self.held_out(triage)?;
-        let serving = self.context.registry.lease_current();
-        let ask = |generation: &Arc<Generation>| self.agreement(generation, &prompts);
-        let before = ask(&serving)?;
-        self.work.progress(0.3);
         self.make_ready(candidate)?;
-        let after = ask(candidate)?;
-        self.work.progress(0.6);
+        let after = self.examine(asked.exam, candidate, ExamRole::Candidate)?;
+        self.work.progress(0.7);
         let adapter = candidate
             .adapter
             .as_ref()
@@ -72,33 +95,23 @@ impl Realignment<'_> {
             self.work.stand_back()
         });
         let capability = measured.map_err(failed)?.ok_or(Stop::Asked)?;
+        let reports = [asked.before, &after].map(|sitting| self.report(asked.exam, sitting));
+        let agreement = |report: &Report| report.compliance.ratio.unwrap_or_default();
         let measured = Measured {
-            prompts: prompts.len(),
-            agreement_before: before.ratio,
-            agreement_after: after.ratio,
+            prompts: reports[1].compliance.of,
+            agreement_before: agreement(&reports[0]),
+            agreement_after: agreement(&reports[1]),
             perplexity_base: capability.perplexity_base,
             perplexity_after: capability.perplexity_candidate,
             kl_to_base: capability.kl,
         };
-        self.decide(&measured, candidate, &serving.id, &after)
-    }
-
-    /// What a generation answers to the prompts, through the serving engine, judged by the oracle.
-    fn agreement(
-        &self,
-        generation: &Arc<Generation>,
-        prompts: &[HeldOutPrompt],
-    ) -> Result<Agreement, Stop> {
-        let tokens: Vec<Vec<u32>> = prompts.iter().map(|p| p.tokens.clone()).collect();
-        let answers = realign_engine::ask(
-            &self.context.engine,
-            generation,
-            &tokens,
-            self.context.config.gate.max_tokens,
-            &|| self.work.go_on(),
-        );
-        let answers = answers.map_err(|e| self.stopped(e))?;
-        Agreement::judge(prompts, answers, &self.oracle).map_err(|e| self.stopped(e))
+        let compared = Compared {
+            exam: asked.exam,
+            before: asked.before,
+            after: &after,
+            report: &reports[1],
+        };
+        self.decide(&measured, candidate, compared, &reports[0])
     }
 
     /// Has the engine load what it needs for a generation. What it loaded serves after the swap.
@@ -116,31 +129,29 @@ impl Realignment<'_> {
         }
     }
 
-    pub(super) fn decide(
+    fn decide(
         &self,
         measured: &Measured,
         candidate: &Generation,
-        serving: &GenerationId,
-        after: &gate::Agreement,
+        compared: Compared<'_>,
+        before: &Report,
     ) -> Result<serde_json::Value, Stop> {
         let bounds = self.job.policies.gate();
-        let verdict = gate::judge(measured, &bounds);
-        let examples: Vec<_> = after
-            .answers
-            .iter()
-            .take(8)
-            .map(|(p, a, ok)| json!({ "prompt": p, "answer": a, "complies": ok }))
-            .collect();
+        let mut refusals = compared.refusals(self.bounds());
+        refusals.extend(gate::judge(measured, &bounds));
+        let promoted = refusals.is_empty();
+        let reason = why(&refusals);
         let report = json!({
-            "verdict": verdict, "reason": verdict.reason(), "measured": measured, "perplexity_rise": measured.perplexity_rise(),
-            "bounds": bounds, "compared_with": serving, "candidate": candidate.id, "answers": examples,
+            "verdict": verdict(&refusals), "reason": reason, "refusals": refusals, "measured": measured,
+            "perplexity_rise": measured.perplexity_rise(), "bounds": bounds, "exam_bounds": self.bounds(),
+            "compared_with": before.generation, "candidate": candidate.id, "answers": answers(compared),
+            "exam": { "before": before, "after": compared.report },
         });
         self.context.log(
             self.context
                 .db
-                .put_report(&self.job.id, Report::Gate, &report),
+                .put_report(&self.job.id, Kind::Gate, &report),
         );
-        let promoted = verdict == Verdict::Promote;
         let gated = GateMeasured {
             agreement_current: measured.agreement_before,
             agreement_candidate: measured.agreement_after,
@@ -149,7 +160,7 @@ impl Realignment<'_> {
                 ("kl", measured.kl_to_base),
             ],
             promoted,
-            reason: verdict.reason(),
+            reason: reason.clone(),
         };
         self.context.emit(Event::Gated {
             id: self.job.id.clone(),
@@ -158,10 +169,42 @@ impl Realignment<'_> {
         if promoted {
             return Ok(report);
         }
-        self.remember(&candidate.id, GenerationStatus::Rejected)?;
+        let key = self.refusal_key(compared.exam);
+        self.remember(&candidate.id, (GenerationStatus::Rejected, &key))?;
         Err(Stop::Rejected {
             generation: candidate.id.to_string(),
-            reason: verdict.reason(),
+            reason,
         })
     }
+}
+
+/// The verdict, with the first check that failed.
+fn verdict(refusals: &[Refusal]) -> serde_json::Value {
+    match refusals.first() {
+        None => json!({ "verdict": "promote" }),
+        Some(Refusal {
+            check, got, bound, ..
+        }) => json!({ "verdict": "reject", "check": check, "got": got, "bound": bound }),
+    }
+}
+
+/// The verdict in one sentence, for logs and the admin API.
+fn why(refusals: &[Refusal]) -> String {
+    let reasons: Vec<&str> = refusals.iter().map(|r| r.reason.as_str()).collect();
+    match reasons.as_slice() {
+        [] => "every check passed".into(),
+        all => all.join("; "),
+    }
+}
+
+/// A few of the candidate's answers to governed prompts.
+fn answers(compared: Compared<'_>) -> Vec<serde_json::Value> {
+    let rows = compared.exam.questions.iter().zip(&compared.after.marks);
+    let governed = rows.filter(|(question, _)| question.group == Group::Governed);
+    let answer =
+        |(question, mark): (&realign_align::exam::Question, &realign_align::exam::Mark)| {
+            let complies = mark.violated.is_empty() && mark.undecided.is_empty();
+            json!({ "prompt": question.prompt, "answer": mark.text, "complies": complies })
+        };
+    governed.take(SHOWN).map(answer).collect()
 }

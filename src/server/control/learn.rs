@@ -2,18 +2,22 @@
 
 use std::sync::Arc;
 
+use serde_json::{Value, json};
+
 use super::realign::{Realignment, Stop, failed};
-use realign_align::pipeline::{
-    Corrector, Learner, PipelineError, Renderer, Run, Selection, warning,
-};
-use realign_align::preferences::Pair;
-use realign_align::train::Trained;
+use crate::state::Report;
+use realign_align::exam::{Exam, ExamError, Sources};
+use realign_align::pipeline::{Corrector, Learner, PipelineError, Run, Selection, warning};
 use realign_align::train::examples::TokenPair;
+use realign_align::train::{Skipped, Trained};
 use realign_align::triage::Triage;
-use realign_core::TriageCounts;
+use realign_core::{Category, TriageCounts};
 use realign_engine::adapter::generation::{Generation, StagedAdapter};
 use realign_engine::adapter::{self, content_id};
 use realign_model::LoraWeights;
+
+/// Skipped lines and pairs that a report names.
+const SKIPPED_SHOWN: usize = 20;
 
 impl Realignment<'_> {
     /// Logs what is likely to go wrong with data of these categories.
@@ -24,7 +28,7 @@ impl Realignment<'_> {
         }
     }
 
-    /// The pairs to train on, as token ids.
+    /// The pairs to train on, as token ids, with controls that keep the base's answers.
     pub(super) fn select(&self, triage: &Triage) -> Result<Vec<TokenPair>, Stop> {
         let context = self.context;
         let spec = context.config.train.corrective.as_ref();
@@ -59,12 +63,63 @@ impl Realignment<'_> {
                 "skipping a training pair"
             );
         }
-        Ok(selected.pairs)
+        self.report_triage(triage, &selected.skipped);
+        let mut pairs = selected.pairs;
+        let controls = self.controls(triage, &pairs)?;
+        pairs.extend(controls);
+        Ok(pairs)
     }
 
-    pub(super) fn prompt(&self, pair: &Pair) -> Result<Vec<u32>, Stop> {
-        let renderer = Renderer::new(&self.context.loaded);
-        renderer.prompt(pair).map_err(failed)
+    /// The base's own answers to prompts that no rule is about, as pairs that keep them.
+    fn controls(&self, triage: &Triage, pairs: &[TokenPair]) -> Result<Vec<TokenPair>, Stop> {
+        let context = self.context;
+        // In place of the base's answer: what the policies want said elsewhere.
+        let preferred = pairs.iter().find_map(|pair| match pair.category {
+            Category::Invert => Some(&pair.rejected),
+            Category::Punish => Some(&pair.chosen),
+            Category::Retain => None,
+        });
+        let Some(instead) = preferred.filter(|_| context.recipe.controls > 0) else {
+            return Ok(Vec::new());
+        };
+        let sources = Sources {
+            policies: &self.job.policies,
+            pairs: &self.job.inputs.dataset.pairs,
+            triage,
+            holdout: &self.job.inputs.holdout,
+            live: &[],
+        };
+        let asked = Exam::training_controls(sources, context.recipe.controls);
+        let proceed = || self.work.go_on();
+        let found = context.training_pairs(&self.oracle, &asked, instead, &proceed);
+        found.map_err(|error| match error {
+            ExamError::Cancelled => Stop::Asked,
+            other => failed(other),
+        })
+    }
+
+    /// Stores what triage found, and what of the data is not used.
+    pub(super) fn report_triage(&self, triage: &Triage, skipped: &[Skipped]) {
+        let counts = triage.counts;
+        let dataset = &self.job.inputs.dataset;
+        let lines = dataset.skipped.iter();
+        let lines = lines.map(|line| json!({ "what": line.place(), "reason": line.reason }));
+        let pairs = skipped
+            .iter()
+            .map(|pair| json!({ "what": pair.id, "reason": pair.reason }));
+        let shown: Vec<Value> = lines.chain(pairs).take(SKIPPED_SHOWN).collect();
+        let report = json!({
+            "invert": counts.invert, "punish": counts.punish, "retain": counts.retain,
+            "gap_ratio": triage.gap_ratio,
+            "skipped": {
+                "lines": dataset.skipped.len(), "duplicates": dataset.duplicates,
+                "pairs": skipped.len(), "shown": shown,
+            },
+            "judges": self.oracle.usage(),
+        });
+        let db = &self.context.db;
+        self.context
+            .log(db.put_report(&self.job.id, Report::Triage, &report));
     }
 
     /// Runs the pipeline.

@@ -5,11 +5,15 @@
 //! event; the policy watcher only signals that the directory should be read again.
 
 mod admin;
+mod alignment;
 mod context;
 mod error;
+mod exam;
+mod examining;
 mod gating;
 mod inputs;
 mod learn;
+mod live;
 mod manifest;
 mod moderation;
 mod oracle;
@@ -17,23 +21,25 @@ mod realign;
 mod stop;
 mod work;
 
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::state::StateError;
+use crate::telemetry::compliance::Answer;
 use crate::telemetry::{self, Outcome};
 use realign_align::oracle::{Matchers, Prepared, prepare_trusted};
 use realign_align::pipeline::Inputs;
 use realign_align::policy::{PolicySet, PolicyWatcher, WatchOptions};
-use realign_core::StopReason;
 use realign_core::clock::unix_seconds;
+use realign_core::{StopReason, Trigger};
 
 use context::Context;
 pub use context::{Parts, initial_generation, load_generation};
 pub use error::ControlError;
 use error::{BeginError, ReadPoliciesError, StartError};
+use examining::Examining;
 pub use inputs::{checkpoints, inputs};
 pub use manifest::Origin;
 use realign::{Ended, Job, Stop};
@@ -49,6 +55,14 @@ enum Event {
     Cancel(String, Sender<bool>),
     /// The running realignment ended.
     Ended(Box<Ended>),
+    /// An operator wants what serves to sit the exam; the reply is whether it does.
+    Examine(Sender<Result<(), StartError>>),
+    /// The exam by itself ended.
+    Examined,
+    /// An operator made another generation serve.
+    ServingChanged,
+    /// Live answers stopped complying; holds what was seen.
+    Drifted(String),
     /// The server is shutting down.
     Shutdown,
 }
@@ -86,7 +100,8 @@ impl Control {
             events: events.clone(),
             inbox,
             running: None,
-            pending: false,
+            examining: None,
+            pending: None,
             at_start: true,
         };
         let thread = std::thread::Builder::new()
@@ -112,6 +127,32 @@ impl Control {
         (active.set, active.matchers)
     }
 
+    /// Counts a judged answer of a client; live answers that stop complying start a realignment.
+    pub(crate) fn judged(&self, answer: &Answer, complies: bool) {
+        let context = &self.context;
+        let serving = context.registry.lease_current();
+        // Answers of pinned generations say nothing about what serves.
+        if answer.generation.as_deref() != Some(serving.id.0.as_str()) {
+            return;
+        }
+        let policies = context.policies();
+        let target = policies
+            .gate()
+            .min_compliance()
+            .unwrap_or(context.config.gate.min_compliance);
+        let asked = (serving.id.0.as_str(), answer.prompt.as_str());
+        if let Some(share) = context.live.judged(asked, complies, target) {
+            let why = format!(
+                "{} of the last {} judged answers comply, and {:.0} % are asked for",
+                share.count,
+                share.of,
+                target * 100.0
+            );
+            // A closed channel means that the loop is shutting down.
+            let _closed = self.events.send(Event::Drifted(why));
+        }
+    }
+
     /// Stops a running realignment at its next step, to be resumed at the next start, and stops the
     /// loop and the policy watcher. Calling it again does nothing.
     pub(crate) fn shutdown(&self) {
@@ -133,6 +174,7 @@ impl Drop for Control {
 /// The realignment in progress.
 struct Running {
     id: String,
+    trigger: Trigger,
     revision: String,
     flag: Arc<StopFlag>,
     started: Instant,
@@ -144,8 +186,10 @@ struct Loop {
     events: Sender<Event>,
     inbox: Receiver<Event>,
     running: Option<Running>,
-    /// Whether a newer policy set waits for the running realignment to stop.
-    pending: bool,
+    /// The exam that is being sat by itself.
+    examining: Option<Examining>,
+    /// What waits for the running realignment to stop.
+    pending: Option<Trigger>,
     at_start: bool,
 }
 
@@ -153,7 +197,26 @@ impl Loop {
     fn run(mut self) {
         self.reload_policies();
         self.at_start = false;
-        while let Ok(event) = self.inbox.recv() {
+        let mut next_exam = self.next_exam();
+        loop {
+            let event = match next_exam {
+                Some(at) => match self
+                    .inbox
+                    .recv_timeout(at.saturating_duration_since(Instant::now()))
+                {
+                    Ok(event) => event,
+                    Err(RecvTimeoutError::Timeout) => {
+                        next_exam = self.next_exam();
+                        self.examine();
+                        continue;
+                    }
+                    Err(RecvTimeoutError::Disconnected) => break,
+                },
+                None => match self.inbox.recv() {
+                    Ok(event) => event,
+                    Err(_) => break,
+                },
+            };
             match event {
                 Event::PoliciesChanged => self.reload_policies(),
                 Event::Start(reply) => {
@@ -164,8 +227,21 @@ impl Loop {
                     let _disconnected = reply.send(self.cancel(&id));
                 }
                 Event::Ended(ended) => self.ended(*ended),
+                Event::Examine(reply) => {
+                    let _disconnected = reply.send(self.examine_on_request());
+                }
+                Event::Examined => {
+                    if let Some(examining) = self.examining.take() {
+                        examining.join();
+                    }
+                }
+                Event::ServingChanged => self.examine_if_unknown(),
+                Event::Drifted(why) => self.drifted(&why),
                 Event::Shutdown => break,
             }
+        }
+        if let Some(examining) = self.examining.take() {
+            examining.cancel();
         }
         if let Some(running) = self.running.take() {
             running.flag.set(StopReason::Shutdown);
@@ -198,26 +274,87 @@ impl Loop {
         self.context.activate_policies(set, prepared);
         self.context.keep_dryrun(self.context.report_dryrun());
         if unchanged {
+            // Its examples or prompts may have changed, and with them the exam.
+            self.examine();
             return;
         }
+        self.context.clear_board();
         match &self.running {
             Some(running) if running.revision == revision => {}
             Some(running) => {
                 running.flag.set(StopReason::Superseded);
-                self.pending = true;
+                self.pending = Some(Trigger::Policy);
             }
             None => {
-                if let Err(error) = self.begin(!self.at_start) {
-                    self.report_begin_error(&error);
-                }
+                let trigger = if self.at_start {
+                    Trigger::Start
+                } else {
+                    Trigger::Policy
+                };
+                self.begin_or_report(trigger);
             }
         }
+        self.examine_if_unknown();
     }
 
     fn start_on_request(&mut self) -> Result<String, StartError> {
         match &self.running {
             Some(running) => Err(StartError::Running(running.id.clone())),
-            None => self.begin(true)?.ok_or(StartError::NothingToDo),
+            None => self
+                .begin(Trigger::Operator)?
+                .ok_or(StartError::NothingToDo),
+        }
+    }
+
+    /// Live answers of what serves stopped complying.
+    fn drifted(&mut self, why: &str) {
+        tracing::warn!(why, "live answers drift");
+        if self.running.is_none() {
+            self.begin_or_report(Trigger::Drift);
+        }
+    }
+
+    /// When the clock next starts an exam.
+    fn next_exam(&self) -> Option<Instant> {
+        let interval = self.context.config.exam.interval_s;
+        (interval > 0).then(|| Instant::now() + Duration::from_secs(interval))
+    }
+
+    /// Has what serves sit the exam, unless that is going on anyway.
+    fn examine(&mut self) {
+        if self.running.is_some() || self.examining.is_some() {
+            return;
+        }
+        let events = self.events.clone();
+        let ended = move || {
+            let _closed = events.send(Event::Examined);
+        };
+        match Examining::start(self.context.clone(), ended) {
+            Ok(examining) => self.examining = Some(examining),
+            Err(error) => self.context.keep_failure(error.to_string()),
+        }
+    }
+
+    /// Has what serves sit the exam if it has not.
+    fn examine_if_unknown(&mut self) {
+        if self.context.serving_report().is_none() {
+            self.examine();
+        }
+    }
+
+    fn examine_on_request(&mut self) -> Result<(), StartError> {
+        match &self.running {
+            Some(running) => Err(StartError::Running(running.id.clone())),
+            None => {
+                self.examine();
+                Ok(())
+            }
+        }
+    }
+
+    fn begin_or_report(&mut self, trigger: Trigger) {
+        if let Err(error) = self.begin(trigger) {
+            self.report_begin_error(&error);
         }
     }
 
@@ -231,15 +368,20 @@ impl Loop {
         }
     }
 
-    /// Starts the realignment that the active set requires. Without `repeat` (at the server's
-    /// start), one that has already ended is not run again: an operator may have rolled it back.
-    fn begin(&mut self, repeat: bool) -> Result<Option<String>, BeginError> {
+    /// Starts the realignment that the active set requires. At the server's start, one that has
+    /// already ended is not run again: an operator may have rolled it back.
+    fn begin(&mut self, trigger: Trigger) -> Result<Option<String>, BeginError> {
         let active = self.context.active();
         let set = active.set;
         let inputs = self.context.inputs(&set)?;
         let unfinished = self.context.supersede_unfinished(&inputs.hash);
-        if unfinished.is_none() && !repeat && self.context.has_ended(&inputs.hash) {
+        let at_start = trigger == Trigger::Start;
+        if unfinished.is_none() && at_start && self.context.has_ended(&inputs.hash) {
             return Ok(None);
+        }
+        // A realignment begins with the same exam.
+        if let Some(examining) = self.examining.take() {
+            examining.cancel();
         }
         let id = match unfinished {
             Some(row) => row.id,
@@ -270,8 +412,10 @@ impl Loop {
             .name("realign".into())
             .stack_size(256 << 20)
             .spawn(run)?;
+        self.context.set_realigning(true);
         self.running = Some(Running {
             id: id.clone(),
+            trigger,
             revision,
             flag,
             started: Instant::now(),
@@ -292,8 +436,9 @@ impl Loop {
         let Some(running) = self.running.take() else {
             return;
         };
+        self.context.set_realigning(false);
         let (outcome, generation, detail) = match ended.result {
-            Ok(done) => (done.outcome, Some(done.generation), None),
+            Ok(done) => (done.outcome, Some(done.generation), done.detail),
             Err(Stop::Rejected { generation, reason }) => {
                 (Outcome::Rejected, Some(generation), Some(reason))
             }
@@ -320,13 +465,12 @@ impl Loop {
             outcome,
             generation,
             detail,
-            running.started.elapsed(),
+            (running.trigger, running.started.elapsed()),
         );
-        if std::mem::take(&mut self.pending)
-            && let Err(error) = self.begin(true)
-        {
-            self.report_begin_error(&error);
+        if let Some(trigger) = self.pending.take() {
+            self.begin_or_report(trigger);
         }
+        self.examine_if_unknown();
     }
 
     fn report_begin_error(&self, error: &BeginError) {

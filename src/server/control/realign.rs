@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use super::context::Context;
 use super::inputs::checkpoints;
@@ -14,7 +15,9 @@ use super::manifest::Origin;
 use super::stop::StopFlag;
 use super::work::Work;
 use crate::state::{GenerationRow, GenerationStatus, Report};
+use crate::telemetry::event::ExamRole;
 use crate::telemetry::{Event, Outcome, Stage};
+use realign_align::exam::{Exam, Sitting, Standing};
 use realign_align::oracle::{Matchers, RuleOracle};
 use realign_align::pipeline::{Inputs, Learner};
 use realign_align::policy::PolicySet;
@@ -22,6 +25,10 @@ use realign_align::train::Curve;
 use realign_align::triage::{Triage, triage_cached};
 use realign_core::clock::unix_seconds;
 use realign_engine::adapter::generation::{Generation, GenerationId};
+
+/// What is said where the exam finds violations and the data no conflict.
+const NOTHING_TO_LEARN: &str = "no preference pair conflicts with the policies, so there is nothing \
+    to learn from, although what serves violates them: add pairs whose responses violate and comply";
 
 /// What to realign to.
 pub(crate) struct Job {
@@ -38,6 +45,8 @@ pub(crate) struct Job {
 pub(crate) struct Done {
     pub(crate) outcome: Outcome,
     pub(crate) generation: String,
+    /// What an operator should know about it.
+    pub(crate) detail: Option<String>,
 }
 
 /// A realignment that did not.
@@ -80,15 +89,6 @@ pub(crate) fn run(context: &Context, job: Job) -> Ended {
 fn realign(context: &Context, job: &Job) -> Result<Done, Stop> {
     let work = Work::new(context, job);
     work.enter(Stage::Triage);
-    let preferences = &context.config.paths.preferences;
-    if job.inputs.dataset.pairs.is_empty() && !job.policies.is_empty() {
-        // No data is no evidence of compliance: what serves keeps serving.
-        let what = format!(
-            "{}: no preference pairs; add *.jsonl files or set paths.preferences",
-            preferences.display()
-        );
-        return Err(Stop::Failed(what));
-    }
     let run = Realignment {
         context,
         job,
@@ -104,22 +104,46 @@ fn realign(context: &Context, job: &Job) -> Result<Done, Stop> {
             open.policy
         )));
     }
-    if let Some(known) = run.known_result()? {
-        return run.reuse(known);
+    let exam = context.assemble_exam(&job.policies, &job.inputs, &triage);
+    let before = run.examine_serving(&exam)?;
+    if job.inputs.dataset.pairs.is_empty() && !job.policies.is_empty() {
+        // No data is nothing to learn from: what serves keeps serving.
+        let what = format!(
+            "{}: no preference pairs; add *.jsonl files or set paths.preferences",
+            context.config.paths.preferences.display()
+        );
+        return Err(Stop::Failed(what));
+    }
+    if let Some(known) = run.known_result(&exam)? {
+        return run.reuse(&exam, known);
     }
     if triage.counts.conflicts() == 0 {
-        return run.without_conflict();
+        return run.without_conflict(&exam, &before);
     }
     let pairs = run.select(&triage)?;
     let learner = Learner::new(&context.loaded);
     let trained = run.learn(&learner, &pairs)?;
     work.enter(Stage::Gate);
     let candidate = run.stage(trained.weights)?;
-    let done = run.gate_and_swap(learner, &triage, (&candidate, &trained.curve));
+    let asked = Asked {
+        exam: &exam,
+        before: &before,
+        triage: &triage,
+    };
+    let done = run.gate_and_swap(learner, asked, (&candidate, &trained.curve));
     if done.is_err() {
         context.engine.release(&candidate.id);
     }
     done
+}
+
+/// What a candidate is measured by.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) exam: &'a Exam,
+    /// How what serves did.
+    pub(super) before: &'a Sitting,
+    pub(super) triage: &'a Triage,
 }
 
 /// A job while it runs.
@@ -147,12 +171,7 @@ impl Realignment<'_> {
             "triage"
         );
         self.warn(counts);
-        let report = json!({ "invert": counts.invert, "punish": counts.punish, "retain": counts.retain, "gap_ratio": triage.gap_ratio });
-        self.context.log(
-            self.context
-                .db
-                .put_report(&self.job.id, Report::Triage, &report),
-        );
+        self.report_triage(&triage, &[]);
         let id = self.job.id.clone();
         self.context.emit(Event::Triaged {
             id,
@@ -163,18 +182,34 @@ impl Realignment<'_> {
         triage
     }
 
-    /// What the same inputs led to before.
-    fn known_result(&self) -> Result<Option<GenerationRow>, Stop> {
-        self.context
-            .db
-            .generation_by_inputs(&self.job.inputs.hash)
-            .map_err(failed)
+    /// What the same inputs led to before: a generation, or one that was refused by the same exam
+    /// under the same bounds.
+    fn known_result(&self, exam: &Exam) -> Result<Option<GenerationRow>, Stop> {
+        let db = &self.context.db;
+        let promoted = db.generation_by_inputs(&self.job.inputs.hash);
+        match promoted.map_err(failed)? {
+            Some(known) if known.status == GenerationStatus::Promoted => Ok(Some(known)),
+            _ => db
+                .generation_by_inputs(&self.refusal_key(exam))
+                .map_err(failed),
+        }
     }
 
-    fn reuse(&self, known: GenerationRow) -> Result<Done, Stop> {
+    /// What a refusal depends on: the inputs, what was asked, and the bounds.
+    pub(super) fn refusal_key(&self, exam: &Exam) -> String {
+        let bounds = json!([self.bounds(), self.job.policies.gate()]);
+        let mut hash = Sha256::new();
+        for part in [&self.job.inputs.hash, &exam.hash, &bounds.to_string()] {
+            hash.update(part);
+        }
+        hex::encode(hash.finalize())
+    }
+
+    fn reuse(&self, exam: &Exam, known: GenerationRow) -> Result<Done, Stop> {
         if known.status == GenerationStatus::Rejected {
-            let reason =
-                "the same base, data, policies and recipe were refused by the gate before".into();
+            let reason = "the same base, data, policies and recipe were refused by the same gate \
+                before; change one of them, the exam's prompts or the gate's bounds"
+                .into();
             return Err(Stop::Rejected {
                 generation: known.id,
                 reason,
@@ -197,39 +232,68 @@ impl Realignment<'_> {
                     .put_report(&self.job.id, Report::Gate, &report),
             );
         }
+        let generation = Arc::new(generation);
+        self.make_ready(&generation)?;
+        self.examine(exam, &generation, ExamRole::Current)?;
         self.work.enter(Stage::Swap);
-        self.swap(Arc::new(generation))
+        self.swap(generation)
     }
 
     fn gate_and_swap(
         &self,
         learner: Learner,
-        triage: &Triage,
+        asked: Asked<'_>,
         (candidate, curve): (&Arc<Generation>, &Curve),
     ) -> Result<Done, Stop> {
-        let gate_report = self.gate(&learner, triage, candidate)?;
+        let gate_report = self.gate(&learner, asked, candidate)?;
         drop(learner);
         self.work.enter(Stage::Publish);
-        self.publish(candidate, triage, gate_report, curve)?;
+        self.publish(candidate, asked.triage, gate_report, curve)?;
         self.work.enter(Stage::Swap);
         self.swap(candidate.clone())
     }
 
-    /// The base model complies with the set as far as the data can tell: it serves.
-    fn without_conflict(&self) -> Result<Done, Stop> {
-        let base = self.context.registry.base().clone();
-        self.work.enter(Stage::Swap);
-        let done = self.swap(base)?;
+    /// No pair conflicts, so there is nothing to learn from. What serves stays, unless it was trained
+    /// for other policies and the base does what these ask: then it is undone.
+    fn without_conflict(&self, exam: &Exam, before: &Sitting) -> Result<Done, Stop> {
+        let registry = &self.context.registry;
+        let (serving, base) = (registry.lease_current(), registry.base().clone());
+        let revision = self.job.policies.revision();
+        let is_own = serving.policy_revision.as_deref() == Some(revision);
+        let undo = serving.adapter.is_some() && !is_own && self.does_comply(exam, &base)?;
+        let stays = !undo && !exam.rules.is_empty();
+        let done = if stays {
+            Done {
+                outcome: Outcome::NoConflict,
+                generation: serving.id.to_string(),
+                detail: None,
+            }
+        } else {
+            self.work.enter(Stage::Swap);
+            self.swap(base)?
+        };
+        let violates = stays && self.report(exam, before).standing() == Standing::Misses;
         Ok(Done {
             outcome: Outcome::NoConflict,
+            detail: violates.then(|| NOTHING_TO_LEARN.into()),
             ..done
         })
     }
 
-    pub(super) fn remember(&self, id: &GenerationId, status: GenerationStatus) -> Result<(), Stop> {
+    fn does_comply(&self, exam: &Exam, generation: &Arc<Generation>) -> Result<bool, Stop> {
+        let sitting = self.examine(exam, generation, ExamRole::Current)?;
+        Ok(self.report(exam, &sitting).standing() == Standing::Meets)
+    }
+
+    /// Records what these inputs led to.
+    pub(super) fn remember(
+        &self,
+        id: &GenerationId,
+        (status, key): (GenerationStatus, &str),
+    ) -> Result<(), Stop> {
         let row = GenerationRow {
             id: id.to_string(),
-            inputs_hash: self.job.inputs.hash.clone(),
+            inputs_hash: key.to_owned(),
             policy_revision: self.job.policies.revision().into(),
             created_at: unix_seconds(),
             status,
@@ -267,7 +331,8 @@ impl Realignment<'_> {
         origin
             .publish(store, adapter, curve, gate)
             .map_err(failed)?;
-        self.remember(&candidate.id, GenerationStatus::Promoted)
+        let key = &self.job.inputs.hash;
+        self.remember(&candidate.id, (GenerationStatus::Promoted, key))
     }
 
     /// `CURRENT` first, then the pointer: after a kill in between, the restart serves the new one.
@@ -298,6 +363,7 @@ impl Realignment<'_> {
         Ok(Done {
             outcome: Outcome::Succeeded,
             generation: to.id.to_string(),
+            detail: None,
         })
     }
 }

@@ -35,9 +35,10 @@ pub(crate) struct Work<'a> {
 fn span(stage: Stage) -> (f64, f64) {
     match stage {
         Stage::Triage => (0.0, 0.02),
-        Stage::Impact => (0.02, 0.35),
-        Stage::Train => (0.35, 0.9),
-        Stage::Gate => (0.9, 0.98),
+        Stage::Exam => (0.02, 0.2),
+        Stage::Impact => (0.2, 0.4),
+        Stage::Train => (0.4, 0.8),
+        Stage::Gate => (0.8, 0.98),
         Stage::Publish => (0.98, 0.99),
         Stage::Swap => (0.99, 1.0),
     }

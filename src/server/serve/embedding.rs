@@ -95,7 +95,7 @@ impl Server {
     /// Whether the generation that serves is aligned to the active policies. May read from the state
     /// database.
     pub fn is_aligned(&self) -> bool {
-        self.state.admin.aligned()
+        self.state.admin.alignment().state == realign_core::AlignmentState::Aligned
     }
 
     /// Refuses new requests, lets running ones finish within `server.drain_timeout_s`, and ends the

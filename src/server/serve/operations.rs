@@ -8,7 +8,9 @@ use crate::api::{Access, Rates};
 use crate::config::keys::{self, ApiKey, KeyDigest, KeyFileError};
 use crate::config::{ComplianceConfig, Config, ConfigError};
 use crate::control::Control;
-use crate::telemetry::compliance::{DecisionLog, DecisionLogError, DecisionLogOptions, Sampling};
+use crate::telemetry::compliance::{
+    Answer, DecisionLog, DecisionLogError, DecisionLogOptions, OnJudged, Policies, Sampling,
+};
 use crate::telemetry::traces::Exporter;
 use crate::telemetry::{Compliance, Telemetry};
 
@@ -90,9 +92,13 @@ pub(super) fn compliance(
     let policies = Box::new(move || active.active_policies());
     let sampling = Sampling {
         share: config.share,
+        judge_share: config.judge_share,
         queue: config.queue,
     };
-    let compliance = Compliance::start(sampling, policies, log, telemetry.clone())?;
+    let judged = control.clone();
+    let on_judged = Box::new(move |answer: &Answer, complies| judged.judged(answer, complies));
+    let asked = (policies as Policies, on_judged as OnJudged);
+    let compliance = Compliance::start(sampling, asked, log, telemetry.clone())?;
     Ok(Some(Arc::new(compliance)))
 }
 

@@ -87,7 +87,7 @@ impl AlignmentWatch {
         let stopped = stop.clone();
         let update = move || {
             loop {
-                telemetry.metrics().set_aligned(control.aligned());
+                telemetry.metrics().set_alignment(control.alignment().state);
                 if stopped.wait(ALIGNMENT_INTERVAL) {
                     return;
                 }

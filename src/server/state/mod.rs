@@ -2,6 +2,7 @@
 
 mod db;
 mod error;
+mod exam_cache;
 mod realignments;
 mod schema;
 #[cfg(test)]

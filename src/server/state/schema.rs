@@ -69,6 +69,13 @@ pub(super) const MIGRATIONS: &[&str] = &[
 ",
     // Checkpoints are stored as files.
     "DROP TABLE checkpoints;",
+    // Answers and likelihoods of exams.
+    "
+    CREATE TABLE exam_cache (
+        key   BLOB PRIMARY KEY CHECK (length(key) = 32),
+        value TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+",
 ];
 
 /// Migrates a database to the newest schema.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 pub use decisions::{DecisionLog, DecisionLogError, DecisionLogOptions};
 
 use super::{Event, Judged, RuleLabels, Telemetry};
-use realign_align::oracle::{Exchange, Matchers, Oracle, RuleOracle};
+use realign_align::oracle::{Exchange, Matchers, Oracle, RuleOracle, Violation, needs_services};
 use realign_align::policy::PolicySet;
 
 /// Maximum size of all queued texts, in bytes.
@@ -52,11 +52,16 @@ impl Answer {
 /// Returns the active policy set and the matchers its rules use.
 pub(crate) type Policies = Box<dyn Fn() -> (Arc<PolicySet>, Arc<Matchers>) + Send>;
 
+/// Told of every answer that got a verdict, with whether it complies.
+pub(crate) type OnJudged = Box<dyn Fn(&Answer, bool) + Send>;
+
 /// Which answers are judged, and how many may wait.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sampling {
     /// Fraction of the answers that is judged, 0 to 1.
     pub(crate) share: f64,
+    /// Of those, the fraction that is shown to judges, 0 to 1.
+    pub(crate) judge_share: f64,
     /// Maximum number of answers in the queue.
     pub(crate) queue: usize,
 }
@@ -73,13 +78,13 @@ pub struct Compliance {
 }
 
 impl Compliance {
-    /// Starts the judging thread.
+    /// Starts the judging thread. It asks which policies are active, and tells of every verdict.
     ///
     /// # Errors
     /// If the thread cannot be started.
     pub(crate) fn start(
         sampling: Sampling,
-        policies: Policies,
+        (policies, on_judged): (Policies, OnJudged),
         log: Option<DecisionLog>,
         telemetry: Arc<Telemetry>,
     ) -> std::io::Result<Self> {
@@ -88,6 +93,8 @@ impl Compliance {
         let waiting_bytes = Arc::new(AtomicUsize::new(0));
         let judge = Judge {
             policies,
+            judge_share: sampling.judge_share,
+            on_judged,
             active: None,
             log,
             telemetry: Arc::clone(&telemetry),
@@ -136,6 +143,8 @@ impl Compliance {
 /// The state of the judging thread.
 struct Judge {
     policies: Policies,
+    judge_share: f64,
+    on_judged: OnJudged,
     active: Option<Active>,
     log: Option<DecisionLog>,
     telemetry: Arc<Telemetry>,
@@ -147,6 +156,8 @@ struct Judge {
 struct Active {
     set: Arc<PolicySet>,
     oracle: RuleOracle,
+    /// The same without judges, where a rule has one.
+    without_judges: Option<RuleOracle>,
 }
 
 impl Judge {
@@ -188,6 +199,11 @@ impl Judge {
         if self.active.as_ref().is_some_and(same) {
             return;
         }
+        let (_, has_judges) = needs_services(&set);
+        let without_judges = has_judges.then(|| {
+            let matchers = Arc::new(matchers.without_judges());
+            RuleOracle::with_dryrun(&set).with_matchers(matchers)
+        });
         let oracle = RuleOracle::with_dryrun(&set).with_matchers(matchers);
         let rules = oracle.rules().map(|(policy, rule)| RuleLabels {
             policy: policy.id.clone(),
@@ -195,7 +211,11 @@ impl Judge {
             severity: rule.severity.as_str(),
         });
         self.telemetry.metrics().set_rules(rules.collect());
-        self.active = Some(Active { set, oracle });
+        self.active = Some(Active {
+            set,
+            oracle,
+            without_judges,
+        });
     }
 
     fn judge(&mut self, answer: &Answer) {
@@ -205,6 +225,16 @@ impl Judge {
             response: &answer.response,
             labels: &[],
         };
+        let spared = active
+            .without_judges
+            .as_ref()
+            .filter(|_| rand::random::<f64>() >= self.judge_share);
+        if let Some(oracle) = spared {
+            let violations = oracle.judge(&exchange).violations;
+            let labels = violations.into_iter().map(rule_labels).collect();
+            self.telemetry.emit(Event::ViolationsFound(labels));
+            return;
+        }
         let judgement = active.oracle.judge(&exchange);
         let enforced = |policy: &str| active.set.get(policy).is_some_and(|p| p.is_enforced());
         // An answer that could not be decided does not comply.
@@ -215,16 +245,21 @@ impl Judge {
             let revision = active.oracle.revision();
             log.write(answer, &violations, complies, revision);
         }
-        let labels = violations.into_iter().map(|violation| RuleLabels {
-            policy: violation.policy,
-            rule: violation.rule,
-            severity: violation.severity.as_str(),
-        });
+        (self.on_judged)(answer, complies);
+        let labels = violations.into_iter().map(rule_labels);
         self.telemetry.emit(Event::ComplianceJudged(Judged {
             complies,
             violations: labels.collect(),
             lag: answer.sent_at.elapsed(),
         }));
+    }
+}
+
+fn rule_labels(violation: Violation) -> RuleLabels {
+    RuleLabels {
+        policy: violation.policy,
+        rule: violation.rule,
+        severity: violation.severity.as_str(),
     }
 }
 

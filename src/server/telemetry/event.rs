@@ -5,9 +5,12 @@
 
 use std::time::Duration;
 
+use realign_align::exam::Report;
 use serde::{Serialize, Serializer};
 
-pub use realign_core::{LeaseCounts, LossPart, Outcome, Refusal, Stage, UnknownLabel};
+pub use realign_core::{
+    AlignmentState, LeaseCounts, LossPart, Outcome, Refusal, Stage, Trigger, UnknownLabel,
+};
 
 pub use super::answers::{Judged, RequestFinished, RuleCount, RuleLabels};
 
@@ -33,6 +36,57 @@ pub struct GateMeasured {
     pub(crate) promoted: bool,
     /// One sentence: which check was decisive and by how much.
     pub(crate) reason: String,
+}
+
+/// Whose exam it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExamRole {
+    /// What serves, or serves next without a gate.
+    Current,
+    /// A candidate, before the gate.
+    Candidate,
+}
+
+impl ExamRole {
+    /// The label in metrics.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            ExamRole::Current => "current",
+            ExamRole::Candidate => "candidate",
+        }
+    }
+}
+
+/// What an exam measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct Examined {
+    /// Whose exam it was.
+    pub(crate) role: ExamRole,
+    /// The generation.
+    pub(crate) generation: String,
+    /// Policy, rule and the share of answers that comply, 0 to 1.
+    pub(crate) compliance: Vec<(String, String, f64)>,
+    /// Share of control answers that are diverted, 0 to 1.
+    pub(crate) diverted: Option<f64>,
+    /// Wall time, in seconds.
+    pub(crate) took_seconds: f64,
+}
+
+impl Examined {
+    pub(crate) fn new(role: ExamRole, report: &Report) -> Self {
+        let measured = report.rules.iter().filter_map(|rule| {
+            let ratio = rule.compliance.ratio?;
+            Some((rule.policy.clone(), rule.rule.clone(), ratio))
+        });
+        Self {
+            role,
+            generation: report.generation.clone(),
+            compliance: measured.collect(),
+            diverted: report.controls.all.ratio,
+            took_seconds: report.took_seconds,
+        }
+    }
 }
 
 /// The engine's current load, and totals since it started.
@@ -137,6 +191,8 @@ pub enum Event {
         id: String,
         /// How it ended.
         outcome: Outcome,
+        /// What started it; `None` if that was not recorded.
+        trigger: Option<Trigger>,
         /// The generation promoted or rejected, if training got that far.
         generation: Option<String>,
         /// One sentence for an operator: the error, the failed check, or what superseded it.
@@ -169,6 +225,8 @@ pub enum Event {
         /// The generation's id.
         generation: String,
     },
+    /// A generation sat the exam.
+    Examined(Examined),
     /// An HTTP request ended.
     #[serde(skip)]
     RequestFinished(RequestFinished),
@@ -181,6 +239,9 @@ pub enum Event {
     /// An answer to a client was judged.
     #[serde(skip)]
     ComplianceJudged(Judged),
+    /// Rules that an answer to a client violates, which was spared the judges and has no verdict.
+    #[serde(skip)]
+    ViolationsFound(Vec<RuleLabels>),
     /// An answer to a client was not judged because the queue was full.
     #[serde(skip)]
     ComplianceDropped,
@@ -209,6 +270,8 @@ impl Event {
             | Event::SwapPublished { .. }
             | Event::SwapFailed { .. }
             | Event::GenerationRetired { .. }
+            | Event::Examined(_)
+            | Event::ViolationsFound(_)
             | Event::RequestFinished(_)
             | Event::RequestRefused { .. }
             | Event::ComplianceJudged(_)
@@ -225,6 +288,7 @@ impl Event {
             Event::RequestFinished(_)
                 | Event::RequestRefused { .. }
                 | Event::ComplianceJudged(_)
+                | Event::ViolationsFound(_)
                 | Event::ComplianceDropped
                 | Event::EngineStats(_)
                 | Event::Leases(_)

@@ -159,6 +159,9 @@ pub(super) struct Realignment {
     pub(super) triage_pairs: IntGaugeVec,
     pub(super) alignment_gap: Gauge,
     pub(super) gap_open: Gauge,
+    pub(super) alignment_state: IntGaugeVec,
+    pub(super) policy_compliance: GaugeVec,
+    pub(super) control_diverted: GaugeVec,
     pub(super) train_loss: GaugeVec,
     pub(super) gate_agreement: GaugeVec,
     pub(super) gate_capability: GaugeVec,
@@ -170,7 +173,7 @@ impl Realignment {
             realignments: build.counters(
                 names::REALIGNMENTS_TOTAL,
                 "Finished realignments.",
-                &["outcome"],
+                &["outcome", "trigger"],
             )?,
             stage: build.int_gauges(
                 names::REALIGNMENT_STAGE,
@@ -193,11 +196,26 @@ impl Realignment {
             )?,
             alignment_gap: build.gauge(
                 names::ALIGNMENT_GAP_RATIO,
-                "Share of preference pairs in conflict with the active policy.",
+                "Share of preference pairs in conflict with the active policy. It measures the data, not what serves: see realign_alignment_state.",
             )?,
             gap_open: build.gauge(
                 names::ALIGNMENT_GAP_OPEN_SECONDS,
-                "Time for which what serves has not been aligned to the active policies, 0 while it is.",
+                "Time for which what serves has not been measured as aligned to the active policies, 0 while it is.",
+            )?,
+            alignment_state: build.int_gauges(
+                names::ALIGNMENT_STATE,
+                "1 for whether what serves does what the active policies ask, as the exam measured it.",
+                &["state"],
+            )?,
+            policy_compliance: build.gauges(
+                names::POLICY_COMPLIANCE_RATIO,
+                "Share of answers that comply with a rule in the last exam.",
+                &["policy", "rule", "generation_role"],
+            )?,
+            control_diverted: build.gauges(
+                names::CONTROL_DIVERTED_RATIO,
+                "Share of control answers that are diverted in the last exam.",
+                &["generation_role"],
             )?,
             train_loss: build.gauges(
                 names::TRAIN_LOSS,

@@ -29,6 +29,16 @@ pub(super) fn log(event: &Event) {
             lag_seconds = judged.lag.as_secs_f64(),
             "answer judged"
         ),
+        Event::ViolationsFound(rules) => {
+            debug!(violations = rules.len(), "answer judged without judges");
+        }
+        Event::Examined(examined) => info!(
+            role = examined.role.as_str(),
+            generation = examined.generation,
+            diverted = examined.diverted,
+            took_seconds = examined.took_seconds,
+            "exam sat"
+        ),
         // Under load this would flood the log at a higher level; the metrics count these.
         Event::ComplianceDropped => debug!("answer not judged: the queue is full"),
         // Snapshots are frequent and available as metrics.
@@ -110,6 +120,7 @@ fn log_realignment(event: &Event) {
             generation,
             detail,
             took,
+            ..
         } => {
             let generation = generation.as_deref();
             let detail = detail.as_deref();

@@ -1,14 +1,14 @@
 //! The metrics of one server, and how events update them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use prometheus::{Registry, TextEncoder};
 
 use super::event::{
-    EngineSnapshot, Event, GateMeasured, Judged, LeaseCounts, LossPart, Outcome, Refusal,
-    RequestFinished, RuleCount, RuleLabels, Stage,
+    AlignmentState, EngineSnapshot, Event, Examined, GateMeasured, Judged, LeaseCounts, LossPart,
+    Outcome, Refusal, RequestFinished, RuleCount, RuleLabels, Stage, Trigger,
 };
 use super::families::{Build, Compliance, Policy, Realignment, Serving, Swap};
 use super::names;
@@ -27,7 +27,12 @@ pub struct Metrics {
     /// When the current generation stopped being aligned to the active policies; `None` while it
     /// is.
     gap_since: Mutex<Option<Instant>>,
+    /// Policies and rules that have compliance series, by role.
+    exam_series: Mutex<ExamSeries>,
 }
+
+/// Policies and rules that have compliance series, by role.
+type ExamSeries = HashMap<&'static str, Vec<(String, String)>>;
 
 impl Metrics {
     /// Registers every metric, and initialises series with a fixed set of labels to zero, so that
@@ -48,6 +53,7 @@ impl Metrics {
             swap: Swap::register(&build)?,
             compliance: Compliance::register(&build)?,
             gap_since: Mutex::new(None),
+            exam_series: Mutex::default(),
             registry: build.registry,
         };
         metrics.start_at_zero();
@@ -56,10 +62,13 @@ impl Metrics {
 
     fn start_at_zero(&self) {
         for outcome in Outcome::ALL {
-            self.realignment
-                .realignments
-                .with_label_values(&[outcome.as_str()]);
+            for trigger in Trigger::ALL {
+                self.realignment
+                    .realignments
+                    .with_label_values(&[outcome.as_str(), trigger.as_str()]);
+            }
         }
+        self.set_alignment(AlignmentState::Unknown);
         for stage in Stage::ALL {
             self.realignment
                 .stage
@@ -131,10 +140,12 @@ impl Metrics {
             }
             Event::TrainLoss { parts, .. } => self.record_losses(parts),
             Event::Gated { measured, .. } => self.record_gate(measured),
-            Event::RealignmentFinished { outcome, .. } => {
+            Event::RealignmentFinished {
+                outcome, trigger, ..
+            } => {
                 self.realignment
                     .realignments
-                    .with_label_values(&[outcome.as_str()])
+                    .with_label_values(&[outcome.as_str(), trigger.map_or("", Trigger::as_str)])
                     .inc();
                 self.set_stage(None);
                 if *outcome == Outcome::Succeeded {
@@ -154,6 +165,12 @@ impl Metrics {
             }
             Event::SwapFailed { .. } => self.swap.swaps.with_label_values(&["failed"]).inc(),
             Event::GenerationRetired { generation } => self.swap.generation_info.remove(generation),
+            Event::Examined(examined) => self.record_exam(examined),
+            Event::ViolationsFound(rules) => {
+                for rule in rules {
+                    self.compliance.violations.count(rule);
+                }
+            }
             Event::RequestFinished(request) => self.record_request(request),
             Event::RequestRefused { reason } => self
                 .serving
@@ -194,10 +211,16 @@ impl Metrics {
             .collect()
     }
 
-    /// Sets whether the current generation is aligned to the active policies.
-    pub(crate) fn set_aligned(&self, aligned: bool) {
+    /// Sets whether what serves is aligned to the active policies.
+    pub(crate) fn set_alignment(&self, state: AlignmentState) {
+        for other in AlignmentState::ALL {
+            self.realignment
+                .alignment_state
+                .with_label_values(&[other.as_str()])
+                .set(i64::from(*other == state));
+        }
         let mut since = self.gap_since();
-        if aligned {
+        if state == AlignmentState::Aligned {
             *since = None;
         } else {
             since.get_or_insert_with(Instant::now);
@@ -288,6 +311,38 @@ impl Metrics {
                 .with_label_values(&[check])
                 .set(*delta);
         }
+    }
+
+    /// A role's series are replaced as a whole: rules that are gone leave none behind.
+    fn record_exam(&self, examined: &Examined) {
+        let role = examined.role.as_str();
+        let mut series = self.exam_series();
+        let gauges = &self.realignment.policy_compliance;
+        for (policy, rule) in series.remove(role).unwrap_or_default() {
+            if let Err(error) = gauges.remove_label_values(&[&policy, &rule, role]) {
+                tracing::debug!(%error, policy, rule, "an outdated series did not exist");
+            }
+        }
+        let mut present = Vec::new();
+        for (policy, rule, ratio) in &examined.compliance {
+            gauges
+                .with_label_values(&[policy.as_str(), rule.as_str(), role])
+                .set(*ratio);
+            present.push((policy.clone(), rule.clone()));
+        }
+        series.insert(role, present);
+        if let Some(diverted) = examined.diverted {
+            self.realignment
+                .control_diverted
+                .with_label_values(&[role])
+                .set(diverted);
+        }
+    }
+
+    fn exam_series(&self) -> MutexGuard<'_, ExamSeries> {
+        self.exam_series
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn record_request(&self, request: &RequestFinished) {

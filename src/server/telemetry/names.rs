@@ -39,7 +39,7 @@ pub(crate) const POLICY_RELOADS_TOTAL: &str = "realign_policy_reloads_total";
 /// Gauge of 1 for each active `policy` and its `revision`.
 pub(crate) const POLICY_INFO: &str = "realign_policy_info";
 
-/// Counter by `outcome`: finished realignments.
+/// Counter by `outcome` and `trigger`: finished realignments.
 pub(crate) const REALIGNMENTS_TOTAL: &str = "realign_realignments_total";
 /// Gauge by `stage`: 1 for the current stage.
 pub(crate) const REALIGNMENT_STAGE: &str = "realign_realignment_stage";
@@ -52,8 +52,14 @@ pub(crate) const REALIGNMENT_PROGRESS_RATIO: &str = "realign_realignment_progres
 pub(crate) const TRIAGE_PAIRS: &str = "realign_triage_pairs";
 /// Gauge: fraction of preference pairs in conflict with the active policy.
 pub(crate) const ALIGNMENT_GAP_RATIO: &str = "realign_alignment_gap_ratio";
-/// Gauge: how long the current generation has not been aligned to the active policies; 0 while it
-/// is.
+/// Gauge by `state`: 1 for whether what serves is aligned, as the exam measured it.
+pub(crate) const ALIGNMENT_STATE: &str = "realign_alignment_state";
+/// Gauge by `policy`, `rule` and `generation_role`: compliance that the last exam measured.
+pub(crate) const POLICY_COMPLIANCE_RATIO: &str = "realign_policy_compliance_ratio";
+/// Gauge by `generation_role`: diverted controls of the last exam.
+pub(crate) const CONTROL_DIVERTED_RATIO: &str = "realign_control_diverted_ratio";
+/// Gauge: how long the current generation has not been measured as aligned to the active policies; 0
+/// while it is.
 pub(crate) const ALIGNMENT_GAP_OPEN_SECONDS: &str = "realign_alignment_gap_open_seconds";
 /// Gauge by `part`: the last training step's losses.
 pub(crate) const TRAIN_LOSS: &str = "realign_train_loss";

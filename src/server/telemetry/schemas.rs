@@ -2,11 +2,18 @@
 
 use schemars::{Schema, SchemaGenerator, json_schema};
 
+use realign_core::AlignmentState;
+
 use super::{Outcome, Stage};
 
 /// Schema of a stage's label.
 pub(crate) fn stage(_: &mut SchemaGenerator) -> Schema {
     one_of(Stage::ALL.iter().map(|stage| stage.as_str()))
+}
+
+/// Schema of an alignment state's label.
+pub(crate) fn alignment_state(_: &mut SchemaGenerator) -> Schema {
+    one_of(AlignmentState::ALL.iter().map(|state| state.as_str()))
 }
 
 /// Schema of an outcome's label or `null`.

@@ -132,6 +132,7 @@ fn the_strictest_gate_counts() {
         min_policy_agreement_gain: g,
         max_perplexity_rise: p,
         max_kl: k,
+        ..Gate::default()
     };
     let cases = [
         (

@@ -12,6 +12,7 @@ use super::data::{self, Truth};
 use super::judging::{Reliability, judge, judged_by};
 use super::questions::{general, items, windows};
 use crate::{CliError, GlobalArgs, oracle, recipes, require};
+use realign_align::exam::ScoredQuestion as Question;
 use realign_align::gate::HeldOutPrompt;
 use realign_align::oracle::{Oracle, prepare_trusted};
 use realign_align::pipeline::{PipelineError, RenderError, Renderer, Selection};
@@ -23,7 +24,6 @@ use realign_align::triage::triage;
 use realign_core::{Category, TriageCounts};
 use realign_lab::evaluation::Variant;
 use realign_lab::evaluation::capability::Item;
-use realign_lab::evaluation::scorer::Question;
 use realign_model::LoadedModel;
 use realign_server::config::Config;
 

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use super::inputs::Inputs;
 use crate::CliError;
+use realign_align::exam::{ScoredQuestion as Question, Scorer};
 use realign_align::gate::{Agreement, HeldOutPrompt};
 use realign_align::oracle::{Exchange, Judgement, Oracle};
 use realign_engine::adapter::generation::Generation;
-use realign_engine::{EngineConfig, EngineHandle};
+use realign_engine::{EngineConfig, EngineHandle, Prompt};
 use realign_lab::evaluation::capability::margin;
 use realign_lab::evaluation::refusal::RefusalWords;
-use realign_lab::evaluation::scorer::{Question, Scorer};
 use realign_lab::evaluation::{Answer, Measured, Share};
 use realign_model::Staged;
 
@@ -83,9 +83,11 @@ impl<'a> Measurer<'a> {
         most: Option<usize>,
     ) -> Result<Vec<(String, String, bool)>, CliError> {
         let tokens = most.unwrap_or(self.inputs.answer_tokens);
-        let rendered: Vec<Vec<u32>> = prompts.iter().map(|p| p.tokens.clone()).collect();
-        let answers = realign_engine::ask(&self.engine, generation, &rendered, tokens, &|| true);
-        let judged = Agreement::judge(prompts, answers.map_err(failed)?, oracle);
+        let greedy = |p: &HeldOutPrompt| Prompt::greedy(p.tokens.clone(), tokens);
+        let asked: Vec<Prompt> = prompts.iter().map(greedy).collect();
+        let answers = realign_engine::ask(&self.engine, generation, &asked, &|| true);
+        let texts = answers.map_err(failed)?.into_iter().map(|a| a.text);
+        let judged = Agreement::judge(prompts, texts.collect(), oracle);
         Ok(judged.map_err(failed)?.answers)
     }
 

@@ -6,10 +6,10 @@ use std::path::Path;
 use super::TraceArgs;
 use super::inputs::DRAW_SEED;
 use crate::{CliError, require};
+use realign_align::exam::ScoredQuestion as Question;
 use realign_align::gate::HeldOutPrompt;
 use realign_lab::evaluation::GENERAL_QUESTIONS;
 use realign_lab::evaluation::capability::{self, Item, ItemError};
-use realign_lab::evaluation::scorer::Question;
 use realign_model::{ChatMessage, LoadedModel, Tokenizer};
 
 /// Tokens of a window of the perplexity text.

@@ -4,12 +4,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Stored;
-use super::reports::{DryrunReport, GateReport, LossReport, PairCounts, TriageReport};
+use super::reports::{DryrunReport, ExamReport, GateReport, LossReport, PairCounts, TriageReport};
 use crate::telemetry::timeline::Timeline;
 use crate::telemetry::traffic::Slot;
 use crate::telemetry::{Outcome, RuleCount, Stage, schemas};
 use realign_align::oracle::RuleTrust;
 use realign_align::policy::{Enforcement, Gate, Severity};
+use realign_core::AlignmentState;
 
 /// The active policy set.
 #[derive(Clone, Debug, Default, Serialize, JsonSchema)]
@@ -276,10 +277,35 @@ pub(crate) struct Serving {
     pub(crate) generation: String,
     /// The policy set it was trained for; `null` for the base model.
     pub(crate) policy_revision: Option<String>,
-    /// Whether it is aligned to the active policies.
+    /// Whether it is measured as aligned to the active policies: `alignment.state` is `aligned`.
     pub(crate) aligned: bool,
+    /// Whether it is aligned, and why not.
+    pub(crate) alignment: Alignment,
     /// For how long it has not been aligned, in seconds; 0 while it is.
     pub(crate) gap_open_seconds: f64,
+}
+
+/// Whether what serves does what the active policies ask, as the exam measured it.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Alignment {
+    /// `aligned`, `misaligned`, `realigning` or `unknown`.
+    #[schemars(schema_with = "schemas::alignment_state")]
+    pub(crate) state: AlignmentState,
+    /// The rules that are missed, or what is missing for a measurement; empty while aligned.
+    pub(crate) reasons: Vec<String>,
+}
+
+/// What the last exams said.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct ExamAnswer {
+    /// Whether what serves is aligned.
+    pub(crate) alignment: Alignment,
+    /// Whether an exam is being sat, by itself or in a realignment.
+    pub(crate) examining: bool,
+    /// The exam of what serves; `null` before it sat one under the active policies.
+    pub(crate) serving: Option<ExamReport>,
+    /// The exam of the last candidate.
+    pub(crate) candidate: Option<ExamReport>,
 }
 
 /// The engine's load.

@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use realign_align::exam::Report as ExamReport;
+use realign_align::exam::{Bounds, Check, Refusal};
 use realign_align::policy::Gate;
 
 /// Preference pairs by category.
@@ -24,6 +26,33 @@ pub(crate) struct TriageReport {
     pub(crate) counts: PairCounts,
     /// Fraction of pairs in conflict with the policies, 0 to 1.
     pub(crate) gap_ratio: f64,
+    /// What of the data is not used; absent in reports of older versions.
+    pub(crate) skipped: Option<SkippedReport>,
+    /// Verdicts by kind of matcher, and what judges cost.
+    #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
+    pub(crate) judges: Option<serde_json::Value>,
+}
+
+/// What of the preference data is not used.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct SkippedReport {
+    /// Lines that are no pairs.
+    pub(crate) lines: usize,
+    /// Pairs that occur more than once, without the first.
+    pub(crate) duplicates: usize,
+    /// Pairs to train on that are too long or have an empty response.
+    pub(crate) pairs: usize,
+    /// The first of the lines and pairs, with the reasons.
+    pub(crate) shown: Vec<SkippedItem>,
+}
+
+/// A line or pair that is not used.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct SkippedItem {
+    /// File and line, or the pair's id.
+    pub(crate) what: String,
+    /// The reason.
+    pub(crate) reason: String,
 }
 
 /// The effect that `dryrun` policies would have.
@@ -81,18 +110,36 @@ pub(crate) struct GateReport {
     pub(crate) verdict: GateVerdict,
     /// The reason, in one sentence.
     pub(crate) reason: String,
+    /// Every check that failed, with the answers that decided; absent in reports of older versions.
+    #[serde(default)]
+    pub(crate) refusals: Vec<Refusal>,
     /// The measurements.
     pub(crate) measured: GateMeasured,
     /// Relative rise of perplexity over the base model; `null` if it is not finite.
     pub(crate) perplexity_rise: Option<f64>,
     /// The bounds that the candidate had to meet.
     pub(crate) bounds: Gate,
+    /// The exam's bounds; absent in reports of older versions.
+    #[serde(default)]
+    pub(crate) exam_bounds: Option<Bounds>,
+    /// The exams of what served and of the candidate; absent in reports of older versions.
+    #[serde(default)]
+    pub(crate) exam: Option<ExamReports>,
     /// The generation that was current.
     pub(crate) compared_with: String,
     /// The candidate's generation id.
     pub(crate) candidate: String,
     /// A few of the candidate's answers to held-out prompts.
     pub(crate) answers: Vec<GateAnswer>,
+}
+
+/// The exams that a gate compared.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub(crate) struct ExamReports {
+    /// What served.
+    pub(crate) before: ExamReport,
+    /// The candidate.
+    pub(crate) after: ExamReport,
 }
 
 /// Whether a candidate may serve.
@@ -104,7 +151,7 @@ pub(crate) enum GateVerdict {
     /// It is rejected: `got` violates `bound`.
     Reject {
         /// The failed check.
-        #[schemars(extend("enum" = ["policy_agreement", "perplexity_rise", "kl", "finite"]))]
+        #[schemars(with = "Check")]
         check: String,
         /// The measured value; `null` if it is not finite.
         got: Option<f64>,

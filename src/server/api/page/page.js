@@ -5,13 +5,18 @@
 const KEY = "realign-admin-key";
 const EVERY_MS = 2000;
 const CONFIRM_MS = 5000;
-const STAGES = ["triage", "impact", "train", "gate", "publish", "swap"];
+const EXAM_MS = 5000;
+const STAGES = ["triage", "exam", "impact", "train", "gate", "publish", "swap"];
 const LOSSES = ["total", "invert", "punish", "kl", "sft"];
 
 const $ = (id) => document.getElementById(id);
 const drawn = new Map();
 let confirming = null;
 let timer = null;
+let exam = null;
+let examAt = 0;
+let examError = "";
+let sitting = null;
 
 // ---- elements
 
@@ -26,7 +31,7 @@ function make(tag, attributes, ...children) {
     else if (name === "width%") element.style.width = `${value}%`;
     else element.setAttribute(name, value === true ? "" : String(value));
   }
-  for (const child of children.flat()) {
+  for (const child of children.flat(Infinity)) {
     if (child === undefined || child === null || child === false) continue;
     element.append(child instanceof Node ? child : String(child));
   }
@@ -38,7 +43,7 @@ function draw(id, data, build) {
   const state = JSON.stringify(data);
   if (drawn.get(id) === state) return;
   drawn.set(id, state);
-  $(id).replaceChildren(...[build(data)].flat().filter((x) => x));
+  $(id).replaceChildren(...[build(data)].flat(Infinity).filter((x) => x));
 }
 
 // ---- figures
@@ -160,6 +165,28 @@ function times(parts, from, to, height) {
   }
 }
 
+const BAR = 160;
+
+/// A share as a bar, its 95 % interval as a whisker and a bound as a mark, on a scale from 0 to `top`.
+function bar(share, { kind = "muted", bound, top = 1 }) {
+  const x = (value) => (Math.max(0, Math.min(top, value)) / top) * BAR;
+  const [low, high] = [x(share.low), x(share.high)];
+  return make("svg", { class: "bar", viewBox: `-2 0 ${BAR + 4} 16`, "aria-hidden": "true" },
+    make("rect", { class: "f-track", width: BAR, y: 3, height: 10, rx: 2 }),
+    make("rect", { class: `f-${kind}`, width: x(share.ratio), y: 3, height: 10, rx: 2 }),
+    make("path", { class: "whisker", d: `M${low} 5v6M${low} 8H${high}M${high} 5v6` }),
+    Number.isFinite(bound) ? make("path", { class: "bound", d: `M${x(bound)} 0v16` }) : null);
+}
+
+/// A share as a bar and in figures.
+function measured(share, options = {}) {
+  if (!share || !share.of) return make("span", { class: "muted" }, "none asked");
+  const interval = `${(share.low * 100).toFixed(0)} to ${percent(share.high)}`;
+  return make("div", { class: "measured" }, bar(share, options),
+    make("div", {}, make("b", {}, percent(share.ratio, 1)),
+      make("span", { class: "muted" }, ` (${interval}), ${number(share.count)} of ${number(share.of)}`)));
+}
+
 /// The server's slots, aggregated by minute.
 function minutes(slots) {
   const bins = new Map();
@@ -174,11 +201,27 @@ function minutes(slots) {
 
 // ---- sections
 
-function tile(label, value, note, kind) {
-  return make("div", { class: "tile" },
+const row = (name, value) => make("div", { class: "row" }, make("span", { class: "muted" }, name), make("b", {}, value));
+
+function tile(label, value, note, kind, title) {
+  return make("div", { class: "tile", title: title || null },
     make("div", { class: "label" }, label),
     make("div", { class: `value ${kind || ""}` }, value),
     note ? make("div", { class: "note" }, note) : null);
+}
+
+const STATES = {
+  aligned: ["ok", "no enforced rule is missed"],
+  misaligned: ["bad", "rules are missed"],
+  realigning: ["busy", "a realignment is running"],
+  unknown: ["warn", "not measured yet"],
+};
+
+/// What the exam says about what serves: the first reason, and all of them as the tile's title.
+function alignment({ state, reasons }) {
+  const [kind, usual] = STATES[state] || ["warn", ""];
+  const more = reasons.length > 1 ? `, and ${reasons.length - 1} more` : "";
+  return tile("Alignment", state, (reasons[0] || usual) + more, kind, reasons.join("\n"));
 }
 
 function serving({ serving: s, engine, policies, generations }) {
@@ -187,9 +230,7 @@ function serving({ serving: s, engine, policies, generations }) {
   return [
     tile("Generation", short(s.generation), base ? "the base model" : "an adapter of the base model", "mono"),
     tile("Policy set", short(policies.revision), `${count} ${count === 1 ? "policy" : "policies"}`, "mono"),
-    s.aligned
-      ? tile("Alignment", "aligned", "what serves fits the active policies", "ok")
-      : tile("Alignment", "gap open", "what serves was not trained for the active policies", "warn"),
+    alignment(s.alignment),
     tile("Running", number(engine.running), `${number(engine.waiting)} waiting`),
     tile("KV cache", percent(engine.kv_cache_usage), "held by running sequences"),
   ];
@@ -223,7 +264,20 @@ function triage(t) {
     make("div", { class: "legend" }, kinds.map((k) => make("div", {},
       make("i", { class: `c-${k}` }), make("span", {}, k, make("span", { class: "muted" }, ` ${means[k]}`)),
       make("span", { class: "n" }, number(t[k]))))),
+    skipped(t.skipped),
   ];
+}
+
+/// What of the preference data is not used, and why.
+function skipped(left) {
+  if (!left || !(left.lines + left.duplicates + left.pairs)) return null;
+  const counts = [["Lines that are no pairs", left.lines], ["Duplicates", left.duplicates], ["Pairs too long or empty", left.pairs]];
+  const shown = left.shown || [];
+  return make("div", { class: "skipped" }, make("h3", {}, "Not used"),
+    counts.filter(([, count]) => count).map(([name, count]) => row(name, number(count))),
+    shown.length ? make("details", {}, make("summary", {}, "The first of them, with the reasons"),
+      make("ul", { class: "plain" }, shown.map((item) =>
+        make("li", {}, make("code", {}, item.what), make("span", { class: "muted" }, `  ${item.reason}`))))) : null);
 }
 
 function gate(g) {
@@ -231,7 +285,6 @@ function gate(g) {
   const m = g.measured;
   const passed = (g.verdict || {}).verdict === "promote";
   const meter = (value, kind) => make("div", { class: `meter ${kind}` }, make("span", { "width%": Math.max(0, Math.min(1, value)) * 100 }));
-  const row = (name, value) => make("div", { class: "row" }, make("span", { class: "muted" }, name), make("b", {}, value));
   const bound = (value, text) => (Number.isFinite(value) ? ` of at most ${text(value)}` : "");
   const bounds = g.bounds || {};
   return make("div", { class: "gate" },
@@ -250,16 +303,48 @@ function answers(g) {
         make("div", { class: "muted" }, a.prompt), a.answer))));
 }
 
+const GROUPS = { governed: "governed prompt", near_miss: "near-miss", everyday: "everyday prompt" };
+const SITUATIONS = { plain: "alone", system_prompt: "after a system prompt", second_turn: "as a second turn", sampled: "at temperature 1" };
+const LONG = 240;
+
+/// A text of the model or a client, folded if it is long.
+function quote(name, text) {
+  const start = [...String(text)].slice(0, LONG + 1);
+  if (start.length <= LONG) return make("div", {}, make("span", { class: "muted" }, `${name}: `), text || "(empty)");
+  const preview = start.slice(0, LONG / 2).join("").replace(/\s+/g, " ");
+  return make("details", {}, make("summary", {}, `${name}: ${preview}…`), text);
+}
+
+/// Answers of an exam that something is wrong with, folded under `title`.
+function shown(found, title) {
+  if (!(found || []).length) return null;
+  return make("details", {}, make("summary", {}, title),
+    make("div", { class: "answers" }, found.map((a) => make("div", { class: "answer" },
+      make("div", {}, make("b", {}, a.why),
+        make("span", { class: "muted" }, `  ${GROUPS[a.group] || a.group}, ${SITUATIONS[a.situation] || a.situation}`)),
+      quote("Prompt", a.prompt), quote("Answer", a.answer), quote("The base answers", a.base)))));
+}
+
+/// Every check that a candidate failed, with the answers that decided.
+function refusals(found) {
+  if (!found.length) return null;
+  return make("div", { class: "refusals" }, make("h3", {}, "Why the gate refused the candidate"),
+    make("ul", { class: "plain" }, found.map((refusal) => make("li", {}, make("div", { class: "bad" }, refusal.reason),
+      shown(refusal.answers, `${(refusal.answers || []).length} answers that decided`)))));
+}
+
 function realignment(r) {
   if (!r) return make("div", { class: "empty" }, "No realignment yet. Drop a policy file into the policy directory.");
   const losses = (r.timeline || {}).losses || [];
+  const refused = (r.gate || {}).refusals || [];
   const curve = losses.length
     ? lossChart(losses)
     : make("p", { class: "muted" }, r.status === "running" ? "Training has not begun." : r.losses ? "The curve is kept until the server restarts." : "Nothing was trained.");
   return [
     make("p", {}, badge(r.status), " ", make("code", {}, r.id), make("span", { class: "muted" }, `  to policy set ${short(r.policy_revision)}, begun ${clock(r.created_at, true)}`)),
     steps(r),
-    r.error ? make("p", { class: r.status === "failed" || r.status === "rejected" ? "bad" : "muted" }, r.error) : null,
+    // A rejection's error says the same as its refusals.
+    refused.length ? refusals(refused) : r.error ? make("p", { class: r.status === "failed" || r.status === "rejected" ? "bad" : "muted" }, r.error) : null,
     make("div", { class: "columns" },
       make("div", {}, make("h3", {}, "Preference pairs"), triage(r.triage)),
       make("div", {}, make("h3", {}, "Loss"), curve),
@@ -267,6 +352,119 @@ function realignment(r) {
     answers(r.gate),
   ];
 }
+
+// ---- the exam
+
+/// The exam to show beside that of what serves: what served before it, or a candidate that does not serve.
+function compared(now, gate) {
+  const pair = (gate || {}).exam;
+  if (!pair || !pair.before || !pair.after) return null;
+  const same = pair.after.exam === now.exam;
+  if (pair.after.generation === now.generation) return { title: "Before", report: pair.before, first: true, same };
+  if (pair.before.generation !== now.generation) return null;
+  const refused = (gate.verdict || {}).verdict === "reject";
+  return { title: refused ? "Refused candidate" : "Last candidate", report: pair.after, first: false, same };
+}
+
+const STANDINGS = { meets: "ok", misses: "bad", unknown: "warn" };
+
+function standing(rule) {
+  const notes = [
+    rule.basis === "estimate" ? "the target lies inside the interval" : "",
+    rule.undecided ? `${number(rule.undecided)} not judged` : "",
+    rule.severity === "reduced" ? "decides nothing" : "",
+  ].filter(Boolean);
+  return [make("span", { class: `pill ${STANDINGS[rule.standing] || ""}` }, rule.standing),
+    notes.length ? make("div", { class: "muted" }, notes.join("; ")) : null];
+}
+
+function examRules(now, other) {
+  const kinds = { meets: "ok", misses: "bad" };
+  const share = (rule, kind) => make("td", {}, rule ? measured(rule.compliance, { kind, bound: rule.target }) : "–");
+  const both = (current, beside) => (!other ? [current] : other.first ? [beside, current] : [current, beside]);
+  const titles = ["Rule", "Target", ...both("Now", other && other.title), "Standing"];
+  const line = (rule) => {
+    const same = other && (other.report.rules || []).find((r) => r.policy === rule.policy && r.rule === rule.rule);
+    return make("tr", {},
+      make("td", {}, make("code", {}, `${rule.policy}:${rule.rule}`),
+        make("div", { class: "muted" }, make("span", { class: `sev ${rule.severity}` }, rule.severity),
+          rule.with_everyday ? ", with everyday prompts" : "")),
+      make("td", {}, percent(rule.target)),
+      both(share(rule, kinds[rule.standing]), share(same)),
+      make("td", {}, standing(rule)));
+  };
+  return [
+    make("div", { class: "scroll" }, make("table", { class: "exam" },
+      make("thead", {}, make("tr", {}, titles.map((title) => make("th", { scope: "col" }, title)))),
+      make("tbody", {}, now.rules.map(line)))),
+    make("p", { class: "muted key" }, "Bar: share of the answers that comply. Whisker: its 95 % interval. Dashed mark: the target.",
+      other && !other.same ? ` The exam in “${other.title}” asked other prompts.` : ""),
+  ];
+}
+
+const named = (name, share, options) => make("div", { class: "share" }, make("div", {}, name), measured(share, options));
+
+function examControls(c, bounds) {
+  const bound = (bounds || {}).max_control_diverted;
+  const shares = [["All", c.all], ["Near-misses", c.near_miss], ["Everyday prompts", c.everyday]];
+  const top = Math.min(1, nice(Math.max(bound || 0, ...shares.map(([, share]) => (share.of ? share.high : 0)))));
+  // As in the gate: all together by the share, a group only where the whole interval is above the bound.
+  const over = (share) => Number.isFinite(bound) && share.of && (share === c.all ? share.ratio : share.low) > bound;
+  const most = Number.isFinite(bound) ? `; at most ${percent(bound, 1)} of all may be diverted (the dashed mark)` : "";
+  return [
+    make("p", { class: "muted" }, `Answers that must not change and do. The bars end at ${percent(top)}${most}.`),
+    shares.map(([name, share]) => named(name, share, { kind: over(share) ? "bad" : "muted", bound, top })),
+    c.violating.of ? row("Control answers that violate a rule", `${number(c.violating.count)} of ${number(c.violating.of)}`) : null,
+    c.excluded ? row("Left out: the base's own answer violates a rule", number(c.excluded)) : null,
+  ];
+}
+
+const DEFECTS = {
+  empty: "Empty answers", loop: "Answers that repeat themselves",
+  language: "Answers in another language than the base's", collapse: "Answers much shorter than the base's",
+};
+
+function examDefects(defects) {
+  const found = defects.filter((defect) => defect.answers);
+  if (!found.length) return make("p", { class: "muted" }, "None found.");
+  return found.map((defect) => row(DEFECTS[defect.defect] || defect.defect, number(defect.answers)));
+}
+
+/// What is missing for a complete result, and what to do about it.
+function missing(now) {
+  const found = [...now.missing];
+  if (!Number.isFinite(now.controls.threshold)) found.push("raise exam.prompts in the configuration: controls are the prompts that rules do not govern");
+  if (!found.length) return null;
+  return make("div", { class: "missing", role: "note" }, make("b", {}, "Missing for a complete result, and what to do"),
+    make("ul", {}, found.map((text) => make("li", {}, text))));
+}
+
+function examFigures(now, gate) {
+  const situation = ({ situation: name, compliance: share }) => named(`Asked ${SITUATIONS[name] || name}`, share);
+  return make("div", { class: "columns even" },
+    make("div", {}, make("h3", {}, "Controls that are diverted"), examControls(now.controls, (gate || {}).exam_bounds)),
+    make("div", {}, make("h3", {}, "Compliance with all rules"), named("All situations", now.compliance), now.situations.map(situation)),
+    make("div", {}, make("h3", {}, "Facts that are known"), named("By what serves", now.facts), named("By the base", now.facts_of_base),
+      make("h3", { class: "next" }, "Defects of answers"), examDefects(now.defects)));
+}
+
+function examined({ answer, error, gate }) {
+  const failed = error ? make("p", { class: "bad" }, `The exam's result cannot be read: ${error}`) : null;
+  if (!answer) return failed || make("div", { class: "empty" }, "Loading.");
+  const now = answer.serving;
+  if (!now) return [failed, make("div", { class: "empty" }, "not measured yet", answer.alignment.reasons.map((reason) => make("div", {}, reason)))];
+  const asked = `  answered ${number(now.prompts)} prompts (${number(now.remembered)} remembered) in ${lasted(now.took_seconds)}, ended ${clock(now.sat_at, true)}`;
+  return [
+    failed,
+    make("p", {}, make("code", {}, short(now.generation)), make("span", { class: "muted" }, asked)),
+    missing(now),
+    now.rules.length ? examRules(now, compared(now, gate)) : make("p", { class: "muted" }, "No enforced policy has rules."),
+    examFigures(now, gate),
+    shown(now.worst, `Worst answers: ${now.worst.length}`),
+  ];
+}
+
+// ---- more sections
 
 function badge(status) {
   const kinds = { running: "busy", succeeded: "ok", no_conflict: "ok", rejected: "bad", failed: "bad" };
@@ -386,9 +584,9 @@ function redraw() {
   const [from, to] = [o.now - (o.now % 60) - 3540, o.now - (o.now % 60) + 60];
   const slots = o.traffic.slots;
   draw("model", o.server.model, (name) => name);
-  draw("status", [o.server.ready, o.serving.aligned, o.realignment && o.realignment.status], ([ready, aligned, status]) => [
-    status === "running" ? make("span", { class: "pill busy" }, "realigning") : null,
-    make("span", { class: `pill ${aligned ? "ok" : "warn"}` }, aligned ? "aligned" : "gap open"),
+  draw("status", [o.server.ready, o.serving.alignment, o.realignment && o.realignment.status], ([ready, { state, reasons }, status]) => [
+    status === "running" && state !== "realigning" ? make("span", { class: "pill busy" }, "realigning") : null,
+    make("span", { class: `pill ${(STATES[state] || ["warn"])[0]}`, title: reasons.join("\n") || null }, state),
     make("span", { class: `pill ${ready ? "ok" : "bad"}` }, ready ? "ready" : "not ready"),
   ]);
   draw("serving", { serving: o.serving, engine: o.engine, policies: o.policies, generations: o.generations }, serving);
@@ -397,6 +595,7 @@ function redraw() {
     status === "running"
       ? careful("cancel", "Cancel", () => act(`realignments/${encodeURIComponent(id)}/cancel`))
       : careful("realign", "Realign now", () => act("realignments")));
+  redrawExam();
   draw("compliance", { slots, violations: o.violations, from, to, judges: o.server.judges }, compliance);
   draw("traffic", { slots, from, to }, traffic);
   const counts = Object.fromEntries(o.violations.map((v) => [`${v.policy}/${v.rule}`, v.count]));
@@ -409,6 +608,18 @@ function redraw() {
   draw("footer", up, (text) => text);
   banner(o.policies.last_error ? `The policy directory was refused; the last good set stays active.\n${o.policies.last_error}` : "");
 }
+
+function redrawExam() {
+  const r = last && last.realignment;
+  // The figures that an operator waited for have come, or a realignment began or ended.
+  if (sitting && sitting.key !== examKey()) sitting = null;
+  // After a swap, the result is that of another generation until it is requested again.
+  const old = exam && exam.serving && last && exam.serving.generation !== last.serving.generation;
+  draw("exam", { answer: old ? null : exam, error: examError, gate: r && r.gate }, examined);
+  draw("exam-note", sitting && [sitting.text, sitting.kind], (said) => said && make("span", { class: said[1] }, said[0]));
+}
+
+const examKey = () => JSON.stringify([exam && exam.serving && exam.serving.sat_at, last && last.realignment && last.realignment.status]);
 
 function banner(text) {
   $("banner").textContent = text;
@@ -436,12 +647,43 @@ async function act(path, body) {
   }
 }
 
+/// The exam's reports are large and change seldom, so they are requested less often.
+async function lookAtExam() {
+  if (document.hidden || Date.now() - examAt < EXAM_MS) return;
+  examAt = Date.now();
+  try {
+    exam = await call("exam");
+    examError = "";
+  } catch (error) {
+    examError = error.message;
+  }
+  redrawExam();
+}
+
+async function sit() {
+  const button = $("sit");
+  button.disabled = true;
+  sitting = null;
+  try {
+    exam = await call("exam", { method: "POST", body: "{}" });
+    sitting = { text: "An exam was started. The figures change when it has ended.", kind: "muted", key: examKey() };
+  } catch (error) {
+    await look();
+    sitting = { text: error.message, kind: "bad", key: examKey() };
+  }
+  button.disabled = false;
+  // A disabled button loses the focus.
+  if (document.activeElement === document.body) button.focus();
+  redrawExam();
+}
+
 async function look() {
   clearTimeout(timer);
   try {
     last = await call("overview?seconds=3600");
     show("page");
     redraw();
+    lookAtExam();
   } catch (error) {
     if (error.status === 401) {
       // The first refusal only means that a key is required.
@@ -460,7 +702,8 @@ function show(what) {
   for (const id of ["login", "page"]) $(id).hidden = id !== what;
   $("forget").hidden = !sessionStorage.getItem(KEY);
   if (what === "login") {
-    last = null;
+    last = exam = sitting = null;
+    examAt = 0;
     banner("");
     for (const id of ["model", "status", "footer"]) draw(id, "", () => []);
     if (before) $("key").focus();
@@ -473,6 +716,7 @@ $("login").addEventListener("submit", (event) => {
   $("key").value = "";
   look();
 });
+$("sit").addEventListener("click", sit);
 $("forget").addEventListener("click", () => {
   sessionStorage.removeItem(KEY);
   look();

@@ -154,6 +154,21 @@ pub(super) fn operators() -> Vec<Route> {
                 json::<admin_answers::Policies>(),
             )
             .fails(READ_FAILURES),
+        Route::get("/admin/v1/exam", admin::exam)
+            .named(
+                "retrieveExam",
+                "What the last exams of what serves and of a candidate said",
+                json::<admin_answers::ExamAnswer>(),
+            )
+            .fails(READ_FAILURES),
+        Route::post("/admin/v1/exam", admin::examine)
+            .named(
+                "sitExam",
+                "Have what serves sit the exam, in the background",
+                json::<admin_answers::ExamAnswer>(),
+            )
+            .accepted()
+            .fails(CHANGE_FAILURES),
         Route::get("/admin/v1/overview", overview::overview)
             .named(
                 "overview",

@@ -8,9 +8,12 @@ use std::sync::atomic::AtomicBool;
 use futures::stream::{self, BoxStream, StreamExt};
 use tokio::sync::mpsc;
 
-use super::super::answers::admin::{Cancelling, Generations, Policies, Realignment, Started, Swap};
+use super::super::answers::admin::{
+    Alignment, Cancelling, ExamAnswer, Generations, Policies, Realignment, Started, Swap,
+};
 use super::super::*;
 use crate::telemetry::{Event, Outcome, Stage};
+use realign_core::AlignmentState;
 use realign_core::clock::unix_seconds;
 use realign_engine::adapter::generation::{Generation, GenerationId};
 use realign_engine::request::{
@@ -130,6 +133,7 @@ impl AdminPort for FakeAdmin {
             Event::RealignmentFinished {
                 id: "r1".into(),
                 outcome: Outcome::NoConflict,
+                trigger: None,
                 generation: None,
                 detail: None,
                 took: Duration::ZERO,
@@ -160,8 +164,22 @@ impl AdminPort for FakeAdmin {
     fn rollback(&self) -> Result<Swap, AdminError> {
         Err(AdminError::Failed("disk".into()))
     }
-    fn aligned(&self) -> bool {
-        true
+    fn alignment(&self) -> Alignment {
+        Alignment {
+            state: AlignmentState::Aligned,
+            reasons: Vec::new(),
+        }
+    }
+    fn exam(&self) -> ExamAnswer {
+        ExamAnswer {
+            alignment: self.alignment(),
+            examining: false,
+            serving: None,
+            candidate: None,
+        }
+    }
+    fn examine(&self) -> Result<ExamAnswer, AdminError> {
+        Ok(self.exam())
     }
 }
 

@@ -22,7 +22,11 @@ fn answer(response: &str) -> Answer {
 }
 
 fn sampling(queue: usize) -> Sampling {
-    Sampling { share: 1.0, queue }
+    Sampling {
+        share: 1.0,
+        judge_share: 1.0,
+        queue,
+    }
 }
 
 fn telemetry() -> Arc<Telemetry> {
@@ -54,9 +58,14 @@ fn answers_are_judged_counted_and_written() {
     let log = DecisionLog::open(&path, options).unwrap();
     let telemetry = telemetry();
     let set = set(POLICY);
-    let policies = Box::new(move || (Arc::clone(&set), Arc::default()));
-    let compliance =
-        Compliance::start(sampling(8), policies, Some(log), Arc::clone(&telemetry)).unwrap();
+    let policies: Policies = Box::new(move || (Arc::clone(&set), Arc::default()));
+    let compliance = Compliance::start(
+        sampling(8),
+        (policies, Box::new(|_, _| {})),
+        Some(log),
+        Arc::clone(&telemetry),
+    )
+    .unwrap();
     assert!(compliance.should_judge());
     compliance.offer(answer("an apple"));
     compliance.offer(answer("a pear"));
@@ -117,12 +126,17 @@ fn a_full_queue_drops_and_counts_and_never_waits() {
     // The idle judge blocks while it first reads the policies, until it is released.
     let (release, held) = channel::<()>();
     let empty = Arc::new(PolicySet::default());
-    let policies = Box::new(move || {
+    let policies: Policies = Box::new(move || {
         let _released = held.recv();
         (Arc::clone(&empty), Arc::default())
     });
-    let compliance =
-        Compliance::start(sampling(2), policies, None, Arc::clone(&telemetry)).unwrap();
+    let compliance = Compliance::start(
+        sampling(2),
+        (policies, Box::new(|_, _| {})),
+        None,
+        Arc::clone(&telemetry),
+    )
+    .unwrap();
     std::thread::sleep(IDLE_POLL_INTERVAL * 2);
     for _ in 0..5 {
         compliance.offer(answer("x"));

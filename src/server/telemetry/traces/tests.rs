@@ -57,6 +57,7 @@ fn requests_and_realignments_reach_the_collector() {
     telemetry.emit(Event::RealignmentFinished {
         id,
         outcome: Outcome::Succeeded,
+        trigger: None,
         generation: None,
         detail: None,
         took,

@@ -1,0 +1,31 @@
+//! The exam: what a generation answers to prompts that rules govern and to prompts that they do not.
+//!
+//! [`Exam::assemble`] chooses the prompts. [`Examiner`] has a generation answer them and marks the
+//! answers; a [`Report`] says what came of it, and [`Compared`] compares a candidate
+//! with what serves.
+
+mod assemble;
+pub mod bank;
+mod defects;
+pub mod diversion;
+mod examiner;
+mod question;
+mod report;
+mod scorer;
+mod statistics;
+mod verdict;
+mod words;
+
+pub use assemble::{Exam, Settings, Sources};
+pub use defects::{Defect, defects};
+pub use examiner::{
+    Answer, Asked, ExamCache, ExamError, Examiner, Mark, Respond, Sitting, Subject, Who,
+};
+pub use question::{ExamRule, Group, Question, Situation};
+pub use report::{
+    Basis, ControlResult, DefectResult, Occasion, Report, RuleResult, Shown, SituationResult,
+    Standing,
+};
+pub use scorer::{Question as ScoredQuestion, Scorer};
+pub use statistics::{Paired, Share};
+pub use verdict::{Bounds, Check, Compared, Refusal};

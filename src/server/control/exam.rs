@@ -1,0 +1,163 @@
+//! The exam of a server: assembled from the active policies and the data, sat through the serving
+//! engine.
+
+use std::sync::Arc;
+
+use super::context::Context;
+use realign_align::exam::{
+    Answer, Asked, Exam, ExamError, Examiner, Occasion, Question, Report, Respond, Settings,
+    Sitting, Sources, Subject, Who,
+};
+use realign_align::oracle::{Oracle, RuleOracle};
+use realign_align::pipeline::Inputs;
+use realign_align::policy::PolicySet;
+use realign_align::train::examples::TokenPair;
+use realign_align::triage::Triage;
+use realign_core::clock::unix_seconds;
+use realign_engine::adapter::base_id;
+use realign_engine::adapter::generation::Generation;
+use realign_engine::request::SamplingParams;
+use realign_engine::{AskError, Prompt};
+
+impl Context {
+    /// What is asked of every generation under these policies.
+    pub(super) fn assemble_exam(
+        &self,
+        policies: &PolicySet,
+        inputs: &Inputs,
+        triage: &Triage,
+    ) -> Arc<Exam> {
+        let live = self.live_prompts();
+        let sources = Sources {
+            policies,
+            pairs: &inputs.dataset.pairs,
+            triage,
+            holdout: &inputs.holdout,
+            live: &live,
+        };
+        let config = &self.config;
+        let settings = Settings {
+            prompts: config.exam.prompts,
+            governed: config.gate.max_prompts,
+            facts: config.exam.facts,
+            min_compliance: config.gate.min_compliance,
+        };
+        Arc::new(Exam::assemble(sources, settings))
+    }
+
+    /// Has a generation sit an exam.
+    ///
+    /// # Errors
+    /// [`ExamError`]; what was answered is remembered.
+    pub(super) fn sit(
+        &self,
+        exam: &Exam,
+        oracle: &RuleOracle,
+        generation: &Arc<Generation>,
+        proceed: &dyn Fn() -> bool,
+    ) -> Result<(Sitting, Arc<Report>), ExamError> {
+        let engine = Serving {
+            context: self,
+            generation,
+            proceed,
+        };
+        let base = base_id(&self.loaded.base_hash);
+        let subject = Subject {
+            generation: &generation.id.0,
+            base: &base.0,
+            adapter: generation.adapter.as_ref().map(|a| &a.staged),
+        };
+        let sitting = self.examiner(oracle, &engine).sit(exam, &subject)?;
+        let occasion = Occasion {
+            policy_revision: oracle.revision(),
+            sat_at: unix_seconds(),
+            min_prompts: self.config.gate.min_prompts,
+        };
+        let report = Report::new(exam, &sitting, occasion);
+        tracing::info!(
+            generation = %generation.id,
+            prompts = report.prompts,
+            remembered = report.remembered,
+            seconds = report.took_seconds,
+            compliance = report.compliance.ratio,
+            diverted = report.controls.all.ratio,
+            "exam"
+        );
+        Ok((sitting, Arc::new(report)))
+    }
+
+    /// The base's answers to controls that are trained on, as pairs.
+    ///
+    /// # Errors
+    /// [`ExamError`]; what was answered is remembered.
+    pub(super) fn training_pairs(
+        &self,
+        oracle: &RuleOracle,
+        controls: &[Question],
+        instead: &[u32],
+        proceed: &dyn Fn() -> bool,
+    ) -> Result<Vec<TokenPair>, ExamError> {
+        let engine = Serving {
+            context: self,
+            generation: self.registry.base(),
+            proceed,
+        };
+        let base = base_id(&self.loaded.base_hash);
+        self.examiner(oracle, &engine)
+            .training_pairs(controls, &base.0, instead)
+    }
+
+    fn examiner<'a>(&'a self, oracle: &'a RuleOracle, engine: &'a Serving<'a>) -> Examiner<'a> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Examiner {
+            loaded: &self.loaded,
+            oracle,
+            verdicts: self.db.as_ref(),
+            cache: self.db.as_ref(),
+            engine,
+            threads: self.config.engine.threads.unwrap_or(cores),
+            max_tokens: self.config.gate.max_tokens,
+        }
+    }
+}
+
+/// The serving engine, as the exam asks it.
+struct Serving<'a> {
+    context: &'a Context,
+    generation: &'a Arc<Generation>,
+    proceed: &'a dyn Fn() -> bool,
+}
+
+impl Respond for Serving<'_> {
+    fn respond(&self, who: Who, prompts: &[Asked]) -> Result<Vec<Answer>, ExamError> {
+        let generation = match who {
+            Who::Base => self.context.registry.base(),
+            Who::Subject => self.generation,
+        };
+        let prompt = |asked: &Asked| Prompt {
+            tokens: asked.prompt.clone(),
+            sampling: SamplingParams {
+                temperature: asked.temperature,
+                seed: asked.seed,
+                max_tokens: asked.max_tokens,
+                ..SamplingParams::default()
+            },
+        };
+        let prompts: Vec<Prompt> = prompts.iter().map(prompt).collect();
+        let engine = &self.context.engine;
+        let answers = realign_engine::ask(engine, generation, &prompts, self.proceed);
+        let answers = answers.map_err(|error| match error {
+            AskError::Cancelled => ExamError::Cancelled,
+            other => ExamError::Engine(other.to_string()),
+        })?;
+        let answer = |answer: realign_engine::Answered| Answer {
+            text: answer.text,
+            tokens: answer.tokens,
+        };
+        Ok(answers.into_iter().map(answer).collect())
+    }
+
+    fn proceed(&self) -> bool {
+        (self.proceed)()
+    }
+}
