@@ -71,7 +71,9 @@ pub(crate) fn run(
     match command {
         PolicyCommand::Check { path } => {
             let path = path_or_configured(path.as_deref(), global)?;
-            check(read(&path)?, global.json, out)
+            let read = read(&path)?;
+            let checked = read.and_then(|set| set.check_contradictions().map(|()| set));
+            check(checked, global.json, out)
         }
         PolicyCommand::Test { path, svg, .. } => {
             let path = path_or_configured(path.as_deref(), global)?;
@@ -82,6 +84,10 @@ pub(crate) fn run(
             let services = super::oracle::services(&global.resolve()?, &set)?;
             match prepare(&set, &services) {
                 Ok(prepared) => {
+                    let contradictions = prepared.contradictions(&set);
+                    if !contradictions.is_empty() {
+                        return check(Err(PolicyErrors(contradictions)), global.json, out);
+                    }
                     write_plots(svg.as_deref(), &prepared)?;
                     test(&set.run_examples(), &prepared, global.json, out)
                 }

@@ -33,12 +33,15 @@ impl Prompt {
 }
 
 /// A whole answer.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Answered {
     /// What it says.
     pub text: String,
     /// Its tokens, the end-of-turn token included.
     pub tokens: Vec<u32>,
+    /// Log-probability of each token under the generation that answered; empty unless the sampling
+    /// asks for log-probabilities.
+    pub logprobs: Vec<f32>,
 }
 
 /// Why a prompt was not answered.
@@ -101,8 +104,11 @@ fn whole_answer(mut stream: GenerateStream) -> Result<Answered, AskError> {
     let mut answer = Answered::default();
     loop {
         match stream.blocking_next() {
-            Some(GenerateEvent::Token { id, text, .. }) => {
+            Some(GenerateEvent::Token {
+                id, text, logprob, ..
+            }) => {
                 answer.tokens.push(id);
+                answer.logprobs.extend(logprob.map(|l| l.logprob));
                 answer.text.push_str(&text);
             }
             Some(GenerateEvent::Finished { text, .. }) => {

@@ -144,35 +144,97 @@ fn live_answers_are_judged_and_written_down() {
     });
 }
 
+/// A policy that every answer violates, and that no pair of the data is about.
+const ALWAYS_VIOLATED: &str = "apiVersion: realign/v1\nid: live\nversion: \"1\"\nrules:\n  - id: any-hello\n    severity: high\n    when: { prompt: { any_phrase: [hello] } }\n    violates: { response: { length: { min: 0 } } }\n    examples:\n      - { prompt: hello there, response: x, verdict: violates }\n      - { prompt: oh hello, response: x, verdict: violates }\n      - { prompt: hello again, response: x, verdict: violates }\n";
+
+/// No conflict in the data is no compliance: the model is asked.
 #[test]
-fn a_gap_between_policies_and_what_serves_is_open_until_it_is_closed() {
+fn alignment_is_what_the_exam_measured() {
     let workspace = Workspace::tiny(1);
     let server = Server::start(&workspace);
     server.ended(1);
-    let aligned = || {
-        server.get("/admin/v1/overview")["serving"]["aligned"]
-            .as_bool()
-            .unwrap()
-    };
-    assert!(aligned());
-    workspace.drop_policy("xyzzy");
-    wait("an open gap", || (!aligned()).then_some(()));
-    assert_eq!(server.ended(2)["status"], "succeeded");
-    assert!(aligned());
-    let timeline = &server.get("/admin/v1/overview")["realignment"]["timeline"];
-    assert_eq!(
-        timeline["stages"].as_array().map(Vec::len),
-        Some(6),
-        "{timeline}"
+    let alignment = || server.get("/admin/v1/overview")["serving"]["alignment"].clone();
+    assert_eq!(alignment()["state"], "aligned", "there are no policies");
+    let base = server.current();
+
+    workspace.write("policies/live.yaml", ALWAYS_VIOLATED);
+    let ended = server.ended(2);
+    assert_eq!(ended["status"], "no_conflict", "{ended}");
+    let why = ended["error"].as_str().unwrap_or_default();
+    assert!(why.contains("nothing to learn from"), "{ended}");
+    let found = alignment();
+    assert_eq!(found["state"], "misaligned", "{found}");
+    let reason = found["reasons"][0].as_str().unwrap_or_default();
+    assert!(
+        reason.contains("live:any-hello") && reason.contains("0 of 3"),
+        "{found}"
     );
-    assert!(timeline["losses"][0]["total"].is_number(), "{timeline}");
+    let answer = server.chat("tiny", "hello", 2);
+    assert_eq!(answer.alignment.as_deref(), Some("misaligned"));
+    assert_eq!(server.current(), base);
+    let labels = "policy=\"live\",rule=\"any-hello\",generation_role=\"current\"";
+    assert_eq!(
+        server.metric("realign_policy_compliance_ratio", labels),
+        0.0
+    );
+    wait("the state and an open gap in the metrics", || {
+        let misaligned = server.metric("realign_alignment_state", "state=\"misaligned\"");
+        let open = server.metric("realign_alignment_gap_open_seconds", "");
+        (misaligned == 1.0 && open > 0.0).then_some(())
+    });
+    let exam = server.get("/admin/v1/exam");
+    assert_eq!(exam["serving"]["generation"], base.as_str(), "{exam}");
+    assert_eq!(exam["serving"]["rules"][0]["standing"], "misses", "{exam}");
+
+    workspace.remove("policies/live.yaml");
+    server.ended(3);
+    assert_eq!(alignment()["state"], "aligned");
     wait("a closed gap", || {
         (server.metric("realign_alignment_gap_open_seconds", "") == 0.0).then_some(())
     });
-    server.post("/admin/v1/generations/rollback", &json!({}));
-    assert!(!aligned(), "the base model does not fit the policy");
-    wait("an open gap in the metrics", || {
-        (server.metric("realign_alignment_gap_open_seconds", "") > 0.0).then_some(())
+}
+
+/// With the policy still active its pairs leave the data: what serves is no worse for it.
+#[test]
+fn data_that_leaves_does_not_bring_the_base_back() {
+    let workspace = Workspace::tiny(1);
+    workspace.drop_policy("xyzzy");
+    let server = Server::start(&workspace);
+    assert_eq!(server.ended(1)["status"], "succeeded");
+    let trained = server.current();
+    let timeline = &server.get("/admin/v1/overview")["realignment"]["timeline"];
+    let stages = timeline["stages"].as_array().map(Vec::len);
+    assert_eq!(stages, Some(7), "{timeline}");
+    assert!(timeline["losses"][0]["total"].is_number(), "{timeline}");
+    let pair = json!({ "prompt": "what?", "chosen": "good", "rejected": "fine" });
+    workspace.write("preferences/pairs.jsonl", &format!("{pair}\n"));
+    server.post("/admin/v1/realignments", &json!({}));
+    assert_eq!(server.ended(2)["status"], "no_conflict");
+    assert_eq!(server.current(), trained);
+}
+
+/// Swapping by hand is followed by an exam, and so is asking for one.
+#[test]
+fn an_exam_follows_a_swap_and_a_request() {
+    let workspace = Workspace::tiny(1);
+    workspace.drop_policy("xyzzy");
+    let server = Server::start(&workspace);
+    server.ended(1);
+    server.post(
+        "/admin/v1/generations/activate",
+        &json!({ "generation": "base" }),
+    );
+    let base = server.current();
+    let sat = wait("the base's exam", || {
+        let exam = server.get("/admin/v1/exam");
+        (exam["serving"]["generation"] == base.as_str()).then_some(exam)
+    });
+    assert_eq!(sat["alignment"]["state"], "aligned", "{sat}");
+    let begun = server.post("/admin/v1/exam", &json!({}));
+    assert_eq!(begun.status, 202);
+    assert!(begun.body["examining"].is_boolean(), "{}", begun.body);
+    wait("the exam's end", || {
+        (server.get("/admin/v1/exam")["examining"] == false).then_some(())
     });
 }
 

@@ -29,6 +29,7 @@ pub(super) struct Server<'a> {
 pub(super) struct Answer {
     pub status: u16,
     pub generation: Option<String>,
+    pub alignment: Option<String>,
     pub body: Value,
 }
 
@@ -169,13 +170,18 @@ impl<'a> Server<'a> {
             .post(format!("http://{}{path}", self.address))
             .send_json(body)
             .unwrap();
-        let generation = response
-            .headers()
-            .get("x-realign-generation")
-            .map(|v| v.to_str().unwrap().to_string());
+        let header = |name: &str| {
+            let value = response.headers().get(name);
+            value.map(|v| v.to_str().unwrap().to_string())
+        };
+        let (generation, alignment) = (
+            header("x-realign-generation"),
+            header("x-realign-alignment"),
+        );
         let answer = Answer {
             status: response.status().as_u16(),
             generation,
+            alignment,
             body: response.body_mut().read_json().unwrap(),
         };
         self.check("POST", path, answer.status, &answer.body);

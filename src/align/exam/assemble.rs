@@ -118,10 +118,10 @@ impl Exam {
             .collect()
     }
 
-    /// Prompts by which a rule is measured.
-    pub fn asked(&self, rule: usize) -> usize {
-        let asks = |question: &&Question| question.rules.contains(&rule);
-        self.questions.iter().filter(asks).count()
+    /// Number of controls.
+    pub fn controls(&self) -> usize {
+        let controls = self.questions.iter().filter(|q| q.group.is_control());
+        controls.count()
     }
 }
 

@@ -1,7 +1,11 @@
 //! Whether an answer is one that the base model would give.
 //!
-//! An answer's likelihood is the mean log-probability of its tokens under the base model. The base's
-//! own answers, sampled at temperature 1, say how low that may be.
+//! A generation's answer is diverted where the base finds it much less likely than the generation
+//! itself does: the mean log-probability of its tokens under the generation, less that under the
+//! base, is at least [`THRESHOLD`]. An answer that the base gives too, in other words or with other
+//! turns, stays well below; one that training put in its place is far above. The likelihood under
+//! the base alone tells them apart less well: the base's own sampled answers are as unlikely as
+//! diverted ones (docs/exam.md has the figures).
 
 use candle_core::Result;
 use realign_model::Backend;
@@ -10,10 +14,8 @@ use super::scorer::{Question as Scored, Scorer};
 
 /// Tokens of an answer that count: what diverts an answer does so at its beginning.
 pub const TOKENS: usize = 32;
-/// The share of the base's own samples that falls below the threshold.
-const OWN_BELOW: f64 = 0.02;
-/// Fewer samples than this give no threshold.
-const MIN_SAMPLES: usize = 20;
+/// Difference of likelihoods from which on an answer is diverted, in nats per token.
+pub const THRESHOLD: f64 = 0.4;
 
 /// A prompt and an answer to it, as tokens.
 #[derive(Clone, Debug)]
@@ -68,48 +70,47 @@ impl Likelihoods {
         Ok(spoken.iter().map(of).collect())
     }
 
-    /// The likelihood of every answer, in nats per token; negative infinity for an empty one.
+    /// The likelihood of every answer, in nats per token; `None` for an empty one.
     ///
     /// # Errors
     /// As [`Likelihoods::tokens`].
-    pub fn of(&mut self, spoken: &[Spoken]) -> Result<Vec<f64>> {
+    pub fn of(&mut self, spoken: &[Spoken]) -> Result<Vec<Option<f64>>> {
         let tokens = self.tokens(spoken)?;
-        Ok(tokens.iter().map(|tokens| likelihood(tokens)).collect())
+        Ok(tokens.into_iter().map(likelihood).collect())
     }
 }
 
-/// The likelihood of an answer with these log-probabilities.
-pub fn likelihood(tokens: &[f64]) -> f64 {
-    if tokens.is_empty() {
-        f64::NEG_INFINITY
-    } else {
-        tokens.iter().sum::<f64>() / tokens.len() as f64
+/// The mean of the log-probabilities that count; `None` of none.
+pub fn likelihood(logprobs: impl IntoIterator<Item = f64>) -> Option<f64> {
+    let counted: Vec<f64> = logprobs.into_iter().take(TOKENS).collect();
+    let sum: f64 = counted.iter().sum();
+    (!counted.is_empty()).then(|| sum / counted.len() as f64)
+}
+
+/// Whether an answer of these likelihoods, under the generation that gave it and under the base, is
+/// diverted. An empty answer, which has none, is.
+pub fn is_diverted(own: Option<f64>, base: Option<f64>) -> bool {
+    match (own, base) {
+        (Some(own), Some(base)) => own - base >= THRESHOLD,
+        _ => true,
     }
 }
 
-/// Tells diverted answers from the base's own.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Detector {
-    /// Answers with a lower likelihood are diverted, in nats per token.
-    pub threshold: f64,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Detector {
-    /// A detector that calls few of the base's own samples diverted. `None` with too few samples.
-    pub fn calibrate(own: &[f64]) -> Option<Detector> {
-        let mut sorted: Vec<f64> = own.iter().copied().filter(|l| l.is_finite()).collect();
-        if sorted.len() < MIN_SAMPLES {
-            return None;
+    #[test]
+    fn what_the_base_finds_unlikely_is_diverted() {
+        for (own, base, diverted) in [
+            (Some(-0.5), Some(-0.7), false),
+            (Some(-0.2), Some(-2.4), true),
+            (None, None, true),
+        ] {
+            assert_eq!(is_diverted(own, base), diverted, "{own:?} {base:?}");
         }
-        sorted.sort_by(f64::total_cmp);
-        let below = (sorted.len() as f64 * OWN_BELOW).floor() as usize;
-        Some(Detector {
-            threshold: sorted[below],
-        })
-    }
-
-    /// Whether an answer of this likelihood is diverted.
-    pub fn is_diverted(self, likelihood: f64) -> bool {
-        likelihood < self.threshold
+        assert_eq!(likelihood([]), None);
+        assert_eq!(likelihood([-1.0, -3.0]), Some(-2.0));
+        assert_eq!(likelihood(vec![-1.0; 100]), Some(-1.0));
     }
 }

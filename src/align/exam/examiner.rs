@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::assemble::Exam;
 use super::bank::Fact;
 use super::defects::{Defect, defects};
-use super::diversion::{Detector, Likelihoods, Spoken, TOKENS};
+use super::diversion::{Likelihoods, Spoken, TOKENS, is_diverted};
 use super::question::{Question, user};
 use super::scorer::Question as Scored;
 use crate::oracle::{Exchange, Judgement, RuleOracle, VerdictCache};
@@ -17,20 +17,20 @@ use crate::train::examples::TokenPair;
 use realign_core::Category;
 use realign_model::{LoadedModel, Staged};
 
-/// Control questions to which the base's own sampled answers calibrate the detector.
-const CALIBRATION: usize = 100;
 /// Answers that are remembered together: a sitting that is interrupted loses no more.
 const ANSWERED_AT_ONCE: usize = 64;
 /// Answers that are scored between two looks at whether to go on.
 const SCORED_AT_ONCE: usize = 16;
 
 /// An answer.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
     /// What it says.
     pub text: String,
     /// Its tokens, the end-of-turn token included.
     pub tokens: Vec<u32>,
+    /// Its likelihood under the generation that gave it, in nats per token.
+    pub own: Option<f64>,
 }
 
 /// A prompt to answer.
@@ -116,9 +116,9 @@ pub struct Mark {
     pub undecided: Vec<usize>,
     /// What is wrong with it whatever it says.
     pub defects: Vec<Defect>,
-    /// Likelihood under the base, in nats per token; `None` where it is the base's own answer or not
-    /// a control.
-    pub likelihood: Option<f64>,
+    /// By how much the base finds it less likely than the generation that gave it, in nats per token;
+    /// `None` where it is the base's own answer or not a control.
+    pub surprise: Option<f64>,
     /// Whether it is a control's answer that the base would not give.
     pub diverted: bool,
     /// Whether it is a control that cannot be one: the base's own answer violates a rule.
@@ -136,8 +136,6 @@ pub struct Sitting {
     pub facts: Vec<bool>,
     /// The same of the base.
     pub base_facts: Vec<bool>,
-    /// Likelihood below which an answer is diverted; `None` where too few samples gave one.
-    pub threshold: Option<f64>,
     /// Why rules were not decided, if any were not.
     pub undecided: Option<String>,
     /// Seconds it took.
@@ -188,10 +186,7 @@ impl Examiner<'_> {
             work.answers(Who::Base, &all)?
         };
         let (mut marks, undecided) = self.mark(exam, &own, &base);
-        let threshold = work.threshold(&marks)?;
-        if let Some(threshold) = threshold {
-            work.divert(&mut marks, (&own, &base), Detector { threshold })?;
-        }
+        work.divert(&mut marks, &own, &base)?;
         let base_facts = work.facts(Who::Base)?;
         let facts = match subject.adapter {
             None => base_facts.clone(),
@@ -202,7 +197,6 @@ impl Examiner<'_> {
             marks,
             facts,
             base_facts,
-            threshold,
             undecided,
             seconds: started.elapsed().as_secs_f64(),
             remembered: work.remembered,
@@ -293,7 +287,7 @@ impl Examiner<'_> {
                 violated: judged.violated,
                 undecided: judged.undecided,
                 defects: defects(&own.text, control.then_some(&base.text)),
-                likelihood: None,
+                surprise: None,
                 diverted: false,
                 excluded: control && !of_base.violated.is_empty(),
             }
@@ -431,34 +425,16 @@ impl Work<'_> {
         Ok(answers.into_iter().map(Option::unwrap_or_default).collect())
     }
 
-    /// The detector's threshold, from the base's own sampled answers to controls.
-    fn threshold(&mut self, marks: &[Mark]) -> Result<Option<f64>, ExamError> {
-        let questions = self.exam.questions.iter().enumerate();
-        let controls: Vec<usize> = questions
-            .filter(|(i, question)| question.group.is_control() && !marks[*i].excluded)
-            .map(|(i, _)| i)
-            .take(CALIBRATION)
-            .collect();
-        let asked: Vec<Asked> = controls.iter().map(|&i| self.asked(i, true)).collect();
-        let samples = self.ask(Who::Base, &asked)?;
-        let spoken = controls.iter().zip(&samples).map(|(&i, answer)| Spoken {
-            prompt: self.prompts[i].clone(),
-            answer: answer.tokens.clone(),
-        });
-        let own = self.likelihoods(&spoken.collect::<Vec<_>>())?;
-        Ok(Detector::calibrate(&own).map(|detector| detector.threshold))
-    }
-
     /// Marks the control answers that the base would not give. Its own answer is never one.
     fn divert(
         &mut self,
         marks: &mut [Mark],
-        (own, base): (&[Answer], &[Answer]),
-        detector: Detector,
+        own: &[Answer],
+        base: &[Answer],
     ) -> Result<(), ExamError> {
         let questions = self.exam.questions.iter().enumerate();
         let changed: Vec<usize> = questions
-            .filter(|(i, question)| question.group.is_control() && own[*i] != base[*i])
+            .filter(|(i, q)| q.group.is_control() && own[*i].tokens != base[*i].tokens)
             .map(|(i, _)| i)
             .collect();
         let spoken = changed.iter().map(|&i| Spoken {
@@ -466,15 +442,15 @@ impl Work<'_> {
             answer: own[i].tokens.clone(),
         });
         let likelihoods = self.likelihoods(&spoken.collect::<Vec<_>>())?;
-        for (i, likelihood) in changed.into_iter().zip(likelihoods) {
-            marks[i].likelihood = Some(likelihood);
-            marks[i].diverted = detector.is_diverted(likelihood);
+        for (i, of_base) in changed.into_iter().zip(likelihoods) {
+            marks[i].surprise = own[i].own.zip(of_base).map(|(own, base)| own - base);
+            marks[i].diverted = is_diverted(own[i].own, of_base);
         }
         Ok(())
     }
 
     /// Likelihoods under the base, remembered ones included.
-    fn likelihoods(&mut self, spoken: &[Spoken]) -> Result<Vec<f64>, ExamError> {
+    fn likelihoods(&mut self, spoken: &[Spoken]) -> Result<Vec<Option<f64>>, ExamError> {
         let cache = self.examiner.cache;
         let keys: Vec<[u8; 32]> = spoken
             .iter()
@@ -487,7 +463,9 @@ impl Work<'_> {
             })
             .collect();
         let known = cache.get_many(&keys).into_iter();
-        let mut known: Vec<Option<f64>> = known.map(|value| value?.parse().ok()).collect();
+        // An answer without tokens has no likelihood, which is remembered as `null`.
+        let known = known.map(|value| serde_json::from_str::<Option<f64>>(&value?).ok());
+        let mut known: Vec<Option<Option<f64>>> = known.collect();
         let open: Vec<usize> = (0..spoken.len()).filter(|&i| known[i].is_none()).collect();
         for part in open.chunks(SCORED_AT_ONCE) {
             if !self.examiner.engine.proceed() {
@@ -497,15 +475,13 @@ impl Work<'_> {
             let scored = self.scorer()?.of(&asked)?;
             let mut remembered = Vec::with_capacity(part.len());
             for (&i, likelihood) in part.iter().zip(scored) {
-                remembered.push((keys[i], likelihood.to_string()));
+                let json = serde_json::to_string(&likelihood).unwrap_or_default();
+                remembered.push((keys[i], json));
                 known[i] = Some(likelihood);
             }
             cache.put_many(&remembered);
         }
-        Ok(known
-            .into_iter()
-            .map(|l| l.unwrap_or(f64::NEG_INFINITY))
-            .collect())
+        Ok(known.into_iter().map(Option::flatten).collect())
     }
 
     fn scorer(&mut self) -> Result<&mut Likelihoods, ExamError> {

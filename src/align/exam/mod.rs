@@ -13,6 +13,8 @@ mod question;
 mod report;
 mod scorer;
 mod statistics;
+#[cfg(test)]
+mod tests;
 mod verdict;
 mod words;
 

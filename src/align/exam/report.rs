@@ -74,10 +74,6 @@ pub struct ControlResult {
     pub violating: Share,
     /// Prompts that cannot be controls, because the base's own answer violates a rule.
     pub excluded: usize,
-    /// Likelihood under the base below which an answer is diverted, in nats per token; absent where
-    /// too few samples of the base gave one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub threshold: Option<f64>,
 }
 
 /// Compliance in one situation, over all rules.
@@ -89,7 +85,7 @@ pub struct SituationResult {
     pub compliance: Share,
 }
 
-/// How often a defect occurs, and how often in the base's answers to the same prompts.
+/// How often a defect occurs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DefectResult {
     /// The defect.
@@ -178,8 +174,13 @@ impl Report {
             .map(|rule| what_is_missing(rule, occasion.min_prompts))
             .collect();
         missing.extend(sitting.undecided.clone());
-        if sitting.threshold.is_none() {
-            missing.push("too few controls to tell whether answers are diverted".into());
+        if !exam.rules.is_empty() && exam.controls() < occasion.min_prompts {
+            missing.push(format!(
+                "there are only {} controls to tell whether other answers change, and at least {} are \
+                 needed; add `controls:` to a policy",
+                exam.controls(),
+                occasion.min_prompts
+            ));
         }
         Report {
             generation: sitting.generation.clone(),
@@ -376,7 +377,6 @@ impl<'a> Counted<'a> {
             everyday: diverted(Some(Group::Everyday)),
             violating: Share::among(controls().map(|(_, mark)| !mark.violated.is_empty())),
             excluded: self.rows().filter(|(_, mark)| mark.excluded).count(),
-            threshold: self.sitting.threshold,
         }
     }
 
@@ -395,19 +395,15 @@ impl<'a> Counted<'a> {
     fn worst(&self) -> Vec<Shown> {
         let mut found: Vec<(u8, f64, Shown)> = Vec::new();
         for (question, mark) in self.rows().filter(|(_, mark)| !mark.excluded) {
-            let likelihood = mark.likelihood.unwrap_or(0.0);
+            let surprise = -mark.surprise.unwrap_or(0.0);
             if let Some(why) = self.why_violating(mark) {
                 let rank = if question.group.is_control() { 0 } else { 1 };
-                found.push((rank, likelihood, shown(question, mark, why)));
+                found.push((rank, surprise, shown(question, mark, why)));
             } else if mark.diverted {
                 let why = "the base would hardly answer this".to_owned();
-                found.push((2, likelihood, shown(question, mark, why)));
+                found.push((2, surprise, shown(question, mark, why)));
             } else if let Some(defect) = mark.defects.first() {
-                found.push((
-                    3,
-                    likelihood,
-                    shown(question, mark, defect.describe().into()),
-                ));
+                found.push((3, surprise, shown(question, mark, defect.describe().into())));
             }
         }
         found.sort_by(|a, b| {

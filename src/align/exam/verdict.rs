@@ -112,8 +112,9 @@ impl Compared<'_> {
         let governed = self.exam.questions.iter();
         let governed = governed.filter(|q| q.group == Group::Governed).count();
         let unknown = self.report.standing() == Standing::Unknown;
-        let no_detector = self.after.threshold.is_none() && bounds.max_control_diverted < 1.0;
-        if governed >= bounds.min_prompts && !unknown && !no_detector {
+        let controls =
+            bounds.max_control_diverted >= 1.0 || self.exam.controls() >= bounds.min_prompts;
+        if governed >= bounds.min_prompts && !unknown && controls {
             return None;
         }
         let mut reason = format!(

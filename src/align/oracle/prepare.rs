@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::error::RuleError;
 use super::features::FeatureSource;
 use super::judge::Judge;
-use super::matchers::Matchers;
+use super::matchers::{Matchers, RuleVerdict};
 use super::probe::FittedProbe;
 use super::rules::RuleOracle;
 use super::scores::ScoreCache;
@@ -39,6 +39,16 @@ impl Prepared {
     /// The oracle over the set's enforced policies.
     pub fn oracle(&self, set: &PolicySet) -> RuleOracle {
         RuleOracle::new(set).with_matchers(self.matchers.clone())
+    }
+
+    /// Examples that comply with their own rule and violate another one, as errors. No judge is
+    /// asked.
+    pub fn contradictions(&self, set: &PolicySet) -> Vec<PolicyError> {
+        let matchers = self.matchers.without_judges();
+        set.contradictions(&|rule, exchange| {
+            let verdicts = matchers.decide(&[(*exchange, rule)]);
+            matches!(verdicts.first(), Some(RuleVerdict::Known(true)))
+        })
     }
 
     /// Rules below their minimum, as errors at the position of their policy.
@@ -110,16 +120,21 @@ pub fn prepare(set: &PolicySet, services: &Services) -> Result<Prepared, PolicyE
 }
 
 /// Like [`prepare`], with the checks a server makes before it activates a set: every example of a
-/// rule that needs only the text passes, and no rule is below its minimum.
+/// rule that needs only the text passes, none complies with its rule and violates another, and no
+/// rule is below its minimum.
 ///
 /// # Errors
-/// Those of [`prepare`], failing examples, and rules below their minimum.
+/// Those of [`prepare`], failing and contradicting examples, and rules below their minimum.
 pub fn prepare_trusted(set: &PolicySet, services: &Services) -> Result<Prepared, PolicyErrors> {
     let failures = set.run_examples().into_errors();
     if !failures.is_empty() {
         return Err(PolicyErrors(failures));
     }
     let prepared = prepare(set, services)?;
+    let contradictions = prepared.contradictions(set);
+    if !contradictions.is_empty() {
+        return Err(PolicyErrors(contradictions));
+    }
     match prepared.shortfalls(set) {
         short if short.is_empty() => Ok(prepared),
         short => Err(PolicyErrors(short)),

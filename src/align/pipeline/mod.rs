@@ -13,6 +13,7 @@ mod observer;
 mod render;
 mod run;
 mod selection;
+mod situations;
 #[cfg(test)]
 mod tests;
 

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use super::situations::situated;
 use super::{PipelineError, RenderError, Renderer};
 use crate::oracle::Oracle;
 use crate::oracle::corrective::{
@@ -81,15 +82,17 @@ impl Selection<'_> {
             None => Default::default(),
         };
         let renderer = Renderer::new(loaded);
-        let render = |&index: &usize| {
+        let render = |(at, &index): (usize, &usize)| {
             let pair = &self.dataset[index];
+            let situated = recipe.situations.then(|| self.situated(&kept, at));
+            let pair = situated.as_ref().unwrap_or(pair);
             match (self.categories[index], responses.get(&index)) {
                 (Category::Punish, Some(response)) => renderer.corrected(pair, response),
                 (category, _) => renderer.pair(pair, category),
             }
         };
-        let rendered = kept
-            .iter()
+        let rendered = kept.iter().enumerate();
+        let rendered = rendered
             .map(render)
             .collect::<Result<Vec<TokenPair>, RenderError>>()?;
         let prepared = prepare(rendered, recipe.max_tokens);
@@ -98,6 +101,22 @@ impl Selection<'_> {
             skipped: prepared.skipped,
             corrections,
         })
+    }
+
+    /// A pair in the situation in which it is trained. The turn before it may be another conflict
+    /// with its violating answer.
+    fn situated(&self, kept: &[usize], at: usize) -> Pair {
+        let pair = &self.dataset[kept[at]];
+        let mut others = kept[..at].iter().rev().chain(kept[at + 1..].iter());
+        let violating = others.find(|index| self.categories[**index].is_conflict());
+        let violating = violating.map(|index| {
+            let other = &self.dataset[*index];
+            (other.prompt_text(), other.chosen.as_str())
+        });
+        Pair {
+            prompt: situated(&pair.id.0, &pair.prompt, violating),
+            ..pair.clone()
+        }
     }
 
     /// Like [`Selection::select`], but pairs that are too long do not count towards `max_pairs`, at

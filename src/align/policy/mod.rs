@@ -10,6 +10,7 @@
 
 mod compile;
 pub mod condition;
+mod contradictions;
 pub mod diff;
 pub mod error;
 pub mod examples;

@@ -4,6 +4,8 @@
 const BEGINNING: usize = 5;
 /// Weight of a new step in the exponentially smoothed loss.
 const SMOOTHING: f64 = 0.2;
+/// Loss of one preference pair before training, below which no baseline counts.
+const UNTRAINED: f64 = std::f64::consts::LN_2;
 /// Consecutive steps that must exceed the bound, so that one hard batch is not taken for
 /// divergence.
 const PATIENCE: usize = 5;
@@ -49,7 +51,8 @@ impl Watch {
             return None;
         }
         self.smoothed += SMOOTHING * (loss - self.smoothed);
-        let bound = self.ratio * self.beginning.max(f64::MIN_POSITIVE);
+        // The first batches may hold only pairs whose loss begins at 0.
+        let bound = self.ratio * self.beginning.max(UNTRAINED);
         self.above = if self.smoothed > bound {
             self.above + 1
         } else {

@@ -85,6 +85,8 @@ pub struct Recipe {
     /// Maximum prompts of the bank whose answers by the base are kept in training, where an engine
     /// answers them; 0 takes none.
     pub controls: usize,
+    /// Whether some prompts are trained after a system prompt or an earlier turn instead of alone.
+    pub situations: bool,
 }
 
 impl Default for Recipe {
@@ -123,6 +125,7 @@ impl Default for Recipe {
             max_tokens: 256,
             max_pairs: 192,
             controls: 160,
+            situations: true,
         }
     }
 }
@@ -140,6 +143,7 @@ impl Recipe {
             gold_pairs: 64,
             max_pairs: 0,
             controls: 0,
+            situations: false,
             learning_rate: 1e-4,
             dropout: 0.1,
             epochs: 1,

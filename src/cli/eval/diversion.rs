@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::{CliError, DeviceArgs, EXIT_OK, GlobalArgs, require};
 use realign_align::exam::Share;
-use realign_align::exam::diversion::{Detector, Likelihoods, Spoken, likelihood};
+use realign_align::exam::diversion::{Likelihoods, Spoken, THRESHOLD, is_diverted, likelihood};
 use realign_model::{ChatMessage, LoadedModel};
 
 /// Answers labelled by hand, from the default model and adapters that we trained on it.
@@ -17,8 +17,8 @@ const LABELLED: &str = include_str!("diversion/labelled.jsonl");
 /// Flags of `eval diversion`.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct DiversionArgs {
-    /// Labelled answers, one JSON object a line: prompt, answer, diverted; those with `sample` true
-    /// are the base's own samples, which calibrate [default: the ones that we labelled]
+    /// Labelled answers, one JSON object a line: prompt, answer, own (the mean log-probability of its
+    /// tokens under the generation that gave it), diverted [default: the ones that we labelled]
     #[arg(long, value_name = "FILE")]
     pub(crate) data: Option<PathBuf>,
     /// What computes
@@ -30,11 +30,10 @@ pub(crate) struct DiversionArgs {
 struct Row {
     prompt: String,
     answer: String,
-    #[serde(default)]
+    /// Likelihood under the generation that gave it, in nats per token.
+    own: f64,
+    /// The label.
     diverted: bool,
-    /// Drawn from the base at temperature 1.
-    #[serde(default)]
-    sample: bool,
 }
 
 /// How the detector does on the labels.
@@ -75,11 +74,15 @@ pub(super) fn run(
     let spoken = rows.iter().map(|row| spoken(&loaded, row));
     let spoken = spoken.collect::<Result<Vec<Spoken>, CliError>>()?;
     let tokens = likelihoods.tokens(&spoken).map_err(failed)?;
-    let scores: Vec<f64> = tokens.iter().map(|tokens| likelihood(tokens)).collect();
-    let report = measure(&rows, &scores)?;
+    let called: Vec<bool> = rows
+        .iter()
+        .zip(&tokens)
+        .map(|(row, tokens)| is_diverted(Some(row.own), likelihood(tokens.iter().copied())))
+        .collect();
+    let report = measure(&rows, &called);
     if global.json {
         let answers: Vec<_> = rows.iter().zip(&tokens).map(|(row, tokens)| {
-            json!({ "prompt": row.prompt, "answer": row.answer, "diverted": row.diverted, "sample": row.sample, "logprobs": tokens })
+            json!({ "prompt": row.prompt, "answer": row.answer, "own": row.own, "diverted": row.diverted, "logprobs": tokens })
         }).collect();
         writeln!(out, "{}", json!({ "report": report, "answers": answers }))?;
     } else {
@@ -114,30 +117,21 @@ fn spoken(loaded: &LoadedModel, row: &Row) -> Result<Spoken, CliError> {
     })
 }
 
-fn measure(rows: &[Row], scores: &[f64]) -> Result<Report, CliError> {
-    let (own, labelled): (Vec<_>, Vec<_>) =
-        rows.iter().zip(scores).partition(|(row, _)| row.sample);
-    let own: Vec<f64> = own.into_iter().map(|(_, score)| *score).collect();
-    let detector = Detector::calibrate(&own)
-        .ok_or_else(|| CliError::Eval("too few of the base's own samples to calibrate".into()))?;
-    let found = |score: &f64| detector.is_diverted(*score);
-    let among = |called: Option<bool>, diverted: Option<bool>, hit: &dyn Fn(bool, bool) -> bool| {
-        let rows = labelled
-            .iter()
-            .map(|(row, score)| (found(score), row.diverted));
-        let rows = rows.filter(|(c, d)| {
-            called.is_none_or(|wanted| *c == wanted) && diverted.is_none_or(|wanted| *d == wanted)
-        });
-        Share::among(rows.map(|(called, diverted)| hit(called, diverted)))
+fn measure(rows: &[Row], called: &[bool]) -> Report {
+    let pairs = || {
+        rows.iter()
+            .zip(called)
+            .map(|(row, called)| (*called, row.diverted))
     };
-    Ok(Report {
-        threshold: detector.threshold,
-        labelled: labelled.len(),
-        diverted: labelled.iter().filter(|(row, _)| row.diverted).count(),
-        precision: among(Some(true), None, &|_, diverted| diverted),
-        recall: among(None, Some(true), &|called, _| called),
-        false_alarms: among(None, Some(false), &|called, _| called),
-    })
+    let right = |(called, diverted): (bool, bool)| called == diverted;
+    Report {
+        threshold: THRESHOLD,
+        labelled: rows.len(),
+        diverted: rows.iter().filter(|row| row.diverted).count(),
+        precision: Share::among(pairs().filter(|p| p.0).map(right)),
+        recall: Share::among(pairs().filter(|p| p.1).map(right)),
+        false_alarms: Share::among(pairs().filter(|p| !p.1).map(|p| p.0)),
+    }
 }
 
 fn print(report: &Report, out: &mut dyn Write) -> Result<(), CliError> {

@@ -242,6 +242,8 @@ section! {
         /// Maximum number of everyday prompts whose answers by the base are kept in training; 0 means
         /// none.
         controls: usize,
+        /// Whether some prompts are trained after a system prompt or an earlier turn.
+        situations: bool,
         /// Maximum number of tokens of a pair's prompt and response.
         max_pair_tokens: usize,
         /// Memory limit of a run, in MB; defaults to the memory that is free.

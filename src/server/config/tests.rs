@@ -189,7 +189,7 @@ fn the_example_shows_every_key_and_the_defaults() {
     let whole = whole_example();
     read(&whole, &RawConfig::default()).unwrap();
     let table: toml::Table = whole.parse().unwrap();
-    let sections: [(&str, &[&str]); 9] = [
+    let sections: [(&str, &[&str]); 11] = [
         ("server", RawServer::KEYS),
         ("limits", RawLimits::KEYS),
         ("engine", RawEngine::KEYS),

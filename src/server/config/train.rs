@@ -192,6 +192,7 @@ fn losses(recipe: &mut Recipe, config: &RawTrain) -> Result<(), RecipeError> {
     set(&mut recipe.gold_pairs, &config.gold_pairs);
     set(&mut recipe.max_pairs, &config.max_pairs);
     set(&mut recipe.controls, &config.controls);
+    set(&mut recipe.situations, &config.situations);
     set(&mut recipe.max_tokens, &config.max_pair_tokens);
     Ok(())
 }

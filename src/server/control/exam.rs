@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::context::Context;
+use realign_align::exam::diversion::likelihood;
 use realign_align::exam::{
     Answer, Asked, Exam, ExamError, Examiner, Occasion, Question, Report, Respond, Settings,
     Sitting, Sources, Subject, Who,
@@ -140,6 +141,7 @@ impl Respond for Serving<'_> {
                 temperature: asked.temperature,
                 seed: asked.seed,
                 max_tokens: asked.max_tokens,
+                top_logprobs: Some(0),
                 ..SamplingParams::default()
             },
         };
@@ -151,6 +153,7 @@ impl Respond for Serving<'_> {
             other => ExamError::Engine(other.to_string()),
         })?;
         let answer = |answer: realign_engine::Answered| Answer {
+            own: likelihood(answer.logprobs.iter().copied().map(f64::from)),
             text: answer.text,
             tokens: answer.tokens,
         };

@@ -433,7 +433,6 @@ function examDefects(defects) {
 /// What is missing for a complete result, and what to do about it.
 function missing(now) {
   const found = [...now.missing];
-  if (!Number.isFinite(now.controls.threshold)) found.push("raise exam.prompts in the configuration: controls are the prompts that rules do not govern");
   if (!found.length) return null;
   return make("div", { class: "missing", role: "note" }, make("b", {}, "Missing for a complete result, and what to do"),
     make("ul", {}, found.map((text) => make("li", {}, text))));

@@ -145,13 +145,16 @@ fn answers_are_judged_like_those_to_clients() {
                     when: { prompt: { any_phrase: [Hi] } }\n    \
                     violates: { response: { any_phrase: [Hello world] } }\n";
         let set = Arc::new(PolicySet::from_yaml("words.yaml", yaml).unwrap());
-        let policies = Box::new(move || (set.clone(), Arc::default()));
+        let policies: crate::telemetry::compliance::Policies =
+            Box::new(move || (set.clone(), Arc::default()));
         let telemetry = state.telemetry.clone();
         let sampling = Sampling {
             share: 1.0,
+            judge_share: 1.0,
             queue: 64,
         };
-        let compliance = Compliance::start(sampling, policies, None, telemetry).unwrap();
+        let compliance =
+            Compliance::start(sampling, (policies, Box::new(|_, _| {})), None, telemetry).unwrap();
         state.compliance = Some(Arc::new(compliance));
     });
     for prompt in [

@@ -286,13 +286,16 @@ fn answers_are_judged_after_they_were_sent() {
     let text = "apiVersion: realign/v1\nid: p\nversion: 1\nrules:\n  - id: hello\n    when: { prompt: { any_phrase: [Hi] } }\n    violates: { response: { any_phrase: [Hello world] } }\n";
     let set = Arc::new(PolicySet::from_yaml("p.yaml", text).unwrap());
     let server = Server::start(|state| {
-        let policies = Box::new(move || (Arc::clone(&set), Arc::default()));
+        let policies: crate::telemetry::compliance::Policies =
+            Box::new(move || (Arc::clone(&set), Arc::default()));
         let telemetry = Arc::clone(&state.telemetry);
         let sampling = Sampling {
             share: 1.0,
+            judge_share: 1.0,
             queue: 64,
         };
-        let compliance = Compliance::start(sampling, policies, None, telemetry).unwrap();
+        let compliance =
+            Compliance::start(sampling, (policies, Box::new(|_, _| {})), None, telemetry).unwrap();
         state.compliance = Some(Arc::new(compliance));
     });
     chat(&server, &json!({"n": 2}));

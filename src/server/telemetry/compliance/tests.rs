@@ -103,7 +103,10 @@ fn a_dryrun_policy_counts_but_does_not_decide() {
     let set = set(&POLICY.replace("version: 1", "version: 1\nenforcement: dryrun"));
     let compliance = Compliance::start(
         sampling(8),
-        Box::new(move || (Arc::clone(&set), Arc::default())),
+        (
+            Box::new(move || (Arc::clone(&set), Arc::default())),
+            Box::new(|_, _| {}),
+        ),
         None,
         Arc::clone(&telemetry),
     )
