@@ -17,6 +17,8 @@ use crate::train::examples::TokenPair;
 use realign_core::Category;
 use realign_model::{LoadedModel, Staged};
 
+/// Tokens of the base's answers that training keeps: an answer is diverted at its beginning.
+const TRAINED_TOKENS: usize = 16;
 /// Answers that are remembered together: a sitting that is interrupted loses no more.
 const ANSWERED_AT_ONCE: usize = 64;
 /// Answers that are scored between two looks at whether to go on.
@@ -233,8 +235,12 @@ impl Examiner<'_> {
             likelihoods: None,
             remembered: 0,
         };
-        let all: Vec<usize> = (0..controls.len()).collect();
-        let answers = work.answers(Who::Base, &all)?;
+        let asked = (0..controls.len()).map(|i| Asked {
+            max_tokens: TRAINED_TOKENS,
+            ..work.asked(i, false)
+        });
+        let asked: Vec<Asked> = asked.collect();
+        let answers = work.ask(Who::Base, &asked)?;
         let exchanges: Vec<Exchange<'_>> = controls
             .iter()
             .zip(&answers)

@@ -153,22 +153,26 @@ impl Selection<'_> {
         Ok(selected)
     }
 
-    /// At most `limit` of the pairs (0: all), each category in proportion, chosen by content id.
+    /// At most `limit` of the pairs (0: all), chosen by content id. Conflicts come first: RETAIN pairs
+    /// get a quarter, and what conflicts leave.
     fn sample(&self, indices: &[usize], limit: usize) -> Vec<usize> {
         if limit == 0 || indices.len() <= limit {
             return indices.to_vec();
         }
-        let mut kept = Vec::with_capacity(limit);
-        for wanted in Category::ALL {
-            let mut candidates: Vec<usize> = indices
-                .iter()
-                .copied()
-                .filter(|&i| self.categories[i] == wanted)
+        let of = |wanted: &[Category]| {
+            let chosen = indices.iter().copied();
+            let mut chosen: Vec<usize> = chosen
+                .filter(|&i| wanted.contains(&self.categories[i]))
                 .collect();
-            candidates.sort_by(|&a, &b| self.dataset[a].id.0.cmp(&self.dataset[b].id.0));
-            candidates.truncate((candidates.len() * limit).div_ceil(indices.len()));
-            kept.extend(candidates);
-        }
+            chosen.sort_by(|&a, &b| self.dataset[a].id.0.cmp(&self.dataset[b].id.0));
+            chosen
+        };
+        let mut conflicts = of(&[Category::Invert, Category::Punish]);
+        let mut kept = of(&[Category::Retain]);
+        let most = (limit - limit / 4).max(limit.saturating_sub(kept.len()));
+        conflicts.truncate(most);
+        kept.truncate(limit - conflicts.len());
+        kept.extend(conflicts);
         kept.sort_unstable();
         kept
     }

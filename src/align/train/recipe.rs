@@ -123,7 +123,7 @@ impl Default for Recipe {
             weight_scale: WeightScale::MeanOne,
             gold_pairs: 48,
             max_tokens: 256,
-            max_pairs: 192,
+            max_pairs: 256,
             controls: 160,
             situations: true,
         }
