@@ -176,7 +176,7 @@ pub struct ExamRule {
     pub policy: String,
     /// Id of the rule.
     pub rule: String,
-    /// Its severity; rules below standard never decide.
+    /// Its severity; rules below standard do not decide whether a generation is aligned.
     pub severity: Severity,
     /// The share of answers that must comply, 0 to 1.
     pub target: f64,

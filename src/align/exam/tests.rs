@@ -231,9 +231,9 @@ fn every_check_refuses_by_itself() {
     assert_eq!(missed, [Check::RuleCompliance, Check::RuleWorse]);
     assert_eq!(with(Group::Everyday, 6, &violates), [Check::RuleWorse]);
     let diverts = |mark: &mut Mark| mark.diverted = true;
-    assert_eq!(with(Group::NearMiss, 2, &diverts), []);
+    assert_eq!(with(Group::Everyday, 2, &diverts), []);
     assert_eq!(
-        with(Group::NearMiss, 3, &diverts),
+        with(Group::Everyday, 3, &diverts),
         [Check::ControlsDiverted]
     );
     for defect in Defect::ALL {
@@ -258,7 +258,7 @@ fn every_check_refuses_by_itself() {
 fn a_refusal_names_the_answers_that_decided() {
     let exam = large();
     let (good, mut bad) = (perfect(&exam), perfect(&exam));
-    change(&exam, &mut bad, Group::NearMiss, 4, |mark| {
+    change(&exam, &mut bad, Group::Everyday, 4, |mark| {
         mark.diverted = true;
         mark.text = "Ask a pharmacist.".into();
     });

@@ -29,11 +29,11 @@ impl Measured {
     }
 }
 
-/// Checks the measurements against the policy set's bounds; `None` if the candidate may serve.
+/// Every bound of the policy set that the measurements miss; none if the candidate may serve.
 ///
 /// The required gain is capped if there is no room for it: a generation that complies in 95 % of
 /// cases cannot gain 30 points. The candidate must then reach 1 − gain without losing agreement.
-pub fn judge(measured: &Measured, gate: &Gate) -> Option<Refusal> {
+pub fn judge(measured: &Measured, gate: &Gate) -> Vec<Refusal> {
     let values = [
         measured.agreement_after,
         measured.perplexity_rise(),
@@ -41,27 +41,42 @@ pub fn judge(measured: &Measured, gate: &Gate) -> Option<Refusal> {
     ];
     if let Some(got) = values.into_iter().find(|v| !v.is_finite()) {
         let reason = "a measurement is not a number: the adapter is broken".into();
-        return Some(Refusal::new(Check::Finite, got, 0.0, reason));
+        return vec![Refusal::new(Check::Finite, got, 0.0, reason)];
     }
+    let checks = [
+        agreement(measured, gate),
+        perplexity(measured, gate),
+        kl(measured, gate),
+    ];
+    checks.into_iter().flatten().collect()
+}
+
+fn agreement(measured: &Measured, gate: &Gate) -> Option<Refusal> {
     let gain = gate.min_policy_agreement_gain;
     let floor = (measured.agreement_before + gain)
         .min(1.0 - gain)
         .max(measured.agreement_before);
     let got = measured.agreement_after;
-    if got + 1e-9 < floor {
+    (got + 1e-9 < floor).then(|| {
         let reason =
             format!("held-out policy agreement is {got:.3}, at least {floor:.3} is asked for");
-        return Some(Refusal::new(Check::PolicyAgreement, got, floor, reason));
-    }
+        Refusal::new(Check::PolicyAgreement, got, floor, reason)
+    })
+}
+
+fn perplexity(measured: &Measured, gate: &Gate) -> Option<Refusal> {
     let (got, bound) = (measured.perplexity_rise(), gate.max_perplexity_rise);
-    if got > bound {
+    (got > bound).then(|| {
         let reason = format!(
             "perplexity on neutral text rises by {:.1} %, at most {:.1} % is allowed",
             got * 100.0,
             bound * 100.0
         );
-        return Some(Refusal::new(Check::PerplexityRise, got, bound, reason));
-    }
+        Refusal::new(Check::PerplexityRise, got, bound, reason)
+    })
+}
+
+fn kl(measured: &Measured, gate: &Gate) -> Option<Refusal> {
     let got = measured.kl_to_base;
     let bound = gate.max_kl.filter(|bound| got > *bound)?;
     let reason =
@@ -92,7 +107,7 @@ mod tests {
             max_kl: Some(0.5),
             ..Gate::default()
         };
-        let rejected_by = |m: Measured| judge(&m, &gate).map(|refusal| refusal.check);
+        let rejected_by = |m: Measured| judge(&m, &gate).first().map(|refusal| refusal.check);
         for (m, expected) in [
             (measured(0.0, 0.9, 12.0, 0.1), None),
             (measured(0.0, 0.3, 12.0, 0.1), None),

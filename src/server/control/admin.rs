@@ -85,6 +85,7 @@ pub(crate) fn announce(context: &Context, swapped: &Swapped, to: &Generation, to
         policy_revision: to.policy_revision.clone(),
         took,
     });
+    context.measure_serving(&to.id);
     if let Some(retired) = &swapped.retired {
         context.emit(telemetry::Event::GenerationRetired {
             generation: retired.to_string(),

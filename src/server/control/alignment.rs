@@ -60,8 +60,8 @@ impl Context {
         self.board().examining
     }
 
-    /// Keeps a report of what serves, or may serve soon.
-    pub(super) fn keep_report(&self, role: ExamRole, report: &Arc<Report>) {
+    /// Keeps a report; with a role, it is measured as well.
+    pub(super) fn keep_report(&self, role: Option<ExamRole>, report: &Arc<Report>) {
         let mut board = self.board();
         if board.exam.as_ref() != Some(&report.exam) {
             board.reports.clear();
@@ -72,12 +72,21 @@ impl Context {
         }
         let generation = report.generation.clone();
         board.reports.insert(generation, report.clone());
-        if role == ExamRole::Candidate {
+        if role == Some(ExamRole::Candidate) {
             board.candidate = Some(report.clone());
         }
         board.failure = None;
         drop(board);
-        self.emit(Event::Examined(Examined::new(role, report)));
+        if let Some(role) = role {
+            self.emit(Event::Examined(Examined::new(role, report)));
+        }
+    }
+
+    /// Measures a generation that serves from now on by what it did in the exam, if it sat it.
+    pub(super) fn measure_serving(&self, generation: &GenerationId) {
+        if let Some(report) = self.report_of(generation) {
+            self.emit(Event::Examined(Examined::new(ExamRole::Current, &report)));
+        }
     }
 
     /// Keeps why an exam was not sat to its end.

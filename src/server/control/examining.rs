@@ -73,7 +73,7 @@ fn examine(context: &Context, stop: &AtomicBool) {
     match context.sit(&exam, &oracle, &serving, &proceed) {
         // Other policies may have become active meanwhile; they have an exam of their own.
         Ok((_, report)) if Arc::ptr_eq(&context.policies(), &active.set) => {
-            context.keep_report(ExamRole::Current, &report);
+            context.keep_report(Some(ExamRole::Current), &report);
         }
         Ok(_) | Err(ExamError::Cancelled) => {}
         Err(error) => context.keep_failure(error.to_string()),

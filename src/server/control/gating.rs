@@ -33,15 +33,15 @@ impl Realignment<'_> {
         }
         self.work.enter(Stage::Exam);
         let serving = self.context.registry.lease_current();
-        self.examine(exam, &serving, ExamRole::Current)
+        self.examine(exam, &serving, Some(ExamRole::Current))
     }
 
-    /// Has a generation sit the exam, and keeps its report.
+    /// Has a generation sit the exam, and keeps its report. One that has no role has no metrics.
     pub(super) fn examine(
         &self,
         exam: &Exam,
         generation: &Arc<Generation>,
-        role: ExamRole,
+        role: Option<ExamRole>,
     ) -> Result<Sitting, Stop> {
         let proceed = || self.work.go_on();
         let sat = self.context.sit(exam, &self.oracle, generation, &proceed);
@@ -79,7 +79,7 @@ impl Realignment<'_> {
         candidate: &Arc<Generation>,
     ) -> Result<serde_json::Value, Stop> {
         self.make_ready(candidate)?;
-        let after = self.examine(asked.exam, candidate, ExamRole::Candidate)?;
+        let after = self.examine(asked.exam, candidate, Some(ExamRole::Candidate))?;
         self.work.progress(0.7);
         let adapter = candidate
             .adapter

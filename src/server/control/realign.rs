@@ -15,7 +15,6 @@ use super::manifest::Origin;
 use super::stop::StopFlag;
 use super::work::Work;
 use crate::state::{GenerationRow, GenerationStatus, Report};
-use crate::telemetry::event::ExamRole;
 use crate::telemetry::{Event, Outcome, Stage};
 use realign_align::exam::{Exam, Sitting, Standing};
 use realign_align::oracle::{Matchers, RuleOracle};
@@ -234,7 +233,7 @@ impl Realignment<'_> {
         }
         let generation = Arc::new(generation);
         self.make_ready(&generation)?;
-        self.examine(exam, &generation, ExamRole::Current)?;
+        self.examine(exam, &generation, None)?;
         self.work.enter(Stage::Swap);
         self.swap(generation)
     }
@@ -260,7 +259,7 @@ impl Realignment<'_> {
         let (serving, base) = (registry.lease_current(), registry.base().clone());
         let revision = self.job.policies.revision();
         let is_own = serving.policy_revision.as_deref() == Some(revision);
-        let undo = serving.adapter.is_some() && !is_own && self.does_comply(exam, &base)?;
+        let undo = serving.adapter.is_some() && !is_own && self.may_return(exam, before, &base)?;
         let stays = !undo && !exam.rules.is_empty();
         let done = if stays {
             Done {
@@ -280,9 +279,20 @@ impl Realignment<'_> {
         })
     }
 
-    fn does_comply(&self, exam: &Exam, generation: &Arc<Generation>) -> Result<bool, Stop> {
-        let sitting = self.examine(exam, generation, ExamRole::Current)?;
-        Ok(self.report(exam, &sitting).standing() == Standing::Meets)
+    /// Whether the base does what the policies ask, or no less than what serves where that cannot be
+    /// told.
+    fn may_return(
+        &self,
+        exam: &Exam,
+        before: &Sitting,
+        base: &Arc<Generation>,
+    ) -> Result<bool, Stop> {
+        let sitting = self.examine(exam, base, None)?;
+        Ok(match self.report(exam, &sitting).standing() {
+            Standing::Meets => true,
+            Standing::Misses => false,
+            Standing::Unknown => self.report(exam, before).standing() != Standing::Meets,
+        })
     }
 
     /// Records what these inputs led to.
