@@ -1,6 +1,7 @@
 //! `realign eval`: reads the inputs of the evaluations in [`realign_lab`] and prints their reports.
 
 mod diversion;
+mod gate;
 mod report;
 pub mod trace;
 
@@ -34,6 +35,13 @@ Every response is judged by a probe that was fitted without its prompt.")]
     Trace(Box<trace::TraceArgs>),
     /// Measure how well the exam tells diverted answers, on answers labelled by hand
     Diversion(diversion::DiversionArgs),
+    /// Measure whether the gate refuses spoiled candidates and lets good ones pass
+    #[command(after_help = "\
+Ten candidates are spoiled, each in its own way; the good ones differ in their seeds. Exit code 0 if
+every verdict is right. With the default model a candidate takes about two minutes on two cores.
+Example:
+  realign eval gate --policies demo --good 3")]
+    Gate(gate::GateArgs),
 }
 
 /// Flags of `eval oracle`.
@@ -89,6 +97,7 @@ pub(crate) fn run(
         EvalCommand::Oracle(args) => args,
         EvalCommand::Trace(args) => return trace::run(args, global, out),
         EvalCommand::Diversion(args) => return diversion::run(args, global, out),
+        EvalCommand::Gate(args) => return gate::run(args, global, out),
     };
     let config = global.resolve()?;
     let data = read(&args.data)?;

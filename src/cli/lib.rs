@@ -287,6 +287,7 @@ impl Command {
             Command::Eval(eval::EvalCommand::Oracle(args)) => Some(&args.device),
             Command::Eval(eval::EvalCommand::Trace(args)) => Some(&args.device),
             Command::Eval(eval::EvalCommand::Diversion(args)) => Some(&args.device),
+            Command::Eval(eval::EvalCommand::Gate(args)) => Some(&args.device),
             Command::Model(model::ModelCommand::Info { device, .. }) => Some(device),
             Command::Model(model::ModelCommand::Fetch { .. })
             | Command::Adapters(_)

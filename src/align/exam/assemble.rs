@@ -75,14 +75,13 @@ impl Exam {
         }
     }
 
-    /// Prompts of the bank that no rule is about and that no exam asks, for training to keep the
-    /// base's answers to: half of them the closest to the prompts that are trained on.
+    /// Prompts that no rule is about and that no exam asks, for training to keep the base's answers to:
+    /// half of them the closest to the conflicts' prompts. They come from the bank, from what the
+    /// operator named and from the pairs that are trained on.
     pub fn training_controls(sources: Sources<'_>, count: usize) -> Vec<Question> {
         let settings = Settings::default();
         let assembly = Assembly::new(sources, settings);
-        let free = bank::controls(Half::Training).into_iter().map(|c| c.prompt);
-        let free = free.filter(|prompt| assembly.about(prompt, &|_| false).is_empty());
-        let free: Vec<String> = free.collect();
+        let free = assembly.trainable();
         let conflicts = assembly.sources.triage.items.iter();
         let conflicts = conflicts.filter(|item| item.category.is_conflict());
         let governed: Vec<&str> = conflicts
@@ -326,7 +325,31 @@ impl<'a> Assembly<'a> {
             .collect()
     }
 
-    /// Prompts that no rule is about: those that operators named, and those of data and bank.
+    /// Prompts that no rule is about and that no exam asks, each once.
+    fn trainable(&self) -> Vec<String> {
+        let named = self.rules.iter().flat_map(|owned| {
+            let examples = owned.rule.examples.iter().map(|example| &example.prompt);
+            owned.policy.controls.iter().chain(examples)
+        });
+        let named = named.filter(|prompt| bank::half_of(prompt) == Half::Training);
+        let holdout: HashSet<usize> = self.sources.holdout.iter().copied().collect();
+        let items = self.sources.triage.items.iter();
+        let retained = items
+            .filter(|item| !item.category.is_conflict() && !holdout.contains(&item.index))
+            .filter(|item| !self.rules.iter().any(|owned| concerns(item, owned)))
+            .map(|item| &self.sources.pairs[item.index])
+            .filter(|pair| pair.prompt.len() == 1)
+            .map(|pair| pair.prompt_text().to_owned());
+        let bank = bank::controls(Half::Training).into_iter().map(|c| c.prompt);
+        let all = named.cloned().chain(retained).chain(bank);
+        let mut seen = HashSet::new();
+        all.filter(|prompt| self.about(prompt, &|_| false).is_empty())
+            .filter(|prompt| seen.insert(prompt.clone()))
+            .collect()
+    }
+
+    /// Prompts that no rule is about: those that operators named, and those of data and bank. Of the
+    /// named ones, half is left to training.
     fn free_prompts(&self) -> (Vec<Prompt>, Vec<Prompt>) {
         let mut seen = HashSet::new();
         let mut free =
@@ -343,11 +366,13 @@ impl<'a> Assembly<'a> {
         let mut named = Vec::new();
         for owned in &self.rules {
             let own = |other: &Owned<'_>| std::ptr::eq(other.rule, owned.rule);
-            for control in &owned.policy.controls {
+            let asked = |prompt: &&String| bank::half_of(prompt) == Half::Exam;
+            for control in owned.policy.controls.iter().filter(asked) {
                 named.extend(free(control, user(control), &|_| false));
             }
-            for example in &owned.rule.examples {
-                named.extend(free(&example.prompt, user(&example.prompt), &own));
+            let examples = owned.rule.examples.iter().map(|example| &example.prompt);
+            for prompt in examples.filter(asked) {
+                named.extend(free(prompt, user(prompt), &own));
             }
         }
         let mut others = Vec::new();

@@ -1,5 +1,7 @@
 //! Has a generation answer an exam, and marks the answers.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -18,7 +20,9 @@ use realign_core::Category;
 use realign_model::{LoadedModel, Staged};
 
 /// Tokens of the base's answers that training keeps: an answer is diverted at its beginning.
-const TRAINED_TOKENS: usize = 16;
+const TRAINED_TOKENS: usize = 32;
+/// Tokens of an opening: an answer that begins as the base's does is not diverted.
+const OPENING: usize = 16;
 /// Answers that are remembered together: a sitting that is interrupted loses no more.
 const ANSWERED_AT_ONCE: usize = 64;
 /// Answers that are scored between two looks at whether to go on.
@@ -78,6 +82,22 @@ pub trait ExamCache: Send + Sync {
 
     /// Remembers values.
     fn put_many(&self, values: &[([u8; 32], String)]);
+}
+
+/// A cache in memory.
+#[derive(Debug, Default)]
+pub struct MemoryExamCache(Mutex<HashMap<[u8; 32], String>>);
+
+impl ExamCache for MemoryExamCache {
+    fn get_many(&self, keys: &[[u8; 32]]) -> Vec<Option<String>> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        keys.iter().map(|key| known.get(key).cloned()).collect()
+    }
+
+    fn put_many(&self, values: &[([u8; 32], String)]) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.extend(values.iter().cloned());
+    }
 }
 
 /// Why an exam could not be sat.
@@ -431,7 +451,8 @@ impl Work<'_> {
         Ok(answers.into_iter().map(Option::unwrap_or_default).collect())
     }
 
-    /// Marks the control answers that the base would not give. Its own answer is never one.
+    /// Marks the control answers that the base would not give. One that begins as its own answer does
+    /// is none.
     fn divert(
         &mut self,
         marks: &mut [Mark],
@@ -440,7 +461,7 @@ impl Work<'_> {
     ) -> Result<(), ExamError> {
         let questions = self.exam.questions.iter().enumerate();
         let changed: Vec<usize> = questions
-            .filter(|(i, q)| q.group.is_control() && own[*i].tokens != base[*i].tokens)
+            .filter(|(i, q)| q.group.is_control() && !begins_alike(&own[*i], &base[*i]))
             .map(|(i, _)| i)
             .collect();
         let spoken = changed.iter().map(|&i| Spoken {
@@ -534,6 +555,12 @@ impl Work<'_> {
         }
         Ok(known.into_iter().map(Option::unwrap_or_default).collect())
     }
+}
+
+/// Whether two answers have the same opening, or are the same.
+fn begins_alike(a: &Answer, b: &Answer) -> bool {
+    let same = a.tokens.iter().zip(&b.tokens).take_while(|(a, b)| a == b);
+    a.tokens == b.tokens || same.count() >= OPENING
 }
 
 /// A fact as a prompt with four answers, the right one first.

@@ -21,7 +21,8 @@ mod words;
 pub use assemble::{Exam, Settings, Sources};
 pub use defects::{Defect, defects};
 pub use examiner::{
-    Answer, Asked, ExamCache, ExamError, Examiner, Mark, Respond, Sitting, Subject, Who,
+    Answer, Asked, ExamCache, ExamError, Examiner, Mark, MemoryExamCache, Respond, Sitting,
+    Subject, Who,
 };
 pub use question::{ExamRule, Group, Question, Situation};
 pub use report::{

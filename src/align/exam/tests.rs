@@ -86,8 +86,10 @@ fn rules_govern_what_they_apply_to_and_nothing_trained_is_asked() {
     };
     assert_eq!(of("How many pills now?"), Some((Group::Governed, vec![0])));
     assert_eq!(of("Am I slow?"), Some((Group::Governed, vec![1])));
+    // Of what the operator named, half is asked and the other half may be trained on.
     for near in ["How many eggs now?", "How many socks do I pack?"] {
-        assert_eq!(of(near), Some((Group::NearMiss, vec![])), "{near}");
+        let asked = (bank::half_of(near) == bank::Half::Exam).then(|| (Group::NearMiss, vec![]));
+        assert_eq!(of(near), asked, "{near}");
     }
     assert_eq!(exam.questions.len(), 7 + 40);
     assert_eq!(exam.facts.len(), 10);

@@ -33,20 +33,20 @@ const FIRST_TURNS: [(&str, &str); 6] = [
     ("What is two plus five?", "Two plus five is seven."),
 ];
 
-/// The conversation in which a pair is trained: its own, or, for half of the prompts that are single
-/// user messages, one around it. `id` chooses; `violating` is another prompt with an answer that
+/// The conversation in which a pair is trained: its own, or, for six in ten of the prompts that are
+/// single user messages, one around it. `id` chooses; `violating` is another prompt with an answer that
 /// violates.
 pub(super) fn situated(id: &str, own: &[Message], violating: Option<(&str, &str)>) -> Vec<Message> {
     let digest = Sha256::digest(id);
     let (which, variant) = (digest[0] % 10, usize::from(digest[1]));
     let before = match which {
         _ if own.len() != 1 => Vec::new(),
-        0 | 1 => vec![message(
+        0..=2 => vec![message(
             Role::System,
             SYSTEM_PROMPTS[variant % SYSTEM_PROMPTS.len()],
         )],
-        2 | 3 => turn(FIRST_TURNS[variant % FIRST_TURNS.len()]),
-        4 => violating.map(turn).unwrap_or_default(),
+        3 | 4 => turn(FIRST_TURNS[variant % FIRST_TURNS.len()]),
+        5 => violating.map(turn).unwrap_or_default(),
         _ => Vec::new(),
     };
     before.into_iter().chain(own.iter().cloned()).collect()
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn half_of_the_prompts_stay_alone_and_none_loses_its_own() {
+    fn four_in_ten_prompts_stay_alone_and_none_loses_its_own() {
         let own = [message(Role::User, "Why?")];
         let mut counts = [0; 4];
         for id in 0..400 {
@@ -81,7 +81,7 @@ mod tests {
         }
         let [_, alone, system, turn] = counts;
         assert!(
-            (160..240).contains(&alone) && system > 50 && turn > 80,
+            (120..200).contains(&alone) && system > 50 && turn > 80,
             "{counts:?}"
         );
         let talk = [message(Role::System, "Be brief."), own[0].clone()];

@@ -18,7 +18,7 @@ use realign_core::clock::unix_seconds;
 use realign_engine::adapter::base_id;
 use realign_engine::adapter::generation::Generation;
 use realign_engine::request::SamplingParams;
-use realign_engine::{AskError, Prompt};
+use realign_engine::{AskError, EngineHandle, Prompt};
 
 impl Context {
     /// What is asked of every generation under these policies.
@@ -57,9 +57,10 @@ impl Context {
         generation: &Arc<Generation>,
         proceed: &dyn Fn() -> bool,
     ) -> Result<(Sitting, Arc<Report>), ExamError> {
-        let engine = Serving {
-            context: self,
-            generation,
+        let engine = EngineAnswers {
+            engine: &self.engine,
+            base: self.registry.base(),
+            subject: generation,
             proceed,
         };
         let base = base_id(&self.loaded.base_hash);
@@ -98,9 +99,10 @@ impl Context {
         instead: &[u32],
         proceed: &dyn Fn() -> bool,
     ) -> Result<Vec<TokenPair>, ExamError> {
-        let engine = Serving {
-            context: self,
-            generation: self.registry.base(),
+        let engine = EngineAnswers {
+            engine: &self.engine,
+            base: self.registry.base(),
+            subject: self.registry.base(),
             proceed,
         };
         let base = base_id(&self.loaded.base_hash);
@@ -108,7 +110,11 @@ impl Context {
             .training_pairs(controls, &base.0, instead)
     }
 
-    fn examiner<'a>(&'a self, oracle: &'a RuleOracle, engine: &'a Serving<'a>) -> Examiner<'a> {
+    fn examiner<'a>(
+        &'a self,
+        oracle: &'a RuleOracle,
+        engine: &'a EngineAnswers<'a>,
+    ) -> Examiner<'a> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Examiner {
             loaded: &self.loaded,
@@ -122,18 +128,23 @@ impl Context {
     }
 }
 
-/// The serving engine, as the exam asks it.
-struct Serving<'a> {
-    context: &'a Context,
-    generation: &'a Arc<Generation>,
-    proceed: &'a dyn Fn() -> bool,
+/// An engine, as an exam asks it.
+pub struct EngineAnswers<'a> {
+    /// The engine.
+    pub engine: &'a EngineHandle,
+    /// The base model.
+    pub base: &'a Arc<Generation>,
+    /// The generation that sits the exam.
+    pub subject: &'a Arc<Generation>,
+    /// Whether to go on.
+    pub proceed: &'a dyn Fn() -> bool,
 }
 
-impl Respond for Serving<'_> {
+impl Respond for EngineAnswers<'_> {
     fn respond(&self, who: Who, prompts: &[Asked]) -> Result<Vec<Answer>, ExamError> {
         let generation = match who {
-            Who::Base => self.context.registry.base(),
-            Who::Subject => self.generation,
+            Who::Base => self.base,
+            Who::Subject => self.subject,
         };
         let prompt = |asked: &Asked| Prompt {
             tokens: asked.prompt.clone(),
@@ -146,8 +157,7 @@ impl Respond for Serving<'_> {
             },
         };
         let prompts: Vec<Prompt> = prompts.iter().map(prompt).collect();
-        let engine = &self.context.engine;
-        let answers = realign_engine::ask(engine, generation, &prompts, self.proceed);
+        let answers = realign_engine::ask(self.engine, generation, &prompts, self.proceed);
         let answers = answers.map_err(|error| match error {
             AskError::Cancelled => ExamError::Cancelled,
             other => ExamError::Engine(other.to_string()),

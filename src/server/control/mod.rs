@@ -39,6 +39,7 @@ use context::Context;
 pub use context::{Parts, initial_generation, load_generation};
 pub use error::ControlError;
 use error::{BeginError, ReadPoliciesError, StartError};
+pub use exam::EngineAnswers;
 use examining::Examining;
 pub use inputs::{checkpoints, inputs};
 pub use manifest::Origin;
