@@ -7,10 +7,13 @@ use sha2::{Digest, Sha256};
 use super::bank::{self, Fact, Half};
 use super::question::{ExamRule, Group, Question, Situation, user};
 use super::words::Words;
+use crate::pipeline::situated;
 use crate::policy::{Policy, PolicySet, Rule};
 use crate::preferences::{Message, Pair};
 use crate::triage::{Triage, TriagedPair};
 
+/// Of the controls that are trained on, one in this many is the operator's own.
+const OWN_CONTROLS: usize = 4;
 /// Of the controls, the share that is close to governed prompts.
 const NEAR_MISS_SHARE: f64 = 0.35;
 
@@ -76,43 +79,34 @@ impl Exam {
     }
 
     /// Prompts that no rule is about and that no exam asks, for training to keep the base's answers to:
-    /// half of them the closest to the conflicts' prompts. They come from the bank, from what the
-    /// operator named and from the pairs that are trained on.
+    /// a quarter from what the operator named and from the pairs that are trained on, the closest to
+    /// the conflicts' prompts, and the others from the bank.
     pub fn training_controls(sources: Sources<'_>, count: usize) -> Vec<Question> {
         let settings = Settings::default();
         let assembly = Assembly::new(sources, settings);
-        let free = assembly.trainable();
-        let conflicts = assembly.sources.triage.items.iter();
+        let conflicts = sources.triage.items.iter();
         let conflicts = conflicts.filter(|item| item.category.is_conflict());
         let governed: Vec<&str> = conflicts
             .map(|item| sources.pairs[item.index].prompt_text())
             .collect();
+        let (mut own, mut bank) = assembly.trainable();
         let words = Words::new(
             governed
                 .iter()
                 .copied()
-                .chain(free.iter().map(String::as_str)),
+                .chain(own.iter().map(String::as_str)),
         );
         let targets: Vec<_> = governed.iter().map(|text| words.weigh(text)).collect();
-        let mut ranked: Vec<(f64, String)> = free
-            .into_iter()
-            .map(|prompt| (words.weigh(&prompt).closest(&targets), prompt))
-            .collect();
-        ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
-        let close = (count / 2).min(ranked.len());
-        let mut others = ranked.split_off(close);
-        others.sort_by_key(|(_, prompt)| order(prompt));
-        ranked.extend(others);
-        ranked.truncate(count);
-        let numbered = ranked.into_iter().enumerate();
-        numbered
-            .map(|(n, (_, prompt))| {
-                Question::new(
-                    Group::Everyday,
-                    control_situation(n),
-                    user(&prompt),
-                    Vec::new(),
-                )
+        let closeness = |prompt: &String| words.weigh(prompt).closest(&targets);
+        own.sort_by(|a, b| closeness(b).total_cmp(&closeness(a)).then_with(|| a.cmp(b)));
+        own.truncate(count / OWN_CONTROLS);
+        bank.sort_by_key(|prompt| order(prompt));
+        own.extend(bank);
+        own.truncate(count);
+        own.into_iter()
+            .map(|prompt| {
+                let conversation = situated(&prompt, &user(&prompt), None);
+                Question::new(Group::Everyday, Situation::Plain, conversation, Vec::new())
             })
             .collect()
     }
@@ -325,8 +319,8 @@ impl<'a> Assembly<'a> {
             .collect()
     }
 
-    /// Prompts that no rule is about and that no exam asks, each once.
-    fn trainable(&self) -> Vec<String> {
+    /// Prompts that no rule is about and that no exam asks, each once: the operator's, and the bank's.
+    fn trainable(&self) -> (Vec<String>, Vec<String>) {
         let named = self.rules.iter().flat_map(|owned| {
             let examples = owned.rule.examples.iter().map(|example| &example.prompt);
             owned.policy.controls.iter().chain(examples)
@@ -341,11 +335,12 @@ impl<'a> Assembly<'a> {
             .filter(|pair| pair.prompt.len() == 1)
             .map(|pair| pair.prompt_text().to_owned());
         let bank = bank::controls(Half::Training).into_iter().map(|c| c.prompt);
-        let all = named.cloned().chain(retained).chain(bank);
         let mut seen = HashSet::new();
-        all.filter(|prompt| self.about(prompt, &|_| false).is_empty())
-            .filter(|prompt| seen.insert(prompt.clone()))
-            .collect()
+        let mut free = |prompt: &String| {
+            self.about(prompt, &|_| false).is_empty() && seen.insert(prompt.clone())
+        };
+        let own = named.cloned().chain(retained).filter(&mut free).collect();
+        (own, bank.filter(&mut free).collect())
     }
 
     /// Prompts that no rule is about: those that operators named, and those of data and bank. Of the

@@ -20,7 +20,7 @@ use realign_core::Category;
 use realign_model::{LoadedModel, Staged};
 
 /// Tokens of the base's answers that training keeps: an answer is diverted at its beginning.
-const TRAINED_TOKENS: usize = 32;
+const TRAINED_TOKENS: usize = 16;
 /// Tokens of an opening: an answer that begins as the base's does is not diverted.
 const OPENING: usize = 16;
 /// Answers that are remembered together: a sitting that is interrupted loses no more.

@@ -23,6 +23,7 @@ pub use observer::{Cache, Known, NoCache, Observer, Phase, RawScores};
 pub use render::Renderer;
 pub use run::{Candidate, Learner, Run, Score, Scored};
 pub use selection::{Corrections, Corrector, Selected, Selection};
+pub(crate) use situations::situated;
 
 use realign_core::TriageCounts;
 

@@ -36,7 +36,7 @@ const FIRST_TURNS: [(&str, &str); 6] = [
 /// The conversation in which a pair is trained: its own, or, for six in ten of the prompts that are
 /// single user messages, one around it. `id` chooses; `violating` is another prompt with an answer that
 /// violates.
-pub(super) fn situated(id: &str, own: &[Message], violating: Option<(&str, &str)>) -> Vec<Message> {
+pub(crate) fn situated(id: &str, own: &[Message], violating: Option<(&str, &str)>) -> Vec<Message> {
     let digest = Sha256::digest(id);
     let (which, variant) = (digest[0] % 10, usize::from(digest[1]));
     let before = match which {
