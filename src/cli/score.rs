@@ -10,6 +10,7 @@ use super::learning::Learning;
 use super::progress::{Bars, Progress};
 use super::{CliError, DeviceArgs, EXIT_OK, GlobalArgs};
 use realign_align::pipeline::{Learner, Scored};
+use realign_align::train::WeightScale;
 use realign_core::Category;
 
 /// Flags of `score`.
@@ -51,7 +52,7 @@ struct Summary {
     corrected: usize,
     skipped: usize,
     clamped_ratio: f64,
-    weight_scale: realign_align::train::WeightScale,
+    weight_scale: WeightScale,
     recipe: String,
     seconds: f64,
     warning: Option<&'static str>,
@@ -66,7 +67,11 @@ pub(crate) fn run(
     global: &GlobalArgs,
     out: &mut dyn Write,
 ) -> Result<u8, CliError> {
-    let learning = Learning::load(global, args.recipe.as_deref())?;
+    let mut learning = Learning::load(global, args.recipe.as_deref())?;
+    if learning.recipe.weight_scale == WeightScale::Uniform {
+        // A recipe without impact weights is scored as if it had them.
+        learning.recipe.weight_scale = WeightScale::MeanOne;
+    }
     let started = std::time::Instant::now();
     let scored = if learning.has_conflicts() {
         let bars = Bars::new(Progress::new(global), &learning.config.train);

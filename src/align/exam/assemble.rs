@@ -322,7 +322,9 @@ impl<'a> Assembly<'a> {
     /// Prompts that no rule is about and that no exam asks, each once: the operator's, and the bank's.
     fn trainable(&self) -> (Vec<String>, Vec<String>) {
         let named = self.rules.iter().flat_map(|owned| {
+            let own = |other: &Owned<'_>| std::ptr::eq(other.rule, owned.rule);
             let examples = owned.rule.examples.iter().map(|example| &example.prompt);
+            let examples = examples.filter(move |prompt| self.about(prompt, &own).is_empty());
             owned.policy.controls.iter().chain(examples)
         });
         let named = named.filter(|prompt| bank::half_of(prompt) == Half::Training);

@@ -179,6 +179,8 @@ impl Variant {
         }
         if self.trains() && !self.scored() {
             recipe.weight_scale = WeightScale::Uniform;
+        } else if recipe.weight_scale == WeightScale::Uniform {
+            recipe.weight_scale = WeightScale::MeanOne;
         }
         recipe.seed = base.seed;
         recipe.name = self.name().into();
@@ -344,7 +346,10 @@ mod tests {
             recipe.name = trace.name.clone();
             assert_eq!(recipe, trace, "{variant:?}");
         };
-        differs(Variant::NoKl, Box::new(|r| r.alpha_kl = 1.0));
+        differs(
+            Variant::NoKl,
+            Box::new(|r| r.alpha_kl = Recipe::default().alpha_kl),
+        );
         let mean_one = |r: &mut Recipe| r.weight_scale = WeightScale::MeanOne;
         differs(Variant::NoImpact, Box::new(mean_one));
         differs(Variant::NoTriage, Box::new(|_| {}));

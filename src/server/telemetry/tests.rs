@@ -36,7 +36,7 @@ fn closed_labels_start_at_zero() {
     check(
         vec![],
         &[
-            "realign_realignments_total{outcome=\"rejected\"} 0",
+            "realign_realignments_total{outcome=\"rejected\",trigger=\"policy\"} 0",
             "realign_realignment_stage{stage=\"train\"} 0",
             "realign_swaps_total{result=\"failed\"} 0",
             "realign_generation_leases{generation_role=\"current\"} 0",
