@@ -11,24 +11,24 @@ pub mod diversion;
 mod examiner;
 mod question;
 mod report;
+mod respond;
 mod scorer;
 mod statistics;
 #[cfg(test)]
 mod tests;
 mod verdict;
 mod words;
+mod work;
 
 pub use assemble::{Exam, Settings, Sources};
 pub use defects::{Defect, defects};
-pub use examiner::{
-    Answer, Asked, ExamCache, ExamError, Examiner, Mark, MemoryExamCache, Respond, Sitting,
-    Subject, Who,
-};
+pub use examiner::{Examiner, Mark, Sitting, Subject};
 pub use question::{ExamRule, Group, Question, Situation};
 pub use report::{
     Basis, ControlResult, DefectResult, Occasion, Report, RuleResult, Shown, SituationResult,
     Standing,
 };
+pub use respond::{Answer, Asked, ExamCache, ExamError, MemoryExamCache, Respond, Who};
 pub use scorer::{Question as ScoredQuestion, Scorer};
 pub use statistics::{Paired, Share};
 pub use verdict::{Bounds, Check, Compared, Refusal};

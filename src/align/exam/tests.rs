@@ -1,5 +1,7 @@
 //! The exam's choice of prompts, its report and its verdict, without a model.
 
+mod candidates;
+
 use super::*;
 use crate::policy::PolicySet;
 use crate::preferences::{Dataset, Pair};
