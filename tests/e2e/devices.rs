@@ -9,7 +9,7 @@ use realign_cli::Cli;
 use super::workspace::Workspace;
 
 /// Commands that run a model, with the fewest arguments that each needs.
-const COMPUTING: [(&str, &[&str]); 10] = [
+const COMPUTING: [(&str, &[&str]); 12] = [
     ("serve", &["--port", "0"]),
     ("policy test", &[]),
     ("triage", &[]),
@@ -18,6 +18,8 @@ const COMPUTING: [(&str, &[&str]); 10] = [
     ("train", &[]),
     ("eval oracle", &["--data", "labelled.jsonl"]),
     ("eval trace", &["--out", "results"]),
+    ("eval diversion", &[]),
+    ("eval gate", &[]),
     ("model info", &[]),
     ("bench", &[]),
 ];
