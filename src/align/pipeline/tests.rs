@@ -39,6 +39,7 @@ fn recipe() -> Recipe {
         epochs: 1,
         pairs_per_step: 3,
         learning_rate: 0.01,
+        weight_scale: train::WeightScale::MeanOne,
         ..Recipe::default()
     }
 }
