@@ -13,6 +13,8 @@ use crate::train::examples::TokenPair;
 use realign_core::Category;
 use realign_model::{LoadedModel, Staged};
 
+/// Longest prompt that is asked, in tokens: what the likelihoods' cache holds twice.
+const LONGEST_PROMPT: usize = 2048;
 /// Tokens of the base's answers that training keeps: an answer is diverted at its beginning.
 const TRAINED_TOKENS: usize = 16;
 
@@ -47,6 +49,8 @@ pub struct Mark {
     pub diverted: bool,
     /// Whether it is a control that cannot be one: the base's own answer violates a rule.
     pub excluded: bool,
+    /// Whether it was not asked, because it does not fit the context or the model's template.
+    pub unasked: bool,
 }
 
 /// What a generation answered, question by question, and how it was marked.
@@ -94,7 +98,11 @@ impl Examiner<'_> {
     pub fn sit(&self, exam: &Exam, subject: &Subject<'_>) -> Result<Sitting, ExamError> {
         let started = Instant::now();
         let prompts: Vec<Vec<u32>> = exam.questions.iter().map(|q| self.render(q)).collect();
-        let all: Vec<usize> = (0..exam.questions.len()).collect();
+        let fits = |tokens: &Vec<u32>| {
+            (1..=LONGEST_PROMPT).contains(&tokens.len())
+                && self.engine.fits(tokens.len(), self.max_tokens)
+        };
+        let asked: Vec<usize> = (0..prompts.len()).filter(|&i| fits(&prompts[i])).collect();
         let mut work = Work {
             examiner: self,
             exam,
@@ -103,13 +111,22 @@ impl Examiner<'_> {
             likelihoods: None,
             remembered: 0,
         };
-        let own = work.answers(Who::Subject, &all)?;
+        let own = work.answers(Who::Subject, &asked)?;
         let base = if subject.adapter.is_none() {
             own.clone()
         } else {
-            work.answers(Who::Base, &all)?
+            work.answers(Who::Base, &asked)?
         };
+        let (own, base) = (spread(own, &asked, exam), spread(base, &asked, exam));
         let (mut marks, undecided) = self.mark(exam, &own, &base);
+        for (i, mark) in marks.iter_mut().enumerate() {
+            if asked.binary_search(&i).is_err() {
+                *mark = Mark {
+                    unasked: true,
+                    ..Mark::default()
+                };
+            }
+        }
         work.divert(&mut marks, &own, &base)?;
         let base_facts = work.facts(Who::Base)?;
         let facts = match subject.adapter {
@@ -129,7 +146,7 @@ impl Examiner<'_> {
 
     /// What the base answers to controls that are trained on, as pairs that keep its answers; those
     /// whose answer violates a rule or is empty are left out. `instead` is an answer that would be
-    /// wrong there, as tokens.
+    /// wrong there, as tokens; pairs have at most `max_tokens`.
     ///
     /// # Errors
     /// [`ExamError`].
@@ -138,12 +155,21 @@ impl Examiner<'_> {
         controls: &[Question],
         base: &str,
         instead: &[u32],
+        max_tokens: usize,
     ) -> Result<Vec<TokenPair>, ExamError> {
+        let rendered = controls.iter().map(|q| (q.clone(), self.render(q)));
+        // Pairs that training would leave out as too long are not asked.
+        let rendered = rendered.filter(|(_, prompt)| {
+            !prompt.is_empty()
+                && prompt.len() + TRAINED_TOKENS.max(instead.len()) <= max_tokens
+                && self.engine.fits(prompt.len(), TRAINED_TOKENS)
+        });
+        let (questions, prompts): (Vec<Question>, Vec<Vec<u32>>) = rendered.unzip();
         let exam = Exam {
-            questions: controls.to_vec(),
+            questions,
             ..Exam::default()
         };
-        let prompts: Vec<Vec<u32>> = controls.iter().map(|q| self.render(q)).collect();
+        let controls = &exam.questions;
         let subject = Subject {
             generation: base,
             base,
@@ -218,6 +244,7 @@ impl Examiner<'_> {
                 surprise: None,
                 diverted: false,
                 excluded: control && !of_base.violated.is_empty(),
+                unasked: false,
             }
         });
         (marks.collect(), judged.open)
@@ -259,6 +286,15 @@ impl Examiner<'_> {
             open,
         }
     }
+}
+
+/// The answers to the questions that were asked, and none to the others.
+fn spread(answers: Vec<Answer>, asked: &[usize], exam: &Exam) -> Vec<Answer> {
+    let mut all = vec![Answer::default(); exam.questions.len()];
+    for (&i, answer) in asked.iter().zip(answers) {
+        all[i] = answer;
+    }
+    all
 }
 
 /// What the oracle says about all answers.

@@ -174,6 +174,12 @@ impl Report {
             .map(|rule| what_is_missing(rule, occasion.min_prompts))
             .collect();
         missing.extend(sitting.undecided.clone());
+        let unasked = sitting.marks.iter().filter(|mark| mark.unasked).count();
+        if unasked > 0 {
+            missing.push(format!(
+                "{unasked} prompts were not asked: they do not fit the context or the model's template"
+            ));
+        }
         if !exam.rules.is_empty() && exam.controls() < occasion.min_prompts {
             missing.push(format!(
                 "there are only {} controls to tell whether other answers change, and at least {} are \
@@ -188,7 +194,7 @@ impl Report {
             policy_revision: occasion.policy_revision.to_owned(),
             sat_at: occasion.sat_at,
             took_seconds: sitting.seconds,
-            prompts: exam.questions.len(),
+            prompts: counted.rows().count(),
             remembered: sitting.remembered,
             compliance: counted.compliance(|_| true),
             situations: counted.situations(),
@@ -298,7 +304,8 @@ struct Counted<'a> {
 
 impl<'a> Counted<'a> {
     fn rows(&self) -> impl Iterator<Item = (&'a super::Question, &'a Mark)> {
-        self.exam.questions.iter().zip(&self.sitting.marks)
+        let rows = self.exam.questions.iter().zip(&self.sitting.marks);
+        rows.filter(|(_, mark)| !mark.unasked)
     }
 
     fn rule(&self, rule: usize, min_prompts: usize) -> RuleResult {

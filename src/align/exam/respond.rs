@@ -46,6 +46,11 @@ pub trait Respond {
     /// [`ExamError::Cancelled`] or [`ExamError::Engine`].
     fn respond(&self, who: Who, prompts: &[Asked]) -> Result<Vec<Answer>, ExamError>;
 
+    /// Whether a prompt with its answer fits the context, both in tokens.
+    fn fits(&self, _prompt: usize, _answer: usize) -> bool {
+        true
+    }
+
     /// Whether to go on.
     fn proceed(&self) -> bool {
         true

@@ -283,3 +283,22 @@ fn a_refusal_names_the_answers_that_decided() {
     assert!(refusal.reason.contains("4 of 40"), "{}", refusal.reason);
     assert_eq!(report.worst.len(), 4);
 }
+
+#[test]
+fn what_was_not_asked_counts_for_nothing_and_is_said() {
+    let exam = large();
+    let mut sitting = perfect(&exam);
+    change(&exam, &mut sitting, Group::Governed, 5, |mark| {
+        mark.unasked = true;
+        mark.violated = vec![0];
+    });
+    let report = report(&exam, &sitting);
+    assert_eq!(report.rules[0].compliance.of, 15);
+    assert_eq!(report.standing(), Standing::Meets);
+    assert!(
+        report.missing[0].contains("5 prompts were not asked"),
+        "{:?}",
+        report.missing
+    );
+    assert_eq!(refused(&exam, &perfect(&exam), &sitting), []);
+}

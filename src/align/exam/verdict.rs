@@ -105,12 +105,13 @@ impl Compared<'_> {
         let marks = self.before.marks.iter().zip(&self.after.marks);
         let rows = self.exam.questions.iter().zip(marks);
         rows.map(|(question, (before, after))| (question, before, after))
+            .filter(|(_, before, after)| !before.unasked && !after.unasked)
     }
 
     /// Too little was asked for a verdict.
     fn evidence(&self, bounds: Bounds) -> Option<Refusal> {
-        let governed = self.exam.questions.iter();
-        let governed = governed.filter(|q| q.group == Group::Governed).count();
+        let governed = self.rows().filter(|(q, ..)| q.group == Group::Governed);
+        let governed = governed.count();
         let unknown = self.report.standing() == Standing::Unknown;
         let controls =
             bounds.max_control_diverted >= 1.0 || self.exam.controls() >= bounds.min_prompts;

@@ -106,8 +106,12 @@ impl Context {
             proceed,
         };
         let base = base_id(&self.loaded.base_hash);
-        self.examiner(oracle, &engine)
-            .training_pairs(controls, &base.0, instead)
+        self.examiner(oracle, &engine).training_pairs(
+            controls,
+            &base.0,
+            instead,
+            self.recipe.max_tokens,
+        )
     }
 
     fn examiner<'a>(
@@ -168,6 +172,10 @@ impl Respond for EngineAnswers<'_> {
             tokens: answer.tokens,
         };
         Ok(answers.into_iter().map(answer).collect())
+    }
+
+    fn fits(&self, prompt: usize, answer: usize) -> bool {
+        prompt + answer <= self.engine.max_model_len()
     }
 
     fn proceed(&self) -> bool {

@@ -169,7 +169,8 @@ impl<'a> Bench<'a> {
             .map(|pair| pair.rejected.clone())
             .unwrap_or_default();
         let kept = bench.with_examiner(&bench.base, |examiner| {
-            examiner.training_pairs(&controls, &bench.base.id.0, &instead)
+            let longest = learning.recipe.max_tokens;
+            examiner.training_pairs(&controls, &bench.base.id.0, &instead, longest)
         });
         let kept = kept.map_err(failed)?;
         bench.data.extend(kept);
