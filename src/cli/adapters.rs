@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::remote::{RemoteArgs, RemoteError};
 use super::{CliError, EXIT_FAILED, EXIT_OK, GlobalArgs};
+use realign_core::clock::utc;
 use realign_engine::adapter::generation::GenerationId;
 use realign_engine::adapter::store::{AdapterStore, MANIFEST_FILE};
 use realign_engine::adapter::{AdapterError, Manifest, peft, validate};
@@ -53,7 +54,8 @@ Examples:
   realign adapters activate base                        the model without an adapter
   realign adapters activate 0123456789ab --expected ba9876543210
   realign adapters activate base --url http://10.0.0.5:8080 --admin-key KEY
-Running requests end with the generation they began with.")]
+Running requests end with the generation they began with. Realignments do not replace what was
+activated until `realign adapters unpin`.")]
     Activate {
         /// Generation id, 12 hex digits, or `base`
         generation: String,
@@ -68,8 +70,36 @@ Running requests end with the generation they began with.")]
     #[command(after_help = "\
 Examples:
   realign adapters rollback
-  realign adapters rollback --url http://10.0.0.5:8080 --admin-key KEY")]
+  realign adapters rollback --expected 0123456789ab     safe to repeat
+  realign adapters rollback --url http://10.0.0.5:8080 --admin-key KEY
+Realignments do not replace what was gone back to until `realign adapters unpin`.")]
     Rollback {
+        /// The generation to leave: refuse unless it serves now, or was left already
+        #[arg(long, value_name = "GENERATION")]
+        expected: Option<String>,
+        /// Where the server is.
+        #[command(flatten)]
+        remote: RemoteArgs,
+    },
+    /// Let realignments replace again what an operator activated or went back to
+    #[command(after_help = "\
+An activation and a rollback pin what serves: policies and data that change are examined, and no
+realignment swaps. This releases the pin; a realignment that is due begins at once.
+Examples:
+  realign adapters unpin
+  realign adapters unpin --url http://10.0.0.5:8080 --admin-key KEY")]
+    Unpin {
+        /// Where the server is.
+        #[command(flatten)]
+        remote: RemoteArgs,
+    },
+    /// Print what served, when, and who decided it, newest first
+    #[command(after_help = "\
+Examples:
+  realign adapters history
+  realign adapters history --json | jq '.activations[0]'
+The history outlives restarts and is ordered by number, not by clock.")]
+    History {
         /// Where the server is.
         #[command(flatten)]
         remote: RemoteArgs,
@@ -138,15 +168,59 @@ pub(crate) fn run(
             let remote = remote.with_config(global)?;
             swapped(remote.post("generations/activate", &body), global.json, out)
         }
-        AdaptersCommand::Rollback { remote } => {
+        AdaptersCommand::Rollback { expected, remote } => {
+            let mut body = json!({});
+            if let Some(expected) = expected {
+                body["expected_generation"] = expected.as_str().into();
+            }
             let remote = remote.with_config(global)?;
-            swapped(
-                remote.post("generations/rollback", &json!({})),
-                global.json,
-                out,
-            )
+            swapped(remote.post("generations/rollback", &body), global.json, out)
+        }
+        AdaptersCommand::Unpin { remote } => {
+            let remote = remote.with_config(global)?;
+            let answer = remote.post("generations/unpin", &json!({}))?;
+            if global.json {
+                writeln!(out, "{answer}")?
+            } else {
+                match answer["released"].as_str() {
+                    Some(id) => writeln!(out, "{} is pinned no more", id_text(&id.into()))?,
+                    None => writeln!(out, "nothing was pinned")?,
+                }
+            }
+            Ok(EXIT_OK)
+        }
+        AdaptersCommand::History { remote } => {
+            let answer = remote.with_config(global)?.get("generations/history")?;
+            history(&answer, global.json, out)
         }
     }
+}
+
+fn history(answer: &Value, as_json: bool, out: &mut dyn Write) -> Result<u8, CliError> {
+    if as_json {
+        writeln!(out, "{answer}")?;
+        return Ok(EXIT_OK);
+    }
+    let rows = answer["activations"]
+        .as_array()
+        .map_or(&[][..], Vec::as_slice);
+    if rows.is_empty() {
+        writeln!(out, "nothing but the base model has served")?;
+    }
+    for row in rows {
+        let at = row["at"].as_u64().unwrap_or_default();
+        writeln!(
+            out,
+            "{:>5}  {}  {:<9} {} -> {}  {}",
+            row["seq"].as_u64().unwrap_or_default(),
+            utc(at),
+            row["act"].as_str().unwrap_or_default(),
+            id_text(&row["from"]),
+            id_text(&row["to"]),
+            row["reason"].as_str().unwrap_or_default(),
+        )?;
+    }
+    Ok(EXIT_OK)
 }
 
 /// Reports a swap. A swap that the server refuses is a failed check; no server is wrong usage.
@@ -382,7 +456,10 @@ mod tests {
         }
         let (remote, server) =
             answers(401, r#"{"error": {"message": "a key is required"}}"#).unwrap();
-        let command = AdaptersCommand::Rollback { remote };
+        let command = AdaptersCommand::Rollback {
+            expected: None,
+            remote,
+        };
         assert!(run(&command, &GlobalArgs::default(), &mut Vec::new()).is_err());
         server.join().unwrap();
     }

@@ -282,7 +282,9 @@ impl Command {
             // A rule may have a probe, which reads the model's hidden states.
             Command::Policy(policy::PolicyCommand::Test { device, .. }) => Some(device),
             Command::Policy(
-                policy::PolicyCommand::Check { .. } | policy::PolicyCommand::Diff { .. },
+                policy::PolicyCommand::Check { .. }
+                | policy::PolicyCommand::Diff { .. }
+                | policy::PolicyCommand::Clear { .. },
             ) => None,
             Command::Eval(eval::EvalCommand::Oracle(args)) => Some(&args.device),
             Command::Eval(eval::EvalCommand::Trace(args)) => Some(&args.device),

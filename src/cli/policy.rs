@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 use serde_json::{Value, json};
 
+use super::remote::{RemoteArgs, RemoteError};
 use super::{CliError, DeviceArgs, EXIT_FAILED, EXIT_OK, GlobalArgs, require};
 use realign_align::oracle::{Prepared, prepare};
 use realign_align::policy::{ExampleReport, PolicyErrors, PolicySet, diff};
@@ -57,6 +58,18 @@ Layout, comments, file names and the order of rules do not count. Exits 0 with o
         /// Directory or file of the new set
         new: PathBuf,
     },
+    /// Make a running server serve without policies; exits 1 if the directory still holds some
+    #[command(after_help = "\
+Examples:
+  realign policy clear
+  realign policy clear --url http://10.0.0.5:8080 --admin-key KEY
+A policy directory that vanishes or becomes empty changes nothing by itself: the last accepted set
+stays active, also over a restart. Remove the files first, then run this.")]
+    Clear {
+        /// Where the server is.
+        #[command(flatten)]
+        remote: RemoteArgs,
+    },
 }
 
 /// Runs the command and returns the exit code.
@@ -95,6 +108,23 @@ pub(crate) fn run(
             }
         }
         PolicyCommand::Diff { old, new } => compare(&read(old)??, &read(new)??, global.json, out),
+        PolicyCommand::Clear { remote } => {
+            let remote = remote.with_config(global)?;
+            let (report, text, code) = match remote.post("policies/clear", &json!({})) {
+                Ok(answer) => (answer, "no policies are active".to_owned(), EXIT_OK),
+                Err(RemoteError::Refused(message)) => {
+                    let text = format!("the server refused: {message}");
+                    (json!({"error": message}), text, EXIT_FAILED)
+                }
+                Err(other) => return Err(other.into()),
+            };
+            if global.json {
+                writeln!(out, "{report}")?
+            } else {
+                writeln!(out, "{text}")?
+            }
+            Ok(code)
+        }
     }
 }
 

@@ -107,6 +107,8 @@ labels! {
         Operator = "operator",
         /// Live answers stopped complying.
         Drift = "drift",
+        /// The preference data changed.
+        Data = "data",
     }
 }
 

@@ -142,7 +142,8 @@ impl Server {
             parameters = loaded.spec().parameters(),
             "model loaded; a realignment learns from the same weights"
         );
-        let registry = Arc::new(registry(&store, &loaded));
+        let (registry, fallback) = registry(&store, &loaded);
+        let registry = Arc::new(registry);
         let serving = registry.lease_current();
         telemetry
             .metrics()
@@ -159,6 +160,7 @@ impl Server {
             store,
             db,
             telemetry: telemetry.clone(),
+            fallback,
         };
         let control = Arc::new(Control::start(parts)?);
         let compliance = compliance(&config.compliance, &control, decisions, &telemetry)?;
@@ -323,14 +325,15 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, ServerError> {
         .map_err(|source| ServerError::Listen { address, source })
 }
 
-fn registry(store: &Arc<AdapterStore>, loaded: &LoadedModel) -> Registry {
+/// The generations in memory, and why what should serve does not, if so.
+fn registry(store: &Arc<AdapterStore>, loaded: &LoadedModel) -> (Registry, Option<String>) {
     let base = Generation {
         id: base_id(&loaded.base_hash),
         base_hash: loaded.base_hash.to_string(),
         policy_revision: None,
         adapter: None,
     };
-    let current = initial_generation(store, loaded);
+    let (current, fallback) = initial_generation(store, loaded);
     let (store, model) = (store.clone(), loaded.clone());
     let loader = Box::new(move |id: &_| load_generation(&store, &model, id));
     let registry = Registry::new(Arc::new(base), LOADED_GENERATIONS).with_loader(loader);
@@ -338,5 +341,5 @@ fn registry(store: &Arc<AdapterStore>, loaded: &LoadedModel) -> Registry {
         // Nothing serves yet, so the swap without an expectation cannot conflict.
         let _first = registry.swap(Arc::new(current), None);
     }
-    registry
+    (registry, fallback)
 }

@@ -17,7 +17,7 @@ impl Workspace {
     pub(super) fn tiny(epochs: usize) -> Workspace {
         let config = format!(
             "model = {:?}\nmodel_name = \"tiny\"\n\
-             [watch]\ndebounce_ms = 30\npoll_ms = 200\n\
+             [watch]\ndebounce_ms = 30\npoll_ms = 200\nsettle_ms = 50\n\
              [engine]\nkv_cache_mb = 64\n\
              [train]\nrank = 2\nepochs = {epochs}\nlearning_rate = 0.02\nbatch_pairs = 3\nweight_scale = \"mean-one\"\n\
              controls = 0\nsituations = false\n\

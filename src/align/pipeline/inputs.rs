@@ -8,6 +8,7 @@ use crate::oracle::corrective::CorrectiveSpec;
 use crate::policy::PolicySet;
 use crate::preferences::{Dataset, DatasetError, Pair, split};
 use crate::train::Recipe;
+use crate::train::examples::TokenPair;
 
 /// Version of the algorithm, part of every hash: changed when the same inputs would give another
 /// adapter.
@@ -81,6 +82,27 @@ impl Inputs {
             holdout: parts.holdout,
         })
     }
+}
+
+/// SHA-256 (hex) over what training is a function of: base model, recipe and the pairs in their order.
+/// Policies that sort the data alike have the same one.
+pub fn training_key(base_hash: &str, recipe: &Recipe, pairs: &[TokenPair]) -> String {
+    let recipe = serde_json::to_string(recipe).unwrap_or_default();
+    let mut hash = Sha256::new();
+    for part in [ALGORITHM, "training", base_hash, &recipe] {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    for pair in pairs {
+        hash.update([pair.category as u8]);
+        for tokens in [&pair.prompt, &pair.chosen, &pair.rejected] {
+            hash.update((tokens.len() as u64).to_le_bytes());
+            for token in tokens {
+                hash.update(token.to_le_bytes());
+            }
+        }
+    }
+    hex::encode(hash.finalize())
 }
 
 /// The share of prompts to hold out at random: `configured`, or 0 if the data marks its own

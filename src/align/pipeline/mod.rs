@@ -18,7 +18,7 @@ mod situations;
 mod tests;
 
 pub use error::{PipelineError, RenderError};
-pub use inputs::{Inputs, Sources, holdout_ratio};
+pub use inputs::{Inputs, Sources, holdout_ratio, training_key};
 pub use observer::{Cache, Known, NoCache, Observer, Phase, RawScores};
 pub use render::Renderer;
 pub use run::{Candidate, Learner, Run, Score, Scored};

@@ -21,6 +21,7 @@ mod parse;
 mod prompts;
 mod raw;
 pub mod set;
+mod snapshot;
 pub mod watch;
 
 #[cfg(test)]
@@ -43,6 +44,7 @@ pub use model::{
     Policy, Rule, RuleOutcome, Severity, SourceLocation,
 };
 pub use set::PolicySet;
+pub use snapshot::Snapshot;
 pub use watch::{PolicyWatcher, WatchError, WatchOptions};
 
 #[cfg(test)]

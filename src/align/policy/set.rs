@@ -9,9 +9,11 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::error::{PolicyError, PolicyErrors};
+use super::labelled::FileReader;
 use super::model::{Gate, Policy};
 use super::parse::parse;
 use super::sha256_json;
+use super::snapshot::Snapshot;
 
 /// Maximum size of one policy file, bytes.
 pub(crate) const MAX_POLICY_FILE_BYTES: u64 = 1 << 20;
@@ -37,11 +39,14 @@ impl PolicySet {
     /// # Errors
     /// Every error of every file. Examples are not run; see [`PolicySet::run_examples`].
     pub fn load_dir(dir: &Path) -> Result<PolicySet, PolicyErrors> {
-        let files = policy_files(dir).map_err(|error| {
-            let message = format!("cannot read the policy directory: {error}");
-            PolicyErrors(vec![PolicyError::file(dir, message)])
-        })?;
-        PolicySet::load_files(&files)
+        match Snapshot::read(dir) {
+            Ok(snapshot) => snapshot.load(dir),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(PolicySet::default()),
+            Err(error) => {
+                let message = format!("cannot read the policy directory: {error}");
+                Err(PolicyErrors(vec![PolicyError::file(dir, message)]))
+            }
+        }
     }
 
     /// Reads the given files as one set.
@@ -52,14 +57,37 @@ impl PolicySet {
         let mut errors = Vec::new();
         let mut policies: Vec<Policy> = Vec::new();
         for file in files {
-            match read_policy_text(file)
-                .map_err(|error| vec![error])
-                .and_then(|t| parse(file, &t, &|name| read_labelled_file(file, name)))
+            match read_bounded(file)
+                .map_err(|error| vec![unreadable(file, &error)])
+                .and_then(|bytes| parse_bytes(file, &bytes, &|name| read_labelled_file(file, name)))
             {
                 Ok(policy) => policies.push(policy),
                 Err(found) => errors.extend(found),
             }
         }
+        PolicySet::unless_errors(policies, errors)
+    }
+
+    /// Parses files that were read already; `labelled` gives the files that they name.
+    pub(super) fn parse_files(
+        files: &[(PathBuf, &[u8])],
+        labelled: FileReader<'_>,
+    ) -> Result<PolicySet, PolicyErrors> {
+        let mut errors = Vec::new();
+        let mut policies: Vec<Policy> = Vec::new();
+        for (file, bytes) in files {
+            match parse_bytes(file, bytes, labelled) {
+                Ok(policy) => policies.push(policy),
+                Err(found) => errors.extend(found),
+            }
+        }
+        PolicySet::unless_errors(policies, errors)
+    }
+
+    fn unless_errors(
+        policies: Vec<Policy>,
+        mut errors: Vec<PolicyError>,
+    ) -> Result<PolicySet, PolicyErrors> {
         errors.extend(duplicate_ids(&policies));
         if errors.is_empty() {
             Ok(PolicySet::from_policies(
@@ -232,7 +260,7 @@ pub(super) fn policy_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// Decides by the name only: `.x.yaml.swp`, `.#x.yaml`, `x.yaml~`, `#x.yaml#` and vi's `4913` are
 /// not policies.
-fn is_policy_file(path: &Path) -> bool {
+pub(super) fn is_policy_file(path: &Path) -> bool {
     let name = path
         .file_name()
         .map(|n| n.to_string_lossy())
@@ -250,7 +278,10 @@ pub(super) fn watched_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
         files.extend(paths.filter(|path| {
             let named = path.file_name().map(|n| n.to_string_lossy());
             let hidden = named.is_some_and(|n| n.starts_with('.') || n.starts_with('#'));
-            !hidden && path.extension().is_some_and(|e| e == "jsonl" || e == "txt")
+            !hidden
+                && path
+                    .extension()
+                    .is_some_and(|e| e == "jsonl" || e == "json" || e == "txt")
         }));
     }
     files.sort();
@@ -293,15 +324,20 @@ fn read_at_most(file: &Path, bound: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn read_policy_text(file: &Path) -> Result<String, PolicyError> {
-    let bytes = read_bounded(file)
-        .map_err(|error| PolicyError::file(file, format!("cannot read the file: {error}")))?;
-    String::from_utf8(bytes).map_err(|error| {
-        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+fn unreadable(file: &Path, error: &io::Error) -> PolicyError {
+    PolicyError::file(file, format!("cannot read the file: {error}"))
+}
+
+fn parse_bytes(
+    file: &Path,
+    bytes: &[u8],
+    labelled: FileReader<'_>,
+) -> Result<Policy, Vec<PolicyError>> {
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let valid = &bytes[..error.valid_up_to()];
         let line = 1 + valid.iter().filter(|byte| **byte == b'\n').count();
-        PolicyError::file(
-            file,
-            format!("line {line} is not valid UTF-8; save the file as UTF-8"),
-        )
-    })
+        let message = format!("line {line} is not valid UTF-8; save the file as UTF-8");
+        vec![PolicyError::file(file, message)]
+    })?;
+    parse(file, text, labelled)
 }

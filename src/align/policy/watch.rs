@@ -17,7 +17,7 @@ use notify::event::{AccessKind, AccessMode};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use sha2::{Digest, Sha256};
 
-use super::set::{read_watched, watched_files};
+use super::snapshot::Snapshot;
 
 /// When the watcher reads the directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -239,25 +239,11 @@ fn dir_identity(dir: &Path) -> Option<DirIdentity> {
     dir.canonicalize().ok().map(|real| (real, 0))
 }
 
-/// SHA-256 over the names and bytes of the policy files and labelled files. An unreadable file
-/// contributes the kind of its error, so that becoming readable counts as a change.
+/// Digest of the directory's files. A directory that cannot be read contributes the kind of its
+/// error, so that becoming readable counts as a change.
 fn directory_digest(dir: &Path) -> [u8; 32] {
-    let mut hasher = Sha256::new();
-    let files = match watched_files(dir) {
-        Ok(files) => files,
-        Err(error) => {
-            hasher.update(error.kind().to_string());
-            Vec::new()
-        }
-    };
-    for file in files {
-        let name = file.file_name().unwrap_or_default();
-        // Hashing each part on its own keeps the boundary between name and content.
-        hasher.update(Sha256::digest(name.as_encoded_bytes()));
-        match read_watched(&file) {
-            Ok(bytes) => hasher.update(Sha256::digest(bytes)),
-            Err(error) => hasher.update(error.kind().to_string()),
-        }
+    match Snapshot::read(dir) {
+        Ok(snapshot) => snapshot.digest(),
+        Err(error) => Sha256::digest(error.kind().to_string()).into(),
     }
-    hasher.finalize().into()
 }

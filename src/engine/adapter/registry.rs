@@ -129,6 +129,16 @@ impl Registry {
         self.state().previous.clone()
     }
 
+    /// Sets what a rollback would return to, as an earlier process left it.
+    pub fn remember_previous(&self, previous: Arc<Generation>) {
+        let mut state = self.state();
+        let base = previous.id == self.base.id;
+        let previous = if base { self.base.clone() } else { previous };
+        if previous.id != self.lease_current().id {
+            state.previous = Some(previous);
+        }
+    }
+
     /// The generations in memory, base first, current last.
     pub fn loaded(&self) -> Vec<Arc<Generation>> {
         let state = self.state();
@@ -245,6 +255,11 @@ impl Registry {
         }
         let (from_id, to_id) = (from.id.clone(), to.id.clone());
         if from_id == to_id {
+            // The same adapter for another policy set: only the label changes.
+            if from.policy_revision != to.policy_revision {
+                state.forgotten.push(Arc::downgrade(&from));
+                self.current.store(to);
+            }
             return Ok(Swapped {
                 from: from_id,
                 to: to_id,

@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use sha2::{Digest, Sha256};
 
@@ -23,6 +24,8 @@ mod tests;
 /// File name of the manifest.
 pub const MANIFEST_FILE: &str = "manifest.json";
 const CURRENT_FILE: &str = "CURRENT";
+/// Makes the name of each temporary file of this process its own.
+static WRITES: AtomicU64 = AtomicU64::new(0);
 const STAGING_PREFIX: &str = ".staging-";
 
 /// An adapter directory.
@@ -82,6 +85,10 @@ impl AdapterStore {
 
     fn clean(&self) -> Result<(), AdapterError> {
         for name in self.names()? {
+            if name.starts_with(CURRENT_FILE) && name.ends_with(".tmp") {
+                let path = self.root.join(&name);
+                fs::remove_file(&path).map_err(AdapterError::io(&path))?;
+            }
             let Some(pid) = name
                 .strip_prefix(STAGING_PREFIX)
                 .and_then(|n| n.rsplit('-').next())
@@ -272,11 +279,19 @@ impl AdapterStore {
     }
 
     fn write_current(&self, id: &GenerationId) -> Result<(), AdapterError> {
-        let temp = self.root.join(format!("{CURRENT_FILE}.tmp"));
+        let temp = self.root.join(format!(
+            "{CURRENT_FILE}.{}-{}.tmp",
+            std::process::id(),
+            WRITES.fetch_add(1, Ordering::Relaxed)
+        ));
         write_synced(&temp, format!("{id}\n").as_bytes())?;
         crash_point("publish:after-current-temp");
         let target = self.root.join(CURRENT_FILE);
-        fs::rename(&temp, &target).map_err(AdapterError::io(&target))?;
+        if let Err(error) = fs::rename(&temp, &target) {
+            // Whatever stopped the rename may stop this as well, and the next start removes it.
+            let _left_behind = fs::remove_file(&temp);
+            return Err(AdapterError::io(&target)(error));
+        }
         sync_dir(&self.root)?;
         crash_point("publish:after-current");
         Ok(())

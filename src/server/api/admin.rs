@@ -10,7 +10,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::answers::admin::{
-    Cancelling, ExamAnswer, Generations, LogLevel, Policies, Realignment, Realignments, Swap,
+    Cancelling, ExamAnswer, Generations, History, LogLevel, Policies, Realignment, Realignments,
+    Swap, Unpinned,
 };
 use super::error::ApiError;
 use super::ports::RealignmentEvent;
@@ -143,9 +144,40 @@ pub(crate) async fn activate(State(state): State<AppState>, request: Request) ->
     .await
 }
 
-/// `POST /admin/v1/generations/rollback`.
-pub(crate) async fn rollback(State(state): State<AppState>) -> Answer<Swap> {
-    blocking(move || Ok(Json(state.admin.rollback()?))).await
+/// What a rollback leaves.
+#[derive(Default, Deserialize, JsonSchema)]
+pub(crate) struct RollbackRequest {
+    /// Refuse unless this generation serves now, or was rolled back from already.
+    expected_generation: Option<String>,
+}
+
+/// `POST /admin/v1/generations/rollback`, with or without a body.
+pub(crate) async fn rollback(State(state): State<AppState>, request: Request) -> Answer<Swap> {
+    let body = body::json_or_empty(request, state.max_body_bytes).await?;
+    let body: RollbackRequest = match body {
+        Some(body) => request::read(&body)?,
+        None => RollbackRequest::default(),
+    };
+    blocking(move || {
+        let expected = body.expected_generation.as_deref();
+        Ok(Json(state.admin.rollback(expected)?))
+    })
+    .await
+}
+
+/// `POST /admin/v1/generations/unpin`.
+pub(crate) async fn unpin(State(state): State<AppState>) -> Answer<Unpinned> {
+    blocking(move || Ok(Json(state.admin.unpin()?))).await
+}
+
+/// `GET /admin/v1/generations/history`.
+pub(crate) async fn history(State(state): State<AppState>) -> Answer<History> {
+    blocking(move || Ok(Json(state.admin.history()?))).await
+}
+
+/// `POST /admin/v1/policies/clear`.
+pub(crate) async fn clear_policies(State(state): State<AppState>) -> Answer<Policies> {
+    blocking(move || Ok(Json(state.admin.clear_policies()?))).await
 }
 
 fn no_realignment(id: &str) -> ApiError {

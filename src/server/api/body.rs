@@ -20,6 +20,34 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 /// [`ApiError::TooLarge`], [`ApiError::Timeout`], or [`ApiError::Body`] for a body that is not
 /// JSON.
 pub(crate) async fn json(request: Request, limit: usize) -> Result<Value, ApiError> {
+    let observation = request.extensions().get::<Arc<Observation>>().cloned();
+    let bytes = bytes(request, limit).await?;
+    let body = parse(&bytes)?;
+    if let Some(observation) = observation {
+        observation.set_prompts(&body);
+    }
+    Ok(body)
+}
+
+/// As [`json`], where a body is not needed: `None` if there is none.
+///
+/// # Errors
+/// As [`json`].
+pub(crate) async fn json_or_empty(
+    request: Request,
+    limit: usize,
+) -> Result<Option<Value>, ApiError> {
+    let bytes = bytes(request, limit).await?;
+    let blank = bytes.iter().all(u8::is_ascii_whitespace);
+    (!blank).then(|| parse(&bytes)).transpose()
+}
+
+fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
+    serde_json::from_slice(bytes)
+        .map_err(|e| ApiError::Body(format!("the request body is not valid JSON: {e}")))
+}
+
+async fn bytes(request: Request, limit: usize) -> Result<Vec<u8>, ApiError> {
     let declared = request
         .headers()
         .get(header::CONTENT_LENGTH)
@@ -31,17 +59,11 @@ pub(crate) async fn json(request: Request, limit: usize) -> Result<Value, ApiErr
     let timeout = observation
         .as_ref()
         .map_or(DEFAULT_TIMEOUT, |o| o.body_timeout());
-    let bytes = tokio::time::timeout(timeout, read(request, limit))
+    tokio::time::timeout(timeout, read(request, limit))
         .await
         .map_err(|_| ApiError::Timeout {
             seconds: timeout.as_secs(),
-        })??;
-    let body = serde_json::from_slice(&bytes)
-        .map_err(|e| ApiError::Body(format!("the request body is not valid JSON: {e}")))?;
-    if let Some(observation) = observation {
-        observation.set_prompts(&body);
-    }
-    Ok(body)
+        })?
 }
 
 async fn read(request: Request, limit: usize) -> Result<Vec<u8>, ApiError> {

@@ -164,7 +164,7 @@ pub(crate) async fn create(
     let (generation, tokens, answer) = blocking(move || {
         // Held until the work is done, even if the client disconnects.
         let _running = running;
-        let generation = models::resolve(&worker, &request.model)?;
+        let generation = models::lease(&worker, &request.model)?;
         let encoded = request.encode(&worker)?;
         let tokens: usize = encoded.iter().map(Vec::len).sum();
         let data = data(&worker, &generation, &encoded, request.base64)?;

@@ -41,6 +41,20 @@ pub(crate) fn resolve(state: &AppState, model: &str) -> Result<Arc<Generation>, 
     })
 }
 
+/// As [`resolve`], to generate with: where the operator wants it so, what serves is refused while it
+/// is not aligned.
+///
+/// # Errors
+/// Those of [`resolve`], or [`ApiError::Unavailable`].
+pub(crate) fn lease(state: &AppState, model: &str) -> Result<Arc<Generation>, ApiError> {
+    if model == state.model_name.as_ref()
+        && let Some(why) = state.admin.refuses_clients()
+    {
+        return Err(ApiError::Unavailable(why));
+    }
+    resolve(state, model)
+}
+
 /// `GET /v1/models`.
 pub(crate) async fn list(State(state): State<AppState>) -> Json<ModelList> {
     let name = &state.model_name;

@@ -140,7 +140,7 @@ fn describe_one(route: &Route, operation: &Operation, schemas: &mut Schemas) -> 
     if let Some(request) = operation.request {
         let schema = request(&mut schemas.requests);
         described["requestBody"] = json!({
-            "required": true,
+            "required": !operation.may_be_empty,
             "content": {"application/json": {"schema": schema}},
         });
     }

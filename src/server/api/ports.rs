@@ -6,7 +6,8 @@ use std::sync::Arc;
 use futures::stream::BoxStream;
 
 use super::answers::admin::{
-    Alignment, Cancelling, ExamAnswer, Generations, Policies, Realignment, Started, Swap,
+    Alignment, Cancelling, ExamAnswer, Generations, History, Policies, Realignment, Started, Swap,
+    Unpinned,
 };
 use crate::telemetry::Event;
 use realign_engine::adapter::generation::Generation;
@@ -91,15 +92,40 @@ pub trait AdminPort: Send + Sync {
     /// [`AdminError::NotFound`], or [`AdminError::Conflict`] if `expected` is not current.
     fn activate(&self, generation: &str, expected: Option<&str>) -> Result<Swap, AdminError>;
 
-    /// Makes the previous generation current again.
+    /// Makes the previous generation current again; with `expected`, only if that one is current
+    /// now. Repeating it changes nothing.
     ///
     /// # Errors
-    /// [`AdminError::Conflict`] if there is none.
-    fn rollback(&self) -> Result<Swap, AdminError>;
+    /// [`AdminError::Conflict`] if there is none, `expected` is not current, or the last change was a
+    /// rollback already.
+    fn rollback(&self, expected: Option<&str>) -> Result<Swap, AdminError>;
+
+    /// Lets realignments replace what an operator activated.
+    ///
+    /// # Errors
+    /// [`AdminError::Failed`] if that cannot be stored.
+    fn unpin(&self) -> Result<Unpinned, AdminError>;
+
+    /// What served, newest first.
+    ///
+    /// # Errors
+    /// [`AdminError::Failed`] if it cannot be read.
+    fn history(&self) -> Result<History, AdminError>;
+
+    /// Serves without policies: the empty set becomes the accepted one.
+    ///
+    /// # Errors
+    /// [`AdminError::Conflict`] while the policy directory holds policies.
+    fn clear_policies(&self) -> Result<Policies, AdminError>;
 
     /// Whether what serves is aligned to the active policies, as the exam measured it. Must not
     /// block: every answer to a client says it.
     fn alignment(&self) -> Alignment;
+
+    /// Why clients who ask for what serves are refused, if they are. Must not block.
+    fn refuses_clients(&self) -> Option<String> {
+        None
+    }
 
     /// What the last exams said.
     fn exam(&self) -> ExamAnswer;

@@ -181,7 +181,7 @@ async fn prepare(
 ) -> Result<(PreparedRequest, Echoed), ApiError> {
     let state = state.clone();
     blocking(move || {
-        let generation = models::resolve(&state, &request.params.model)?;
+        let generation = models::lease(&state, &request.params.model)?;
         request.params.check_bias(&state.tokenizer)?;
         let prompt = encode(&state, &request.messages, &request.tools.definitions())
             .map_err(|error| chat_error(&error, "input"))?;

@@ -48,6 +48,8 @@ pub(crate) struct Operation {
     pub(crate) id: &'static str,
     pub(crate) summary: &'static str,
     pub(crate) request: Option<SchemaOf>,
+    /// Whether the request may come without its body.
+    pub(crate) may_be_empty: bool,
     /// HTTP status on success.
     pub(crate) status: u16,
     pub(crate) answer: Answer,
@@ -111,6 +113,7 @@ impl Route {
             id,
             summary,
             request: None,
+            may_be_empty: false,
             status: 200,
             answer,
             failures: &[],
@@ -128,6 +131,11 @@ impl Route {
 
     fn takes<T: JsonSchema>(self) -> Self {
         self.with(|operation| operation.request = Some(schema_of::<T>))
+    }
+
+    fn may_take<T: JsonSchema>(self) -> Self {
+        self.takes::<T>()
+            .with(|operation| operation.may_be_empty = true)
     }
 
     fn fails(self, failures: &'static [u16]) -> Self {

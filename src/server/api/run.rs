@@ -49,7 +49,7 @@ async fn prepare_chat(
 ) -> Result<PreparedRequest, ApiError> {
     let state = state.clone();
     blocking(move || {
-        let generation = models::resolve(&state, &request.params.model)?;
+        let generation = models::lease(&state, &request.params.model)?;
         request.params.check_bias(&state.tokenizer)?;
         let prompt = request.encode(&state)?;
         let max_tokens = request.max_tokens(prompt.len(), state.engine.max_model_len());
@@ -76,7 +76,7 @@ pub(crate) async fn completions(
     let prepared = blocking({
         let state = state.clone();
         move || {
-            let generation = models::resolve(&state, &request.params.model)?;
+            let generation = models::lease(&state, &request.params.model)?;
             request.params.check_bias(&state.tokenizer)?;
             let limit = state.engine.max_model_len();
             let with_max = |ids: Vec<u32>| {

@@ -19,8 +19,8 @@ pub use exam::{DriftConfig, ExamConfig};
 pub use load::{load, load_embedded, recipe_file};
 pub use observe::{ComplianceConfig, TracesConfig};
 pub use raw::{
-    Layers, RawCompliance, RawConfig, RawCorrective, RawDrift, RawEngine, RawExam, RawGate,
-    RawLimits, RawPaths, RawServer, RawTraces, RawTrain, RawWatch,
+    Layers, RawAlignment, RawCompliance, RawConfig, RawCorrective, RawDrift, RawEngine, RawExam,
+    RawGate, RawLimits, RawPaths, RawServer, RawTraces, RawTrain, RawWatch,
 };
 pub use server::{LimitsConfig, ServerConfig, TlsFiles};
 pub use train::TrainConfig;
@@ -73,6 +73,8 @@ pub struct Config {
     pub paths: Paths,
     /// How policy files are watched.
     pub watch: WatchConfig,
+    /// Whether clients get 503 while what serves is not aligned.
+    pub refuse_unaligned: bool,
     /// How adapters are trained.
     pub train: TrainConfig,
     /// How a candidate is measured.
@@ -150,6 +152,8 @@ impl Paths {
 pub struct WatchConfig {
     /// Quiet time after a change, in milliseconds.
     pub debounce_ms: u64,
+    /// Time that files must be unchanged before they are acted upon, in milliseconds.
+    pub settle_ms: u64,
     /// Time between looks without notifications, in milliseconds.
     pub poll_ms: u64,
 }
@@ -185,6 +189,7 @@ impl Config {
             engine: resolve_engine(raw.engine.unwrap_or_default())?,
             paths: resolve_paths(raw.paths.unwrap_or_default()),
             watch: resolve_watch(raw.watch.unwrap_or_default())?,
+            refuse_unaligned: resolve_alignment(raw.alignment.unwrap_or_default())?,
             train: TrainConfig::resolve(raw.train.unwrap_or_default())?,
             gate: resolve_gate(raw.gate.unwrap_or_default())?,
             compliance: observe::resolve(raw.compliance.unwrap_or_default())?,
@@ -265,8 +270,22 @@ fn resolve_watch(raw: RawWatch) -> Result<WatchConfig, ConfigError> {
     }
     Ok(WatchConfig {
         debounce_ms: raw.debounce_ms.unwrap_or(250),
+        settle_ms: raw.settle_ms.unwrap_or(1500),
         poll_ms,
     })
+}
+
+/// Whether clients are refused while what serves is not aligned.
+fn resolve_alignment(raw: RawAlignment) -> Result<bool, ConfigError> {
+    match raw.when_unaligned.as_deref() {
+        None | Some("serve") => Ok(false),
+        Some("refuse") => Ok(true),
+        Some(other) => Err(ConfigError::Value {
+            key: "alignment.when_unaligned",
+            value: other.into(),
+            allowed: "`serve` or `refuse`",
+        }),
+    }
 }
 
 fn resolve_gate(raw: RawGate) -> Result<GateConfig, ConfigError> {

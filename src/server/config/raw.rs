@@ -60,6 +60,8 @@ section! {
         exam: RawExam,
         /// `[drift]`
         drift: RawDrift,
+        /// `[alignment]`
+        alignment: RawAlignment,
         /// `[traces]`
         traces: RawTraces,
     }
@@ -169,8 +171,18 @@ section! {
     RawWatch {
         /// Quiet time after a change before files are read, in milliseconds.
         debounce_ms: u64,
+        /// Time that files must be unchanged before they are acted upon, in milliseconds.
+        settle_ms: u64,
         /// Polling interval if the system sends no notifications, in milliseconds.
         poll_ms: u64,
+    }
+}
+
+section! {
+    /// What clients get while what serves is not aligned.
+    RawAlignment {
+        /// `serve`, or `refuse`: clients who ask for what serves get 503.
+        when_unaligned: String,
     }
 }
 

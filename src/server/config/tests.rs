@@ -189,12 +189,13 @@ fn the_example_shows_every_key_and_the_defaults() {
     let whole = whole_example();
     read(&whole, &RawConfig::default()).unwrap();
     let table: toml::Table = whole.parse().unwrap();
-    let sections: [(&str, &[&str]); 11] = [
+    let sections: [(&str, &[&str]); 12] = [
         ("server", RawServer::KEYS),
         ("limits", RawLimits::KEYS),
         ("engine", RawEngine::KEYS),
         ("paths", RawPaths::KEYS),
         ("watch", RawWatch::KEYS),
+        ("alignment", RawAlignment::KEYS),
         ("train", RawTrain::KEYS),
         ("gate", RawGate::KEYS),
         ("compliance", RawCompliance::KEYS),

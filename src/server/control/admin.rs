@@ -2,29 +2,32 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::channel;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt};
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 
-use super::context::Context;
+use super::serving::{Change, ChangeError};
 use super::{Control, Event};
 use crate::api::answers::Stored;
 use crate::api::answers::admin::{
-    AdapterSummary, Alignment, Cancelling, ExamAnswer, GenerationSummary, Generations, Policies,
-    PolicySummary, Realignment, Role, RuleSummary, Started, Swap,
+    AdapterSummary, Alignment, Cancelling, ExamAnswer, GenerationSummary, Generations, History,
+    Policies, PolicySummary, Realignment, Role, RuleSummary, Started, Swap, Unpinned,
 };
 use crate::api::answers::reports::PairCounts;
 use crate::api::{AdminError, AdminPort, RealignmentEvent};
-use crate::state::RealignmentRow;
+use crate::state::{Act, RealignmentRow};
 use crate::telemetry::{self, Outcome};
 use realign_align::policy::{Policy, Rule};
+use realign_core::AlignmentState;
 use realign_engine::adapter::generation::{Generation, GenerationId};
-use realign_engine::adapter::{Manifest, ResolveError, SwapError, Swapped};
+use realign_engine::adapter::{Manifest, ResolveError};
 
 /// Maximum number of realignments in a listing.
 const LISTED: usize = 100;
+/// Maximum number of activations in the history's listing.
+const SHOWN_ACTIVATIONS: usize = 1000;
 /// How long an activation waits for the engine to have room for another generation.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -33,41 +36,35 @@ impl Control {
         AdminError::Failed("the control loop has stopped: the server is shutting down".into())
     }
 
-    /// Makes `to` the current generation: first on disk (`CURRENT`), then in memory. With
+    /// Makes `to` the current generation, once the engine has room for it, and pins it. With
     /// `expected`, only if that one is current.
     fn activate_generation(
         &self,
         to: Arc<Generation>,
+        (act, reason): (Act, &str),
         expected: Option<&GenerationId>,
     ) -> Result<Swap, AdminError> {
-        let started = Instant::now();
         let context = &self.context;
-        let serving = context.registry.lease_current();
-        if let Some(expected) = expected.filter(|e| **e != serving.id) {
-            return Err(AdminError::Conflict(format!(
-                "generation {} serves, not {expected}",
-                serving.id
-            )));
-        }
         context
             .engine
             .prepare(&to, &|waited| waited < PREPARE_TIMEOUT)
             .map_err(|e| AdminError::Failed(e.to_string()))?;
-        let stored = match to.adapter {
-            Some(_) => context.store.set_current(&to.id),
-            None => context.store.set_current_base(&to.base_hash),
+        let change = Change {
+            to,
+            act,
+            reason,
+            expected,
         };
-        stored.map_err(|e| AdminError::Failed(e.to_string()))?;
         let swapped = context
-            .registry
-            .swap(to.clone(), expected)
+            .change_serving(change)
             .map_err(|error| match error {
-                SwapError::Conflict { .. } | SwapError::NoPrevious { .. } => {
+                ChangeError::Conflict(_) | ChangeError::Pinned(_) => {
                     AdminError::Conflict(error.to_string())
                 }
+                ChangeError::Store(_) | ChangeError::State(_) => {
+                    AdminError::Failed(error.to_string())
+                }
             })?;
-        context.engine.serve(&to.id);
-        announce(context, &swapped, &to, started.elapsed());
         // A closed channel means that the loop is shutting down.
         let _closed = self.events.send(Event::ServingChanged);
         Ok(Swap {
@@ -75,21 +72,27 @@ impl Control {
             to: swapped.to.to_string(),
         })
     }
-}
 
-/// Emits the events of a swap.
-pub(crate) fn announce(context: &Context, swapped: &Swapped, to: &Generation, took: Duration) {
-    context.emit(telemetry::Event::SwapPublished {
-        from: swapped.from.to_string(),
-        to: swapped.to.to_string(),
-        policy_revision: to.policy_revision.clone(),
-        took,
-    });
-    context.measure_serving(&to.id);
-    if let Some(retired) = &swapped.retired {
-        context.emit(telemetry::Event::GenerationRetired {
-            generation: retired.to_string(),
-        });
+    /// What a repeated rollback answers: it was done already. `None` if the last change was no
+    /// rollback to what serves.
+    fn rolled_back_already(
+        &self,
+        expected: Option<&GenerationId>,
+    ) -> Option<Result<Swap, AdminError>> {
+        let context = &self.context;
+        let serving = context.registry.lease_current().id.clone();
+        let last = context.log(context.db.activations(1))?.into_iter().next()?;
+        if last.act != Act::Rollback || last.to != serving.0 {
+            return None;
+        }
+        let (from, to) = (last.from, last.to);
+        if expected.is_some_and(|expected| expected.0 == from) {
+            return Some(Ok(Swap { from, to }));
+        }
+        Some(Err(AdminError::Conflict(format!(
+            "generation {to} serves since a rollback from {from}; going back further or forward \
+             again is an activation: POST /admin/v1/generations/activate names the generation"
+        ))))
     }
 }
 
@@ -212,6 +215,7 @@ impl AdminPort for Control {
         Generations {
             current: current.id.to_string(),
             previous: previous.as_ref().map(|p| p.id.to_string()),
+            pinned: self.context.pinned().map(|pin| pin.generation),
             generations,
         }
     }
@@ -225,19 +229,76 @@ impl AdminPort for Control {
                 ResolveError::Unknown { .. } => AdminError::NotFound(error.to_string()),
                 ResolveError::Load { .. } => AdminError::Failed(error.to_string()),
             })?;
-        self.activate_generation(to, expected.map(|e| GenerationId(e.into())).as_ref())
+        let expected = expected.map(|e| GenerationId(e.into()));
+        let why = (Act::Activate, "an operator activated it");
+        self.activate_generation(to, why, expected.as_ref())
     }
 
-    fn rollback(&self) -> Result<Swap, AdminError> {
+    fn rollback(&self, expected: Option<&str>) -> Result<Swap, AdminError> {
+        let expected = expected.map(|e| GenerationId(e.into()));
+        if let Some(answer) = self.rolled_back_already(expected.as_ref()) {
+            return answer;
+        }
+        let serving = self.context.registry.lease_current().id.clone();
         let previous = self.context.registry.previous();
         let to = previous.ok_or_else(|| {
             AdminError::Conflict("there is no previous generation to go back to".into())
         })?;
-        self.activate_generation(to, None)
+        // What is left is named, also for a caller who does not: of two at once, one rolls back.
+        let leaving = expected.unwrap_or(serving);
+        let why = (Act::Rollback, "an operator went back to it");
+        self.activate_generation(to, why, Some(&leaving))
+    }
+
+    fn unpin(&self) -> Result<Unpinned, AdminError> {
+        let pin = self
+            .context
+            .unpin()
+            .map_err(|error| AdminError::Failed(error.to_string()))?;
+        if pin.is_some() {
+            // A closed channel means that the loop is shutting down.
+            let _closed = self.events.send(Event::Unpinned);
+        }
+        Ok(Unpinned {
+            released: pin.map(|pin| pin.generation),
+        })
+    }
+
+    fn history(&self) -> Result<History, AdminError> {
+        let activations = self.context.db.activations(SHOWN_ACTIVATIONS);
+        let activations = activations.map_err(|error| AdminError::Failed(error.to_string()))?;
+        Ok(History { activations })
+    }
+
+    fn clear_policies(&self) -> Result<Policies, AdminError> {
+        let (reply, answer) = channel();
+        self.events
+            .send(Event::ClearPolicies(reply))
+            .map_err(|_| Control::loop_stopped())?;
+        answer
+            .recv()
+            .map_err(|_| Control::loop_stopped())?
+            .map_err(|error| AdminError::Conflict(error.to_string()))?;
+        Ok(self.policies())
     }
 
     fn alignment(&self) -> Alignment {
         self.context.alignment()
+    }
+
+    fn refuses_clients(&self) -> Option<String> {
+        if !self.context.config.refuse_unaligned {
+            return None;
+        }
+        let Alignment { state, reasons, .. } = self.alignment();
+        (state != AlignmentState::Aligned).then(|| {
+            let reasons = reasons.join("; ");
+            format!(
+                "what serves is not measured as aligned to the active policies ({}), and this server \
+                 answers only when it is: {reasons}",
+                state.as_str()
+            )
+        })
     }
 
     fn exam(&self) -> ExamAnswer {

@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError};
 
 use super::context::Context;
 use crate::api::answers::admin::Alignment;
+use crate::state::Pin;
 use crate::telemetry::Event;
 use crate::telemetry::event::{ExamRole, Examined};
 use realign_align::exam::{Report, Standing};
@@ -29,6 +30,22 @@ pub(crate) struct Board {
     examining: bool,
     /// Why the last exam was not sat to its end.
     failure: Option<String>,
+    /// Why the generation that should serve does not.
+    fallback: Option<String>,
+    /// Why a realignment that is due does not begin.
+    blocked: Option<String>,
+    /// What an operator pinned.
+    pinned: Option<Pin>,
+}
+
+impl Board {
+    /// Nothing is measured yet; `fallback` says why what should serve does not, if so.
+    pub(super) fn at_start(fallback: Option<String>) -> Self {
+        Self {
+            fallback,
+            ..Self::default()
+        }
+    }
 }
 
 impl Context {
@@ -39,12 +56,44 @@ impl Context {
     /// Forgets what was measured under other policies.
     pub(super) fn clear_board(&self) {
         let mut board = self.board();
-        let (realigning, examining) = (board.realigning, board.examining);
         *board = Board {
-            realigning,
-            examining,
+            realigning: board.realigning,
+            examining: board.examining,
+            fallback: board.fallback.take(),
+            blocked: board.blocked.take(),
+            pinned: board.pinned.take(),
             ..Board::default()
         };
+    }
+
+    /// Why the generation that should serve does not, if so.
+    pub(crate) fn fallback(&self) -> Option<String> {
+        self.board().fallback.clone()
+    }
+
+    pub(super) fn end_fallback(&self) {
+        self.board().fallback = None;
+    }
+
+    /// Says why a realignment that is due does not begin.
+    pub(super) fn set_blocked(&self, why: Option<String>) {
+        let mut board = self.board();
+        if let Some(why) = why
+            .as_ref()
+            .filter(|why| board.blocked.as_ref() != Some(why))
+        {
+            tracing::error!("{why}");
+        }
+        board.blocked = why;
+    }
+
+    /// What an operator pinned, if anything.
+    pub(crate) fn pinned(&self) -> Option<Pin> {
+        self.board().pinned.clone()
+    }
+
+    pub(super) fn show_pin(&self, pin: Option<Pin>) {
+        self.board().pinned = pin;
     }
 
     pub(super) fn set_realigning(&self, realigning: bool) {
@@ -116,6 +165,8 @@ impl Context {
         let board = self.board();
         let (realigning, examining) = (board.realigning, board.examining);
         let failure = board.failure.clone();
+        let (fallback, blocked) = (board.fallback.clone(), board.blocked.clone());
+        let pinned = board.pinned.clone();
         drop(board);
         let active = self.active();
         let governed = active.set.policies().iter().any(|p| p.is_enforced());
@@ -127,7 +178,8 @@ impl Context {
                 };
                 (AlignmentState::Unknown, vec![why])
             }
-            _ if !governed => (AlignmentState::Aligned, Vec::new()),
+            _ if !governed && fallback.is_none() => (AlignmentState::Aligned, Vec::new()),
+            _ if !governed => (AlignmentState::Unknown, Vec::new()),
             Some(report) => measured(&report),
             None => {
                 let why = match failure {
@@ -143,7 +195,23 @@ impl Context {
             _ if realigning => AlignmentState::Realigning,
             _ => state,
         };
-        Alignment { state, reasons }
+        let mut reasons = reasons;
+        if state != AlignmentState::Aligned {
+            reasons.extend(fallback.map(|why| format!("{why}; the base model serves")));
+            reasons.extend(blocked);
+            reasons.extend(pinned.as_ref().map(|pin| {
+                format!(
+                    "generation {} is pinned by an operator, so realignments do not replace it; \
+                     `realign adapters unpin` releases it",
+                    pin.generation
+                )
+            }));
+        }
+        Alignment {
+            state,
+            reasons,
+            pinned,
+        }
     }
 }
 

@@ -39,6 +39,8 @@ pub struct Parts {
     pub(crate) db: Arc<StateDb>,
     /// Events to logs and metrics.
     pub(crate) telemetry: Arc<Telemetry>,
+    /// Why the generation that `CURRENT` names does not serve, if it does not.
+    pub(crate) fallback: Option<String>,
 }
 
 /// [`Parts`] plus what the loop decides.
@@ -57,6 +59,8 @@ pub(crate) struct Context {
     pub(super) board: Mutex<Board>,
     /// How live answers comply, and recent prompts.
     pub(super) live: Live,
+    /// Held by the one who changes what serves.
+    pub(super) pointer: Mutex<()>,
     policies: RwLock<Active>,
 }
 
@@ -89,6 +93,7 @@ impl Context {
             store,
             db,
             telemetry,
+            fallback,
         } = parts;
         let live = Live::new(config.exam.live_prompts, config.drift);
         Ok(Self {
@@ -101,8 +106,9 @@ impl Context {
             telemetry,
             recipe,
             features: Mutex::default(),
-            board: Mutex::default(),
+            board: Mutex::new(Board::at_start(fallback)),
             live,
+            pointer: Mutex::default(),
             policies: RwLock::default(),
         })
     }
@@ -186,10 +192,14 @@ impl Context {
 
     /// The interrupted realignment with these inputs, if any; all other interrupted ones are
     /// closed as superseded.
-    pub(crate) fn supersede_unfinished(&self, inputs_hash: &str) -> Option<RealignmentRow> {
-        let rows = self
-            .log(self.db.unfinished_realignments())
-            .unwrap_or_default();
+    ///
+    /// # Errors
+    /// If the interrupted ones cannot be read.
+    pub(crate) fn supersede_unfinished(
+        &self,
+        inputs_hash: &str,
+    ) -> Result<Option<RealignmentRow>, StateError> {
+        let rows = self.db.unfinished_realignments()?;
         let (wanted, others): (Vec<_>, Vec<_>) = rows
             .into_iter()
             .partition(|row| row.inputs_hash == inputs_hash);
@@ -198,12 +208,11 @@ impl Context {
             self.finish(
                 &row.id,
                 Outcome::Superseded,
-                None,
-                Some(why.into()),
+                (None, Some(why.into())),
                 (Trigger::Start, Duration::ZERO),
             );
         }
-        wanted.into_iter().next_back()
+        Ok(wanted.into_iter().next_back())
     }
 
     /// Whether the newest realignment had these inputs and ended for good.
@@ -220,17 +229,17 @@ impl Context {
         })
     }
 
-    /// Records how a realignment ended, in the database, the log and the metrics.
+    /// Records how a realignment ended (the generation it led to, and what an operator should know),
+    /// in the database, the log and the metrics. False if the database cannot be written.
     pub(crate) fn finish(
         &self,
         id: &str,
         outcome: Outcome,
-        generation: Option<String>,
-        detail: Option<String>,
+        (generation, detail): (Option<String>, Option<String>),
         (trigger, took): (Trigger, Duration),
-    ) {
+    ) -> bool {
         let result = (generation.as_deref(), detail.as_deref());
-        self.log(
+        let written = self.log(
             self.db
                 .finish_realignment(id, outcome, result, unix_seconds()),
         );
@@ -242,6 +251,7 @@ impl Context {
             detail,
             took,
         });
+        written.is_some()
     }
 
     /// State that cannot be written costs a repetition later, never the server.
@@ -284,16 +294,31 @@ pub fn load_generation(
 }
 
 /// What serves first: the generation that `CURRENT` names, or the base if there is none or it
-/// cannot be used (which is logged: serving comes first).
-pub fn initial_generation(store: &AdapterStore, loaded: &LoadedModel) -> Generation {
-    let base = base_id(&loaded.base_hash);
-    let current = store.current().unwrap_or_else(|error| {
-        tracing::error!(%error, "CURRENT is unreadable: the base model serves");
-        None
-    });
-    let id = current.unwrap_or_else(|| base.clone());
-    load_generation(store, loaded, &id).unwrap_or_else(|error| {
-        tracing::error!(%error, generation = %id, "the current generation is unusable: the base model serves");
-        Generation { id: base, base_hash: loaded.base_hash.to_string(), policy_revision: None, adapter: None }
-    })
+/// cannot be used, with the reason.
+pub fn initial_generation(
+    store: &AdapterStore,
+    loaded: &LoadedModel,
+) -> (Generation, Option<String>) {
+    let base = Generation {
+        id: base_id(&loaded.base_hash),
+        base_hash: loaded.base_hash.to_string(),
+        policy_revision: None,
+        adapter: None,
+    };
+    let id = match store.current() {
+        Ok(None) => return (base, None),
+        Ok(Some(id)) => id,
+        Err(error) => {
+            tracing::error!(%error, "CURRENT is unreadable: the base model serves");
+            return (base, Some(format!("CURRENT is unreadable: {error}")));
+        }
+    };
+    match load_generation(store, loaded, &id) {
+        Ok(generation) => (generation, None),
+        Err(error) => {
+            tracing::error!(%error, generation = %id, "the current generation is unusable: the base model serves");
+            let why = format!("generation {id}, which should serve, cannot be used: {error}");
+            (base, Some(why))
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! Errors of the control loop.
 
+use std::path::PathBuf;
+
 use crate::state::StateError;
 use realign_align::oracle::features::FeatureError;
 use realign_align::policy::{PolicyErrors, WatchError};
@@ -26,9 +28,61 @@ pub(super) enum ReadPoliciesError {
     /// A file is invalid, an example fails, or a rule is below its minimum trust.
     #[error(transparent)]
     Policies(#[from] PolicyErrors),
+    /// A file, a probe or a judge could not be used, which may pass.
+    #[error("{0}")]
+    Unreadable(#[source] PolicyErrors),
     /// The model's hidden states, which probes read, are unavailable.
     #[error(transparent)]
     Features(#[from] FeatureError),
+    /// Policies were active, and none is there any more.
+    #[error(
+        "{}: the policy directory {what}, and policies are active: they stay so. Put the files back, \
+         or run `realign policy clear` to serve without policies",
+        directory.display()
+    )]
+    Vanished {
+        /// The policy directory.
+        directory: PathBuf,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// The directory cannot be read.
+    #[error("{}: cannot read the policy directory: {error}", directory.display())]
+    Directory {
+        /// The policy directory.
+        directory: PathBuf,
+        /// The system's reason.
+        error: std::io::Error,
+    },
+    /// The set cannot be stored, and what is not stored is not activated.
+    #[error("the policies are valid but cannot be stored, so they are not active: {0}")]
+    Store(#[source] StateError),
+}
+
+impl ReadPoliciesError {
+    /// Whether the same files may be accepted later.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::Policies(_) | Self::Vanished { .. } => false,
+            Self::Unreadable(_) | Self::Features(_) | Self::Directory { .. } | Self::Store(_) => {
+                true
+            }
+        }
+    }
+}
+
+/// Why the empty policy set did not become active.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ClearError {
+    /// The directory still holds policies.
+    #[error("{}: there are policy files; remove them first, then clear", .0.display())]
+    StillThere(PathBuf),
+    /// The empty set cannot be prepared.
+    #[error(transparent)]
+    Read(#[from] ReadPoliciesError),
+    /// The empty set was refused.
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// Why a realignment could not begin.
@@ -51,6 +105,12 @@ pub(super) enum StartError {
     /// Another realignment is running; holds its id.
     #[error("realignment {0} is running; cancel it first or wait")]
     Running(String),
+    /// An operator pinned what serves; holds its generation.
+    #[error(
+        "generation {0} is pinned by an operator; `realign adapters unpin` lets realignments swap \
+         again"
+    )]
+    Pinned(String),
     /// The realignment that the active policies require has already been done.
     #[error("nothing to do")]
     NothingToDo,

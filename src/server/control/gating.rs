@@ -111,7 +111,12 @@ impl Realignment<'_> {
             after: &after,
             report: &reports[1],
         };
-        self.decide(&measured, candidate, compared, &reports[0])
+        let decided = self.decide(&measured, candidate, compared, &reports[0]);
+        if matches!(decided, Err(Stop::Rejected { .. })) {
+            let key = self.refusal_key(asked.key, asked.exam);
+            self.remember(&candidate.id, (GenerationStatus::Rejected, &key))?;
+        }
+        decided
     }
 
     /// Has the engine load what it needs for a generation. What it loaded serves after the swap.
@@ -169,8 +174,6 @@ impl Realignment<'_> {
         if promoted {
             return Ok(report);
         }
-        let key = self.refusal_key(compared.exam);
-        self.remember(&candidate.id, (GenerationStatus::Rejected, &key))?;
         Err(Stop::Rejected {
             generation: candidate.id.to_string(),
             reason,

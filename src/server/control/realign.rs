@@ -4,7 +4,6 @@
 //! generation), so a realignment that was killed finds its work again.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -12,13 +11,14 @@ use sha2::{Digest, Sha256};
 use super::context::Context;
 use super::inputs::checkpoints;
 use super::manifest::Origin;
+use super::serving::{Change, ChangeError};
 use super::stop::StopFlag;
 use super::work::Work;
-use crate::state::{GenerationRow, GenerationStatus, Report};
+use crate::state::{Act, GenerationRow, GenerationStatus, Report};
 use crate::telemetry::{Event, Outcome, Stage};
 use realign_align::exam::{Exam, Sitting, Standing};
 use realign_align::oracle::{Matchers, RuleOracle};
-use realign_align::pipeline::{Inputs, Learner};
+use realign_align::pipeline::{Inputs, Learner, training_key};
 use realign_align::policy::PolicySet;
 use realign_align::train::Curve;
 use realign_align::triage::{Triage, triage_cached};
@@ -113,13 +113,23 @@ fn realign(context: &Context, job: &Job) -> Result<Done, Stop> {
         );
         return Err(Stop::Failed(what));
     }
-    if let Some(known) = run.known_result(&exam)? {
-        return run.reuse(&exam, known);
+    if let Some(known) = run.known_result(&job.inputs.hash)
+        && let Some(done) = run.reuse(&exam, &known)?
+    {
+        return Ok(done);
     }
     if triage.counts.conflicts() == 0 {
         return run.without_conflict(&exam, &before);
     }
     let pairs = run.select(&triage)?;
+    let key = training_key(&context.loaded.base_hash, &context.recipe, &pairs);
+    for known in [&key, &run.refusal_key(&key, &exam)] {
+        if let Some(known) = run.known_result(known)
+            && let Some(done) = run.reuse(&exam, &known)?
+        {
+            return Ok(done);
+        }
+    }
     let learner = Learner::new(&context.loaded);
     let trained = run.learn(&learner, &pairs)?;
     work.enter(Stage::Gate);
@@ -128,6 +138,7 @@ fn realign(context: &Context, job: &Job) -> Result<Done, Stop> {
         exam: &exam,
         before: &before,
         triage: &triage,
+        key: &key,
     };
     let done = run.gate_and_swap(learner, asked, (&candidate, &trained.curve));
     if done.is_err() {
@@ -143,6 +154,8 @@ pub(super) struct Asked<'a> {
     /// How what serves did.
     pub(super) before: &'a Sitting,
     pub(super) triage: &'a Triage,
+    /// What training was a function of.
+    pub(super) key: &'a str,
 }
 
 /// A job while it runs.
@@ -181,50 +194,45 @@ impl Realignment<'_> {
         triage
     }
 
-    /// What the same inputs led to before: a generation, or one that was refused by the same exam
-    /// under the same bounds.
-    fn known_result(&self, exam: &Exam) -> Result<Option<GenerationRow>, Stop> {
-        let db = &self.context.db;
-        let promoted = db.generation_by_inputs(&self.job.inputs.hash);
-        match promoted.map_err(failed)? {
-            Some(known) if known.status == GenerationStatus::Promoted => Ok(Some(known)),
-            _ => db
-                .generation_by_inputs(&self.refusal_key(exam))
-                .map_err(failed),
-        }
+    /// What a key led to before: a generation, or one that was refused.
+    fn known_result(&self, key: &str) -> Option<GenerationRow> {
+        let known = self.context.db.generation_by_inputs(key);
+        self.context.log(known).flatten()
     }
 
-    /// What a refusal depends on: the inputs, what was asked, and the bounds.
-    pub(super) fn refusal_key(&self, exam: &Exam) -> String {
+    /// What a refusal depends on: what was trained, what was asked, and the bounds.
+    pub(super) fn refusal_key(&self, training: &str, exam: &Exam) -> String {
         let bounds = json!([self.bounds(), self.job.policies.gate()]);
         let mut hash = Sha256::new();
-        for part in [&self.job.inputs.hash, &exam.hash, &bounds.to_string()] {
+        for part in [training, &exam.hash, &bounds.to_string()] {
             hash.update(part);
         }
         hex::encode(hash.finalize())
     }
 
-    fn reuse(&self, exam: &Exam, known: GenerationRow) -> Result<Done, Stop> {
+    /// Serves what the same inputs led to before. `None` if its files are gone or damaged: then it is
+    /// trained again.
+    fn reuse(&self, exam: &Exam, known: &GenerationRow) -> Result<Option<Done>, Stop> {
         if known.status == GenerationStatus::Rejected {
             let reason = "the same base, data, policies and recipe were refused by the same gate \
                 before; change one of them, the exam's prompts or the gate's bounds"
                 .into();
             return Err(Stop::Rejected {
-                generation: known.id,
+                generation: known.id.clone(),
                 reason,
             });
         }
-        let generation = self
-            .context
-            .load_generation(&GenerationId(known.id))
-            .map_err(failed)?;
-        if let Some(report) = self
-            .context
-            .store
-            .manifest(&generation.id)
-            .ok()
-            .map(|m| m.gate)
-        {
+        let id = GenerationId(known.id.clone());
+        let mut generation = match self.context.load_generation(&id) {
+            Ok(generation) => generation,
+            Err(error) => {
+                tracing::warn!(%error, generation = %id, "a known generation cannot be used: training it again");
+                return Ok(None);
+            }
+        };
+        generation.policy_revision = Some(self.job.policies.revision().into());
+        let manifest = self.context.store.manifest(&generation.id);
+        if let Some(report) = manifest.ok().map(|m| m.gate) {
             self.context.log(
                 self.context
                     .db
@@ -234,8 +242,9 @@ impl Realignment<'_> {
         let generation = Arc::new(generation);
         self.make_ready(&generation)?;
         self.examine(exam, &generation, None)?;
+        self.remember(&generation.id, (known.status, &self.job.inputs.hash))?;
         self.work.enter(Stage::Swap);
-        self.swap(generation)
+        self.swap(generation).map(Some)
     }
 
     fn gate_and_swap(
@@ -247,7 +256,7 @@ impl Realignment<'_> {
         let gate_report = self.gate(&learner, asked, candidate)?;
         drop(learner);
         self.work.enter(Stage::Publish);
-        self.publish(candidate, asked.triage, gate_report, curve)?;
+        self.publish(candidate, asked, gate_report, curve)?;
         self.work.enter(Stage::Swap);
         self.swap(candidate.clone())
     }
@@ -321,7 +330,7 @@ impl Realignment<'_> {
     fn publish(
         &self,
         candidate: &Generation,
-        triage: &Triage,
+        asked: Asked<'_>,
         gate: serde_json::Value,
         curve: &Curve,
     ) -> Result<(), Stop> {
@@ -335,45 +344,42 @@ impl Realignment<'_> {
             loaded: &self.context.loaded,
             inputs: &self.job.inputs,
             recipe: &self.context.recipe,
-            triage: triage.counts,
+            triage: asked.triage.counts,
         };
         let store = &self.context.store;
         origin
             .publish(store, adapter, curve, gate)
             .map_err(failed)?;
-        let key = &self.job.inputs.hash;
-        self.remember(&candidate.id, (GenerationStatus::Promoted, key))
+        for key in [asked.key, &self.job.inputs.hash] {
+            self.remember(&candidate.id, (GenerationStatus::Promoted, key))?;
+        }
+        Ok(())
     }
 
-    /// `CURRENT` first, then the pointer: after a kill in between, the restart serves the new one.
+    /// Makes a generation serve. One that an operator's pin keeps from serving stays published.
     fn swap(&self, to: Arc<Generation>) -> Result<Done, Stop> {
-        let started = Instant::now();
         self.make_ready(&to)?;
-        let stored = match to.adapter {
-            Some(_) => self.context.store.set_current(&to.id),
-            None => self.context.store.set_current_base(&to.base_hash),
+        let generation = to.id.to_string();
+        let change = Change {
+            to,
+            act: Act::Realign,
+            reason: &self.job.id,
+            expected: None,
         };
-        let publish = stored.map_err(|e| e.to_string()).and_then(|()| {
-            self.context
-                .registry
-                .swap(to.clone(), None)
-                .map_err(|e| e.to_string())
-        });
-        let swapped = publish.map_err(|error| {
-            self.context.emit(Event::SwapFailed {
-                to: to.id.to_string(),
-                error: error.clone(),
-            });
-            Stop::Failed(error)
-        })?;
-        self.context.engine.serve(&to.id);
-        super::admin::announce(self.context, &swapped, &to, started.elapsed());
+        let (outcome, detail) = match self.context.change_serving(change) {
+            Ok(_) => (Outcome::Succeeded, None),
+            Err(error @ ChangeError::Pinned(_)) => (
+                Outcome::Superseded,
+                Some(format!("generation {generation} is ready, but {error}")),
+            ),
+            Err(error) => return Err(failed(error)),
+        };
         self.work.progress(1.0);
         self.work.leave();
         Ok(Done {
-            outcome: Outcome::Succeeded,
-            generation: to.id.to_string(),
-            detail: None,
+            outcome,
+            generation,
+            detail,
         })
     }
 }

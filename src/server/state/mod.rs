@@ -3,6 +3,8 @@
 mod db;
 mod error;
 mod exam_cache;
+mod history;
+mod policy_sets;
 mod realignments;
 mod schema;
 #[cfg(test)]
@@ -11,4 +13,5 @@ mod verdict_cache;
 
 pub use db::{GenerationRow, GenerationStatus, ScoreRow, StateDb};
 pub use error::StateError;
+pub use history::{Act, Activation, Pin};
 pub use realignments::{RealignmentRow, Report};

@@ -153,12 +153,12 @@ impl StateDb {
         Ok(self.lock().query_row(&sql, [id], read_row).optional()?)
     }
 
-    /// Number of realignments in the table.
+    /// The number of the next realignment, from 1.
     ///
     /// # Errors
     /// [`StateError::Sql`].
-    pub(crate) fn count_realignments(&self) -> Result<u64, StateError> {
-        let sql = "SELECT count(*) FROM realignments";
+    pub(crate) fn next_realignment(&self) -> Result<u64, StateError> {
+        let sql = "SELECT coalesce(max(rowid), 0) + 1 FROM realignments";
         Ok(self.lock().query_row(sql, [], |row| row.get(0))?)
     }
 
@@ -167,9 +167,7 @@ impl StateDb {
     /// # Errors
     /// [`StateError::Sql`].
     pub(crate) fn realignments(&self, limit: usize) -> Result<Vec<RealignmentRow>, StateError> {
-        let sql = format!(
-            "SELECT {COLUMNS} FROM realignments ORDER BY created_at DESC, rowid DESC LIMIT {limit}"
-        );
+        let sql = format!("SELECT {COLUMNS} FROM realignments ORDER BY rowid DESC LIMIT {limit}");
         let connection = self.lock();
         let mut query = connection.prepare_cached(&sql)?;
         let rows = query.query_map([], read_row)?;
@@ -182,9 +180,8 @@ impl StateDb {
     /// # Errors
     /// [`StateError::Sql`].
     pub(crate) fn unfinished_realignments(&self) -> Result<Vec<RealignmentRow>, StateError> {
-        let sql = format!(
-            "SELECT {COLUMNS} FROM realignments WHERE status = 'running' ORDER BY created_at, rowid"
-        );
+        let sql =
+            format!("SELECT {COLUMNS} FROM realignments WHERE status = 'running' ORDER BY rowid");
         let connection = self.lock();
         let mut query = connection.prepare_cached(&sql)?;
         let rows = query.query_map([], read_row)?;

@@ -76,6 +76,31 @@ pub(super) const MIGRATIONS: &[&str] = &[
         value TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
 ",
+    // What served and who decided it, and the policy sets that were accepted.
+    "
+    CREATE TABLE activations (
+        seq    INTEGER PRIMARY KEY AUTOINCREMENT,
+        at     INTEGER NOT NULL,
+        act    TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        origin TEXT NOT NULL,
+        target TEXT NOT NULL
+    ) STRICT;
+
+    CREATE TABLE pins (
+        only       INTEGER PRIMARY KEY CHECK (only = 1),
+        generation TEXT NOT NULL,
+        reason     TEXT NOT NULL,
+        at         INTEGER NOT NULL
+    ) STRICT;
+
+    CREATE TABLE policy_sets (
+        seq      INTEGER PRIMARY KEY AUTOINCREMENT,
+        at       INTEGER NOT NULL,
+        revision TEXT NOT NULL,
+        files    TEXT NOT NULL
+    ) STRICT;
+",
 ];
 
 /// Migrates a database to the newest schema.

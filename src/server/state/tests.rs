@@ -38,7 +38,7 @@ fn an_interrupted_realignment_is_found_again() {
         (Some(Outcome::Rejected), Some(13))
     );
     assert_eq!(db.realignments(1).unwrap()[0].id, "r2");
-    assert_eq!(db.count_realignments().unwrap(), 2);
+    assert_eq!(db.next_realignment().unwrap(), 3);
     assert!(
         db.advance_realignment("r2", Stage::Gate, 0.9, 14).is_err(),
         "it has ended"

@@ -161,6 +161,8 @@ impl Metrics {
                 self.swap.swaps.with_label_values(&["ok"]).inc();
                 self.swap.swap_duration.observe(took.as_secs_f64());
                 let revision = policy_revision.clone().unwrap_or_default();
+                // A generation has one label, also if other policies led to it before.
+                self.swap.generation_info.remove(to);
                 self.swap.generation_info.insert([to.clone(), revision]);
             }
             Event::SwapFailed { .. } => self.swap.swaps.with_label_values(&["failed"]).inc(),

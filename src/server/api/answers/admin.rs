@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Stored;
 use super::reports::{DryrunReport, ExamReport, GateReport, LossReport, PairCounts, TriageReport};
+use crate::state::{Activation, Pin};
 use crate::telemetry::timeline::Timeline;
 use crate::telemetry::traffic::Slot;
 use crate::telemetry::{Outcome, RuleCount, Stage, schemas};
@@ -145,6 +146,8 @@ pub struct Generations {
     pub(crate) current: String,
     /// The generation that a rollback returns to.
     pub(crate) previous: Option<String>,
+    /// The generation that an operator pinned.
+    pub(crate) pinned: Option<String>,
     /// The base model first, then by age.
     pub(crate) generations: Vec<GenerationSummary>,
 }
@@ -293,6 +296,23 @@ pub struct Alignment {
     pub(crate) state: AlignmentState,
     /// The rules that are missed, or what is missing for a measurement; empty while aligned.
     pub(crate) reasons: Vec<String>,
+    /// What an operator activated or went back to, which realignments do not replace; `null` if
+    /// nothing is pinned.
+    pub(crate) pinned: Option<Pin>,
+}
+
+/// What served, newest first.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct History {
+    /// At most a thousand.
+    pub(crate) activations: Vec<Activation>,
+}
+
+/// A released pin.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Unpinned {
+    /// The generation that was pinned; `null` if none was.
+    pub(crate) released: Option<String>,
 }
 
 /// What the last exams said.

@@ -213,6 +213,13 @@ fn realignments() -> Vec<Route> {
                 json::<admin_answers::Realignments>(),
             )
             .fails(READ_FAILURES),
+        Route::post("/admin/v1/policies/clear", admin::clear_policies)
+            .named(
+                "clearPolicies",
+                "Serve without policies, where the directory holds none",
+                json::<admin_answers::Policies>(),
+            )
+            .fails(CHANGE_FAILURES),
         Route::post("/admin/v1/realignments", admin::start)
             .named(
                 "startRealignment",
@@ -268,6 +275,21 @@ fn generations() -> Vec<Route> {
                 "Make the previous generation serve again",
                 json::<admin_answers::Swap>(),
             )
-            .fails(CHANGE_FAILURES),
+            .may_take::<admin::RollbackRequest>()
+            .fails(&[400, 401, 403, 409, 413, 500]),
+        Route::post("/admin/v1/generations/unpin", admin::unpin)
+            .named(
+                "unpinGeneration",
+                "Let realignments replace what an operator activated",
+                json::<admin_answers::Unpinned>(),
+            )
+            .fails(READ_FAILURES),
+        Route::get("/admin/v1/generations/history", admin::history)
+            .named(
+                "generationHistory",
+                "What served, and who decided it",
+                json::<admin_answers::History>(),
+            )
+            .fails(READ_FAILURES),
     ]
 }

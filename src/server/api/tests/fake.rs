@@ -9,7 +9,8 @@ use futures::stream::{self, BoxStream, StreamExt};
 use tokio::sync::mpsc;
 
 use super::super::answers::admin::{
-    Alignment, Cancelling, ExamAnswer, Generations, Policies, Realignment, Started, Swap,
+    Alignment, Cancelling, ExamAnswer, Generations, History, Policies, Realignment, Started, Swap,
+    Unpinned,
 };
 use super::super::*;
 use crate::telemetry::{Event, Outcome, Stage};
@@ -161,13 +162,25 @@ impl AdminPort for FakeAdmin {
             }),
         }
     }
-    fn rollback(&self) -> Result<Swap, AdminError> {
+    fn rollback(&self, _: Option<&str>) -> Result<Swap, AdminError> {
         Err(AdminError::Failed("disk".into()))
+    }
+    fn unpin(&self) -> Result<Unpinned, AdminError> {
+        Ok(Unpinned { released: None })
+    }
+    fn history(&self) -> Result<History, AdminError> {
+        Ok(History {
+            activations: Vec::new(),
+        })
+    }
+    fn clear_policies(&self) -> Result<Policies, AdminError> {
+        Err(AdminError::Conflict("there are policies".into()))
     }
     fn alignment(&self) -> Alignment {
         Alignment {
             state: AlignmentState::Aligned,
             reasons: Vec::new(),
+            pinned: None,
         }
     }
     fn exam(&self) -> ExamAnswer {

@@ -1,0 +1,107 @@
+//! Watches the preference data: what changed and then rested starts a realignment.
+
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::worker::Worker;
+use realign_core::Trigger;
+
+/// Name, size and modification time of every file, in order of names.
+type Listing = Vec<(String, u64, Option<SystemTime>)>;
+
+/// What was seen of the data.
+pub(super) struct DataWatch {
+    settle: Duration,
+    acted: Listing,
+    /// What was seen last, and since when it is so.
+    resting: Option<(Listing, Instant)>,
+}
+
+impl DataWatch {
+    /// Begins with what is there now.
+    pub(super) fn new(directory: &Path, settle: Duration) -> Self {
+        Self {
+            settle,
+            acted: list(directory),
+            resting: None,
+        }
+    }
+
+    /// Whether the data is other than it was, and has rested.
+    fn changed(&mut self, listing: Listing, now: Instant) -> bool {
+        if listing == self.acted {
+            self.resting = None;
+            return false;
+        }
+        match &self.resting {
+            Some((seen, since)) if *seen == listing => {
+                if now < *since + self.settle {
+                    return false;
+                }
+                self.acted = listing;
+                self.resting = None;
+                true
+            }
+            _ => {
+                self.resting = Some((listing, now));
+                false
+            }
+        }
+    }
+}
+
+/// An unreadable directory lists nothing: reading the data itself reports why.
+fn list(directory: &Path) -> Listing {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut listing: Listing = entries
+        .filter_map(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            // Through links, as the data is read.
+            let metadata = std::fs::metadata(entry.path()).ok()?;
+            let shown = !name.starts_with('.') && metadata.is_file();
+            shown.then(|| (name, metadata.len(), metadata.modified().ok()))
+        })
+        .collect();
+    listing.sort();
+    listing
+}
+
+impl Worker {
+    /// Looks at the preference data; a change starts a realignment, or follows the running one.
+    pub(super) fn look_at_data(&mut self, now: Instant) {
+        let directory = self.context.config.paths.preferences.clone();
+        if !self.data.changed(list(&directory), now) {
+            return;
+        }
+        let active = self.context.active();
+        if !active.loaded || !active.set.policies().iter().any(|p| p.is_enforced()) {
+            return;
+        }
+        tracing::info!(directory = %directory.display(), "the preference data changed");
+        if self.running.is_some() {
+            self.pending.get_or_insert(Trigger::Data);
+        } else {
+            self.begin_or_owe(Trigger::Data);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_counts_once_it_rests() {
+        let directory = tempfile::tempdir().unwrap();
+        let settle = Duration::from_secs(1);
+        let mut watch = DataWatch::new(directory.path(), settle);
+        let start = Instant::now();
+        assert!(!watch.changed(list(directory.path()), start));
+        std::fs::write(directory.path().join("a.jsonl"), "{}\n").unwrap();
+        assert!(!watch.changed(list(directory.path()), start));
+        std::fs::write(directory.path().join("a.jsonl"), "{}\n{}\n").unwrap();
+        assert!(!watch.changed(list(directory.path()), start + settle));
+        assert!(watch.changed(list(directory.path()), start + settle * 2));
+        assert!(!watch.changed(list(directory.path()), start + settle * 9));
+    }
+}

@@ -1,0 +1,173 @@
+//! Which policies are active: the last set that was accepted, with its files stored.
+//!
+//! A directory that vanishes is not an empty one. Going back to no policies is an operator's act.
+
+use std::io::ErrorKind;
+use std::time::Instant;
+
+use super::directory::Look;
+use super::error::{ClearError, ReadPoliciesError};
+use super::worker::Worker;
+use realign_align::oracle::{Prepared, needs_services, prepare_trusted};
+use realign_align::policy::{PolicySet, Snapshot};
+use realign_core::clock::unix_seconds;
+use realign_core::{StopReason, Trigger};
+
+impl Worker {
+    /// Looks at the policy directory and acts on what is new there. With `at_once`, an operator
+    /// asked for it.
+    pub(super) fn look_at_policies(&mut self, at_once: bool) {
+        let found = Snapshot::read(&self.context.config.paths.policies);
+        let Look::Act(found) = self.directory.look(found, Instant::now(), at_once) else {
+            return;
+        };
+        match self.read_policies(found) {
+            Ok((snapshot, set, prepared)) => self.accept(snapshot, set, prepared),
+            Err(error) => self.refuse(&error),
+        }
+    }
+
+    fn read_policies(
+        &self,
+        found: std::io::Result<Snapshot>,
+    ) -> Result<(Snapshot, PolicySet, Prepared), ReadPoliciesError> {
+        let directory = &self.context.config.paths.policies;
+        let governed = self.accepted.as_ref().is_some_and(Snapshot::has_policies);
+        let snapshot = match found {
+            Ok(snapshot) => snapshot,
+            Err(error) if error.kind() == ErrorKind::NotFound && !governed => Snapshot::default(),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(ReadPoliciesError::Vanished {
+                    directory: directory.clone(),
+                    what: "is missing",
+                });
+            }
+            Err(error) => {
+                return Err(ReadPoliciesError::Directory {
+                    directory: directory.clone(),
+                    error,
+                });
+            }
+        };
+        if governed && !snapshot.has_policies() {
+            return Err(ReadPoliciesError::Vanished {
+                directory: directory.clone(),
+                what: "holds no policy any more",
+            });
+        }
+        let (set, prepared) = self.prepare(&snapshot)?;
+        Ok((snapshot, set, prepared))
+    }
+
+    fn prepare(&self, snapshot: &Snapshot) -> Result<(PolicySet, Prepared), ReadPoliciesError> {
+        let set = match snapshot.load(&self.context.config.paths.policies) {
+            Ok(set) => set,
+            Err(errors) if snapshot.has_unreadable() => {
+                return Err(ReadPoliciesError::Unreadable(errors));
+            }
+            Err(errors) => return Err(errors.into()),
+        };
+        let services = self.context.services(&set)?;
+        match prepare_trusted(&set, &services) {
+            Ok(prepared) => Ok((set, prepared)),
+            // A judge may answer again, and so may a device.
+            Err(errors) if needs_services(&set) != (false, false) => {
+                Err(ReadPoliciesError::Unreadable(errors))
+            }
+            Err(errors) => Err(errors.into()),
+        }
+    }
+
+    /// A set that is invalid, fails its examples, has a rule below its minimum trust, or vanished
+    /// changes nothing: the last accepted one stays active, also over a restart.
+    fn refuse(&mut self, error: &ReadPoliciesError) {
+        let text = error.to_string();
+        if self.context.refused().as_ref() != Some(&text) {
+            self.context.refuse_policies(text);
+        }
+        if error.may_pass() {
+            self.directory.retry_later(Instant::now());
+        } else {
+            self.directory.settled();
+        }
+        if !self.context.active().loaded {
+            self.restore();
+        }
+    }
+
+    /// Activates the set that was accepted last, from what is stored of it.
+    fn restore(&mut self) {
+        let Some(snapshot) = self.accepted.clone() else {
+            return;
+        };
+        match self.prepare(&snapshot) {
+            Ok((set, prepared)) => {
+                let why = self.context.refused();
+                self.activate(set, prepared);
+                if let Some(why) = why {
+                    self.context.refuse_policies(why);
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "the policies that were accepted last cannot be used now");
+                self.directory.retry_later(Instant::now());
+            }
+        }
+    }
+
+    /// Stores a set and makes it active.
+    fn accept(&mut self, snapshot: Snapshot, set: PolicySet, prepared: Prepared) {
+        let db = &self.context.db;
+        if let Err(error) = db.accept_policies(set.revision(), &snapshot, unix_seconds()) {
+            return self.refuse(&ReadPoliciesError::Store(error));
+        }
+        self.accepted = Some(snapshot);
+        self.directory.settled();
+        self.activate(set, prepared);
+    }
+
+    fn activate(&mut self, set: PolicySet, prepared: Prepared) {
+        let revision = set.revision().to_string();
+        let active = self.context.active();
+        let unchanged = active.loaded && active.set.revision() == revision;
+        self.context.activate_policies(set, prepared);
+        self.context.keep_dryrun(self.context.report_dryrun());
+        if unchanged {
+            // Its examples or prompts may have changed, and with them the exam.
+            self.examine();
+            return;
+        }
+        self.context.clear_board();
+        match &self.running {
+            Some(running) if running.revision == revision => {}
+            Some(running) => {
+                running.flag.set(StopReason::Superseded);
+                self.pending = Some(Trigger::Policy);
+            }
+            None => {
+                let trigger = if self.at_start {
+                    Trigger::Start
+                } else {
+                    Trigger::Policy
+                };
+                self.begin_or_owe(trigger);
+            }
+        }
+        self.examine_if_unknown();
+    }
+
+    /// Makes the empty set the accepted one: an operator's explicit act.
+    pub(super) fn clear_policies(&mut self) -> Result<(), ClearError> {
+        let directory = &self.context.config.paths.policies;
+        if Snapshot::read(directory).is_ok_and(|found| found.has_policies()) {
+            return Err(ClearError::StillThere(directory.clone()));
+        }
+        let snapshot = Snapshot::default();
+        let (set, prepared) = self.prepare(&snapshot)?;
+        self.accept(snapshot, set, prepared);
+        match self.context.refused() {
+            Some(why) => Err(ClearError::Refused(why)),
+            None => Ok(()),
+        }
+    }
+}

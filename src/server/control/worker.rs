@@ -1,0 +1,210 @@
+//! The control loop's thread: events, and a timer on which what is wanted is compared with what is.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::Event;
+use super::begin::{Closing, Owed};
+use super::context::Context;
+use super::data::DataWatch;
+use super::directory::Directory;
+use super::error::StartError;
+use super::examining::Examining;
+use super::stop::StopFlag;
+use realign_align::policy::Snapshot;
+use realign_core::{StopReason, Trigger};
+
+/// The realignment in progress.
+pub(super) struct Running {
+    pub(super) id: String,
+    pub(super) trigger: Trigger,
+    pub(super) revision: String,
+    pub(super) flag: Arc<StopFlag>,
+    pub(super) started: Instant,
+    pub(super) thread: JoinHandle<()>,
+}
+
+/// The loop's state, owned by its thread.
+pub(super) struct Worker {
+    pub(super) context: Arc<Context>,
+    pub(super) events: Sender<Event>,
+    inbox: Receiver<Event>,
+    pub(super) directory: Directory,
+    pub(super) data: DataWatch,
+    /// The files of the set that was accepted last; `None` if none ever was.
+    pub(super) accepted: Option<Snapshot>,
+    pub(super) running: Option<Running>,
+    /// The exam that is being sat by itself.
+    pub(super) examining: Option<Examining>,
+    /// Whether an exam was put off because a realignment was running.
+    exam_due: bool,
+    /// What waits for the running realignment to stop.
+    pub(super) pending: Option<Trigger>,
+    /// A realignment that could not begin.
+    pub(super) owed: Option<Owed>,
+    /// Ended realignments whose rows could not be written.
+    pub(super) closing: Vec<Closing>,
+    pub(super) at_start: bool,
+}
+
+impl Worker {
+    pub(super) fn new(
+        context: Arc<Context>,
+        events: Sender<Event>,
+        inbox: Receiver<Event>,
+    ) -> Self {
+        let settle = Duration::from_millis(context.config.watch.settle_ms);
+        let data = DataWatch::new(&context.config.paths.preferences, settle);
+        Self {
+            data,
+            context,
+            events,
+            inbox,
+            directory: Directory::new(settle),
+            accepted: None,
+            running: None,
+            examining: None,
+            exam_due: false,
+            pending: None,
+            owed: None,
+            closing: Vec::new(),
+            at_start: true,
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        self.accepted = self
+            .context
+            .log(self.context.db.accepted_policies())
+            .flatten();
+        self.look_at_policies(true);
+        self.at_start = false;
+        let poll = Duration::from_millis(self.context.config.watch.poll_ms);
+        let mut next_exam = self.next_exam();
+        let mut next_poll = Instant::now() + poll;
+        loop {
+            let wake = [next_exam, Some(next_poll), self.directory.next()];
+            let wake = wake.into_iter().flatten().min().unwrap_or(next_poll);
+            let wait = wake.saturating_duration_since(Instant::now());
+            match self.inbox.recv_timeout(wait) {
+                Ok(Event::Shutdown) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(event) => self.handle(event),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            let now = Instant::now();
+            if next_exam.is_some_and(|at| at <= now) {
+                next_exam = self.next_exam();
+                self.examine();
+            }
+            if next_poll <= now {
+                next_poll = now + poll;
+                self.reconcile(now);
+            } else if self.directory.next().is_some_and(|at| at <= now) {
+                self.look_at_policies(false);
+            }
+        }
+        self.stop();
+    }
+
+    /// Compares what is wanted with what is: policies, the pointer, and what could not be done.
+    fn reconcile(&mut self, now: Instant) {
+        self.look_at_policies(false);
+        self.look_at_data(now);
+        self.context.restore_pointer();
+        self.close_rows();
+        self.begin_owed(now);
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::PoliciesChanged => self.look_at_policies(false),
+            Event::Reload => self.look_at_policies(true),
+            Event::ClearPolicies(reply) => {
+                let _disconnected = reply.send(self.clear_policies());
+            }
+            Event::Start(reply) => {
+                // The caller may have disconnected; the realignment runs regardless.
+                let _disconnected = reply.send(self.start_on_request());
+            }
+            Event::Cancel(id, reply) => {
+                let _disconnected = reply.send(self.cancel(&id));
+            }
+            Event::Ended(ended) => self.ended(*ended),
+            Event::Examine(reply) => {
+                let _disconnected = reply.send(self.examine_on_request());
+            }
+            Event::Examined => {
+                if let Some(examining) = self.examining.take() {
+                    examining.join();
+                }
+            }
+            Event::ServingChanged => self.examine_if_unknown(),
+            Event::Unpinned => self.begin_or_owe(Trigger::Operator),
+            Event::Drifted(why) => self.drifted(&why),
+            // The loop ends on it.
+            Event::Shutdown => {}
+        }
+    }
+
+    fn stop(&mut self) {
+        if let Some(examining) = self.examining.take() {
+            examining.cancel();
+        }
+        if let Some(running) = self.running.take() {
+            running.flag.set(StopReason::Shutdown);
+            if running.thread.join().is_err() {
+                tracing::error!("the realignment's thread panicked");
+            }
+        }
+    }
+
+    /// Live answers of what serves stopped complying.
+    fn drifted(&mut self, why: &str) {
+        tracing::warn!(why, "live answers drift");
+        if self.running.is_none() {
+            self.begin_or_owe(Trigger::Drift);
+        }
+    }
+
+    /// When the clock next starts an exam.
+    fn next_exam(&self) -> Option<Instant> {
+        let interval = self.context.config.exam.interval_s;
+        (interval > 0).then(|| Instant::now() + Duration::from_secs(interval))
+    }
+
+    /// Has what serves sit the exam; after the running realignment, if there is one.
+    pub(super) fn examine(&mut self) {
+        if self.running.is_some() || self.examining.is_some() {
+            self.exam_due = true;
+            return;
+        }
+        self.exam_due = false;
+        let events = self.events.clone();
+        let ended = move || {
+            let _closed = events.send(Event::Examined);
+        };
+        match Examining::start(self.context.clone(), ended) {
+            Ok(examining) => self.examining = Some(examining),
+            Err(error) => self.context.keep_failure(error.to_string()),
+        }
+    }
+
+    /// Has what serves sit the exam if it has not, or if that was put off.
+    pub(super) fn examine_if_unknown(&mut self) {
+        if self.exam_due || self.context.serving_report().is_none() {
+            self.examine();
+        }
+    }
+
+    fn examine_on_request(&mut self) -> Result<(), StartError> {
+        match &self.running {
+            Some(running) => Err(StartError::Running(running.id.clone())),
+            None => {
+                self.examine();
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! The policy sets that were accepted, with their files: what a start begins from if the directory
+//! cannot be used.
+
+use rusqlite::{OptionalExtension, params};
+
+use super::{StateDb, StateError};
+use realign_align::policy::Snapshot;
+
+/// Accepted sets that are kept.
+const KEPT: i64 = 32;
+
+impl StateDb {
+    /// Records the newest accepted set; `now` is in Unix seconds. A set like the newest one is not
+    /// recorded again.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`].
+    pub(crate) fn accept_policies(
+        &self,
+        revision: &str,
+        snapshot: &Snapshot,
+        now: u64,
+    ) -> Result<(), StateError> {
+        let files = snapshot.to_json();
+        let mut connection = self.lock();
+        let change = connection.transaction()?;
+        let newest: Option<String> = change
+            .query_row(
+                "SELECT files FROM policy_sets ORDER BY seq DESC LIMIT 1",
+                [],
+                |row| row.get(0),
+            )
+            .optional()?;
+        if newest.as_deref() == Some(files.as_str()) {
+            return Ok(());
+        }
+        change.execute(
+            "INSERT INTO policy_sets (at, revision, files) VALUES (?1, ?2, ?3)",
+            params![now, revision, files],
+        )?;
+        let oldest = change.last_insert_rowid() - KEPT;
+        change.execute("DELETE FROM policy_sets WHERE seq <= ?1", [oldest])?;
+        Ok(change.commit()?)
+    }
+
+    /// The newest accepted set's files; `None` if none was ever accepted.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`] or [`StateError::Row`].
+    pub(crate) fn accepted_policies(&self) -> Result<Option<Snapshot>, StateError> {
+        let sql = "SELECT files FROM policy_sets ORDER BY seq DESC LIMIT 1";
+        let files: Option<String> = self
+            .lock()
+            .query_row(sql, [], |row| row.get(0))
+            .optional()?;
+        files
+            .map(|text| {
+                Snapshot::from_json(&text)
+                    .map_err(|error| StateError::Row(format!("accepted policies: {error}")))
+            })
+            .transpose()
+    }
+}
