@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::CliError;
 use super::bench::BenchArgs;
-use realign_align::train::{Observer, Recipe, StepReport, TrainExample, train};
+use realign_align::train::{Begin, Observer, Recipe, StepReport, TrainExample, train};
 use realign_core::Category;
 use realign_engine::EngineConfig;
 use realign_lab::bench::model::{ModelBench, Subject};
@@ -259,7 +259,7 @@ fn training(
         reports: Mutex::default(),
         recompute,
     };
-    train(backend, &examples, &recipe, None, &steps).map_err(|e| failed(&e))?;
+    train(backend, &examples, &recipe, Begin::default(), &steps).map_err(|e| failed(&e))?;
     let steps = steps
         .reports
         .into_inner()

@@ -128,6 +128,7 @@ impl pipeline::Observer for Bars<'_> {
             Phase::Reference => "reference",
             Phase::Impact => "impact",
             Phase::Train => "train",
+            Phase::Again => "train again",
         };
         self.bar.replace(self.progress.bar(units, name));
     }

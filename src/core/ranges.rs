@@ -75,6 +75,10 @@ ranges! {
     WARMUP_RATIO: "warmup_ratio", Included(0.0), Included(1.0);
     /// Passes over the pairs.
     EPOCHS: "epochs", Included(1.0), Included(100.0);
+    /// Rounds of training.
+    ROUNDS: "rounds", Included(1.0), Included(16.0);
+    /// Least optimiser steps.
+    MIN_STEPS: "min_steps", Included(0.0), Included(10_000.0);
     /// Pairs in a batch.
     BATCH_PAIRS: "batch_pairs", Included(1.0), Included(1024.0);
     /// Batches whose gradients are averaged in one optimiser step.

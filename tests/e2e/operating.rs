@@ -138,7 +138,7 @@ fn live_answers_are_judged_and_written_down() {
         Some(true)
     );
 
-    workspace.remove("policies/live.yaml");
+    server.clear_policies("policies/live.yaml");
     wait("the expiry of the rule's series", || {
         (!server.get_text("/metrics").contains("any-hello")).then_some(())
     });
@@ -186,7 +186,7 @@ fn alignment_is_what_the_exam_measured() {
     assert_eq!(exam["serving"]["generation"], base.as_str(), "{exam}");
     assert_eq!(exam["serving"]["rules"][0]["standing"], "misses", "{exam}");
 
-    workspace.remove("policies/live.yaml");
+    server.clear_policies("policies/live.yaml");
     server.ended(3);
     assert_eq!(alignment()["state"], "aligned");
     wait("a closed gap", || {

@@ -126,7 +126,7 @@ fn what_was_trained_before_is_activated_again_without_training() {
         );
         assert_eq!(server.current(), wanted.as_str().unwrap());
     }
-    workspace.remove("policies/words.yaml");
+    server.clear_policies("policies/words.yaml");
     assert_eq!(server.ended(5)["status"], "no_conflict");
     assert_eq!(
         server.chat("tiny@base", "hello", 2).generation,

@@ -267,6 +267,13 @@ impl<'a> Server<'a> {
     }
 
     /// The generation that new requests get.
+    /// Removes the last policy file, and then the policies.
+    pub(super) fn clear_policies(&self, file: &str) {
+        self.workspace.remove(file);
+        let answer = self.post("/admin/v1/policies/clear", &json!({}));
+        assert_eq!(answer.status, 200, "{}", answer.body);
+    }
+
     pub(super) fn current(&self) -> String {
         self.get("/admin/v1/generations")["current"]
             .as_str()

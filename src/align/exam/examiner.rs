@@ -9,14 +9,14 @@ use super::respond::{Answer, Asked, ExamCache, ExamError, Respond, Who};
 use super::work::Work;
 use crate::oracle::{Exchange, Judgement, RuleOracle, VerdictCache};
 use crate::pipeline::Renderer;
-use crate::train::examples::TokenPair;
+use crate::train::examples::{CONTROL, TokenPair};
 use realign_core::Category;
 use realign_model::{LoadedModel, Staged};
 
 /// Longest prompt that is asked, in tokens: what the likelihoods' cache holds twice.
 const LONGEST_PROMPT: usize = 2048;
 /// Tokens of the base's answers that training keeps: an answer is diverted at its beginning.
-const TRAINED_TOKENS: usize = 16;
+pub(super) const TRAINED_TOKENS: usize = 16;
 
 /// A generation that sits an exam.
 #[derive(Clone, Debug)]
@@ -208,7 +208,7 @@ impl Examiner<'_> {
             rows.filter(|((_, answer), judgement)| judgement.complies() && answer.tokens.len() > 1);
         let pair =
             |(((question, prompt), answer), _): (((&Question, Vec<u32>), Answer), _)| TokenPair {
-                id: format!("control-{}", question.id),
+                id: format!("{CONTROL}{}", question.id),
                 category: Category::Retain,
                 prompt,
                 chosen: answer.tokens,

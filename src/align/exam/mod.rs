@@ -9,6 +9,7 @@ pub mod bank;
 mod defects;
 pub mod diversion;
 mod examiner;
+mod failures;
 mod question;
 mod report;
 mod respond;

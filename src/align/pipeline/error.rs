@@ -29,6 +29,9 @@ pub enum PipelineError {
     /// Training produced no adapter; never [`TrainError::Cancelled`].
     #[error(transparent)]
     Train(TrainError),
+    /// The candidate could not be asked what it was trained on.
+    #[error("the candidate could not be reviewed: {0}")]
+    Review(String),
     /// The observer cancelled the run.
     #[error("cancelled")]
     Cancelled,

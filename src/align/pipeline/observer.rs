@@ -15,6 +15,8 @@ pub enum Phase {
     Impact,
     /// Optimiser steps.
     Train,
+    /// Optimiser steps of a further round.
+    Again,
 }
 
 /// Receives a run's progress, and can cancel it.

@@ -8,10 +8,10 @@ use super::observer::{Known, Observer, Phase, RawScores};
 use crate::impact::{self, score::At};
 use crate::train::examples::{Reference, TokenPair, with_reference};
 use crate::train::run::{ROW_BUDGET, steps};
-use crate::train::{self, Recipe, TrainExample, Trained, WeightScale};
+use crate::train::{self, Begin, Recipe, TrainExample, Trained, WeightScale};
 use realign_core::TriageCounts;
 use realign_model::packing::group_by_rows;
-use realign_model::{Backend, LoadedModel};
+use realign_model::{Backend, LoadedModel, LoraWeights};
 
 /// A base model that learning runs on.
 #[derive(Clone, Debug)]
@@ -110,6 +110,16 @@ impl Learner {
     /// # Errors
     /// [`PipelineError`]; [`PipelineError::Cancelled`] if the observer cancels the run.
     pub fn run(&self, run: &Run<'_>, observer: &dyn Observer) -> Result<Candidate, PipelineError> {
+        self.run_from(run, None, observer)
+    }
+
+    /// As [`Learner::run`], going on from an adapter.
+    pub(super) fn run_from(
+        &self,
+        run: &Run<'_>,
+        weights: Option<&LoraWeights>,
+        observer: &dyn Observer,
+    ) -> Result<Candidate, PipelineError> {
         let scored = self.score(run, observer)?;
         observer.enter(Phase::Train, steps(scored.examples.len(), run.recipe));
         let began = Instant::now();
@@ -117,7 +127,10 @@ impl Learner {
             self.backend(),
             &scored.examples,
             run.recipe,
-            observer.checkpoints().as_deref(),
+            Begin {
+                checkpoints: observer.checkpoints().as_deref(),
+                weights,
+            },
             observer,
         )?;
         Ok(Candidate {

@@ -25,7 +25,15 @@ pub struct TokenPair {
     pub rejected: Vec<u32>,
 }
 
+/// What the id of a control begins with.
+pub(crate) const CONTROL: &str = "control-";
+
 impl TokenPair {
+    /// Whether it keeps the base's answer to a prompt that no rule is about.
+    pub(crate) fn is_control(&self) -> bool {
+        self.id.starts_with(CONTROL)
+    }
+
     /// Prompt, then (preferred, dispreferred) as the *new* policy sees them: swapped for INVERT.
     pub fn preference(&self) -> Example {
         let responses = match self.category {

@@ -25,5 +25,5 @@ pub use examples::{Prepared, Skipped, TrainExample, prepare};
 pub use fresh::fresh;
 pub use objective::{LossParts, Objective, PreferenceLoss};
 pub use recipe::Recipe;
-pub use run::{Ending, Observer, StepReport, TrainError, Trained, train};
+pub use run::{Begin, Ending, Observer, StepReport, TrainError, Trained, train};
 pub use trainable::{Gradients, TrainableLora};

@@ -18,8 +18,9 @@ pub fn plan(examples: &[TrainExample], recipe: &Recipe) -> Vec<Vec<Vec<usize>>> 
             .collect::<Vec<usize>>()
     });
     let per_epoch = examples.len().div_ceil(recipe.pairs_per_step.max(1));
-    let mut batches: Vec<Vec<usize>> = Vec::with_capacity(per_epoch * recipe.epochs);
-    for epoch in 0..recipe.epochs {
+    let epochs = epochs(examples.len(), recipe);
+    let mut batches: Vec<Vec<usize>> = Vec::with_capacity(per_epoch * epochs);
+    for epoch in 0..epochs {
         let mut rng = ChaCha8Rng::seed_from_u64(recipe.seed.wrapping_add(1 + epoch as u64));
         let shuffled: Vec<Vec<usize>> = categories
             .iter()
@@ -47,12 +48,19 @@ pub fn plan(examples: &[TrainExample], recipe: &Recipe) -> Vec<Vec<Vec<usize>>> 
 
 /// Maximum number of steps of a run over `pairs` pairs: the number of steps in its [`plan`].
 pub fn steps(pairs: usize, recipe: &Recipe) -> usize {
-    let batches = pairs.div_ceil(recipe.pairs_per_step.max(1)) * recipe.epochs;
+    let batches = pairs.div_ceil(recipe.pairs_per_step.max(1)) * epochs(pairs, recipe);
     let steps = batches.div_ceil(recipe.accumulation.max(1));
     match recipe.max_steps {
         0 => steps,
         max => steps.min(max),
     }
+}
+
+/// Passes over the pairs: as many as the recipe has, or as its least number of steps takes.
+fn epochs(pairs: usize, recipe: &Recipe) -> usize {
+    let batches = pairs.div_ceil(recipe.pairs_per_step.max(1)).max(1);
+    let wanted = recipe.min_steps * recipe.accumulation.max(1);
+    recipe.epochs.max(wanted.div_ceil(batches))
 }
 
 #[cfg(test)]
@@ -76,6 +84,7 @@ mod tests {
     fn every_pair_is_seen_once_an_epoch_and_categories_are_spread() {
         let recipe = Recipe {
             epochs: 2,
+            min_steps: 0,
             ..Recipe::default()
         };
         let examples = examples(36);
@@ -101,6 +110,7 @@ mod tests {
             (7, 4, 1, 0),
             (60, 2, 2, 3),
             (1, 1, 1, 9),
+            (10, 1, 1, 0),
         ] {
             let recipe = Recipe {
                 accumulation,

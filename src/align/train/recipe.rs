@@ -48,6 +48,11 @@ pub struct Recipe {
     pub warmup_ratio: f64,
     /// Passes over the pairs.
     pub epochs: usize,
+    /// Least optimiser steps: with few pairs, they are passed over more often.
+    pub min_steps: usize,
+    /// Rounds of training at most: after each, the candidate answers what it was trained on, where an
+    /// engine answers, and what it gets wrong is trained again.
+    pub rounds: usize,
     /// Preference pairs per batch, stratified over the three categories.
     pub pairs_per_step: usize,
     /// Batches whose gradients one optimiser step averages.
@@ -108,6 +113,8 @@ impl Default for Recipe {
             schedule: Schedule::Cosine,
             warmup_ratio: 0.1,
             epochs: 1,
+            min_steps: 24,
+            rounds: 3,
             pairs_per_step: 6,
             accumulation: 1,
             max_steps: 0,
@@ -144,6 +151,8 @@ impl Recipe {
             max_pairs: 0,
             controls: 0,
             situations: false,
+            min_steps: 0,
+            rounds: 1,
             learning_rate: 1e-4,
             dropout: 0.1,
             epochs: 1,

@@ -142,22 +142,34 @@ pub struct Trained {
     pub ending: Ending,
 }
 
-/// Trains an adapter from scratch, or from the newest checkpoint in `checkpoints`, on a
-/// backend. The same examples, recipe and device give the same bits, interrupted or not.
+/// What a run begins with.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Begin<'a> {
+    /// Directory of checkpoints; the run continues from the newest one.
+    pub checkpoints: Option<&'a Path>,
+    /// The adapter to go on from; a fresh one if `None`.
+    pub weights: Option<&'a LoraWeights>,
+}
+
+/// Trains an adapter from what it begins with, on a backend. The same examples, recipe and device give the same bits, interrupted or not.
 pub fn train(
     backend: &dyn Backend,
     examples: &[TrainExample],
     recipe: &Recipe,
-    checkpoints: Option<&Path>,
+    begin: Begin<'_>,
     observer: &dyn Observer,
 ) -> Result<Trained, TrainError> {
+    let checkpoints = begin.checkpoints;
     recipe.check()?;
     recipe.check_layers(backend.spec().layers)?;
     if examples.iter().all(|e| e.category == Category::Retain) {
         return Err(TrainError::NoConflicts);
     }
     let recompute = room(backend, examples, recipe, observer)?;
-    let lora = fresh(backend, recipe)?;
+    let lora = match begin.weights {
+        Some(weights) => TrainableLora::from_weights(weights)?,
+        None => fresh(backend, recipe)?,
+    };
     let mut optimizer = Optimizer::new(recipe, lora.vars())?;
     let mut curve = match checkpoints {
         Some(dir) => checkpoint::restore(dir, &lora, &mut optimizer),

@@ -221,6 +221,10 @@ section! {
         warmup_ratio: f64,
         /// Passes over the pairs.
         epochs: usize,
+        /// Minimum number of optimiser steps: few pairs are passed over more often.
+        min_steps: usize,
+        /// Maximum number of rounds: after each, what the candidate gets wrong is trained again.
+        rounds: usize,
         /// Pairs in a batch.
         batch_pairs: usize,
         /// Batches whose gradients are averaged in one optimiser step.

@@ -165,6 +165,8 @@ fn steps(recipe: &mut Recipe, config: &RawTrain) -> Result<(), RecipeError> {
     set(&mut recipe.weight_decay, &config.weight_decay);
     set(&mut recipe.warmup_ratio, &config.warmup_ratio);
     set(&mut recipe.epochs, &config.epochs);
+    set(&mut recipe.min_steps, &config.min_steps);
+    set(&mut recipe.rounds, &config.rounds);
     set(&mut recipe.pairs_per_step, &config.batch_pairs);
     set(&mut recipe.accumulation, &config.accumulation);
     set(&mut recipe.max_steps, &config.max_steps);

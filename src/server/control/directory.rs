@@ -79,7 +79,7 @@ impl Directory {
             Some((resting, since, _)) if *resting == seen => *since,
             _ => now,
         };
-        let due = since + self.wait(&found);
+        let due = self.due(&found, since, now);
         self.resting = Some((seen.clone(), since, due));
         if due > now && !at_once && !again {
             return Look::Later;
@@ -92,21 +92,22 @@ impl Directory {
         Look::Act(found)
     }
 
-    /// How long this content has to rest: not at all if it was written long ago and nothing is gone.
-    fn wait(&self, found: &io::Result<Snapshot>) -> Duration {
+    /// When this content, seen since `since`, has rested: at once if it was written long ago and
+    /// nothing is gone.
+    fn due(&self, found: &io::Result<Snapshot>, since: Instant, now: Instant) -> Instant {
         let Ok(snapshot) = found else {
-            return self.settle;
+            return since + self.settle;
         };
         let unfinished = snapshot.looks_unfinished();
         let wait = self.settle * if unfinished { UNFINISHED } else { 1 };
+        // A clock that was set back makes files of the future; they rest from when they are seen.
         let age = snapshot
             .newest()
             .and_then(|at| (UNIX_EPOCH + since_1970()).duration_since(at).ok());
-        let old = age.is_some_and(|age| age >= wait);
-        if old && snapshot.keeps_files_of(&self.snapshot) {
-            Duration::ZERO
-        } else {
-            wait
+        match age {
+            Some(age) if age >= wait && snapshot.keeps_files_of(&self.snapshot) => now,
+            Some(age) => (since + wait).max(now + wait.saturating_sub(age)),
+            None => since + wait,
         }
     }
 

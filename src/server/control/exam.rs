@@ -1,6 +1,7 @@
 //! The exam of a server: assembled from the active policies and the data, sat through the serving
 //! engine.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::context::Context;
@@ -10,7 +11,7 @@ use realign_align::exam::{
     Sitting, Sources, Subject, Who,
 };
 use realign_align::oracle::{Oracle, RuleOracle};
-use realign_align::pipeline::Inputs;
+use realign_align::pipeline::{Failures, Inputs};
 use realign_align::policy::PolicySet;
 use realign_align::train::examples::TokenPair;
 use realign_align::triage::Triage;
@@ -112,6 +113,33 @@ impl Context {
             instead,
             self.recipe.max_tokens,
         )
+    }
+
+    /// What a candidate gets wrong of its training pairs; `prompts` by the ids of the pairs.
+    ///
+    /// # Errors
+    /// [`ExamError`].
+    pub(super) fn failures(
+        &self,
+        (oracle, candidate): (&RuleOracle, &Arc<Generation>),
+        pairs: &[TokenPair],
+        prompts: &HashMap<&str, &str>,
+        proceed: &dyn Fn() -> bool,
+    ) -> Result<Failures, ExamError> {
+        let engine = EngineAnswers {
+            engine: &self.engine,
+            base: self.registry.base(),
+            subject: candidate,
+            proceed,
+        };
+        let base = base_id(&self.loaded.base_hash);
+        let subject = Subject {
+            generation: &candidate.id.0,
+            base: &base.0,
+            adapter: candidate.adapter.as_ref().map(|a| &a.staged),
+        };
+        self.examiner(oracle, &engine)
+            .failures(pairs, prompts, &subject)
     }
 
     fn examiner<'a>(

@@ -1,5 +1,6 @@
 //! What a realignment gives the learning pipeline, and what it makes of the result.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -7,7 +8,9 @@ use serde_json::{Value, json};
 use super::realign::{Realignment, Stop, failed};
 use crate::state::Report;
 use realign_align::exam::{Exam, ExamError, Sources};
-use realign_align::pipeline::{Corrector, Learner, PipelineError, Run, Selection, warning};
+use realign_align::pipeline::{
+    Corrector, Failures, Learner, PipelineError, Review, Run, Selection, warning,
+};
 use realign_align::train::examples::TokenPair;
 use realign_align::train::{Skipped, Trained};
 use realign_align::triage::Triage;
@@ -122,17 +125,29 @@ impl Realignment<'_> {
             .log(db.put_report(&self.job.id, Report::Triage, &report));
     }
 
-    /// Runs the pipeline.
+    /// Runs the pipeline, with further rounds for what the candidate gets wrong.
     pub(super) fn learn(&self, learner: &Learner, pairs: &[TokenPair]) -> Result<Trained, Stop> {
         let run = Run {
             pairs,
             recipe: &self.context.recipe,
             weights: None,
         };
-        let candidate = learner.run(&run, self.work).map_err(|error| match error {
+        let learnt = learner.run_rounds(&run, self, self.work);
+        let (candidate, rounds) = learnt.map_err(|error| match error {
             PipelineError::Cancelled => Stop::Asked,
             other => failed(other),
         })?;
+        for (round, failures) in rounds.iter().enumerate() {
+            tracing::info!(
+                id = self.job.id,
+                round = round + 1,
+                controls = failures.controls.0,
+                diverted = failures.controls.1,
+                governed = failures.governed.0,
+                violating = failures.governed.1,
+                "what the candidate gets wrong of what it was trained on"
+            );
+        }
         Ok(candidate.trained)
     }
 
@@ -148,5 +163,33 @@ impl Realignment<'_> {
             policy_revision: Some(self.job.policies.revision().into()),
             adapter: Some(StagedAdapter::new(backend, weights).map_err(failed)?),
         }))
+    }
+}
+
+impl Review for Realignment<'_> {
+    fn review(
+        &self,
+        weights: &LoraWeights,
+        pairs: &[TokenPair],
+    ) -> Result<Failures, PipelineError> {
+        let stopped = |stop: Stop| match stop {
+            Stop::Failed(why) => PipelineError::Review(why),
+            Stop::Asked | Stop::Rejected { .. } => PipelineError::Cancelled,
+        };
+        let candidate = self.stage(weights.clone()).map_err(stopped)?;
+        self.make_ready(&candidate).map_err(stopped)?;
+        let dataset = self.job.inputs.dataset.pairs.iter();
+        let prompts: HashMap<&str, &str> = dataset
+            .map(|pair| (pair.id.0.as_str(), pair.prompt_text()))
+            .collect();
+        let proceed = || self.work.go_on();
+        let found = self
+            .context
+            .failures((&self.oracle, &candidate), pairs, &prompts, &proceed);
+        self.context.engine.release(&candidate.id);
+        found.map_err(|error| match error {
+            ExamError::Cancelled => PipelineError::Cancelled,
+            other => PipelineError::Review(other.to_string()),
+        })
     }
 }

@@ -167,13 +167,15 @@ impl pipeline::Observer for Work<'_> {
             // The same stage of a realignment.
             Phase::Impact => {}
             Phase::Train => self.enter(Stage::Train),
+            // The same stage of a realignment.
+            Phase::Again => {}
         }
     }
 
     fn on_pass(&self, phase: Phase, done: usize, units: usize) {
         let (from, to) = match phase {
             Phase::Reference => (0.0, 0.3),
-            Phase::Impact | Phase::Train => (0.3, 1.0),
+            Phase::Impact | Phase::Train | Phase::Again => (0.3, 1.0),
         };
         self.progress(from + (to - from) * done as f64 / units.max(1) as f64);
     }

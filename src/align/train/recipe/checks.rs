@@ -38,7 +38,7 @@ impl Recipe {
         ]
     }
 
-    fn step_numbers(&self) -> [(Range, f64); 12] {
+    fn step_numbers(&self) -> [(Range, f64); 14] {
         [
             (ranges::LEARNING_RATE, self.learning_rate),
             (ranges::BETAS, self.betas[0]),
@@ -47,6 +47,8 @@ impl Recipe {
             (ranges::WEIGHT_DECAY, self.weight_decay),
             (ranges::WARMUP_RATIO, self.warmup_ratio),
             (ranges::EPOCHS, self.epochs as f64),
+            (ranges::ROUNDS, self.rounds as f64),
+            (ranges::MIN_STEPS, self.min_steps as f64),
             (ranges::BATCH_PAIRS, self.pairs_per_step as f64),
             (ranges::ACCUMULATION, self.accumulation as f64),
             (ranges::STOP_GRADIENT_NORM, self.stop_gradient_norm),

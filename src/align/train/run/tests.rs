@@ -68,7 +68,11 @@ fn recipe() -> Recipe {
 fn run(recipe: &Recipe, checkpoints: Option<&Path>, observer: &For) -> Result<Trained, TrainError> {
     let model = model();
     let examples = examples(&model, recipe);
-    train(&model, &examples, recipe, checkpoints, observer)
+    let begin = Begin {
+        checkpoints,
+        ..Begin::default()
+    };
+    train(&model, &examples, recipe, begin, observer)
 }
 
 fn values(trained: &Trained) -> Vec<Vec<f32>> {
@@ -125,7 +129,10 @@ fn accumulated_batches_count_as_one_larger_batch() {
             max_steps: 1,
             ..recipe()
         };
-        run(&recipe, None, &For::ever()).unwrap().curve.0[0]
+        run(&recipe, None, &For::ever())
+            .unwrap()
+            .curve
+            .0[0]
     };
     let (two, one) = (first(8, 3), first(1, 24));
     assert!((8.0 * two.total - one.total).abs() < 1e-4 * one.total);
@@ -166,7 +173,9 @@ fn a_run_that_diverges_says_where_and_what_to_change() {
         optimizer: OptimizerKind::Lion,
         ..recipe()
     };
-    let error = run(&wild, None, &For::ever()).unwrap_err().to_string();
+    let error = run(&wild, None, &For::ever())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("the run has diverged: at step"), "{error}");
     assert!(error.contains("lower train.learning_rate"), "{error}");
     assert!(error.contains("nothing was published"), "{error}");
@@ -179,7 +188,7 @@ fn a_loss_that_is_not_a_number_stops_the_run() {
     let mut examples = examples(&model, &recipe);
     let spoilt = examples.iter_mut().find(|e| e.category == Category::Invert);
     spoilt.unwrap().reference = [f64::NAN, 0.0];
-    let error = train(&model, &examples, &recipe, None, &For::ever());
+    let error = train(&model, &examples, &recipe, Begin::default(), &For::ever());
     let error = error.unwrap_err();
     assert!(matches!(error, TrainError::NotFinite { .. }), "{error}");
     assert!(error.to_string().contains("the loss is NaN at step"));
@@ -200,7 +209,7 @@ fn only_the_layers_that_are_named_are_adapted() {
     };
     let model = model();
     let examples = examples(&model, &Recipe::default());
-    let error = train(&model, &examples, &absent, None, &For::ever());
+    let error = train(&model, &examples, &absent, Begin::default(), &For::ever());
     let error = error.unwrap_err().to_string();
     assert!(
         error.contains("train.layers: the model has no layer 99"),

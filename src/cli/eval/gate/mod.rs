@@ -2,6 +2,7 @@
 
 mod cases;
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,7 +19,7 @@ use realign_align::exam::{
 };
 use realign_align::gate::{self, Measured};
 use realign_align::oracle::{MemoryVerdictCache, RuleOracle, prepare_trusted};
-use realign_align::pipeline::{Learner, PipelineError, Run};
+use realign_align::pipeline::{Failures, Learner, PipelineError, Review, Run};
 use realign_align::policy::PolicySet;
 use realign_align::train::examples::TokenPair;
 use realign_engine::adapter::base_id;
@@ -241,7 +242,27 @@ impl<'a> Bench<'a> {
             facts: report.and_then(|r| r.facts.ratio),
             seconds: started.elapsed().as_secs_f64(),
         };
-        let trained = match learner.run(&run, &bars) {
+        // Spoiled candidates are not to be mended.
+        let trained = if case.is_good() {
+            learner
+                .run_rounds(&run, self, &bars)
+                .map(|(candidate, rounds)| {
+                    for (round, wrong) in rounds.iter().enumerate() {
+                        tracing::info!(
+                            round = round + 1,
+                            controls = wrong.controls.0,
+                            diverted = wrong.controls.1,
+                            governed = wrong.governed.0,
+                            violating = wrong.governed.1,
+                            "what the candidate gets wrong of what it was trained on"
+                        );
+                    }
+                    candidate
+                })
+        } else {
+            learner.run(&run, &bars)
+        };
+        let trained = match trained {
             Ok(candidate) => candidate.trained,
             // A run that ends by itself makes no candidate: that is refused as well.
             Err(PipelineError::Train(error)) => return Ok(row(false, error.to_string(), None)),
@@ -258,6 +279,17 @@ impl<'a> Bench<'a> {
         Ok(row(promoted, reason, Some(&report)))
     }
 
+    fn stage(&self, weights: LoraWeights) -> Result<Arc<Generation>, CliError> {
+        let loaded = &self.learning.loaded;
+        let base_hash = loaded.base_hash.to_string();
+        Ok(Arc::new(Generation {
+            id: content_id(&base_hash, &weights)?,
+            base_hash,
+            policy_revision: Some(self.set.revision().into()),
+            adapter: Some(StagedAdapter::new(&*loaded.backend, weights).map_err(failed)?),
+        }))
+    }
+
     fn refusals(
         &self,
         weights: LoraWeights,
@@ -270,13 +302,7 @@ impl<'a> Bench<'a> {
         let Some(capability) = capability.map_err(failed)? else {
             return Err(CliError::Eval("the measurement stopped".into()));
         };
-        let base_hash = loaded.base_hash.to_string();
-        let candidate = Arc::new(Generation {
-            id: content_id(&base_hash, &weights)?,
-            base_hash,
-            policy_revision: Some(self.set.revision().into()),
-            adapter: Some(StagedAdapter::new(&*loaded.backend, weights).map_err(failed)?),
-        });
+        let candidate = self.stage(weights)?;
         let after = self.sit(&candidate)?;
         let (of_before, report) = (self.report(before), self.report(&after));
         let compared = Compared {
@@ -314,5 +340,29 @@ fn sources<'a>(learning: &'a Learning, set: &'a PolicySet) -> Sources<'a> {
         triage: &learning.triage,
         holdout: &learning.inputs.holdout,
         live: &[],
+    }
+}
+
+impl Review for Bench<'_> {
+    fn review(
+        &self,
+        weights: &LoraWeights,
+        pairs: &[TokenPair],
+    ) -> Result<Failures, PipelineError> {
+        let failed = |error: &dyn std::fmt::Display| PipelineError::Review(error.to_string());
+        let candidate = self.stage(weights.clone()).map_err(|e| failed(&e))?;
+        let dataset = self.learning.inputs.dataset.pairs.iter();
+        let prompts: HashMap<&str, &str> = dataset
+            .map(|pair| (pair.id.0.as_str(), pair.prompt_text()))
+            .collect();
+        let subject = Subject {
+            generation: &candidate.id.0,
+            base: &self.base.id.0,
+            adapter: candidate.adapter.as_ref().map(|a| &a.staged),
+        };
+        self.with_examiner(&candidate, |examiner| {
+            examiner.failures(pairs, &prompts, &subject)
+        })
+        .map_err(|e| failed(&e))
     }
 }

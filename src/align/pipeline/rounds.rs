@@ -1,0 +1,189 @@
+//! Further rounds of training: the candidate answers what it was trained on, and what it still gets
+//! wrong becomes pairs.
+
+use std::path::PathBuf;
+
+use super::PipelineError;
+use super::observer::{Cache, NoCache, Observer, Phase};
+use super::run::{Candidate, Learner, Run, Scored};
+use crate::train::examples::TokenPair;
+use crate::train::{self, Recipe, StepReport, WeightScale};
+use realign_core::Category;
+use realign_model::{Backend, LoraWeights, Recompute};
+
+/// Share of the first round's learning rate in later rounds.
+const LATER_RATE: f64 = 0.5;
+/// Conflicts of the first round that a later one repeats, at most.
+const REPEATED_CONFLICTS: usize = 64;
+/// RETAIN pairs that a later round repeats, at most.
+const REPEATED_RETAIN: usize = 120;
+
+/// What a candidate got wrong of what it was trained on.
+#[derive(Clone, Debug, Default)]
+pub struct Failures {
+    /// The right answers over the candidate's own.
+    pub pairs: Vec<TokenPair>,
+    /// Controls that were asked, and those whose answer was diverted.
+    pub controls: (usize, usize),
+    /// Governed prompts that were asked, and those whose answer violated.
+    pub governed: (usize, usize),
+}
+
+impl Failures {
+    fn share((asked, wrong): (usize, usize)) -> f64 {
+        wrong as f64 / asked.max(1) as f64
+    }
+
+    /// Share of diverted controls plus share of violating answers: 0 is perfect.
+    pub fn score(&self) -> f64 {
+        Self::share(self.controls) + Self::share(self.governed)
+    }
+
+    /// Whether another round has nothing to do.
+    fn is_good(&self) -> bool {
+        Self::share(self.controls) <= 0.01 && Self::share(self.governed) <= 0.02
+    }
+}
+
+/// Asks candidates what they were trained on.
+pub trait Review {
+    /// What a candidate with these weights gets wrong.
+    ///
+    /// # Errors
+    /// [`PipelineError`].
+    fn review(&self, weights: &LoraWeights, pairs: &[TokenPair])
+    -> Result<Failures, PipelineError>;
+}
+
+impl Learner {
+    /// Runs the pipeline, and up to `recipe.rounds` − 1 further rounds of training while the
+    /// candidate gets something wrong. The best round's candidate is returned, with what each got
+    /// wrong.
+    ///
+    /// # Errors
+    /// As [`Learner::run`].
+    pub fn run_rounds(
+        &self,
+        run: &Run<'_>,
+        review: &dyn Review,
+        observer: &dyn Observer,
+    ) -> Result<(Candidate, Vec<Failures>), PipelineError> {
+        let mut best = self.run(run, observer)?;
+        let mut history = Vec::new();
+        if run.recipe.rounds < 2 {
+            return Ok((best, history));
+        }
+        let mut failures = review.review(&best.trained.weights, run.pairs)?;
+        let mut newest = best.trained.weights.clone();
+        history.push(failures.clone());
+        let mut lowest = failures.score();
+        for round in 1..run.recipe.rounds {
+            if failures.is_good() || failures.pairs.is_empty() {
+                break;
+            }
+            let pairs = later_pairs(run.pairs, &failures.pairs);
+            let recipe = later_recipe(run.recipe, round);
+            let later = Run {
+                pairs: &pairs,
+                recipe: &recipe,
+                weights: None,
+            };
+            let observer = Later { observer, round };
+            let next = self.run_from(&later, Some(&newest), &observer)?;
+            newest = next.trained.weights.clone();
+            failures = review.review(&newest, run.pairs)?;
+            history.push(failures.clone());
+            if failures.score() < lowest {
+                lowest = failures.score();
+                best.trained = continued(best.trained, next.trained);
+            }
+        }
+        Ok((best, history))
+    }
+}
+
+/// The later round's weights, with the steps of all rounds.
+fn continued(before: train::Trained, next: train::Trained) -> train::Trained {
+    let mut curve = before.curve;
+    let made = curve.0.len();
+    curve.0.extend(next.curve.0.into_iter().map(|mut record| {
+        record.step += made;
+        record
+    }));
+    train::Trained {
+        curve,
+        steps: before.steps + next.steps,
+        ..next
+    }
+}
+
+fn later_recipe(recipe: &Recipe, round: usize) -> Recipe {
+    Recipe {
+        learning_rate: recipe.learning_rate * LATER_RATE,
+        seed: recipe.seed.wrapping_add(round as u64),
+        epochs: 1,
+        min_steps: 0,
+        weight_scale: WeightScale::Uniform,
+        ..recipe.clone()
+    }
+}
+
+/// What was wrong, with a part of what was trained before so that it stays.
+fn later_pairs(trained: &[TokenPair], wrong: &[TokenPair]) -> Vec<TokenPair> {
+    let wrong_prompts: Vec<&[u32]> = wrong.iter().map(|pair| pair.prompt.as_slice()).collect();
+    let part = |retain: bool, most: usize| {
+        let of: Vec<&TokenPair> = trained
+            .iter()
+            .filter(|pair| (pair.category == Category::Retain) == retain)
+            .collect();
+        // What was wrong stays in, the others are spread over the whole.
+        let (again, others): (Vec<_>, Vec<_>) = of
+            .into_iter()
+            .partition(|pair| wrong_prompts.contains(&pair.prompt.as_slice()));
+        let room = most.saturating_sub(again.len());
+        let every = others.len().div_ceil(room.max(1)).max(1);
+        let spread = others.into_iter().step_by(every).take(room);
+        again.into_iter().chain(spread).cloned().collect::<Vec<_>>()
+    };
+    let mut pairs = part(false, REPEATED_CONFLICTS);
+    pairs.extend(part(true, REPEATED_RETAIN));
+    pairs.extend_from_slice(wrong);
+    pairs
+}
+
+/// The observer of a later round: the same, with checkpoints of its own and no cache.
+struct Later<'a> {
+    observer: &'a dyn Observer,
+    round: usize,
+}
+
+impl train::Observer for Later<'_> {
+    fn proceed(&self) -> bool {
+        self.observer.proceed()
+    }
+    fn on_step(&self, report: &StepReport) {
+        self.observer.on_step(report);
+    }
+    fn memory(&self, backend: &dyn Backend) -> Option<u64> {
+        self.observer.memory(backend)
+    }
+    fn recompute(&self) -> Recompute {
+        self.observer.recompute()
+    }
+}
+
+impl Observer for Later<'_> {
+    fn enter(&self, phase: Phase, units: usize) {
+        if phase == Phase::Train {
+            self.observer.enter(Phase::Again, units);
+        }
+    }
+    fn on_scored(&self, _: &Scored) {}
+    fn checkpoints(&self) -> Option<PathBuf> {
+        let round = format!("round-{}", self.round);
+        self.observer.checkpoints().map(|dir| dir.join(round))
+    }
+    fn cache(&self) -> &dyn Cache {
+        &NoCache
+    }
+}
