@@ -600,8 +600,13 @@ function redraw() {
   const counts = Object.fromEntries(o.violations.map((v) => [`${v.policy}/${v.rule}`, v.count]));
   draw("policies", { policies: o.policies, counts }, policies);
   draw("history", o.realignments, history);
-  draw("rollback", [o.generations.previous, confirming], ([previous]) =>
-    previous ? careful("rollback", `Roll back to ${short(previous)}`, () => act("generations/rollback")) : make("span", { class: "muted" }, "nothing to roll back to"));
+  draw("rollback", [o.generations, confirming], ([{ current, previous, pinned }]) => [
+    pinned ? make("span", { class: "pill warn", title: "Realignments do not replace it until it is unpinned." }, `pinned: ${short(pinned)}`) : null,
+    pinned ? careful("unpin", "Unpin", () => act("generations/unpin")) : null,
+    previous
+      ? careful("rollback", `Roll back to ${short(previous)}`, () => act("generations/rollback", { expected_generation: current }))
+      : make("span", { class: "muted" }, "nothing to roll back to"),
+  ]);
   draw("generations", { generations: o.generations, confirming }, generations);
   const up = `realign ${o.server.version}, up ${upFor(o.now - o.server.started_at)}`;
   draw("footer", up, (text) => text);
