@@ -197,7 +197,7 @@ impl Running {
             text
         };
         let directory = below(&deployment.working_directory);
-        for directory in [&directory, &directory.join("preferences")] {
+        for directory in [directory.join("policies"), directory.join("preferences")] {
             std::fs::create_dir_all(directory).unwrap();
         }
         for (path, text) in &deployment.files {

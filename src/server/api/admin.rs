@@ -24,7 +24,7 @@ use super::{AppState, blocking, body, streaming::KEEP_ALIVE};
 use crate::telemetry;
 
 /// How often a stream without events looks whether its realignment has ended.
-const LOOK: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 5000 });
 
 type Answer<T> = Result<Json<T>, ApiError>;
 

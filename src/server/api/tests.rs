@@ -417,6 +417,24 @@ fn operator_routes_map_outcomes_to_statuses() {
     assert!(events.contains("realignment_finished") && !events.contains("never_sent"));
 }
 
+/// A stream ends when its realignment has, even if the last event did not come, and at the latest
+/// when the server shuts down.
+#[test]
+fn streams_of_events_end() {
+    let server = Server::start(|_| ());
+    let path = |id: &str| format!("/admin/v1/realignments/{id}/events");
+    let missed = get(&server, &path("missed")).text;
+    assert!(missed.contains("\"no_conflict\""), "{missed}");
+    let running = std::thread::scope(|scope| {
+        let stream = scope.spawn(|| get(&server, &path("running")).text);
+        std::thread::sleep(Duration::from_millis(400));
+        assert!(!stream.is_finished());
+        server.state.closing.send_replace(true);
+        stream.join().unwrap()
+    });
+    assert!(!running.contains("realignment_finished"), "{running}");
+}
+
 #[test]
 fn probes_and_metrics_tell_the_state() {
     let server = Server::start(|_| ());

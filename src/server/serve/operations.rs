@@ -61,7 +61,11 @@ fn admin(config: &Config) -> Result<KeyDigest, ServerError> {
         None => {
             let path = config.paths.admin_key();
             let key = admin_key::read_or_create(&path)?;
-            tracing::info!(path = %path.display(), "the operators' key is in this file");
+            let path = std::path::absolute(&path).unwrap_or(path);
+            tracing::info!(
+                path = %path.display(),
+                "the operators' key is in this file; `realign keys page` prints a link to their page"
+            );
             key
         }
     };

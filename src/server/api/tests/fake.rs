@@ -110,7 +110,7 @@ impl EnginePort for FakeEngine {
     }
 }
 
-/// Knows one realignment, `r1`, and lets `activate` succeed if `CURRENT` is expected.
+/// Knows one realignment, `r1`, and two without events: `running`, and `missed`, which has ended. It lets `activate` succeed if `CURRENT` is expected.
 struct FakeAdmin;
 
 impl AdminPort for FakeAdmin {
@@ -121,8 +121,10 @@ impl AdminPort for FakeAdmin {
         vec![realignment("r1")]
     }
     fn realignment(&self, id: &str) -> Option<Realignment> {
-        (id == "r1").then(|| Realignment {
+        let known = ["r1", "running", "missed"].contains(&id);
+        known.then(|| Realignment {
             timeline: Some(None),
+            outcome: (id != "running").then_some(Outcome::NoConflict),
             ..realignment(id)
         })
     }
@@ -133,6 +135,9 @@ impl AdminPort for FakeAdmin {
         Err(AdminError::NotFound(format!("no realignment {id}")))
     }
     fn events(&self, id: &str) -> Option<BoxStream<'static, RealignmentEvent>> {
+        if ["running", "missed"].contains(&id) {
+            return Some(stream::pending().boxed());
+        }
         let stage = Stage::Triage;
         let events = [
             Event::StageEntered {

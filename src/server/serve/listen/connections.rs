@@ -86,9 +86,11 @@ impl Connections {
         })
     }
 
-    /// Ends a connection that waits for a request, if there is one.
+    /// Ends a few of the connections that wait for a request, for a process that is out of file
+    /// descriptors.
     pub(super) fn make_room(&self) {
-        self.lock().evict();
+        let mut state = self.lock();
+        (0..SPARE).for_each(|_| state.evict());
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
