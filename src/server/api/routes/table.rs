@@ -276,7 +276,7 @@ fn generations() -> Vec<Route> {
                 json::<admin_answers::Swap>(),
             )
             .may_take::<admin::RollbackRequest>()
-            .fails(&[400, 401, 403, 409, 413, 500]),
+            .fails(&[400, 401, 409, 413, 500]),
         Route::post("/admin/v1/generations/unpin", admin::unpin)
             .named(
                 "unpinGeneration",
