@@ -3,6 +3,7 @@
 mod document;
 mod fake;
 mod in_process;
+mod limits;
 mod nested;
 mod operating;
 mod responses;
