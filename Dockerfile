@@ -45,7 +45,9 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --system --uid 10001 --home-dir /data --shell /usr/sbin/nologin realign \
  && install -d -o realign -g realign /data /data/models /data/policies /data/preferences /data/adapters /data/state
-# Inside a container, a server on loopback would be unreachable from outside.
+# Inside a container, a server on loopback would be unreachable from outside. It starts with a client key
+# (REALIGN_SERVER__API_KEY, REALIGN_SERVER__API_KEYS_FILE) or with REALIGN_SERVER__OPEN=true, which lets
+# everyone in.
 ENV REALIGN_SERVER__HOST=0.0.0.0
 USER 10001:10001
 WORKDIR /data

@@ -44,7 +44,11 @@ class Api:
 
     def call(self, path, body=None, timeout_s=60):
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.base + path, data, {"content-type": "application/json"})
+        headers = {"content-type": "application/json"}
+        if path.startswith("/admin"):
+            # The server made the operators' key at its start.
+            headers["authorization"] = "Bearer " + (RUN / "state" / "admin-key").read_text().strip()
+        request = urllib.request.Request(self.base + path, data, headers)
         with urllib.request.urlopen(request, timeout=timeout_s) as response:
             text = response.read().decode()
             return (json.loads(text) if text[:1] in ("{", "[") else text), response.headers
@@ -345,7 +349,8 @@ The server is still running at {api.base} (files: demo/run, log: demo/run/server
   print(client.chat.completions.create(model="{model}",
         messages=[{{"role": "user", "content": "How many zinc tablets a day?"}}]).choices[0].message.content)
 
-  Exam:  {binary} exam --url {api.base}     (add --show for the last one)
+  Page:  {binary} keys page --url {api.base} --state demo/run/state     (prints a link)
+  Exam:  {binary} exam --url {api.base} --state demo/run/state     (add --show for the last one)
   Undo:  rm demo/run/policies/{AFTER.name}     (trains nothing; the base model returns if it passes the
          exam of the policies that are left)
   Stop:  kill {pid}

@@ -289,6 +289,9 @@ def drive(server, browser, out):
     check(f"the browser reports no problems {browser.problems or ''}", not browser.problems)
     browser.run("document.querySelector('#forget').click()")
     wait("the login", lambda: browser.visible("#login"))
+    browser.run(f"location.hash = '#key={KEY}'")
+    wait("the page, by a link with the key", lambda: browser.visible("#page"))
+    check("the address does not keep the key", browser.run("!location.href.includes('key=')"))
 
 
 if __name__ == "__main__":

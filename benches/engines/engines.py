@@ -59,9 +59,11 @@ class Peak:
         self.thread.join()
 
 
-def request(url, body=None):
+def request(url, body=None, key=None):
     data = None if body is None else json.dumps(body).encode()
     headers = {"content-type": "application/json"}
+    if key:
+        headers["authorization"] = f"Bearer {key}"
     with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=300) as answer:
         return json.load(answer)
 
@@ -102,6 +104,7 @@ class Server:
                 time.sleep(0.01)
         self.seconds = time.monotonic() - started
         self.pid = self.process.pid
+        self.key = (folder / "state" / "admin-key").read_text().strip()
 
     def stop(self):
         self.process.terminate()
@@ -127,7 +130,7 @@ def swaps(server, generation, count):
         to = generation if i % 2 == 0 else "base"
         with Peak(server.pid) as peak:
             started = time.monotonic()
-            request(server.base + "/admin/v1/generations/activate", {"generation": to})
+            request(server.base + "/admin/v1/generations/activate", {"generation": to}, server.key)
             seconds.append(time.monotonic() - started)
         peaks.append(peak.mb)
         time.sleep(0.5)
@@ -141,7 +144,7 @@ def swap_under_a_stream(server, generation, tokens):
     began.wait(60)
     time.sleep(0.3)
     started = time.monotonic()
-    request(server.base + "/admin/v1/generations/activate", {"generation": generation})
+    request(server.base + "/admin/v1/generations/activate", {"generation": generation}, server.key)
     took, running = time.monotonic() - started, thread.is_alive()
     thread.join()
     return took, running, max(waits), statistics.median(waits)

@@ -1,15 +1,15 @@
 //! `realign keys`: keys for clients and operators, and their digests.
 
 use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use clap::Subcommand;
 use serde_json::json;
 
+use super::remote::operators_key;
 use super::{CliError, EXIT_OK, GlobalArgs};
-use realign_server::config::keys::{ApiKey, KeyDigest};
-
-/// Prefix of keys, by which scanners for leaked secrets can recognise them.
-const PREFIX: &str = "rk-";
+use realign_server::config::Config;
+use realign_server::config::keys::{ApiKey, KeyDigest, generate};
 
 /// `realign keys ...`
 #[derive(Debug, Subcommand)]
@@ -21,6 +21,24 @@ pub(crate) enum KeysCommand {
     },
     /// Print the digest of a key, read from standard input, for the configuration
     Hash,
+    /// Print a link to the operators' page that holds the operators' key
+    #[command(after_help = "\
+The link logs a browser in: whoever has it can operate the server. The key is in the part of the link
+that browsers do not send, and stays in the browser's tab.
+The key comes from server.admin_key, or from the file admin-key in the state directory.")]
+    Page {
+        /// Address of the server [default: the configured one]
+        #[arg(long, env = "REALIGN_URL", value_name = "URL")]
+        url: Option<String>,
+        /// The key [default: the server's, from its configuration or state directory]
+        #[arg(
+            long,
+            env = "REALIGN_ADMIN_KEY",
+            hide_env_values = true,
+            value_name = "KEY"
+        )]
+        admin_key: Option<String>,
+    },
 }
 
 /// Runs the command and returns the exit code.
@@ -34,7 +52,7 @@ pub(crate) fn run(
 ) -> Result<u8, CliError> {
     match command {
         KeysCommand::New { name } => {
-            let key = format!("{PREFIX}{}", hex::encode(rand::random::<[u8; 24]>()));
+            let key = generate();
             let line = format!("{name}:{}", KeyDigest::of(&key));
             line.parse::<ApiKey>().map_err(CliError::Key)?;
             if global.json {
@@ -57,8 +75,67 @@ pub(crate) fn run(
                 writeln!(out, "{digest}")?
             }
         }
+        KeysCommand::Page { url, admin_key } => {
+            let link = page(url.as_deref(), admin_key.clone(), &global.resolve()?)?;
+            if global.json {
+                writeln!(out, "{}", json!({ "url": link }))?
+            } else {
+                writeln!(out, "{link}")?
+            }
+        }
     }
     Ok(EXIT_OK)
+}
+
+/// A link to the operators' page of the server with this configuration.
+fn page(url: Option<&str>, key: Option<String>, config: &Config) -> Result<String, CliError> {
+    let url = match url {
+        Some(url) => url.trim_end_matches('/').to_owned(),
+        None => operators_url(config)?,
+    };
+    let key = match key {
+        Some(key) => Some(key),
+        None => operators_key(config)?,
+    };
+    let key = key.ok_or(CliError::Key(
+        "there is no operators' key here: start the server first, name its configuration with \
+         --config or its state directory with --state, or give the key with --admin-key",
+    ))?;
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
+    let encoded: String = key
+        .bytes()
+        .map(|b| {
+            if plain(b) {
+                char::from(b).to_string()
+            } else {
+                format!("%{b:02X}")
+            }
+        })
+        .collect();
+    Ok(format!("{url}/#key={encoded}"))
+}
+
+fn operators_url(config: &Config) -> Result<String, CliError> {
+    let server = &config.server;
+    let mut address = server.admin_address.unwrap_or(server.address);
+    if address.port() == 0 {
+        return Err(CliError::Key(
+            "the configured port is 0: name the server's address with --url",
+        ));
+    }
+    if address.ip().is_unspecified() {
+        let loopback = match address.ip() {
+            IpAddr::V4(_) => IpAddr::from(Ipv4Addr::LOCALHOST),
+            IpAddr::V6(_) => IpAddr::from(Ipv6Addr::LOCALHOST),
+        };
+        address.set_ip(loopback);
+    }
+    let scheme = if server.tls.is_some() {
+        "https"
+    } else {
+        "http"
+    };
+    Ok(format!("{scheme}://{address}"))
 }
 
 #[cfg(test)]
@@ -83,5 +160,40 @@ mod tests {
         );
         let wrong = KeysCommand::New { name: "a b".into() };
         assert!(run(&wrong, &global, &mut Vec::new()).is_err());
+    }
+
+    #[test]
+    fn the_link_to_the_page_holds_address_and_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("realign.toml");
+        let link = |config: &str, url: Option<&str>| {
+            std::fs::write(&path, config).unwrap();
+            let global = GlobalArgs {
+                config: Some(path.clone()),
+                state: Some(dir.path().to_owned()),
+                ..GlobalArgs::default()
+            };
+            page(url, None, &global.resolve()?)
+        };
+        let error = link("", None).unwrap_err().to_string();
+        assert!(error.contains("--state"), "{error}");
+        std::fs::write(dir.path().join("admin-key"), "rk-1a\n").unwrap();
+        for (config, url, expect) in [
+            ("", None, "http://127.0.0.1:8080/#key=rk-1a"),
+            ("", Some("http://host/llm/"), "http://host/llm/#key=rk-1a"),
+            (
+                "[server]\nhost = '0.0.0.0'\nadmin_port = 9090\nadmin_host = '::'",
+                None,
+                "http://[::1]:9090/#key=rk-1a",
+            ),
+            (
+                "[server]\nadmin_key = 'a b/#é'\ntls_cert = 'c'\ntls_key = 'k'",
+                None,
+                "https://127.0.0.1:8080/#key=a%20b%2F%23%C3%A9",
+            ),
+        ] {
+            assert_eq!(link(config, url).unwrap(), expect, "{config}");
+        }
+        assert!(link("[server]\nport = 0", None).is_err());
     }
 }

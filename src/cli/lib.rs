@@ -84,6 +84,9 @@ pub(crate) enum CliError {
     /// A key or its name is not usable.
     #[error("{0}")]
     Key(&'static str),
+    /// The operators' key of a server cannot be read.
+    #[error(transparent)]
+    AdminKey(#[from] realign_server::config::admin_key::AdminKeyError),
     /// A path is not there or cannot be looked at.
     #[error("{}: {source}; give {wanted}", path.display())]
     Path {
@@ -259,7 +262,7 @@ Examples:
   realign exam                            sit the exam now
   realign exam --show --json              the last one, as JSON")]
     Exam(exam::ExamArgs),
-    /// Make keys for clients and operators
+    /// Make keys for clients and operators, and open the operators' page
     #[command(subcommand)]
     Keys(keys::KeysCommand),
     /// Look at a model, or fetch one ahead of time

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::GlobalArgs;
-use realign_server::config::ConfigError;
+use super::{CliError, GlobalArgs};
+use realign_server::config::keys::KeyDigest;
+use realign_server::config::{Config, admin_key};
 
 /// Activating a generation may read it from a slow disk first.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -21,7 +22,8 @@ pub(crate) struct RemoteArgs {
         default_value = "http://127.0.0.1:8080"
     )]
     pub(crate) url: String,
-    /// Key of the operator routes [default: server.admin_key of the configuration]
+    /// Key of the operator routes [default: server.admin_key of the configuration, else the file
+    /// admin-key in the state directory, where the server put it]
     #[arg(
         long,
         env = "REALIGN_ADMIN_KEY",
@@ -51,7 +53,10 @@ pub(crate) enum RemoteError {
         status: u16,
     },
     /// The server rejects the key.
-    #[error("{0}; give the key with --admin-key or REALIGN_ADMIN_KEY")]
+    #[error(
+        "{0}; name the server's configuration with --config or its state directory with --state, \
+         or give the key itself with --admin-key or REALIGN_ADMIN_KEY"
+    )]
     NotAllowed(String),
     /// The server refuses: no such generation, or another one serves than expected.
     #[error("the server refused: {0}")]
@@ -59,16 +64,14 @@ pub(crate) enum RemoteError {
 }
 
 impl RemoteArgs {
-    /// These flags, with the configuration's operator key where none was given.
+    /// These flags, with the server's operator key where none was given.
     ///
     /// # Errors
-    /// [`ConfigError`].
-    pub(crate) fn with_config(&self, global: &GlobalArgs) -> Result<RemoteArgs, ConfigError> {
+    /// A configuration or a key file that cannot be read.
+    pub(crate) fn with_config(&self, global: &GlobalArgs) -> Result<RemoteArgs, CliError> {
         let mut args = self.clone();
         if args.admin_key.is_none() {
-            // The configuration may hold only the key's digest, which cannot be sent in its place.
-            let configured = global.resolve()?.server.admin_key;
-            args.admin_key = configured.filter(|key| !key.starts_with("sha256:"));
+            args.admin_key = operators_key(&global.resolve()?)?;
         }
         Ok(args)
     }
@@ -101,6 +104,25 @@ impl RemoteArgs {
 
     fn address(&self, path: &str) -> String {
         format!("{}/admin/v1/{path}", self.url.trim_end_matches('/'))
+    }
+}
+
+/// The operators' key of the server with this configuration, if it can be known here: the configured
+/// one, else that in the state directory.
+///
+/// # Errors
+/// A key file that cannot be read or holds no key.
+pub(crate) fn operators_key(config: &Config) -> Result<Option<String>, CliError> {
+    let file = || admin_key::read(&config.paths.admin_key());
+    match &config.server.admin_key {
+        None => Ok(file()?),
+        // The digest cannot be sent in the key's place, but the file may hold the key to it.
+        Some(digest) if digest.starts_with("sha256:") => {
+            let digest = KeyDigest::parse(digest).map_err(CliError::Key)?;
+            let found = file().ok().flatten();
+            Ok(found.filter(|key| KeyDigest::of(key).matches(&digest)))
+        }
+        Some(key) => Ok(Some(key.clone())),
     }
 }
 
@@ -207,6 +229,36 @@ pub(super) mod tests {
             assert!(error.contains(expect), "{error}");
             thread.join().unwrap();
         }
+    }
+
+    #[test]
+    fn the_key_comes_from_the_configuration_or_the_state_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        std::fs::create_dir(&state).unwrap();
+        let config = |key: &str| {
+            let path = dir.path().join("realign.toml");
+            std::fs::write(&path, key).unwrap();
+            let global = GlobalArgs {
+                config: Some(path),
+                state: Some(state.clone()),
+                ..GlobalArgs::default()
+            };
+            let (url, admin_key) = (String::new(), None);
+            RemoteArgs { url, admin_key }.with_config(&global)
+        };
+        let found = |text: &str| config(text).unwrap().admin_key;
+        assert_eq!(found(""), None);
+        std::fs::write(state.join("admin-key"), "rk-made\n").unwrap();
+        assert_eq!(found("").as_deref(), Some("rk-made"));
+        let own = "[server]\nadmin_key = 'own'";
+        assert_eq!(found(own).as_deref(), Some("own"));
+        let digest = |key| format!("[server]\nadmin_key = '{}'", KeyDigest::of(key));
+        assert_eq!(found(&digest("other")), None, "the file's is another key");
+        assert_eq!(found(&digest("rk-made")).as_deref(), Some("rk-made"));
+        std::fs::write(state.join("admin-key"), "").unwrap();
+        let error = config("").unwrap_err().to_string();
+        assert!(error.contains("admin-key"), "{error}");
     }
 
     #[test]

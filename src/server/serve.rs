@@ -17,16 +17,17 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use crate::api::{self, AppState, LogPort};
+use crate::config::admin_key::AdminKeyError;
 use crate::config::keys::KeyFileError;
 use crate::config::{Config, ConfigError};
 use crate::control::{Control, ControlError, Parts, initial_generation, load_generation};
 use crate::state::{StateDb, StateError};
 use crate::telemetry::compliance::DecisionLogError;
 pub use builder::ServerBuilder;
-use listen::{Listening, Timeouts};
+use listen::{Connections, Listening, Timeouts};
 use operations::{access, compliance, decision_log, reload, telemetry};
 use realign_backend::DeviceError;
 use realign_core::clock::unix_seconds;
@@ -89,6 +90,9 @@ pub enum ServerError {
     /// The key file is unusable.
     #[error(transparent)]
     Keys(#[from] KeyFileError),
+    /// The operators' key cannot be read or made.
+    #[error(transparent)]
+    AdminKey(#[from] AdminKeyError),
     /// A key of the configuration is unusable.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -187,6 +191,7 @@ impl Server {
             cors_origins: config.server.cors_origins.clone().into(),
             body_timeout: config.server.body_timeout,
             ready: Arc::new(AtomicBool::new(true)),
+            closing: watch::Sender::new(false),
             max_body_bytes: config.server.max_body_bytes,
             started_at: unix_seconds(),
         };
@@ -211,22 +216,6 @@ impl Server {
     /// resumed. Probes are answered until the end, so that load balancers see it.
     pub async fn run(self) -> Result<(), ServerError> {
         let hangups = signals::hangups();
-        let (close, closing) = watch::channel(false);
-        let server = &self.config.server;
-        let listening = Listening {
-            timeouts: Timeouts {
-                header: server.header_timeout,
-                write: server.write_timeout,
-            },
-            tls: self.tls.clone(),
-            connections: Arc::new(Semaphore::new(
-                self.config
-                    .limits
-                    .max_connections
-                    .min(Semaphore::MAX_PERMITS),
-            )),
-            closing,
-        };
         let mut serving = tokio::task::JoinSet::new();
         let listeners = self.listeners().await?;
         let scheme = if self.tls.is_some() { "https" } else { "http" };
@@ -240,7 +229,7 @@ impl Server {
                     tracing::info!(%address, "operators: {scheme}://{address}/");
                 }
             }
-            serving.spawn(listening.clone().serve(listener, app));
+            serving.spawn(self.listening(what).serve(listener, app));
         }
         let reload = tokio::spawn(reload(
             hangups,
@@ -251,8 +240,7 @@ impl Server {
         ));
         signals::terminated().await;
         self.drain().await;
-        // An error means that no listener is left, which is what is wanted.
-        let _none_left = close.send(true);
+        self.state.closing.send_replace(true);
         let flushed = async { while serving.join_next().await.is_some() {} };
         if tokio::time::timeout(FLUSH, flushed).await.is_err() {
             tracing::debug!("connections were cut off");
@@ -261,6 +249,25 @@ impl Server {
         reload.abort();
         self.end().await;
         Ok(())
+    }
+
+    /// How a listener serves. Each has connections of its own, so that clients cannot take those of
+    /// operators and their probes.
+    fn listening(&self, role: Role) -> Listening {
+        let (server, limits) = (&self.config.server, &self.config.limits);
+        let most = match role {
+            Role::Clients => limits.max_connections,
+            Role::Operators => limits.max_admin_connections,
+        };
+        Listening {
+            timeouts: Timeouts {
+                header: server.header_timeout,
+                write: server.write_timeout,
+            },
+            tls: self.tls.clone(),
+            connections: Arc::new(Connections::new(most)),
+            closing: self.state.closing.subscribe(),
+        }
     }
 
     /// Clients and operators on one listener, or on one each.

@@ -72,8 +72,15 @@ fn the_example_of_embedding_serves_under_a_path_of_the_application() {
         .unwrap();
     let answer: Value = response.body_mut().read_json().unwrap();
     assert_eq!(answer["usage"]["completion_tokens"], 8, "{answer}");
-    // No key is needed from the same machine.
-    let generations = get(format!("{origin}/llm/admin/v1/generations"));
+    let generations = format!("{origin}/llm/admin/v1/generations");
+    let refused = ureq::get(&generations).call().unwrap_err();
+    assert!(matches!(refused, ureq::Error::StatusCode(401)), "{refused}");
+    let key = workspace.read("state/admin-key");
+    let mut response = ureq::get(&generations)
+        .header("authorization", format!("Bearer {}", key.trim()))
+        .call()
+        .unwrap();
+    let generations = response.body_mut().read_to_string().unwrap();
     assert!(generations.contains("\"current\""), "{generations}");
     let metrics = get(format!("{origin}/llm/metrics"));
     let counted = "realign_requests_total{route=\"/v1/chat/completions\",status=\"200\"} 1";

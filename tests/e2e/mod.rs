@@ -5,8 +5,10 @@
 
 mod batching;
 mod crashes;
+mod deploy;
 mod devices;
 mod document;
+mod edge;
 mod embedding;
 mod engine;
 mod mistralrs;

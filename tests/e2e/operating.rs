@@ -51,7 +51,7 @@ fn operators_can_have_a_listener_of_their_own() {
     let operators = server.operators_url().expect("a second listener");
     for (path, here, there) in [
         ("/v1/models", 200, 404),
-        ("/admin/v1/overview", 404, 200),
+        ("/admin/v1/overview", 404, 401),
         ("/metrics", 404, 200),
         ("/", 404, 200),
         ("/ready", 200, 200),
@@ -60,6 +60,8 @@ fn operators_can_have_a_listener_of_their_own() {
         let other = format!("{operators}{path}");
         assert_eq!(server.fetch(&other, "").0, there, "operators {path}");
     }
+    let overview = format!("{operators}/admin/v1/overview");
+    assert_eq!(server.fetch(&overview, &server.admin_key()).0, 200);
 }
 
 #[test]
@@ -69,7 +71,7 @@ fn draining_is_visible_to_clients_and_ends_at_its_deadline() {
     wait("the first realignment", || {
         let url = format!("{}/admin/v1/realignments", server.operators_url()?);
         server
-            .fetch(&url, "")
+            .fetch(&url, &server.admin_key())
             .1
             .contains("no_conflict")
             .then_some(())
@@ -252,7 +254,7 @@ fn the_events_of_a_realignment_that_has_ended_are_its_end() {
     assert_eq!([&event["id"], &event["outcome"]], [id, "no_conflict"]);
     assert_eq!(event["generation"], ended["generation"]);
     let url = server.url("/admin/v1/realignments/none/events");
-    assert_eq!(server.fetch(&url, "").0, 404);
+    assert_eq!(server.fetch(&url, &server.admin_key()).0, 404);
 }
 
 /// Event streams that clients open and close again must not leave threads behind.

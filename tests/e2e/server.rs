@@ -108,6 +108,18 @@ impl<'a> Server<'a> {
         Some(rest.split_once("/ ")?.0.to_string())
     }
 
+    /// The operators' key that the server made at its first start; empty if it made none.
+    pub(super) fn admin_key(&self) -> String {
+        let file = self.workspace.path("state/admin-key");
+        let key = std::fs::read_to_string(file).unwrap_or_default();
+        key.trim().to_string()
+    }
+
+    /// The header with which operators are let in; clients ignore it.
+    fn authorization(&self) -> String {
+        format!("Bearer {}", self.admin_key())
+    }
+
     /// Status and text of any URL's answer, with a bearer key unless it is empty.
     pub(super) fn fetch(&self, url: &str, key: &str) -> (u16, String) {
         let request = self.agent.get(url);
@@ -132,6 +144,11 @@ impl<'a> Server<'a> {
         }
     }
 
+    /// Address and port of the clients' listener.
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
     pub(super) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
@@ -147,7 +164,8 @@ impl<'a> Server<'a> {
     pub(super) fn get(&self, path: &str) -> Value {
         let mut response = self
             .agent
-            .get(format!("http://{}{path}", self.address))
+            .get(self.url(path))
+            .header("authorization", self.authorization())
             .call()
             .unwrap();
         let body = response.body_mut().read_json().unwrap();
@@ -158,7 +176,8 @@ impl<'a> Server<'a> {
     pub(super) fn get_text(&self, path: &str) -> String {
         let mut response = self
             .agent
-            .get(format!("http://{}{path}", self.address))
+            .get(self.url(path))
+            .header("authorization", self.authorization())
             .call()
             .unwrap();
         response.body_mut().read_to_string().unwrap()
@@ -167,7 +186,8 @@ impl<'a> Server<'a> {
     pub(super) fn post(&self, path: &str, body: &Value) -> Answer {
         let mut response = self
             .agent
-            .post(format!("http://{}{path}", self.address))
+            .post(self.url(path))
+            .header("authorization", self.authorization())
             .send_json(body)
             .unwrap();
         let header = |name: &str| {
@@ -223,7 +243,9 @@ impl<'a> Server<'a> {
         let mut socket = TcpStream::connect(&self.address).unwrap();
         socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         let host = &self.address;
-        write!(socket, "GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n").unwrap();
+        let key = self.authorization();
+        let head = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nauthorization: {key}\r\n\r\n");
+        socket.write_all(head.as_bytes()).unwrap();
         let mut status = String::new();
         let mut lines = BufReader::new(&socket);
         lines.read_line(&mut status).unwrap();

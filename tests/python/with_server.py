@@ -5,7 +5,7 @@ usage: with_server.py BINARY MODEL COMMAND...
 
 The server listens on a free port of 127.0.0.1, in an empty directory, with a context of 256 tokens
 so that requests without a limit end soon. The command finds it in $REALIGN_BASE_URL (ends in /v1)
-and its model under the name in $REALIGN_MODEL. Exits as the command does; 2 if the server does not
+and its model under the name in $REALIGN_MODEL; $REALIGN_ADMIN_KEY is the operators' key. Exits as the command does; 2 if the server does not
 start, 3 if it died meanwhile.
 """
 
@@ -53,7 +53,9 @@ def main(arguments):
             if address is None:
                 print("the server did not start:\n" + open(log).read(), file=sys.stderr)
                 return 2
-            found = {"REALIGN_BASE_URL": f"{address}/v1", "REALIGN_MODEL": NAME}
+            with open(os.path.join(directory, "state", "admin-key")) as key:
+                admin_key = key.read().strip()
+            found = {"REALIGN_BASE_URL": f"{address}/v1", "REALIGN_MODEL": NAME, "REALIGN_ADMIN_KEY": admin_key}
             status = subprocess.run(command, env=os.environ | found).returncode
             if server.poll() is not None:
                 print("the server died:\n" + open(log).read(), file=sys.stderr)

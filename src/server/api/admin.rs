@@ -1,13 +1,17 @@
 //! Handlers of the operator routes.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use futures::stream::{self, StreamExt};
+use futures::stream::{self, BoxStream, StreamExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use super::answers::admin::{
     Cancelling, ExamAnswer, Generations, History, LogLevel, Policies, Realignment, Realignments,
@@ -18,6 +22,9 @@ use super::ports::RealignmentEvent;
 use super::request;
 use super::{AppState, blocking, body, streaming::KEEP_ALIVE};
 use crate::telemetry;
+
+/// How often a stream without events looks whether its realignment has ended.
+const LOOK: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 5000 });
 
 type Answer<T> = Result<Json<T>, ApiError>;
 
@@ -72,24 +79,79 @@ pub(crate) async fn cancel(
     blocking(move || Ok(Json(state.admin.cancel(&id)?))).await
 }
 
-/// `GET /admin/v1/realignments/{id}/events`: events from now on, until the realignment ends.
+/// `GET /admin/v1/realignments/{id}/events`: events from now on, until the realignment ends or the
+/// server shuts down.
 pub(crate) async fn events(
     State(state): State<AppState>,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
+    let (opened, asked) = (state.clone(), id.clone());
     let events = blocking(move || {
-        let found = state.admin.events(&id);
-        found.ok_or_else(|| no_realignment(&id))
+        let found = opened.admin.events(&asked);
+        found.ok_or_else(|| no_realignment(&asked))
     })
     .await?;
-    let sent = stream::unfold(Some(events), |open| async move {
-        let mut events = open?;
-        let event = events.next().await?;
-        let open = (!is_end(&event)).then_some(events);
+    let watched = Watched {
+        closing: state.closing.subscribe(),
+        state,
+        id,
+        events,
+    };
+    let sent = stream::unfold(Some(watched), |open| async move {
+        let mut watched = open?;
+        let event = watched.next().await?;
+        let open = (!is_end(&event)).then_some(watched);
         Some((sse(&event), open))
     });
     let sent = Sse::new(sent).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
     Ok(sent.into_response())
+}
+
+/// A realignment whose events are sent.
+struct Watched {
+    state: AppState,
+    id: String,
+    events: BoxStream<'static, RealignmentEvent>,
+    closing: watch::Receiver<bool>,
+}
+
+impl Watched {
+    /// The next event; `None` if there will be none.
+    async fn next(&mut self) -> Option<RealignmentEvent> {
+        loop {
+            tokio::select! {
+                event = self.events.next() => return event,
+                () = closed(&mut self.closing) => return None,
+                // The event of the end may have been missed by a slow reader, or never come.
+                () = tokio::time::sleep(LOOK) => {
+                    let (state, id) = (self.state.clone(), self.id.clone());
+                    let found = blocking(move || Ok(state.admin.realignment(&id))).await;
+                    let realignment = found.ok().flatten()?;
+                    if let Some(end) = end(&realignment) {
+                        return Some(RealignmentEvent::Happened(Arc::new(end)));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Waits until the server shuts down.
+async fn closed(closing: &mut watch::Receiver<bool>) {
+    let _sender_dropped = closing.wait_for(|closing| *closing).await;
+}
+
+/// The event with which a realignment ended; `None` while it runs.
+fn end(realignment: &Realignment) -> Option<telemetry::Event> {
+    let seconds = realignment.finished_at.unwrap_or(realignment.updated_at);
+    Some(telemetry::Event::RealignmentFinished {
+        id: realignment.id.clone(),
+        outcome: realignment.outcome?,
+        trigger: None,
+        generation: realignment.generation.clone(),
+        detail: realignment.error.clone(),
+        took: Duration::from_secs(seconds.saturating_sub(realignment.created_at)),
+    })
 }
 
 fn is_end(event: &RealignmentEvent) -> bool {

@@ -1,11 +1,10 @@
 //! Authentication: bearer keys, compared in constant time, and the limits of each.
 
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use axum::extract::{ConnectInfo, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -13,7 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::AppState;
 use super::error::ApiError;
-use super::limits::{Limiter, Rates, Remaining};
+use super::limits::{Caller, Limiter, Rates, Remaining};
 use super::observe::Observation;
 use crate::config::keys::{ApiKey, KeyDigest};
 
@@ -24,18 +23,18 @@ const ANONYMOUS: &str = "anyone";
 #[derive(Debug)]
 pub struct Access {
     keys: ArcSwap<Vec<ApiKey>>,
-    admin: Option<KeyDigest>,
+    admin: KeyDigest,
     rates: Rates,
     limiter: Limiter,
     anonymous: Arc<str>,
 }
 
 impl Access {
-    /// With no `keys`, no key is required; without an `admin` key, the operator routes answer only
-    /// requests from this machine. `max_concurrent` limits the running client requests.
+    /// With no `keys`, clients need none; operators always need the `admin` key. `max_concurrent`
+    /// limits the running client requests.
     pub(crate) fn new(
         keys: Vec<ApiKey>,
-        admin: Option<KeyDigest>,
+        admin: KeyDigest,
         rates: Rates,
         max_concurrent: usize,
     ) -> Self {
@@ -65,16 +64,27 @@ impl Access {
         self.limiter.acquire()
     }
 
-    /// Charges the tokens of a completed answer to its caller's limit.
-    pub(crate) fn charge(&self, caller: &str, tokens: usize) {
-        self.limiter.charge(caller, tokens);
+    /// Takes `tokens` from the caller's limit for a request that begins.
+    ///
+    /// # Errors
+    /// As [`Limiter::reserve`].
+    pub(crate) fn reserve(&self, caller: &Caller, tokens: usize) -> Result<(), ApiError> {
+        self.limiter.reserve(caller, tokens, Instant::now())
+    }
+
+    /// Gives back what a request reserved and did not use, or takes what it used beyond that.
+    pub(crate) fn settle(&self, caller: &Caller, reserved: usize, used: usize) {
+        self.limiter.settle(&caller.name, reserved, used);
     }
 
     /// The name and the limits of the key that a request carries.
-    fn caller(&self, headers: &HeaderMap) -> Result<(Arc<str>, Rates), ApiError> {
+    fn caller(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
         let keys = self.keys.load();
         if keys.is_empty() {
-            return Ok((Arc::clone(&self.anonymous), self.rates));
+            return Ok(Caller {
+                name: Arc::clone(&self.anonymous),
+                rates: self.rates,
+            });
         }
         let sent = KeyDigest::of(bearer(headers)?);
         // Every key is compared, so that timing does not reveal which one matched.
@@ -88,9 +98,17 @@ impl Access {
             requests: limit(key.requests_per_minute, self.rates.requests),
             tokens: limit(key.tokens_per_minute, self.rates.tokens),
         };
-        Ok((Arc::clone(&key.name), rates))
+        Ok(Caller {
+            name: Arc::clone(&key.name),
+            rates,
+        })
     }
 }
+
+/// Marks a request on a connection beyond the listener's limit: it is there for probes and
+/// operators.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BeyondLimit;
 
 /// Middleware of client routes: admits a request if it carries a valid key (or none is configured)
 /// and its caller is within its limits.
@@ -101,31 +119,45 @@ pub(crate) async fn client(
 ) -> Response {
     let access = &state.access;
     let observation = request.extensions().get::<Arc<Observation>>().cloned();
-    let admitted = access.caller(request.headers()).and_then(|(name, rates)| {
-        // The permit is acquired first, so that a request refused for lack of one costs the caller
-        // nothing.
-        let permit = access.limiter.acquire()?;
-        let left = access.limiter.admit(&name, rates, Instant::now())?;
-        Ok((name, permit, left))
-    });
-    match admitted {
-        Ok((name, permit, left)) => {
-            // Held until the last byte is sent, or to the end of this function if there is no
+    let caller = match access.caller(request.headers()) {
+        Ok(caller) => caller,
+        Err(error) => return error.into_response(),
+    };
+    let mut response = match admit(access, &caller, &request) {
+        Ok(permit) => {
+            // Held until the last byte is sent, or to the end of this block if there is no
             // observation.
-            let unobserved = match &observation {
+            let _unobserved = match &observation {
                 Some(observation) => {
-                    observation.admitted(Arc::clone(access), name, permit);
+                    observation.admitted(Arc::clone(access), caller.clone(), permit);
                     None
                 }
                 None => Some(permit),
             };
-            let mut response = next.run(request).await;
-            drop(unobserved);
-            show_remaining(response.headers_mut(), left);
-            response
+            next.run(request).await
         }
         Err(error) => error.into_response(),
+    };
+    let left = access.limiter.remaining(&caller, Instant::now());
+    show_remaining(response.headers_mut(), left);
+    response
+}
+
+fn admit(
+    access: &Access,
+    caller: &Caller,
+    request: &Request,
+) -> Result<OwnedSemaphorePermit, ApiError> {
+    if request.extensions().get::<BeyondLimit>().is_some() {
+        return Err(ApiError::Unavailable(
+            "all connections for clients are in use; retry in a moment".into(),
+        ));
     }
+    // The permit is acquired first, so that a request refused for lack of one costs the caller
+    // nothing.
+    let permit = access.limiter.acquire()?;
+    access.limiter.admit(caller, Instant::now())?;
+    Ok(permit)
 }
 
 fn show_remaining(headers: &mut HeaderMap, left: Remaining) {
@@ -152,24 +184,30 @@ fn show_remaining(headers: &mut HeaderMap, left: Remaining) {
     }
 }
 
-/// Middleware of operator routes: admits a request if it carries the operator key or, if none is
-/// configured, comes from this machine.
+/// Middleware of operator routes: admits a request if it carries the operator key. Where it comes
+/// from says nothing: a proxy on this machine connects from here for anyone.
 pub(crate) async fn admin(State(state): State<AppState>, request: Request, next: Next) -> Response {
-    let allowed = match &state.access.admin {
-        Some(key) => check_admin(request.headers(), key),
-        None => check_local(&request),
-    };
-    match allowed {
+    match check_admin(request.headers(), &state.access.admin) {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     }
 }
 
 fn check_admin(headers: &HeaderMap, key: &KeyDigest) -> Result<(), ApiError> {
-    if KeyDigest::of(bearer(headers)?).matches(key) {
+    let sent = bearer(headers).map_err(|_none| {
+        ApiError::Unauthorized(
+            "the operators' key is required: send `Authorization: Bearer <key>`. It is \
+             server.admin_key of the configuration or, without that, in the file admin-key of the \
+             server's state directory",
+        )
+    })?;
+    if KeyDigest::of(sent).matches(key) {
         return Ok(());
     }
-    Err(ApiError::Unauthorized("the API key is wrong"))
+    Err(ApiError::Unauthorized(
+        "the operators' key is wrong: it is server.admin_key of the configuration or, without \
+         that, in the file admin-key of the server's state directory",
+    ))
 }
 
 fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {
@@ -182,43 +220,4 @@ fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {
         .ok_or(ApiError::Unauthorized(
             "an API key is required: send `Authorization: Bearer <key>`",
         ))
-}
-
-/// A web page in a local browser, or a proxy, also connects from the loopback address, but on
-/// behalf of someone else. Requests with forwarding headers are therefore refused, as are those
-/// whose `Origin` is not this server. Requiring a loopback `Host` prevents DNS rebinding.
-fn check_local(request: &Request) -> Result<(), ApiError> {
-    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
-    let local = peer.is_some_and(|ConnectInfo(peer)| peer.ip().to_canonical().is_loopback());
-    let headers = request.headers();
-    let forwarded = ["forwarded", "x-forwarded-for"]
-        .iter()
-        .any(|name| headers.contains_key(*name));
-    let host = text(headers, header::HOST);
-    let own_host = host.is_none_or(is_loopback);
-    let own_page = text(headers, header::ORIGIN).is_none_or(|origin| {
-        let origin = origin.split_once("://");
-        origin.is_some_and(|(_, origin)| Some(origin) == host)
-    });
-    if local && own_host && own_page && !forwarded {
-        return Ok(());
-    }
-    Err(ApiError::Forbidden(
-        "operator routes answer only direct requests from this machine, to its loopback address; \
-         set an admin key to use them from elsewhere",
-    ))
-}
-
-fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
-    headers.get(name).map(|v| v.to_str().unwrap_or_default())
-}
-
-/// Whether `host` or `host:port` is `localhost` or a loopback address.
-fn is_loopback(host: &str) -> bool {
-    let name = match host.strip_prefix('[') {
-        Some(v6) => v6.split(']').next().unwrap_or_default(),
-        None => host.split(':').next().unwrap_or_default(),
-    };
-    let address = name.parse::<IpAddr>();
-    name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|ip| ip.is_loopback())
 }

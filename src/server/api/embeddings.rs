@@ -160,13 +160,15 @@ pub(crate) async fn create(
         .acquire_owned()
         .await
         .map_err(|_closed| not_ready())?;
-    let worker = state.clone();
+    let (worker, observed) = (state.clone(), Arc::clone(&observation));
     let (generation, tokens, answer) = blocking(move || {
         // Held until the work is done, even if the client disconnects.
         let _running = running;
         let generation = models::lease(&worker, &request.model)?;
         let encoded = request.encode(&worker)?;
         let tokens: usize = encoded.iter().map(Vec::len).sum();
+        observed.reserve(tokens)?;
+        observed.prompt_accepted(tokens);
         let data = data(&worker, &generation, &encoded, request.base64)?;
         let answer = answers::Embeddings {
             object: "list",

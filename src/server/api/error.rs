@@ -45,9 +45,6 @@ pub enum ApiError {
     /// Missing or wrong API key.
     #[error("{0}")]
     Unauthorized(&'static str),
-    /// The request is not allowed from where it came.
-    #[error("{0}")]
-    Forbidden(&'static str),
     /// `model` is not served here.
     #[error("the model `{model}` does not exist; this server serves {allowed}")]
     ModelNotFound {
@@ -100,6 +97,18 @@ pub enum ApiError {
         limit: u32,
         /// Seconds until a retry can succeed.
         retry_after: u64,
+    },
+    /// The request may use more tokens than its key ever has at once.
+    #[error(
+        "this request may use {tokens} tokens (its prompt, and max_tokens for each answer), and \
+         this key is limited to {limit} tokens a minute: shorten the prompt, or lower max_tokens or \
+         n; waiting does not help"
+    )]
+    TooManyTokens {
+        /// Prompt and answers, in tokens.
+        tokens: usize,
+        /// The limit per minute.
+        limit: u32,
     },
     /// The server is loading or draining.
     #[error("{0}")]
@@ -158,7 +167,6 @@ impl ApiError {
                 Some("context_length_exceeded"),
             ),
             Self::Unauthorized(_) => (StatusCode::UNAUTHORIZED, invalid, Some("invalid_api_key")),
-            Self::Forbidden(_) => (StatusCode::FORBIDDEN, invalid, Some("forbidden")),
             Self::ModelNotFound { .. } => (StatusCode::NOT_FOUND, invalid, Some("model_not_found")),
             Self::NotFound(_) => (StatusCode::NOT_FOUND, invalid, Some("not_found")),
             Self::MethodNotAllowed { .. } => (
@@ -183,7 +191,7 @@ impl ApiError {
                 "rate_limit_error",
                 Some("too_many_at_once"),
             ),
-            Self::RateLimited { .. } => (
+            Self::RateLimited { .. } | Self::TooManyTokens { .. } => (
                 StatusCode::TOO_MANY_REQUESTS,
                 "rate_limit_error",
                 Some("rate_limit_exceeded"),
@@ -204,7 +212,6 @@ impl ApiError {
             Self::ModelNotFound { .. } => Some("model"),
             Self::Body(_)
             | Self::Unauthorized(_)
-            | Self::Forbidden(_)
             | Self::NotFound(_)
             | Self::MethodNotAllowed { .. }
             | Self::Timeout { .. }
@@ -213,6 +220,7 @@ impl ApiError {
             | Self::QueueFull(_)
             | Self::TooManyAtOnce { .. }
             | Self::RateLimited { .. }
+            | Self::TooManyTokens { .. }
             | Self::Unavailable(_)
             | Self::Internal(_) => None,
         }
@@ -235,7 +243,7 @@ impl ApiError {
             Self::Unauthorized(_) => Some(Refusal::Unauthorized),
             Self::QueueFull(_) => Some(Refusal::QueueFull),
             Self::TooManyAtOnce { .. } => Some(Refusal::Concurrency),
-            Self::RateLimited { .. } => Some(Refusal::RateLimit),
+            Self::RateLimited { .. } | Self::TooManyTokens { .. } => Some(Refusal::RateLimit),
             Self::Unavailable(_) => Some(Refusal::Unavailable),
             _ => None,
         }
@@ -266,6 +274,14 @@ impl IntoResponse for ApiError {
         let headers = response.headers_mut();
         if let Some(seconds) = self.retry_after() {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if matches!(self, Self::TooManyTokens { .. }) {
+            // OpenAI's clients retry any other 429.
+            headers.insert("x-should-retry", HeaderValue::from_static("false"));
+        }
+        if matches!(self, Self::TooLarge { .. }) {
+            // The rest of the body is not read as a request.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         if matches!(self, Self::Unauthorized(_)) {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

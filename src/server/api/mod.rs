@@ -46,8 +46,10 @@ use std::time::Duration;
 use axum::extract::{OriginalUri, Request};
 use axum::middleware::from_fn_with_state;
 use axum::{Extension, Router};
+use tokio::sync::watch;
 
 pub use auth::Access;
+pub(crate) use auth::BeyondLimit;
 pub use compile::Compiler;
 pub use embeddings::Embeddings;
 pub use error::ApiError;
@@ -103,6 +105,8 @@ pub(crate) struct AppState {
     pub(crate) body_timeout: Duration,
     /// False while loading and draining, when requests for generation are refused with 503.
     pub(crate) ready: Arc<AtomicBool>,
+    /// Becomes true when the server shuts down, which ends the streams of events.
+    pub(crate) closing: watch::Sender<bool>,
     /// Largest request body in bytes.
     pub(crate) max_body_bytes: usize,
     /// When the server started, in Unix seconds.
@@ -115,8 +119,7 @@ impl AppState {
     }
 }
 
-/// All routes on one listener. Serve it so that requests carry the peer's address
-/// (`ConnectInfo<SocketAddr>`); otherwise operator routes require an admin key.
+/// All routes on one listener.
 pub(crate) fn router(state: AppState) -> Router {
     build(
         &[

@@ -11,7 +11,9 @@ use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::auth::Access;
+use super::error::ApiError;
 use super::exchanges::Exchanges;
+use super::limits::Caller;
 use super::routes::Labels;
 use super::{AppState, nested};
 use crate::telemetry::{Compliance, Event, IN_PROCESS, Refusal, RequestFinished, Telemetry};
@@ -44,12 +46,30 @@ struct Record {
     /// Prompts and answers, kept only if they are to be judged.
     exchange: Exchanges,
     admission: Option<Admission>,
+    /// What the request has taken from its caller's limit and not settled.
+    reservation: Option<Reservation>,
 }
 
 /// What a client's request holds until its last byte has been sent.
 struct Admission {
     access: Arc<Access>,
+    /// `None` in the process that the server is embedded in, where no limits apply.
+    caller: Option<Caller>,
     _permit: OwnedSemaphorePermit,
+}
+
+/// Tokens taken from a caller's limit. Dropping it without settling gives them back.
+struct Reservation {
+    access: Arc<Access>,
+    caller: Caller,
+    tokens: usize,
+    used: usize,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.access.settle(&self.caller, self.tokens, self.used);
+    }
 }
 
 impl Observation {
@@ -82,6 +102,7 @@ impl Observation {
                 last_token: Vec::new(),
                 exchange: Exchanges::default(),
                 admission: None,
+                reservation: None,
             }),
         }
     }
@@ -95,6 +116,7 @@ impl Observation {
     pub(crate) fn hold(&self, access: Arc<Access>, permit: OwnedSemaphorePermit) {
         self.record().admission = Some(Admission {
             access,
+            caller: None,
             _permit: permit,
         });
     }
@@ -108,15 +130,57 @@ impl Observation {
     pub(crate) fn admitted(
         &self,
         access: Arc<Access>,
-        caller: Arc<str>,
+        caller: Caller,
         permit: OwnedSemaphorePermit,
     ) {
         let mut record = self.record();
-        record.finished.caller = Some(caller);
+        record.finished.caller = Some(Arc::clone(&caller.name));
         record.admission = Some(Admission {
             access,
+            caller: Some(caller),
             _permit: permit,
         });
+    }
+
+    /// The caller's limit of tokens per minute, if there is one.
+    pub(crate) fn tokens_per_minute(&self) -> Option<u32> {
+        let record = self.record();
+        let caller = record.admission.as_ref()?.caller.as_ref()?;
+        caller.rates.tokens
+    }
+
+    /// Takes from the caller's limit the tokens that the request may use at most. They are settled
+    /// when the request ends: what it used is charged, also if the client does not wait for it.
+    ///
+    /// # Errors
+    /// If the caller has not so many left.
+    pub(crate) fn reserve(&self, tokens: usize) -> Result<(), ApiError> {
+        let mut record = self.record();
+        let Some(admission) = &record.admission else {
+            return Ok(());
+        };
+        let Some(caller) = admission.caller.clone() else {
+            return Ok(());
+        };
+        let access = Arc::clone(&admission.access);
+        access.reserve(&caller, tokens)?;
+        record.reservation = Some(Reservation {
+            access,
+            caller,
+            tokens,
+            used: 0,
+        });
+        Ok(())
+    }
+
+    /// Records that the model is given `tokens` tokens of prompts, which are charged from here on.
+    pub(crate) fn prompt_accepted(&self, tokens: usize) {
+        self.record().finished.prompt_tokens = tokens;
+    }
+
+    /// Records tokens that were generated for a client that did not wait for them.
+    pub(crate) fn add_unread(&self, tokens: usize) {
+        self.record().finished.completion_tokens += tokens;
     }
 
     /// Extracts the prompts from the request's body, if the answer is to be judged.
@@ -163,11 +227,12 @@ impl Observation {
         record.finished.completion_tokens += 1;
     }
 
-    /// Sets the final token counts, replacing those counted so far.
+    /// Sets the final token counts, replacing those counted so far, and charges the caller.
     pub(crate) fn set_tokens(&self, prompt: usize, completion: usize) {
         let mut record = self.record();
         record.finished.prompt_tokens = prompt;
         record.finished.completion_tokens = completion;
+        record.settle();
     }
 
     fn record(&self) -> MutexGuard<'_, Record> {
@@ -176,21 +241,27 @@ impl Observation {
     }
 }
 
+impl Record {
+    /// Charges the caller for the tokens counted, instead of those reserved.
+    fn settle(&mut self) {
+        if let Some(mut reservation) = self.reservation.take() {
+            reservation.used = self.finished.prompt_tokens + self.finished.completion_tokens;
+        }
+    }
+}
+
 impl Drop for Observation {
     fn drop(&mut self) {
         let (finished, exchange, admission) = {
             let mut record = self.record();
             record.finished.duration = self.started.elapsed();
+            record.settle();
             (
                 record.finished.clone(),
                 std::mem::take(&mut record.exchange),
                 record.admission.take(),
             )
         };
-        if let (Some(admission), Some(caller)) = (&admission, &finished.caller) {
-            let tokens = finished.prompt_tokens + finished.completion_tokens;
-            admission.access.charge(caller, tokens);
-        }
         // Release the permit before doing anything else for this request.
         drop(admission);
         if let Some(compliance) = &self.compliance {

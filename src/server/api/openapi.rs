@@ -39,18 +39,13 @@ impl Document {
 }
 
 /// Status, name and description of failures.
-const FAILURES: [(u16, &str, &str); 9] = [
+const FAILURES: [(u16, &str, &str); 8] = [
     (
         400,
         "BadRequest",
         "The request is wrong; `param` names the field.",
     ),
     (401, "Unauthorized", "No API key, or a wrong one."),
-    (
-        403,
-        "Forbidden",
-        "Without an admin key, operator routes answer only this machine.",
-    ),
     (
         404,
         "NotFound",
@@ -126,7 +121,7 @@ fn describe(routes: &[Route]) -> Value {
                 "key": {"type": "http", "scheme": "bearer"},
                 "adminKey": {
                     "type": "http", "scheme": "bearer",
-                    "description": "The operators' key, if one is configured.",
+                    "description": "The operators' key.",
                 },
             },
             "responses": responses,
@@ -159,7 +154,7 @@ fn describe_one(route: &Route, operation: &Operation, schemas: &mut Schemas) -> 
     described["responses"] = responses.into();
     match route.audience {
         Audience::Clients => described["security"] = json!([{}, {"key": []}]),
-        Audience::Operators => described["security"] = json!([{}, {"adminKey": []}]),
+        Audience::Operators => described["security"] = json!([{"adminKey": []}]),
         Audience::Everyone | Audience::OperatorsUnguarded => {}
     }
     let parameters = parameters(route, operation);

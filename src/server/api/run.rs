@@ -7,11 +7,13 @@ use axum::Json;
 use axum::extract::{Extension, Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
+use futures::FutureExt;
 use futures::stream::{self, BoxStream, StreamExt};
 
 use super::chat::ChatRequest;
 use super::completions::CompletionRequest;
 use super::error::ApiError;
+use super::limits::default_max_tokens;
 use super::observe::Observation;
 use super::params::Params;
 use super::progress::{CallOptions, Progress, ProgressSettings, choices};
@@ -120,6 +122,19 @@ pub(crate) struct ActiveRequest {
     pub(crate) include_usage: bool,
 }
 
+impl Drop for ActiveRequest {
+    fn drop(&mut self) {
+        // A client that disconnects has not read everything that was generated for it.
+        let mut unread = 0;
+        while let Some(Some((_, event))) = self.events.next().now_or_never() {
+            unread += usize::from(matches!(event, GenerateEvent::Token { .. }));
+        }
+        if unread > 0 {
+            self.progress.settings.observation.add_unread(unread);
+        }
+    }
+}
+
 async fn respond(
     state: &AppState,
     endpoint: Endpoint,
@@ -166,6 +181,8 @@ pub(crate) fn submit(
     if !state.is_ready() {
         return Err(super::not_ready());
     }
+    let mut prepared = prepared;
+    let prompt_tokens = reserve(state, &mut prepared, &observation)?;
     let PreparedRequest {
         params,
         prompts,
@@ -190,6 +207,7 @@ pub(crate) fn submit(
             streams.push(stream);
         }
     }
+    observation.prompt_accepted(prompt_tokens);
     Ok(ActiveRequest {
         envelope: Envelope {
             endpoint,
@@ -211,6 +229,34 @@ pub(crate) fn submit(
         include_usage: params.include_usage,
         events: merge(streams),
     })
+}
+
+/// Reserves the tokens that a request may use, and bounds answers that the client did not. Returns
+/// the number of tokens of its prompts.
+fn reserve(
+    state: &AppState,
+    prepared: &mut PreparedRequest,
+    observation: &Observation,
+) -> Result<usize, ApiError> {
+    let (params, prompts) = (&prepared.params, &mut prepared.prompts);
+    let prompt_tokens: usize = prompts.iter().map(|(prompt, _)| prompt.len()).sum();
+    let Some(per_minute) = observation.tokens_per_minute() else {
+        return Ok(prompt_tokens);
+    };
+    if params.max_tokens.is_none() {
+        let answers = prompts.len() * params.n;
+        let longest = default_max_tokens(per_minute, prompt_tokens, answers);
+        for (_, max_tokens) in prompts.iter_mut() {
+            *max_tokens = longest.min(*max_tokens);
+        }
+    }
+    let context = state.engine.max_model_len();
+    let answer = |(prompt, max_tokens): &(Vec<u32>, usize)| {
+        params.n * context.saturating_sub(prompt.len()).min(*max_tokens)
+    };
+    let answers: usize = prompts.iter().map(answer).sum();
+    observation.reserve(prompt_tokens + answers)?;
+    Ok(prompt_tokens)
 }
 
 /// Merges the events of all sequences, each with its sequence's index. Every sequence ends with

@@ -3,6 +3,7 @@
 mod document;
 mod fake;
 mod in_process;
+mod limits;
 mod nested;
 mod operating;
 mod responses;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use self::fake::{BASE, CURRENT, MODEL, Script, Server};
+use self::fake::{ADMIN_KEY, BASE, CURRENT, MODEL, Script, Server};
 use realign_engine::request::SubmitError;
 
 struct Reply {
@@ -49,6 +50,11 @@ fn send(server: &Server, method: &str, path: &str, headers: &[(&str, &str)], bod
         .uri(format!("{}{path}", server.url));
     for (name, value) in headers {
         request = request.header(*name, *value);
+    }
+    // Operators send their key unless the test sends another, or none on purpose.
+    let own = headers.iter().any(|(name, _)| *name == "authorization");
+    if path.starts_with("/admin") && !own {
+        request = request.header("authorization", format!("Bearer {ADMIN_KEY}"));
     }
     let mut response = if body.is_empty() {
         agent.run(request.body(()).unwrap()).unwrap()
@@ -410,6 +416,24 @@ fn operator_routes_map_outcomes_to_statuses() {
     }
     let events = get(&server, "/admin/v1/realignments/r1/events").text;
     assert!(events.contains("realignment_finished") && !events.contains("never_sent"));
+}
+
+/// A stream ends when its realignment has, even if the last event did not come, and at the latest
+/// when the server shuts down.
+#[test]
+fn streams_of_events_end() {
+    let server = Server::start(|_| ());
+    let path = |id: &str| format!("/admin/v1/realignments/{id}/events");
+    let missed = get(&server, &path("missed")).text;
+    assert!(missed.contains("\"no_conflict\""), "{missed}");
+    let running = std::thread::scope(|scope| {
+        let stream = scope.spawn(|| get(&server, &path("running")).text);
+        std::thread::sleep(Duration::from_millis(400));
+        assert!(!stream.is_finished());
+        server.state.closing.send_replace(true);
+        stream.join().unwrap()
+    });
+    assert!(!running.contains("realignment_finished"), "{running}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Reads and merges the sources of the configuration.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use figment::Figment;
@@ -7,6 +8,9 @@ use figment::error::Kind;
 use figment::providers::{Env, Format, Serialized, Toml};
 
 use super::{ConfigError, DEFAULT_FILE, RawConfig, RawTrain};
+
+/// Prefix of environment variables that are configuration keys.
+const PREFIX: &str = "REALIGN_";
 
 /// Environment variables with the prefix `REALIGN_` that are not configuration keys.
 const NOT_CONFIG: [&str; 9] = [
@@ -72,13 +76,74 @@ fn require_file(file: &Path) -> Result<(), ConfigError> {
 }
 
 fn file_and_environment(path: &Path) -> Figment {
-    let env = Env::prefixed("REALIGN_").ignore(&NOT_CONFIG).split("__");
+    let links =
+        service_links(std::env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        }));
+    for name in &links {
+        tracing::debug!(
+            variable = format!("{PREFIX}{name}"),
+            "ignored: it announces a service of the cluster"
+        );
+    }
+    let ignored: Vec<&str> = NOT_CONFIG
+        .into_iter()
+        .chain(links.iter().map(String::as_str))
+        .collect();
+    let env = Env::prefixed(PREFIX).ignore(&ignored).split("__");
     let mut sources = Figment::new();
     // `file_exact` treats a missing file as an error.
     if path.is_file() {
         sources = sources.merge(Toml::file_exact(path));
     }
     sources.merge(env)
+}
+
+/// Names, without the prefix, of the variables by which Kubernetes announces services whose names
+/// begin with `realign` to every container, such as `REALIGN_PORT=tcp://10.0.0.1:80`. Name and value
+/// must have that form, so that `REALIGN_PORT=9000` is still an unknown key.
+fn service_links(variables: impl Iterator<Item = (String, String)>) -> Vec<String> {
+    let ours = variables.filter_map(|(name, value)| {
+        let name = name.strip_prefix(PREFIX)?;
+        is_service_link(name, &value).then(|| name.to_owned())
+    });
+    ours.collect()
+}
+
+fn is_service_link(name: &str, value: &str) -> bool {
+    let upper = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+    // Two underscores separate a section from its key.
+    if name.contains("__") || !name.chars().all(upper) {
+        return false;
+    }
+    let port = value.parse::<u16>().is_ok();
+    let address = value.parse::<IpAddr>().is_ok();
+    let url = ["tcp://", "udp://", "sctp://"]
+        .iter()
+        .any(|scheme| value.starts_with(scheme));
+    // What follows `<service>_`; the service may be `realign` itself or have a longer name.
+    let ends = |suffix: &str| name == suffix || name.ends_with(&format!("_{suffix}"));
+    let named_port = ends("SERVICE_PORT") || format!("_{name}").contains("_SERVICE_PORT_");
+    let of_port = match port_link(name) {
+        Some("") => url,
+        Some("_PROTO") => ["tcp", "udp", "sctp"].contains(&value),
+        Some("_PORT") => port,
+        Some("_ADDR") => address,
+        _ => false,
+    };
+    of_port || (ends("SERVICE_HOST") && address) || (named_port && port) || (ends("PORT") && url)
+}
+
+/// What follows `PORT_<number>_<PROTOCOL>` in a name that has it.
+fn port_link(name: &str) -> Option<&str> {
+    name.match_indices("PORT_").find_map(|(at, found)| {
+        let own_word = at == 0 || name[..at].ends_with('_');
+        let (number, rest) = name[at + found.len()..].split_once('_')?;
+        let is_port = own_word && number.parse::<u16>().is_ok();
+        let protocols = ["TCP", "UDP", "SCTP"];
+        let rest = protocols.iter().find_map(|p| rest.strip_prefix(p))?;
+        is_port.then_some(rest)
+    })
 }
 
 fn extract(sources: Figment, overrides: &RawConfig) -> Result<RawConfig, ConfigError> {
@@ -162,4 +227,58 @@ fn distance(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_of_a_cluster_are_told_from_settings() {
+        let links = [
+            ("PORT", "tcp://10.3.4.5:80"),
+            ("SERVICE_HOST", "10.3.4.5"),
+            ("SERVICE_HOST", "fd00::5"),
+            ("SERVICE_PORT", "80"),
+            ("SERVICE_PORT_HTTP", "80"),
+            ("PORT_80_TCP", "tcp://10.3.4.5:80"),
+            ("PORT_80_TCP_PROTO", "tcp"),
+            ("PORT_80_TCP_PORT", "80"),
+            ("PORT_80_TCP_ADDR", "10.3.4.5"),
+            ("PORT_53_UDP", "udp://10.3.4.5:53"),
+            // A service `realign-admin`, and one `realign-server`.
+            ("ADMIN_PORT", "tcp://10.3.4.6:9090"),
+            ("ADMIN_SERVICE_HOST", "10.3.4.6"),
+            ("ADMIN_SERVICE_PORT_ADMIN", "9090"),
+            ("ADMIN_PORT_9090_TCP_ADDR", "10.3.4.6"),
+            ("SERVER_PORT", "tcp://10.3.4.7:80"),
+            // A service `realign-service`.
+            ("SERVICE_PORT", "tcp://10.3.4.8:80"),
+            ("SERVICE_PORT_80_TCP", "tcp://10.3.4.8:80"),
+            ("SERVICE_SERVICE_HOST", "10.3.4.8"),
+        ];
+        for (name, value) in links {
+            assert!(is_service_link(name, value), "{name}={value}");
+        }
+        let settings = [
+            ("PORT", "9000"),
+            ("ADMIN_PORT", "9090"),
+            ("SERVICE_HOST", "nowhere"),
+            ("SERVICE_PORT", "http"),
+            ("SERVICE_PORTS", "80"),
+            ("PORT_TCP", "tcp://10.3.4.5:80"),
+            ("PORT_80_TCP_ADDR", "yes"),
+            ("PORT_80_TCP_NAME", "tcp"),
+            ("SERVER__PORT", "tcp://10.3.4.5:80"),
+            ("TRANSPORT", "tcp://10.3.4.5:80"),
+            ("MODEL", "m"),
+            ("MODLE", "10.3.4.5"),
+        ];
+        for (name, value) in settings {
+            assert!(!is_service_link(name, value), "{name}={value}");
+        }
+        let named = |(name, value): &(&str, &str)| (format!("{PREFIX}{name}"), value.to_string());
+        let all = links.iter().chain(&settings).map(named);
+        assert_eq!(service_links(all).len(), links.len());
+    }
 }

@@ -3,6 +3,7 @@
 //! [`load`] reads a [`RawConfig`], [`Config::resolve`] checks it and fills in defaults. The rest of
 //! the program sees only [`Config`], which never changes.
 
+pub mod admin_key;
 mod exam;
 pub mod keys;
 mod load;
@@ -51,6 +52,13 @@ pub enum ConfigError {
         /// What is allowed.
         allowed: &'static str,
     },
+    /// Clients from other machines would be let in without a key, and nobody said that they may be.
+    #[error(
+        "server.host is {0}, which other machines reach, and there is no client key: set one \
+         (server.api_keys_file; `realign keys new NAME` makes one), or set server.open = true to \
+         let everyone in"
+    )]
+    Open(std::net::IpAddr),
     /// A setting of `[train]` cannot be trained with.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
@@ -144,6 +152,11 @@ impl Paths {
     /// The state database.
     pub fn database(&self) -> PathBuf {
         self.state.join("realign.db")
+    }
+
+    /// The file with the operators' key, which the server makes if the configuration has none.
+    pub fn admin_key(&self) -> PathBuf {
+        self.state.join("admin-key")
     }
 }
 

@@ -85,8 +85,11 @@ section! {
         api_keys: Vec<String>,
         /// File of such keys, one per line; reloaded on SIGHUP.
         api_keys_file: PathBuf,
+        /// Serve everyone on an address that other machines reach although no client key is set.
+        open: bool,
         /// Key that operators must send for `/admin`, given as the key itself or as
-        /// `sha256:<digest>`.
+        /// `sha256:<digest>`. Without it the server makes one: the file `admin-key` in
+        /// `paths.state`.
         admin_key: String,
         /// Web origins that browsers may call from; `*` allows any.
         cors_origins: Vec<String>,
@@ -110,8 +113,11 @@ section! {
 section! {
     /// Limits on client requests. Beyond them clients get 429 with `Retry-After`.
     RawLimits {
-        /// Maximum number of open connections; further ones wait in the system's backlog.
+        /// Maximum number of open connections on the clients' listener; a further one takes the place
+        /// of one that waits for a request.
         max_connections: usize,
+        /// The same for the operators' own listener.
+        max_admin_connections: usize,
         /// Maximum number of concurrent client requests.
         max_concurrent_requests: usize,
         /// Maximum number of requests per key and minute; 0 means no limit.

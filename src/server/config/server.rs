@@ -18,8 +18,10 @@ pub struct ServerConfig {
     pub api_keys: Vec<ApiKey>,
     /// File with more keys.
     pub api_keys_file: Option<PathBuf>,
+    /// Whether everyone is let in on an address that other machines reach, without a client key.
+    pub open: bool,
     /// Key that operators must send for `/admin`, as given: the key itself or its digest. `None`
-    /// restricts operator routes to direct requests from this machine.
+    /// means the one in the file [`super::Paths::admin_key`].
     pub admin_key: Option<String>,
     /// Web origins that browsers may call from.
     pub cors_origins: Vec<String>,
@@ -46,6 +48,25 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
+impl ServerConfig {
+    /// Whether clients need no key although other machines reach the address.
+    pub(crate) fn lets_everyone_in(&self) -> bool {
+        let keys = !self.api_keys.is_empty() || self.api_keys_file.is_some();
+        !keys && !self.address.ip().to_canonical().is_loopback()
+    }
+
+    /// Refuses to let everyone in unless that was asked for.
+    ///
+    /// # Errors
+    /// [`ConfigError::Open`].
+    pub(crate) fn check_open(&self) -> Result<(), ConfigError> {
+        if self.lets_everyone_in() && !self.open {
+            return Err(ConfigError::Open(self.address.ip()));
+        }
+        Ok(())
+    }
+}
+
 impl std::fmt::Debug for ServerConfig {
     /// Shows only the number or presence of keys, because keys are secrets.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -54,6 +75,7 @@ impl std::fmt::Debug for ServerConfig {
             .field("admin_address", &self.admin_address)
             .field("api_keys", &self.api_keys.len())
             .field("api_keys_file", &self.api_keys_file)
+            .field("open", &self.open)
             .field("admin_key", &self.admin_key.is_some())
             .field("cors_origins", &self.cors_origins)
             .field("tls", &self.tls)
@@ -65,8 +87,10 @@ impl std::fmt::Debug for ServerConfig {
 /// Limits on connections and client requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LimitsConfig {
-    /// Maximum number of open connections.
+    /// Maximum number of open connections on the clients' listener.
     pub max_connections: usize,
+    /// Maximum number of open connections on the operators' own listener.
+    pub max_admin_connections: usize,
     /// Maximum number of concurrent client requests.
     pub max_concurrent_requests: usize,
     /// Maximum number of requests per key and minute; `None` means no limit.
@@ -88,6 +112,7 @@ pub(super) fn resolve(raw: RawServer) -> Result<ServerConfig, ConfigError> {
         admin_address: admin_address(raw.admin_host, raw.admin_port, address)?,
         api_keys: api_keys(raw.api_key, &raw.api_keys.unwrap_or_default())?,
         api_keys_file: raw.api_keys_file,
+        open: raw.open.unwrap_or(false),
         admin_key,
         cors_origins: origins(raw.cors_origins.unwrap_or_default())?,
         tls: tls(raw.tls_cert, raw.tls_key)?,
@@ -111,6 +136,10 @@ pub(super) fn resolve_limits(raw: &RawLimits) -> Result<LimitsConfig, ConfigErro
         max_connections: one(
             "limits.max_connections",
             raw.max_connections.unwrap_or(1024),
+        )?,
+        max_admin_connections: one(
+            "limits.max_admin_connections",
+            raw.max_admin_connections.unwrap_or(128),
         )?,
         max_concurrent_requests: one(
             "limits.max_concurrent_requests",

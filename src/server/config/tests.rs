@@ -73,6 +73,10 @@ fn mistakes_are_named() {
             "[limits]\nmax_connections = 0",
             "limits.max_connections is 0",
         ),
+        (
+            "[limits]\nmax_admin_connections = 0",
+            "limits.max_admin_connections is 0",
+        ),
         ("[limits]\nrequests_per_minut = 1", "did you mean"),
         ("[compliance]\nshare = 1.5", "compliance.share is 1.5"),
         (
@@ -133,6 +137,37 @@ fn mistakes_are_named() {
     for (text, expect) in cases {
         let error = read(text, &RawConfig::default()).unwrap_err().to_string();
         assert!(error.contains(expect), "{text:?}: {error}");
+    }
+}
+
+#[test]
+fn who_lets_everyone_in_says_so() {
+    let check = |text: &str| {
+        let server = read(text, &RawConfig::default()).unwrap().server;
+        (server.lets_everyone_in(), server.check_open().is_ok())
+    };
+    for (text, expect) in [
+        ("", (false, true)),
+        ("host = '127.0.0.2'", (false, true)),
+        ("host = '::1'", (false, true)),
+        ("host = '::ffff:127.0.0.1'", (false, true)),
+        ("host = '0.0.0.0'", (true, false)),
+        ("host = '::'", (true, false)),
+        ("host = '10.1.2.3'", (true, false)),
+        ("host = '0.0.0.0'\nopen = true", (true, true)),
+        ("host = '0.0.0.0'\napi_key = 'k'", (false, true)),
+        ("host = '0.0.0.0'\napi_keys = ['a:k']", (false, true)),
+        ("host = '0.0.0.0'\napi_keys_file = 'f'", (false, true)),
+        // Operators have a key in any case.
+        ("admin_host = '0.0.0.0'\nadmin_port = 1", (false, true)),
+    ] {
+        assert_eq!(check(&format!("[server]\n{text}")), expect, "{text}");
+    }
+    let open = "[server]\nhost = '0.0.0.0'";
+    let server = read(open, &RawConfig::default()).unwrap().server;
+    let error = server.check_open().unwrap_err().to_string();
+    for remedy in ["0.0.0.0", "api_keys_file", "server.open = true"] {
+        assert!(error.contains(remedy), "{error}");
     }
 }
 

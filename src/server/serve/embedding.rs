@@ -12,9 +12,8 @@ impl Server {
     /// the operators' page at the root included. They answer as long as this server lives; after
     /// [`Server::shutdown`] they refuse requests with 503.
     ///
-    /// Without an admin key, operator routes answer direct requests from this machine only. Where a
-    /// request comes from is known if the application is served with
-    /// `into_make_service_with_connect_info::<SocketAddr>()`; otherwise an admin key is required.
+    /// Operator routes require the operators' key: `server.admin_key` or, without that, the one that
+    /// the server keeps in the file `admin-key` of its state directory.
     /// Limits on connections, header and write timeouts and TLS are up to the application, which
     /// listens; only [`Server::run`] applies the configured ones.
     pub fn router(&self) -> Router {
@@ -104,6 +103,7 @@ impl Server {
     /// runtime.
     pub async fn shutdown(&self) {
         self.drain().await;
+        self.state.closing.send_replace(true);
         self.end().await;
     }
 }

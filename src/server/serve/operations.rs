@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::ServerError;
 use super::tls::Tls;
 use crate::api::{Access, Rates};
+use crate::config::admin_key;
 use crate::config::keys::{self, ApiKey, KeyDigest, KeyFileError};
 use crate::config::{ComplianceConfig, Config, ConfigError};
 use crate::control::Control;
@@ -22,7 +23,15 @@ fn all_keys(config: &Config) -> Result<Vec<ApiKey>, KeyFileError> {
     Ok(all)
 }
 
+/// The keys of clients and of operators. Makes the operators' key if there is none.
 pub(super) fn access(config: &Config) -> Result<Access, ServerError> {
+    config.server.check_open()?;
+    if config.server.lets_everyone_in() {
+        tracing::warn!(
+            address = %config.server.address,
+            "server.open: everyone who reaches this address is let in without a key"
+        );
+    }
     let keys = all_keys(config)?;
     if keys.is_empty() && config.server.api_keys_file.is_some() {
         // An empty file must lock everyone out rather than let everyone in.
@@ -32,17 +41,6 @@ pub(super) fn access(config: &Config) -> Result<Access, ServerError> {
             allowed: "write at least one name:key into it, or leave it out to let everyone in",
         }));
     }
-    let admin = config
-        .server
-        .admin_key
-        .as_deref()
-        .map(KeyDigest::parse)
-        .transpose()
-        .map_err(|allowed| ConfigError::Value {
-            key: "server.admin_key",
-            value: "refused".into(),
-            allowed,
-        })?;
     let limits = &config.limits;
     let rates = Rates {
         requests: limits.requests_per_minute,
@@ -50,10 +48,33 @@ pub(super) fn access(config: &Config) -> Result<Access, ServerError> {
     };
     Ok(Access::new(
         keys,
-        admin,
+        admin(config)?,
         rates,
         limits.max_concurrent_requests,
     ))
+}
+
+/// The operators' key: the configured one, else that in the state directory.
+fn admin(config: &Config) -> Result<KeyDigest, ServerError> {
+    let key = match &config.server.admin_key {
+        Some(key) => key.clone(),
+        None => {
+            let path = config.paths.admin_key();
+            let key = admin_key::read_or_create(&path)?;
+            let path = std::path::absolute(&path).unwrap_or(path);
+            tracing::info!(
+                path = %path.display(),
+                "the operators' key is in this file; `realign keys page` prints a link to their page"
+            );
+            key
+        }
+    };
+    let refused = |allowed| ConfigError::Value {
+        key: "server.admin_key",
+        value: "refused".into(),
+        allowed,
+    };
+    Ok(KeyDigest::parse(&key).map_err(refused)?)
 }
 
 pub(super) fn telemetry(config: &Config) -> Result<Telemetry, ServerError> {

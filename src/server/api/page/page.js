@@ -714,6 +714,20 @@ function show(what) {
   }
 }
 
+/// A link from `realign keys page` ends in `#key=`, which no browser sends to a server.
+function keyFromLink() {
+  const found = location.hash.match(/^#key=(.+)$/);
+  if (!found) return false;
+  // Neither the address bar nor the history keeps it.
+  history.replaceState(null, "", location.pathname + location.search);
+  try {
+    sessionStorage.setItem(KEY, decodeURIComponent(found[1]));
+  } catch {
+    return false;
+  }
+  return true;
+}
+
 $("login").addEventListener("submit", (event) => {
   event.preventDefault();
   sessionStorage.setItem(KEY, $("key").value);
@@ -725,5 +739,7 @@ $("forget").addEventListener("click", () => {
   sessionStorage.removeItem(KEY);
   look();
 });
+window.addEventListener("hashchange", () => { if (keyFromLink()) look(); });
 document.addEventListener("visibilitychange", () => { if (!document.hidden && last) look(); });
+keyFromLink();
 look();

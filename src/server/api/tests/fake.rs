@@ -13,6 +13,7 @@ use super::super::answers::admin::{
     Unpinned,
 };
 use super::super::*;
+use crate::config::keys::{ApiKey, KeyDigest};
 use crate::telemetry::{Event, Outcome, Stage};
 use realign_core::AlignmentState;
 use realign_core::clock::unix_seconds;
@@ -26,6 +27,13 @@ use realign_model::test_support::test_model;
 pub(super) const MODEL: &str = "org/tiny";
 pub(super) const BASE: &str = "000000000000";
 pub(super) const CURRENT: &str = "00000000abcd";
+
+/// The operators' key of every server here.
+pub(super) const ADMIN_KEY: &str = "root";
+
+pub(super) fn access(keys: Vec<ApiKey>, rates: Rates, max_concurrent: usize) -> Access {
+    Access::new(keys, KeyDigest::of(ADMIN_KEY), rates, max_concurrent)
+}
 
 /// What the engine does with the next sequence.
 #[derive(Clone, Debug)]
@@ -102,7 +110,7 @@ impl EnginePort for FakeEngine {
     }
 }
 
-/// Knows one realignment, `r1`, and lets `activate` succeed if `CURRENT` is expected.
+/// Knows one realignment, `r1`, and two without events: `running`, and `missed`, which has ended. It lets `activate` succeed if `CURRENT` is expected.
 struct FakeAdmin;
 
 impl AdminPort for FakeAdmin {
@@ -113,8 +121,10 @@ impl AdminPort for FakeAdmin {
         vec![realignment("r1")]
     }
     fn realignment(&self, id: &str) -> Option<Realignment> {
-        (id == "r1").then(|| Realignment {
+        let known = ["r1", "running", "missed"].contains(&id);
+        known.then(|| Realignment {
             timeline: Some(None),
+            outcome: (id != "running").then_some(Outcome::NoConflict),
             ..realignment(id)
         })
     }
@@ -125,6 +135,9 @@ impl AdminPort for FakeAdmin {
         Err(AdminError::NotFound(format!("no realignment {id}")))
     }
     fn events(&self, id: &str) -> Option<BoxStream<'static, RealignmentEvent>> {
+        if ["running", "missed"].contains(&id) {
+            return Some(stream::pending().boxed());
+        }
         let stage = Stage::Triage;
         let events = [
             Event::StageEntered {
@@ -293,12 +306,13 @@ impl Server {
             registry: Arc::new(registry),
             admin: Arc::new(FakeAdmin),
             telemetry: Arc::new(Telemetry::new().unwrap()),
-            access: Arc::new(Access::new(Vec::new(), None, Rates::default(), 64)),
+            access: Arc::new(access(Vec::new(), Rates::default(), 64)),
             compliance: None,
             logs: Arc::new(FakeLogs::default()),
             cors_origins: Arc::default(),
             body_timeout: Duration::from_secs(60),
             ready: Arc::new(AtomicBool::new(true)),
+            closing: tokio::sync::watch::Sender::new(false),
             max_body_bytes: 4096,
             started_at: unix_seconds(),
         };

@@ -3,7 +3,7 @@
 use futures::StreamExt;
 
 use super::super::*;
-use super::fake::{BASE, CURRENT, Script, Server};
+use super::fake::{BASE, CURRENT, Script, Server, access};
 use super::get;
 use crate::telemetry::Compliance;
 use crate::telemetry::compliance::Sampling;
@@ -83,7 +83,7 @@ fn dropping_a_stream_cancels_and_releases_its_permit() {
 #[test]
 fn what_is_refused_says_why() {
     let server = Server::start(|state| {
-        state.access = Arc::new(Access::new(Vec::new(), None, Rates::default(), 1));
+        state.access = Arc::new(access(Vec::new(), Rates::default(), 1));
     });
     let refused = |request| generate_blocking(&server.state, request).unwrap_err();
     let user = || Generate::user("Hi");

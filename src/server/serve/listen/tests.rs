@@ -2,7 +2,8 @@ use std::io::{Read, Write};
 use std::net::TcpStream as Client;
 use std::time::Instant as Clock;
 
-use axum::routing::get;
+use axum::http::StatusCode;
+use axum::routing::{get, post};
 
 use super::*;
 
@@ -27,6 +28,7 @@ fn start(connections: usize) -> Running {
     let app = Router::new()
         .route("/", get(|| async { "hello" }))
         .route("/slow", get(slow))
+        .route("/refuse", post(|| async { StatusCode::PAYLOAD_TOO_LARGE }))
         .route("/big", get(|| async { vec![b'x'; 64 << 20] }));
     let limit = Duration::from_millis(300);
     let listening = Listening {
@@ -35,7 +37,7 @@ fn start(connections: usize) -> Running {
             write: limit,
         },
         tls: None,
-        connections: Arc::new(Semaphore::new(connections)),
+        connections: Arc::new(Connections::new(connections)),
         closing,
     };
     let served = runtime.spawn(listening.serve(listener, app));
@@ -81,7 +83,7 @@ fn a_client_that_takes_nothing_is_cut_off() {
     let server = start(1);
     let mut client = connect(server.address);
     ask(&mut client, "/big");
-    // Only one connection is allowed: the next client is served once the first has been cut off.
+    // Only one connection is allowed, and the first has a request in progress.
     let mut next = connect(server.address);
     ask(&mut next, "/");
     let mut start = [0; 15];
@@ -102,4 +104,58 @@ fn closing_lets_requests_finish_and_takes_no_more() {
     let ended = async { tokio::time::timeout(Duration::from_secs(10), server.served).await };
     server.runtime.block_on(ended).unwrap().unwrap();
     assert!(Client::connect(server.address).is_err());
+}
+
+/// Connections that send nothing or half a header must not keep others out.
+#[test]
+fn idle_connections_make_room_for_requests() {
+    let server = start(8);
+    let mut idle: Vec<Client> = (0..40).map(|_| connect(server.address)).collect();
+    for half_open in idle.iter_mut().step_by(2) {
+        // Those that made room for others are closed by now.
+        let _closed = half_open.write_all(b"GET / HTTP/1.1\r\nhost:");
+    }
+    let started = Clock::now();
+    let mut client = connect(server.address);
+    ask(&mut client, "/");
+    let mut start = [0; 15];
+    client.read_exact(&mut start).unwrap();
+    assert_eq!(&start, b"HTTP/1.1 200 OK");
+    assert!(
+        started.elapsed() < Duration::from_millis(250),
+        "before any timeout"
+    );
+}
+
+#[test]
+fn a_client_that_closes_its_side_gets_its_answer() {
+    let server = start(8);
+    for path in ["/", "/slow"] {
+        let mut client = connect(server.address);
+        ask(&mut client, path);
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        let answer = String::from_utf8(rest(&mut client)).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{path}: {answer}");
+    }
+}
+
+/// The server answers before it has read the body, and closes.
+#[test]
+fn a_refusal_reaches_a_client_that_is_still_sending() {
+    let server = start(8);
+    for chunked in [false, true] {
+        let mut client = connect(server.address);
+        let size = 24 << 20;
+        let framing = if chunked {
+            format!("transfer-encoding: chunked\r\n\r\n{size:x}\r\n")
+        } else {
+            format!("content-length: {size}\r\n\r\n")
+        };
+        write!(client, "POST /refuse HTTP/1.1\r\nhost: x\r\n{framing}").unwrap();
+        client.write_all(&vec![b'x'; size]).unwrap();
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).unwrap();
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+    }
 }
