@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::GlobalArgs;
 use realign_align::pipeline::{self, Cache, NoCache, Phase};
 use realign_align::train::{self, StepReport, memory};
+use realign_model::host_memory::Headroom;
 use realign_model::{Backend, Recompute};
 use realign_server::config::TrainConfig;
 
@@ -106,7 +107,7 @@ impl train::Observer for Bars<'_> {
         true
     }
 
-    fn memory(&self, backend: &dyn Backend) -> Option<u64> {
+    fn memory(&self, backend: &dyn Backend) -> Option<Headroom> {
         memory::limit(self.train.memory_mb, backend)
     }
 

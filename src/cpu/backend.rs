@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Result, Tensor};
 use realign_model::error::Result as ModelResult;
+use realign_model::host_memory::{Headroom, headroom};
 use realign_model::memory::{LearningBytes, Training};
 use realign_model::packing::{Packed, States};
 use realign_model::random::{RandomMatrix, random_model};
@@ -171,8 +172,8 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn free_bytes(&self) -> Option<u64> {
-        realign_model::memory::host_free_bytes()
+    fn headroom(&self) -> Option<Headroom> {
+        headroom()
     }
 
     fn time_slices(&self) -> &Arc<TimeSlices> {

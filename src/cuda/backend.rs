@@ -90,6 +90,7 @@ mod real {
     use candle_core::{DType, Device, Result, Tensor, bail};
     use realign_model::backend::Ceilings;
     use realign_model::error::Result as ModelResult;
+    use realign_model::host_memory::Headroom;
     use realign_model::memory::{Budget, LearningBytes, Plan, Stored, Training};
     use realign_model::random::{RandomMatrix, random_model};
     use realign_model::{
@@ -253,8 +254,8 @@ mod real {
             }
         }
 
-        fn free_bytes(&self) -> Option<u64> {
-            free_bytes(&self.device).map(|bytes| bytes as u64)
+        fn headroom(&self) -> Option<Headroom> {
+            free_bytes(&self.device).map(|bytes| Headroom::of_device(bytes as u64))
         }
 
         fn time_slices(&self) -> &Arc<TimeSlices> {

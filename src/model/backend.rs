@@ -9,6 +9,7 @@ use candle_core::quantized::GgmlDType;
 use candle_core::{Device, Result, bail};
 
 use super::error::Result as ModelResult;
+use super::host_memory::Headroom;
 use super::learning::{LearningPasses, PassOptions};
 use super::lora::LoraWeights;
 use super::memory::{Budget, LearningBytes, Plan, Stored, Training};
@@ -112,8 +113,8 @@ pub trait Backend: fmt::Debug + Send + Sync {
         0
     }
 
-    /// Bytes that are free where it computes; `None` where the system does not tell.
-    fn free_bytes(&self) -> Option<u64>;
+    /// The memory that may still be taken where it computes; `None` where the system does not tell.
+    fn headroom(&self) -> Option<Headroom>;
 
     /// How the engine and learning passes divide the host's time.
     fn time_slices(&self) -> &Arc<TimeSlices>;

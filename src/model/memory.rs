@@ -138,29 +138,3 @@ pub struct LearningBytes {
     /// Logits of the response tokens that are measured at once, the reference's with them.
     pub logits: usize,
 }
-
-/// Bytes of the host's memory that the system can give without swapping, where it tells (Linux).
-pub fn host_free_bytes() -> Option<u64> {
-    parse(&std::fs::read_to_string("/proc/meminfo").ok()?)
-}
-
-fn parse(meminfo: &str) -> Option<u64> {
-    let line = meminfo
-        .lines()
-        .find(|line| line.starts_with("MemAvailable:"))?;
-    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kilobytes * 1024)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_systems_figure_is_read() {
-        assert_eq!(
-            parse("MemFree: 1 kB\nMemAvailable:   2048 kB\n"),
-            Some(2 << 20)
-        );
-    }
-}

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 use realign_model::error::Result as ModelResult;
-use realign_model::memory::{LearningBytes, Training, host_free_bytes};
+use realign_model::host_memory::{Headroom, headroom};
+use realign_model::memory::{LearningBytes, Training};
 use realign_model::{
     BLOCK_TOKENS, Backend, Decoder, Executor, ExecutorOptions, LearningPasses, LoraWeights,
     ModelFiles, ModelSpec, PassOptions, Recompute, Staged, TimeSlices,
@@ -133,8 +134,8 @@ impl Backend for ReferenceBackend {
         self.bytes()
     }
 
-    fn free_bytes(&self) -> Option<u64> {
-        host_free_bytes()
+    fn headroom(&self) -> Option<Headroom> {
+        headroom()
     }
 
     fn time_slices(&self) -> &Arc<TimeSlices> {

@@ -13,7 +13,7 @@ mod failures;
 mod question;
 mod report;
 mod respond;
-mod scorer;
+pub(crate) mod scorer;
 mod statistics;
 #[cfg(test)]
 mod tests;

@@ -91,6 +91,9 @@ pub enum ExamError {
     /// The engine did not answer.
     #[error("{0}")]
     Engine(String),
+    /// There is not enough memory; holds the numbers.
+    #[error("{0}")]
+    NoRoom(String),
     /// A likelihood could not be computed.
     #[error("a likelihood could not be computed: {0}")]
     Likelihood(#[from] candle_core::Error),

@@ -26,6 +26,12 @@ const LOGIT_BYTES: usize = 96 << 20;
 /// to whole blocks.
 const CACHE_TOKENS: usize = 4096;
 
+/// What a scorer takes: rows of a pass, blocks of its cache, bytes of logits.
+pub(crate) fn sizes(vocab: usize) -> (usize, usize, usize) {
+    let logits = LOGIT_BYTES.min(4 * BATCH_ROWS * vocab);
+    (BATCH_ROWS, CACHE_TOKENS.div_ceil(BLOCK_TOKENS), logits)
+}
+
 /// Scores continuations with an executor and a cache of its own.
 pub struct Scorer {
     executor: Box<dyn Executor>,

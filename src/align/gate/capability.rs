@@ -24,7 +24,7 @@ pub struct Capability {
 }
 
 /// Rows per forward pass: two sets of logits over the vocabulary exist at once.
-const ROW_BUDGET: usize = 256;
+pub(crate) const ROW_BUDGET: usize = 256;
 
 /// Paragraphs of a text as (first token, rest) examples, at most `max_tokens` in all.
 pub fn paragraphs(tokenizer: &Tokenizer, text: &str, max_tokens: usize) -> Vec<Example> {

@@ -5,5 +5,6 @@ mod capability;
 mod verdict;
 
 pub use agreement::{Agreement, HeldOutPrompt, NoPrompts};
+pub(crate) use capability::ROW_BUDGET;
 pub use capability::{Capability, NEUTRAL_TEXT, capability, paragraphs};
 pub use verdict::{Measured, judge};

@@ -9,6 +9,7 @@ use super::run::{Candidate, Learner, Run, Scored};
 use crate::train::examples::TokenPair;
 use crate::train::{self, Recipe, StepReport, WeightScale};
 use realign_core::Category;
+use realign_model::host_memory::Headroom;
 use realign_model::{Backend, LoraWeights, Recompute};
 
 /// Share of the first round's learning rate in later rounds.
@@ -164,7 +165,7 @@ impl train::Observer for Later<'_> {
     fn on_step(&self, report: &StepReport) {
         self.observer.on_step(report);
     }
-    fn memory(&self, backend: &dyn Backend) -> Option<u64> {
+    fn memory(&self, backend: &dyn Backend) -> Option<Headroom> {
         self.observer.memory(backend)
     }
     fn recompute(&self) -> Recompute {

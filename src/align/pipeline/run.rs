@@ -7,7 +7,8 @@ use super::PipelineError;
 use super::observer::{Known, Observer, Phase, RawScores};
 use crate::impact::{self, score::At};
 use crate::train::examples::{Reference, TokenPair, with_reference};
-use crate::train::run::{ROW_BUDGET, steps};
+use crate::train::memory::MemoryPlan;
+use crate::train::run::{ROW_BUDGET, TrainError, steps};
 use crate::train::{self, Begin, Recipe, TrainExample, Trained, WeightScale};
 use realign_core::TriageCounts;
 use realign_model::packing::group_by_rows;
@@ -158,6 +159,7 @@ impl Learner {
         // Scoring also runs the conflicts through the model, so it can provide their reference.
         let scoring_gives_reference =
             run.is_scored() && known.is_none() && !cache.shares_reference();
+        self.check_memory(run, observer)?;
         let reference = self.reference(run, !scoring_gives_reference, observer)?;
         let mut scored = Scored {
             examples: reference.value,
@@ -179,6 +181,17 @@ impl Learner {
             }
         }
         Ok(scored)
+    }
+
+    /// Refuses a run that does not fit, before its first pass. Gradients of the gold batch take what
+    /// those of a step take, and derivatives along them less.
+    fn check_memory(&self, run: &Run<'_>, observer: &dyn Observer) -> Result<(), PipelineError> {
+        let rows = run.pairs.iter().map(|pair| pair.preference().rows()).sum();
+        let plan = |recompute| MemoryPlan::new(self.backend(), run.recipe, rows, recompute);
+        let available = observer.memory(self.backend());
+        MemoryPlan::fitting(observer.recompute(), available, plan)
+            .map_err(|error| TrainError::from(error.of("scoring and training")))?;
+        Ok(())
     }
 
     /// All pairs at weight 1 with their reference log-probabilities; without `conflicts`, those of

@@ -1,9 +1,11 @@
-//! What a run will take, counted before it begins.
+//! What the stages of a realignment will take, counted before they begin.
 
 use serde::Serialize;
 
 use super::recipe::Recipe;
 use super::run::ROW_BUDGET;
+use crate::exam::scorer;
+use realign_model::host_memory::Headroom;
 use realign_model::memory::Training;
 use realign_model::{Backend, LoraSite, Recompute};
 
@@ -70,7 +72,7 @@ impl MemoryPlan {
     /// [`TooLarge`] with the numbers, if none does.
     pub(crate) fn fitting(
         choice: Recompute,
-        available: Option<u64>,
+        available: Option<Headroom>,
         plan: impl Fn(bool) -> Self,
     ) -> Result<(Self, bool), TooLarge> {
         let recompute = match choice {
@@ -88,13 +90,49 @@ impl MemoryPlan {
         self.weights + self.activations + self.logits + self.adapter + self.states
     }
 
+    /// For measuring a candidate: forward passes of so many rows, without gradients, by the model
+    /// with and without the adapter.
+    fn measuring(backend: &dyn Backend, recipe: &Recipe, rows: usize) -> Self {
+        let bytes = backend.learning_bytes(&Training {
+            rank: recipe.rank,
+            layers: 0,
+            projections: 0,
+            rows,
+            longest: rows,
+            recompute: true,
+        });
+        Self {
+            weights: bytes.weights,
+            activations: bytes.activations,
+            // The base's and the candidate's.
+            logits: 2 * bytes.logits,
+            adapter: 0,
+            states: FLOAT * rows * backend.spec().hidden_size * 2,
+        }
+    }
+
+    /// For an exam: the likelihoods of answers, by an executor with a cache of its own. The answers
+    /// themselves take what the serving engine has already.
+    fn sitting(backend: &dyn Backend, recipe: &Recipe) -> Self {
+        let (rows, blocks, logits) = scorer::sizes(backend.spec().vocab_size);
+        let measuring = Self::measuring(backend, recipe, rows);
+        Self {
+            weights: 0,
+            activations: measuring.activations,
+            logits,
+            adapter: 0,
+            states: blocks * backend.bytes_per_block(),
+        }
+    }
+
     /// Holds the plan against what there is.
     ///
     /// # Errors
     /// [`TooLarge`] with the numbers, if it does not fit.
-    pub(crate) fn check(&self, available: Option<u64>) -> Result<(), TooLarge> {
+    pub(crate) fn check(&self, available: Option<Headroom>) -> Result<(), TooLarge> {
         match available {
-            Some(available) if self.total() as u64 > available => Err(TooLarge {
+            Some(available) if self.total() as u64 > available.free => Err(TooLarge {
+                what: "training",
                 plan: *self,
                 available,
             }),
@@ -103,27 +141,70 @@ impl MemoryPlan {
     }
 }
 
-/// A run that does not fit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "training would take {} MB ({} MB activations, {} MB hidden states of the pairs, {} MB adapter, \
-     {} MB logits, {} MB weights), {} MB are free: lower train.max_pairs, train.max_pair_tokens, \
-     train.rank or train.layer_share, or raise train.memory_mb if that is what limits it",
-    plan.total() >> 20, plan.activations >> 20, plan.states >> 20, plan.adapter >> 20,
-    plan.logits >> 20, plan.weights >> 20, available >> 20
-)]
-pub struct TooLarge {
-    /// What the run would take.
-    pub(crate) plan: MemoryPlan,
-    /// What there is, in bytes.
-    pub(crate) available: u64,
+/// Holds an exam against what there is.
+///
+/// # Errors
+/// [`TooLarge`] with the numbers, if it does not fit.
+pub fn check_exam(
+    backend: &dyn Backend,
+    recipe: &Recipe,
+    available: Option<Headroom>,
+) -> Result<(), TooLarge> {
+    let plan = MemoryPlan::sitting(backend, recipe);
+    plan.check(available).map_err(|error| error.of("the exam"))
 }
 
-/// The bytes that a run may take: what is configured, else what is free where it computes.
-pub fn limit(configured_mb: Option<u64>, backend: &dyn Backend) -> Option<u64> {
-    configured_mb
-        .map(|mb| mb.saturating_mul(1 << 20))
-        .or_else(|| backend.free_bytes())
+/// Holds what the gate measures of a candidate against what there is.
+///
+/// # Errors
+/// [`TooLarge`] with the numbers, if it does not fit.
+pub fn check_gate(
+    backend: &dyn Backend,
+    recipe: &Recipe,
+    available: Option<Headroom>,
+) -> Result<(), TooLarge> {
+    let plan = MemoryPlan::measuring(backend, recipe, crate::gate::ROW_BUDGET);
+    plan.check(available).map_err(|error| error.of("the gate"))
+}
+
+/// Work that does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{what} needs {} MiB ({} MiB activations, {} MiB hidden states and keys, {} MiB adapter, \
+     {} MiB logits, {} MiB weights), {available}: lower train.max_pairs, train.max_pair_tokens, \
+     train.rank, train.layer_share or engine.kv_cache_mb, or {}",
+    mib(plan.total()), mib(plan.activations), mib(plan.states), mib(plan.adapter),
+    mib(plan.logits), mib(plan.weights), available.remedy()
+)]
+pub struct TooLarge {
+    /// What does not fit.
+    pub(crate) what: &'static str,
+    /// What it would take.
+    pub(crate) plan: MemoryPlan,
+    /// What there is.
+    pub(crate) available: Headroom,
+}
+
+impl TooLarge {
+    /// The same of other work.
+    pub(crate) fn of(self, what: &'static str) -> Self {
+        Self { what, ..self }
+    }
+}
+
+/// Rounded up: what is needed is never shown as less than it is.
+fn mib(bytes: usize) -> usize {
+    bytes.div_ceil(1 << 20)
+}
+
+/// What a run may take: what is free where it computes, or what is configured if that is less.
+pub fn limit(configured_mb: Option<u64>, backend: &dyn Backend) -> Option<Headroom> {
+    let configured =
+        configured_mb.map(|mb| Headroom::of_setting("train.memory_mb", mb.saturating_mul(1 << 20)));
+    [configured, backend.headroom()]
+        .into_iter()
+        .flatten()
+        .reduce(Headroom::min)
 }
 
 #[cfg(test)]
@@ -132,6 +213,41 @@ mod tests {
     use realign_cpu::CpuBackend;
     use realign_model::ModelSource;
     use realign_reference::ReferenceBackend;
+
+    fn bytes(free: u64) -> Option<Headroom> {
+        Some(Headroom::of_device(free))
+    }
+
+    #[test]
+    fn exam_and_gate_are_held_against_what_is_free() {
+        let (_, backend) = backends();
+        let recipe = Recipe::default();
+        for check in [check_exam, check_gate] {
+            check(&backend, &recipe, None).unwrap();
+            check(&backend, &recipe, bytes(1 << 30)).unwrap();
+            let error = check(&backend, &recipe, bytes(1 << 16)).unwrap_err();
+            assert!(
+                error.to_string().contains("0 MiB are free on the device"),
+                "{error}"
+            );
+        }
+        let container = Headroom {
+            free: 250 << 20,
+            limit: 300 << 20,
+            bound: realign_model::host_memory::Bound::Container,
+        };
+        let plan = MemoryPlan {
+            activations: 420 << 20,
+            ..MemoryPlan::default()
+        };
+        let error = plan.check(Some(container)).unwrap_err().to_string();
+        assert!(error.starts_with("training needs 420 MiB"), "{error}");
+        assert!(
+            error.contains("250 MiB of the container's 300 MiB are free: lower train.max_pairs")
+                && error.ends_with("or raise the container's memory limit"),
+            "{error}"
+        );
+    }
 
     #[test]
     fn packed_weights_need_no_copy_and_too_much_is_refused_with_numbers() {
@@ -146,10 +262,10 @@ mod tests {
         let twice = on_packed(20_000, false);
         assert_eq!(twice.states, 2 * packed.states);
         packed.check(None).unwrap();
-        packed.check(Some(packed.total() as u64)).unwrap();
-        let error = packed.check(Some(1 << 20)).unwrap_err().to_string();
+        packed.check(bytes(packed.total() as u64)).unwrap();
+        let error = packed.check(bytes(1 << 20)).unwrap_err().to_string();
         assert!(
-            error.contains("1 MB are free") && error.contains("train.max_pairs"),
+            error.contains("1 MiB are free") && error.contains("train.max_pairs"),
             "{error}"
         );
     }
@@ -164,8 +280,8 @@ mod tests {
         let plan = |recompute| MemoryPlan::new(&backend, &recipe, 10_000, recompute);
         let (kept, again) = (plan(false).total() as u64, plan(true).total() as u64);
         assert!(again < kept, "{again} and {kept}");
-        let fitting = |choice, bytes| {
-            let found = MemoryPlan::fitting(choice, bytes, plan);
+        let fitting = |choice, free: Option<u64>| {
+            let found = MemoryPlan::fitting(choice, free.and_then(bytes), plan);
             found.map(|(plan, recompute)| (plan.total() as u64, recompute))
         };
         assert_eq!(fitting(Recompute::Auto, None), Ok((kept, false)));

@@ -18,6 +18,7 @@ use super::recipe::{Recipe, RecipeError};
 use super::schedule::learning_rate;
 use super::trainable::{Gradients, TrainableLora};
 use realign_core::Category;
+use realign_model::host_memory::Headroom;
 use realign_model::packing::{Example, group_by_rows};
 use realign_model::{Backend, Dropout, LoraWeights, PassOptions, Recompute};
 
@@ -32,8 +33,8 @@ pub trait Observer {
     fn proceed(&self) -> bool;
     /// After every optimiser step.
     fn on_step(&self, report: &StepReport);
-    /// Bytes that the run may take; asked once, before the first step. `None` is no limit.
-    fn memory(&self, backend: &dyn Backend) -> Option<u64> {
+    /// What the run may take; asked before scoring and before the first step. `None` is no limit.
+    fn memory(&self, backend: &dyn Backend) -> Option<Headroom> {
         super::memory::limit(None, backend)
     }
     /// Whether passes that have the choice compute intermediate results again.
@@ -243,7 +244,7 @@ fn room(
         tracing::info!(
             planned_mb = chosen.total() >> 20,
             kept_mb = kept.total() >> 20,
-            free_mb = available.map(|bytes| bytes >> 20),
+            free_mb = available.map(|available| available.free >> 20),
             "training computes intermediate results of layers again instead of keeping them"
         );
     }

@@ -14,6 +14,7 @@ use realign_align::oracle::{Oracle, RuleOracle};
 use realign_align::pipeline::{Failures, Inputs};
 use realign_align::policy::PolicySet;
 use realign_align::train::examples::TokenPair;
+use realign_align::train::memory::check_exam;
 use realign_align::triage::Triage;
 use realign_core::clock::unix_seconds;
 use realign_engine::adapter::base_id;
@@ -50,7 +51,7 @@ impl Context {
     /// Has a generation sit an exam.
     ///
     /// # Errors
-    /// [`ExamError`]; what was answered is remembered.
+    /// [`ExamError`]; what was answered is remembered. Nothing is asked if there is no room.
     pub(super) fn sit(
         &self,
         exam: &Exam,
@@ -58,6 +59,9 @@ impl Context {
         generation: &Arc<Generation>,
         proceed: &dyn Fn() -> bool,
     ) -> Result<(Sitting, Arc<Report>), ExamError> {
+        let backend = &*self.loaded.backend;
+        check_exam(backend, &self.recipe, backend.headroom())
+            .map_err(|error| ExamError::NoRoom(error.to_string()))?;
         let engine = EngineAnswers {
             engine: &self.engine,
             base: self.registry.base(),

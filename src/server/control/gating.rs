@@ -14,6 +14,7 @@ use realign_align::exam::{
 };
 use realign_align::gate::{self, Measured};
 use realign_align::pipeline::Learner;
+use realign_align::train::memory::check_gate;
 use realign_core::Stage;
 use realign_core::clock::unix_seconds;
 use realign_engine::adapter::generation::Generation;
@@ -78,6 +79,8 @@ impl Realignment<'_> {
         asked: Asked<'_>,
         candidate: &Arc<Generation>,
     ) -> Result<serde_json::Value, Stop> {
+        let backend = learner.backend();
+        check_gate(backend, &self.context.recipe, backend.headroom()).map_err(failed)?;
         self.make_ready(candidate)?;
         let after = self.examine(asked.exam, candidate, Some(ExamRole::Candidate))?;
         self.work.progress(0.7);

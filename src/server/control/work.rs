@@ -17,6 +17,7 @@ use realign_align::train::examples::TokenPair;
 use realign_align::train::memory::limit;
 use realign_align::train::{self, StepReport};
 use realign_core::clock::unix_seconds;
+use realign_model::host_memory::Headroom;
 use realign_model::{Backend, Recompute};
 
 /// Longest wait for serving before one micro-batch: serving goes first, training never starves.
@@ -123,7 +124,7 @@ impl train::Observer for Work<'_> {
         self.stand_back()
     }
 
-    fn memory(&self, backend: &dyn Backend) -> Option<u64> {
+    fn memory(&self, backend: &dyn Backend) -> Option<Headroom> {
         limit(self.context.config.train.memory_mb, backend)
     }
 

@@ -5,6 +5,7 @@ use crate::config::Config;
 use realign_align::oracle::HIDDEN_ROWS;
 use realign_align::train::ModelSize;
 use realign_align::train::run::ROW_BUDGET;
+use realign_model::host_memory::headroom;
 use realign_model::memory::{Budget, Plan, Stored, Training};
 use realign_model::{ComputeDevice, ModelSource, ModelSpec, Recompute};
 
@@ -39,6 +40,7 @@ fn budget(config: &Config, spec: &ModelSpec, stored: Option<Stored>) -> Budget {
 /// If the plan does not fit, or the model's files cannot be read.
 pub(crate) fn check(config: &Config, device: &dyn ComputeDevice) -> Result<(), ServerError> {
     let Some(free) = device.free_bytes() else {
+        warn_of_the_cache(config);
         return Ok(());
     };
     let files = ModelSource::parse(&config.model)?.fetch()?;
@@ -61,6 +63,19 @@ pub(crate) fn check(config: &Config, device: &dyn ComputeDevice) -> Result<(), S
         );
     }
     Ok(())
+}
+
+/// The host's memory is taken as the cache fills, so a cache that is too large ends a server late.
+fn warn_of_the_cache(config: &Config) {
+    let kv_bytes = (config.engine.kv_cache_mb as u64).saturating_mul(1 << 20);
+    if let Some(room) = headroom().filter(|room| room.free < kv_bytes) {
+        tracing::warn!(
+            kv_cache_mb = config.engine.kv_cache_mb,
+            %room,
+            "the KV cache may grow beyond the memory that is free: lower engine.kv_cache_mb, or {}",
+            room.remedy()
+        );
+    }
 }
 
 #[cfg(test)]
