@@ -2,15 +2,19 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
 use realign_server::config::Config;
-use realign_server::serve::Server;
+use realign_server::serve::{EXIT_STUCK, Server, ServerError};
 
 use crate::{
     Cli, Command, EXIT_FAILED, EXIT_OK, EXIT_USAGE, adapters, bench, eval, exam, keys, logs, model,
     policy, score, train, triage,
 };
+
+/// How long tasks that block may take once the server has ended.
+const LAST_TASKS: Duration = Duration::from_secs(2);
 
 /// The `realign` program: reads the arguments and runs the command that they name.
 pub fn main() -> ExitCode {
@@ -62,15 +66,31 @@ fn serve(config: Config, logs: logs::Logs) -> anyhow::Result<u8> {
         pool.map_err(|error| anyhow::anyhow!("cannot use {threads} threads: {error}"))?;
     }
     let server = Server::load(config, Arc::new(logs))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
-    match runtime.block_on(server.run()) {
+    let runtime = runtime()?;
+    let ended = runtime.block_on(server.run());
+    // A task that blocks must not keep the process.
+    runtime.shutdown_timeout(LAST_TASKS);
+    match ended {
         Ok(()) => Ok(EXIT_OK),
         Err(error) => {
             eprintln!("error: {error}");
+            if matches!(error, ServerError::Stuck(_)) {
+                std::process::exit(EXIT_STUCK);
+            }
             Ok(EXIT_FAILED)
         }
     }
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    let build = || {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+    };
+    // Tokio panics where the system refuses it a thread.
+    let refused = "the system refuses the threads that serve requests: raise its limit (ulimit -u, \
+                   TasksMax=, pids.max)";
+    std::panic::catch_unwind(build).unwrap_or_else(|_| Err(std::io::Error::other(refused)))
 }

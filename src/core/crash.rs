@@ -1,4 +1,7 @@
-//! A test aid that aborts the process at a named point, as a power cut would.
+//! Test aids that abort the process, or make a thread panic, at a named point.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Aborts the process if the environment variable `REALIGN_CRASH_AT` equals `name`.
 ///
@@ -9,5 +12,16 @@ pub fn crash_point(name: &str) {
     if std::env::var_os("REALIGN_CRASH_AT").is_some_and(|at| at == name) {
         tracing::error!(point = name, "REALIGN_CRASH_AT: aborting");
         std::process::abort();
+    }
+}
+
+/// Panics, once in the life of the process, if the environment variable `REALIGN_PANIC_AT` is the
+/// name of this thread (see [`Thread`](crate::Thread)): at its next heartbeat.
+pub(crate) fn panic_point(thread: &str) {
+    static AT: OnceLock<Option<String>> = OnceLock::new();
+    static DONE: AtomicBool = AtomicBool::new(false);
+    let at = AT.get_or_init(|| std::env::var("REALIGN_PANIC_AT").ok());
+    if at.as_deref() == Some(thread) && !DONE.swap(true, Ordering::AcqRel) {
+        panic!("REALIGN_PANIC_AT: {thread}");
     }
 }

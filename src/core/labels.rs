@@ -143,6 +143,26 @@ labels! {
 }
 
 labels! {
+    /// The threads that a server cannot do without.
+    Thread {
+        /// Computes the steps of all running sequences.
+        Engine = "engine",
+        /// The control loop.
+        Control = "control",
+        /// Watches the policy directory.
+        PolicyWatch = "policy-watch",
+        /// Judges answers to clients.
+        Compliance = "compliance",
+        /// Sends traces.
+        Traces = "traces",
+        /// Keeps the alignment metric up to date.
+        Alignment = "alignment",
+        /// Watches the others.
+        Supervisor = "supervisor",
+    }
+}
+
+labels! {
     /// Why an otherwise valid request was refused.
     Refusal {
         /// Missing or wrong API key.

@@ -8,9 +8,12 @@ mod labels;
 mod leases;
 pub mod ranges;
 mod stop;
+pub mod supervision;
 
 pub use category::{Category, TriageCounts};
 pub use crash::crash_point;
-pub use labels::{AlignmentState, LossPart, Outcome, Refusal, Stage, Trigger, UnknownLabel};
+pub use labels::{
+    AlignmentState, LossPart, Outcome, Refusal, Stage, Thread, Trigger, UnknownLabel,
+};
 pub use leases::LeaseCounts;
 pub use stop::StopReason;

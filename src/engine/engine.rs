@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use realign_core::supervision::Vital;
+
 use crate::adapter::generation::{Generation, GenerationId};
 use crate::merged::PrepareError;
 use crate::request::{EngineStats, GenerateRequest, GenerateStream, SubmitError};
@@ -45,6 +47,12 @@ pub trait Engine: Send + Sync + fmt::Debug {
 
     /// Whether any sequence is running or waiting. Training yields while there is one.
     fn is_busy(&self) -> bool;
+
+    /// The signs of life of the thread that computes all sequences; `None` if there is no such
+    /// thread.
+    fn vital(&self) -> Option<Arc<Vital>> {
+        None
+    }
 
     /// Longest prompt plus completion, in tokens.
     fn max_model_len(&self) -> usize;

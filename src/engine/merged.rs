@@ -17,6 +17,7 @@ pub(crate) use engine::MergedEngine;
 pub use error::{BuildError, PrepareError};
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -28,6 +29,7 @@ use super::driver::{Driver, STOPPING};
 use super::request::{GenerateEvent, GenerateRequest, GenerateStream, SamplingParams, SubmitError};
 use super::sequence::Sequence;
 use crate::adapter::generation::{Generation, GenerationId};
+use realign_core::supervision::panic_message;
 use realign_model::Tokenizer;
 
 /// How often a preparation that waits for room checks again.
@@ -335,14 +337,18 @@ impl Copies {
     fn build(&self, generation: &Arc<Generation>, permit: Permit) -> Result<(), PrepareError> {
         let started = Instant::now();
         let id = &generation.id;
-        let built = self.builder.build(generation).map(|backend| {
-            Arc::new(Loaded {
+        let attempt = AssertUnwindSafe(|| {
+            let backend = self.builder.build(generation)?;
+            let copy = Arc::new(Loaded {
                 generation: id.clone(),
                 backend,
                 _permit: permit,
-            })
+            });
+            self.warm(&copy, generation).map(|()| copy)
         });
-        let warmed = built.and_then(|copy| self.warm(&copy, generation).map(|()| copy));
+        // Sequences wait for the copy: whatever becomes of it, they must be told.
+        let warmed = catch_unwind(attempt)
+            .unwrap_or_else(|panic| Err(BuildError::Panicked(panic_message(&*panic).into())));
         let result = warmed
             .as_ref()
             .map(|_| ())

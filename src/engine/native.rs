@@ -4,7 +4,10 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
+use realign_core::Thread;
+use realign_core::supervision::{Life, Vital};
 use realign_model::TimeSlices;
 
 use crate::admission::{Admission, Shared};
@@ -13,6 +16,10 @@ use crate::engine::Engine;
 use crate::request::{EngineStats, GenerateRequest, GenerateStream, SubmitError};
 use crate::runner::Runner;
 use crate::sequence::Sequence;
+
+/// The longest that one step may take before the engine counts as hung. A step of a large model on
+/// few cores, behind a piece of learning, takes a minute or two.
+const LONGEST_STEP: Duration = Duration::from_secs(300);
 
 enum Command {
     Run(Box<Sequence>),
@@ -24,6 +31,7 @@ enum Command {
 pub(crate) struct NativeEngine {
     admission: Admission,
     commands: Sender<Command>,
+    vital: Arc<Vital>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -38,38 +46,57 @@ impl NativeEngine {
         slices: Arc<TimeSlices>,
     ) -> std::io::Result<Self> {
         let (commands, inbox) = channel();
+        let vital = Arc::new(Vital::new(Thread::Engine, LONGEST_STEP));
         let worker = Worker {
             runner,
             slices,
             shared: admission.shared.clone(),
             inbox,
+            vital: vital.clone(),
         };
+        let own = vital.clone();
         let thread = std::thread::Builder::new()
-            .name("engine".into())
-            .spawn(move || worker.run())?;
+            .name(Thread::Engine.as_str().into())
+            // A panic drops the sequences, whose callers then see the end of their streams.
+            .spawn(move || own.run(|| worker.run()))?;
         Ok(Self {
             admission,
             commands,
+            vital,
             thread: Mutex::new(Some(thread)),
         })
+    }
+
+    fn is_dead(&self) -> bool {
+        matches!(self.vital.life(), Life::Dead(_))
     }
 }
 
 impl Engine for NativeEngine {
     fn submit(&self, request: GenerateRequest) -> Result<GenerateStream, SubmitError> {
+        if self.is_dead() {
+            return Err(SubmitError::Stopped);
+        }
         self.admission.submit(request, |sequence| {
             self.commands
                 .send(Command::Run(Box::new(sequence)))
-                .map_err(|_| SubmitError::ShuttingDown)
+                .map_err(|_| SubmitError::Stopped)
         })
     }
 
     fn stats(&self) -> EngineStats {
+        if self.is_dead() {
+            return EngineStats::default();
+        }
         self.admission.stats()
     }
 
     fn is_busy(&self) -> bool {
-        self.admission.is_busy()
+        !self.is_dead() && self.admission.is_busy()
+    }
+
+    fn vital(&self) -> Option<Arc<Vital>> {
+        Some(self.vital.clone())
     }
 
     fn max_model_len(&self) -> usize {
@@ -92,11 +119,13 @@ struct Worker {
     slices: Arc<TimeSlices>,
     shared: Arc<Shared>,
     inbox: Receiver<Command>,
+    vital: Arc<Vital>,
 }
 
 impl Worker {
     fn run(mut self) {
         while self.receive() {
+            self.vital.beat();
             let waiting = self.runner.scheduler.waiting.len();
             let can_run = self.runner.schedule();
             self.count_waiting(waiting);
@@ -118,6 +147,7 @@ impl Worker {
     fn receive(&mut self) -> bool {
         let scheduler = &mut self.runner.scheduler;
         if scheduler.is_idle() {
+            self.vital.rest();
             match self.inbox.recv() {
                 Ok(Command::Run(sequence)) => scheduler.waiting.push_back(*sequence),
                 Ok(Command::Stop) | Err(_) => return false,

@@ -154,6 +154,9 @@ pub enum SubmitError {
     /// The engine is draining or has stopped.
     #[error("the engine is shutting down")]
     ShuttingDown,
+    /// The engine's thread is dead.
+    #[error("the engine has stopped because of an internal error; the server must be restarted")]
+    Stopped,
     /// The generation needs a copy of the weights of its own, and there is no room for one.
     #[error(
         "generation {generation} needs a copy of the weights of its own, and the {limit} that may be \

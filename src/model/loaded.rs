@@ -46,10 +46,17 @@ impl LoadedModel {
         let files = ModelSource::parse(source)?.fetch()?;
         // Side by side: each takes a good part of a second.
         let (text, backend, hash) = std::thread::scope(|scope| {
-            let text = scope.spawn(|| text_parts(&files));
-            let hash = scope.spawn(|| files.base_hash());
+            let thread = std::thread::Builder::new;
+            let text = thread().spawn_scoped(scope, || text_parts(&files));
+            let hash = thread().spawn_scoped(scope, || files.base_hash());
             let backend = device.load(&files, slices);
-            (joined(text), backend, joined(hash))
+            // Where the system refuses a thread, one after the other.
+            let text = text.map_or_else(|_refused| text_parts(&files), joined);
+            (
+                text,
+                backend,
+                hash.map_or_else(|_refused| files.base_hash(), joined),
+            )
         });
         // A tokenizer of another model is the more telling mistake.
         let (tokenizer, chat) = text?;

@@ -3,10 +3,12 @@
 mod builder;
 mod embedding;
 mod engines;
+mod files;
 mod listen;
 mod memory;
 mod operations;
 mod signals;
+mod supervisor;
 mod threads;
 pub mod tls;
 
@@ -18,8 +20,9 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
-use crate::api::{self, AppState, LogPort};
+use crate::api::{self, AppState, Cut, CutSignal, LogPort};
 use crate::config::admin_key::AdminKeyError;
 use crate::config::keys::KeyFileError;
 use crate::config::{Config, ConfigError};
@@ -36,13 +39,20 @@ use realign_engine::adapter::generation::Generation;
 use realign_engine::adapter::{AdapterError, AdapterStore, Registry, base_id};
 use realign_engine::merged::PrepareError;
 use realign_model::{LoadedModel, ModelError, TimeSlices};
-use threads::{AlignmentWatch, Threads};
+pub use signals::EXIT_STUCK;
+use supervisor::Supervisor;
+pub use threads::Stuck;
+use threads::{AlignmentWatch, END_LIMIT, Threads};
 use tls::{Tls, TlsError};
 
 /// Generations kept in memory beside the base.
 const LOADED_GENERATIONS: usize = 4;
 /// How often the end of the running requests is looked at.
 const LOOK: Duration = Duration::from_millis(50);
+/// How long requests that are given up have to end.
+const GIVE_UP: Duration = Duration::from_secs(2);
+/// What a shutdown may take in addition to the limits of its parts.
+const SLACK: Duration = Duration::from_secs(5);
 /// How long connections have to take what was written to them, once every request has ended.
 const FLUSH: Duration = Duration::from_secs(2);
 
@@ -99,6 +109,12 @@ pub enum ServerError {
     /// The decision log cannot be opened.
     #[error(transparent)]
     DecisionLog(#[from] DecisionLogError),
+    /// The server has shut down, but for parts that did not stop.
+    #[error("the shutdown is not complete: {0}")]
+    Stuck(#[from] Stuck),
+    /// A listener ended although nothing asked it to.
+    #[error("a listener has stopped: {0}")]
+    Listener(String),
     /// The system refused a thread or a socket.
     #[error("the server cannot go on: {0}")]
     System(#[from] std::io::Error),
@@ -112,6 +128,7 @@ pub enum ServerError {
 pub struct Server {
     config: Arc<Config>,
     tls: Option<Arc<Tls>>,
+    cut: watch::Sender<Option<Cut>>,
     state: AppState,
     threads: Arc<Threads>,
 }
@@ -168,6 +185,15 @@ impl Server {
         };
         let control = Arc::new(Control::start(parts)?);
         let compliance = compliance(&config.compliance, &control, decisions, &telemetry)?;
+        let alignment = Arc::new(AlignmentWatch::start(control.clone(), telemetry.clone())?);
+        let mut vitals = control.vitals();
+        vitals.push(alignment.vital());
+        vitals.extend(engine.vital());
+        vitals.extend(compliance.iter().map(|c| c.vital()));
+        vitals.extend(telemetry.exporter().map(|e| e.vital()));
+        let (cut, cut_signal) = CutSignal::new();
+        let supervisor = Supervisor::start(vitals, control.clone(), cut.clone())?;
+        let supervisor = Arc::new(supervisor);
         let name = config
             .model_name
             .clone()
@@ -192,12 +218,15 @@ impl Server {
             body_timeout: config.server.body_timeout,
             ready: Arc::new(AtomicBool::new(true)),
             closing: watch::Sender::new(false),
+            health: supervisor.clone(),
+            cut: cut_signal,
             max_body_bytes: config.server.max_body_bytes,
             started_at: unix_seconds(),
         };
         let threads = Threads {
             ready: state.ready.clone(),
-            alignment: AlignmentWatch::start(control.clone(), state.telemetry.clone())?,
+            alignment,
+            supervisor,
             control,
             engine,
             compliance: state.compliance.clone(),
@@ -206,31 +235,26 @@ impl Server {
         Ok(Self {
             config,
             tls: tls.map(Arc::new),
+            cut,
             state,
             threads: Arc::new(threads),
         })
     }
 
     /// Listens and serves until SIGTERM or SIGINT, then drains: not ready any more, running
-    /// requests finish within `server.drain_timeout_s`, a running realignment is left to be
-    /// resumed. Probes are answered until the end, so that load balancers see it.
+    /// requests finish within `server.drain_timeout_s` and are given up with an error after that, a
+    /// running realignment is left to be resumed. Probes are answered until the end, so that load
+    /// balancers see it.
+    ///
+    /// A second signal ends the process at once, with exit code 128 + its number. A shutdown that
+    /// exceeds its limits ends the process with [`EXIT_STUCK`].
+    ///
+    /// # Errors
+    /// [`ServerError::Stuck`] if parts did not stop within their limits; the process should exit.
     pub async fn run(self) -> Result<(), ServerError> {
         let hangups = signals::hangups();
-        let mut serving = tokio::task::JoinSet::new();
-        let listeners = self.listeners().await?;
-        let scheme = if self.tls.is_some() { "https" } else { "http" };
-        for (listener, what, app) in listeners {
-            let address = listener.local_addr()?;
-            match what {
-                Role::Clients => {
-                    tracing::info!(%address, model = &*self.state.model_name, "listening: {scheme}://{address}/v1");
-                }
-                Role::Operators => {
-                    tracing::info!(%address, "operators: {scheme}://{address}/");
-                }
-            }
-            serving.spawn(self.listening(what).serve(listener, app));
-        }
+        let mut terminated = signals::terminations(self.shutdown_limit())?;
+        let mut serving = self.listen().await?;
         let reload = tokio::spawn(reload(
             hangups,
             self.config.clone(),
@@ -238,7 +262,10 @@ impl Server {
             self.state.access.clone(),
             self.tls.clone(),
         ));
-        signals::terminated().await;
+        let failed = tokio::select! {
+            _ = terminated.wait_for(|terminated| *terminated) => None,
+            ended = serving.join_next() => Some(ended),
+        };
         self.drain().await;
         self.state.closing.send_replace(true);
         let flushed = async { while serving.join_next().await.is_some() {} };
@@ -247,18 +274,50 @@ impl Server {
         }
         drop(serving);
         reload.abort();
-        self.end().await;
-        Ok(())
+        self.end().await?;
+        match failed {
+            None => Ok(()),
+            Some(Some(Err(error))) => Err(ServerError::Listener(error.to_string())),
+            Some(_) => Err(ServerError::Listener("it returned".into())),
+        }
     }
 
-    /// How a listener serves. Each has connections of its own, so that clients cannot take those of
+    /// The longest that a shutdown may take.
+    fn shutdown_limit(&self) -> Duration {
+        let drain = self.config.server.drain_timeout;
+        drain.saturating_add(GIVE_UP + FLUSH + END_LIMIT + SLACK)
+    }
+
+    /// Serves all listeners, until the server closes.
+    async fn listen(&self) -> Result<JoinSet<()>, ServerError> {
+        let limits = &self.config.limits;
+        let operators = self.config.server.admin_address;
+        let operators = operators.map_or(0, |_| limits.max_admin_connections);
+        let clients = files::connections(limits.max_connections, operators);
+        let mut serving = JoinSet::new();
+        let listeners = self.listeners().await?;
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        for (listener, what, app) in listeners {
+            let address = listener.local_addr()?;
+            let most = match what {
+                Role::Clients => {
+                    tracing::info!(%address, model = &*self.state.model_name, "listening: {scheme}://{address}/v1");
+                    clients
+                }
+                Role::Operators => {
+                    tracing::info!(%address, "operators: {scheme}://{address}/");
+                    operators
+                }
+            };
+            serving.spawn(self.listening(most).serve(listener, app));
+        }
+        Ok(serving)
+    }
+
+    /// How a listener of so many connections serves. Each has connections of its own, so that clients cannot take those of
     /// operators and their probes.
-    fn listening(&self, role: Role) -> Listening {
-        let (server, limits) = (&self.config.server, &self.config.limits);
-        let most = match role {
-            Role::Clients => limits.max_connections,
-            Role::Operators => limits.max_admin_connections,
-        };
+    fn listening(&self, most: usize) -> Listening {
+        let server = &self.config.server;
         Listening {
             timeouts: Timeouts {
                 header: server.header_timeout,
@@ -288,25 +347,45 @@ impl Server {
         })
     }
 
-    /// Takes no more work and waits for what runs, as long as it may take.
+    /// Takes no more work and waits for what runs, as long as it may take; what is left then is given
+    /// up with an error.
     async fn drain(&self) {
         self.state.ready.store(false, Ordering::Release);
         let running = || self.state.access.running();
         tracing::info!(running = running(), "draining: no new requests are taken");
-        let until = Instant::now() + self.config.server.drain_timeout;
-        while running() > 0 {
-            if Instant::now() >= until {
-                tracing::warn!(running = running(), "some requests did not finish in time");
-                return;
-            }
-            tokio::time::sleep(LOOK).await;
+        if !self.is_idle_within(self.config.server.drain_timeout).await {
+            tracing::warn!(running = running(), "some requests did not finish in time");
+        }
+        self.cut.send_replace(Some(Cut::Draining));
+        if !self.is_idle_within(GIVE_UP).await {
+            tracing::warn!(running = running(), "some requests could not be ended");
         }
     }
 
-    async fn end(&self) {
+    /// Waits until no request runs; false if some still do at the end of `limit`.
+    async fn is_idle_within(&self, limit: Duration) -> bool {
+        let idle = async {
+            while self.state.access.running() > 0 {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::time::timeout(limit, idle).await.is_ok()
+    }
+
+    async fn end(&self) -> Result<(), Stuck> {
+        let (told, ended) = tokio::sync::oneshot::channel();
         let threads = self.threads.clone();
-        if let Err(error) = tokio::task::spawn_blocking(move || threads.end()).await {
-            tracing::error!(%error, "shutdown did not end well");
+        let run = move || {
+            let _nobody_waits = told.send(threads.end());
+        };
+        let spawned = std::thread::Builder::new().name("ending".into()).spawn(run);
+        match spawned {
+            Ok(_) => ended.await.unwrap_or_else(|_| {
+                tracing::error!("shutdown did not end well");
+                Ok(())
+            }),
+            // Without another thread, this one.
+            Err(_) => self.threads.end(),
         }
     }
 }

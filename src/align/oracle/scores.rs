@@ -32,7 +32,8 @@ impl ScoreCache for MemoryScoreCache {
     }
 }
 
-/// Applies `work` to every item on at most `threads` threads; results in the items' order.
+/// Applies `work` to every item on at most `threads` threads, fewer if the system refuses one; results
+/// in the items' order.
 pub(crate) fn in_parallel<T: Sync, R: Send>(
     items: &[T],
     threads: usize,
@@ -51,7 +52,7 @@ pub(crate) fn in_parallel<T: Sync, R: Send>(
     };
     let mut all: Vec<(usize, R)> = std::thread::scope(|scope| {
         let helpers: Vec<_> = (1..threads.clamp(1, items.len().max(1)))
-            .map(|_| scope.spawn(claim))
+            .map_while(|_| std::thread::Builder::new().spawn_scoped(scope, claim).ok())
             .collect();
         let mut all = claim();
         for helper in helpers {

@@ -15,9 +15,14 @@ use std::time::{Duration, Instant};
 
 use notify::event::{AccessKind, AccessMode};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use realign_core::Thread;
+use realign_core::supervision::Vital;
 use sha2::{Digest, Sha256};
 
 use super::snapshot::Snapshot;
+
+/// The longest that reading the directory may take before the watcher counts as hung.
+const LONGEST_LOOK: Duration = Duration::from_secs(120);
 
 /// When the watcher reads the directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +62,7 @@ pub enum WatchError {
 pub struct PolicyWatcher {
     stop: Arc<AtomicBool>,
     wake: SyncSender<()>,
+    vital: Arc<Vital>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -88,23 +94,36 @@ impl PolicyWatcher {
             events.rearm();
         }
         let digest = directory_digest(&dir);
-        let worker = Worker {
+        let vital = Arc::new(Vital::new(Thread::PolicyWatch, LONGEST_LOOK));
+        let mut worker = Worker {
             dir,
             options,
             stop: Arc::clone(&stop),
             woken,
             events,
             digest,
+            vital: Arc::clone(&vital),
+        };
+        let (own, stopping) = (Arc::clone(&vital), Arc::clone(&stop));
+        let run = move || {
+            let stopping = || stopping.load(Ordering::Acquire);
+            own.run_restarting(stopping, || worker.run(&on_change));
         };
         let thread = std::thread::Builder::new()
-            .name("policy-watch".to_owned())
-            .spawn(move || worker.run(on_change))
+            .name(Thread::PolicyWatch.as_str().to_owned())
+            .spawn(run)
             .map_err(WatchError::Thread)?;
         Ok(PolicyWatcher {
             stop,
             wake,
+            vital,
             thread: Some(thread),
         })
+    }
+
+    /// The signs of life of its thread.
+    pub fn vital(&self) -> Arc<Vital> {
+        Arc::clone(&self.vital)
     }
 }
 
@@ -129,19 +148,22 @@ struct Worker {
     woken: Receiver<()>,
     events: Option<FileEvents>,
     digest: [u8; 32],
+    vital: Arc<Vital>,
 }
 
 impl Worker {
-    fn run(mut self, on_change: impl Fn()) {
+    fn run(&mut self, on_change: &impl Fn()) {
         while self.wait() {
+            self.vital.beat();
             if let Some(events) = &mut self.events {
                 events.rearm();
             }
             let digest = directory_digest(&self.dir);
             if digest != self.digest {
-                self.digest = digest;
                 on_change();
+                self.digest = digest;
             }
+            self.vital.rest();
         }
     }
 

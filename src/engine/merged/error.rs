@@ -14,6 +14,9 @@ pub enum BuildError {
     /// It was loaded, but generating a first token failed. Holds the engine's reason.
     #[error("{0}")]
     Generate(String),
+    /// Building it panicked. Holds the panic's message.
+    #[error("internal error: {0}")]
+    Panicked(String),
     /// It was loaded, but dropped its first sequence without a token.
     #[error("its first token never came")]
     NoToken,

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use super::AppState;
 use super::error::ApiError;
 use super::tools::{AnswerFormat, Tools, grammar};
+use super::{AppState, spawn_blocking};
 use realign_engine::grammar::{Constraint, GrammarError, Grammars};
 use realign_model::Tokenizer;
 
@@ -38,7 +38,7 @@ impl Compiler {
         let compiled = tokio::time::timeout(TIMEOUT, async {
             let permit = Arc::clone(&self.permits).acquire_owned().await;
             let grammars = Arc::clone(&self.grammars);
-            tokio::task::spawn_blocking(move || {
+            spawn_blocking(move || {
                 let _permit = permit;
                 grammars.compile(&lark)
             })
@@ -49,12 +49,12 @@ impl Compiler {
             ApiError::field(param, message)
         };
         match compiled.await {
-            Ok(Ok(Ok(constraint))) => Ok(constraint),
-            Ok(Ok(Err(GrammarError::Refused(why)))) => Err(refused(&why)),
-            Ok(Ok(Err(error @ GrammarError::Vocabulary(_)))) => {
+            Ok(Some(Ok(constraint))) => Ok(constraint),
+            Ok(Some(Err(GrammarError::Refused(why)))) => Err(refused(&why)),
+            Ok(Some(Err(error @ GrammarError::Vocabulary(_)))) => {
                 Err(ApiError::Unavailable(error.to_string()))
             }
-            Ok(Err(_panicked)) => Err(refused("it cannot be compiled")),
+            Ok(None) => Err(refused("it cannot be compiled")),
             Err(_elapsed) => Err(refused("compiling takes too long; make it simpler")),
         }
     }

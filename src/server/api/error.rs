@@ -142,7 +142,9 @@ impl ApiError {
             SubmitError::QueueFull { .. } => Self::QueueFull(message),
             SubmitError::TooLong { .. } => Self::ContextLength { param, message },
             SubmitError::EmptyPrompt => Self::field(param, message),
-            SubmitError::ShuttingDown | SubmitError::NoCopy { .. } => Self::Unavailable(message),
+            SubmitError::ShuttingDown | SubmitError::Stopped | SubmitError::NoCopy { .. } => {
+                Self::Unavailable(message)
+            }
         }
     }
 

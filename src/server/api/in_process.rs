@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::error::ApiError;
 use super::observe::Observation;
-use super::{AppState, not_ready};
+use super::{AppState, not_ready, spawn_blocking};
 use crate::telemetry::Event;
 use realign_engine::adapter::generation::GenerationId;
 use realign_engine::request::{GenerateRequest, GenerateStream};
@@ -98,13 +98,11 @@ pub(crate) async fn generate_stream(
     request: Generate,
 ) -> Result<TextStream, GenerateError> {
     let state = state.clone();
-    match tokio::task::spawn_blocking(move || start(&state, request)).await {
-        Ok(started) => started,
-        Err(error) => {
-            tracing::error!(%error, "preparing a request failed");
-            Err(GenerateError::Failed(error.to_string()))
-        }
-    }
+    let started = spawn_blocking(move || start(&state, request)).await;
+    started.unwrap_or_else(|| {
+        let message = "the request could not be prepared; the log says why";
+        Err(GenerateError::Failed(message.into()))
+    })
 }
 
 /// Encodes the prompt and submits it to the engine.

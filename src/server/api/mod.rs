@@ -11,6 +11,7 @@ mod chat;
 mod compile;
 mod completions;
 mod cors;
+mod cut;
 mod embeddings;
 pub mod error;
 mod exchanges;
@@ -39,6 +40,7 @@ mod tool_calls;
 mod tools;
 mod wire;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -51,6 +53,7 @@ use tokio::sync::watch;
 pub use auth::Access;
 pub(crate) use auth::BeyondLimit;
 pub use compile::Compiler;
+pub(crate) use cut::{Cut, CutSignal};
 pub use embeddings::Embeddings;
 pub use error::ApiError;
 pub use in_process::{
@@ -60,13 +63,14 @@ pub use in_process::{
 pub(crate) use in_process::{generate, generate_blocking, generate_stream, start};
 pub use limits::Rates;
 pub use ports::{
-    AdminError, AdminPort, EmbeddingError, EmbeddingPort, EnginePort, LogFilterError, LogPort,
-    ModerationPort, Moderations, RealignmentEvent,
+    AdminError, AdminPort, EmbeddingError, EmbeddingPort, EnginePort, HealthPort, LogFilterError,
+    LogPort, ModerationPort, Moderations, RealignmentEvent,
 };
 
 use routes::Audience;
 
 use crate::telemetry::{Compliance, Telemetry};
+use realign_core::supervision::panic_message;
 use realign_engine::adapter::Registry;
 use realign_model::{ChatTemplate, Tokenizer};
 
@@ -107,6 +111,10 @@ pub(crate) struct AppState {
     pub(crate) ready: Arc<AtomicBool>,
     /// Becomes true when the server shuts down, which ends the streams of events.
     pub(crate) closing: watch::Sender<bool>,
+    /// The threads behind the routes.
+    pub(crate) health: Arc<dyn HealthPort>,
+    /// Ends requests that would not end by themselves.
+    pub(crate) cut: CutSignal,
     /// Largest request body in bytes.
     pub(crate) max_body_bytes: usize,
     /// When the server started, in Unix seconds.
@@ -159,6 +167,7 @@ fn build(audiences: &[Audience], state: AppState) -> Router {
     let mut all = of(Audience::Everyone).merge(of(Audience::OperatorsUnguarded));
     if audiences.contains(&Audience::Clients) {
         let clients = of(Audience::Clients)
+            .route_layer(from_fn_with_state(state.clone(), cut::cut))
             .route_layer(from_fn_with_state(state.clone(), auth::client))
             // Outside of authentication, because a browser's preflight request carries no key.
             .route_layer(from_fn_with_state(state.clone(), cors::cors));
@@ -183,15 +192,26 @@ fn build(audiences: &[Audience], state: AppState) -> Router {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => {
-            tracing::error!(%error, "a request's blocking task failed");
-            Err(ApiError::Internal(
-                "the server failed on this request; its log says why".into(),
-            ))
-        }
+    match spawn_blocking(work).await {
+        Some(result) => result,
+        None => Err(ApiError::Internal(
+            "the server failed on this request; its log says why".into(),
+        )),
     }
+}
+
+/// What `work` returns on a blocking thread; `None`, which is logged, if it panics or the system
+/// refuses a thread.
+async fn spawn_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    // Tokio panics where the system refuses the first thread of its pool.
+    let spawned = catch_unwind(AssertUnwindSafe(|| tokio::task::spawn_blocking(work)));
+    let ended = match spawned {
+        Ok(running) => running.await.map_err(|error| error.to_string()),
+        Err(panic) => Err(panic_message(&*panic).to_owned()),
+    };
+    ended
+        .inspect_err(|error| tracing::error!(error, "a request's blocking task failed"))
+        .ok()
 }
 
 fn not_ready() -> ApiError {

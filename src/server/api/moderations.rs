@@ -37,6 +37,9 @@ pub(crate) async fn create(
     let body = body::json(request, state.max_body_bytes).await?;
     let body: Body = request::read(&body)?;
     let texts = body.input.texts()?;
+    if let Some(why) = state.moderation.unavailable() {
+        return Err(ApiError::Unavailable(why));
+    }
     let prompt = body.prompt.unwrap_or_default();
     let judged = blocking(move || Ok(state.moderation.moderate(&prompt, &texts))).await?;
     Ok(Json(Moderation {

@@ -10,6 +10,7 @@ use super::answers::admin::{
     Unpinned,
 };
 use crate::telemetry::Event;
+use realign_core::Thread;
 use realign_engine::adapter::generation::Generation;
 use realign_engine::request::{EngineStats, GenerateRequest, GenerateStream, SubmitError};
 
@@ -26,6 +27,18 @@ pub trait EnginePort: Send + Sync {
 
     /// Maximum number of tokens, prompt and completion together, in a sequence.
     fn max_model_len(&self) -> usize;
+}
+
+/// The threads that the server cannot do without, as probes and metrics ask about them.
+pub trait HealthPort: Send + Sync {
+    /// The part that has failed for good, and why; `None` while there is none.
+    fn failure(&self) -> Option<String>;
+
+    /// Why requests should not be sent here yet or any more; `None` if they should.
+    fn unready(&self) -> Option<String>;
+
+    /// Panics of each thread so far.
+    fn panics(&self) -> Vec<(Thread, u64)>;
 }
 
 /// Why an operator's request failed. The text says what is wrong and what to do.
@@ -182,6 +195,11 @@ pub struct Moderations {
 
 /// The policy oracle, as used by clients.
 pub trait ModerationPort: Send + Sync {
+    /// Why nothing can be judged, while no policies have been loaded.
+    fn unavailable(&self) -> Option<String> {
+        None
+    }
+
     /// Judges each text as the answer to the prompt, by the active policies. Takes time
     /// linear in texts and rules, so the API calls it on a blocking thread.
     fn moderate(&self, prompt: &str, responses: &[String]) -> Moderations;

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use futures::stream::StreamExt;
-
 use super::AppState;
 use super::answers::completions::Reason;
 use super::error::ApiError;
@@ -222,7 +220,8 @@ pub(crate) async fn choices(active: &mut ActiveRequest) -> Result<Vec<ChoiceOutp
         ..ChoiceOutput::default()
     };
     let mut choices: Vec<ChoiceOutput> = (0..active.choices).map(empty).collect();
-    while let Some((index, event)) = active.events.next().await {
+    while let Some(next) = active.next().await {
+        let (index, event) = next?;
         let output = active.progress.apply(index, event)?;
         choices[index].extend(output);
     }

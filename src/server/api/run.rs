@@ -18,7 +18,7 @@ use super::observe::Observation;
 use super::params::Params;
 use super::progress::{CallOptions, Progress, ProgressSettings, choices};
 use super::wire::{Endpoint, Envelope, WholeAnswer};
-use super::{AppState, blocking, body, compile, models, streaming};
+use super::{AppState, Cut, CutSignal, blocking, body, compile, models, streaming};
 use realign_core::clock::unix_seconds;
 use realign_engine::adapter::generation::Generation;
 use realign_engine::grammar::Constraint;
@@ -116,7 +116,8 @@ pub(crate) struct PreparedRequest {
 /// An answer that is being generated. Dropping it cancels its sequences.
 pub(crate) struct ActiveRequest {
     pub(crate) envelope: Envelope,
-    pub(crate) events: BoxStream<'static, (usize, GenerateEvent)>,
+    events: BoxStream<'static, (usize, Option<GenerateEvent>)>,
+    cut: CutSignal,
     pub(crate) progress: Progress,
     pub(crate) choices: usize,
     pub(crate) include_usage: bool,
@@ -127,10 +128,27 @@ impl Drop for ActiveRequest {
         // A client that disconnects has not read everything that was generated for it.
         let mut unread = 0;
         while let Some(Some((_, event))) = self.events.next().now_or_never() {
-            unread += usize::from(matches!(event, GenerateEvent::Token { .. }));
+            unread += usize::from(matches!(event, Some(GenerateEvent::Token { .. })));
         }
         if unread > 0 {
             self.progress.settings.observation.add_unread(unread);
+        }
+    }
+}
+
+impl ActiveRequest {
+    /// The next event, with its choice's index; `None` after the last.
+    ///
+    /// # Errors
+    /// If the engine stopped, or the time of a drain is over; nothing follows.
+    pub(crate) async fn next(&mut self) -> Option<Result<(usize, GenerateEvent), ApiError>> {
+        tokio::select! {
+            biased;
+            cut = self.cut.any() => Some(Err(cut.error())),
+            next = self.events.next() => next.map(|(index, event)| match event {
+                Some(event) => Ok((index, event)),
+                None => Err(Cut::EngineStopped.error()),
+            }),
         }
     }
 }
@@ -228,6 +246,7 @@ pub(crate) fn submit(
         choices: streams.len(),
         include_usage: params.include_usage,
         events: merge(streams),
+        cut: state.cut.clone(),
     })
 }
 
@@ -260,16 +279,14 @@ fn reserve(
 }
 
 /// Merges the events of all sequences, each with its sequence's index. Every sequence ends with
-/// `Finished` or `Failed`, even if the engine drops its channel.
-fn merge(streams: Vec<GenerateStream>) -> BoxStream<'static, (usize, GenerateEvent)> {
+/// `Finished` or `Failed`, or with `None` if the engine drops its channel.
+fn merge(streams: Vec<GenerateStream>) -> BoxStream<'static, (usize, Option<GenerateEvent>)> {
     let tagged = |(index, stream): (usize, GenerateStream)| {
         stream::unfold(Some(stream), move |open| async move {
             let mut open = open?;
-            let (event, open) = match open.next().await {
-                Some(event @ GenerateEvent::Token { .. }) => (event, Some(open)),
-                Some(last) => (last, None),
-                None => (GenerateEvent::Failed("the engine stopped".into()), None),
-            };
+            let event = open.next().await;
+            let goes_on = matches!(event, Some(GenerateEvent::Token { .. }));
+            let open = goes_on.then_some(open);
             Some(((index, event), open))
         })
         .boxed()

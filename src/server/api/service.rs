@@ -10,15 +10,21 @@ use super::{AppState, not_ready};
 use crate::telemetry::Event;
 use crate::telemetry::event::EngineSnapshot;
 
-/// `GET /health`: the process is alive.
-pub(crate) async fn health() -> Json<Health> {
-    Json(Health { status: "ok" })
+/// `GET /health`: the process and all its threads are alive.
+pub(crate) async fn health(State(state): State<AppState>) -> Result<Json<Health>, ApiError> {
+    match state.health.failure() {
+        None => Ok(Json(Health { status: "ok" })),
+        Some(why) => Err(ApiError::Unavailable(why)),
+    }
 }
 
-/// `GET /ready`: the model is loaded and the server takes requests.
+/// `GET /ready`: model and policies are loaded and the server takes requests.
 pub(crate) async fn ready(State(state): State<AppState>) -> Result<Json<Ready>, ApiError> {
     if !state.is_ready() {
         return Err(not_ready());
+    }
+    if let Some(why) = state.health.unready() {
+        return Err(ApiError::Unavailable(why));
     }
     let generation = state.registry.lease_current();
     Ok(Json(Ready {
@@ -42,6 +48,7 @@ pub(crate) async fn metrics(
         prefix_hits: stats.prefix_hits,
         preemptions: stats.preemptions,
     }));
+    metrics.set_thread_panics(&state.health.panics());
     metrics.record(&Event::Leases(state.registry.leases()));
     let content_type = "text/plain; version=0.0.4; charset=utf-8";
     ([(header::CONTENT_TYPE, content_type)], metrics.render())

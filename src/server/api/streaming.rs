@@ -74,11 +74,15 @@ impl Stream {
     }
 
     async fn running(&mut self) -> Vec<Event> {
-        let Some((index, event)) = self.active.events.next().await else {
+        let Some(next) = self.active.next().await else {
             return self.ending();
         };
-        let output = match self.active.progress.apply(index, event) {
-            Ok(output) => output,
+        let applied = next.and_then(|(index, event)| {
+            let output = self.active.progress.apply(index, event)?;
+            Ok((index, output))
+        });
+        let (index, output) = match applied {
+            Ok(applied) => applied,
             Err(error) => {
                 // The header has been sent already; OpenAI's clients look for `error` in the data.
                 self.phase = Phase::Ended;

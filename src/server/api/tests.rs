@@ -7,6 +7,7 @@ mod limits;
 mod nested;
 mod operating;
 mod responses;
+mod supervision;
 mod surface;
 mod tools;
 

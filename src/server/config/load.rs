@@ -13,12 +13,13 @@ use super::{ConfigError, DEFAULT_FILE, RawConfig, RawTrain};
 const PREFIX: &str = "REALIGN_";
 
 /// Environment variables with the prefix `REALIGN_` that are not configuration keys.
-const NOT_CONFIG: [&str; 9] = [
+const NOT_CONFIG: [&str; 10] = [
     "admin_key",
     "config",
     "crash_at",
     "log",
     "log_format",
+    "panic_at",
     "skip_prometheus",
     "test_engine",
     "test_model",

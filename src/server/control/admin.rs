@@ -32,8 +32,12 @@ const SHOWN_ACTIVATIONS: usize = 1000;
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(20);
 
 impl Control {
-    fn loop_stopped() -> AdminError {
-        AdminError::Failed("the control loop has stopped: the server is shutting down".into())
+    pub(super) fn loop_stopped() -> AdminError {
+        AdminError::Failed(
+            "the control loop has stopped: the server is shutting down, or must be restarted \
+             (see GET /health)"
+                .into(),
+        )
     }
 
     /// Makes `to` the current generation, once the engine has room for it, and pins it. With
@@ -131,9 +135,8 @@ impl AdminPort for Control {
         self.events
             .send(Event::Start(reply))
             .map_err(|_| Control::loop_stopped())?;
-        let id = answer
-            .recv()
-            .map_err(|_| Control::loop_stopped())?
+        let id = self
+            .answer(&answer)?
             .map_err(|error| AdminError::Conflict(error.to_string()))?;
         Ok(match self.realignment(&id) {
             Some(realignment) => Started::Whole(Box::new(realignment)),
@@ -151,7 +154,7 @@ impl AdminPort for Control {
         self.events
             .send(Event::Cancel(id.into(), reply))
             .map_err(|_| Control::loop_stopped())?;
-        if answer.recv().map_err(|_| Control::loop_stopped())? {
+        if self.answer(&answer)? {
             return Ok(Cancelling::new(id));
         }
         Err(AdminError::Conflict(format!(
@@ -317,9 +320,7 @@ impl AdminPort for Control {
         self.events
             .send(Event::Examine(reply))
             .map_err(|_| Control::loop_stopped())?;
-        answer
-            .recv()
-            .map_err(|_| Control::loop_stopped())?
+        self.answer(&answer)?
             .map_err(|error| AdminError::Conflict(error.to_string()))?;
         Ok(self.exam())
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Event;
+use super::attempts;
 use super::error::{BeginError, StartError};
 use super::realign::{self, Ended, Job, Stop};
 use super::stop::StopFlag;
@@ -57,6 +58,8 @@ impl Worker {
         let before = self.owed.take();
         match self.begin(trigger) {
             Ok(_) => self.context.set_blocked(None),
+            // Trying again would end the process again.
+            Err(BeginError::Died(why)) => self.context.set_blocked(Some(why)),
             Err(error) => {
                 let wait = before.map_or(FIRST_RETRY, |owed| (owed.wait * 2).min(LAST_RETRY));
                 let why = format!("a realignment could not begin: {error}; it is tried again");
@@ -94,6 +97,7 @@ impl Worker {
         if unfinished.is_none() && at_start && self.context.has_ended(&inputs.hash) {
             return Ok(None);
         }
+        attempts::check(&self.context, (&inputs.hash, trigger), unfinished.as_ref())?;
         // A realignment begins with the same exam.
         if let Some(examining) = self.examining.take() {
             examining.cancel();
@@ -127,7 +131,8 @@ impl Worker {
         });
         let (context, events) = (self.context.clone(), self.events.clone());
         let run = move || {
-            let ended = realign::run(&context, job);
+            let hash = job.inputs.hash.clone();
+            let ended = attempts::attempt(&context, &hash, || realign::run(&context, job));
             // A closed channel means that the loop has ended; the unfinished row is resumed at the
             // next start.
             let _closed = events.send(Event::Ended(Box::new(ended)));

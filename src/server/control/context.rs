@@ -1,11 +1,13 @@
 //! What a realignment and the operator API share.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use super::alignment::Board;
 use super::error::ControlError;
 use super::live::Live;
+use super::supervised::LONGEST_EVENT;
 use crate::config::Config;
 use crate::state::{RealignmentRow, StateDb, StateError};
 use crate::telemetry::event::PolicyRevision;
@@ -16,8 +18,9 @@ use realign_align::policy::PolicySet;
 use realign_align::preferences::DatasetError;
 use realign_align::train::Recipe;
 use realign_align::train::choices::ModelSize;
-use realign_core::Trigger;
 use realign_core::clock::unix_seconds;
+use realign_core::supervision::Vital;
+use realign_core::{Thread, Trigger};
 use realign_engine::EngineHandle;
 use realign_engine::adapter::generation::{Generation, GenerationId, StagedAdapter};
 use realign_engine::adapter::{AdapterError, AdapterStore, Registry, base_id, validate};
@@ -61,6 +64,10 @@ pub(crate) struct Context {
     pub(super) live: Live,
     /// Held by the one who changes what serves.
     pub(super) pointer: Mutex<()>,
+    /// Whether the first look at the policies has ended, with nothing that was ever accepted.
+    pub(super) has_looked: AtomicBool,
+    /// The signs of life of the loop.
+    pub(super) vital: Arc<Vital>,
     policies: RwLock<Active>,
 }
 
@@ -109,6 +116,8 @@ impl Context {
             board: Mutex::new(Board::at_start(fallback)),
             live,
             pointer: Mutex::default(),
+            has_looked: AtomicBool::new(false),
+            vital: Arc::new(Vital::new(Thread::Control, LONGEST_EVENT)),
             policies: RwLock::default(),
         })
     }

@@ -97,6 +97,9 @@ pub(super) enum BeginError {
     /// Its thread could not be started.
     #[error(transparent)]
     Thread(#[from] std::io::Error),
+    /// The process died too often while it ran; holds where, and what to do.
+    #[error("{0}")]
+    Died(String),
 }
 
 /// Why an operator's request started no realignment.

@@ -6,6 +6,7 @@
 
 mod admin;
 mod alignment;
+mod attempts;
 mod begin;
 mod context;
 mod data;
@@ -24,6 +25,7 @@ mod policies;
 mod realign;
 mod serving;
 mod stop;
+mod supervised;
 mod work;
 mod worker;
 
@@ -104,9 +106,10 @@ impl Control {
             let _closed = watcher_events.send(Event::PoliciesChanged);
         })?;
         let worker = Worker::new(context.clone(), events.clone(), inbox);
+        let own = context.vital.clone();
         let thread = std::thread::Builder::new()
             .name("control".into())
-            .spawn(move || worker.run())?;
+            .spawn(move || own.run(|| worker.run()))?;
         Ok(Self {
             events,
             context,
@@ -156,6 +159,7 @@ impl Control {
     /// Stops a running realignment at its next step, to be resumed at the next start, and stops the
     /// loop and the policy watcher. Calling it again does nothing.
     pub(crate) fn shutdown(&self) {
+        self.close_attempts();
         drop(self.watcher.lock().ok().and_then(|mut w| w.take()));
         let _already_ended = self.events.send(Event::Shutdown);
         let thread = self.thread.lock().ok().and_then(|mut t| t.take());

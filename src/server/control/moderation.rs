@@ -5,6 +5,17 @@ use crate::api::{ModerationPort, Moderations};
 use realign_align::oracle::{Exchange, Oracle};
 
 impl ModerationPort for Control {
+    fn unavailable(&self) -> Option<String> {
+        let active = self.context.active();
+        match active.refused {
+            _ if active.loaded => None,
+            Some(why) => Some(format!(
+                "no policies are active, so nothing can be judged: {why}"
+            )),
+            None => Some("the policies are being loaded; retry in a moment".into()),
+        }
+    }
+
     fn moderate(&self, prompt: &str, responses: &[String]) -> Moderations {
         let oracle = self.context.oracle();
         let rules: Vec<(String, String)> = oracle

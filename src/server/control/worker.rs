@@ -1,6 +1,7 @@
 //! The control loop's thread: events, and a timer on which what is wanted is compared with what is.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -75,11 +76,17 @@ impl Worker {
     }
 
     pub(super) fn run(mut self) {
+        let vital = self.context.vital.clone();
+        vital.beat();
         self.accepted = self
             .context
             .log(self.context.db.accepted_policies())
             .flatten();
         self.look_at_policies(true);
+        if self.accepted.is_none() {
+            // Refused, and there is nothing to go back to: waiting longer changes nothing.
+            self.context.has_looked.store(true, Ordering::Release);
+        }
         self.at_start = false;
         let poll = Duration::from_millis(self.context.config.watch.poll_ms);
         let mut next_exam = self.next_exam();
@@ -88,7 +95,10 @@ impl Worker {
             let wake = [next_exam, Some(next_poll), self.directory.next()];
             let wake = wake.into_iter().flatten().min().unwrap_or(next_poll);
             let wait = wake.saturating_duration_since(Instant::now());
-            match self.inbox.recv_timeout(wait) {
+            vital.rest();
+            let received = self.inbox.recv_timeout(wait);
+            vital.beat();
+            match received {
                 Ok(Event::Shutdown) | Err(RecvTimeoutError::Disconnected) => break,
                 Ok(event) => self.handle(event),
                 Err(RecvTimeoutError::Timeout) => {}

@@ -110,7 +110,7 @@ pub(super) fn compliance(
         return Ok(None);
     }
     let active = control.clone();
-    let policies = Box::new(move || active.active_policies());
+    let policies = Box::new(move || active.loaded_policies());
     let sampling = Sampling {
         share: config.share,
         judge_share: config.judge_share,

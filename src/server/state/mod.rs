@@ -1,5 +1,6 @@
 //! State that survives a restart, in one SQLite file.
 
+mod attempts;
 mod db;
 mod error;
 mod exam_cache;
@@ -11,6 +12,7 @@ mod schema;
 mod tests;
 mod verdict_cache;
 
+pub(crate) use attempts::Deaths;
 pub use db::{GenerationRow, GenerationStatus, ScoreRow, StateDb};
 pub use error::StateError;
 pub use history::{Act, Activation, Pin};

@@ -101,6 +101,16 @@ pub(super) const MIGRATIONS: &[&str] = &[
         files    TEXT NOT NULL
     ) STRICT;
 ",
+    // Deaths of the process while it ran a realignment.
+    "
+    CREATE TABLE attempts (
+        inputs_hash TEXT PRIMARY KEY,
+        open        INTEGER NOT NULL CHECK (open IN (0, 1)),
+        stage       TEXT NOT NULL,
+        deaths      INTEGER NOT NULL,
+        room        TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+",
 ];
 
 /// Migrates a database to the newest schema.

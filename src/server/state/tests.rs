@@ -204,3 +204,35 @@ fn the_oracle_finds_its_verdicts_and_survives_a_broken_database() {
     db.put_many(&[(known, true)]);
     assert_eq!(db.get_many(&[unknown, known]), [None, None]);
 }
+
+#[test]
+fn deaths_are_counted_by_stage_and_forgotten_on_request() {
+    let (_dir, path) = temp();
+    let db = StateDb::open(&path).unwrap();
+    let count = || {
+        db.deaths("a")
+            .unwrap()
+            .map(|deaths| (deaths.stage, deaths.count))
+    };
+    let die = |stage| {
+        db.open_attempt("a", "2 MiB of 3").unwrap();
+        db.count_death("a", stage).unwrap();
+    };
+    db.count_death("a", Stage::Impact).unwrap();
+    assert_eq!(count(), None, "no attempt was open");
+    die(Stage::Impact);
+    die(Stage::Impact);
+    db.count_death("a", Stage::Impact).unwrap();
+    assert_eq!(count(), Some(("impact".into(), 2)), "one for each attempt");
+    assert_eq!(db.deaths("a").unwrap().unwrap().room, "2 MiB of 3");
+    die(Stage::Train);
+    assert_eq!(count(), Some(("train".into(), 1)), "in another stage");
+    for closed in [Some("a"), None] {
+        db.open_attempt("a", "").unwrap();
+        db.close_attempts(closed).unwrap();
+        db.count_death("a", Stage::Train).unwrap();
+        assert_eq!(count(), Some(("train".into(), 1)), "the attempt was closed");
+    }
+    db.forget_deaths("a").unwrap();
+    assert_eq!(count(), None);
+}

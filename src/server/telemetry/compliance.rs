@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 
 pub use decisions::{DecisionLog, DecisionLogError, DecisionLogOptions};
 
+use realign_core::Thread;
+use realign_core::supervision::Vital;
+
 use super::{Event, Judged, RuleLabels, Telemetry};
 use realign_align::oracle::{Exchange, Matchers, Oracle, RuleOracle, Violation, needs_services};
 use realign_align::policy::PolicySet;
@@ -21,6 +24,9 @@ use realign_align::policy::PolicySet;
 const MAX_WAITING_BYTES: usize = 64 << 20;
 /// How often an idle thread checks whether the policies have changed.
 const IDLE_POLL_INTERVAL: Duration = Duration::from_millis(200);
+
+/// The longest that one judgement may take before the thread counts as hung.
+const LONGEST_JUDGEMENT: Duration = Duration::from_secs(600);
 
 /// An answer to a client, to be judged.
 #[derive(Clone, Debug)]
@@ -49,8 +55,8 @@ impl Answer {
     }
 }
 
-/// Returns the active policy set and the matchers its rules use.
-pub(crate) type Policies = Box<dyn Fn() -> (Arc<PolicySet>, Arc<Matchers>) + Send>;
+/// Returns the active policy set and the matchers its rules use; `None` while none has been loaded.
+pub(crate) type Policies = Box<dyn Fn() -> Option<(Arc<PolicySet>, Arc<Matchers>)> + Send>;
 
 /// Told of every answer that got a verdict, with whether it complies.
 pub(crate) type OnJudged = Box<dyn Fn(&Answer, bool) + Send>;
@@ -74,6 +80,7 @@ pub struct Compliance {
     waiting_bytes: Arc<AtomicUsize>,
     telemetry: Arc<Telemetry>,
     stop: Arc<AtomicBool>,
+    vital: Arc<Vital>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -91,7 +98,9 @@ impl Compliance {
         let (sender, inbox) = sync_channel(sampling.queue);
         let stop = Arc::new(AtomicBool::new(false));
         let waiting_bytes = Arc::new(AtomicUsize::new(0));
-        let judge = Judge {
+        let vital = Arc::new(Vital::new(Thread::Compliance, LONGEST_JUDGEMENT));
+        let mut judge = Judge {
+            vital: Arc::clone(&vital),
             policies,
             judge_share: sampling.judge_share,
             on_judged,
@@ -100,18 +109,29 @@ impl Compliance {
             telemetry: Arc::clone(&telemetry),
             waiting_bytes: Arc::clone(&waiting_bytes),
         };
-        let stopping = Arc::clone(&stop);
+        let (stopping, own) = (Arc::clone(&stop), Arc::clone(&vital));
+        let run = move || {
+            let stopped = || stopping.load(Ordering::Acquire);
+            // An answer whose judgement panics is lost, and with it nothing else.
+            own.run_restarting(stopped, || judge.run(&inbox, &stopping));
+        };
         let thread = std::thread::Builder::new()
-            .name("compliance".into())
-            .spawn(move || judge.run(&inbox, &stopping))?;
+            .name(Thread::Compliance.as_str().into())
+            .spawn(run)?;
         Ok(Self {
             share: sampling.share,
             queue: sender,
             waiting_bytes,
             telemetry,
             stop,
+            vital,
             thread: Mutex::new(Some(thread)),
         })
+    }
+
+    /// The signs of life of the judging thread.
+    pub(crate) fn vital(&self) -> Arc<Vital> {
+        Arc::clone(&self.vital)
     }
 
     /// Decides at random whether the next answer is to be judged.
@@ -142,6 +162,7 @@ impl Compliance {
 
 /// The state of the judging thread.
 struct Judge {
+    vital: Arc<Vital>,
     policies: Policies,
     judge_share: f64,
     on_judged: OnJudged,
@@ -161,8 +182,9 @@ struct Active {
 }
 
 impl Judge {
-    fn run(mut self, inbox: &Receiver<Answer>, stop: &AtomicBool) {
+    fn run(&mut self, inbox: &Receiver<Answer>, stop: &AtomicBool) {
         loop {
+            self.vital.beat();
             // At shutdown, judge what is already queued, then stop.
             let stopping = stop.load(Ordering::Acquire);
             let wait = if stopping {
@@ -174,9 +196,7 @@ impl Judge {
                 Ok(answer) => {
                     self.waiting_bytes
                         .fetch_sub(answer.bytes(), Ordering::AcqRel);
-                    // Use the policies active now, not those from before the wait.
-                    self.refresh_policies();
-                    self.judge(&answer);
+                    self.judge_when_loaded(&answer, stop);
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     self.refresh_policies();
@@ -192,9 +212,27 @@ impl Judge {
         }
     }
 
+    /// Judges by the policies active now, not those from before the wait. While none has been loaded
+    /// nothing is said to comply: the answer waits, and is given up at shutdown.
+    fn judge_when_loaded(&mut self, answer: &Answer, stop: &AtomicBool) {
+        self.refresh_policies();
+        while self.active.is_none() {
+            if stop.load(Ordering::Acquire) {
+                self.telemetry.emit(Event::ComplianceDropped);
+                return;
+            }
+            self.vital.beat();
+            std::thread::park_timeout(IDLE_POLL_INTERVAL);
+            self.refresh_policies();
+        }
+        self.judge(answer);
+    }
+
     /// Switches to a new policy set if there is one, and drops the series of removed rules.
     fn refresh_policies(&mut self) {
-        let (set, matchers) = (self.policies)();
+        let Some((set, matchers)) = (self.policies)() else {
+            return;
+        };
         let same = |active: &Active| Arc::ptr_eq(&active.set, &set);
         if self.active.as_ref().is_some_and(same) {
             return;

@@ -1,6 +1,7 @@
 //! The metric families, grouped by section, and their registration.
 
 mod compliance;
+mod threads;
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -13,6 +14,7 @@ use prometheus::{
 
 use super::names;
 pub(super) use compliance::Compliance;
+pub(super) use threads::Threads;
 
 /// Times to the first token: milliseconds for a cached prompt, a minute behind a full queue.
 const TIME_TO_FIRST_TOKEN_BUCKETS: &[f64] = &[

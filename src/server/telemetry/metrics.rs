@@ -10,9 +10,9 @@ use super::event::{
     AlignmentState, EngineSnapshot, Event, Examined, GateMeasured, Judged, LeaseCounts, LossPart,
     Outcome, Refusal, RequestFinished, RuleCount, RuleLabels, Stage, Trigger,
 };
-use super::families::{Build, Compliance, Policy, Realignment, Serving, Swap};
+use super::families::{Build, Compliance, Policy, Realignment, Serving, Swap, Threads};
 use super::names;
-use realign_core::clock;
+use realign_core::{Thread, clock};
 
 /// The metrics registry of one server. There are no global metrics, so servers in one process do
 /// not interfere.
@@ -24,6 +24,7 @@ pub struct Metrics {
     realignment: Realignment,
     swap: Swap,
     compliance: Compliance,
+    threads: Threads,
     /// When the current generation stopped being aligned to the active policies; `None` while it
     /// is.
     gap_since: Mutex<Option<Instant>>,
@@ -52,6 +53,7 @@ impl Metrics {
             realignment: Realignment::register(&build)?,
             swap: Swap::register(&build)?,
             compliance: Compliance::register(&build)?,
+            threads: Threads::register(&build)?,
             gap_since: Mutex::new(None),
             exam_series: Mutex::default(),
             registry: build.registry,
@@ -86,6 +88,11 @@ impl Metrics {
             self.compliance.responses.with_label_values(&[verdict]);
         }
         self.record_leases(LeaseCounts::default());
+    }
+
+    /// Sets how often each thread has panicked since the start.
+    pub(crate) fn set_thread_panics(&self, panics: &[(Thread, u64)]) {
+        self.threads.advance_to(panics);
     }
 
     /// All metrics in Prometheus' text format.

@@ -90,5 +90,7 @@ pub(crate) const COMPLIANCE_RESPONSES_DROPPED_TOTAL: &str =
 
 /// Counter: spans that did not reach the trace collector.
 pub(crate) const TRACE_SPANS_DROPPED_TOTAL: &str = "realign_trace_spans_dropped_total";
+/// Counter by `thread`: panics of threads that the server cannot do without.
+pub(crate) const THREAD_PANICS_TOTAL: &str = "realign_thread_panics_total";
 /// Gauge of 1 with the program's `version`.
 pub(crate) const BUILD_INFO: &str = "realign_build_info";

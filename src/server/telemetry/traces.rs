@@ -16,8 +16,11 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::event::{Event, Outcome, RequestFinished};
-use realign_core::clock;
+use realign_core::supervision::Vital;
+use realign_core::{Thread, clock};
 
+/// The longest that sending one message may take before the thread counts as hung.
+const LONGEST_SENDING: Duration = Duration::from_secs(60);
 /// Maximum number of queued spans.
 const QUEUE: usize = 4096;
 /// Maximum number of spans in one message.
@@ -47,6 +50,7 @@ pub(crate) struct Exporter {
     queue: SyncSender<Value>,
     dropped: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
+    vital: Arc<Vital>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -65,24 +69,36 @@ impl Exporter {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(true)
             .timeout_global(Some(TIMEOUT));
-        let sender = Sender {
+        let vital = Arc::new(Vital::new(Thread::Traces, LONGEST_SENDING));
+        let mut sender = Sender {
+            vital: Arc::clone(&vital),
             url: format!("{endpoint}/v1/traces"),
             service: service.into(),
             agent: config.build().into(),
             dropped: Arc::clone(&dropped),
             failing: false,
         };
-        let stopping = Arc::clone(&stop);
+        let (stopping, own) = (Arc::clone(&stop), Arc::clone(&vital));
+        let run = move || {
+            let stopped = || stopping.load(Ordering::Acquire);
+            own.run_restarting(stopped, || sender.run(&inbox, &stopping));
+        };
         let thread = std::thread::Builder::new()
-            .name("traces".into())
-            .spawn(move || sender.run(&inbox, &stopping))?;
+            .name(Thread::Traces.as_str().into())
+            .spawn(run)?;
         Ok(Self {
             share,
             queue,
             dropped,
             stop,
+            vital,
             thread: Mutex::new(Some(thread)),
         })
+    }
+
+    /// The signs of life of the sending thread.
+    pub(crate) fn vital(&self) -> Arc<Vital> {
+        Arc::clone(&self.vital)
     }
 
     /// The context of a new request: part of the caller's trace if it sent a valid `traceparent`,
@@ -163,6 +179,7 @@ impl Exporter {
 
 /// The state of the sending thread.
 struct Sender {
+    vital: Arc<Vital>,
     url: String,
     service: String,
     agent: ureq::Agent,
@@ -171,10 +188,11 @@ struct Sender {
 }
 
 impl Sender {
-    fn run(mut self, inbox: &Receiver<Value>, stop: &AtomicBool) {
+    fn run(&mut self, inbox: &Receiver<Value>, stop: &AtomicBool) {
         let mut batch = Vec::new();
         let mut oldest = Instant::now();
         loop {
+            self.vital.beat();
             let next = inbox.recv_timeout(POLL_INTERVAL);
             let ended = match next {
                 Ok(span) => {

@@ -57,15 +57,16 @@ impl Stream {
                 whole("response.in_progress", response),
             ]));
         }
-        let events = match self.active.events.next().await {
+        let next = self.active.next().await;
+        let applied = next
+            .map(|next| next.and_then(|(index, event)| self.active.progress.apply(index, event)));
+        let events = match applied {
             None => self.ending(),
-            Some((index, event)) => match self.active.progress.apply(index, event) {
-                Ok(delta) => {
-                    self.reason = delta.reason.unwrap_or(self.reason);
-                    self.answer.take(&delta)
-                }
-                Err(error) => self.failed(&error),
-            },
+            Some(Ok(delta)) => {
+                self.reason = delta.reason.unwrap_or(self.reason);
+                self.answer.take(&delta)
+            }
+            Some(Err(error)) => self.failed(&error),
         };
         Some(self.numbered(events))
     }

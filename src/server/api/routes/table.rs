@@ -12,7 +12,7 @@ use super::{Answer, Route, json, json_or_events};
 /// Failures of routes that use the model.
 const GENERATION_FAILURES: &[u16] = &[400, 401, 404, 413, 429, 500, 503];
 /// Failures of the other client routes that take a body.
-const BODY_FAILURES: &[u16] = &[400, 401, 413, 429, 500];
+const BODY_FAILURES: &[u16] = &[400, 401, 413, 429, 500, 503];
 /// Failures of operator routes that only read.
 const READ_FAILURES: &[u16] = &[401, 500];
 /// Failures of operator routes that read one realignment.
@@ -108,14 +108,15 @@ pub(super) fn everyone() -> Vec<Route> {
         Route::get("/health", service::health)
             .named(
                 "health",
-                "The process is alive",
+                "The process and its threads are alive",
                 json::<client_answers::Health>(),
             )
+            .fails(&[503])
             .uncounted(),
         Route::get("/ready", service::ready)
             .named(
                 "ready",
-                "The model is loaded and the server takes requests",
+                "Model and policies are loaded and the server takes requests",
                 json::<client_answers::Ready>(),
             )
             .fails(&[503])

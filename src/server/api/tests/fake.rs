@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
 use futures::stream::{self, BoxStream, StreamExt};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::super::answers::admin::{
     Alignment, Cancelling, ExamAnswer, Generations, History, Policies, Realignment, Started, Swap,
@@ -15,8 +15,8 @@ use super::super::answers::admin::{
 use super::super::*;
 use crate::config::keys::{ApiKey, KeyDigest};
 use crate::telemetry::{Event, Outcome, Stage};
-use realign_core::AlignmentState;
 use realign_core::clock::unix_seconds;
+use realign_core::{AlignmentState, Thread};
 use realign_engine::adapter::generation::{Generation, GenerationId};
 use realign_engine::request::{
     EngineStats, FinishReason, GenerateEvent, GenerateRequest, GenerateStream, SubmitError,
@@ -260,6 +260,25 @@ impl ModerationPort for FakeOracle {
     }
 }
 
+/// Threads that are well unless a test says otherwise.
+#[derive(Default)]
+pub(super) struct FakeHealth {
+    pub(super) failure: Mutex<Option<String>>,
+    pub(super) unready: Mutex<Option<String>>,
+}
+
+impl HealthPort for FakeHealth {
+    fn failure(&self) -> Option<String> {
+        self.failure.lock().unwrap().clone()
+    }
+    fn unready(&self) -> Option<String> {
+        self.unready.lock().unwrap().clone()
+    }
+    fn panics(&self) -> Vec<(Thread, u64)> {
+        vec![(Thread::Engine, 2)]
+    }
+}
+
 /// Embeds a text as its number of tokens.
 struct FakeEmbedder;
 
@@ -283,6 +302,8 @@ pub(super) struct Server {
     pub(super) url: String,
     pub(super) engine: Arc<FakeEngine>,
     pub(super) state: AppState,
+    pub(super) health: Arc<FakeHealth>,
+    pub(super) cut: watch::Sender<Option<Cut>>,
     _runtime: tokio::runtime::Runtime,
 }
 
@@ -295,6 +316,8 @@ impl Server {
         registry.swap(generation(CURRENT), None).unwrap();
         let engine = Arc::new(FakeEngine::default());
         let tokenizer = Arc::new(tokenizer);
+        let health = Arc::new(FakeHealth::default());
+        let (cut, cut_signal) = CutSignal::new();
         let mut state = AppState {
             model_name: MODEL.into(),
             compiler: Compiler::new(Arc::clone(&tokenizer)),
@@ -313,6 +336,8 @@ impl Server {
             body_timeout: Duration::from_secs(60),
             ready: Arc::new(AtomicBool::new(true)),
             closing: tokio::sync::watch::Sender::new(false),
+            health: health.clone(),
+            cut: cut_signal,
             max_body_bytes: 4096,
             started_at: unix_seconds(),
         };
@@ -329,6 +354,8 @@ impl Server {
             url,
             engine,
             state,
+            health,
+            cut,
             _runtime: runtime,
         }
     }

@@ -146,7 +146,7 @@ fn answers_are_judged_like_those_to_clients() {
                     violates: { response: { any_phrase: [Hello world] } }\n";
         let set = Arc::new(PolicySet::from_yaml("words.yaml", yaml).unwrap());
         let policies: crate::telemetry::compliance::Policies =
-            Box::new(move || (set.clone(), Arc::default()));
+            Box::new(move || Some((set.clone(), Arc::default())));
         let telemetry = state.telemetry.clone();
         let sampling = Sampling {
             share: 1.0,

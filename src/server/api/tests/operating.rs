@@ -282,7 +282,7 @@ fn answers_are_judged_after_they_were_sent() {
     let set = Arc::new(PolicySet::from_yaml("p.yaml", text).unwrap());
     let server = Server::start(|state| {
         let policies: crate::telemetry::compliance::Policies =
-            Box::new(move || (Arc::clone(&set), Arc::default()));
+            Box::new(move || Some((Arc::clone(&set), Arc::default())));
         let telemetry = Arc::clone(&state.telemetry);
         let sampling = Sampling {
             share: 1.0,

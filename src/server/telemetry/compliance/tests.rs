@@ -58,7 +58,7 @@ fn answers_are_judged_counted_and_written() {
     let log = DecisionLog::open(&path, options).unwrap();
     let telemetry = telemetry();
     let set = set(POLICY);
-    let policies: Policies = Box::new(move || (Arc::clone(&set), Arc::default()));
+    let policies: Policies = Box::new(move || Some((Arc::clone(&set), Arc::default())));
     let compliance = Compliance::start(
         sampling(8),
         (policies, Box::new(|_, _| {})),
@@ -104,7 +104,7 @@ fn a_dryrun_policy_counts_but_does_not_decide() {
     let compliance = Compliance::start(
         sampling(8),
         (
-            Box::new(move || (Arc::clone(&set), Arc::default())),
+            Box::new(move || Some((Arc::clone(&set), Arc::default()))),
             Box::new(|_, _| {}),
         ),
         None,
@@ -131,7 +131,7 @@ fn a_full_queue_drops_and_counts_and_never_waits() {
     let empty = Arc::new(PolicySet::default());
     let policies: Policies = Box::new(move || {
         let _released = held.recv();
-        (Arc::clone(&empty), Arc::default())
+        Some((Arc::clone(&empty), Arc::default()))
     });
     let compliance = Compliance::start(
         sampling(2),
