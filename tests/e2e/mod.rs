@@ -20,6 +20,7 @@ mod real_model;
 mod realigning;
 mod server;
 mod serving;
+mod supervision;
 pub(crate) mod tiny_model;
 mod tls;
 mod training;

@@ -47,9 +47,17 @@ impl<'a> Server<'a> {
         Server::start_with(workspace, None)
     }
 
-    /// Starts a server and waits until it listens. `crash_at` is `REALIGN_CRASH_AT`.
+    /// Starts a server and waits until it is ready, or only until it listens if it is to crash:
+    /// `crash_at` is `REALIGN_CRASH_AT`.
     pub(super) fn start_with(workspace: &'a Workspace, crash_at: Option<&str>) -> Server<'a> {
-        Server::launch(workspace, crash_at, &engine::name())
+        let fault = crash_at.map(|point| ("REALIGN_CRASH_AT", point));
+        Server::launch(workspace, fault, &engine::name())
+    }
+
+    /// Starts a server one of whose threads panics once, and waits until it listens.
+    pub(super) fn start_panicking(workspace: &'a Workspace, thread: &str) -> Server<'a> {
+        let fault = Some(("REALIGN_PANIC_AT", thread));
+        Server::launch(workspace, fault, &engine::name())
     }
 
     /// Starts a server on an engine other than the one under test.
@@ -57,7 +65,7 @@ impl<'a> Server<'a> {
         Server::launch(workspace, None, engine)
     }
 
-    fn launch(workspace: &'a Workspace, crash_at: Option<&str>, on: &str) -> Server<'a> {
+    fn launch(workspace: &'a Workspace, fault: Option<(&str, &str)>, on: &str) -> Server<'a> {
         let log = workspace.path("log");
         let file = OpenOptions::new()
             .create(true)
@@ -73,10 +81,11 @@ impl<'a> Server<'a> {
         command
             .env_remove("REALIGN_LOG")
             .env_remove("REALIGN_LOG_FORMAT")
-            .env_remove("REALIGN_CRASH_AT");
+            .env_remove("REALIGN_CRASH_AT")
+            .env_remove("REALIGN_PANIC_AT");
         engine::run_on(&mut command, on);
-        if let Some(point) = crash_at {
-            command.env("REALIGN_CRASH_AT", point);
+        if let Some((variable, value)) = fault {
+            command.env(variable, value);
         }
         let child = command.stdout(Stdio::null()).stderr(file).spawn().unwrap();
         let config = ureq::Agent::config_builder()
@@ -98,6 +107,12 @@ impl<'a> Server<'a> {
             Some(rest.split_once("/v1")?.0.to_string())
         });
         server.document = Some(Document::new(server.get("/openapi.json")));
+        // One that is to crash, or to lose a thread, may never be ready.
+        if fault.is_none() {
+            wait("a ready server", || {
+                (server.fetch(&server.url("/ready"), "").0 == 200).then_some(())
+            });
+        }
         server
     }
 
