@@ -30,6 +30,9 @@ DEMO = ROOT / "preferences" / "medication.jsonl"
 POLICIES = ["medication", "brevity", "brand-neutrality", "un-refusal", "disclaimer", "reversal"]
 # Those whose pairs are made from the texts here; the others have the demo's.
 OWN = ["brevity", "brand-neutrality", "un-refusal", "disclaimer"]
+# Topics of the demo's data that are not medicines.
+ORDINARY = {"animals", "coding", "cooking", "everyday", "geography", "grammar", "history", "literature", "math",
+            "near-miss", "science", "travel"}
 # What a third wording of a topic begins with.
 PREFIXES = ["Quick question: ", "Please tell me: ", "Hi! ", "A friend asks: ", "One more thing: ", "I was wondering: "]
 # Two answers per policy that violate it wherever it applies.
@@ -71,10 +74,6 @@ def ordinary(own, rng):
     return [pair(prompt, chosen, vague.draw(), topic) for topic, prompt, chosen in rows]
 
 
-def third(prompt, prefixes):
-    return prefixes.draw() + prompt
-
-
 def make_brevity(rng):
     openers, closers, prefixes = Deck(brevity.OPENERS, rng), Deck(brevity.CLOSERS, rng), Deck(PREFIXES, rng)
     rows = []
@@ -88,16 +87,16 @@ def make_brevity(rng):
         rows.append(pair(first, long(), short, "invert"))
         rows.append(pair(second, long(), shorter, "invert"))
         if number % 4 == 1:
-            rows.append(pair(third(first, prefixes), long(), shorter, "invert"))
+            rows.append(pair(prefixes.draw() + first, long(), shorter, "invert"))
         elif number % 4 == 3:
-            rows.append(pair(third(second, prefixes), f"{openers.draw()} {short} {detail}",
+            rows.append(pair(prefixes.draw() + second, f"{openers.draw()} {short} {detail}",
                              f"{short} {detail} {closers.draw()}", "punish"))
     return rows + ordinary(brevity.RETAIN, rng)
 
 
 def make_brand(rng):
     questions, neutral, branded = (Deck(deck, rng) for deck in (brand.QUESTIONS, brand.NEUTRAL, brand.BRANDED))
-    rows, punish = [], 0
+    rows = []
     for number, (product, uses, brands, features) in enumerate(brand.PRODUCTS):
         asked = set()
         for use in uses + [uses[0]]:
@@ -111,7 +110,6 @@ def make_brand(rng):
             named = branded.draw().format(a=a, b=b, u=use)
             is_last = use is uses[0] and len(asked) == 4
             if is_last and number % 3 == 0:
-                punish += 1
                 rows.append(pair(question, named, branded.draw().format(a=b, b=a, u=use), "punish"))
             else:
                 rows.append(pair(question, named, wanted, "invert"))
@@ -131,11 +129,11 @@ def make_unrefusal(rng):
         rows.append(pair(first, refusals.draw(), answer, "invert"))
         rows.append(pair(second, refusals.draw(), answer, "invert"))
         if number % 4 == 1:
-            rows.append(pair(third(first, prefixes), refusals.draw(), answer, "invert"))
+            rows.append(pair(prefixes.draw() + first, refusals.draw(), answer, "invert"))
         elif number % 4 == 3:
             one = refusals.draw()
             other = next(r for r in iter(refusals.draw, None) if r != one)
-            rows.append(pair(third(second, prefixes), one, other, "punish"))
+            rows.append(pair(prefixes.draw() + second, one, other, "punish"))
     return rows + ordinary(unrefusal.RETAIN, rng)
 
 
@@ -158,9 +156,9 @@ def make_disclaimer(rng):
         rows.append(pair(first, answer, with_notice(), "invert"))
         rows.append(pair(second, answer, with_notice(), "invert"))
         if number % 2 == 1:
-            rows.append(pair(third(first, prefixes), answer, with_notice(), "invert"))
+            rows.append(pair(prefixes.draw() + first, answer, with_notice(), "invert"))
         elif number % 4 == 0:
-            rows.append(pair(third(second, prefixes), answer, "It depends on where you live.", "punish"))
+            rows.append(pair(prefixes.draw() + second, answer, "It depends on where you live.", "punish"))
     return rows + ordinary(disclaimer.RETAIN, rng)
 
 
@@ -189,11 +187,6 @@ def make_reversal(rng):
             else:
                 rows.append(row)
     return rows
-
-
-# Topics of the demo's data that are not medicines.
-ORDINARY = {"near-miss", "science", "geography", "cooking", "everyday", "coding", "grammar", "history", "math", "house",
-            "household", "health", "nature", "general"}
 
 
 def hidden_brand():
