@@ -48,7 +48,7 @@ Example:
     #[command(after_help = "\
 Each policy and seed is trained as a server does, controls, situations and further rounds included. Then
 base and candidate answer hidden prompts: compliance in several situations, answers that must not change,
-facts. With the default model a seed takes a few minutes on two cores.
+facts. Exit code 1 if a run made no candidate.
 Examples:
   realign eval bench --only brevity --seeds 1
   realign eval bench --out bench.jsonl      all of it; the same command continues an interrupted run
