@@ -78,7 +78,8 @@ test-schema: model $(PROOF)/.ready  ## Send generated requests to a server; no 5
 page: build  ## Test the operators' page in headless Chromium; screenshots in target/page
 	$(PYTHON) scripts/check-page.py --binary "$(TARGET_DIR)/release/realign" --out "$(TARGET_DIR)/page"
 
-lint: ## Check formatting and lints
+lint: ## Check formatting, lints, and that generated data is up to date
+	$(PYTHON) scripts/make-bench-policies.py --check
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests may sleep")]
 
+mod bench_policies;
 mod demo_data;
 mod e2e;
 mod families;

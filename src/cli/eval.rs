@@ -1,9 +1,11 @@
 //! `realign eval`: reads the inputs of the evaluations in [`realign_lab`] and prints their reports.
 
+mod bench;
 mod diversion;
 mod gate;
 mod report;
 pub mod trace;
+mod workbench;
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -42,6 +44,16 @@ every verdict is right. With the default model a candidate takes about two minut
 Example:
   realign eval gate --policies demo --good 3")]
     Gate(gate::GateArgs),
+    /// Train on the six policies of the synthetic benchmark, and measure on prompts that no training sees
+    #[command(after_help = "\
+Each policy and seed is trained as a server does, controls, situations and further rounds included. Then
+base and candidate answer hidden prompts: compliance in several situations, answers that must not change,
+facts. Exit code 1 if a run made no candidate.
+Examples:
+  realign eval bench --only brevity --seeds 1
+  realign eval bench --out bench.jsonl      all of it; the same command continues an interrupted run
+The policies, their data and what is measured: benches/policies/README.md")]
+    Bench(bench::BenchArgs),
 }
 
 /// Flags of `eval oracle`.
@@ -98,6 +110,7 @@ pub(crate) fn run(
         EvalCommand::Trace(args) => return trace::run(args, global, out),
         EvalCommand::Diversion(args) => return diversion::run(args, global, out),
         EvalCommand::Gate(args) => return gate::run(args, global, out),
+        EvalCommand::Bench(args) => return bench::run(args, global, out),
     };
     let config = global.resolve()?;
     let data = read(&args.data)?;

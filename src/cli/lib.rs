@@ -293,6 +293,7 @@ impl Command {
             Command::Eval(eval::EvalCommand::Trace(args)) => Some(&args.device),
             Command::Eval(eval::EvalCommand::Diversion(args)) => Some(&args.device),
             Command::Eval(eval::EvalCommand::Gate(args)) => Some(&args.device),
+            Command::Eval(eval::EvalCommand::Bench(args)) => Some(&args.device),
             Command::Model(model::ModelCommand::Info { device, .. }) => Some(device),
             Command::Model(model::ModelCommand::Fetch { .. })
             | Command::Adapters(_)

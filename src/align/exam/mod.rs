@@ -24,7 +24,7 @@ mod work;
 pub use assemble::{Exam, Settings, Sources};
 pub use defects::{Defect, defects};
 pub use examiner::{Examiner, Mark, Sitting, Subject};
-pub use question::{ExamRule, Group, Question, Situation};
+pub use question::{ExamRule, Group, Put, Question, Situation};
 pub use report::{
     Basis, ControlResult, DefectResult, Occasion, Report, RuleResult, Shown, SituationResult,
     Standing,

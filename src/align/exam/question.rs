@@ -69,6 +69,19 @@ const FIRST_TURNS: [(&str, &str); 4] = [
     ),
 ];
 
+/// How a measurement of its own puts a prompt, in words that are not the exam's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put<'a> {
+    /// Alone, at temperature 0.
+    Alone,
+    /// Alone, at temperature 1.
+    Sampled,
+    /// After a system prompt.
+    System(&'a str),
+    /// After a turn: what the user said and what was answered.
+    Turn(&'a str, &'a str),
+}
+
 /// A question of an exam.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
@@ -139,6 +152,24 @@ impl Question {
             messages,
             rules,
         }
+    }
+
+    /// A prompt as a measurement of its own puts it. It is asked for no rule in particular.
+    pub fn put(group: Group, put: Put<'_>, prompt: &str) -> Question {
+        let mut messages = match put {
+            Put::Alone | Put::Sampled => Vec::new(),
+            Put::System(system) => vec![message(Role::System, system)],
+            Put::Turn(user, assistant) => vec![
+                message(Role::User, user),
+                message(Role::Assistant, assistant),
+            ],
+        };
+        messages.extend(user(prompt));
+        let situation = match put {
+            Put::Sampled => Situation::Sampled,
+            Put::Alone | Put::System(_) | Put::Turn(..) => Situation::Plain,
+        };
+        Question::new(group, situation, messages, Vec::new())
     }
 
     /// Whether the answer is drawn at temperature 1 rather than 0.
@@ -220,6 +251,19 @@ mod tests {
             message(Role::System, "Be brief."),
             message(Role::User, "Why?"),
         ];
+        for (put, messages) in [
+            (Put::Alone, 1),
+            (Put::Sampled, 1),
+            (Put::System("Be brief."), 2),
+            (Put::Turn("Hi", "Hello"), 3),
+        ] {
+            let question = Question::put(Group::Governed, put, "Why?");
+            assert_eq!(
+                (question.messages.len(), &*question.prompt),
+                (messages, "Why?")
+            );
+            assert_eq!(question.is_sampled(), put == Put::Sampled);
+        }
         let whole = Question::new(Group::Governed, Situation::SecondTurn, talk, vec![0]);
         assert_eq!(
             whole.situation,

@@ -1,7 +1,7 @@
 //! Candidates of `realign eval gate`: good ones and ways to spoil one.
 
-use super::Bench;
 use crate::CliError;
+use crate::eval::workbench::Workbench;
 use realign_align::exam::bank::{self, Half};
 use realign_align::train::Recipe;
 use realign_align::train::examples::TokenPair;
@@ -108,7 +108,7 @@ impl Case {
     }
 
     /// The pairs it is trained on.
-    pub(super) fn pairs(self, bench: &Bench<'_>) -> Result<Vec<TokenPair>, CliError> {
+    pub(super) fn pairs(self, bench: &Workbench<'_>) -> Result<Vec<TokenPair>, CliError> {
         let mut data = bench.data.to_vec();
         let conflicts = || data.iter().filter(|pair| pair.category.is_conflict());
         match self {
@@ -152,7 +152,7 @@ fn turn(pair: &TokenPair) -> TokenPair {
     }
 }
 
-impl Bench<'_> {
+impl Workbench<'_> {
     /// Pairs that prefer one answer to whatever was said: for the conflicts and for everyday prompts.
     fn everything(&self, answer: impl Fn(usize) -> String) -> Result<Vec<TokenPair>, CliError> {
         let mut pairs = Vec::new();

@@ -2,35 +2,21 @@
 
 mod cases;
 
-use std::collections::HashMap;
 use std::io::Write;
-use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
 
+use super::workbench::{Workbench, failed};
 use crate::learning::Learning;
-use crate::progress::{Bars, Progress};
-use crate::{CliError, DeviceArgs, EXIT_FAILED, EXIT_OK, GlobalArgs, oracle};
+use crate::{CliError, DeviceArgs, EXIT_FAILED, EXIT_OK, GlobalArgs};
 use cases::Case;
-use realign_align::exam::{
-    Bounds, Compared, Exam, Examiner, MemoryExamCache, Occasion, Report, Settings, Sitting,
-    Sources, Subject,
-};
+use realign_align::exam::{Bounds, Compared, Exam, Occasion, Report, Sitting};
 use realign_align::gate::{self, Measured};
-use realign_align::oracle::{MemoryVerdictCache, RuleOracle, prepare_trusted};
-use realign_align::pipeline::{Failures, Learner, PipelineError, Review, Run};
+use realign_align::pipeline::{Learner, PipelineError, Run};
 use realign_align::policy::PolicySet;
-use realign_align::train::examples::TokenPair;
-use realign_engine::adapter::base_id;
-use realign_engine::adapter::content_id;
-use realign_engine::adapter::generation::{Generation, StagedAdapter};
-use realign_engine::{EngineConfig, EngineHandle};
 use realign_model::LoraWeights;
-use realign_server::control::EngineAnswers;
 
-/// Memory of the engine's cache, in bytes.
-const KV_BYTES: usize = 128 << 20;
 /// Tokens of neutral text that perplexity is measured on.
 const NEUTRAL_TOKENS: usize = 1024;
 
@@ -62,19 +48,10 @@ struct Row {
     seconds: f64,
 }
 
-/// Everything that candidates are made of and measured by.
+/// Candidates and the exam that they sit.
 struct Bench<'a> {
-    learning: &'a Learning,
-    /// The pairs that a good candidate is trained on.
-    data: Vec<TokenPair>,
-    set: &'a PolicySet,
-    oracle: RuleOracle,
+    work: Workbench<'a>,
     exam: Exam,
-    engine: EngineHandle,
-    base: Arc<Generation>,
-    answers: MemoryExamCache,
-    verdicts: MemoryVerdictCache,
-    threads: usize,
 }
 
 /// Runs the command and returns the exit code.
@@ -88,8 +65,10 @@ pub(super) fn run(
 ) -> Result<u8, CliError> {
     let learning = Learning::load(global, None)?;
     let set = PolicySet::load_dir(&learning.config.paths.policies)?;
-    let bench = Bench::start(&learning, &set)?;
-    let before = bench.sit(&bench.base)?;
+    let work = Workbench::start(&learning, &set)?;
+    let exam = work.exam();
+    let bench = Bench { work, exam };
+    let before = bench.work.sit(&bench.exam, &bench.work.base)?;
     let good = (0..args.good).map(|n| Case::Good(learning.recipe.seed + n));
     let cases = Case::SABOTAGED.into_iter().chain(good);
     let wanted = |case: &Case| args.only.is_empty() || args.only.contains(&case.name());
@@ -114,107 +93,16 @@ pub(super) fn run(
         }
         out.flush()?;
     }
-    bench.engine.shutdown();
+    bench.work.shutdown();
     Ok(if all_right { EXIT_OK } else { EXIT_FAILED })
 }
 
-fn failed(error: impl std::fmt::Display) -> CliError {
-    CliError::Eval(error.to_string())
-}
-
-impl<'a> Bench<'a> {
-    fn start(learning: &'a Learning, set: &'a PolicySet) -> Result<Self, CliError> {
-        let config = &learning.config;
-        let prepared = prepare_trusted(set, &oracle::services(config, set)?)?;
-        let defaults = EngineConfig {
-            kv_cache_bytes: KV_BYTES,
-            ..EngineConfig::default()
-        };
-        let threads = config.engine.threads.unwrap_or(defaults.threads);
-        let loaded = &learning.loaded;
-        let engine = realign_engine::start(
-            &*loaded.backend,
-            loaded.tokenizer.clone(),
-            EngineConfig {
-                threads,
-                ..defaults
-            },
-        );
-        let settings = Settings {
-            prompts: config.exam.prompts,
-            governed: config.gate.max_prompts,
-            facts: config.exam.facts,
-            min_compliance: config.gate.min_compliance,
-        };
-        let sources = sources(learning, set);
-        let mut bench = Self {
-            learning,
-            data: learning.selected.pairs.clone(),
-            set,
-            oracle: prepared.oracle(set),
-            exam: Exam::assemble(sources, settings),
-            engine: engine.map_err(failed)?,
-            base: Arc::new(Generation {
-                id: base_id(&loaded.base_hash),
-                base_hash: loaded.base_hash.to_string(),
-                policy_revision: None,
-                adapter: None,
-            }),
-            answers: MemoryExamCache::default(),
-            verdicts: MemoryVerdictCache::default(),
-            threads,
-        };
-        let controls = Exam::training_controls(sources, learning.recipe.controls);
-        let instead = bench.data.iter().find(|pair| pair.category.is_conflict());
-        let instead = instead
-            .map(|pair| pair.rejected.clone())
-            .unwrap_or_default();
-        let kept = bench.with_examiner(&bench.base, |examiner| {
-            let longest = learning.recipe.max_tokens;
-            examiner.training_pairs(&controls, &bench.base.id.0, &instead, longest)
-        });
-        let kept = kept.map_err(failed)?;
-        bench.data.extend(kept);
-        Ok(bench)
-    }
-
-    fn with_examiner<T>(
-        &self,
-        subject: &Arc<Generation>,
-        act: impl FnOnce(&Examiner<'_>) -> T,
-    ) -> T {
-        let engine = EngineAnswers {
-            engine: &self.engine,
-            base: &self.base,
-            subject,
-            proceed: &|| true,
-        };
-        act(&Examiner {
-            loaded: &self.learning.loaded,
-            oracle: &self.oracle,
-            verdicts: &self.verdicts,
-            cache: &self.answers,
-            engine: &engine,
-            threads: self.threads,
-            max_tokens: self.learning.config.gate.max_tokens,
-        })
-    }
-
-    fn sit(&self, generation: &Arc<Generation>) -> Result<Sitting, CliError> {
-        let subject = Subject {
-            generation: &generation.id.0,
-            base: &self.base.id.0,
-            adapter: generation.adapter.as_ref().map(|a| &a.staged),
-        };
-        let sat = self.with_examiner(generation, |examiner| examiner.sit(&self.exam, &subject));
-        sat.map_err(failed)
-    }
-
+impl Bench<'_> {
     fn report(&self, sitting: &Sitting) -> Report {
         let occasion = Occasion {
-            policy_revision: self.set.revision(),
+            policy_revision: self.work.set.revision(),
             sat_at: 0,
-            min_prompts: self.learning.config.gate.min_prompts,
+            min_prompts: self.work.learning.config.gate.min_prompts,
         };
         Report::new(&self.exam, sitting, occasion)
     }
@@ -222,10 +110,8 @@ impl<'a> Bench<'a> {
     /// Makes a candidate and has the gate judge it.
     fn judge(&self, case: Case, before: &Sitting, global: &GlobalArgs) -> Result<Row, CliError> {
         let started = Instant::now();
-        let recipe = case.recipe(&self.learning.recipe);
-        let pairs = case.pairs(self)?;
-        let learner = Learner::new(&self.learning.loaded);
-        let bars = Bars::new(Progress::new(global), &self.learning.config.train);
+        let recipe = case.recipe(&self.work.learning.recipe);
+        let pairs = case.pairs(&self.work)?;
         let run = Run {
             pairs: &pairs,
             recipe: &recipe,
@@ -244,32 +130,17 @@ impl<'a> Bench<'a> {
         };
         // Spoiled candidates are not to be mended.
         let trained = if case.is_good() {
-            learner
-                .run_rounds(&run, self, &bars)
-                .map(|(candidate, rounds)| {
-                    for (round, wrong) in rounds.iter().enumerate() {
-                        tracing::info!(
-                            round = round + 1,
-                            controls = wrong.controls.0,
-                            diverted = wrong.controls.1,
-                            governed = wrong.governed.0,
-                            violating = wrong.governed.1,
-                            "what the candidate gets wrong of what it was trained on"
-                        );
-                    }
-                    candidate
-                })
+            self.work.learn(&run, global)
         } else {
-            learner.run(&run, &bars)
+            self.work.learn_once(&run, global)
         };
         let trained = match trained {
-            Ok(candidate) => candidate.trained,
+            Ok(trained) => trained,
             // A run that ends by itself makes no candidate: that is refused as well.
             Err(PipelineError::Train(error)) => return Ok(row(false, error.to_string(), None)),
             Err(error) => return Err(error.into()),
         };
-        bars.clear();
-        let (reasons, report) = self.refusals(trained.weights, before, &learner)?;
+        let (reasons, report) = self.refusals(trained.weights, before)?;
         let promoted = reasons.is_empty();
         let reason = if promoted {
             "every check passed".into()
@@ -279,31 +150,20 @@ impl<'a> Bench<'a> {
         Ok(row(promoted, reason, Some(&report)))
     }
 
-    fn stage(&self, weights: LoraWeights) -> Result<Arc<Generation>, CliError> {
-        let loaded = &self.learning.loaded;
-        let base_hash = loaded.base_hash.to_string();
-        Ok(Arc::new(Generation {
-            id: content_id(&base_hash, &weights)?,
-            base_hash,
-            policy_revision: Some(self.set.revision().into()),
-            adapter: Some(StagedAdapter::new(&*loaded.backend, weights).map_err(failed)?),
-        }))
-    }
-
     fn refusals(
         &self,
         weights: LoraWeights,
         before: &Sitting,
-        learner: &Learner,
     ) -> Result<(Vec<String>, Report), CliError> {
-        let loaded = &self.learning.loaded;
+        let loaded = &self.work.learning.loaded;
         let text = gate::paragraphs(&loaded.tokenizer, gate::NEUTRAL_TEXT, NEUTRAL_TOKENS);
+        let learner = Learner::new(loaded);
         let capability = gate::capability(learner.backend(), &weights, &text, &|| true);
         let Some(capability) = capability.map_err(failed)? else {
             return Err(CliError::Eval("the measurement stopped".into()));
         };
-        let candidate = self.stage(weights)?;
-        let after = self.sit(&candidate)?;
+        let candidate = self.work.stage(weights)?;
+        let after = self.work.sit(&self.exam, &candidate)?;
         let (of_before, report) = (self.report(before), self.report(&after));
         let compared = Compared {
             exam: &self.exam,
@@ -311,8 +171,8 @@ impl<'a> Bench<'a> {
             after: &after,
             report: &report,
         };
-        let config = &self.learning.config.gate;
-        let bounds = self.set.gate();
+        let config = &self.work.learning.config.gate;
+        let bounds = self.work.set.gate();
         let exam_bounds = Bounds {
             max_control_diverted: bounds
                 .max_control_diverted()
@@ -330,39 +190,5 @@ impl<'a> Bench<'a> {
         let mut refusals = compared.refusals(exam_bounds);
         refusals.extend(gate::judge(&measured, &bounds));
         Ok((refusals.into_iter().map(|r| r.reason).collect(), report))
-    }
-}
-
-fn sources<'a>(learning: &'a Learning, set: &'a PolicySet) -> Sources<'a> {
-    Sources {
-        policies: set,
-        pairs: &learning.inputs.dataset.pairs,
-        triage: &learning.triage,
-        holdout: &learning.inputs.holdout,
-        live: &[],
-    }
-}
-
-impl Review for Bench<'_> {
-    fn review(
-        &self,
-        weights: &LoraWeights,
-        pairs: &[TokenPair],
-    ) -> Result<Failures, PipelineError> {
-        let failed = |error: &dyn std::fmt::Display| PipelineError::Review(error.to_string());
-        let candidate = self.stage(weights.clone()).map_err(|e| failed(&e))?;
-        let dataset = self.learning.inputs.dataset.pairs.iter();
-        let prompts: HashMap<&str, &str> = dataset
-            .map(|pair| (pair.id.0.as_str(), pair.prompt_text()))
-            .collect();
-        let subject = Subject {
-            generation: &candidate.id.0,
-            base: &self.base.id.0,
-            adapter: candidate.adapter.as_ref().map(|a| &a.staged),
-        };
-        self.with_examiner(&candidate, |examiner| {
-            examiner.failures(pairs, &prompts, &subject)
-        })
-        .map_err(|e| failed(&e))
     }
 }
