@@ -24,7 +24,7 @@ pub(super) fn check(
 ) -> Result<(), BeginError> {
     let db = &context.db;
     if let Some(row) = unfinished {
-        db.count_death(inputs_hash, row.stage)?;
+        db.count_death(inputs_hash, (row.stage, row.progress))?;
     }
     match trigger {
         Trigger::Operator | Trigger::Policy | Trigger::Data => {

@@ -24,8 +24,8 @@ impl StateDb {
     /// [`StateError::Sql`].
     pub(crate) fn open_attempt(&self, inputs_hash: &str, room: &str) -> Result<(), StateError> {
         self.lock().execute(
-            "INSERT INTO attempts (inputs_hash, open, stage, deaths, room)
-             VALUES (?1, 1, '', 0, ?2)
+            "INSERT INTO attempts (inputs_hash, open, stage, deaths, progress, room)
+             VALUES (?1, 1, '', 0, 0, ?2)
              ON CONFLICT (inputs_hash) DO UPDATE SET open = 1, room = ?2",
             params![inputs_hash, room],
         )?;
@@ -45,16 +45,21 @@ impl StateDb {
         Ok(())
     }
 
-    /// Counts a death in `stage` if the last attempt was not closed.
+    /// Counts a death in `stage` if the last attempt was not closed. One that came further than the
+    /// death before (`progress` of the whole, 0 to 1) begins the count anew.
     ///
     /// # Errors
     /// [`StateError::Sql`].
-    pub(crate) fn count_death(&self, inputs_hash: &str, stage: Stage) -> Result<(), StateError> {
+    pub(crate) fn count_death(
+        &self,
+        inputs_hash: &str,
+        (stage, progress): (Stage, f64),
+    ) -> Result<(), StateError> {
         self.lock().execute(
-            "UPDATE attempts SET open = 0, stage = ?2,
-             deaths = CASE stage WHEN ?2 THEN deaths + 1 ELSE 1 END
+            "UPDATE attempts SET open = 0, stage = ?2, progress = ?3,
+             deaths = CASE WHEN stage = ?2 AND ?3 <= progress THEN deaths + 1 ELSE 1 END
              WHERE inputs_hash = ?1 AND open = 1",
-            params![inputs_hash, stage.as_str()],
+            params![inputs_hash, stage.as_str(), progress],
         )?;
         Ok(())
     }

@@ -108,6 +108,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
         open        INTEGER NOT NULL CHECK (open IN (0, 1)),
         stage       TEXT NOT NULL,
         deaths      INTEGER NOT NULL,
+        progress    REAL NOT NULL,
         room        TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
 ",

@@ -216,21 +216,26 @@ fn deaths_are_counted_by_stage_and_forgotten_on_request() {
     };
     let die = |stage| {
         db.open_attempt("a", "2 MiB of 3").unwrap();
-        db.count_death("a", stage).unwrap();
+        db.count_death("a", (stage, 0.3)).unwrap();
     };
-    db.count_death("a", Stage::Impact).unwrap();
+    db.count_death("a", (Stage::Impact, 0.3)).unwrap();
     assert_eq!(count(), None, "no attempt was open");
     die(Stage::Impact);
     die(Stage::Impact);
-    db.count_death("a", Stage::Impact).unwrap();
+    db.count_death("a", (Stage::Impact, 0.3)).unwrap();
     assert_eq!(count(), Some(("impact".into(), 2)), "one for each attempt");
     assert_eq!(db.deaths("a").unwrap().unwrap().room, "2 MiB of 3");
     die(Stage::Train);
     assert_eq!(count(), Some(("train".into(), 1)), "in another stage");
+    die(Stage::Train);
+    assert_eq!(count(), Some(("train".into(), 2)));
+    db.open_attempt("a", "").unwrap();
+    db.count_death("a", (Stage::Train, 0.4)).unwrap();
+    assert_eq!(count(), Some(("train".into(), 1)), "it came further");
     for closed in [Some("a"), None] {
         db.open_attempt("a", "").unwrap();
         db.close_attempts(closed).unwrap();
-        db.count_death("a", Stage::Train).unwrap();
+        db.count_death("a", (Stage::Train, 0.3)).unwrap();
         assert_eq!(count(), Some(("train".into(), 1)), "the attempt was closed");
     }
     db.forget_deaths("a").unwrap();

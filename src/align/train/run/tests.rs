@@ -129,10 +129,7 @@ fn accumulated_batches_count_as_one_larger_batch() {
             max_steps: 1,
             ..recipe()
         };
-        run(&recipe, None, &For::ever())
-            .unwrap()
-            .curve
-            .0[0]
+        run(&recipe, None, &For::ever()).unwrap().curve.0[0]
     };
     let (two, one) = (first(8, 3), first(1, 24));
     assert!((8.0 * two.total - one.total).abs() < 1e-4 * one.total);
@@ -173,9 +170,7 @@ fn a_run_that_diverges_says_where_and_what_to_change() {
         optimizer: OptimizerKind::Lion,
         ..recipe()
     };
-    let error = run(&wild, None, &For::ever())
-        .unwrap_err()
-        .to_string();
+    let error = run(&wild, None, &For::ever()).unwrap_err().to_string();
     assert!(error.contains("the run has diverged: at step"), "{error}");
     assert!(error.contains("lower train.learning_rate"), "{error}");
     assert!(error.contains("nothing was published"), "{error}");
