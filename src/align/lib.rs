@@ -1,7 +1,7 @@
 //! From a policy file and preference data to a trained candidate.
 //!
 //! ```text
-//! policy ─▶ oracle ─▶ triage ─▶ impact ─▶ train ─▶ gate
+//! policy ─▶ oracle ─▶ triage ─▶ exam ─▶ gather ─▶ impact ─▶ train ─▶ gate
 //!             ▲          ▲
 //!        preferences ────┘
 //! ```
@@ -12,6 +12,7 @@
 
 pub mod exam;
 pub mod gate;
+pub mod gather;
 pub mod impact;
 pub mod oracle;
 pub mod pipeline;

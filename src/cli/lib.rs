@@ -6,6 +6,7 @@ mod bench_shape;
 pub mod eval;
 mod exam;
 mod flags;
+mod gather;
 pub mod keys;
 mod learning;
 pub mod logs;
@@ -116,6 +117,7 @@ Examples:
   realign policy test                     run the policies' own examples
   realign plan --examples 3               what a realignment would do, with conflicting pairs
   realign exam                            whether what a server serves complies
+  realign gather --out pairs.jsonl        pairs that the model makes for rules that have few
   realign train --out my-adapter          the adapter alone, offline
   realign adapters rollback               go back to the generation that served before
 
@@ -262,6 +264,8 @@ Examples:
   realign exam                            sit the exam now
   realign exam --show --json              the last one, as JSON")]
     Exam(exam::ExamArgs),
+    /// Make the pairs that a server would make itself, and write them as preference data
+    Gather(gather::GatherArgs),
     /// Make keys for clients and operators, and open the operators' page
     #[command(subcommand)]
     Keys(keys::KeysCommand),
@@ -281,6 +285,7 @@ impl Command {
             Command::Plan(args) => Some(&args.device),
             Command::Score(args) => Some(&args.device),
             Command::Train(args) => Some(&args.device),
+            Command::Gather(args) => Some(&args.device),
             Command::Bench(args) => Some(&args.device),
             // A rule may have a probe, which reads the model's hidden states.
             Command::Policy(policy::PolicyCommand::Test { device, .. }) => Some(device),

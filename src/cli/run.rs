@@ -9,8 +9,8 @@ use realign_server::config::Config;
 use realign_server::serve::{EXIT_STUCK, Server, ServerError};
 
 use crate::{
-    Cli, Command, EXIT_FAILED, EXIT_OK, EXIT_USAGE, adapters, bench, eval, exam, keys, logs, model,
-    policy, score, train, triage,
+    Cli, Command, EXIT_FAILED, EXIT_OK, EXIT_USAGE, adapters, bench, eval, exam, gather, keys,
+    logs, model, policy, score, train, triage,
 };
 
 /// How long tasks that block may take once the server has ended.
@@ -48,6 +48,7 @@ fn run(cli: Cli, logs: logs::Logs) -> anyhow::Result<u8> {
         Command::Eval(command) => Ok(eval::run(command, &cli.global, &mut stdout())?),
         Command::Adapters(command) => Ok(adapters::run(command, &cli.global, &mut stdout())?),
         Command::Exam(args) => Ok(exam::run(args, &cli.global, &mut stdout())?),
+        Command::Gather(args) => Ok(gather::run(args, &cli.global, &mut stdout())?),
         Command::Bench(args) => Ok(bench::run(args, &cli.global, &mut stdout())?),
         Command::Keys(command) => Ok(keys::run(command, &cli.global, &mut stdout())?),
         Command::Model(command) => Ok(model::run(command, &cli.global, &mut stdout())?),

@@ -110,6 +110,7 @@ fn keep(
         inputs: &learning.inputs,
         recipe: &learning.recipe,
         triage: learning.triage.counts,
+        gathered: None,
     };
     let publish = |store: &AdapterStore| {
         let reason = "trained offline by `realign train`";

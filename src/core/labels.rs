@@ -64,6 +64,8 @@ labels! {
         Triage = "triage",
         /// What serves sits the exam, for comparison.
         Exam = "exam",
+        /// Pairs are gathered for rules that are missed and have few.
+        Gather = "gather",
         /// Pairs in conflict get their impact weights.
         Impact = "impact",
         /// The adapter is trained.

@@ -11,6 +11,7 @@ mod document;
 mod edge;
 mod embedding;
 mod engine;
+mod gathering;
 mod mistralrs;
 mod openai_client;
 mod operating;

@@ -22,7 +22,8 @@ impl Workspace {
              [train]\nrank = 2\nepochs = {epochs}\nlearning_rate = 0.02\nbatch_pairs = 3\nweight_scale = \"mean-one\"\n\
              controls = 0\nsituations = false\nrounds = 1\nmin_steps = 0\n\
              [gate]\nmax_prompts = 4\nmin_prompts = 1\nmax_control_diverted = 1.0\nmax_tokens = 8\n\
-             [exam]\nprompts = 12\nfacts = 4\n",
+             [exam]\nprompts = 12\nfacts = 4\n\
+             [gather]\nenabled = false\n",
             tiny_model::directory()
         );
         let workspace = Workspace::with_config(&config);

@@ -4,13 +4,14 @@ use std::collections::{HashMap, HashSet};
 
 use sha2::{Digest, Sha256};
 
+use super::about::{Owned, Rules, concerns, order};
 use super::bank::{self, Fact, Half};
 use super::question::{ExamRule, Group, Question, Situation, user};
 use super::words::Words;
 use crate::pipeline::situated;
-use crate::policy::{Policy, PolicySet, Rule};
+use crate::policy::PolicySet;
 use crate::preferences::{Message, Pair};
-use crate::triage::{Triage, TriagedPair};
+use crate::triage::Triage;
 
 /// Of the controls that are trained on, one in this many is the operator's own.
 const OWN_CONTROLS: usize = 4;
@@ -28,6 +29,9 @@ pub struct Settings {
     pub facts: usize,
     /// Share of answers that must comply where a policy does not say, 0 to 1.
     pub min_compliance: f64,
+    /// Of the prompts that a policy names for a rule, half is left to training, and this many are asked
+    /// at least; `None` leaves none.
+    pub spare: Option<usize>,
 }
 
 /// Where an exam's prompts come from.
@@ -41,7 +45,8 @@ pub struct Sources<'a> {
     pub triage: &'a Triage,
     /// Indices of the pairs that are not trained on.
     pub holdout: &'a [usize],
-    /// Recent prompts of clients, where the operator allows keeping them.
+    /// Other prompts, asked where a rule's `when` holds: those that a model wrote in the style of a
+    /// rule's examples, and recent ones of clients, where the operator allows keeping them.
     pub live: &'a [String],
 }
 
@@ -69,7 +74,7 @@ impl Exam {
         questions.extend(controls);
         let mut facts = bank::facts();
         facts.truncate(settings.facts);
-        let rules: Vec<ExamRule> = assembly.rules.iter().map(|r| r.exam.clone()).collect();
+        let rules: Vec<ExamRule> = assembly.rules.0.iter().map(|r| r.exam.clone()).collect();
         Exam {
             hash: hash(sources.policies, &rules, &questions, &facts),
             rules,
@@ -143,13 +148,6 @@ fn hash(set: &PolicySet, rules: &[ExamRule], questions: &[Question], facts: &[Fa
     hex::encode(hash.finalize())
 }
 
-/// A rule with its policy.
-struct Owned<'a> {
-    policy: &'a Policy,
-    rule: &'a Rule,
-    exam: ExamRule,
-}
-
 /// A prompt and the rules that it is known to be about.
 struct Prompt {
     conversation: Vec<Message>,
@@ -159,63 +157,39 @@ struct Prompt {
 
 struct Assembly<'a> {
     sources: Sources<'a>,
-    rules: Vec<Owned<'a>>,
+    rules: Rules<'a>,
     /// Prompts of the pairs that are trained on.
     trained: HashSet<&'a str>,
+    /// Prompts that the policies name and that are left to training.
+    left: HashSet<&'a str>,
 }
 
 impl<'a> Assembly<'a> {
     fn new(sources: Sources<'a>, settings: Settings) -> Self {
-        let enforced = sources.policies.policies().iter();
-        let everyday = bank::controls(Half::Exam);
-        let rules = enforced
-            .filter(|policy| policy.is_enforced())
-            .flat_map(|policy| policy.rules.iter().map(move |rule| (&**policy, rule)))
-            .map(|(policy, rule)| Owned {
-                policy,
-                rule,
-                exam: ExamRule {
-                    policy: policy.id.clone(),
-                    rule: rule.id.clone(),
-                    severity: rule.severity,
-                    target: policy
-                        .gate
-                        .min_compliance
-                        .unwrap_or(settings.min_compliance),
-                    is_broad: is_broad(rule, &everyday),
-                },
-            })
-            .collect();
+        let rules = Rules::new(sources.policies, settings.min_compliance);
         let holdout: HashSet<usize> = sources.holdout.iter().copied().collect();
         let trained = sources.pairs.iter().enumerate();
         let trained = trained.filter(|(index, _)| !holdout.contains(index));
         Self {
             sources,
+            left: settings
+                .spare
+                .map(|least| rules.left(least))
+                .unwrap_or_default(),
             rules,
             trained: trained.map(|(_, pair)| pair.prompt_text()).collect(),
         }
     }
 
-    /// The rules that a prompt is about: those whose `when` holds. A broad rule, or one whose `when`
-    /// needs more than the prompt, has to be known to concern it.
     fn about(&self, prompt: &str, known: &dyn Fn(&Owned<'_>) -> bool) -> Vec<usize> {
-        let about = |(index, owned): (usize, &Owned<'_>)| {
-            let applies = owned.rule.applies(prompt);
-            let is_about = match applies {
-                Some(true) if owned.exam.is_broad => known(owned),
-                Some(applies) => applies,
-                None => known(owned),
-            };
-            is_about.then_some(index)
-        };
-        self.rules.iter().enumerate().filter_map(about).collect()
+        self.rules.about(prompt, known)
     }
 
     /// Every prompt that rules govern, each once.
     fn governed(&self) -> Vec<Prompt> {
         let mut found: HashMap<String, Prompt> = HashMap::new();
         let mut add = |conversation: Vec<Message>, text: &str, rules: Vec<usize>| {
-            if rules.is_empty() || self.trained.contains(text) {
+            if rules.is_empty() || self.trained.contains(text) || self.left.contains(text) {
                 return;
             }
             let prompt = found.entry(text.to_owned()).or_insert_with(|| Prompt {
@@ -227,7 +201,7 @@ impl<'a> Assembly<'a> {
             prompt.rules.sort_unstable();
             prompt.rules.dedup();
         };
-        for owned in &self.rules {
+        for owned in &self.rules.0 {
             let own = |other: &Owned<'_>| std::ptr::eq(other.rule, owned.rule);
             for example in &owned.rule.examples {
                 add(
@@ -237,7 +211,7 @@ impl<'a> Assembly<'a> {
                 );
             }
         }
-        for owned in &self.rules {
+        for owned in &self.rules.0 {
             let same = |other: &Owned<'_>| std::ptr::eq(other.policy, owned.policy);
             for prompt in &owned.policy.prompts {
                 add(user(prompt), prompt, self.about(prompt, &same));
@@ -260,8 +234,8 @@ impl<'a> Assembly<'a> {
 
     /// As many governed prompts as there is room for, every rule alike, in all situations.
     fn spread(&self, governed: Vec<Prompt>, room: usize) -> Vec<Question> {
-        let fair = room.div_ceil(self.rules.len().max(1));
-        let mut counts = vec![0; self.rules.len()];
+        let fair = room.div_ceil(self.rules.0.len().max(1));
+        let mut counts = vec![0; self.rules.0.len()];
         let (mut kept, mut rest) = (Vec::new(), Vec::new());
         for prompt in governed {
             if kept.len() < room && prompt.rules.iter().any(|&rule| counts[rule] < fair) {
@@ -321,7 +295,7 @@ impl<'a> Assembly<'a> {
 
     /// Prompts that no rule is about and that no exam asks, each once: the operator's, and the bank's.
     fn trainable(&self) -> (Vec<String>, Vec<String>) {
-        let named = self.rules.iter().flat_map(|owned| {
+        let named = self.rules.0.iter().flat_map(|owned| {
             let own = |other: &Owned<'_>| std::ptr::eq(other.rule, owned.rule);
             let examples = owned.rule.examples.iter().map(|example| &example.prompt);
             let examples = examples.filter(move |prompt| self.about(prompt, &own).is_empty());
@@ -332,7 +306,7 @@ impl<'a> Assembly<'a> {
         let items = self.sources.triage.items.iter();
         let retained = items
             .filter(|item| !item.category.is_conflict() && !holdout.contains(&item.index))
-            .filter(|item| !self.rules.iter().any(|owned| concerns(item, owned)))
+            .filter(|item| !self.rules.0.iter().any(|owned| concerns(item, owned)))
             .map(|item| &self.sources.pairs[item.index])
             .filter(|pair| pair.prompt.len() == 1)
             .map(|pair| pair.prompt_text().to_owned());
@@ -361,7 +335,7 @@ impl<'a> Assembly<'a> {
                 )
             };
         let mut named = Vec::new();
-        for owned in &self.rules {
+        for owned in &self.rules.0 {
             let own = |other: &Owned<'_>| std::ptr::eq(other.rule, owned.rule);
             let asked = |prompt: &&String| bank::half_of(prompt) == Half::Exam;
             for control in owned.policy.controls.iter().filter(asked) {
@@ -386,22 +360,6 @@ impl<'a> Assembly<'a> {
     }
 }
 
-/// Whether a rule applies to most everyday prompts: to be within it says nothing about a prompt.
-fn is_broad(rule: &Rule, everyday: &[bank::Control]) -> bool {
-    let applies = |control: &&bank::Control| rule.applies(&control.prompt) == Some(true);
-    rule.when.is_none() || everyday.iter().filter(applies).count() * 2 > everyday.len()
-}
-
-/// Whether one of a pair's responses violates a rule or could not be judged by it.
-fn concerns(item: &TriagedPair, owned: &Owned<'_>) -> bool {
-    let is = |policy: &str, rule: &str| policy == owned.policy.id && rule == owned.rule.id;
-    [&item.chosen, &item.rejected].into_iter().any(|judgement| {
-        let mut violated = judgement.violations.iter();
-        let mut open = judgement.undecided.iter();
-        violated.any(|v| is(&v.policy, &v.rule)) || open.any(|u| is(&u.policy, &u.rule))
-    })
-}
-
 /// Of twenty governed prompts, three follow a system prompt, three a first turn, and two are
 /// sampled.
 fn governed_situation(n: usize) -> Situation {
@@ -421,9 +379,4 @@ fn control_situation(n: usize) -> Situation {
         5 | 12 | 19 => Situation::SecondTurn,
         _ => Situation::Plain,
     }
-}
-
-/// An order that depends on nothing but the text.
-fn order(text: &str) -> [u8; 32] {
-    Sha256::digest(text).into()
 }

@@ -63,7 +63,7 @@ fn mixed<T>(all: Vec<T>, half: Half, text: impl Fn(&T) -> &str) -> Vec<T> {
 }
 
 /// The half that a prompt belongs to.
-pub(super) fn half_of(prompt: &str) -> Half {
+pub(crate) fn half_of(prompt: &str) -> Half {
     if digest(prompt)[31] & 1 == 0 {
         Half::Exam
     } else {

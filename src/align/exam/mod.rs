@@ -4,6 +4,7 @@
 //! answers; a [`Report`] says what came of it, and [`Compared`] compares a candidate
 //! with what serves.
 
+pub(crate) mod about;
 mod assemble;
 pub mod bank;
 mod defects;
@@ -12,19 +13,20 @@ mod examiner;
 mod failures;
 mod question;
 mod report;
-mod respond;
+pub(crate) mod respond;
 pub(crate) mod scorer;
 mod statistics;
 #[cfg(test)]
 mod tests;
 mod verdict;
-mod words;
+pub(crate) mod words;
 mod work;
 
 pub use assemble::{Exam, Settings, Sources};
 pub use defects::{Defect, defects};
 pub use examiner::{Examiner, Mark, Sitting, Subject};
 pub use question::{ExamRule, Group, Put, Question, Situation};
+pub(crate) use question::{message, user};
 pub use report::{
     Basis, ControlResult, DefectResult, Occasion, Report, RuleResult, Shown, SituationResult,
     Standing,

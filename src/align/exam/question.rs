@@ -184,11 +184,12 @@ impl Question {
 }
 
 /// A user message by itself.
-pub(super) fn user(text: &str) -> Vec<Message> {
+pub(crate) fn user(text: &str) -> Vec<Message> {
     vec![message(Role::User, text)]
 }
 
-fn message(role: Role, content: &str) -> Message {
+/// A message.
+pub(crate) fn message(role: Role, content: &str) -> Message {
     Message {
         role,
         content: content.to_owned(),

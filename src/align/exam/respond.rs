@@ -3,7 +3,12 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// Answers that are remembered together: work that is interrupted loses no more.
+const ANSWERED_AT_ONCE: usize = 64;
 
 /// An answer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -80,6 +85,88 @@ impl ExamCache for MemoryExamCache {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.extend(values.iter().cloned());
     }
+}
+
+/// Who is asked, and where answers are remembered.
+#[derive(Clone, Copy)]
+pub(crate) struct Asking<'a> {
+    pub(crate) engine: &'a dyn Respond,
+    pub(crate) cache: &'a dyn ExamCache,
+    pub(crate) who: Who,
+    /// The id of the generation that answers.
+    pub(crate) id: &'a str,
+}
+
+impl Asking<'_> {
+    /// Answers in order, remembered ones included, and how many of them were remembered. `answered` is
+    /// called with the number of each part that was computed.
+    ///
+    /// # Errors
+    /// [`ExamError`]; earlier parts are remembered.
+    pub(crate) fn ask(
+        &self,
+        asked: &[Asked],
+        answered: &dyn Fn(usize),
+    ) -> Result<(Vec<Answer>, usize), ExamError> {
+        let keys: Vec<[u8; 32]> = asked
+            .iter()
+            .map(|asked| {
+                let how = if asked.temperature > 0.0 {
+                    asked.seed.to_string()
+                } else {
+                    "greedy".into()
+                };
+                let most = asked.max_tokens.to_string();
+                key(&["answer", self.id, &how, &most], &asked.prompt)
+            })
+            .collect();
+        remembered(self.cache, &keys, ANSWERED_AT_ONCE, |part| {
+            let prompts: Vec<Asked> = part.iter().map(|&i| asked[i].clone()).collect();
+            let answers = self.engine.respond(self.who, &prompts);
+            answered(part.len());
+            answers
+        })
+    }
+}
+
+/// Values under keys, and how many were remembered: `fresh` computes those at the indices it is given,
+/// at most `at_once` of them.
+pub(crate) fn remembered<T: Clone + Default + Serialize + DeserializeOwned>(
+    cache: &dyn ExamCache,
+    keys: &[[u8; 32]],
+    at_once: usize,
+    mut fresh: impl FnMut(&[usize]) -> Result<Vec<T>, ExamError>,
+) -> Result<(Vec<T>, usize), ExamError> {
+    let known = cache.get_many(keys).into_iter();
+    let mut values: Vec<Option<T>> = known
+        .map(|json| serde_json::from_str(&json?).ok())
+        .collect();
+    let count = values.iter().flatten().count();
+    let open: Vec<usize> = (0..keys.len()).filter(|&i| values[i].is_none()).collect();
+    for part in open.chunks(at_once) {
+        let mut lines = Vec::with_capacity(part.len());
+        for (&i, value) in part.iter().zip(fresh(part)?) {
+            // Text and numbers always serialise.
+            lines.push((keys[i], serde_json::to_string(&value).unwrap_or_default()));
+            values[i] = Some(value);
+        }
+        cache.put_many(&lines);
+    }
+    let values = values.into_iter().map(Option::unwrap_or_default);
+    Ok((values.collect(), count))
+}
+
+/// A key over texts and tokens.
+pub(crate) fn key(parts: &[&str], tokens: &[u32]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    for token in tokens {
+        hash.update(token.to_le_bytes());
+    }
+    hash.finalize().into()
 }
 
 /// Why an exam could not be sat.

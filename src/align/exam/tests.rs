@@ -48,6 +48,7 @@ fn settings() -> Settings {
         governed: 20,
         facts: 10,
         min_compliance: 0.9,
+        spare: None,
     }
 }
 

@@ -4,18 +4,18 @@ use std::collections::{HashMap, HashSet};
 
 /// Weights of words in a collection of prompts.
 #[derive(Debug)]
-pub(super) struct Words {
+pub(crate) struct Words {
     frequency: HashMap<String, usize>,
     prompts: usize,
 }
 
 /// A prompt's words with their weights; of length 1.
 #[derive(Debug)]
-pub(super) struct Weighed(HashMap<String, f64>);
+pub(crate) struct Weighed(HashMap<String, f64>);
 
 impl Words {
     /// Counts in how many of the prompts each word occurs.
-    pub(super) fn new<'a>(prompts: impl IntoIterator<Item = &'a str>) -> Words {
+    pub(crate) fn new<'a>(prompts: impl IntoIterator<Item = &'a str>) -> Words {
         let mut words = Words {
             frequency: HashMap::new(),
             prompts: 0,
@@ -31,7 +31,7 @@ impl Words {
     }
 
     /// A prompt's weights.
-    pub(super) fn weigh(&self, prompt: &str) -> Weighed {
+    pub(crate) fn weigh(&self, prompt: &str) -> Weighed {
         let mut weights: HashMap<String, f64> = HashMap::new();
         for term in terms(prompt) {
             let seen = self.frequency.get(&term).copied().unwrap_or(0);
@@ -46,7 +46,7 @@ impl Words {
 
 impl Weighed {
     /// Cosine of two prompts, 0 to 1.
-    pub(super) fn cosine(&self, other: &Weighed) -> f64 {
+    pub(crate) fn cosine(&self, other: &Weighed) -> f64 {
         let terms = self.0.iter();
         terms
             .map(|(term, weight)| weight * other.0.get(term).unwrap_or(&0.0))
@@ -54,7 +54,7 @@ impl Weighed {
     }
 
     /// The cosine with the closest of several prompts; 0 without any.
-    pub(super) fn closest(&self, others: &[Weighed]) -> f64 {
+    pub(crate) fn closest(&self, others: &[Weighed]) -> f64 {
         let cosines = others.iter().map(|other| self.cosine(other));
         cosines.fold(0.0, f64::max)
     }

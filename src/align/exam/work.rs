@@ -1,21 +1,17 @@
 //! One sitting while it goes on: answers and likelihoods, those that are remembered included.
 
-use sha2::{Digest, Sha256};
-
 use super::assemble::Exam;
 use super::bank::Fact;
 use super::diversion::{Likelihoods, Spoken, TOKENS, is_diverted};
 use super::examiner::{Examiner, Mark, Subject};
 use super::question::user;
-use super::respond::{Answer, Asked, ExamError, Who};
+use super::respond::{Answer, Asked, Asking, ExamError, Who, key};
 use super::scorer::Question as Scored;
 use crate::pipeline::Renderer;
 use realign_model::LoadedModel;
 
 /// Answers that are scored between two looks at whether to go on.
 const SCORED_AT_ONCE: usize = 16;
-/// Answers that are remembered together: a sitting that is interrupted loses no more.
-const ANSWERED_AT_ONCE: usize = 64;
 /// Tokens of an opening: an answer that begins as the base's does is not diverted.
 const OPENING: usize = 16;
 
@@ -69,37 +65,15 @@ impl Work<'_> {
     }
 
     pub(super) fn ask(&mut self, who: Who, asked: &[Asked]) -> Result<Vec<Answer>, ExamError> {
-        let cache = self.examiner.cache;
-        let keys: Vec<[u8; 32]> = asked
-            .iter()
-            .map(|asked| {
-                let how = if asked.temperature > 0.0 {
-                    asked.seed.to_string()
-                } else {
-                    "greedy".into()
-                };
-                let most = asked.max_tokens.to_string();
-                key(&["answer", self.id(who), &how, &most], &asked.prompt)
-            })
-            .collect();
-        let known = cache.get_many(&keys).into_iter();
-        let mut answers: Vec<Option<Answer>> = known
-            .map(|json| serde_json::from_str(&json?).ok())
-            .collect();
-        self.remembered += answers.iter().flatten().count();
-        let open: Vec<usize> = (0..asked.len()).filter(|&i| answers[i].is_none()).collect();
-        for part in open.chunks(ANSWERED_AT_ONCE) {
-            let prompts: Vec<Asked> = part.iter().map(|&i| asked[i].clone()).collect();
-            let fresh = self.examiner.engine.respond(who, &prompts)?;
-            let mut remembered = Vec::with_capacity(part.len());
-            for (&i, answer) in part.iter().zip(fresh) {
-                // An answer is text and numbers, which always serialise.
-                remembered.push((keys[i], serde_json::to_string(&answer).unwrap_or_default()));
-                answers[i] = Some(answer);
-            }
-            cache.put_many(&remembered);
-        }
-        Ok(answers.into_iter().map(Option::unwrap_or_default).collect())
+        let asking = Asking {
+            engine: self.examiner.engine,
+            cache: self.examiner.cache,
+            who,
+            id: self.id(who),
+        };
+        let (answers, remembered) = asking.ask(asked, &|_| ())?;
+        self.remembered += remembered;
+        Ok(answers)
     }
 
     /// Marks the control answers that the base would not give. One that begins as its own answer does
@@ -234,16 +208,4 @@ fn is_first_likeliest(choices: &[Vec<f64>]) -> bool {
         .map(|tokens| tokens.iter().sum::<f64>() / tokens.len().max(1) as f64);
     let first = means.next().unwrap_or(f64::NEG_INFINITY);
     means.all(|other| first > other)
-}
-
-fn key(parts: &[&str], tokens: &[u32]) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    for part in parts {
-        hash.update((part.len() as u64).to_le_bytes());
-        hash.update(part);
-    }
-    for token in tokens {
-        hash.update(token.to_le_bytes());
-    }
-    hash.finalize().into()
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
+use crate::gather;
 use crate::oracle::corrective::CorrectiveSpec;
 use crate::policy::PolicySet;
 use crate::preferences::{Dataset, DatasetError, Pair, split};
@@ -25,12 +26,14 @@ pub struct Sources<'a> {
     pub holdout: f64,
     /// The endpoint that writes compliant responses to PUNISH pairs.
     pub corrective: Option<&'a CorrectiveSpec>,
+    /// How pairs are gathered, if they are.
+    pub gather: Option<gather::Settings>,
 }
 
 /// The inputs of one realignment.
 pub struct Inputs {
-    /// SHA-256 (hex) over base model, preference data, policy revision, recipe, hold-out share and
-    /// corrective endpoint.
+    /// SHA-256 (hex) over base model, preference data, policy revision, recipe, hold-out share,
+    /// corrective endpoint and settings of gathering.
     pub hash: String,
     /// Revision of the policy set.
     pub policy_revision: String,
@@ -61,6 +64,7 @@ impl Inputs {
         let parts = split(&dataset.pairs, ratio, recipe.seed);
         let recipe = serde_json::to_string(recipe).unwrap_or_default();
         let corrective = sources.corrective.map(CorrectiveSpec::identity);
+        let gather = serde_json::to_string(&sources.gather).unwrap_or_default();
         let mut hash = Sha256::new();
         for part in [
             ALGORITHM,
@@ -70,6 +74,7 @@ impl Inputs {
             &recipe,
             &ratio.to_string(),
             &corrective.unwrap_or_default(),
+            &gather,
         ] {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part);

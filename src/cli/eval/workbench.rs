@@ -118,6 +118,8 @@ impl<'a> Workbench<'a> {
             governed: config.gate.max_prompts,
             facts: config.exam.facts,
             min_compliance: config.gate.min_compliance,
+            // Nothing is gathered here.
+            spare: None,
         };
         Exam::assemble(self.sources(), settings)
     }

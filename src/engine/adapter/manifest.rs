@@ -32,6 +32,9 @@ pub struct Manifest {
     pub inputs_hash: String,
     /// Preference pairs per triage category.
     pub triage: TriageCounts,
+    /// What the server gathered to train on: prompts and pairs by source, and the rules it was for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gathered: Option<Value>,
     /// The gate's report: measurements and verdict, or why there are none.
     pub gate: Value,
     /// SHA-256 of the tensor file.

@@ -16,12 +16,12 @@ mod train;
 
 use std::path::PathBuf;
 
-pub use exam::{DriftConfig, ExamConfig};
+pub use exam::{DriftConfig, ExamConfig, GatherConfig};
 pub use load::{load, load_embedded, recipe_file};
 pub use observe::{ComplianceConfig, TracesConfig};
 pub use raw::{
     Layers, RawAlignment, RawCompliance, RawConfig, RawCorrective, RawDrift, RawEngine, RawExam,
-    RawGate, RawLimits, RawPaths, RawServer, RawTraces, RawTrain, RawWatch,
+    RawGate, RawGather, RawLimits, RawPaths, RawServer, RawTraces, RawTrain, RawWatch,
 };
 pub use server::{LimitsConfig, ServerConfig, TlsFiles};
 pub use train::TrainConfig;
@@ -91,6 +91,8 @@ pub struct Config {
     pub compliance: ComplianceConfig,
     /// What an exam asks, and when.
     pub exam: ExamConfig,
+    /// Pairs that the server makes itself.
+    pub gather: GatherConfig,
     /// When live answers start a realignment.
     pub drift: DriftConfig,
     /// Where traces go.
@@ -207,6 +209,7 @@ impl Config {
             gate: resolve_gate(raw.gate.unwrap_or_default())?,
             compliance: observe::resolve(raw.compliance.unwrap_or_default())?,
             exam: exam::resolve(raw.exam.unwrap_or_default())?,
+            gather: exam::resolve_gather(raw.gather.unwrap_or_default())?,
             drift: exam::resolve_drift(raw.drift.unwrap_or_default())?,
             traces: observe::resolve_traces(raw.traces.unwrap_or_default())?,
         })

@@ -58,6 +58,8 @@ section! {
         compliance: RawCompliance,
         /// `[exam]`
         exam: RawExam,
+        /// `[gather]`
+        gather: RawGather,
         /// `[drift]`
         drift: RawDrift,
         /// `[alignment]`
@@ -351,6 +353,20 @@ section! {
         interval_s: u64,
         /// Whether recent prompts of clients are kept in memory and asked.
         live_prompts: bool,
+    }
+}
+
+section! {
+    /// Pairs that the server makes itself where a rule is missed and has few.
+    RawGather {
+        /// Whether it does.
+        enabled: bool,
+        /// Answers drawn for each prompt.
+        samples_per_prompt: usize,
+        /// Maximum number of pairs.
+        max_pairs: usize,
+        /// Pairs are gathered for rules with fewer INVERT pairs than this.
+        min_conflicts: usize,
     }
 }
 

@@ -95,6 +95,10 @@ fn mistakes_are_named() {
             "[engine]\nkind = 'other'",
             "engine.kind is other; `native` or `mistralrs`",
         ),
+        (
+            "[gather]\nmax_pairs = 0",
+            "gather.max_pairs is 0; at least 1",
+        ),
         ("[engine]\ncopies = 1", "engine.copies is 1; at least 2"),
         ("[gate]\nholdout_ratio = 1.0", "gate.holdout_ratio is 1"),
         (
@@ -224,7 +228,7 @@ fn the_example_shows_every_key_and_the_defaults() {
     let whole = whole_example();
     read(&whole, &RawConfig::default()).unwrap();
     let table: toml::Table = whole.parse().unwrap();
-    let sections: [(&str, &[&str]); 12] = [
+    let sections: [(&str, &[&str]); 13] = [
         ("server", RawServer::KEYS),
         ("limits", RawLimits::KEYS),
         ("engine", RawEngine::KEYS),
@@ -235,6 +239,7 @@ fn the_example_shows_every_key_and_the_defaults() {
         ("gate", RawGate::KEYS),
         ("compliance", RawCompliance::KEYS),
         ("exam", RawExam::KEYS),
+        ("gather", RawGather::KEYS),
         ("drift", RawDrift::KEYS),
         ("traces", RawTraces::KEYS),
     ];

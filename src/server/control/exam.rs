@@ -7,15 +7,13 @@ use std::sync::Arc;
 use super::context::Context;
 use realign_align::exam::diversion::likelihood;
 use realign_align::exam::{
-    Answer, Asked, Exam, ExamError, Examiner, Occasion, Question, Report, Respond, Settings,
-    Sitting, Sources, Subject, Who,
+    Answer, Asked, Exam, ExamError, Examiner, Occasion, Question, Report, Respond, Sitting,
+    Subject, Who,
 };
 use realign_align::oracle::{Oracle, RuleOracle};
-use realign_align::pipeline::{Failures, Inputs};
-use realign_align::policy::PolicySet;
+use realign_align::pipeline::Failures;
 use realign_align::train::examples::TokenPair;
 use realign_align::train::memory::check_exam;
-use realign_align::triage::Triage;
 use realign_core::clock::unix_seconds;
 use realign_engine::adapter::base_id;
 use realign_engine::adapter::generation::Generation;
@@ -23,31 +21,6 @@ use realign_engine::request::SamplingParams;
 use realign_engine::{AskError, EngineHandle, Prompt};
 
 impl Context {
-    /// What is asked of every generation under these policies.
-    pub(super) fn assemble_exam(
-        &self,
-        policies: &PolicySet,
-        inputs: &Inputs,
-        triage: &Triage,
-    ) -> Arc<Exam> {
-        let live = self.live_prompts();
-        let sources = Sources {
-            policies,
-            pairs: &inputs.dataset.pairs,
-            triage,
-            holdout: &inputs.holdout,
-            live: &live,
-        };
-        let config = &self.config;
-        let settings = Settings {
-            prompts: config.exam.prompts,
-            governed: config.gate.max_prompts,
-            facts: config.exam.facts,
-            min_compliance: config.gate.min_compliance,
-        };
-        Arc::new(Exam::assemble(sources, settings))
-    }
-
     /// Has a generation sit an exam.
     ///
     /// # Errors

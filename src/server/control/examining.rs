@@ -67,9 +67,13 @@ fn examine(context: &Context, stop: &AtomicBool) {
     };
     let oracle = context.oracle();
     let (triage, _) = triage_cached(&inputs.dataset.pairs, &oracle, context.db.as_ref());
-    let exam = context.assemble_exam(&active.set, &inputs, &triage);
-    let serving = context.registry.lease_current();
     let proceed = || !stop.load(Ordering::Acquire);
+    let exam = match context.assemble_exam(&active.set, (&inputs, &triage), &proceed) {
+        Ok(exam) => exam,
+        Err(ExamError::Cancelled) => return,
+        Err(error) => return context.keep_failure(error.to_string()),
+    };
+    let serving = context.registry.lease_current();
     match context.sit(&exam, &oracle, &serving, &proceed) {
         // Other policies may have become active meanwhile; they have an exam of their own.
         Ok((_, report)) if Arc::ptr_eq(&context.policies(), &active.set) => {

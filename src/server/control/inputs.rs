@@ -25,6 +25,7 @@ pub fn inputs(
         max_bytes: config.paths.max_preferences_bytes,
         holdout: config.gate.holdout_ratio,
         corrective: config.train.corrective.as_ref(),
+        gather: config.gather.enabled.then(|| config.gather_settings()),
     };
     Inputs::collect(sources, base_hash, policies, recipe)
 }

@@ -8,9 +8,7 @@ use serde_json::{Value, json};
 use super::realign::{Realignment, Stop, failed};
 use crate::state::Report;
 use realign_align::exam::{Exam, ExamError, Sources};
-use realign_align::pipeline::{
-    Corrector, Failures, Learner, PipelineError, Review, Run, Selection, warning,
-};
+use realign_align::pipeline::{Failures, Learner, PipelineError, Review, Run, Selection, warning};
 use realign_align::train::examples::TokenPair;
 use realign_align::train::{Skipped, Trained};
 use realign_align::triage::Triage;
@@ -34,20 +32,17 @@ impl Realignment<'_> {
     /// The pairs to train on, as token ids, with controls that keep the base's answers.
     pub(super) fn select(&self, triage: &Triage) -> Result<Vec<TokenPair>, Stop> {
         let context = self.context;
-        let spec = context.config.train.corrective.as_ref();
-        let corrector = spec.map(|spec| Corrector {
-            spec,
-            policies: &self.job.policies,
-            oracle: &self.oracle,
-            cache: context.db.clone(),
-        });
         let selection = Selection {
             dataset: &self.job.inputs.dataset.pairs,
             categories: &triage.categories(),
             train: &self.job.inputs.train,
         };
-        let selected = selection.select(&context.loaded, &context.recipe, corrector);
-        let selected = selected.map_err(failed)?;
+        let recipe = self.recipe_beside_gathered();
+        let selected = selection.select(&context.loaded, &recipe, self.corrector());
+        let mut selected = selected.map_err(failed)?;
+        let gathered = self.select_gathered()?;
+        selected.pairs.extend(gathered.pairs);
+        selected.skipped.extend(gathered.skipped);
         let corrections = selected.corrections;
         if corrections.asked > 0 {
             tracing::info!(
@@ -118,7 +113,7 @@ impl Realignment<'_> {
                 "lines": dataset.skipped.len(), "duplicates": dataset.duplicates,
                 "pairs": skipped.len(), "shown": shown,
             },
-            "judges": self.oracle.usage(),
+            "judges": self.oracle.usage(), "gathered": self.gathered.report,
         });
         let db = &self.context.db;
         self.context
@@ -179,7 +174,9 @@ impl Review for Realignment<'_> {
         let candidate = self.stage(weights.clone()).map_err(stopped)?;
         self.make_ready(&candidate).map_err(stopped)?;
         let dataset = self.job.inputs.dataset.pairs.iter();
+        let gathered = self.gathered.pairs.iter().map(|gathered| &gathered.pair);
         let prompts: HashMap<&str, &str> = dataset
+            .chain(gathered)
             .map(|pair| (pair.id.0.as_str(), pair.prompt_text()))
             .collect();
         let proceed = || self.work.go_on();

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use realign_align::gather;
 use realign_align::pipeline::Inputs;
 use realign_align::train::curve::{LINES_FILE, PLOT_FILE};
 use realign_align::train::{Curve, Recipe};
@@ -22,6 +23,8 @@ pub struct Origin<'a> {
     pub recipe: &'a Recipe,
     /// Number of preference pairs in each category.
     pub triage: TriageCounts,
+    /// What was gathered, if anything was.
+    pub gathered: Option<&'a gather::Report>,
 }
 
 impl Origin<'_> {
@@ -52,6 +55,10 @@ impl Origin<'_> {
             seed: self.recipe.seed,
             inputs_hash: self.inputs.hash.clone(),
             triage: self.triage,
+            // A report is plain data, which always serialises.
+            gathered: self
+                .gathered
+                .and_then(|report| serde_json::to_value(report).ok()),
             gate,
             ..Manifest::default()
         }

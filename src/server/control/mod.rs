@@ -14,6 +14,7 @@ mod directory;
 mod error;
 mod exam;
 mod examining;
+mod gathering;
 mod gating;
 mod inputs;
 mod learn;

@@ -1,4 +1,4 @@
-//! One realignment, stage by stage: triage → impact → train → gate → publish → swap.
+//! One realignment, stage by stage: triage → exam → gather → impact → train → gate → publish → swap.
 //!
 //! Every stage's output is stored under the hash of its inputs (verdicts, scores, checkpoints,
 //! generation), so a realignment that was killed finds its work again.
@@ -17,6 +17,7 @@ use super::work::Work;
 use crate::state::{Act, GenerationRow, GenerationStatus, Report};
 use crate::telemetry::{Event, Outcome, Stage};
 use realign_align::exam::{Exam, Sitting, Standing};
+use realign_align::gather::Gathered;
 use realign_align::oracle::{Matchers, RuleOracle};
 use realign_align::pipeline::{Inputs, Learner, training_key};
 use realign_align::policy::PolicySet;
@@ -88,11 +89,12 @@ pub(crate) fn run(context: &Context, job: Job) -> Ended {
 fn realign(context: &Context, job: &Job) -> Result<Done, Stop> {
     let work = Work::new(context, job);
     work.enter(Stage::Triage);
-    let run = Realignment {
+    let mut run = Realignment {
         context,
         job,
         work: &work,
         oracle: RuleOracle::new(&job.policies).with_matchers(job.matchers.clone()),
+        gathered: Gathered::default(),
     };
     let triage = run.triage();
     if let Some(open) = triage.first_failure() {
@@ -103,23 +105,17 @@ fn realign(context: &Context, job: &Job) -> Result<Done, Stop> {
             open.policy
         )));
     }
-    let exam = context.assemble_exam(&job.policies, &job.inputs, &triage);
+    let exam = run.assemble_exam(&triage)?;
     let before = run.examine_serving(&exam)?;
-    if job.inputs.dataset.pairs.is_empty() && !job.policies.is_empty() {
-        // No data is nothing to learn from: what serves keeps serving.
-        let what = format!(
-            "{}: no preference pairs; add *.jsonl files or set paths.preferences",
-            context.config.paths.preferences.display()
-        );
-        return Err(Stop::Failed(what));
-    }
     if let Some(known) = run.known_result(&job.inputs.hash)
         && let Some(done) = run.reuse(&exam, &known)?
     {
         return Ok(done);
     }
-    if triage.counts.conflicts() == 0 {
-        return run.without_conflict(&exam, &before);
+    run.gathered = run.gather(&exam, &before, &triage)?;
+    run.report_triage(&triage, &[]);
+    if triage.counts.conflicts() == 0 && run.gathered.pairs.is_empty() {
+        return run.nothing_to_learn(&exam, &before);
     }
     let pairs = run.select(&triage)?;
     let key = training_key(&context.loaded.base_hash, &context.recipe, &pairs);
@@ -164,6 +160,8 @@ pub(super) struct Realignment<'a> {
     pub(super) job: &'a Job,
     pub(super) work: &'a Work<'a>,
     pub(super) oracle: RuleOracle,
+    /// The pairs that the server made itself.
+    pub(super) gathered: Gathered,
 }
 
 impl Realignment<'_> {
@@ -263,7 +261,7 @@ impl Realignment<'_> {
 
     /// No pair conflicts, so there is nothing to learn from. What serves stays, unless it was trained
     /// for other policies and the base does what these ask: then it is undone.
-    fn without_conflict(&self, exam: &Exam, before: &Sitting) -> Result<Done, Stop> {
+    pub(super) fn without_conflict(&self, exam: &Exam, before: &Sitting) -> Result<Done, Stop> {
         let registry = &self.context.registry;
         let (serving, base) = (registry.lease_current(), registry.base().clone());
         let revision = self.job.policies.revision();
@@ -283,7 +281,7 @@ impl Realignment<'_> {
         let violates = stays && self.report(exam, before).standing() == Standing::Misses;
         Ok(Done {
             outcome: Outcome::NoConflict,
-            detail: violates.then(|| NOTHING_TO_LEARN.into()),
+            detail: violates.then(|| format!("{NOTHING_TO_LEARN}{}", self.nothing_gathered())),
             ..done
         })
     }
@@ -345,6 +343,7 @@ impl Realignment<'_> {
             inputs: &self.job.inputs,
             recipe: &self.context.recipe,
             triage: asked.triage.counts,
+            gathered: self.gathered.report.as_ref(),
         };
         let store = &self.context.store;
         origin

@@ -36,7 +36,8 @@ pub(crate) struct Work<'a> {
 fn span(stage: Stage) -> (f64, f64) {
     match stage {
         Stage::Triage => (0.0, 0.02),
-        Stage::Exam => (0.02, 0.2),
+        Stage::Exam => (0.02, 0.1),
+        Stage::Gather => (0.1, 0.2),
         Stage::Impact => (0.2, 0.4),
         Stage::Train => (0.4, 0.8),
         Stage::Gate => (0.8, 0.98),

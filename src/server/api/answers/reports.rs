@@ -31,6 +31,8 @@ pub(crate) struct TriageReport {
     /// Verdicts by kind of matcher, and what judges cost.
     #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     pub(crate) judges: Option<serde_json::Value>,
+    /// What the server gathered for rules that have few pairs; absent if no rule needed any.
+    pub(crate) gathered: Option<realign_align::gather::Report>,
 }
 
 /// What of the preference data is not used.

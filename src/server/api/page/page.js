@@ -6,7 +6,7 @@ const KEY = "realign-admin-key";
 const EVERY_MS = 2000;
 const CONFIRM_MS = 5000;
 const EXAM_MS = 5000;
-const STAGES = ["triage", "exam", "impact", "train", "gate", "publish", "swap"];
+const STAGES = ["triage", "exam", "gather", "impact", "train", "gate", "publish", "swap"];
 const LOSSES = ["total", "invert", "punish", "kl", "sft"];
 
 const $ = (id) => document.getElementById(id);
