@@ -70,9 +70,14 @@ pub(crate) fn round_rows(team: &mut Team, x: &mut Activations) {
     });
 }
 
-/// 1 / √(mean(x²) + ε).
+/// 1 / √(mean(x²) + ε); NaN if the mean overflows, as 1 / ∞ would turn the row into zeros.
 pub(crate) fn inverse_rms(x: &[f32], eps: f32) -> f32 {
-    1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt()
+    let mean = dot(x, x) / x.len() as f32 + eps;
+    if mean.is_finite() {
+        1.0 / mean.sqrt()
+    } else {
+        f32::NAN
+    }
 }
 
 /// y = x / rms(x) · w.

@@ -1,5 +1,8 @@
 //! How a token is to be drawn, for the executor that holds the logits.
 
+/// What an executor that draws gives in place of a token if the logits are not finite numbers.
+pub const NOT_FINITE: u32 = u32::MAX;
+
 /// The sampler's parameters and its random number, so that the same seed draws the same text
 /// wherever its logits are computed.
 #[derive(Clone, Copy, Debug, PartialEq)]

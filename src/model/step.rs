@@ -54,7 +54,8 @@ pub struct Outputs<'a> {
     pub draws: &'a [Option<DrawRequest>],
     /// (outputs, vocabulary); only the rows that were asked for are written.
     pub logits: &'a mut [f32],
-    /// The drawn tokens, `None` where logits were asked for. Empty from an executor that does not
-    /// draw.
+    /// The drawn tokens, `None` where logits were asked for, and
+    /// [`NOT_FINITE`](super::draw::NOT_FINITE) where there is nothing to draw from. Empty from an
+    /// executor that does not draw.
     pub tokens: &'a mut Vec<Option<u32>>,
 }

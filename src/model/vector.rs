@@ -26,6 +26,10 @@ macro_rules! vectorised {
 }
 
 const LANES: usize = 8;
+/// The bit of an f32's sign.
+const SIGN: u32 = 1 << 31;
+/// The bits of an f32's exponent; all are set only in infinities and NaN.
+const EXPONENT: u32 = 0x7f80_0000;
 
 vectorised! {
     /// Σ a·b over the shorter of the two.
@@ -54,6 +58,21 @@ vectorised! {
             }
         }
         lanes.iter().fold(tail, |m, &v| if v > m { v } else { m })
+    }
+}
+
+vectorised! {
+    /// Whether every element is a finite number.
+    fn all_finite(x: &[f32]) -> bool {
+        let mut lanes = [0u32; LANES];
+        let chunks = x.chunks_exact(LANES);
+        let tail = chunks.remainder().iter().all(|v| v.is_finite());
+        for c in chunks {
+            for l in 0..LANES {
+                lanes[l] = lanes[l].max(c[l].to_bits() & EXPONENT);
+            }
+        }
+        tail && lanes.iter().all(|&bits| bits < EXPONENT)
     }
 }
 
@@ -230,11 +249,12 @@ vectorised! {
 }
 
 vectorised! {
-    /// x ← cap · tanh(x / cap), as cap · (1 − 2 / (1 + exp(2x / cap))).
+    /// x ← cap · tanh(x / cap), as cap · (1 − 2 / (1 + exp(2x / cap))). An infinity, which comes
+    /// from an overflow, becomes NaN: capped it would look like a number.
     fn soft_cap_in_place(x: &mut [f32], cap: f32) {
         let twice = 2.0 / cap;
         for v in x.iter_mut() {
-            *v = cap * (1.0 - 2.0 / (1.0 + exp(*v * twice)));
+            *v = cap * (1.0 - 2.0 / (1.0 + exp(*v * twice))) + *v * 0.0;
         }
     }
 }
@@ -251,20 +271,23 @@ vectorised! {
 }
 
 vectorised! {
-    /// Rounds a block to 8 bits: values · scale ≈ x with |values| ≤ 127. Returns (scale, Σ values).
+    /// Rounds a block to 8 bits: values · scale ≈ x with |values| ≤ 127. Returns (scale, Σ values);
+    /// the scale is not finite if an element is not.
     fn quantize_block(x: &[f32], values: &mut [i8]) -> (f32, i32) {
-        let mut lanes = [0f32; LANES];
+        // Magnitudes are in the order of their bits, NaN above infinity: a block that holds one gets
+        // a scale that says so, and not a zero in its place.
+        let mut lanes = [0u32; LANES];
         for c in x.chunks_exact(LANES) {
             for l in 0..LANES {
-                let magnitude = c[l].abs();
-                lanes[l] = if magnitude > lanes[l] { magnitude } else { lanes[l] };
+                lanes[l] = lanes[l].max(c[l].to_bits() & !SIGN);
             }
         }
-        let scale = lanes.iter().fold(0f32, |m, &v| if v > m { v } else { m }) / 127.0;
+        let scale = f32::from_bits(lanes.iter().fold(0, |m, &v| m.max(v))) / 127.0;
         let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
         let mut sum = 0i32;
         for (q, v) in values.iter_mut().zip(x) {
-            // 1.5·2²³ rounds to the nearest integer without a library call; NaN becomes 0.
+            // 1.5·2²³ rounds to the nearest integer without a library call; NaN becomes 0, times a
+            // scale that is NaN.
             let rounded = ((v * inverse + 12_582_912.0) - 12_582_912.0) as i32;
             *q = rounded as i8;
             sum += rounded;
@@ -310,5 +333,33 @@ mod tests {
                 );
             }
         }
+    }
+    #[test]
+    fn what_is_not_finite_is_seen_wherever_it_stands() {
+        for n in 0..40usize {
+            let mut row = vec![-1.5f32; n];
+            assert!(all_finite(&row), "{n}");
+            for at in 0..n {
+                for value in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                    row[at] = value;
+                    assert!(!all_finite(&row), "{value} at {at} of {n}");
+                }
+                row[at] = f32::MAX;
+            }
+        }
+    }
+
+    #[test]
+    fn rounding_and_capping_do_not_hide_what_is_not_finite() {
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut block = [0.25f32; 32];
+            block[19] = value;
+            let (scale, _) = quantize_block(&block, &mut [0; 32]);
+            assert!(!scale.is_finite(), "{value}: {scale}");
+            soft_cap_in_place(&mut block, 30.0);
+            assert!(block[19].is_nan() && block[18].is_finite(), "{value}");
+        }
+        let (scale, sum) = quantize_block(&[-2.0f32; 32], &mut [0; 32]);
+        assert_eq!((scale, sum), (2.0 / 127.0, -127 * 32));
     }
 }

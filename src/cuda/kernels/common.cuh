@@ -37,6 +37,9 @@ __device__ __forceinline__ uint16 float_to_half(float v) {
 struct f16 { uint16 bits; };
 struct bf16 { uint16 bits; };
 
+// 1 / sqrt(mean); NaN where the mean overflows, as 1 / infinity would turn a row into zeros.
+INLINE float inverse_root(float mean) { return mean < INFINITE ? 1.0f / sqrtf(mean) : bits_to_float(0x7fc00000u); }
+
 INLINE float to_float(float v) { return v; }
 INLINE float to_float(f16 v) { return half_to_float(v.bits); }
 INLINE float to_float(bf16 v) { return bits_to_float((uint32)v.bits << 16); }

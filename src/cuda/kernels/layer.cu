@@ -26,7 +26,7 @@ INLINE void add_norm(float* x, const float* y, const float* y_weight, const floa
         if (y_weight) {
             float square = 0.0f;
             for (int i = threadIdx.x; i < width; i += blockDim.x) square += y[i] * y[i];
-            y_scale = 1.0f / sqrtf(block_sum(square, scratch) / width + eps);
+            y_scale = inverse_root(block_sum(square, scratch) / width + eps);
         }
     }
     float square = 0.0f;
@@ -38,7 +38,7 @@ INLINE void add_norm(float* x, const float* y, const float* y_weight, const floa
         }
         square += v * v;
     }
-    float scale = 1.0f / sqrtf(block_sum(square, scratch) / width + eps);
+    float scale = inverse_root(block_sum(square, scratch) / width + eps);
     for (int i = threadIdx.x; i < width; i += blockDim.x) h[i] = Element<T>::from(x[i] * scale * weight[i]);
 }
 
@@ -80,7 +80,7 @@ INLINE void rope_write(float* qkv, const float* biases, const float* q_norm, con
             float value = bias ? v[i] + bias[i] : v[i];
             square += value * value;
         }
-        scale = 1.0f / sqrtf(warp_sum(square) / head_dim + eps);
+        scale = inverse_root(warp_sum(square) / head_dim + eps);
     }
     T* to = head < heads ? 0 : keys + slot + (head - heads) * head_dim;
     for (int i = lane; i < half; i += 32) {
@@ -127,10 +127,11 @@ KERNEL add_bias(float* y, const float* bias, int width) {
 }
 EXPORT(add_bias)
 
-// v = cap * tanh(v / cap), over `count` values.
+// v = cap * tanh(v / cap), over `count` values. An infinity, which comes from an overflow, becomes NaN:
+// capped it would look like a number.
 KERNEL soft_cap(float* v, float cap, uint64 count) {
     uint64 i = (uint64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < count) v[i] = cap * tanhf(v[i] / cap);
+    if (i < count) v[i] = cap * tanhf(v[i] / cap) + v[i] * 0.0f;
 }
 EXPORT(soft_cap)
 

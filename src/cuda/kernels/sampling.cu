@@ -12,6 +12,9 @@ struct Draw {
 
 #define THREADS 512
 
+// In place of a token (`NOT_FINITE` in model/draw.rs).
+#define NOT_FINITE 0xffffffffu
+
 // Weights are summed as integers, in units of 2^-40 of the most probable token's: sums are the same
 // in any order, so a draw does not depend on how threads interleave.
 INLINE uint64 units(float weight) { return (uint64)((double)weight * 1099511627776.0 + 0.5); }
@@ -161,13 +164,26 @@ INLINE int most_probable(const float* logits, int vocab, Scratch& s) {
     return best;
 }
 
-// tokens[row] = a draw from logits[row], (rows, vocab). One block of THREADS a row.
+// Whether a row cannot be drawn from: a logit is NaN or +infinity, or none is above -infinity.
+INLINE bool is_broken(const float* logits, int vocab, float top, Scratch& s) {
+    if (threadIdx.x == 0) s.id = !(top > -INFINITE);
+    __syncthreads();
+    for (int i = threadIdx.x; i < vocab; i += THREADS)
+        if (!(logits[i] < INFINITE)) s.id = 1;
+    __syncthreads();
+    bool broken = s.id != 0;
+    __syncthreads();
+    return broken;
+}
+
+// tokens[row] = a draw from logits[row], (rows, vocab), or NOT_FINITE. One block of THREADS a row.
 KERNEL sample(const float* logits, const Draw* draws, int vocab, uint32* tokens) {
     SHARED Scratch s;
     Draw draw = draws[blockIdx.x];
     logits += (uint64)blockIdx.x * vocab;
     int best = most_probable(logits, vocab, s), id = best;
-    if (draw.temperature > 0.0f) {
+    bool broken = is_broken(logits, vocab, logits[best], s);
+    if (draw.temperature > 0.0f && !broken) {
         Row row = {logits, vocab, logits[best], draw.temperature};
         Kept kept = {0, vocab, 0.0f};
         bool sorted = false;
@@ -204,6 +220,6 @@ KERNEL sample(const float* logits, const Draw* draws, int vocab, uint32* tokens)
         }
         if (drawn >= 0) id = drawn;
     }
-    if (threadIdx.x == 0) tokens[blockIdx.x] = id;
+    if (threadIdx.x == 0) tokens[blockIdx.x] = broken ? NOT_FINITE : id;
 }
 EXPORT(sample)

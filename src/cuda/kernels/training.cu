@@ -7,7 +7,7 @@ KERNEL norm_forward(const float* x, const float* weight, float eps, int width, f
     y += (uint64)blockIdx.x * width;
     float square = 0.0f;
     for (int i = threadIdx.x; i < width; i += blockDim.x) square += x[i] * x[i];
-    float scale = 1.0f / sqrtf(block_sum(square, scratch) / width + eps);
+    float scale = inverse_root(block_sum(square, scratch) / width + eps);
     for (int i = threadIdx.x; i < width; i += blockDim.x) y[i] = x[i] * scale * weight[i];
 }
 EXPORT(norm_forward)
@@ -21,7 +21,7 @@ KERNEL norm_backward(const float* x, const float* weight, const float* g, float 
         square += x[at + i] * x[at + i];
         product += g[at + i] * weight[i] * x[at + i];
     }
-    float r = 1.0f / sqrtf(block_sum(square, scratch) / width + eps);
+    float r = inverse_root(block_sum(square, scratch) / width + eps);
     float along = block_sum(product, scratch) * r * r / width;
     for (int i = threadIdx.x; i < width; i += blockDim.x)
         dx[at + i] = r * (g[at + i] * weight[i] - x[at + i] * along);
