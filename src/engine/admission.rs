@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use realign_model::Tokenizer;
 use tokio::sync::mpsc::unbounded_channel;
 
+use crate::health::Health;
 use crate::request::{EngineStats, GenerateRequest, GenerateStream, SubmitError};
 use crate::sequence::Sequence;
 
@@ -25,6 +26,8 @@ pub(super) struct Shared {
     pub prefix_hits: AtomicU64,
     /// Times that a running sequence was preempted.
     pub preemptions: AtomicU64,
+    /// Which generations compute numbers.
+    pub(crate) health: Arc<Health>,
     /// Set on shutdown: no more sequences are accepted, and those that run end.
     pub(crate) stopping: AtomicBool,
 }
@@ -108,6 +111,7 @@ impl Admission {
             prefix_hits: shared.prefix_hits.load(Ordering::Relaxed),
             prefix_queries: shared.prefix_queries.load(Ordering::Relaxed),
             preemptions: shared.preemptions.load(Ordering::Relaxed),
+            nonfinite: shared.health.failures(),
         }
     }
 

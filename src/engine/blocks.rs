@@ -135,6 +135,15 @@ impl BlockPool {
         table.sealed = full;
     }
 
+    /// Takes a sequence's blocks out of the prefix cache: what they hold is not to be used again.
+    pub(crate) fn forget(&mut self, table: &BlockTable) {
+        for &number in &table.blocks {
+            if let Some(key) = self.blocks[number as usize].key.take() {
+                self.index.remove(&key);
+            }
+        }
+    }
+
     /// Releases all blocks of a sequence. They stay in the prefix cache until they are reused.
     pub(crate) fn release(&mut self, table: &mut BlockTable) {
         table.view = None;

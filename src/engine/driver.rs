@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use super::admission::Shared;
 use super::merged::Loaded;
 use super::sampler::Scratch;
-use super::sequence::Sequence;
+use super::sequence::{Advance, Sequence};
 use realign_model::Tokenizer;
 
 /// The error that clients receive when a shutdown cuts their answers off.
@@ -98,14 +98,17 @@ impl Driver {
         if self.is_over() {
             return None;
         }
-        let ended = self
+        let advance = self
             .sequence
             .advance(logits, &self.tokenizer, &mut self.scratch);
-        if ended {
-            self.end();
-            return None;
+        let (health, generation) = (&self.shared.health, &self.sequence.generation);
+        match advance {
+            Advance::Continues => return self.sequence.tokens.last().copied(),
+            Advance::Ended => health.ended_well(&generation.id),
+            Advance::NotFinite => health.failed(generation),
         }
-        self.sequence.tokens.last().copied()
+        self.end();
+        None
     }
 
     /// Whether nothing is left to compute for the sequence. Ends it if its client has disconnected

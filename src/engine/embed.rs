@@ -7,25 +7,27 @@ use realign_model::packing::{Example, Packed};
 use realign_model::{Backend, PassOptions, Precision};
 
 use crate::adapter::generation::Generation;
+use crate::health::Health;
 
 /// Computes embeddings alongside the engine, by the passes that learning takes: no cache, no batch,
 /// exact arithmetic.
 #[derive(Clone, Debug)]
 pub struct Embedder {
     backend: Arc<dyn Backend>,
+    health: Arc<Health>,
 }
 
 impl Embedder {
-    /// Embeds with this model.
-    pub fn new(backend: Arc<dyn Backend>) -> Self {
-        Self { backend }
+    /// Embeds with this model; `health` is told of generations that compute no numbers.
+    pub fn new(backend: Arc<dyn Backend>, health: Arc<Health>) -> Self {
+        Self { backend, health }
     }
 
     /// The mean of the final hidden states (after the last norm) of all tokens, scaled to length 1:
     /// (hidden). Blocks for one forward pass.
     ///
     /// # Errors
-    /// If there is no token, or the pass could not be computed.
+    /// If there is no token, the pass could not be computed, or a value is not finite.
     pub fn embed(&self, generation: &Generation, tokens: &[u32]) -> Result<Vec<f32>> {
         let [first, rest @ ..] = tokens else {
             bail!("a text without tokens has no embedding");
@@ -43,6 +45,15 @@ impl Embedder {
         let hidden = passes.hidden(&batch, adapter)?;
         let mean = hidden.mean(0)?.to_vec1::<f32>()?;
         let length = mean.iter().map(|x| x * x).sum::<f32>().sqrt();
+        // Finite only if every element is; squares of large ones overflow too.
+        if !length.is_finite() {
+            self.health.failed(generation);
+            bail!(
+                "generation {} computed values that are not finite numbers (NaN or infinity); the \
+                 server's operator has to replace it",
+                generation.id
+            );
+        }
         // A zero vector has no direction to scale.
         let scale = if length > 0.0 { 1.0 / length } else { 0.0 };
         Ok(mean.into_iter().map(|x| x * scale).collect())
@@ -83,7 +94,7 @@ mod tests {
                         policy_revision: None,
                         adapter: adapter.clone().map(staged).transpose()?,
                     };
-                    Embedder::new(backend).embed(&generation, &tokens)
+                    Embedder::new(backend, Arc::default()).embed(&generation, &tokens)
                 };
                 let (fast, slow) = (embed(fast.clone())?, embed(slow.clone())?);
                 let length: f32 = fast.iter().map(|x| x * x).sum();

@@ -7,6 +7,7 @@ use std::time::Duration;
 use realign_core::supervision::Vital;
 
 use crate::adapter::generation::{Generation, GenerationId};
+use crate::health::Health;
 use crate::merged::PrepareError;
 use crate::request::{EngineStats, GenerateRequest, GenerateStream, SubmitError};
 
@@ -21,19 +22,22 @@ pub trait Engine: Send + Sync + fmt::Debug {
     /// [`SubmitError`]; nothing is queued then.
     fn submit(&self, request: GenerateRequest) -> Result<GenerateStream, SubmitError>;
 
-    /// Makes the engine ready to serve a generation at once. An engine that merges adapters builds a
-    /// copy of the weights, which takes seconds; others have nothing to do. While there is no room
-    /// for the copy, `wait` is told how long the caller has waited and says whether to keep waiting.
+    /// Makes the engine ready to serve a generation at once, and probes it: it computes a few tokens,
+    /// and all their logits must be finite. Everything that is activated comes through here. An
+    /// engine that merges adapters builds a copy of the weights first, which takes seconds; while
+    /// there is no room for the copy, `wait` is told how long the caller has waited and says whether
+    /// to keep waiting.
     ///
     /// # Errors
     /// [`PrepareError`]; what served before still does.
     fn prepare(
         &self,
-        _generation: &Arc<Generation>,
-        _wait: &dyn Fn(Duration) -> bool,
-    ) -> Result<(), PrepareError> {
-        Ok(())
-    }
+        generation: &Arc<Generation>,
+        wait: &dyn Fn(Duration) -> bool,
+    ) -> Result<(), PrepareError>;
+
+    /// Which generations compute numbers, and who is told when one does not.
+    fn health(&self) -> &Arc<Health>;
 
     /// Says which generation serves, after the pointer store. What only other generations need may
     /// be freed once no sequence uses it.

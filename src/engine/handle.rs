@@ -97,7 +97,8 @@ pub fn start(
         });
     }
     let executor = backend.executor(ExecutorOptions {
-        blocks,
+        // One that no sequence gets, for probes.
+        blocks: blocks + 1,
         threads: config.threads,
         record: config.cuda_graphs,
     })?;
@@ -115,7 +116,7 @@ pub fn start(
 pub(super) struct Computing {
     /// Runs the steps.
     pub(crate) executor: Box<dyn Executor>,
-    /// The blocks of the executor's cache.
+    /// The blocks of the executor's cache, except the last, which is for probes.
     pub(crate) pool: BlockPool,
     /// The model's longest sequence, in tokens.
     pub(crate) limit: usize,
@@ -147,7 +148,8 @@ pub(super) fn start_with(
     }
     let admission = Admission::new(tokenizer, max_model_len, config.max_waiting);
     let scheduler = Scheduler::new(pool, config.max_running.max(1), config.step_tokens);
-    let runner = Runner::new(scheduler, executor, admission.tokenizer.clone());
+    let (tokenizer, health) = (admission.tokenizer.clone(), admission.shared.health.clone());
+    let runner = Runner::new(scheduler, executor, tokenizer, health);
     Ok(Arc::new(NativeEngine::start(admission, runner, slices)?))
 }
 

@@ -1,7 +1,7 @@
 //! The native engine: one thread, one copy of the weights, adapters applied row by row.
 
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -10,9 +10,12 @@ use realign_core::Thread;
 use realign_core::supervision::{Life, Vital};
 use realign_model::TimeSlices;
 
+use crate::adapter::generation::Generation;
 use crate::admission::{Admission, Shared};
 use crate::driver::STOPPING;
 use crate::engine::Engine;
+use crate::health::Health;
+use crate::merged::PrepareError;
 use crate::request::{EngineStats, GenerateRequest, GenerateStream, SubmitError};
 use crate::runner::Runner;
 use crate::sequence::Sequence;
@@ -21,8 +24,13 @@ use crate::sequence::Sequence;
 /// few cores, behind a piece of learning, takes a minute or two.
 const LONGEST_STEP: Duration = Duration::from_secs(300);
 
+/// How often a caller who waits for the engine's thread asks whether it still runs.
+const LOOK: Duration = Duration::from_millis(250);
+
 enum Command {
     Run(Box<Sequence>),
+    /// Probe a generation, between two steps: it waits for no sequence.
+    Probe(Arc<Generation>, Sender<Result<(), PrepareError>>),
     Stop,
 }
 
@@ -82,6 +90,31 @@ impl Engine for NativeEngine {
                 .send(Command::Run(Box::new(sequence)))
                 .map_err(|_| SubmitError::Stopped)
         })
+    }
+
+    fn prepare(
+        &self,
+        generation: &Arc<Generation>,
+        _wait: &dyn Fn(Duration) -> bool,
+    ) -> Result<(), PrepareError> {
+        self.health().check(&generation.id)?;
+        let (reply, answer) = channel();
+        let probe = Command::Probe(generation.clone(), reply);
+        self.commands
+            .send(probe)
+            .map_err(|_| PrepareError::Stopped)?;
+        loop {
+            match answer.recv_timeout(LOOK) {
+                Ok(result) => return result,
+                // A thread that vanished answers nothing, and closes nothing.
+                Err(RecvTimeoutError::Timeout) if !self.is_dead() => {}
+                Err(_) => return Err(PrepareError::Stopped),
+            }
+        }
+    }
+
+    fn health(&self) -> &Arc<Health> {
+        &self.admission.shared.health
     }
 
     fn stats(&self) -> EngineStats {
@@ -145,21 +178,38 @@ impl Worker {
 
     /// Queues newly submitted sequences; blocks for one when idle. `false` ends the engine.
     fn receive(&mut self) -> bool {
-        let scheduler = &mut self.runner.scheduler;
-        if scheduler.is_idle() {
+        if self.runner.scheduler.is_idle() {
             self.vital.rest();
-            match self.inbox.recv() {
-                Ok(Command::Run(sequence)) => scheduler.waiting.push_back(*sequence),
-                Ok(Command::Stop) | Err(_) => return false,
+            let Ok(command) = self.inbox.recv() else {
+                return false;
+            };
+            if !self.obey(command) {
+                return false;
             }
         }
-        loop {
-            match self.inbox.try_recv() {
-                Ok(Command::Run(sequence)) => scheduler.waiting.push_back(*sequence),
-                Ok(Command::Stop) => return false,
-                Err(_) => return true,
+        while let Ok(command) = self.inbox.try_recv() {
+            if !self.obey(command) {
+                return false;
             }
         }
+        true
+    }
+
+    /// `false` ends the engine.
+    fn obey(&mut self, command: Command) -> bool {
+        match command {
+            Command::Run(sequence) => self.runner.scheduler.waiting.push_back(*sequence),
+            Command::Probe(generation, reply) => {
+                self.vital.beat();
+                let slice = self.slices.serving();
+                let result = self.runner.probe(&generation);
+                slice.end();
+                // Whoever asked may have given up.
+                let _gone = reply.send(result);
+            }
+            Command::Stop => return false,
+        }
+        true
     }
 
     /// Updates the counter that bounds accepted sequences which are not running.

@@ -213,4 +213,6 @@ pub struct EngineStats {
     pub prefix_hits: u64,
     /// Times that a running sequence gave its KV blocks to older ones, since the start.
     pub preemptions: u64,
+    /// Sequences and embeddings that came to values that are not finite, since the start.
+    pub nonfinite: u64,
 }

@@ -3,9 +3,14 @@
 
 use std::sync::Arc;
 
+use super::health::Health;
+use super::merged::PrepareError;
+use super::probe;
 use super::sampler::Scratch;
 use super::scheduler::{Scheduler, Share};
+use super::sequence::Advance;
 use super::step::{Layout, Logits};
+use crate::adapter::generation::Generation;
 use realign_model::{Executor, Tokenizer};
 
 /// The sequences, what computes them, and the buffers that steps reuse.
@@ -14,6 +19,7 @@ pub(crate) struct Runner {
     pub(crate) scheduler: Scheduler,
     executor: Box<dyn Executor>,
     tokenizer: Arc<Tokenizer>,
+    health: Arc<Health>,
     shares: Vec<Share>,
     layout: Layout,
     logits: Logits,
@@ -22,22 +28,38 @@ pub(crate) struct Runner {
 }
 
 impl Runner {
-    /// A runner without sequences.
+    /// A runner without sequences. The executor's cache has one block more than the scheduler's
+    /// pool, for probes.
     pub(crate) fn new(
         scheduler: Scheduler,
         executor: Box<dyn Executor>,
         tokenizer: Arc<Tokenizer>,
+        health: Arc<Health>,
     ) -> Self {
         Self {
             scheduler,
             executor,
             tokenizer,
+            health,
             shares: Vec::new(),
             layout: Layout::default(),
             logits: Logits::default(),
             scratch: Scratch::default(),
             ended: Vec::new(),
         }
+    }
+
+    /// Computes a few tokens with a generation, whatever runs and waits.
+    ///
+    /// # Errors
+    /// [`PrepareError`] if it may not serve.
+    pub(crate) fn probe(&mut self, generation: &Generation) -> Result<(), PrepareError> {
+        let pool = &self.scheduler.pool;
+        let spare = (
+            (pool.capacity() / pool.block_size()) as u32,
+            pool.block_size(),
+        );
+        probe::probe(&mut *self.executor, generation, &self.tokenizer, spare)
     }
 
     /// Forgets cancelled sequences and chooses the rows of the next step. `false` if none can run.
@@ -71,16 +93,22 @@ impl Runner {
         self.scheduler.mark_computed(&self.shares);
         for (output, &index) in self.layout.owners.iter().enumerate() {
             let sequence = &mut self.scheduler.running[index];
-            let ended = match self.logits.token(output) {
+            let advance = match self.logits.token(output) {
                 Some(id) => sequence.advance_with(id, &self.tokenizer),
                 None => {
                     let logits = self.logits.row(output);
                     sequence.advance(logits, &self.tokenizer, &mut self.scratch)
                 }
             };
-            if ended {
-                self.ended.push(index);
+            match advance {
+                Advance::Continues => continue,
+                Advance::Ended => self.health.ended_well(&sequence.generation.id),
+                Advance::NotFinite => {
+                    self.health.failed(&sequence.generation);
+                    self.scheduler.pool.forget(&sequence.table);
+                }
             }
+            self.ended.push(index);
         }
         self.scheduler.retire(&mut self.ended);
     }

@@ -11,6 +11,8 @@ use super::sampler::{Sampler, Scratch, logprobs};
 use super::shaper::Shaper;
 use super::stop::{StopMatcher, StopOutcome};
 use crate::adapter::generation::Generation;
+use realign_model::draw::NOT_FINITE;
+use realign_model::vector::all_finite;
 use realign_model::{DrawRequest, StreamDecoder, Tokenizer};
 
 /// A sequence: its tokens, how far they are in the cache, and where its events go.
@@ -37,6 +39,17 @@ pub(crate) struct Sequence {
     decoder: StreamDecoder,
     stops: StopMatcher,
     events: UnboundedSender<GenerateEvent>,
+}
+
+/// What became of a sequence with its next token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Advance {
+    /// There is more to compute.
+    Continues,
+    /// It ended.
+    Ended,
+    /// It failed: its logits are not finite numbers.
+    NotFinite,
 }
 
 /// A token that has been drawn.
@@ -93,16 +106,19 @@ impl Sequence {
         self.events.is_closed()
     }
 
-    /// Draws the next token from its logits and reports it. Returns whether the sequence ended.
+    /// Draws the next token from its logits and reports it.
     pub(crate) fn advance(
         &mut self,
         logits: &[f32],
         tokenizer: &Tokenizer,
         scratch: &mut Scratch,
-    ) -> bool {
+    ) -> Advance {
+        if !all_finite(logits) {
+            return self.fail_not_finite();
+        }
         let Ok(drawn) = self.draw(logits, scratch) else {
             self.finish(FinishReason::Grammar, false);
-            return true;
+            return Advance::Ended;
         };
         self.proceed(drawn, logits, tokenizer)
     }
@@ -115,14 +131,26 @@ impl Sequence {
     }
 
     /// As [`Sequence::advance`], with a token that the device drew by [`Sequence::draw_request`].
-    pub(crate) fn advance_with(&mut self, id: u32, tokenizer: &Tokenizer) -> bool {
+    pub(crate) fn advance_with(&mut self, id: u32, tokenizer: &Tokenizer) -> Advance {
+        if id == NOT_FINITE {
+            return self.fail_not_finite();
+        }
         let complete = false;
         self.proceed(Drawn { id, complete }, &[], tokenizer)
     }
 
-    /// Appends a token and reports it. Returns whether the sequence ended. `logits` are read only
-    /// if log-probabilities were asked for.
-    fn proceed(&mut self, drawn: Drawn, logits: &[f32], tokenizer: &Tokenizer) -> bool {
+    /// What a request changes in its logits comes after this: a grammar's masks are infinite.
+    fn fail_not_finite(&self) -> Advance {
+        self.fail(&format!(
+            "generation {} computed logits that are not finite numbers (NaN or infinity); the \
+             server's operator has to replace it",
+            self.generation.id
+        ));
+        Advance::NotFinite
+    }
+
+    /// Appends a token and reports it. `logits` are read only if log-probabilities were asked for.
+    fn proceed(&mut self, drawn: Drawn, logits: &[f32], tokenizer: &Tokenizer) -> Advance {
         let Drawn { id, complete } = drawn;
         self.tokens.push(id);
         let generated = self.tokens.len() - self.prompt;
@@ -138,9 +166,9 @@ impl Sequence {
         } else if generated >= self.max_tokens {
             self.finish(FinishReason::Length, false);
         } else {
-            return false;
+            return Advance::Continues;
         }
-        true
+        Advance::Ended
     }
 
     fn draw(&mut self, logits: &[f32], scratch: &mut Scratch) -> Result<Drawn, GrammarError> {

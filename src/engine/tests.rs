@@ -4,9 +4,10 @@
 mod device;
 mod device_sampling;
 mod fairness;
-mod fake;
+pub(crate) mod fake;
 mod load;
 mod merged;
+mod nonfinite;
 mod preemption;
 mod prefix;
 mod random;

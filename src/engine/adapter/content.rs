@@ -3,7 +3,7 @@
 use sha2::{Digest, Sha256};
 
 use super::generation::GenerationId;
-use super::{AdapterError, peft};
+use super::{AdapterError, numbers, peft};
 use realign_model::lora::{LoraSite, LoraWeights};
 
 /// The id of the base model itself, without an adapter.
@@ -45,11 +45,13 @@ fn short(hash: Sha256) -> GenerationId {
     GenerationId(digits)
 }
 
-/// Checks every site against the base model's linear maps. `shape_of` gives (in, out) features of
-/// a site, or `None` if the model has no such site.
+/// Checks every site against the base model's linear maps, and its numbers against what executors
+/// compute with. `shape_of` gives (in, out) features of a site, or `None` if the model has no such
+/// site.
 ///
 /// # Errors
-/// [`AdapterError::Shape`], naming the site and both shapes.
+/// [`AdapterError::Shape`], naming the site and both shapes; [`AdapterError::Numbers`], naming the
+/// tensor and the value.
 pub fn validate(
     weights: &LoraWeights,
     shape_of: &dyn Fn(LoraSite) -> Option<(usize, usize)>,
@@ -73,11 +75,7 @@ pub fn validate(
                 "{name} maps {inputs} to {outputs} features, the adapter {a_in} to {b_out}"
             )));
         }
-        if !pair.scale.is_finite() {
-            return Err(AdapterError::Shape(format!(
-                "{name}: the scale is not finite"
-            )));
-        }
+        numbers::check(*site, pair)?;
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::generation::GenerationId;
+use super::numbers::NumberError;
 
 /// Why an adapter could not be read, written or accepted.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +30,9 @@ pub enum AdapterError {
     /// The adapter does not fit the base model.
     #[error("the adapter does not fit the base model: {0}")]
     Shape(String),
+    /// The adapter's numbers cannot be computed with.
+    #[error("the adapter cannot be computed with: {0}")]
+    Numbers(#[from] NumberError),
     /// The directory holds no such generation.
     #[error("there is no generation {id} in {root}; `realign adapters list` shows what there is", root = root.display())]
     Unknown {

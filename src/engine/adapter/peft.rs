@@ -14,6 +14,8 @@ use realign_model::lora::{LoraPair, LoraSite, LoraWeights, Projection};
 
 mod config;
 mod error;
+mod fields;
+mod targets;
 #[cfg(test)]
 mod tests;
 
@@ -49,7 +51,7 @@ pub struct PeftAdapter {
 
 /// Which of the two LoRA factors a tensor holds.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Factor {
+pub(super) enum Factor {
     A,
     B,
 }
@@ -88,13 +90,9 @@ pub fn encode(weights: &LoraWeights, base_name: &str) -> Result<PeftFiles, Adapt
     let config = PeftConfig::describe(weights, base_name)?;
     let mut buffers: BTreeMap<String, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
     for (site, pair) in &weights.sites {
-        for (factor, tensor) in [("lora_A", &pair.a), ("lora_B", &pair.b)] {
-            let name = format!("{}.{factor}.weight", module_path(*site));
+        for (factor, tensor) in [(Factor::A, &pair.a), (Factor::B, &pair.b)] {
             let bytes = f32_bytes(tensor)?;
-            buffers.insert(
-                format!("base_model.model.{name}"),
-                (tensor.dims().to_vec(), bytes),
-            );
+            buffers.insert(tensor_name(*site, factor), (tensor.dims().to_vec(), bytes));
         }
     }
     let views = buffers
@@ -120,6 +118,15 @@ fn module_path(site: LoraSite) -> String {
         projection.parent(),
         projection.name()
     )
+}
+
+/// The name that PEFT gives a factor's tensor in the file.
+pub(super) fn tensor_name(site: LoraSite, factor: Factor) -> String {
+    let factor = match factor {
+        Factor::A => "lora_A",
+        Factor::B => "lora_B",
+    };
+    format!("base_model.model.{}.{factor}.weight", module_path(site))
 }
 
 /// A tensor's values as little-endian f32, row by row.
@@ -154,6 +161,8 @@ fn decode(model: &[u8], config: &PeftConfig) -> Result<LoraWeights, PeftError> {
     if halves.is_empty() {
         return Err(PeftError::NoTensors);
     }
+    let sites: Vec<LoraSite> = halves.keys().copied().collect();
+    config.targets.check(&sites)?;
     let mut weights = LoraWeights::default();
     for (site, factors) in halves {
         weights.sites.insert(site, join(site, factors, config)?);
@@ -237,22 +246,17 @@ fn read_tensor(name: &str, view: &TensorView<'_>) -> Result<Tensor, PeftError> {
             shape: view.shape().to_vec(),
         });
     }
-    let read = || -> candle_core::Result<(Tensor, bool)> {
+    let read = || -> candle_core::Result<(Tensor, Option<f32>)> {
         let tensor = Tensor::from_raw_buffer(view.data(), dtype, view.shape(), &Device::Cpu)?
             .to_dtype(DType::F32)?;
-        let finite = tensor
-            .flatten_all()?
-            .to_vec1::<f32>()?
-            .iter()
-            .all(|v| v.is_finite());
-        Ok((tensor, finite))
+        let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+        let broken = values.into_iter().find(|v| !v.is_finite());
+        Ok((tensor, broken))
     };
+    let name = name.to_string();
     match read() {
-        Ok((tensor, true)) => Ok(tensor),
-        Ok((_, false)) => Err(PeftError::NotFinite(name.into())),
-        Err(source) => Err(PeftError::Tensor {
-            name: name.into(),
-            source,
-        }),
+        Ok((tensor, None)) => Ok(tensor),
+        Ok((_, Some(value))) => Err(PeftError::NotFinite { name, value }),
+        Err(source) => Err(PeftError::Tensor { name, source }),
     }
 }

@@ -9,6 +9,7 @@ use crate::adapter::generation::{Generation, GenerationId};
 use crate::admission::Admission;
 use crate::driver::Driver;
 use crate::engine::Engine;
+use crate::health::Health;
 use crate::request::{EngineStats, GenerateRequest, GenerateStream, SubmitError};
 
 /// How long a shutdown waits for running sequences to end.
@@ -49,7 +50,12 @@ impl Engine for MergedEngine {
         generation: &Arc<Generation>,
         wait: &dyn Fn(Duration) -> bool,
     ) -> Result<(), PrepareError> {
+        self.admission.shared.health.check(&generation.id)?;
         self.copies.prepare(generation, wait)
+    }
+
+    fn health(&self) -> &Arc<Health> {
+        &self.admission.shared.health
     }
 
     fn serve(&self, generation: &GenerationId) {

@@ -33,6 +33,27 @@ pub enum PrepareError {
         /// The builder's reason.
         reason: String,
     },
+    /// It computes what is no number.
+    #[error(
+        "generation {generation} is broken: a probe of it came to logits that are not finite numbers \
+         (NaN or infinity); train it again, or activate another"
+    )]
+    NotFinite {
+        /// The generation that was probed.
+        generation: GenerationId,
+    },
+    /// It served, and was taken out of service.
+    #[error(
+        "generation {generation} was taken out of service, because one sequence after another came \
+         to logits that are not finite numbers (NaN or infinity); train it again, or activate another"
+    )]
+    TakenOut {
+        /// The generation that was taken out of service.
+        generation: GenerationId,
+    },
+    /// The engine has stopped, or is shutting down.
+    #[error("the engine has stopped")]
+    Stopped,
     /// Running sequences hold all the copies there may be.
     #[error(
         "generation {generation} needs another copy of the weights, and running requests hold all \

@@ -22,6 +22,9 @@ use realign_model::{
 /// Letters `a` to `p`, each a token, and one that ends the turn.
 pub(crate) const VOCABULARY: usize = 17;
 pub(crate) const BLOCK: usize = 4;
+/// The generation whose logits are not finite from position [`SOUND`] on.
+pub(crate) const BROKEN: u32 = 666;
+pub(crate) const SOUND: usize = 12;
 
 /// One sequence's part of a step: tokens it had in the cache, and rows that ran.
 pub(crate) type Part = (usize, usize);
@@ -36,7 +39,8 @@ pub(crate) struct FakeModel {
 impl FakeModel {
     pub(super) fn new(blocks: usize) -> Self {
         Self {
-            cells: vec![0; blocks * BLOCK],
+            // One block is for probes.
+            cells: vec![0; (blocks + 1) * BLOCK],
             steps: Arc::default(),
             fails_at: None,
         }
@@ -85,6 +89,9 @@ impl Executor for FakeModel {
                     let mut random = ChaCha8Rng::seed_from_u64(all);
                     let row = rows.next().unwrap();
                     row.fill_with(|| random.random_range(-3.0..3.0));
+                    if scale == f64::from(BROKEN) && position >= SOUND {
+                        row[5] = f32::NAN;
+                    }
                 }
             }
         }
@@ -225,7 +232,7 @@ impl Bench {
         let steps = model.steps.clone();
         let pool = BlockPool::new(blocks, BLOCK);
         let scheduler = Scheduler::new(pool, max_running, step_tokens);
-        let runner = Runner::new(scheduler, Box::new(model), tokenizer());
+        let runner = Runner::new(scheduler, Box::new(model), tokenizer(), Arc::default());
         Self { runner, steps }
     }
 

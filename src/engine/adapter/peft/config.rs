@@ -1,30 +1,26 @@
 //! `adapter_config.json`: the fields that change what an adapter computes.
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use super::error::PeftError;
+use super::fields::{self, excerpt};
 use super::module_path;
+use super::targets::Targets;
 use crate::adapter::AdapterError;
 use realign_model::lora::LoraWeights;
 
-/// Fields that, when set, ask for more than plain LoRA. PEFT adds fields with every release, so
-/// unknown ones pass; these would change the result silently.
-const MUST_BE_UNSET: [&str; 11] = [
-    "use_dora",
-    "use_qalora",
-    "lora_bias",
-    "fan_in_fan_out",
-    "modules_to_save",
-    "layer_replication",
-    "alora_invocation_tokens",
-    "target_parameters",
-    "trainable_token_indices",
-    "arrow_config",
-    "megatron_config",
-];
+/// Allowed ranks.
+const RANK_RANGE: RangeInclusive<u64> = 1..=1024;
+/// Allowed ranks, in words.
+pub(super) const RANKS: &str = "a whole number from 1 to 1024";
+/// The largest alpha: ten times what the largest rank is ever scaled with.
+const LARGEST_ALPHA: f64 = 1e6;
+/// Allowed alphas, in words.
+pub(super) const ALPHAS: &str = "a number above 0, up to 1e6";
 
 /// An adapter's configuration.
 #[derive(Clone, Debug)]
@@ -37,53 +33,42 @@ pub struct PeftConfig {
     pub(crate) use_rslora: bool,
     /// `base_model_name_or_path`, if given.
     pub base_model: Option<String>,
-    rank_pattern: Vec<(Regex, f64)>,
+    rank_pattern: Vec<(Regex, usize)>,
     alpha_pattern: Vec<(Regex, f64)>,
+    /// Which modules it says are adapted.
+    pub(super) targets: Targets,
 }
 
 impl PeftConfig {
-    /// Parses the file's content; the error names the field.
+    /// Parses the file's content. A field that may change what the adapter computes, and is not
+    /// implemented, is an error that names it.
     pub(super) fn parse(text: &[u8]) -> Result<Self, PeftError> {
-        let fields: Map<String, Value> = serde_json::from_slice(text)?;
-        let peft_type = fields
-            .get("peft_type")
-            .and_then(Value::as_str)
-            .unwrap_or("");
+        let fields: Map<String, Value> =
+            serde_json::from_slice(text).map_err(|source| PeftError::NotJson {
+                near: near(text, &source),
+                source,
+            })?;
+        let text = |name: &str| fields.get(name).and_then(Value::as_str);
+        let peft_type = text("peft_type").unwrap_or("");
         if peft_type != "LORA" {
             return Err(PeftError::Type(peft_type.into()));
         }
-        if let Some(field) = MUST_BE_UNSET.into_iter().find(|f| is_set(fields.get(*f))) {
-            return Err(PeftError::NotPlain(field));
-        }
-        let bias = fields.get("bias").and_then(Value::as_str).unwrap_or("none");
-        if bias != "none" {
-            return Err(PeftError::Bias(bias.into()));
-        }
-        let r = fields
-            .get("r")
-            .and_then(Value::as_u64)
-            .filter(|r| (1..=1024).contains(r));
-        let r = r.ok_or(PeftError::Rank)?;
-        let alpha = fields
-            .get("lora_alpha")
-            .and_then(Value::as_f64)
-            .filter(|a| *a > 0.0);
+        fields::check(&fields)?;
+        let number = |name: &str| fields.get(name).unwrap_or(&Value::Null);
         Ok(Self {
-            r: r as usize,
-            lora_alpha: alpha.ok_or(PeftError::Alpha)?,
-            use_rslora: is_set(fields.get("use_rslora")),
-            base_model: fields
-                .get("base_model_name_or_path")
-                .and_then(Value::as_str)
-                .map(String::from),
-            rank_pattern: patterns(&fields, "rank_pattern")?,
-            alpha_pattern: patterns(&fields, "alpha_pattern")?,
+            r: rank("r", number("r"))?,
+            lora_alpha: alpha("lora_alpha", number("lora_alpha"))?,
+            use_rslora: fields.get("use_rslora") == Some(&Value::Bool(true)),
+            base_model: text("base_model_name_or_path").map(String::from),
+            rank_pattern: patterns(&fields, "rank_pattern", rank)?,
+            alpha_pattern: patterns(&fields, "alpha_pattern", alpha)?,
+            targets: Targets::parse(&fields)?,
         })
     }
 
     /// Rank at a module path.
     pub(super) fn rank(&self, path: &str) -> usize {
-        lookup(&self.rank_pattern, path).map_or(self.r, |r| r as usize)
+        lookup(&self.rank_pattern, path).unwrap_or(self.r)
     }
 
     /// Scale at a module path.
@@ -151,45 +136,59 @@ fn number(value: f64) -> Value {
     }
 }
 
-fn is_set(value: Option<&Value>) -> bool {
-    match value {
-        None | Some(Value::Null | Value::Bool(false)) => false,
-        Some(Value::Array(items)) => !items.is_empty(),
-        Some(Value::Object(fields)) => !fields.is_empty(),
-        Some(_) => true,
-    }
+/// The text before and at a syntax error: Python writes `NaN` and `Infinity`, which are no JSON.
+fn near(text: &[u8], error: &serde_json::Error) -> String {
+    let mut lines = text.split(|byte| *byte == b'\n');
+    let line = lines
+        .nth(error.line().saturating_sub(1))
+        .unwrap_or_default();
+    let to = (error.column() + 16).min(line.len());
+    let from = error.column().saturating_sub(48).min(to);
+    String::from_utf8_lossy(&line[from..to]).trim().to_string()
 }
 
-/// PEFT's patterns are regular expressions that match a suffix of the module path, at a dot.
-fn patterns(
+fn rank(field: &str, value: &Value) -> Result<usize, PeftError> {
+    let rank = value.as_u64().filter(|r| RANK_RANGE.contains(r));
+    rank.map(|r| r as usize).ok_or_else(|| PeftError::Rank {
+        field: field.into(),
+        value: excerpt(value),
+    })
+}
+
+fn alpha(field: &str, value: &Value) -> Result<f64, PeftError> {
+    let alpha = value.as_f64().filter(|a| *a > 0.0 && *a <= LARGEST_ALPHA);
+    alpha.ok_or_else(|| PeftError::Alpha {
+        field: field.into(),
+        value: excerpt(value),
+    })
+}
+
+/// PEFT's patterns are regular expressions that match a suffix of the module path, at a dot. Of
+/// several that match, the first counts.
+fn patterns<T>(
     fields: &Map<String, Value>,
     field: &'static str,
-) -> Result<Vec<(Regex, f64)>, PeftError> {
+    read: impl Fn(&str, &Value) -> Result<T, PeftError>,
+) -> Result<Vec<(Regex, T)>, PeftError> {
     let entries = match fields.get(field) {
         None | Some(Value::Null) => return Ok(Vec::new()),
         Some(Value::Object(entries)) => entries,
         Some(_) => return Err(PeftError::Patterns(field)),
     };
-    let mut compiled = Vec::with_capacity(entries.len());
-    for (pattern, value) in entries {
-        let number = value.as_f64().filter(|n| *n > 0.0);
-        let number = number.ok_or_else(|| PeftError::PatternNumber {
+    let compile = |(pattern, value): (&String, &Value)| {
+        let number = read(&format!("{field}[{pattern:?}]"), value)?;
+        let regex = Regex::new(&format!("^(?:.*\\.)?(?:{pattern})$"));
+        let regex = regex.map_err(|source| PeftError::Pattern {
             field,
             pattern: pattern.clone(),
+            source,
         })?;
-        let regex = Regex::new(&format!("^(?:.*\\.)?(?:{pattern})$")).map_err(|source| {
-            PeftError::Pattern {
-                field,
-                pattern: pattern.clone(),
-                source,
-            }
-        })?;
-        compiled.push((regex, number));
-    }
-    Ok(compiled)
+        Ok((regex, number))
+    };
+    entries.iter().map(compile).collect()
 }
 
-fn lookup(patterns: &[(Regex, f64)], path: &str) -> Option<f64> {
+fn lookup<T: Copy>(patterns: &[(Regex, T)], path: &str) -> Option<T> {
     patterns
         .iter()
         .find(|(regex, _)| regex.is_match(path))

@@ -3,6 +3,7 @@
 use safetensors::SafeTensorError;
 use safetensors::tensor::Dtype;
 
+use super::config::{ALPHAS, RANKS};
 use super::{CONFIG_FILE, PREFIX};
 use realign_model::lora::Projection;
 
@@ -10,32 +11,47 @@ use realign_model::lora::Projection;
 #[derive(Debug, thiserror::Error)]
 pub(in crate::adapter) enum PeftError {
     // adapter_config.json.
-    #[error("not a JSON object: {0}")]
-    NotJson(#[from] serde_json::Error),
+    #[error("not a JSON object: {source}, near `{near}`")]
+    NotJson {
+        near: String,
+        source: serde_json::Error,
+    },
     #[error("peft_type is {0:?}; only \"LORA\" is supported")]
     Type(String),
-    #[error("{0} is set; only plain LoRA is supported, so train the adapter without it")]
-    NotPlain(&'static str),
-    #[error("bias is {0:?}; only \"none\" is supported")]
-    Bias(String),
-    #[error("r (the rank) must be a whole number from 1 to 1024")]
-    Rank,
-    #[error("lora_alpha must be a positive number")]
-    Alpha,
+    #[error("`{field}` is {value}: {remedy}")]
+    Field {
+        field: String,
+        value: String,
+        remedy: &'static str,
+    },
+    #[error("{field} is {value}; it must be {RANKS}")]
+    Rank { field: String, value: String },
+    #[error("{field} is {value}; it must be {ALPHAS}")]
+    Alpha { field: String, value: String },
     #[error("{0} must be an object of module pattern to number")]
     Patterns(&'static str),
-    #[error("{field}[{pattern:?}] must be a positive number")]
-    PatternNumber {
-        field: &'static str,
-        pattern: String,
-    },
-    #[error("{field}[{pattern:?}] is no regular expression: {source}")]
+    #[error("{field} is {value}; it must be a list, or null")]
+    Selector { field: &'static str, value: String },
+    #[error(
+        "{field}: {pattern:?} is no regular expression that can be read here ({source}); name the \
+         modules without it"
+    )]
     Pattern {
         field: &'static str,
         pattern: String,
         source: regex::Error,
     },
     // adapter_model.safetensors.
+    #[error(
+        "{path} has tensors, but `{field}` of {CONFIG_FILE} leaves it out, so PEFT would not apply them: \
+         the two files do not belong together; copy both again from where the adapter was trained"
+    )]
+    LeftOut { path: String, field: &'static str },
+    #[error(
+        "`{field}` of {CONFIG_FILE} names {name}, and no tensor is for it: a part of the adapter is \
+         missing; copy both files again from where it was trained, or remove the name"
+    )]
+    WithoutTensors { field: &'static str, name: String },
     #[error("not a safetensors file ({0}); copy it again from where it was trained")]
     NotSafetensors(#[from] SafeTensorError),
     #[error("no LoRA tensors in it")]
@@ -59,7 +75,8 @@ pub(in crate::adapter) enum PeftError {
         rank: usize,
     },
     #[error(
-        "tensor {name:?} is for a module this model cannot adapt; expected \
+        "tensor {name:?} is no LoRA factor of a module that can be adapted here, and leaving it out \
+         would change the adapter; expected \
          {PREFIX}<layer>.<self_attn|mlp>.<module>.lora_<A|B>.weight with module one of {modules}",
         modules = Projection::ALL.map(Projection::name).join(", ")
     )]
@@ -68,8 +85,8 @@ pub(in crate::adapter) enum PeftError {
     Dtype { name: String, dtype: Dtype },
     #[error("tensor {name:?} has shape {shape:?}; expected two dimensions")]
     Shape { name: String, shape: Vec<usize> },
-    #[error("tensor {0:?} holds NaN or infinite values; its training diverged, train it again")]
-    NotFinite(String),
+    #[error("tensor {name:?} holds {value}; its training diverged, train it again")]
+    NotFinite { name: String, value: f32 },
     #[error("tensor {name:?}: {source}")]
     Tensor {
         name: String,

@@ -82,25 +82,222 @@ fn rslora_and_patterns_set_the_scale() {
     }
 }
 
+fn parse_with(field: &str, value: Value) -> Result<PeftConfig, String> {
+    let mut config = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 2});
+    config[field] = value;
+    PeftConfig::parse(config.to_string().as_bytes()).map_err(|e| e.to_string())
+}
+
 #[test]
 fn configurations_that_mean_more_are_refused_by_field() {
-    let base = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 2});
     for (field, value) in [
         ("peft_type", json!("IA3")),
-        ("use_dora", json!(true)),
         ("bias", json!("all")),
-        ("modules_to_save", json!(["lm_head"])),
+        ("bias", json!("lora_only")),
         ("fan_in_fan_out", json!(true)),
+        ("task_type", json!("SEQ_CLS")),
+        ("modules_to_save", json!(["lm_head"])),
+        ("layers_pattern", json!("blocks")),
+        ("layer_replication", json!([[0, 2]])),
+        ("use_dora", json!(true)),
+        ("use_qalora", json!(true)),
+        ("use_rslora", json!("true")),
+        ("lora_bias", json!(true)),
+        ("lora_dropout", json!(2)),
+        ("alora_invocation_tokens", json!([1, 2])),
+        ("arrow_config", json!({"top_k": 3})),
+        ("ensure_weight_tying", json!(true)),
+        ("megatron_config", json!({"a": 1})),
+        ("monteclora_config", json!({"num_samples": 8})),
+        ("velora_config", json!({"num_groups": 64})),
+        ("target_parameters", json!(["mlp.experts"])),
+        ("trainable_token_indices", json!([1])),
+        ("use_bdlora", json!(true)),
+        ("use_bdlora", json!({"nblocks": 2})),
+        // The base's weights were changed.
+        ("init_lora_weights", json!("pissa")),
+        ("init_lora_weights", json!("pissa_niter_16")),
+        ("init_lora_weights", json!("olora")),
+        ("init_lora_weights", json!("OLoRA")),
+        ("init_lora_weights", json!("corda")),
+        ("init_lora_weights", json!("loftq")),
+        ("init_lora_weights", json!("lora_ga")),
+        ("init_lora_weights", json!("invented")),
+        ("corda_config", json!({"corda_method": "kpm"})),
+        ("kasa_config", json!({"beta": 1e-4})),
+        ("loftq_config", json!({"loftq_bits": 4})),
+        ("lora_ga_config", json!({"direction": "ArB2r"})),
+        // Not known.
+        ("use_something_new", json!(true)),
+        ("something_config", json!({"x": 1})),
+        ("something_scale", json!(2.0)),
+        // Numbers.
         ("r", json!(0)),
+        ("r", json!(-1)),
+        ("r", json!(2.5)),
+        ("r", json!(4096)),
         ("lora_alpha", json!("2")),
+        ("lora_alpha", json!(0)),
+        ("lora_alpha", json!(-16)),
+        ("lora_alpha", json!(1e39)),
         ("rank_pattern", json!({"(": 2})),
+        ("rank_pattern", json!({"q_proj": 1.5})),
+        ("alpha_pattern", json!({"q_proj": 1e39})),
+        ("alpha_pattern", json!({"q_proj": null})),
+        ("target_modules", json!(7)),
+        ("target_modules", json!([7])),
+        ("exclude_modules", json!("(")),
+        ("layers_to_transform", json!("0")),
     ] {
-        let mut config = base.clone();
-        config[field] = value;
-        let error = PeftConfig::parse(config.to_string().as_bytes())
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains(field), "{field}: {error}");
+        let error = parse_with(field, value.clone()).unwrap_err();
+        let written = value.to_string();
+        let shown = error.contains(&written) || value.is_object() || field == "exclude_modules";
+        assert!(error.contains(field) && shown, "{field} {written}: {error}");
+    }
+}
+
+#[test]
+fn fields_that_change_nothing_are_accepted() {
+    for (field, value) in [
+        (
+            "auto_mapping",
+            json!({"base_model_class": "LlamaForCausalLM", "unsloth_fixed": true}),
+        ),
+        ("bias", json!("none")),
+        ("eva_config", json!({"rho": 2.0})),
+        ("inference_mode", json!(false)),
+        ("init_lora_weights", json!("gaussian")),
+        ("init_lora_weights", json!("eva")),
+        ("init_lora_weights", json!(false)),
+        ("layers_pattern", json!(["layers"])),
+        ("loftq_config", json!({})),
+        ("lora_dropout", json!(0.05)),
+        ("megatron_core", json!("megatron.core")),
+        ("peft_version", json!("0.99.0")),
+        ("qalora_group_size", json!(16)),
+        ("revision", json!("main")),
+        ("task_type", json!("CAUSAL_LM")),
+        ("use_bdlora", Value::Null),
+        ("use_rslora", json!(true)),
+        ("use_something_new", json!(false)),
+        ("something_config", Value::Null),
+        ("something_list", json!([])),
+    ] {
+        let parsed = parse_with(field, value.clone());
+        assert!(parsed.is_ok(), "{field} {value}: {parsed:?}");
+    }
+}
+
+/// Python writes numbers that JSON does not have.
+#[test]
+fn numbers_that_json_does_not_have_are_shown() {
+    for number in ["Infinity", "NaN", "-Infinity", "1e400"] {
+        for text in [
+            format!("{{\"peft_type\": \"LORA\", \"r\": 8, \"lora_alpha\": {number}}}"),
+            format!("{{\n  \"lora_alpha\": {number},\n  \"peft_type\": \"LORA\"\n}}"),
+        ] {
+            let error = PeftConfig::parse(text.as_bytes()).unwrap_err().to_string();
+            assert!(
+                error.contains(&format!("\"lora_alpha\": {number}")),
+                "{error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_configuration_and_the_tensors_name_the_same_modules() {
+    let q = |layer| format!("base_model.model.model.layers.{layer}.self_attn.q_proj");
+    let tensors = {
+        let names: Vec<String> = [0, 2]
+            .into_iter()
+            .flat_map(|l| {
+                [
+                    format!("{}.lora_A.weight", q(l)),
+                    format!("{}.lora_B.weight", q(l)),
+                ]
+            })
+            .collect();
+        let shape = |name: &String| {
+            if name.contains("lora_A") {
+                [2, 3]
+            } else {
+                [3, 2]
+            }
+        };
+        let entries: Vec<_> = names.iter().map(|n| (n.as_str(), shape(n), 1.0)).collect();
+        tensors(&entries)
+    };
+    let read = |changes: Value| {
+        let mut config = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 2});
+        for (field, value) in changes.as_object().unwrap() {
+            config[field] = value.clone();
+        }
+        let config = PeftConfig::parse(config.to_string().as_bytes()).unwrap();
+        decode(&tensors, &config)
+            .map(|_| ())
+            .map_err(|e| e.to_string())
+    };
+    for changes in [
+        json!({}),
+        json!({"target_modules": null}),
+        json!({"target_modules": ["q_proj"]}),
+        json!({"target_modules": ["self_attn.q_proj"]}),
+        json!({"target_modules": "all-linear"}),
+        json!({"target_modules": ".*self_attn\\.(q|v)_proj"}),
+        json!({"target_modules": ["q_proj", "k_proj"], "exclude_modules": ["k_proj"]}),
+        json!({"target_modules": ["q_proj"], "layers_to_transform": [0, 2]}),
+    ] {
+        assert_eq!(read(changes.clone()), Ok(()), "{changes}");
+    }
+    for (changes, field, name) in [
+        (
+            json!({"target_modules": ["q_proj", "v_proj"]}),
+            "target_modules",
+            "v_proj",
+        ),
+        (
+            json!({"target_modules": ["q_proj", "lm_head"]}),
+            "target_modules",
+            "lm_head",
+        ),
+        (
+            json!({"target_modules": ["v_proj"]}),
+            "target_modules",
+            "q_proj",
+        ),
+        (json!({"target_modules": []}), "target_modules", "q_proj"),
+        (
+            json!({"target_modules": ["proj"]}),
+            "target_modules",
+            "q_proj",
+        ),
+        (
+            json!({"target_modules": "q_proj"}),
+            "target_modules",
+            "q_proj",
+        ),
+        (
+            json!({"exclude_modules": ["q_proj"]}),
+            "exclude_modules",
+            "q_proj",
+        ),
+        (
+            json!({"layers_to_transform": 0}),
+            "layers_to_transform",
+            "layers.2",
+        ),
+        (
+            json!({"layers_to_transform": [0, 1, 2]}),
+            "layers_to_transform",
+            "names 1",
+        ),
+    ] {
+        let error = read(changes.clone()).unwrap_err();
+        assert!(
+            error.contains(field) && error.contains(name),
+            "{changes}: {error}"
+        );
     }
 }
 
@@ -124,6 +321,9 @@ fn damaged_tensors_are_named() {
     const A: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
     const B: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight";
     const HEAD: &str = "base_model.model.lm_head.lora_A.weight";
+    const BIAS: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.bias";
+    const DORA: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector";
+    const SAVED: &str = "base_model.model.model.embed_tokens.weight";
     const WRONG: &str = "base_model.model.model.layers.0.mlp.q_proj.lora_A.weight";
     type Entry = (&'static str, [usize; 2], f32);
     let cases: &[(&[Entry], &str)] = &[
@@ -132,6 +332,18 @@ fn damaged_tensors_are_named() {
         (&[(A, [4, 3], 1.0), (B, [3, 4], 1.0)], "says 2"),
         (&[(A, [2, 3], f32::NAN), (B, [3, 2], 1.0)], "NaN"),
         (&[(HEAD, [2, 3], 1.0)], "lm_head"),
+        (
+            &[(A, [2, 3], 1.0), (B, [3, 2], 1.0), (BIAS, [3, 1], 1.0)],
+            "lora_B.bias",
+        ),
+        (
+            &[(A, [2, 3], 1.0), (B, [3, 2], 1.0), (DORA, [3, 1], 1.0)],
+            "magnitude",
+        ),
+        (
+            &[(A, [2, 3], 1.0), (B, [3, 2], 1.0), (SAVED, [3, 1], 1.0)],
+            "embed_tokens",
+        ),
         (&[(WRONG, [2, 3], 1.0)], "mlp.q_proj"),
         (&[], "no LoRA tensors"),
     ];
