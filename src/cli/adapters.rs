@@ -386,14 +386,9 @@ mod tests {
         assert_eq!(run(AdaptersCommand::List).unwrap().0, EXIT_FAILED);
     }
 
-    #[test]
-    fn import_checks_the_shapes_and_activates_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let files = peft::encode(&small_weights(2, 1.0), "elsewhere").unwrap();
-        std::fs::write(dir.path().join(peft::CONFIG_FILE), files.config).unwrap();
-        std::fs::write(dir.path().join(peft::MODEL_FILE), files.model).unwrap();
-        let store = AdapterStore::open(dir.path().join("adapters")).unwrap();
-        let base = |hidden_size, heads| Base {
+    /// A model of two layers with `heads` heads of two columns.
+    fn base(hidden_size: usize, heads: usize) -> Base {
+        Base {
             spec: ModelSpec {
                 architecture: "llama".into(),
                 vocab_size: 8,
@@ -412,12 +407,56 @@ mod tests {
             },
             hash: "hash".into(),
             name: "tiny".into(),
-        };
+        }
+    }
+
+    #[test]
+    fn import_checks_the_shapes_and_activates_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = peft::encode(&small_weights(2, 1.0), "elsewhere").unwrap();
+        std::fs::write(dir.path().join(peft::CONFIG_FILE), files.config).unwrap();
+        std::fs::write(dir.path().join(peft::MODEL_FILE), files.model).unwrap();
+        let store = AdapterStore::open(dir.path().join("adapters")).unwrap();
         let id = import(&store, dir.path(), base(6, 2)).unwrap();
         assert!(store.load(&id, "hash").is_ok());
         assert_eq!(store.current().unwrap(), None);
         let error = import(&store, dir.path(), base(8, 2)).unwrap_err();
         assert!(error.to_string().contains("does not fit"), "{error}");
+    }
+
+    #[test]
+    fn import_refuses_numbers_and_fields_by_name_and_stores_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = AdapterStore::open(dir.path().join("adapters")).unwrap();
+        let attempt = |weights, change: &dyn Fn(&mut Value)| {
+            let files = peft::encode(&weights, "elsewhere").unwrap();
+            let mut config: Value = serde_json::from_slice(&files.config).unwrap();
+            change(&mut config);
+            std::fs::write(dir.path().join(peft::CONFIG_FILE), config.to_string()).unwrap();
+            std::fs::write(dir.path().join(peft::MODEL_FILE), files.model).unwrap();
+            import(&store, dir.path(), base(6, 2)).map_err(|e| e.to_string())
+        };
+        let mut huge = small_weights(2, 1.0);
+        for pair in huge.sites.values_mut() {
+            pair.b = (&pair.b * 1e37).unwrap();
+        }
+        let error = attempt(huge, &|_| ()).unwrap_err();
+        assert!(
+            error.contains("layers.0.self_attn.q_proj.lora_B.weight"),
+            "{error}"
+        );
+        for (field, value) in [
+            ("lora_alpha", json!(1e39)),
+            ("lora_alpha", json!(9e5)),
+            ("init_lora_weights", json!("pissa")),
+            ("loftq_config", json!({"loftq_bits": 4})),
+            ("use_bdlora", json!(true)),
+        ] {
+            let error = attempt(small_weights(2, 1.0), &|c| c[field] = value.clone()).unwrap_err();
+            assert!(error.contains(field), "{field}: {error}");
+        }
+        assert!(store.list().unwrap().is_empty());
+        attempt(small_weights(2, 1.0), &|_| ()).unwrap();
     }
 
     #[test]

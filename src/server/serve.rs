@@ -34,10 +34,10 @@ use listen::{Connections, Listening, Timeouts};
 use operations::{access, compliance, decision_log, reload, telemetry};
 use realign_backend::DeviceError;
 use realign_core::clock::unix_seconds;
-use realign_engine::EngineError;
 use realign_engine::adapter::generation::Generation;
 use realign_engine::adapter::{AdapterError, AdapterStore, Registry, base_id};
 use realign_engine::merged::PrepareError;
+use realign_engine::{EngineError, EngineHandle};
 use realign_model::{LoadedModel, ModelError, TimeSlices};
 pub use signals::EXIT_STUCK;
 use supervisor::Supervisor;
@@ -165,13 +165,13 @@ impl Server {
         );
         let (registry, fallback) = registry(&store, &loaded);
         let registry = Arc::new(registry);
+        let engine = engines::start(&config, &loaded)?;
+        let fallback = prepare_first(&engine, &registry, fallback)?;
         let serving = registry.lease_current();
         telemetry
             .metrics()
             .set_initial_generation(&serving.id.0, serving.policy_revision.as_deref());
         tracing::info!(generation = %serving.id, policy_revision = serving.policy_revision, "serving generation");
-        let engine = engines::start(&config, &loaded)?;
-        engine.prepare(&serving, &|_| true)?;
         engine.serve(&serving.id);
         let parts = Parts {
             config: config.clone(),
@@ -206,6 +206,7 @@ impl Server {
             engine: Arc::new(engine.clone()),
             embeddings: api::Embeddings::new(Arc::new(realign_engine::Embedder::new(
                 loaded.backend,
+                engine.health().clone(),
             ))),
             moderation: control.clone(),
             registry,
@@ -428,4 +429,26 @@ fn registry(store: &Arc<AdapterStore>, loaded: &LoadedModel) -> (Registry, Optio
         let _first = registry.swap(Arc::new(current), None);
     }
     (registry, fallback)
+}
+
+/// Prepares what serves first. Where the engine cannot serve an adapter, the base serves. Returns why
+/// what should serve does not, if so.
+fn prepare_first(
+    engine: &EngineHandle,
+    registry: &Registry,
+    fallback: Option<String>,
+) -> Result<Option<String>, PrepareError> {
+    let serving = registry.lease_current();
+    let Err(error) = engine.prepare(&serving, &|_| true) else {
+        return Ok(fallback);
+    };
+    let base = registry.base().clone();
+    if serving.id == base.id {
+        return Err(error);
+    }
+    tracing::error!(%error, "the current generation is unusable: the base model serves");
+    engine.prepare(&base, &|_| true)?;
+    // Nothing serves yet, so the swap without an expectation cannot conflict.
+    let _first = registry.swap(base, None);
+    Ok(Some(error.to_string()))
 }

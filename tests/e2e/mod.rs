@@ -13,6 +13,7 @@ mod embedding;
 mod engine;
 mod gathering;
 mod mistralrs;
+mod nonfinite;
 mod openai_client;
 mod operating;
 mod pointer;

@@ -106,12 +106,16 @@ fn resolve(
     for raw_rule in raw.rules.value {
         let id = &raw_rule.value.id;
         check_id(file, "rule", id, errors);
-        if let Some(first) = seen.get(&id.value) {
+        let key = id.value.to_ascii_lowercase();
+        if let Some(first) = seen.get(&key) {
             let line = first.line();
-            let message = format!("rule id `{}` is used already on line {line}", id.value);
+            let message = format!(
+                "rule id `{}` is used already on line {line}; upper and lower case count as equal",
+                id.value
+            );
             errors.push(PolicyError::at(file, id.referenced, message));
         } else {
-            seen.insert(id.value.clone(), id.referenced);
+            seen.insert(key, id.referenced);
         }
         rules.push(resolve_rule(file, raw_rule.value, reader, errors));
     }
@@ -146,12 +150,15 @@ fn source(file: &Path, at: Location) -> SourceLocation {
 
 fn check_id(file: &Path, what: &str, id: &Spanned<String>, errors: &mut Vec<PolicyError>) {
     let allowed = |c: char| c.is_ascii_alphanumeric();
-    let valid = id.value.len() <= 128
-        && id.value.starts_with(allowed)
-        && id.value.chars().all(|c| allowed(c) || "._/-".contains(c));
-    if !valid {
+    // Ids become labels, paths of routes and names of files: a part is never empty, `.` or `..`.
+    let part = |part: &str| {
+        part.starts_with(allowed)
+            && !part.ends_with('.')
+            && part.chars().all(|c| allowed(c) || "._-".contains(c))
+    };
+    if id.value.len() > 128 || !id.value.split('/').all(part) {
         let message = format!(
-            "{what} id `{}` is not valid: begin with a letter or digit, then A-Z, a-z, 0-9, `.`, `_`, `/` or `-`, at most 128 in all",
+            "{what} id `{}` is not valid: use A-Z, a-z, 0-9, `.`, `_` and `-`, in parts divided by `/`; each part begins with a letter or digit and does not end with `.`; at most 128 in all",
             id.value
         );
         errors.push(PolicyError::at(file, id.referenced, message));

@@ -34,7 +34,7 @@ pub(super) struct RawPolicy {
     )]
     pub(crate) api_version: String,
     /// Name of the policy, unique among all policy files.
-    #[schemars(with = "String", extend("pattern" = "^[A-Za-z0-9][A-Za-z0-9._/-]*$"))]
+    #[schemars(with = "String", extend("pattern" = "^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_-])?(/[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_-])?)*$"))]
     pub id: Spanned<String>,
     /// The operator's own version, e.g. a date. It is part of the policy revision.
     #[schemars(with = "String")]
@@ -84,7 +84,7 @@ pub(super) enum RawPrompts {
 #[schemars(rename = "Rule")]
 pub(super) struct RawRule {
     /// Name of the rule, unique in its policy.
-    #[schemars(with = "String", extend("pattern" = "^[A-Za-z0-9][A-Za-z0-9._/-]*$"))]
+    #[schemars(with = "String", extend("pattern" = "^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_-])?(/[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_-])?)*$"))]
     pub id: Spanned<String>,
     /// How much a violation matters.
     #[serde(default)]

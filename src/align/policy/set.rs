@@ -220,21 +220,27 @@ fn canonical(policy: &Policy) -> CanonicalPolicy<'_> {
 }
 
 fn duplicate_ids(policies: &[Policy]) -> Vec<PolicyError> {
-    let mut first: BTreeMap<&str, &Policy> = BTreeMap::new();
+    let mut first: BTreeMap<String, &Policy> = BTreeMap::new();
     let mut errors = Vec::new();
     for policy in policies {
-        if let Some(other) = first.get(policy.id.as_str()) {
+        let key = policy.id.to_ascii_lowercase();
+        if let Some(other) = first.get(&key) {
+            let as_written = if other.id == policy.id {
+                String::new()
+            } else {
+                format!(" as `{}`", other.id)
+            };
             errors.push(PolicyError {
                 file: policy.source.file.clone(),
                 line: Some(policy.source.line),
                 column: Some(policy.source.column),
                 message: format!(
-                    "policy id `{}` is used already in {}; policy ids are unique",
+                    "policy id `{}` is used already in {}{as_written}; policy ids are unique, and upper and lower case count as equal",
                     policy.id, other.source
                 ),
             });
         } else {
-            first.insert(&policy.id, policy);
+            first.insert(key, policy);
         }
     }
     errors

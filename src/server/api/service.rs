@@ -47,6 +47,7 @@ pub(crate) async fn metrics(
         prefix_queries: stats.prefix_queries,
         prefix_hits: stats.prefix_hits,
         preemptions: stats.preemptions,
+        nonfinite: stats.nonfinite,
     }));
     metrics.set_thread_panics(&state.health.panics());
     metrics.record(&Event::Leases(state.registry.leases()));

@@ -27,6 +27,7 @@ mod realign;
 mod serving;
 mod stop;
 mod supervised;
+mod unhealthy;
 mod work;
 mod worker;
 
@@ -38,6 +39,7 @@ use std::time::Duration;
 use crate::telemetry::compliance::Answer;
 use realign_align::oracle::Matchers;
 use realign_align::policy::{PolicySet, PolicyWatcher, WatchOptions};
+use realign_engine::adapter::generation::GenerationId;
 
 use context::Context;
 pub use context::{Parts, initial_generation, load_generation};
@@ -73,6 +75,8 @@ enum Event {
     Unpinned,
     /// Live answers stopped complying; holds what was seen.
     Drifted(String),
+    /// A generation keeps computing what is no number.
+    Unhealthy(GenerationId),
     /// The server is shutting down.
     Shutdown,
 }
@@ -106,6 +110,11 @@ impl Control {
             // A closed channel means that the loop is shutting down.
             let _closed = watcher_events.send(Event::PoliciesChanged);
         })?;
+        let unhealthy = events.clone();
+        context.engine.health().on_unhealthy(move |generation| {
+            // A closed channel means that the loop is shutting down.
+            let _closed = unhealthy.send(Event::Unhealthy(generation.clone()));
+        });
         let worker = Worker::new(context.clone(), events.clone(), inbox);
         let own = context.vital.clone();
         let thread = std::thread::Builder::new()

@@ -153,6 +153,7 @@ impl Worker {
             Event::ServingChanged => self.examine_if_unknown(),
             Event::Unpinned => self.begin_or_owe(Trigger::Operator),
             Event::Drifted(why) => self.drifted(&why),
+            Event::Unhealthy(generation) => self.leave(&generation),
             // The loop ends on it.
             Event::Shutdown => {}
         }

@@ -104,6 +104,8 @@ pub struct EngineSnapshot {
     pub(crate) prefix_hits: u64,
     /// Total number of sequences preempted in favour of older ones.
     pub(crate) preemptions: u64,
+    /// Total number of sequences and embeddings that came to values that are not finite.
+    pub(crate) nonfinite: u64,
 }
 
 /// Everything that is logged and counted. `id` is always the realignment's id.

@@ -51,6 +51,7 @@ pub(super) struct Serving {
     pub(super) prefix_queries: Total,
     pub(super) prefix_hits: Total,
     pub(super) preemptions: Total,
+    pub(super) nonfinite: Total,
     pub(super) prompt_tokens: IntCounter,
     pub(super) generation_tokens: IntCounter,
 }
@@ -104,6 +105,10 @@ impl Serving {
             preemptions: build.total(
                 names::PREEMPTIONS_TOTAL,
                 "Sequences that gave their KV cache blocks to older ones, to be recomputed later.",
+            )?,
+            nonfinite: build.total(
+                names::NONFINITE_LOGITS_TOTAL,
+                "Sequences and embeddings that failed because the model computed NaN or infinity.",
             )?,
             prompt_tokens: build.counter(
                 names::PROMPT_TOKENS_TOTAL,

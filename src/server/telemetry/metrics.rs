@@ -388,6 +388,7 @@ impl Metrics {
             (&serving.prefix_queries, engine.prefix_queries),
             (&serving.prefix_hits, engine.prefix_hits),
             (&serving.preemptions, engine.preemptions),
+            (&serving.nonfinite, engine.nonfinite),
         ] {
             counter.advance_to(total);
         }

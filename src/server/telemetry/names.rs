@@ -24,6 +24,8 @@ pub(crate) const PREFIX_CACHE_QUERIES_TOTAL: &str = "realign_prefix_cache_querie
 pub(crate) const PREFIX_CACHE_HITS_TOTAL: &str = "realign_prefix_cache_hits_total";
 /// Counter: sequences preempted in favour of older ones.
 pub(crate) const PREEMPTIONS_TOTAL: &str = "realign_preemptions_total";
+/// Counter: sequences and embeddings that failed because a value was NaN or infinite.
+pub(crate) const NONFINITE_LOGITS_TOTAL: &str = "realign_nonfinite_logits_total";
 /// Counter: prompt tokens of finished requests.
 pub(crate) const PROMPT_TOKENS_TOTAL: &str = "realign_prompt_tokens_total";
 /// Counter: generated tokens of finished requests.

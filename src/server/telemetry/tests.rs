@@ -80,6 +80,7 @@ fn totals_follow_the_newest_snapshot() {
             prefix_queries,
             prefix_hits,
             kv_cache_usage: 0.25,
+            nonfinite: prefix_hits / 16,
             ..EngineSnapshot::default()
         })
     };
@@ -89,6 +90,7 @@ fn totals_follow_the_newest_snapshot() {
             "realign_prefix_cache_queries_total 90",
             "realign_prefix_cache_hits_total 48",
             "realign_preemptions_total 0",
+            "realign_nonfinite_logits_total 3",
             "realign_kv_cache_usage_ratio 0.25",
         ],
         &[],

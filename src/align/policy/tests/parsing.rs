@@ -236,3 +236,44 @@ fn the_published_schema_is_up_to_date() {
     );
     assert!(published.contains("judge") && published.contains("cascade"));
 }
+
+#[test]
+fn ids_are_parts_that_can_be_a_path() {
+    let with =
+        |id: &str| with_rule("violates: { label: x }").replace("id: p", &format!("id: '{id}'"));
+    for id in ["a", "A.b-c_d/e.1", "2026-11-01", "team/sub/policy", "a..b"] {
+        assert_eq!(valid(&with(id)).policies()[0].id, id);
+    }
+    for id in [
+        "",
+        "/a",
+        "a/",
+        "a//b",
+        "..",
+        "a/..",
+        "a/../b",
+        "../a",
+        "a/.",
+        "./a",
+        "a/.hidden",
+        "a.",
+        "a/b...",
+        "a\\b",
+        "a b",
+        "a/-b",
+        "ä",
+    ] {
+        let errors = load(&with(id)).unwrap_err().to_string();
+        assert!(
+            errors.contains(&format!("policy id `{id}` is not valid")),
+            "{id}: {errors}"
+        );
+    }
+    let twice = with_rule("violates: { label: x }")
+        .replace("- id: r", "- id: R\n    violates: { label: y }\n  - id: r");
+    let errors = load(&twice).unwrap_err().to_string();
+    assert!(
+        errors.contains("rule id `r` is used already on line 5"),
+        "{errors}"
+    );
+}

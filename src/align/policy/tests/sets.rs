@@ -40,6 +40,21 @@ fn only_policy_files_are_read() {
 }
 
 #[test]
+fn ids_are_unique_without_regard_to_case() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "a.yaml", FULL);
+    let upper = FULL.replace("id: no-flat-refusals", "id: No-Flat-Refusals");
+    write(dir.path(), "b.yaml", &upper);
+    let errors = PolicySet::load_dir(dir.path()).unwrap_err().to_string();
+    for part in [
+        "b.yaml:2:5: policy id `No-Flat-Refusals` is used already in",
+        "a.yaml:2:5 as `no-flat-refusals`",
+    ] {
+        assert!(errors.contains(part), "`{part}` is not in:\n{errors}");
+    }
+}
+
+#[test]
 fn errors_of_all_files_are_reported_together() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "a.yaml", FULL);

@@ -102,6 +102,7 @@ impl EnginePort for FakeEngine {
             prefix_queries: 100,
             prefix_hits: 64,
             preemptions: 0,
+            nonfinite: 0,
         }
     }
 
