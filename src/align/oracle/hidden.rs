@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
+use realign_model::vector::all_finite;
 use realign_model::{
     BLOCK_TOKENS, ChatMessage, Executor, ExecutorOptions, LoadedModel, PagedSequence, Step,
 };
@@ -144,6 +145,11 @@ impl HiddenStates {
             }
         });
         pooled.map_err(|error| FeatureError(error.to_string()))?;
+        // No threshold is reached by NaN: a broken model would make everything comply.
+        if !out.iter().flatten().all(|pooled| all_finite(pooled)) {
+            let why = "the base model's hidden states are not finite numbers (NaN or infinity)";
+            return Err(FeatureError(why.into()));
+        }
         Ok(out)
     }
 }
