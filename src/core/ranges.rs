@@ -57,8 +57,8 @@ macro_rules! ranges {
 ranges! {
     /// Rank of the adapter.
     RANK: "rank", Included(1.0), Included(512.0);
-    /// LoRA's alpha.
-    ALPHA: "alpha", Excluded(0.0), Unbounded;
+    /// LoRA's alpha, trained here or elsewhere.
+    ALPHA: "alpha", Excluded(0.0), Included(1e6);
     /// Dropout probability on the adapter's inputs.
     DROPOUT: "dropout", Included(0.0), Excluded(1.0);
     /// Fraction of the layers that are adapted.

@@ -11,16 +11,13 @@ use super::fields::{self, excerpt};
 use super::module_path;
 use super::targets::Targets;
 use crate::adapter::AdapterError;
+use realign_core::ranges::ALPHA;
 use realign_model::lora::LoraWeights;
 
 /// Allowed ranks.
 const RANK_RANGE: RangeInclusive<u64> = 1..=1024;
 /// Allowed ranks, in words.
 pub(super) const RANKS: &str = "a whole number from 1 to 1024";
-/// The largest alpha: ten times what the largest rank is ever scaled with.
-const LARGEST_ALPHA: f64 = 1e6;
-/// Allowed alphas, in words.
-pub(super) const ALPHAS: &str = "a number above 0, up to 1e6";
 
 /// An adapter's configuration.
 #[derive(Clone, Debug)]
@@ -156,7 +153,7 @@ fn rank(field: &str, value: &Value) -> Result<usize, PeftError> {
 }
 
 fn alpha(field: &str, value: &Value) -> Result<f64, PeftError> {
-    let alpha = value.as_f64().filter(|a| *a > 0.0 && *a <= LARGEST_ALPHA);
+    let alpha = value.as_f64().filter(|a| ALPHA.contains(*a));
     alpha.ok_or_else(|| PeftError::Alpha {
         field: field.into(),
         value: excerpt(value),

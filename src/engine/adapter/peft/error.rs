@@ -3,8 +3,9 @@
 use safetensors::SafeTensorError;
 use safetensors::tensor::Dtype;
 
-use super::config::{ALPHAS, RANKS};
+use super::config::RANKS;
 use super::{CONFIG_FILE, PREFIX};
+use realign_core::ranges::ALPHA;
 use realign_model::lora::Projection;
 
 /// Why a file of an adapter cannot be used; names the field or the tensor.
@@ -26,7 +27,7 @@ pub(in crate::adapter) enum PeftError {
     },
     #[error("{field} is {value}; it must be {RANKS}")]
     Rank { field: String, value: String },
-    #[error("{field} is {value}; it must be {ALPHAS}")]
+    #[error("{field} is {value}; it must be a number {ALPHA}")]
     Alpha { field: String, value: String },
     #[error("{0} must be an object of module pattern to number")]
     Patterns(&'static str),
