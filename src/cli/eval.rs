@@ -17,7 +17,7 @@ use clap::Subcommand;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::{CliError, DeviceArgs, EXIT_OK, GlobalArgs, require};
+use super::{CliError, DeviceArgs, EXIT_OK, GlobalArgs, read_input, require};
 use realign_align::policy::{JudgeSpec, Labelled, Matcher, PolicySet};
 use realign_lab::evaluation::oracle::{
     EvalReport, FeatureTable, Folds, LabelledPairs, OracleEval, compare,
@@ -174,7 +174,7 @@ fn first_judge(path: &Path) -> Result<Arc<JudgeSpec>, CliError> {
 
 fn read(path: &Path) -> Result<LabelledPairs, CliError> {
     require(path, "a file of labelled pairs (--data)")?;
-    let text = std::fs::read_to_string(path)?;
+    let text = read_input(path)?;
     let mut data = LabelledPairs::default();
     let mut indices: HashMap<(String, String), usize> = HashMap::new();
     for (index, line) in text
@@ -212,6 +212,6 @@ fn read(path: &Path) -> Result<LabelledPairs, CliError> {
 
 fn read_labelled(path: &Path) -> Result<Vec<Labelled>, CliError> {
     require(path, "a file of labelled responses (--extra)")?;
-    let rows = realign_align::policy::read_labelled(&std::fs::read(path)?);
+    let rows = realign_align::policy::read_labelled(read_input(path)?.as_bytes());
     rows.map_err(|error| CliError::Eval(format!("{}: {error}", path.display())))
 }

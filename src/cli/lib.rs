@@ -28,8 +28,11 @@ use clap::{Parser, Subcommand};
 pub use flags::ServeArgs;
 pub use run::main;
 
+use realign_core::files::{self, Limit};
 use realign_server::config::{Config, ConfigError, RawConfig, RawEngine, RawPaths, load};
 
+/// Maximum size of a text file that a command is given.
+const MAX_INPUT: Limit = Limit::mib(1024);
 /// Exit code of a command that did what it should.
 pub(crate) const EXIT_OK: u8 = 0;
 /// Exit code when the thing checked failed.
@@ -306,6 +309,15 @@ impl Command {
             | Command::Keys(_) => None,
         }
     }
+}
+
+/// The text of a file that a command was given.
+fn read_input(path: &Path) -> Result<String, CliError> {
+    files::read_text(path, MAX_INPUT).map_err(|source| CliError::Path {
+        path: path.to_owned(),
+        wanted: "a readable text file",
+        source,
+    })
 }
 
 /// The metadata of a path that a command needs.

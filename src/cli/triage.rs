@@ -181,7 +181,9 @@ fn read_data(config: &Config) -> Result<Dataset, CliError> {
         &config.paths.preferences,
         "a directory of preference data (--preferences)",
     )?;
-    Ok(Dataset::load_dir(&config.paths.preferences)?)
+    let paths = &config.paths;
+    let data = Dataset::load_dir_within(&paths.preferences, paths.max_preferences_bytes)?;
+    Ok(data)
 }
 
 /// A set as a server would load it, with its rules prepared for judging. A set whose examples fail,

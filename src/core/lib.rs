@@ -4,6 +4,7 @@
 mod category;
 pub mod clock;
 mod crash;
+pub mod files;
 mod labels;
 mod leases;
 pub mod ranges;

@@ -15,6 +15,7 @@ use std::path::Path;
 
 use candle_core::quantized::gguf_file::{Content, Value as GgufValue};
 use minijinja::{Environment, context};
+use realign_core::files::{self, Limit};
 use serde_json::Value;
 
 use guard::{all_texts, guard_literals, holds_control, unused_character};
@@ -146,6 +147,8 @@ impl std::fmt::Debug for ChatTemplate {
 }
 
 const NAME: &str = "chat";
+/// Maximum size of a template's file, and of the `tokenizer_config.json` that may hold one.
+const MAX_FILE: Limit = Limit::mib(64);
 
 impl ChatTemplate {
     /// Compiles a template and finds the token with which it ends an assistant's turn.
@@ -394,11 +397,8 @@ impl ChatTemplate {
 }
 
 fn read(path: &Path) -> Result<Option<String>, ChatError> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(malformed(&path.display().to_string(), e.to_string())),
-    }
+    files::read_text_if_there(path, MAX_FILE)
+        .map_err(|e| malformed(&path.display().to_string(), e.to_string()))
 }
 
 fn malformed(place: &str, problem: impl Into<String>) -> ChatError {

@@ -12,6 +12,7 @@ pub mod compute;
 pub mod decoder;
 pub mod draw;
 pub mod error;
+mod gguf;
 pub mod host_memory;
 pub mod hub;
 pub mod learning;

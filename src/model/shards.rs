@@ -9,9 +9,13 @@ use std::path::{Path, PathBuf};
 
 use candle_core::safetensors::MmapedSafetensors;
 
+use realign_core::files::{self, Limit};
+
 use super::error::{ModelError, Result};
 
 const INDEX: &str = "model.safetensors.index.json";
+/// Maximum size of an index; real ones have a few hundred kilobytes.
+const MAX_INDEX: Limit = Limit::mib(64);
 const SINGLE: &str = "model.safetensors";
 
 /// Tensor names by the file that holds them.
@@ -60,10 +64,17 @@ pub(crate) fn open(dir: &Path, files: &[PathBuf]) -> Result<MmapedSafetensors> {
     map(dir, files)
 }
 
-fn map(place: &Path, files: &[PathBuf]) -> Result<MmapedSafetensors> {
+fn map(place: &Path, paths: &[PathBuf]) -> Result<MmapedSafetensors> {
+    for path in paths {
+        // Mapping opens each file again, which for a named pipe would block.
+        files::open_regular(path).map_err(|source| ModelError::Io {
+            path: path.clone(),
+            source,
+        })?;
+    }
     // SAFETY: the files are mapped read-only; changing them under a running server is as fatal
     // as changing its binary, and the documentation of `--model` says so.
-    let tensors = unsafe { MmapedSafetensors::multi(files) };
+    let tensors = unsafe { MmapedSafetensors::multi(paths) };
     tensors.map_err(|e| ModelError::Malformed {
         path: place.into(),
         what: format!("is truncated or no safetensors file: {e}"),
@@ -80,13 +91,13 @@ fn wrong(dir: &Path, what: impl Into<String>) -> ModelError {
 
 fn read_index(dir: &Path) -> Result<Option<Listing>> {
     let path = dir.join(INDEX);
-    let text = match std::fs::read(&path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+    let text = match files::read_text_if_there(&path, MAX_INDEX) {
+        Ok(Some(text)) => text,
+        Ok(None) => return Ok(None),
         Err(source) => return Err(ModelError::Io { path, source }),
     };
     let index: serde_json::Value =
-        serde_json::from_slice(&text).map_err(|e| ModelError::Malformed {
+        serde_json::from_str(&text).map_err(|e| ModelError::Malformed {
             path: path.clone(),
             what: format!("not a JSON file: {e}"),
         })?;

@@ -1,15 +1,16 @@
 //! Where a model comes from: a GGUF file, a directory of safetensors, or a hub repository.
 
-use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use candle_core::quantized::gguf_file;
+use realign_core::files;
 use sha2::{Digest, Sha256};
 
 use super::decoder::{Decoder, StoredMatrix};
 use super::error::{ModelError, Result};
+use super::gguf;
 use super::lora::LoraWeights;
 use super::shards;
 use super::spec::ModelSpec;
@@ -164,7 +165,7 @@ impl ModelFiles {
                 path: path.clone(),
                 source,
             };
-            let mut file = File::open(path).map_err(io)?;
+            let mut file = files::open_regular(path).map_err(io)?;
             let mut buffer = vec![0u8; 1 << 20];
             loop {
                 let n = file.read(&mut buffer).map_err(io)?;
@@ -180,7 +181,7 @@ impl ModelFiles {
     /// The GGUF header, for the tokenizer and the chat template.
     pub fn gguf_content(&self) -> Result<Option<gguf_file::Content>> {
         self.gguf()
-            .map(|path| open_gguf(path).map(|(content, _)| content))
+            .map(|path| gguf::open(path).map(|(content, _)| content))
             .transpose()
     }
 
@@ -244,7 +245,7 @@ impl ModelFiles {
         };
         match self.kind {
             Kind::Gguf => {
-                let (content, reader) = open_gguf(&self.root)?;
+                let (content, reader) = gguf::open(&self.root)?;
                 let spec = ModelSpec::from_gguf(&self.root, &content)?;
                 WeightFile::gguf(&self.root, content, reader, &spec).load(spec, &mut to)
             }
@@ -260,45 +261,4 @@ impl ModelFiles {
             }
         }
     }
-}
-
-fn open_gguf(path: &Path) -> Result<(gguf_file::Content, File)> {
-    let file = File::open(path).map_err(|source| ModelError::Io {
-        path: path.into(),
-        source,
-    })?;
-    // A header is a million small values: unbuffered, each is a system call.
-    let mut header = BufReader::with_capacity(1 << 20, &file);
-    let content = gguf_file::Content::read(&mut header).map_err(|e| ModelError::Malformed {
-        path: path.into(),
-        what: format!("not a readable GGUF file: {e}"),
-    })?;
-    check_length(path, &file, &content)?;
-    Ok((content, file))
-}
-
-/// A download that broke off has its whole header and a part of its tensors.
-fn check_length(path: &Path, file: &File, content: &gguf_file::Content) -> Result<()> {
-    let io = |source| ModelError::Io {
-        path: path.into(),
-        source,
-    };
-    let length = file.metadata().map_err(io)?.len();
-    for (name, info) in &content.tensor_infos {
-        let kind = info.ggml_dtype;
-        let bytes = info.shape.elem_count() / kind.block_size() * kind.type_size();
-        let end = content
-            .tensor_data_offset
-            .saturating_add(info.offset)
-            .saturating_add(bytes as u64);
-        if end > length {
-            return Err(ModelError::Malformed {
-                path: path.into(),
-                what: format!(
-                    "is truncated: tensor `{name}` ends at byte {end}, the file at {length}"
-                ),
-            });
-        }
-    }
-    Ok(())
 }

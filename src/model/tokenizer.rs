@@ -15,11 +15,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use candle_core::quantized::gguf_file;
+use realign_core::files::{self, Limit};
 use tokenizers::AddedVocabulary;
 use tokenizers::tokenizer::{Model, OffsetType, PreTokenizer, Token};
 
 use sentencepiece::SentencePiece;
 pub use stream::StreamDecoder;
+
+/// Maximum size of a tokenizer's file; the largest have about 35 MB.
+const MAX_FILE: Limit = Limit::mib(512);
 
 /// Tokens that end a turn or a text in the model families this crate serves. A model may emit any
 /// of them, whatever the one `eos_token_id` of its files says.
@@ -135,7 +139,7 @@ impl Tokenizer {
     /// If a file cannot be read or parsed, or if the decoder is of an unsupported kind.
     pub fn from_file(path: &Path) -> Result<Self, TokenizerError> {
         let place = path.display().to_string();
-        let bytes = std::fs::read(path).map_err(|source| TokenizerError::Read {
+        let bytes = files::read(path, MAX_FILE).map_err(|source| TokenizerError::Read {
             path: path.into(),
             source,
         })?;
@@ -404,9 +408,9 @@ fn conventions_beside(
 }
 
 fn read_json(path: &Path) -> Result<Option<serde_json::Value>, TokenizerError> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+    let text = match files::read_text_if_there(path, MAX_FILE) {
+        Ok(Some(text)) => text,
+        Ok(None) => return Ok(None),
         Err(source) => {
             return Err(TokenizerError::Read {
                 path: path.into(),
@@ -414,7 +418,7 @@ fn read_json(path: &Path) -> Result<Option<serde_json::Value>, TokenizerError> {
             });
         }
     };
-    serde_json::from_slice(&bytes)
+    serde_json::from_str(&text)
         .map(Some)
         .map_err(|e| TokenizerError::Malformed {
             place: path.display().to_string(),

@@ -10,6 +10,7 @@ mod fit;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
+use realign_core::files::{self, Limit};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -27,6 +28,8 @@ pub(crate) const MIN_PER_VERDICT: usize = 8;
 pub(crate) const MAX_FIT_ROWS: usize = 4000;
 /// Folds of the cross-validation.
 const FOLDS: usize = 5;
+/// Maximum size of a stored probe.
+const MAX_STORED: Limit = Limit::mib(256);
 
 /// Why a probe cannot be fitted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -108,7 +111,8 @@ impl FittedProbe {
 
     /// Reads the probe with this key from `dir`, if it is stored there.
     pub(crate) fn load(dir: &Path, key: &str) -> Option<FittedProbe> {
-        let bytes = std::fs::read(dir.join(format!("{key}.json"))).ok()?;
+        let path = dir.join(format!("{key}.json"));
+        let bytes = files::read(&path, MAX_STORED).ok()?;
         let probe: FittedProbe = serde_json::from_slice(&bytes).ok()?;
         (probe.key == key).then_some(probe)
     }

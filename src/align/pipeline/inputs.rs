@@ -14,13 +14,15 @@ use crate::train::examples::TokenPair;
 /// Version of the algorithm, part of every hash: changed when the same inputs would give another
 /// adapter.
 const ALGORITHM: &str = "realign/1";
+/// Skipped lines that are logged one by one.
+const MAX_LOGGED: usize = 20;
 
 /// Where the preference data is, how it is split, and which endpoint corrects it.
 #[derive(Clone, Copy, Debug)]
 pub struct Sources<'a> {
     /// Directory of preference data.
     pub preferences: &'a Path,
-    /// Maximum bytes of text to load from it.
+    /// Maximum memory of what is loaded from it, bytes.
     pub max_bytes: u64,
     /// Share of prompts to hold out if the data marks none, 0 to 1.
     pub holdout: f64,
@@ -57,8 +59,15 @@ impl Inputs {
         recipe: &Recipe,
     ) -> Result<Self, DatasetError> {
         let dataset = Dataset::load_dir_within(sources.preferences, sources.max_bytes)?;
-        for line in &dataset.skipped {
+        for line in dataset.skipped.iter().take(MAX_LOGGED) {
             tracing::warn!(source = %line.source, reason = line.reason, "skipping a line of preference data");
+        }
+        if dataset.skipped.len() > MAX_LOGGED {
+            let more = dataset.skipped.len() - MAX_LOGGED;
+            tracing::warn!(
+                more,
+                "skipping further lines of preference data; `realign triage` lists them"
+            );
         }
         let ratio = holdout_ratio(&dataset.pairs, sources.holdout);
         let parts = split(&dataset.pairs, ratio, recipe.seed);

@@ -1,11 +1,11 @@
 //! A directory of policies as one validated, hashed value.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use realign_core::files::{self, Limit};
 use serde::Serialize;
 
 use super::error::{PolicyError, PolicyErrors};
@@ -248,20 +248,13 @@ fn duplicate_ids(policies: &[Policy]) -> Vec<PolicyError> {
 
 /// The policy files of a directory, sorted by name; empty if the directory does not exist.
 pub(super) fn policy_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
+    let mut paths = match files::list(dir) {
+        Ok(paths) => paths,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
-    let mut files = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        if is_policy_file(&path) {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
+    paths.retain(|path| is_policy_file(path));
+    Ok(paths)
 }
 
 /// Decides by the name only: `.x.yaml.swp`, `.#x.yaml`, `x.yaml~`, `#x.yaml#` and vi's `4913` are
@@ -279,9 +272,8 @@ pub(super) fn is_policy_file(path: &Path) -> bool {
 /// The policy files and labelled files of a directory: everything a set can depend on.
 pub(super) fn watched_files(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = policy_files(dir)?;
-    if let Ok(entries) = fs::read_dir(dir) {
-        let paths = entries.filter_map(|entry| entry.ok().map(|e| e.path()));
-        files.extend(paths.filter(|path| {
+    if let Ok(paths) = files::list(dir) {
+        files.extend(paths.into_iter().filter(|path| {
             let named = path.file_name().map(|n| n.to_string_lossy());
             let hidden = named.is_some_and(|n| n.starts_with('.') || n.starts_with('#'));
             !hidden
@@ -315,19 +307,7 @@ pub(super) fn read_watched(file: &Path) -> io::Result<Vec<u8>> {
 }
 
 fn read_at_most(file: &Path, bound: u64) -> io::Result<Vec<u8>> {
-    // Opening a named pipe would block until someone writes to it.
-    if !fs::metadata(file)?.is_file() {
-        return Err(io::Error::other("not a regular file"));
-    }
-    let mut bytes = Vec::new();
-    fs::File::open(file)?
-        .take(bound + 1)
-        .read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > bound {
-        let message = format!("larger than {bound} bytes, the bound for one such file");
-        return Err(io::Error::other(message));
-    }
-    Ok(bytes)
+    files::read(file, Limit::bytes(bound))
 }
 
 fn unreadable(file: &Path, error: &io::Error) -> PolicyError {

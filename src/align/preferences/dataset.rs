@@ -1,19 +1,29 @@
 //! Files and directories of preference data.
 
 use std::collections::HashMap;
-use std::fs;
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use realign_core::files;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::formats::parse_line;
+use super::lines::{self, Bounds, Line};
 use super::open::open;
 use super::{LineSource, Pair, PairId};
 
 /// Maximum size of one line, bytes; a longer line is skipped and reported.
 pub const MAX_LINE_BYTES: usize = 4 << 20;
+/// Memory that preference data may take where no configuration says otherwise, bytes.
+const DEFAULT_MAX_BYTES: u64 = 2048 << 20;
+/// Files may unpack to this many times the memory that their pairs may take: most formats have
+/// columns that are not kept, and copies of a pair are kept once.
+const UNPACKED_PER_KEPT: u64 = 8;
+/// Approximate memory of a pair, or of the report on a skipped line, besides its text, bytes.
+const PAIR_BYTES: u64 = 640;
+const SKIPPED_BYTES: u64 = 160;
 
 /// A line that is not a valid pair.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -50,12 +60,27 @@ pub enum DatasetError {
     },
     /// The data exceeds the memory limit.
     #[error(
-        "the preference data is larger than paths.max_preferences_mb allows ({} MB of text, reached in {}): raise it if the machine has the memory (about twice as much is needed), or take files away",
+        "the preference data is larger than paths.max_preferences_mb allows ({} MB, reached in {}:{line}): raise it if the machine has the memory (about twice as much is needed), or take files away",
         limit >> 20, path.display()
     )]
     TooLarge {
         /// The file in which the limit was exceeded.
         path: PathBuf,
+        /// The line that exceeded it, from 1.
+        line: usize,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// The files unpack to more than is read.
+    #[error(
+        "{}:{line}: the preference data unpacks to more than {} MB, {UNPACKED_PER_KEPT} times what paths.max_preferences_mb allows: raise it if this much data is meant, or take the file away",
+        path.display(), limit >> 20
+    )]
+    Unpacked {
+        /// The file in which the limit was exceeded.
+        path: PathBuf,
+        /// The line that exceeded it, from 1.
+        line: usize,
         /// The limit in bytes.
         limit: u64,
     },
@@ -67,6 +92,16 @@ pub enum DatasetError {
         /// The I/O or decompression error.
         source: io::Error,
     },
+}
+
+impl DatasetError {
+    /// Reading stopped in a line.
+    pub(super) fn at_line(path: &Path, line: usize, source: &io::Error) -> DatasetError {
+        DatasetError::File {
+            path: path.to_owned(),
+            source: io::Error::new(source.kind(), format!("at line {line}: {source}")),
+        }
+    }
 }
 
 /// Two pairs with the same responses and opposite preferences.
@@ -99,41 +134,40 @@ impl Dataset {
     /// names; not hidden files or subdirectories. A missing directory is an empty data set.
     ///
     /// # Errors
-    /// If the directory exists but it or a file cannot be read. Invalid lines are not errors: see
-    /// [`Dataset::skipped`].
+    /// If the directory exists but it or a file cannot be read, or if it takes more than 2 GiB of
+    /// memory. Invalid lines are not errors: see [`Dataset::skipped`].
     pub fn load_dir(dir: &Path) -> Result<Dataset, DatasetError> {
-        Dataset::load_dir_within(dir, u64::MAX)
+        Dataset::load_dir_within(dir, DEFAULT_MAX_BYTES)
     }
 
-    /// Like [`Dataset::load_dir`], keeping at most `max_bytes` of text: distinct pairs, and the
-    /// reasons for skipped lines. Memory use stays near that limit.
+    /// Like [`Dataset::load_dir`], keeping at most `max_bytes`: distinct pairs, and the reports on
+    /// skipped lines. Memory use stays near that limit.
     ///
     /// # Errors
-    /// Those of [`Dataset::load_dir`], and [`DatasetError::TooLarge`].
+    /// Those of [`Dataset::load_dir`], [`DatasetError::TooLarge`] and [`DatasetError::Unpacked`].
     pub fn load_dir_within(dir: &Path, max_bytes: u64) -> Result<Dataset, DatasetError> {
         let failed = |source| DatasetError::Directory {
             path: dir.to_owned(),
             source,
         };
-        let mut files = Vec::new();
-        let entries = match fs::read_dir(dir) {
+        let entries = match files::list(dir) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Ok(Collector::default().finish());
             }
             Err(error) => return Err(failed(error)),
         };
-        for entry in entries {
-            let path = entry.map_err(failed)?.path();
-            let hidden = path
-                .file_name()
-                .is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
-            if !hidden && is_data_file(&path) {
-                files.push(path);
-            }
+        let (data, others): (Vec<PathBuf>, Vec<PathBuf>) = entries
+            .into_iter()
+            .filter(|path| !is_hidden(path))
+            .partition(|path| is_data_file(path));
+        for other in others.iter().filter(|path| looks_like_data(path)) {
+            tracing::warn!(
+                file = %other.display(),
+                "not read: preference data are *.jsonl files, also as .gz or .zst; convert it"
+            );
         }
-        files.sort();
-        Dataset::load_within(&files, max_bytes)
+        Dataset::load_within(&data, max_bytes)
     }
 
     /// Reads one file.
@@ -150,53 +184,54 @@ impl Dataset {
     /// If they are a broken compressed file.
     pub fn from_bytes(name: &str, bytes: Vec<u8>) -> Result<Dataset, DatasetError> {
         let file = Path::new(name);
-        let failed = |source| DatasetError::File {
-            path: file.to_owned(),
-            source,
-        };
         let mut reader = Collector::default();
-        let input = super::open::decompressed(io::Cursor::new(bytes)).map_err(failed)?;
-        reader.read(file, input, MAX_LINE_BYTES).map_err(failed)?;
+        let input = super::open::decompressed(io::Cursor::new(bytes));
+        let input = input.map_err(|source| DatasetError::at_line(file, 1, &source))?;
+        reader.read(file, input, MAX_LINE_BYTES)?;
         Ok(reader.finish())
     }
 
     /// Reads several files as one data set.
     ///
     /// # Errors
-    /// If one of them cannot be read.
+    /// If one of them cannot be read, or if they take more than 2 GiB of memory.
     pub(crate) fn load_files(files: &[PathBuf]) -> Result<Dataset, DatasetError> {
-        Dataset::load_within(files, u64::MAX)
+        Dataset::load_within(files, DEFAULT_MAX_BYTES)
     }
 
     fn load_within(files: &[PathBuf], max_bytes: u64) -> Result<Dataset, DatasetError> {
-        let mut reader = Collector {
-            max_bytes,
-            ..Collector::default()
-        };
+        let mut reader = Collector::within(max_bytes);
         for file in files {
-            let failed = |source| DatasetError::File {
+            let input = open(file).map_err(|source| DatasetError::File {
                 path: file.clone(),
                 source,
-            };
-            let input = open(file).map_err(failed)?;
-            reader.read(file, input, MAX_LINE_BYTES).map_err(failed)?;
-            if reader.bytes > reader.max_bytes {
-                return Err(DatasetError::TooLarge {
-                    path: file.clone(),
-                    limit: max_bytes,
-                });
-            }
+            })?;
+            reader.read(file, input, MAX_LINE_BYTES)?;
         }
         Ok(reader.finish())
     }
 }
 
+fn is_hidden(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    name.as_encoded_bytes().starts_with(b".")
+}
+
 fn is_data_file(path: &Path) -> bool {
+    has_ending(path, &[".jsonl", ".jsonl.gz", ".jsonl.zst"])
+}
+
+/// Whether somebody may expect this file to be read.
+fn looks_like_data(path: &Path) -> bool {
+    let formats = [".json", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow"];
+    let packed = [".gz", ".zst", ".bz2", ".xz", ".zip", ".tar"];
+    has_ending(path, &formats) || has_ending(path, &packed)
+}
+
+fn has_ending(path: &Path, endings: &[&str]) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let name = name.to_ascii_lowercase();
-    [".jsonl", ".jsonl.gz", ".jsonl.zst"]
-        .iter()
-        .any(|end| name.ends_with(end))
+    endings.iter().any(|end| name.ends_with(end))
 }
 
 /// Reads one file and calls `visitor` with every pair and every invalid line; keeps only one line
@@ -208,43 +243,66 @@ pub fn for_each_pair(
     file: &Path,
     mut visitor: impl FnMut(Result<Pair, SkippedLine>),
 ) -> Result<(), DatasetError> {
-    let failed = |source| DatasetError::File {
-        path: file.to_owned(),
-        source,
-    };
-    let input = open(file).map_err(failed)?;
-    read_lines(file, input, MAX_LINE_BYTES, &mut visitor).map_err(failed)
-}
-
-/// Reads lines of at most `max_line` bytes, which bounds memory.
-fn read_lines(
-    file: &Path,
-    mut input: impl BufRead,
-    max_line: usize,
-    visitor: &mut dyn FnMut(Result<Pair, SkippedLine>),
-) -> io::Result<()> {
-    let mut bytes = Vec::new();
-    for line in 1.. {
-        bytes.clear();
-        let source = LineSource {
-            file: file.to_owned(),
-            line,
-        };
-        let limit = max_line as u64 + 1;
-        if input.by_ref().take(limit).read_until(b'\n', &mut bytes)? == 0 {
-            break;
-        }
-        if bytes.len() > max_line && bytes.last() != Some(&b'\n') {
-            input.skip_until(b'\n')?;
-            let reason = format!("the line is longer than {max_line} bytes");
-            visitor(Err(SkippedLine { source, reason }));
-            continue;
-        }
-        if let Some(result) = parse_bytes(&bytes, source) {
+    for_each_line(file, &mut |line, content| {
+        if let Some(result) = parse(file, line, content, MAX_LINE_BYTES) {
             visitor(result);
         }
-    }
+    })
+}
+
+/// Reads one file and calls `visitor` with the bytes of every line, `None` for one longer than
+/// [`MAX_LINE_BYTES`]; keeps only one line in memory.
+///
+/// # Errors
+/// If the file cannot be read.
+pub fn for_each_raw_line(
+    file: &Path,
+    mut visitor: impl FnMut(Option<&[u8]>),
+) -> Result<(), DatasetError> {
+    for_each_line(file, &mut |_, line| match line {
+        Line::Bytes(bytes) => visitor(Some(bytes)),
+        Line::TooLong => visitor(None),
+    })
+}
+
+fn for_each_line(
+    file: &Path,
+    visitor: &mut dyn FnMut(usize, Line<'_>),
+) -> Result<(), DatasetError> {
+    let input = open(file).map_err(|source| DatasetError::File {
+        path: file.to_owned(),
+        source,
+    })?;
+    // Nothing is kept, so any amount may be read.
+    let bounds = Bounds {
+        line: MAX_LINE_BYTES,
+        total: u64::MAX,
+    };
+    lines::for_each(file, input, bounds, &mut |number, line| {
+        visitor(number, line);
+        ControlFlow::Continue(())
+    })?;
     Ok(())
+}
+
+/// What is in a line; `None` for a blank one.
+fn parse(
+    file: &Path,
+    line: usize,
+    content: Line<'_>,
+    max_line: usize,
+) -> Option<Result<Pair, SkippedLine>> {
+    let source = LineSource {
+        file: file.to_owned(),
+        line,
+    };
+    match content {
+        Line::Bytes(bytes) => parse_bytes(bytes, source),
+        Line::TooLong => Some(Err(SkippedLine {
+            source,
+            reason: format!("the line is longer than {max_line} bytes"),
+        })),
+    }
 }
 
 /// The pair in a line, or what is wrong with the line; `None` for a blank line.
@@ -264,10 +322,12 @@ fn parse_bytes(bytes: &[u8], source: LineSource) -> Option<Result<Pair, SkippedL
 
 /// Collects pairs while files are read.
 pub(super) struct Collector {
-    /// Bytes of text collected.
+    /// Approximate memory of what was collected, bytes.
     bytes: u64,
     /// Nothing more is collected once `bytes` exceeds this.
     max_bytes: u64,
+    /// Unpacked bytes that may still be read.
+    unread: u64,
     pairs: Vec<Pair>,
     /// Index of each pair in `pairs`.
     seen: HashMap<PairId, usize>,
@@ -280,9 +340,17 @@ pub(super) struct Collector {
 
 impl Default for Collector {
     fn default() -> Self {
+        Collector::within(DEFAULT_MAX_BYTES)
+    }
+}
+
+impl Collector {
+    /// An empty one that keeps at most `max_bytes`.
+    fn within(max_bytes: u64) -> Self {
         Collector {
             bytes: 0,
-            max_bytes: u64::MAX,
+            max_bytes,
+            unread: max_bytes.saturating_mul(UNPACKED_PER_KEPT),
             pairs: Vec::new(),
             seen: HashMap::new(),
             compared: HashMap::new(),
@@ -300,16 +368,39 @@ impl Collector {
         file: &Path,
         input: impl BufRead,
         max_line: usize,
-    ) -> io::Result<()> {
-        read_lines(file, input, max_line, &mut |result| match result {
-            // The rest of the file is read but not kept: exceeding the limit is an error anyway.
-            _ if self.bytes > self.max_bytes => {}
-            Ok(pair) => self.add(pair),
-            Err(line) => {
-                self.bytes += line.reason.len() as u64;
-                self.skipped.push(line);
+    ) -> Result<(), DatasetError> {
+        let bounds = Bounds {
+            line: max_line,
+            total: self.unread,
+        };
+        let mut last = 0;
+        let read = lines::for_each(file, input, bounds, &mut |line, content| {
+            last = line;
+            match parse(file, line, content, max_line) {
+                Some(Ok(pair)) => self.add(pair),
+                Some(Err(skipped)) => self.skip(skipped),
+                None => {}
             }
-        })
+            match self.bytes > self.max_bytes {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        })?;
+        self.unread = self.unread.saturating_sub(read);
+        if self.bytes > self.max_bytes {
+            return Err(DatasetError::TooLarge {
+                path: file.to_owned(),
+                line: last,
+                limit: self.max_bytes,
+            });
+        }
+        Ok(())
+    }
+
+    fn skip(&mut self, line: SkippedLine) {
+        let text = line.reason.len() + line.source.file.as_os_str().len();
+        self.bytes += text as u64 + SKIPPED_BYTES;
+        self.skipped.push(line);
     }
 
     fn add(&mut self, pair: Pair) {
@@ -324,12 +415,13 @@ impl Collector {
             if first != order
                 && let Some(earlier) = self.pairs.get(index)
             {
+                self.bytes += PAIR_BYTES;
                 self.contradictions.push(Contradiction {
                     first: earlier.source.clone(),
                     second: pair.source.clone(),
                 });
             }
-            self.bytes += pair.text_bytes();
+            self.bytes += pair.memory_bytes() + PAIR_BYTES;
             self.pairs.push(pair);
             return;
         };

@@ -3,12 +3,14 @@
 //! | format | prompt | responses |
 //! | --- | --- | --- |
 //! | native | `prompt` (text or messages) or `messages` | `chosen`, `rejected` |
-//! | TRL | `prompt` (text or messages), or the start of both conversations | `chosen`, `rejected` as message lists |
-//! | Anthropic HH | inside the texts, `\n\nHuman: …\n\nAssistant: …` | `chosen`, `rejected` |
+//! | TRL | `prompt` (text or messages, the last turns suffice), or the start of both conversations | `chosen`, `rejected` as message lists |
+//! | Anthropic HH | inside the texts, `\n\nHuman: …\n\nAssistant: …`, or in `prompt`, up to its last `Assistant:` | `chosen`, `rejected` |
 //! | ShareGPT | `conversations` of `{from, value}` | `chosen`, `rejected` as one message each |
 //! | UltraFeedback | `instruction` or `prompt` | `completions` of `{response, overall_score or annotations}`: best against worst |
 //! | scored | `prompt` or `instruction` | `responses` with `scores` of the same length |
 //! | PKU-SafeRLHF | `prompt` | `response_0`, `response_1`; `better_response_id`, else `safer_response_id` |
+//!
+//! The content of a message is text, or a list of parts that are all text.
 //!
 //! Labels come from `meta.labels` and `meta.category` (both responses), `meta.chosen_labels` and
 //! `meta.rejected_labels` (one each), the same keys next to `chosen`, and from PKU-SafeRLHF's
@@ -18,6 +20,7 @@
 
 mod error;
 mod scored;
+mod transcript;
 
 use serde_json::{Map, Value};
 
@@ -125,20 +128,41 @@ fn preference(object: &Object) -> Result<Draft, LineError> {
             labels,
         });
     };
-    let prompt = match prompt {
-        Value::String(text) => vec![Message {
+    let turns = prompt
+        .as_str()
+        .and_then(|text| transcript::prompt(key, text));
+    let is_transcript = turns.is_some();
+    let prompt = match (turns, prompt) {
+        (Some(turns), _) => turns,
+        (None, Value::String(text)) => vec![Message {
             role: Role::User,
             content: text.clone(),
         }],
-        other => messages(key, other)?,
+        (None, other) => messages(key, other)?,
     };
-    let responses = [
-        response("chosen", chosen, &prompt)?,
-        response("rejected", rejected, &prompt)?,
-    ];
+    let mut responses = [response("chosen", chosen)?, response("rejected", rejected)?];
+    if is_transcript {
+        // What follows `Assistant:` is a turn of the transcript, and turns are trimmed.
+        for (_, text) in &mut responses {
+            *text = text.trim().to_owned();
+        }
+    }
+    let [(before, _), (other, _)] = &responses;
+    // The prompt may be given as the last turns only, and the whole in front of each response.
+    let prompt = match before == other && before.ends_with(&prompt) {
+        true => before.clone(),
+        false => {
+            for (key, before) in [("chosen", before), ("rejected", other)] {
+                if !before.is_empty() && *before != prompt {
+                    return Err(LineError::NotOneResponse(key.into()));
+                }
+            }
+            prompt
+        }
+    };
     Ok(Draft {
         prompt,
-        responses,
+        responses: responses.map(|(_, text)| text),
         labels,
     })
 }
@@ -200,18 +224,16 @@ fn text_field(object: &Object, key: &str) -> Result<String, LineError> {
     }
 }
 
-/// A response to an explicit prompt: text, a message, or a list of messages. The list is one
-/// assistant message, optionally preceded by the prompt, as in some TRL data sets.
-fn response(key: &str, value: &Value, prompt: &[Message]) -> Result<String, LineError> {
+/// A response to an explicit prompt: text, a message, or a list of messages. The list ends with one
+/// assistant message; what precedes it, as in some TRL data sets, is returned first.
+fn response(key: &str, value: &Value) -> Result<(Vec<Message>, String), LineError> {
     let mut list = match value {
-        Value::String(text) => return Ok(text.clone()),
+        Value::String(text) => return Ok((Vec::new(), text.clone())),
         Value::Object(_) => vec![message(key, value)?],
         other => messages(key, other)?,
     };
     match list.pop() {
-        Some(last) if last.role == Role::Assistant && (list.is_empty() || list == prompt) => {
-            Ok(last.content)
-        }
+        Some(last) if last.role == Role::Assistant => Ok((list, last.content)),
         _ => Err(LineError::NotOneResponse(key.into())),
     }
 }
@@ -220,45 +242,12 @@ fn response(key: &str, value: &Value, prompt: &[Message]) -> Result<String, Line
 /// that message.
 fn conversation(key: &str, value: &Value) -> Result<(Vec<Message>, String), LineError> {
     let mut list = match value {
-        Value::String(text) => transcript(key, text)?,
+        Value::String(text) => transcript::turns(key, text)?,
         other => messages(key, other)?,
     };
     match list.pop() {
         Some(last) if last.role == Role::Assistant => Ok((list, last.content)),
         _ => Err(LineError::NoLastResponse(key.into())),
-    }
-}
-
-/// Anthropic HH: turns that begin with `\n\nHuman:` or `\n\nAssistant:`.
-fn transcript(key: &str, text: &str) -> Result<Vec<Message>, LineError> {
-    const MARKS: [(&str, Role); 2] = [
-        ("\n\nHuman:", Role::User),
-        ("\n\nAssistant:", Role::Assistant),
-    ];
-    let text = format!("\n\n{}", text.trim_start());
-    let next = |from: usize| {
-        let found = MARKS.iter().filter_map(|(mark, role)| {
-            text[from..]
-                .find(mark)
-                .map(|at| (from + at, from + at + mark.len(), *role))
-        });
-        found.min_by_key(|(start, ..)| *start)
-    };
-    let Some((0, mut body, mut role)) = next(0) else {
-        return Err(LineError::NoTurns(key.into()));
-    };
-    let mut list = Vec::new();
-    loop {
-        let following = next(body);
-        let end = following.map_or(text.len(), |(start, ..)| start);
-        list.push(Message {
-            role,
-            content: text[body..end].trim().to_owned(),
-        });
-        match following {
-            Some((_, next_body, next_role)) => (body, role) = (next_body, next_role),
-            None => return Ok(list),
-        }
     }
 }
 
@@ -271,13 +260,9 @@ fn messages(key: &str, value: &Value) -> Result<Vec<Message>, LineError> {
 
 /// `{role, content}`, or ShareGPT's `{from, value}`.
 fn message(key: &str, value: &Value) -> Result<Message, LineError> {
-    let get = |name: &str, other: &str| {
-        value
-            .get(name)
-            .or_else(|| value.get(other))
-            .and_then(Value::as_str)
-    };
-    let (Some(role), Some(content)) = (get("role", "from"), get("content", "value")) else {
+    let get = |name: &str, other: &str| value.get(name).or_else(|| value.get(other));
+    let role = get("role", "from").and_then(Value::as_str);
+    let (Some(role), Some(content)) = (role, get("content", "value")) else {
         return Err(LineError::Message(key.into()));
     };
     let role = match role {
@@ -287,14 +272,27 @@ fn message(key: &str, value: &Value) -> Result<Message, LineError> {
         other => {
             return Err(LineError::Role {
                 key: key.into(),
-                role: other.into(),
+                role: other.chars().take(40).collect(),
             });
         }
     };
-    Ok(Message {
-        role,
-        content: content.to_owned(),
-    })
+    let content = text(content).ok_or_else(|| LineError::Message(key.into()))?;
+    Ok(Message { role, content })
+}
+
+/// A message's content: text, or a list of parts that are all text.
+fn text(content: &Value) -> Option<String> {
+    let Value::Array(parts) = content else {
+        return content.as_str().map(str::to_owned);
+    };
+    let part = |part: &Value| {
+        let is_text = part.get("type").is_some_and(|kind| kind == "text");
+        part.get("text")?
+            .as_str()
+            .filter(|_| is_text)
+            .map(str::to_owned)
+    };
+    parts.iter().map(part).collect()
 }
 
 fn holdout(object: &Object) -> Result<Option<bool>, LineError> {

@@ -1,10 +1,11 @@
 //! Preference data: JSON lines in several formats → content-addressed pairs; the hold-out split.
 //!
-//! [`formats`] parses one line, [`dataset`] reads files and directories, [`split`] divides pairs.
+//! [`formats`] parses one line, [`lines`] reads a file within bounds, [`dataset`] reads files and directories, [`split`] divides pairs.
 
 pub mod dataset;
 mod formats;
-pub mod open;
+mod lines;
+mod open;
 pub mod split;
 
 #[cfg(test)]
@@ -18,6 +19,7 @@ use sha2::{Digest, Sha256};
 
 pub use dataset::{
     Contradiction, Dataset, DatasetError, MAX_LINE_BYTES, SkippedLine, for_each_pair,
+    for_each_raw_line,
 };
 pub use split::{Split, split};
 
@@ -111,10 +113,14 @@ impl Pair {
         last.map_or("", |message| message.content.as_str())
     }
 
-    /// Total bytes of prompt and responses.
-    pub(crate) fn text_bytes(&self) -> u64 {
-        let prompt: usize = self.prompt.iter().map(|m| m.content.len()).sum();
-        (prompt + self.chosen.len() + self.rejected.len()) as u64
+    /// Bytes of its texts: prompt, responses, labels, and the name of its file.
+    fn memory_bytes(&self) -> u64 {
+        let message = size_of::<Message>();
+        let prompt: usize = self.prompt.iter().map(|m| m.content.len() + message).sum();
+        let labels = self.chosen_labels.iter().chain(&self.rejected_labels);
+        let labels: usize = labels.map(|l| l.len() + size_of::<String>()).sum();
+        let responses = self.chosen.len() + self.rejected.len();
+        (prompt + labels + responses + self.source.file.as_os_str().len()) as u64
     }
 
     /// SHA-256 over the conversation and both responses in lexical order, and whether `chosen`

@@ -1,11 +1,11 @@
 //! Opens files of preference data as byte streams: plain, gzip or zstd, detected by their first
 //! bytes rather than their names.
 
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
 use flate2::bufread::MultiGzDecoder;
+use realign_core::files;
 use ruzstd::decoding::StreamingDecoder;
 
 const GZIP: [u8; 2] = [0x1f, 0x8b];
@@ -16,9 +16,9 @@ const BUFFER: usize = 1 << 18;
 /// window.
 ///
 /// # Errors
-/// If it cannot be opened or its first frame is broken.
-pub fn open(path: &Path) -> io::Result<Box<dyn BufRead>> {
-    decompressed(BufReader::with_capacity(BUFFER, File::open(path)?))
+/// If it cannot be opened, is not a regular file, or its first frame is broken.
+pub(super) fn open(path: &Path) -> io::Result<Box<dyn BufRead>> {
+    decompressed(BufReader::with_capacity(BUFFER, files::open(path)?))
 }
 
 /// Like [`open`], for any reader.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::{CliError, DeviceArgs, EXIT_OK, GlobalArgs, require};
+use crate::{CliError, DeviceArgs, EXIT_OK, GlobalArgs, read_input, require};
 use realign_align::exam::Share;
 use realign_align::exam::diversion::{Likelihoods, Spoken, THRESHOLD, is_diverted, likelihood};
 use realign_model::{ChatMessage, LoadedModel};
@@ -59,7 +59,7 @@ pub(super) fn run(
     let text = match &args.data {
         Some(path) => {
             require(path, "a file of labelled answers (--data)")?;
-            std::fs::read_to_string(path)?
+            read_input(path)?
         }
         None => LABELLED.to_owned(),
     };

@@ -10,6 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use super::AdapterError;
+use realign_core::files::{self, Limit};
 use realign_model::lora::{LoraPair, LoraSite, LoraWeights, Projection};
 
 mod config;
@@ -27,6 +28,9 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 /// File name of the tensors.
 pub const MODEL_FILE: &str = "adapter_model.safetensors";
 
+const MAX_CONFIG: Limit = Limit::mib(1);
+/// More than any adapter of rank 512 on a model that fits this engine.
+const MAX_MODEL: Limit = Limit::mib(4096);
 const PREFIX: &str = "base_model.model.model.layers.";
 
 /// The two files of an adapter directory, ready to write. Equal weights give equal bytes.
@@ -62,11 +66,11 @@ pub(super) enum Factor {
 /// [`AdapterError::Io`] and [`AdapterError::Format`], naming the file and the field or tensor.
 pub fn read_dir(dir: &Path) -> Result<PeftAdapter, AdapterError> {
     let config_path = dir.join(CONFIG_FILE);
-    let text = std::fs::read(&config_path).map_err(AdapterError::io(&config_path))?;
+    let text = files::read(&config_path, MAX_CONFIG).map_err(AdapterError::io(&config_path))?;
     let config = PeftConfig::parse(&text)
         .map_err(|problem| AdapterError::format(&config_path, problem.to_string()))?;
     let model_path = dir.join(MODEL_FILE);
-    let model = std::fs::read(&model_path).map_err(AdapterError::io(&model_path))?;
+    let model = files::read(&model_path, MAX_MODEL).map_err(AdapterError::io(&model_path))?;
     let weights = decode(&model, &config)
         .map_err(|problem| AdapterError::format(&model_path, problem.to_string()))?;
     Ok(PeftAdapter {

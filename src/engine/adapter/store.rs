@@ -16,6 +16,7 @@ use super::registry::is_generation_id;
 use super::{AdapterError, content, peft};
 use realign_core::clock::unix_seconds;
 use realign_core::crash_point;
+use realign_core::files::{self, Limit};
 use realign_model::lora::LoraWeights;
 
 #[cfg(test)]
@@ -27,6 +28,8 @@ const CURRENT_FILE: &str = "CURRENT";
 /// Makes the name of each temporary file of this process its own.
 static WRITES: AtomicU64 = AtomicU64::new(0);
 const STAGING_PREFIX: &str = ".staging-";
+const MAX_CURRENT: Limit = Limit::bytes(4096);
+const MAX_MANIFEST: Limit = Limit::mib(16);
 
 /// An adapter directory.
 #[derive(Clone, Debug)]
@@ -246,10 +249,9 @@ impl AdapterStore {
     /// [`AdapterError::Io`], or [`AdapterError::Format`] if it holds no id.
     pub fn current(&self) -> Result<Option<GenerationId>, AdapterError> {
         let path = self.root.join(CURRENT_FILE);
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(AdapterError::io(&path)(error)),
+        let read = files::read_text_if_there(&path, MAX_CURRENT);
+        let Some(text) = read.map_err(AdapterError::io(&path))? else {
+            return Ok(None);
         };
         let id = text.trim();
         if !is_generation_id(id) {
@@ -300,7 +302,7 @@ impl AdapterStore {
 
 fn read_manifest(dir: &Path) -> Result<Manifest, AdapterError> {
     let path = dir.join(MANIFEST_FILE);
-    let text = fs::read(&path).map_err(AdapterError::io(&path))?;
+    let text = files::read(&path, MAX_MANIFEST).map_err(AdapterError::io(&path))?;
     serde_json::from_slice(&text).map_err(|e| AdapterError::format(&path, e.to_string()))
 }
 

@@ -1,12 +1,16 @@
 //! Reading the metadata of a GGUF file.
 
-use std::fs::File;
 use std::path::Path;
 
 use candle_core::Device;
 use candle_core::quantized::gguf_file::{Content, Value};
 
-use super::{Family, ModelSpec, RopeScaling, RopeSpec, SUPPORTED, Variant, periodic_windows};
+use realign_core::files;
+
+use super::{
+    Family, ModelSpec, RopeScaling, RopeSpec, SUPPORTED, Variant, check_layers, head_width,
+    periodic_windows,
+};
 use crate::error::{ModelError, Result};
 
 /// Divisors of the rotary frequencies, where Llama 3.1 and later keep their stretch.
@@ -107,6 +111,7 @@ impl Meta<'_> {
     fn spec(&self) -> Result<ModelSpec> {
         let hidden_size = self.count("embedding_length")?;
         let layers = self.count("block_count")?;
+        check_layers(layers).map_err(|what| self.wrong("block_count", what))?;
         let heads = self.count("attention.head_count")?;
         let head_dim = self.head_dim(hidden_size, heads)?;
         let embedding = self.content.tensor_infos.get("token_embd.weight");
@@ -154,7 +159,11 @@ impl Meta<'_> {
 
     fn head_dim(&self, hidden_size: usize, heads: usize) -> Result<usize> {
         let key = self.optional("attention.key_length")?;
-        let head_dim = key.unwrap_or_else(|| hidden_size.checked_div(heads).unwrap_or(0));
+        let head_dim = match key {
+            Some(width) => width,
+            None => head_width(hidden_size, heads)
+                .map_err(|what| self.wrong("attention.head_count", what))?,
+        };
         // Both have to be a head's whole width: this decoder has one width for q, k and v.
         for suffix in ["attention.value_length", "rope.dimension_count"] {
             let width = self.optional(suffix)?.unwrap_or(head_dim);
@@ -250,7 +259,7 @@ impl Meta<'_> {
     }
 
     fn rope_divisors(&self) -> Result<Vec<f32>> {
-        let mut file = File::open(self.path).map_err(|source| ModelError::Io {
+        let mut file = files::open_regular(self.path).map_err(|source| ModelError::Io {
             path: self.path.into(),
             source,
         })?;

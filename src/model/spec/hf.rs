@@ -5,16 +5,23 @@
 
 use std::path::Path;
 
+use realign_core::files::{self, Limit};
 use serde_json::Value;
 
-use super::{Family, ModelSpec, RopeScaling, RopeSpec, SUPPORTED, Variant, periodic_windows};
+use super::{
+    Family, ModelSpec, RopeScaling, RopeSpec, SUPPORTED, Variant, check_layers, head_width,
+    periodic_windows,
+};
 use crate::activation::Activation;
 use crate::error::{ModelError, Result};
+
+/// Maximum size of a `config.json`; real ones have a few kilobytes.
+const MAX_CONFIG: Limit = Limit::mib(16);
 
 impl ModelSpec {
     /// Reads a Hugging Face `config.json`.
     pub(crate) fn from_config_json(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|source| ModelError::Io {
+        let text = files::read_text(path, MAX_CONFIG).map_err(|source| ModelError::Io {
             path: path.into(),
             source,
         })?;
@@ -131,6 +138,12 @@ impl<'a> Fields<'a> {
         let kv_heads = self.count("num_key_value_heads")?.or(gemma3(4));
         let head_dim = self.count("head_dim")?.or(gemma3(256));
         let layers = count("num_hidden_layers", None)?;
+        check_layers(layers).map_err(|what| self.wrong("num_hidden_layers", what))?;
+        let head_dim = match head_dim {
+            Some(width) => width,
+            None => head_width(hidden_size, heads)
+                .map_err(|what| self.wrong("num_attention_heads", what))?,
+        };
         let eps = self
             .number("rms_norm_eps")?
             .or((family == Family::Gemma3).then_some(1e-6));
@@ -144,7 +157,7 @@ impl<'a> Fields<'a> {
             layers,
             heads,
             kv_heads: kv_heads.unwrap_or(heads),
-            head_dim: head_dim.unwrap_or_else(|| hidden_size.checked_div(heads).unwrap_or(0)),
+            head_dim,
             rms_norm_eps: self.required("rms_norm_eps", eps)?,
             rope,
             max_position: count("max_position_embeddings", gemma3(131_072))?,

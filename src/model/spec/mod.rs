@@ -144,6 +144,34 @@ impl Family {
     }
 }
 
+/// Most layers of a model. A list of windows is made of them before anything else is checked.
+const MAX_LAYERS: usize = 4096;
+/// Largest width, vocabulary or number of heads.
+const MAX_SIZE: usize = 1 << 24;
+/// Longest context, in tokens.
+const MAX_CONTEXT: usize = 1 << 32;
+/// Most weights: a hundred times the largest open model.
+const MAX_PARAMETERS: u128 = 1 << 47;
+
+fn check_layers(layers: usize) -> Result<(), String> {
+    match layers > MAX_LAYERS {
+        true => Err(format!(
+            "{layers} layers are more than {MAX_LAYERS}, the limit"
+        )),
+        false => Ok(()),
+    }
+}
+
+/// The width of a head where no field gives it.
+fn head_width(hidden_size: usize, heads: usize) -> Result<usize, String> {
+    match heads > 0 && hidden_size.is_multiple_of(heads) {
+        true => Ok(hidden_size / heads),
+        false => Err(format!(
+            "{heads} heads do not divide the width {hidden_size}, and no field gives a head's width"
+        )),
+    }
+}
+
 /// A window on every layer but each `period`-th.
 fn periodic_windows(layers: usize, period: usize, window: usize) -> Vec<Option<usize>> {
     (1..=layers)
@@ -211,6 +239,42 @@ impl ModelSpec {
         (site.layer < self.layers).then(|| self.projection_shape(site.projection))
     }
 
+    /// Nothing that is computed from the sizes overflows or asks for absurd memory.
+    fn check_magnitude(&self) -> Result<(), String> {
+        let sizes = [
+            self.vocab_size,
+            self.hidden_size,
+            self.intermediate_size,
+            self.heads.saturating_mul(self.head_dim),
+            self.kv_heads.saturating_mul(self.head_dim),
+        ];
+        if let Some(size) = sizes.into_iter().find(|size| *size > MAX_SIZE) {
+            return Err(format!(
+                "{size} is more than {MAX_SIZE}, the limit of a width"
+            ));
+        }
+        if self.max_position > MAX_CONTEXT {
+            let context = self.max_position;
+            return Err(format!(
+                "a context of {context} is more than {MAX_CONTEXT}, the limit"
+            ));
+        }
+        check_layers(self.layers)?;
+        let layer: u128 = Projection::ALL
+            .map(|p| self.projection_shape(p))
+            .iter()
+            .map(|(inputs, outputs)| *inputs as u128 * *outputs as u128)
+            .sum();
+        let embedding = self.vocab_size as u128 * self.hidden_size as u128;
+        let total = layer * self.layers as u128 + 2 * embedding;
+        match total > MAX_PARAMETERS {
+            true => Err(format!(
+                "{total} weights are more than {MAX_PARAMETERS}, the limit"
+            )),
+            false => Ok(()),
+        }
+    }
+
     fn check(&self, path: &Path) -> Result<()> {
         let field = |field: &str, what: &str| ModelError::Field {
             path: path.into(),
@@ -233,6 +297,8 @@ impl ModelSpec {
                 &format!("every size must be at least 1, got {self:?}"),
             ));
         }
+        self.check_magnitude()
+            .map_err(|what| field("(sizes)", &what))?;
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(field(
                 "num_key_value_heads",

@@ -76,7 +76,7 @@ pub(crate) fn gguf(
     adapter: &LoraWeights,
     into: &Path,
 ) -> Result<()> {
-    let mut reader = File::open(path).map_err(io(path))?;
+    let mut reader = realign_core::files::open_regular(path).map_err(io(path))?;
     let mut sites = by_stored_name(adapter, &Names::gguf(spec.variant.output_norms));
     let mut names: Vec<&String> = content.tensor_infos.keys().collect();
     names.sort();

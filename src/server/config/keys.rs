@@ -5,14 +5,15 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use realign_core::files::{self, Limit};
 use sha2::{Digest, Sha256};
 
 /// Distinguishes a digest from a key in plain text.
 const DIGEST_PREFIX: &str = "sha256:";
 /// Maximum length of a key's name, which is written to logs.
 const NAME_LIMIT: usize = 64;
-/// Maximum size of a key file, in bytes: about ten thousand keys.
-const FILE_LIMIT: u64 = 1 << 20;
+/// Maximum size of a key file: about ten thousand keys.
+const FILE_LIMIT: Limit = Limit::mib(1);
 
 /// Prefix of the keys that this program makes, by which scanners for leaked secrets recognise them.
 const PREFIX: &str = "rk-";
@@ -160,12 +161,7 @@ pub(crate) fn read_file(path: &Path) -> Result<Vec<ApiKey>, KeyFileError> {
         file: file.clone(),
         source,
     };
-    let size = std::fs::metadata(path).map_err(read)?.len();
-    if size > FILE_LIMIT {
-        let what = format!("larger than {FILE_LIMIT} bytes");
-        return Err(read(std::io::Error::other(what)));
-    }
-    let text = std::fs::read_to_string(path).map_err(read)?;
+    let text = files::read_text(path, FILE_LIMIT).map_err(read)?;
     let mut keys: Vec<ApiKey> = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let line = line.split('#').next().unwrap_or_default().trim();

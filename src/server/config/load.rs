@@ -1,16 +1,21 @@
 //! Reads and merges the sources of the configuration.
 
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use figment::Figment;
 use figment::error::Kind;
 use figment::providers::{Env, Format, Serialized, Toml};
+use figment::value::{Dict, Map};
+use figment::{Figment, Metadata, Profile, Provider};
+use realign_core::files::{self, Limit};
 
 use super::{ConfigError, DEFAULT_FILE, RawConfig, RawTrain};
 
 /// Prefix of environment variables that are configuration keys.
 const PREFIX: &str = "REALIGN_";
+
+/// Maximum size of a configuration or recipe file.
+const MAX_FILE: Limit = Limit::mib(1);
 
 /// Environment variables with the prefix `REALIGN_` that are not configuration keys.
 const NOT_CONFIG: [&str; 10] = [
@@ -33,10 +38,13 @@ const NOT_CONFIG: [&str; 10] = [
 /// [`ConfigError::Read`]: a named file that is missing, an unknown key with the nearest valid one,
 /// or a value of the wrong type, with its source.
 pub fn load(file: Option<&Path>, flags: &RawConfig) -> Result<RawConfig, ConfigError> {
-    if let Some(file) = file {
-        require_file(file)?;
+    match file {
+        Some(file) => {
+            let file = TomlFile::required(file, "file")?;
+            extract(environment(Figment::from(file)), flags)
+        }
+        None => layered(Path::new(DEFAULT_FILE), flags),
     }
-    layered(file.unwrap_or(Path::new(DEFAULT_FILE)), flags)
 }
 
 /// As [`load`], for a server inside an application: `settings`, text in the format of
@@ -52,8 +60,7 @@ pub fn load_embedded(
 ) -> Result<RawConfig, ConfigError> {
     let mut sources = Figment::new();
     if let Some(file) = file {
-        require_file(file)?;
-        sources = file_and_environment(file);
+        sources = environment(sources.merge(TomlFile::required(file, "file")?));
     }
     if let Some(settings) = settings {
         sources = sources.merge(Toml::string(settings));
@@ -63,20 +70,14 @@ pub fn load_embedded(
 
 /// As [`load`], for a file that may be absent.
 pub(super) fn layered(path: &Path, flags: &RawConfig) -> Result<RawConfig, ConfigError> {
-    extract(file_and_environment(path), flags)
-}
-
-fn require_file(file: &Path) -> Result<(), ConfigError> {
-    if file.is_file() {
-        return Ok(());
+    let mut sources = Figment::new();
+    if let Some(file) = TomlFile::read(path)? {
+        sources = sources.merge(file);
     }
-    Err(ConfigError::Read(format!(
-        "{}: there is no such file",
-        file.display()
-    )))
+    extract(environment(sources), flags)
 }
 
-fn file_and_environment(path: &Path) -> Figment {
+fn environment(sources: Figment) -> Figment {
     let links =
         service_links(std::env::vars_os().filter_map(|(name, value)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
@@ -91,13 +92,41 @@ fn file_and_environment(path: &Path) -> Figment {
         .into_iter()
         .chain(links.iter().map(String::as_str))
         .collect();
-    let env = Env::prefixed(PREFIX).ignore(&ignored).split("__");
-    let mut sources = Figment::new();
-    // `file_exact` treats a missing file as an error.
-    if path.is_file() {
-        sources = sources.merge(Toml::file_exact(path));
+    sources.merge(Env::prefixed(PREFIX).ignore(&ignored).split("__"))
+}
+
+/// A TOML file, read; errors in it name its path.
+struct TomlFile {
+    path: PathBuf,
+    text: String,
+}
+
+impl TomlFile {
+    /// `None` if there is no such file.
+    fn read(path: &Path) -> Result<Option<Self>, ConfigError> {
+        let text = files::read_text_if_there(path, MAX_FILE)
+            .map_err(|error| ConfigError::Read(format!("{}: {error}", path.display())))?;
+        Ok(text.map(|text| Self {
+            path: path.to_owned(),
+            text,
+        }))
     }
-    sources.merge(env)
+
+    fn required(path: &Path, what: &str) -> Result<Self, ConfigError> {
+        Self::read(path)?.ok_or_else(|| {
+            ConfigError::Read(format!("{}: there is no such {what}", path.display()))
+        })
+    }
+}
+
+impl Provider for TomlFile {
+    fn metadata(&self) -> Metadata {
+        Metadata::from("TOML file", self.path.as_path())
+    }
+
+    fn data(&self) -> figment::Result<Map<Profile, Dict>> {
+        Toml::string(&self.text).data()
+    }
 }
 
 /// Names, without the prefix, of the variables by which Kubernetes announces services whose names
@@ -159,13 +188,8 @@ fn extract(sources: Figment, overrides: &RawConfig) -> Result<RawConfig, ConfigE
 /// # Errors
 /// As [`load`].
 pub fn recipe_file(path: &Path) -> Result<RawTrain, ConfigError> {
-    if !path.is_file() {
-        return Err(ConfigError::Read(format!(
-            "{}: there is no such recipe; use `default`, `paper` or a TOML file",
-            path.display()
-        )));
-    }
-    Figment::from(Toml::file_exact(path))
+    let file = TomlFile::required(path, "recipe; use `default`, `paper` or a TOML file")?;
+    Figment::from(file)
         .extract()
         .map_err(|error| ConfigError::Read(explain(&error)))
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use realign_core::files::{self, Limit};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::ring::default_provider;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
@@ -11,6 +12,8 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{self, ServerConfig};
 
 use crate::config::TlsFiles;
+
+const MAX_PEM: Limit = Limit::mib(1);
 
 /// Why a certificate cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -70,15 +73,19 @@ fn read(files: &TlsFiles) -> Result<Arc<ServerConfig>, TlsError> {
         path: path.clone(),
         source,
     };
-    let chain = CertificateDer::pem_file_iter(&files.cert)
-        .and_then(|chain| chain.collect::<Result<Vec<_>, _>>())
+    let pem = |path: &PathBuf| {
+        let read = files::read(path, MAX_PEM);
+        read.map_err(|source| file(path, pem::Error::Io(source)))
+    };
+    let chain = CertificateDer::pem_slice_iter(&pem(&files.cert)?)
+        .collect::<Result<Vec<_>, _>>()
         .map_err(|source| file(&files.cert, source))?;
     if chain.is_empty() {
         let path = files.cert.clone();
         return Err(TlsError::NoCertificate { path });
     }
-    let key =
-        PrivateKeyDer::from_pem_file(&files.key).map_err(|source| file(&files.key, source))?;
+    let key = PrivateKeyDer::from_pem_slice(&pem(&files.key)?)
+        .map_err(|source| file(&files.key, source))?;
     let unusable = |source| TlsError::Unusable {
         files: files.clone(),
         source,

@@ -34,11 +34,15 @@ pub(in crate::preferences) enum LineError {
     #[error("`{0}` must be 0 or 1")]
     NotAnIndex(String),
     // Messages.
-    #[error("a message in `{0}` needs `role` and `content`, both text")]
+    #[error(
+        "a message in `{0}` needs `role` and `content`, both text (content may be a list of text parts)"
+    )]
     Message(String),
     #[error("a message in `{key}` has the role `{role}`; allowed: system, user, assistant")]
     Role { key: String, role: String },
-    #[error("`{0}` must hold one assistant message, alone or after the messages of the prompt")]
+    #[error(
+        "`{0}` must hold one assistant message, alone or after the messages of the prompt (the same in both responses)"
+    )]
     NotOneResponse(String),
     #[error("`{0}` must end with an assistant message, since no prompt is given")]
     NoLastResponse(String),

@@ -1,13 +1,12 @@
 //! The data of a comparison: pairs, their human labels, and the held-out part.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io::BufRead;
 use std::path::Path;
 
 use serde::Deserialize;
 
 use crate::{CliError, require};
-use realign_align::preferences::{Dataset, Pair, Split, open::open, split};
+use realign_align::preferences::{Dataset, Pair, Split, for_each_raw_line, split};
 use realign_core::Category;
 
 /// The human labels of a pair's responses: whether each complies.
@@ -71,10 +70,10 @@ pub(super) fn truth(dataset: &Dataset) -> Result<Option<Vec<Truth>>, CliError> {
 
 fn read(file: &Path) -> Result<Vec<Option<Truth>>, CliError> {
     let mut truths = Vec::new();
-    for line in open(file)?.lines() {
-        let row: Option<TruthOfLine> = serde_json::from_str(&line?).ok();
+    for_each_raw_line(file, |line| {
+        let row = line.and_then(|line| serde_json::from_slice::<TruthOfLine>(line).ok());
         truths.push(row.and_then(|row| row.truth));
-    }
+    })?;
     Ok(truths)
 }
 

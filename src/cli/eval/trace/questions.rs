@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::TraceArgs;
 use super::inputs::DRAW_SEED;
-use crate::{CliError, require};
+use crate::{CliError, read_input, require};
 use realign_align::exam::ScoredQuestion as Question;
 use realign_align::gate::HeldOutPrompt;
 use realign_lab::evaluation::GENERAL_QUESTIONS;
@@ -39,7 +39,7 @@ pub(super) fn windows(args: &TraceArgs, tokenizer: &Tokenizer) -> Result<Vec<Que
         return Ok(Vec::new());
     };
     require(path, "a text file (--perplexity)")?;
-    let text = std::fs::read_to_string(path)?;
+    let text = read_input(path)?;
     // Tokens have at most 16 characters on average, so this is enough text.
     let most = args.perplexity_tokens.saturating_mul(16);
     let cut = text.char_indices().nth(most).map_or(text.len(), |(i, _)| i);
@@ -62,7 +62,7 @@ pub(super) fn items(
         return Ok(Vec::new());
     };
     require(path, "a file of multiple-choice items (--capability)")?;
-    let text = std::fs::read_to_string(path)?;
+    let text = read_input(path)?;
     let mut items = Vec::new();
     for (index, line) in text.lines().enumerate() {
         if line.trim().is_empty() {
