@@ -5,8 +5,11 @@
 //! the tokenizer drops it after control tokens were recognised. So a message can never open or
 //! close a turn, and a conversation without such literals takes no detour at all.
 
+mod budget;
+mod compiled;
 mod functions;
 mod guard;
+mod guarded;
 #[cfg(test)]
 mod tests;
 mod tools;
@@ -112,6 +115,9 @@ pub enum ChatError {
     /// The template refuses this conversation. The message is the template's own, and safe to show.
     #[error("the model's chat template does not accept these messages: {0}")]
     Refused(String),
+    /// The template takes more steps, time or memory than a rendering may.
+    #[error("the model's chat template is refused: {0}")]
+    Exceeded(String),
     /// The text could not be encoded.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
@@ -120,8 +126,12 @@ pub enum ChatError {
 impl ChatError {
     /// Whether the conversation is at fault rather than the model's files.
     pub fn is_client_fault(&self) -> bool {
-        use ChatError::{NoTemplate, Refused, Tokenizer};
-        matches!(self, NoTemplate { .. } | Refused(_) | Tokenizer(_))
+        use ChatError::{Exceeded, NoTemplate, Refused, Tokenizer};
+        // A template that suits a model exceeds its budget for conversations that are too large.
+        matches!(
+            self,
+            NoTemplate { .. } | Refused(_) | Exceeded(_) | Tokenizer(_)
+        )
     }
 }
 
@@ -154,19 +164,25 @@ impl ChatTemplate {
     /// Compiles a template and finds the token with which it ends an assistant's turn.
     ///
     /// # Errors
-    /// [`ChatError::Template`] if it is not valid Jinja; [`ChatError::Malformed`] if neither the
+    /// [`ChatError::Template`] if it is not valid Jinja; [`ChatError::Exceeded`] if it does not
+    /// render a short conversation within its budget; [`ChatError::Malformed`] if neither the
     /// template nor the tokenizer says which token ends a turn.
     pub fn new(source: &str, tokenizer: &Tokenizer) -> Result<Self, ChatError> {
         let mut environment = Environment::new();
         // The three settings under which templates are written and tested upstream.
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_fuel(Some(budget::MAX_STEPS));
         functions::register(&mut environment);
+        guarded::register(&mut environment);
+        let invalid = |e: minijinja::Error| match budget::reason(&e) {
+            Some(why) => ChatError::Exceeded(why),
+            None => ChatError::Template(e.to_string()),
+        };
+        let prepared = compiled::prepare(source).map_err(invalid)?;
         environment
-            .add_template_owned(NAME, source.to_owned())
-            .map_err(|e| ChatError::Template(e.to_string()))?;
+            .add_template_owned(NAME, prepared)
+            .map_err(invalid)?;
         let literal = |id: Option<u32>| id.map(|id| tokenizer.token_text(id)).unwrap_or_default();
         let mut template = Self {
             environment,
@@ -177,9 +193,9 @@ impl ChatTemplate {
             tools: support(source),
             takes_system: false,
         };
-        template.takes_system = template.accepts_system();
+        template.takes_system = template.accepts_system()?;
         template.end_of_turn = template
-            .written_end_of_turn(tokenizer)
+            .written_end_of_turn(tokenizer)?
             .or(tokenizer.eos_id())
             .ok_or_else(|| ChatError::Malformed {
                 place: "the chat template".into(),
@@ -276,19 +292,20 @@ impl ChatTemplate {
         if let Some([place, wanted]) = self.absent.clone() {
             return Err(ChatError::NoTemplate { place, wanted });
         }
-        let template = self
-            .environment
-            .get_template(NAME)
-            .map_err(|e| ChatError::Template(e.to_string()))?;
         let tools = (!tools.is_empty()).then_some(tools);
         let variables = context! {
             messages => messages,
             add_generation_prompt => add_generation_prompt,
             bos_token => self.bos,
             eos_token => self.eos,
+            // `compiled::ONE`
+            realign_one => 1,
             ..tools.map_or_else(|| context! {}, |tools| context! { tools => tools })
         };
-        template.render(variables).map_err(|e| {
+        compiled::render(&self.environment, NAME, variables).map_err(|e| {
+            if let Some(why) = budget::reason(&e) {
+                return ChatError::Exceeded(why);
+            }
             // `detail` is what `raise_exception` was given; the kind alone says little otherwise.
             let reason = e
                 .detail()
@@ -369,30 +386,45 @@ impl ChatTemplate {
         self.end_of_turn
     }
 
-    fn accepts_system(&self) -> bool {
+    fn accepts_system(&self) -> Result<bool, ChatError> {
         let messages = [
             ChatMessage::new(ChatRole::System, "be brief"),
             ChatMessage::user("hello"),
         ];
-        let rendered = self.render(&messages, true);
-        rendered.is_ok_and(|text| text.contains("be brief"))
+        let rendered = self.render_or_refuse(&messages, true)?;
+        Ok(rendered.is_some_and(|text| text.contains("be brief")))
+    }
+
+    /// A rendering; `None` if the template does not accept the messages.
+    fn render_or_refuse(
+        &self,
+        messages: &[ChatMessage],
+        add_generation_prompt: bool,
+    ) -> Result<Option<String>, ChatError> {
+        match self.render(messages, add_generation_prompt) {
+            Ok(text) => Ok(Some(text)),
+            Err(error @ ChatError::Exceeded(_)) => Err(error),
+            Err(_) => Ok(None),
+        }
     }
 
     /// Renders a short exchange and reads which control token follows the answer.
-    fn written_end_of_turn(&self, tokenizer: &Tokenizer) -> Option<u32> {
+    fn written_end_of_turn(&self, tokenizer: &Tokenizer) -> Result<Option<u32>, ChatError> {
         let answer = "an-answer-to-find-again";
         let exchange = [
             ChatMessage::user("hello"),
             ChatMessage::new(ChatRole::Assistant, answer),
         ];
-        let text = self.render(&exchange, false).ok()?;
-        let (_, after) = text.split_once(answer)?;
+        let text = self.render_or_refuse(&exchange, false)?;
+        let Some((_, after)) = text.as_deref().and_then(|text| text.split_once(answer)) else {
+            return Ok(None);
+        };
         let after = after.trim_start();
         let ends = tokenizer
             .control_tokens()
             .filter(|(_, literal)| after.starts_with(literal));
-        ends.max_by_key(|(_, literal)| literal.len())
-            .map(|(id, _)| id)
+        let longest = ends.max_by_key(|(_, literal)| literal.len());
+        Ok(longest.map(|(id, _)| id))
     }
 }
 

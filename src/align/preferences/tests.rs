@@ -1,3 +1,5 @@
+mod bounds;
+
 use std::fs;
 use std::path::Path;
 
@@ -75,6 +77,21 @@ fn every_format_is_read_as_it_is() {
             r#"{"prompt":"Hi","response_0":"A","response_1":"B","safer_response_id":1}"#,
             ("user:Hi", "B", "A"),
         ),
+        // A transcript as the prompt.
+        (
+            r#"{"prompt":"\n\nHuman: One\n\nAssistant: Two\n\nHuman: Three\n\nAssistant:","chosen":" A","rejected":" B"}"#,
+            ("user:One|assistant:Two|user:Three", "A", "B"),
+        ),
+        // The prompt is the last turn only, and the responses are whole conversations.
+        (
+            r#"{"prompt":"b","chosen":[{"role":"user","content":"a"},{"role":"assistant","content":"x"},{"role":"user","content":"b"},{"role":"assistant","content":"A"}],"rejected":[{"role":"user","content":"a"},{"role":"assistant","content":"x"},{"role":"user","content":"b"},{"role":"assistant","content":"B"}]}"#,
+            ("user:a|assistant:x|user:b", "A", "B"),
+        ),
+        // Content as parts.
+        (
+            r#"{"prompt":[{"role":"user","content":[{"type":"text","text":"H"},{"type":"text","text":"i"}]}],"chosen":[{"role":"assistant","content":[{"type":"text","text":"A"}]}],"rejected":"B"}"#,
+            ("user:Hi", "A", "B"),
+        ),
     ];
     for (line, (prompt, chosen, rejected)) in cases {
         let pair = one(line);
@@ -142,6 +159,10 @@ fn bad_lines_are_reported_and_skipped() {
         ),
         (
             r#"{"prompt":[{"role":"user"}],"chosen":"b","rejected":"a"}"#,
+            "`role` and `content`",
+        ),
+        (
+            r#"{"prompt":[{"role":"user","content":[{"type":"image"}]}],"chosen":"b","rejected":"a"}"#,
             "`role` and `content`",
         ),
         (
@@ -250,27 +271,6 @@ fn a_data_set_is_its_content() {
     // What is there but is no directory is a mistake that must not read as "no data".
     let error = Dataset::load_dir(&dir.path().join("a.jsonl")).unwrap_err();
     assert!(error.to_string().contains("a.jsonl"), "{error}");
-}
-
-#[test]
-fn more_than_may_be_held_is_an_error_that_names_the_setting() {
-    let line =
-        |i: usize| format!("{{\"prompt\":\"{i:04}\",\"chosen\":\"yes\",\"rejected\":\"not\"}}\n");
-    let dir = tempfile::tempdir().unwrap();
-    let text: String = (0..50).map(line).collect();
-    fs::write(dir.path().join("a.jsonl"), text.repeat(3)).unwrap();
-    // Ten bytes a pair; the copies are not held.
-    let data = Dataset::load_dir_within(dir.path(), 500).unwrap();
-    assert_eq!((data.pairs.len(), data.duplicates), (50, 100));
-    let error = Dataset::load_dir_within(dir.path(), 499).unwrap_err();
-    let text = error.to_string();
-    assert!(
-        text.contains("paths.max_preferences_mb") && text.contains("a.jsonl"),
-        "{text}"
-    );
-    // Bad lines count too: they are kept to be reported.
-    fs::write(dir.path().join("a.jsonl"), "not json\n".repeat(100)).unwrap();
-    assert!(Dataset::load_dir_within(dir.path(), 500).is_err());
 }
 
 #[test]

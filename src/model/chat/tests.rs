@@ -1,5 +1,7 @@
 //! Against prompts that the reference implementation rendered and encoded (tests/golden).
 
+mod bounds;
+
 use super::*;
 use crate::test_support::{golden, test_model};
 
