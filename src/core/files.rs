@@ -33,9 +33,9 @@ const STACK: usize = 128 << 10;
 /// reasons; they add the path.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
-    #[error("it is {0}, not a regular file")]
+    #[error("not a regular file but {0}")]
     NotRegular(&'static str),
-    #[error("it has {at_least} bytes or more, larger than {} bytes, the limit for this file{}", limit.bytes, limit.advice())]
+    #[error("larger than {} bytes, the limit for this file{}: it has {at_least} or more", limit.bytes, limit.advice())]
     TooLarge { at_least: u64, limit: Limit },
     #[error(
         "the file system did not answer within {} s: check whether its mount hangs", .0.as_secs_f32()

@@ -170,6 +170,35 @@ fn a_wrong_field_is_named_with_its_file() {
         ),
         (json!({ "head_dim": 7 }), "head_dim", "even"),
         (json!({ "num_hidden_layers": 0 }), "(sizes)", "at least 1"),
+        (json!({ "num_key_value_heads": 0 }), "(sizes)", "at least 1"),
+        (
+            json!({ "num_attention_heads": 0 }),
+            "num_attention_heads",
+            "do not divide",
+        ),
+        (
+            json!({ "num_attention_heads": 5 }),
+            "num_attention_heads",
+            "do not divide",
+        ),
+        (
+            json!({ "num_hidden_layers": u64::MAX }),
+            "num_hidden_layers",
+            "limit",
+        ),
+        (json!({ "vocab_size": u64::MAX }), "(sizes)", "limit"),
+        (json!({ "head_dim": 1u64 << 63 }), "(sizes)", "limit"),
+        (
+            json!({ "hidden_size": 1 << 20, "intermediate_size": 1 << 24, "num_hidden_layers": 4096 }),
+            "(sizes)",
+            "weights",
+        ),
+        (
+            json!({ "max_position_embeddings": u64::MAX }),
+            "(sizes)",
+            "context",
+        ),
+        (json!({ "rope_theta": 0 }), "rope", "positive"),
         (json!({ "hidden_act": "relu" }), "hidden_act", "silu"),
         (json!({ "mlp_bias": true }), "mlp_bias", "false is"),
         (

@@ -239,5 +239,10 @@ mod tests {
             "{error}"
         );
         assert!(read_file(&dir.path().join("none")).is_err());
+        let error = read_file(dir.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("not a regular file but a directory"),
+            "{error}"
+        );
     }
 }

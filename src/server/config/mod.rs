@@ -142,7 +142,7 @@ pub struct Paths {
     pub policies: PathBuf,
     /// Preference data.
     pub preferences: PathBuf,
-    /// Most preference data that a server holds, in bytes of text.
+    /// Most preference data that a server holds, in bytes of memory.
     pub max_preferences_bytes: u64,
     /// Published adapters.
     pub adapters: PathBuf,

@@ -165,7 +165,7 @@ section! {
         policies: PathBuf,
         /// Preference data.
         preferences: PathBuf,
-        /// Maximum size of the preference data, in MB of text.
+        /// Maximum memory of the preference data, in MB.
         max_preferences_mb: u64,
         /// Published adapters.
         adapters: PathBuf,

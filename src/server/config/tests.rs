@@ -200,6 +200,16 @@ fn a_named_file_must_exist() {
     assert!(error.to_string().contains("no such file"), "{error}");
 }
 
+#[cfg(unix)]
+#[test]
+fn a_configuration_that_is_no_file_is_refused_at_once() {
+    for path in ["/dev/zero", "/dev"] {
+        let error = load(Some(Path::new(path)), &RawConfig::default()).unwrap_err();
+        assert!(error.to_string().contains("not a regular file"), "{error}");
+        assert!(recipe_file(Path::new(path)).is_err());
+    }
+}
+
 #[test]
 fn without_a_default_file_the_defaults_hold() {
     let dir = tempfile::tempdir().unwrap();

@@ -30,6 +30,25 @@ fn reads_what_peft_wrote() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn adapters_of_pipes_and_devices_are_refused_at_once() {
+    for (file, kind) in [(CONFIG_FILE, "pipe"), (MODEL_FILE, "device")] {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path(), &encode(&small_weights(2, 1.0), "base").unwrap());
+        let path = dir.path().join(file);
+        std::fs::remove_file(&path).unwrap();
+        if kind == "pipe" {
+            let made = std::process::Command::new("mkfifo").arg(&path).status();
+            assert!(made.unwrap().success());
+        } else {
+            std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        }
+        let error = read_dir(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(file) && error.contains(kind), "{error}");
+    }
+}
+
 #[test]
 fn writes_the_same_bytes_twice_and_reads_them_back() {
     let adapter = read_dir(&golden("adapter")).unwrap();
