@@ -186,7 +186,7 @@ fn open_within(path: &Path, deadline: Duration) -> io::Result<Stream> {
 /// As [`open`].
 pub fn open_regular(path: &Path) -> io::Result<File> {
     let opened = path.to_owned();
-    answer(path, move || regular(&opened).map(|(file, _)| file))
+    within_deadline(path, move || regular(&opened).map(|(file, _)| file))
 }
 
 /// The paths in a directory, sorted.
@@ -195,7 +195,7 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
 /// The system's reason, or if the file system does not answer.
 pub fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let listed = dir.to_owned();
-    answer(dir, move || {
+    within_deadline(dir, move || {
         let entries = fs::read_dir(listed)?;
         let mut paths = entries
             .map(|entry| entry.map(|entry| entry.path()))
@@ -297,8 +297,11 @@ fn kind(metadata: &Metadata) -> &'static str {
     }
 }
 
-/// The one result of `work`, which runs on a thread of its own.
-fn answer<T: Send + 'static>(
+/// The result of `work`, which asks the file system about `path`, on a thread of its own.
+///
+/// # Errors
+/// That of `work`, or if it has no result within [`DEADLINE`].
+pub fn within_deadline<T: Send + 'static>(
     path: &Path,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {

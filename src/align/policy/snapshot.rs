@@ -6,6 +6,7 @@ use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
+use realign_core::files;
 use sha2::{Digest, Sha256};
 
 use super::error::{PolicyError, PolicyErrors};
@@ -26,12 +27,13 @@ impl Snapshot {
     /// # Errors
     /// If the directory itself is missing or cannot be read.
     pub fn read(dir: &Path) -> io::Result<Snapshot> {
-        // `read_dir` of a missing directory is an error here; an empty one is not.
-        std::fs::read_dir(dir)?;
+        // A missing directory is an error here; an empty one is not.
+        files::list(dir)?;
         let mut snapshot = Snapshot::default();
         for file in watched_files(dir)? {
             let name = file.file_name().unwrap_or_default().to_string_lossy();
-            let modified = std::fs::metadata(&file).and_then(|m| m.modified());
+            let asked = file.clone();
+            let modified = files::within_deadline(&file, || std::fs::metadata(asked)?.modified());
             snapshot.newest = snapshot.newest.max(modified.ok());
             match read_watched(&file) {
                 Ok(bytes) => drop(snapshot.files.insert(name.into(), bytes)),

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::worker::Worker;
-use realign_core::Trigger;
+use realign_core::{Trigger, files};
 
 /// Name, size and modification time of every file, in order of names.
 type Listing = Vec<(String, u64, Option<SystemTime>)>;
@@ -52,6 +52,12 @@ impl DataWatch {
 
 /// An unreadable directory lists nothing: reading the data itself reports why.
 fn list(directory: &Path) -> Listing {
+    let listed = directory.to_owned();
+    let listing = files::within_deadline(directory, move || Ok(list_now(&listed)));
+    listing.unwrap_or_default()
+}
+
+fn list_now(directory: &Path) -> Listing {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let mut listing: Listing = entries
         .filter_map(|entry| {
