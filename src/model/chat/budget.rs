@@ -13,7 +13,7 @@ use minijinja::{Error, ErrorKind, Value};
 /// Steps of the interpreter, those that weigh values included. A message takes about a hundred.
 pub(super) const MAX_STEPS: u64 = 4_000_000;
 /// Text that is made altogether, bytes.
-const MAX_TEXT: u64 = 256 << 20;
+const MAX_TEXT: u64 = 128 << 20;
 /// Elements that are weighed altogether.
 const MAX_WEIGHED: u64 = 20_000_000;
 /// Text in one value, bytes; shared strings count each time.
@@ -156,17 +156,19 @@ fn add(value: &Value, depth: usize, weight: &mut Weight) -> Result<(), Error> {
     }
     let is_map = match value.kind() {
         ValueKind::Map => true,
-        ValueKind::Seq => false,
-        // One without a length may be readable only once.
-        ValueKind::Iterable if value.len().is_some() => false,
+        ValueKind::Seq | ValueKind::Iterable => false,
         _ => return Ok(()),
     };
     if depth >= MAX_DEPTH {
         return Err(exceeded(format!("nests values more than {MAX_DEPTH} deep")));
     }
-    for item in value.try_iter()? {
-        if is_map {
-            add(&value.get_item(&item)?, depth + 1, weight)?;
+    // Objects that do not list what they hold, such as macros, count as one.
+    let Ok(items) = value.try_iter() else {
+        return Ok(());
+    };
+    for item in items {
+        if let (true, Ok(inner)) = (is_map, value.get_item(&item)) {
+            add(&inner, depth + 1, weight)?;
         }
         add(&item, depth + 1, weight)?;
     }

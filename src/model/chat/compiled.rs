@@ -22,28 +22,38 @@ const MAX_ELIFS: usize = 200;
 /// A variable that is 1, see [`prepare`].
 pub(super) const ONE: &str = "realign_one";
 
-/// Checks a source, and keeps the compiler from computing products of constants, for which it has
-/// no budget: `a * b` becomes `a * one * b` with a variable, which is no constant.
+/// Checks a source, and rewrites two things in it.
+///
+/// The compiler computes products of constants, for which it has no budget: `a * b` becomes
+/// `a * one * b` with a variable, which is no constant. `{% generation %}`, with which training
+/// tools mark the assistant's text, becomes a condition that holds.
 pub(super) fn prepare(source: &str) -> Result<String, Error> {
     check_source(source)?;
     let mut prepared = String::with_capacity(source.len());
     let (mut copied, mut in_block, mut elifs) = (0, 0, 0);
-    let mut may_be_splat = true;
+    let (mut begins_block, mut may_be_splat) = (false, true);
+    let multiply = format!("* {ONE} *");
     for token in tokenize(source, false, Default::default(), Default::default()) {
         let (token, span) = token?;
         in_block += 1;
+        let instead = match token {
+            Token::Mul if !may_be_splat => Some(multiply.as_str()),
+            Token::Ident("generation") if begins_block => Some("if true"),
+            Token::Ident("endgeneration") if begins_block => Some("endif"),
+            _ => None,
+        };
+        if let Some(instead) = instead {
+            let (start, end) = (span.start_offset as usize, span.end_offset as usize);
+            prepared.push_str(source.get(copied..start).unwrap_or_default());
+            prepared.push_str(instead);
+            copied = end;
+        }
         match token {
-            Token::VariableStart | Token::BlockStart => in_block = 0,
-            Token::TemplateData(_) | Token::VariableEnd | Token::BlockEnd => in_block = 0,
+            Token::TemplateData(_) | Token::VariableStart | Token::BlockStart => in_block = 0,
             Token::Ident("elif") => elifs += 1,
-            Token::Mul if !may_be_splat => {
-                let end = span.end_offset as usize;
-                prepared.push_str(source.get(copied..end).unwrap_or_default());
-                prepared.push_str(&format!(" {ONE} * "));
-                copied = end;
-            }
             _ => {}
         }
+        begins_block = matches!(token, Token::BlockStart);
         may_be_splat = matches!(token, Token::ParenOpen | Token::Comma);
         if in_block > MAX_BLOCK_TOKENS {
             let limit = MAX_BLOCK_TOKENS;

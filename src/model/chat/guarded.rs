@@ -139,16 +139,20 @@ fn holds_names(value: &Value) -> Result<bool, Error> {
     if value.downcast_object_ref::<Names>().is_some() {
         return Ok(true);
     }
-    let is_map = value.kind() == ValueKind::Map;
-    if !is_map
-        && value.kind() != ValueKind::Seq
-        && value.len().is_none_or(|_| value.as_str().is_some())
-    {
+    let is_map = match value.kind() {
+        ValueKind::Map => true,
+        ValueKind::Seq | ValueKind::Iterable => false,
+        _ => return Ok(false),
+    };
+    let Ok(items) = value.try_iter() else {
         return Ok(false);
-    }
-    for item in value.try_iter()? {
+    };
+    for item in items {
         charge(1, 0)?;
-        let inner = if is_map { value.get_item(&item)? } else { item };
+        let inner = match is_map {
+            true => value.get_item(&item)?,
+            false => item,
+        };
         if holds_names(&inner)? {
             return Ok(true);
         }
@@ -164,7 +168,7 @@ fn join(state: &State, value: &Value, joiner: Option<StringInput<'_>>) -> Result
 
 fn charge_join(items: &Value, between: usize) -> Result<(), Error> {
     let weight = weigh(items)?;
-    let joiners = between.saturating_mul(items.len().unwrap_or(0));
+    let joiners = between.saturating_mul(weight.nodes as usize);
     charge_text(joiners.saturating_add(weight.text as usize))
 }
 
