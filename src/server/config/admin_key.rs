@@ -2,14 +2,16 @@
 //! first start; commands on the same machine read it from there.
 
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use realign_core::files::{self, Limit};
+
 use super::keys::generate;
 
-/// Maximum size of the file, in bytes.
-const LIMIT: u64 = 4096;
+/// Maximum size of the file.
+const LIMIT: Limit = Limit::bytes(4096);
 /// Only the server's own user may read and write the file.
 const MODE: u32 = 0o600;
 
@@ -66,16 +68,9 @@ pub fn read(path: &Path) -> Result<Option<String>, AdminKeyError> {
         path: path.to_owned(),
         what,
     };
-    match fs::metadata(path) {
-        // Opening a pipe or a device could block.
-        Ok(metadata) if !metadata.is_file() => return Err(content("not a regular file")),
-        Ok(_) => {}
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(error)),
-    }
-    let mut text = String::new();
-    let file = File::open(path).map_err(failed)?;
-    file.take(LIMIT).read_to_string(&mut text).map_err(failed)?;
+    let Some(text) = files::read_text_if_there(path, LIMIT).map_err(failed)? else {
+        return Ok(None);
+    };
     let key = text.trim();
     if key.is_empty() {
         return Err(content("the file is empty"));
