@@ -15,9 +15,9 @@ use realign_model::{Backend, LoraWeights, Recompute};
 /// Share of the first round's learning rate in later rounds.
 const LATER_RATE: f64 = 0.5;
 /// Conflicts of the first round that a later one repeats, at most.
-const REPEATED_CONFLICTS: usize = 64;
+const REPEATED_CONFLICTS: usize = 96;
 /// RETAIN pairs that a later round repeats, at most.
-const REPEATED_RETAIN: usize = 120;
+const REPEATED_RETAIN: usize = 96;
 
 /// What a candidate got wrong of what it was trained on.
 #[derive(Clone, Debug, Default)]
