@@ -8,7 +8,9 @@
 mod fit;
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
 use std::path::Path;
+use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -17,6 +19,7 @@ use super::blend::{Blend, Form};
 use super::calibration::Calibration;
 use super::features::FeatureError;
 use crate::policy::{Exchange, Labelled, ProbeSpec, Score};
+use realign_core::clock::since_1970;
 
 /// Incremented when the same inputs would give another probe; part of [`FittedProbe::key`].
 const FIT_VERSION: u32 = 2;
@@ -108,9 +111,19 @@ impl FittedProbe {
 
     /// Reads the probe with this key from `dir`, if it is stored there.
     pub(crate) fn load(dir: &Path, key: &str) -> Option<FittedProbe> {
-        let bytes = std::fs::read(dir.join(format!("{key}.json"))).ok()?;
+        let path = dir.join(format!("{key}.json"));
+        let bytes = std::fs::read(&path).ok()?;
         let probe: FittedProbe = serde_json::from_slice(&bytes).ok()?;
-        (probe.key == key).then_some(probe)
+        if probe.key != key {
+            return None;
+        }
+        // The file's time is when it was last used; those that were not for long are removed.
+        let file = File::options().write(true).open(&path);
+        let touched = file.and_then(|file| file.set_modified(UNIX_EPOCH + since_1970()));
+        if let Err(error) = touched {
+            tracing::debug!(%error, path = %path.display(), "the use of a probe is not recorded");
+        }
+        Some(probe)
     }
 
     /// Stores the probe in `dir`. Failure is only logged: the probe is then fitted again later.
