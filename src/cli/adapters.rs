@@ -1,6 +1,8 @@
 //! `realign adapters`: lists, copies and imports adapters, and switches a running server's
 //! generation.
 
+mod gc;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -66,6 +68,8 @@ activated until `realign adapters unpin`.")]
         #[command(flatten)]
         remote: RemoteArgs,
     },
+    /// Remove adapters, records and cached results that exceed [retention]
+    Gc(gc::GcArgs),
     /// Make a running server go back to the generation that served before; exits 1 if it refuses
     #[command(after_help = "\
 Examples:
@@ -168,6 +172,7 @@ pub(crate) fn run(
             let remote = remote.with_config(global)?;
             swapped(remote.post("generations/activate", &body), global.json, out)
         }
+        AdaptersCommand::Gc(args) => gc::run(args, global, out),
         AdaptersCommand::Rollback { expected, remote } => {
             let mut body = json!({});
             if let Some(expected) = expected {
@@ -271,7 +276,7 @@ fn import(store: &AdapterStore, source: &Path, base: Base) -> Result<GenerationI
     let manifest = Manifest {
         base_hash: base.hash,
         base_name: base.name,
-        recipe: json!({"name": "imported", "base_model": adapter.config.base_model}),
+        recipe: Manifest::imported_recipe(adapter.config.base_model.as_deref()),
         ..Manifest::default()
     };
     Ok(store.write(&adapter.weights, manifest)?)

@@ -137,7 +137,7 @@ impl Bench {
         let oracle = prepared.oracle(&set);
         let recipe = config.train.recipe(ModelSize::from(loaded.spec()));
         let inputs = inputs(&config, &loaded.base_hash, &set, recipe)?;
-        let db = Arc::new(StateDb::open(&config.paths.database())?);
+        let db = Arc::new(StateDb::open_for_command(&config.paths.database())?);
         let triage = triage_cached(&inputs.dataset.pairs, &oracle, db.as_ref()).0;
         let base = Arc::new(Generation {
             id: base_id(&loaded.base_hash),

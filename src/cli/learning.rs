@@ -13,7 +13,7 @@ use realign_align::train::examples::TokenPair;
 use realign_align::triage::{Triage, triage_cached};
 use realign_model::LoadedModel;
 use realign_server::config::Config;
-use realign_server::control::{checkpoints, inputs};
+use realign_server::control::{command_checkpoints, inputs};
 use realign_server::state::StateDb;
 
 /// Everything before the first forward pass.
@@ -46,7 +46,7 @@ impl Learning {
         let prepared = prepare_trusted(&set, &oracle::services(&config, &set)?)?;
         let oracle = prepared.oracle(&set);
         let inputs = inputs(&config, &loaded.base_hash, &set, &recipe)?;
-        let db = Arc::new(StateDb::open(&config.paths.database())?);
+        let db = Arc::new(StateDb::open_for_command(&config.paths.database())?);
         let triage = triage_cached(&inputs.dataset.pairs, &oracle, db.as_ref()).0;
         if let Some(open) = triage.first_failure() {
             let (count, why) = (triage.undecided, &open.why);
@@ -87,7 +87,7 @@ impl Learning {
 
     /// Where the checkpoints of a training run are.
     pub(crate) fn checkpoints(&self) -> PathBuf {
-        checkpoints(&self.config, &self.inputs)
+        command_checkpoints(&self.config, &self.inputs)
     }
 
     /// What is likely to go wrong, in a sentence.

@@ -61,6 +61,12 @@ pub(crate) enum CliError {
     /// The state database is not usable.
     #[error(transparent)]
     State(#[from] realign_server::state::StateError),
+    /// Another process uses a directory.
+    #[error(transparent)]
+    Lock(#[from] realign_core::lock::LockError),
+    /// What exceeds the limits could not be removed.
+    #[error(transparent)]
+    Collect(#[from] realign_server::control::CollectError),
     /// Hidden states cannot be read.
     #[error(transparent)]
     Features(#[from] realign_align::oracle::features::FeatureError),

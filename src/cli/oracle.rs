@@ -16,7 +16,7 @@ use realign_server::state::StateDb;
 pub(super) fn services(config: &Config, set: &PolicySet) -> Result<Services, CliError> {
     let (probes, judges) = needs_services(set);
     let scores: Arc<dyn ScoreCache> = match judges {
-        true => Arc::new(StateDb::open(&config.paths.database())?),
+        true => Arc::new(StateDb::open_for_command(&config.paths.database())?),
         false => Arc::new(MemoryScoreCache::default()),
     };
     Ok(Services {

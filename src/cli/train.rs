@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::json;
@@ -11,6 +12,7 @@ use super::progress::{Bars, Progress};
 use super::{CliError, DeviceArgs, EXIT_FAILED, EXIT_OK, GlobalArgs};
 use realign_align::pipeline::{Learner, PipelineError};
 use realign_align::train::{Ending, LossParts, Trained};
+use realign_core::lock::{DirLock, Holder, LOCK_FILE, Place};
 use realign_engine::adapter::AdapterStore;
 use realign_engine::adapter::generation::GenerationId;
 use realign_server::control::Origin;
@@ -75,6 +77,12 @@ pub(crate) fn run(
         return print(out, global.json, &summary(&learning, None), EXIT_OK);
     }
     let checkpoints = learning.checkpoints();
+    let place = Place {
+        dir: &checkpoints,
+        file: LOCK_FILE,
+        advice: "it trains from the same inputs; wait for it, or choose another directory with --state",
+    };
+    let _only_run = DirLock::take(place, &Holder::this_process(None), Duration::ZERO)?;
     let bars = Bars::new(Progress::new(global), &learning.config.train);
     let bars = bars.with_checkpoints(checkpoints.clone());
     let learner = Learner::new(&learning.loaded);
@@ -127,7 +135,7 @@ fn keep(
     let store = AdapterStore::open(&staging)?;
     let id = publish(&store)?;
     std::fs::rename(store.path(&id), target)?;
-    std::fs::remove_dir(&staging)?;
+    std::fs::remove_dir_all(&staging)?;
     Ok((id, target.clone()))
 }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 ///
 /// Integration tests use it to prove that a crash leaves either the old state or the new one.
 /// Points: `publish:after-staging`, `publish:after-rename`, `publish:after-current-temp`,
-/// `publish:after-current`, `train:after-step-<n>`.
+/// `publish:after-current`, `collect:after-discard`, `train:after-step-<n>`.
 pub fn crash_point(name: &str) {
     if std::env::var_os("REALIGN_CRASH_AT").is_some_and(|at| at == name) {
         tracing::error!(point = name, "REALIGN_CRASH_AT: aborting");

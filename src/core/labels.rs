@@ -129,6 +129,32 @@ labels! {
 }
 
 labels! {
+    /// What retention removes.
+    Collectable {
+        /// Published adapters.
+        Adapter = "adapter",
+        /// Checkpoints of training runs that ended.
+        Checkpoint = "checkpoint",
+        /// Records of realignments, with their reports.
+        Realignment = "realignment",
+        /// Impact scores of pairs.
+        Score = "score",
+        /// The oracle's verdicts.
+        Verdict = "verdict",
+        /// Answers and likelihoods of exams.
+        ExamAnswer = "exam_answer",
+        /// Judges' probabilities.
+        JudgeScore = "judge_score",
+        /// Corrective responses.
+        CorrectiveResponse = "corrective_response",
+        /// Records of refused candidates.
+        Refusal = "refusal",
+        /// Fitted probes.
+        Probe = "probe",
+    }
+}
+
+labels! {
     /// The parts of the training loss.
     LossPart {
         /// The weighted sum that is minimised.

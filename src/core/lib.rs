@@ -1,4 +1,4 @@
-//! The vocabulary shared by all crates of realign: identifiers, enums, ranges and the clock. It
+//! The vocabulary shared by all crates of realign: identifiers, enums, ranges, the clock, locks. It
 //! contains no logic about models or policies.
 
 mod category;
@@ -7,14 +7,16 @@ mod crash;
 pub mod files;
 mod labels;
 mod leases;
+pub mod lock;
 pub mod ranges;
 mod stop;
 pub mod supervision;
+pub mod trash;
 
 pub use category::{Category, TriageCounts};
 pub use crash::crash_point;
 pub use labels::{
-    AlignmentState, LossPart, Outcome, Refusal, Stage, Thread, Trigger, UnknownLabel,
+    AlignmentState, Collectable, LossPart, Outcome, Refusal, Stage, Thread, Trigger, UnknownLabel,
 };
 pub use leases::LeaseCounts;
 pub use stop::StopReason;

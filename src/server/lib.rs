@@ -6,6 +6,7 @@
 pub mod api;
 pub mod config;
 pub mod control;
+mod locks;
 pub mod serve;
 pub mod state;
 pub mod telemetry;

@@ -25,8 +25,9 @@ use tokio::task::JoinSet;
 use crate::api::{self, AppState, Cut, CutSignal, LogPort};
 use crate::config::admin_key::AdminKeyError;
 use crate::config::keys::KeyFileError;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, OnMissing};
 use crate::control::{Control, ControlError, Parts, initial_generation, load_generation};
+use crate::locks::Locks;
 use crate::state::{StateDb, StateError};
 use crate::telemetry::compliance::DecisionLogError;
 pub use builder::ServerBuilder;
@@ -34,6 +35,7 @@ use listen::{Connections, Listening, Timeouts};
 use operations::{access, compliance, decision_log, reload, telemetry};
 use realign_backend::DeviceError;
 use realign_core::clock::unix_seconds;
+use realign_core::lock::LockError;
 use realign_engine::adapter::generation::Generation;
 use realign_engine::adapter::{AdapterError, AdapterStore, Registry, base_id};
 use realign_engine::merged::PrepareError;
@@ -59,6 +61,9 @@ const FLUSH: Duration = Duration::from_secs(2);
 /// Why the server did not start or went down.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
+    /// Another process uses the state or the adapter directory.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The model is unusable.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -143,13 +148,16 @@ impl Server {
     /// seconds; every unusable input is an error here, before a port opens.
     pub fn load(config: Config, logs: Arc<dyn LogPort>) -> Result<Self, ServerError> {
         let config = Arc::new(config);
+        // Before anything in the directories is read: another server may be writing them.
+        let locks = Locks::take(&config.paths)?;
         // What is quickly found to be unusable is found before the model is loaded.
         let access = Arc::new(access(&config)?);
         let tls = config.server.tls.as_ref().map(Tls::load).transpose()?;
         let decisions = decision_log(&config.compliance)?;
         let telemetry = Arc::new(telemetry(&config)?);
         let db = Arc::new(StateDb::open(&config.paths.database())?);
-        let store = Arc::new(AdapterStore::open(&config.paths.adapters)?);
+        let store = AdapterStore::open_locked(&config.paths.adapters, locks.adapters())?;
+        let store = Arc::new(store);
         let device = realign_backend::open(config.engine.device)?;
         memory::check(&config, &*device)?;
         let started = Instant::now();
@@ -167,6 +175,7 @@ impl Server {
         let registry = Arc::new(registry);
         let engine = engines::start(&config, &loaded)?;
         let fallback = prepare_first(&engine, &registry, fallback)?;
+        withhold(&config, &registry, fallback.as_deref());
         let serving = registry.lease_current();
         telemetry
             .metrics()
@@ -232,6 +241,7 @@ impl Server {
             engine,
             compliance: state.compliance.clone(),
             telemetry: state.telemetry.clone(),
+            locks,
         };
         Ok(Self {
             config,
@@ -302,6 +312,7 @@ impl Server {
             let address = listener.local_addr()?;
             let most = match what {
                 Role::Clients => {
+                    self.threads.locks.listening(&address.to_string());
                     tracing::info!(%address, model = &*self.state.model_name, "listening: {scheme}://{address}/v1");
                     clients
                 }
@@ -410,6 +421,20 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, ServerError> {
     TcpListener::bind(address)
         .await
         .map_err(|source| ServerError::Listen { address, source })
+}
+
+/// Refuses requests for what serves where the configuration asks for it and what should serve cannot.
+fn withhold(config: &Config, registry: &Registry, fallback: Option<&str>) {
+    if let Some(why) = fallback.filter(|_| config.on_missing == OnMissing::Refuse) {
+        tracing::warn!(
+            why,
+            "adapters.on_missing is `refuse`: requests that name no generation are refused"
+        );
+        registry.withhold(&format!(
+            "{why}; adapters.on_missing is `refuse`, so requests must name the base or a generation \
+             until a realignment ends or an operator activates a generation"
+        ));
+    }
 }
 
 /// The generations in memory, and why what should serve does not, if so.

@@ -7,6 +7,7 @@ mod batching;
 mod crashes;
 mod deploy;
 mod devices;
+mod directories;
 mod document;
 mod edge;
 mod embedding;

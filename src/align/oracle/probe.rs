@@ -8,7 +8,9 @@
 mod fit;
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
 use std::path::Path;
+use std::time::UNIX_EPOCH;
 
 use realign_core::files::{self, Limit};
 use serde::{Deserialize, Serialize};
@@ -18,6 +20,7 @@ use super::blend::{Blend, Form};
 use super::calibration::Calibration;
 use super::features::FeatureError;
 use crate::policy::{Exchange, Labelled, ProbeSpec, Score};
+use realign_core::clock::since_1970;
 
 /// Incremented when the same inputs would give another probe; part of [`FittedProbe::key`].
 const FIT_VERSION: u32 = 2;
@@ -114,7 +117,16 @@ impl FittedProbe {
         let path = dir.join(format!("{key}.json"));
         let bytes = files::read(&path, MAX_STORED).ok()?;
         let probe: FittedProbe = serde_json::from_slice(&bytes).ok()?;
-        (probe.key == key).then_some(probe)
+        if probe.key != key {
+            return None;
+        }
+        // The file's time is when it was last used; those that were not for long are removed.
+        let file = File::options().write(true).open(&path);
+        let touched = file.and_then(|file| file.set_modified(UNIX_EPOCH + since_1970()));
+        if let Err(error) = touched {
+            tracing::debug!(%error, path = %path.display(), "the use of a probe is not recorded");
+        }
+        Some(probe)
     }
 
     /// Stores the probe in `dir`. Failure is only logged: the probe is then fitted again later.

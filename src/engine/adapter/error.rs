@@ -24,6 +24,9 @@ pub enum AdapterError {
         /// What is wrong, naming the field or tensor, and what is allowed.
         problem: String,
     },
+    /// Another process may change the directory, so this one may not.
+    #[error(transparent)]
+    Lock(#[from] realign_core::lock::LockError),
     /// A tensor operation failed.
     #[error("adapter tensors: {0}")]
     Tensor(#[from] candle_core::Error),

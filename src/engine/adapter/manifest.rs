@@ -47,3 +47,18 @@ pub struct Manifest {
     #[serde(default)]
     pub realign_version: String,
 }
+
+/// Name of the recipe of an adapter that was not trained here.
+const IMPORTED: &str = "imported";
+
+impl Manifest {
+    /// The recipe of an imported adapter, with the base model that it names itself.
+    pub fn imported_recipe(base_model: Option<&str>) -> Value {
+        serde_json::json!({"name": IMPORTED, "base_model": base_model})
+    }
+
+    /// Whether an operator imported the adapter, so that it cannot be trained again.
+    pub fn is_imported(&self) -> bool {
+        self.recipe["name"] == IMPORTED
+    }
+}

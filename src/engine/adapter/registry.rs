@@ -71,6 +71,12 @@ pub enum ResolveError {
         /// The loader's reason.
         reason: String,
     },
+    /// Nothing may answer for `current`.
+    #[error("no generation serves: {reason}")]
+    Withheld {
+        /// Why, and what ends it.
+        reason: Arc<str>,
+    },
 }
 
 /// All generations that a server has in memory.
@@ -85,6 +91,8 @@ pub struct Registry {
 /// What changes with the pointer. The lock is never held while a loader runs.
 struct State {
     previous: Option<Arc<Generation>>,
+    /// Why requests for what serves are refused, if they are.
+    withheld: Option<Arc<str>>,
     /// Most recently used last; holds neither current, previous nor base.
     pinned: Vec<Arc<Generation>>,
     /// Forgotten generations that running sequences may still hold.
@@ -100,6 +108,7 @@ impl Registry {
             base,
             state: Mutex::new(State {
                 previous: None,
+                withheld: None,
                 pinned: Vec::new(),
                 forgotten: Vec::new(),
             }),
@@ -122,6 +131,42 @@ impl Registry {
     /// The base model, as a generation.
     pub fn base(&self) -> &Arc<Generation> {
         &self.base
+    }
+
+    /// Refuses requests for what serves, until a swap or [`Registry::offer`]. Requests that name the
+    /// base or a generation are answered.
+    pub fn withhold(&self, reason: &str) {
+        self.state().withheld = Some(reason.into());
+    }
+
+    /// Ends [`Registry::withhold`]: what serves may answer.
+    pub fn offer(&self) {
+        self.state().withheld = None;
+    }
+
+    /// Why requests for what serves are refused; `None` if they are not.
+    pub fn withheld(&self) -> Option<Arc<str>> {
+        self.state().withheld.clone()
+    }
+
+    /// Whether a generation serves, can be rolled back to, or is held by a request.
+    pub fn is_needed(&self, id: &GenerationId) -> bool {
+        let state = self.state();
+        let roles = [Some(self.lease_current()), state.previous.clone()];
+        // One reference to a kept generation is the registry's own.
+        let kept = state.pinned.iter().filter(|g| Arc::strong_count(g) > 1);
+        let forgotten = state.forgotten.iter().filter_map(Weak::upgrade);
+        let mut needed = roles.into_iter().flatten().chain(kept.cloned());
+        needed.any(|g| g.id == *id) || forgotten.map(|g| g.id.clone()).any(|held| held == *id)
+    }
+
+    /// Drops a generation that was only kept in memory for later requests: its files are gone.
+    pub fn forget(&self, id: &GenerationId) {
+        let mut state = self.state();
+        let gone = state.pinned.extract_if(.., |g| g.id == *id);
+        let gone: Vec<_> = gone.map(|g| Arc::downgrade(&g)).collect();
+        state.forgotten.extend(gone);
+        self.forget_surplus(&mut state);
     }
 
     /// What a rollback would return to.
@@ -159,7 +204,10 @@ impl Registry {
     /// [`ResolveError`] for a selector that names nothing, or a generation that does not load.
     pub fn resolve(&self, selector: Option<&str>) -> Result<Arc<Generation>, ResolveError> {
         match selector {
-            None | Some("current") => Ok(self.lease_current()),
+            None | Some("current") => match self.withheld() {
+                Some(reason) => Err(ResolveError::Withheld { reason }),
+                None => Ok(self.lease_current()),
+            },
             Some("base") => Ok(Arc::clone(&self.base)),
             Some(text) if is_generation_id(text) => self.lease(&GenerationId(text.to_string())),
             Some(text) => Err(ResolveError::Unknown {
@@ -253,6 +301,7 @@ impl Registry {
                 actual: from.id.clone(),
             });
         }
+        state.withheld = None;
         let (from_id, to_id) = (from.id.clone(), to.id.clone());
         if from_id == to_id {
             // The same adapter for another policy set: only the label changes.

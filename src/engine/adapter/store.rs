@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
 
@@ -17,8 +18,10 @@ use super::{AdapterError, content, peft};
 use realign_core::clock::unix_seconds;
 use realign_core::crash_point;
 use realign_core::files::{self, Limit};
+use realign_core::lock::DirLock;
 use realign_model::lora::LoraWeights;
 
+mod removal;
 #[cfg(test)]
 mod tests;
 
@@ -35,6 +38,10 @@ const MAX_MANIFEST: Limit = Limit::mib(16);
 #[derive(Clone, Debug)]
 pub struct AdapterStore {
     root: PathBuf,
+    /// The directory's lock, if it was opened for the holder of it.
+    lock: Option<Arc<DirLock>>,
+    /// Held while `CURRENT` is written or a generation is removed.
+    changing: Arc<Mutex<()>>,
 }
 
 /// A generation read back and verified.
@@ -56,16 +63,22 @@ pub struct Listed {
 }
 
 impl AdapterStore {
-    /// Opens a directory, creates it if needed, and removes what interrupted publications left.
+    /// Opens a directory without touching it: to read, or to add generations. It need not exist yet.
+    /// A server opens it with [`AdapterStore::open_locked`].
     ///
     /// # Errors
-    /// [`AdapterError::Io`].
+    /// [`AdapterError::Io`] if the path is something else than a directory.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, AdapterError> {
         let root = root.into();
-        fs::create_dir_all(&root).map_err(AdapterError::io(&root))?;
-        let store = Self { root };
-        store.clean()?;
-        Ok(store)
+        if root.exists() && !root.is_dir() {
+            let error = std::io::Error::from(ErrorKind::NotADirectory);
+            return Err(AdapterError::io(&root)(error));
+        }
+        Ok(Self {
+            root,
+            lock: None,
+            changing: Arc::default(),
+        })
     }
 
     /// The directory that holds `CURRENT` and one directory per generation.
@@ -79,36 +92,15 @@ impl AdapterStore {
     }
 
     fn names(&self) -> Result<Vec<String>, AdapterError> {
-        let entries = fs::read_dir(&self.root).map_err(AdapterError::io(&self.root))?;
+        let entries = match fs::read_dir(&self.root) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(AdapterError::io(&self.root)(error)),
+        };
         let names: Result<Vec<String>, _> = entries
             .map(|e| e.map(|e| e.file_name().to_string_lossy().into_owned()))
             .collect();
         names.map_err(AdapterError::io(&self.root))
-    }
-
-    fn clean(&self) -> Result<(), AdapterError> {
-        for name in self.names()? {
-            if name.starts_with(CURRENT_FILE) && name.ends_with(".tmp") {
-                let path = self.root.join(&name);
-                fs::remove_file(&path).map_err(AdapterError::io(&path))?;
-            }
-            let Some(pid) = name
-                .strip_prefix(STAGING_PREFIX)
-                .and_then(|n| n.rsplit('-').next())
-            else {
-                continue;
-            };
-            // Another process, such as a command next to a server, may be publishing. Leftovers
-            // with this process's own id come from an earlier one: in containers ids repeat.
-            let other_alive =
-                pid != std::process::id().to_string() && Path::new("/proc").join(pid).exists();
-            if !other_alive {
-                let path = self.root.join(&name);
-                tracing::info!(path = %path.display(), "removing an interrupted publication");
-                fs::remove_dir_all(&path).map_err(AdapterError::io(&path))?;
-            }
-        }
-        Ok(())
     }
 
     /// Writes a generation and makes it current. Publishing what is there already only makes it
@@ -150,13 +142,11 @@ impl AdapterStore {
         extra_files: &[(&str, String)],
     ) -> Result<GenerationId, AdapterError> {
         let id = content::content_id(&manifest.base_hash, weights)?;
+        let _publishing = self.publishing()?;
         if self.load(&id, &manifest.base_hash).is_ok() {
             return Ok(id);
         }
-        let staging = self
-            .root
-            .join(format!("{STAGING_PREFIX}{id}-{}", std::process::id()));
-        remove_if_there(&staging)?;
+        let staging = self.root.join(format!("{STAGING_PREFIX}{id}"));
         fs::create_dir(&staging).map_err(AdapterError::io(&staging))?;
         let files = peft::encode(weights, &manifest.base_name)?;
         let manifest = Manifest {
@@ -266,8 +256,11 @@ impl AdapterStore {
     /// Makes a published generation the current one, which a server starts with.
     ///
     /// # Errors
-    /// [`AdapterError::Unknown`] or [`AdapterError::Io`].
+    /// [`AdapterError::Unknown`], [`AdapterError::Io`], or [`AdapterError::Lock`] if another process
+    /// holds the directory.
     pub fn set_current(&self, id: &GenerationId) -> Result<(), AdapterError> {
+        let _exclusive = self.exclusive()?;
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         self.existing(id)?;
         self.write_current(id)
     }
@@ -275,8 +268,10 @@ impl AdapterStore {
     /// Makes the base model current: `CURRENT` then holds its [`content::base_id`].
     ///
     /// # Errors
-    /// [`AdapterError::Io`].
+    /// [`AdapterError::Io`] or [`AdapterError::Lock`].
     pub fn set_current_base(&self, base_hash: &str) -> Result<(), AdapterError> {
+        let _exclusive = self.exclusive()?;
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         self.write_current(&content::base_id(base_hash))
     }
 

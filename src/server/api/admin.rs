@@ -17,8 +17,9 @@ use super::answers::admin::{
     Cancelling, ExamAnswer, Generations, History, LogLevel, Policies, Realignment, Realignments,
     Swap, Unpinned,
 };
+use super::answers::retention::Collected;
 use super::error::ApiError;
-use super::ports::RealignmentEvent;
+use super::ports::{CollectOptions, RealignmentEvent};
 use super::request;
 use super::{AppState, blocking, body, streaming::KEEP_ALIVE};
 use crate::telemetry;
@@ -240,6 +241,34 @@ pub(crate) async fn history(State(state): State<AppState>) -> Answer<History> {
 /// `POST /admin/v1/policies/clear`.
 pub(crate) async fn clear_policies(State(state): State<AppState>) -> Answer<Policies> {
     blocking(move || Ok(Json(state.admin.clear_policies()?))).await
+}
+
+/// What to remove.
+#[derive(Default, Deserialize, JsonSchema)]
+pub(crate) struct CollectRequest {
+    /// Only say what would go.
+    dry_run: Option<bool>,
+    /// Also remove imported adapters that have not been used for this many days.
+    imported_older_than_days: Option<u32>,
+}
+
+/// `POST /admin/v1/adapters/gc`, with or without a body: removes what exceeds `[retention]`.
+pub(crate) async fn collect(State(state): State<AppState>, request: Request) -> Answer<Collected> {
+    let body = body::json_or_empty(request, state.max_body_bytes).await?;
+    let body: CollectRequest = match body {
+        Some(body) => request::read(&body)?,
+        None => CollectRequest::default(),
+    };
+    let options = CollectOptions {
+        dry_run: body.dry_run.unwrap_or(false),
+        max_imported_age_s: body.imported_older_than_days.map(days),
+    };
+    blocking(move || Ok(Json(state.admin.collect(options)?))).await
+}
+
+/// Days in seconds.
+fn days(days: u32) -> u64 {
+    u64::from(days) * 24 * 60 * 60
 }
 
 fn no_realignment(id: &str) -> ApiError {

@@ -10,6 +10,7 @@ use super::error::ApiError;
 use super::observe::Observation;
 use super::{AppState, not_ready, spawn_blocking};
 use crate::telemetry::Event;
+use realign_engine::adapter::ResolveError;
 use realign_engine::adapter::generation::GenerationId;
 use realign_engine::request::{GenerateRequest, GenerateStream};
 
@@ -133,7 +134,12 @@ fn submit(
     let generation = state
         .registry
         .resolve(request.generation.as_deref())
-        .map_err(|error| ApiError::NotFound(error.to_string()))?;
+        .map_err(|error| match error {
+            ResolveError::Withheld { .. } => ApiError::Unavailable(error.to_string()),
+            ResolveError::Unknown { .. } | ResolveError::Load { .. } => {
+                ApiError::NotFound(error.to_string())
+            }
+        })?;
     observation.set_generation(&generation.id.0);
     observation.set_prompts(&json!({ "prompt": request.judged_prompt() }));
     let prompt = request.encode(state)?;

@@ -63,8 +63,8 @@ pub use in_process::{
 pub(crate) use in_process::{generate, generate_blocking, generate_stream, start};
 pub use limits::Rates;
 pub use ports::{
-    AdminError, AdminPort, EmbeddingError, EmbeddingPort, EnginePort, HealthPort, LogFilterError,
-    LogPort, ModerationPort, Moderations, RealignmentEvent,
+    AdminError, AdminPort, CollectOptions, EmbeddingError, EmbeddingPort, EnginePort, HealthPort,
+    LogFilterError, LogPort, ModerationPort, Moderations, RealignmentEvent,
 };
 
 use routes::Audience;

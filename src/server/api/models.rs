@@ -15,7 +15,8 @@ use realign_engine::adapter::generation::Generation;
 /// May load it from disk.
 ///
 /// # Errors
-/// [`ApiError::ModelNotFound`], also if the generation cannot be loaded.
+/// [`ApiError::ModelNotFound`], also if the generation cannot be loaded; [`ApiError::Unavailable`] if
+/// nothing may answer for what serves.
 pub(crate) fn resolve(state: &AppState, model: &str) -> Result<Arc<Generation>, ApiError> {
     let name = state.model_name.as_ref();
     let not_found = || ApiError::ModelNotFound {
@@ -31,6 +32,7 @@ pub(crate) fn resolve(state: &AppState, model: &str) -> Result<Arc<Generation>, 
     state.registry.resolve(selector).map_err(|error| {
         match error {
             ResolveError::Unknown { .. } => {}
+            ResolveError::Withheld { .. } => return ApiError::Unavailable(error.to_string()),
             // To a client, a generation that cannot be loaded does not exist. The reason may
             // contain file names, so it goes to the log only.
             ResolveError::Load { id, reason } => {

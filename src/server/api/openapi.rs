@@ -55,7 +55,11 @@ const FAILURES: [(u16, &str, &str); 8] = [
     (413, "TooLarge", "The body is larger than the server reads."),
     (429, "TooMany", "Too much is waiting; see Retry-After."),
     (500, "Failed", "The server failed."),
-    (503, "Unavailable", "Loading or draining; see Retry-After."),
+    (
+        503,
+        "Unavailable",
+        "Loading, draining, or nothing may serve; see Retry-After.",
+    ),
 ];
 
 /// Two generators, because a type may accept more forms in requests than it has in answers.

@@ -9,6 +9,7 @@ use super::answers::admin::{
     Alignment, Cancelling, ExamAnswer, Generations, History, Policies, Realignment, Started, Swap,
     Unpinned,
 };
+use super::answers::retention::Collected;
 use crate::telemetry::Event;
 use realign_core::Thread;
 use realign_engine::adapter::generation::Generation;
@@ -65,6 +66,15 @@ pub enum RealignmentEvent {
     Happened(Arc<Event>),
     /// The reader was too slow: up to this many events were skipped.
     Lagged(u64),
+}
+
+/// What to do with what exceeds the limits of `[retention]`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CollectOptions {
+    /// Only say what would go.
+    pub dry_run: bool,
+    /// Also remove imported adapters that have not been used for this many seconds.
+    pub max_imported_age_s: Option<u64>,
 }
 
 /// The operations behind the operator routes. Methods may read from disk, so the API calls them on
@@ -130,6 +140,13 @@ pub trait AdminPort: Send + Sync {
     /// # Errors
     /// [`AdminError::Conflict`] while the policy directory holds policies.
     fn clear_policies(&self) -> Result<Policies, AdminError>;
+
+    /// Removes what exceeds the limits of `[retention]`, or says what would go.
+    ///
+    /// # Errors
+    /// [`AdminError::Conflict`] while a realignment runs, whose end removes it by itself;
+    /// [`AdminError::Failed`] if the directories cannot be read.
+    fn collect(&self, options: CollectOptions) -> Result<Collected, AdminError>;
 
     /// Whether what serves is aligned to the active policies, as the exam measured it. Must not
     /// block: every answer to a client says it.

@@ -18,13 +18,18 @@ pub(crate) async fn health(State(state): State<AppState>) -> Result<Json<Health>
     }
 }
 
-/// `GET /ready`: model and policies are loaded and the server takes requests.
+/// `GET /ready`: model and policies are loaded, the server takes requests, and something serves.
 pub(crate) async fn ready(State(state): State<AppState>) -> Result<Json<Ready>, ApiError> {
     if !state.is_ready() {
         return Err(not_ready());
     }
     if let Some(why) = state.health.unready() {
         return Err(ApiError::Unavailable(why));
+    }
+    if let Some(reason) = state.registry.withheld() {
+        return Err(ApiError::Unavailable(format!(
+            "no generation serves: {reason}"
+        )));
     }
     let generation = state.registry.lease_current();
     Ok(Json(Ready {

@@ -9,6 +9,7 @@ pub mod keys;
 mod load;
 mod observe;
 mod raw;
+mod retention;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -20,9 +21,11 @@ pub use exam::{DriftConfig, ExamConfig, GatherConfig};
 pub use load::{load, load_embedded, recipe_file};
 pub use observe::{ComplianceConfig, TracesConfig};
 pub use raw::{
-    Layers, RawAlignment, RawCompliance, RawConfig, RawCorrective, RawDrift, RawEngine, RawExam,
-    RawGate, RawGather, RawLimits, RawPaths, RawServer, RawTraces, RawTrain, RawWatch,
+    Layers, RawAdapters, RawAlignment, RawCompliance, RawConfig, RawCorrective, RawDrift,
+    RawEngine, RawExam, RawGate, RawGather, RawLimits, RawPaths, RawRetention, RawServer,
+    RawTraces, RawTrain, RawWatch,
 };
+pub use retention::{OnMissing, RetentionConfig};
 pub use server::{LimitsConfig, ServerConfig, TlsFiles};
 pub use train::TrainConfig;
 
@@ -79,6 +82,10 @@ pub struct Config {
     pub engine: EngineConfig,
     /// Directories.
     pub paths: Paths,
+    /// What happens without the generation that should serve.
+    pub on_missing: OnMissing,
+    /// What is kept.
+    pub retention: RetentionConfig,
     /// How policy files are watched.
     pub watch: WatchConfig,
     /// Whether clients get 503 while what serves is not aligned.
@@ -203,6 +210,8 @@ impl Config {
             limits: server::resolve_limits(&raw.limits.unwrap_or_default())?,
             engine: resolve_engine(raw.engine.unwrap_or_default())?,
             paths: resolve_paths(raw.paths.unwrap_or_default()),
+            on_missing: retention::resolve_adapters(&raw.adapters.unwrap_or_default())?,
+            retention: retention::resolve(&raw.retention.unwrap_or_default()),
             watch: resolve_watch(raw.watch.unwrap_or_default())?,
             refuse_unaligned: resolve_alignment(raw.alignment.unwrap_or_default())?,
             train: TrainConfig::resolve(raw.train.unwrap_or_default())?,

@@ -48,6 +48,10 @@ section! {
         engine: RawEngine,
         /// `[paths]`
         paths: RawPaths,
+        /// `[adapters]`
+        adapters: RawAdapters,
+        /// `[retention]`
+        retention: RawRetention,
         /// `[watch]`
         watch: RawWatch,
         /// `[train]`
@@ -171,6 +175,31 @@ section! {
         adapters: PathBuf,
         /// Database and checkpoints.
         state: PathBuf,
+    }
+}
+
+section! {
+    /// What happens without the generation that should serve.
+    RawAdapters {
+        /// What a start does if that generation is missing or damaged: `serve-base` or `refuse`.
+        on_missing: String,
+    }
+}
+
+section! {
+    /// What a server keeps; it removes the rest at its start and after each realignment. 0 means no
+    /// limit.
+    RawRetention {
+        /// Maximum number of adapters, the most recently used ones.
+        keep: usize,
+        /// Maximum number of records of realignments, the newest ones.
+        keep_realignments: usize,
+        /// Maximum number of cached results of each kind.
+        keep_cached: usize,
+        /// Days without use after which adapters, records and cached results go.
+        max_age_days: u64,
+        /// Maximum size of all adapters together, in bytes.
+        max_bytes: u64,
     }
 }
 

@@ -25,6 +25,17 @@ fn an_empty_file_gives_the_defaults() {
 }
 
 #[test]
+fn a_limit_of_zero_is_none() {
+    let defaults = read("", &RawConfig::default()).unwrap().retention;
+    assert_eq!((defaults.generations, defaults.max_age_s), (Some(20), None));
+    let text = "[retention]\nkeep = 0\nmax_age_days = 2\nmax_bytes = 1000";
+    let retention = read(text, &RawConfig::default()).unwrap().retention;
+    assert_eq!(retention.generations, None);
+    assert_eq!(retention.max_age_s, Some(2 * 24 * 60 * 60));
+    assert_eq!(retention.max_bytes, Some(1000));
+}
+
+#[test]
 fn flags_win_over_the_file_key_by_key() {
     let text = "model = 'a'\n[server]\nport = 1\nhost = '0.0.0.0'\n[train]\nrank = 4";
     let flags = RawConfig {
@@ -101,6 +112,12 @@ fn mistakes_are_named() {
         ),
         ("[engine]\ncopies = 1", "engine.copies is 1; at least 2"),
         ("[gate]\nholdout_ratio = 1.0", "gate.holdout_ratio is 1"),
+        (
+            "[adapters]\non_missing = 'fail'",
+            "adapters.on_missing is fail; `serve-base` or `refuse`",
+        ),
+        ("[retention]\nkeep = -1", "retention.keep"),
+        ("[retention]\nmax_age = 1", "did you mean \"max_age_days\"?"),
         (
             "[train]\ntargets = ['x_proj']",
             "train.targets is \"x_proj\"",
@@ -238,11 +255,13 @@ fn the_example_shows_every_key_and_the_defaults() {
     let whole = whole_example();
     read(&whole, &RawConfig::default()).unwrap();
     let table: toml::Table = whole.parse().unwrap();
-    let sections: [(&str, &[&str]); 13] = [
+    let sections: [(&str, &[&str]); 15] = [
         ("server", RawServer::KEYS),
         ("limits", RawLimits::KEYS),
         ("engine", RawEngine::KEYS),
         ("paths", RawPaths::KEYS),
+        ("adapters", RawAdapters::KEYS),
+        ("retention", RawRetention::KEYS),
         ("watch", RawWatch::KEYS),
         ("alignment", RawAlignment::KEYS),
         ("train", RawTrain::KEYS),

@@ -8,6 +8,7 @@ use futures::stream::{self, BoxStream, StreamExt};
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 
+use super::error::StartError;
 use super::serving::{Change, ChangeError};
 use super::{Control, Event};
 use crate::api::answers::Stored;
@@ -16,7 +17,8 @@ use crate::api::answers::admin::{
     Policies, PolicySummary, Realignment, Role, RuleSummary, Started, Swap, Unpinned,
 };
 use crate::api::answers::reports::PairCounts;
-use crate::api::{AdminError, AdminPort, RealignmentEvent};
+use crate::api::answers::retention::Collected;
+use crate::api::{AdminError, AdminPort, CollectOptions, RealignmentEvent};
 use crate::state::{Act, RealignmentRow};
 use crate::telemetry::{self, Outcome};
 use realign_align::policy::{Policy, Rule};
@@ -231,6 +233,7 @@ impl AdminPort for Control {
             .map_err(|error| match error {
                 ResolveError::Unknown { .. } => AdminError::NotFound(error.to_string()),
                 ResolveError::Load { .. } => AdminError::Failed(error.to_string()),
+                ResolveError::Withheld { .. } => AdminError::Conflict(error.to_string()),
             })?;
         let expected = expected.map(|e| GenerationId(e.into()));
         let why = (Act::Activate, "an operator activated it");
@@ -283,6 +286,20 @@ impl AdminPort for Control {
             .map_err(|_| Control::loop_stopped())?
             .map_err(|error| AdminError::Conflict(error.to_string()))?;
         Ok(self.policies())
+    }
+
+    fn collect(&self, options: CollectOptions) -> Result<Collected, AdminError> {
+        let (reply, answer) = channel();
+        self.events
+            .send(Event::Collect(options, reply))
+            .map_err(|_| Control::loop_stopped())?;
+        answer
+            .recv()
+            .map_err(|_| Control::loop_stopped())?
+            .map_err(|error| match error {
+                StartError::Collect(error) => AdminError::Failed(error.to_string()),
+                other => AdminError::Conflict(other.to_string()),
+            })
     }
 
     fn alignment(&self) -> Alignment {

@@ -220,7 +220,12 @@ impl Worker {
             generation,
             detail,
         };
+        if matches!(outcome, Outcome::Succeeded | Outcome::NoConflict) {
+            // The policies led to what serves, whether that is another generation or not.
+            self.context.registry.offer();
+        }
         self.close(closing, (running.trigger, running.started.elapsed()));
+        self.collect();
         if let Some(trigger) = self.pending.take() {
             self.begin_or_owe(trigger);
         }

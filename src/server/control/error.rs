@@ -120,4 +120,7 @@ pub(super) enum StartError {
     /// The realignment could not begin.
     #[error(transparent)]
     Begin(#[from] BeginError),
+    /// What exceeds the limits could not be removed.
+    #[error(transparent)]
+    Collect(#[from] super::retention::CollectError),
 }

@@ -30,8 +30,26 @@ pub fn inputs(
     Inputs::collect(sources, base_hash, policies, recipe)
 }
 
+/// Beginning of the name of the checkpoints of a run by hand.
+const COMMAND_PREFIX: &str = "train-";
+
+/// The directory of all training checkpoints.
+pub(super) fn checkpoint_root(config: &Config) -> PathBuf {
+    config.paths.state.join("checkpoints")
+}
+
 /// The directory of a realignment's training checkpoints, named after the hash of its inputs.
-pub fn checkpoints(config: &Config, inputs: &Inputs) -> PathBuf {
-    let directory = config.paths.state.join("checkpoints");
-    directory.join(&inputs.hash[..16])
+pub(super) fn checkpoints(config: &Config, inputs: &Inputs) -> PathBuf {
+    checkpoint_root(config).join(&inputs.hash[..16])
+}
+
+/// The same for `realign train`, which may run next to a server that trains from the same inputs.
+pub fn command_checkpoints(config: &Config, inputs: &Inputs) -> PathBuf {
+    let name = format!("{COMMAND_PREFIX}{}", &inputs.hash[..16]);
+    checkpoint_root(config).join(name)
+}
+
+/// The part of the inputs' hash in the name of a directory of [`command_checkpoints`].
+pub(super) fn command_run(name: &str) -> Option<&str> {
+    name.strip_prefix(COMMAND_PREFIX)
 }

@@ -24,6 +24,7 @@ mod moderation;
 mod oracle;
 mod policies;
 mod realign;
+mod retention;
 mod serving;
 mod stop;
 mod supervised;
@@ -36,6 +37,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::api::CollectOptions;
+use crate::api::answers::retention::Collected;
 use crate::telemetry::compliance::Answer;
 use realign_align::oracle::Matchers;
 use realign_align::policy::{PolicySet, PolicyWatcher, WatchOptions};
@@ -46,9 +49,10 @@ pub use context::{Parts, initial_generation, load_generation};
 pub use error::ControlError;
 use error::{ClearError, StartError};
 pub use exam::EngineAnswers;
-pub use inputs::{checkpoints, inputs};
+pub use inputs::{command_checkpoints, inputs};
 pub use manifest::Origin;
 use realign::Ended;
+pub use retention::{CollectError, collect_offline};
 use worker::Worker;
 
 /// Everything that the control loop reacts to.
@@ -73,6 +77,8 @@ enum Event {
     ServingChanged,
     /// An operator released what was pinned.
     Unpinned,
+    /// An operator wants what exceeds the limits removed; the reply is what went.
+    Collect(CollectOptions, Sender<Result<Collected, StartError>>),
     /// Live answers stopped complying; holds what was seen.
     Drifted(String),
     /// A generation keeps computing what is no number.

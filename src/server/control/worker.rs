@@ -88,6 +88,9 @@ impl Worker {
             self.context.has_looked.store(true, Ordering::Release);
         }
         self.at_start = false;
+        if self.running.is_none() {
+            self.collect();
+        }
         let poll = Duration::from_millis(self.context.config.watch.poll_ms);
         let mut next_exam = self.next_exam();
         let mut next_poll = Instant::now() + poll;
@@ -152,6 +155,9 @@ impl Worker {
             }
             Event::ServingChanged => self.examine_if_unknown(),
             Event::Unpinned => self.begin_or_owe(Trigger::Operator),
+            Event::Collect(options, reply) => {
+                let _disconnected = reply.send(self.collect_on_request(options));
+            }
             Event::Drifted(why) => self.drifted(&why),
             Event::Unhealthy(generation) => self.leave(&generation),
             // The loop ends on it.

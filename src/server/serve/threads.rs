@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::supervisor::Supervisor;
 use crate::api::AdminPort;
 use crate::control::Control;
+use crate::locks::Locks;
 use crate::telemetry::{Compliance, Telemetry};
 use realign_core::Thread;
 use realign_core::supervision::Vital;
@@ -43,6 +44,8 @@ pub(super) struct Threads {
     pub(super) engine: EngineHandle,
     pub(super) compliance: Option<Arc<Compliance>>,
     pub(super) telemetry: Arc<Telemetry>,
+    /// Released when nothing is written any more.
+    pub(super) locks: Locks,
 }
 
 /// Ends a part; may block.
@@ -65,6 +68,8 @@ impl Threads {
             }
         }
         if stuck.is_empty() {
+            // What is left behind may still write: then the locks are held to the process' end.
+            self.locks.release();
             Ok(())
         } else {
             Err(Stuck(stuck))

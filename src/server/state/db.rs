@@ -7,13 +7,18 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
+use super::retention::record_use;
 use super::{StateError, schema};
+use realign_core::clock::unix_seconds;
 
 /// From this many keys, scanning the rules' verdicts is faster than one lookup per key.
 const MIN_KEYS_FOR_SCAN: usize = 1024;
 /// How long to wait for another process, such as a command run alongside a server, to release the
 /// write lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Brings the schema up to date, or checks that it is.
+type Prepare = fn(&mut Connection) -> Result<(), StateError>;
 
 /// The gate's verdict on a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +91,16 @@ impl StateDb {
                 source,
             })?;
         }
-        Self::open_file(path).map_err(|error| match error {
+        Self::connect(path, schema::migrate)
+    }
+
+    /// As [`StateDb::open`], but neither creates the file's directory nor changes its schema.
+    pub(super) fn open_as_it_is(path: &Path) -> Result<Self, StateError> {
+        Self::connect(path, schema::require)
+    }
+
+    fn connect(path: &Path, prepare: Prepare) -> Result<Self, StateError> {
+        Self::open_file(path, prepare).map_err(|error| match error {
             StateError::Sql(error) => match error.sqlite_error_code() {
                 Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => StateError::Corrupt {
                     path: path.into(),
@@ -98,7 +112,7 @@ impl StateDb {
         })
     }
 
-    fn open_file(path: &Path) -> Result<Self, StateError> {
+    fn open_file(path: &Path, prepare: Prepare) -> Result<Self, StateError> {
         let mut connection = Connection::open(path)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -111,7 +125,7 @@ impl StateDb {
                 reason: check,
             });
         }
-        schema::migrate(&mut connection)?;
+        prepare(&mut connection)?;
         Ok(Self {
             connection: Mutex::new(connection),
         })
@@ -134,19 +148,28 @@ impl StateDb {
         }
         let connection = self.lock();
         let mut query =
-            connection.prepare_cached("SELECT violates FROM verdicts WHERE key = ?1")?;
-        keys.iter()
-            .map(|key| Ok(query.query_row([&key[..]], |row| row.get(0)).optional()?))
-            .collect()
+            connection.prepare_cached("SELECT violates, used_at FROM verdicts WHERE key = ?1")?;
+        let mut used = Vec::new();
+        let mut found = Vec::with_capacity(keys.len());
+        for key in keys {
+            let row = query.query_row([&key[..]], |row| Ok((row.get(0)?, row.get(1)?)));
+            let row = row.optional()?;
+            used.extend(row.map(|(_, at)| (*key, at)));
+            found.push(row.map(|(violates, _)| violates));
+        }
+        record_use(&connection, "verdicts", &used, unix_seconds());
+        Ok(found)
     }
 
     /// As [`StateDb::get_verdicts`], but reads all verdicts of each run of keys with the same
     /// prefix (one rule) in one range scan instead of looking up each key.
     fn scan_verdicts(&self, keys: &[[u8; 32]]) -> Result<Vec<Option<bool>>, StateError> {
         let connection = self.lock();
-        let mut query = connection
-            .prepare_cached("SELECT key, violates FROM verdicts WHERE key BETWEEN ?1 AND ?2")?;
+        let mut query = connection.prepare_cached(
+            "SELECT key, violates, used_at FROM verdicts WHERE key BETWEEN ?1 AND ?2",
+        )?;
         let mut found = Vec::with_capacity(keys.len());
+        let mut used = Vec::new();
         for run in keys.chunk_by(|a, b| a[..16] == b[..16]) {
             let (mut low, mut high) = (run[0], run[0]);
             low[16..].fill(0);
@@ -155,9 +178,10 @@ impl StateDb {
                 run.iter().map(|key| (response_key(key), None)).collect();
             let mut rows = query.query(params![&low[..], &high[..]])?;
             while let Some(row) = rows.next()? {
-                let key = row.get_ref(0)?.as_blob().unwrap_or_default();
-                if let Some(slot) = key.get(16..).and_then(|t| wanted.get_mut(t)) {
+                let key: [u8; 32] = row.get(0)?;
+                if let Some(slot) = wanted.get_mut(&key[16..]) {
                     *slot = Some(row.get(1)?);
+                    used.push((key, row.get(2)?));
                 }
             }
             found.extend(
@@ -165,6 +189,7 @@ impl StateDb {
                     .map(|key| wanted.get(&response_key(key)).copied().flatten()),
             );
         }
+        record_use(&connection, "verdicts", &used, unix_seconds());
         Ok(found)
     }
 
@@ -177,10 +202,11 @@ impl StateDb {
         let transaction = connection.transaction()?;
         {
             let mut insert = transaction.prepare_cached(
-                "INSERT OR REPLACE INTO verdicts (key, violates) VALUES (?1, ?2)",
+                "INSERT OR REPLACE INTO verdicts (key, violates, used_at) VALUES (?1, ?2, ?3)",
             )?;
+            let now = unix_seconds();
             for (key, violates) in verdicts {
-                insert.execute(params![&key[..], violates])?;
+                insert.execute(params![&key[..], violates, now])?;
             }
         }
         Ok(transaction.commit()?)

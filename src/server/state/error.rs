@@ -37,6 +37,20 @@ pub enum StateError {
         /// Newest schema known here.
         known: i64,
     },
+    /// An earlier release wrote the file and its server still runs.
+    #[error(
+        "the state database has schema {found}, this release needs {known}, and a server of the \
+         earlier release is running; stop it first, or use another state directory"
+    )]
+    Older {
+        /// `user_version` of the file.
+        found: i64,
+        /// Newest schema known here.
+        known: i64,
+    },
+    /// The state directory cannot be locked.
+    #[error(transparent)]
+    Lock(#[from] realign_core::lock::LockError),
     /// A statement failed.
     #[error("state database: {0}")]
     Sql(#[from] rusqlite::Error),

@@ -2,26 +2,38 @@
 
 use rusqlite::{OptionalExtension, params};
 
+use super::retention::record_use;
 use super::{StateDb, StateError};
 use realign_align::exam::ExamCache;
+use realign_core::clock::unix_seconds;
 
 impl StateDb {
     fn exam_values(&self, keys: &[[u8; 32]]) -> Result<Vec<Option<String>>, StateError> {
         let connection = self.lock();
-        let mut query = connection.prepare_cached("SELECT value FROM exam_cache WHERE key = ?1")?;
-        keys.iter()
-            .map(|key| Ok(query.query_row([&key[..]], |row| row.get(0)).optional()?))
-            .collect()
+        let mut query =
+            connection.prepare_cached("SELECT value, used_at FROM exam_cache WHERE key = ?1")?;
+        let mut used = Vec::new();
+        let mut found = Vec::with_capacity(keys.len());
+        for key in keys {
+            let row = query.query_row([&key[..]], |row| Ok((row.get(0)?, row.get(1)?)));
+            let row: Option<(String, u64)> = row.optional()?;
+            used.extend(row.as_ref().map(|(_, at)| (*key, *at)));
+            found.push(row.map(|(value, _)| value));
+        }
+        record_use(&connection, "exam_cache", &used, unix_seconds());
+        Ok(found)
     }
 
     fn put_exam_values(&self, values: &[([u8; 32], String)]) -> Result<(), StateError> {
         let mut connection = self.lock();
         let transaction = connection.transaction()?;
         {
-            let mut insert = transaction
-                .prepare_cached("INSERT OR REPLACE INTO exam_cache (key, value) VALUES (?1, ?2)")?;
+            let mut insert = transaction.prepare_cached(
+                "INSERT OR REPLACE INTO exam_cache (key, value, used_at) VALUES (?1, ?2, ?3)",
+            )?;
+            let now = unix_seconds();
             for (key, value) in values {
-                insert.execute(params![&key[..], value])?;
+                insert.execute(params![&key[..], value, now])?;
             }
         }
         Ok(transaction.commit()?)

@@ -112,7 +112,29 @@ pub(super) const MIGRATIONS: &[&str] = &[
         room        TEXT NOT NULL
     ) STRICT, WITHOUT ROWID;
 ",
+    // When cached results were last used, in Unix seconds, recorded once a day.
+    "
+    ALTER TABLE verdicts ADD COLUMN used_at INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE exam_cache ADD COLUMN used_at INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE judge_scores ADD COLUMN used_at INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE corrective_responses ADD COLUMN used_at INTEGER NOT NULL DEFAULT 0;
+    UPDATE verdicts SET used_at = unixepoch();
+    UPDATE exam_cache SET used_at = unixepoch();
+    UPDATE judge_scores SET used_at = unixepoch();
+    UPDATE corrective_responses SET used_at = unixepoch();
+",
 ];
+
+/// Fails unless a database has the newest schema.
+pub(super) fn require(connection: &mut Connection) -> Result<(), StateError> {
+    let known = MIGRATIONS.len() as i64;
+    let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    match found.cmp(&known) {
+        std::cmp::Ordering::Less => Err(StateError::Older { found, known }),
+        std::cmp::Ordering::Equal => Ok(()),
+        std::cmp::Ordering::Greater => Err(StateError::Newer { found, known }),
+    }
+}
 
 /// Migrates a database to the newest schema.
 pub(super) fn migrate(connection: &mut Connection) -> Result<(), StateError> {

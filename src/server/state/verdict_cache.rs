@@ -2,9 +2,11 @@
 
 use rusqlite::{OptionalExtension, params};
 
+use super::retention::record_use;
 use super::{StateDb, StateError};
 use realign_align::oracle::corrective::ResponseCache;
 use realign_align::oracle::{ScoreCache, VerdictCache, VerdictKey};
+use realign_core::clock::unix_seconds;
 
 impl VerdictCache for StateDb {
     /// A failing database slows triage down but never makes it wrong: the verdicts are computed
@@ -63,8 +65,18 @@ impl StateDb {
     pub(crate) fn corrective_response(&self, key: &[u8; 32]) -> Result<Option<String>, StateError> {
         let connection = self.lock();
         let mut query = connection
-            .prepare_cached("SELECT response FROM corrective_responses WHERE key = ?1")?;
-        Ok(query.query_row([&key[..]], |row| row.get(0)).optional()?)
+            .prepare_cached("SELECT response, used_at FROM corrective_responses WHERE key = ?1")?;
+        let row = query.query_row([&key[..]], |row| Ok((row.get(0)?, row.get(1)?)));
+        let Some((response, at)) = row.optional()? else {
+            return Ok(None);
+        };
+        record_use(
+            &connection,
+            "corrective_responses",
+            &[(*key, at)],
+            unix_seconds(),
+        );
+        Ok(Some(response))
     }
 
     /// Stores a corrective response, replacing an earlier one.
@@ -77,8 +89,9 @@ impl StateDb {
         response: &str,
     ) -> Result<(), StateError> {
         self.lock().execute(
-            "INSERT OR REPLACE INTO corrective_responses (key, response) VALUES (?1, ?2)",
-            params![&key[..], response],
+            "INSERT OR REPLACE INTO corrective_responses (key, response, used_at)
+             VALUES (?1, ?2, ?3)",
+            params![&key[..], response, unix_seconds()],
         )?;
         Ok(())
     }
@@ -89,9 +102,14 @@ impl StateDb {
     /// [`StateError::Sql`].
     pub(crate) fn judge_score(&self, key: &[u8; 32]) -> Result<Option<f64>, StateError> {
         let connection = self.lock();
-        let mut query =
-            connection.prepare_cached("SELECT probability FROM judge_scores WHERE key = ?1")?;
-        Ok(query.query_row([&key[..]], |row| row.get(0)).optional()?)
+        let mut query = connection
+            .prepare_cached("SELECT probability, used_at FROM judge_scores WHERE key = ?1")?;
+        let row = query.query_row([&key[..]], |row| Ok((row.get(0)?, row.get(1)?)));
+        let Some((probability, at)) = row.optional()? else {
+            return Ok(None);
+        };
+        record_use(&connection, "judge_scores", &[(*key, at)], unix_seconds());
+        Ok(Some(probability))
     }
 
     /// Stores a judge's probability, replacing an earlier one.
@@ -104,8 +122,8 @@ impl StateDb {
         probability: f64,
     ) -> Result<(), StateError> {
         self.lock().execute(
-            "INSERT OR REPLACE INTO judge_scores (key, probability) VALUES (?1, ?2)",
-            params![&key[..], probability],
+            "INSERT OR REPLACE INTO judge_scores (key, probability, used_at) VALUES (?1, ?2, ?3)",
+            params![&key[..], probability, unix_seconds()],
         )?;
         Ok(())
     }

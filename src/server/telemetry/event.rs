@@ -227,6 +227,13 @@ pub enum Event {
         /// The generation's id.
         generation: String,
     },
+    /// What exceeds the limits of `[retention]` was removed.
+    Collected {
+        /// What went, by kind.
+        removed: Vec<(&'static str, u64)>,
+        /// Bytes of the adapters that are there now.
+        adapters_bytes: u64,
+    },
     /// A generation sat the exam.
     Examined(Examined),
     /// An HTTP request ended.
@@ -272,6 +279,7 @@ impl Event {
             | Event::SwapPublished { .. }
             | Event::SwapFailed { .. }
             | Event::GenerationRetired { .. }
+            | Event::Collected { .. }
             | Event::Examined(_)
             | Event::ViolationsFound(_)
             | Event::RequestFinished(_)

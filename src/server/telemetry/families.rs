@@ -250,6 +250,8 @@ pub(super) struct Swap {
     pub(super) leases: IntGaugeVec,
     pub(super) swaps: IntCounterVec,
     pub(super) swap_duration: Histogram,
+    pub(super) adapters_bytes: IntGauge,
+    pub(super) collected: IntCounterVec,
 }
 
 impl Swap {
@@ -274,6 +276,15 @@ impl Swap {
                 names::SWAP_DURATION_SECONDS,
                 "Time from a staged adapter to the pointer store.",
                 SWAP_BUCKETS,
+            )?,
+            adapters_bytes: build.int_gauge(
+                names::ADAPTERS_BYTES,
+                "Size of all adapters on disk, after the start and after each realignment.",
+            )?,
+            collected: build.counters(
+                names::COLLECTED_TOTAL,
+                "What retention removed.",
+                &["kind"],
             )?,
         })
     }

@@ -32,6 +32,17 @@ pub(super) fn log(event: &Event) {
         Event::ViolationsFound(rules) => {
             debug!(violations = rules.len(), "answer judged without judges");
         }
+        Event::Collected {
+            removed,
+            adapters_bytes,
+        } => {
+            let removed: Vec<_> = removed.iter().filter(|(_, count)| *count > 0).collect();
+            if removed.is_empty() {
+                debug!(adapters_bytes, "nothing exceeds [retention]");
+            } else {
+                info!(?removed, adapters_bytes, "removed what exceeds [retention]");
+            }
+        }
         Event::Examined(examined) => info!(
             role = examined.role.as_str(),
             generation = examined.generation,

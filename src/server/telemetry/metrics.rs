@@ -12,7 +12,7 @@ use super::event::{
 };
 use super::families::{Build, Compliance, Policy, Realignment, Serving, Swap, Threads};
 use super::names;
-use realign_core::{Thread, clock};
+use realign_core::{Collectable, Thread, clock};
 
 /// The metrics registry of one server. There are no global metrics, so servers in one process do
 /// not interfere.
@@ -80,6 +80,9 @@ impl Metrics {
         for result in ["ok", "failed"] {
             self.policy.reloads.with_label_values(&[result]);
             self.swap.swaps.with_label_values(&[result]);
+        }
+        for kind in Collectable::ALL {
+            self.swap.collected.with_label_values(&[kind.as_str()]);
         }
         for reason in Refusal::ALL {
             self.serving.refused.with_label_values(&[reason.as_str()]);
@@ -174,6 +177,10 @@ impl Metrics {
             }
             Event::SwapFailed { .. } => self.swap.swaps.with_label_values(&["failed"]).inc(),
             Event::GenerationRetired { generation } => self.swap.generation_info.remove(generation),
+            Event::Collected {
+                removed,
+                adapters_bytes,
+            } => self.record_collected(removed, *adapters_bytes),
             Event::Examined(examined) => self.record_exam(examined),
             Event::ViolationsFound(rules) => {
                 for rule in rules {
@@ -320,6 +327,17 @@ impl Metrics {
                 .with_label_values(&[check])
                 .set(*delta);
         }
+    }
+
+    fn record_collected(&self, removed: &[(&'static str, u64)], adapters_bytes: u64) {
+        for (kind, count) in removed {
+            self.swap
+                .collected
+                .with_label_values(&[kind])
+                .inc_by(*count);
+        }
+        let bytes = i64::try_from(adapters_bytes).unwrap_or(i64::MAX);
+        self.swap.adapters_bytes.set(bytes);
     }
 
     /// A role's series are replaced as a whole: rules that are gone leave none behind.

@@ -80,6 +80,11 @@ pub(crate) const SWAPS_TOTAL: &str = "realign_swaps_total";
 /// Histogram: from a staged adapter to the completed swap.
 pub(crate) const SWAP_DURATION_SECONDS: &str = "realign_swap_duration_seconds";
 
+/// Gauge: size of the adapter directory's generations when it was last looked through.
+pub(crate) const ADAPTERS_BYTES: &str = "realign_adapters_bytes";
+/// Counter by `kind`: adapters, records and cached results that retention removed.
+pub(crate) const COLLECTED_TOTAL: &str = "realign_collected_total";
+
 /// Counter by `verdict`: answers to clients that were judged.
 pub(crate) const COMPLIANCE_RESPONSES_TOTAL: &str = "realign_compliance_responses_total";
 /// Counter by `policy`, `rule` and `severity`: rules that judged answers violate.

@@ -122,6 +122,24 @@ fn a_reload_replaces_policy_info_and_a_failure_keeps_it() {
 }
 
 #[test]
+fn what_retention_removes_is_counted_by_kind() {
+    let collected = |verdicts| Event::Collected {
+        removed: vec![("adapter", 2), ("verdict", verdicts)],
+        adapters_bytes: 4096,
+    };
+    check(
+        vec![collected(5), collected(7)],
+        &[
+            "realign_adapters_bytes 4096",
+            "realign_collected_total{kind=\"adapter\"} 4",
+            "realign_collected_total{kind=\"verdict\"} 12",
+            "realign_collected_total{kind=\"checkpoint\"} 0",
+        ],
+        &[],
+    );
+}
+
+#[test]
 fn a_retired_generation_expires() {
     let swap = |from: &str, to: &str| Event::SwapPublished {
         from: from.into(),

@@ -209,3 +209,44 @@ fn of_many_conditional_swaps_exactly_one_wins() {
     });
     assert_eq!(wins.load(Ordering::Relaxed), 1);
 }
+
+#[test]
+fn what_is_withheld_answers_to_its_name_only() {
+    let registry = registry(4);
+    registry.withhold("it is damaged");
+    for selector in [None, Some("current")] {
+        let error = registry.resolve(selector).unwrap_err();
+        assert!(matches!(error, ResolveError::Withheld { .. }), "{error}");
+        assert!(error.to_string().contains("it is damaged"), "{error}");
+    }
+    assert_eq!(registry.resolve(Some("base")).unwrap().id, id(0));
+    assert_eq!(registry.resolve(Some(&id(0).0)).unwrap().id, id(0));
+    // Activating what is there already is an act like any other.
+    registry.swap(generation(0), None).unwrap();
+    assert!(registry.resolve(None).is_ok() && registry.withheld().is_none());
+    registry.withhold("again");
+    registry.offer();
+    assert!(registry.resolve(None).is_ok());
+}
+
+#[test]
+fn what_serves_served_before_or_is_held_is_needed() {
+    let registry = registry(4);
+    for n in 1..=4 {
+        registry.swap(generation(n), None).unwrap();
+    }
+    let needed = |n| registry.is_needed(&id(n));
+    assert!(needed(4) && needed(3) && !needed(2) && !needed(9));
+    assert!(registry.loaded().iter().any(|g| g.id == id(2)), "kept");
+    registry.forget(&id(2));
+    assert!(registry.loaded().iter().all(|g| g.id != id(2)));
+    let lease = registry.lease_current();
+    for n in 5..=9 {
+        registry.swap(generation(n), None).unwrap();
+    }
+    assert!(needed(4), "a sequence holds it");
+    registry.forget(&id(4));
+    assert!(needed(4), "still");
+    drop(lease);
+    assert!(!needed(4));
+}

@@ -1,5 +1,8 @@
+use std::time::Duration;
+
 use super::*;
 use crate::adapter::test_support::small_weights;
+use realign_core::lock::Holder;
 
 fn manifest() -> Manifest {
     Manifest {
@@ -90,18 +93,97 @@ fn only_ids_become_paths() {
     assert!(store.current().is_err());
 }
 
+fn locked(store: &AdapterStore) -> AdapterStore {
+    let holder = Holder::this_process(None);
+    let place = AdapterStore::place(store.root());
+    let lock = DirLock::take(place, &holder, Duration::ZERO).unwrap();
+    AdapterStore::open_locked(store.root(), Arc::new(lock)).unwrap()
+}
+
 #[test]
-fn opening_removes_what_a_dead_process_left() {
+fn only_whoever_may_write_removes_what_is_left_over() {
     let (_dir, store) = store();
     let id = store.publish(&small_weights(2, 1.0), manifest()).unwrap();
-    // No process has this number: Linux ends at 2^22.
-    let dead = store.root().join(".staging-0123456789ab-99999999");
-    let own = store
-        .root()
-        .join(format!(".staging-0123456789ab-{}", std::process::id()));
-    fs::create_dir(&dead).unwrap();
-    fs::create_dir(&own).unwrap();
-    let store = AdapterStore::open(store.root()).unwrap();
-    assert!(!dead.exists() && !own.exists());
+    let left = |name: &str| {
+        let path = store.root().join(name);
+        fs::create_dir(&path).unwrap();
+        path
+    };
+    let staged = left(".staging-0123456789ab");
+    let reader = AdapterStore::open(store.root()).unwrap();
+    assert_eq!(reader.list().unwrap().len(), 1);
+    assert!(staged.exists(), "readers remove nothing");
+    store.write(&small_weights(3, 1.0), manifest()).unwrap();
+    assert!(!staged.exists(), "nobody else was writing");
+    let (staged, trash) = (
+        left(".staging-0123456789ab-17"),
+        left(".trash-0123456789ab"),
+    );
+    let temporary = store.root().join("CURRENT.tmp");
+    fs::write(&temporary, "x").unwrap();
+    let store = locked(&store);
+    assert!(!staged.exists() && !trash.exists() && !temporary.exists());
     assert_eq!(store.current().unwrap(), Some(id));
+}
+
+#[test]
+fn what_is_being_staged_is_left_alone() {
+    let (_dir, store) = store();
+    let writing = store.publishing().unwrap();
+    let staged = store.root().join(".staging-0123456789ab");
+    fs::create_dir(&staged).unwrap();
+    let waiting = store.clone();
+    let other = std::thread::spawn(move || waiting.write(&small_weights(2, 1.0), manifest()));
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(staged.exists() && !other.is_finished());
+    writing.release();
+    other.join().unwrap().unwrap();
+    assert!(!staged.exists(), "abandoned once the lock was free");
+}
+
+#[test]
+fn only_the_holder_of_the_directory_writes_current() {
+    let (_dir, store) = store();
+    let server = locked(&store);
+    let id = server.publish(&small_weights(2, 1.0), manifest()).unwrap();
+    let added = store.write(&small_weights(3, 1.0), manifest()).unwrap();
+    for refused in [
+        store.set_current(&added),
+        store.set_current_base("b"),
+        store.remove(&added, &|_| false).map(drop),
+    ] {
+        let error = refused.unwrap_err().to_string();
+        assert!(error.contains("is in use by"), "{error}");
+    }
+    assert_eq!(store.current().unwrap(), Some(id));
+    server.set_current(&added).unwrap();
+}
+
+#[test]
+fn a_generation_that_is_needed_is_not_removed() {
+    let (_dir, store) = store();
+    let first = store.publish(&small_weights(2, 1.0), manifest()).unwrap();
+    let second = store.publish(&small_weights(3, 1.0), manifest()).unwrap();
+    assert!(store.bytes(&first) > 100);
+    assert!(
+        !store.remove(&second, &|_| false).unwrap(),
+        "CURRENT names it"
+    );
+    assert!(!store.remove(&first, &|id| *id == first).unwrap());
+    assert!(store.remove(&first, &|_| false).unwrap());
+    assert!(!store.path(&first).exists());
+    assert!(store.remove(&first, &|_| false).is_err(), "it is gone");
+    assert!(store.set_current(&first).is_err());
+    assert_eq!(store.list().unwrap().len(), 1);
+}
+
+#[test]
+fn a_directory_that_is_not_there_is_empty_and_stays_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = AdapterStore::open(dir.path().join("none")).unwrap();
+    assert_eq!(store.list().unwrap().len(), 0);
+    assert_eq!(store.current().unwrap(), None);
+    assert!(!store.root().exists());
+    fs::write(store.root(), "").unwrap();
+    assert!(AdapterStore::open(store.root()).is_err());
 }

@@ -5,6 +5,7 @@ pub mod client;
 pub mod completions;
 pub mod reports;
 pub mod responses;
+pub mod retention;
 
 use std::borrow::Cow;
 use std::marker::PhantomData;

@@ -2,6 +2,7 @@
 
 use super::super::answers::admin as admin_answers;
 use super::super::answers::client as client_answers;
+use super::super::answers::retention::Collected;
 use super::super::answers::{completions as completion_answers, responses as response_answers};
 use super::super::{
     admin, chat, completions, embeddings, models, moderations, openapi, overview, page, responses,
@@ -99,7 +100,7 @@ fn small_routes() -> Vec<Route> {
                 "One served name",
                 json::<client_answers::Model>(),
             )
-            .fails(&[401, 404, 429, 500]),
+            .fails(&[401, 404, 429, 500, 503]),
     ]
 }
 
@@ -116,7 +117,7 @@ pub(super) fn everyone() -> Vec<Route> {
         Route::get("/ready", service::ready)
             .named(
                 "ready",
-                "Model and policies are loaded and the server takes requests",
+                "Model and policies are loaded, the server takes requests, and something serves",
                 json::<client_answers::Ready>(),
             )
             .fails(&[503])
@@ -292,5 +293,13 @@ fn generations() -> Vec<Route> {
                 json::<admin_answers::History>(),
             )
             .fails(READ_FAILURES),
+        Route::post("/admin/v1/adapters/gc", admin::collect)
+            .named(
+                "collectAdapters",
+                "Remove what exceeds [retention], or show what would go",
+                json::<Collected>(),
+            )
+            .may_take::<admin::CollectRequest>()
+            .fails(&[400, 401, 403, 409, 413, 500]),
     ]
 }

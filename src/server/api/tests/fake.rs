@@ -12,6 +12,7 @@ use super::super::answers::admin::{
     Alignment, Cancelling, ExamAnswer, Generations, History, Policies, Realignment, Started, Swap,
     Unpinned,
 };
+use super::super::answers::retention::Collected;
 use super::super::*;
 use crate::config::keys::{ApiKey, KeyDigest};
 use crate::telemetry::{Event, Outcome, Stage};
@@ -189,6 +190,15 @@ impl AdminPort for FakeAdmin {
     }
     fn clear_policies(&self) -> Result<Policies, AdminError> {
         Err(AdminError::Conflict("there are policies".into()))
+    }
+    fn collect(&self, options: CollectOptions) -> Result<Collected, AdminError> {
+        Ok(Collected {
+            dry_run: options.dry_run,
+            adapters: Vec::new(),
+            freed_bytes: 0,
+            kept_bytes: options.max_imported_age_s.unwrap_or(0),
+            removed: [("adapter", 0)].into(),
+        })
     }
     fn alignment(&self) -> Alignment {
         Alignment {

@@ -342,3 +342,34 @@ fn the_page_needs_nothing_from_elsewhere() {
         );
     }
 }
+
+#[test]
+fn what_is_withheld_is_refused_and_everything_named_is_answered() {
+    let server = Server::start(|state| state.registry.withhold("generation x is damaged"));
+    for path in ["/ready", "/v1/models/org/tiny"] {
+        let refused = get(&server, path);
+        assert_eq!(refused.status, 503, "{path}: {}", refused.text);
+        assert!(refused.text.contains("generation x is damaged"));
+    }
+    assert_eq!(get(&server, "/health").status, 200);
+    assert_eq!(get(&server, "/v1/models").status, 200);
+    let refused = chat(&server, &json!({}));
+    assert_eq!(refused.status, 503, "{}", refused.text);
+    assert_eq!(refused.json()["error"]["code"], "unavailable");
+    let base = chat(&server, &json!({"model": "org/tiny@base"}));
+    assert_eq!(base.status, 200, "{}", base.text);
+    server.state.registry.offer();
+    assert_eq!(get(&server, "/ready").status, 200);
+    assert_eq!(chat(&server, &json!({})).status, 200);
+}
+
+#[test]
+fn removing_takes_options_and_tells_what_went() {
+    let server = Server::start(|_| ());
+    let collect = |body: &str| send(&server, "POST", "/admin/v1/adapters/gc", &[], body);
+    let shown = collect(r#"{"dry_run": true, "imported_older_than_days": 2}"#).json();
+    assert_eq!(shown["dry_run"], true, "{shown}");
+    assert_eq!(shown["kept_bytes"], 2 * 24 * 60 * 60);
+    assert_eq!(collect("{}").json()["dry_run"], false);
+    assert_eq!(collect(r#"{"dry_run": "yes"}"#).status, 400);
+}

@@ -1,0 +1,149 @@
+//! Who may use a state and an adapter directory, what is removed from them, and a start without
+//! what should serve.
+
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+
+use super::server::{Server, wait};
+use super::workspace::Workspace;
+
+fn realign(workspace: &Workspace, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_realign"))
+        .args(args)
+        .current_dir(workspace.path("."))
+        .env("REALIGN_LOG", "error")
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn a_second_server_on_either_directory_is_refused_and_readers_change_nothing() {
+    let workspace = Workspace::tiny(1);
+    let server = Server::start(&workspace);
+    server.ended(1);
+    let held: Value = serde_json::from_str(&workspace.read("state/LOCK")).unwrap();
+    assert_eq!(held["listen"], server.url("")["http://".len()..], "{held}");
+    let second = ["serve", "--port", "0"];
+    for other in [None, Some("--state"), Some("--adapters")] {
+        let elsewhere = other.map(|flag| [flag, "elsewhere"]).into_iter().flatten();
+        let args: Vec<&str> = second.into_iter().chain(elsewhere).collect();
+        let refused = realign(&workspace, &args);
+        let errors = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(2), "{args:?}: {errors}");
+        for part in ["is in use by", "listening on", "process"] {
+            assert!(errors.contains(part), "{args:?}: {errors}");
+        }
+    }
+    let staged = "adapters/.staging-0123456789ab-1";
+    std::fs::create_dir_all(workspace.path(staged)).unwrap();
+    for args in [["adapters", "list"], ["adapters", "show"]] {
+        let mut args = args.to_vec();
+        args.extend((args[1] == "show").then_some("0123456789ab"));
+        realign(&workspace, &args);
+        assert!(workspace.path(staged).exists(), "{args:?}");
+    }
+    let url = server.url("");
+    let asked = realign(
+        &workspace,
+        &["adapters", "gc", "--dry-run", "--json", "--url", &url],
+    );
+    let report: Value =
+        serde_json::from_slice(&asked.stdout).unwrap_or_else(|_| panic!("{}", text(&asked.stderr)));
+    assert_eq!(report["dry_run"], true, "{report}");
+    let asked = server.post("/admin/v1/adapters/gc", &json!({}));
+    assert_eq!(
+        (asked.status, &asked.body["removed"]["adapter"]),
+        (200, &json!(0))
+    );
+    // However a server ends, the next one starts.
+    server.kill();
+    let server = Server::start(&workspace);
+    assert!(!workspace.path(staged).exists(), "nobody else was writing");
+    assert_eq!(server.chat("tiny", "hello", 4).status, 200);
+}
+
+#[test]
+fn what_exceeds_the_limits_goes_and_is_trained_again_when_it_is_needed() {
+    let workspace = Workspace::tiny(1);
+    let config = workspace.read("realign.toml") + "[retention]\nkeep = 1\nkeep_realignments = 2\n";
+    workspace.write("realign.toml", &config);
+    workspace.drop_policy("xyzzy");
+    let server = Server::start(&workspace);
+    let mut generations = vec![server.ended(1)["generation"].clone()];
+    let stored = |generation: &Value| {
+        let path = format!("adapters/{}", generation.as_str().unwrap());
+        workspace.path(&path).exists()
+    };
+    let mut seen = 1.0;
+    let mut realign_to = |word: &str| {
+        workspace.drop_policy(word);
+        seen += 1.0;
+        wait("the realignment's end", || {
+            let ended = server.metric("realign_realignments_total", "outcome=\"succeeded\"");
+            (ended >= seen).then_some(())
+        });
+        server.realignments()[0]["generation"].clone()
+    };
+    generations.push(realign_to("plugh"));
+    assert!(
+        generations.iter().all(&stored),
+        "what a rollback returns to"
+    );
+    generations.push(realign_to("plain"));
+    let removed = || server.metric("realign_collected_total", "kind=\"adapter\"") >= 1.0;
+    wait("the removal", || removed().then_some(()));
+    assert!(!stored(&generations[0]) && stored(&generations[1]) && stored(&generations[2]));
+    assert!(server.metric("realign_adapters_bytes", "") > 0.0);
+    assert_eq!(server.realignments().len(), 2);
+    let again = realign_to("xyzzy");
+    assert_eq!(again, generations[0], "trained again from the same inputs");
+    assert_eq!(
+        server.chat("tiny", "hello", 4).generation.as_deref(),
+        again.as_str()
+    );
+    drop(server);
+    let shown = realign(&workspace, &["adapters", "gc", "--dry-run", "--json"]);
+    let report: Value =
+        serde_json::from_slice(&shown.stdout).unwrap_or_else(|_| panic!("{}", text(&shown.stderr)));
+    let serves = |adapter: &&Value| adapter["reason"] == "serves";
+    let adapters = report["adapters"].as_array().unwrap();
+    assert_eq!(
+        adapters.iter().find(serves).unwrap()["id"],
+        again,
+        "{report}"
+    );
+}
+
+#[test]
+fn without_what_should_serve_the_base_stands_in_only_where_that_is_wanted() {
+    let workspace = Workspace::tiny(1);
+    let config = workspace.read("realign.toml") + "[adapters]\non_missing = \"refuse\"\n";
+    workspace.write("realign.toml", &config);
+    // A policy without data: no realignment can succeed.
+    workspace.remove("preferences/pairs.jsonl");
+    workspace.drop_policy("xyzzy");
+    std::fs::create_dir_all(workspace.path("adapters")).unwrap();
+    workspace.write("adapters/CURRENT", "0123456789ab\n");
+    let server = Server::start(&workspace);
+    assert_eq!(server.ended(1)["status"], "failed");
+    let (status, body) = server.fetch(&server.url("/ready"), "");
+    assert!(
+        status == 503 && body.contains("0123456789ab"),
+        "{status} {body}"
+    );
+    let messages = json!([{"role": "user", "content": "hello"}]);
+    let body = json!({"model": "tiny", "max_tokens": 2, "messages": messages});
+    let refused = server.post("/v1/chat/completions", &body);
+    assert_eq!(refused.status, 503, "{}", refused.body);
+    server.chat("tiny@base", "hello", 2);
+    let base = json!({"generation": "base"});
+    let activated = server.post("/admin/v1/generations/activate", &base);
+    assert_eq!(activated.status, 200, "{}", activated.body);
+    server.chat("tiny", "hello", 2);
+    assert_eq!(server.fetch(&server.url("/ready"), "").0, 200);
+}
