@@ -4,7 +4,7 @@ PYTHON ?= python3
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo build cuda kernels check-cuda test test-fast test-mistralrs test-openai test-schema lint bench model model-gemma venv prometheus page
+.PHONY: help demo build cuda kernels check-cuda test test-fast test-mistralrs test-openai test-schema lint supply sbom bench model model-gemma venv prometheus page
 .DEFAULT_GOAL := help
 
 help:   ## List the targets
@@ -78,10 +78,17 @@ test-schema: model $(PROOF)/.ready  ## Send generated requests to a server; no 5
 page: build  ## Test the operators' page in headless Chromium; screenshots in target/page
 	$(PYTHON) scripts/check-page.py --binary "$(TARGET_DIR)/release/realign" --out "$(TARGET_DIR)/page"
 
-lint: ## Check formatting, lints, and that generated data is up to date
+lint: supply ## Check formatting, lints, and that generated data is up to date
 	$(PYTHON) scripts/make-bench-policies.py --check
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+supply: ## Check licences, sources, duplicates and advisories of the dependencies against deny.toml
+	$(PYTHON) scripts/check-supply.py
+	$(PYTHON) tests/python/supply_test.py
+
+sbom: ## Write a software bill of materials (CycloneDX) to target/sbom.cdx.json
+	$(PYTHON) scripts/sbom.py --out "$(TARGET_DIR)/sbom.cdx.json"
 
 bench: model  ## Run the benchmarks
 	$(CARGO) bench --locked
