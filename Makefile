@@ -80,6 +80,7 @@ page: build  ## Test the operators' page in headless Chromium; screenshots in ta
 
 lint: supply ## Check formatting, lints, and that generated data is up to date
 	$(PYTHON) scripts/make-bench-policies.py --check
+	$(PYTHON) scripts/check-unsafe.py
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 

@@ -79,7 +79,7 @@ impl std::ops::DerefMut for AlignedBytes {
 
 impl Drop for AlignedBytes {
     fn drop(&mut self) {
-        // SAFETY: allocated in `zeroed` with this layout.
+        // SAFETY: allocated in `try_zeroed` with this layout, and freed only here.
         unsafe { dealloc(self.base, self.layout) }
     }
 }

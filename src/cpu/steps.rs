@@ -235,7 +235,8 @@ impl CpuExecutor {
                 for (head, (key, value)) in k.chunks_exact_mut(d).zip(values).enumerate() {
                     finish(key, norms.map(|n| n.1), row);
                     // SAFETY: a block is written by one sequence (blocks that sequences share are
-                    // full), and a run has all of its rows that go to this block.
+                    // full), and a run has all of its rows that go to this block. That sequences
+                    // write to different blocks is the engine's promise; `check` does not look.
                     let part = unsafe { cache.head(index, block, head) };
                     write_token(part, position % BLOCK_TOKENS, key, value);
                 }

@@ -72,8 +72,8 @@ fn map(place: &Path, paths: &[PathBuf]) -> Result<MmapedSafetensors> {
             source,
         })?;
     }
-    // SAFETY: the files are mapped read-only; changing them under a running server is as fatal
-    // as changing its binary, and the documentation of `--model` says so.
+    // SAFETY: the files are mapped read-only, and nothing here changes them. If another process
+    // does while they are mapped, tensors may be torn, or SIGBUS ends this one (docs/unsafe.md).
     let tensors = unsafe { MmapedSafetensors::multi(paths) };
     tensors.map_err(|e| ModelError::Malformed {
         path: place.into(),

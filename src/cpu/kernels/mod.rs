@@ -145,7 +145,8 @@ pub(crate) fn prefetch(weight: &PackedWeight, panel: usize) {
 
 fn integer(isa: Isa, format: Format, bytes: &[u8], x: Rows, rows: usize, tile: &mut Tile) {
     match isa {
-        // SAFETY: `panel` checked the shapes, and an `Isa` comes from `detect` or is below it.
+        // SAFETY: `panel` checked the shapes, and every `Isa` comes from `detect` or, in tests, is
+        // below it.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe { avx512::integer(format, bytes, x, rows, tile) },
         // SAFETY: as above.

@@ -87,7 +87,7 @@ impl<'a> ViewMut<'a> {
 pub(super) struct Pointer(pub *mut f32);
 // SAFETY: every task writes only its own columns.
 unsafe impl Send for Pointer {}
-// SAFETY: as above; no thread reads through it.
+// SAFETY: as above; a task that adds to its columns reads only these, which no other writes.
 unsafe impl Sync for Pointer {}
 
 impl Pointer {
@@ -204,10 +204,10 @@ fn in_pairs(
             for from in (0..inner).step_by(DEPTH) {
                 let length = DEPTH.min(inner - from);
                 let panel = &mut floats[..length];
-                // SAFETY: `Form::Bf16` was detected.
+                // SAFETY: `Form::Bf16` was detected; as in `unpack_as`.
                 unsafe { unpack_avx512(weight, way, column, from, panel) };
                 let pairs = &mut pairs[..length.div_ceil(2)];
-                // SAFETY: as above.
+                // SAFETY: `Form::Bf16` was detected.
                 unsafe { pair(panel, pairs) };
                 for first in (0..rows).step_by(ROWS) {
                     let a = rounded[first * stride + from / 2..].as_ptr();
@@ -231,7 +231,8 @@ fn unpack_as(
 ) {
     match form {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the form was detected.
+        // SAFETY: `Form::floats` detected AVX-512 F and BW, which imply AVX2, FMA and F16C for the
+        // compiler. VL was not asked for; every processor that has BW has it too.
         Form::Avx512 | Form::Bf16 | Form::Limbs => unsafe {
             unpack_avx512(weight, way, first, from, panel)
         },

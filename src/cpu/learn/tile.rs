@@ -168,6 +168,8 @@ pub(crate) unsafe fn pairs(
     in_tiles!(x86::bf16, a, stride, rows, panel, target)
 }
 
+/// # Safety
+/// As [`floats`], for the N rows that begin at `a`.
 #[inline(always)]
 unsafe fn plain<const N: usize>(a: [*const f32; N], panel: &[[f32; WIDTH]], target: Target) {
     let mut sums = [[0f32; WIDTH]; N];
@@ -220,6 +222,8 @@ mod x86 {
         };
     }
 
+    /// # Safety
+    /// As [`plain`], and the processor has AVX2 and FMA.
     #[target_feature(enable = "avx2,fma")]
     pub(crate) unsafe fn avx2<const N: usize>(
         a: [*const f32; N],
@@ -230,6 +234,8 @@ mod x86 {
         unsafe { plain(a, panel, target) }
     }
 
+    /// # Safety
+    /// As [`plain`], and the processor has AVX-512 F and BW.
     #[target_feature(enable = "avx512f,avx512bw")]
     pub(crate) unsafe fn avx512<const N: usize>(
         a: [*const f32; N],
@@ -252,6 +258,8 @@ mod x86 {
         store!(sums, target);
     }
 
+    /// # Safety
+    /// As [`super::pairs`], for the N rows that begin at `a`.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     pub(crate) unsafe fn bf16<const N: usize>(
         a: [*const u32; N],
@@ -262,7 +270,7 @@ mod x86 {
         // SAFETY: both types are 64 bytes of any content.
         let pairs = |v: __m512i| unsafe { std::mem::transmute::<__m512i, __m512bh>(v) };
         for (i, weights) in panel.iter().enumerate() {
-            // SAFETY: as above.
+            // SAFETY: a row of the panel is two vectors; `a` by the contract of `pairs`.
             unsafe {
                 let low = pairs(_mm512_loadu_si512(weights.as_ptr().cast()));
                 let high = pairs(_mm512_loadu_si512(weights.as_ptr().add(16).cast()));

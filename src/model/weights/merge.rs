@@ -156,7 +156,8 @@ pub(crate) fn safetensors(
 ) -> Result<()> {
     let mut stored = std::collections::HashSet::new();
     for path in paths {
-        // SAFETY: the file is not changed while it is mapped; it is the model that serves.
+        // SAFETY: nothing here changes the file while it is mapped. If another process does, tensors
+        // may be torn, or SIGBUS ends this one (docs/unsafe.md).
         let mapped = unsafe { candle_core::safetensors::MmapedSafetensors::new(path)? };
         stored.extend(mapped.tensors().into_iter().map(|(name, _)| name));
     }
