@@ -4,7 +4,12 @@ import json
 import pathlib
 import re
 import subprocess
-import tomllib
+import sys
+
+try:
+    import tomllib
+except ModuleNotFoundError:
+    sys.exit("Python 3.11 or newer is needed here, for tomllib")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DENY = ROOT / "deny.toml"

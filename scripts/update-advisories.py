@@ -18,7 +18,6 @@ import pathlib
 import re
 import subprocess
 import sys
-import tomllib
 
 import supply
 
@@ -43,7 +42,7 @@ def read(text, where):
     found = re.search(r"^```toml\n(.*?)^```", text, re.S | re.M)
     if not found:
         raise supply.Failure(f"{where}: has no TOML block; has the database's format changed?")
-    facts = tomllib.loads(found.group(1))
+    facts = supply.tomllib.loads(found.group(1))
     advisory, versions = facts["advisory"], facts.get("versions", {})
     if "withdrawn" in advisory:
         return None
