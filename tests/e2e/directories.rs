@@ -70,7 +70,8 @@ fn a_second_server_on_either_directory_is_refused_and_readers_change_nothing() {
 #[test]
 fn what_exceeds_the_limits_goes_and_is_trained_again_when_it_is_needed() {
     let workspace = Workspace::tiny(1);
-    let config = workspace.read("realign.toml") + "[retention]\nkeep = 1\nkeep_realignments = 2\n";
+    let config =
+        workspace.read("realign.toml") + "[retention]\ngenerations = 1\nrealignments = 2\n";
     workspace.write("realign.toml", &config);
     workspace.drop_policy("xyzzy");
     let server = Server::start(&workspace);

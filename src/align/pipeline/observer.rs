@@ -35,6 +35,11 @@ pub trait Observer: train::Observer {
     /// by runs without scores.
     fn on_scored(&self, _scored: &Scored) {}
 
+    /// Whether there is time for another round of training.
+    fn has_time(&self) -> bool {
+        true
+    }
+
     /// Directory of the training checkpoints; a run continues from the newest one in it.
     fn checkpoints(&self) -> Option<PathBuf> {
         None

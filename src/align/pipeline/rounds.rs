@@ -79,7 +79,7 @@ impl Learner {
         history.push(failures.clone());
         let mut lowest = failures.score();
         for round in 1..run.recipe.rounds {
-            if failures.is_good() || failures.pairs.is_empty() {
+            if failures.is_good() || failures.pairs.is_empty() || !observer.has_time() {
                 break;
             }
             let pairs = later_pairs(run.pairs, &failures.pairs);

@@ -142,7 +142,7 @@ mod tests {
 
     fn global(dir: &Path, keep: usize) -> GlobalArgs {
         let config = dir.join("realign.toml");
-        std::fs::write(&config, format!("[retention]\nkeep = {keep}\n")).unwrap();
+        std::fs::write(&config, format!("[retention]\ngenerations = {keep}\n")).unwrap();
         GlobalArgs {
             config: Some(config),
             adapters: Some(dir.join("adapters")),

@@ -64,8 +64,8 @@ pub struct DriftConfig {
     pub min_answers: usize,
     /// Judged answers that are looked at at most, the newest ones.
     pub window: usize,
-    /// Seconds between two realignments that live answers start.
-    pub min_interval_s: u64,
+    /// Minutes between two realignments that live answers start.
+    pub cooldown_minutes: u64,
 }
 
 pub(super) fn resolve(raw: RawExam) -> Result<ExamConfig, ConfigError> {
@@ -99,6 +99,6 @@ pub(super) fn resolve_drift(raw: RawDrift) -> Result<DriftConfig, ConfigError> {
             raw.window.unwrap_or(200.max(min_answers)),
             "at least drift.min_answers",
         )?,
-        min_interval_s: raw.min_interval_s.unwrap_or(3600),
+        cooldown_minutes: raw.cooldown_minutes.unwrap_or(60),
     })
 }

@@ -190,16 +190,16 @@ section! {
     /// What a server keeps; it removes the rest at its start and after each realignment. 0 means no
     /// limit.
     RawRetention {
-        /// Maximum number of adapters, the most recently used ones.
-        keep: usize,
+        /// Maximum number of generations, the most recently used ones.
+        generations: usize,
         /// Maximum number of records of realignments, the newest ones.
-        keep_realignments: usize,
+        realignments: usize,
         /// Maximum number of cached results of each kind.
-        keep_cached: usize,
+        cached: usize,
         /// Days without use after which adapters, records and cached results go.
-        max_age_days: u64,
-        /// Maximum size of all adapters together, in bytes.
-        max_bytes: u64,
+        days: u64,
+        /// Maximum size of all adapters together, in MB.
+        megabytes: u64,
     }
 }
 
@@ -260,6 +260,8 @@ section! {
         epochs: usize,
         /// Minimum number of optimiser steps: few pairs are passed over more often.
         min_steps: usize,
+        /// Minutes after which no further round begins.
+        max_minutes: u64,
         /// Maximum number of rounds: after each, what the candidate gets wrong is trained again.
         rounds: usize,
         /// Pairs in a batch.
@@ -408,8 +410,8 @@ section! {
         min_answers: usize,
         /// Newest judged answers looked at.
         window: usize,
-        /// Seconds between two realignments that live answers start.
-        min_interval_s: u64,
+        /// Minutes between two realignments that live answers start.
+        cooldown_minutes: u64,
     }
 }
 

@@ -38,11 +38,11 @@ fn limit<T: Default + PartialEq>(value: Option<T>, default: T) -> Option<T> {
 
 pub(super) fn resolve(raw: &RawRetention) -> RetentionConfig {
     RetentionConfig {
-        generations: limit(raw.keep, 20),
-        realignments: limit(raw.keep_realignments, 200),
-        cached: limit(raw.keep_cached, 200_000),
-        max_age_s: limit(raw.max_age_days, 0).map(|days| days.saturating_mul(DAY)),
-        max_bytes: limit(raw.max_bytes, 0),
+        generations: limit(raw.generations, 20),
+        realignments: limit(raw.realignments, 200),
+        cached: limit(raw.cached, 200_000),
+        max_age_s: limit(raw.days, 0).map(|days| days.saturating_mul(DAY)),
+        max_bytes: limit(raw.megabytes, 0).map(|megabytes| megabytes.saturating_mul(1 << 20)),
     }
 }
 

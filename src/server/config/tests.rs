@@ -28,11 +28,11 @@ fn an_empty_file_gives_the_defaults() {
 fn a_limit_of_zero_is_none() {
     let defaults = read("", &RawConfig::default()).unwrap().retention;
     assert_eq!((defaults.generations, defaults.max_age_s), (Some(20), None));
-    let text = "[retention]\nkeep = 0\nmax_age_days = 2\nmax_bytes = 1000";
+    let text = "[retention]\ngenerations = 0\ndays = 2\nmegabytes = 3";
     let retention = read(text, &RawConfig::default()).unwrap().retention;
     assert_eq!(retention.generations, None);
     assert_eq!(retention.max_age_s, Some(2 * 24 * 60 * 60));
-    assert_eq!(retention.max_bytes, Some(1000));
+    assert_eq!(retention.max_bytes, Some(3 << 20));
 }
 
 #[test]
@@ -116,8 +116,8 @@ fn mistakes_are_named() {
             "[adapters]\non_missing = 'fail'",
             "adapters.on_missing is fail; `serve-base` or `refuse`",
         ),
-        ("[retention]\nkeep = -1", "retention.keep"),
-        ("[retention]\nmax_age = 1", "did you mean \"max_age_days\"?"),
+        ("[retention]\ngenerations = -1", "retention.generations"),
+        ("[retention]\nday = 1", "did you mean \"days\"?"),
         (
             "[train]\ntargets = ['x_proj']",
             "train.targets is \"x_proj\"",

@@ -1,5 +1,7 @@
 //! `[train]`, resolved: the recipe for each model size, and how training is executed.
 
+use std::time::Duration;
+
 use serde::de::DeserializeOwned;
 
 use super::{Layers, RawCorrective, RawTrain};
@@ -20,6 +22,8 @@ pub struct TrainConfig {
     /// Fraction of compute time given to training while requests are running, within
     /// [`ranges::SHARE`].
     pub share: f64,
+    /// Time after which no further round of a realignment begins.
+    pub max_time: Duration,
     /// Memory limit of a run, in MB; `None` means the memory that is free.
     pub memory_mb: Option<u64>,
     /// Whether activations are recomputed for gradients.
@@ -59,6 +63,7 @@ impl TrainConfig {
         Ok(Self {
             recipes,
             share,
+            max_time: Duration::from_secs(raw.max_minutes.unwrap_or(10).saturating_mul(60)),
             memory_mb: raw.memory_mb,
             recompute: recompute(raw.recompute.as_deref())?,
             // A heading without keys configures nothing.

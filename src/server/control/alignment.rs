@@ -71,6 +71,11 @@ impl Context {
         self.board().fallback.clone()
     }
 
+    pub(super) fn begin_fallback(&self, why: String) {
+        tracing::error!("{why}: the base model serves");
+        self.board().fallback = Some(why);
+    }
+
     pub(super) fn end_fallback(&self) {
         self.board().fallback = None;
     }

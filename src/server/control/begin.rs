@@ -223,6 +223,7 @@ impl Worker {
         if matches!(outcome, Outcome::Succeeded | Outcome::NoConflict) {
             // The policies led to what serves, whether that is another generation or not.
             self.context.registry.offer();
+            self.context.end_fallback();
         }
         self.close(closing, (running.trigger, running.started.elapsed()));
         self.collect();

@@ -64,9 +64,9 @@ impl Live {
         }
         inner.answers.push_back(complies);
         let share = Share::among(inner.answers.iter().copied());
-        let waited = inner
-            .reported
-            .is_none_or(|at| at.elapsed() >= Duration::from_secs(self.drift.min_interval_s));
+        let waited = inner.reported.is_none_or(|at| {
+            at.elapsed() >= Duration::from_secs(self.drift.cooldown_minutes.saturating_mul(60))
+        });
         let drifts = self.drift.enabled
             && share.of >= self.drift.min_answers
             && share.high < target
@@ -105,7 +105,7 @@ mod tests {
                 enabled,
                 min_answers: 20,
                 window: 50,
-                min_interval_s: 3600,
+                cooldown_minutes: 60,
             },
         )
     }

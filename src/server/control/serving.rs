@@ -178,6 +178,15 @@ impl Context {
     pub(super) fn resume_serving(&self) {
         let serving = self.registry.lease_current().id.clone();
         let history = self.log(self.db.activations(HISTORY)).unwrap_or_default();
+        let last = history.first().map(|last| last.to.clone());
+        let named = self.store.current();
+        if let (Some(last), Ok(None)) = (last.filter(|last| *last != serving.0), named) {
+            // A volume that is not mounted looks like a first start.
+            self.begin_fallback(format!(
+                "{}: there is no CURRENT, and generation {last} served before",
+                self.store.root().display()
+            ));
+        }
         if let Some(last) = history.first().filter(|last| last.to != serving.0) {
             let row = Activation {
                 seq: 0,

@@ -30,6 +30,7 @@ pub(crate) struct Work<'a> {
     job: &'a Job,
     stage: Cell<Stage>,
     entered: Cell<Instant>,
+    began: Instant,
 }
 
 /// Share of a whole realignment that is done when a stage begins, and when it ends.
@@ -53,6 +54,7 @@ impl<'a> Work<'a> {
             job,
             stage: Cell::new(Stage::Triage),
             entered: Cell::new(Instant::now()),
+            began: Instant::now(),
         }
     }
 
@@ -198,6 +200,10 @@ impl pipeline::Observer for Work<'_> {
         let db = &self.context.db;
         self.context
             .log(db.put_scores(&self.job.inputs.hash, &rows));
+    }
+
+    fn has_time(&self) -> bool {
+        self.began.elapsed() < self.context.config.train.max_time
     }
 
     fn checkpoints(&self) -> Option<PathBuf> {

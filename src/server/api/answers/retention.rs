@@ -57,11 +57,11 @@ pub enum Reason {
     WithinLimits,
     /// It should go, but could not be removed; the log says why.
     NotRemoved,
-    /// More adapters than `retention.keep` were used more recently.
+    /// More adapters than `retention.generations` were used more recently.
     BeyondCount,
     /// It has not been used for longer than allowed.
     BeyondAge,
-    /// All adapters together are larger than `retention.max_bytes`.
+    /// All adapters together are larger than `retention.megabytes`.
     BeyondBytes,
 }
 
