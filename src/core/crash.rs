@@ -2,6 +2,7 @@
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// Aborts the process if the environment variable `REALIGN_CRASH_AT` equals `name`.
 ///
@@ -16,12 +17,16 @@ pub fn crash_point(name: &str) {
 }
 
 /// Panics, once in the life of the process, if the environment variable `REALIGN_PANIC_AT` is the
-/// name of this thread (see [`Thread`](crate::Thread)): at its next heartbeat.
+/// name of this thread (see [`Thread`](crate::Thread)): at its next heartbeat, or with `name@seconds` at
+/// the first one that many seconds after the first heartbeat of all.
 pub(crate) fn panic_point(thread: &str) {
-    static AT: OnceLock<Option<String>> = OnceLock::new();
+    static AT: OnceLock<Option<(String, Instant)>> = OnceLock::new();
     static DONE: AtomicBool = AtomicBool::new(false);
-    let at = AT.get_or_init(|| std::env::var("REALIGN_PANIC_AT").ok());
-    if at.as_deref() == Some(thread) && !DONE.swap(true, Ordering::AcqRel) {
+    let at = AT.get_or_init(|| Some((std::env::var("REALIGN_PANIC_AT").ok()?, Instant::now())));
+    let Some((wanted, began)) = at else { return };
+    let (name, seconds) = wanted.split_once('@').unwrap_or((wanted, "0"));
+    let due = Duration::from_secs(seconds.parse().unwrap_or(0));
+    if name == thread && began.elapsed() >= due && !DONE.swap(true, Ordering::AcqRel) {
         panic!("REALIGN_PANIC_AT: {thread}");
     }
 }

@@ -9,7 +9,7 @@ use realign_cli::Cli;
 use super::workspace::Workspace;
 
 /// Commands that run a model, with the fewest arguments that each needs.
-const COMPUTING: [(&str, &[&str]); 12] = [
+const COMPUTING: [(&str, &[&str]); 14] = [
     ("serve", &["--port", "0"]),
     ("policy test", &[]),
     ("triage", &[]),
@@ -20,6 +20,14 @@ const COMPUTING: [(&str, &[&str]); 12] = [
     ("eval trace", &["--out", "results"]),
     ("eval diversion", &[]),
     ("eval gate", &[]),
+    (
+        "eval bench",
+        &[
+            "--dir",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/benches/policies"),
+        ],
+    ),
+    ("gather", &[]),
     ("model info", &[]),
     ("bench", &[]),
 ];

@@ -23,11 +23,14 @@ fn a_dead_engine_is_named_and_requests_to_it_fail_at_once() {
         return;
     }
     let workspace = Workspace::tiny(1);
-    let mut server = Server::start_panicking(&workspace, "engine");
+    let mut server = Server::start_panicking(&workspace, "engine@3");
     wait("a ready server", || {
         (status(&server, "/ready").0 == 200).then_some(())
     });
     let body = json!({ "model": "tiny", "prompt": "hello", "max_tokens": 4 });
+    wait("the panic", || {
+        (server.post("/v1/completions", &body).status == 503).then_some(())
+    });
     let began = Instant::now();
     for _ in 0..2 {
         let refused = server.post("/v1/completions", &body);

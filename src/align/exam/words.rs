@@ -1,6 +1,6 @@
 //! How close prompts are in their words: TF-IDF over words and pairs of words. Pure.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Weights of words in a collection of prompts.
 #[derive(Debug)]
@@ -11,7 +11,7 @@ pub(crate) struct Words {
 
 /// A prompt's words with their weights; of length 1.
 #[derive(Debug)]
-pub(crate) struct Weighed(HashMap<String, f64>);
+pub(crate) struct Weighed(BTreeMap<String, f64>);
 
 impl Words {
     /// Counts in how many of the prompts each word occurs.
@@ -32,7 +32,8 @@ impl Words {
 
     /// A prompt's weights.
     pub(crate) fn weigh(&self, prompt: &str) -> Weighed {
-        let mut weights: HashMap<String, f64> = HashMap::new();
+        // In an order of their own: a sum must not depend on the order of a hash table.
+        let mut weights: BTreeMap<String, f64> = BTreeMap::new();
         for term in terms(prompt) {
             let seen = self.frequency.get(&term).copied().unwrap_or(0);
             let rare = ((self.prompts + 1) as f64 / (seen + 1) as f64).ln() + 1.0;

@@ -219,7 +219,7 @@ mod tests {
         assert_eq!((code, text.as_str()), (EXIT_OK, expect));
         let request = server.join().unwrap();
         assert!(request.contains("/admin/v1/adapters/gc"), "{request}");
-        assert!(request.ends_with(r#"{"dry_run":true}"#), "{request}");
+        assert!(request.contains(r#""dry_run": true"#), "{request}");
         let refusal = r#"{"error": {"message": "realignment r1 is running"}}"#;
         let (remote, server) = answers(409, refusal).unwrap();
         let (code, text) = gc(&global, false, remote).unwrap();

@@ -160,7 +160,7 @@ fn errors_say_where_and_what() {
             &["the key `violates` is missing"],
         ),
         (
-            with_rule("violates: { label: x }\nviolates: { label: y }"),
+            with_rule("violates: { label: x }\nviolates: { label: w }"),
             &["p.yaml:7:5:", "`violates` stands here a second time"],
         ),
         (
@@ -270,7 +270,7 @@ fn ids_are_parts_that_can_be_a_path() {
         );
     }
     let twice = with_rule("violates: { label: x }")
-        .replace("- id: r", "- id: R\n    violates: { label: y }\n  - id: r");
+        .replace("- id: r", "- id: R\n    violates: { label: w }\n  - id: r");
     let errors = load(&twice).unwrap_err().to_string();
     assert!(
         errors.contains("rule id `r` is used already on line 5"),

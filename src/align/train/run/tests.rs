@@ -58,6 +58,7 @@ impl Observer for For {
 
 fn recipe() -> Recipe {
     Recipe {
+        min_steps: 0,
         rank: 2,
         epochs: 4,
         pairs_per_step: 3,
