@@ -27,6 +27,8 @@ mod policies;
 mod realign;
 mod retention;
 mod serving;
+#[cfg(test)]
+mod simulation;
 mod stop;
 mod supervised;
 mod surroundings;
