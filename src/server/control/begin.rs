@@ -40,6 +40,9 @@ impl Worker {
         if let Some(pin) = self.context.pinned() {
             return Err(StartError::Pinned(pin.generation));
         }
+        if !self.context.active().loaded {
+            return Err(StartError::NoPolicies);
+        }
         self.begin(Trigger::Operator)?
             .ok_or(StartError::NothingToDo)
     }
@@ -65,6 +68,10 @@ impl Worker {
             return;
         }
         let before = self.owed.take();
+        if !self.context.active().loaded {
+            // The set that becomes active first begins it.
+            return;
+        }
         match self.begin(trigger) {
             Ok(_) => self.context.set_blocked(None),
             // Trying again would end the process again.

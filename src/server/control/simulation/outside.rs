@@ -337,7 +337,11 @@ impl Surroundings for Seen {
         }
         let thread = std::thread::Builder::new().spawn(|| ())?;
         context.log(context.db.open_attempt(&job.inputs.hash, ""));
+        let loaded = context.active().loaded;
         let mut state = self.0.state();
+        if !loaded {
+            state.breach = Some(format!("{} was started without active policies", job.id));
+        }
         if let Some(other) = &state.job {
             let both = format!("{} runs, and {} was started", other.id, job.id);
             state.breach = Some(both);

@@ -163,6 +163,21 @@ fn policies_are_not_cleared_while_they_cannot_be_read() {
 }
 
 #[test]
+fn nothing_is_trained_for_policies_that_are_not_loaded_yet() {
+    well(&[
+        Op::Write("one", Content::Judged("xyzzy")),
+        Op::Reload,
+        IMPORTED,
+        Op::Set(Trouble::JudgeDown, true),
+        Op::Kill,
+        Op::Begin,
+        Op::Unpin,
+        Op::Deliver,
+        Op::Begin,
+    ]);
+}
+
+#[test]
 fn what_was_unpinned_just_before_a_kill_is_replaced() {
     let trained = [POLICY, Op::Reload, Op::Swap, Op::End(End::Failed)];
     well(&[&trained[..], &[IMPORTED, Op::Unpin, Op::Kill]].concat());
