@@ -149,7 +149,12 @@ impl Simulation {
         require(cleared || !allowed || self.outside.has_failed(), || {
             "the policies could not be cleared".into()
         })?;
-        Ok(if cleared { Look::Cleared } else { Look::AtOnce })
+        Ok(match (cleared, allowed) {
+            (true, _) => Look::Cleared,
+            // It was looked at, but could not be stored.
+            (false, true) => Look::AtOnce,
+            (false, false) => Look::None,
+        })
     }
 
     fn expected(&self, expected: Expected) -> Option<String> {
