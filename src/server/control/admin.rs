@@ -9,7 +9,7 @@ use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 
 use super::error::StartError;
-use super::serving::{Change, ChangeError};
+use super::pointer::{Change, ChangeError};
 use super::{Control, Event};
 use crate::api::answers::Stored;
 use crate::api::answers::admin::{
@@ -259,6 +259,7 @@ impl AdminPort for Control {
     fn unpin(&self) -> Result<Unpinned, AdminError> {
         let pin = self
             .context
+            .pointer
             .unpin()
             .map_err(|error| AdminError::Failed(error.to_string()))?;
         if pin.is_some() {

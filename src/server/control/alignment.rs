@@ -30,22 +30,8 @@ pub(crate) struct Board {
     examining: bool,
     /// Why the last exam was not sat to its end.
     failure: Option<String>,
-    /// Why the generation that should serve does not.
-    fallback: Option<String>,
     /// Why a realignment that is due does not begin.
     blocked: Option<String>,
-    /// What an operator pinned.
-    pinned: Option<Pin>,
-}
-
-impl Board {
-    /// Nothing is measured yet; `fallback` says why what should serve does not, if so.
-    pub(super) fn at_start(fallback: Option<String>) -> Self {
-        Self {
-            fallback,
-            ..Self::default()
-        }
-    }
 }
 
 impl Context {
@@ -59,25 +45,14 @@ impl Context {
         *board = Board {
             realigning: board.realigning,
             examining: board.examining,
-            fallback: board.fallback.take(),
             blocked: board.blocked.take(),
-            pinned: board.pinned.take(),
             ..Board::default()
         };
     }
 
     /// Why the generation that should serve does not, if so.
     pub(crate) fn fallback(&self) -> Option<String> {
-        self.board().fallback.clone()
-    }
-
-    pub(super) fn begin_fallback(&self, why: String) {
-        tracing::error!("{why}: the base model serves");
-        self.board().fallback = Some(why);
-    }
-
-    pub(super) fn end_fallback(&self) {
-        self.board().fallback = None;
+        self.pointer.fallback()
     }
 
     /// Says why a realignment that is due does not begin.
@@ -94,11 +69,7 @@ impl Context {
 
     /// What an operator pinned, if anything.
     pub(crate) fn pinned(&self) -> Option<Pin> {
-        self.board().pinned.clone()
-    }
-
-    pub(super) fn show_pin(&self, pin: Option<Pin>) {
-        self.board().pinned = pin;
+        self.pointer.pinned()
     }
 
     pub(super) fn set_realigning(&self, realigning: bool) {
@@ -170,9 +141,9 @@ impl Context {
         let board = self.board();
         let (realigning, examining) = (board.realigning, board.examining);
         let failure = board.failure.clone();
-        let (fallback, blocked) = (board.fallback.clone(), board.blocked.clone());
-        let pinned = board.pinned.clone();
+        let blocked = board.blocked.clone();
         drop(board);
+        let (fallback, pinned) = (self.fallback(), self.pinned());
         let active = self.active();
         let governed = active.set.policies().iter().any(|p| p.is_enforced());
         let (state, reasons) = match report {

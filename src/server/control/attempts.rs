@@ -1,19 +1,16 @@
 //! A realignment that ends the process, for want of memory most often, is not started a third time.
 
-use std::time::Duration;
-
 use super::Control;
 use super::context::Context;
 use super::error::BeginError;
 use crate::state::{Deaths, RealignmentRow};
-use crate::telemetry::Outcome;
 use realign_core::Trigger;
 
 /// Deaths in one stage after which a realignment does not start by itself.
 const MAX_DEATHS: u64 = 2;
 
-/// Whether a realignment to these inputs may begin. An interrupted one whose process died too often
-/// in the same stage is closed as failed. An operator's request and other policies begin anew.
+/// Whether a realignment to these inputs may begin; not by itself if its process died too often in
+/// the same stage. An operator's request and other policies begin anew.
 ///
 /// # Errors
 /// [`BeginError::Died`], or the database's.
@@ -36,13 +33,7 @@ pub(super) fn check(
     let Some(deaths) = deaths.filter(|deaths| deaths.count >= MAX_DEATHS) else {
         return Ok(());
     };
-    let why = reason(context, &deaths);
-    if let Some(row) = unfinished {
-        let result = (None, Some(why.clone()));
-        // If it cannot be written, the next start writes it.
-        let _written = context.finish(&row.id, Outcome::Failed, result, (trigger, Duration::ZERO));
-    }
-    Err(BeginError::Died(why))
+    Err(BeginError::Died(reason(context, &deaths)))
 }
 
 fn reason(context: &Context, deaths: &Deaths) -> String {

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Event;
 use super::attempts;
 use super::error::{BeginError, StartError};
-use super::realign::{self, Ended, Job, Stop};
+use super::realign::{Ended, Job, Stop};
 use super::stop::StopFlag;
 use super::worker::{Running, Worker};
-use crate::state::StateError;
+use crate::state::{RealignmentRow, StateError};
 use crate::telemetry::{self, Outcome};
 use realign_align::pipeline::Inputs;
 use realign_core::clock::unix_seconds;
@@ -41,8 +40,21 @@ impl Worker {
         if let Some(pin) = self.context.pinned() {
             return Err(StartError::Pinned(pin.generation));
         }
+        if !self.context.active().loaded {
+            return Err(StartError::NoPolicies);
+        }
         self.begin(Trigger::Operator)?
             .ok_or(StartError::NothingToDo)
+    }
+
+    /// What was pinned may be replaced: a realignment that is due begins.
+    pub(super) fn unpinned(&mut self) {
+        if self.running.is_some() {
+            // The pin may have kept the running one from serving what it led to.
+            self.pending.get_or_insert(Trigger::Operator);
+        } else {
+            self.begin_or_owe(Trigger::Operator);
+        }
     }
 
     /// Begins a realignment; if that fails, it is tried again until it begins.
@@ -56,6 +68,10 @@ impl Worker {
             return;
         }
         let before = self.owed.take();
+        if !self.context.active().loaded {
+            // The set that becomes active first begins it.
+            return;
+        }
         match self.begin(trigger) {
             Ok(_) => self.context.set_blocked(None),
             // Trying again would end the process again.
@@ -66,7 +82,7 @@ impl Worker {
                 self.context.set_blocked(Some(why));
                 self.owed = Some(Owed {
                     trigger,
-                    at: Instant::now() + wait,
+                    at: self.surroundings.now() + wait,
                     wait,
                 });
             }
@@ -91,13 +107,21 @@ impl Worker {
     fn begin(&mut self, trigger: Trigger) -> Result<Option<String>, BeginError> {
         let active = self.context.active();
         let set = active.set;
-        let inputs = self.context.inputs(&set)?;
-        let unfinished = self.context.supersede_unfinished(&inputs.hash)?;
+        let inputs = self.surroundings.inputs(&self.context, &set)?;
+        // One that has ended is not resumed, even if its end could not be written before.
+        self.close_rows()?;
+        let unfinished = self.supersede_unfinished(&inputs.hash)?;
         let at_start = trigger == Trigger::Start && self.context.fallback().is_none();
         if unfinished.is_none() && at_start && self.context.has_ended(&inputs.hash) {
             return Ok(None);
         }
-        attempts::check(&self.context, (&inputs.hash, trigger), unfinished.as_ref())?;
+        let allowed = attempts::check(&self.context, (&inputs.hash, trigger), unfinished.as_ref());
+        if let Err(error) = allowed {
+            if let (BeginError::Died(why), Some(row)) = (&error, unfinished) {
+                self.close_interrupted(row, (Outcome::Failed, why), trigger);
+            }
+            return Err(error);
+        }
         // A realignment begins with the same exam.
         if let Some(examining) = self.examining.take() {
             examining.cancel();
@@ -130,19 +154,7 @@ impl Worker {
             policy_revision: revision.clone(),
         });
         let (context, events) = (self.context.clone(), self.events.clone());
-        let run = move || {
-            let hash = job.inputs.hash.clone();
-            let ended = attempts::attempt(&context, &hash, || realign::run(&context, job));
-            // A closed channel means that the loop has ended; the unfinished row is resumed at the
-            // next start.
-            let _closed = events.send(Event::Ended(Box::new(ended)));
-        };
-        // Candle traverses a graph recursively, one stack frame per operation.
-        let thread = std::thread::Builder::new()
-            .name("realign".into())
-            .stack_size(256 << 20)
-            .spawn(run);
-        let thread = match thread {
+        let thread = match self.surroundings.realign(context, events, job) {
             Ok(thread) => thread,
             Err(error) => {
                 let detail = Some(format!("its thread could not be started: {error}"));
@@ -157,12 +169,14 @@ impl Worker {
             }
         };
         self.context.set_realigning(true);
+        self.owed = None;
+        self.context.set_blocked(None);
         self.running = Some(Running {
             id,
             trigger,
             revision,
             flag,
-            started: Instant::now(),
+            started: self.surroundings.now(),
             thread,
         });
         Ok(())
@@ -223,9 +237,10 @@ impl Worker {
         if matches!(outcome, Outcome::Succeeded | Outcome::NoConflict) {
             // The policies led to what serves, whether that is another generation or not.
             self.context.registry.offer();
-            self.context.end_fallback();
+            self.context.pointer.end_fallback();
         }
-        self.close(closing, (running.trigger, running.started.elapsed()));
+        let took = self.surroundings.now() - running.started;
+        self.close(closing, (running.trigger, took));
         self.collect();
         if let Some(trigger) = self.pending.take() {
             self.begin_or_owe(trigger);
@@ -245,12 +260,65 @@ impl Worker {
     }
 
     /// Writes the ends that could not be written before.
-    pub(super) fn close_rows(&mut self) {
+    fn close_rows(&mut self) -> Result<(), StateError> {
         let db = self.context.db.clone();
+        let mut failed = None;
         self.closing.retain(|row| {
             let result = (row.generation.as_deref(), row.detail.as_deref());
+            // A row that is gone or closed needs nothing more.
             let written = db.finish_realignment(&row.id, row.outcome, result, unix_seconds());
-            matches!(written, Err(StateError::Sql(_)))
+            let retry = matches!(written, Err(StateError::Sql(_)));
+            failed = written.err().filter(|_| retry).or(failed.take());
+            retry
         });
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// No row stays open for which nothing runs, and which nothing is going to resume.
+    pub(super) fn close_what_does_not_run(&mut self) {
+        let closed = self.close_rows();
+        if self.context.log(closed).is_none()
+            || self.running.is_some()
+            || self.owed.is_some()
+            || !self.context.active().loaded
+        {
+            return;
+        }
+        let rows = self.context.log(self.context.db.unfinished_realignments());
+        for row in rows.unwrap_or_default() {
+            let why = "the server stopped, and it was not resumed";
+            self.close_interrupted(row, (Outcome::Superseded, why), Trigger::Start);
+        }
+    }
+
+    /// The interrupted realignment with these inputs, if any; all other interrupted ones are closed
+    /// as superseded.
+    fn supersede_unfinished(
+        &mut self,
+        inputs_hash: &str,
+    ) -> Result<Option<RealignmentRow>, StateError> {
+        let mut rows = self.context.db.unfinished_realignments()?;
+        let wanted = rows.iter().rposition(|row| row.inputs_hash == inputs_hash);
+        let wanted = wanted.map(|at| rows.remove(at));
+        for row in rows {
+            let why = "the server stopped, and other policies or data are there now";
+            self.close_interrupted(row, (Outcome::Superseded, why), Trigger::Start);
+        }
+        Ok(wanted)
+    }
+
+    fn close_interrupted(
+        &mut self,
+        row: RealignmentRow,
+        (outcome, why): (Outcome, &str),
+        trigger: Trigger,
+    ) {
+        let closing = Closing {
+            id: row.id,
+            outcome,
+            generation: None,
+            detail: Some(why.into()),
+        };
+        self.close(closing, (trigger, Duration::ZERO));
     }
 }

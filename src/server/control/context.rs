@@ -7,9 +7,10 @@ use std::time::Duration;
 use super::alignment::Board;
 use super::error::ControlError;
 use super::live::Live;
+use super::pointer::Pointer;
 use super::supervised::LONGEST_EVENT;
 use crate::config::Config;
-use crate::state::{RealignmentRow, StateDb, StateError};
+use crate::state::{Act, Activation, StateDb, StateError};
 use crate::telemetry::event::PolicyRevision;
 use crate::telemetry::{Event, Outcome, Telemetry};
 use realign_align::oracle::{FeatureSource, Matchers, Prepared, RuleTrust};
@@ -62,8 +63,8 @@ pub(crate) struct Context {
     pub(super) board: Mutex<Board>,
     /// How live answers comply, and recent prompts.
     pub(super) live: Live,
-    /// Held by the one who changes what serves.
-    pub(super) pointer: Mutex<()>,
+    /// What serves.
+    pub(super) pointer: Pointer,
     /// Whether the first look at the policies has ended, with nothing that was ever accepted.
     pub(super) has_looked: AtomicBool,
     /// The signs of life of the loop.
@@ -102,6 +103,7 @@ impl Context {
             telemetry,
             fallback,
         } = parts;
+        let pointer = Pointer::new(registry.clone(), db.clone(), store.clone(), fallback);
         let live = Live::new(config.exam.live_prompts, config.drift);
         Ok(Self {
             config,
@@ -113,9 +115,9 @@ impl Context {
             telemetry,
             recipe,
             features: Mutex::default(),
-            board: Mutex::new(Board::at_start(fallback)),
+            board: Mutex::default(),
             live,
-            pointer: Mutex::default(),
+            pointer,
             has_looked: AtomicBool::new(false),
             vital: Arc::new(Vital::new(Thread::Control, LONGEST_EVENT)),
             policies: RwLock::default(),
@@ -199,32 +201,8 @@ impl Context {
         self.emit(Event::PolicyReloadFailed { error });
     }
 
-    /// The interrupted realignment with these inputs, if any; all other interrupted ones are
-    /// closed as superseded.
-    ///
-    /// # Errors
-    /// If the interrupted ones cannot be read.
-    pub(crate) fn supersede_unfinished(
-        &self,
-        inputs_hash: &str,
-    ) -> Result<Option<RealignmentRow>, StateError> {
-        let rows = self.db.unfinished_realignments()?;
-        let (wanted, others): (Vec<_>, Vec<_>) = rows
-            .into_iter()
-            .partition(|row| row.inputs_hash == inputs_hash);
-        for row in others {
-            let why = "the server stopped, and other policies or data are there now";
-            self.finish(
-                &row.id,
-                Outcome::Superseded,
-                (None, Some(why.into())),
-                (Trigger::Start, Duration::ZERO),
-            );
-        }
-        Ok(wanted.into_iter().next_back())
-    }
-
-    /// Whether the newest realignment had these inputs and ended for good.
+    /// Whether the newest realignment had these inputs and ended for good. Where an operator replaced
+    /// what it led to and let go of that since, it is due again.
     pub(crate) fn has_ended(&self, inputs_hash: &str) -> bool {
         let newest = self
             .log(self.db.realignments(1))
@@ -234,8 +212,17 @@ impl Context {
         newest.is_some_and(|row| {
             // A refused candidate may pass a gate whose settings have changed since.
             let settled = matches!(row.outcome, Some(Outcome::Succeeded | Outcome::NoConflict));
-            row.inputs_hash == inputs_hash && settled
+            let serving = self.registry.lease_current().id.clone();
+            let serves = row.generation.is_some_and(|id| id == serving.0);
+            row.inputs_hash == inputs_hash && settled && (serves || !self.was_let_go())
         })
+    }
+
+    /// Whether what serves is an operator's choice that is pinned no more.
+    fn was_let_go(&self) -> bool {
+        let newest = self.log(self.db.activations(1)).unwrap_or_default();
+        let by_operator = |row: &Activation| matches!(row.act, Act::Activate | Act::Rollback);
+        self.pinned().is_none() && newest.first().is_some_and(by_operator)
     }
 
     /// Records how a realignment ended (the generation it led to, and what an operator should know),
@@ -314,7 +301,18 @@ pub fn initial_generation(
         policy_revision: None,
         adapter: None,
     };
-    let id = match store.current() {
+    first(base, store.current(), |id| {
+        load_generation(store, loaded, id)
+    })
+}
+
+/// As [`initial_generation`], from what `CURRENT` names.
+pub(super) fn first(
+    base: Generation,
+    named: Result<Option<GenerationId>, AdapterError>,
+    load: impl FnOnce(&GenerationId) -> Result<Generation, AdapterError>,
+) -> (Generation, Option<String>) {
+    let id = match named {
         Ok(None) => return (base, None),
         Ok(Some(id)) => id,
         Err(error) => {
@@ -322,7 +320,7 @@ pub fn initial_generation(
             return (base, Some(format!("CURRENT is unreadable: {error}")));
         }
     };
-    match load_generation(store, loaded, &id) {
+    match load(&id) {
         Ok(generation) => (generation, None),
         Err(error) => {
             tracing::error!(%error, generation = %id, "the current generation is unusable: the base model serves");

@@ -7,7 +7,7 @@ use super::worker::Worker;
 use realign_core::{Trigger, files};
 
 /// Name, size and modification time of every file, in order of names.
-type Listing = Vec<(String, u64, Option<SystemTime>)>;
+pub(super) type Listing = Vec<(String, u64, Option<SystemTime>)>;
 
 /// What was seen of the data.
 pub(super) struct DataWatch {
@@ -19,10 +19,10 @@ pub(super) struct DataWatch {
 
 impl DataWatch {
     /// Begins with what is there now.
-    pub(super) fn new(directory: &Path, settle: Duration) -> Self {
+    pub(super) fn new(acted: Listing, settle: Duration) -> Self {
         Self {
             settle,
-            acted: list(directory),
+            acted,
             resting: None,
         }
     }
@@ -51,7 +51,7 @@ impl DataWatch {
 }
 
 /// An unreadable directory lists nothing: reading the data itself reports why.
-fn list(directory: &Path) -> Listing {
+pub(super) fn list(directory: &Path) -> Listing {
     let listed = directory.to_owned();
     let listing = files::within_deadline(directory, move || Ok(list_now(&listed)));
     listing.unwrap_or_default()
@@ -75,15 +75,16 @@ fn list_now(directory: &Path) -> Listing {
 impl Worker {
     /// Looks at the preference data; a change starts a realignment, or follows the running one.
     pub(super) fn look_at_data(&mut self, now: Instant) {
-        let directory = self.context.config.paths.preferences.clone();
-        if !self.data.changed(list(&directory), now) {
+        let listing = self.surroundings.data(&self.context);
+        if !self.data.changed(listing, now) {
             return;
         }
         let active = self.context.active();
         if !active.loaded || !active.set.policies().iter().any(|p| p.is_enforced()) {
             return;
         }
-        tracing::info!(directory = %directory.display(), "the preference data changed");
+        let directory = self.context.config.paths.preferences.display();
+        tracing::info!(%directory, "the preference data changed");
         if self.running.is_some() {
             self.pending.get_or_insert(Trigger::Data);
         } else {
@@ -100,7 +101,7 @@ mod tests {
     fn a_change_counts_once_it_rests() {
         let directory = tempfile::tempdir().unwrap();
         let settle = Duration::from_secs(1);
-        let mut watch = DataWatch::new(directory.path(), settle);
+        let mut watch = DataWatch::new(list(directory.path()), settle);
         let start = Instant::now();
         assert!(!watch.changed(list(directory.path()), start));
         std::fs::write(directory.path().join("a.jsonl"), "{}\n").unwrap();

@@ -67,13 +67,12 @@ impl Directory {
             Ok(snapshot) => Seen::Files(snapshot.digest()),
             Err(error) => Seen::Error(error.kind()),
         };
-        let again = self.retry.is_some_and(|(at, _)| at <= now);
-        if self.acted.as_ref() == Some(&seen) && !at_once && !again {
+        let same = self.acted.as_ref() == Some(&seen);
+        // Only what was tried is tried again; other content has to rest first.
+        let again = same && self.retry.is_some_and(|(at, _)| at <= now);
+        if same && !at_once && !again {
             self.resting = None;
             return Look::Same;
-        }
-        if self.acted.as_ref() != Some(&seen) {
-            self.retry = None;
         }
         let since = match &self.resting {
             Some((resting, since, _)) if *resting == seen => *since,
@@ -85,6 +84,9 @@ impl Directory {
             return Look::Later;
         }
         self.resting = None;
+        if !same {
+            self.retry = None;
+        }
         self.acted = Some(seen);
         if let Ok(snapshot) = &found {
             self.snapshot = snapshot.clone();
@@ -127,9 +129,10 @@ impl Directory {
 
     /// When to look again at the latest.
     pub(super) fn next(&self) -> Option<Instant> {
-        let retry = self.retry.map(|(at, _)| at);
-        let resting = self.resting.as_ref().map(|(_, _, due)| *due);
-        retry.into_iter().chain(resting).min()
+        match &self.resting {
+            Some((_, _, due)) => Some(*due),
+            None => self.retry.map(|(at, _)| at),
+        }
     }
 }
 
@@ -207,5 +210,20 @@ mod tests {
         assert!(directory.retry_later(start) > wait);
         directory.settled();
         assert!(!acts(&directory.look(full(), start + wait * 9, false)));
+    }
+
+    #[test]
+    fn a_retry_is_for_the_content_that_was_tried() {
+        let (mut directory, start) = (Directory::new(SETTLE), Instant::now());
+        let tried = || files(r#"{"a.yaml":"x\n"}"#);
+        let other = || files(r#"{"a.yaml":"x\ny\n"}"#);
+        assert!(acts(&directory.look(tried(), start, true)));
+        let due = start + directory.retry_later(start);
+        assert!(
+            !acts(&directory.look(other(), due, false)),
+            "it rests first"
+        );
+        assert_eq!(directory.next(), Some(due + SETTLE));
+        assert!(acts(&directory.look(tried(), due, false)), "it is back");
     }
 }

@@ -114,6 +114,12 @@ pub(super) enum StartError {
          again"
     )]
     Pinned(String),
+    /// No policies are active yet: what there is to realign to is unknown.
+    #[error(
+        "no policies are active yet; `last_error` of GET /admin/v1/policies says why, and a \
+         realignment begins once they are"
+    )]
+    NoPolicies,
     /// The realignment that the active policies require has already been done.
     #[error("nothing to do")]
     NothingToDo,

@@ -2,7 +2,7 @@
 //!
 //! One thread owns the mutable state (the active policy set, the running realignment) and processes
 //! one [`Event`] at a time. Events are hints: on a timer the loop compares what is wanted with what
-//! is ([`worker`]). What serves has one writer ([`serving`]).
+//! is ([`worker`]). What serves has one writer ([`pointer`]).
 
 mod admin;
 mod alignment;
@@ -22,12 +22,16 @@ mod live;
 mod manifest;
 mod moderation;
 mod oracle;
+mod pointer;
 mod policies;
 mod realign;
 mod retention;
 mod serving;
+#[cfg(test)]
+mod simulation;
 mod stop;
 mod supervised;
+mod surroundings;
 mod unhealthy;
 mod work;
 mod worker;
@@ -53,6 +57,7 @@ pub use inputs::{command_checkpoints, inputs};
 pub use manifest::Origin;
 use realign::Ended;
 pub use retention::{CollectError, collect_offline};
+use surroundings::System;
 use worker::Worker;
 
 /// Everything that the control loop reacts to.
@@ -109,7 +114,7 @@ impl Control {
         };
         let directory = parts.config.paths.policies.clone();
         let context = Arc::new(Context::new(parts)?);
-        context.resume_serving();
+        context.pointer.resume(|id| context.load_generation(id));
         let (events, inbox) = channel();
         let watcher_events = events.clone();
         let watcher = PolicyWatcher::start(directory, watch, move || {
@@ -121,7 +126,7 @@ impl Control {
             // A closed channel means that the loop is shutting down.
             let _closed = unhealthy.send(Event::Unhealthy(generation.clone()));
         });
-        let worker = Worker::new(context.clone(), events.clone(), inbox);
+        let worker = Worker::new(context.clone(), events.clone(), inbox, Box::new(System));
         let own = context.vital.clone();
         let thread = std::thread::Builder::new()
             .name("control".into())

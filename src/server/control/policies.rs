@@ -2,13 +2,12 @@
 //!
 //! A directory that vanishes is not an empty one. Going back to no policies is an operator's act.
 
-use std::io::ErrorKind;
-use std::time::Instant;
+use std::io::{self, ErrorKind};
 
 use super::directory::Look;
 use super::error::{ClearError, ReadPoliciesError};
 use super::worker::Worker;
-use realign_align::oracle::{Prepared, needs_services, prepare_trusted};
+use realign_align::oracle::Prepared;
 use realign_align::policy::{PolicySet, Snapshot};
 use realign_core::clock::unix_seconds;
 use realign_core::{StopReason, Trigger};
@@ -17,22 +16,41 @@ impl Worker {
     /// Looks at the policy directory and acts on what is new there. With `at_once`, an operator
     /// asked for it.
     pub(super) fn look_at_policies(&mut self, at_once: bool) {
-        let found = Snapshot::read(&self.context.config.paths.policies);
-        let Look::Act(found) = self.directory.look(found, Instant::now(), at_once) else {
+        let found = self.surroundings.policies(&self.context);
+        let now = self.surroundings.now();
+        let Look::Act(found) = self.directory.look(found, now, at_once) else {
             return;
         };
+        self.read_accepted();
         match self.read_policies(found) {
             Ok((snapshot, set, prepared)) => self.accept(snapshot, set, prepared),
             Err(error) => self.refuse(&error),
         }
     }
 
+    /// Reads which set was accepted last, unless that has been done.
+    fn read_accepted(&mut self) {
+        if !self.accepted_read
+            && let Some(accepted) = self.context.log(self.context.db.accepted_policies())
+        {
+            self.accepted = accepted;
+            self.accepted_read = true;
+        }
+    }
+
+    /// Whether there are policies that an empty directory must not end. As long as that cannot be
+    /// read, there may be.
+    fn is_governed(&self) -> bool {
+        let accepted = self.accepted.as_ref();
+        accepted.map_or(!self.accepted_read, Snapshot::has_policies)
+    }
+
     fn read_policies(
         &self,
-        found: std::io::Result<Snapshot>,
+        found: io::Result<Snapshot>,
     ) -> Result<(Snapshot, PolicySet, Prepared), ReadPoliciesError> {
         let directory = &self.context.config.paths.policies;
-        let governed = self.accepted.as_ref().is_some_and(Snapshot::has_policies);
+        let governed = self.is_governed();
         let snapshot = match found {
             Ok(snapshot) => snapshot,
             Err(error) if error.kind() == ErrorKind::NotFound && !governed => Snapshot::default(),
@@ -67,15 +85,8 @@ impl Worker {
             }
             Err(errors) => return Err(errors.into()),
         };
-        let services = self.context.services(&set)?;
-        match prepare_trusted(&set, &services) {
-            Ok(prepared) => Ok((set, prepared)),
-            // A judge may answer again, and so may a device.
-            Err(errors) if needs_services(&set) != (false, false) => {
-                Err(ReadPoliciesError::Unreadable(errors))
-            }
-            Err(errors) => Err(errors.into()),
-        }
+        let prepared = self.surroundings.prepare(&self.context, &set)?;
+        Ok((set, prepared))
     }
 
     /// A set that is invalid, fails its examples, has a rule below its minimum trust, or vanished
@@ -85,8 +96,8 @@ impl Worker {
         if self.context.refused().as_ref() != Some(&text) {
             self.context.refuse_policies(text);
         }
-        if error.may_pass() {
-            self.directory.retry_later(Instant::now());
+        if error.may_pass() || !self.accepted_read {
+            self.directory.retry_later(self.surroundings.now());
         } else {
             self.directory.settled();
         }
@@ -110,7 +121,7 @@ impl Worker {
             }
             Err(error) => {
                 tracing::error!(%error, "the policies that were accepted last cannot be used now");
-                self.directory.retry_later(Instant::now());
+                self.directory.retry_later(self.surroundings.now());
             }
         }
     }
@@ -122,6 +133,7 @@ impl Worker {
             return self.refuse(&ReadPoliciesError::Store(error));
         }
         self.accepted = Some(snapshot);
+        self.accepted_read = true;
         self.directory.settled();
         self.activate(set, prepared);
     }
@@ -145,10 +157,11 @@ impl Worker {
                 self.pending = Some(Trigger::Policy);
             }
             None => {
-                let trigger = if self.at_start {
-                    Trigger::Start
-                } else {
+                // Before the first set, the process has not begun anything yet.
+                let trigger = if active.loaded {
                     Trigger::Policy
+                } else {
+                    Trigger::Start
                 };
                 self.begin_or_owe(trigger);
             }
@@ -159,9 +172,21 @@ impl Worker {
     /// Makes the empty set the accepted one: an operator's explicit act.
     pub(super) fn clear_policies(&mut self) -> Result<(), ClearError> {
         let directory = &self.context.config.paths.policies;
-        if Snapshot::read(directory).is_ok_and(|found| found.has_policies()) {
-            return Err(ClearError::StillThere(directory.clone()));
+        let found = self.surroundings.policies(&self.context);
+        match &found {
+            Ok(found) if found.has_policies() => {
+                return Err(ClearError::StillThere(directory.clone()));
+            }
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                let error = io::Error::new(error.kind(), error.to_string());
+                let directory = directory.clone();
+                return Err(ReadPoliciesError::Directory { directory, error }.into());
+            }
+            _ => {}
         }
+        // What comes back later is other content than this.
+        let now = self.surroundings.now();
+        self.directory.look(found, now, true);
         let snapshot = Snapshot::default();
         let (set, prepared) = self.prepare(&snapshot)?;
         self.accept(snapshot, set, prepared);

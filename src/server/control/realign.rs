@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::context::Context;
 use super::inputs::checkpoints;
 use super::manifest::Origin;
-use super::serving::{Change, ChangeError};
+use super::pointer::{Change, ChangeError};
 use super::stop::StopFlag;
 use super::work::Work;
 use crate::state::{Act, GenerationRow, GenerationStatus, Report};

@@ -66,9 +66,7 @@ struct Places<'a> {
 impl Worker {
     /// Removes what exceeds the limits. A failure costs space, nothing else.
     pub(super) fn collect(&self) {
-        if let Err(error) = collect(&self.context, CollectOptions::default()) {
-            tracing::warn!(%error, "what exceeds [retention] was not removed");
-        }
+        self.surroundings.collect(&self.context);
     }
 
     /// The same for an operator. A running realignment removes it at its end by itself.
@@ -84,7 +82,10 @@ impl Worker {
 }
 
 /// Removes what exceeds the limits in a running server, while no realignment runs.
-fn collect(context: &Context, options: CollectOptions) -> Result<Collected, CollectError> {
+pub(super) fn collect(
+    context: &Context,
+    options: CollectOptions,
+) -> Result<Collected, CollectError> {
     let registry = &context.registry;
     let in_use = InUse {
         current: Some(registry.lease_current().id.clone()),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::serving::Change;
+use super::pointer::Change;
 use super::worker::Worker;
 use crate::state::Act;
 use realign_engine::adapter::generation::{Generation, GenerationId};
@@ -28,12 +28,7 @@ impl Worker {
                 Ok(()) => {
                     tracing::error!(to = %id, "{why}");
                     // An operator's choice of it ends here, or no realignment could replace it.
-                    if context
-                        .pinned()
-                        .is_some_and(|pin| pin.generation == broken.0)
-                    {
-                        context.set_pin(None);
-                    }
+                    context.pointer.release(broken);
                     context.keep_failure(why);
                     return self.examine_if_unknown();
                 }

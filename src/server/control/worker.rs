@@ -14,6 +14,7 @@ use super::directory::Directory;
 use super::error::StartError;
 use super::examining::Examining;
 use super::stop::StopFlag;
+use super::surroundings::Surroundings;
 use realign_align::policy::Snapshot;
 use realign_core::{StopReason, Trigger};
 
@@ -32,10 +33,13 @@ pub(super) struct Worker {
     pub(super) context: Arc<Context>,
     pub(super) events: Sender<Event>,
     inbox: Receiver<Event>,
+    pub(super) surroundings: Box<dyn Surroundings>,
     pub(super) directory: Directory,
     pub(super) data: DataWatch,
     /// The files of the set that was accepted last; `None` if none ever was.
     pub(super) accepted: Option<Snapshot>,
+    /// Whether it could be read which set that is.
+    pub(super) accepted_read: bool,
     pub(super) running: Option<Running>,
     /// The exam that is being sat by itself.
     pub(super) examining: Option<Examining>,
@@ -47,7 +51,6 @@ pub(super) struct Worker {
     pub(super) owed: Option<Owed>,
     /// Ended realignments whose rows could not be written.
     pub(super) closing: Vec<Closing>,
-    pub(super) at_start: bool,
 }
 
 impl Worker {
@@ -55,42 +58,32 @@ impl Worker {
         context: Arc<Context>,
         events: Sender<Event>,
         inbox: Receiver<Event>,
+        surroundings: Box<dyn Surroundings>,
     ) -> Self {
         let settle = Duration::from_millis(context.config.watch.settle_ms);
-        let data = DataWatch::new(&context.config.paths.preferences, settle);
+        let data = DataWatch::new(surroundings.data(&context), settle);
         Self {
             data,
             context,
             events,
             inbox,
+            surroundings,
             directory: Directory::new(settle),
             accepted: None,
+            accepted_read: false,
             running: None,
             examining: None,
             exam_due: false,
             pending: None,
             owed: None,
             closing: Vec::new(),
-            at_start: true,
         }
     }
 
     pub(super) fn run(mut self) {
         let vital = self.context.vital.clone();
         vital.beat();
-        self.accepted = self
-            .context
-            .log(self.context.db.accepted_policies())
-            .flatten();
-        self.look_at_policies(true);
-        if self.accepted.is_none() {
-            // Refused, and there is nothing to go back to: waiting longer changes nothing.
-            self.context.has_looked.store(true, Ordering::Release);
-        }
-        self.at_start = false;
-        if self.running.is_none() {
-            self.collect();
-        }
+        self.start();
         let poll = Duration::from_millis(self.context.config.watch.poll_ms);
         let mut next_exam = self.next_exam();
         let mut next_poll = Instant::now() + poll;
@@ -121,16 +114,28 @@ impl Worker {
         self.stop();
     }
 
+    /// Begins from what the last process left.
+    pub(super) fn start(&mut self) {
+        self.look_at_policies(true);
+        if self.accepted_read && self.accepted.is_none() {
+            // Refused, and there is nothing to go back to: waiting longer changes nothing.
+            self.context.has_looked.store(true, Ordering::Release);
+        }
+        if self.running.is_none() {
+            self.collect();
+        }
+    }
+
     /// Compares what is wanted with what is: policies, the pointer, and what could not be done.
-    fn reconcile(&mut self, now: Instant) {
+    pub(super) fn reconcile(&mut self, now: Instant) {
         self.look_at_policies(false);
         self.look_at_data(now);
-        self.context.restore_pointer();
-        self.close_rows();
+        self.context.pointer.restore();
+        self.close_what_does_not_run();
         self.begin_owed(now);
     }
 
-    fn handle(&mut self, event: Event) {
+    pub(super) fn handle(&mut self, event: Event) {
         match event {
             Event::PoliciesChanged => self.look_at_policies(false),
             Event::Reload => self.look_at_policies(true),
@@ -154,7 +159,7 @@ impl Worker {
                 }
             }
             Event::ServingChanged => self.examine_if_unknown(),
-            Event::Unpinned => self.begin_or_owe(Trigger::Operator),
+            Event::Unpinned => self.unpinned(),
             Event::Collect(options, reply) => {
                 let _disconnected = reply.send(self.collect_on_request(options));
             }
@@ -165,7 +170,7 @@ impl Worker {
         }
     }
 
-    fn stop(&mut self) {
+    pub(super) fn stop(&mut self) {
         if let Some(examining) = self.examining.take() {
             examining.cancel();
         }
@@ -198,11 +203,8 @@ impl Worker {
             return;
         }
         self.exam_due = false;
-        let events = self.events.clone();
-        let ended = move || {
-            let _closed = events.send(Event::Examined);
-        };
-        match Examining::start(self.context.clone(), ended) {
+        let (context, events) = (self.context.clone(), self.events.clone());
+        match self.surroundings.examine(context, events) {
             Ok(examining) => self.examining = Some(examining),
             Err(error) => self.context.keep_failure(error.to_string()),
         }

@@ -112,6 +112,19 @@ impl StateDb {
         })
     }
 
+    /// A database in memory. `may_commit` is asked before each commit and refuses it with `false`.
+    #[cfg(test)]
+    pub(crate) fn in_memory(
+        mut may_commit: impl FnMut() -> bool + Send + 'static,
+    ) -> Result<Self, StateError> {
+        let mut connection = Connection::open_in_memory()?;
+        schema::migrate(&mut connection)?;
+        connection.commit_hook(Some(move || !may_commit()));
+        Ok(Self {
+            connection: Mutex::new(connection),
+        })
+    }
+
     fn open_file(path: &Path, prepare: Prepare) -> Result<Self, StateError> {
         let mut connection = Connection::open(path)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;

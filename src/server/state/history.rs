@@ -84,14 +84,16 @@ impl StateDb {
             to,
             ..
         } = activation;
-        let connection = self.lock();
-        connection.execute(
+        let mut connection = self.lock();
+        let change = connection.transaction()?;
+        change.execute(
             "INSERT INTO activations (at, act, reason, origin, target) VALUES (?1, ?2, ?3, ?4, ?5)",
             params![at, act.as_str(), reason, from, to],
         )?;
-        let seq = u64::try_from(connection.last_insert_rowid()).unwrap_or(0);
+        let seq = u64::try_from(change.last_insert_rowid()).unwrap_or(0);
         let oldest = seq.saturating_sub(KEPT);
-        connection.execute("DELETE FROM activations WHERE seq <= ?1", [oldest])?;
+        change.execute("DELETE FROM activations WHERE seq <= ?1", [oldest])?;
+        change.commit()?;
         Ok(seq)
     }
 

@@ -1,0 +1,368 @@
+//! The one writer of what serves: disk, memory and history change together, under one lock.
+//!
+//! The order is history, `CURRENT`, pin, memory. A failure before memory changes takes the earlier
+//! steps back, so what is shown, what is stored and what answers are the same generation. What could
+//! not be taken back is written again on a timer.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::state::{Act, Activation, Pin, StateDb, StateError};
+use realign_core::clock::unix_seconds;
+use realign_engine::adapter::generation::{Generation, GenerationId};
+use realign_engine::adapter::{AdapterError, AdapterStore, Registry, SwapError, Swapped};
+
+/// Activations that a start looks at.
+const HISTORY: usize = 1000;
+
+/// A change of what serves, and who wants it.
+pub(crate) struct Change<'a> {
+    pub(crate) to: Arc<Generation>,
+    pub(crate) act: Act,
+    /// Why, in a sentence.
+    pub(crate) reason: &'a str,
+    /// Only if this one serves.
+    pub(crate) expected: Option<&'a GenerationId>,
+}
+
+/// Why a change did not happen. What served keeps serving.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ChangeError {
+    /// Another generation serves than expected.
+    #[error(transparent)]
+    Conflict(#[from] SwapError),
+    /// An operator pinned another generation, and this is no operator's act.
+    #[error(
+        "an operator pinned generation {} ({}); `realign adapters unpin` lets realignments swap again",
+        .0.generation, .0.reason
+    )]
+    Pinned(Pin),
+    /// The pointer on disk could not be changed.
+    #[error(transparent)]
+    Store(#[from] AdapterError),
+    /// The history or the pin could not be written.
+    #[error("the activation could not be recorded: {0}")]
+    State(#[from] StateError),
+}
+
+/// The file that names what a start serves.
+pub(super) trait CurrentFile: Send + Sync {
+    /// What it names; `None` before the first activation, when the base serves.
+    fn current(&self) -> Result<Option<GenerationId>, AdapterError>;
+
+    /// Makes it name a generation.
+    fn point_to(&self, generation: &Generation) -> Result<(), AdapterError>;
+}
+
+impl CurrentFile for AdapterStore {
+    fn current(&self) -> Result<Option<GenerationId>, AdapterError> {
+        AdapterStore::current(self)
+    }
+
+    fn point_to(&self, generation: &Generation) -> Result<(), AdapterError> {
+        match generation.adapter {
+            Some(_) => self.set_current(&generation.id),
+            None => self.set_current_base(&generation.base_hash),
+        }
+    }
+}
+
+/// What serves, in memory, on disk and in the history, and what an operator pinned.
+pub(crate) struct Pointer {
+    registry: Arc<Registry>,
+    db: Arc<StateDb>,
+    file: Arc<dyn CurrentFile>,
+    /// Held by the one who changes what serves. It guards no data of its own: whoever panicked left
+    /// disk and memory as they were.
+    only_writer: Mutex<()>,
+    /// Has a lock of its own, so that readers do not wait for the disk.
+    shown: Mutex<Shown>,
+}
+
+#[derive(Default)]
+struct Shown {
+    /// What an operator pinned.
+    pin: Option<Pin>,
+    /// Whether what an earlier process pinned could be read.
+    pin_read: bool,
+    /// Why the generation that should serve does not.
+    fallback: Option<String>,
+    /// Activations that did not come about and could not be removed from the history.
+    leftover: Vec<u64>,
+}
+
+impl Pointer {
+    /// `fallback` says why what `file` names does not serve, if so.
+    pub(super) fn new(
+        registry: Arc<Registry>,
+        db: Arc<StateDb>,
+        file: Arc<dyn CurrentFile>,
+        fallback: Option<String>,
+    ) -> Self {
+        let shown = Shown {
+            fallback,
+            ..Shown::default()
+        };
+        Self {
+            registry,
+            db,
+            file,
+            only_writer: Mutex::default(),
+            shown: Mutex::new(shown),
+        }
+    }
+
+    /// What an operator pinned, if anything.
+    pub(super) fn pinned(&self) -> Option<Pin> {
+        self.shown().pin.clone()
+    }
+
+    /// Why the generation that should serve does not, if so.
+    pub(super) fn fallback(&self) -> Option<String> {
+        self.shown().fallback.clone()
+    }
+
+    /// What serves is what should serve.
+    pub(super) fn end_fallback(&self) {
+        self.shown().fallback = None;
+    }
+
+    /// Makes a generation serve. An operator's act pins it.
+    ///
+    /// # Errors
+    /// [`ChangeError`]; disk and memory are as they were.
+    pub(super) fn change(&self, change: Change<'_>) -> Result<Swapped, ChangeError> {
+        let _only_writer = self.write();
+        let before = self.registry.lease_current();
+        self.check(&change, &before.id)?;
+        let Change {
+            to, act, reason, ..
+        } = change;
+        let row = Activation {
+            seq: 0,
+            at: unix_seconds(),
+            act,
+            reason: reason.into(),
+            from: before.id.to_string(),
+            to: to.id.to_string(),
+        };
+        let by_operator = matches!(act, Act::Activate | Act::Rollback);
+        let pin = by_operator.then(|| Pin {
+            generation: row.to.clone(),
+            reason: row.reason.clone(),
+            at: row.at,
+        });
+        let seq = (before.id != to.id)
+            .then(|| self.db.add_activation(&row))
+            .transpose()?;
+        if let Err(error) = self.store(&to, pin.as_ref()) {
+            self.take_back(seq, &to, &before);
+            return Err(error);
+        }
+        let mut shown = self.shown();
+        shown.fallback = None;
+        if pin.is_some() {
+            shown.pin = pin;
+            shown.pin_read = true;
+        }
+        drop(shown);
+        Ok(self.registry.swap(to, None)?)
+    }
+
+    fn check(&self, change: &Change<'_>, serving: &GenerationId) -> Result<(), ChangeError> {
+        if let Some(expected) = change.expected.filter(|e| *e != serving) {
+            return Err(ChangeError::Conflict(SwapError::Conflict {
+                expected: expected.clone(),
+                actual: serving.clone(),
+            }));
+        }
+        if change.act != Act::Realign {
+            return Ok(());
+        }
+        // A pin that cannot be read is not overridden.
+        self.read_pin(serving)?;
+        match self.pinned() {
+            Some(pin) if pin.generation != change.to.id.0 => Err(ChangeError::Pinned(pin)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The pin comes last: a process that is killed before it never leaves a pin on what does not
+    /// serve.
+    fn store(&self, to: &Generation, pin: Option<&Pin>) -> Result<(), ChangeError> {
+        self.file.point_to(to)?;
+        match pin {
+            Some(_) => Ok(self.db.set_pin(pin)?),
+            None => Ok(()),
+        }
+    }
+
+    fn take_back(&self, seq: Option<u64>, to: &Generation, before: &Generation) {
+        self.shown().leftover.extend(seq);
+        self.remove_leftover();
+        // The file may have been renamed before something failed.
+        let named = self.file.current();
+        let untouched = named.is_ok_and(|named| named.as_ref() != Some(&to.id));
+        if !untouched && let Err(error) = self.file.point_to(before) {
+            tracing::error!(%error, "CURRENT may name what does not serve; it is written again later");
+        }
+    }
+
+    /// Where `CURRENT`, the history or the stored pin say something else than memory, they are
+    /// written again.
+    pub(super) fn restore(&self) {
+        let _only_writer = self.write();
+        let serving = self.registry.lease_current();
+        if self.fallback().is_none() {
+            self.restore_file(&serving);
+        }
+        self.remove_leftover();
+        let newest = log(self.db.activations(1)).unwrap_or_default();
+        self.record(&serving.id, newest.first(), || {
+            "the history did not name what serves".into()
+        });
+        if log(self.read_pin(&serving.id)).is_some() {
+            let shown = self.pinned();
+            if log(self.db.pin()).is_some_and(|stored| stored != shown) {
+                log(self.db.set_pin(shown.as_ref()));
+            }
+        }
+    }
+
+    fn remove_leftover(&self) {
+        let mut leftover = std::mem::take(&mut self.shown().leftover);
+        leftover.retain(|seq| log(self.db.remove_activation(*seq)).is_none());
+        self.shown().leftover = leftover;
+    }
+
+    fn restore_file(&self, serving: &Generation) {
+        let named = self.file.current();
+        // Before the first activation there is no file, and the base serves.
+        let agrees = match &named {
+            Ok(Some(id)) => *id == serving.id,
+            Ok(None) => serving.id == self.registry.base().id,
+            Err(_) => false,
+        };
+        if agrees {
+            return;
+        }
+        tracing::warn!(serving = %serving.id, ?named, "CURRENT does not name what serves: writing it again");
+        if let Err(error) = self.file.point_to(serving) {
+            tracing::error!(%error, "CURRENT could not be written");
+        }
+    }
+
+    /// Records what serves, unless the newest activation says so.
+    fn record(
+        &self,
+        serving: &GenerationId,
+        newest: Option<&Activation>,
+        why: impl FnOnce() -> String,
+    ) {
+        if let Some(newest) = newest.filter(|newest| newest.to != serving.0) {
+            let row = Activation {
+                seq: 0,
+                at: unix_seconds(),
+                act: Act::Recover,
+                reason: why(),
+                from: newest.to.clone(),
+                to: serving.to_string(),
+            };
+            log(self.db.add_activation(&row));
+        }
+    }
+
+    /// Reads what an earlier process left: the pin, the generation before this one, and whether what
+    /// serves is what it recorded. `load` reads a stored generation.
+    pub(super) fn resume(&self, load: impl Fn(&GenerationId) -> Result<Generation, AdapterError>) {
+        let _only_writer = self.write();
+        let serving = self.registry.lease_current().id.clone();
+        let history = log(self.db.activations(HISTORY)).unwrap_or_default();
+        let last = history.first().filter(|last| last.to != serving.0);
+        if let (Some(last), Ok(None)) = (last, self.file.current()) {
+            // A volume that is not mounted looks like a first start.
+            let why = format!(
+                "there is no CURRENT in the adapter directory, and generation {} served before",
+                last.to
+            );
+            tracing::error!("{why}: the base model serves");
+            self.shown().fallback = Some(why);
+        }
+        self.record(&serving, history.first(), || {
+            self.fallback()
+                .unwrap_or_else(|| "CURRENT names it at the start".into())
+        });
+        let before = history.iter().find(|row| row.to == serving.0);
+        if let Some(before) = before {
+            match load(&GenerationId(before.from.clone())) {
+                Ok(generation) => self.registry.remember_previous(Arc::new(generation)),
+                Err(error) => {
+                    tracing::warn!(%error, "the generation that served before cannot be used");
+                }
+            }
+        }
+        log(self.read_pin(&serving));
+    }
+
+    /// Reads what an earlier process pinned, unless that has been done.
+    fn read_pin(&self, serving: &GenerationId) -> Result<(), StateError> {
+        if self.shown().pin_read {
+            return Ok(());
+        }
+        let stored = self.db.pin()?;
+        let (kept, dropped): (Option<Pin>, Option<Pin>) = match stored {
+            Some(pin) if pin.generation == serving.0 => (Some(pin), None),
+            other => (None, other),
+        };
+        if let Some(pin) = dropped {
+            tracing::warn!(
+                pinned = pin.generation,
+                %serving,
+                "what an operator pinned does not serve: it is pinned no more"
+            );
+            // What cannot be written is written on the timer.
+            log(self.db.set_pin(None));
+        }
+        let mut shown = self.shown();
+        shown.pin = kept;
+        shown.pin_read = true;
+        Ok(())
+    }
+
+    /// Lets realignments replace what serves again; returns what was pinned.
+    ///
+    /// # Errors
+    /// If that cannot be stored.
+    pub(super) fn unpin(&self) -> Result<Option<Pin>, StateError> {
+        let _only_writer = self.write();
+        self.read_pin(&self.registry.lease_current().id)?;
+        self.db.set_pin(None)?;
+        Ok(self.shown().pin.take())
+    }
+
+    /// Ends the pin of a generation that may not serve any more.
+    pub(super) fn release(&self, broken: &GenerationId) {
+        let _only_writer = self.write();
+        let pinned = self.pinned();
+        if pinned.is_some_and(|pin| pin.generation == broken.0) {
+            self.shown().pin = None;
+            log(self.db.set_pin(None));
+        }
+    }
+
+    fn write(&self) -> MutexGuard<'_, ()> {
+        self.only_writer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shown(&self) -> MutexGuard<'_, Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What cannot be written now is written on the timer.
+fn log<T>(result: Result<T, StateError>) -> Option<T> {
+    result
+        .inspect_err(|error| tracing::error!(%error, "the state database failed"))
+        .ok()
+}

@@ -1,0 +1,184 @@
+//! Schedules of seeds, and those that once found something.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rayon::prelude::*;
+
+use super::check;
+use super::faults::Fault;
+use super::outside::Trouble;
+use super::policies::Content;
+use super::schedule::{End, Expected, Op, Step};
+use super::simulate;
+
+/// Schedules that run with the other tests.
+const FEW: u64 = 1000;
+/// Schedules between two lines of progress.
+const PROGRESS: u64 = 10_000;
+
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name} is no number")),
+    )
+}
+
+#[test]
+fn schedules_of_faults_leave_nothing_in_doubt() {
+    if let Some(seed) = number("REALIGN_SIMULATION_SEED") {
+        return simulate(seed).unwrap_or_else(|why| panic!("{why}"));
+    }
+    let count = number("REALIGN_SIMULATIONS").unwrap_or(FEW);
+    let done = AtomicU64::new(0);
+    let run = |seed: u64| {
+        let failed = simulate(seed).err();
+        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+        if done.is_multiple_of(PROGRESS) {
+            eprintln!("{done} of {count} schedules");
+        }
+        failed
+    };
+    if let Some(why) = (0..count).into_par_iter().find_map_first(run) {
+        panic!("{why}");
+    }
+}
+
+fn holds(ops: &[(Op, Option<Fault>)]) {
+    // What runs from the start on is for no policies.
+    let first = (Op::End(End::NoConflict), None);
+    let steps = [first].into_iter().chain(ops.iter().copied());
+    let steps = steps.map(|(op, fault)| Step { op, fault });
+    let steps: Vec<Step> = steps.collect();
+    check(&steps).unwrap_or_else(|(why, at)| panic!("{why}, after step {at}"));
+}
+
+fn well(ops: &[Op]) {
+    let ops: Vec<_> = ops.iter().map(|op| (*op, None)).collect();
+    holds(&ops);
+}
+
+const POLICY: Op = Op::Write("one", Content::Policy("xyzzy"));
+const OTHER: Op = Op::Write("one", Content::Policy("plugh"));
+const IMPORTED: Op = Op::Activate(0, Expected::Anything);
+
+#[test]
+fn unpinning_while_a_realignment_runs_starts_no_second_one() {
+    well(&[POLICY, Op::Reload, IMPORTED, Op::Unpin, Op::Deliver]);
+    // Its swap was refused before the pin was released.
+    let refused = [
+        IMPORTED,
+        Op::Swap,
+        Op::Unpin,
+        Op::Deliver,
+        Op::End(End::Failed),
+    ];
+    well(&[&[POLICY, Op::Reload][..], &refused].concat());
+}
+
+#[test]
+fn an_end_that_cannot_be_written_is_not_resumed() {
+    let full = |on| Op::Set(Trouble::DiskFull, on);
+    well(&[
+        POLICY,
+        Op::Reload,
+        full(true),
+        Op::End(End::Failed),
+        full(false),
+        Op::Begin,
+        Op::Tick(10),
+        Op::Swap,
+        Op::End(End::Failed),
+    ]);
+}
+
+#[test]
+fn a_row_whose_process_was_killed_is_closed_while_another_generation_is_pinned() {
+    well(&[POLICY, Op::Reload, IMPORTED, Op::Kill, Op::Tick(10)]);
+}
+
+#[test]
+fn an_act_whose_pin_cannot_be_stored_is_refused() {
+    // History, CURRENT, pin.
+    let fault = |count| Fault::Fail {
+        at: 2,
+        count,
+        late: false,
+    };
+    for count in 1..4 {
+        holds(&[
+            (POLICY, None),
+            (Op::Reload, None),
+            (IMPORTED, Some(fault(count))),
+            (Op::Tick(10), None),
+            (Op::Kill, None),
+            (Op::Swap, None),
+        ]);
+    }
+}
+
+#[test]
+fn a_change_that_cannot_be_taken_back_is_put_right_on_the_next_tick() {
+    for (at, late) in [(0, false), (1, false), (1, true), (2, false)] {
+        let fault = Fault::Fail { at, count: 3, late };
+        holds(&[(IMPORTED, Some(fault)), (Op::Tick(10), None)]);
+    }
+}
+
+#[test]
+fn other_content_rests_although_a_retry_is_due() {
+    well(&[
+        Op::Set(Trouble::JudgeDown, true),
+        Op::Write("one", Content::Judged("xyzzy")),
+        Op::Reload,
+        OTHER,
+        Op::Tick(10_000),
+        // It goes again before it rested: what was refused before is tried again.
+        Op::Write("one", Content::Judged("xyzzy")),
+        Op::Set(Trouble::JudgeDown, false),
+        Op::Tick(400),
+    ]);
+}
+
+#[test]
+fn policies_that_come_back_after_a_clear_are_active() {
+    well(&[
+        POLICY,
+        Op::Reload,
+        Op::Remove("one"),
+        Op::Clear,
+        POLICY,
+        Op::Tick(10),
+    ]);
+}
+
+#[test]
+fn policies_are_not_cleared_while_they_cannot_be_read() {
+    well(&[
+        POLICY,
+        Op::Reload,
+        Op::Set(Trouble::ReadError, true),
+        Op::Clear,
+    ]);
+}
+
+#[test]
+fn nothing_is_trained_for_policies_that_are_not_loaded_yet() {
+    well(&[
+        Op::Write("one", Content::Judged("xyzzy")),
+        Op::Reload,
+        IMPORTED,
+        Op::Set(Trouble::JudgeDown, true),
+        Op::Kill,
+        Op::Begin,
+        Op::Unpin,
+        Op::Deliver,
+        Op::Begin,
+    ]);
+}
+
+#[test]
+fn what_was_unpinned_just_before_a_kill_is_replaced() {
+    let trained = [POLICY, Op::Reload, Op::Swap, Op::End(End::Failed)];
+    well(&[&trained[..], &[IMPORTED, Op::Unpin, Op::Kill]].concat());
+}
