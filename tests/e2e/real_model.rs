@@ -19,8 +19,7 @@ fn the_default_model_learns_the_demo_policy() {
         model.display()
     );
     // One round: what a second one adds is measured by `realign eval bench`.
-    let config =
-        format!("model = {model:?}\nmodel_name = \"default\"\n[train]\nrounds = 1\n");
+    let config = format!("model = {model:?}\nmodel_name = \"default\"\n[train]\nrounds = 1\n");
     let workspace = Workspace::with_config(&config);
     let copy = |from: &str, to: &str| {
         std::fs::copy(root.join(from), workspace.path(to)).unwrap();
