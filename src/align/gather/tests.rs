@@ -1,14 +1,14 @@
 //! Gathering without a model.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::answers::normalised;
 use super::*;
 use crate::exam::{self, Exam, ExamError, Question};
 use crate::oracle::RuleOracle;
 use crate::policy::PolicySet;
-use crate::preferences::Dataset;
+use crate::preferences::{Dataset, PairId};
 use crate::triage::{Triage, triage};
 
 const POLICY: &str = "apiVersion: realign/v1
@@ -385,9 +385,13 @@ fn a_gathered_pair_is_a_line_of_preference_data() {
         .map(|pair| format!("{}\n", pair.line("base")));
     let read = data(lines);
     assert_eq!(read.len(), gathered.pairs.len());
-    for (read, pair) in read.iter().zip(&gathered.pairs) {
-        assert_eq!((&read.id, read.holdout), (&pair.pair.id, Some(false)));
-    }
+    // Data is read in an order of its own.
+    let ids = |ids: &mut dyn Iterator<Item = PairId>| ids.collect::<BTreeSet<_>>();
+    assert_eq!(
+        ids(&mut read.iter().map(|pair| pair.id.clone())),
+        ids(&mut gathered.pairs.iter().map(|pair| pair.pair.id.clone()))
+    );
+    assert!(read.iter().all(|pair| pair.holdout == Some(false)));
     let line = gathered.pairs[0].line("base");
     assert_eq!(line["meta"]["provenance"]["answer"], "told");
     assert_eq!(line["meta"]["provenance"]["prompt"], "written");

@@ -11,7 +11,7 @@ use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
 /// Steps of the interpreter, those that weigh values included. A message takes about a hundred.
-pub(super) const MAX_STEPS: u64 = 4_000_000;
+pub(super) const MAX_STEPS: u64 = 1_000_000;
 /// Text that is made altogether, bytes.
 const MAX_TEXT: u64 = 128 << 20;
 /// Elements that are weighed altogether.

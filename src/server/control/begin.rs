@@ -279,7 +279,8 @@ impl Worker {
         let closed = self.close_rows();
         if self.context.log(closed).is_none()
             || self.running.is_some()
-            || self.owed.is_some()
+            // What is owed is resumed, unless an operator pinned what serves meanwhile.
+            || (self.owed.is_some() && self.context.pinned().is_none())
             || !self.context.active().loaded
         {
             return;
