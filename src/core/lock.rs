@@ -99,7 +99,7 @@ pub struct Place<'a> {
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another process holds it.
-    #[error("{} is in use by {}; {advice}", dir.display(), shown(holder.as_ref()))]
+    #[error("{} is in use by {}; {advice}", dir.display(), shown(holder.as_deref()))]
     Held {
         /// The directory.
         dir: PathBuf,
@@ -118,7 +118,7 @@ pub enum LockError {
     },
 }
 
-fn shown(holder: Option<&Box<Holder>>) -> String {
+fn shown(holder: Option<&Holder>) -> String {
     holder.map_or_else(|| "another process".into(), |holder| holder.to_string())
 }
 

@@ -116,7 +116,7 @@ mod tests {
         }
         assert!(reported.lock().unwrap().is_empty() && health.check(&broken.id).is_ok());
         health.failed(&broken);
-        assert_eq!(*reported.lock().unwrap(), [broken.id.clone()]);
+        assert_eq!(*reported.lock().unwrap(), std::slice::from_ref(&broken.id));
         assert!(health.check(&broken.id).is_err() && health.check(&other.id).is_ok());
         assert_eq!(health.failures(), 2 * TOLERATED as u64 - 1);
     }

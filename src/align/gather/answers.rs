@@ -25,7 +25,7 @@ pub(super) fn clean(said: &Said) -> Option<String> {
 
 /// Where the last whole sentence of a text ends, in bytes.
 fn sentence_end(text: &str) -> Option<usize> {
-    let ends = text.char_indices().filter(|&(at, c)| {
+    let mut ends = text.char_indices().filter(|&(at, c)| {
         let after = text[at + c.len_utf8()..].chars().next();
         match c {
             '。' | '！' | '？' => true,
@@ -43,7 +43,7 @@ fn sentence_end(text: &str) -> Option<usize> {
             _ => false,
         }
     });
-    let (at, mark) = ends.last()?;
+    let (at, mark) = ends.next_back()?;
     let end = at + mark.len_utf8();
     let closing = text[end..].chars().take_while(|c| "\"')”’*".contains(*c));
     Some(end + closing.map(char::len_utf8).sum::<usize>())

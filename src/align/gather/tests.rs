@@ -93,7 +93,7 @@ impl Speaker for Fake {
 
 /// Violates, unless it is told the policy: then it complies about every second time.
 fn learns_when_told(prompt: &str, told: bool, seed: u64) -> String {
-    if told && seed % 2 == 0 {
+    if told && seed.is_multiple_of(2) {
         format!(
             "A pharmacist can say {} more things about {}.",
             seed % 97,

@@ -50,7 +50,7 @@ fn a_large_file_is_streamed_whole() {
     let until = Instant::now() + Duration::from_secs(5);
     while reads().iter().any(|read| read.path == path) {
         assert!(Instant::now() < until, "the thread still runs");
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::park_timeout(Duration::from_millis(5));
     }
 }
 
@@ -114,7 +114,7 @@ fn a_file_system_that_does_not_answer_costs_one_wait_and_one_thread() {
     let until = Instant::now() + Duration::from_secs(5);
     while reads().iter().any(|read| read.path == path) {
         assert!(Instant::now() < until, "the thread still runs");
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::park_timeout(Duration::from_millis(5));
     }
     assert_eq!(open(path).unwrap_err().kind(), ErrorKind::NotFound);
 }

@@ -71,7 +71,7 @@ pub(super) fn check(site: LoraSite, pair: &LoraPair) -> Result<(), AdapterError>
     let scale = pair.scale as f32;
     for (tensor, rows) in [(&a, &down), (&b, &up)] {
         let largest = magnitude(rows);
-        if !scale.is_normal() || scale < 0.0 || scale > LARGEST || largest * scale > LARGEST {
+        if !scale.is_normal() || !(0.0..=LARGEST).contains(&scale) || largest * scale > LARGEST {
             let (tensor, scale) = (tensor.clone(), pair.scale);
             return Err(NumberError::Scale {
                 tensor,

@@ -136,7 +136,7 @@ fn a_generation_that_keeps_failing_is_reported_and_not_prepared_again() {
                 .is_some()
         );
     }
-    assert_eq!(*reported.lock().unwrap(), [broken.id.clone()]);
+    assert_eq!(*reported.lock().unwrap(), std::slice::from_ref(&broken.id));
     assert_eq!(engine.stats().nonfinite, TOLERATED as u64);
     let error = engine.prepare(&broken, &|_| true).unwrap_err();
     assert!(matches!(error, PrepareError::TakenOut { .. }), "{error}");
