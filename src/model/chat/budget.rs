@@ -167,7 +167,8 @@ fn add(value: &Value, depth: usize, weight: &mut Weight) -> Result<(), Error> {
         return Ok(());
     };
     for item in items {
-        if let (true, Ok(inner)) = (is_map, value.get_item(&item)) {
+        // An iterator finds an item by walking to it, so only maps are asked.
+        if is_map && let Ok(inner) = value.get_item(&item) {
             add(&inner, depth + 1, weight)?;
         }
         add(&item, depth + 1, weight)?;
