@@ -23,7 +23,7 @@ pub(crate) enum KeysCommand {
     Hash,
     /// Print a link to the operators' page that holds the operators' key
     #[command(after_help = "\
-The link logs a browser in: whoever has it can operate the server. The key is in the part of the link
+The link logs a browser in: anyone who has it can operate the server. The key is in the part of the link
 that browsers do not send, and stays in the browser's tab.
 The key comes from server.admin_key, or from the file admin-key in the state directory.")]
     Page {

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::unix_seconds;
 
-/// The lock of a whole directory. Whoever holds it for long is a server.
+/// The lock of a whole directory. A process that holds it for long is a server.
 pub const LOCK_FILE: &str = "LOCK";
 /// Time between two attempts to take a lock.
 const RETRY: Duration = Duration::from_millis(20);

@@ -42,7 +42,7 @@ pub enum Life {
     Dead(String),
 }
 
-/// The signs of life of one thread, shared with whoever watches it.
+/// The signs of life of one thread, shared with its watcher.
 #[derive(Debug)]
 pub struct Vital {
     thread: Thread,

@@ -204,7 +204,7 @@ impl Worker {
                 let slice = self.slices.serving();
                 let result = self.runner.probe(&generation);
                 slice.end();
-                // Whoever asked may have given up.
+                // The caller may have given up.
                 let _gone = reply.send(result);
             }
             Command::Stop => return false,

@@ -71,7 +71,7 @@ pub(crate) struct Pointer {
     registry: Arc<Registry>,
     db: Arc<StateDb>,
     file: Arc<dyn CurrentFile>,
-    /// Held by the one who changes what serves. It guards no data of its own: whoever panicked left
+    /// Held by the one who changes what serves. It guards no data of its own: a holder that panicked left
     /// disk and memory as they were.
     only_writer: Mutex<()>,
     /// Has a lock of its own, so that readers do not wait for the disk.
