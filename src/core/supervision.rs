@@ -156,7 +156,7 @@ impl Vital {
     }
 
     fn enter(&self) {
-        // Names the calling thread; resolved now, since it means another one to whoever reads it
+        // Names the calling thread; resolved now, since it means another one to another reader
         // later.
         let own = std::fs::read_link("/proc/thread-self").ok();
         let listed = own.map(|own| PathBuf::from("/proc").join(own));

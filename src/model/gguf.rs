@@ -25,7 +25,7 @@ const MAX_ENTRIES: u64 = 1 << 17;
 const MAX_ELEMENTS: u64 = 1 << 24;
 const MAX_STRING: u64 = 1 << 24;
 const MAX_DIMENSIONS: u32 = 4;
-/// Arrays of arrays are allowed by the format, and used by nobody to any depth.
+/// Arrays of arrays are allowed by the format, and no known file nests them deeply.
 const MAX_DEPTH: usize = 4;
 
 /// Why a header is refused.

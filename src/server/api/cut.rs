@@ -57,7 +57,7 @@ impl CutSignal {
         let cut = set.ok().and_then(|cut| *cut);
         match cut {
             Some(cut) => cut,
-            // Nobody is left who could give a request up.
+            // No client is left that could give a request up.
             None => std::future::pending().await,
         }
     }

@@ -55,7 +55,7 @@ pub enum ConfigError {
         /// What is allowed.
         allowed: &'static str,
     },
-    /// Clients from other machines would be let in without a key, and nobody said that they may be.
+    /// Clients from other machines would be let in without a key, and no setting says that they may be.
     #[error(
         "server.host is {0}, which other machines reach, and there is no client key: set one \
          (server.api_keys_file; `realign keys new NAME` makes one), or set server.open = true to \

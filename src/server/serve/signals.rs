@@ -66,7 +66,7 @@ async fn receive(
         // The server has ended for another reason.
         _ = begin.closed() => return,
     }
-    // Nobody may be listening any more.
+    // The receiver may be gone.
     let _ended = begin.send(true);
     tokio::select! {
         number = next(&mut terminate, &mut interrupt) => {

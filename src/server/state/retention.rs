@@ -152,7 +152,7 @@ fn trim_realignments(
     Ok(deleted as u64)
 }
 
-/// Scores save an interrupted run its impact stage; nobody else reads them.
+/// Scores save an interrupted run its impact stage; nothing else reads them.
 fn trim_scores(transaction: &Transaction<'_>, limits: DbLimits) -> Result<u64, StateError> {
     let deleted = transaction.execute(
         "DELETE FROM scores WHERE inputs_hash NOT IN (

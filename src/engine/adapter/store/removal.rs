@@ -50,7 +50,7 @@ impl AdapterStore {
         };
         // Taking the right to publish cleans up as well.
         drop(store.publishing()?);
-        // Nobody else writes `CURRENT` while the lock is held.
+        // No other process writes `CURRENT` while the lock is held.
         for name in store.names()? {
             let is_temporary = name
                 .trim_start_matches('.')
@@ -64,8 +64,8 @@ impl AdapterStore {
         Ok(store)
     }
 
-    /// The right to add and remove generations. Whatever is staged while nobody else has it was
-    /// abandoned, whoever staged it.
+    /// The right to add and remove generations. Whatever is staged while no other process has it was
+    /// abandoned.
     pub(super) fn publishing(&self) -> Result<DirLock, AdapterError> {
         let place = Place {
             dir: &self.root,

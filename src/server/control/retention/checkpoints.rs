@@ -37,7 +37,7 @@ pub(super) fn collect(config: &Config, resumable: &[String], apply: bool) -> u64
     gone.len() as u64
 }
 
-/// Whether nobody will go on with a run. Names of another form are not ours.
+/// Whether a run will not be resumed. Names of another form are not ours.
 fn is_over(root: &Path, name: &str, resumable: &[String]) -> bool {
     let is_hash = |text: &str| text.len() == DIGITS && text.bytes().all(|b| b.is_ascii_hexdigit());
     match command_run(name) {
