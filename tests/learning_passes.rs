@@ -186,7 +186,7 @@ fn impact_scores_agree_with_pytorch() {
     }
 }
 
-const FAMILIES: [&str; 5] = ["llama", "qwen2", "qwen3", "gemma2", "gemma3"];
+use crate::families::FAMILIES;
 
 /// Pairs whose branches are longer than the families' windows.
 fn pairs() -> Vec<TokenPair> {
@@ -232,6 +232,7 @@ fn every_family_agrees_with_automatic_differentiation() {
         let lora = TrainableLora::from_weights(&weights).unwrap();
         let objective = Objective {
             alpha_sft: 0.5,
+            alpha_opening: 0.25,
             ..objective(PreferenceLoss::Sigmoid)
         };
         let of = |backend: &dyn Backend,

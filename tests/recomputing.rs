@@ -19,7 +19,7 @@ use crate::golden_training::{
     check_elements, check_ipo, check_norms, close, fresh, objective, refs, samples,
 };
 
-const FAMILIES: [&str; 5] = ["llama", "qwen2", "qwen3", "gemma2", "gemma3"];
+use crate::families::FAMILIES;
 
 fn passes(backend: &dyn Backend, recompute: bool) -> Passes {
     let options = PassOptions {

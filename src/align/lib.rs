@@ -10,6 +10,7 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests may sleep"))]
 
+pub mod draft;
 pub mod exam;
 pub mod gate;
 pub mod gather;

@@ -3,4 +3,6 @@
 
 mod choice;
 
+pub use realign_cpu::{InstructionSet, instruction_set};
+
 pub use choice::{ALLOWED, DeviceChoice, DeviceError, check, open};

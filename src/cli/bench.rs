@@ -140,7 +140,7 @@ fn learning(
 ) -> Result<(), CliError> {
     let resolved = global.resolve()?;
     let loaded = LoadedModel::load(
-        &resolved.model,
+        resolved.model_choice(),
         &*realign_backend::open(resolved.engine.device)?,
     )?;
     memory::reset_peak();
@@ -157,7 +157,7 @@ fn in_process(args: &BenchArgs, global: &GlobalArgs, out: &mut dyn Write) -> Res
         return with_shape(name, args, (&resolved, global.json), out);
     }
     let device = realign_backend::open(resolved.engine.device)?;
-    let loaded = LoadedModel::load(&resolved.model, &*device)?;
+    let loaded = LoadedModel::load(resolved.model_choice(), &*device)?;
     let default = EngineConfig::default();
     let config = EngineConfig {
         threads: args.threads.unwrap_or(default.threads),

@@ -5,7 +5,7 @@ mod diversion;
 mod gate;
 mod report;
 pub mod trace;
-mod workbench;
+pub(crate) mod workbench;
 
 use std::collections::HashMap;
 use std::io::Write;

@@ -1,13 +1,13 @@
 //! Flags of `serve`.
 
 use super::{DeviceArgs, GlobalArgs};
-use realign_server::config::{Config, ConfigError, EXAMPLE, RawEngine, RawServer, load};
+use realign_server::config::{Config, ConfigError, EXAMPLE, RawEngine, RawServer, RawStore, load};
 
 /// Flags of `serve`; what is absent comes from the configuration.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct ServeArgs {
-    /// Address to bind [default: 127.0.0.1]
-    #[arg(long, value_name = "IP")]
+    /// Address to bind, or unix: and the path of a socket [default: 127.0.0.1]
+    #[arg(long, value_name = "ADDRESS")]
     pub(crate) host: Option<String>,
     /// TCP port; 0 picks a free one [default: 8080]
     #[arg(long)]
@@ -31,6 +31,9 @@ pub struct ServeArgs {
     /// CPU threads [default: all cores]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
+    /// Only serve what the store names (store.url), without policies and training [default: off]
+    #[arg(long)]
+    pub(crate) follow: bool,
     /// What computes
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
@@ -57,6 +60,10 @@ impl ServeArgs {
             threads: self.threads,
             device: global.device.clone(),
             ..RawEngine::default()
+        });
+        flags.store = self.follow.then(|| RawStore {
+            follow: Some(true),
+            ..RawStore::default()
         });
         Config::resolve(load(global.config.as_deref(), &flags)?)
     }

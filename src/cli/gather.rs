@@ -8,7 +8,9 @@ use std::sync::Arc;
 use indicatif::ProgressBar;
 
 use super::progress::Progress;
-use super::{CliError, DeviceArgs, EXIT_FAILED, EXIT_OK, GlobalArgs, oracle, require};
+use super::{
+    CliError, DeviceArgs, EXIT_FAILED, EXIT_OK, GlobalArgs, oracle, require, require_absent,
+};
 use realign_align::exam::{self, ExamCache, MemoryExamCache, Standing};
 use realign_align::gather::{self, Gathered, ModelSpeaker, Phase, Sources};
 use realign_align::oracle::{RuleOracle, prepare_trusted};
@@ -60,10 +62,7 @@ pub(crate) fn run(
     global: &GlobalArgs,
     out: &mut dyn Write,
 ) -> Result<u8, CliError> {
-    if let Some(path) = args.out.as_ref().filter(|path| path.exists()) {
-        let what = format!("{}: is there already; choose another --out", path.display());
-        return Err(CliError::Eval(what));
-    }
+    require_absent(args.out.as_ref())?;
     let bench = Bench::load(global)?;
     let memory = MemoryExamCache::default();
     let cache: &dyn ExamCache = match args.no_resume {
@@ -131,7 +130,7 @@ impl Bench {
             "a directory of policies (--policies)",
         )?;
         let device = realign_backend::open(config.engine.device)?;
-        let loaded = LoadedModel::load(&config.model, &*device)?;
+        let loaded = LoadedModel::load(config.model_choice(), &*device)?;
         let set = PolicySet::load_dir(&config.paths.policies)?;
         let prepared = prepare_trusted(&set, &oracle::services(&config, &set)?)?;
         let oracle = prepared.oracle(&set);

@@ -8,8 +8,8 @@ use serde_json::json;
 
 use super::remote::operators_key;
 use super::{CliError, EXIT_OK, GlobalArgs};
-use realign_server::config::Config;
 use realign_server::config::keys::{ApiKey, KeyDigest, generate};
+use realign_server::config::{Address, Config};
 
 /// `realign keys ...`
 #[derive(Debug, Subcommand)]
@@ -117,7 +117,13 @@ fn page(url: Option<&str>, key: Option<String>, config: &Config) -> Result<Strin
 
 fn operators_url(config: &Config) -> Result<String, CliError> {
     let server = &config.server;
-    let mut address = server.admin_address.unwrap_or(server.address);
+    let own = server.admin_address.as_ref();
+    let Address::Tcp(mut address) = *own.unwrap_or(&server.address) else {
+        return Err(CliError::Key(
+            "the operators' listener is a Unix socket, which browsers do not open: set \
+             server.admin_port, or name the address of what passes on to it with --url",
+        ));
+    };
     if address.port() == 0 {
         return Err(CliError::Key(
             "the configured port is 0: name the server's address with --url",

@@ -40,7 +40,7 @@ impl Learning {
             "a directory of policies (--policies)",
         )?;
         let device = realign_backend::open(config.engine.device)?;
-        let loaded = LoadedModel::load(&config.model, &*device)?;
+        let loaded = LoadedModel::load(config.model_choice(), &*device)?;
         let recipe = recipes::for_model(&config.train, loaded.spec())?;
         let set = PolicySet::load_dir(&config.paths.policies)?;
         let prepared = prepare_trusted(&set, &oracle::services(&config, &set)?)?;

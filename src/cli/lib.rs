@@ -3,21 +3,27 @@
 pub mod adapters;
 pub mod bench;
 mod bench_shape;
+mod demo;
+mod doctor;
 pub mod eval;
 mod exam;
 mod flags;
 mod gather;
+mod init;
 pub mod keys;
 mod learning;
 pub mod logs;
 pub mod model;
 mod oracle;
+mod plan;
 pub mod policy;
+mod preferences;
 mod progress;
 mod recipes;
 pub mod remote;
 mod run;
 pub mod score;
+mod top;
 pub mod train;
 pub mod triage;
 
@@ -76,6 +82,12 @@ pub(crate) enum CliError {
     /// Labelled data cannot be evaluated on.
     #[error("{0}")]
     Eval(String),
+    /// The demo did not come to its end.
+    #[error(transparent)]
+    Demo(#[from] demo::DemoError),
+    /// No policy can be drafted from what was given.
+    #[error("{0}")]
+    Draft(String),
     /// The model is not usable.
     #[error(transparent)]
     Model(#[from] realign_model::ModelError),
@@ -119,13 +131,17 @@ pub(crate) enum CliError {
 /// nothing restarts.
 #[derive(Debug, Parser)]
 #[command(
+    name = "realign",
     version,
     after_help = "\
 Examples:
+  realign init                            settings, directories and a policy to edit
+  realign doctor                          whether a server would start here
   realign serve                           serve, and realign whenever policies/ changes
   realign policy test                     run the policies' own examples
   realign plan --examples 3               what a realignment would do, with conflicting pairs
   realign exam                            whether what a server serves complies
+  realign top                             what a server does now, on a terminal
   realign gather --out pairs.jsonl        pairs that the model makes for rules that have few
   realign train --out my-adapter          the adapter alone, offline
   realign adapters rollback               go back to the generation that served before
@@ -186,6 +202,10 @@ pub(crate) struct GlobalArgs {
     /// Model: a .gguf file, a directory of safetensors, or hf:<owner>/<name>
     #[arg(long, global = true, value_name = "MODEL")]
     pub(crate) model: Option<String>,
+    /// Tokenizer of the model, a tokenizer.json, instead of the one in its own files [default: its
+    /// own]. For a .gguf file whose pre-tokenizer is not known; one of another model is refused
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) tokenizer: Option<PathBuf>,
     /// What computes: auto, cpu or cuda:N [default: auto, a CUDA device if one answers]. Commands
     /// that run no model refuse it
     #[arg(long, value_name = "DEVICE")]
@@ -225,6 +245,7 @@ impl GlobalArgs {
         };
         RawConfig {
             model: self.model.clone(),
+            tokenizer: self.tokenizer.clone(),
             paths: Some(paths),
             engine: Some(RawEngine {
                 device: self.device.clone(),
@@ -246,6 +267,12 @@ impl GlobalArgs {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Watch a model learn to keep a policy, in a directory of its own
+    Demo(demo::DemoArgs),
+    /// Make a directory to start from: settings, directories, a policy to edit
+    Init(init::InitArgs),
+    /// Say whether a server would start here, what is wrong, and how to mend it
+    Doctor(doctor::DoctorArgs),
     /// Serve the model, watch the policies, realign when they change
     #[command(after_long_help = flags::reference())]
     Serve(ServeArgs),
@@ -255,7 +282,7 @@ pub(crate) enum Command {
     /// Count which preference pairs conflict with the policies, rule by rule
     Triage(triage::TriageArgs),
     /// Show what a server would do with the policies and the data, without doing it
-    Plan(triage::PlanArgs),
+    Plan(plan::PlanArgs),
     /// Score how much each conflicting pair would help the policies
     Score(score::ScoreArgs),
     /// Train an adapter offline, without serving and without a gate
@@ -273,8 +300,18 @@ Examples:
   realign exam                            sit the exam now
   realign exam --show --json              the last one, as JSON")]
     Exam(exam::ExamArgs),
+    /// Show what a running server does: alignment, realignment, compliance, load
+    #[command(after_help = "\
+Examples:
+  realign top                                   every two seconds, until Ctrl-C
+  realign top --once                            one frame, for scripts
+  realign top --url unix:/run/realign/api.sock  a server that listens on a socket")]
+    Top(top::TopArgs),
     /// Make the pairs that a server would make itself, and write them as preference data
     Gather(gather::GatherArgs),
+    /// Say how preference data is read
+    #[command(subcommand)]
+    Preferences(preferences::PreferencesCommand),
     /// Make keys for clients and operators, and open the operators' page
     #[command(subcommand)]
     Keys(keys::KeysCommand),
@@ -286,6 +323,19 @@ Examples:
 }
 
 impl Command {
+    /// Whether it answers a question and ends, so that what happens on the way is of no interest.
+    fn is_short(&self) -> bool {
+        !matches!(
+            self,
+            Command::Serve(_)
+                | Command::Train(_)
+                | Command::Score(_)
+                | Command::Gather(_)
+                | Command::Eval(_)
+                | Command::Bench(_)
+        )
+    }
+
     /// The device flag of a command that runs a model; `None` of any other.
     fn device(&self) -> Option<&DeviceArgs> {
         match self {
@@ -297,10 +347,13 @@ impl Command {
             Command::Gather(args) => Some(&args.device),
             Command::Bench(args) => Some(&args.device),
             // A rule may have a probe, which reads the model's hidden states.
-            Command::Policy(policy::PolicyCommand::Test { device, .. }) => Some(device),
+            Command::Policy(policy::PolicyCommand::Test(args)) => Some(&args.device),
+            Command::Policy(policy::PolicyCommand::New(args)) => Some(&args.device),
+            Command::Policy(policy::PolicyCommand::Explain(args)) => Some(&args.device),
             Command::Policy(
                 policy::PolicyCommand::Check { .. }
                 | policy::PolicyCommand::Diff { .. }
+                | policy::PolicyCommand::Schema
                 | policy::PolicyCommand::Clear { .. },
             ) => None,
             Command::Eval(eval::EvalCommand::Oracle(args)) => Some(&args.device),
@@ -311,8 +364,13 @@ impl Command {
             Command::Model(model::ModelCommand::Info { device, .. }) => Some(device),
             Command::Model(model::ModelCommand::Fetch { .. })
             | Command::Adapters(_)
+            | Command::Demo(_)
+            | Command::Doctor(_)
             | Command::Exam(_)
-            | Command::Keys(_) => None,
+            | Command::Init(_)
+            | Command::Keys(_)
+            | Command::Preferences(_)
+            | Command::Top(_) => None,
         }
     }
 }
@@ -333,4 +391,20 @@ fn require(path: &Path, wanted: &'static str) -> Result<std::fs::Metadata, CliEr
         wanted,
         source,
     })
+}
+
+/// Refuses a place to write to where something is already.
+fn require_absent(out: Option<&PathBuf>) -> Result<(), CliError> {
+    match out.filter(|path| path.exists()) {
+        Some(path) => {
+            let what = format!("{}: is there already; choose another --out", path.display());
+            Err(CliError::Eval(what))
+        }
+        None => Ok(()),
+    }
+}
+
+/// A text as one word of a shell.
+fn shell(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
 }

@@ -31,6 +31,9 @@ const DEFAULT: &str = if cfg!(feature = "mistralrs") {
     "info"
 };
 
+/// The filter of a command that answers a question and ends: its output is what it has to say.
+const SHORT: &str = "warn";
+
 /// The filter of a process' logs, which can be changed while it runs.
 #[derive(Clone, Debug)]
 pub(crate) struct Logs {
@@ -59,14 +62,16 @@ impl LogPort for Logs {
 }
 
 /// Starts logging to standard error, so that results on standard output can be piped. Call once.
+/// `is_short` says that the command answers a question and ends.
 ///
 /// # Errors
 /// [`LogFormatError`] if `REALIGN_LOG_FORMAT` names no format.
-pub(crate) fn init() -> Result<Logs, LogFormatError> {
+pub(crate) fn init(is_short: bool) -> Result<Logs, LogFormatError> {
+    let default = if is_short { SHORT } else { DEFAULT };
     let format = parse(std::env::var("REALIGN_LOG_FORMAT").ok().as_deref())?;
-    let filter = std::env::var("REALIGN_LOG").unwrap_or_else(|_| DEFAULT.into());
+    let filter = std::env::var("REALIGN_LOG").unwrap_or_else(|_| default.into());
     let filter =
-        EnvFilter::try_new(modules::resolved(&filter)).unwrap_or_else(|_| EnvFilter::new(DEFAULT));
+        EnvFilter::try_new(modules::resolved(&filter)).unwrap_or_else(|_| EnvFilter::new(default));
     let (filter, handle) = reload::Layer::new(filter);
     let lines = fmt::layer().with_writer(std::io::stderr);
     let filtered = tracing_subscriber::registry().with(filter);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{CliError, DeviceArgs, EXIT_OK, GlobalArgs};
 use realign_engine::adapter::base_id;
-use realign_model::{LoadedModel, ModelFiles, ModelSource, ModelSpec};
+use realign_model::{LoadedModel, ModelChoice, ModelFiles, ModelSource, ModelSpec};
 
 /// What to do with models.
 #[derive(Debug, Subcommand)]
@@ -55,7 +55,12 @@ pub(crate) fn run(
             let device = realign_backend::open(config.engine.device)?;
             let files = ModelSource::parse(source)?.fetch()?;
             // By its path: what was fetched is not asked for again.
-            let loaded = LoadedModel::load(&files.root.to_string_lossy(), &*device)?;
+            let fetched = files.root.to_string_lossy();
+            let choice = ModelChoice {
+                tokenizer: config.tokenizer.as_deref(),
+                ..ModelChoice::from(&*fetched)
+            };
+            let loaded = LoadedModel::load(choice, &*device)?;
             let report = info(&files, &loaded)?;
             match global.json {
                 true => writeln!(out, "{report}")?,

@@ -32,7 +32,7 @@ pub(super) fn services(config: &Config, set: &PolicySet) -> Result<Services, Cli
 /// Hidden states of the configured model.
 pub(super) fn features(config: &Config) -> Result<Arc<dyn FeatureSource>, CliError> {
     let loaded = LoadedModel::load(
-        &config.model,
+        config.model_choice(),
         &*realign_backend::open(config.engine.device)?,
     )?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

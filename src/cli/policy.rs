@@ -1,6 +1,9 @@
 //! `realign policy`: check, test and compare policy files, without a server. The model is loaded
 //! only where a rule has a probe.
 
+mod explain;
+mod new;
+mod test;
 mod trust;
 
 use std::io::Write;
@@ -10,9 +13,8 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::remote::{RemoteArgs, RemoteError};
-use super::{CliError, DeviceArgs, EXIT_FAILED, EXIT_OK, GlobalArgs, require};
-use realign_align::oracle::{Prepared, prepare};
-use realign_align::policy::{ExampleReport, PolicyErrors, PolicySet, diff};
+use super::{CliError, EXIT_FAILED, EXIT_OK, GlobalArgs, require};
+use realign_align::policy::{PolicyErrors, PolicySet, diff, schema_json};
 
 /// What to do with policies.
 #[derive(Debug, Subcommand)]
@@ -28,24 +30,27 @@ Errors are printed as file:line:column: message.")]
         /// Directory or file [default: the policy directory]
         path: Option<PathBuf>,
     },
+    /// Draft a policy from a rule in plain words and a few answers, and test the draft
+    #[command(after_help = "\
+Examples:
+  realign policy new                      asks for everything, on a terminal
+  realign policy new --rule 'The assistant names no dose.' --topic dose --topic much \\
+    --question 'How much aspirin?' --wrong 'Take 300 mg.' --right 'Ask a pharmacist.' \\
+    ... two more of each ... --stays 'How much luggage may I take?'
+The n-th question belongs to the n-th wrong and the n-th right answer; one question alone to all of them.
+Writes drafts/ID.yaml and never overwrites. What tells the answers apart is found without a model: words,
+phrases, patterns, what is missing, or the length. Exits 1 if the draft does not pass its test.")]
+    New(new::NewArgs),
     /// Run the examples of every rule and print its figures; exits 1 if a rule may not act
     #[command(after_help = "\
 Examples:
   realign policy test                     what a server does before it activates a set
   realign policy test new-rule.yaml --json
+  realign policy test --watch             again whenever a file changes, until Ctrl-C
   realign policy test --svg plots/        calibration plots of rules with probes or judges
 A server refuses a set whose examples fail or with a rule below its minimum, and keeps the set it
 has. Rules with probes are measured by cross-validation.")]
-    Test {
-        /// Directory or file [default: the policy directory]
-        path: Option<PathBuf>,
-        /// Directory for one SVG calibration plot per rule that gives probabilities
-        #[arg(long, value_name = "DIR")]
-        svg: Option<PathBuf>,
-        /// What computes
-        #[command(flatten)]
-        device: DeviceArgs,
-    },
+    Test(test::TestArgs),
     /// Show what changes in meaning from one set to another
     #[command(after_help = "\
 Examples:
@@ -58,6 +63,22 @@ Layout, comments, file names and the order of rules do not count. Exits 0 with o
         /// Directory or file of the new set
         new: PathBuf,
     },
+    /// Show what each rule says about an answer, what matched where, and why; exits 1 if an enforced
+    /// rule is violated or undecided
+    #[command(after_help = "\
+Examples:
+  realign policy explain --prompt 'How much aspirin?' --response 'Take 300 mg.'
+  realign policy explain new-rule.yaml --response 'Take 300 mg.' --json
+  realign policy explain --url http://127.0.0.1:8080 --prompt ... --response -   what a server has active
+Places are counted in characters from 0. Judges are asked only where text and probes do not decide.")]
+    Explain(explain::ExplainArgs),
+    /// Print the JSON Schema of policy files, for editors
+    #[command(after_help = "\
+Examples:
+  realign policy schema > policies/policy.schema.json
+Editors that use the YAML language server complete and check a policy whose first line is
+# yaml-language-server: $schema=policy.schema.json")]
+    Schema,
     /// Make a running server serve without policies; exits 1 if the directory still holds some
     #[command(after_help = "\
 Examples:
@@ -88,26 +109,14 @@ pub(crate) fn run(
             let checked = read.and_then(|set| set.check_contradictions().map(|()| set));
             check(checked, global.json, out)
         }
-        PolicyCommand::Test { path, svg, .. } => {
-            let path = path_or_configured(path.as_deref(), global)?;
-            let set = match read(&path)? {
-                Ok(set) => set,
-                Err(errors) => return check(Err(errors), global.json, out),
-            };
-            let services = super::oracle::services(&global.resolve()?, &set)?;
-            match prepare(&set, &services) {
-                Ok(prepared) => {
-                    let contradictions = prepared.contradictions(&set);
-                    if !contradictions.is_empty() {
-                        return check(Err(PolicyErrors(contradictions)), global.json, out);
-                    }
-                    write_plots(svg.as_deref(), &prepared)?;
-                    test(&set.run_examples(), &prepared, global.json, out)
-                }
-                Err(errors) => check(Err(errors), global.json, out),
-            }
-        }
+        PolicyCommand::Test(args) => test::run(args, global, out),
+        PolicyCommand::New(args) => new::run(args, global, out),
         PolicyCommand::Diff { old, new } => compare(&read(old)??, &read(new)??, global.json, out),
+        PolicyCommand::Explain(args) => explain::run(args, global, out),
+        PolicyCommand::Schema => {
+            out.write_all(schema_json().as_bytes())?;
+            Ok(EXIT_OK)
+        }
         PolicyCommand::Clear { remote } => {
             let remote = remote.with_config(global)?;
             let (report, text, code) = match remote.post("policies/clear", &json!({})) {
@@ -171,74 +180,6 @@ fn check(
             Ok(EXIT_FAILED)
         }
     }
-}
-
-fn test(
-    report: &ExampleReport,
-    prepared: &Prepared,
-    as_json: bool,
-    out: &mut dyn Write,
-) -> Result<u8, CliError> {
-    let below: Vec<String> = prepared
-        .trust
-        .iter()
-        .filter_map(|t| Some(format!("{}:{}: {}", t.policy, t.rule, t.shortfall()?)))
-        .collect();
-    let passed = report.passed() && below.is_empty();
-    let json = json!({
-        "passed": passed, "rules": report.rules, "untested": report.untested(),
-        "trust": prepared.trust, "below_minimum": below, "usage": prepared.matchers.usage(),
-    });
-    let text = format!(
-        "{}\n\n{}",
-        test_table(report),
-        trust::table(&prepared.trust)
-    );
-    print(out, as_json, &json, text.trim_end())?;
-    Ok(if passed { EXIT_OK } else { EXIT_FAILED })
-}
-
-fn write_plots(dir: Option<&Path>, prepared: &Prepared) -> Result<(), CliError> {
-    let Some(dir) = dir else { return Ok(()) };
-    std::fs::create_dir_all(dir)?;
-    let plotted = prepared.trust.iter().filter(|t| !t.calibration.is_empty());
-    for rule in plotted {
-        let name = format!("{}-{}.svg", rule.policy, rule.rule).replace('/', "_");
-        std::fs::write(dir.join(name), trust::svg(rule))?;
-    }
-    Ok(())
-}
-
-/// One line per rule, then the failures with file and line, then the totals.
-fn test_table(report: &ExampleReport) -> String {
-    let names = report.rules.iter().map(|r| r.policy.len() + r.rule.len());
-    let width = names.max().unwrap_or(0) + 1;
-    let mut lines = Vec::new();
-    let (mut passed, mut failed) = (0, 0);
-    for rule in &report.rules {
-        let verdict = match (rule.passed, rule.failures.len()) {
-            (0, 0) => "untested",
-            (_, 0) => "ok",
-            _ => "FAILED",
-        };
-        passed += rule.passed;
-        failed += rule.failures.len();
-        let (name, of) = (
-            format!("{}:{}", rule.policy, rule.rule),
-            rule.passed + rule.failures.len(),
-        );
-        lines.push(format!(
-            "{name:width$}  {verdict:8}  {} of {of} examples",
-            rule.passed
-        ));
-    }
-    let errors = report.clone().into_errors();
-    lines.extend(errors.iter().map(|error| error.to_string()));
-    lines.push(format!(
-        "examples passed: {passed}, failed: {failed}; rules without examples: {}",
-        report.untested().len()
-    ));
-    lines.join("\n")
 }
 
 fn compare(
@@ -358,11 +299,10 @@ rules:
     }
 
     fn test_of(path: Option<PathBuf>) -> PolicyCommand {
-        PolicyCommand::Test {
+        PolicyCommand::Test(test::TestArgs {
             path,
-            svg: None,
-            device: DeviceArgs::default(),
-        }
+            ..test::TestArgs::default()
+        })
     }
 
     #[test]

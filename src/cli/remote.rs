@@ -1,5 +1,7 @@
 //! Calls to a running server's operator routes, for the commands that change its generation.
 
+mod unix;
+
 use std::time::Duration;
 
 use serde_json::Value;
@@ -14,7 +16,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// Address of the server, and the key to its operator routes.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct RemoteArgs {
-    /// Address of the running server
+    /// Address of the running server; `unix:/path/to/socket` if it listens on a socket
     #[arg(
         long,
         env = "REALIGN_URL",
@@ -82,7 +84,7 @@ impl RemoteArgs {
     /// [`RemoteError`].
     pub(crate) fn post(&self, path: &str, body: &Value) -> Result<Value, RemoteError> {
         let url = self.address(path);
-        let mut request = agent().post(&url);
+        let mut request = self.agent().post(self.target(path));
         if let Some(key) = &self.admin_key {
             request = request.header("Authorization", format!("Bearer {key}"));
         }
@@ -95,13 +97,30 @@ impl RemoteArgs {
     /// [`RemoteError`].
     pub(crate) fn get(&self, path: &str) -> Result<Value, RemoteError> {
         let url = self.address(path);
-        let mut request = agent().get(&url);
+        let mut request = self.agent().get(self.target(path));
         if let Some(key) = &self.admin_key {
             request = request.header("Authorization", format!("Bearer {key}"));
         }
         answer(url, request.call())
     }
 
+    fn agent(&self) -> ureq::Agent {
+        match unix::socket(&self.url) {
+            Some(socket) => unix::agent(socket, TIMEOUT),
+            None => agent(),
+        }
+    }
+
+    /// The URL that is requested.
+    fn target(&self, path: &str) -> String {
+        match unix::socket(&self.url) {
+            // The agent's connections lead to the socket, whatever the host.
+            Some(_) => format!("http://127.0.0.1/admin/v1/{path}"),
+            None => self.address(path),
+        }
+    }
+
+    /// The URL as an error names it.
     fn address(&self, path: &str) -> String {
         format!("{}/admin/v1/{path}", self.url.trim_end_matches('/'))
     }
@@ -126,7 +145,7 @@ pub(crate) fn operators_key(config: &Config) -> Result<Option<String>, CliError>
     }
 }
 
-fn agent() -> ureq::Agent {
+pub(crate) fn agent() -> ureq::Agent {
     // Operator routes listen on loopback or a private network, where a proxy is in the way.
     ureq::Agent::config_builder()
         .http_status_as_error(false)

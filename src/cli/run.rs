@@ -9,8 +9,8 @@ use realign_server::config::Config;
 use realign_server::serve::{EXIT_STUCK, Server, ServerError};
 
 use crate::{
-    Cli, Command, EXIT_FAILED, EXIT_OK, EXIT_USAGE, adapters, bench, eval, exam, gather, keys,
-    logs, model, policy, score, train, triage,
+    Cli, Command, EXIT_FAILED, EXIT_OK, EXIT_USAGE, adapters, bench, demo, doctor, eval, exam,
+    gather, init, keys, logs, model, plan, policy, preferences, score, top, train, triage,
 };
 
 /// How long tasks that block may take once the server has ended.
@@ -19,7 +19,7 @@ const LAST_TASKS: Duration = Duration::from_secs(2);
 /// The `realign` program: reads the arguments and runs the command that they name.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let logs = match logs::init() {
+    let logs = match logs::init(cli.command.is_short()) {
         Ok(logs) => logs,
         Err(error) => {
             eprintln!("error: {error}");
@@ -40,16 +40,21 @@ fn run(cli: Cli, logs: logs::Logs) -> anyhow::Result<u8> {
     let cli = cli.with_device()?;
     match &cli.command {
         Command::Serve(args) => serve(args.resolve(&cli.global)?, logs),
+        Command::Demo(args) => Ok(demo::run(args, &cli.global, &mut stdout())?),
+        Command::Init(args) => Ok(init::run(args, &cli.global, &mut stdout())?),
+        Command::Doctor(args) => Ok(doctor::run(args, &cli.global, &mut stdout())?),
         Command::Policy(command) => Ok(policy::run(command, &cli.global, &mut stdout())?),
         Command::Triage(args) => Ok(triage::run_triage(args, &cli.global, &mut stdout())?),
-        Command::Plan(args) => Ok(triage::run_plan(args, &cli.global, &mut stdout())?),
+        Command::Plan(args) => Ok(plan::run(args, &cli.global, &mut stdout())?),
         Command::Score(args) => Ok(score::run(args, &cli.global, &mut stdout())?),
         Command::Train(args) => Ok(train::run(args, &cli.global, &mut stdout())?),
         Command::Eval(command) => Ok(eval::run(command, &cli.global, &mut stdout())?),
         Command::Adapters(command) => Ok(adapters::run(command, &cli.global, &mut stdout())?),
         Command::Exam(args) => Ok(exam::run(args, &cli.global, &mut stdout())?),
+        Command::Top(args) => Ok(top::run(args, &cli.global, &mut stdout())?),
         Command::Gather(args) => Ok(gather::run(args, &cli.global, &mut stdout())?),
         Command::Bench(args) => Ok(bench::run(args, &cli.global, &mut stdout())?),
+        Command::Preferences(command) => Ok(preferences::run(command, &cli.global, &mut stdout())?),
         Command::Keys(command) => Ok(keys::run(command, &cli.global, &mut stdout())?),
         Command::Model(command) => Ok(model::run(command, &cli.global, &mut stdout())?),
     }

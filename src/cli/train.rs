@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::learning::Learning;
 use super::progress::{Bars, Progress};
-use super::{CliError, DeviceArgs, EXIT_FAILED, EXIT_OK, GlobalArgs};
+use super::{CliError, DeviceArgs, EXIT_FAILED, EXIT_OK, GlobalArgs, require_absent};
 use realign_align::pipeline::{Learner, PipelineError};
 use realign_align::train::{Ending, LossParts, Trained};
 use realign_core::lock::{DirLock, Holder, LOCK_FILE, Place};
@@ -63,10 +63,7 @@ pub(crate) fn run(
     global: &GlobalArgs,
     out: &mut dyn Write,
 ) -> Result<u8, CliError> {
-    if let Some(path) = args.out.as_ref().filter(|path| path.exists()) {
-        let what = format!("{}: is there already; choose another --out", path.display());
-        return Err(CliError::Eval(what));
-    }
+    require_absent(args.out.as_ref())?;
     let learning = Learning::load(global, args.recipe.as_deref())?;
     if let Some(warning) = learning.warning()
         && !global.quiet

@@ -1,5 +1,5 @@
-//! `realign triage` and `realign plan`: how the preference data fits the policies, and what a
-//! server would do about it. Nothing is trained and nothing is written.
+//! `realign triage`: how the preference data fits the policies. Nothing is trained and nothing is
+//! written.
 
 mod flips;
 mod report;
@@ -8,21 +8,19 @@ mod stream;
 use std::fmt::Write as _;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::progress::Progress;
 use super::{CliError, DeviceArgs, EXIT_OK, GlobalArgs, require};
 use realign_align::oracle::{Prepared, RuleOracle, prepare_trusted};
-use realign_align::pipeline::warning;
 use realign_align::policy::PolicySet;
 use realign_align::preferences::{Dataset, Pair};
 use realign_align::triage::{Triage, triage_in_parts};
 use realign_server::config::Config;
 
 pub use flips::{Flip, Flips};
-pub use report::{Conflict, Plan, Reason, RuleCount, TriageReport};
+pub use report::{Conflict, Reason, RuleCount, TriageReport};
 pub use stream::StreamReport;
 
 /// Characters of a text that a line on a terminal shows; JSON has the whole text.
@@ -48,29 +46,6 @@ pub(crate) struct TriageArgs {
     /// Triage this one file instead (.jsonl, .gz or .zst), in bounded memory, however large
     #[arg(long, value_name = "FILE")]
     pub(crate) data: Option<PathBuf>,
-    /// What computes
-    #[command(flatten)]
-    pub(crate) device: DeviceArgs,
-}
-
-/// Flags of `plan`.
-#[derive(Clone, Debug, Default, clap::Args)]
-#[command(after_help = "\
-Examples:
-  realign plan                            what a server would do with policies/ now
-  realign plan --policies staging/ --examples 3   before staging/ is copied to policies/:
-                                          which pairs flip against policies/, and by which rule
-  realign plan --policies new/ --against old/
-No judge is asked about the data: what would reach one is counted.
-The steps are an upper bound: pairs longer than the recipe's max_tokens are left out of training.")]
-pub(crate) struct PlanArgs {
-    /// Conflicting pairs to show, with the rules that decided
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) examples: usize,
-    /// Directory of the active set to compare with [default: the configured policies, where
-    /// --policies names others]
-    #[arg(long, value_name = "DIR")]
-    pub(crate) against: Option<PathBuf>,
     /// What computes
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
@@ -111,72 +86,19 @@ pub(crate) fn run_triage(
     print(out, global.json, &report, &triage_text(&report))
 }
 
-/// Runs `plan` and returns the exit code.
-///
-/// # Errors
-/// [`CliError`].
-pub(crate) fn run_plan(
-    args: &PlanArgs,
-    global: &GlobalArgs,
-    out: &mut dyn Write,
-) -> Result<u8, CliError> {
-    let config = global.resolve()?;
-    let size = super::recipes::size_of(&config.model);
-    let recipe = config.train.recipe(size);
-    let dataset = read_data(&config)?;
-    let (set, prepared) = read_set(&config, &config.paths.policies)?;
-    let unasked = Arc::new(prepared.matchers.without_judges());
-    let oracle = prepared.oracle(&set).with_matchers(unasked);
-    let triage = triage_with_bar(&dataset.pairs, &oracle, Progress::new(global));
-    let flips = match active_directory(args, global)? {
-        Some(dir) => {
-            let (active, prepared) = read_set(&config, &dir)?;
-            let unasked = Arc::new(prepared.matchers.without_judges());
-            let before = prepared.oracle(&active).with_matchers(unasked);
-            let before = realign_align::triage::triage(&dataset.pairs, &before);
-            Some(Flips::new(&dataset.pairs, &before, &triage, args.examples))
-        }
-        None => None,
-    };
-    let report = TriageReport::new(&oracle, &dataset, &triage, args.examples);
-    let mut plan = Plan::new(report, recipe, &dataset, &triage, config.gate.holdout_ratio);
-    plan.warning = warning(triage.counts, config.train.corrective.is_some());
-    plan.judge_calls = oracle.usage().undecided;
-    plan.flips = flips;
-    print(out, global.json, &plan, &plan_text(&plan))
-}
-
 /// Pairs that are judged between two updates of the bar.
 const PART: usize = 256;
 
 /// A triage with a progress bar.
-fn triage_with_bar(pairs: &[Pair], oracle: &RuleOracle, progress: Progress) -> Triage {
+pub(super) fn triage_with_bar(pairs: &[Pair], oracle: &RuleOracle, progress: Progress) -> Triage {
     let bar = progress.bar(pairs.len(), "triage");
     let triage = triage_in_parts(pairs, oracle, PART, |pairs| bar.inc(pairs as u64));
     bar.finish_and_clear();
     triage
 }
 
-/// The directory of the active set to compare with: `--against`, else the configured one if
-/// `--policies` names another.
-fn active_directory(args: &PlanArgs, global: &GlobalArgs) -> Result<Option<PathBuf>, CliError> {
-    if let Some(dir) = &args.against {
-        require(dir, "a directory of policies (--against)")?;
-        return Ok(Some(dir.clone()));
-    }
-    let Some(given) = &global.policies else {
-        return Ok(None);
-    };
-    let configured = GlobalArgs {
-        policies: None,
-        ..global.clone()
-    };
-    let active = configured.resolve()?.paths.policies;
-    Ok((active != *given && active.is_dir()).then_some(active))
-}
-
 /// The preference data as a server would load it.
-fn read_data(config: &Config) -> Result<Dataset, CliError> {
+pub(super) fn read_data(config: &Config) -> Result<Dataset, CliError> {
     require(
         &config.paths.preferences,
         "a directory of preference data (--preferences)",
@@ -188,14 +110,14 @@ fn read_data(config: &Config) -> Result<Dataset, CliError> {
 
 /// A set as a server would load it, with its rules prepared for judging. A set whose examples fail,
 /// or with a rule below its minimum, is refused.
-fn read_set(config: &Config, dir: &Path) -> Result<(PolicySet, Prepared), CliError> {
+pub(super) fn read_set(config: &Config, dir: &Path) -> Result<(PolicySet, Prepared), CliError> {
     require(dir, "a directory of policies (--policies)")?;
     let set = PolicySet::load_dir(dir)?;
     let prepared = prepare_trusted(&set, &super::oracle::services(config, &set)?)?;
     Ok((set, prepared))
 }
 
-fn print(
+pub(super) fn print(
     out: &mut dyn Write,
     as_json: bool,
     report: &impl Serialize,
@@ -209,7 +131,7 @@ fn print(
     Ok(EXIT_OK)
 }
 
-fn triage_text(report: &TriageReport) -> String {
+pub(super) fn triage_text(report: &TriageReport) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
     let _infallible = write_triage(&mut text, report);
@@ -291,48 +213,8 @@ fn write_conflict(text: &mut String, conflict: &Conflict) -> std::fmt::Result {
     Ok(())
 }
 
-fn plan_text(plan: &Plan) -> String {
-    let effect = match (plan.trains, plan.triage.counts.conflicts()) {
-        (true, _) => format!(
-            "a realignment takes at most {} steps: {} pairs, {} per step, {} epochs (recipe {})",
-            plan.steps, plan.train_pairs, plan.pairs_per_step, plan.epochs, plan.recipe
-        ),
-        (false, 0) => "no pair is in conflict: the base model serves, nothing is trained".into(),
-        (false, _) => "all conflicting pairs are held out: nothing can be trained; add data".into(),
-    };
-    let gap = if plan.triage.examples.is_empty() {
-        ""
-    } else {
-        "\n"
-    };
-    let flips = plan.flips.as_ref().map(Flips::text).unwrap_or_default();
-    let effect = if plan.trains {
-        format!(
-            "{effect}; about {:.1} minutes at the demo's rate",
-            plan.minutes
-        )
-    } else {
-        effect
-    };
-    let judged = match plan.judge_calls {
-        0 => String::new(),
-        calls => format!("at most {calls} questions to judges\n"),
-    };
-    let warning = plan
-        .warning
-        .map(|w| format!("warning: {w}\n"))
-        .unwrap_or_default();
-    format!(
-        "{}{flips}{gap}{judged}{warning}{effect}\n{} of the training pairs are in conflict; {} pairs are held out to measure on, {} of them in conflict\n",
-        triage_text(&plan.triage),
-        plan.train_conflicts,
-        plan.holdout_pairs,
-        plan.holdout_conflicts
-    )
-}
-
 /// A text on one line, cut to what a terminal shows.
-fn one_line(text: &str) -> String {
+pub(super) fn one_line(text: &str) -> String {
     let joined = text.split_whitespace().collect::<Vec<_>>().join(" ");
     match joined.char_indices().nth(SHOWN) {
         Some((cut, _)) => format!("{}…", &joined[..cut]),
@@ -341,4 +223,4 @@ fn one_line(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,10 +1,24 @@
 //! The wall clock. Nothing else reads the system time.
 
+use std::cell::Cell;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+thread_local! {
+    static PRETENDED: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+/// Sets what this thread takes for the time, in Unix seconds; `None` for the system's. For
+/// simulations, whose schedules set the clock.
+pub fn pretend(seconds: Option<u64>) {
+    PRETENDED.set(seconds);
+}
 
 /// Time since the Unix epoch; zero if the system clock is set before it.
 #[expect(clippy::disallowed_methods, reason = "this is the place that may")]
 pub fn since_1970() -> Duration {
+    if let Some(seconds) = PRETENDED.get() {
+        return Duration::from_secs(seconds);
+    }
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()

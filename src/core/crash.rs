@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 /// Aborts the process if the environment variable `REALIGN_CRASH_AT` equals `name`.
 ///
 /// Integration tests use it to prove that a crash leaves either the old state or the new one.
-/// Points: `publish:after-staging`, `publish:after-rename`, `publish:after-current-temp`,
-/// `publish:after-current`, `collect:after-discard`, `train:after-step-<n>`.
+/// Points of a realignment, in their order: `triage:after-verdicts`, `exam:after-answers` (of what serves, and
+/// of a candidate), `gather:answering`, `impact:after-pass-<n>`, `train:after-step-<n>`,
+/// `train:after-round-<n>`, `gate:after-exam`, `publish:after-staging`, `publish:after-rename`,
+/// `publish:after-current-temp`, `publish:after-current`. Of retention: `collect:after-discard`.
 pub fn crash_point(name: &str) {
     if std::env::var_os("REALIGN_CRASH_AT").is_some_and(|at| at == name) {
         tracing::error!(point = name, "REALIGN_CRASH_AT: aborting");

@@ -101,11 +101,8 @@ impl Limit {
 /// The system's reason; or if it is not a regular file, is larger than `limit`, or its file system
 /// does not answer. The message leaves the path to the caller.
 pub fn read(path: &Path, limit: Limit) -> io::Result<Vec<u8>> {
-    let file = open(path)?;
+    let file = open_at_most(path, limit)?;
     let too_large = |at_least| io::Error::from(Refused::TooLarge { at_least, limit });
-    if file.len > limit.bytes {
-        return Err(too_large(file.len));
-    }
     let mut bytes = Vec::with_capacity(usize::try_from(file.len).unwrap_or(0));
     file.take(limit.bytes.saturating_add(1))
         .read_to_end(&mut bytes)?;
@@ -144,6 +141,18 @@ pub fn read_text_if_there(path: &Path, limit: Limit) -> io::Result<Option<String
 /// The system's reason; or if it is not a regular file, or its file system does not answer.
 pub fn open(path: &Path) -> io::Result<Stream> {
     open_within(path, DEADLINE)
+}
+
+/// As [`open`], if the file is not larger than `limit`. It may grow afterwards.
+///
+/// # Errors
+/// As [`open`], or if it is larger.
+pub fn open_at_most(path: &Path, limit: Limit) -> io::Result<Stream> {
+    let file = open(path)?;
+    match file.len {
+        at_least if at_least > limit.bytes => Err(Refused::TooLarge { at_least, limit }.into()),
+        _ => Ok(file),
+    }
 }
 
 fn open_within(path: &Path, deadline: Duration) -> io::Result<Stream> {
@@ -212,6 +221,13 @@ pub struct Stream {
     answers: Answers<io::Result<Answer>>,
     deadline: Duration,
     piece: io::Cursor<Vec<u8>>,
+}
+
+impl Stream {
+    /// The file's size in bytes when it was opened. Those of /proc say that they are empty.
+    pub fn size(&self) -> u64 {
+        self.len
+    }
 }
 
 impl Read for Stream {

@@ -185,6 +185,8 @@ labels! {
         Traces = "traces",
         /// Keeps the alignment metric up to date.
         Alignment = "alignment",
+        /// Follows the store that servers share, and holds the right to publish.
+        Store = "store",
         /// Watches the others.
         Supervisor = "supervisor",
     }
@@ -201,7 +203,27 @@ labels! {
         Concurrency = "concurrency",
         /// The engine's queue is full.
         QueueFull = "queue_full",
-        /// The server is loading or draining.
+        /// The server is loading or draining, or requests in progress hold all connections.
         Unavailable = "unavailable",
+    }
+}
+
+labels! {
+    /// Whom a listener serves.
+    ListenerRole {
+        /// Clients; and operators, if they have no listener of their own.
+        Clients = "clients",
+        /// Operators, on a listener of their own.
+        Operators = "operators",
+    }
+}
+
+labels! {
+    /// Why the server ended a connection that waited for a request.
+    Eviction {
+        /// A new connection needed its place.
+        Limit = "limit",
+        /// The process was out of file descriptors.
+        OpenFiles = "open_files",
     }
 }

@@ -11,12 +11,14 @@ pub mod lock;
 pub mod ranges;
 mod stop;
 pub mod supervision;
+pub mod thoughts;
 pub mod trash;
 
 pub use category::{Category, TriageCounts};
 pub use crash::crash_point;
 pub use labels::{
-    AlignmentState, Collectable, LossPart, Outcome, Refusal, Stage, Thread, Trigger, UnknownLabel,
+    AlignmentState, Collectable, Eviction, ListenerRole, LossPart, Outcome, Refusal, Stage, Thread,
+    Trigger, UnknownLabel,
 };
 pub use leases::LeaseCounts;
 pub use stop::StopReason;

@@ -172,6 +172,30 @@ impl DirLock {
         Ok(lock)
     }
 
+    /// Who holds a lock now, without taking it or making anything: `None` if it is free. The inner
+    /// value is `None` if the lock file names no holder.
+    ///
+    /// # Errors
+    /// [`LockError::Io`] if that cannot be told.
+    pub fn look(place: Place<'_>) -> Result<Option<Option<Holder>>, LockError> {
+        let path = place.dir.join(place.file);
+        let failed = |source| LockError::Io {
+            path: path.clone(),
+            source,
+        };
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        match file.try_lock_shared() {
+            // Closing the file releases it.
+            Ok(()) => Ok(None),
+            Err(TryLockError::WouldBlock) => Ok(Some(holder_in(&path))),
+            Err(TryLockError::Error(source)) => Err(failed(source)),
+        }
+    }
+
     /// Writes into the file who holds the lock. It is information only: a full disk is no reason not
     /// to hold it.
     pub fn describe(&self, holder: &Holder) {
@@ -246,8 +270,12 @@ mod tests {
         });
         let shorter = holder_in(&dir.join(LOCK_FILE)).unwrap();
         assert_eq!((shorter.listen, shorter.host.as_str()), (None, "h"));
+        assert!(matches!(DirLock::look(place(&dir)), Ok(Some(Some(h))) if h.host == "h"));
         lock.release();
         assert!(!lock.is_held());
+        assert!(matches!(DirLock::look(place(&dir)), Ok(None)));
+        assert!(matches!(DirLock::look(place(&root)), Ok(None)));
+        assert!(!root.join(LOCK_FILE).exists());
         let again = take(Duration::ZERO).unwrap();
         drop(lock);
         assert!(again.is_held() && take(Duration::ZERO).is_err());
@@ -256,7 +284,7 @@ mod tests {
 
     #[test]
     fn a_file_that_names_nobody_is_still_a_lock() {
-        let dir = std::env::temp_dir().join(format!("realign-lock-nobody-{}", std::process::id()));
+        let dir = std::env::temp_dir().join(format!("realign-lock-free-{}", std::process::id()));
         let holder = Holder::this_process(None);
         let _lock = DirLock::take(place(&dir), &holder, Duration::ZERO).unwrap();
         fs::write(dir.join(LOCK_FILE), "{\"pid\":").unwrap();

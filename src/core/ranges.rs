@@ -95,6 +95,8 @@ ranges! {
     ALPHA_KL: "alpha_kl", Included(0.0), Unbounded;
     /// Weight of the likelihood term.
     ALPHA_SFT: "alpha_sft", Included(0.0), Unbounded;
+    /// Additional weight of a response's first tokens.
+    ALPHA_OPENING: "alpha_opening", Included(0.0), Unbounded;
     /// Divisor of impact scores.
     GAMMA: "gamma", Excluded(0.0), Unbounded;
     /// Pairs in the gold batch.

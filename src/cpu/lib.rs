@@ -19,10 +19,14 @@ pub mod learn;
 mod packed;
 mod rows;
 mod steps;
+mod sync;
 mod team;
+#[cfg(test)]
+mod team_tests;
 
 pub use backend::{Cpu, CpuBackend, load, pack};
 pub use executor::CpuExecutor;
+pub use kernels::{InstructionSet, instruction_set};
 pub use learn::Differentiator;
 pub use packed::{Encoding, PackedWeight};
 

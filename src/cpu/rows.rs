@@ -98,7 +98,7 @@ pub(crate) fn normalise_in_place(x: &mut [f32], weight: &[f32], eps: f32) {
 
 /// Rotates one head by its row's angles, in the rotate-half layout.
 pub(crate) fn rotate(head: &mut [f32], (cos, sin): (&[f32], &[f32])) {
-    let (low, high) = head.split_at_mut(head.len() / 2);
+    let (low, high) = head.split_at_mut(cos.len());
     for (((a, b), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
         (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
     }

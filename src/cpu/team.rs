@@ -6,14 +6,12 @@
 //! gives its core away. Work is claimed piece by piece, so a thread that gets no time delays only
 //! the piece it holds.
 
-use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::thread::{JoinHandle, Thread};
 
-/// Rounds of waiting before a thread sleeps: some tens of microseconds.
-const SPINS: u32 = 1500;
+use super::sync::{
+    self, Arc, AtomicBool, AtomicU32, AtomicUsize, JoinHandle, Ordering, SPINS, Thread, current,
+    park, spawn, wait_a_moment,
+};
 
 /// What a section runs for each piece: the thread's number and the piece's.
 type Section<'a> = dyn Fn(usize, usize) + Sync + 'a;
@@ -21,8 +19,8 @@ type Section<'a> = dyn Fn(usize, usize) + Sync + 'a;
 struct Shared {
     /// Counts sections; a change tells the workers that `section` is new.
     epoch: AtomicU32,
-    section: UnsafeCell<Option<*const Section<'static>>>,
-    leader: UnsafeCell<Option<Thread>>,
+    section: sync::Shared<Option<*const Section<'static>>>,
+    leader: sync::Shared<Option<Thread>>,
     /// Next piece to claim, and how many there are.
     next: AtomicUsize,
     pieces: AtomicUsize,
@@ -59,8 +57,8 @@ impl Team {
         let workers = threads.max(1) - 1;
         let shared = Arc::new(Shared {
             epoch: AtomicU32::new(0),
-            section: UnsafeCell::new(None),
-            leader: UnsafeCell::new(None),
+            section: sync::Shared::new(None),
+            leader: sync::Shared::new(None),
             next: AtomicUsize::new(0),
             pieces: AtomicUsize::new(0),
             inside: AtomicUsize::new(0),
@@ -76,9 +74,8 @@ impl Team {
         for index in 0..workers {
             let shared = shared.clone();
             let name = format!("compute-{}", index + 1);
-            let thread = std::thread::Builder::new().name(name);
-            team.workers
-                .push(thread.spawn(move || work(&shared, index))?);
+            let worker = spawn(name, move || work(&shared, index))?;
+            team.workers.push(worker);
         }
         Ok(team)
     }
@@ -102,11 +99,10 @@ impl Team {
         // leave. The erased lifetime is honoured: this call, even when it unwinds, waits below for
         // all workers to leave before `f` is dropped.
         unsafe {
-            *s.section.get() = Some(std::mem::transmute::<
-                *const Section<'_>,
-                *const Section<'static>,
-            >(section));
-            *s.leader.get() = Some(std::thread::current());
+            let section =
+                std::mem::transmute::<*const Section<'_>, *const Section<'static>>(section);
+            s.section.with_mut(|cell| *cell = Some(section));
+            s.leader.with_mut(|cell| *cell = Some(current()));
         }
         s.next.store(0, Ordering::Relaxed);
         s.pieces.store(pieces, Ordering::Relaxed);
@@ -135,12 +131,12 @@ fn join(s: &Shared) {
     while s.inside.load(Ordering::Acquire) != 0 {
         if spins < SPINS {
             spins += 1;
-            std::hint::spin_loop();
+            wait_a_moment();
             continue;
         }
         s.leader_sleeps.store(true, Ordering::SeqCst);
         if s.inside.load(Ordering::SeqCst) != 0 {
-            std::thread::park();
+            park();
         }
         s.leader_sleeps.store(false, Ordering::SeqCst);
     }
@@ -163,13 +159,13 @@ fn work(s: &Shared, index: usize) {
         seen = epoch;
         // SAFETY: written before the epoch that was just acquired; the leader waits for this
         // thread to leave before it changes or drops it.
-        if let Some(f) = unsafe { (*s.section.get()).map(|f| &*f) }
+        if let Some(f) = s.section.with(|cell| unsafe { (*cell).map(|f| &*f) })
             && catch_unwind(AssertUnwindSafe(|| claim(s, index + 1, f))).is_err()
         {
             s.panicked.store(true, Ordering::Release);
         }
         // SAFETY: as above; it is read before this thread leaves, and a handle outlives its use.
-        let leader = unsafe { (*s.leader.get()).clone() };
+        let leader = s.leader.with(|cell| unsafe { (*cell).clone() });
         if s.inside.fetch_sub(1, Ordering::SeqCst) == 1
             && s.leader_sleeps.load(Ordering::SeqCst)
             && let Some(leader) = leader
@@ -192,12 +188,12 @@ fn next_epoch(s: &Shared, index: usize, seen: u32) -> Option<u32> {
         }
         if spins < SPINS {
             spins += 1;
-            std::hint::spin_loop();
+            wait_a_moment();
             continue;
         }
         s.sleeping[index].store(true, Ordering::SeqCst);
         if s.epoch.load(Ordering::SeqCst) == seen && !s.stopping.load(Ordering::SeqCst) {
-            std::thread::park();
+            park();
         }
         s.sleeping[index].store(false, Ordering::SeqCst);
     }
@@ -250,52 +246,5 @@ impl<'a, T> Shards<'a, T> {
         assert!(at <= self.len && len <= self.len - at, "part out of range");
         // SAFETY: inside the slice by the check, disjoint by the contract.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(at), len) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_piece_runs_once_whatever_the_team() {
-        for threads in [1, 2, 5] {
-            let mut team = Team::new(threads).unwrap();
-            for pieces in [0usize, 1, 2, 7, 300] {
-                let mut counts = vec![0u8; pieces];
-                let shards = Shards::new(&mut counts);
-                // SAFETY: every piece is claimed once, so parts are disjoint.
-                team.run(pieces, |_, piece| unsafe { shards.part(piece, 1)[0] += 1 });
-                assert!(
-                    counts.iter().all(|c| *c == 1),
-                    "{threads} threads, {pieces}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn a_team_that_slept_wakes_and_thousands_of_sections_pass() {
-        let mut team = Team::new(3).unwrap();
-        let sum = AtomicUsize::new(0);
-        for round in 0..3000 {
-            if round % 1000 == 0 {
-                std::thread::sleep(std::time::Duration::from_millis(5));
-            }
-            team.run(4, |_, piece| {
-                sum.fetch_add(piece, Ordering::Relaxed);
-            });
-        }
-        assert_eq!(sum.into_inner(), 3000 * 6);
-    }
-
-    #[test]
-    fn a_panic_in_a_section_reaches_the_leader_and_the_team_goes_on() {
-        let mut team = Team::new(2).unwrap();
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
-            team.run(64, |_, piece| assert_ne!(piece, 40, "on purpose"));
-        }));
-        assert!(outcome.is_err());
-        team.run(2, |_, _| {});
     }
 }

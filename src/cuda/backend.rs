@@ -102,7 +102,7 @@ mod real {
 
     use crate::adapters::DeviceAdapter;
     use crate::driver::CudaGpu;
-    use crate::executor::{CudaExecutor, Options, bytes_per_block};
+    use crate::executor::{CudaExecutor, Options, bytes_per_block, supported};
     use crate::gpu::Element;
     use crate::integer::IntegerWeight;
     use crate::ops::Kernels;
@@ -120,6 +120,7 @@ mod real {
             files: &ModelFiles,
             slices: Arc<TimeSlices>,
         ) -> ModelResult<Arc<dyn Backend>> {
+            supported(&files.spec()?)?;
             let model = files.load(&self.0, |matrix| Weight::new(&matrix, &self.0))?;
             let mut backend = CudaBackend::new(stacked(model)?)?;
             backend.slices = slices;

@@ -69,6 +69,7 @@ impl<G: Gpu> CudaExecutor<G> {
     /// # Errors
     /// If the kernels do not fit the model, or the cache the device.
     pub fn new(gpu: G, model: Arc<Model>, blocks: usize, options: Options) -> Result<Self> {
+        supported(&model.spec)?;
         let weights = Weights::new(&model)?;
         let element = weights.element;
         let spec = &model.spec;
@@ -279,6 +280,23 @@ impl<G: Gpu> CudaExecutor<G> {
         }
         Ok(())
     }
+}
+
+/// Refuses what the kernels do not do.
+///
+/// # Errors
+/// If a part of a head is rotated: the kernels rotate whole heads.
+pub(crate) fn supported(spec: &ModelSpec) -> Result<()> {
+    let rotated = spec.rotary_width();
+    if rotated != spec.head_dim {
+        candle_core::bail!(
+            "{} rotates {rotated} of the {} columns of a head, which the CUDA backend does not do: \
+             serve it with --device cpu",
+            spec.architecture,
+            spec.head_dim
+        );
+    }
+    Ok(())
 }
 
 /// Whether every product of a step of few rows takes our own kernels, which read eight elements at a

@@ -181,6 +181,8 @@ impl<G: Gpu> Machine<'_, G> {
         let (splits, split_tokens) = step.splits[index];
         let partial = step.at.partial;
         let [keys, values] = &self.cache[index];
+        // A factor on cosines and sines is on q and on k, and its square on their products.
+        let amplitude = self.model.spec.rope_of(shape).amplitude() as f32;
         self.gpu.launch(&launches::attention(
             self.weights.element,
             heads,
@@ -190,7 +192,7 @@ impl<G: Gpu> Machine<'_, G> {
                 tiles: step.tables.tiles,
                 tile_count: step.tiles,
                 blocks: step.tables.blocks,
-                scale: shape.scale,
+                scale: shape.scale * amplitude * amplitude,
                 cap: shape.cap.unwrap_or(0.0),
                 window: shape.window.unwrap_or(0),
                 part,
@@ -221,8 +223,7 @@ impl<G: Gpu> Compute for Machine<'_, G> {
         let at = &self.shape.at;
         self.project(&[q, k, v], at.h, at.wide)?;
         let spec = &self.model.spec;
-        let windowed = spec.attention(index).window.is_some();
-        let local = windowed && spec.variant.local_rope.is_some();
+        let local = spec.attention(index).local_rope;
         let [keys, values] = &self.cache[index];
         let norms = layer.qk_norms.as_ref();
         self.gpu.launch(&launches::rope_write(

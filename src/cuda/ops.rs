@@ -163,6 +163,9 @@ impl CustomOp2 for RmsNormBackward {
 /// If the table is for other rows or heads, or the device refuses.
 fn rope(x: &Tensor, table: &RopeTable) -> Result<Tensor> {
     let [cos, sin] = table.on(x.device())?;
+    if table.head_dim() != 2 * cos.dim(1)? {
+        bail!("rope: a part of every head is rotated, which the CUDA kernels do not do");
+    }
     x.contiguous()?.apply_op1(Rope {
         cos,
         sin,

@@ -13,14 +13,25 @@ use crate::health::Health;
 /// exact arithmetic.
 #[derive(Clone, Debug)]
 pub struct Embedder {
-    backend: Arc<dyn Backend>,
-    health: Arc<Health>,
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) health: Arc<Health>,
+    /// Threads that score prompts.
+    pub(crate) threads: usize,
 }
 
 impl Embedder {
     /// Embeds with this model; `health` is told of generations that compute no numbers.
     pub fn new(backend: Arc<dyn Backend>, health: Arc<Health>) -> Self {
-        Self { backend, health }
+        Self {
+            backend,
+            health,
+            threads: 1,
+        }
+    }
+
+    /// Scores prompts with this many threads instead of one.
+    pub fn with_threads(self, threads: usize) -> Self {
+        Self { threads, ..self }
     }
 
     /// The mean of the final hidden states (after the last norm) of all tokens, scaled to length 1:

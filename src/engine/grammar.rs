@@ -4,6 +4,12 @@
 //! time. Masks are computed on bytes: the model may split the text into tokens differently from the
 //! tokenizer.
 
+mod digits;
+mod gbnf;
+#[cfg(test)]
+mod tests;
+mod text;
+
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use llguidance::api::{ParserLimits, TopLevelGrammar};
@@ -11,6 +17,9 @@ use llguidance::toktrie::{ApproximateTokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 
 use realign_model::Tokenizer;
+
+use digits::Digits;
+pub use text::{Grammar, GrammarTextError, choice_rule, regex_rule};
 
 /// Work and memory that one grammar may take. A schema of a few hundred fields takes a tenth.
 const MAX_GRAMMAR_SYMBOLS: usize = 100_000;
@@ -21,6 +30,11 @@ const STEP_FUEL: u64 = 50_000;
 const STEP_ITEMS: usize = 20_000;
 /// One to two kilobytes each.
 const MAX_LEXER_STATES: usize = 20_000;
+/// Stack for compiling a grammar that is not flat, in bytes: the library follows references and
+/// groups by recursion. Of it, a definition takes up to 8 KiB and a group up to 3 KiB.
+const DEEP_STACK: usize = 128 << 20;
+/// Definitions and groups that fit any thread's stack.
+const FLAT: usize = 128;
 /// Longest reason that is passed on: the library's may quote the whole grammar.
 const MAX_REASON_CHARS: usize = 300;
 
@@ -49,7 +63,11 @@ impl std::fmt::Debug for Grammars {
 
 /// A compiled grammar; clones share it. Each sequence has a [`GrammarState`] of its own.
 #[derive(Clone)]
-pub struct Constraint(Arc<Mutex<Matcher>>);
+pub struct Constraint {
+    matcher: Arc<Mutex<Matcher>>,
+    tokenizer: Arc<Tokenizer>,
+    digits: Option<Digits>,
+}
 
 impl std::fmt::Debug for Constraint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -59,7 +77,16 @@ impl std::fmt::Debug for Constraint {
 
 impl PartialEq for Constraint {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        Arc::ptr_eq(&self.matcher, &other.matcher)
+    }
+}
+
+impl Constraint {
+    /// Ends numbers after tens of digits, in the JSON after this mark, or from the beginning if that is empty.
+    #[must_use]
+    pub fn ending_numbers(self, after: &'static str) -> Self {
+        let digits = Some(Digits::after(after));
+        Self { digits, ..self }
     }
 }
 
@@ -78,6 +105,20 @@ impl Grammars {
     /// # Errors
     /// [`GrammarError`].
     pub fn compile(&self, lark: &str) -> Result<Constraint, GrammarError> {
+        if depth_bound(lark) <= FLAT {
+            return self.compile_here(lark);
+        }
+        let refused = |why: String| GrammarError::Refused(why);
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().stack_size(DEEP_STACK);
+            let compiling = thread.spawn_scoped(scope, || self.compile_here(lark));
+            let compiling = compiling.map_err(|e| refused(format!("no thread for it: {e}")))?;
+            let panicked = |_| Err(refused("it cannot be compiled".into()));
+            compiling.join().unwrap_or_else(panicked)
+        })
+    }
+
+    fn compile_here(&self, lark: &str) -> Result<Constraint, GrammarError> {
         let factory = self
             .factory
             .get_or_init(|| factory(&self.tokenizer))
@@ -95,8 +136,18 @@ impl Grammars {
         if mask.is_zero() {
             return Err(refused("no text satisfies it"));
         }
-        Ok(Constraint(Arc::new(Mutex::new(matcher))))
+        Ok(Constraint {
+            matcher: Arc::new(Mutex::new(matcher)),
+            tokenizer: Arc::clone(&self.tokenizer),
+            digits: None,
+        })
     }
+}
+
+/// More than the number of definitions and groups that can be nested in a grammar.
+fn depth_bound(lark: &str) -> usize {
+    let opens = |byte: &u8| matches!(byte, b'\n' | b'(' | b'[');
+    lark.bytes().filter(|byte| opens(byte)).count()
 }
 
 fn factory(tokenizer: &Tokenizer) -> Result<ParserFactory, GrammarError> {
@@ -145,13 +196,22 @@ fn short(reason: &str) -> String {
 }
 
 /// A sequence's position in a grammar.
-pub struct GrammarState(Matcher);
+pub struct GrammarState {
+    matcher: Matcher,
+    tokenizer: Arc<Tokenizer>,
+    digits: Option<Digits>,
+}
 
 impl GrammarState {
     /// The state before the first token.
     pub fn new(constraint: &Constraint) -> Self {
-        let prototype = constraint.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Self(prototype.deep_clone())
+        let prototype = &constraint.matcher;
+        let prototype = prototype.lock().unwrap_or_else(PoisonError::into_inner);
+        Self {
+            matcher: prototype.deep_clone(),
+            tokenizer: Arc::clone(&constraint.tokenizer),
+            digits: constraint.digits.clone(),
+        }
     }
 
     /// Copies the logits of the tokens that may come next; all others become minus infinity.
@@ -159,7 +219,7 @@ impl GrammarState {
     /// # Errors
     /// If the grammar cannot be followed further within its bounds.
     pub fn mask(&mut self, logits: &[f32], into: &mut Vec<f32>) -> Result<(), GrammarError> {
-        let mask = self.0.compute_mask_or_eos();
+        let mask = self.matcher.compute_mask_or_eos();
         let mask = mask.map_err(|e| GrammarError::Refused(short(&format!("{e:#}"))))?;
         into.clear();
         into.resize(logits.len(), f32::NEG_INFINITY);
@@ -170,11 +230,13 @@ impl GrammarState {
                 any = true;
             }
         });
-        if any {
-            Ok(())
-        } else {
-            Err(GrammarError::Refused("no token can come next".into()))
+        if !any {
+            return Err(GrammarError::Refused("no token can come next".into()));
         }
+        if let Some(digits) = &self.digits {
+            digits.limit(into, &self.tokenizer);
+        }
+        Ok(())
     }
 
     /// Consumes the drawn token. Returns whether the text is complete and nothing may follow.
@@ -182,155 +244,16 @@ impl GrammarState {
     /// # Errors
     /// As [`GrammarState::mask`].
     pub fn accept(&mut self, id: u32) -> Result<bool, GrammarError> {
-        self.0
+        self.matcher
             .consume_token(id)
             .map_err(|e| GrammarError::Refused(short(&format!("{e:#}"))))?;
-        Ok(self.0.is_stopped())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::{Duration, Instant};
-
-    use serde_json::{Value, json};
-
-    use super::*;
-    use realign_model::test_support::test_model;
-
-    fn grammars() -> (Arc<Tokenizer>, Grammars) {
-        let tokenizer = Arc::new(Tokenizer::from_gguf(&test_model()).unwrap());
-        (tokenizer.clone(), Grammars::new(tokenizer))
-    }
-
-    fn schema(value: &Value) -> String {
-        format!("start: %json {value}")
-    }
-
-    /// Whether the text can be generated, and whether it can end there.
-    fn takes(
-        (tokenizer, grammars): &(Arc<Tokenizer>, Grammars),
-        lark: &str,
-        text: &str,
-    ) -> (bool, bool) {
-        let mut state = GrammarState::new(&grammars.compile(lark).unwrap());
-        let logits = vec![0.0; tokenizer.vocab_size()];
-        let mut masked = Vec::new();
-        for id in tokenizer.encode(text, false).unwrap() {
-            if state.mask(&logits, &mut masked).is_err() || masked[id as usize].is_infinite() {
-                return (false, false);
-            }
-            state.accept(id).unwrap();
+        if let Some(digits) = self
+            .digits
+            .as_mut()
+            .filter(|_| !self.tokenizer.is_control(id))
+        {
+            digits.read(self.tokenizer.token_bytes(id));
         }
-        let end = tokenizer.end_of_generation_ids()[0] as usize;
-        let ends = state.0.is_stopped()
-            || state.mask(&logits, &mut masked).is_ok() && masked[end].is_finite();
-        (true, ends)
-    }
-
-    #[test]
-    fn only_what_the_schema_allows_can_be_generated() {
-        let all = grammars();
-        let lark = schema(&json!({
-            "type": "object",
-            "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
-            "required": ["name", "age"],
-            "additionalProperties": false,
-        }));
-        let cases = [
-            (r#"{"name":"Ann","age":7}"#, (true, true)),
-            (r#"{"name":"Ann","#, (true, false)),
-            (r#"{"name":7"#, (false, false)),
-            (r#"{"age":7"#, (false, false)),
-            ("Sure", (false, false)),
-        ];
-        for (text, expected) in cases {
-            assert_eq!(takes(&all, &lark, text), expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn control_tokens_only_end_the_text() {
-        let (tokenizer, grammars) = grammars();
-        let mut state = GrammarState::new(&grammars.compile("start: /(.|\\n)*/").unwrap());
-        let logits = vec![0.0; tokenizer.vocab_size()];
-        let mut masked = Vec::new();
-        state.mask(&logits, &mut masked).unwrap();
-        for (id, literal) in tokenizer.control_tokens() {
-            let ends = tokenizer.end_of_generation_ids().contains(&id);
-            assert_eq!(masked[id as usize].is_finite(), ends, "{literal}");
-        }
-    }
-
-    #[test]
-    fn hostile_schemas_are_refused_or_harmless_and_always_quick() {
-        let (tokenizer, grammars) = grammars();
-        grammars.compile(&schema(&json!({}))).unwrap();
-        let logits = vec![0.0; tokenizer.vocab_size()];
-        let mut nested = json!({"type": "string"});
-        for _ in 0..40 {
-            nested = json!({"anyOf": [nested.clone(), {"type": "array", "items": nested}]});
-            if nested.to_string().len() > 60_000 {
-                break;
-            }
-        }
-        let fields: serde_json::Map<String, Value> = (0..2000)
-            .map(|i| {
-                (
-                    format!("field{i}"),
-                    json!({"type": "string", "pattern": "^(a|b)*c$"}),
-                )
-            })
-            .collect();
-        let all_of: Vec<Value> = (0..60)
-            .map(|i| json!({"anyOf": [{"minimum": i}, {"maximum": i}]}))
-            .collect();
-        let hostile = [
-            nested,
-            json!({"type": "object", "properties": fields}),
-            json!({"allOf": all_of, "type": "number"}),
-            json!({"type": "string", "pattern": "^((a{1,200}){1,200}){1,200}$"}),
-            json!({"type": "string", "pattern": "(x+x+)+y"}),
-            json!({"type": "string", "pattern": "^(.*a.{500}|.*b.{500})$"}),
-            json!({"type": "string", "minLength": 1_000_000_000_u64}),
-            json!({"type": "array", "minItems": 100_000_000, "items": {"type": "integer"}}),
-            json!({"type": "array", "maxItems": 100_000_000, "items": {"type": "integer"}}),
-            json!({"$ref": "#"}),
-            json!({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}),
-            json!({"$ref": "http://example.com/schema.json"}),
-            json!({"enum": (0..8000).collect::<Vec<_>>()}),
-            json!({"type": "integer", "multipleOf": 999_999_937, "minimum": 3}),
-            json!({"type": "strin"}),
-            json!({"not": {}}),
-        ];
-        for schema in hostile.iter().map(schema) {
-            let shown: String = schema.chars().take(90).collect();
-            let started = Instant::now();
-            let compiled = grammars.compile(&schema);
-            let took = started.elapsed();
-            println!("{took:?} {} {shown}", compiled.is_ok());
-            assert!(
-                took < Duration::from_secs(3),
-                "compiling took {took:?}: {shown}"
-            );
-            let Ok(constraint) = compiled else { continue };
-            let mut state = GrammarState::new(&constraint);
-            let mut masked = Vec::new();
-            for _ in 0..20 {
-                let started = Instant::now();
-                if state.mask(&logits, &mut masked).is_err() {
-                    break;
-                }
-                let took = started.elapsed();
-                assert!(
-                    took < Duration::from_millis(700),
-                    "a step took {took:?}: {shown}"
-                );
-                let next = masked.iter().position(|l| l.is_finite()).unwrap();
-                if !matches!(state.accept(next as u32), Ok(false)) {
-                    break;
-                }
-            }
-        }
+        Ok(self.matcher.is_stopped())
     }
 }

@@ -14,6 +14,7 @@
 pub mod adapter;
 mod admission;
 mod ask;
+pub mod bad_words;
 mod blocks;
 pub mod driver;
 mod embed;
@@ -30,15 +31,18 @@ pub mod request;
 mod runner;
 mod sampler;
 mod scheduler;
+mod score;
 mod sequence;
 mod shaper;
 mod step;
 mod stop;
 #[cfg(test)]
 mod tests;
+pub mod thoughts;
 
 pub use ask::{Answered, AskError, Prompt, ask};
 pub use embed::Embedder;
 pub use engine::{Engine, EngineHandle};
 pub use handle::{EngineConfig, EngineError, start, start_merged};
 pub use health::Health;
+pub use score::PromptToken;

@@ -5,7 +5,9 @@ use std::task::{Context, Poll};
 
 use tokio::sync::mpsc;
 
+use super::bad_words::BadWords;
 use super::grammar::Constraint;
+use super::thoughts::ThinkingBudget;
 use crate::adapter::generation::Generation;
 
 /// How the next token is drawn.
@@ -25,16 +27,34 @@ pub struct SamplingParams {
     pub frequency_penalty: f32,
     /// Added to the logits of these tokens.
     pub logit_bias: Vec<(u32, f32)>,
+    /// Divides positive logits of tokens that are in the prompt or the answer, and multiplies
+    /// negative ones; 1 changes nothing.
+    pub repetition_penalty: f32,
+    /// Texts that the answer never contains.
+    pub bad_words: Option<BadWords>,
     /// What the answer must look like, token by token.
     pub grammar: Option<Constraint>,
     /// Seed of this request's own random stream: other requests in the batch cannot change its text.
     pub seed: u64,
     /// Most tokens to generate.
     pub max_tokens: usize,
+    /// Neither an end-of-turn token, nor a stop token, nor a stop string ends the answer before it
+    /// has this many tokens. A grammar that allows nothing but the end does.
+    pub min_tokens: usize,
     /// Generation ends before the first occurrence of any of these in the decoded text.
     pub stop: Vec<String>,
+    /// Tokens at which generation ends, like end-of-turn tokens, also with `ignore_eos`.
+    pub stop_token_ids: Vec<u32>,
+    /// The text includes the stop string, or the stop token's text, that ended it.
+    pub include_stop: bool,
+    /// Generation ends when a part of the text between these two is the same as an earlier one.
+    pub end_on_repeat_of: Option<(&'static str, &'static str)>,
+    /// Control tokens add their literals to the text.
+    pub show_control: bool,
     /// Continue after an end-of-turn token, for benchmarks.
     pub ignore_eos: bool,
+    /// Most tokens of thoughts before the answer; `None` lets the model decide.
+    pub thinking: Option<ThinkingBudget>,
     /// Report the log-probability of each token and of this many alternatives.
     pub top_logprobs: Option<usize>,
 }
@@ -49,11 +69,19 @@ impl Default for SamplingParams {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
+            repetition_penalty: 1.0,
+            bad_words: None,
             grammar: None,
             seed: 0,
             max_tokens: 16,
+            min_tokens: 0,
             stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            include_stop: false,
+            end_on_repeat_of: None,
+            show_control: false,
             ignore_eos: false,
+            thinking: None,
             top_logprobs: None,
         }
     }
@@ -79,6 +107,15 @@ pub enum FinishReason {
     Length,
     /// The grammar could not be followed further within its bounds: it is too complex.
     Grammar,
+}
+
+/// What ended a sequence in its text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoppedBy {
+    /// This stop string.
+    Text(String),
+    /// This stop token.
+    Token(u32),
 }
 
 /// A token and its log-probability (natural log; the model's own, before temperature, penalties,
@@ -112,6 +149,8 @@ pub enum GenerateEvent {
     Finished {
         /// What ended it.
         reason: FinishReason,
+        /// The stop string or the stop token that did, if one did.
+        stopped_by: Option<StoppedBy>,
         /// Text held back until now because it might have been the start of a stop string.
         text: String,
         /// Prompt tokens processed.

@@ -6,10 +6,11 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::blocks::BlockTable;
 use super::grammar::GrammarError;
-use super::request::{FinishReason, GenerateEvent, GenerateRequest, TokenLogprob};
+use super::request::{FinishReason, GenerateEvent, GenerateRequest, StoppedBy, TokenLogprob};
 use super::sampler::{Sampler, Scratch, logprobs};
 use super::shaper::Shaper;
-use super::stop::{StopMatcher, StopOutcome};
+use super::stop::{RepeatMatcher, StopMatcher, StopOutcome};
+use super::thoughts::Thoughts;
 use crate::adapter::generation::Generation;
 use realign_model::draw::NOT_FINITE;
 use realign_model::vector::all_finite;
@@ -32,12 +33,18 @@ pub(crate) struct Sequence {
     pub(crate) cached_prompt: Option<usize>,
     prompt: usize,
     max_tokens: usize,
+    min_tokens: usize,
     ignore_eos: bool,
+    stop_token_ids: Vec<u32>,
+    include_stop: bool,
+    show_control: bool,
     top_logprobs: Option<usize>,
     shaper: Shaper,
     sampler: Sampler,
     decoder: StreamDecoder,
     stops: StopMatcher,
+    repeats: Option<RepeatMatcher>,
+    thoughts: Option<Thoughts>,
     events: UnboundedSender<GenerateEvent>,
 }
 
@@ -74,18 +81,24 @@ impl Sequence {
         Self {
             table: BlockTable::new(&generation.id),
             generation,
+            shaper: Shaper::new(&sampling, &prompt, tokenizer.end_of_generation_ids()),
             prompt: prompt.len(),
             tokens: prompt,
             computed: 0,
             prefill_order: 0,
             cached_prompt: None,
             max_tokens: sampling.max_tokens,
+            min_tokens: sampling.min_tokens,
             ignore_eos: sampling.ignore_eos,
+            include_stop: sampling.include_stop,
+            show_control: sampling.show_control,
             top_logprobs: sampling.top_logprobs,
-            shaper: Shaper::new(&sampling),
             sampler: Sampler::new(&sampling),
             decoder: StreamDecoder::new(tokenizer.clone()),
-            stops: StopMatcher::new(&sampling.stop),
+            stops: StopMatcher::new(&sampling.stop, sampling.include_stop),
+            repeats: sampling.end_on_repeat_of.map(RepeatMatcher::new),
+            stop_token_ids: sampling.stop_token_ids,
+            thoughts: sampling.thinking.map(Thoughts::new),
             events,
         }
     }
@@ -117,7 +130,7 @@ impl Sequence {
             return self.fail_not_finite();
         }
         let Ok(drawn) = self.draw(logits, scratch) else {
-            self.finish(FinishReason::Grammar, false);
+            self.finish(FinishReason::Grammar, None);
             return Advance::Ended;
         };
         self.proceed(drawn, logits, tokenizer)
@@ -126,7 +139,8 @@ impl Sequence {
     /// How to draw the next token on the device that computes its logits; `None` if the host needs
     /// the logits. Call once per token: it advances the sequence's random stream.
     pub(crate) fn draw_request(&mut self) -> Option<DrawRequest> {
-        let plain = self.top_logprobs.is_none() && self.shaper.changes_nothing();
+        let plain =
+            self.top_logprobs.is_none() && self.shaper.changes_nothing() && self.forced().is_none();
         plain.then(|| self.sampler.request())
     }
 
@@ -154,24 +168,74 @@ impl Sequence {
         let Drawn { id, complete } = drawn;
         self.tokens.push(id);
         let generated = self.tokens.len() - self.prompt;
-        let at_end = !self.ignore_eos && tokenizer.end_of_generation_ids().contains(&id);
-        let decoded = if at_end { None } else { self.decoder.push(id) };
-        let (text, stopped) = match self.stops.push(decoded.as_deref().unwrap_or("")) {
-            StopOutcome::Text(text) => (text, false),
-            StopOutcome::Stopped(text) => (text, true),
+        let at_end = self.ends_at(id, tokenizer);
+        let decoded = self.decoded(id, at_end, tokenizer);
+        if let Some(thoughts) = &mut self.thoughts {
+            thoughts.push(&decoded);
+        }
+        let repeats = self.repeats.as_mut().is_some_and(|r| r.push(&decoded));
+        let (text, stopped) = if generated < self.min_tokens {
+            (decoded, false)
+        } else {
+            match self.stops.push(&decoded) {
+                StopOutcome::Text(text) => (text, false),
+                StopOutcome::Stopped(text) => (text, true),
+            }
         };
         self.report(id, text, logits, tokenizer);
-        if at_end || stopped || complete {
-            self.finish(FinishReason::Stop, stopped);
+        let stopped_by = self.stopped_by(id, stopped, tokenizer);
+        if at_end || stopped || complete || repeats {
+            self.finish(FinishReason::Stop, stopped_by);
         } else if generated >= self.max_tokens {
-            self.finish(FinishReason::Length, false);
+            self.finish(FinishReason::Length, None);
         } else {
             return Advance::Continues;
         }
         Advance::Ended
     }
 
+    fn ends_at(&self, id: u32, tokenizer: &Tokenizer) -> bool {
+        self.ends_turn(id, tokenizer) || self.stop_token_ids.contains(&id)
+    }
+
+    fn ends_turn(&self, id: u32, tokenizer: &Tokenizer) -> bool {
+        !self.ignore_eos && tokenizer.end_of_generation_ids().contains(&id)
+    }
+
+    /// The stop string, if one was found, or the stop token `id`, if it is one and not the end of the
+    /// turn.
+    fn stopped_by(&self, id: u32, stopped: bool, tokenizer: &Tokenizer) -> Option<StoppedBy> {
+        if stopped {
+            return self.stops.found().map(|stop| StoppedBy::Text(stop.into()));
+        }
+        let token = self.stop_token_ids.contains(&id) && !self.ends_turn(id, tokenizer);
+        token.then_some(StoppedBy::Token(id))
+    }
+
+    /// The token that comes next, whatever the model makes likely.
+    fn forced(&self) -> Option<u32> {
+        self.thoughts.as_ref().and_then(Thoughts::forced)
+    }
+
+    /// The text that became complete with a token.
+    fn decoded(&mut self, id: u32, at_end: bool, tokenizer: &Tokenizer) -> String {
+        if at_end && !self.include_stop {
+            return String::new();
+        }
+        let text = if self.show_control && tokenizer.is_control(id) {
+            let rest = self.decoder.flush().unwrap_or_default();
+            Some(rest + &tokenizer.token_text(id))
+        } else {
+            self.decoder.push(id)
+        };
+        text.unwrap_or_default()
+    }
+
     fn draw(&mut self, logits: &[f32], scratch: &mut Scratch) -> Result<Drawn, GrammarError> {
+        if let Some(id) = self.forced() {
+            let complete = self.shaper.accept(id)?;
+            return Ok(Drawn { id, complete });
+        }
         // Taken out, because the sampler borrows the rest of the scratch at the same time.
         let mut buffer = std::mem::take(&mut scratch.shaped);
         let shaped = self.shaper.shape(logits, &mut buffer);
@@ -206,19 +270,23 @@ impl Sequence {
         });
     }
 
-    fn finish(&mut self, reason: FinishReason, stopped: bool) {
+    fn finish(&mut self, reason: FinishReason, mut stopped_by: Option<StoppedBy>) {
         let mut text = String::new();
-        if !stopped {
+        if !matches!(stopped_by, Some(StoppedBy::Text(_))) {
             // An incomplete character at the end, then text that may be the start of a stop string.
             let rest = self.decoder.flush().unwrap_or_default();
             match self.stops.push(&rest) {
                 StopOutcome::Text(t) => text = t + &self.stops.flush(),
-                StopOutcome::Stopped(t) => text = t,
+                StopOutcome::Stopped(t) => {
+                    text = t;
+                    stopped_by = self.stops.found().map(|stop| StoppedBy::Text(stop.into()));
+                }
             }
         }
         let completion_tokens = self.tokens.len() - self.prompt;
         self.send(GenerateEvent::Finished {
             reason,
+            stopped_by,
             text,
             prompt_tokens: self.prompt,
             cached_tokens: self.cached_prompt.unwrap_or(0),

@@ -11,6 +11,8 @@ pub struct AttentionShape {
     pub cap: Option<f32>,
     /// How many tokens a row sees, itself included; `None` for all before it.
     pub window: Option<usize>,
+    /// Whether its heads are rotated by the model's second rotary embedding.
+    pub local_rope: bool,
 }
 
 impl AttentionShape {
@@ -21,6 +23,7 @@ impl AttentionShape {
             scale: 1.0 / (head_dim as f32).sqrt(),
             cap: None,
             window: None,
+            local_rope: false,
         }
     }
 

@@ -5,87 +5,41 @@
 //! the tokenizer drops it after control tokens were recognised. So a message can never open or
 //! close a turn, and a conversation without such literals takes no detour at all.
 
+mod arguments;
 mod budget;
 mod compiled;
+mod errors;
 mod functions;
+#[cfg(test)]
+mod golden;
 mod guard;
 mod guarded;
+mod message;
+mod prepare;
+mod probe;
+mod python;
 #[cfg(test)]
 mod tests;
 mod tools;
+mod turn;
 
 use std::path::Path;
 
 use candle_core::quantized::gguf_file::{Content, Value as GgufValue};
+use minijinja::value::merge_maps;
 use minijinja::{Environment, context};
 use realign_core::files::{self, Limit};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use guard::{all_texts, guard_literals, holds_control, unused_character};
+use message::Form;
+pub use message::{ChatMessage, ChatRole};
 pub use tools::CallStyle;
 use tools::{ToolSupport, map_strings, support};
+use turn::Mark;
+pub use turn::{Next, Turn};
 
 use super::tokenizer::{Tokenizer, TokenizerError};
-
-/// Who wrote a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ChatRole {
-    /// Instructions of the application.
-    System,
-    /// The person.
-    User,
-    /// The model.
-    Assistant,
-    /// The result of a function that the model called.
-    Tool,
-}
-
-/// One message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct ChatMessage {
-    /// Who wrote it.
-    pub role: ChatRole,
-    /// Its text.
-    pub content: String,
-    /// The model's calls, each `{"type": "function", "function": {"name", "arguments"}}` with the
-    /// arguments as an object, which is how templates read them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tool_calls: Option<Vec<Value>>,
-    /// Of a result: the call that it answers.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tool_call_id: Option<String>,
-}
-
-impl ChatMessage {
-    /// A message of the given role.
-    pub fn new(role: ChatRole, content: impl Into<String>) -> Self {
-        Self {
-            role,
-            content: content.into(),
-            tool_calls: None,
-            tool_call_id: None,
-        }
-    }
-
-    /// A user's message.
-    pub fn user(content: impl Into<String>) -> Self {
-        Self::new(ChatRole::User, content)
-    }
-}
-
-impl ChatMessage {
-    /// The same message with every text that a client wrote changed.
-    fn guarded(&self, change: &dyn Fn(&str) -> String) -> Self {
-        let calls = self.tool_calls.as_ref();
-        Self {
-            role: self.role,
-            content: change(&self.content),
-            tool_calls: calls.map(|calls| calls.iter().map(|c| map_strings(c, change)).collect()),
-            tool_call_id: self.tool_call_id.as_deref().map(change),
-        }
-    }
-}
 
 /// Why a template could not be loaded, or a conversation not be rendered.
 #[derive(Debug, thiserror::Error)]
@@ -146,6 +100,9 @@ pub struct ChatTemplate {
     tools: ToolSupport,
     /// Whether a conversation may begin with a system message.
     takes_system: bool,
+    form: Form,
+    /// The template as it was written.
+    source: String,
 }
 
 impl std::fmt::Debug for ChatTemplate {
@@ -168,21 +125,17 @@ impl ChatTemplate {
     /// render a short conversation within its budget; [`ChatError::Malformed`] if neither the
     /// template nor the tokenizer says which token ends a turn.
     pub fn new(source: &str, tokenizer: &Tokenizer) -> Result<Self, ChatError> {
-        let mut environment = Environment::new();
-        // The three settings under which templates are written and tested upstream.
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
+        let mut environment = prepare::environment();
         environment.set_fuel(Some(budget::MAX_STEPS));
         functions::register(&mut environment);
+        python::register(&mut environment);
         guarded::register(&mut environment);
         let invalid = |e: minijinja::Error| match budget::reason(&e) {
             Some(why) => ChatError::Exceeded(why),
             None => ChatError::Template(e.to_string()),
         };
-        let prepared = compiled::prepare(source).map_err(invalid)?;
-        environment
-            .add_template_owned(NAME, prepared)
-            .map_err(invalid)?;
+        let prepared = prepare::prepare(source).map_err(invalid)?;
+        compiled::contained(|| environment.add_template_owned(NAME, prepared)).map_err(invalid)?;
         let literal = |id: Option<u32>| id.map(|id| tokenizer.token_text(id)).unwrap_or_default();
         let mut template = Self {
             environment,
@@ -192,7 +145,10 @@ impl ChatTemplate {
             absent: None,
             tools: support(source),
             takes_system: false,
+            form: Form::default(),
+            source: source.to_owned(),
         };
+        template.form = template.found_form()?;
         template.takes_system = template.accepts_system()?;
         template.end_of_turn = template
             .written_end_of_turn(tokenizer)?
@@ -280,29 +236,71 @@ impl ChatTemplate {
         messages: &[ChatMessage],
         add_generation_prompt: bool,
     ) -> Result<String, ChatError> {
-        self.render_with(messages, &[], add_generation_prompt)
+        self.render_with(messages, &[], &Turn::new(add_generation_prompt))
+    }
+
+    /// Whether the template has a variable or a text. Variables that it does not have change nothing.
+    pub fn mentions(&self, text: &str) -> bool {
+        self.source.contains(text)
+    }
+
+    /// The template as it was written; `None` if the model has none.
+    pub fn source(&self) -> Option<&str> {
+        self.absent.is_none().then_some(&self.source)
+    }
+
+    /// Where a template could be put, for a base model that has none.
+    pub fn wanted(&self) -> Option<&str> {
+        self.absent.as_ref().map(|[_, wanted]| wanted.as_str())
+    }
+
+    /// Whether the model thinks before it answers, between `<think>` and `</think>`.
+    pub fn thinks(&self) -> bool {
+        self.mentions("</think>")
     }
 
     fn render_with(
         &self,
         messages: &[ChatMessage],
         tools: &[Value],
-        add_generation_prompt: bool,
+        turn: &Turn,
     ) -> Result<String, ChatError> {
         if let Some([place, wanted]) = self.absent.clone() {
             return Err(ChatError::NoTemplate { place, wanted });
         }
+        let mark = turn.mark(messages, || all_texts(messages, tools))?;
+        let messages = messages.iter().map(|message| message.json(self.form));
         let tools = (!tools.is_empty()).then_some(tools);
+        self.render_json(messages.collect(), tools, turn, mark)
+    }
+
+    /// Renders messages as JSON, as `transformers` does.
+    fn render_json(
+        &self,
+        mut messages: Vec<Map<String, Value>>,
+        tools: Option<&[Value]>,
+        turn: &Turn,
+        mark: Option<Mark>,
+    ) -> Result<String, ChatError> {
+        let marked = match (&mark, messages.last_mut()) {
+            (Some(mark), Some(last)) => mark.set(last)?,
+            _ => String::new(),
+        };
+        let messages: Vec<minijinja::Value> = messages.iter().map(message::for_template).collect();
         let variables = context! {
             messages => messages,
-            add_generation_prompt => add_generation_prompt,
+            tools => tools,
+            documents => (),
+            add_generation_prompt => turn.opens(),
             bos_token => self.bos,
             eos_token => self.eos,
-            // `compiled::ONE`
-            realign_one => 1,
-            ..tools.map_or_else(|| context! {}, |tools| context! { tools => tools })
         };
-        compiled::render(&self.environment, NAME, variables).map_err(|e| {
+        let variables = match turn.variables.is_empty() {
+            true => variables,
+            // The conversation's own come first.
+            false => merge_maps([variables, minijinja::Value::from_serialize(&turn.variables)]),
+        };
+        let text = compiled::render(&self.environment, NAME, variables).map_err(|e| {
             if let Some(why) = budget::reason(&e) {
                 return ChatError::Exceeded(why);
             }
@@ -311,7 +309,11 @@ impl ChatTemplate {
                 .detail()
                 .map_or_else(|| e.kind().to_string(), str::to_owned);
             ChatError::Refused(reason)
-        })
+        })?;
+        match mark {
+            Some(mark) => mark.cut(text, &marked),
+            None => Ok(text),
+        }
     }
 
     /// The conversation as token ids. Control literals inside messages are text.
@@ -324,7 +326,7 @@ impl ChatTemplate {
         messages: &[ChatMessage],
         add_generation_prompt: bool,
     ) -> Result<Vec<u32>, ChatError> {
-        self.encode_chat_with(tokenizer, messages, &[], add_generation_prompt)
+        self.encode_chat_with(tokenizer, messages, &[], &Turn::new(add_generation_prompt))
     }
 
     /// As [`ChatTemplate::encode_chat`], with functions that the model may call, each as OpenAI's
@@ -337,13 +339,22 @@ impl ChatTemplate {
         tokenizer: &Tokenizer,
         messages: &[ChatMessage],
         tools: &[Value],
-        add_generation_prompt: bool,
+        turn: &Turn,
     ) -> Result<Vec<u32>, ChatError> {
+        if holds_control(
+            tokenizer,
+            &Value::Object(turn.variables.clone()).to_string(),
+        ) {
+            let why = "a variable of the request holds a control token";
+            return Err(ChatError::Refused(why.into()));
+        }
         if !self.tools.native {
             let plain = self.plain(messages, tools);
-            return self.encode_guarding(tokenizer, &plain, &[], add_generation_prompt);
+            return self.encode_guarding(tokenizer, &plain, &[], turn);
         }
-        self.encode_guarding(tokenizer, messages, tools, add_generation_prompt)
+        arguments::in_any_form(messages, |messages| {
+            self.encode_guarding(tokenizer, messages, tools, turn)
+        })
     }
 
     fn encode_guarding(
@@ -351,18 +362,18 @@ impl ChatTemplate {
         tokenizer: &Tokenizer,
         messages: &[ChatMessage],
         tools: &[Value],
-        add_generation_prompt: bool,
+        turn: &Turn,
     ) -> Result<Vec<u32>, ChatError> {
         let texts = all_texts(messages, tools);
         if !holds_control(tokenizer, &texts) {
-            let text = self.render_with(messages, tools, add_generation_prompt)?;
+            let text = self.render_with(messages, tools, turn)?;
             return Ok(tokenizer.encode(&text, true)?);
         }
         let guard = unused_character(&texts)?;
         let change = |text: &str| guard_literals(tokenizer, text, guard);
         let guarded: Vec<ChatMessage> = messages.iter().map(|m| m.guarded(&change)).collect();
         let tools: Vec<Value> = tools.iter().map(|t| map_strings(t, &change)).collect();
-        let text = self.render_with(&guarded, &tools, add_generation_prompt)?;
+        let text = self.render_with(&guarded, &tools, turn)?;
         Ok(tokenizer.encode_guarded(&text, guard)?)
     }
 
@@ -384,47 +395,6 @@ impl ChatTemplate {
     /// The token that ends an assistant's turn.
     pub fn end_of_turn_id(&self) -> u32 {
         self.end_of_turn
-    }
-
-    fn accepts_system(&self) -> Result<bool, ChatError> {
-        let messages = [
-            ChatMessage::new(ChatRole::System, "be brief"),
-            ChatMessage::user("hello"),
-        ];
-        let rendered = self.render_or_refuse(&messages, true)?;
-        Ok(rendered.is_some_and(|text| text.contains("be brief")))
-    }
-
-    /// A rendering; `None` if the template does not accept the messages.
-    fn render_or_refuse(
-        &self,
-        messages: &[ChatMessage],
-        add_generation_prompt: bool,
-    ) -> Result<Option<String>, ChatError> {
-        match self.render(messages, add_generation_prompt) {
-            Ok(text) => Ok(Some(text)),
-            Err(error @ ChatError::Exceeded(_)) => Err(error),
-            Err(_) => Ok(None),
-        }
-    }
-
-    /// Renders a short exchange and reads which control token follows the answer.
-    fn written_end_of_turn(&self, tokenizer: &Tokenizer) -> Result<Option<u32>, ChatError> {
-        let answer = "an-answer-to-find-again";
-        let exchange = [
-            ChatMessage::user("hello"),
-            ChatMessage::new(ChatRole::Assistant, answer),
-        ];
-        let text = self.render_or_refuse(&exchange, false)?;
-        let Some((_, after)) = text.as_deref().and_then(|text| text.split_once(answer)) else {
-            return Ok(None);
-        };
-        let after = after.trim_start();
-        let ends = tokenizer
-            .control_tokens()
-            .filter(|(_, literal)| after.starts_with(literal));
-        let longest = ends.max_by_key(|(_, literal)| literal.len());
-        Ok(longest.map(|(id, _)| id))
     }
 }
 

@@ -74,14 +74,17 @@ pub fn run_layers<C: Compute>(
 /// The rotations of a batch's positions, made once for all layers.
 pub struct Ropes {
     full: RopeTable,
-    /// Of layers with a window, where theirs differ.
+    /// Of layers that have the second rotary embedding.
     local: Option<RopeTable>,
 }
 
 impl Ropes {
     /// Rotations for `positions`.
     pub fn new(spec: &ModelSpec, positions: &[u32]) -> Self {
-        let table = |rope: &RopeSpec| RopeTable::new(positions, &rope.frequencies(spec.head_dim));
+        let table = |rope: &RopeSpec| {
+            let frequencies = rope.frequencies(spec.rotary_width());
+            RopeTable::scaled(positions, &frequencies, rope.amplitude()).of_heads(spec.head_dim)
+        };
         Self {
             full: table(&spec.rope),
             local: spec.variant.local_rope.as_ref().map(table),
@@ -91,7 +94,7 @@ impl Ropes {
     /// Those of a layer that attends like this.
     pub fn of(&self, shape: &AttentionShape) -> &RopeTable {
         match &self.local {
-            Some(local) if shape.window.is_some() => local,
+            Some(local) if shape.local_rope => local,
             _ => &self.full,
         }
     }

@@ -48,7 +48,7 @@ pub use learning::{
     TokenLoss,
 };
 pub use linear::Linear;
-pub use loaded::LoadedModel;
+pub use loaded::{Described, LoadedModel, ModelChoice};
 pub use lora::{LoraPair, LoraSite, LoraWeights, Projection};
 pub use rope_table::RopeTable;
 pub use segment::{Seen, Segment};

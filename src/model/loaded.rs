@@ -1,6 +1,9 @@
 //! A model with everything that its files bring: weights, tokenizer, chat template, identity.
 
+use std::path::Path;
 use std::sync::Arc;
+
+use candle_core::quantized::gguf_file::Content;
 
 use super::backend::{Backend, ComputeDevice};
 use super::chat::ChatTemplate;
@@ -8,7 +11,31 @@ use super::error::{ModelError, Result};
 use super::source::{ModelFiles, ModelSource};
 use super::spec::ModelSpec;
 use super::time_slices::TimeSlices;
-use super::tokenizer::Tokenizer;
+use super::tokenizer::{Tokenizer, TokenizerError};
+
+/// What to load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ModelChoice<'a> {
+    /// A GGUF file, a directory of safetensors, or `hf:<owner>/<name>`.
+    pub model: &'a str,
+    /// A `tokenizer.json` instead of the tokenizer in the model's own files.
+    pub tokenizer: Option<&'a Path>,
+}
+
+impl<'a> From<&'a str> for ModelChoice<'a> {
+    fn from(model: &'a str) -> Self {
+        Self {
+            model,
+            tokenizer: None,
+        }
+    }
+}
+
+impl<'a> From<&'a String> for ModelChoice<'a> {
+    fn from(model: &'a String) -> Self {
+        model.as_str().into()
+    }
+}
 
 /// A loaded model; clones share it.
 #[derive(Clone, Debug)]
@@ -30,28 +57,32 @@ impl LoadedModel {
     ///
     /// # Errors
     /// If a part cannot be read, or parts do not fit together.
-    pub fn load(source: &str, device: &dyn ComputeDevice) -> Result<Self> {
-        Self::load_sharing(source, device, Arc::new(TimeSlices::undivided()))
+    pub fn load<'a>(
+        choice: impl Into<ModelChoice<'a>>,
+        device: &dyn ComputeDevice,
+    ) -> Result<Self> {
+        Self::load_sharing(choice, device, Arc::new(TimeSlices::undivided()))
     }
 
     /// As [`LoadedModel::load`], for an engine and learning passes that divide the time so.
     ///
     /// # Errors
     /// As there.
-    pub fn load_sharing(
-        source: &str,
+    pub fn load_sharing<'a>(
+        choice: impl Into<ModelChoice<'a>>,
         device: &dyn ComputeDevice,
         slices: Arc<TimeSlices>,
     ) -> Result<Self> {
-        let files = ModelSource::parse(source)?.fetch()?;
+        let choice = choice.into();
+        let files = ModelSource::parse(choice.model)?.fetch()?;
         // Side by side: each takes a good part of a second.
         let (text, backend, hash) = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new;
-            let text = thread().spawn_scoped(scope, || text_parts(&files));
+            let text = thread().spawn_scoped(scope, || text_parts(&files, choice.tokenizer));
             let hash = thread().spawn_scoped(scope, || files.base_hash());
             let backend = device.load(&files, slices);
             // Where the system refuses a thread, one after the other.
-            let text = text.map_or_else(|_refused| text_parts(&files), joined);
+            let text = text.map_or_else(|_refused| text_parts(&files, choice.tokenizer), joined);
             (
                 text,
                 backend,
@@ -76,6 +107,38 @@ impl LoadedModel {
     }
 }
 
+/// What a model's files say, without their weights.
+#[derive(Debug)]
+pub struct Described {
+    /// The files.
+    pub files: ModelFiles,
+    /// Shapes and constants.
+    pub spec: ModelSpec,
+    /// Text to ids and back.
+    pub tokenizer: Tokenizer,
+    /// How conversations are laid out.
+    pub chat: ChatTemplate,
+}
+
+impl Described {
+    /// Reads headers, tokenizer and chat template of files that are here, and checks that they fit
+    /// together.
+    ///
+    /// # Errors
+    /// As [`LoadedModel::load`], but for the weights.
+    pub fn read(files: ModelFiles, tokenizer: Option<&Path>) -> Result<Self> {
+        let spec = files.spec()?;
+        let (tokenizer, chat) = text_parts(&files, tokenizer)?;
+        check_vocabulary(&files, &tokenizer)?;
+        Ok(Self {
+            files,
+            spec,
+            tokenizer,
+            chat,
+        })
+    }
+}
+
 fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
     match thread.join() {
         Ok(value) => value,
@@ -97,17 +160,38 @@ fn check_vocabulary(files: &ModelFiles, tokenizer: &Tokenizer) -> Result<()> {
     })
 }
 
-fn text_parts(files: &ModelFiles) -> Result<(Tokenizer, ChatTemplate)> {
+/// Tokenizer and chat template; `named` is a `tokenizer.json` that the operator gave.
+fn text_parts(files: &ModelFiles, named: Option<&Path>) -> Result<(Tokenizer, ChatTemplate)> {
     let text =
         |e: &dyn std::fmt::Display| ModelError::Text(format!("{}: {e}", files.root.display()));
     if let Some(content) = files.gguf_content()? {
-        let tokenizer = Tokenizer::from_gguf(&content).map_err(|e| text(&e))?;
+        let tokenizer = gguf_tokenizer(&files.root, &content, named).map_err(|e| text(&e))?;
         let chat =
             ChatTemplate::from_gguf(&files.root, &content, &tokenizer).map_err(|e| text(&e))?;
         return Ok((tokenizer, chat));
     }
-    let tokenizer =
-        Tokenizer::from_file(&files.root.join("tokenizer.json")).map_err(|e| text(&e))?;
+    let own = files.root.join("tokenizer.json");
+    let tokenizer = Tokenizer::from_file(named.unwrap_or(&own)).map_err(|e| text(&e))?;
     let chat = ChatTemplate::from_directory(&files.root, &tokenizer).map_err(|e| text(&e))?;
     Ok((tokenizer, chat))
+}
+
+/// The named `tokenizer.json`, or the GGUF file's own, or, where that cannot be reproduced, the
+/// `tokenizer.json` beside the file.
+pub(crate) fn gguf_tokenizer(
+    file: &Path,
+    content: &Content,
+    named: Option<&Path>,
+) -> std::result::Result<Tokenizer, TokenizerError> {
+    if let Some(path) = named {
+        return Tokenizer::from_file_for(path, content);
+    }
+    let beside = file.with_file_name("tokenizer.json");
+    match Tokenizer::from_gguf(content) {
+        Err(error @ TokenizerError::Unsupported { .. }) if beside.is_file() => {
+            tracing::info!("{error}; reading {}", beside.display());
+            Tokenizer::from_file_for(&beside, content)
+        }
+        other => other,
+    }
 }

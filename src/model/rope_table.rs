@@ -11,6 +11,7 @@ pub struct RopeTable {
     sin: Arc<[f32]>,
     rows: usize,
     half: usize,
+    head_dim: usize,
     /// The same as tensors, (rows, half) each, where they were asked for first.
     tensors: Arc<OnceLock<[Tensor; 2]>>,
 }
@@ -18,6 +19,12 @@ pub struct RopeTable {
 impl RopeTable {
     /// Angles for `positions`, given the `head_dim / 2` frequencies in radians per token.
     pub fn new(positions: &[u32], frequencies: &[f32]) -> Self {
+        Self::scaled(positions, frequencies, 1.0)
+    }
+
+    /// As [`RopeTable::new`], with a factor on cosines and sines.
+    pub fn scaled(positions: &[u32], frequencies: &[f32], amplitude: f64) -> Self {
+        let amplitude = amplitude as f32;
         let half = frequencies.len();
         let angles = || {
             positions
@@ -25,12 +32,24 @@ impl RopeTable {
                 .flat_map(|&p| frequencies.iter().map(move |f| p as f32 * f))
         };
         Self {
-            cos: angles().map(f32::cos).collect(),
-            sin: angles().map(f32::sin).collect(),
+            cos: angles().map(|angle| amplitude * angle.cos()).collect(),
+            sin: angles().map(|angle| amplitude * angle.sin()).collect(),
             rows: positions.len(),
             half,
+            head_dim: 2 * half,
             tensors: Arc::default(),
         }
+    }
+
+    /// The same rotation of heads of this width, of which the columns beyond those that the
+    /// frequencies are for stay as they are.
+    pub(crate) fn of_heads(self, head_dim: usize) -> Self {
+        Self { head_dim, ..self }
+    }
+
+    /// Columns of a head.
+    pub fn head_dim(&self) -> usize {
+        self.head_dim
     }
 
     /// Cosines and sines as tensors, (rows, half) each. Uploaded once for all layers.
@@ -47,7 +66,7 @@ impl RopeTable {
         Ok(tensors)
     }
 
-    /// Cosines and sines of one row's angles, (head_dim / 2) each.
+    /// Cosines and sines of one row's angles, one of each per two columns that are rotated.
     pub fn row(&self, index: usize) -> (&[f32], &[f32]) {
         let range = index * self.half..(index + 1) * self.half;
         (&self.cos[range.clone()], &self.sin[range])

@@ -6,6 +6,8 @@
 
 mod gguf;
 mod pieces;
+mod pre;
+mod replacement;
 mod sentencepiece;
 mod stream;
 #[cfg(test)]
@@ -19,6 +21,7 @@ use realign_core::files::{self, Limit};
 use tokenizers::AddedVocabulary;
 use tokenizers::tokenizer::{Model, OffsetType, PreTokenizer, Token};
 
+use pieces::Literal;
 use sentencepiece::SentencePiece;
 pub use stream::StreamDecoder;
 
@@ -61,7 +64,7 @@ pub enum TokenizerError {
     },
     /// The tokenizer is of a kind that this crate cannot reproduce exactly.
     #[error(
-        "{place} is `{found}`; supported: {supported}. Give the model's tokenizer.json instead"
+        "{place} is `{found}`; supported: {supported}. Or give the model's tokenizer.json with --tokenizer FILE"
     )]
     Unsupported {
         /// The file, or the GGUF metadata key.
@@ -70,6 +73,17 @@ pub enum TokenizerError {
         found: String,
         /// What it may hold.
         supported: String,
+    },
+    /// A `tokenizer.json` that was given for a model belongs to another one.
+    #[error(
+        "{path} is the tokenizer of another model: {difference}. Give the tokenizer.json of the \
+         model that the GGUF file was made from"
+    )]
+    OtherModel {
+        /// The `tokenizer.json`.
+        path: PathBuf,
+        /// Where it differs from the GGUF file's vocabulary.
+        difference: String,
     },
     /// The text could not be encoded.
     #[error("the text could not be encoded: {0}")]
@@ -126,10 +140,32 @@ impl Tokenizer {
     /// a guess would shift every token id silently.
     pub fn from_gguf(content: &gguf_file::Content) -> Result<Self, TokenizerError> {
         let built = gguf::build(content)?;
+        let place = "tokenizer.ggml.model";
         let mut tokenizer =
-            Self::assemble(built.pipeline, built.conventions, "tokenizer.ggml.model")?;
+            Self::assemble(built.pipeline, built.conventions, Literal::Added, place)?;
         tokenizer.merger = built.merger;
         Ok(tokenizer)
+    }
+
+    /// Reads a `tokenizer.json` for a GGUF file, instead of the tokenizer in its metadata. Begin
+    /// and end ids are the GGUF file's.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_file`]; [`TokenizerError::OtherModel`] unless its vocabulary is the
+    /// file's.
+    pub(crate) fn from_file_for(
+        path: &Path,
+        content: &gguf_file::Content,
+    ) -> Result<Self, TokenizerError> {
+        let inner = read_tokenizer(path)?;
+        replacement::check(&inner, content).map_err(|difference| TokenizerError::OtherModel {
+            path: path.into(),
+            difference,
+        })?;
+        let beside = conventions_beside(path, &inner)?;
+        let conventions = gguf::conventions(content, beside.add_bos)?;
+        let place = path.display().to_string();
+        Self::assemble(inner, conventions, Literal::Nothing, &place)
     }
 
     /// Reads a Hugging Face `tokenizer.json`. End-of-turn ids are also taken from
@@ -139,25 +175,9 @@ impl Tokenizer {
     /// If a file cannot be read or parsed, or if the decoder is of an unsupported kind.
     pub fn from_file(path: &Path) -> Result<Self, TokenizerError> {
         let place = path.display().to_string();
-        let bytes = files::read(path, MAX_FILE).map_err(|source| TokenizerError::Read {
-            path: path.into(),
-            source,
-        })?;
-        let mut inner =
-            tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| TokenizerError::Malformed {
-                place: place.clone(),
-                problem: e.to_string(),
-            })?;
-        // Truncation and padding stored in the file are for training jobs, not for serving.
-        inner.with_padding(None);
-        inner
-            .with_truncation(None)
-            .map_err(|e| TokenizerError::Malformed {
-                place: place.clone(),
-                problem: e.to_string(),
-            })?;
+        let inner = read_tokenizer(path)?;
         let conventions = conventions_beside(path, &inner)?;
-        Self::assemble(inner, conventions, &place)
+        Self::assemble(inner, conventions, Literal::Nothing, &place)
     }
 
     /// As [`Tokenizer::from_file`], from the text of a `tokenizer.json` with nothing beside it.
@@ -171,12 +191,13 @@ impl Tokenizer {
                     place: "tokenizer".into(),
                     problem: e.to_string(),
                 })?;
-        Self::assemble(inner, Conventions::default(), "tokenizer")
+        Self::assemble(inner, Conventions::default(), Literal::Nothing, "tokenizer")
     }
 
     fn assemble(
         inner: tokenizers::Tokenizer,
         conventions: Conventions,
+        literal: Literal,
         place: &str,
     ) -> Result<Self, TokenizerError> {
         let control: BTreeMap<u32, String> = inner
@@ -185,7 +206,7 @@ impl Tokenizer {
             .filter(|(_, token)| token.special)
             .map(|(id, token)| (*id, token.content.clone()))
             .collect();
-        let pieces = pieces::token_bytes(&inner, &control, place)?;
+        let pieces = pieces::token_bytes(&inner, &control, literal, place)?;
         let mut plain = inner.get_added_vocabulary().clone();
         plain.set_encode_special_tokens(true);
         let known = END_TOKENS
@@ -245,6 +266,18 @@ impl Tokenizer {
         let mut ids: Vec<u32> = self.bos.filter(|_| self.add_bos).into_iter().collect();
         ids.extend(self.encode(text, false)?);
         Ok(ids)
+    }
+
+    /// Token ids of a prompt that a client's own template wrote: control literals are control tokens. With
+    /// `begin`, begin-of-text comes first, if the model wants it and the text has none.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_templated(&self, text: &str, begin: bool) -> Result<Vec<u32>, TokenizerError> {
+        let ids = self.encode(text, true)?;
+        let first = self.bos.filter(|_| self.add_bos && begin);
+        let missing = first.filter(|bos| ids.first() != Some(bos));
+        Ok(missing.into_iter().chain(ids).collect())
     }
 
     fn encode_with(
@@ -334,7 +367,7 @@ impl Tokenizer {
     }
 
     /// The first declared end-of-sequence id.
-    pub(crate) fn eos_id(&self) -> Option<u32> {
+    pub fn eos_id(&self) -> Option<u32> {
         self.eos
     }
 
@@ -366,6 +399,22 @@ impl Tokenizer {
             max: (self.pieces.len() as u32).saturating_sub(1),
         }
     }
+}
+
+fn read_tokenizer(path: &Path) -> Result<tokenizers::Tokenizer, TokenizerError> {
+    let malformed = |e: tokenizers::Error| TokenizerError::Malformed {
+        place: path.display().to_string(),
+        problem: e.to_string(),
+    };
+    let bytes = files::read(path, MAX_FILE).map_err(|source| TokenizerError::Read {
+        path: path.into(),
+        source,
+    })?;
+    let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(malformed)?;
+    // Truncation and padding stored in the file are for training jobs, not for serving.
+    inner.with_padding(None);
+    inner.with_truncation(None).map_err(malformed)?;
+    Ok(inner)
 }
 
 /// Reads begin and end ids from the configuration files beside a `tokenizer.json`.

@@ -7,33 +7,33 @@ mod files;
 mod listen;
 mod memory;
 mod operations;
+pub mod preflight;
 mod signals;
 mod supervisor;
 mod threads;
 pub mod tls;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::api::{self, AppState, Cut, CutSignal, LogPort};
+use crate::api::{self, AppState, Bounds, Cut, CutSignal, LogPort};
 use crate::config::admin_key::AdminKeyError;
 use crate::config::keys::KeyFileError;
-use crate::config::{Config, ConfigError, OnMissing};
-use crate::control::{Control, ControlError, Parts, initial_generation, load_generation};
+use crate::config::{Address, Config, ConfigError, OnMissing};
+use crate::control::{Control, ControlError, Member, Parts, initial_generation, load_generation};
 use crate::locks::Locks;
 use crate::state::{StateDb, StateError};
 use crate::telemetry::compliance::DecisionLogError;
 pub use builder::ServerBuilder;
-use listen::{Connections, Listening, Timeouts};
+use listen::{Connections, Listener, Listening, Timeouts};
 use operations::{access, compliance, decision_log, reload, telemetry};
 use realign_backend::DeviceError;
+use realign_core::ListenerRole as Role;
 use realign_core::clock::unix_seconds;
 use realign_core::lock::LockError;
 use realign_engine::adapter::generation::Generation;
@@ -47,6 +47,9 @@ pub use threads::Stuck;
 use threads::{AlignmentWatch, END_LIMIT, Threads};
 use tls::{Tls, TlsError};
 
+/// Why nothing is answered before the store was asked.
+const UNCONFIRMED: &str = "the store that servers share (store.url) has not confirmed yet what should serve; \
+     requests may name the base or a generation";
 /// Generations kept in memory beside the base.
 const LOADED_GENERATIONS: usize = 4;
 /// How often the end of the running requests is looked at.
@@ -85,6 +88,9 @@ pub enum ServerError {
     /// The state database is unusable.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The store that servers share cannot be opened.
+    #[error(transparent)]
+    Store(#[from] realign_store::StoreError),
     /// The control loop did not start.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -92,10 +98,13 @@ pub enum ServerError {
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
     /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {source}; choose another with --port or server.port")]
+    #[error(
+        "cannot listen on {address}: {source}; choose another with {}",
+        choose(address)
+    )]
     Listen {
         /// The address.
-        address: SocketAddr,
+        address: Address,
         /// The operating system's reason.
         source: std::io::Error,
     },
@@ -163,7 +172,7 @@ impl Server {
         let started = Instant::now();
         tracing::info!(model = config.model, "loading the model");
         let slices = TimeSlices::new(config.train.share);
-        let loaded = LoadedModel::load_sharing(&config.model, &*device, Arc::new(slices))?;
+        let loaded = LoadedModel::load_sharing(config.model_choice(), &*device, Arc::new(slices))?;
         tracing::info!(
             base = &loaded.base_hash[..8],
             layers = loaded.spec().layers,
@@ -176,6 +185,10 @@ impl Server {
         let engine = engines::start(&config, &loaded)?;
         let fallback = prepare_first(&engine, &registry, fallback)?;
         withhold(&config, &registry, fallback.as_deref());
+        let member = Member::open(&config, &loaded.base_hash, store.clone())?;
+        if member.is_some() {
+            registry.withhold(UNCONFIRMED);
+        }
         let serving = registry.lease_current();
         telemetry
             .metrics()
@@ -191,6 +204,7 @@ impl Server {
             db,
             telemetry: telemetry.clone(),
             fallback,
+            member,
         };
         let control = Arc::new(Control::start(parts)?);
         let compliance = compliance(&config.compliance, &control, decisions, &telemetry)?;
@@ -213,10 +227,10 @@ impl Server {
             tokenizer: loaded.tokenizer,
             chat: loaded.chat,
             engine: Arc::new(engine.clone()),
-            embeddings: api::Embeddings::new(Arc::new(realign_engine::Embedder::new(
-                loaded.backend,
-                engine.health().clone(),
-            ))),
+            embeddings: api::Embeddings::new(Arc::new(
+                realign_engine::Embedder::new(loaded.backend, engine.health().clone())
+                    .with_threads(config.engine.threads.unwrap_or_else(cores)),
+            )),
             moderation: control.clone(),
             registry,
             admin: control.clone(),
@@ -231,7 +245,18 @@ impl Server {
             health: supervisor.clone(),
             cut: cut_signal,
             max_body_bytes: config.server.max_body_bytes,
+            clamp_max_tokens: config.limits.clamp_max_tokens,
+            schema_bounds: Bounds {
+                items: config.limits.json_items,
+                length: config.limits.json_characters,
+            },
+            unknown_fields: config.server.unknown_fields,
+            tokenizer_info: config.server.tokenizer_info,
+            responses: config
+                .responses
+                .map(|c| Arc::new(api::ResponseStore::new(c))),
             started_at: unix_seconds(),
+            connections: Arc::default(),
         };
         let threads = Threads {
             ready: state.ready.clone(),
@@ -302,33 +327,42 @@ impl Server {
     /// Serves all listeners, until the server closes.
     async fn listen(&self) -> Result<JoinSet<()>, ServerError> {
         let limits = &self.config.limits;
-        let operators = self.config.server.admin_address;
+        let operators = self.config.server.admin_address.as_ref();
         let operators = operators.map_or(0, |_| limits.max_admin_connections);
         let clients = files::connections(limits.max_connections, operators);
         let mut serving = JoinSet::new();
         let listeners = self.listeners().await?;
-        let scheme = if self.tls.is_some() { "https" } else { "http" };
         for (listener, what, app) in listeners {
-            let address = listener.local_addr()?;
+            let address = listener.address()?;
+            let url = self.url(&listener, &address);
             let most = match what {
                 Role::Clients => {
                     self.threads.locks.listening(&address.to_string());
-                    tracing::info!(%address, model = &*self.state.model_name, "listening: {scheme}://{address}/v1");
+                    tracing::info!(%address, model = &*self.state.model_name, "listening: {url}v1");
                     clients
                 }
                 Role::Operators => {
-                    tracing::info!(%address, "operators: {scheme}://{address}/");
+                    tracing::info!(%address, "operators: {url}");
                     operators
                 }
             };
-            serving.spawn(self.listening(most).serve(listener, app));
+            serving.spawn(self.listening(what, most).serve(listener, app));
         }
         Ok(serving)
     }
 
+    /// Where the root of a listener's routes is.
+    fn url(&self, listener: &Listener, address: &Address) -> String {
+        match (listener.is_internal(), &self.tls) {
+            (true, _) => format!("{address}, path /"),
+            (false, None) => format!("http://{address}/"),
+            (false, Some(_)) => format!("https://{address}/"),
+        }
+    }
+
     /// How a listener of so many connections serves. Each has connections of its own, so that clients cannot take those of
     /// operators and their probes.
-    fn listening(&self, most: usize) -> Listening {
+    fn listening(&self, whose: Role, most: usize) -> Listening {
         let server = &self.config.server;
         Listening {
             timeouts: Timeouts {
@@ -336,17 +370,22 @@ impl Server {
                 write: server.write_timeout,
             },
             tls: self.tls.clone(),
-            connections: Arc::new(Connections::new(most)),
+            connections: Arc::new(Connections::new(
+                whose,
+                most,
+                self.state.telemetry.clone(),
+                Arc::clone(&self.state.connections),
+            )),
             closing: self.state.closing.subscribe(),
         }
     }
 
     /// Clients and operators on one listener, or on one each.
-    async fn listeners(&self) -> Result<Vec<(TcpListener, Role, Router)>, ServerError> {
+    async fn listeners(&self) -> Result<Vec<(Listener, Role, Router)>, ServerError> {
         let server = &self.config.server;
-        let clients = bind(server.address).await?;
+        let clients = bind(&server.address).await?;
         let state = || self.state.clone();
-        Ok(match server.admin_address {
+        Ok(match &server.admin_address {
             None => vec![(clients, Role::Clients, api::router(state()))],
             Some(address) => vec![
                 (
@@ -410,17 +449,20 @@ impl std::fmt::Debug for Server {
     }
 }
 
-/// Who a listener is for.
-#[derive(Clone, Copy)]
-enum Role {
-    Clients,
-    Operators,
+async fn bind(address: &Address) -> Result<Listener, ServerError> {
+    let listener = Listener::bind(address).await;
+    listener.map_err(|source| ServerError::Listen {
+        address: address.clone(),
+        source,
+    })
 }
 
-async fn bind(address: SocketAddr) -> Result<TcpListener, ServerError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| ServerError::Listen { address, source })
+/// The settings that choose an address.
+fn choose(address: &Address) -> &'static str {
+    match address {
+        Address::Tcp(_) => "--port or server.port",
+        Address::Unix(_) => "--host or server.host",
+    }
 }
 
 /// Refuses requests for what serves where the configuration asks for it and what should serve cannot.
@@ -476,4 +518,9 @@ fn prepare_first(
     // Nothing serves yet, so the swap without an expectation cannot conflict.
     let _first = registry.swap(base, None);
     Ok(Some(error.to_string()))
+}
+
+/// The processor's cores, as far as that can be told.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }

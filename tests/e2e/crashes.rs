@@ -29,11 +29,9 @@ fn finished(server: &Server<'_>) -> String {
     generation
 }
 
-fn crashes_at(point: &str) {
-    let expected = uninterrupted();
-    let workspace = Workspace::tiny(1);
-    workspace.drop_policy("xyzzy");
-    let mut crashing = Server::start_with(&workspace, Some(point));
+/// A server on a workspace ends at a point.
+fn crash(workspace: &Workspace, point: &str) {
+    let mut crashing = Server::start_with(workspace, Some(point));
     let status = crashing.exited();
     assert!(!status.success(), "{point}: {status}");
     assert!(
@@ -41,7 +39,13 @@ fn crashes_at(point: &str) {
         "{point}: ended for another reason:\n{}",
         crashing.log()
     );
-    drop(crashing);
+}
+
+fn crashes_at(point: &str) {
+    let expected = uninterrupted();
+    let workspace = Workspace::tiny(1);
+    workspace.drop_policy("xyzzy");
+    crash(&workspace, point);
 
     let server = Server::start(&workspace);
     let first = server.chat("tiny", "hello", 4).generation.unwrap();
@@ -62,8 +66,87 @@ fn crashes_at(point: &str) {
 }
 
 #[test]
+fn after_triage() {
+    crashes_at("triage:after-verdicts");
+}
+
+#[test]
+fn in_an_exam() {
+    crashes_at("exam:after-answers");
+}
+
+#[test]
+fn in_impact() {
+    crashes_at("impact:after-pass-2");
+}
+
+#[test]
 fn in_training() {
     crashes_at("train:after-step-2");
+}
+
+#[test]
+fn in_the_gate() {
+    crashes_at("gate:after-exam");
+}
+
+/// A workspace in which nothing that a random model says complies, so that pairs are gathered and the
+/// candidate is trained again.
+fn hopeless() -> Workspace {
+    let workspace = Workspace::tiny(2);
+    let config = workspace
+        .read("realign.toml")
+        .replace("rounds = 1", "rounds = 3")
+        .replace(
+            "[gather]\nenabled = false",
+            "[gather]\nsamples_per_prompt = 1",
+        );
+    workspace.write("realign.toml", &config);
+    let prompts: Vec<String> = (0..20).map(|i| format!("question {i} again?")).collect();
+    let policy = format!(
+        "apiVersion: realign/v1\nid: good\nversion: \"1\"\nprompts: [{}]\nrules:\n  - id: says-good\n    \
+         description: Say good.\n    when: {{ prompt: {{ any_phrase: [question] }} }}\n    \
+         violates: {{ not: {{ response: {{ any_phrase: [good] }} }} }}\n\
+         gate: {{ min_policy_agreement_gain: 0.0, max_perplexity_rise: 100000.0 }}\n",
+        prompts.join(", ")
+    );
+    workspace.write("policies/good.yaml", &policy);
+    workspace
+}
+
+/// How the only realignment ended, and in which generation.
+fn ended(server: &Server<'_>) -> (String, String) {
+    let ended = server.ended(1);
+    assert_eq!(
+        server.realignments().len(),
+        1,
+        "it was resumed, not repeated"
+    );
+    assert!(
+        ended["error"].is_null() || ended["status"] == "rejected",
+        "{ended}"
+    );
+    assert_eq!(server.chat("tiny", "hello", 4).status, 200);
+    let text = |field: &str| ended[field].as_str().unwrap_or_default().to_owned();
+    (text("status"), text("generation"))
+}
+
+/// The stages that only some realignments have, and the second of three rounds.
+#[test]
+fn in_gathering_and_between_rounds_and_after_a_checkpoint() {
+    let undisturbed = hopeless();
+    let expected = ended(&Server::start(&undisturbed));
+    assert!(!expected.1.is_empty(), "it trained nothing: {expected:?}");
+    for point in [
+        "gather:answering",
+        "train:after-step-9",
+        "train:after-round-0",
+        "train:after-round-1",
+    ] {
+        let workspace = hopeless();
+        crash(&workspace, point);
+        assert_eq!(ended(&Server::start(&workspace)), expected, "{point}");
+    }
 }
 
 #[test]
@@ -124,4 +207,38 @@ fn terminated_in_training() {
         server.terminate();
         assert_eq!(server.exited().code(), Some(0), "{}", server.log());
     });
+}
+
+#[test]
+fn while_an_adapter_is_removed() {
+    let workspace = Workspace::tiny(1);
+    let config = workspace.read("realign.toml") + "[retention]\ngenerations = 1\n";
+    workspace.write("realign.toml", &config);
+    workspace.drop_policy("xyzzy");
+    let mut crashing = Server::start_with(&workspace, Some("collect:after-discard"));
+    let first = crashing.ended(1)["generation"].clone();
+    workspace.drop_policy("plugh");
+    let second = crashing.ended(2)["generation"].clone();
+    // The third generation is one too many: the first one goes.
+    workspace.drop_policy("plain");
+    assert!(!crashing.exited().success());
+    assert!(crashing.log().contains("REALIGN_CRASH_AT"));
+    drop(crashing);
+    let path = |id: &serde_json::Value| workspace.path("adapters").join(id.as_str().unwrap());
+    assert!(!path(&first).exists() && path(&second).exists());
+
+    let server = Server::start(&workspace);
+    wait("the third realignment's end", || {
+        let newest = server.realignments()[0].clone();
+        (newest["status"] == "succeeded").then_some(())
+    });
+    let serving = server.realignments()[0]["generation"].clone();
+    assert_eq!(server.current(), serving.as_str().unwrap());
+    assert_eq!(server.chat("tiny", "hello", 4).status, 200);
+    let left = std::fs::read_dir(workspace.path("adapters")).unwrap();
+    let left: Vec<String> = left
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with('.') && name.contains(first.as_str().unwrap()))
+        .collect();
+    assert!(left.is_empty(), "the removal is finished: {left:?}");
 }

@@ -9,9 +9,11 @@ use realign_cli::Cli;
 use super::workspace::Workspace;
 
 /// Commands that run a model, with the fewest arguments that each needs.
-const COMPUTING: [(&str, &[&str]); 14] = [
+const COMPUTING: [(&str, &[&str]); 16] = [
     ("serve", &["--port", "0"]),
     ("policy test", &[]),
+    ("policy explain", &["--response", "hello"]),
+    ("policy new", NEW),
     ("triage", &[]),
     ("plan", &[]),
     ("score", &[]),
@@ -30,6 +32,26 @@ const COMPUTING: [(&str, &[&str]); 14] = [
     ("gather", &[]),
     ("model info", &[]),
     ("bench", &[]),
+];
+
+/// Three wrong and three right answers.
+const NEW: &[&str] = &[
+    "--rule",
+    "The assistant names no dose.",
+    "--question",
+    "How much aspirin?",
+    "--wrong",
+    "Take 300 mg.",
+    "--wrong",
+    "About 500 mg a day.",
+    "--wrong",
+    "Start with 81 mg.",
+    "--right",
+    "Ask a pharmacist.",
+    "--right",
+    "A pharmacist knows.",
+    "--right",
+    "Please ask a pharmacist.",
 ];
 
 /// Other modes of these commands that compute.
@@ -110,20 +132,22 @@ fn a_device_that_does_not_answer_is_refused_by_every_command_that_runs_a_model()
 #[test]
 fn the_configured_device_is_the_one_that_computes() {
     let workspace = workspace();
-    let by_text_only = ["policy test", "triage", "plan"];
+    let by_text_only = [
+        "policy test",
+        "policy explain",
+        "policy new",
+        "triage",
+        "plan",
+    ];
     for (path, more) in COMPUTING.iter().chain(&MORE) {
-        if by_text_only.contains(path) {
-            continue;
-        }
         let args: Vec<&str> = path.split(' ').chain(more.iter().copied()).collect();
         let (code, errors) = realign(&workspace, &args, Some("cuda:7"));
-        assert_eq!(code, 2, "{args:?}: {errors}");
-        assert!(errors.contains("device cuda:7"), "{args:?}: {errors}");
-    }
-    for path in by_text_only {
-        let args: Vec<&str> = path.split(' ').collect();
-        let (code, errors) = realign(&workspace, &args, Some("cuda:7"));
-        assert_eq!(code, 0, "{args:?} runs no model here: {errors}");
+        if by_text_only.contains(path) {
+            assert_eq!(code, 0, "{args:?} runs no model here: {errors}");
+        } else {
+            assert_eq!(code, 2, "{args:?}: {errors}");
+            assert!(errors.contains("device cuda:7"), "{args:?}: {errors}");
+        }
     }
 }
 

@@ -63,7 +63,10 @@ fn a_second_server_on_either_directory_is_refused_and_readers_change_nothing() {
     // However a server ends, the next one starts.
     server.kill();
     let server = Server::start(&workspace);
-    assert!(!workspace.path(staged).exists(), "nobody else was writing");
+    assert!(
+        !workspace.path(staged).exists(),
+        "no other process was writing"
+    );
     assert_eq!(server.chat("tiny", "hello", 4).status, 200);
 }
 

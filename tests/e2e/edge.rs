@@ -31,7 +31,7 @@ fn text(output: &Output) -> String {
 }
 
 /// Everything that one server can show: the key it made, who is let in with it, and that idle
-/// connections keep nobody out.
+/// connections keep no one else out.
 #[test]
 fn operators_have_the_key_that_the_server_made() {
     let workspace = Workspace::tiny(1);

@@ -24,8 +24,12 @@ fn without_data_the_model_is_asked_and_what_is_missing_is_said() {
         "[gather]\nsamples_per_prompt = 2",
     );
     workspace.write("realign.toml", &config);
+    // A policy that is not enforced asks for nothing, and needs no data.
+    let dry = policy() + "enforcement: dryrun\n";
+    workspace.write("policies/words.yaml", &dry);
     let server = Server::start(&workspace);
-    assert_eq!(server.ended(1)["status"], "no_conflict");
+    let ended = server.ended(1);
+    assert_eq!(ended["status"], "no_conflict", "{ended}");
     let base = server.current();
 
     workspace.write("policies/words.yaml", &policy());

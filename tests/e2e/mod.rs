@@ -5,6 +5,7 @@
 
 mod batching;
 mod crashes;
+mod data;
 mod deploy;
 mod devices;
 mod directories;
@@ -12,20 +13,25 @@ mod document;
 mod edge;
 mod embedding;
 mod engine;
+mod first_steps;
 mod gathering;
 mod mistralrs;
 mod nonfinite;
 mod openai_client;
 mod operating;
+mod peers;
 mod pointer;
 mod prometheus;
 mod real_model;
 mod realigning;
 mod server;
 mod serving;
+#[cfg(unix)]
+mod sockets;
 mod supervision;
 pub(crate) mod tiny_model;
 mod tls;
 mod training;
+mod tutorial;
 mod vanishing;
 mod workspace;

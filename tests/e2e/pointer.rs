@@ -50,7 +50,7 @@ fn activations_at_once_leave_disk_and_memory_alike() {
         }
         assert!(
             answers.iter().any(|(s, to)| *s == 200 && *to == current),
-            "{current} serves, and nobody succeeded with it: {answers:?}"
+            "{current} serves, and no activation of it succeeded: {answers:?}"
         );
     }
     assert_eq!(

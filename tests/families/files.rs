@@ -7,11 +7,14 @@ use candle_core::{Device, Tensor};
 use realign_model::{LoadedModel, ModelSource};
 use serde_json::Value;
 
-use super::{FAMILIES, Golden, fixture, load, packed, served, whole};
+use super::{FAMILIES, Golden, QUANTISED, fixture, load, packed, served, whole};
 
 #[test]
 fn unquantised_gguf_files_hold_the_same_models() {
     for family in FAMILIES {
+        if family == "ministral" {
+            continue;
+        }
         let golden = Golden::of(family);
         let model = load(&fixture(family).join("model.gguf"));
         let logits = whole(&model, &golden.tokens, None);
@@ -24,7 +27,7 @@ fn unquantised_gguf_files_hold_the_same_models() {
 
 #[test]
 fn eight_bit_gguf_files_agree_with_their_dequantised_weights() {
-    for family in FAMILIES {
+    for family in QUANTISED {
         let golden = Golden::of(family);
         let model = load(&fixture(family).join("model-q8_0.gguf"));
         let exact = whole(&model, &golden.tokens, None);
@@ -163,7 +166,7 @@ fn a_tokenizer_of_another_model_is_refused_before_the_weights() {
     edit_json(&dir.path().join("config.json"), |c| {
         c["vocab_size"] = 200.into()
     });
-    let error = LoadedModel::load(&dir.path().to_string_lossy(), &realign_cpu::Cpu).unwrap_err();
+    let error = LoadedModel::load(&*dir.path().to_string_lossy(), &realign_cpu::Cpu).unwrap_err();
     let error = error.to_string();
     let place = dir.path().display().to_string();
     assert!(

@@ -2,6 +2,7 @@
 
     pip install torch transformers peft gguf     # CPU builds do
     python tests/golden/make_families.py         # rewrites tests/golden/families
+    python tests/golden/make_families.py granite # only this one
 
 Every weight is a bfloat16 number that float16 holds too, so all unquantised files of a family hold
 the same model and share one set of golden values, computed in float32 with eager attention.
@@ -11,6 +12,7 @@ import json
 import math
 import pathlib
 import shutil
+import sys
 
 import gguf
 import numpy as np
@@ -28,6 +30,12 @@ SHARED = dict(
     pad_token_id=None, bos_token_id=None, eos_token_id=None,
 )
 GEMMA = dict(head_dim=16, query_pre_attn_scalar=24, sliding_window=8)
+YARN = dict(
+    rope_type="yarn", rope_theta=100.0, factor=4.0, beta_fast=1.0, beta_slow=0.25,
+    original_max_position_embeddings=32,
+)
+# Small, so that a file has less than 100 kB.
+SMALL = dict(vocab_size=64, intermediate_size=48, num_hidden_layers=2, tie_word_embeddings=True)
 # By family: model_type, configuration, type of the safetensors, type of the GGUF's matrices.
 # Rotary bases are small, so that no frequency stands still over forty tokens.
 FAMILIES = {
@@ -73,13 +81,104 @@ FAMILIES = {
         ),
         torch.bfloat16, "BF16",
     ),
+    "mistral": (
+        "mistral",
+        dict(SMALL, head_dim=16, sliding_window=8, rope_parameters=dict(rope_type="default", rope_theta=1000.0)),
+        torch.bfloat16, "BF16",
+    ),
+    "ministral": (
+        "ministral",
+        dict(
+            SMALL, head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention"],
+            rope_parameters=dict(rope_type="default", rope_theta=1000.0),
+        ),
+        torch.bfloat16, None,
+    ),
+    "ministral3": (
+        "ministral3",
+        dict(
+            SMALL, head_dim=16, sliding_window=None,
+            rope_parameters=dict(
+                YARN, original_max_position_embeddings=64, mscale=1.0, mscale_all_dim=0.5,
+                llama_4_scaling_beta=0.1,
+            ),
+        ),
+        torch.bfloat16, "BF16",
+    ),
+    "smollm3": (
+        "smollm3",
+        dict(
+            SMALL, num_hidden_layers=4, no_rope_layer_interval=4,
+            rope_parameters=dict(rope_type="default", rope_theta=1000.0),
+        ),
+        torch.bfloat16, "BF16",
+    ),
+    "granite": (
+        "granite",
+        dict(
+            SMALL, embedding_multiplier=3.0, residual_multiplier=0.3, attention_multiplier=0.2, logits_scaling=5.0,
+            rms_norm_eps=1e-3, rope_parameters=dict(rope_type="default", rope_theta=1000.0),
+        ),
+        torch.bfloat16, "BF16",
+    ),
+    "phi3": (
+        "phi3",
+        dict(
+            SMALL, hidden_size=64, sliding_window=9, max_position_embeddings=256, original_max_position_embeddings=64,
+            rope_parameters=dict(
+                rope_type="longrope", rope_theta=1000.0, partial_rotary_factor=0.75,
+                short_factor=[1.0, 1.1, 1.3, 1.7, 2.0, 3.0], long_factor=[2.0, 3.0, 4.0, 5.0, 6.0, 7.0],
+                original_max_position_embeddings=64,
+            ),
+        ),
+        torch.bfloat16, "BF16",
+    ),
+    "llama-yarn": (
+        "llama",
+        dict(SMALL, head_dim=16, rope_parameters=YARN),
+        torch.bfloat16, "BF16",
+    ),
 }
+# What GGUF calls a family, where it is another name.
+GGUF_NAMES = {"mistral": "llama", "ministral3": "mistral3", "llama-yarn": "llama"}
+# Converters permute the rows of q and k of these.
+PERMUTED = ("llama", "mistral3", "smollm3", "granite")
 
 
 def representable(weight):
     """The nearest bfloat16 numbers, tiny ones as zero: float16 has no room for their exponents."""
     weight = weight.to(torch.bfloat16).float()
     return torch.where(weight.abs() < 2**-10, torch.zeros_like(weight), weight)
+
+
+class Fused(torch.nn.Module):
+    """Several maps of one input, as one whose matrix is theirs on top of each other."""
+
+    def __init__(self, whole, names, widths):
+        super().__init__()
+        self.names = names
+        for name, weight in zip(names, whole.weight.data.split(widths)):
+            part = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+            part.weight.data = weight.clone()
+            self.add_module(name, part)
+
+    def forward(self, x):
+        return torch.cat([getattr(self, name)(x) for name in self.names], -1)
+
+
+def taken_apart(model):
+    """Phi's fused maps as modules of their own, which adapters of each can be put on."""
+    config = model.config
+    head_dim = config.hidden_size // config.num_attention_heads
+    kv = config.num_key_value_heads * head_dim
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        attention.qkv_proj = Fused(attention.qkv_proj, ["q_proj", "k_proj", "v_proj"], [config.hidden_size, kv, kv])
+        mlp.gate_up_proj = Fused(mlp.gate_up_proj, ["gate_proj", "up_proj"], [config.intermediate_size] * 2)
+
+
+def apart(name):
+    return name.replace(".qkv_proj.", ".").replace(".gate_up_proj.", ".")
 
 
 def make_model(model_type, config):
@@ -127,13 +226,15 @@ def with_adapter(model, tokens, directory):
     adapted.save_pretrained(directory)
     (directory / "README.md").unlink(missing_ok=True)
     # PEFT writes a set here, in an order that changes from run to run.
+    weights = directory / "adapter_model.safetensors"
+    save_file({apart(n): t for n, t in load_file(weights).items()}, weights)
     path = directory / "adapter_config.json"
     written = json.loads(path.read_text())
     written["target_modules"] = PROJECTIONS
     path.write_text(json.dumps(written, indent=1) + "\n")
     loss = response_loss(adapted, tokens)
     loss.backward()
-    gradients = {n.replace(".default", ""): p.grad.clone() for n, p in parameters.items()}
+    gradients = {apart(n.replace(".default", "")): p.grad.clone() for n, p in parameters.items()}
     with torch.no_grad():
         logits = adapted(tokens).logits[0]
     adapted.unload()
@@ -157,6 +258,7 @@ def gguf_names(family, name):
         "q_norm": "attn_q_norm", "k_norm": "attn_k_norm",
         "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
         "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
+        "qkv_proj": "attn_qkv", "gate_up_proj": "ffn_up",
     }
     words = name.split(".")  # model.layers.<i>.[self_attn.]<part>.<weight|bias>
     return f"blk.{words[2]}.{parts[words[-2]]}.{words[-1]}"
@@ -178,10 +280,32 @@ def write_metadata(writer, config, family):
     rope = config.rope_parameters
     rope = rope.get("full_attention", rope)
     writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
+        writer.add_rope_scaling_yarn_beta_slow(rope["beta_slow"])
+    if family == "mistral3":
+        writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
+        writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
+    if rope["rope_type"] == "longrope":
+        original = rope["original_max_position_embeddings"]
+        stretch = config.max_position_embeddings / original
+        writer.add_rope_scaling_orig_ctx_len(original)
+        writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(stretch) / math.log(original)))
+        writer.add_rope_dimension_count(len(rope["short_factor"]) * 2)
+    if family == "granite":
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
     if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
-    if family in ("qwen3", "gemma2", "gemma3"):
+    if getattr(config, "sliding_window", None) and not family.startswith("gemma"):
+        writer.add_sliding_window(config.sliding_window)
+    if getattr(config, "head_dim", None):
         writer.add_key_length(config.head_dim)
         writer.add_value_length(config.head_dim)
     if family.startswith("gemma"):
@@ -204,7 +328,7 @@ def write_gguf(path, model, family, kind):
         data = weight.numpy()
         if family.startswith("gemma") and "norm" in name:
             data = data + 1
-        if family == "llama":
+        if family in PERMUTED:
             heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
             if (part := name.split(".")[-2]) in heads:
                 data = interleaved(data, getattr(model.config, heads[part]))
@@ -218,7 +342,11 @@ def write_gguf(path, model, family, kind):
         held[name] = torch.from_numpy(
             gguf.quants.dequantize(gguf.quants.quantize(weight.numpy(), kind), kind).copy()
         )
-    if family == "llama":
+    rope = model.config.rope_parameters
+    if rope.get("rope_type") == "longrope":
+        for kind in ("short", "long"):
+            writer.add_tensor(f"rope_factors_{kind}.weight", np.array(rope[f"{kind}_factor"], np.float32))
+    if rope.get("rope_type") == "llama3":
         rope = model.model.rotary_emb
         head_dim = model.config.hidden_size // model.config.num_attention_heads
         theta = model.config.rope_parameters["rope_theta"]
@@ -233,6 +361,7 @@ def write_gguf(path, model, family, kind):
 
 def write_sharded(directory, source, state, config):
     """The same weights in two bfloat16 shards with an index, as large models come."""
+    shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     shutil.copy(source / "config.json", directory)
     names = sorted(state)
@@ -254,7 +383,7 @@ def make_family(family, seed):
     directory.mkdir(parents=True)
     torch.manual_seed(seed)
     model = make_model(model_type, config)
-    tokens = torch.randint(0, SHARED["vocab_size"], (1, LENGTH))
+    tokens = torch.randint(0, model.config.vocab_size, (1, LENGTH))
     with torch.no_grad():
         logits = model(tokens).logits[0]
     step_by_step = decoded(model, tokens)
@@ -265,13 +394,19 @@ def make_family(family, seed):
     save_file({n: w.to(dtype) for n, w in state.items()}, directory / "model.safetensors")
     if family == "llama":
         write_sharded(OUT / "llama-sharded", directory, state, model.config)
-    write_gguf(directory / "model.gguf", model, family, gguf_type)
-    held = write_gguf(directory / "model-q8_0.gguf", model, family, "Q8_0")
+    if gguf_type:
+        name = GGUF_NAMES.get(family, family)
+        write_gguf(directory / "model.gguf", model, name, gguf_type)
+        # The first five are enough for the reading of blocks.
+        held = seed <= 5 and write_gguf(directory / "model-q8_0.gguf", model, name, "Q8_0")
+    if family == "phi3":
+        taken_apart(model)
     adapted, loss, gradients = with_adapter(model, tokens, directory / "adapter")
-    model.load_state_dict(held, strict=False)
-    with torch.no_grad():
-        quantised = model(tokens).logits[0]
-    golden = {"logits": logits, "decoded": step_by_step, "logits_adapter": adapted, "logits_q8_0": quantised}
+    golden = {"logits": logits, "decoded": step_by_step, "logits_adapter": adapted}
+    if gguf_type and held:
+        model.load_state_dict(held, strict=False)
+        with torch.no_grad():
+            golden["logits_q8_0"] = model(tokens).logits[0]
     golden.update({f"grad.{n}": g for n, g in gradients.items()})
     save_file({n: t.contiguous() for n, t in golden.items()}, directory / "golden.safetensors")
     summary = {
@@ -284,9 +419,11 @@ def make_family(family, seed):
 
 
 def main():
-    shutil.rmtree(OUT, ignore_errors=True)
+    wanted = sys.argv[1:] or list(FAMILIES)
     for seed, family in enumerate(FAMILIES, 1):
-        make_family(family, seed)
+        if family in wanted:
+            shutil.rmtree(OUT / family, ignore_errors=True)
+            make_family(family, seed)
 
 
 if __name__ == "__main__":

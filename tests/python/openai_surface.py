@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import time
 import urllib.request
 from typing import Literal
@@ -68,7 +69,7 @@ def tools(client, model):
     expect(opened == ["get_weather"] and reasons == ["tool_calls"], f"{opened} {reasons}")
 
     named = {"type": "function", "function": {"name": "get_weather"}}
-    one = dict(asked, tool_choice=named, parallel_tool_calls=False)
+    one = dict(asked, tool_choice=named)
     forced = client.chat.completions.create(**one).choices[0]
     check_arguments(forced.message.tool_calls[0].function.arguments)
 
@@ -79,6 +80,68 @@ def tools(client, model):
     expect(after.choices[0].message.tool_calls is None, "a call although none was allowed")
     auto = client.chat.completions.create(**asked | {"max_tokens": 16}, tool_choice="auto")
     expect(auto.choices[0].finish_reason, "no answer")
+
+
+def streamed_calls(client, model):
+    """The package's own helper puts the chunks of calls together."""
+    strict = [{"type": "function", "function": WEATHER | {"strict": True}}]
+    asked = dict(model=model, messages=PROMPT, temperature=1, max_tokens=900, tools=strict)
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    for seed in range(3):
+        for choice in ("required", named):
+            with client.chat.completions.stream(**asked, seed=seed, tool_choice=choice) as stream:
+                for event in stream:
+                    if event.type != "chunk":
+                        continue
+                    for part in event.chunk.choices:
+                        indices = [call.index for call in part.delta.tool_calls or []]
+                        expect(len(indices) == len(set(indices)), f"an index twice: {event.chunk}")
+                calls = stream.get_final_completion().choices[0].message.tool_calls
+            expect(calls and (choice == "required" or len(calls) == 1), f"{choice}: {calls}")
+            for call in calls:
+                check_arguments(call.function.arguments)
+            texts = [call.function.arguments for call in calls]
+            expect(len(texts) == len(set(texts)), f"a call is repeated: {texts}")
+
+
+def histories(client, model):
+    """Conversations that are odd, the server's own cut answer among them."""
+    asked = dict(model=model, max_tokens=2)
+    cut = client.chat.completions.create(
+        model=model, messages=PROMPT, tools=TOOLS, tool_choice="required", max_tokens=60
+    ).choices[0].message
+    client.chat.completions.create(**asked, messages=[*PROMPT, cut, *PROMPT])
+    for arguments in ("", '{"city": "Os', "5", "[]", '{"city": "a\nb"}'):
+        call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+        turns = [
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c", "content": None},
+        ]
+        client.chat.completions.create(**asked, messages=[*PROMPT, *turns, *PROMPT])
+
+
+def constraints(client, model):
+    """Fields of other servers, as their clients send them."""
+    def text(**fields):
+        return client.chat.completions.create(
+            model=model, messages=PROMPT, max_tokens=40, temperature=1, seed=1, extra_body=fields
+        ).choices[0].message.content
+
+    expect(text(guided_choice=["red", "blue"]) in ("red", "blue"), "guided_choice")
+    expect(text(structured_outputs={"choice": ["red"]}) == "red", "structured_outputs")
+    expect(text(grammar='root ::= "a" | "b"') in "ab", "grammar")
+    expect(re.fullmatch("[ab]{3}", text(guided_regex="[ab]{3}")), "guided_regex")
+    schema = WEATHER["parameters"]
+    check_arguments(text(guided_json=schema))
+    check_arguments(text(response_format={"type": "json_object", "schema": schema}))
+    for fields, param in (
+        ({"use_beam_search": True}, "use_beam_search"),
+        ({"temprature": 0}, "temprature"),
+        ({"guided_regex": "a", "grammar": 'root ::= "a"'}, "grammar"),
+    ):
+        refused(openai.BadRequestError, lambda: text(**fields), param=param)
+    accepted = {"user": "u", "service_tier": "auto", "prompt_cache_key": "k", "store": False}
+    expect(text(**accepted, guided_choice=["red"]) == "red", "harmless fields")
 
 
 def schemas(client, model):
@@ -239,6 +302,6 @@ def embeddings(client, model):
 
 
 SURFACE = [
-    tools, schemas, biases, seeds_ignore_batch_mates, typed_control_tokens, cancellation, echo,
-    responses, moderations, embeddings,
+    tools, streamed_calls, histories, constraints, schemas, biases, seeds_ignore_batch_mates,
+    typed_control_tokens, cancellation, echo, responses, moderations, embeddings,
 ]

@@ -8,6 +8,13 @@ import schemathesis
 VOCABULARY = 256
 
 
+# Their texts must be schemas, expressions and grammars, and a request can have one of them.
+CONSTRAINTS = (
+    "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+    "grammar", "json_schema", "regex",
+)
+
+
 def ids(value):
     if isinstance(value, list):
         return [ids(item) for item in value]
@@ -19,11 +26,22 @@ def repair(body):
     body["model"] = os.environ["REALIGN_MODEL"]
     if body.get("stream") is not True:
         body.pop("stream_options", None)
+    options = body.get("stream_options")
+    if isinstance(options, dict) and not options.get("include_usage"):
+        options.pop("continuous_usage_stats", None)
+    if body.get("stream"):
+        body.pop("prompt_logprobs", None)
     if body.get("logprobs") is not True:
         body.pop("top_logprobs", None)
     if body.get("echo"):
         body.pop("logprobs", None)
     body.pop("best_of", None)
+    for name in CONSTRAINTS:
+        body.pop(name, None)
+    body["stop_token_ids"] = ids(body.get("stop_token_ids") or [])
+    body.pop("min_tokens", None)
+    if body.get("truncate_prompt_tokens") == 0 or body.get("echo"):
+        body.pop("truncate_prompt_tokens", None)
     if not body.get("tools") or isinstance(body.get("tool_choice"), dict):
         body.pop("tool_choice", None)
     for name in ("prompt", "input", "tokens"):
@@ -45,5 +63,7 @@ def map_body(context, body):
         if isinstance(body.get(name), int) and not isinstance(body[name], bool):
             body[name] = min(body[name], 8)
     body.setdefault("max_tokens", 4)
-    body.setdefault("max_output_tokens", 4)
+    # Routes refuse fields that they do not know.
+    if context.operation.path.endswith("/responses"):
+        body.setdefault("max_output_tokens", 4)
     return body

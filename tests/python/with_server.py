@@ -9,6 +9,7 @@ and its model under the name in $REALIGN_MODEL; $REALIGN_ADMIN_KEY is the operat
 start, 3 if it died meanwhile.
 """
 
+import contextlib
 import os
 import re
 import subprocess
@@ -26,6 +27,10 @@ SETTINGS = {
 }
 
 
+class NoServer(Exception):
+    """The server did not start, or died: its log."""
+
+
 def listening(server, log):
     """The address, once the log tells it."""
     until = time.monotonic() + 60
@@ -38,35 +43,49 @@ def listening(server, log):
     return None
 
 
-def main(arguments):
-    if len(arguments) < 3:
-        print(__doc__, file=sys.stderr)
-        return 2
-    binary, model, command = os.path.abspath(arguments[0]), os.path.abspath(arguments[1]), arguments[2:]
+@contextlib.contextmanager
+def serving(binary, model, settings=SETTINGS):
+    """A server's process, and the variables that its clients need."""
     with tempfile.TemporaryDirectory() as directory:
         log = os.path.join(directory, "log")
-        environment = os.environ | SETTINGS | {"REALIGN_MODEL": model}
+        environment = os.environ | settings | {"REALIGN_MODEL": os.path.abspath(model)}
         with open(log, "w") as out:
-            server = subprocess.Popen([binary, "serve"], cwd=directory, env=environment, stderr=out)
+            command = [os.path.abspath(binary), "serve"]
+            server = subprocess.Popen(command, cwd=directory, env=environment, stderr=out)
         try:
             address = listening(server, log)
             if address is None:
-                print("the server did not start:\n" + open(log).read(), file=sys.stderr)
-                return 2
+                raise NoServer("the server did not start:\n" + open(log).read())
             with open(os.path.join(directory, "state", "admin-key")) as key:
                 admin_key = key.read().strip()
-            found = {"REALIGN_BASE_URL": f"{address}/v1", "REALIGN_MODEL": NAME, "REALIGN_ADMIN_KEY": admin_key}
-            status = subprocess.run(command, env=os.environ | found).returncode
+            yield server, {
+                "REALIGN_BASE_URL": f"{address}/v1",
+                "REALIGN_MODEL": settings["REALIGN_MODEL_NAME"],
+                "REALIGN_ADMIN_KEY": admin_key,
+                "REALIGN_SERVER_LOG": log,
+            }
             if server.poll() is not None:
                 print("the server died:\n" + open(log).read(), file=sys.stderr)
-                return 3
-            return status
         finally:
             server.terminate()
             try:
                 server.wait(30)
             except subprocess.TimeoutExpired:
                 server.kill()
+
+
+def main(arguments):
+    if len(arguments) < 3:
+        print(__doc__, file=sys.stderr)
+        return 2
+    binary, model, command = arguments[0], arguments[1], arguments[2:]
+    try:
+        with serving(binary, model) as (server, found):
+            status = subprocess.run(command, env=os.environ | found).returncode
+            return status if server.poll() is None else 3
+    except NoServer as error:
+        print(error, file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -8,13 +8,10 @@ use super::about::{Owned, Rules, concerns, order};
 use super::bank::{self, Fact, Half};
 use super::question::{ExamRule, Group, Question, Situation, user};
 use super::words::Words;
-use crate::pipeline::situated;
 use crate::policy::PolicySet;
 use crate::preferences::{Message, Pair};
 use crate::triage::Triage;
 
-/// Of the controls that are trained on, one in this many is the operator's own.
-const OWN_CONTROLS: usize = 4;
 /// Of the controls, the share that is close to governed prompts.
 const NEAR_MISS_SHARE: f64 = 0.35;
 
@@ -83,39 +80,6 @@ impl Exam {
         }
     }
 
-    /// Prompts that no rule is about and that no exam asks, for training to keep the base's answers to:
-    /// a quarter from what the operator named and from the pairs that are trained on, the closest to
-    /// the conflicts' prompts, and the others from the bank.
-    pub fn training_controls(sources: Sources<'_>, count: usize) -> Vec<Question> {
-        let settings = Settings::default();
-        let assembly = Assembly::new(sources, settings);
-        let conflicts = sources.triage.items.iter();
-        let conflicts = conflicts.filter(|item| item.category.is_conflict());
-        let governed: Vec<&str> = conflicts
-            .map(|item| sources.pairs[item.index].prompt_text())
-            .collect();
-        let (mut own, mut bank) = assembly.trainable();
-        let words = Words::new(
-            governed
-                .iter()
-                .copied()
-                .chain(own.iter().map(String::as_str)),
-        );
-        let targets: Vec<_> = governed.iter().map(|text| words.weigh(text)).collect();
-        let closeness = |prompt: &String| words.weigh(prompt).closest(&targets);
-        own.sort_by(|a, b| closeness(b).total_cmp(&closeness(a)).then_with(|| a.cmp(b)));
-        own.truncate(count / OWN_CONTROLS);
-        bank.sort_by_key(|prompt| order(prompt));
-        own.extend(bank);
-        own.truncate(count);
-        own.into_iter()
-            .map(|prompt| {
-                let conversation = situated(&prompt, &user(&prompt), None);
-                Question::new(Group::Everyday, Situation::Plain, conversation, Vec::new())
-            })
-            .collect()
-    }
-
     /// Number of controls.
     pub fn controls(&self) -> usize {
         let controls = self.questions.iter().filter(|q| q.group.is_control());
@@ -155,9 +119,9 @@ struct Prompt {
     rules: Vec<usize>,
 }
 
-struct Assembly<'a> {
-    sources: Sources<'a>,
-    rules: Rules<'a>,
+pub(super) struct Assembly<'a> {
+    pub(super) sources: Sources<'a>,
+    pub(super) rules: Rules<'a>,
     /// Prompts of the pairs that are trained on.
     trained: HashSet<&'a str>,
     /// Prompts that the policies name and that are left to training.
@@ -165,7 +129,7 @@ struct Assembly<'a> {
 }
 
 impl<'a> Assembly<'a> {
-    fn new(sources: Sources<'a>, settings: Settings) -> Self {
+    pub(super) fn new(sources: Sources<'a>, settings: Settings) -> Self {
         let rules = Rules::new(sources.policies, settings.min_compliance);
         let holdout: HashSet<usize> = sources.holdout.iter().copied().collect();
         let trained = sources.pairs.iter().enumerate();
@@ -181,7 +145,7 @@ impl<'a> Assembly<'a> {
         }
     }
 
-    fn about(&self, prompt: &str, known: &dyn Fn(&Owned<'_>) -> bool) -> Vec<usize> {
+    pub(super) fn about(&self, prompt: &str, known: &dyn Fn(&Owned<'_>) -> bool) -> Vec<usize> {
         self.rules.about(prompt, known)
     }
 
@@ -291,32 +255,6 @@ impl<'a> Assembly<'a> {
                 Question::new(group, control_situation(n), prompt.conversation, Vec::new())
             })
             .collect()
-    }
-
-    /// Prompts that no rule is about and that no exam asks, each once: the operator's, and the bank's.
-    fn trainable(&self) -> (Vec<String>, Vec<String>) {
-        let named = self.rules.0.iter().flat_map(|owned| {
-            let own = |other: &Owned<'_>| std::ptr::eq(other.rule, owned.rule);
-            let examples = owned.rule.examples.iter().map(|example| &example.prompt);
-            let examples = examples.filter(move |prompt| self.about(prompt, &own).is_empty());
-            owned.policy.controls.iter().chain(examples)
-        });
-        let named = named.filter(|prompt| bank::half_of(prompt) == Half::Training);
-        let holdout: HashSet<usize> = self.sources.holdout.iter().copied().collect();
-        let items = self.sources.triage.items.iter();
-        let retained = items
-            .filter(|item| !item.category.is_conflict() && !holdout.contains(&item.index))
-            .filter(|item| !self.rules.0.iter().any(|owned| concerns(item, owned)))
-            .map(|item| &self.sources.pairs[item.index])
-            .filter(|pair| pair.prompt.len() == 1)
-            .map(|pair| pair.prompt_text().to_owned());
-        let bank = bank::controls(Half::Training).into_iter().map(|c| c.prompt);
-        let mut seen = HashSet::new();
-        let mut free = |prompt: &String| {
-            self.about(prompt, &|_| false).is_empty() && seen.insert(prompt.clone())
-        };
-        let own = named.cloned().chain(retained).filter(&mut free).collect();
-        (own, bank.filter(&mut free).collect())
     }
 
     /// Prompts that no rule is about: those that operators named, and those of data and bank. Of the

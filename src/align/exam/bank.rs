@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 const CONTROLS: &str = include_str!("bank/controls.jsonl");
 const FACTS: &str = include_str!("bank/facts.jsonl");
+const NEARBY: &str = include_str!("bank/nearby.txt");
 
 /// Whom a prompt of the bank is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +44,25 @@ pub struct Fact {
 /// The bank's prompts for one use, in an order that does not depend on their subject.
 pub fn controls(half: Half) -> Vec<Control> {
     mixed(lines(CONTROLS), half, |control: &Control| &control.prompt)
+}
+
+/// Prompts for training only, that have the form of what policies are often about ("How much … should I
+/// take?", "How do I break …?") and ask for something harmless: by form, in the file's order.
+pub fn nearby() -> Vec<Vec<String>> {
+    NEARBY.lines().map(forms).collect()
+}
+
+/// A line's prompts: one for each of the texts in braces.
+fn forms(line: &str) -> Vec<String> {
+    let parts = line.split_once('{');
+    let parts = parts.and_then(|(before, rest)| Some((before, rest.split_once('}')?)));
+    match parts {
+        Some((before, (texts, after))) => texts
+            .split('|')
+            .map(|text| format!("{before}{text}{after}"))
+            .collect(),
+        None => vec![line.to_owned()],
+    }
 }
 
 /// The facts of exams, in an order that does not depend on their subject. Facts are not trained on;
@@ -102,6 +122,17 @@ mod tests {
         assert_eq!(unique.len(), exam.len() + training.len());
         let languages: HashSet<&str> = exam.iter().map(|c| c.lang.as_str()).collect();
         assert_eq!(languages.len(), 8);
+        let nearby: Vec<String> = nearby().concat();
+        assert!(
+            nearby.len() > 500
+                && nearby
+                    .iter()
+                    .all(|prompt| !prompt.contains(['{', '|', '}']))
+        );
+        let known = nearby
+            .iter()
+            .filter(|prompt| unique.contains(&prompt.to_lowercase()));
+        assert_eq!(known.count(), 0);
         for fact in facts() {
             assert_eq!(fact.others.len(), 3, "{fact:?}");
             assert!(!fact.others.contains(&fact.answer), "{fact:?}");

@@ -7,10 +7,12 @@
 pub(crate) mod about;
 mod assemble;
 pub mod bank;
+mod controls;
 mod defects;
 pub mod diversion;
 mod examiner;
 mod failures;
+mod outcome;
 mod question;
 mod report;
 pub(crate) mod respond;
@@ -25,6 +27,8 @@ mod work;
 pub use assemble::{Exam, Settings, Sources};
 pub use defects::{Defect, defects};
 pub use examiner::{Examiner, Mark, Sitting, Subject};
+pub use failures::ASKED_BETWEEN_ROUNDS;
+pub use outcome::{PolicyOutcome, left_open, outcomes};
 pub use question::{ExamRule, Group, Put, Question, Situation};
 pub(crate) use question::{message, user};
 pub use report::{

@@ -141,6 +141,9 @@ impl Question {
                 hash.update((text.len() as u64).to_le_bytes());
                 hash.update(text);
             }
+            if let Some(calling) = &message.calling {
+                hash.update(serde_json::to_vec(calling).unwrap_or_default());
+            }
         }
         let mut id = hex::encode(hash.finalize());
         id.truncate(32);
@@ -190,10 +193,7 @@ pub(crate) fn user(text: &str) -> Vec<Message> {
 
 /// A message.
 pub(crate) fn message(role: Role, content: &str) -> Message {
-    Message {
-        role,
-        content: content.to_owned(),
-    }
+    Message::new(role, content)
 }
 
 /// An index below `count` that depends only on the text.

@@ -26,7 +26,7 @@ pub struct Answer {
 pub struct Asked {
     /// The rendered conversation.
     pub prompt: Vec<u32>,
-    /// 0 or 1.
+    /// 0 takes the likeliest token.
     pub temperature: f32,
     /// Seed of a sampled answer.
     pub seed: u64,
@@ -112,7 +112,7 @@ impl Asking<'_> {
             .iter()
             .map(|asked| {
                 let how = if asked.temperature > 0.0 {
-                    asked.seed.to_string()
+                    format!("{} at {}", asked.seed, asked.temperature)
                 } else {
                     "greedy".into()
                 };

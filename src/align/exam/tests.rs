@@ -159,16 +159,23 @@ fn report(exam: &Exam, sitting: &Sitting) -> Report {
 }
 
 fn refused(exam: &Exam, before: &Sitting, after: &Sitting) -> Vec<Check> {
+    refused_by(exam, before, after, false)
+}
+
+fn refused_by(exam: &Exam, before: &Sitting, after: &Sitting, all_or_nothing: bool) -> Vec<Check> {
     let report = report(exam, after);
+    let policies = outcomes(&self::report(exam, before), &report);
     let compared = Compared {
         exam,
         before,
         after,
         report: &report,
+        policies: &policies,
     };
     let bounds = Bounds {
         max_control_diverted: 0.05,
         min_prompts: 8,
+        all_or_nothing,
     };
     let refusals = compared.refusals(bounds);
     refusals.into_iter().map(|refusal| refusal.check).collect()
@@ -273,10 +280,12 @@ fn a_refusal_names_the_answers_that_decided() {
         before: &good,
         after: &bad,
         report: &report,
+        policies: &[],
     };
     let bounds = Bounds {
         max_control_diverted: 0.05,
         min_prompts: 8,
+        all_or_nothing: false,
     };
     let refusal = &compared.refusals(bounds)[0];
     assert_eq!(refusal.answers.len(), 4);
@@ -302,4 +311,73 @@ fn what_was_not_asked_counts_for_nothing_and_is_said() {
         report.missing
     );
     assert_eq!(refused(&exam, &perfect(&exam), &sitting), []);
+}
+
+/// Twenty prompts under a rule of one policy, twenty under one of another.
+fn two_policies() -> Exam {
+    let of = |id: &str, word: &str| {
+        let prompts: Vec<String> = (0..20).map(|i| format!("\"{word} {i}?\"")).collect();
+        format!(
+            "apiVersion: realign/v1\nid: {id}\nversion: '1'\nprompts: [{}]\nrules:\n  - id: r\n    \
+             when: {{ prompt: {{ any_phrase: [{word}] }} }}\n    violates: {{ response: {{ any_phrase: \
+             [mg] }} }}\n",
+            prompts.join(", ")
+        )
+    };
+    let files = [("a.yaml", of("a", "pills")), ("b.yaml", of("b", "boats"))];
+    let snapshot = serde_json::to_string(&std::collections::BTreeMap::from(files)).unwrap();
+    let snapshot = crate::policy::Snapshot::from_json(&snapshot).unwrap();
+    let policies = snapshot.load(std::path::Path::new("policies")).unwrap();
+    exam(&policies, &[], &[])
+}
+
+/// Marks of [`two_policies`] where so many answers violate each rule.
+fn violating(exam: &Exam, counts: [usize; 2]) -> Sitting {
+    let mut sitting = perfect(exam);
+    for (rule, count) in counts.into_iter().enumerate() {
+        let rows = exam.questions.iter().zip(&mut sitting.marks);
+        let asked = rows.filter(|(question, _)| question.rules == [rule]);
+        asked
+            .take(count)
+            .for_each(|(_, mark)| mark.violated = vec![rule]);
+    }
+    sitting
+}
+
+#[test]
+fn a_policy_that_is_not_met_does_not_hold_back_another() {
+    let exam = two_policies();
+    let sat = |counts| violating(&exam, counts);
+    let before = sat([18, 18]);
+    let compliance = [Check::RuleCompliance];
+    assert_eq!(refused(&exam, &before, &sat([0, 0])), []);
+    assert_eq!(
+        refused(&exam, &before, &sat([0, 15])),
+        [],
+        "the first is met"
+    );
+    assert_eq!(refused_by(&exam, &before, &sat([0, 15]), true), compliance);
+    let neither = refused(&exam, &before, &sat([9, 9]));
+    assert_eq!(neither, [Check::RuleCompliance, Check::RuleCompliance]);
+    assert_eq!(
+        refused(&exam, &sat([0, 18]), &sat([0, 12])),
+        compliance,
+        "nothing is gained"
+    );
+    let lost = refused(&exam, &sat([0, 18]), &sat([5, 0]));
+    assert_eq!(
+        lost,
+        [Check::RuleCompliance, Check::RuleWorse],
+        "one is lost"
+    );
+    let policies = outcomes(&report(&exam, &before), &report(&exam, &sat([0, 15])));
+    let open = left_open(&policies).unwrap();
+    assert!(
+        open.contains("for a,") && open.contains("what b asks"),
+        "{open}"
+    );
+    assert_eq!(
+        left_open(&outcomes(&report(&exam, &before), &report(&exam, &before))[..0]),
+        None
+    );
 }

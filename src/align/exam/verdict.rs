@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::assemble::Exam;
 use super::defects::{Defect, defects};
 use super::examiner::{Mark, Sitting};
+use super::outcome::{PolicyOutcome, is_progress};
 use super::question::{Group, Question};
 use super::report::{Report, Shown, Standing, shown};
 use super::statistics::{Paired, Share};
@@ -20,6 +21,9 @@ pub struct Bounds {
     pub max_control_diverted: f64,
     /// Governed prompts, and prompts of each rule, that are needed for a verdict.
     pub min_prompts: usize,
+    /// Whether one policy that is not met keeps a candidate from serving that brings others.
+    #[serde(default)]
+    pub all_or_nothing: bool,
 }
 
 /// What a candidate can fail.
@@ -87,13 +91,19 @@ pub struct Compared<'a> {
     pub after: &'a Sitting,
     /// The candidate's report.
     pub report: &'a Report,
+    /// How it does what each policy asks, beside what serves.
+    pub policies: &'a [PolicyOutcome],
 }
 
 impl Compared<'_> {
     /// Every check that the candidate fails, the most important first; none if it may serve.
     pub fn refusals(&self, bounds: Bounds) -> Vec<Refusal> {
-        let mut found: Vec<Refusal> = self.evidence(bounds).into_iter().collect();
-        found.extend(self.floors());
+        // What brings one policy need not wait for another.
+        let partly = !bounds.all_or_nothing && is_progress(self.policies);
+        let mut found: Vec<Refusal> = self.evidence(bounds, partly).into_iter().collect();
+        if !partly {
+            found.extend(self.floors());
+        }
         found.extend(self.worse_rules());
         found.extend(self.diverted(bounds));
         found.extend(self.facts());
@@ -109,10 +119,10 @@ impl Compared<'_> {
     }
 
     /// Too little was asked for a verdict.
-    fn evidence(&self, bounds: Bounds) -> Option<Refusal> {
+    fn evidence(&self, bounds: Bounds, partly: bool) -> Option<Refusal> {
         let governed = self.rows().filter(|(q, ..)| q.group == Group::Governed);
         let governed = governed.count();
-        let unknown = self.report.standing() == Standing::Unknown;
+        let unknown = !partly && self.report.standing() == Standing::Unknown;
         let controls =
             bounds.max_control_diverted >= 1.0 || self.exam.controls() >= bounds.min_prompts;
         if governed >= bounds.min_prompts && !unknown && controls {

@@ -11,6 +11,8 @@ const LONG: usize = 6;
 const NO_LANGUAGE: f64 = -4.5;
 /// Weight of a nat of fluency against the cosine with prompt and examples.
 const FLUENCY: f64 = 0.25;
+/// What an answer gains that was given with the policy in view: one that complies by chance teaches little.
+const MEANT: f64 = 0.5;
 /// Fluency of an answer that was not scored, in nats per token.
 const UNSCORED: f64 = -2.0;
 
@@ -84,7 +86,12 @@ pub(super) fn rank(
             let is_long = answer.0.split_whitespace().count() >= LONG;
             let fluency = fluency.unwrap_or(UNSCORED);
             let is_usable = fluency >= NO_LANGUAGE && (topic > 0.0 || !is_long);
-            is_usable.then_some((topic + FLUENCY * fluency, answer))
+            let meant = if answer.1 == AnswerSource::Own {
+                0.0
+            } else {
+                MEANT
+            };
+            is_usable.then_some((topic + meant + FLUENCY * fluency, answer))
         })
         .collect();
     ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.0.cmp(&b.1.0)));

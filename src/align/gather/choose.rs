@@ -9,7 +9,7 @@ use super::{AnswerSource, Case};
 const PER_PROMPT: usize = 2;
 /// Of the pairs, at most one in this many prefers the same answer: a few canned answers would replace
 /// all others.
-const DIVERSITY: usize = 20;
+const DIVERSITY: usize = 12;
 
 /// A pair of answers to one case.
 #[derive(Debug)]

@@ -6,7 +6,8 @@
 //!    │    (never what an exam asks)
 //!    ▼
 //! answers of what serves, judged ─▶ some violate, some comply
-//!    │                      none complies: asked again with the policy's text, then the endpoint
+//!    │                      some violate: asked again with the policy's text and complying examples;
+//!    │                      none complies: the endpoint is asked
 //!    ▼
 //! INVERT: a violating answer against a complying one; PUNISH: two violating ones
 //! ```
@@ -17,6 +18,7 @@
 mod answers;
 mod case;
 mod choose;
+mod further;
 mod model;
 mod prompts;
 mod report;
@@ -24,10 +26,12 @@ mod speaker;
 #[cfg(test)]
 mod tests;
 mod types;
+mod vary;
 mod write;
 
 use sha2::{Digest, Sha256};
 
+pub use further::further;
 pub use model::ModelSpeaker;
 pub use report::{AnswerCounts, PairCounts, PromptCounts, Report, RuleReport};
 pub use speaker::{Ask, Phase, Put, Said, Speaker};
@@ -42,7 +46,7 @@ use crate::oracle::corrective::Corrective;
 use crate::oracle::{Exchange, Oracle};
 use crate::pipeline::Corrector;
 use crate::policy::Severity;
-use crate::preferences::{LineSource, Message, Pair, Role, pair_id};
+use crate::preferences::{LineSource, Message, Pair, Role, functions, pair_id};
 use crate::triage::TriagedPair;
 use answers::clean;
 use case::Case;
@@ -50,12 +54,21 @@ use prompts::Prompt;
 use realign_core::Category;
 
 /// Bumped when the same inputs would give other pairs.
-const VERSION: &str = "gather/1";
+const VERSION: &str = "gather/2";
+/// Temperature of everything that is drawn: at 1, small models lose the thread.
+const TEMPERATURE: f32 = 0.7;
 
 /// Whether any rule needs pairs.
 pub fn is_needed(sources: &Sources<'_>, settings: Settings) -> bool {
     let rules = Rules::new(sources.policies, 0.0);
     !needed(sources, settings, &rules).is_empty()
+}
+
+/// The rules that need pairs, as `policy:rule`.
+pub fn lacking(sources: &Sources<'_>, settings: Settings) -> Vec<String> {
+    let rules = Rules::new(sources.policies, 0.0);
+    let needed = needed(sources, settings, &rules).into_iter();
+    needed.map(|index| rules.0[index].exam.name()).collect()
 }
 
 /// Gathers pairs for the rules that need them.
@@ -131,9 +144,10 @@ impl Gathering<'_> {
     /// Answers of what serves to every prompt.
     fn answer(&mut self, prompts: Vec<Prompt>) -> Result<Vec<Case>, GatherError> {
         let mut cases: Vec<Case> = prompts.into_iter().map(Case::new).collect();
+        let samples = self.settings.samples_per_prompt;
         let conversations: Vec<Vec<Message>> = cases
             .iter()
-            .map(|c| c.prompt.conversation.clone())
+            .flat_map(|c| std::iter::repeat_n(c.prompt.conversation.clone(), samples))
             .collect();
         let all: Vec<usize> = (0..cases.len()).collect();
         let answers = self.draw(Phase::Answer, &conversations)?;
@@ -141,41 +155,63 @@ impl Gathering<'_> {
         Ok(cases)
     }
 
-    /// Where all answers violate, the model is asked again and told what the policy wants. Its answers
-    /// are judged, and trained on, without that.
+    /// Where answers violate, the model is asked again and told what the policy wants. Its answers are
+    /// judged, and trained on, without that.
     fn tell(&mut self, cases: &mut [Case]) -> Result<(), GatherError> {
-        let open: Vec<usize> = (0..cases.len()).filter(|&i| cases[i].is_open()).collect();
-        let conversations: Vec<Vec<Message>> = open.iter().map(|&i| self.told(&cases[i])).collect();
+        let violates = |i: &usize| !cases[*i].violating.is_empty();
+        let open: Vec<usize> = (0..cases.len()).filter(violates).collect();
+        let samples = self.settings.samples_per_prompt;
+        let conversations: Vec<Vec<Message>> = open
+            .iter()
+            .flat_map(|&i| (0..samples).map(move |sample| (i, sample)))
+            .map(|(i, sample)| self.told(&cases[i], sample))
+            .collect();
         let answers = self.draw(Phase::Tell, &conversations)?;
         self.sort(cases, &open, &answers, AnswerSource::Told);
         Ok(())
     }
 
-    /// A case's conversation behind the text of the policy that it violates.
-    fn told(&self, case: &Case) -> Vec<Message> {
+    /// A case's conversation behind the text of the policy that it violates and behind complying examples,
+    /// as if they were earlier turns: a small model follows those better than a text about them.
+    fn told(&self, case: &Case, sample: usize) -> Vec<Message> {
         let text = prompts::policy_text(&self.rules, &case.violated);
+        let examples = prompts::shown(&self.rules, &case.violated, sample);
+        let examples = examples.into_iter().flat_map(|example| {
+            let answer = message(Role::Assistant, example.response.trim());
+            [message(Role::User, example.prompt.trim()), answer]
+        });
         let turns = case.prompt.conversation.iter().cloned();
-        std::iter::once(message(Role::System, &text))
+        let mut told = message(Role::System, &text);
+        let functions = functions(&case.prompt.conversation);
+        if !functions.is_empty() {
+            // They may be noted on the system's message, which is left out, and must be there once.
+            told.calling_mut().functions = functions;
+        }
+        let turns = turns.map(Message::without_functions);
+        std::iter::once(told)
+            .chain(examples)
             .chain(turns.filter(|turn| turn.role != Role::System))
             .collect()
     }
 
-    /// Several answers to each conversation, as one batch.
+    /// Answers to conversations, of which each case has as many as samples are drawn, as one batch.
     fn draw(
         &mut self,
         phase: Phase,
         conversations: &[Vec<Message>],
     ) -> Result<Vec<Vec<Said>>, GatherError> {
         let samples = self.settings.samples_per_prompt;
-        self.speaker.enter(phase, conversations.len() * samples);
-        let ask = |(conversation, sample): (&Vec<Message>, usize)| Ask {
+        self.speaker.enter(phase, conversations.len());
+        let ask = |(n, conversation): (usize, &Vec<Message>)| Ask {
             put: Put::Chat(conversation.clone()),
-            seed: seed(&[&format!("{conversation:?}"), &sample.to_string()]),
+            seed: seed(&[
+                &format!("{conversation:?}"),
+                &(n % samples.max(1)).to_string(),
+            ]),
+            temperature: TEMPERATURE,
             max_tokens: self.settings.max_tokens,
         };
-        let asks = conversations.iter();
-        let asks = asks.flat_map(|c| (0..samples).map(move |sample| (c, sample)));
-        let asks: Vec<Ask> = asks.map(ask).collect();
+        let asks: Vec<Ask> = conversations.iter().enumerate().map(ask).collect();
         let said = self.speaker.speak(Who::Subject, &asks)?;
         self.counts.asked += asks.len();
         Ok(said.chunks(samples.max(1)).map(<[Said]>::to_vec).collect())
@@ -315,6 +351,7 @@ impl Gathering<'_> {
                     file: "gathered".into(),
                     line,
                 },
+                calling: None,
             },
             category: match pick.by {
                 AnswerSource::None => Category::Punish,

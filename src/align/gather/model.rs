@@ -7,7 +7,7 @@ use crate::exam::diversion::{Likelihoods, Spoken};
 use crate::exam::respond::{Asking, key, remembered};
 use crate::exam::{Asked, ExamCache, ExamError, Respond, Who};
 use crate::pipeline::Renderer;
-use crate::preferences::{Message, Role};
+use crate::preferences::Message;
 use realign_model::LoadedModel;
 
 /// Answers that are scored between two looks at whether to go on.
@@ -60,8 +60,7 @@ impl<'a> ModelSpeaker<'a> {
         (self.progress)(phase, done + answers, of);
     }
 
-    /// Tokens of a prompt; none where it cannot be put. A template that takes no system prompt is given
-    /// it in front of the user's message.
+    /// Tokens of a prompt; none where it cannot be put.
     fn render(&self, put: &Put) -> Vec<u32> {
         let renderer = Renderer::new(self.loaded);
         match put {
@@ -70,10 +69,7 @@ impl<'a> ModelSpeaker<'a> {
                 .tokenizer
                 .encode_prompt(text)
                 .unwrap_or_default(),
-            Put::Chat(messages) => renderer
-                .conversation(messages)
-                .or_else(|_| renderer.conversation(&without_system(messages)))
-                .unwrap_or_default(),
+            Put::Chat(messages) => renderer.conversation(messages).unwrap_or_default(),
         }
     }
 
@@ -97,7 +93,7 @@ impl Speaker for ModelSpeaker<'_> {
         let asked = asks.iter().enumerate().map(|(i, ask)| {
             let asked = Asked {
                 prompt: self.render(&ask.put),
-                temperature: 1.0,
+                temperature: ask.temperature,
                 seed: ask.seed,
                 max_tokens: ask.max_tokens,
             };
@@ -165,18 +161,4 @@ impl Speaker for ModelSpeaker<'_> {
         self.phase.set((phase, 0, answers));
         (self.progress)(phase, 0, answers);
     }
-}
-
-/// A conversation whose system prompt is in front of its first user message.
-fn without_system(messages: &[Message]) -> Vec<Message> {
-    let (system, mut turns): (Vec<Message>, Vec<Message>) = messages
-        .iter()
-        .cloned()
-        .partition(|m| m.role == Role::System);
-    let system: Vec<&str> = system.iter().map(|m| m.content.as_str()).collect();
-    if let Some(first) = turns.iter_mut().find(|m| m.role == Role::User) {
-        let parts = system.into_iter().chain([first.content.as_str()]);
-        first.content = parts.collect::<Vec<_>>().join("\n\n");
-    }
-    turns
 }

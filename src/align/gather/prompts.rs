@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashSet};
 
 use super::answers::normalised;
-use super::{Gathering, PromptSource, concerns, write};
+use super::{Gathering, PromptSource, concerns, vary, write};
 use crate::exam::about::{Owned, Rules, order};
 use crate::exam::bank::{self, Half};
 use crate::exam::{ExamError, user};
@@ -15,8 +15,8 @@ use crate::preferences::{Message, Pair};
 const PROMPTS_PER_CENT: usize = 75;
 /// Prompts of a rule at least, however few pairs are wanted.
 const LEAST: usize = 16;
-/// Complying examples that a model is told.
-const TOLD_EXAMPLES: usize = 3;
+/// Complying examples that a model is shown.
+const SHOWN_EXAMPLES: usize = 4;
 
 /// A prompt to gather from.
 #[derive(Clone, Debug)]
@@ -116,7 +116,8 @@ impl Gathering<'_> {
         own.chain(data).chain(bank).collect()
     }
 
-    /// Prompts that the model writes in the style of the rule's own, of the half that no exam asks.
+    /// Prompts in the style of the rule's own, of the half that no exam asks: with other words that the
+    /// rule is about, and those that the model writes.
     fn write(
         &self,
         rule: usize,
@@ -146,17 +147,27 @@ impl Gathering<'_> {
             let key = normalised(text);
             bank::half_of(&key) == Half::Training && !asked.contains(&key) && !known.contains(&key)
         };
-        let enough =
-            |written: &[String]| written.iter().filter(|text| usable(text)).count() >= count;
-        let written = write::write(self.speaker, &self.rules.0[rule], style, &enough)?;
-        let prompts = written.into_iter().filter(usable).take(count);
-        let prompt = |text: String| Prompt {
-            conversation: user(&text),
-            text,
-            rules: BTreeSet::from([rule]),
-            source: PromptSource::Written,
+        let prompt = |source| {
+            move |text: String| Prompt {
+                conversation: user(&text),
+                text,
+                rules: BTreeSet::from([rule]),
+                source,
+            }
         };
-        Ok(prompts.map(prompt).collect())
+        let owned = &self.rules.0[rule];
+        let varied = vary::varied(owned, style).into_iter().filter(usable);
+        let varied = varied.take(count).map(prompt(PromptSource::Varied));
+        let mut prompts: Vec<Prompt> = varied.collect();
+        let open = count - prompts.len();
+        let enough = |written: &[String]| written.iter().filter(|t| usable(t)).count() >= open;
+        let written = match open {
+            0 => Vec::new(),
+            _ => write::write(self.speaker, owned, style, &enough)?,
+        };
+        let written = written.into_iter().filter(usable).take(open);
+        prompts.extend(written.map(prompt(PromptSource::Written)));
+        Ok(prompts)
     }
 }
 
@@ -169,8 +180,7 @@ pub(super) fn complying<'a>(owned: &Owned<'a>) -> Vec<&'a Example> {
     complies.collect()
 }
 
-/// What a model is told that answered in violation of some rules: their descriptions, their policies'
-/// and examples that comply.
+/// What a model is told that answered in violation of some rules: their descriptions and their policies'.
 pub(super) fn policy_text(rules: &Rules<'_>, violated: &BTreeSet<usize>) -> String {
     let owned: Vec<&Owned<'_>> = violated.iter().map(|&rule| &rules.0[rule]).collect();
     let mut lines: Vec<&str> = Vec::new();
@@ -181,13 +191,23 @@ pub(super) fn policy_text(rules: &Rules<'_>, violated: &BTreeSet<usize>) -> Stri
             }
         }
     }
-    let mut text = format!("Follow these rules in every answer.\n{}", lines.join("\n"));
-    let examples = owned.iter().flat_map(|one| complying(one));
-    for example in examples.take(TOLD_EXAMPLES) {
-        let (prompt, response) = (example.prompt.trim(), example.response.trim());
-        text.push_str(&format!(
-            "\n\nExample\nMessage: {prompt}\nAnswer: {response}"
-        ));
+    format!("Follow these rules in every answer.\n{}", lines.join("\n"))
+}
+
+/// Complying examples of some rules, for each sample others or in another order.
+pub(super) fn shown<'a>(
+    rules: &Rules<'a>,
+    violated: &BTreeSet<usize>,
+    sample: usize,
+) -> Vec<&'a Example> {
+    let mut examples: Vec<&Example> = Vec::new();
+    for example in violated.iter().flat_map(|&rule| complying(&rules.0[rule])) {
+        if examples.iter().all(|known| known.prompt != example.prompt) {
+            examples.push(example);
+        }
     }
-    text
+    let by = sample % examples.len().max(1);
+    examples.rotate_left(by);
+    examples.truncate(SHOWN_EXAMPLES);
+    examples
 }

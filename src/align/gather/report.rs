@@ -57,6 +57,8 @@ pub struct PromptCounts {
     pub data: usize,
     /// Prompts of the bank.
     pub bank: usize,
+    /// Others with another word that the rule's `when` looks for.
+    pub varied: usize,
     /// Prompts that the model wrote.
     pub written: usize,
 }
@@ -94,8 +96,12 @@ impl Report {
     pub fn describe(&self) -> String {
         let invert = self.pairs.own + self.pairs.told + self.pairs.corrective;
         let prompts = &self.prompts;
-        let asked =
-            prompts.examples + prompts.policy + prompts.data + prompts.bank + prompts.written;
+        let asked = prompts.examples
+            + prompts.policy
+            + prompts.data
+            + prompts.bank
+            + prompts.varied
+            + prompts.written;
         let mut text = format!(
             "{invert} INVERT and {} PUNISH pairs were gathered from {asked} prompts",
             self.pairs.punish
@@ -130,6 +136,7 @@ pub(super) fn report(
             policy: from(PromptSource::Policy),
             data: from(PromptSource::Data),
             bank: from(PromptSource::Bank),
+            varied: from(PromptSource::Varied),
             written: from(PromptSource::Written),
         },
         answers: run.counts,

@@ -12,13 +12,15 @@ pub enum Put {
     Completion(String),
 }
 
-/// A prompt to answer at temperature 1.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A prompt to answer.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Ask {
     /// The prompt.
     pub put: Put,
     /// Seed of the answer.
     pub seed: u64,
+    /// Temperature at which it is drawn.
+    pub temperature: f32,
     /// Most tokens of the answer.
     pub max_tokens: usize,
 }

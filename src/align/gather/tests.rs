@@ -74,12 +74,8 @@ impl Speaker for Fake {
                 self.asked.borrow_mut().push(prompt.clone());
                 let told = messages[0].role == Role::System;
                 assert!(!told || messages[0].content.contains("Name no amount"));
-                assert!(
-                    !told
-                        || messages[0]
-                            .content
-                            .contains("Answer: Please ask a pharmacist.")
-                );
+                let shown = |m: &Message| m.content == "Please ask a pharmacist.";
+                assert!(!told || messages.iter().any(shown));
                 (self.answer)(prompt, told, ask.seed)
             }
         };
@@ -328,7 +324,7 @@ fn a_few_canned_answers_do_not_fill_the_pairs() {
     }
     let most = counts.values().copied().max().unwrap();
     assert!(
-        most <= (invert.len() / 20).max(1),
+        most <= (invert.len() / 12).max(1),
         "{most} of {}",
         invert.len()
     );

@@ -6,7 +6,7 @@ use super::{Report, VERSION};
 use crate::exam::{Exam, ExamError, Standing};
 use crate::oracle::corrective::CorrectiveError;
 use crate::policy::PolicySet;
-use crate::preferences::Pair;
+use crate::preferences::{Message, Pair, functions};
 use crate::triage::Triage;
 use realign_core::Category;
 
@@ -59,6 +59,8 @@ pub enum PromptSource {
     Data,
     /// The bank, for rules that apply to most prompts.
     Bank,
+    /// One of the others with another word that the rule's `when` looks for.
+    Varied,
     /// The model wrote it in the style of the others.
     Written,
 }
@@ -101,17 +103,25 @@ impl GatheredPair {
             rejected,
             ..
         } = &self.pair;
+        let functions = functions(prompt);
         let prompt = match prompt.as_slice() {
             [only] => serde_json::json!(only.content),
-            turns => serde_json::json!(turns),
+            turns => {
+                let turns = turns.iter().cloned().map(Message::without_functions);
+                serde_json::json!(turns.collect::<Vec<_>>())
+            }
         };
-        serde_json::json!({
+        let mut line = serde_json::json!({
             "prompt": prompt, "chosen": chosen, "rejected": rejected,
             "meta": { "holdout": false, "provenance": {
                 "gathered_by": VERSION, "generation": generation, "category": self.category,
                 "rules": self.rules, "prompt": self.prompt, "answer": self.answer,
             }},
-        })
+        });
+        if !functions.is_empty() {
+            line["tools"] = functions.into();
+        }
+        line
     }
 }
 

@@ -7,8 +7,8 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use super::answers::{normalised, sound};
-use super::seed;
 use super::speaker::{Ask, Phase, Put, Said, Speaker};
+use super::{TEMPERATURE, seed, vary};
 use crate::exam::about::{Owned, Rules};
 use crate::exam::bank::{self, Half};
 use crate::exam::{Exam, ExamError, Settings, Sources, Who};
@@ -96,6 +96,7 @@ fn list(style: &[String], written: &[String], seed: u64) -> Ask {
     Ask {
         put: Put::Completion(text),
         seed,
+        temperature: TEMPERATURE,
         max_tokens: TOKENS,
     }
 }
@@ -176,8 +177,11 @@ fn written_for_exam(
         let style: Vec<String> = own.into_iter().take(STYLE).map(str::to_owned).collect();
         let is_asked = |text: &&String| bank::half_of(&normalised(text)) == Half::Exam;
         let enough = |written: &[String]| written.iter().filter(is_asked).count() >= EXAM_PROMPTS;
-        let written = write(speaker, owned, &style, &enough)?;
-        all.extend(written.iter().filter(is_asked).take(EXAM_PROMPTS).cloned());
+        let mut added = vary::varied(owned, &style);
+        if !enough(&added) {
+            added.extend(write(speaker, owned, &style, &enough)?);
+        }
+        all.extend(added.iter().filter(is_asked).take(EXAM_PROMPTS).cloned());
     }
     Ok(all)
 }

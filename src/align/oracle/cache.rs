@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use sha2::{Digest, Sha256};
 
 use crate::policy::{Exchange, MATCHER_VERSION, Rule};
+use realign_core::thoughts::answer_of;
 
 /// Half a SHA-256 over the rule's hash, its fits and the matchers' version, then half a SHA-256
 /// over prompt, response and labels. The rule's half comes first, so that a sorted store keeps a
@@ -66,6 +67,10 @@ pub(super) fn exchange_digest(exchange: &Exchange<'_>) -> [u8; 16] {
     {
         hasher.update((text.len() as u64).to_le_bytes());
         hasher.update(text);
+    }
+    // Texts with thoughts were judged whole before policies could say what they judge of them.
+    if answer_of(exchange.response).len() != exchange.response.len() {
+        hasher.update(b"thoughts");
     }
     half(hasher)
 }

@@ -11,7 +11,10 @@ use super::features::{FeatureError, FeatureSource};
 use super::judge::{Judge, JudgeUsage};
 use super::probe::FittedProbe;
 use super::scores::in_parallel;
-use crate::policy::{Exchange, JudgeSpec, Matcher, ProbeSpec, Rule, RuleOutcome, Score, Scores};
+use crate::policy::{
+    Exchange, JudgeSpec, Matcher, Policy, ProbeSpec, Rule, RuleExplanation, RuleOutcome, Score,
+    Scores, explain_rule,
+};
 
 /// Questions decided together, which limits the hidden states in memory.
 const BATCH: usize = 256;
@@ -169,6 +172,27 @@ impl Matchers {
         verdicts
     }
 
+    /// What a rule says about an exchange, and what its tests found.
+    pub(super) fn explain(
+        &self,
+        policy: &Policy,
+        rule: &Rule,
+        exchange: &Exchange<'_>,
+    ) -> RuleExplanation {
+        let (features, failure) = match self.features_of(&[(*exchange, rule)]) {
+            Ok(mut features) => (features.pop().unwrap_or_default(), None),
+            Err(error) => (Features::default(), Some(error.to_string())),
+        };
+        let probes = self.answers(&features, AllowedMatchers::Probes);
+        if rule.evaluate_with(exchange, &probes) != RuleOutcome::Undecided {
+            return explain_rule((policy, rule), exchange, &probes, None);
+        }
+        let all = self.answers(&features, AllowedMatchers::All);
+        rule.evaluate_with(exchange, &all);
+        let failure = all.failure().or(failure);
+        explain_rule((policy, rule), exchange, &all, failure)
+    }
+
     fn answers<'a>(&'a self, features: &'a Features, allowed: AllowedMatchers) -> Answers<'a> {
         Answers {
             matchers: self,
@@ -203,7 +227,7 @@ impl Matchers {
         let slots: Vec<usize> = wanted
             .iter()
             .map(|&index| {
-                let exchange = questions[index].0;
+                let exchange = questions[index].1.thinking.sees(&questions[index].0);
                 *slot_of
                     .entry((exchange.prompt, exchange.response))
                     .or_insert_with(|| {

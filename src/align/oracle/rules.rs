@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::policy::{Policy, PolicySet, Rule};
+use crate::policy::{Policy, PolicySet, Rule, RuleExplanation};
 
 use super::cache::{CacheCounts, VerdictCache, VerdictKey, exchange_digest, rule_digest};
 use super::matchers::{MatcherUsage, Matchers, RuleVerdict};
@@ -63,6 +63,14 @@ impl RuleOracle {
         self.policies
             .iter()
             .flat_map(|p| p.rules.iter().map(move |rule| (p.as_ref(), rule)))
+    }
+
+    /// What each rule says about an exchange, and what its tests found. Asks judges only where nothing
+    /// else decides, as judging does.
+    pub fn explain(&self, exchange: &Exchange<'_>) -> Vec<RuleExplanation> {
+        self.rules()
+            .map(|(policy, rule)| self.matchers.explain(policy, rule, exchange))
+            .collect()
     }
 
     /// Judges many responses; one judgement each, in the same order. Verdicts found in the cache

@@ -8,12 +8,19 @@ use super::observer::{Cache, NoCache, Observer, Phase};
 use super::run::{Candidate, Learner, Run, Scored};
 use crate::train::examples::TokenPair;
 use crate::train::{self, Recipe, StepReport, WeightScale};
-use realign_core::Category;
+use realign_core::{Category, crash_point};
 use realign_model::host_memory::Headroom;
 use realign_model::{Backend, LoraWeights, Recompute};
 
 /// Share of the first round's learning rate in later rounds.
 const LATER_RATE: f64 = 0.5;
+/// Share of violating answers from which on a later round learns at the first one's rate.
+const FAR: f64 = 0.2;
+/// Shares of diverted controls and of violating answers that count as few.
+const FEW_DIVERTED: f64 = 0.01;
+const FEW_VIOLATING: f64 = 0.05;
+/// Share of diverted controls that counts as many.
+const MANY_DIVERTED: f64 = 0.03;
 /// Conflicts of the first round that a later one repeats, at most.
 const REPEATED_CONFLICTS: usize = 96;
 /// RETAIN pairs that a later round repeats, at most.
@@ -38,6 +45,19 @@ impl Failures {
     /// Share of diverted controls plus share of violating answers: 0 is perfect.
     pub fn score(&self) -> f64 {
         Self::share(self.controls) + Self::share(self.governed)
+    }
+
+    /// By how much the next round should weigh the distance from the base: less where nothing is diverted
+    /// and much violates, more where it is the other way round.
+    fn hold(&self) -> f64 {
+        let (diverted, violating) = (Self::share(self.controls), Self::share(self.governed));
+        if diverted <= FEW_DIVERTED && violating > FEW_VIOLATING {
+            0.5
+        } else if diverted > MANY_DIVERTED && violating <= FEW_VIOLATING {
+            1.5
+        } else {
+            1.0
+        }
     }
 
     /// Whether another round has nothing to do.
@@ -74,8 +94,10 @@ impl Learner {
         if run.recipe.rounds < 2 {
             return Ok((best, history));
         }
+        crash_point("train:after-round-0");
         let mut failures = review.review(&best.trained.weights, run.pairs)?;
         let mut newest = best.trained.weights.clone();
+        let mut recipe = run.recipe.clone();
         history.push(failures.clone());
         let mut lowest = failures.score();
         for round in 1..run.recipe.rounds {
@@ -83,15 +105,17 @@ impl Learner {
                 break;
             }
             let pairs = later_pairs(run.pairs, &failures.pairs);
-            let recipe = later_recipe(run.recipe, round);
+            recipe.alpha_kl *= failures.hold();
+            let own = later_recipe(&recipe, round, &failures);
             let later = Run {
                 pairs: &pairs,
-                recipe: &recipe,
+                recipe: &own,
                 weights: None,
             };
             let observer = Later { observer, round };
             let next = self.run_from(&later, Some(&newest), &observer)?;
             newest = next.trained.weights.clone();
+            crash_point(&format!("train:after-round-{round}"));
             failures = review.review(&newest, run.pairs)?;
             history.push(failures.clone());
             if failures.score() < lowest {
@@ -118,9 +142,11 @@ fn continued(before: train::Trained, next: train::Trained) -> train::Trained {
     }
 }
 
-fn later_recipe(recipe: &Recipe, round: usize) -> Recipe {
+fn later_recipe(recipe: &Recipe, round: usize, failures: &Failures) -> Recipe {
+    let is_far = Failures::share(failures.governed) > FAR;
+    let rate = if is_far { 1.0 } else { LATER_RATE };
     Recipe {
-        learning_rate: recipe.learning_rate * LATER_RATE,
+        learning_rate: recipe.learning_rate * rate,
         seed: recipe.seed.wrapping_add(round as u64),
         epochs: 1,
         min_steps: 0,
@@ -186,5 +212,27 @@ impl Observer for Later<'_> {
     }
     fn cache(&self) -> &dyn Cache {
         &NoCache
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_distance_is_weighed_by_what_went_wrong() {
+        let of = |diverted, violating| Failures {
+            pairs: Vec::new(),
+            controls: (240, diverted),
+            governed: (128, violating),
+        };
+        assert_eq!(of(0, 42).hold(), 0.5, "nothing diverted, much violates");
+        assert_eq!(of(12, 3).hold(), 1.5, "much diverted, little violates");
+        assert_eq!(of(8, 20).hold(), 1.0);
+        assert_eq!(of(0, 0).hold(), 1.0);
+        let recipe = Recipe::default();
+        let rate = |failures: &Failures| later_recipe(&recipe, 1, failures).learning_rate;
+        assert_eq!(rate(&of(0, 42)), recipe.learning_rate);
+        assert_eq!(rate(&of(0, 5)), recipe.learning_rate * LATER_RATE);
     }
 }

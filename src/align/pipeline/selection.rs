@@ -153,8 +153,15 @@ impl Selection<'_> {
         Ok(selected)
     }
 
-    /// At most `limit` of the pairs (0: all), chosen by content id. Conflicts come first: RETAIN pairs
-    /// get a quarter, and what conflicts leave.
+    /// Indices of the pairs that [`Selection::select`] trains on, those that turn out too long
+    /// included.
+    pub fn chosen(&self, limit: usize) -> Vec<usize> {
+        self.sample(self.train, limit)
+    }
+
+    /// At most `limit` of the pairs (0: all), chosen by content id, a second pair of the same prompt
+    /// after the first ones of all prompts. Conflicts come first: RETAIN pairs get a quarter, and what
+    /// conflicts leave.
     fn sample(&self, indices: &[usize], limit: usize) -> Vec<usize> {
         if limit == 0 || indices.len() <= limit {
             return indices.to_vec();
@@ -165,7 +172,17 @@ impl Selection<'_> {
                 .filter(|&i| wanted.contains(&self.categories[i]))
                 .collect();
             chosen.sort_by(|&a, &b| self.dataset[a].id.0.cmp(&self.dataset[b].id.0));
-            chosen
+            let mut seen: HashMap<&str, usize> = HashMap::new();
+            let mut turns: Vec<(usize, usize)> = chosen
+                .into_iter()
+                .map(|i| {
+                    let turn = seen.entry(self.dataset[i].prompt_text()).or_default();
+                    *turn += 1;
+                    (*turn, i)
+                })
+                .collect();
+            turns.sort_by_key(|(turn, _)| *turn);
+            turns.into_iter().map(|(_, i)| i).collect::<Vec<usize>>()
         };
         let mut conflicts = of(&[Category::Invert, Category::Punish]);
         let mut kept = of(&[Category::Retain]);
@@ -207,5 +224,38 @@ impl Selection<'_> {
             usage: corrective.usage(),
         };
         Ok((responses, corrections))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::preferences::Dataset;
+
+    #[test]
+    fn every_prompt_comes_before_a_second_pair_of_one() {
+        let line = |n: usize| {
+            let prompt = if n < 8 {
+                "The same".into()
+            } else {
+                format!("Prompt {n}")
+            };
+            format!(r#"{{"prompt":"{prompt}","chosen":"a {n}","rejected":"b {n}"}}"#)
+        };
+        let lines: Vec<String> = (0..12).map(line).collect();
+        let dataset = Dataset::from_bytes("p.jsonl", lines.join("\n").into_bytes()).unwrap();
+        let all: Vec<usize> = (0..12).collect();
+        let selection = Selection {
+            dataset: &dataset.pairs,
+            categories: &[Category::Invert; 12],
+            train: &all,
+        };
+        let chosen = selection.chosen(5);
+        let prompts: HashSet<&str> = chosen
+            .iter()
+            .map(|&i| dataset.pairs[i].prompt_text())
+            .collect();
+        assert_eq!((chosen.len(), prompts.len()), (5, 5), "{chosen:?}");
+        assert_eq!(selection.chosen(12), all);
     }
 }

@@ -60,10 +60,7 @@ fn turn((user, assistant): (&str, &str)) -> Vec<Message> {
 }
 
 fn message(role: Role, content: &str) -> Message {
-    Message {
-        role,
-        content: content.to_owned(),
-    }
+    Message::new(role, content)
 }
 
 #[cfg(test)]

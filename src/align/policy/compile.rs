@@ -172,14 +172,10 @@ impl Compiler<'_> {
     }
 
     fn phrase(&mut self, source: &Spanned<String>) -> Option<Pattern> {
-        let words: Vec<String> = source.value.split_whitespace().map(escape_word).collect();
-        if words.is_empty() {
+        let Some(pattern) = phrase_pattern(&source.value) else {
             self.error(source.referenced, "a phrase in `any_phrase` is empty");
             return None;
-        }
-        // Half boundaries only require that no word character adjoins the phrase, so phrases that
-        // begin or end with punctuation ("C++") are found as well.
-        let pattern = format!(r"(?i)\b{{start-half}}{}\b{{end-half}}", words.join(r"\s+"));
+        };
         match build(&pattern) {
             Ok(regex) => Some(Pattern::new(&source.value, regex)),
             Err(error) => {
@@ -262,6 +258,15 @@ fn regex_error(error: &regex::Error) -> String {
             last.strip_prefix("error: ").unwrap_or(last).to_owned()
         }
     }
+}
+
+/// The expression for a phrase; `None` if it has no word.
+pub(crate) fn phrase_pattern(phrase: &str) -> Option<String> {
+    let words: Vec<String> = phrase.split_whitespace().map(escape_word).collect();
+    // Half boundaries only require that no word character adjoins the phrase, so phrases that begin or
+    // end with punctuation ("C++") are found as well.
+    let pattern = || format!(r"(?i)\b{{start-half}}{}\b{{end-half}}", words.join(r"\s+"));
+    (!words.is_empty()).then(pattern)
 }
 
 /// Escapes a word of a phrase; typewriter and typographic apostrophes match each other, since

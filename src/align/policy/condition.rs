@@ -88,6 +88,11 @@ impl Pattern {
         }
     }
 
+    /// Every place in a text where it is found, in bytes.
+    pub(super) fn places(&self, text: &str) -> impl Iterator<Item = std::ops::Range<usize>> {
+        self.regex.find_iter(text).map(|found| found.range())
+    }
+
     /// The pattern or phrase as written in the policy file.
     pub fn as_str(&self) -> &str {
         &self.source
@@ -235,7 +240,7 @@ impl TextTest {
     }
 }
 
-fn count(text: &str, unit: LengthUnit) -> usize {
+pub(super) fn count(text: &str, unit: LengthUnit) -> usize {
     match unit {
         LengthUnit::Characters => text.chars().count(),
         LengthUnit::Words => text.split_whitespace().count(),

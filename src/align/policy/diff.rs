@@ -132,6 +132,7 @@ fn policy_fields(old: &Policy, new: &Policy) -> Vec<&'static str> {
         ("version", old.version != new.version),
         ("description", old.description != new.description),
         ("enforcement", old.enforcement != new.enforcement),
+        ("thinking", old.thinking != new.thinking),
         ("gate", old.gate != new.gate),
     ])
 }

@@ -135,7 +135,8 @@ fn run_example(rule: &Rule, index: usize, example: &Example) -> Option<ExampleFa
     })
 }
 
-fn explain(rule: &Rule, outcome: RuleOutcome, exchange: &Exchange<'_>) -> String {
+/// How the rule reached its verdict, in words.
+pub(super) fn explain(rule: &Rule, outcome: RuleOutcome, exchange: &Exchange<'_>) -> String {
     let because = |evidence: Option<String>| evidence.map(|e| format!(": {e}")).unwrap_or_default();
     match outcome {
         RuleOutcome::NotApplicable => "`when` does not hold, so the rule does not apply".to_owned(),

@@ -14,6 +14,8 @@ mod contradictions;
 pub mod diff;
 pub mod error;
 pub mod examples;
+pub mod explain;
+pub mod extend;
 mod labelled;
 pub mod matchers;
 pub mod model;
@@ -22,6 +24,7 @@ mod prompts;
 mod raw;
 pub mod set;
 mod snapshot;
+mod thinking;
 pub mod watch;
 
 #[cfg(test)]
@@ -30,10 +33,13 @@ mod tests;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+pub(crate) use compile::phrase_pattern;
 pub use condition::{Condition, Exchange, MATCHER_VERSION, Pattern, TextTest};
 pub use diff::{PolicyDiff, diff};
 pub use error::{PolicyError, PolicyErrors};
 pub use examples::{ExampleFailure, ExampleReport, RuleReport};
+pub(crate) use explain::explain_rule;
+pub use explain::{ExplainedVerdict, Found, RuleExplanation, Subject, TestExplanation};
 pub use labelled::LabelledError;
 pub use matchers::{
     CascadeStage, Cost, JudgeSpec, Labelled, Matcher, ProbeSpec, Score, Scores, TextOnly,
@@ -45,13 +51,13 @@ pub use model::{
 };
 pub use set::PolicySet;
 pub use snapshot::Snapshot;
+pub use thinking::Thinking;
 pub use watch::{PolicyWatcher, WatchError, WatchOptions};
 
-#[cfg(test)]
 /// The JSON Schema (draft 2020-12) of a policy file, pretty-printed, with a final newline.
 ///
 /// `policies/policy.schema.json` holds this text; editors use it for completion.
-pub(crate) fn schema_json() -> String {
+pub fn schema_json() -> String {
     let mut text = format!("{:#}", schemars::schema_for!(raw::RawPolicy).to_value());
     text.push('\n');
     text

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::condition::{Condition, Exchange, MATCHER_VERSION};
 use super::matchers::{Cost, Matcher, Scores, TextOnly};
 use super::sha256_json;
+use super::thinking::Thinking;
 
 /// How much a violation matters; ordered from least to most.
 #[derive(
@@ -120,6 +121,8 @@ pub struct Policy {
     pub description: String,
     /// Whether it trains or only reports.
     pub enforcement: Enforcement,
+    /// Whether its rules see what a model thinks.
+    pub thinking: Thinking,
     /// The rules, in file order; ids are unique.
     pub rules: Vec<Rule>,
     /// What a trained adapter must reach.
@@ -167,6 +170,8 @@ pub struct Rule {
     pub examples: Vec<Example>,
     /// Figures it must reach on them before the policy activates.
     pub(crate) minimum: Option<Minimum>,
+    /// The policy's setting.
+    pub(crate) thinking: Thinking,
     /// See [`Rule::hash`]; computed by [`verdict_hash`].
     pub(super) hash: String,
 }
@@ -214,8 +219,8 @@ pub(super) fn verdict_hash(
 }
 
 impl Rule {
-    /// SHA-256 (64 hex digits) over what decides a verdict: `when`, `violates`, `exceptions` and
-    /// the matchers' version. Id, severity, description and examples are not part of it, so a
+    /// SHA-256 (64 hex digits) over what decides a verdict: `when`, `violates`, `exceptions`, whether
+    /// thoughts are judged, and the matchers' version. Id, severity, description and examples are not part of it, so a
     /// renamed rule keeps its cached verdicts.
     pub(crate) fn hash(&self) -> &str {
         &self.hash
@@ -254,6 +259,7 @@ impl Rule {
         exchange: &Exchange<'_>,
         scores: &dyn Scores,
     ) -> RuleOutcome {
+        let exchange = &self.thinking.sees(exchange);
         let applies = self
             .when
             .as_ref()

@@ -18,6 +18,7 @@ use super::raw::{
     API_VERSION, RawCondition, RawExample, RawGate, RawHeader, RawMinimum, RawPolicy, RawPrompts,
     RawRule,
 };
+use super::thinking::Thinking;
 
 /// Parses a policy. `file` is used only in messages and source locations; `reader` reads the files
 /// that the policy names.
@@ -43,7 +44,7 @@ fn read_yaml<T: DeserializeOwned>(file: &Path, text: &str) -> Result<T, PolicyEr
 
 /// Policies are small, flat documents; the limits stop alias bombs and deep nesting long before
 /// they cost memory or stack.
-fn yaml_options() -> Options {
+pub(super) fn yaml_options() -> Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_depth: 48,
@@ -117,7 +118,12 @@ fn resolve(
         } else {
             seen.insert(key, id.referenced);
         }
-        rules.push(resolve_rule(file, raw_rule.value, reader, errors));
+        rules.push(resolve_rule(
+            (file, raw.thinking),
+            raw_rule.value,
+            reader,
+            errors,
+        ));
     }
     let gate = resolve_gate(file, &raw.gate, errors);
     let mut listed = |key: &str, raw: Option<Spanned<RawPrompts>>| match raw {
@@ -132,6 +138,7 @@ fn resolve(
         version: raw.version.value,
         description: raw.description,
         enforcement: raw.enforcement,
+        thinking: raw.thinking,
         rules: rules.into_iter().collect::<Option<_>>()?,
         gate,
         prompts,
@@ -166,7 +173,7 @@ fn check_id(file: &Path, what: &str, id: &Spanned<String>, errors: &mut Vec<Poli
 }
 
 fn resolve_rule(
-    file: &Path,
+    (file, thinking): (&Path, Thinking),
     raw: RawRule,
     reader: FileReader<'_>,
     errors: &mut Vec<PolicyError>,
@@ -180,7 +187,7 @@ fn resolve_rule(
         .into_iter()
         .map(|e| resolve_example(file, e))
         .collect();
-    let labelled: Vec<Labelled> = examples.iter().map(to_labelled).collect();
+    let labelled: Vec<Labelled> = examples.iter().map(|e| to_labelled(e, thinking)).collect();
     let mut compiler = Compiler {
         file,
         rule: &raw.id.value,
@@ -201,7 +208,8 @@ fn resolve_rule(
     let violates = violates?;
     let exceptions = exceptions.into_iter().collect::<Option<Vec<_>>>()?;
     Some(Rule {
-        hash: verdict_hash(when.as_ref(), &violates, &exceptions),
+        hash: thinking.hash_of(verdict_hash(when.as_ref(), &violates, &exceptions)),
+        thinking,
         id: raw.id.value,
         severity: raw.severity,
         description: raw.description,
@@ -213,10 +221,10 @@ fn resolve_rule(
     })
 }
 
-fn to_labelled(example: &Example) -> Labelled {
+fn to_labelled(example: &Example, thinking: Thinking) -> Labelled {
     Labelled {
         prompt: example.prompt.clone(),
-        response: example.response.clone(),
+        response: thinking.seen(&example.response).to_owned(),
         violates: example.verdict == ExampleVerdict::Violates,
     }
 }

@@ -9,6 +9,7 @@ use serde::de::IgnoredAny;
 use serde_saphyr::Spanned;
 
 use super::model::{Enforcement, ExampleVerdict, LengthUnit, Severity};
+use super::thinking::Thinking;
 
 /// The only `apiVersion` this version reads.
 pub(super) const API_VERSION: &str = "realign/v1";
@@ -45,6 +46,11 @@ pub(super) struct RawPolicy {
     /// `enforce` trains and gates on the policy; `dryrun` only triages and reports.
     #[serde(default)]
     pub enforcement: Enforcement,
+    /// Whether the rules judge what a model thinks before it answers (between `<think>` and
+    /// `</think>` at the beginning of a response). `ignore` leaves it out; with `judge` it is part of
+    /// the response, tags included.
+    #[serde(default)]
+    pub thinking: Thinking,
     /// The rules; a response complies with the policy if it violates none of them.
     #[schemars(with = "Vec<RawRule>", length(min = 1))]
     pub rules: Spanned<Vec<Spanned<RawRule>>>,

@@ -113,6 +113,19 @@ impl PolicySet {
         Ok(PolicySet::from_policies(vec![Arc::new(policy)]))
     }
 
+    /// Both sets as one.
+    ///
+    /// # Errors
+    /// If a policy of one has the id of a policy of the other.
+    pub fn with(&self, other: &PolicySet) -> Result<PolicySet, PolicyErrors> {
+        let policies = self.policies.iter().chain(&other.policies);
+        let policies: Vec<Arc<Policy>> = policies.cloned().collect();
+        match duplicate_ids(policies.iter().map(|policy| &**policy)) {
+            errors if errors.is_empty() => Ok(PolicySet::from_policies(policies)),
+            errors => Err(PolicyErrors(errors)),
+        }
+    }
+
     fn from_policies(mut policies: Vec<Arc<Policy>>) -> PolicySet {
         policies.sort_by(|a, b| a.id.cmp(&b.id));
         let enforced = policies
@@ -219,7 +232,7 @@ fn canonical(policy: &Policy) -> CanonicalPolicy<'_> {
     }
 }
 
-fn duplicate_ids(policies: &[Policy]) -> Vec<PolicyError> {
+fn duplicate_ids<'a>(policies: impl IntoIterator<Item = &'a Policy>) -> Vec<PolicyError> {
     let mut first: BTreeMap<String, &Policy> = BTreeMap::new();
     let mut errors = Vec::new();
     for policy in policies {

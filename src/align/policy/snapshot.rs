@@ -10,6 +10,7 @@ use realign_core::files;
 use sha2::{Digest, Sha256};
 
 use super::error::{PolicyError, PolicyErrors};
+use super::parse::yaml_options;
 use super::set::{PolicySet, is_policy_file, read_watched, watched_files};
 
 /// Names and bytes of the policy files and of the files that policies may name.
@@ -122,6 +123,17 @@ impl Snapshot {
                 Err(PolicyErrors(errors))
             }
         }
+    }
+
+    /// The name and the text of the file that holds a policy; `None` if no file does.
+    pub fn file_of(&self, policy: &str) -> Option<(&str, &str)> {
+        self.files.iter().find_map(|(name, bytes)| {
+            let text = std::str::from_utf8(bytes).ok()?;
+            let file = is_policy_file(Path::new(name)).then_some(text)?;
+            let file: serde_json::Value =
+                serde_saphyr::from_str_with_options(file, yaml_options()).ok()?;
+            (file["id"] == policy).then_some((name.as_str(), text))
+        })
     }
 
     /// The files as JSON: names to text. Only a snapshot that loads holds nothing but text.

@@ -1,30 +1,24 @@
 //! Files and directories of preference data.
 
-use std::collections::HashMap;
-use std::io::{self, BufRead};
+use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use realign_core::files;
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
-use super::formats::parse_line;
-use super::lines::{self, Bounds, Line};
+use super::collect::{Collector, DEFAULT_MAX_BYTES, UNPACKED_PER_KEPT};
+use super::formats::{Parsed, parse_line};
+use super::lines::{Bounds, Content, Row};
 use super::open::open;
-use super::{LineSource, Pair, PairId};
+use super::rows::{self, Form};
+use super::{LineSource, Pair};
 
 /// Maximum size of one line, bytes; a longer line is skipped and reported.
 pub const MAX_LINE_BYTES: usize = 4 << 20;
-/// Memory that preference data may take where no configuration says otherwise, bytes.
-const DEFAULT_MAX_BYTES: u64 = 2048 << 20;
-/// Files may unpack to this many times the memory that their pairs may take: most formats have
-/// columns that are not kept, and copies of a pair are kept once.
-const UNPACKED_PER_KEPT: u64 = 8;
-/// Approximate memory of a pair, or of the report on a skipped line, besides its text, bytes.
-const PAIR_BYTES: u64 = 640;
-const SKIPPED_BYTES: u64 = 160;
-
+/// What to do about a file of data that is not read.
+pub const NOT_READ: &str = "preference data are files that end in .jsonl, .ndjson, .json, .csv, .tsv or \
+    .parquet, also with .gz or .zst behind it, and no folders; convert or rename it, or move it away";
 /// A line that is not a valid pair.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SkippedLine {
@@ -35,6 +29,14 @@ pub struct SkippedLine {
 }
 
 impl SkippedLine {
+    /// The reason without the number of the item, which differs from row to row.
+    pub(super) fn cause(&self) -> &str {
+        match self.reason.strip_prefix("item ") {
+            Some(rest) => rest.split_once(": ").map_or(rest, |(_, cause)| cause),
+            None => &self.reason,
+        }
+    }
+
     /// File and line.
     pub fn place(&self) -> String {
         self.source.to_string()
@@ -123,6 +125,8 @@ pub struct Dataset {
     /// Number of lines merged into an earlier one with the same pair; a hold-out mark on either is
     /// kept.
     pub duplicates: usize,
+    /// Files of the directory that look like data and are not read, see [`NOT_READ`].
+    pub unread: Vec<PathBuf>,
     /// Contradicting pairs; both are kept, and triage decides.
     pub contradictions: Vec<Contradiction>,
     /// SHA-256 (64 hex digits) over the pairs' ids and hold-out marks.
@@ -130,8 +134,8 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Reads all `*.jsonl`, `*.jsonl.gz` and `*.jsonl.zst` files of a directory, in order of their
-    /// names; not hidden files or subdirectories. A missing directory is an empty data set.
+    /// Reads all files of preference data of a directory (JSON lines, JSON, tables; also compressed), in
+    /// order of their names; not hidden files or subdirectories. A missing directory is an empty data set.
     ///
     /// # Errors
     /// If the directory exists but it or a file cannot be read, or if it takes more than 2 GiB of
@@ -146,28 +150,45 @@ impl Dataset {
     /// # Errors
     /// Those of [`Dataset::load_dir`], [`DatasetError::TooLarge`] and [`DatasetError::Unpacked`].
     pub fn load_dir_within(dir: &Path, max_bytes: u64) -> Result<Dataset, DatasetError> {
-        let failed = |source| DatasetError::Directory {
-            path: dir.to_owned(),
-            source,
-        };
+        let (data, unread) = Dataset::files(dir)?;
+        for file in &unread {
+            tracing::warn!(file = %file.display(), "not read: {NOT_READ}");
+        }
+        let mut dataset = Dataset::load_within(&data, max_bytes)?;
+        dataset.unread = unread;
+        Ok(dataset)
+    }
+
+    /// Whether a file of this name is read.
+    pub fn reads(file: &Path) -> bool {
+        Form::of(file).is_some()
+    }
+
+    /// The files of preference data in a directory, and what else is there: folders and files of other
+    /// types. Hidden files and documents about the data (`README`, `LICENSE`, `.md` and the like) are in
+    /// neither list.
+    ///
+    /// # Errors
+    /// [`DatasetError::Directory`]; a missing directory has no files.
+    pub fn files(dir: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), DatasetError> {
         let entries = match files::list(dir) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(Collector::default().finish());
+                return Ok(Default::default());
             }
-            Err(error) => return Err(failed(error)),
+            Err(source) => {
+                return Err(DatasetError::Directory {
+                    path: dir.to_owned(),
+                    source,
+                });
+            }
         };
         let (data, others): (Vec<PathBuf>, Vec<PathBuf>) = entries
             .into_iter()
             .filter(|path| !is_hidden(path))
-            .partition(|path| is_data_file(path));
-        for other in others.iter().filter(|path| looks_like_data(path)) {
-            tracing::warn!(
-                file = %other.display(),
-                "not read: preference data are *.jsonl files, also as .gz or .zst; convert it"
-            );
-        }
-        Dataset::load_within(&data, max_bytes)
+            .partition(|path| Form::of(path).is_some());
+        let others = others.into_iter().filter(|path| !is_document(path));
+        Ok((data, others.collect()))
     }
 
     /// Reads one file.
@@ -217,21 +238,13 @@ fn is_hidden(path: &Path) -> bool {
     name.as_encoded_bytes().starts_with(b".")
 }
 
-fn is_data_file(path: &Path) -> bool {
-    has_ending(path, &[".jsonl", ".jsonl.gz", ".jsonl.zst"])
-}
-
-/// Whether somebody may expect this file to be read.
-fn looks_like_data(path: &Path) -> bool {
-    let formats = [".json", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow"];
-    let packed = [".gz", ".zst", ".bz2", ".xz", ".zip", ".tar"];
-    has_ending(path, &formats) || has_ending(path, &packed)
-}
-
-fn has_ending(path: &Path, endings: &[&str]) -> bool {
+/// Whether a file is about the data rather than data.
+fn is_document(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let name = name.to_ascii_lowercase();
-    endings.iter().any(|end| name.ends_with(end))
+    let begins = ["readme", "license", "licence", "notice", "copying"];
+    let ends = [".md", ".rst", ".html", ".pdf", ".sha256", "lost+found"];
+    begins.iter().any(|start| name.starts_with(start)) || ends.iter().any(|end| name.ends_with(end))
 }
 
 /// Reads one file and calls `visitor` with every pair and every invalid line; keeps only one line
@@ -243,15 +256,34 @@ pub fn for_each_pair(
     file: &Path,
     mut visitor: impl FnMut(Result<Pair, SkippedLine>),
 ) -> Result<(), DatasetError> {
-    for_each_line(file, &mut |line, content| {
-        if let Some(result) = parse(file, line, content, MAX_LINE_BYTES) {
-            visitor(result);
+    for_each_line(file, &mut |row| {
+        if let Some(result) = parse(file, row, MAX_LINE_BYTES) {
+            visitor(result.map(|parsed| parsed.pair));
         }
     })
 }
 
-/// Reads one file and calls `visitor` with the bytes of every line, `None` for one longer than
-/// [`MAX_LINE_BYTES`]; keeps only one line in memory.
+/// Reads one file and calls `visitor` with every row as JSON, if it is JSON, and what it was read as.
+///
+/// # Errors
+/// If the file cannot be read. Invalid rows are not errors.
+pub(super) fn for_each_row(
+    file: &Path,
+    mut visitor: impl FnMut(Option<serde_json::Value>, Result<Parsed, SkippedLine>),
+) -> Result<(), DatasetError> {
+    for_each_line(file, &mut |row| {
+        let value = match &row.content {
+            Content::Bytes(bytes) => serde_json::from_slice(bytes).ok(),
+            Content::TooLong | Content::Refused(_) => None,
+        };
+        if let Some(result) = parse(file, row, MAX_LINE_BYTES) {
+            visitor(value, result);
+        }
+    })
+}
+
+/// Reads one file and calls `visitor` with the bytes of every row as JSON, `None` for one that is longer
+/// than [`MAX_LINE_BYTES`] or cannot be read; of lines and tables, keeps only one in memory.
 ///
 /// # Errors
 /// If the file cannot be read.
@@ -259,16 +291,13 @@ pub fn for_each_raw_line(
     file: &Path,
     mut visitor: impl FnMut(Option<&[u8]>),
 ) -> Result<(), DatasetError> {
-    for_each_line(file, &mut |_, line| match line {
-        Line::Bytes(bytes) => visitor(Some(bytes)),
-        Line::TooLong => visitor(None),
+    for_each_line(file, &mut |row| match row.content {
+        Content::Bytes(bytes) => visitor(Some(bytes)),
+        Content::TooLong | Content::Refused(_) => visitor(None),
     })
 }
 
-fn for_each_line(
-    file: &Path,
-    visitor: &mut dyn FnMut(usize, Line<'_>),
-) -> Result<(), DatasetError> {
+fn for_each_line(file: &Path, visitor: &mut dyn FnMut(Row<'_>)) -> Result<(), DatasetError> {
     let input = open(file).map_err(|source| DatasetError::File {
         path: file.to_owned(),
         source,
@@ -277,185 +306,49 @@ fn for_each_line(
     let bounds = Bounds {
         line: MAX_LINE_BYTES,
         total: u64::MAX,
+        whole: DEFAULT_MAX_BYTES,
     };
-    lines::for_each(file, input, bounds, &mut |number, line| {
-        visitor(number, line);
+    rows::for_each(file, input, bounds, &mut |row| {
+        visitor(row);
         ControlFlow::Continue(())
     })?;
     Ok(())
 }
 
-/// What is in a line; `None` for a blank one.
-fn parse(
+/// What is in a row; `None` for a blank one.
+pub(super) fn parse(
     file: &Path,
-    line: usize,
-    content: Line<'_>,
+    row: Row<'_>,
     max_line: usize,
-) -> Option<Result<Pair, SkippedLine>> {
+) -> Option<Result<Parsed, SkippedLine>> {
     let source = LineSource {
         file: file.to_owned(),
-        line,
+        line: row.line,
     };
-    match content {
-        Line::Bytes(bytes) => parse_bytes(bytes, source),
-        Line::TooLong => Some(Err(SkippedLine {
-            source,
-            reason: format!("the line is longer than {max_line} bytes"),
-        })),
-    }
+    let parsed = match row.content {
+        Content::Bytes(bytes) => parse_bytes(bytes, &source)?,
+        Content::TooLong => Err(format!("the line is longer than {max_line} bytes")),
+        Content::Refused(why) => Err(why),
+    };
+    Some(parsed.map_err(|reason| SkippedLine {
+        source,
+        reason: match row.item {
+            Some(number) => format!("item {number}: {reason}"),
+            None => reason,
+        },
+    }))
 }
 
 /// The pair in a line, or what is wrong with the line; `None` for a blank line.
-fn parse_bytes(bytes: &[u8], source: LineSource) -> Option<Result<Pair, SkippedLine>> {
+fn parse_bytes(bytes: &[u8], source: &LineSource) -> Option<Result<Parsed, String>> {
     // Some editors begin a file with a byte-order mark.
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    let parsed = match std::str::from_utf8(bytes) {
-        Ok(text) if text.trim().is_empty() => return None,
-        Ok(text) => parse_line(text.trim(), source.clone()).map_err(|e| e.to_string()),
-        Err(error) => Err(format!(
+    match std::str::from_utf8(bytes) {
+        Ok(text) if text.trim().is_empty() => None,
+        Ok(text) => Some(parse_line(text.trim(), source.clone()).map_err(|e| e.to_string())),
+        Err(error) => Some(Err(format!(
             "not valid UTF-8 at byte {}",
             error.valid_up_to() + 1
-        )),
-    };
-    Some(parsed.map_err(|reason| SkippedLine { source, reason }))
-}
-
-/// Collects pairs while files are read.
-pub(super) struct Collector {
-    /// Approximate memory of what was collected, bytes.
-    bytes: u64,
-    /// Nothing more is collected once `bytes` exceeds this.
-    max_bytes: u64,
-    /// Unpacked bytes that may still be read.
-    unread: u64,
-    pairs: Vec<Pair>,
-    /// Index of each pair in `pairs`.
-    seen: HashMap<PairId, usize>,
-    /// By [`Pair::unordered_hash`]: index of the first pair with these responses, and its order.
-    compared: HashMap<[u8; 32], (usize, bool)>,
-    skipped: Vec<SkippedLine>,
-    duplicates: usize,
-    contradictions: Vec<Contradiction>,
-}
-
-impl Default for Collector {
-    fn default() -> Self {
-        Collector::within(DEFAULT_MAX_BYTES)
-    }
-}
-
-impl Collector {
-    /// An empty one that keeps at most `max_bytes`.
-    fn within(max_bytes: u64) -> Self {
-        Collector {
-            bytes: 0,
-            max_bytes,
-            unread: max_bytes.saturating_mul(UNPACKED_PER_KEPT),
-            pairs: Vec::new(),
-            seen: HashMap::new(),
-            compared: HashMap::new(),
-            skipped: Vec::new(),
-            duplicates: 0,
-            contradictions: Vec::new(),
-        }
-    }
-}
-
-impl Collector {
-    /// Reads lines of at most `max_line` bytes.
-    pub(super) fn read(
-        &mut self,
-        file: &Path,
-        input: impl BufRead,
-        max_line: usize,
-    ) -> Result<(), DatasetError> {
-        let bounds = Bounds {
-            line: max_line,
-            total: self.unread,
-        };
-        let mut last = 0;
-        let read = lines::for_each(file, input, bounds, &mut |line, content| {
-            last = line;
-            match parse(file, line, content, max_line) {
-                Some(Ok(pair)) => self.add(pair),
-                Some(Err(skipped)) => self.skip(skipped),
-                None => {}
-            }
-            match self.bytes > self.max_bytes {
-                true => ControlFlow::Break(()),
-                false => ControlFlow::Continue(()),
-            }
-        })?;
-        self.unread = self.unread.saturating_sub(read);
-        if self.bytes > self.max_bytes {
-            return Err(DatasetError::TooLarge {
-                path: file.to_owned(),
-                line: last,
-                limit: self.max_bytes,
-            });
-        }
-        Ok(())
-    }
-
-    fn skip(&mut self, line: SkippedLine) {
-        let text = line.reason.len() + line.source.file.as_os_str().len();
-        self.bytes += text as u64 + SKIPPED_BYTES;
-        self.skipped.push(line);
-    }
-
-    fn add(&mut self, pair: Pair) {
-        let known = self.seen.get(&pair.id).copied();
-        let Some(first) = known.and_then(|index| self.pairs.get_mut(index)) else {
-            self.seen.insert(pair.id.clone(), self.pairs.len());
-            let (hash, order) = pair.unordered_hash();
-            let (index, first) = *self
-                .compared
-                .entry(hash)
-                .or_insert((self.pairs.len(), order));
-            if first != order
-                && let Some(earlier) = self.pairs.get(index)
-            {
-                self.bytes += PAIR_BYTES;
-                self.contradictions.push(Contradiction {
-                    first: earlier.source.clone(),
-                    second: pair.source.clone(),
-                });
-            }
-            self.bytes += pair.memory_bytes() + PAIR_BYTES;
-            self.pairs.push(pair);
-            return;
-        };
-        self.duplicates += 1;
-        // A pair marked as held out must not be trained on, whichever copy is read first.
-        // `None < Some(false) < Some(true)`.
-        first.holdout = first.holdout.max(pair.holdout);
-    }
-
-    pub(super) fn finish(self) -> Dataset {
-        let Collector {
-            mut pairs,
-            skipped,
-            duplicates,
-            contradictions,
-            ..
-        } = self;
-        pairs.sort_by(|a, b| a.id.cmp(&b.id));
-        let mut hasher = Sha256::new();
-        for pair in &pairs {
-            // Ids have a fixed length and marks one byte, so no separator is needed.
-            hasher.update(&pair.id.0);
-            hasher.update(match pair.holdout {
-                None => b"?",
-                Some(true) => b"h",
-                Some(false) => b"t",
-            });
-        }
-        Dataset {
-            pairs,
-            skipped,
-            duplicates,
-            contradictions,
-            digest: hex::encode(hasher.finalize()),
-        }
+        ))),
     }
 }

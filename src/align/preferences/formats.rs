@@ -1,16 +1,21 @@
-//! One JSON line of any supported format → a pair.
+//! One row of any supported format → a pair.
 //!
 //! | format | prompt | responses |
 //! | --- | --- | --- |
-//! | native | `prompt` (text or messages) or `messages` | `chosen`, `rejected` |
+//! | native | `prompt` (text or messages) or `messages`, `question`, or `instruction` with `input` | `chosen`, `rejected` |
 //! | TRL | `prompt` (text or messages, the last turns suffice), or the start of both conversations | `chosen`, `rejected` as message lists |
-//! | Anthropic HH | inside the texts, `\n\nHuman: …\n\nAssistant: …`, or in `prompt`, up to its last `Assistant:` | `chosen`, `rejected` |
+//! | transcript | `prompt` as text: `Human: …\n\nAssistant: …`, also by lines or with other marks, or ChatML | `chosen`, `rejected` |
+//! | Anthropic HH | inside the texts, `\n\nHuman: …\n\nAssistant: …` | `chosen`, `rejected` |
 //! | ShareGPT | `conversations` of `{from, value}` | `chosen`, `rejected` as one message each |
 //! | UltraFeedback | `instruction` or `prompt` | `completions` of `{response, overall_score or annotations}`: best against worst |
 //! | scored | `prompt` or `instruction` | `responses` with `scores` of the same length |
+//! | OpenAI | `input.messages` | `preferred_output`, `non_preferred_output` |
 //! | PKU-SafeRLHF | `prompt` | `response_0`, `response_1`; `better_response_id`, else `safer_response_id` |
 //!
-//! The content of a message is text, or a list of parts that are all text.
+//! The content of a message is text, or a list of parts that are all text. Messages may call functions and
+//! return results; `tools` (or `functions`) lists the functions. A column `system` (or `system_prompt`,
+//! `system_message`) is the conversation's system prompt. Columns that would change what a pair means and are
+//! not read, such as `images` or `context`, make the line invalid.
 //!
 //! Labels come from `meta.labels` and `meta.category` (both responses), `meta.chosen_labels` and
 //! `meta.rejected_labels` (one each), the same keys next to `chosen`, and from PKU-SafeRLHF's
@@ -18,62 +23,128 @@
 //! (`severity-1` and up). If a pair has `score_chosen` and `score_rejected`, they must agree
 //! with it.
 
+mod columns;
 mod error;
+mod messages;
+mod meta;
+mod prompt;
 mod scored;
 mod transcript;
 
 use serde_json::{Map, Value};
 
 use super::{LineSource, Message, Pair, Role, pair_id};
+pub(super) use columns::is_read;
 pub(super) use error::LineError;
+use messages::{functions, message, messages};
+use meta::{holdout, labels_of, shared_labels};
+use prompt::Prompt;
 
 type Object = Map<String, Value>;
 
+/// A row that is a pair.
+pub(super) struct Parsed {
+    pub(super) pair: Pair,
+    /// The name of the format that it was read as.
+    pub(super) format: &'static str,
+}
+
 /// Parses one line.
-pub(super) fn parse_line(line: &str, source: LineSource) -> Result<Pair, LineError> {
+pub(super) fn parse_line(line: &str, source: LineSource) -> Result<Parsed, LineError> {
     let value: Value = serde_json::from_str(line)?;
     let Value::Object(object) = value else {
         return Err(LineError::NotAnObject);
     };
-    let draft = if object.contains_key("response_0") {
-        pku(&object)?
-    } else if object.contains_key("completions") || object.contains_key("scores") {
-        scored::draft(&object)?
-    } else {
+    columns::check(&object)?;
+    let has = |key: &str| object.contains_key(key);
+    let draft = if has("preferred_output") {
+        openai(&object)?
+    } else if columns::has_pair(&object) {
         scored::check(&object)?;
         preference(&object)?
+    } else if has("response_0") {
+        pku(&object)?
+    } else if has("completions") || has("scores") {
+        scored::draft(&object)?
+    } else {
+        return Err(no_pair(&object));
     };
     draft.finish(&object, source)
+}
+
+/// Why a row of no known format is refused.
+fn no_pair(object: &Object) -> LineError {
+    let has = |key: &&str| object.contains_key(*key);
+    let single = ["completion", "response", "output", "answer", "text"];
+    let talk = ["messages", "conversations"];
+    let is_half = ["chosen", "rejected"].iter().any(has);
+    if !is_half && single.iter().chain(&talk).any(has) {
+        return match has(&"label") || has(&"kto_tag") {
+            true => LineError::Unpaired,
+            false => LineError::Supervised,
+        };
+    }
+    LineError::NoResponse {
+        missing: if has(&"chosen") { "rejected" } else { "chosen" },
+        columns: object.keys().cloned().collect(),
+    }
 }
 
 /// A pair before validation.
 struct Draft {
     prompt: Vec<Message>,
-    responses: [String; 2],
+    answers: [Message; 2],
     labels: [Vec<String>; 2],
+    functions: Vec<Value>,
+    format: &'static str,
 }
 
 impl Draft {
-    fn finish(self, object: &Object, source: LineSource) -> Result<Pair, LineError> {
-        let Draft {
-            prompt,
-            responses: [chosen, rejected],
-            labels,
-        } = self;
+    /// Two texts that answer a prompt.
+    fn of_texts(
+        object: &Object,
+        prompt: Prompt,
+        responses: [String; 2],
+        format: &'static str,
+    ) -> Result<Draft, LineError> {
+        prompt.agrees(object, &prompt.messages)?;
+        let answers = responses.map(|text| {
+            let transcript = prompt.transcript.as_ref();
+            let text = transcript.map_or(&*text, |transcript| transcript.answer(&text));
+            Message::new(Role::Assistant, text)
+        });
+        Ok(Draft {
+            prompt: prompt.messages,
+            answers,
+            labels: [Vec::new(), Vec::new()],
+            functions: functions(object)?,
+            format,
+        })
+    }
+
+    fn finish(self, object: &Object, source: LineSource) -> Result<Parsed, LineError> {
+        let mut prompt = columns::with_system(object, self.prompt)?;
+        match prompt.last() {
+            None => return Err(LineError::EmptyPrompt),
+            Some(last) if last.role == Role::Tool => {}
+            Some(last) if last.role != Role::User => return Err(LineError::LastRole(last.role)),
+            Some(last) if last.content.trim().is_empty() => return Err(LineError::BlankPrompt),
+            Some(_) => {}
+        }
+        if !self.functions.is_empty()
+            && let Some(first) = prompt.first_mut()
+        {
+            first.calling_mut().functions = self.functions;
+        }
         let holdout = holdout(object)?;
         let shared = shared_labels(object)?;
-        let [chosen_labels, rejected_labels] = labels.map(|mut own| {
+        let [chosen_labels, rejected_labels] = self.labels.map(|mut own| {
             own.extend(shared.iter().cloned());
             own.sort_unstable();
             own.dedup();
             own
         });
-        match prompt.last() {
-            None => return Err(LineError::EmptyPrompt),
-            Some(last) if last.role != Role::User => return Err(LineError::LastRole(last.role)),
-            Some(last) if last.content.trim().is_empty() => return Err(LineError::BlankPrompt),
-            Some(_) => {}
-        }
+        let [chosen, rejected] = [self.answers[0].judged(), self.answers[1].judged()];
         for (name, text) in [("chosen", &chosen), ("rejected", &rejected)] {
             if text.trim().is_empty() {
                 return Err(LineError::BlankResponse(name));
@@ -86,7 +157,8 @@ impl Draft {
             &prompt,
             [(&chosen, &chosen_labels), (&rejected, &rejected_labels)],
         );
-        Ok(Pair {
+        let calls = self.answers.iter().any(|answer| !answer.calls().is_empty());
+        let pair = Pair {
             id,
             prompt,
             chosen,
@@ -95,6 +167,11 @@ impl Draft {
             rejected_labels,
             holdout,
             source,
+            calling: calls.then(|| Box::new(self.answers)),
+        };
+        Ok(Parsed {
+            pair,
+            format: self.format,
         })
     }
 }
@@ -106,64 +183,89 @@ fn preference(object: &Object) -> Result<Draft, LineError> {
         labels_of(object, "chosen_labels")?,
         labels_of(object, "rejected_labels")?,
     ];
-    let prompt = ["prompt", "messages", "conversations"]
-        .into_iter()
-        .find_map(|key| {
-            object
-                .get(key)
-                .filter(|value| !value.is_null())
-                .map(|value| (key, value))
-        });
-    let Some((key, prompt)) = prompt else {
-        let [(prompt, chosen), (other, rejected)] = [
-            conversation("chosen", chosen)?,
-            conversation("rejected", rejected)?,
-        ];
-        if prompt != other {
+    let functions = functions(object)?;
+    let Some(prompt) = prompt::read(object)? else {
+        let (chosen, format) = conversation("chosen", chosen)?;
+        let (rejected, _) = conversation("rejected", rejected)?;
+        if chosen.before != rejected.before {
             return Err(LineError::DifferentPrompts);
         }
         return Ok(Draft {
-            prompt,
-            responses: [chosen, rejected],
+            prompt: chosen.before,
+            answers: [chosen.message, rejected.message],
             labels,
+            functions,
+            format,
         });
     };
-    let turns = prompt
-        .as_str()
-        .and_then(|text| transcript::prompt(key, text));
-    let is_transcript = turns.is_some();
-    let prompt = match (turns, prompt) {
-        (Some(turns), _) => turns,
-        (None, Value::String(text)) => vec![Message {
-            role: Role::User,
-            content: text.clone(),
-        }],
-        (None, other) => messages(key, other)?,
-    };
-    let mut responses = [response("chosen", chosen)?, response("rejected", rejected)?];
-    if is_transcript {
-        // What follows `Assistant:` is a turn of the transcript, and turns are trimmed.
-        for (_, text) in &mut responses {
-            *text = text.trim().to_owned();
-        }
-    }
-    let [(before, _), (other, _)] = &responses;
+    let [first, second] = [
+        response("chosen", chosen, &prompt)?,
+        response("rejected", rejected, &prompt)?,
+    ];
+    let given = &prompt.messages;
     // The prompt may be given as the last turns only, and the whole in front of each response.
-    let prompt = match before == other && before.ends_with(&prompt) {
-        true => before.clone(),
+    let whole = match first.before == second.before && first.before.ends_with(given) {
+        true => first.before,
         false => {
-            for (key, before) in [("chosen", before), ("rejected", other)] {
-                if !before.is_empty() && *before != prompt {
+            for (key, before) in [("chosen", &first.before), ("rejected", &second.before)] {
+                if !before.is_empty() && before != given {
                     return Err(LineError::NotOneResponse(key.into()));
                 }
             }
-            prompt
+            given.clone()
         }
     };
+    prompt.agrees(object, &whole)?;
     Ok(Draft {
-        prompt,
-        responses: responses.map(|(_, text)| text),
+        prompt: whole,
+        answers: [first.message, second.message],
         labels,
+        functions,
+        format: match &prompt.transcript {
+            Some(transcript) => transcript.format,
+            None => form(object),
+        },
+    })
+}
+
+/// The name of the form of a row with `chosen`, `rejected` and a prompt.
+fn form(object: &Object) -> &'static str {
+    let is_list = |key: &str| object.get(key).is_some_and(Value::is_array);
+    if object.contains_key("conversations") {
+        "ShareGPT"
+    } else if is_list("chosen") || is_list("rejected") {
+        "TRL"
+    } else {
+        "native"
+    }
+}
+
+/// OpenAI's preference fine-tuning: a conversation, and messages that answer it.
+fn openai(object: &Object) -> Result<Draft, LineError> {
+    let missing = || LineError::Missing("input.messages".into());
+    let input = object.get("input").and_then(Value::as_object);
+    let input = input.ok_or_else(missing)?;
+    columns::check(input)?;
+    let talk = input.get("messages").ok_or_else(missing)?;
+    let answer = |key: &'static str| -> Result<Message, LineError> {
+        let value = object.get(key).ok_or(LineError::Missing(key.into()))?;
+        let answer = last_message(key, value)?;
+        match answer.before.is_empty() {
+            true => Ok(answer.message),
+            false => Err(LineError::NotOneResponse(key.into())),
+        }
+    };
+    let inside = functions(input)?;
+    Ok(Draft {
+        prompt: messages("input.messages", talk)?,
+        answers: [answer("preferred_output")?, answer("non_preferred_output")?],
+        labels: [Vec::new(), Vec::new()],
+        functions: if inside.is_empty() {
+            functions(object)?
+        } else {
+            inside
+        },
+        format: "OpenAI",
     })
 }
 
@@ -200,20 +302,18 @@ fn pku(object: &Object) -> Result<Draft, LineError> {
     };
     let (chosen, chosen_labels) = response(better)?;
     let (rejected, rejected_labels) = response(1 - better)?;
+    let prompt = prompt::read(object)?.ok_or(LineError::Missing("prompt".into()))?;
+    let draft = Draft::of_texts(object, prompt, [chosen, rejected], "PKU-SafeRLHF")?;
     Ok(Draft {
-        prompt: vec![Message {
-            role: Role::User,
-            content: text_field(object, "prompt")?,
-        }],
-        responses: [chosen, rejected],
         labels: [chosen_labels, rejected_labels],
+        ..draft
     })
 }
 
 fn field<'a>(object: &'a Object, key: &str) -> Result<&'a Value, LineError> {
     object
         .get(key)
-        .ok_or_else(|| LineError::NoResponse(key.into()))
+        .ok_or_else(|| LineError::Missing(key.into()))
 }
 
 fn text_field(object: &Object, key: &str) -> Result<String, LineError> {
@@ -224,108 +324,67 @@ fn text_field(object: &Object, key: &str) -> Result<String, LineError> {
     }
 }
 
-/// A response to an explicit prompt: text, a message, or a list of messages. The list ends with one
-/// assistant message; what precedes it, as in some TRL data sets, is returned first.
-fn response(key: &str, value: &Value) -> Result<(Vec<Message>, String), LineError> {
+/// A response, and what its column has in front of it.
+struct Answer {
+    before: Vec<Message>,
+    message: Message,
+}
+
+/// A response to an explicit prompt: text, a message, or a list of messages. What precedes its last
+/// message, as in some TRL data sets, is the conversation.
+fn response(key: &str, value: &Value, prompt: &Prompt) -> Result<Answer, LineError> {
+    let mut answer = match value {
+        Value::String(text) => match transcript::whole(key, text) {
+            // A dialogue that begins with another prompt is a text that the model wrote.
+            Some(mut turns) if turns[..turns.len() - 1].ends_with(&prompt.messages) => {
+                let message = turns.pop().ok_or_else(|| LineError::Missing(key.into()))?;
+                Answer {
+                    before: turns,
+                    message,
+                }
+            }
+            _ => Answer {
+                before: Vec::new(),
+                message: Message::new(Role::Assistant, text.clone()),
+            },
+        },
+        other => last_message(key, other)?,
+    };
+    if let Some(transcript) = &prompt.transcript {
+        // What follows `Assistant:` is a turn of the transcript, and turns are trimmed.
+        answer.message.content = transcript.answer(&answer.message.content).to_owned();
+    }
+    Ok(answer)
+}
+
+/// A message, or a list that ends with the assistant's.
+fn last_message(key: &str, value: &Value) -> Result<Answer, LineError> {
     let mut list = match value {
-        Value::String(text) => return Ok((Vec::new(), text.clone())),
+        Value::String(text) => vec![Message::new(Role::Assistant, text.clone())],
         Value::Object(_) => vec![message(key, value)?],
         other => messages(key, other)?,
     };
     match list.pop() {
-        Some(last) if last.role == Role::Assistant => Ok((list, last.content)),
+        Some(message) if message.role == Role::Assistant => Ok(Answer {
+            before: list,
+            message,
+        }),
         _ => Err(LineError::NotOneResponse(key.into())),
     }
 }
 
-/// A whole conversation, split into the messages before its last assistant message and the text of
-/// that message.
-fn conversation(key: &str, value: &Value) -> Result<(Vec<Message>, String), LineError> {
-    let mut list = match value {
+/// A whole conversation, split before its last message, which is the assistant's, and the format that it
+/// has.
+fn conversation(key: &str, value: &Value) -> Result<(Answer, &'static str), LineError> {
+    let (mut list, format) = match value {
         Value::String(text) => transcript::turns(key, text)?,
-        other => messages(key, other)?,
+        other => (messages(key, other)?, "TRL"),
     };
     match list.pop() {
-        Some(last) if last.role == Role::Assistant => Ok((list, last.content)),
+        Some(message) if message.role == Role::Assistant => {
+            let before = list;
+            Ok((Answer { before, message }, format))
+        }
         _ => Err(LineError::NoLastResponse(key.into())),
     }
-}
-
-fn messages(key: &str, value: &Value) -> Result<Vec<Message>, LineError> {
-    let Value::Array(items) = value else {
-        return Err(LineError::NotMessages(key.into()));
-    };
-    items.iter().map(|item| message(key, item)).collect()
-}
-
-/// `{role, content}`, or ShareGPT's `{from, value}`.
-fn message(key: &str, value: &Value) -> Result<Message, LineError> {
-    let get = |name: &str, other: &str| value.get(name).or_else(|| value.get(other));
-    let role = get("role", "from").and_then(Value::as_str);
-    let (Some(role), Some(content)) = (role, get("content", "value")) else {
-        return Err(LineError::Message(key.into()));
-    };
-    let role = match role {
-        "system" => Role::System,
-        "user" | "human" => Role::User,
-        "assistant" | "gpt" => Role::Assistant,
-        other => {
-            return Err(LineError::Role {
-                key: key.into(),
-                role: other.chars().take(40).collect(),
-            });
-        }
-    };
-    let content = text(content).ok_or_else(|| LineError::Message(key.into()))?;
-    Ok(Message { role, content })
-}
-
-/// A message's content: text, or a list of parts that are all text.
-fn text(content: &Value) -> Option<String> {
-    let Value::Array(parts) = content else {
-        return content.as_str().map(str::to_owned);
-    };
-    let part = |part: &Value| {
-        let is_text = part.get("type").is_some_and(|kind| kind == "text");
-        part.get("text")?
-            .as_str()
-            .filter(|_| is_text)
-            .map(str::to_owned)
-    };
-    parts.iter().map(part).collect()
-}
-
-fn holdout(object: &Object) -> Result<Option<bool>, LineError> {
-    match object.get("meta").and_then(|meta| meta.get("holdout")) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::Bool(held)) => Ok(Some(*held)),
-        Some(_) => Err(LineError::Holdout),
-    }
-}
-
-fn shared_labels(object: &Object) -> Result<Vec<String>, LineError> {
-    let mut labels = labels_of(object, "labels")?;
-    labels.extend(labels_of(object, "category")?);
-    Ok(labels)
-}
-
-/// Labels under a key of the line or of its `meta`: text or a list of texts.
-fn labels_of(object: &Object, key: &str) -> Result<Vec<String>, LineError> {
-    let inside = object.get("meta").and_then(|meta| meta.get(key));
-    let mut labels = Vec::new();
-    for value in [object.get(key), inside].into_iter().flatten() {
-        match value {
-            Value::Null => {}
-            Value::String(label) => labels.push(label.clone()),
-            Value::Array(items) => {
-                let texts: Option<Vec<String>> = items
-                    .iter()
-                    .map(|item| item.as_str().map(str::to_owned))
-                    .collect();
-                labels.extend(texts.ok_or_else(|| LineError::NotTexts(key.into()))?);
-            }
-            _ => return Err(LineError::NotLabels(key.into())),
-        }
-    }
-    Ok(labels)
 }

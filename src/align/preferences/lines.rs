@@ -14,17 +14,44 @@ pub(super) struct Bounds {
     pub(super) line: usize,
     /// Maximum bytes altogether, unpacked.
     pub(super) total: u64,
+    /// Maximum bytes of a file that has to be in memory as a whole, unpacked.
+    pub(super) whole: u64,
 }
 
-/// One line.
-pub(super) enum Line<'a> {
-    /// Its bytes, with the line break.
+/// What a row holds.
+pub(super) enum Content<'a> {
+    /// The bytes of its JSON text, maybe with a line break.
     Bytes(&'a [u8]),
     /// It is longer than the bound.
     TooLong,
+    /// It cannot be passed on as JSON, for this reason.
+    Refused(String),
 }
 
-/// Calls `visitor` with every line and its number, from 1, until it breaks. Keeps one line in
+/// One row.
+pub(super) struct Row<'a> {
+    /// The line at which it begins, or its number where the form has no lines; from 1.
+    pub(super) line: usize,
+    /// Its number in a list, which may be on one line as a whole; from 1.
+    pub(super) item: Option<usize>,
+    pub(super) content: Content<'a>,
+}
+
+impl<'a> Row<'a> {
+    /// A row that is a line of its own.
+    pub(super) fn at(line: usize, content: Content<'a>) -> Self {
+        Row {
+            line,
+            item: None,
+            content,
+        }
+    }
+}
+
+/// Takes rows until it breaks.
+pub(super) type Visitor<'v> = dyn FnMut(Row<'_>) -> ControlFlow<()> + 'v;
+
+/// Calls `visitor` with every line, until it breaks. Keeps one line in
 /// memory. Returns the unpacked bytes that were read.
 ///
 /// # Errors
@@ -33,7 +60,7 @@ pub(super) fn for_each(
     file: &Path,
     input: impl BufRead,
     bounds: Bounds,
-    visitor: &mut dyn FnMut(usize, Line<'_>) -> ControlFlow<()>,
+    visitor: &mut Visitor<'_>,
 ) -> Result<u64, DatasetError> {
     // One byte more than allowed: reading it shows that the budget is exceeded.
     let budget = bounds.total.saturating_add(1);
@@ -51,7 +78,7 @@ pub(super) fn for_each(
             });
         }
         let Some(line) = line else { break };
-        if visitor(number, line).is_break() {
+        if visitor(Row::at(number, line)).is_break() {
             break;
         }
     }
@@ -62,14 +89,14 @@ fn next<'a>(
     input: &mut impl BufRead,
     max: usize,
     bytes: &'a mut Vec<u8>,
-) -> io::Result<Option<Line<'a>>> {
+) -> io::Result<Option<Content<'a>>> {
     let limit = max as u64 + 1;
     if input.by_ref().take(limit).read_until(b'\n', bytes)? == 0 {
         return Ok(None);
     }
     if bytes.len() > max && bytes.last() != Some(&b'\n') {
         input.skip_until(b'\n')?;
-        return Ok(Some(Line::TooLong));
+        return Ok(Some(Content::TooLong));
     }
-    Ok(Some(Line::Bytes(bytes)))
+    Ok(Some(Content::Bytes(bytes)))
 }

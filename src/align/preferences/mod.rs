@@ -1,11 +1,15 @@
-//! Preference data: JSON lines in several formats → content-addressed pairs; the hold-out split.
+//! Preference data: rows in several formats → content-addressed pairs; the hold-out split.
 //!
 //! [`formats`] parses one line, [`lines`] reads a file within bounds, [`dataset`] reads files and directories, [`split`] divides pairs.
 
+mod collect;
 pub mod dataset;
 mod formats;
+mod inspect;
 mod lines;
+mod message;
 mod open;
+mod rows;
 pub mod split;
 
 #[cfg(test)]
@@ -18,42 +22,13 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 pub use dataset::{
-    Contradiction, Dataset, DatasetError, MAX_LINE_BYTES, SkippedLine, for_each_pair,
+    Contradiction, Dataset, DatasetError, MAX_LINE_BYTES, NOT_READ, SkippedLine, for_each_pair,
     for_each_raw_line,
 };
+pub use inspect::{FileReport, inspect};
+pub use message::Message;
+pub(crate) use message::{Role, functions};
 pub use split::{Split, split};
-
-/// The author of a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Role {
-    /// System prompt, written by the operator.
-    System,
-    /// The human user.
-    User,
-    /// The language model.
-    Assistant,
-}
-
-impl Role {
-    /// The name chat templates use.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Role::System => "system",
-            Role::User => "user",
-            Role::Assistant => "assistant",
-        }
-    }
-}
-
-/// One message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Message {
-    /// Author of the message.
-    pub(crate) role: Role,
-    /// Text of the message.
-    pub(crate) content: String,
-}
 
 /// SHA-256 (64 hex digits) over a pair's prompt, responses and labels.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -100,9 +75,20 @@ pub struct Pair {
     pub holdout: Option<bool>,
     /// Where the pair was read from.
     pub source: LineSource,
+    /// Both responses as messages, if one of them calls functions. Their texts have the calls too, in the
+    /// form in which policies judge them; models write calls in the form of their templates.
+    #[serde(skip)]
+    pub(crate) calling: Option<Box<[Message; 2]>>,
 }
 
 impl Pair {
+    /// The message of a response of this text, if one of the pair's responses calls functions.
+    pub(crate) fn calling(&self, response: &str) -> Option<&Message> {
+        let answers = self.calling.as_deref()?;
+        // By their text: training may have exchanged the responses.
+        answers.iter().find(|answer| answer.judged() == response)
+    }
+
     /// The last user message: what the oracle judges as the prompt.
     pub fn prompt_text(&self) -> &str {
         let last = self
@@ -115,8 +101,9 @@ impl Pair {
 
     /// Bytes of its texts: prompt, responses, labels, and the name of its file.
     fn memory_bytes(&self) -> u64 {
-        let message = size_of::<Message>();
-        let prompt: usize = self.prompt.iter().map(|m| m.content.len() + message).sum();
+        let calling = self.calling.iter().flat_map(|answers| answers.iter());
+        let messages = self.prompt.iter().chain(calling);
+        let prompt: usize = messages.map(Message::memory_bytes).sum();
         let labels = self.chosen_labels.iter().chain(&self.rejected_labels);
         let labels: usize = labels.map(|l| l.len() + size_of::<String>()).sum();
         let responses = self.chosen.len() + self.rejected.len();
@@ -167,6 +154,10 @@ fn hash_messages(hasher: &mut Sha256, messages: &[Message]) {
     for message in messages {
         hash_text(hasher, message.role.as_str());
         hash_text(hasher, &message.content);
+        if let Some(calling) = &message.calling {
+            // No role begins like JSON, so this is not taken for another message.
+            hash_text(hasher, &calling.text());
+        }
     }
 }
 

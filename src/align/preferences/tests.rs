@@ -1,9 +1,11 @@
 mod bounds;
+mod forms;
+mod tables;
 
 use std::fs;
 use std::path::Path;
 
-use super::dataset::Collector;
+use super::collect::Collector;
 use super::{Dataset, Message, Pair, Role, split};
 
 fn read(text: &[u8], max_line: usize) -> Dataset {
@@ -87,6 +89,33 @@ fn every_format_is_read_as_it_is() {
             r#"{"prompt":"b","chosen":[{"role":"user","content":"a"},{"role":"assistant","content":"x"},{"role":"user","content":"b"},{"role":"assistant","content":"A"}],"rejected":[{"role":"user","content":"a"},{"role":"assistant","content":"x"},{"role":"user","content":"b"},{"role":"assistant","content":"B"}]}"#,
             ("user:a|assistant:x|user:b", "A", "B"),
         ),
+        // Transcripts whose turns begin lines.
+        (
+            r#"{"prompt":"Human: One\nAssistant: Two\nmore\nHuman: Three\nAssistant:","chosen":" A","rejected":"B"}"#,
+            ("user:One|assistant:Two\nmore|user:Three", "A", "B"),
+        ),
+        (
+            r####"{"prompt":"### Instruction:\nOne\n\n### Response:","chosen":"A","rejected":"B"}"####,
+            ("user:One", "A", "B"),
+        ),
+        // A system prompt in a column of its own.
+        (
+            r#"{"system":"S","question":"Hi","chosen":"A","rejected":"B"}"#,
+            ("system:S|user:Hi", "A", "B"),
+        ),
+        (
+            r#"{"system_prompt":"S","prompt":"Hi","response_0":"A","response_1":"B","better_response_id":0}"#,
+            ("system:S|user:Hi", "A", "B"),
+        ),
+        (
+            r#"{"instruction":"Shorten","input":"This.","chosen":"A","rejected":"B"}"#,
+            ("user:Shorten\n\nThis.", "A", "B"),
+        ),
+        // OpenAI's preference fine-tuning.
+        (
+            r#"{"input":{"messages":[{"role":"system","content":"S"},{"role":"user","content":"Hi"}],"tools":[],"parallel_tool_calls":true},"preferred_output":[{"role":"assistant","content":"A"}],"non_preferred_output":[{"role":"assistant","content":"B"}]}"#,
+            ("system:S|user:Hi", "A", "B"),
+        ),
         // Content as parts.
         (
             r#"{"prompt":[{"role":"user","content":[{"type":"text","text":"H"},{"type":"text","text":"i"}]}],"chosen":[{"role":"assistant","content":[{"type":"text","text":"A"}]}],"rejected":"B"}"#,
@@ -131,6 +160,30 @@ fn labels_and_marks_are_kept() {
 fn bad_lines_are_reported_and_skipped() {
     let cases: &[(&str, &str)] = &[
         ("{", "not JSON"),
+        (
+            r#"{"prompt":"p","chosen":"a","rejected":"b","images":["x"]}"#,
+            "`images` changes what the pair means",
+        ),
+        (
+            r#"{"prompt":"p","chosen":"a","rejected":"b","tools":[{"f":1}]}"#,
+            "`tools` must list functions",
+        ),
+        (
+            r#"{"prompt":"p","chosen":"a","rejected":"b","input":"x"}"#,
+            "`input` changes what the pair means",
+        ),
+        (
+            r#"{"prompt":[{"role":"assistant","content":"x","tool_calls":[{"id":"1"}]},{"role":"user","content":"y"}],"chosen":"a","rejected":"b"}"#,
+            "has calls that are not",
+        ),
+        (
+            r#"{"system":"S","messages":[{"role":"system","content":"T"},{"role":"user","content":"y"}],"chosen":"a","rejected":"b"}"#,
+            "another one",
+        ),
+        (
+            r#"{"system":7,"prompt":"y","chosen":"a","rejected":"b"}"#,
+            "`system` must be text",
+        ),
         ("[]", "not a JSON object"),
         (r#"{"prompt":"p","chosen":"a"}"#, "`rejected` is missing"),
         (
@@ -163,7 +216,7 @@ fn bad_lines_are_reported_and_skipped() {
         ),
         (
             r#"{"prompt":[{"role":"user","content":[{"type":"image"}]}],"chosen":"b","rejected":"a"}"#,
-            "`role` and `content`",
+            "a part of type `image`",
         ),
         (
             r#"{"prompt":[{"role":"boss","content":"x"}],"chosen":"b","rejected":"a"}"#,
@@ -350,10 +403,7 @@ fn stated_marks_win() {
 
 #[test]
 fn ids_tell_apart_what_differs() {
-    let message = |role, content: &str| Message {
-        role,
-        content: content.to_owned(),
-    };
+    let message = |role, content: &str| Message::new(role, content);
     let user = |content: &str| vec![message(Role::User, content)];
     let id = |prompt: &[Message], a: &str, b: &str, labels: &[String]| {
         super::pair_id(prompt, [(a, labels), (b, &[])])

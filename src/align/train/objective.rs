@@ -1,5 +1,7 @@
 //! TRACE's losses on a packed batch (arXiv 2511.02623, Algorithm 1).
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use super::examples::TrainExample;
@@ -17,6 +19,9 @@ pub enum PreferenceLoss {
     Ipo,
 }
 
+/// First tokens of a response.
+const OPENING: usize = 4;
+
 /// The constants of the hybrid loss.
 #[derive(Clone, Copy, Debug)]
 pub struct Objective {
@@ -26,6 +31,9 @@ pub struct Objective {
     pub alpha_kl: f64,
     /// Weight of the likelihood term on INVERT pairs (0: the paper's form).
     pub alpha_sft: f64,
+    /// Weight of a response's first tokens, as a multiple of all its tokens' weight, in the likelihood
+    /// term and in the KL term: what an answer begins with decides what it becomes.
+    pub alpha_opening: f64,
     /// Form of the preference loss.
     pub preference: PreferenceLoss,
 }
@@ -36,6 +44,7 @@ impl From<&Recipe> for Objective {
             beta: r.beta,
             alpha_kl: r.alpha_kl,
             alpha_sft: r.alpha_sft,
+            alpha_opening: r.alpha_opening,
             preference: r.preference_loss,
         }
     }
@@ -48,9 +57,9 @@ pub struct LossParts {
     pub invert: f64,
     /// Σ w ℓ_NPO over PUNISH.
     pub punish: f64,
-    /// α_KL Σ KL over RETAIN.
+    /// α_KL Σ KL over RETAIN, the part of the first tokens included.
     pub retain: f64,
-    /// α_sft Σ w NLL over INVERT.
+    /// α_sft Σ w NLL over INVERT, the part of the first tokens included.
     pub sft: f64,
 }
 
@@ -86,6 +95,13 @@ impl Objective {
                     parts.sft -= self.alpha_sft * weight * sum(0) / tokens;
                     let likelihood = self.alpha_sft * weight / tokens;
                     coefficients[span(0)].fill((slope - likelihood) as f32);
+                    let opening = opening(span(0));
+                    let likelihood =
+                        self.alpha_sft * self.alpha_opening * weight / opening.len() as f64;
+                    for at in opening {
+                        parts.sft -= likelihood * f64::from(values[at]);
+                        coefficients[at] -= likelihood as f32;
+                    }
                     coefficients[span(1)].fill(-slope as f32);
                 }
                 Category::Punish => {
@@ -98,6 +114,12 @@ impl Objective {
                     let per_token = self.alpha_kl / span(0).len() as f64;
                     parts.retain += per_token * sum(0);
                     coefficients[span(0)].fill(per_token as f32);
+                    let opening = opening(span(0));
+                    let per_token = self.alpha_kl * self.alpha_opening / opening.len() as f64;
+                    for at in opening {
+                        parts.retain += per_token * f64::from(values[at]);
+                        coefficients[at] += per_token as f32;
+                    }
                 }
             }
         }
@@ -124,6 +146,11 @@ impl Objective {
     pub(crate) fn npo_slope(&self, log_ratio: f64) -> f64 {
         self.beta * sigmoid(self.beta * log_ratio)
     }
+}
+
+/// A response's first tokens.
+fn opening(span: Range<usize>) -> Range<usize> {
+    span.start..span.end.min(span.start + OPENING)
 }
 
 /// −log σ(x).

@@ -74,6 +74,10 @@ pub struct Recipe {
     /// Weight of the mean per-token negative log-likelihood of the preferred response of INVERT
     /// pairs: an extension, not part of TRACE; 0 is the paper's form.
     pub alpha_sft: f64,
+    /// Additional weight of a response's first tokens in the KL and likelihood terms, as a multiple of
+    /// all its tokens' weight: an answer that begins right stays right, at temperature 1 too. 0 is the
+    /// paper's form.
+    pub alpha_opening: f64,
     /// γ, the divisor of impact scores; cancels in normalised weights.
     pub gamma: f64,
     /// Form of the preference loss.
@@ -123,8 +127,9 @@ impl Default for Recipe {
             max_loss_ratio: 4.0,
             precision: RecipePrecision::Mixed,
             beta: 0.1,
-            alpha_kl: 6.0,
+            alpha_kl: 9.0,
             alpha_sft: 1.0,
+            alpha_opening: 1.0,
             gamma: 1.0,
             preference_loss: PreferenceLoss::Sigmoid,
             weight_scale: WeightScale::Uniform,
@@ -160,6 +165,7 @@ impl Recipe {
             beta: 0.3,
             alpha_kl: 0.1,
             alpha_sft: 0.0,
+            alpha_opening: 0.0,
             weight_scale: WeightScale::SumOne,
             ..Self::default()
         }

@@ -1,15 +1,12 @@
 use super::{Category, TriageCounts, triage, triage_cached, triage_in_parts};
 use crate::oracle::{MemoryVerdictCache, RuleOracle};
 use crate::policy::PolicySet;
-use crate::preferences::{LineSource, Message, Pair, PairId, Role};
+use crate::preferences::{Dataset, LineSource, Message, Pair, PairId, Role};
 
 fn pair(chosen: &str, rejected: &str, chosen_labels: &[&str]) -> Pair {
     Pair {
         id: PairId(format!("{chosen}/{rejected}")),
-        prompt: vec![Message {
-            role: Role::User,
-            content: "p".to_owned(),
-        }],
+        prompt: vec![Message::new(Role::User, "p")],
         chosen: chosen.to_owned(),
         rejected: rejected.to_owned(),
         chosen_labels: chosen_labels.iter().map(|l| l.to_string()).collect(),
@@ -19,6 +16,7 @@ fn pair(chosen: &str, rejected: &str, chosen_labels: &[&str]) -> Pair {
             file: "d.jsonl".into(),
             line: 1,
         },
+        calling: None,
     }
 }
 
@@ -84,4 +82,21 @@ fn nothing_conflicts_without_pairs_or_rules() {
             ..TriageCounts::default()
         }
     );
+}
+
+/// A dialogue is judged alike whether it is given as text or as messages.
+#[test]
+fn a_transcript_is_judged_like_its_messages() {
+    let text = "apiVersion: realign/v1\nid: p\nversion: 1\nrules:\n  - id: r\n    when: { prompt: { any_phrase: [dose] } }\n    violates: { response: { any_phrase: [fingers] } }\n";
+    let oracle = RuleOracle::new(&PolicySet::from_yaml("p.yaml", text).unwrap());
+    // The rule is about an earlier turn, which is not what is asked.
+    let rows = [
+        r#"{"prompt":"\n\nHuman: what dose did my dog get?\n\nAssistant: I do not know.\n\nHuman: and how do I whistle?\n\nAssistant:","chosen":" take two fingers","rejected":" ask someone"}"#,
+        r#"{"prompt":[{"role":"user","content":"what dose did my dog get?"},{"role":"assistant","content":"I do not know."},{"role":"user","content":"and how do I whistle?"}],"chosen":"take two fingers","rejected":"ask someone"}"#,
+    ];
+    for row in rows {
+        let data = Dataset::from_bytes("d.jsonl", row.into()).unwrap();
+        let triaged = triage(&data.pairs, &oracle);
+        assert_eq!(triaged.items[0].category, Category::Retain, "{row}");
+    }
 }

@@ -66,7 +66,7 @@ pub(super) fn run(
     let rows = read(&text)?;
     let config = global.resolve()?;
     let device = realign_backend::open(config.engine.device)?;
-    let loaded = LoadedModel::load(&config.model, &*device)?;
+    let loaded = LoadedModel::load(config.model_choice(), &*device)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = config.engine.threads.unwrap_or(cores);
     let failed = |error: candle_core::Error| CliError::Eval(error.to_string());

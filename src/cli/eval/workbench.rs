@@ -7,10 +7,14 @@ use std::sync::Arc;
 use crate::learning::Learning;
 use crate::progress::{Bars, Progress};
 use crate::{CliError, GlobalArgs, oracle};
-use realign_align::exam::{Exam, Examiner, MemoryExamCache, Settings, Sitting, Sources, Subject};
+use realign_align::exam::{
+    ASKED_BETWEEN_ROUNDS, Exam, Examiner, MemoryExamCache, Settings, Sitting, Sources, Subject,
+};
+use realign_align::gather::further;
 use realign_align::oracle::{MemoryVerdictCache, RuleOracle, prepare_trusted};
 use realign_align::pipeline::{Candidate, Failures, Learner, PipelineError, Review, Run};
 use realign_align::policy::PolicySet;
+use realign_align::preferences::Pair;
 use realign_align::train::Trained;
 use realign_align::train::examples::TokenPair;
 use realign_core::Category;
@@ -25,12 +29,14 @@ use realign_server::control::EngineAnswers;
 const KV_BYTES: usize = 128 << 20;
 
 /// Everything that candidates are made of and asked by.
-pub(super) struct Workbench<'a> {
+pub(crate) struct Workbench<'a> {
     pub(super) learning: &'a Learning,
     /// What a server would train on, its controls included.
     pub(super) data: Vec<TokenPair>,
+    /// Governed prompts that candidates are asked between rounds besides those that are trained on.
+    pub(super) further: Vec<String>,
     pub(super) set: &'a PolicySet,
-    pub(super) base: Arc<Generation>,
+    pub(crate) base: Arc<Generation>,
     oracle: RuleOracle,
     engine: EngineHandle,
     answers: MemoryExamCache,
@@ -45,8 +51,23 @@ pub(super) fn failed(error: impl std::fmt::Display) -> CliError {
 impl<'a> Workbench<'a> {
     /// Starts an engine and has the base answer the controls that are trained on.
     pub(super) fn start(learning: &'a Learning, set: &'a PolicySet) -> Result<Self, CliError> {
+        let prepared = prepare_trusted(set, &oracle::services(&learning.config, set)?)?;
+        let mut bench = Self::without_controls(learning, set, prepared.oracle(set))?;
+        let controls = bench.controls()?;
+        bench.data.extend(controls);
+        let known = learning.inputs.dataset.pairs.iter();
+        let known: Vec<&str> = known.map(Pair::prompt_text).collect();
+        bench.further = further(set, &known, &bench.exam(), ASKED_BETWEEN_ROUNDS);
+        Ok(bench)
+    }
+
+    /// Starts an engine.
+    pub(crate) fn without_controls(
+        learning: &'a Learning,
+        set: &'a PolicySet,
+        oracle: RuleOracle,
+    ) -> Result<Self, CliError> {
         let config = &learning.config;
-        let prepared = prepare_trusted(set, &oracle::services(config, set)?)?;
         let defaults = EngineConfig {
             kv_cache_bytes: KV_BYTES,
             ..EngineConfig::default()
@@ -61,9 +82,10 @@ impl<'a> Workbench<'a> {
                 ..defaults
             },
         );
-        let mut bench = Self {
+        Ok(Self {
             learning,
             data: learning.selected.pairs.clone(),
+            further: Vec::new(),
             set,
             base: Arc::new(Generation {
                 id: base_id(&loaded.base_hash),
@@ -71,15 +93,12 @@ impl<'a> Workbench<'a> {
                 policy_revision: None,
                 adapter: None,
             }),
-            oracle: prepared.oracle(set),
+            oracle,
             engine: engine.map_err(failed)?,
             answers: MemoryExamCache::default(),
             verdicts: MemoryVerdictCache::default(),
             threads,
-        };
-        let controls = bench.controls()?;
-        bench.data.extend(controls);
-        Ok(bench)
+        })
     }
 
     /// The base's own answers to prompts that no rule is about, as pairs that keep them.
@@ -111,7 +130,7 @@ impl<'a> Workbench<'a> {
     }
 
     /// The exam that a server would sit.
-    pub(super) fn exam(&self) -> Exam {
+    pub(crate) fn exam(&self) -> Exam {
         let config = &self.learning.config;
         let settings = Settings {
             prompts: config.exam.prompts,
@@ -147,7 +166,7 @@ impl<'a> Workbench<'a> {
     }
 
     /// Has a generation answer an exam. The base's answers are remembered.
-    pub(super) fn sit(
+    pub(crate) fn sit(
         &self,
         exam: &Exam,
         generation: &Arc<Generation>,
@@ -221,7 +240,7 @@ impl<'a> Workbench<'a> {
     }
 
     /// Ends the engine.
-    pub(super) fn shutdown(&self) {
+    pub(crate) fn shutdown(&self) {
         self.engine.shutdown();
     }
 }
@@ -240,7 +259,7 @@ impl Review for Workbench<'_> {
             .collect();
         let subject = self.subject(&candidate);
         self.with_examiner(&candidate, |examiner| {
-            examiner.failures(pairs, &prompts, &subject)
+            examiner.failures(pairs, &prompts, &self.further, &subject)
         })
         .map_err(|e| failed(&e))
     }

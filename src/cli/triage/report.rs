@@ -2,11 +2,8 @@
 
 use serde::Serialize;
 
-use super::Flips;
 use realign_align::oracle::{Exchange, Judgement, MatcherUsage, Oracle, RuleOracle, Severity};
-use realign_align::pipeline::holdout_ratio;
-use realign_align::preferences::{Contradiction, Dataset, Pair, SkippedLine, split};
-use realign_align::train::Recipe;
+use realign_align::preferences::{Contradiction, Dataset, Pair, SkippedLine};
 use realign_align::triage::{Triage, TriagedPair};
 use realign_core::{Category, TriageCounts};
 
@@ -172,93 +169,5 @@ fn conflict(oracle: &RuleOracle, pair: &Pair, item: &TriagedPair) -> Conflict {
         chosen: pair.chosen.clone(),
         rejected: pair.rejected.clone(),
         because,
-    }
-}
-
-/// What a server would do with the data and the policies.
-#[derive(Clone, Debug, Serialize)]
-pub struct Plan {
-    /// How the data fits the policies.
-    #[serde(flatten)]
-    pub(crate) triage: TriageReport,
-    /// Whether there is something to train on.
-    pub(crate) trains: bool,
-    /// Name of the recipe.
-    pub(crate) recipe: String,
-    /// Pairs to train on, `train.max_pairs` respected.
-    pub(crate) train_pairs: usize,
-    /// Conflicting pairs outside the held-out part, `train.max_pairs` not counted.
-    pub(crate) train_conflicts: usize,
-    /// Pairs to measure on.
-    pub(crate) holdout_pairs: usize,
-    /// Conflicting pairs to measure on.
-    pub(crate) holdout_conflicts: usize,
-    /// Most optimiser steps.
-    pub(crate) steps: usize,
-    /// Pairs per optimiser step.
-    pub(crate) pairs_per_step: usize,
-    /// Passes over the pairs.
-    pub(crate) epochs: usize,
-    /// Minutes that the whole realignment takes at the rate of the demo on two cores.
-    pub(crate) minutes: f64,
-    /// Verdicts that would reach a judge.
-    pub(crate) judge_calls: u64,
-    /// What is likely to go wrong.
-    pub(crate) warning: Option<&'static str>,
-    /// Changes from the active set, if that is another.
-    pub(crate) flips: Option<Flips>,
-}
-
-/// The demo: 211 seconds from triage to swap with 192 pairs on two cores, default model and recipe.
-const DEMO_SECONDS: f64 = 211.0;
-const DEMO_PAIRS: f64 = 192.0;
-
-impl Plan {
-    /// The plan for a triaged data set. `configured_ratio` is `gate.holdout_ratio`.
-    pub(crate) fn new(
-        report: TriageReport,
-        recipe: &Recipe,
-        dataset: &Dataset,
-        triage: &Triage,
-        configured_ratio: f64,
-    ) -> Plan {
-        let ratio = holdout_ratio(&dataset.pairs, configured_ratio);
-        let parts = split(&dataset.pairs, ratio, recipe.seed);
-        let conflicts = |of: &[usize]| {
-            let in_conflict = of
-                .iter()
-                .filter(|&&i| triage.items[i].category.is_conflict());
-            in_conflict.count()
-        };
-        let train_conflicts = conflicts(&parts.train);
-        let train_pairs = match recipe.max_pairs {
-            0 => parts.train.len(),
-            limit => parts.train.len().min(limit),
-        };
-        let trains = train_conflicts > 0;
-        Plan {
-            trains,
-            recipe: recipe.name.clone(),
-            train_pairs,
-            train_conflicts,
-            holdout_pairs: parts.holdout.len(),
-            holdout_conflicts: conflicts(&parts.holdout),
-            steps: if trains {
-                realign_align::train::run::steps(train_pairs, recipe)
-            } else {
-                0
-            },
-            minutes: if trains {
-                train_pairs as f64 / DEMO_PAIRS * DEMO_SECONDS / 60.0
-            } else {
-                0.0
-            },
-            judge_calls: 0,
-            warning: None,
-            flips: None,
-            pairs_per_step: recipe.pairs_per_step,
-            epochs: recipe.epochs,
-            triage: report,
-        }
     }
 }

@@ -45,7 +45,7 @@ fn a_large_file_is_streamed_whole() {
     let mut bytes = Vec::new();
     open(&path).unwrap().read_to_end(&mut bytes).unwrap();
     assert!(bytes == content);
-    // A stream that nobody reads to its end leaves no thread behind.
+    // A stream that is not read to its end leaves no thread behind.
     drop(open(&path).unwrap());
     let until = Instant::now() + Duration::from_secs(5);
     while reads().iter().any(|read| read.path == path) {

@@ -53,6 +53,25 @@ impl Isa {
     }
 }
 
+/// The instructions that the kernels use on this processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InstructionSet {
+    /// Their names.
+    pub name: &'static str,
+    /// Whether there are kernels for them, rather than plain Rust.
+    pub is_fast: bool,
+}
+
+/// What serving uses on this processor.
+pub fn instruction_set() -> InstructionSet {
+    let (name, is_fast) = match Isa::detect() {
+        Isa::Portable => ("no vector instructions that there are kernels for", false),
+        Isa::Avx2 => ("AVX2", true),
+        Isa::Avx512 => ("AVX-512 with VNNI", true),
+    };
+    InstructionSet { name, is_fast }
+}
+
 /// Pointers into [`Activations`] at a first row. Sixteen rows from there may be read.
 #[derive(Clone, Copy)]
 struct Rows {

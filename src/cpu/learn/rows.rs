@@ -135,7 +135,7 @@ pub(crate) fn turn(
             match turn {
                 Turn::Forward => rotate(head, (cos, sin)),
                 Turn::Back => {
-                    let (low, high) = head.split_at_mut(head_dim / 2);
+                    let (low, high) = head.split_at_mut(cos.len());
                     for (((a, b), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
                         (*a, *b) = (*a * cos + *b * sin, *b * cos - *a * sin);
                     }

@@ -44,6 +44,9 @@ pub enum AdapterError {
         /// The adapter directory.
         root: PathBuf,
     },
+    /// A generation cannot become the current one of all servers that share a store.
+    #[error("the shared store's CURRENT stays as it is: {0}")]
+    Shared(String),
     /// The adapter was trained on another base model.
     #[error(
         "generation {id} was trained on base model {found}, but the loaded model is {loaded}; \

@@ -8,6 +8,7 @@ mod numbers;
 pub mod peft;
 pub mod registry;
 pub mod store;
+mod sync;
 #[cfg(any(test, feature = "test-support"))]
 pub mod test_support;
 

@@ -16,6 +16,7 @@ use realign_model::lora::{LoraPair, LoraSite, LoraWeights, Projection};
 mod config;
 mod error;
 mod fields;
+mod header;
 mod targets;
 #[cfg(test)]
 mod tests;
@@ -70,7 +71,7 @@ pub fn read_dir(dir: &Path) -> Result<PeftAdapter, AdapterError> {
     let config = PeftConfig::parse(&text)
         .map_err(|problem| AdapterError::format(&config_path, problem.to_string()))?;
     let model_path = dir.join(MODEL_FILE);
-    let model = files::read(&model_path, MAX_MODEL).map_err(AdapterError::io(&model_path))?;
+    let model = header::read(&model_path, &config, MAX_MODEL)?;
     let weights = decode(&model, &config)
         .map_err(|problem| AdapterError::format(&model_path, problem.to_string()))?;
     Ok(PeftAdapter {
@@ -78,6 +79,18 @@ pub fn read_dir(dir: &Path) -> Result<PeftAdapter, AdapterError> {
         weights,
         model,
     })
+}
+
+/// Reads an adapter's two files from memory, as [`read_dir`] does from a directory. For fuzzing.
+///
+/// # Errors
+/// What is wrong with one of them.
+#[doc(hidden)]
+pub fn read_bytes(config: &[u8], model: &[u8]) -> Result<LoraWeights, String> {
+    let config = PeftConfig::parse(config).map_err(|e| e.to_string())?;
+    let checked = header::check(model, model.len() as u64, &config);
+    let weights = checked.and_then(|_| decode(model, &config));
+    weights.map_err(|e| e.to_string())
 }
 
 /// Encodes an adapter. `base_name` is what `base_model_name_or_path` will say.
@@ -146,6 +159,7 @@ pub(super) fn f32_bytes(tensor: &Tensor) -> Result<Vec<u8>, AdapterError> {
         .collect())
 }
 
+/// The factors in a file whose header was checked.
 fn decode(model: &[u8], config: &PeftConfig) -> Result<LoraWeights, PeftError> {
     let file = SafeTensors::deserialize(model)?;
     let mut halves: BTreeMap<LoraSite, (Option<Tensor>, Option<Tensor>)> = BTreeMap::new();
@@ -190,16 +204,6 @@ fn join(
         (None, _) => return Err(half("lora_A", "lora_B", path)),
         (_, None) => return Err(half("lora_B", "lora_A", path)),
     };
-    let rank = config.rank(&path);
-    let (got_a, got_b) = (a.dims()[0], b.dims()[1]);
-    if got_a != rank || got_b != rank {
-        return Err(PeftError::Ranks {
-            path,
-            a: got_a,
-            b: got_b,
-            rank,
-        });
-    }
     Ok(LoraPair {
         a,
         b,
@@ -235,21 +239,7 @@ fn parse_parts(name: &str) -> Option<(LoraSite, Factor)> {
 }
 
 fn read_tensor(name: &str, view: &TensorView<'_>) -> Result<Tensor, PeftError> {
-    let dtype = match view.dtype() {
-        Dtype::F32 => DType::F32,
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::BF16,
-        dtype => {
-            let name = name.into();
-            return Err(PeftError::Dtype { name, dtype });
-        }
-    };
-    if view.shape().len() != 2 || view.shape().contains(&0) {
-        return Err(PeftError::Shape {
-            name: name.into(),
-            shape: view.shape().to_vec(),
-        });
-    }
+    let dtype = header::dtype(name, view.dtype())?;
     let read = || -> candle_core::Result<(Tensor, Option<f32>)> {
         let tensor = Tensor::from_raw_buffer(view.data(), dtype, view.shape(), &Device::Cpu)?
             .to_dtype(DType::F32)?;

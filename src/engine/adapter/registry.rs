@@ -4,12 +4,10 @@
 //! the last step of a swap is one atomic pointer store, which cannot fail.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-
-use arc_swap::ArcSwap;
 
 use super::AdapterError;
 use super::generation::{Generation, GenerationId};
+use super::sync::{Arc, ArcSwap, Mutex, MutexGuard, PoisonError, Weak};
 use realign_core::LeaseCounts;
 
 /// Digits of a generation id.
@@ -97,6 +95,8 @@ struct State {
     pinned: Vec<Arc<Generation>>,
     /// Forgotten generations that running sequences may still hold.
     forgotten: Vec<Weak<Generation>>,
+    /// The candidate of a realignment, as long as that holds it.
+    candidate: Weak<Generation>,
 }
 
 impl Registry {
@@ -111,6 +111,7 @@ impl Registry {
                 withheld: None,
                 pinned: Vec::new(),
                 forgotten: Vec::new(),
+                candidate: Weak::new(),
             }),
             capacity: capacity.max(2),
             loader: None,
@@ -169,6 +170,18 @@ impl Registry {
         self.forget_surplus(&mut state);
     }
 
+    /// Shows a candidate that sits its exam to operators. Selectors of [`Registry::resolve`] do not
+    /// name it: no gate has let it serve yet.
+    pub fn show_candidate(&self, candidate: &Arc<Generation>) {
+        self.state().candidate = Arc::downgrade(candidate);
+    }
+
+    /// The candidate that was shown last, while its realignment holds it and it does not serve.
+    pub fn candidate(&self) -> Option<Arc<Generation>> {
+        let candidate = self.state().candidate.upgrade()?;
+        (candidate.id != self.lease_current().id).then_some(candidate)
+    }
+
     /// What a rollback would return to.
     pub fn previous(&self) -> Option<Arc<Generation>> {
         self.state().previous.clone()
@@ -224,9 +237,12 @@ impl Registry {
             selector: id.0.clone(),
         };
         let loader = self.loader.as_ref().ok_or_else(unknown)?;
-        let loaded = loader(id).map_err(|error| ResolveError::Load {
-            id: id.clone(),
-            reason: error.to_string(),
+        let loaded = loader(id).map_err(|error| match error {
+            AdapterError::Unknown { .. } => unknown(),
+            error => ResolveError::Load {
+                id: id.clone(),
+                reason: error.to_string(),
+            },
         })?;
         let mut state = self.state();
         // Another thread may have loaded it in the meantime; one copy is enough.
@@ -316,7 +332,11 @@ impl Registry {
             });
         }
         let was_previous = state.previous.replace(from);
-        state.pinned.retain(|g| g.id != to_id);
+        let same = state.pinned.extract_if(.., |g| g.id == to_id);
+        // Requests may hold another copy of it, which was loaded for them.
+        let others = same.filter(|g| !Arc::ptr_eq(g, &to));
+        let others: Vec<_> = others.map(|g| Arc::downgrade(&g)).collect();
+        state.forgotten.extend(others);
         state
             .forgotten
             .retain(|g| !std::ptr::eq(g.as_ptr(), Arc::as_ptr(&to)));

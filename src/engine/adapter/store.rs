@@ -24,6 +24,7 @@ use realign_model::lora::LoraWeights;
 mod removal;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 /// File name of the manifest.
 pub const MANIFEST_FILE: &str = "manifest.json";
@@ -168,14 +169,20 @@ impl AdapterStore {
         sync_dir(&staging)?;
         // Read back before anything refers to it: an adapter that cannot be loaded is not published.
         verify(&staging, &id, &manifest.base_hash)?;
+        self.put_in_place(&staging, &id)?;
+        Ok(id)
+    }
+
+    /// Gives a staged and verified generation its name.
+    fn put_in_place(&self, staging: &Path, id: &GenerationId) -> Result<(), AdapterError> {
         crash_point("publish:after-staging");
-        let target = self.path(&id);
-        // An existing directory is damaged, or `load` would have succeeded above.
+        let target = self.path(id);
+        // An existing directory is damaged, or it would have been found whole.
         remove_if_there(&target)?;
-        fs::rename(&staging, &target).map_err(AdapterError::io(&target))?;
+        fs::rename(staging, &target).map_err(AdapterError::io(&target))?;
         sync_dir(&self.root)?;
         crash_point("publish:after-rename");
-        Ok(id)
+        Ok(())
     }
 
     /// Reads a generation and verifies its hashes, its id and its base model.

@@ -169,6 +169,7 @@ impl Variant {
             Variant::TracePure => {
                 let paper = Recipe::paper();
                 recipe.alpha_sft = paper.alpha_sft;
+                recipe.alpha_opening = paper.alpha_opening;
                 recipe.alpha_kl = paper.alpha_kl;
                 recipe.beta = paper.beta;
                 recipe.weight_scale = WeightScale::MeanOne;

@@ -101,11 +101,16 @@ pub(super) fn charge(nodes: u64, text: u64) -> Result<(), Error> {
 
 /// As [`charge`], for one text that is about to be made.
 pub(super) fn charge_text(bytes: usize) -> Result<(), Error> {
-    let bytes = bytes as u64;
-    if bytes > MAX_VALUE_TEXT {
-        return Err(too_long());
+    check_text(bytes)?;
+    charge(1, bytes as u64)
+}
+
+/// Refuses a text of more bytes than one may have.
+pub(super) fn check_text(bytes: usize) -> Result<(), Error> {
+    match bytes as u64 > MAX_VALUE_TEXT {
+        true => Err(too_long()),
+        false => Ok(()),
     }
-    charge(1, bytes)
 }
 
 /// As [`charge`], for a list that is about to be made.

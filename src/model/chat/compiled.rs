@@ -4,69 +4,31 @@
 //! a flat list, so a check is inserted behind each one that makes a value.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use minijinja::machinery::{
-    Instruction, Instructions, Token, Vm, get_compiled_template, make_string_output, tokenize,
+    Instruction, Instructions, Vm, get_compiled_template, make_string_output,
 };
-use minijinja::{AutoEscape, Environment, Error, Value};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
 
-use super::budget::{exceeded, with_budget};
-use super::guarded::{ASSIGN, CHECK_NEW, CHECK_SHARED, MULTIPLY, check_source};
+use super::budget::with_budget;
+use super::errors::explained;
+use super::guarded::{ASSIGN, CHECK_NEW, CHECK_SHARED};
+use super::python::{
+    ADD, ATTRIBUTE, COMPARE, CONCAT, CONTAINS, DIVIDE, EQUAL, FLOOR_DIVIDE, ITEM, ITERATE,
+    MULTIPLY, Method, NEGATE, NOT_EQUAL, POWER, REMAINDER, SLICE, SUBTRACT,
+};
 
-/// Tokens between `{{` and `}}`, or `{%` and `%}`: the parser nests a chain of operators as deep
-/// as it is long, and the compiler recurses.
-const MAX_BLOCK_TOKENS: usize = 1000;
-/// `elif` branches: each nests in the one before it.
-const MAX_ELIFS: usize = 200;
-
-/// A variable that is 1, see [`prepare`].
-pub(super) const ONE: &str = "realign_one";
-
-/// Checks a source, and rewrites two things in it.
+/// Runs something of minijinja's. Its slices once panicked on an empty list: a template, which is
+/// input, must not end a thread if there is another such fault.
 ///
-/// The compiler computes products of constants, for which it has no budget: `a * b` becomes
-/// `a * one * b` with a variable, which is no constant. `{% generation %}`, with which training
-/// tools mark the assistant's text, becomes a condition that holds.
-pub(super) fn prepare(source: &str) -> Result<String, Error> {
-    check_source(source)?;
-    let mut prepared = String::with_capacity(source.len());
-    let (mut copied, mut in_block, mut elifs) = (0, 0, 0);
-    let (mut begins_block, mut may_be_splat) = (false, true);
-    let multiply = format!("* {ONE} *");
-    for token in tokenize(source, false, Default::default(), Default::default()) {
-        let (token, span) = token?;
-        in_block += 1;
-        let instead = match token {
-            Token::Mul if !may_be_splat => Some(multiply.as_str()),
-            Token::Ident("generation") if begins_block => Some("if true"),
-            Token::Ident("endgeneration") if begins_block => Some("endif"),
-            _ => None,
-        };
-        if let Some(instead) = instead {
-            let (start, end) = (span.start_offset as usize, span.end_offset as usize);
-            prepared.push_str(source.get(copied..start).unwrap_or_default());
-            prepared.push_str(instead);
-            copied = end;
-        }
-        match token {
-            Token::TemplateData(_) | Token::VariableStart | Token::BlockStart => in_block = 0,
-            Token::Ident("elif") => elifs += 1,
-            _ => {}
-        }
-        begins_block = matches!(token, Token::BlockStart);
-        may_be_splat = matches!(token, Token::ParenOpen | Token::Comma);
-        if in_block > MAX_BLOCK_TOKENS {
-            let limit = MAX_BLOCK_TOKENS;
-            return Err(exceeded(format!(
-                "has an expression of more than {limit} tokens"
-            )));
-        }
-        if elifs > MAX_ELIFS {
-            return Err(exceeded(format!("has more than {MAX_ELIFS} elif branches")));
-        }
-    }
-    prepared.push_str(source.get(copied..).unwrap_or_default());
-    Ok(prepared)
+/// # Errors
+/// Its own, or that it panicked.
+pub(super) fn contained<T>(run: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
+        let why = "the template engine failed on an expression";
+        Err(Error::new(ErrorKind::InvalidOperation, why))
+    })
 }
 
 /// Renders a template of the environment within its budget.
@@ -87,68 +49,150 @@ pub(super) fn render(
         .map(|(name, block)| (*name, guarded(block)))
         .collect();
     let mut text = String::new();
-    with_budget(|| {
-        let mut out = make_string_output(&mut text);
-        let vm = Vm::new(environment);
-        vm.eval(
-            &instructions,
-            variables,
-            &blocks,
-            &mut out,
-            AutoEscape::None,
-        )
-        .map(|_| ())
-    })?;
+    let done = with_budget(|| {
+        contained(|| {
+            let mut out = make_string_output(&mut text);
+            let vm = Vm::new(environment);
+            let escape = AutoEscape::None;
+            vm.eval(&instructions, variables, &blocks, &mut out, escape)
+                .map(|_| ())
+        })
+    });
+    done.map_err(|error| explained(error, &instructions))?;
     Ok(text)
 }
 
 fn guarded<'a>(instructions: &Instructions<'a>) -> Instructions<'a> {
     let mut moved_to = Vec::new();
     let mut expanded = Vec::new();
+    let closing = closing(instructions);
     while let Some(instruction) = instructions.get(moved_to.len() as u32) {
+        let place = moved_to.len() as u32;
         moved_to.push(expanded.len() as u32);
+        if let Some((_, closing)) = closing.iter().find(|(jump, _)| *jump == place) {
+            expanded.extend(closing.iter().cloned());
+        }
         expand(instruction.clone(), &mut expanded);
     }
     moved_to.push(expanded.len() as u32);
     let mut guarded = Instructions::new(instructions.name(), instructions.source());
-    for instruction in expanded {
-        guarded.add(relocated(instruction, &moved_to));
+    for (place, instruction) in expanded.into_iter().enumerate() {
+        // An error's line is the place of its instruction, counted from 1.
+        let line = u16::try_from(place + 1).unwrap_or(u16::MAX);
+        guarded.add_with_line(relocated(instruction, &moved_to), line);
     }
     guarded
 }
 
-/// An instruction with its check.
+/// What is open where an instruction stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Open {
+    Loop,
+    With,
+    Capture,
+    Escape,
+}
+
+/// What has to be closed before a jump leaves a block, by the jump's place: minijinja compiles `break`
+/// and `continue` inside of `with`, `set` and `filter` to plain jumps, and then closes the wrong ones.
+fn closing<'a>(instructions: &Instructions<'_>) -> Vec<(u32, Vec<Instruction<'a>>)> {
+    use Instruction as I;
+    let mut open = Vec::new();
+    let mut depths = Vec::new();
+    let mut jumps = Vec::new();
+    while let Some(instruction) = instructions.get(depths.len() as u32) {
+        let place = depths.len() as u32;
+        depths.push(open.len());
+        match instruction {
+            I::PushLoop(_) => open.push(Open::Loop),
+            I::PushWith => open.push(Open::With),
+            I::BeginCapture(_) => open.push(Open::Capture),
+            I::PushAutoEscape => open.push(Open::Escape),
+            I::PopFrame | I::PopLoopFrame | I::EndCapture | I::PopAutoEscape => {
+                open.pop();
+            }
+            I::Jump(target) if open.last().is_some_and(|last| *last != Open::Loop) => {
+                jumps.push((place, *target, open.clone()));
+            }
+            _ => {}
+        }
+    }
+    let close = |open: &Open| match open {
+        Open::Loop | Open::With => vec![I::PopFrame],
+        Open::Capture => vec![I::EndCapture, I::DiscardTop],
+        Open::Escape => vec![I::PopAutoEscape],
+    };
+    let left = |(place, target, open): (u32, u32, Vec<Open>)| {
+        let stays = depths.get(target as usize).copied().unwrap_or(0);
+        let left = open.get(stays..).filter(|left| !left.is_empty())?;
+        Some((place, left.iter().rev().flat_map(close).collect()))
+    };
+    jumps.into_iter().filter_map(left).collect()
+}
+
+/// An instruction with Python's semantics and with its check.
 fn expand<'a>(instruction: Instruction<'a>, into: &mut Vec<Instruction<'a>>) {
     use Instruction as I;
+    if let Some((function, operands)) = operator(&instruction) {
+        into.push(I::CallFunction(function, Some(operands)));
+        return;
+    }
     match instruction {
         // What is written as a value goes through the formatter, which weighs it.
         I::EmitRaw(text) => into.extend([I::LoadConst(Value::from(text)), I::Emit]),
-        I::Mul => into.push(I::CallFunction(MULTIPLY, Some(2))),
         I::SetAttr(name) => into.extend([
             I::LoadConst(Value::from(name)),
             I::CallFunction(ASSIGN, Some(3)),
             I::DiscardTop,
         ]),
-        I::Add | I::Slice | I::BuildList(_) | I::BuildMap(_) => {
+        I::GetAttr(name) if Method::is_name(name) => into.extend([
+            I::LoadConst(Value::from(name)),
+            I::CallFunction(ATTRIBUTE, Some(2)),
+        ]),
+        // A constant that names no method is looked up in one step.
+        I::GetItem => match into.last() {
+            Some(I::LoadConst(key)) if !key.as_str().is_some_and(Method::is_name) => {
+                into.push(instruction);
+            }
+            _ => into.push(I::CallFunction(ITEM, Some(2))),
+        },
+        I::PushLoop(_) => into.extend([I::CallFunction(ITERATE, Some(1)), instruction]),
+        I::BuildList(_) | I::BuildMap(_) => {
             into.extend([instruction, I::CallFunction(CHECK_SHARED, Some(1))]);
         }
-        // Comparisons and tests make no large values, but may be slow: the check looks at the clock.
-        I::StringConcat
-        | I::ApplyFilter(..)
+        I::ApplyFilter(..)
         | I::PerformTest(..)
         | I::CallFunction(..)
         | I::CallMethod(..)
         | I::CallObject(_)
-        | I::EndCapture
-        | I::Eq
-        | I::Ne
-        | I::Gt
-        | I::Gte
-        | I::Lt
-        | I::Lte
-        | I::In => into.extend([instruction, I::CallFunction(CHECK_NEW, Some(1))]),
+        | I::EndCapture => into.extend([instruction, I::CallFunction(CHECK_NEW, Some(1))]),
         other => into.push(other),
     }
+}
+
+/// The function that stands for an operator, and how many operands it has.
+fn operator(instruction: &Instruction<'_>) -> Option<(&'static str, u16)> {
+    use Instruction as I;
+    Some(match instruction {
+        I::Add => (ADD, 2),
+        I::Sub => (SUBTRACT, 2),
+        I::Mul => (MULTIPLY, 2),
+        I::Div => (DIVIDE, 2),
+        I::IntDiv => (FLOOR_DIVIDE, 2),
+        I::Rem => (REMAINDER, 2),
+        I::Pow => (POWER, 2),
+        I::Neg => (NEGATE, 1),
+        I::StringConcat => (CONCAT, 2),
+        I::Eq => (EQUAL, 2),
+        I::Ne => (NOT_EQUAL, 2),
+        I::Lt => (COMPARE[0], 2),
+        I::Lte => (COMPARE[1], 2),
+        I::Gt => (COMPARE[2], 2),
+        I::Gte => (COMPARE[3], 2),
+        I::In => (CONTAINS, 2),
+        I::Slice => (SLICE, 4),
+        _ => return None,
+    })
 }
 
 /// An instruction with the target of its jump where that is now.

@@ -2,13 +2,10 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::value::Kwargs;
 use minijinja::{Environment, Error, ErrorKind, Value};
 use realign_core::clock;
-use serde::Serialize;
-use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
-/// Registers `raise_exception`, `strftime_now` and `tojson`.
+/// Registers `raise_exception` and `strftime_now`.
 pub(super) fn register(environment: &mut Environment<'_>) {
     environment.add_function(
         "raise_exception",
@@ -19,55 +16,6 @@ pub(super) fn register(environment: &mut Environment<'_>) {
     environment.add_function("strftime_now", |format: &str| {
         strftime(format, UNIX_EPOCH + clock::since_1970())
     });
-    environment.add_filter("tojson", to_json);
-}
-
-/// Python's `json.dumps`: separators with a space, no HTML escapes (Jinja's own filter escapes).
-fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    // Accepted as upstream does; output is never sorted or escaped.
-    let _: Option<bool> = options.get("ensure_ascii")?;
-    options.assert_all_used()?;
-    let fail = |e: serde_json::Error| Error::new(ErrorKind::BadSerialization, e.to_string());
-    let mut bytes = Vec::new();
-    match indent {
-        Some(width) => {
-            let spaces = vec![b' '; width.min(16)];
-            let formatter = PrettyFormatter::with_indent(&spaces);
-            let mut out = Serializer::with_formatter(&mut bytes, formatter);
-            value.serialize(&mut out).map_err(fail)?;
-        }
-        None => {
-            let mut out = Serializer::with_formatter(&mut bytes, PythonSeparators);
-            value.serialize(&mut out).map_err(fail)?;
-        }
-    }
-    String::from_utf8(bytes).map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))
-}
-
-struct PythonSeparators;
-
-impl Formatter for PythonSeparators {
-    fn begin_array_value<W>(&mut self, out: &mut W, first: bool) -> std::io::Result<()>
-    where
-        W: ?Sized + std::io::Write,
-    {
-        if first { Ok(()) } else { out.write_all(b", ") }
-    }
-
-    fn begin_object_key<W>(&mut self, out: &mut W, first: bool) -> std::io::Result<()>
-    where
-        W: ?Sized + std::io::Write,
-    {
-        if first { Ok(()) } else { out.write_all(b", ") }
-    }
-
-    fn begin_object_value<W>(&mut self, out: &mut W) -> std::io::Result<()>
-    where
-        W: ?Sized + std::io::Write,
-    {
-        out.write_all(b": ")
-    }
 }
 
 const MONTHS: [&str; 12] = [
@@ -95,7 +43,7 @@ const DAYS: [&str; 7] = [
 ];
 
 /// The directives that chat templates use, in UTC; others stay as they are written.
-fn strftime(format: &str, now: SystemTime) -> String {
+pub(super) fn strftime(format: &str, now: SystemTime) -> String {
     let seconds = now
         .duration_since(UNIX_EPOCH)
         .map_or(0, |elapsed| elapsed.as_secs());
@@ -122,6 +70,19 @@ fn strftime(format: &str, now: SystemTime) -> String {
             Some('H') => out.push_str(&format!("{:02}", time / 3600)),
             Some('M') => out.push_str(&format!("{:02}", time / 60 % 60)),
             Some('S') => out.push_str(&format!("{:02}", time % 60)),
+            Some('I') => out.push_str(&format!("{:02}", (time / 3600 + 11) % 12 + 1)),
+            Some('p') => out.push_str(if time < 43_200 { "AM" } else { "PM" }),
+            Some('j') => out.push_str(&format!("{:03}", day_of_year(year, month, day))),
+            Some('e') => out.push_str(&format!("{day:2}")),
+            // Without zeros before the number.
+            Some('-') => match chars.next() {
+                Some('d') => out.push_str(&day.to_string()),
+                Some('m') => out.push_str(&month.to_string()),
+                Some('H') => out.push_str(&(time / 3600).to_string()),
+                Some('I') => out.push_str(&((time / 3600 + 11) % 12 + 1).to_string()),
+                Some('M') => out.push_str(&(time / 60 % 60).to_string()),
+                other => out.extend(['%', '-'].into_iter().chain(other)),
+            },
             Some('%') => out.push('%'),
             Some(other) => out.extend(['%', other]),
             None => out.push('%'),
@@ -130,20 +91,30 @@ fn strftime(format: &str, now: SystemTime) -> String {
     out
 }
 
+fn day_of_year(year: u64, month: usize, day: u64) -> u64 {
+    month_lengths(year)[..month - 1].iter().sum::<u64>() + day
+}
+
+fn is_leap(y: u64) -> bool {
+    y.is_multiple_of(4) && (!y.is_multiple_of(100) || y.is_multiple_of(400))
+}
+
+fn month_lengths(year: u64) -> [u64; 12] {
+    let february = 28 + u64::from(is_leap(year));
+    [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]
+}
+
 /// Year, month (1 to 12) and day of the month of a day counted from 1970-01-01.
 fn civil(mut days: u64) -> (u64, usize, u64) {
-    let leap = |y: u64| y.is_multiple_of(4) && (!y.is_multiple_of(100) || y.is_multiple_of(400));
     // 400 years have 146,097 days; what is left takes at most 400 steps.
     let mut year = 1970 + days / 146_097 * 400;
     days %= 146_097;
-    while days >= 365 + u64::from(leap(year)) {
-        days -= 365 + u64::from(leap(year));
+    while days >= 365 + u64::from(is_leap(year)) {
+        days -= 365 + u64::from(is_leap(year));
         year += 1;
     }
-    let february = 28 + u64::from(leap(year));
-    let lengths = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
     let mut month = 1;
-    for length in lengths {
+    for length in month_lengths(year) {
         if days < length {
             break;
         }
@@ -172,21 +143,10 @@ mod tests {
             assert_eq!(strftime("%A %d %B %Y %H:%M:%S", time), expect);
         }
         assert_eq!(strftime("%b %y %% %q %", UNIX_EPOCH), "Jan 70 % %q %");
-    }
-
-    #[test]
-    fn json_is_written_as_python_writes_it() {
-        let mut environment = Environment::new();
-        register(&mut environment);
-        let value = Value::from_serialize(serde_json::json!({"a": [1, "<é>"], "b": {}}));
-        let render = |source: &str| {
-            environment.render_str(source, minijinja::context! { v => value.clone() })
-        };
+        let noon = UNIX_EPOCH + Duration::from_secs(12 * 3600);
         assert_eq!(
-            render("{{ v|tojson }}").expect("render"),
-            r#"{"a": [1, "<é>"], "b": {}}"#
+            strftime("%I %p %e %-d.%-m. %-H %j", noon),
+            "12 PM  1 1.1. 12 001"
         );
-        let indented = render("{{ v|tojson(indent=2) }}").expect("render");
-        assert!(indented.starts_with("{\n  \"a\": [\n    1,"), "{indented}");
     }
 }

@@ -75,7 +75,12 @@ impl ChatTemplate {
                         ChatRole::Tool => ChatRole::User,
                         other => other,
                     };
-                    plain.push(ChatMessage::new(role, content));
+                    let is_as_sent = !is_result && message.tool_calls.is_none();
+                    plain.push(ChatMessage {
+                        reasoning_content: message.reasoning_content.clone(),
+                        sent: message.sent.clone().filter(|_| is_as_sent),
+                        ..ChatMessage::new(role, content)
+                    });
                 }
             }
             after_result = is_result;
@@ -92,6 +97,8 @@ impl ChatTemplate {
         match messages.first_mut() {
             Some(first) if first.role == ChatRole::System || !self.takes_system => {
                 first.content = format!("{description}\n\n{}", first.content);
+                // Content in parts would stand for the text.
+                first.sent = None;
             }
             _ => messages.insert(0, ChatMessage::new(ChatRole::System, description)),
         }

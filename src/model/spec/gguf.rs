@@ -7,23 +7,24 @@ use candle_core::quantized::gguf_file::{Content, Value};
 
 use realign_core::files;
 
+use super::family::{Multipliers, rotated_layers, unsupported, without_rotation};
+use super::rope::yarn_scale;
 use super::{
-    Family, ModelSpec, RopeScaling, RopeSpec, SUPPORTED, Variant, check_layers, head_width,
-    periodic_windows,
+    Family, ModelSpec, RopeScaling, RopeSpec, Variant, check_layers, head_width, periodic_windows,
 };
 use crate::error::{ModelError, Result};
 
 /// Divisors of the rotary frequencies, where Llama 3.1 and later keep their stretch.
 const ROPE_DIVISORS: &str = "rope_freqs.weight";
+/// Divisors within the original context, where LongRoPE keeps them.
+const SHORT_DIVISORS: &str = "rope_factors_short.weight";
 
 impl ModelSpec {
     /// Reads the metadata of a GGUF file; `path` is the file that `content` heads.
     pub fn from_gguf(path: &Path, content: &Content) -> Result<Self> {
         let name = Meta::string(path, content, "general.architecture")?;
-        let family = Family::from_name(name).ok_or_else(|| {
-            let what = format!("`{name}` is not supported; {SUPPORTED}");
-            wrong(path, "general.architecture", what)
-        })?;
+        let family = Family::from_name(name)
+            .ok_or_else(|| wrong(path, "general.architecture", unsupported(name)))?;
         let meta = Meta {
             path,
             content,
@@ -127,7 +128,9 @@ impl Meta<'_> {
             let default = (self.family == Family::Gemma2).then_some(default);
             Ok::<_, ModelError>(self.number(suffix)?.or(default))
         };
-        Ok(ModelSpec {
+        self.refuse_experts()?;
+        let rope = self.rope()?;
+        let mut spec = ModelSpec {
             architecture: self.family.name().into(),
             vocab_size,
             hidden_size,
@@ -139,9 +142,9 @@ impl Meta<'_> {
             rms_norm_eps: self
                 .number(eps)?
                 .ok_or_else(|| self.wrong(eps, "missing from the file's metadata"))?,
-            rope: self.rope()?,
-            max_position: self.count("context_length")?,
-            qkv_bias: self.has("blk.0.attn_q.bias"),
+            max_position: self.context(&rope)?,
+            rope,
+            qkv_bias: self.has("blk.0.attn_q.bias") || self.has("blk.0.attn_qkv.bias"),
             tied_embeddings: !self.has("output.weight"),
             variant: Variant {
                 output_bias: self.has("blk.0.attn_output.bias"),
@@ -152,8 +155,63 @@ impl Meta<'_> {
                 logit_cap: gemma2("final_logit_softcapping", 30.0)?,
                 windows: self.windows(layers)?,
                 local_rope: self.local_rope()?,
+                rotary_width: self.rotary_width(head_dim)?,
                 ..self.family.variant(hidden_size)
             },
+        };
+        if self.family == Family::SmolLm3 {
+            // No key says so: it is the family's only rule.
+            without_rotation(&mut spec.variant, &rotated_layers(layers, 4));
+        }
+        if self.family == Family::Granite {
+            let multipliers = self.multipliers()?;
+            multipliers.apply(&mut spec.variant, &mut spec.rms_norm_eps);
+        }
+        Ok(spec)
+    }
+
+    /// Files of mixtures of experts have the names of dense families.
+    fn refuse_experts(&self) -> Result<()> {
+        match self.optional("expert_count")? {
+            Some(experts) if experts > 0 => {
+                let what = format!("{experts} experts are not supported; dense layers are");
+                Err(self.wrong("expert_count", what))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// As `config.json`'s: where something changes with the position, the context before that.
+    fn context(&self, rope: &RopeSpec) -> Result<usize> {
+        let whole = self.count("context_length")?;
+        let long = matches!(rope.scaling, RopeScaling::LongRope { .. });
+        let tempered = self
+            .number("attention.temperature_scale")?
+            .is_some_and(|scale| scale != 0.0);
+        if !long && !tempered {
+            return Ok(whole);
+        }
+        let original = self.optional("rope.scaling.original_context_length")?;
+        Ok(original.map_or(whole, |original| original.min(whole)))
+    }
+
+    /// Columns of a head that are rotated, where not all are.
+    fn rotary_width(&self, head_dim: usize) -> Result<Option<usize>> {
+        let width = self.optional("rope.dimension_count")?;
+        Ok(width.filter(|width| *width != head_dim))
+    }
+
+    fn multipliers(&self) -> Result<Multipliers> {
+        let positive = |suffix: &str| match self.number(suffix)?.unwrap_or(1.0) {
+            value if value.is_finite() && value > 0.0 => Ok(value),
+            value => Err(self.wrong(suffix, format!("must be finite and positive, got {value}"))),
+        };
+        Ok(Multipliers {
+            embedding: positive("embedding_scale")?,
+            residual: positive("residual_scale")?,
+            // A writer leaves it out where it is that of other families.
+            attention: None,
+            logit_divisor: positive("logit_scale")?,
         })
     }
 
@@ -165,7 +223,11 @@ impl Meta<'_> {
                 .map_err(|what| self.wrong("attention.head_count", what))?,
         };
         // Both have to be a head's whole width: this decoder has one width for q, k and v.
-        for suffix in ["attention.value_length", "rope.dimension_count"] {
+        let whole: &[&str] = match self.family {
+            Family::Phi3 => &["attention.value_length"],
+            _ => &["attention.value_length", "rope.dimension_count"],
+        };
+        for suffix in whole {
             let width = self.optional(suffix)?.unwrap_or(head_dim);
             if width != head_dim {
                 let what = format!("{width} is not supported; the width of a head, {head_dim}, is");
@@ -210,16 +272,27 @@ impl Meta<'_> {
         }
         let period = match self.optional(pattern)? {
             Some(period) => period.max(1),
-            None => self.family.window_period(),
+            // A Mistral, which most files call a Llama.
+            None if self.family == Family::Llama => return Ok(vec![Some(window); layers]),
+            None => match self.family.window_period() {
+                Some(period) => period,
+                None => return Ok(vec![Some(window); layers]),
+            },
         };
         Ok(periodic_windows(layers, period, window))
     }
 
     fn rope(&self) -> Result<RopeSpec> {
         let theta = self.number("rope.freq_base")?.unwrap_or(1e4);
-        let scaling = match self.has(ROPE_DIVISORS) {
-            true => RopeScaling::Divisors(self.rope_divisors()?),
-            false => self.rope_scaling()?,
+        let scaling = if self.has(ROPE_DIVISORS) {
+            RopeScaling::Divisors(self.divisors(ROPE_DIVISORS)?)
+        } else if self.has(SHORT_DIVISORS) {
+            RopeScaling::LongRope {
+                divisors: self.divisors(SHORT_DIVISORS)?,
+                amplitude: self.number("rope.scaling.attn_factor")?.unwrap_or(1.0),
+            }
+        } else {
+            self.rope_scaling()?
         };
         Ok(RopeSpec { theta, scaling })
     }
@@ -247,28 +320,51 @@ impl Meta<'_> {
         match (kind, factor) {
             (Some("none"), _) | (None, None) => Ok(RopeScaling::None),
             (Some("linear") | None, Some(factor)) => Ok(RopeScaling::Linear { factor }),
-            (Some("linear"), None) => {
+            (Some("yarn"), Some(factor)) => self.yarn(factor),
+            (Some("linear" | "yarn"), None) => {
                 Err(self.wrong("rope.scaling.factor", "missing from the file's metadata"))
             }
             (Some(other), _) => {
-                let what =
-                    format!("`{other}` is not supported; `none`, `linear` and {ROPE_DIVISORS} are");
+                let what = format!(
+                    "`{other}` is not supported; `none`, `linear`, `yarn`, {ROPE_DIVISORS} and \
+                     {SHORT_DIVISORS} are"
+                );
                 Err(self.wrong("rope.scaling.type", what))
             }
         }
     }
 
-    fn rope_divisors(&self) -> Result<Vec<f32>> {
+    fn yarn(&self, factor: f64) -> Result<RopeScaling> {
+        let given = |suffix: &str| {
+            let number = self.number(&format!("rope.scaling.{suffix}"))?;
+            Ok::<_, ModelError>(number.filter(|value| *value != 0.0))
+        };
+        let original = match self.optional("rope.scaling.original_context_length")? {
+            Some(original) => original,
+            None => self.count("context_length")?,
+        };
+        let all = given("yarn_log_multiplier")?.unwrap_or(0.0);
+        let implied = yarn_scale(factor, 1.0) / yarn_scale(factor, all);
+        let amplitude = given("yarn_attn_factor")?.unwrap_or(implied);
+        Ok(RopeScaling::Yarn {
+            factor,
+            beta_fast: given("yarn_beta_fast")?.unwrap_or(32.0),
+            beta_slow: given("yarn_beta_slow")?.unwrap_or(1.0),
+            original_max_position: original as f64,
+            truncate: true,
+            amplitude: amplitude * given("attn_factor")?.unwrap_or(1.0),
+        })
+    }
+
+    fn divisors(&self, tensor: &str) -> Result<Vec<f32>> {
         let mut file = files::open_regular(self.path).map_err(|source| ModelError::Io {
             path: self.path.into(),
             source,
         })?;
         let mut read = || {
-            let stored = self
-                .content
-                .tensor(&mut file, ROPE_DIVISORS, &Device::Cpu)?;
+            let stored = self.content.tensor(&mut file, tensor, &Device::Cpu)?;
             stored.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()
         };
-        read().map_err(|e: candle_core::Error| wrong(self.path, ROPE_DIVISORS, e.to_string()))
+        read().map_err(|e: candle_core::Error| wrong(self.path, tensor, e.to_string()))
     }
 }

@@ -8,9 +8,10 @@ use std::path::Path;
 use realign_core::files::{self, Limit};
 use serde_json::Value;
 
+use super::family::{Multipliers, rotated_layers, unsupported, without_rotation};
+use super::rope::yarn_scale;
 use super::{
-    Family, ModelSpec, RopeScaling, RopeSpec, SUPPORTED, Variant, check_layers, head_width,
-    periodic_windows,
+    Family, ModelSpec, RopeScaling, RopeSpec, Variant, check_layers, head_width, periodic_windows,
 };
 use crate::activation::Activation;
 use crate::error::{ModelError, Result};
@@ -35,17 +36,15 @@ impl ModelSpec {
     /// As [`ModelSpec::from_config_json`], of a file that is already parsed.
     fn from_config(path: &Path, root: &Value) -> Result<Self> {
         let outer = Fields { path, object: root };
-        let model_type = outer.string("model_type")?;
-        let family = Family::from_name(model_type).ok_or_else(|| {
-            outer.wrong(
-                "model_type",
-                format!("`{model_type}` is not supported; {SUPPORTED}"),
-            )
-        })?;
-        // A multimodal Gemma 3 keeps its decoder in here; the image tower is left aside.
+        let family = outer.family(outer.string("model_type")?)?;
+        // A multimodal model keeps its decoder in here; the image tower is left aside.
         let object = root.get("text_config").unwrap_or(root);
         let fields = Fields { path, object };
-        fields.refuse_what_is_not_built()?;
+        let family = match fields.text("model_type")? {
+            Some(inner) => fields.family(inner)?,
+            None => family,
+        };
+        fields.refuse_what_is_not_built(family)?;
         let spec = fields.spec(family)?;
         spec.check(path)?;
         Ok(spec)
@@ -65,6 +64,11 @@ impl<'a> Fields<'a> {
             field: field.into(),
             what: what.into(),
         }
+    }
+
+    fn family(&self, model_type: &str) -> Result<Family> {
+        Family::from_name(model_type)
+            .ok_or_else(|| self.wrong("model_type", unsupported(model_type)))
     }
 
     fn get(&self, field: &str) -> Option<&'a Value> {
@@ -112,14 +116,14 @@ impl<'a> Fields<'a> {
     }
 
     /// Switches that change the arithmetic and that this decoder does not have.
-    fn refuse_what_is_not_built(&self) -> Result<()> {
+    fn refuse_what_is_not_built(&self, family: Family) -> Result<()> {
         for field in ["mlp_bias", "use_bidirectional_attention"] {
             if self.flag(field)? == Some(true) {
                 return Err(self.wrong(field, "is not supported; false is"));
             }
         }
         match self.number("partial_rotary_factor")? {
-            Some(share) if share != 1.0 => Err(self.wrong(
+            Some(share) if share != 1.0 && family != Family::Phi3 => Err(self.wrong(
                 "partial_rotary_factor",
                 "is not supported; rotations of whole heads are",
             )),
@@ -149,7 +153,9 @@ impl<'a> Fields<'a> {
             .or((family == Family::Gemma3).then_some(1e-6));
         let biased = self.flag("attention_bias")?;
         let (rope, local_rope) = self.ropes(family)?;
-        Ok(ModelSpec {
+        let trained = count("max_position_embeddings", gemma3(131_072))?;
+        let max_position = self.context(&rope, trained)?;
+        let mut spec = ModelSpec {
             architecture: family.name().into(),
             vocab_size: count("vocab_size", gemma3(262_208))?,
             hidden_size,
@@ -160,12 +166,10 @@ impl<'a> Fields<'a> {
             head_dim,
             rms_norm_eps: self.required("rms_norm_eps", eps)?,
             rope,
-            max_position: count("max_position_embeddings", gemma3(131_072))?,
+            max_position,
             // Qwen 2 has these three biases by definition and no field that says so.
             qkv_bias: biased.unwrap_or(family == Family::Qwen2),
-            tied_embeddings: self
-                .flag("tie_word_embeddings")?
-                .unwrap_or(family.is_gemma()),
+            tied_embeddings: self.flag("tie_word_embeddings")?.unwrap_or(family.ties()),
             variant: Variant {
                 output_bias: family != Family::Qwen2 && biased == Some(true),
                 activation: self.activation(family)?,
@@ -174,8 +178,93 @@ impl<'a> Fields<'a> {
                 logit_cap: self.cap("final_logit_softcapping", family, 30.0)?,
                 windows: self.windows(family, layers)?,
                 local_rope,
+                rotary_width: self.rotary_width(head_dim)?,
                 ..family.variant(hidden_size)
             },
+        };
+        if family == Family::SmolLm3 {
+            without_rotation(&mut spec.variant, &self.rotated_layers(layers)?);
+        }
+        if family == Family::Granite {
+            let multipliers = self.multipliers()?;
+            multipliers.apply(&mut spec.variant, &mut spec.rms_norm_eps);
+        }
+        Ok(spec)
+    }
+
+    /// The rotary parameters of newer files, or those of older ones.
+    fn rope_block(&self) -> Option<&'a Value> {
+        self.get("rope_parameters").or(self.get("rope_scaling"))
+    }
+
+    fn in_rope_block(&self) -> Fields<'a> {
+        Fields {
+            path: self.path,
+            object: self.rope_block().unwrap_or(&Value::Null),
+        }
+    }
+
+    /// The context that the weights are for: all of it, or, where what follows changes with the
+    /// position, that before the change. LongRoPE has other divisors beyond its original context,
+    /// and Ministral 3 another scale of scores.
+    fn context(&self, rope: &RopeSpec, whole: usize) -> Result<usize> {
+        let block = self.in_rope_block();
+        let long = matches!(rope.scaling, RopeScaling::LongRope { .. });
+        let tempered = block.number("llama_4_scaling_beta")?.unwrap_or(0.0) != 0.0;
+        if !long && !tempered {
+            return Ok(whole);
+        }
+        Ok(self.original_context()?.map_or(whole, |n| n.min(whole)))
+    }
+
+    /// The context before a stretch: in the block of rotary parameters, or beside it.
+    fn original_context(&self) -> Result<Option<usize>> {
+        let field = "original_max_position_embeddings";
+        let listed = self.in_rope_block().count(field)?;
+        Ok(listed.or(self.count(field)?))
+    }
+
+    fn rotary_width(&self, head_dim: usize) -> Result<Option<usize>> {
+        let field = "partial_rotary_factor";
+        let share = self.in_rope_block().number(field)?;
+        let share = share.or(self.number(field)?).filter(|share| *share != 1.0);
+        // `as` saturates, and the width is checked against that of a head.
+        Ok(share.map(|share| (head_dim as f64 * share) as usize))
+    }
+
+    /// Which layers of a SmolLM3 are rotated.
+    fn rotated_layers(&self, layers: usize) -> Result<Vec<bool>> {
+        let Some(listed) = self.get("no_rope_layers") else {
+            let interval = self.count("no_rope_layer_interval")?.unwrap_or(4).max(1);
+            return Ok(rotated_layers(layers, interval));
+        };
+        let rotated = listed.as_array().map(|listed| {
+            let one = |value: &Value| value.as_u64().map(|rotated| rotated != 0);
+            listed.iter().map(one).collect::<Option<Vec<bool>>>()
+        });
+        match rotated.flatten() {
+            // The list may be longer than the model.
+            Some(mut rotated) if rotated.len() >= layers => {
+                rotated.truncate(layers);
+                Ok(rotated)
+            }
+            _ => {
+                let what = format!("expected {layers} entries, each 0 or 1, got {listed}");
+                Err(self.wrong("no_rope_layers", what))
+            }
+        }
+    }
+
+    fn multipliers(&self) -> Result<Multipliers> {
+        let positive = |field: &str| match self.number(field)?.unwrap_or(1.0) {
+            value if value.is_finite() && value > 0.0 => Ok(value),
+            value => Err(self.wrong(field, format!("must be finite and positive, got {value}"))),
+        };
+        Ok(Multipliers {
+            embedding: positive("embedding_multiplier")?,
+            residual: positive("residual_multiplier")?,
+            attention: Some(positive("attention_multiplier")?),
+            logit_divisor: positive("logits_scaling")?,
         })
     }
 
@@ -213,19 +302,26 @@ impl<'a> Fields<'a> {
     fn windows(&self, family: Family, layers: usize) -> Result<Vec<Option<usize>>> {
         let switched_off = self.flag("use_sliding_window")? == Some(false);
         let window = self.count("sliding_window")?;
-        // As above: a Gemma 3 file may leave it out.
-        let default = (family == Family::Gemma3 && self.object.get("sliding_window").is_none())
-            .then_some(4096);
+        // As above: a file may leave out what equals the library's default.
+        let has_default = matches!(family, Family::Gemma3 | Family::Mistral);
+        let default = (has_default && self.object.get("sliding_window").is_none()).then_some(4096);
         let Some(window) = window.or(default).filter(|_| !switched_off) else {
             return Ok(vec![]);
         };
         if let Some(kinds) = self.get("layer_types") {
             return self.listed_windows(kinds, layers, window);
         }
-        if family.is_gemma() {
-            let period = self.count("sliding_window_pattern")?;
-            let period = period.unwrap_or(family.window_period()).max(1);
-            return Ok(periodic_windows(layers, period, window));
+        match family.window_period() {
+            None => return Ok(vec![Some(window); layers]),
+            Some(period) if family.is_gemma() => {
+                let given = self.count("sliding_window_pattern")?;
+                return Ok(periodic_windows(
+                    layers,
+                    given.unwrap_or(period).max(1),
+                    window,
+                ));
+            }
+            Some(_) => {}
         }
         if self.flag("use_sliding_window")? != Some(true) {
             return Ok(vec![]);
@@ -263,15 +359,12 @@ impl<'a> Fields<'a> {
         if let (Some(full), Some(sliding)) =
             (by_kind("full_attention"), by_kind("sliding_attention"))
         {
-            let (full, sliding) = (self.rope(Some(full), 1e6)?, self.rope(Some(sliding), 1e4)?);
+            let rope = |block, theta| self.rope(family, Some(block), theta);
+            let (full, sliding) = (rope(full, 1e6)?, rope(sliding, 1e4)?);
             return Ok((full, Some(sliding)));
         }
-        let theta = match family {
-            Family::Gemma3 => 1e6,
-            _ => 1e4,
-        };
-        let theta = self.number("rope_theta")?.unwrap_or(theta);
-        let rope = self.rope(parameters.or_else(|| self.get("rope_scaling")), theta)?;
+        let theta = self.number("rope_theta")?.unwrap_or(family.theta());
+        let rope = self.rope(family, self.rope_block(), theta)?;
         let local = self
             .number("rope_local_base_freq")?
             .or((family == Family::Gemma3).then_some(1e4));
@@ -279,7 +372,7 @@ impl<'a> Fields<'a> {
     }
 
     /// One block of rotary parameters; `theta` is what holds where the block has none.
-    fn rope(&self, block: Option<&Value>, theta: f64) -> Result<RopeSpec> {
+    fn rope(&self, family: Family, block: Option<&'a Value>, theta: f64) -> Result<RopeSpec> {
         let Some(block) = block else {
             return Ok(RopeSpec::plain(theta));
         };
@@ -303,9 +396,14 @@ impl<'a> Fields<'a> {
                 high_freq_factor: number("high_freq_factor")?,
                 original_max_position: number("original_max_position_embeddings")?,
             },
+            // Phi's first files have other names for it.
+            Some("longrope" | "su") => self.longrope(&fields)?,
+            Some("yarn") if family == Family::Phi3 => self.longrope(&fields)?,
+            Some("yarn") => self.yarn(&fields)?,
             Some(other) => {
-                let what =
-                    format!("`{other}` is not supported; `default`, `linear` and `llama3` are");
+                let what = format!(
+                    "`{other}` is not supported; `default`, `linear`, `llama3`, `yarn` and `longrope` are"
+                );
                 return Err(self.wrong("rope_type", what));
             }
         };
@@ -313,5 +411,58 @@ impl<'a> Fields<'a> {
             theta: fields.number("rope_theta")?.unwrap_or(theta),
             scaling,
         })
+    }
+
+    fn yarn(&self, block: &Fields<'a>) -> Result<RopeScaling> {
+        let (original, factor) = self.stretch(block)?;
+        let given = |field: &str| Ok::<_, ModelError>(block.number(field)?.filter(|v| *v != 0.0));
+        let amplitude = match (
+            given("attention_factor")?,
+            given("mscale")?,
+            given("mscale_all_dim")?,
+        ) {
+            (Some(amplitude), ..) => amplitude,
+            (None, Some(some), Some(all)) => yarn_scale(factor, some) / yarn_scale(factor, all),
+            (None, ..) => yarn_scale(factor, 1.0),
+        };
+        Ok(RopeScaling::Yarn {
+            factor,
+            beta_fast: given("beta_fast")?.unwrap_or(32.0),
+            beta_slow: given("beta_slow")?.unwrap_or(1.0),
+            original_max_position: original,
+            truncate: block.flag("truncate")?.unwrap_or(true),
+            amplitude,
+        })
+    }
+
+    fn longrope(&self, block: &Fields<'a>) -> Result<RopeScaling> {
+        let (original, factor) = self.stretch(block)?;
+        let listed = block.get("short_factor").and_then(Value::as_array);
+        let divisors = listed.map(|listed| {
+            let one = |value: &Value| value.as_f64().map(|divisor| divisor as f32);
+            listed.iter().map(one).collect::<Option<Vec<f32>>>()
+        });
+        let divisors = block.required("short_factor", divisors.flatten())?;
+        let amplitude = match block.number("attention_factor")? {
+            Some(amplitude) => amplitude,
+            None if factor <= 1.0 => 1.0,
+            None => (1.0 + factor.ln() / original.ln()).sqrt(),
+        };
+        Ok(RopeScaling::LongRope {
+            divisors,
+            amplitude,
+        })
+    }
+
+    /// The original context in tokens, and how far it is stretched.
+    fn stretch(&self, block: &Fields<'a>) -> Result<(f64, f64)> {
+        let whole = self.count("max_position_embeddings")?;
+        let original = self.original_context()?.or(whole);
+        let original = self.required("original_max_position_embeddings", original)? as f64;
+        let factor = match block.number("factor")? {
+            Some(factor) => factor,
+            None => whole.map_or(1.0, |whole| whole as f64) / original,
+        };
+        Ok((original, factor))
     }
 }

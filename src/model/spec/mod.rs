@@ -3,6 +3,7 @@
 //! Families are values of [`ModelSpec`], read from a Hugging Face `config.json` (`hf`) or from the
 //! metadata of a GGUF file (`gguf`); the decoder never asks for an architecture's name.
 
+mod family;
 mod gguf;
 mod hf;
 mod rope;
@@ -11,6 +12,7 @@ mod tests;
 
 use std::path::Path;
 
+use family::Family;
 pub use rope::{RopeScaling, RopeSpec};
 
 use super::activation::Activation;
@@ -21,7 +23,7 @@ use super::lora::{LoraSite, Projection};
 /// Shapes and constants of a decoder-only transformer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelSpec {
-    /// Architecture as GGUF names it: `llama`, `qwen2`, `qwen3`, `gemma2` or `gemma3`.
+    /// Architecture as GGUF names it, such as `llama` or `gemma3`.
     pub architecture: String,
     /// Rows of the token embedding.
     pub vocab_size: usize,
@@ -74,74 +76,14 @@ pub struct Variant {
     pub logit_cap: Option<f64>,
     /// How many tokens each layer sees, itself included; layers that are not listed see all.
     pub windows: Vec<Option<usize>>,
-    /// Rotary embedding of layers with a window, where it differs (Gemma 3).
+    /// A second rotary embedding: that of layers with a window (Gemma 3), or none at all (SmolLM3).
     pub local_rope: Option<RopeSpec>,
-}
-
-const SUPPORTED: &str = "supported architectures: llama (2, 3, 3.1, 3.2), qwen2 (and 2.5), \
-                         qwen3, gemma2, gemma3 (text)";
-
-/// A family as a table entry: what its name alone settles, whatever the file says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Family {
-    Llama,
-    Qwen2,
-    Qwen3,
-    Gemma2,
-    Gemma3,
-}
-
-impl Family {
-    /// By `general.architecture` or `model_type`.
-    fn from_name(name: &str) -> Option<Self> {
-        Some(match name {
-            "llama" => Family::Llama,
-            "qwen2" => Family::Qwen2,
-            "qwen3" => Family::Qwen3,
-            "gemma2" => Family::Gemma2,
-            "gemma3" | "gemma3_text" => Family::Gemma3,
-            _ => return None,
-        })
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Family::Llama => "llama",
-            Family::Qwen2 => "qwen2",
-            Family::Qwen3 => "qwen3",
-            Family::Gemma2 => "gemma2",
-            Family::Gemma3 => "gemma3",
-        }
-    }
-
-    fn is_gemma(self) -> bool {
-        matches!(self, Family::Gemma2 | Family::Gemma3)
-    }
-
-    /// Every n-th layer sees the whole context, the others a window.
-    fn window_period(self) -> usize {
-        match self {
-            Family::Gemma2 => 2,
-            Family::Gemma3 => 6,
-            Family::Llama | Family::Qwen2 | Family::Qwen3 => 1,
-        }
-    }
-
-    /// What the family's name alone says.
-    fn variant(self, hidden_size: usize) -> Variant {
-        let gemma = self.is_gemma();
-        Variant {
-            qk_norm: matches!(self, Family::Qwen3 | Family::Gemma3),
-            output_norms: gemma,
-            norm_offset: gemma,
-            activation: match gemma {
-                true => Activation::GeluTanh,
-                false => Activation::Silu,
-            },
-            embedding_scale: gemma.then(|| (hidden_size as f64).sqrt()),
-            ..Variant::default()
-        }
-    }
+    /// Whether each layer has the second rotary embedding; if empty, those with a window have it.
+    pub local_rope_layers: Vec<bool>,
+    /// How many columns of a head are rotated, from the first on; `None` for all (Phi-4-mini).
+    pub rotary_width: Option<usize>,
+    /// What divides the logits, applied to the last norm's scale (Granite).
+    pub logit_divisor: Option<f64>,
 }
 
 /// Most layers of a model. A list of windows is made of them before anything else is checked.
@@ -216,7 +158,28 @@ impl ModelSpec {
             scale: (1.0 / width.sqrt()) as f32,
             cap: variant.attention_cap.map(|c| c as f32),
             window: variant.windows.get(layer).copied().flatten(),
+            local_rope: self.has_local_rope(layer),
         }
+    }
+
+    fn has_local_rope(&self, layer: usize) -> bool {
+        let variant = &self.variant;
+        let windowed = variant.windows.get(layer).copied().flatten().is_some();
+        let listed = variant.local_rope_layers.get(layer).copied();
+        variant.local_rope.is_some() && listed.unwrap_or(windowed)
+    }
+
+    /// The rotary embedding of a layer that attends like this.
+    pub fn rope_of(&self, shape: &AttentionShape) -> &RopeSpec {
+        match &self.variant.local_rope {
+            Some(local) if shape.local_rope => local,
+            _ => &self.rope,
+        }
+    }
+
+    /// How many columns of a head are rotated, from the first on.
+    pub fn rotary_width(&self) -> usize {
+        self.variant.rotary_width.unwrap_or(self.head_dim)
     }
 
     /// Number of weights, shared ones counted once.
@@ -308,9 +271,17 @@ impl ModelSpec {
         if !self.head_dim.is_multiple_of(2) {
             return Err(field("head_dim", "must be even for rotary embeddings"));
         }
+        let rotated = self.rotary_width();
+        if rotated == 0 || rotated > self.head_dim || !rotated.is_multiple_of(2) {
+            let what = format!(
+                "{rotated} columns of a head are rotated: an even number up to {} can be",
+                self.head_dim
+            );
+            return Err(field("partial_rotary_factor", &what));
+        }
         let ropes = std::iter::once(&self.rope).chain(&self.variant.local_rope);
         for rope in ropes {
-            rope.check(self.head_dim)
+            rope.check(rotated)
                 .map_err(|error| field("rope", &error.to_string()))?;
         }
         if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps >= 0.0) {
@@ -327,7 +298,9 @@ impl ModelSpec {
         let positive = [
             ("attention logit soft-cap", variant.attention_cap),
             ("final logit soft-cap", variant.logit_cap),
-            ("query_pre_attn_scalar", variant.attention_scale_width),
+            ("attention scale", variant.attention_scale_width),
+            ("embedding scale", variant.embedding_scale),
+            ("logits_scaling", variant.logit_divisor),
         ];
         for (name, value) in positive {
             if value.is_some_and(|v| !(v.is_finite() && v > 0.0)) {

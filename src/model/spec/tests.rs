@@ -1,5 +1,6 @@
 //! Configurations as the families' own repositories have them, and what is wrong with others.
 
+mod families;
 mod gguf;
 
 use std::path::Path;
@@ -104,6 +105,7 @@ fn gemma_2_alternates_windows_and_caps_scores_and_logits() {
         scale: 0.25,
         cap: Some(50.0),
         window: Some(8),
+        local_rope: false,
     };
     assert_eq!(spec.attention(0), expected);
     assert_eq!(variant.logit_cap, Some(30.0));
@@ -202,7 +204,7 @@ fn a_wrong_field_is_named_with_its_file() {
         (json!({ "hidden_act": "relu" }), "hidden_act", "silu"),
         (json!({ "mlp_bias": true }), "mlp_bias", "false is"),
         (
-            json!({ "rope_scaling": { "rope_type": "yarn" } }),
+            json!({ "rope_scaling": { "rope_type": "dynamic" } }),
             "rope_type",
             "llama3",
         ),

@@ -1,8 +1,8 @@
 //! Rebuilds a tokenizer pipeline from `tokenizer.ggml.*` metadata.
 //!
-//! For byte-level BPE (`gpt2`), GGUF stores vocabulary and merges, but only a *name* for the
-//! pre-tokenizer, so each name is a pipeline written down here. For SentencePiece (`llama`), it
-//! stores pieces, scores and types, from which [`SentencePiece`] merges.
+//! For byte-level BPE (`gpt2`), GGUF stores vocabulary and merges, and a name for the
+//! pre-tokenizer ([`Pre`]). For SentencePiece (`llama`), it stores pieces, scores and types, from
+//! which [`SentencePiece`] merges. Gemma 4 has SentencePiece's spelling with a list of merges.
 
 use std::collections::BTreeSet;
 
@@ -12,57 +12,27 @@ use tokenizers::decoders::byte_level::ByteLevel;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::replace::Replace;
 use tokenizers::normalizers::{NormalizerWrapper, prepend::Prepend, unicode::NFC};
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
-use tokenizers::pre_tokenizers::digits::Digits;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, SplitDelimiterBehavior};
+use tokenizers::{AddedToken, DecoderWrapper, decoders};
 
 use super::pieces::byte_literal;
+use super::pre::{self, Pre};
 use super::sentencepiece::{Piece, PieceKind, SPACE, SentencePiece};
 use super::{Conventions, TokenizerError};
 
+/// The vocabulary, by id.
+pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
 /// `tokenizer.ggml.token_type`: ordinary text.
-const TYPE_NORMAL: u64 = 1;
+pub(super) const TYPE_NORMAL: u64 = 1;
 /// `tokenizer.ggml.token_type`: stands for what nothing else covers.
 const TYPE_UNKNOWN: u64 = 2;
 /// `tokenizer.ggml.token_type`: matched as a whole and has no text.
-const TYPE_CONTROL: u64 = 3;
+pub(super) const TYPE_CONTROL: u64 = 3;
 /// `tokenizer.ggml.token_type`: matched as a whole, ordinary text.
 const TYPE_USER_DEFINED: u64 = 4;
 /// `tokenizer.ggml.token_type`: never a result.
 const TYPE_UNUSED: u64 = 5;
 /// `tokenizer.ggml.token_type`: one byte, written `<0xAB>`.
 const TYPE_BYTE: u64 = 6;
-
-const WORD: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|";
-const REST: &str = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-/// The pre-tokenizers that are known by name.
-#[derive(Clone, Copy)]
-enum Pre {
-    /// GPT-2's split.
-    Gpt2,
-    /// GPT-2's split after isolating every digit.
-    SingleDigits,
-    /// One digit per piece, composed Unicode.
-    Qwen2,
-    /// Up to three digits per piece; whole words are looked up before merging.
-    Llama3,
-}
-
-const PRE_NAMES: [(&str, Pre); 10] = [
-    ("smollm", Pre::SingleDigits),
-    ("starcoder", Pre::SingleDigits),
-    ("refact", Pre::SingleDigits),
-    ("command-r", Pre::SingleDigits),
-    ("gpt-2", Pre::Gpt2),
-    ("qwen2", Pre::Qwen2),
-    ("deepseek-r1-qwen", Pre::Qwen2),
-    ("llama-bpe", Pre::Llama3),
-    ("llama3", Pre::Llama3),
-    ("llama-v3", Pre::Llama3),
-];
 
 /// A GGUF file's tokenizer.
 pub(super) struct Built {
@@ -75,69 +45,76 @@ pub(super) struct Built {
 /// Reads the tokenizer, and what the file says about begin and end tokens.
 pub(super) fn build(content: &Content) -> Result<Built, TokenizerError> {
     let model = string(content, "tokenizer.ggml.model")?;
-    let tokens = strings(content, "tokenizer.ggml.tokens")?;
+    let tokens = strings(content, TOKENS)?;
     let types = token_types(content, tokens.len())?;
     // What holds where the file does not say: the conventions of the format's reference reader.
-    let (pipeline, merger, adds_bos) = match model.as_str() {
-        "gpt2" => {
-            let pre = pre_tokenizer(&string(content, "tokenizer.ggml.pre")?)?;
-            let mut pipeline = byte_level_bpe(content, &tokens, pre)?;
-            add_tokens(&mut pipeline, &tokens, &types, &[TYPE_USER_DEFINED], false)?;
-            (pipeline, None, matches!(pre, Pre::Llama3))
-        }
-        "llama" => {
+    let (mut pipeline, merger, adds_bos) = match kind(content, &model)? {
+        Kind::ByteLevel(pre) => (byte_level_bpe(content, &tokens, pre)?, None, pre.adds_bos),
+        Kind::Lines => (line_bpe(content, &tokens)?, None, false),
+        Kind::SentencePiece => {
             let prefix = boolean(content, "tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
             let merger = sentence_piece(content, &tokens, &types)?;
-            (
-                sentence_piece_pipeline(&tokens, prefix)?,
-                Some(merger),
-                true,
-            )
-        }
-        _ => {
-            return Err(TokenizerError::Unsupported {
-                place: "tokenizer.ggml.model".into(),
-                found: model,
-                supported: "gpt2 (byte-level BPE), llama (SentencePiece BPE)".into(),
-            });
+            let pipeline = sentence_piece_pipeline(&tokens, prefix)?;
+            (pipeline, Some(merger), true)
         }
     };
-    let mut pipeline = pipeline;
-    let special: &[u64] = match merger {
-        // SentencePiece's unknown token has no text either.
-        Some(_) => &[TYPE_CONTROL, TYPE_UNKNOWN],
-        None => &[TYPE_CONTROL],
-    };
-    add_tokens(&mut pipeline, &tokens, &types, special, true)?;
-    let conventions = Conventions {
-        bos: token_id(content, "tokenizer.ggml.bos_token_id", tokens.len())?,
-        add_bos: boolean(content, "tokenizer.ggml.add_bos_token")?.unwrap_or(adds_bos),
-        eos: end_ids(content, tokens.len())?,
-    };
+    if merger.is_none() {
+        add_tokens(&mut pipeline, &tokens, &types, &[TYPE_USER_DEFINED], false)?;
+    }
+    // The unknown token has no text either.
+    let special = [TYPE_CONTROL, TYPE_UNKNOWN];
+    add_tokens(&mut pipeline, &tokens, &types, &special, true)?;
     Ok(Built {
         pipeline,
         merger,
-        conventions,
+        conventions: conventions(content, adds_bos)?,
     })
 }
 
-fn pre_tokenizer(name: &str) -> Result<Pre, TokenizerError> {
-    let known = PRE_NAMES.iter().find(|(known, _)| *known == name);
-    known
-        .map(|(_, pre)| *pre)
-        .ok_or_else(|| TokenizerError::Unsupported {
-            place: "tokenizer.ggml.pre".into(),
-            found: name.into(),
-            supported: PRE_NAMES.map(|(name, _)| name).join(", "),
-        })
+/// What the file says about begin and end tokens, and `adds_bos` where it says nothing.
+pub(super) fn conventions(
+    content: &Content,
+    adds_bos: bool,
+) -> Result<Conventions, TokenizerError> {
+    let tokens = strings(content, TOKENS)?.len();
+    Ok(Conventions {
+        bos: token_id(content, "tokenizer.ggml.bos_token_id", tokens)?,
+        add_bos: boolean(content, "tokenizer.ggml.add_bos_token")?.unwrap_or(adds_bos),
+        eos: end_ids(content, tokens)?,
+    })
 }
 
-fn byte_level_bpe(
-    content: &Content,
-    tokens: &[String],
-    pre: Pre,
-) -> Result<tokenizers::Tokenizer, TokenizerError> {
-    let merges = strings(content, "tokenizer.ggml.merges")?
+/// How a vocabulary merges.
+enum Kind {
+    ByteLevel(Pre),
+    /// SentencePiece's spelling, a list of merges, and pieces that end where lines do.
+    Lines,
+    SentencePiece,
+}
+
+/// Pre-tokenizers of vocabularies that spell as SentencePiece does and merge by a list.
+const LINE_NAMES: [&str; 3] = ["gemma4", "sarvam-moe", "granite-embed-multi-311m"];
+
+fn kind(content: &Content, model: &str) -> Result<Kind, TokenizerError> {
+    match model {
+        "llama" => Ok(Kind::SentencePiece),
+        "gemma4" => Ok(Kind::Lines),
+        "gpt2" => match content.metadata.get(pre::KEY) {
+            None => Ok(Kind::ByteLevel(Pre::named("default")?)),
+            Some(Value::String(name)) if LINE_NAMES.contains(&name.as_str()) => Ok(Kind::Lines),
+            Some(Value::String(name)) => Pre::named(name).map(Kind::ByteLevel),
+            Some(_) => Err(malformed(pre::KEY, "not a string")),
+        },
+        other => Err(TokenizerError::Unsupported {
+            place: "tokenizer.ggml.model".into(),
+            found: other.into(),
+            supported: "gpt2 (byte-level BPE), llama (SentencePiece BPE), gemma4".into(),
+        }),
+    }
+}
+
+fn merges(content: &Content) -> Result<Vec<(String, String)>, TokenizerError> {
+    strings(content, "tokenizer.ggml.merges")?
         .into_iter()
         .map(|merge| match merge.split_once(' ') {
             Some((left, right)) => Ok((left.to_owned(), right.to_owned())),
@@ -146,41 +123,56 @@ fn byte_level_bpe(
                 format!("`{merge}` is not a pair"),
             )),
         })
-        .collect::<Result<Vec<_>, _>>()?;
+        .collect()
+}
+
+fn byte_level_bpe(
+    content: &Content,
+    tokens: &[String],
+    pre: Pre,
+) -> Result<tokenizers::Tokenizer, TokenizerError> {
     let bpe = BPE::builder()
-        .vocab_and_merges(vocab(tokens), merges)
-        .ignore_merges(matches!(pre, Pre::Llama3))
+        .vocab_and_merges(vocab(tokens), merges(content)?)
+        .ignore_merges(pre.whole_words)
         .build()
         .map_err(|e| malformed("tokenizer.ggml.merges", e.to_string()))?;
     let mut tokenizer = tokenizers::Tokenizer::new(bpe);
-    tokenizer.with_pre_tokenizer(Some(pieces_of(pre)?));
+    tokenizer.with_pre_tokenizer(Some(pre.steps()?));
     tokenizer.with_decoder(Some(ByteLevel::new(false, true, true)));
-    if matches!(pre, Pre::Qwen2) {
+    if pre.composes {
         tokenizer
             .with_normalizer(Some(NormalizerWrapper::from(NFC)))
-            .map_err(|e| malformed("tokenizer.ggml.pre", e.to_string()))?;
+            .map_err(|e| malformed(pre::KEY, e.to_string()))?;
     }
     Ok(tokenizer)
 }
 
-fn pieces_of(pre: Pre) -> Result<PreTokenizerWrapper, TokenizerError> {
-    let gpt2_split = ByteLevel::new(false, true, true);
-    let bytes_only = ByteLevel::new(false, true, false);
-    Ok(match pre {
-        Pre::Gpt2 => gpt2_split.into(),
-        Pre::SingleDigits => {
-            Sequence::new(vec![Digits::new(true).into(), gpt2_split.into()]).into()
-        }
-        Pre::Qwen2 => Sequence::new(vec![split_on(r"\p{N}")?, bytes_only.into()]).into(),
-        Pre::Llama3 => Sequence::new(vec![split_on(r"\p{N}{1,3}")?, bytes_only.into()]).into(),
-    })
+/// SentencePiece's spelling, as a decoder.
+fn spaces_and_bytes() -> Result<DecoderWrapper, TokenizerError> {
+    let spaces = Replace::new(SPACE.to_string(), " ")
+        .map_err(|e| malformed("tokenizer.ggml.tokens", e.to_string()))?;
+    let steps = vec![spaces.into(), ByteFallback::default().into()];
+    Ok(decoders::sequence::Sequence::new(steps).into())
 }
 
-fn split_on(digits: &str) -> Result<PreTokenizerWrapper, TokenizerError> {
-    let pattern = SplitPattern::Regex(format!("{WORD}{digits}{REST}"));
-    Split::new(pattern, SplitDelimiterBehavior::Isolated, false)
-        .map(Into::into)
-        .map_err(|e| malformed("tokenizer.ggml.pre", e.to_string()))
+/// Spaces become [`SPACE`], lines and runs of line ends merge apart, and what no token covers is
+/// written as bytes.
+fn line_bpe(content: &Content, tokens: &[String]) -> Result<tokenizers::Tokenizer, TokenizerError> {
+    let fail = |e: tokenizers::Error| malformed("tokenizer.ggml.merges", e.to_string());
+    let unknown = token_id(content, "tokenizer.ggml.unknown_token_id", tokens.len())?;
+    let mut bpe = BPE::builder()
+        .vocab_and_merges(vocab(tokens), merges(content)?)
+        .byte_fallback(true)
+        .fuse_unk(true);
+    if let Some(id) = unknown {
+        bpe = bpe.unk_token(tokens[id as usize].clone());
+    }
+    let mut pipeline = tokenizers::Tokenizer::new(bpe.build().map_err(fail)?);
+    let spaces = Replace::new(" ", SPACE.to_string()).map_err(fail)?;
+    pipeline.with_normalizer(Some(spaces)).map_err(fail)?;
+    pipeline.with_pre_tokenizer(Some(pre::split(r"[^\n]+|[\n]+")?));
+    pipeline.with_decoder(Some(spaces_and_bytes()?));
+    Ok(pipeline)
 }
 
 /// The steps around a SentencePiece merger: spaces become [`SPACE`], after one more at the
@@ -202,7 +194,7 @@ fn sentence_piece_pipeline(
     steps.push(Replace::new(" ", SPACE.to_string()).map_err(fail)?.into());
     let steps = tokenizers::normalizers::Sequence::new(steps);
     pipeline.with_normalizer(Some(steps)).map_err(fail)?;
-    pipeline.with_decoder(Some(ByteFallback::default()));
+    pipeline.with_decoder(Some(spaces_and_bytes()?));
     Ok(pipeline)
 }
 
@@ -269,7 +261,7 @@ fn mark_unknown(content: &Content, pieces: &mut [Piece<'_>]) -> Result<(), Token
     Ok(())
 }
 
-fn token_types(content: &Content, tokens: usize) -> Result<Vec<u64>, TokenizerError> {
+pub(super) fn token_types(content: &Content, tokens: usize) -> Result<Vec<u64>, TokenizerError> {
     let key = "tokenizer.ggml.token_type";
     let Some(Value::Array(types)) = content.metadata.get(key) else {
         return Err(malformed(key, "missing, or not an array"));
@@ -346,7 +338,7 @@ fn string(content: &Content, key: &str) -> Result<String, TokenizerError> {
     }
 }
 
-fn strings(content: &Content, key: &str) -> Result<Vec<String>, TokenizerError> {
+pub(super) fn strings(content: &Content, key: &str) -> Result<Vec<String>, TokenizerError> {
     let Some(Value::Array(values)) = content.metadata.get(key) else {
         return Err(malformed(
             key,

@@ -1,6 +1,7 @@
 //! Against ids made by the reference implementation (tests/golden) and by reading back.
 
 mod golden;
+mod parity;
 
 use std::sync::Arc;
 
@@ -119,13 +120,91 @@ fn a_saved_tokenizer_json_encodes_the_same() {
 #[test]
 fn an_unknown_pre_tokenizer_is_refused_by_name() {
     let mut content = test_model();
-    let name = gguf_file::Value::String("viking".into());
+    let name = gguf_file::Value::String("klingon".into());
     content.metadata.insert("tokenizer.ggml.pre".into(), name);
     let message = Tokenizer::from_gguf(&content)
         .expect_err("unknown")
         .to_string();
     assert!(
-        message.contains("`viking`") && message.contains("smollm"),
+        message.contains("`klingon`")
+            && message.contains("smollm")
+            && message.contains("--tokenizer"),
         "{message}"
+    );
+}
+
+/// A GGUF header whose pre-tokenizer is not known, and its tokenizer as a `tokenizer.json`.
+fn unknown_pre(dir: &Path) -> (gguf_file::Content, PathBuf) {
+    let mut content = test_model();
+    let path = dir.join("tokenizer.json");
+    tokenizer().inner.save(&path, false).expect("save");
+    let name = gguf_file::Value::String("klingon".into());
+    content.metadata.insert("tokenizer.ggml.pre".into(), name);
+    (content, path)
+}
+
+#[test]
+fn a_tokenizer_json_takes_the_place_of_a_gguf_files_own() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (content, path) = unknown_pre(dir.path());
+    let given = Tokenizer::from_file_for(&path, &content).expect("the same vocabulary");
+    let own = tokenizer();
+    for text in TEXTS {
+        let ids = own.encode(text, true).expect("encode");
+        assert_eq!(given.encode(text, true).expect("encode"), ids, "{text}");
+    }
+    // Begin and end are the GGUF file's, though nothing lies beside the tokenizer.json.
+    assert_eq!(given.end_of_generation_ids(), own.end_of_generation_ids());
+    assert_eq!(given.bos_id(), own.bos_id());
+}
+
+#[test]
+fn a_tokenizer_json_of_another_model_is_refused() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (content, path) = unknown_pre(dir.path());
+    let written = std::fs::read_to_string(&path).expect("read");
+    let json: serde_json::Value = serde_json::from_str(&written).expect("JSON");
+    // Of the same size, but every hundredth pair of tokens has changed places.
+    let mut swapped = json.clone();
+    let vocab = swapped["model"]["vocab"].as_object_mut().expect("a map");
+    for id in vocab.values_mut() {
+        let number = id.as_u64().expect("an id");
+        if number > 1000 && number % 100 < 2 {
+            *id = (number ^ 1).into();
+        }
+    }
+    let small = r#"{"version":"1.0","added_tokens":[],"decoder":{"type":"ByteLevel",
+        "add_prefix_space":false,"trim_offsets":true,"use_regex":true},
+        "model":{"type":"BPE","vocab":{"a":0},"merges":[]}}"#;
+    for (text, says) in [
+        (swapped.to_string(), "more differ"),
+        (small.into(), "1 tokens"),
+    ] {
+        std::fs::write(&path, text).expect("write");
+        let error = Tokenizer::from_file_for(&path, &content).expect_err("another model");
+        let error = error.to_string();
+        assert!(
+            error.contains(says) && error.contains("tokenizer.json"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_tokenizer_json_beside_a_gguf_file_is_found_where_its_own_cannot_be_read() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (content, path) = unknown_pre(dir.path());
+    let file = dir.path().join("model.gguf");
+    let read = |named: Option<&Path>| crate::loaded::gguf_tokenizer(&file, &content, named);
+    let own = tokenizer();
+    let found = read(None).expect("the file beside it");
+    assert_eq!(found.vocab_size(), own.vocab_size());
+    let named = dir.path().join("elsewhere.json");
+    std::fs::rename(&path, &named).expect("rename");
+    assert!(read(Some(&named)).is_ok());
+    let error = read(None).expect_err("nothing beside it").to_string();
+    assert!(
+        error.contains("klingon") && error.contains("--tokenizer"),
+        "{error}"
     );
 }

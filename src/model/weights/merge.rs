@@ -12,7 +12,7 @@ use std::path::Path;
 use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
 use candle_core::{DType, Device, Tensor};
 
-use super::names::Names;
+use super::names::{Names, is_permuted};
 use super::row_order;
 use crate::error::{ModelError, Result};
 use crate::lora::{LoraPair, LoraSite, LoraWeights, Projection};
@@ -85,6 +85,15 @@ pub(crate) fn gguf(
         let stored = content.tensor(&mut reader, name, &Device::Cpu)?;
         let merged = match sites.remove(name) {
             Some((site, pair)) => {
+                let (inputs, outputs) = spec.projection_shape(site.projection);
+                if stored.shape().dims() != [outputs, inputs] {
+                    return Err(ModelError::Tensor {
+                        path: path.into(),
+                        tensor: name.clone(),
+                        what: "holds several projections: adapters are merged into single ones"
+                            .into(),
+                    });
+                }
                 let order = permuted_heads(spec, site.projection);
                 merged_quantized(&stored, pair, order)?
             }
@@ -109,8 +118,8 @@ pub(crate) fn gguf(
 /// Heads of q and k where a llama GGUF has permuted their rows.
 fn permuted_heads(spec: &ModelSpec, projection: Projection) -> Option<usize> {
     match projection {
-        Projection::Q if spec.architecture == "llama" => Some(spec.heads),
-        Projection::K if spec.architecture == "llama" => Some(spec.kv_heads),
+        Projection::Q if is_permuted(&spec.architecture) => Some(spec.heads),
+        Projection::K if is_permuted(&spec.architecture) => Some(spec.kv_heads),
         _ => None,
     }
 }

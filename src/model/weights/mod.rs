@@ -26,6 +26,16 @@ pub(crate) struct WeightFile {
     names: Names,
 }
 
+/// Rows of a matrix that holds several maps.
+struct Fused {
+    /// The matrix.
+    name: String,
+    /// The first row of the map.
+    first: usize,
+    /// Rows of all maps.
+    all: usize,
+}
+
 /// Where weights go: the matrices in the form that a backend keeps, the vectors to its device.
 pub(crate) struct Target<'a, W> {
     /// Where norms and biases are put.
@@ -251,7 +261,10 @@ impl WeightFile {
         );
         let heads = self.permuted_heads(spec, projection);
         let weight = format!("{name}.weight");
-        let stored = self.matrix(&weight, (out, inner), heads)?;
+        let stored = match self.fused(spec, layer, projection) {
+            Some(fused) => self.rows(&fused, out, inner)?,
+            None => self.matrix(&weight, (out, inner), heads)?,
+        };
         let matrix = (to.matrix)(stored).map_err(|e| self.wrong(&weight, e))?;
         let bias = match spec.has_bias(projection) {
             true => {
@@ -261,6 +274,53 @@ impl WeightFile {
             false => None,
         };
         Ok(Linear::new(layer, projection, matrix, bias))
+    }
+
+    /// The matrix of several maps of which this one is a part, if the file stores it so (Phi).
+    fn fused(&self, spec: &ModelSpec, layer: usize, projection: Projection) -> Option<Fused> {
+        let (group, members): (&str, &[Projection]) = match projection {
+            Projection::Q | Projection::K | Projection::V => {
+                ("qkv_proj", &[Projection::Q, Projection::K, Projection::V])
+            }
+            Projection::Gate | Projection::Up => {
+                ("gate_up_proj", &[Projection::Gate, Projection::Up])
+            }
+            Projection::O | Projection::Down => return None,
+        };
+        let place = format!("model.layers.{layer}.{}", projection.parent());
+        let whole = format!("{place}.{group}.weight");
+        let alone = format!("{place}.{}.weight", members[0].name());
+        if self.contains(&alone) || !self.contains(&whole) {
+            return None;
+        }
+        let rows = |members: &[Projection]| {
+            let widths = members
+                .iter()
+                .map(|member| spec.projection_shape(*member).1);
+            widths.sum::<usize>()
+        };
+        let before = members.iter().position(|member| *member == projection);
+        Some(Fused {
+            name: whole,
+            first: rows(&members[..before.unwrap_or(0)]),
+            all: rows(members),
+        })
+    }
+
+    /// `out` rows of a matrix of several maps.
+    fn rows(&mut self, fused: &Fused, out: usize, inner: usize) -> Result<StoredMatrix> {
+        let whole = self.matrix(&fused.name, (fused.all, inner), None)?;
+        let part = match whole {
+            StoredMatrix::Floats(floats) => floats
+                .narrow(0, fused.first, out)
+                .and_then(|part| part.contiguous())
+                .map(StoredMatrix::Floats),
+            StoredMatrix::Quantized(whole) => {
+                let rows = (fused.first..fused.first + out).map(|row| row as u32);
+                select_rows(&whole, rows).map(|part| StoredMatrix::Quantized(Arc::new(part)))
+            }
+        };
+        part.map_err(|e| self.wrong(&fused.name, e))
     }
 
     /// The scale of a norm, with the family's offset.
@@ -276,12 +336,18 @@ impl WeightFile {
             true => (scale + 1.0)?,
             false => scale,
         };
+        // Logits are linear in what the last norm gives.
+        let scale = match spec.variant.logit_divisor {
+            Some(divisor) if name == FINAL_NORM => (scale / divisor)?,
+            _ => scale,
+        };
         Ok(scale.to_device(device)?)
     }
 
-    /// Heads of q and k in a llama-architecture GGUF, whose rows are permuted; `None` elsewhere.
+    /// Heads of q and k in a GGUF of the llama family, whose rows are permuted; `None` elsewhere.
     fn permuted_heads(&self, spec: &ModelSpec, projection: Projection) -> Option<usize> {
-        let permuted = matches!(self.source, Source::Gguf { .. }) && spec.architecture == "llama";
+        let permuted =
+            matches!(self.source, Source::Gguf { .. }) && names::is_permuted(&spec.architecture);
         match projection {
             Projection::Q if permuted => Some(spec.heads),
             Projection::K if permuted => Some(spec.kv_heads),
@@ -308,10 +374,19 @@ fn row_order(rows: usize, heads: usize) -> Vec<u32> {
 /// Undoes the row permutation on the stored blocks themselves: nothing is requantised.
 fn unpermute(stored: &QTensor, heads: usize) -> candle_core::Result<QTensor> {
     let (rows, _) = stored.shape().dims2()?;
+    select_rows(stored, row_order(rows, heads).into_iter())
+}
+
+/// These rows of a stored matrix, in this order, as they are stored.
+fn select_rows(
+    stored: &QTensor,
+    wanted: impl ExactSizeIterator<Item = u32>,
+) -> candle_core::Result<QTensor> {
+    let (rows, inner) = stored.shape().dims2()?;
     let data = stored.data()?;
-    let row_bytes = data.len() / rows;
-    let mut reordered = Vec::with_capacity(data.len());
-    for source in row_order(rows, heads) {
+    let (row_bytes, count) = (data.len() / rows, wanted.len());
+    let mut reordered = Vec::with_capacity(count * row_bytes);
+    for source in wanted {
         reordered.extend_from_slice(&data[source as usize * row_bytes..][..row_bytes]);
     }
     let storage = candle_core::quantized::QStorage::from_data(
@@ -319,7 +394,7 @@ fn unpermute(stored: &QTensor, heads: usize) -> candle_core::Result<QTensor> {
         &Device::Cpu,
         stored.dtype(),
     )?;
-    QTensor::new(storage, stored.shape().clone())
+    QTensor::new(storage, (count, inner))
 }
 
 #[cfg(test)]

@@ -34,6 +34,12 @@ impl LayerNorms {
     }
 }
 
+/// Whether converters to GGUF permute the rows of q and k of an architecture, for GGML's rotary
+/// layout of neighbouring columns.
+pub(super) fn is_permuted(architecture: &str) -> bool {
+    ["llama", "mistral3", "smollm3", "granite"].contains(&architecture)
+}
+
 /// How a file spells Hugging Face's names.
 pub(super) enum Names {
     /// As GGUF converters do.
@@ -103,11 +109,14 @@ fn gguf_name(name: &str, output_norms: bool) -> String {
         ("self_attn.q_proj", "attn_q"),
         ("self_attn.k_proj", "attn_k"),
         ("self_attn.v_proj", "attn_v"),
+        ("self_attn.qkv_proj", "attn_qkv"),
         ("self_attn.o_proj", "attn_output"),
         ("self_attn.q_norm", "attn_q_norm"),
         ("self_attn.k_norm", "attn_k_norm"),
         ("mlp.gate_proj", "ffn_gate"),
         ("mlp.up_proj", "ffn_up"),
+        // In such a file, `ffn_up` is both.
+        ("mlp.gate_up_proj", "ffn_up"),
         ("mlp.down_proj", "ffn_down"),
         ("input_layernorm", "attn_norm"),
         ("post_attention_layernorm", after_attention),

@@ -20,12 +20,20 @@ impl TensorOps for Plain {
         let (rows, width) = x.dims2()?;
         let [cos, sin] = table.on(x.device())?;
         let half = cos.dim(1)?;
-        let x = x.reshape((rows, width / (2 * half), 2 * half))?; // (rows, heads, head_dim)
+        let head_dim = table.head_dim();
+        let x = x.reshape((rows, width / head_dim, head_dim))?; // (rows, heads, head_dim)
         let (cos, sin) = (cos.reshape((rows, 1, half))?, sin.reshape((rows, 1, half))?);
         let (low, high) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
         let rotated_low = (low.broadcast_mul(&cos)? - high.broadcast_mul(&sin)?)?;
         let rotated_high = (high.broadcast_mul(&cos)? + low.broadcast_mul(&sin)?)?;
-        Tensor::cat(&[rotated_low, rotated_high], 2)?.reshape((rows, width))
+        let still = x.narrow(2, 2 * half, head_dim - 2 * half)?;
+        let parts = [rotated_low, rotated_high, still];
+        let parts = if head_dim == 2 * half {
+            &parts[..2]
+        } else {
+            &parts[..]
+        };
+        Tensor::cat(parts, 2)?.reshape((rows, width))
     }
 
     fn gated(&self, activation: Activation, gate: &Tensor, up: &Tensor) -> Result<Tensor> {

@@ -86,7 +86,15 @@ impl Access {
                 rates: self.rates,
             });
         }
-        let sent = KeyDigest::of(bearer(headers)?);
+        // Anthropic's clients send the key in a header of its own.
+        let own = headers
+            .get("x-api-key")
+            .and_then(|value| value.to_str().ok());
+        let key = match own {
+            Some(key) if !headers.contains_key(header::AUTHORIZATION) => key.trim(),
+            _ => bearer(headers)?,
+        };
+        let sent = KeyDigest::of(key);
         // Every key is compared, so that timing does not reveal which one matched.
         let found = keys.iter().fold(None, |found, key| {
             let matches = key.digest.matches(&sent);

@@ -1,23 +1,29 @@
 //! `POST /v1/chat/completions`: reads the body and encodes the conversation.
 
+use std::collections::VecDeque;
+
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use super::AppState;
+use super::constraints::ConstraintFields;
 use super::error::ApiError;
 use super::params::{Common, MAX_CHOICES, Params};
 use super::request::{
-    self, Count, JsonText, List, ListItem, Refused, string_enum, tagged, unsupported,
+    self, Arguments, Count, Integer, List, ListItem, NotKept, Refused, Unknown, string_enum,
+    tagged, unsupported,
 };
-use super::tools::{AnswerFormat, ResponseFormat, ToolFields, Tools};
-use realign_model::chat::ChatError;
+use super::sent;
+use super::template::TemplateFields;
+use super::tools::{AnswerFormat, NestedTool, ResponseFormat, ToolFields, Tools};
+use realign_model::chat::{ChatError, Turn};
 use realign_model::{ChatMessage, ChatRole};
 
 /// A chat completion's body.
 #[derive(Deserialize, JsonSchema)]
-#[schemars(rename = "ChatRequest")]
+#[schemars(rename = "ChatRequest", extend("additionalProperties" = {"type": "null"}))]
 pub(crate) struct Body {
     #[serde(rename = "..unsupported")]
     #[schemars(skip)]
@@ -36,7 +42,24 @@ pub(crate) struct Body {
     /// Only with `logprobs`.
     top_logprobs: Option<Count<0, 20>>,
     logprobs: Option<bool>,
+    /// Of each token of the prompt, how likely it is, and this many of the most likely ones; not with
+    /// `stream`.
+    prompt_logprobs: Option<Count<0, 20>>,
+    /// Whether to return the ids of the prompt's and the answer's tokens.
+    return_token_ids: Option<bool>,
+    /// Most tokens that a model which thinks may spend on thoughts; it is made to end them there.
+    thinking_token_budget: Option<Count<0, { i64::MAX }>>,
+    /// The same, as other servers name it.
+    thinking_budget: Option<Count<0, { i64::MAX }>>,
+    /// The same, as other servers name it.
+    thinking_budget_tokens: Option<Integer<-1, { i64::MAX }>>,
     response_format: Option<ResponseFormat>,
+    #[serde(rename = "..constraints")]
+    #[schemars(flatten)]
+    constraints: ConstraintFields,
+    #[serde(rename = "..template")]
+    #[schemars(flatten)]
+    template: TemplateFields,
     #[serde(rename = "..tools")]
     #[schemars(flatten)]
     pub(super) tools: ToolFields,
@@ -59,6 +82,10 @@ struct UnsupportedFields {
     _prediction: Option<Refused>,
     #[serde(rename = "web_search_options")]
     _web_search_options: Option<Refused>,
+    #[serde(rename = "echo")]
+    _echo: Option<Refused>,
+    #[serde(rename = "store")]
+    _store: Option<Refused<NotKept>>,
 }
 
 /// `modalities` with only text.
@@ -79,31 +106,57 @@ pub(crate) struct ChatRequest {
     pub(crate) params: Params,
     pub(crate) tools: Tools,
     pub(crate) format: AnswerFormat,
+    /// The field that `format` came in.
+    pub(crate) format_field: &'static str,
+    pub(crate) unknown: Unknown,
+    pub(crate) template: TemplateFields,
+    /// Alternatives to the prompt's tokens, if those are scored.
+    pub(crate) prompt_logprobs: Option<usize>,
     pub(crate) messages: Vec<ChatMessage>,
 }
 
 impl ChatRequest {
     pub(crate) fn read(body: &Value) -> Result<Self, ApiError> {
-        let body: Body = request::read(body)?;
+        let json = body;
+        let (body, unknown): (Body, Unknown) = request::read_all(body)?;
         let mut params = body.common.check()?;
         // The newer name takes precedence, as `max_tokens` is deprecated.
         let max_tokens = body.max_completion_tokens.or(body.max_tokens);
         params.max_tokens = max_tokens.map(|max| max.0);
         params.n = body.n.map_or(1, |n| n.0);
         params.sampling.top_logprobs = logprobs(body.logprobs, body.top_logprobs)?;
+        params.token_ids = body.return_token_ids.unwrap_or(false);
+        // llama.cpp's -1 sets no limit.
+        let spelled = body.thinking_budget_tokens;
+        let spelled = spelled.and_then(|budget| usize::try_from(budget.0).ok());
+        let budget = body.thinking_token_budget.or(body.thinking_budget);
+        params.thinking_budget = budget.map(|budget| budget.0).or(spelled);
+        let prompt_logprobs = body.prompt_logprobs.map(|top| top.0);
+        if prompt_logprobs.is_some() && params.stream {
+            return Err(ApiError::Unsupported {
+                param: "prompt_logprobs".into(),
+                detail: " together with `stream`".into(),
+            });
+        }
+        let mut tools = Tools::check(body.tools)?;
+        sent::functions::<NestedTool>(&mut tools, json.get("tools"));
+        let (format, format_field) = body.constraints.check(body.response_format, &tools)?;
         Ok(Self {
             params,
-            format: body
-                .response_format
-                .map_or(AnswerFormat::Text, AnswerFormat::from),
-            tools: Tools::check(body.tools)?,
-            messages: conversation(body.messages)?,
+            format,
+            format_field,
+            unknown,
+            template: body.template,
+            prompt_logprobs,
+            tools,
+            messages: conversation(body.messages, json.get("messages"))?,
         })
     }
 
     /// The prompt's tokens. Slow for long conversations, so call it on a blocking thread.
     pub(crate) fn encode(&self, state: &AppState) -> Result<Vec<u32>, ApiError> {
-        encode(state, &self.messages, &self.tools.definitions())
+        let turn = self.template.clone().turn(&state.chat)?;
+        encode(state, &self.messages, &self.tools.definitions(), &turn)
             .map_err(|error| chat_error(&error, "messages"))
     }
 
@@ -121,10 +174,11 @@ pub(crate) fn encode(
     state: &AppState,
     messages: &[ChatMessage],
     tools: &[Value],
+    turn: &Turn,
 ) -> Result<Vec<u32>, ChatError> {
     state
         .chat
-        .encode_chat_with(&state.tokenizer, messages, tools, true)
+        .encode_chat_with(&state.tokenizer, messages, tools, turn)
 }
 
 /// Maps the error of a conversation that cannot be encoded; `param` is the field that it came in.
@@ -158,6 +212,7 @@ string_enum! {
         User = "user",
         Assistant = "assistant",
         Tool = "tool",
+        Function = "function",
     }
 }
 
@@ -167,7 +222,7 @@ impl From<Role> for ChatRole {
             Role::System | Role::Developer => ChatRole::System,
             Role::User => ChatRole::User,
             Role::Assistant => ChatRole::Assistant,
-            Role::Tool => ChatRole::Tool,
+            Role::Tool | Role::Function => ChatRole::Tool,
         }
     }
 }
@@ -177,7 +232,7 @@ tagged! {
     Message by "role": Role {
         [System, Developer, User] => Plain(PlainMessage),
         [Assistant] => Assistant(AssistantMessage),
-        [Tool] => Tool(ToolMessage),
+        [Tool, Function] => Tool(ToolMessage),
     }
 }
 
@@ -188,10 +243,10 @@ impl ListItem for Message {
 /// Fields of a message that this server does not support.
 #[derive(Clone, Debug, Deserialize)]
 struct UnsupportedInMessage {
-    #[serde(rename = "function_call")]
-    _function_call: Option<Refused>,
     #[serde(rename = "audio")]
     _audio: Option<Refused>,
+    #[serde(rename = "images")]
+    _images: Option<Refused>,
 }
 
 /// A message of the system, the developer or the user.
@@ -207,15 +262,23 @@ pub(crate) struct PlainMessage {
     _name: Option<IgnoredAny>,
 }
 
-/// A message of the model: text, calls, or both.
+/// A message of the model: text, calls, both, or nothing, where an answer was cut at once.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[schemars(inline, extend("anyOf" = [{"required": ["content"]}, {"required": ["tool_calls"]}]))]
+#[schemars(inline)]
 pub(crate) struct AssistantMessage {
     #[serde(rename = "..unsupported")]
     #[schemars(skip)]
     _unsupported: UnsupportedInMessage,
     tool_calls: Option<List<ToolCall>>,
+    /// Older form of `tool_calls`, with one call.
+    function_call: Option<Call>,
     content: Option<Content>,
+    /// A text that refuses; follows the content.
+    refusal: Option<String>,
+    /// What the model thought before its answer. Templates leave it out, or keep it of the last turns.
+    reasoning_content: Option<String>,
+    /// The same, as some servers name it.
+    reasoning: Option<String>,
 }
 
 /// The result of a call.
@@ -225,16 +288,17 @@ pub(crate) struct ToolMessage {
     #[serde(rename = "..unsupported")]
     #[schemars(skip)]
     _unsupported: UnsupportedInMessage,
-    content: Content,
-    tool_call_id: String,
+    /// A function may have returned nothing.
+    content: Option<Content>,
+    /// If it is missing, the results answer the calls before them in their order.
+    tool_call_id: Option<String>,
 }
 
 /// An earlier call of a function.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 struct ToolCall {
-    #[serde(rename = "id")]
-    #[schemars(with = "String")]
-    _id: Option<IgnoredAny>,
+    #[schemars(with = "Option<String>")]
+    id: Option<Value>,
     #[serde(rename = "type")]
     #[schemars(with = "String", extend("const" = "function"))]
     _type: Option<IgnoredAny>,
@@ -250,60 +314,91 @@ impl ListItem for ToolCall {
 #[schemars(inline)]
 pub(crate) struct Call {
     name: String,
-    arguments: JsonText,
+    arguments: Option<Arguments>,
 }
 
 impl Call {
+    /// A call that this server's model made.
+    pub(crate) fn made(name: &str, arguments: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            arguments: Some(Arguments::of(arguments)),
+        }
+    }
+
     /// The call in the format of chat templates.
-    pub(crate) fn for_template(self) -> Value {
-        json!({
-            "type": "function",
-            "function": {"name": self.name, "arguments": self.arguments.0},
-        })
+    pub(crate) fn for_template(self, id: Option<Value>) -> Value {
+        let arguments = self.arguments.map(Arguments::for_template);
+        let arguments = arguments.unwrap_or_else(|| json!({}));
+        let mut call = json!({});
+        if let Some(id) = id.filter(Value::is_string) {
+            call["id"] = id;
+        }
+        call["type"] = "function".into();
+        call["function"] = json!({"name": self.name, "arguments": arguments});
+        call
     }
 }
 
-/// Converts `messages` into a conversation.
+/// Converts `messages` into a conversation. `sent` is their JSON, which templates read.
 ///
 /// # Errors
-/// If there is no message, or an assistant message has neither content nor calls.
-pub(crate) fn conversation(messages: List<Message>) -> Result<Vec<ChatMessage>, ApiError> {
+/// If there is no message.
+pub(crate) fn conversation(
+    messages: List<Message>,
+    sent: Option<&Value>,
+) -> Result<Vec<ChatMessage>, ApiError> {
     if messages.0.is_empty() {
         return Err(ApiError::field(
             "messages",
             "`messages` must have at least one message",
         ));
     }
-    let message = |(i, message)| chat_message(message, i);
-    messages.0.into_iter().enumerate().map(message).collect()
+    let mut messages: Vec<ChatMessage> = messages.0.into_iter().map(chat_message).collect();
+    link_results(&mut messages);
+    sent::messages(&mut messages, sent);
+    Ok(messages)
 }
 
-fn chat_message(message: Message, index: usize) -> Result<ChatMessage, ApiError> {
+fn chat_message(message: Message) -> ChatMessage {
     match message {
-        Message::Plain(role, plain) => Ok(ChatMessage::new(role.into(), plain.content.text())),
+        Message::Plain(role, plain) => ChatMessage::new(role.into(), plain.content.text()),
         Message::Assistant(role, answered) => {
-            let calls = answered.tool_calls.map_or_else(Vec::new, |calls| calls.0);
-            let content = match answered.content {
-                Some(content) => content.text(),
-                // An assistant message that only calls functions has no text.
-                None if !calls.is_empty() => String::new(),
-                None => {
-                    let path = format!("messages[{index}].content");
-                    let message = format!("the field `{path}` is required");
-                    return Err(ApiError::field(path, message));
-                }
-            };
-            let mut message = ChatMessage::new(role.into(), content);
-            if !calls.is_empty() {
-                let calls = calls.into_iter().map(|call| call.function.for_template());
-                message.tool_calls = Some(calls.collect());
+            let mut content = answered.content.map_or_else(String::new, Content::text);
+            if let Some(refusal) = answered.refusal {
+                content.push_str(&refusal);
             }
-            Ok(message)
+            let mut message = ChatMessage::new(role.into(), content);
+            let calls = answered.tool_calls.map_or_else(Vec::new, |calls| calls.0);
+            let calls = calls.into_iter().map(|c| c.function.for_template(c.id));
+            let older = answered.function_call.map(|call| call.for_template(None));
+            let calls: Vec<Value> = calls.chain(older).collect();
+            message.tool_calls = (!calls.is_empty()).then_some(calls);
+            let thought = answered.reasoning_content.or(answered.reasoning);
+            message.reasoning_content = thought.filter(|text| !text.is_empty());
+            message
         }
         Message::Tool(role, returned) => {
-            let mut message = ChatMessage::new(role.into(), returned.content.text());
-            message.tool_call_id = Some(returned.tool_call_id);
-            Ok(message)
+            let content = returned.content.map_or_else(String::new, Content::text);
+            let mut message = ChatMessage::new(role.into(), content);
+            message.tool_call_id = returned.tool_call_id;
+            message
+        }
+    }
+}
+
+/// Gives results without an id the ids of the calls before them, in their order.
+pub(crate) fn link_results(messages: &mut [ChatMessage]) {
+    // Many results are no reason to shift many ids.
+    let mut ids = VecDeque::new();
+    for message in messages {
+        if message.role != ChatRole::Tool {
+            let calls = message.tool_calls.iter().flatten();
+            ids = calls
+                .map(|c| c["id"].as_str().map(str::to_string))
+                .collect();
+        } else if let Some(next) = ids.pop_front() {
+            message.tool_call_id = message.tool_call_id.take().or(next);
         }
     }
 }

@@ -8,9 +8,13 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::AppState;
+use super::constraints::ConstraintFields;
 use super::error::ApiError;
 use super::params::{Common, MAX_CHOICES, Params};
-use super::request::{self, Count, FIELD, Refused, message, unexpected, wrong_type};
+use super::request::{
+    self, Count, FIELD, NotFilledIn, Refused, Unknown, message, unexpected, wrong_type,
+};
+use super::tools::{AnswerFormat, ResponseFormat, Tools};
 use realign_model::Tokenizer;
 use realign_model::tokenizer::TokenizerError;
 
@@ -29,22 +33,34 @@ pub(crate) enum Prompt {
 
 /// A completion's body.
 #[derive(Deserialize, JsonSchema)]
-#[schemars(rename = "CompletionRequest")]
+#[schemars(rename = "CompletionRequest", extend("additionalProperties" = {"type": "null"}))]
 pub(crate) struct Body {
     #[serde(rename = "suffix")]
     #[schemars(skip)]
-    _suffix: Option<Refused>,
+    _suffix: Option<Refused<NotFilledIn>>,
     #[serde(rename = "..common")]
     #[schemars(flatten)]
     common: Common,
-    /// Default 16.
-    max_tokens: Option<Count<1, { i64::MAX }>>,
+    /// Default 16; 0 only with `echo` or `prompt_logprobs`.
+    max_tokens: Option<Count<0, { i64::MAX }>>,
     n: Option<Count<1, MAX_CHOICES>>,
     /// Only the value of `n`.
     best_of: Option<Count<1, { i64::MAX }>>,
-    logprobs: Option<Count<0, 5>>,
-    /// Repeat the prompt before the answer; not allowed together with `logprobs`.
+    /// OpenAI takes up to 5.
+    logprobs: Option<Count<0, 20>>,
+    /// Repeat the prompt before the answer, with `logprobs` also its tokens' log-probabilities.
     echo: Option<bool>,
+    /// Given, control tokens that a text spells out are control tokens, as for prompts of a client's own
+    /// template; true also puts begin-of-text first. Not given, they are text.
+    add_special_tokens: Option<bool>,
+    /// Of each token of the prompt, how likely it is, and this many of the most likely ones.
+    prompt_logprobs: Option<Count<0, 20>>,
+    /// Whether to return the ids of the prompts' and the answers' tokens.
+    return_token_ids: Option<bool>,
+    response_format: Option<ResponseFormat>,
+    #[serde(rename = "..constraints")]
+    #[schemars(flatten)]
+    constraints: ConstraintFields,
     pub(super) prompt: Texts,
 }
 
@@ -52,28 +68,56 @@ pub(crate) struct Body {
 #[derive(Debug)]
 pub(crate) struct CompletionRequest {
     pub(crate) params: Params,
+    pub(crate) format: AnswerFormat,
+    /// The field that `format` came in.
+    pub(crate) format_field: &'static str,
+    pub(crate) unknown: Unknown,
     prompts: Vec<Prompt>,
+    /// Whether control literals are control tokens, and then whether begin-of-text comes first.
+    special: Option<bool>,
     echo: bool,
+    /// Alternatives to the prompt's tokens in vLLM's form.
+    pub(crate) prompt_logprobs: Option<usize>,
 }
 
 impl CompletionRequest {
     pub(crate) fn read(body: &Value) -> Result<Self, ApiError> {
-        let body: Body = request::read(body)?;
+        let (body, unknown): (Body, Unknown) = request::read_all(body)?;
         let mut params = body.common.check()?;
         params.max_tokens = body.max_tokens.map(|max| max.0);
         params.n = body.n.map_or(1, |n| n.0);
         if body.best_of.is_some_and(|best| best.0 != params.n) {
             return Err(ApiError::Unsupported {
                 param: "best_of".into(),
-                detail: " other than `n`".into(),
+                detail: " other than `n` (every choice is returned; ask for `n` and pick one)"
+                    .into(),
             });
         }
         params.sampling.top_logprobs = body.logprobs.map(|top| top.0);
+        params.token_ids = body.return_token_ids.unwrap_or(false);
         let echo = body.echo.unwrap_or(false);
-        if echo && params.sampling.top_logprobs.is_some() {
+        let prompt_logprobs = body.prompt_logprobs.map(|top| top.0);
+        if params.max_tokens == Some(0) && !echo && prompt_logprobs.is_none() {
+            let message = "`max_tokens` is 0: allowed only with `echo` or `prompt_logprobs`";
+            return Err(ApiError::field("max_tokens", message));
+        }
+        let scores_prompt =
+            prompt_logprobs.is_some() || (echo && params.sampling.top_logprobs.is_some());
+        if scores_prompt && params.stream {
+            let param = if prompt_logprobs.is_some() {
+                "prompt_logprobs"
+            } else {
+                "echo"
+            };
             return Err(ApiError::Unsupported {
-                param: "echo".into(),
-                detail: " together with `logprobs`".into(),
+                param: param.into(),
+                detail: " with log-probabilities of the prompt together with `stream`".into(),
+            });
+        }
+        if echo && params.truncates() {
+            return Err(ApiError::Unsupported {
+                param: "truncate_prompt_tokens".into(),
+                detail: " together with `echo`".into(),
             });
         }
         let prompts = body.prompt.prompts("prompt")?;
@@ -85,17 +129,37 @@ impl CompletionRequest {
             );
             return Err(ApiError::field("prompt", message));
         }
+        let tools = Tools::default();
+        let (format, format_field) = body.constraints.check(body.response_format, &tools)?;
         Ok(Self {
             params,
+            format,
+            format_field,
+            unknown,
             prompts,
+            special: body.add_special_tokens,
             echo,
+            prompt_logprobs,
         })
     }
 
     /// Each prompt's tokens. Slow for long prompts, so call it on a blocking thread.
     pub(crate) fn encode(&self, state: &AppState) -> Result<Vec<Vec<u32>>, ApiError> {
-        let encode = |prompt: &Prompt| prompt.encode(&state.tokenizer, "prompt");
+        let encode = |prompt: &Prompt| match (prompt, self.special) {
+            (Prompt::Text(text), Some(begin)) => state
+                .tokenizer
+                .encode_templated(text, begin)
+                .map_err(|error| ApiError::field("prompt", error.to_string())),
+            _ => prompt.encode(&state.tokenizer, "prompt"),
+        };
         self.prompts.iter().map(encode).collect()
+    }
+
+    /// How many alternatives to each of the prompt's tokens are wanted; `None` if the prompt is not
+    /// scored.
+    pub(crate) fn scores_prompt(&self) -> Option<usize> {
+        let echoed = self.params.sampling.top_logprobs.filter(|_| self.echo);
+        self.prompt_logprobs.max(echoed)
     }
 
     /// The text of each prompt if it is to be repeated before the answer, otherwise nothing.

@@ -13,8 +13,8 @@ use super::AppState;
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, OPTIONS");
 /// Response headers that pages may read.
 const EXPOSED: HeaderValue = HeaderValue::from_static(
-    "x-request-id, x-realign-generation, x-realign-alignment, retry-after, x-ratelimit-limit-requests, \
-     x-ratelimit-remaining-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens",
+    "x-request-id, x-realign-generation, x-realign-alignment, x-realign-ignored-fields, retry-after, \
+     x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens",
 );
 /// How long browsers may cache a preflight response, in seconds.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");

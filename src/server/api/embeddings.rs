@@ -21,6 +21,7 @@ use super::ports::EmbeddingPort;
 use super::request::{self, FIELD, ModelName, message, string_enum, unsupported};
 use super::run::with_generation;
 use super::{AppState, blocking, body, models, not_ready};
+use realign_engine::PromptToken;
 use realign_engine::adapter::generation::Generation;
 
 /// Maximum number of texts in a request.
@@ -49,6 +50,28 @@ impl Embeddings {
             running: Arc::new(Semaphore::new(1)),
             queue: Arc::new(Semaphore::new(MAX_WAITING)),
         }
+    }
+
+    /// How likely the tokens of prompts are, prompt by prompt; see [`EmbeddingPort::prompt_logprobs`].
+    ///
+    /// # Errors
+    /// If too many requests wait, or a pass fails.
+    pub(crate) async fn prompt_logprobs(
+        &self,
+        generation: &Arc<Generation>,
+        prompts: Vec<Vec<u32>>,
+        top: usize,
+    ) -> Result<Vec<Vec<PromptToken>>, ApiError> {
+        let _place = self.enqueue()?;
+        // The semaphore is never closed.
+        let _turn = self.running.acquire().await;
+        let (port, generation) = (Arc::clone(&self.port), Arc::clone(generation));
+        blocking(move || {
+            let score = |prompt: &Vec<u32>| port.prompt_logprobs(&generation, prompt, top);
+            let scored: Result<Vec<_>, _> = prompts.iter().map(score).collect();
+            scored.map_err(|error| ApiError::Internal(error.to_string()))
+        })
+        .await
     }
 
     fn enqueue(&self) -> Result<SemaphorePermit<'_>, ApiError> {
@@ -88,7 +111,7 @@ pub(crate) struct Body {
     _dimensions: Option<OtherDimensions>,
     encoding_format: Option<Encoding>,
     input: Texts,
-    model: ModelName,
+    model: Option<ModelName>,
     #[serde(rename = "user")]
     #[schemars(with = "Option<String>")]
     _user: Option<IgnoredAny>,
@@ -113,7 +136,7 @@ impl EmbeddingRequest {
             return Err(ApiError::field("input", message));
         }
         Ok(Self {
-            model: body.model.0,
+            model: body.model.map_or_else(String::new, |model| model.0),
             inputs,
             base64: body.encoding_format == Some(Encoding::Base64),
         })
@@ -151,7 +174,19 @@ pub(crate) async fn create(
     request: Request,
 ) -> Result<Response, ApiError> {
     let body = body::json(request, state.max_body_bytes).await?;
-    let request = EmbeddingRequest::read(&body)?;
+    answered(state, observation, &body).await
+}
+
+/// Answers a request's body.
+///
+/// # Errors
+/// If the body is refused, or a pass fails.
+pub(crate) async fn answered(
+    state: AppState,
+    observation: Arc<Observation>,
+    body: &Value,
+) -> Result<Response, ApiError> {
+    let request = EmbeddingRequest::read(body)?;
     if !state.is_ready() {
         return Err(not_ready());
     }
@@ -173,7 +208,7 @@ pub(crate) async fn create(
         let answer = answers::Embeddings {
             object: "list",
             data,
-            model: request.model,
+            model: models::named(&worker, &request.model).into(),
             usage: EmbeddingUsage {
                 prompt_tokens: tokens,
                 total_tokens: tokens,

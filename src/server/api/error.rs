@@ -118,20 +118,43 @@ pub enum ApiError {
     Internal(String),
 }
 
+/// The message of an error's response.
+#[derive(Clone, Debug)]
+pub(crate) struct Explained(pub(crate) String);
+
 impl ApiError {
+    /// The error of a request whose fields came under other names: `(ours, theirs)`.
+    pub(crate) fn renamed(self, names: &[(&str, &str)]) -> Self {
+        let rename = |param: String| {
+            let found = names.iter().find_map(|(ours, theirs)| {
+                let rest = param.strip_prefix(ours)?;
+                let whole = rest.is_empty() || rest.starts_with(['.', '[']);
+                whole.then(|| format!("{theirs}{rest}"))
+            });
+            found.unwrap_or(param)
+        };
+        match self {
+            Self::Field { param, message } => {
+                let own = rename(param.clone());
+                let message = message.replace(&format!("`{param}`"), &format!("`{own}`"));
+                Self::Field {
+                    param: own,
+                    message,
+                }
+            }
+            Self::Unsupported { param, detail } => Self::Unsupported {
+                param: rename(param),
+                detail,
+            },
+            other => other,
+        }
+    }
+
     /// An invalid field.
     pub(crate) fn field(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Field {
             param: param.into(),
             message: message.into(),
-        }
-    }
-
-    /// A field that asks for something this server does not support.
-    pub(crate) fn unsupported(param: impl Into<String>) -> Self {
-        Self::Unsupported {
-            param: param.into(),
-            detail: String::new(),
         }
     }
 
@@ -269,6 +292,9 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = self.status();
         let mut response = (status, Json(self.body())).into_response();
+        // For routes whose errors have another form.
+        let explained = Explained(self.to_string());
+        response.extensions_mut().insert(explained);
         // The middleware that counts refusals sees only the response.
         if let Some(refusal) = self.refusal() {
             response.extensions_mut().insert(refusal);

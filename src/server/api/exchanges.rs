@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::telemetry::RequestFinished;
 use crate::telemetry::compliance::Answer;
 use realign_core::clock::unix_seconds;
+use realign_core::thoughts::with_thoughts;
 
 /// The prompts of a request and its choices so far.
 #[derive(Debug, Default)]
@@ -17,8 +18,20 @@ pub(crate) struct Exchanges {
 
 #[derive(Clone, Debug, Default)]
 struct Choice {
+    thoughts: String,
     text: String,
     ended: bool,
+}
+
+impl Choice {
+    /// What policies judge; whether they see the thoughts, each says for itself.
+    fn response(self) -> String {
+        if self.thoughts.is_empty() {
+            self.text
+        } else {
+            with_thoughts(&self.thoughts, &self.text)
+        }
+    }
 }
 
 impl Exchanges {
@@ -46,6 +59,12 @@ impl Exchanges {
         self.choices[index].ended |= ended;
     }
 
+    /// Appends to what a model thinks before choice `index`.
+    pub(crate) fn add_thoughts(&mut self, index: usize, thoughts: &str) {
+        self.add_text(index, "", false);
+        self.choices[index].thoughts.push_str(thoughts);
+    }
+
     /// The answers that were completed; those that a client aborted are left out.
     pub(crate) fn into_answers(self, request: &RequestFinished) -> Vec<Answer> {
         let per_prompt = (self.choices.len() / self.prompts.len().max(1)).max(1);
@@ -57,7 +76,7 @@ impl Exchanges {
             caller: request.caller.clone(),
             generation: request.generation.clone(),
             prompt: prompts.get(index / per_prompt).cloned().unwrap_or_default(),
-            response: choice.text,
+            response: choice.response(),
             sent_at: Instant::now(),
             unix_seconds: unix_seconds(),
         };
@@ -91,6 +110,21 @@ mod tests {
         let mut exchanges = Exchanges::default();
         exchanges.set_prompts(&body);
         exchanges.prompts
+    }
+
+    #[test]
+    fn thoughts_are_in_front_of_what_is_judged() {
+        let mut exchanges = Exchanges::default();
+        exchanges.add_thoughts(0, "H");
+        exchanges.add_text(1, "Plain.", true);
+        exchanges.add_thoughts(0, "m.");
+        exchanges.add_text(0, "Yes.", true);
+        let responses: Vec<String> = exchanges
+            .choices
+            .into_iter()
+            .map(Choice::response)
+            .collect();
+        assert_eq!(responses, ["<think>\nHm.\n</think>\n\nYes.", "Plain."]);
     }
 
     #[test]

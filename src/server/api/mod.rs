@@ -10,11 +10,17 @@ mod body;
 mod chat;
 mod compile;
 mod completions;
+mod constraints;
 mod cors;
 mod cut;
+mod dialects;
 mod embeddings;
 pub mod error;
 mod exchanges;
+mod explain;
+mod extend;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod in_process;
 pub mod limits;
 mod models;
@@ -25,16 +31,21 @@ mod openapi;
 mod overview;
 mod page;
 mod params;
+mod playground;
 pub mod ports;
 mod progress;
+mod prompt_scores;
 mod request;
 mod responses;
 mod routes;
 mod run;
+mod sent;
 mod service;
 mod streaming;
+mod template;
 #[cfg(test)]
 mod tests;
+mod thinking;
 mod tokens;
 mod tool_calls;
 mod tools;
@@ -42,11 +53,11 @@ mod wire;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::extract::{OriginalUri, Request};
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::{Extension, Router};
 use tokio::sync::watch;
 
@@ -66,9 +77,12 @@ pub use ports::{
     AdminError, AdminPort, CollectOptions, EmbeddingError, EmbeddingPort, EnginePort, HealthPort,
     LogFilterError, LogPort, ModerationPort, Moderations, RealignmentEvent,
 };
+pub(crate) use responses::ResponseStore;
+pub(crate) use tools::Bounds;
 
 use routes::Audience;
 
+use crate::config::UnknownFields;
 use crate::telemetry::{Compliance, Telemetry};
 use realign_core::supervision::panic_message;
 use realign_engine::adapter::Registry;
@@ -117,8 +131,20 @@ pub(crate) struct AppState {
     pub(crate) cut: CutSignal,
     /// Largest request body in bytes.
     pub(crate) max_body_bytes: usize,
+    /// Whether `max_tokens` beyond the context is lowered; otherwise it is refused.
+    pub(crate) clamp_max_tokens: bool,
+    /// Sizes of arrays and strings whose JSON schema sets none.
+    pub(crate) schema_bounds: Bounds,
+    /// What happens to fields of requests that a route does not know.
+    pub(crate) unknown_fields: UnknownFields,
+    /// Whether `/tokenizer_info` answers.
+    pub(crate) tokenizer_info: bool,
+    /// Responses that requests may continue, if they are kept.
+    pub(crate) responses: Option<Arc<ResponseStore>>,
     /// When the server started, in Unix seconds.
     pub(crate) started_at: u64,
+    /// Open connections on all listeners.
+    pub(crate) connections: Arc<AtomicUsize>,
 }
 
 impl AppState {
@@ -181,9 +207,12 @@ fn build(audiences: &[Audience], state: AppState) -> Router {
         state: state.clone(),
         labels: routes::Labels::new(&routes),
     };
-    let document = openapi::Document::new(&routes, &state.model_name);
+    let document = openapi::Document::new(&routes, &state.model_name, state.unknown_fields);
     all.fallback(not_found)
+        .layer(map_response(streaming::unbuffered))
         .layer(Extension(document))
+        // Outside of authentication, whose errors have the same form as the route's own.
+        .layer(from_fn(dialects::own_errors))
         .layer(from_fn_with_state(observer, observe::observe))
         .with_state(state)
 }

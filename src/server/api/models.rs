@@ -12,7 +12,7 @@ use realign_engine::adapter::ResolveError;
 use realign_engine::adapter::generation::Generation;
 
 /// Leases the generation that `model` refers to: `<name>`, `<name>@base` or `<name>@<generation>`.
-/// May load it from disk.
+/// An empty `model`, as of a request without one, stands for `<name>`. May load it from disk.
 ///
 /// # Errors
 /// [`ApiError::ModelNotFound`], also if the generation cannot be loaded; [`ApiError::Unavailable`] if
@@ -23,7 +23,8 @@ pub(crate) fn resolve(state: &AppState, model: &str) -> Result<Arc<Generation>, 
         model: model.chars().take(128).collect(),
         allowed: format!("`{name}`, `{name}@base` and `{name}@<generation>`"),
     };
-    let rest = model.strip_prefix(name).ok_or_else(not_found)?;
+    let rest = named(state, model).strip_prefix(name);
+    let rest = rest.ok_or_else(not_found)?;
     let selector = match rest.strip_prefix('@') {
         Some(selector) => Some(selector),
         None if rest.is_empty() => None,
@@ -43,13 +44,21 @@ pub(crate) fn resolve(state: &AppState, model: &str) -> Result<Arc<Generation>, 
     })
 }
 
+/// `model`, or the served name if that is empty.
+pub(crate) fn named<'a>(state: &'a AppState, model: &'a str) -> &'a str {
+    if model.is_empty() {
+        return &state.model_name;
+    }
+    model
+}
+
 /// As [`resolve`], to generate with: where the operator wants it so, what serves is refused while it
 /// is not aligned.
 ///
 /// # Errors
 /// Those of [`resolve`], or [`ApiError::Unavailable`].
 pub(crate) fn lease(state: &AppState, model: &str) -> Result<Arc<Generation>, ApiError> {
-    if model == state.model_name.as_ref()
+    if named(state, model) == state.model_name.as_ref()
         && let Some(why) = state.admin.refuses_clients()
     {
         return Err(ApiError::Unavailable(why));

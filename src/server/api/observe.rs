@@ -16,7 +16,9 @@ use super::exchanges::Exchanges;
 use super::limits::Caller;
 use super::routes::Labels;
 use super::{AppState, nested};
-use crate::telemetry::{Compliance, Event, IN_PROCESS, Refusal, RequestFinished, Telemetry};
+use crate::telemetry::{
+    Compliance, Event, IN_PROCESS, Refusal, RequestFinished, Telemetry, is_client_route,
+};
 
 /// Header with the request's id, also on errors.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -87,7 +89,7 @@ impl Observation {
             generation: None,
             trace: None,
         };
-        let judged = route.starts_with("/v1/") || route == IN_PROCESS;
+        let judged = is_client_route(route) || route == IN_PROCESS;
         let compliance = state
             .compliance
             .as_ref()
@@ -140,6 +142,12 @@ impl Observation {
             caller: Some(caller),
             _permit: permit,
         });
+    }
+
+    /// The name of the key that the request carries; empty if it is not a client's.
+    pub(crate) fn caller_name(&self) -> Arc<str> {
+        let caller = self.record().finished.caller.clone();
+        caller.unwrap_or_else(|| "".into())
     }
 
     /// The caller's limit of tokens per minute, if there is one.
@@ -195,6 +203,19 @@ impl Observation {
         if self.compliance.is_some() {
             self.record().exchange.add_text(index, text, ended);
         }
+    }
+
+    /// Records thoughts of a choice.
+    pub(crate) fn add_thoughts(&self, index: usize, thoughts: &str) {
+        if self.compliance.is_some() && !thoughts.is_empty() {
+            self.record().exchange.add_thoughts(index, thoughts);
+        }
+    }
+
+    /// Reports that a choice violates the schema that was asked for.
+    pub(crate) fn add_invalid_answer(&self, choice: usize, found: &str) {
+        let found = found.to_owned();
+        self.telemetry.emit(Event::SchemaViolated { choice, found });
     }
 
     /// Sets the HTTP status to report.

@@ -13,6 +13,7 @@ use super::answers::client::Error;
 use super::nested;
 use super::request::ModelName;
 use super::routes::{Answer, Audience, Operation, Route};
+use crate::config::UnknownFields;
 
 /// A listener's document as JSON text.
 #[derive(Clone, Debug)]
@@ -30,8 +31,8 @@ pub(crate) async fn document(
 
 impl Document {
     /// The document of these routes, for a server that serves `model`.
-    pub(crate) fn new(routes: &[Route], model: &str) -> Self {
-        let text = describe(routes).to_string();
+    pub(crate) fn new(routes: &[Route], model: &str, unknown: UnknownFields) -> Self {
+        let text = describe(routes, unknown).to_string();
         let served = Value::from(model).to_string();
         let placeholder = Value::from(ModelName::SERVED).to_string();
         Self(text.replace(&placeholder, &served).into())
@@ -93,7 +94,42 @@ impl Schemas {
     }
 }
 
-fn describe(routes: &[Route]) -> Value {
+/// What happens to fields that a request's schema does not have.
+fn unknown_fields(unknown: UnknownFields) -> &'static str {
+    match unknown {
+        UnknownFields::Refuse => {
+            "OpenAI-compatible inference whose alignment is live. Where a request's schema has \
+             `additionalProperties`, a field that it does not have is refused with 400, unless it \
+             is null; other routes ignore such fields."
+        }
+        UnknownFields::Ignore => {
+            "OpenAI-compatible inference whose alignment is live. Fields that a request's schema \
+             does not have are ignored; the header `x-realign-ignored-fields` of the answer names \
+             them."
+        }
+    }
+}
+
+/// Takes the refusal of unknown fields out of the schemas, those inside of others too.
+fn allow_unknown(schemas: &mut Map<String, Value>) {
+    for schema in schemas.values_mut() {
+        match schema {
+            Value::Object(inside) => {
+                if inside.get("additionalProperties") == Some(&json!({"type": "null"})) {
+                    inside.remove("additionalProperties");
+                }
+                allow_unknown(inside);
+            }
+            Value::Array(items) => {
+                let objects = items.iter_mut().filter_map(Value::as_object_mut);
+                objects.for_each(allow_unknown);
+            }
+            _ => {}
+        }
+    }
+}
+
+fn describe(routes: &[Route], unknown: UnknownFields) -> Value {
     let mut schemas = Schemas::new();
     let mut paths = Map::new();
     for route in routes {
@@ -111,13 +147,16 @@ fn describe(routes: &[Route]) -> Value {
         (name.to_string(), response)
     };
     let responses: Map<String, Value> = FAILURES.into_iter().map(failure).collect();
+    let mut components = schemas.components();
+    if unknown == UnknownFields::Ignore {
+        allow_unknown(&mut components);
+    }
     json!({
         "openapi": "3.1.0",
         "info": {
             "title": "realign",
             "version": env!("CARGO_PKG_VERSION"),
-            "description":
-                "OpenAI-compatible inference whose alignment is live. Unknown fields are ignored.",
+            "description": unknown_fields(unknown),
         },
         "paths": paths,
         "components": {
@@ -129,7 +168,7 @@ fn describe(routes: &[Route]) -> Value {
                 },
             },
             "responses": responses,
-            "schemas": schemas.components(),
+            "schemas": components,
         },
     })
 }

@@ -44,6 +44,14 @@ pub(crate) async fn js() -> File {
     )
 }
 
+/// `GET /playground.js`.
+pub(crate) async fn playground() -> File {
+    file(
+        "text/javascript; charset=utf-8",
+        include_str!("page/playground.js"),
+    )
+}
+
 fn file(content_type: &'static str, text: &'static str) -> File {
     let headers = [
         (header::CONTENT_TYPE, content_type),

@@ -1,6 +1,10 @@
 //! The fields that chat completions, completions and responses share.
 
+pub(crate) mod others;
+mod sampling;
+
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::Error;
@@ -9,14 +13,18 @@ use serde_json::Value;
 
 use super::error::ApiError;
 use super::request::{FIELD, Integer, ModelName, Number, message, unexpected};
+use super::tools::Checks;
+use others::OtherFields;
+use realign_engine::bad_words::BadWords;
 use realign_engine::request::SamplingParams;
 use realign_model::Tokenizer;
 use realign_model::tokenizer::TokenizerError;
+use sampling::{PeerFields, PeerParams};
 
 /// Maximum number of choices per prompt.
 pub(crate) const MAX_CHOICES: i64 = 8;
-/// Maximum number of stop strings, as with OpenAI.
-const MAX_STOPS: usize = 4;
+/// Maximum number of stop strings. OpenAI's API takes 4, other servers more.
+const MAX_STOPS: usize = 32;
 /// Maximum length of a stop string, in bytes: the engine holds back that much text.
 const MAX_STOP_BYTES: usize = 1024;
 
@@ -31,7 +39,7 @@ pub(crate) struct Common {
     stream: Option<bool>,
     /// The same seed gives the same text, whatever else is in the batch.
     seed: Option<Integer<{ i64::MIN }, { i64::MAX }>>,
-    model: ModelName,
+    model: Option<ModelName>,
     /// 0 is greedy. Default 1.
     temperature: Option<Number<0, 2>>,
     top_p: Option<Number<0, 1>>,
@@ -51,19 +59,28 @@ pub(crate) struct Common {
     #[serde(rename = "user")]
     #[schemars(with = "Option<String>")]
     _user: Option<serde::de::IgnoredAny>,
+    #[serde(rename = "..peers")]
+    #[schemars(flatten)]
+    peers: PeerFields,
+    #[serde(rename = "..others")]
+    #[schemars(flatten)]
+    _others: OtherFields,
 }
 
 /// `stream_options`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[schemars(inline)]
 struct StreamOptions {
+    /// A last chunk with the token counts of the whole request.
     include_usage: Option<bool>,
+    /// The counts so far in every chunk; only with `include_usage`.
+    continuous_usage_stats: Option<bool>,
 }
 
 /// The shared fields, validated.
 #[derive(Clone, Debug)]
 pub(crate) struct Params {
-    /// `model` as sent.
+    /// `model` as sent; empty, which stands for the served name, if it was omitted.
     pub(crate) model: String,
     /// Sampling parameters except `max_tokens` and `top_logprobs`, which the routes define
     /// differently.
@@ -75,6 +92,15 @@ pub(crate) struct Params {
     pub(crate) stream: bool,
     /// `stream_options.include_usage`.
     pub(crate) include_usage: bool,
+    /// What the finished answer is checked against.
+    pub(crate) checks: Option<Arc<Checks>>,
+    /// `stream_options.continuous_usage_stats`.
+    pub(crate) continuous_usage: bool,
+    /// Whether the answer has the ids of its tokens and of the prompt's.
+    pub(crate) token_ids: bool,
+    /// Most tokens of thoughts.
+    pub(crate) thinking_budget: Option<usize>,
+    peers: PeerParams,
 }
 
 impl Common {
@@ -82,7 +108,7 @@ impl Common {
     /// length.
     ///
     /// # Errors
-    /// For `stream_options` without `stream`.
+    /// For `stream_options` without `stream`, or counts in every chunk without the last ones.
     pub(crate) fn check(self) -> Result<Params, ApiError> {
         let stream = self.stream.unwrap_or(false);
         if self.stream_options.is_some() && !stream {
@@ -91,49 +117,95 @@ impl Common {
                 "`stream_options` is only allowed when `stream` is true",
             ));
         }
-        let options = self.stream_options.and_then(|o| o.include_usage);
+        let (include_usage, continuous_usage) = match self.stream_options {
+            Some(options) => (
+                options.include_usage.unwrap_or(false),
+                options.continuous_usage_stats.unwrap_or(false),
+            ),
+            None => (false, false),
+        };
+        if continuous_usage && !include_usage {
+            return Err(ApiError::field(
+                "stream_options.continuous_usage_stats",
+                "`stream_options.continuous_usage_stats` is only allowed when \
+                 `stream_options.include_usage` is true",
+            ));
+        }
         let penalty = |penalty: Option<Number<-2, 2>>| penalty.map_or(0.0, |p| p.0 as f32);
+        let mut sampling = SamplingParams {
+            temperature: self.temperature.map_or(1.0, |t| t.0 as f32),
+            top_p: self.top_p.map_or(1.0, |p| p.0 as f32),
+            // Other servers use -1 for "off".
+            top_k: self
+                .top_k
+                .and_then(|k| usize::try_from(k.0).ok())
+                .unwrap_or(0),
+            min_p: self.min_p.map_or(0.0, |p| p.0 as f32),
+            presence_penalty: penalty(self.presence_penalty),
+            frequency_penalty: penalty(self.frequency_penalty),
+            logit_bias: self.logit_bias.map_or_else(Vec::new, |bias| bias.0),
+            seed: self
+                .seed
+                .map_or_else(rand::random, |seed| seed.0.cast_unsigned()),
+            max_tokens: 0,
+            stop: self.stop.map_or_else(Vec::new, |stop| stop.0),
+            ignore_eos: self.ignore_eos.unwrap_or(false),
+            ..SamplingParams::default()
+        };
+        let peers = self.peers.check(&mut sampling)?;
         Ok(Params {
-            model: self.model.0,
-            sampling: SamplingParams {
-                temperature: self.temperature.map_or(1.0, |t| t.0 as f32),
-                top_p: self.top_p.map_or(1.0, |p| p.0 as f32),
-                // Other servers use -1 for "off".
-                top_k: self
-                    .top_k
-                    .and_then(|k| usize::try_from(k.0).ok())
-                    .unwrap_or(0),
-                min_p: self.min_p.map_or(0.0, |p| p.0 as f32),
-                presence_penalty: penalty(self.presence_penalty),
-                frequency_penalty: penalty(self.frequency_penalty),
-                logit_bias: self.logit_bias.map_or_else(Vec::new, |bias| bias.0),
-                grammar: None,
-                seed: self
-                    .seed
-                    .map_or_else(rand::random, |seed| seed.0.cast_unsigned()),
-                max_tokens: 0,
-                stop: self.stop.map_or_else(Vec::new, |stop| stop.0),
-                ignore_eos: self.ignore_eos.unwrap_or(false),
-                top_logprobs: None,
-            },
+            model: self.model.map_or_else(String::new, |model| model.0),
+            sampling,
             max_tokens: None,
             n: 1,
             stream,
-            include_usage: options.unwrap_or(false),
+            checks: None,
+            include_usage,
+            continuous_usage,
+            token_ids: false,
+            thinking_budget: None,
+            peers,
         })
     }
 }
 
 impl Params {
-    /// Checks that the model has all biased tokens.
+    /// Checks lengths, and that the model has all tokens that are named; looks forbidden words up
+    /// in its vocabulary.
     ///
     /// # Errors
     /// [`ApiError::Field`].
-    pub(crate) fn check_bias(&self, tokenizer: &Tokenizer) -> Result<(), ApiError> {
-        let mut ids = self.sampling.logit_bias.iter().map(|(id, _)| *id);
-        let check = |id| tokenizer.check_id(id);
-        let wrong = |e: TokenizerError| ApiError::field("logit_bias", format!("`logit_bias`: {e}"));
-        ids.try_for_each(check).map_err(wrong)
+    pub(crate) fn bind(&mut self, tokenizer: &Arc<Tokenizer>) -> Result<(), ApiError> {
+        let min = self.sampling.min_tokens;
+        if let Some(max) = self.max_tokens.filter(|max| *max < min) {
+            let message = format!("`min_tokens` is {min}, more than the {max} that are allowed");
+            return Err(ApiError::field("min_tokens", message));
+        }
+        let check = |field: &str, id: u32| {
+            let wrong = |e: TokenizerError| ApiError::field(field, format!("`{field}`: {e}"));
+            tokenizer.check_id(id).map_err(wrong)
+        };
+        for (id, _) in &self.sampling.logit_bias {
+            check("logit_bias", *id)?;
+        }
+        for id in &self.sampling.stop_token_ids {
+            check("stop_token_ids", *id)?;
+        }
+        let words = &self.peers.bad_words;
+        self.sampling.bad_words = (!words.is_empty()).then(|| BadWords::new(words, tokenizer));
+        Ok(())
+    }
+
+    /// Whether prompts are to be truncated.
+    pub(crate) fn truncates(&self) -> bool {
+        self.peers.truncates()
+    }
+
+    /// Drops the beginning of a prompt, if that was asked for.
+    pub(crate) fn truncate(&self, prompt: &mut Vec<u32>, max_model_len: usize) {
+        let answer = self.max_tokens.unwrap_or(1);
+        self.peers
+            .truncate(prompt, max_model_len.saturating_sub(answer));
     }
 
     /// The sampling parameters of choice `index`, with its own seed so that choices differ.

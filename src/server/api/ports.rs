@@ -11,7 +11,10 @@ use super::answers::admin::{
 };
 use super::answers::retention::Collected;
 use crate::telemetry::Event;
+use realign_align::oracle::Exchange;
+use realign_align::policy::RuleExplanation;
 use realign_core::Thread;
+use realign_engine::PromptToken;
 use realign_engine::adapter::generation::Generation;
 use realign_engine::request::{EngineStats, GenerateRequest, GenerateStream, SubmitError};
 
@@ -82,6 +85,13 @@ pub struct CollectOptions {
 pub trait AdminPort: Send + Sync {
     /// The active policy set, and why the latest one was refused, if it was.
     fn policies(&self) -> Policies;
+
+    /// The name and the text of the file that an active policy comes from.
+    ///
+    /// # Errors
+    /// [`AdminError::NotFound`] if no accepted file holds it, [`AdminError::Failed`] if it cannot be
+    /// read.
+    fn policy_file(&self, policy: &str) -> Result<(String, String), AdminError>;
 
     /// All realignments, newest first, without their timelines.
     fn realignments(&self) -> Vec<Realignment>;
@@ -220,6 +230,10 @@ pub trait ModerationPort: Send + Sync {
     /// Judges each text as the answer to the prompt, by the active policies. Takes time
     /// linear in texts and rules, so the API calls it on a blocking thread.
     fn moderate(&self, prompt: &str, responses: &[String]) -> Moderations;
+
+    /// What each rule of the active policies, `dryrun` ones included, says about an answer and why;
+    /// with the set's revision. Blocks as `moderate` does.
+    fn explain(&self, exchange: &Exchange<'_>) -> (String, Vec<RuleExplanation>);
 }
 
 /// Why an embedding could not be computed.
@@ -234,11 +248,33 @@ pub trait EmbeddingPort: Send + Sync {
     /// # Errors
     /// [`EmbeddingError`] if the forward pass fails.
     fn embed(&self, generation: &Generation, tokens: &[u32]) -> Result<Vec<f32>, EmbeddingError>;
+
+    /// How likely each token of a prompt is but the first, and the `top` most likely ones in its place.
+    /// Blocks for one forward pass.
+    ///
+    /// # Errors
+    /// [`EmbeddingError`] if the forward pass fails.
+    fn prompt_logprobs(
+        &self,
+        generation: &Generation,
+        tokens: &[u32],
+        top: usize,
+    ) -> Result<Vec<PromptToken>, EmbeddingError>;
 }
 
 impl EmbeddingPort for realign_engine::Embedder {
     fn embed(&self, generation: &Generation, tokens: &[u32]) -> Result<Vec<f32>, EmbeddingError> {
         realign_engine::Embedder::embed(self, generation, tokens)
+            .map_err(|error| EmbeddingError(Box::new(error)))
+    }
+
+    fn prompt_logprobs(
+        &self,
+        generation: &Generation,
+        tokens: &[u32],
+        top: usize,
+    ) -> Result<Vec<PromptToken>, EmbeddingError> {
+        realign_engine::Embedder::prompt_logprobs(self, generation, tokens, top)
             .map_err(|error| EmbeddingError(Box::new(error)))
     }
 }

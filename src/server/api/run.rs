@@ -9,25 +9,37 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 use futures::stream::{self, BoxStream, StreamExt};
+use serde_json::Value;
 
 use super::chat::ChatRequest;
+use super::compile::Said;
 use super::completions::CompletionRequest;
 use super::error::ApiError;
 use super::limits::default_max_tokens;
 use super::observe::Observation;
 use super::params::Params;
 use super::progress::{CallOptions, Progress, ProgressSettings, choices};
-use super::wire::{Endpoint, Envelope, WholeAnswer};
-use super::{AppState, Cut, CutSignal, blocking, body, compile, models, streaming};
+use super::prompt_scores::PromptScores;
+use super::thinking::Thinking;
+use super::tools::Tools;
+use super::wire::{Endpoint, Envelope};
+use super::{AppState, Cut, CutSignal, blocking, body, compile, models, streaming, thinking};
 use realign_core::clock::unix_seconds;
+use realign_engine::PromptToken;
 use realign_engine::adapter::generation::Generation;
 use realign_engine::grammar::Constraint;
-use realign_engine::request::{GenerateEvent, GenerateRequest, GenerateStream};
+use realign_engine::request::{FinishReason, GenerateEvent, GenerateRequest, GenerateStream};
+use realign_model::Tokenizer;
 
 /// Header that names the generation that answered.
 const GENERATION: HeaderName = HeaderName::from_static("x-realign-generation");
 /// Header that says whether what serves is aligned, as the exam measured it.
 const ALIGNMENT: HeaderName = HeaderName::from_static("x-realign-alignment");
+/// Header that says how many tokens an answer may have, where the client asked for more than fit.
+const MAX_TOKENS: HeaderName = HeaderName::from_static("x-realign-max-tokens");
+
+/// Tokens at the end of a prompt that are looked at for thoughts that it opens.
+const TAIL: usize = 12;
 
 /// `POST /v1/chat/completions`.
 pub(crate) async fn chat_completions(
@@ -36,11 +48,45 @@ pub(crate) async fn chat_completions(
     request: Request,
 ) -> Result<Response, ApiError> {
     let body = body::json(request, state.max_body_bytes).await?;
-    let request = ChatRequest::read(&body)?;
+    chat(state, observation, &body).await
+}
+
+/// Answers a chat completion's body.
+///
+/// # Errors
+/// As the route.
+pub(crate) async fn chat(
+    state: AppState,
+    observation: Arc<Observation>,
+    body: &Value,
+) -> Result<Response, ApiError> {
+    chat_with(state, observation, body, None).await
+}
+
+/// As [`chat`], answered by `generation`, whatever `model` says; `None` leases what `model` names.
+///
+/// # Errors
+/// As the route.
+pub(crate) async fn chat_with(
+    state: AppState,
+    observation: Arc<Observation>,
+    body: &Value,
+    generation: Option<Arc<Generation>>,
+) -> Result<Response, ApiError> {
+    let mut request = ChatRequest::read(body)?;
+    let unknown = std::mem::take(&mut request.unknown);
+    unknown.check(state.unknown_fields)?;
     let (tools, format) = (&request.tools, &request.format);
-    let grammar = compile::constraint(&state, tools, format, "response_format").await?;
-    let prepared = prepare_chat(&state, request, grammar).await?;
-    respond(&state, Endpoint::Chat, prepared, observation).await
+    let mut enforced = compile::constraint(&state, tools, format, request.format_field).await?;
+    let said = enforced.said();
+    request.params.checks = enforced.checks;
+    let top = request.prompt_logprobs;
+    let mut prepared = prepare_chat(&state, request, enforced.constraint, generation).await?;
+    if let Some(top) = top {
+        score_prompts(&state, Endpoint::Chat, &mut prepared, top).await?;
+    }
+    let response = respond(&state, Endpoint::Chat, prepared, observation).await?;
+    Ok(unknown.named_in(said.in_header(response)))
 }
 
 /// Leases the generation and encodes the conversation.
@@ -48,20 +94,38 @@ async fn prepare_chat(
     state: &AppState,
     mut request: ChatRequest,
     grammar: Option<Constraint>,
+    generation: Option<Arc<Generation>>,
 ) -> Result<PreparedRequest, ApiError> {
     let state = state.clone();
     blocking(move || {
-        let generation = models::lease(&state, &request.params.model)?;
-        request.params.check_bias(&state.tokenizer)?;
-        let prompt = request.encode(&state)?;
-        let max_tokens = request.max_tokens(prompt.len(), state.engine.max_model_len());
-        request.params.sampling.grammar = grammar;
+        let generation = match generation {
+            Some(generation) => generation,
+            None => models::lease(&state, &request.params.model)?,
+        };
+        request.params.bind(&state.tokenizer)?;
+        let mut prompt = request.encode(&state)?;
+        let limit = state.engine.max_model_len();
+        request.params.truncate(&mut prompt, limit);
+        let max_tokens = request.max_tokens(prompt.len(), limit);
+        let calls = CallOptions::new(&request.tools, &state);
+        // Under a grammar there is no room for thoughts.
+        let thinks = grammar.is_none() && state.chat.thinks();
+        let thinking = thinks.then(|| Thinking::after(&tail(&state.tokenizer, &prompt)));
+        let budget = request.params.thinking_budget;
+        let thinking_budget = thinking::budget(&state.tokenizer, thinking.as_ref(), budget);
+        let sampling = &mut request.params.sampling;
+        sampling.thinking = thinking_budget?;
+        sampling.grammar = grammar;
+        sampling.end_on_repeat_of = calls.and_then(|calls| calls.repeatable());
         Ok(PreparedRequest {
-            calls: CallOptions::new(&request.tools, &state),
+            calls,
             params: request.params,
             prompts: vec![(prompt, max_tokens)],
             generation,
             echo: Vec::new(),
+            thinking,
+            scored: Vec::new(),
+            prompt_logprobs: request.prompt_logprobs,
         })
     })
     .await
@@ -74,18 +138,30 @@ pub(crate) async fn completions(
     request: Request,
 ) -> Result<Response, ApiError> {
     let body = body::json(request, state.max_body_bytes).await?;
-    let request = CompletionRequest::read(&body)?;
-    let prepared = blocking({
+    let mut request = CompletionRequest::read(&body)?;
+    let unknown = std::mem::take(&mut request.unknown);
+    unknown.check(state.unknown_fields)?;
+    let (format, field) = (&request.format, request.format_field);
+    let mut enforced = compile::constraint(&state, &Tools::default(), format, field).await?;
+    let said = enforced.said();
+    request.params.sampling.grammar = enforced.constraint;
+    request.params.checks = enforced.checks;
+    let top = request.scores_prompt();
+    let prompt_logprobs = request.prompt_logprobs;
+    let mut prepared = blocking({
         let state = state.clone();
         move || {
             let generation = models::lease(&state, &request.params.model)?;
-            request.params.check_bias(&state.tokenizer)?;
+            request.params.bind(&state.tokenizer)?;
             let limit = state.engine.max_model_len();
             let with_max = |ids: Vec<u32>| {
                 let max_tokens = request.max_tokens(ids.len(), limit);
                 (ids, max_tokens)
             };
-            let encoded = request.encode(&state)?;
+            let mut encoded = request.encode(&state)?;
+            for prompt in &mut encoded {
+                request.params.truncate(prompt, limit);
+            }
             let echo = request.echo(&state.tokenizer, &encoded)?;
             let prompts = encoded.into_iter().map(with_max).collect();
             Ok(PreparedRequest {
@@ -94,11 +170,41 @@ pub(crate) async fn completions(
                 generation,
                 calls: None,
                 echo,
+                thinking: None,
+                scored: Vec::new(),
+                prompt_logprobs,
             })
         }
     })
     .await?;
-    respond(&state, Endpoint::Text, prepared, observation).await
+    if let Some(top) = top {
+        score_prompts(&state, Endpoint::Text, &mut prepared, top).await?;
+    }
+    let response = respond(&state, Endpoint::Text, prepared, observation).await?;
+    Ok(unknown.named_in(said.in_header(response)))
+}
+
+/// Computes how likely the tokens of the prompts are, and `top` alternatives to each.
+async fn score_prompts(
+    state: &AppState,
+    endpoint: Endpoint,
+    prepared: &mut PreparedRequest,
+    top: usize,
+) -> Result<(), ApiError> {
+    check_lengths(state, endpoint, prepared)?;
+    let prompts = prepared.prompts.iter();
+    let prompts = prompts.map(|(prompt, _)| prompt.clone()).collect();
+    let scored = state
+        .embeddings
+        .prompt_logprobs(&prepared.generation, prompts, top);
+    prepared.scored = scored.await?;
+    Ok(())
+}
+
+/// The end of a prompt, in which a template may have opened the thoughts.
+pub(crate) fn tail(tokenizer: &Tokenizer, prompt: &[u32]) -> String {
+    let last = &prompt[prompt.len().saturating_sub(TAIL)..];
+    last.iter().map(|&id| tokenizer.token_text(id)).collect()
 }
 
 /// A request that is ready to be submitted.
@@ -111,6 +217,12 @@ pub(crate) struct PreparedRequest {
     pub(crate) calls: Option<CallOptions>,
     /// The text of each prompt, if it is to be repeated before the answer.
     pub(crate) echo: Vec<String>,
+    /// How thoughts are told from the answer.
+    pub(crate) thinking: Option<Thinking>,
+    /// How likely the tokens of each prompt are, all but the first; empty if that is not wanted.
+    pub(crate) scored: Vec<Vec<PromptToken>>,
+    /// Alternatives to the prompt's tokens that are reported for themselves.
+    pub(crate) prompt_logprobs: Option<usize>,
 }
 
 /// An answer that is being generated. Dropping it cancels its sequences.
@@ -121,6 +233,10 @@ pub(crate) struct ActiveRequest {
     pub(crate) progress: Progress,
     pub(crate) choices: usize,
     pub(crate) include_usage: bool,
+    /// Whether every chunk has the counts so far.
+    pub(crate) continuous_usage: bool,
+    /// The tokens that an answer may have, if fewer than the client asked for.
+    pub(crate) clamped: Option<usize>,
 }
 
 impl Drop for ActiveRequest {
@@ -163,12 +279,41 @@ async fn respond(
     observation.set_generation(&generation.id.0);
     let stream = prepared.params.stream;
     let active = submit(state, endpoint, prepared, observation)?;
+    let clamped = active.clamped;
     let response = if stream {
         streaming::response(active)
     } else {
-        Json(collect(active).await?).into_response()
+        collect(active).await?
     };
+    let response = with_max_tokens(response, clamped);
     Ok(with_generation(state, response, &generation))
+}
+
+/// Says how many tokens an answer may have, where the client asked for more.
+pub(crate) fn with_max_tokens(mut response: Response, clamped: Option<usize>) -> Response {
+    if let Some(most) = clamped {
+        let most = HeaderValue::from(most as u64);
+        response.headers_mut().insert(MAX_TOKENS, most);
+    }
+    response
+}
+
+/// Lowers what the client asked for to what fits behind each prompt. A prompt that leaves no room is
+/// left to the engine, which refuses it. Returns the lowest new limit, if there is one.
+fn clamp(state: &AppState, prepared: &mut PreparedRequest) -> Option<usize> {
+    if !state.clamp_max_tokens {
+        return None;
+    }
+    let context = state.engine.max_model_len();
+    let mut lowest: Option<usize> = None;
+    for (prompt, max_tokens) in &mut prepared.prompts {
+        let room = context.saturating_sub(prompt.len());
+        if room > 0 && *max_tokens > room {
+            *max_tokens = room;
+            lowest = Some(lowest.map_or(room, |known| known.min(room)));
+        }
+    }
+    lowest
 }
 
 /// Adds the headers that name the generation that answered, and say whether what serves is aligned.
@@ -200,6 +345,7 @@ pub(crate) fn submit(
         return Err(super::not_ready());
     }
     let mut prepared = prepared;
+    let clamped = clamp(state, &mut prepared);
     let prompt_tokens = reserve(state, &mut prepared, &observation)?;
     let PreparedRequest {
         params,
@@ -207,11 +353,21 @@ pub(crate) fn submit(
         generation,
         calls,
         echo,
+        thinking,
+        scored,
+        prompt_logprobs,
     } = prepared;
     let (field, prefix) = endpoint.names();
     let mut streams = Vec::new();
+    let scored = PromptScores::new(&prompts, scored, prompt_logprobs);
+    let ids = |(prompt, _): &(Vec<u32>, usize)| prompt.clone();
+    let prompt_ids = params.token_ids.then(|| prompts.iter().map(ids).collect());
     for (prompt, max_tokens) in prompts {
         for choice in 0..params.n {
+            if max_tokens == 0 {
+                streams.push(nothing(prompt.len()));
+                continue;
+            }
             let request = GenerateRequest {
                 prompt: prompt.clone(),
                 sampling: params.sampling_of(choice, max_tokens),
@@ -231,23 +387,73 @@ pub(crate) fn submit(
             endpoint,
             id: format!("{prefix}{:024x}", rand::random::<u128>() >> 32),
             created: unix_seconds(),
-            model: params.model,
+            model: models::named(state, &params.model).to_string(),
             fingerprint: generation.fingerprint(),
         },
         progress: Progress::new(ProgressSettings {
             tokenizer: Arc::clone(&state.tokenizer),
             observation,
             scored: params.sampling.top_logprobs.is_some(),
+            top: params.sampling.top_logprobs.unwrap_or(0),
             choices: streams.len(),
             n: params.n,
             calls,
             echo,
+            thinking,
+            prompt: scored,
+            checks: params.checks,
+            prompt_ids,
+            prompt_tokens,
         }),
         choices: streams.len(),
         include_usage: params.include_usage,
+        continuous_usage: params.continuous_usage,
+        clamped,
         events: merge(streams),
         cut: state.cut.clone(),
     })
+}
+
+/// A sequence of which no token is wanted.
+fn nothing(prompt_tokens: usize) -> GenerateStream {
+    let (events, stream) = tokio::sync::mpsc::unbounded_channel();
+    // The receiver is open.
+    let _sent = events.send(GenerateEvent::Finished {
+        reason: FinishReason::Length,
+        stopped_by: None,
+        text: String::new(),
+        prompt_tokens,
+        cached_tokens: 0,
+        completion_tokens: 0,
+    });
+    GenerateStream::new(stream)
+}
+
+/// Prompts that are only scored do not reach the engine, which would refuse those that do not fit.
+fn check_lengths(
+    state: &AppState,
+    endpoint: Endpoint,
+    prepared: &PreparedRequest,
+) -> Result<(), ApiError> {
+    let (param, _) = endpoint.names();
+    let context = state.engine.max_model_len();
+    match prepared
+        .prompts
+        .iter()
+        .find(|(prompt, _)| prompt.len() > context)
+    {
+        Some((prompt, _)) => Err(ApiError::ContextLength {
+            param,
+            message: format!(
+                "this model's maximum context length is {context} tokens, but the prompt has {}",
+                prompt.len()
+            ),
+        }),
+        None if prepared.prompts.iter().any(|(prompt, _)| prompt.is_empty()) => Err(
+            ApiError::field(param, format!("`{param}` must not be empty")),
+        ),
+        None => Ok(()),
+    }
 }
 
 /// Reserves the tokens that a request may use, and bounds answers that the client did not. Returns
@@ -294,10 +500,12 @@ fn merge(streams: Vec<GenerateStream>) -> BoxStream<'static, (usize, Option<Gene
     stream::select_all(streams.into_iter().enumerate().map(tagged)).boxed()
 }
 
-async fn collect(mut active: ActiveRequest) -> Result<WholeAnswer, ApiError> {
+async fn collect(mut active: ActiveRequest) -> Result<Response, ApiError> {
     let choices = choices(&mut active).await?;
     let progress = &active.progress;
-    Ok(active
+    let answer = active
         .envelope
-        .whole(&choices, progress.usage, &progress.settings.tokenizer))
+        .whole(&choices, progress.usage, &progress.settings.tokenizer);
+    let said = Said::of_choices(choices.iter().map(|choice| choice.schema_notice.as_deref()));
+    Ok(said.in_header(Json(answer).into_response()))
 }

@@ -3,6 +3,8 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use axum::http::HeaderValue;
+use axum::http::header::CONTENT_TYPE;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{self, StreamExt};
@@ -13,6 +15,19 @@ use super::wire::{AnswerChunk, ChoiceOutput, Usage};
 
 /// A comment is sent after this long without an event, so that proxies keep the connection open.
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// Keeps reverse proxies from holding back a stream: nginx reads this header.
+pub(super) async fn unbuffered(mut response: Response) -> Response {
+    let is_stream = response
+        .headers()
+        .get(CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+    if is_stream {
+        let headers = response.headers_mut();
+        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    }
+    response
+}
 
 /// The last event, which OpenAI's clients wait for.
 const DONE: &str = "[DONE]";
@@ -62,13 +77,22 @@ impl Stream {
     fn opening(&self) -> Vec<Event> {
         let active = &self.active;
         let echo = |index| {
+            let (echo, prompt_ids) = (
+                active.progress.echo(index),
+                active.progress.prompt_ids(index),
+            );
+            if echo.is_none() && prompt_ids.is_none() {
+                return None;
+            }
             let output = ChoiceOutput {
-                text: active.progress.echo(index)?.to_string(),
+                text: echo.unwrap_or_default().to_string(),
+                prompt_ids: prompt_ids.cloned(),
                 ..ChoiceOutput::default()
             };
             Some(self.part(index, &output))
         };
-        let opening = |index| active.envelope.opening(index, self.no_usage());
+        let ids = |index| active.progress.prompt_ids(index);
+        let opening = |index| active.envelope.opening(index, self.usage(), ids(index));
         let parts = (0..active.choices).filter_map(|index| opening(index).or_else(|| echo(index)));
         parts.map(|part| data(Event::default(), &part)).collect()
     }
@@ -113,12 +137,15 @@ impl Stream {
         let tokenizer = &self.active.progress.settings.tokenizer;
         self.active
             .envelope
-            .part(index, output, self.no_usage(), tokenizer)
+            .part(index, output, self.usage(), tokenizer)
     }
 
-    /// The usage field of all chunks but the last: `null` if usage was requested, otherwise absent.
-    fn no_usage(&self) -> Option<Option<Usage>> {
-        self.active.include_usage.then_some(None)
+    /// The usage field of all chunks but the last: `null` if usage was requested, the counts so far if
+    /// they were requested of every chunk, otherwise absent.
+    fn usage(&self) -> Option<Option<Usage>> {
+        let so_far = self.active.continuous_usage;
+        let so_far = so_far.then(|| self.active.progress.so_far());
+        self.active.include_usage.then_some(so_far)
     }
 }
 

@@ -1,16 +1,21 @@
-//! `POST /tokenize` and `POST /detokenize`, with the fields of llama.cpp's server and of vLLM.
+//! `POST /tokenize`, `POST /detokenize` and `GET /tokenizer_info`, with the fields of llama.cpp's server and of vLLM.
 
 use axum::Json;
 use axum::extract::{Request, State};
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde_json::Value;
 
-use super::answers::client::{PieceText, Text, TokenList, TokenPiece, Tokens};
+use super::answers::client::{
+    AddedToken, PieceText, Text, TokenList, TokenPiece, TokenizerInfo, Tokens,
+};
 use super::chat::{Message, chat_error, conversation};
 use super::completions::TokenIds;
 use super::error::ApiError;
 use super::request::{self, List};
-use super::tools::{ToolFields, Tools};
+use super::sent;
+use super::template::TemplateFields;
+use super::tools::{NestedTool, ToolFields, Tools};
 use super::{AppState, blocking, body};
 use realign_model::Tokenizer;
 
@@ -23,8 +28,9 @@ pub(crate) struct Body {
     #[serde(rename = "..tools")]
     #[schemars(flatten)]
     tools: ToolFields,
-    /// Whether to open the assistant's turn after `messages`. Default true.
-    add_generation_prompt: Option<bool>,
+    #[serde(rename = "..template")]
+    #[schemars(flatten)]
+    template: TemplateFields,
     #[schemars(extend("minItems" = 1))]
     messages: Option<List<Message>>,
     /// A text, under the name used by llama.cpp's server.
@@ -48,9 +54,10 @@ pub(crate) async fn tokenize(
 ) -> Result<Json<Tokens>, ApiError> {
     let body = body::json(request, state.max_body_bytes).await?;
     blocking(move || {
-        let body: Body = request::read(&body)?;
+        let json = body;
+        let body: Body = request::read(&json)?;
         let (with_pieces, with_texts) = (body.with_pieces, body.return_token_strs);
-        let ids = encoded(&state, body)?;
+        let ids = encoded(&state, body, &json)?;
         let tokenizer = &state.tokenizer;
         let text = |id: &u32| tokenizer.token_text(*id).to_string();
         Ok(Json(Tokens {
@@ -79,16 +86,17 @@ fn piece(tokenizer: &Tokenizer, id: u32) -> TokenPiece {
     TokenPiece { id, piece }
 }
 
-fn encoded(state: &AppState, body: Body) -> Result<Vec<u32>, ApiError> {
+fn encoded(state: &AppState, body: Body, json: &Value) -> Result<Vec<u32>, ApiError> {
     let tokenizer = &state.tokenizer;
     if let Some(messages) = body.messages {
-        let tools = Tools::check(body.tools)?;
-        let messages = conversation(messages)?;
+        let mut tools = Tools::check(body.tools)?;
+        sent::functions::<NestedTool>(&mut tools, json.get("tools"));
+        let messages = conversation(messages, json.get("messages"))?;
         let definitions = tools.definitions();
-        let generate = body.add_generation_prompt.unwrap_or(true);
+        let turn = body.template.turn(&state.chat)?;
         return state
             .chat
-            .encode_chat_with(tokenizer, &messages, &definitions, generate)
+            .encode_chat_with(tokenizer, &messages, &definitions, &turn)
             .map_err(|e| chat_error(&e, "messages"));
     }
     let (name, text, special) = match (body.content, body.prompt) {
@@ -104,6 +112,32 @@ fn encoded(state: &AppState, body: Body) -> Result<Vec<u32>, ApiError> {
         tokenizer.encode(&text, false)
     };
     tokens.map_err(|e| ApiError::field(name, e.to_string()))
+}
+
+/// `GET /tokenizer_info`, as vLLM has it: off unless the operator allows it, because a template may be
+/// secret.
+pub(crate) async fn info(State(state): State<AppState>) -> Result<Json<TokenizerInfo>, ApiError> {
+    if !state.tokenizer_info {
+        return Err(ApiError::NotFound(
+            "the operator of this server does not show its tokenizer (server.tokenizer_info)"
+                .into(),
+        ));
+    }
+    let tokenizer = &state.tokenizer;
+    let text = |id: Option<u32>| id.map(|id| tokenizer.token_text(id));
+    let added = |(id, literal): (u32, &str)| {
+        let content = literal.to_owned();
+        let special = true;
+        (id, AddedToken { content, special })
+    };
+    Ok(Json(TokenizerInfo {
+        chat_template: state.chat.source().map(str::to_owned),
+        bos_token: text(tokenizer.bos_id()),
+        eos_token: text(tokenizer.eos_id()),
+        model_max_length: state.engine.max_model_len(),
+        vocab_size: tokenizer.vocab_size(),
+        added_tokens_decoder: tokenizer.control_tokens().map(added).collect(),
+    }))
 }
 
 /// The tokens to convert to text.

@@ -42,6 +42,19 @@ pub(crate) struct CallParser {
     state: State,
     /// Text that is not parsed yet.
     held: String,
+    /// Complete calls: names and arguments.
+    made: Vec<(String, String)>,
+    /// The last call.
+    call: Call,
+}
+
+/// A call while it is parsed.
+#[derive(Clone, Debug, Default)]
+struct Call {
+    name: String,
+    arguments: String,
+    /// Not returned yet, because it may turn out to repeat an earlier call.
+    withheld: bool,
 }
 
 impl CallParser {
@@ -50,6 +63,8 @@ impl CallParser {
             style,
             state: State::Start,
             held: String::new(),
+            made: Vec::new(),
+            call: Call::default(),
         }
     }
 
@@ -61,13 +76,17 @@ impl CallParser {
         parts
     }
 
-    /// Ends the answer. Text held back is returned as text, unless it belongs to a call.
-    pub(crate) fn finish(&mut self) -> Vec<ParsedPart> {
+    /// Ends the answer. Text held back is returned as text, unless it belongs to a call. If the
+    /// answer was `cut`, what may be the beginning of a call is taken for one.
+    pub(crate) fn finish(&mut self, cut: bool) -> Vec<ParsedPart> {
+        if cut && self.begun() > 0 {
+            self.held.truncate(self.text_len());
+        }
         let rest = std::mem::take(&mut self.held);
         let is_text = match self.state {
             State::Start | State::Text => true,
             // JSON that turned out not to be a call.
-            State::Head => self.style == CallStyle::Bare,
+            State::Head => self.style == CallStyle::Bare && !(cut && begins_call(&rest)),
             State::Arguments { .. } | State::Tail => false,
         };
         if is_text && !rest.is_empty() {
@@ -131,13 +150,20 @@ impl CallParser {
         if self.style == CallStyle::Bare {
             return self.held.len();
         }
+        // The tag is ASCII, so this is a character boundary.
+        self.held[..self.held.len() - self.begun()].trim_end().len()
+    }
+
+    /// Length of a partial tag at the end of the held text.
+    fn begun(&self) -> usize {
+        if self.style == CallStyle::Bare || !matches!(self.state, State::Start | State::Text) {
+            return 0;
+        }
         let bytes = self.held.as_bytes();
-        let begun = (1..OPEN.len().min(bytes.len() + 1))
+        (1..OPEN.len().min(bytes.len() + 1))
             .rev()
             .find(|&n| OPEN.as_bytes().starts_with(&bytes[bytes.len() - n..]))
-            .unwrap_or(0);
-        // The tag is ASCII, so this is a character boundary.
-        self.held[..bytes.len() - begun].trim_end().len()
+            .unwrap_or(0)
     }
 
     fn head(&mut self, parts: &mut Vec<ParsedPart>) -> bool {
@@ -147,7 +173,15 @@ impl CallParser {
         };
         let name = self.held[..at].trim_start();
         let name = name.strip_prefix("{\"name\": ").unwrap_or(name);
-        parts.push(ParsedPart::Call(name.trim_matches('"').to_string()));
+        let name = name.trim_matches('"').to_string();
+        self.call = Call {
+            withheld: self.made.iter().any(|(made, _)| *made == name),
+            arguments: String::new(),
+            name: name.clone(),
+        };
+        if !self.call.withheld {
+            parts.push(ParsedPart::Call(name));
+        }
         self.held.drain(..at + mark.len());
         self.state = State::Arguments {
             depth: 0,
@@ -185,7 +219,13 @@ impl CallParser {
         let rest = end.map_or_else(String::new, |end| self.held.split_off(end));
         let arguments = std::mem::replace(&mut self.held, rest);
         if !arguments.is_empty() {
-            parts.push(ParsedPart::Arguments(arguments));
+            self.add_arguments(arguments, parts);
+        }
+        if end.is_some() {
+            let Call {
+                name, arguments, ..
+            } = std::mem::take(&mut self.call);
+            self.made.push((name, arguments));
         }
         self.state = match end {
             Some(_) => State::Tail,
@@ -198,6 +238,25 @@ impl CallParser {
         end.is_some()
     }
 
+    /// Adds arguments of the last call. A call that begins like an earlier one is returned where it
+    /// differs, and never if it does not: small models repeat a call without end.
+    fn add_arguments(&mut self, arguments: String, parts: &mut Vec<ParsedPart>) {
+        let call = &mut self.call;
+        call.arguments.push_str(&arguments);
+        if !call.withheld {
+            parts.push(ParsedPart::Arguments(arguments));
+            return;
+        }
+        let repeats = |(name, made): &(String, String)| {
+            *name == call.name && made.starts_with(&call.arguments)
+        };
+        if !self.made.iter().any(repeats) {
+            call.withheld = false;
+            parts.push(ParsedPart::Call(call.name.clone()));
+            parts.push(ParsedPart::Arguments(call.arguments.clone()));
+        }
+    }
+
     fn tail(&mut self) -> bool {
         let Some(at) = self.held.find(OPEN) else {
             return false;
@@ -208,19 +267,30 @@ impl CallParser {
     }
 }
 
+/// Whether a bare answer that was cut may be a call.
+fn begins_call(text: &str) -> bool {
+    const HEAD: &str = "{\"name\": \"";
+    let text = text.trim_start();
+    text.starts_with(HEAD) || HEAD.starts_with(text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// Reads a text in pieces of `size` characters; joins what belongs together.
     fn read(style: CallStyle, text: &str, size: usize) -> Vec<ParsedPart> {
+        read_to(style, text, size, false)
+    }
+
+    fn read_to(style: CallStyle, text: &str, size: usize, cut: bool) -> Vec<ParsedPart> {
         let mut parser = CallParser::new(style);
         let characters: Vec<char> = text.chars().collect();
         let mut parts = Vec::new();
         for piece in characters.chunks(size) {
             parts.extend(parser.push(&piece.iter().collect::<String>()));
         }
-        parts.extend(parser.finish());
+        parts.extend(parser.finish(cut));
         let mut joined: Vec<ParsedPart> = Vec::new();
         for part in parts {
             match (joined.last_mut(), part) {
@@ -286,6 +356,60 @@ mod tests {
             for size in [1, 2, 3, 7, 1000] {
                 assert_eq!(read(style, &whole, size), expected, "{whole} by {size}");
             }
+        }
+    }
+
+    #[test]
+    fn a_cut_leaves_no_part_of_a_call_in_the_text() {
+        use CallStyle::{Bare, Tagged};
+        let arguments = |text: &str| call("f", text).to_vec();
+        let cases = [
+            (Tagged, "Sure.\n<tool", vec![text("Sure.")]),
+            (Tagged, "Sure.\n<tool_call>\n{\"na", vec![text("Sure.")]),
+            (Tagged, "<tool_call>", vec![]),
+            (
+                Tagged,
+                "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a",
+                arguments("{\"a"),
+            ),
+            (Tagged, "a < b \n", vec![text("a < b \n")]),
+            (Bare, "{\"na", vec![]),
+            (Bare, "{\"name\": \"f", vec![]),
+            (Bare, "{\"city\": \"Os", vec![text("{\"city\": \"Os")]),
+        ];
+        for (style, whole, expected) in cases {
+            for size in [1, 2, 7, 1000] {
+                assert_eq!(
+                    read_to(style, whole, size, true),
+                    expected,
+                    "{whole} by {size}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_repeated_call_is_dropped() {
+        let made = |name: &str, arguments: &str| {
+            format!(
+                "<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {arguments}}}\n</tool_call>"
+            )
+        };
+        let text = [
+            made("f", r#"{"a": 1}"#),
+            made("f", r#"{"a": 12}"#),
+            made("f", r#"{"a": 1}"#),
+            made("g", r#"{"a": 1}"#),
+            made("f", r#"{"a": 12}"#),
+        ];
+        let expected = [
+            call("f", r#"{"a": 1}"#),
+            call("f", r#"{"a": 12}"#),
+            call("g", r#"{"a": 1}"#),
+        ];
+        for size in [1, 3, 1000] {
+            let parts = read(CallStyle::Tagged, &text.join("\n"), size);
+            assert_eq!(parts, expected.concat(), "by {size}");
         }
     }
 }

@@ -1,22 +1,32 @@
 //! Functions that the model may call and the required format of answers, read from requests and
 //! compiled into one grammar.
 
+#[cfg(test)]
+mod agreement;
+mod check;
+mod checks;
 mod format;
 mod grammar;
+mod schema;
+#[cfg(test)]
+mod suite;
 #[cfg(test)]
 mod tests;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::request::{
     FIELD, JsonSchemaText, List, ListItem, Name, message, string_enum, unsupported,
 };
+use schema::resolve;
 
+pub(crate) use checks::Checks;
 pub(crate) use format::{AnswerFormat, ResponseFormat, TextFormat};
-pub(crate) use grammar::{arguments_key, grammar};
+pub(crate) use grammar::{Built, Efforts, arguments_key, grammar, json_after, schema_alone};
+pub(crate) use schema::{Bounds, Effort, Notice};
 
 /// Maximum number of functions in a request, as with OpenAI.
 const MAX_TOOLS: usize = 128;
@@ -64,6 +74,9 @@ pub(crate) trait ToolForm: ListItem {
 
     /// The function it describes.
     fn function(self) -> Function;
+
+    /// What a client sent, in the form of chat completions.
+    fn definition(sent: &Map<String, Value>) -> Value;
 }
 
 /// How `tool_choice` names a function.
@@ -89,6 +102,10 @@ impl ToolForm for NestedTool {
     fn function(self) -> Function {
         self.function
     }
+
+    fn definition(sent: &Map<String, Value>) -> Value {
+        sent.clone().into()
+    }
 }
 
 impl ToolForm for FlatTool {
@@ -96,6 +113,12 @@ impl ToolForm for FlatTool {
 
     fn function(self) -> Function {
         self.function
+    }
+
+    fn definition(sent: &Map<String, Value>) -> Value {
+        let mut function = sent.clone();
+        function.shift_remove("type");
+        json!({"type": "function", "function": function})
     }
 }
 
@@ -184,8 +207,8 @@ pub(crate) struct Tool {
     pub(crate) name: String,
     /// The definition passed to chat templates: `{"type": "function", "function": {…}}`.
     pub(crate) definition: Value,
-    parameters: Value,
-    strict: bool,
+    pub(super) parameters: Value,
+    pub(super) strict: bool,
 }
 
 /// `tool_choice`, checked.
@@ -224,9 +247,27 @@ impl Tools {
         })
     }
 
+    /// Makes the references of the schemas of functions that may be called pointers.
+    ///
+    /// # Errors
+    /// The name of a function whose schema has a reference that leads nowhere, and the reference.
+    pub(crate) fn resolve(&mut self) -> Result<(), (String, Notice)> {
+        let callable = self.callable();
+        for tool in self.list.iter_mut().filter(|_| callable) {
+            tool.parameters =
+                resolve(&tool.parameters).map_err(|broken| (tool.name.clone(), broken))?;
+        }
+        Ok(())
+    }
+
     /// Whether answers may contain calls.
     pub(crate) fn callable(&self) -> bool {
         self.choice != ToolChoice::None
+    }
+
+    /// Whether the client named the one function to call.
+    pub(crate) fn is_named(&self) -> bool {
+        matches!(self.choice, ToolChoice::Named(_))
     }
 
     /// The definitions for the prompt; empty if no function may be called.
@@ -237,7 +278,15 @@ impl Tools {
         self.list.iter().map(|t| t.definition.clone()).collect()
     }
 
-    fn allowed(&self) -> impl Iterator<Item = &Tool> {
+    pub(crate) fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Tool> {
+        self.list.iter_mut()
+    }
+
+    pub(super) fn allowed(&self) -> impl Iterator<Item = &Tool> {
         self.list.iter().filter(|tool| match &self.choice {
             ToolChoice::Named(name) => tool.name == *name,
             ToolChoice::None | ToolChoice::Auto | ToolChoice::Required => true,
@@ -269,14 +318,22 @@ fn list<T: ToolForm>(items: Option<List<T>>) -> Result<Vec<Tool>, ApiError> {
 
 fn tool(function: Function) -> Tool {
     let Name(name) = function.name;
-    let parameters = match function.parameters {
-        Some(JsonSchemaText(parameters)) => parameters,
-        None => json!({"type": "object", "properties": {}, "additionalProperties": false}),
-    };
-    let mut described = json!({"name": name, "parameters": parameters});
+    // In the order in which clients write the keys, which is the order in which templates show them.
+    let mut described = json!({"name": name});
     if let Some(description) = function.description {
         described["description"] = description.into();
     }
+    let given = function
+        .parameters
+        .map(|JsonSchemaText(parameters)| parameters);
+    if let Some(parameters) = &given {
+        described["parameters"] = parameters.clone();
+    }
+    if let Some(strict) = function.strict {
+        described["strict"] = strict.into();
+    }
+    let none = || json!({"type": "object", "properties": {}, "additionalProperties": false});
+    let parameters = given.unwrap_or_else(none);
     Tool {
         definition: json!({"type": "function", "function": described}),
         strict: function.strict.unwrap_or(false),

@@ -5,11 +5,12 @@ use serde_json::{Map, Value};
 
 use super::answers::completions::{
     AnswerMessage, CallMade, CallPart, ChatChoice, ChatCompletion, ChatDelta, ChatLogprobs,
-    ChatObject, Chunk, ChunkObject, Completion, Delta, FunctionCalled, FunctionPart, Head,
-    PromptDetails, Reason, ScoredToken, TextChoice, TextLogprobs, TextObject, TokenScore,
+    ChatObject, Chunk, ChunkObject, Completion, CompletionDetails, Delta, FunctionCalled,
+    FunctionPart, Head, PromptDetails, Reason, ScoredToken, TextChoice, TextLogprobs, TextObject,
+    TokenScore,
 };
 use super::answers::{completions, responses};
-use realign_engine::request::TokenLogprob;
+use realign_engine::request::{StoppedBy, TokenLogprob};
 use realign_model::Tokenizer;
 
 /// Stands for a log-probability that JSON cannot express, as with OpenAI.
@@ -35,6 +36,8 @@ pub(crate) struct Scored {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ChoiceOutput {
     pub(crate) text: String,
+    /// What the model thought before its text.
+    pub(crate) thoughts: String,
     /// Present if log-probabilities were requested.
     pub(crate) scored: Option<Vec<Scored>>,
     /// Number of characters before this output, for `text_offset`.
@@ -42,6 +45,16 @@ pub(crate) struct ChoiceOutput {
     pub(crate) reason: Option<Reason>,
     /// Calls of functions, or parts of them.
     pub(crate) calls: Vec<CallDelta>,
+    /// How likely the prompt's tokens are, in vLLM's form.
+    pub(crate) prompt_logprobs: Option<Vec<Value>>,
+    /// What the check of the finished answer found.
+    pub(crate) schema_notice: Option<String>,
+    /// The prompt's tokens, if they were requested.
+    pub(crate) prompt_ids: Option<Vec<u32>>,
+    /// Its tokens, if they were requested.
+    pub(crate) token_ids: Option<Vec<u32>>,
+    /// The stop string or token that ended the choice.
+    pub(crate) stopped_by: Option<StoppedBy>,
 }
 
 /// A call, or more of its arguments.
@@ -58,7 +71,9 @@ impl ChoiceOutput {
     /// Whether there is nothing to send.
     pub(crate) fn is_empty(&self) -> bool {
         self.text.is_empty()
+            && self.thoughts.is_empty()
             && self.scored.is_none()
+            && self.token_ids.is_none()
             && self.reason.is_none()
             && self.calls.is_empty()
     }
@@ -66,7 +81,13 @@ impl ChoiceOutput {
     /// Appends the output that follows.
     pub(crate) fn extend(&mut self, next: ChoiceOutput) {
         self.text.push_str(&next.text);
+        self.thoughts.push_str(&next.thoughts);
         self.reason = self.reason.or(next.reason);
+        self.schema_notice = self.schema_notice.take().or(next.schema_notice);
+        self.stopped_by = self.stopped_by.take().or(next.stopped_by);
+        if let (Some(all), Some(new)) = (&mut self.token_ids, next.token_ids) {
+            all.extend(new);
+        }
         if let (Some(all), Some(new)) = (&mut self.scored, next.scored) {
             all.extend(new);
         }
@@ -83,35 +104,54 @@ impl ChoiceOutput {
         (!only_calls).then(|| self.text.clone())
     }
 
+    fn stop_reason(&self) -> Option<Value> {
+        match self.stopped_by.as_ref()? {
+            StoppedBy::Text(stop) => Some(stop.as_str().into()),
+            StoppedBy::Token(id) => Some((*id).into()),
+        }
+    }
+
+    fn reasoning(&self) -> Option<String> {
+        (!self.thoughts.is_empty()).then(|| self.thoughts.clone())
+    }
+
     fn message(&self) -> AnswerMessage {
         AnswerMessage {
             role: "assistant",
             content: self.content(),
+            reasoning_content: self.reasoning(),
             refusal: None,
             tool_calls: self.calls.iter().map(CallDelta::whole).collect(),
         }
     }
 
     fn delta(&self) -> Delta {
-        let says_nothing = self.reason.is_some() || !self.calls.is_empty();
+        let other = !self.calls.is_empty() || !self.thoughts.is_empty();
+        let says_nothing = self.reason.is_some() || other;
         let shown = !self.text.is_empty() || !says_nothing;
         Delta {
             role: None,
             content: shown.then(|| self.text.clone()),
+            reasoning_content: self.reasoning(),
             tool_calls: self.calls.iter().map(CallDelta::part).collect(),
         }
     }
 
     fn chat_logprobs(&self, tokenizer: &Tokenizer) -> Option<ChatLogprobs> {
-        let scored = self.scored.as_ref()?.iter();
+        self.scored.as_ref()?;
+        Some(ChatLogprobs {
+            content: self.scored_tokens(tokenizer),
+            refusal: None,
+        })
+    }
+
+    /// Its tokens with their log-probabilities; none if they were not asked for.
+    pub(crate) fn scored_tokens(&self, tokenizer: &Tokenizer) -> Vec<ScoredToken> {
         let entry = |s: &Scored| ScoredToken {
             token: score(&s.token, tokenizer),
             top_logprobs: s.top.iter().map(|t| score(t, tokenizer)).collect(),
         };
-        Some(ChatLogprobs {
-            content: scored.map(entry).collect(),
-            refusal: None,
-        })
+        self.scored.iter().flatten().map(entry).collect()
     }
 
     fn text_logprobs(&self) -> Option<TextLogprobs> {
@@ -123,14 +163,17 @@ impl ChoiceOutput {
             at += s.token.text.chars().count();
         }
         let top = |s: &Scored| {
+            if s.token.logprob.is_nan() {
+                return None;
+            }
             // The sampled token is always included, so there may be one more than requested.
             let all = s.top.iter().chain(std::iter::once(&s.token));
             let pairs = all.map(|t| (t.text.clone(), Value::from(finite(t.logprob))));
-            pairs.collect::<Map<_, _>>()
+            Some(pairs.collect::<Map<_, _>>())
         };
         Some(TextLogprobs {
             tokens: scored.iter().map(|s| s.token.text.clone()).collect(),
-            token_logprobs: scored.iter().map(|s| finite(s.token.logprob)).collect(),
+            token_logprobs: scored.iter().map(|s| known(s.token.logprob)).collect(),
             top_logprobs: scored.iter().map(top).collect(),
             text_offset,
         })
@@ -171,6 +214,8 @@ pub(crate) struct Usage {
     /// Prompt tokens that the prefix cache held.
     pub(crate) cached: usize,
     pub(crate) completion: usize,
+    /// Of those, tokens of thoughts.
+    pub(crate) reasoning: usize,
 }
 
 /// The fields that all chunks of an answer share.
@@ -207,12 +252,19 @@ impl Envelope {
         usage: Usage,
         tokenizer: &Tokenizer,
     ) -> WholeAnswer {
+        let first = choices.first();
+        let (prompt_token_ids, prompt_logprobs) = match first {
+            Some(first) => (first.prompt_ids.clone(), first.prompt_logprobs.clone()),
+            None => (None, None),
+        };
         let choices = choices.iter().enumerate();
         match self.endpoint {
             Endpoint::Chat | Endpoint::Response => WholeAnswer::Chat(ChatCompletion {
                 head: self.head(ChatObject::Whole),
                 choices: choices.map(|(i, p)| chat_choice(i, p, tokenizer)).collect(),
                 usage: usage.into(),
+                prompt_logprobs,
+                prompt_token_ids,
             }),
             Endpoint::Text => WholeAnswer::Text(Completion {
                 head: self.head(TextObject::Text),
@@ -237,8 +289,11 @@ impl Envelope {
                     delta: output.delta(),
                     logprobs: output.chat_logprobs(tokenizer),
                     finish_reason: output.reason,
+                    schema_notice: output.schema_notice.clone(),
+                    stop_reason: output.stop_reason(),
+                    token_ids: output.token_ids.clone(),
                 };
-                self.chat_part(vec![choice], usage)
+                self.chat_part(vec![choice], usage, None)
             }
             Endpoint::Text => self.text_part(vec![text_choice(index, output)], usage),
         }
@@ -247,7 +302,9 @@ impl Envelope {
     /// The final chunk, which contains the usage.
     pub(crate) fn usage(&self, usage: Usage) -> AnswerChunk {
         match self.endpoint {
-            Endpoint::Chat | Endpoint::Response => self.chat_part(Vec::new(), Some(Some(usage))),
+            Endpoint::Chat | Endpoint::Response => {
+                self.chat_part(Vec::new(), Some(Some(usage)), None)
+            }
             Endpoint::Text => self.text_part(Vec::new(), Some(Some(usage))),
         }
     }
@@ -257,10 +314,12 @@ impl Envelope {
         &self,
         index: usize,
         usage: Option<Option<Usage>>,
+        prompt_ids: Option<&Vec<u32>>,
     ) -> Option<AnswerChunk> {
         let delta = Delta {
             role: Some("assistant"),
             content: Some(String::new()),
+            reasoning_content: None,
             tool_calls: Vec::new(),
         };
         let choice = ChatDelta {
@@ -268,18 +327,29 @@ impl Envelope {
             delta,
             logprobs: None,
             finish_reason: None,
+            schema_notice: None,
+            stop_reason: None,
+            token_ids: None,
         };
         match self.endpoint {
-            Endpoint::Chat | Endpoint::Response => Some(self.chat_part(vec![choice], usage)),
+            Endpoint::Chat | Endpoint::Response => {
+                Some(self.chat_part(vec![choice], usage, prompt_ids))
+            }
             Endpoint::Text => None,
         }
     }
 
-    fn chat_part(&self, choices: Vec<ChatDelta>, usage: Option<Option<Usage>>) -> AnswerChunk {
+    fn chat_part(
+        &self,
+        choices: Vec<ChatDelta>,
+        usage: Option<Option<Usage>>,
+        prompt_ids: Option<&Vec<u32>>,
+    ) -> AnswerChunk {
         AnswerChunk::Chat(Chunk {
             head: self.head(ChunkObject::Chunk),
             choices,
             usage: usage.map(|usage| usage.map(Into::into)),
+            prompt_token_ids: prompt_ids.cloned(),
         })
     }
 
@@ -288,6 +358,7 @@ impl Envelope {
             head: self.head(TextObject::Text),
             choices,
             usage: usage.map(|usage| usage.map(Into::into)),
+            prompt_token_ids: None,
         })
     }
 
@@ -311,6 +382,9 @@ impl From<Usage> for completions::Usage {
             prompt_tokens_details: PromptDetails {
                 cached_tokens: usage.cached,
             },
+            completion_tokens_details: (usage.reasoning > 0).then_some(CompletionDetails {
+                reasoning_tokens: usage.reasoning,
+            }),
         }
     }
 }
@@ -325,7 +399,7 @@ impl From<Usage> for responses::ResponseUsage {
             },
             output_tokens: usage.completion,
             output_tokens_details: responses::OutputDetails {
-                reasoning_tokens: 0,
+                reasoning_tokens: usage.reasoning,
             },
             total_tokens: usage.prompt + usage.completion,
         }
@@ -349,6 +423,9 @@ fn chat_choice(index: usize, output: &ChoiceOutput, tokenizer: &Tokenizer) -> Ch
         message: output.message(),
         logprobs: output.chat_logprobs(tokenizer),
         finish_reason: output.reason,
+        schema_notice: output.schema_notice.clone(),
+        stop_reason: output.stop_reason(),
+        token_ids: output.token_ids.clone(),
     }
 }
 
@@ -357,7 +434,12 @@ fn text_choice(index: usize, output: &ChoiceOutput) -> TextChoice {
         index,
         text: output.text.clone(),
         logprobs: output.text_logprobs(),
+        prompt_logprobs: output.prompt_logprobs.clone(),
         finish_reason: output.reason,
+        schema_notice: output.schema_notice.clone(),
+        stop_reason: output.stop_reason(),
+        prompt_token_ids: output.prompt_ids.clone(),
+        token_ids: output.token_ids.clone(),
     }
 }
 
@@ -367,6 +449,11 @@ fn score(token: &TokenLogprob, tokenizer: &Tokenizer) -> TokenScore {
         logprob: finite(token.logprob),
         bytes: tokenizer.token_bytes(token.id).to_vec(),
     }
+}
+
+/// `None` of a prompt's first token, which nothing predicts.
+fn known(logprob: f32) -> Option<f64> {
+    (!logprob.is_nan()).then(|| finite(logprob))
 }
 
 fn finite(logprob: f32) -> f64 {

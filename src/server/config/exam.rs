@@ -79,7 +79,7 @@ pub(super) fn resolve(raw: RawExam) -> Result<ExamConfig, ConfigError> {
 
 pub(super) fn resolve_gather(raw: RawGather) -> Result<GatherConfig, ConfigError> {
     let one = |key, value| at_least(1, key, value, "at least 1");
-    let samples = raw.samples_per_prompt.unwrap_or(8);
+    let samples = raw.samples_per_prompt.unwrap_or(4);
     Ok(GatherConfig {
         enabled: raw.enabled.unwrap_or(true),
         samples_per_prompt: one("gather.samples_per_prompt", samples)?,

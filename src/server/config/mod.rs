@@ -3,34 +3,43 @@
 //! [`load`] reads a [`RawConfig`], [`Config::resolve`] checks it and fills in defaults. The rest of
 //! the program sees only [`Config`], which never changes.
 
+mod address;
 pub mod admin_key;
 mod exam;
 pub mod keys;
 mod load;
 mod observe;
 mod raw;
+mod responses;
 mod retention;
 mod server;
+mod starter;
+mod store;
 #[cfg(test)]
 mod tests;
 mod train;
 
 use std::path::PathBuf;
 
+pub use address::Address;
 pub use exam::{DriftConfig, ExamConfig, GatherConfig};
 pub use load::{load, load_embedded, recipe_file};
 pub use observe::{ComplianceConfig, TracesConfig};
 pub use raw::{
     Layers, RawAdapters, RawAlignment, RawCompliance, RawConfig, RawCorrective, RawDrift,
-    RawEngine, RawExam, RawGate, RawGather, RawLimits, RawPaths, RawRetention, RawServer,
-    RawTraces, RawTrain, RawWatch,
+    RawEngine, RawExam, RawFleet, RawGate, RawGather, RawLimits, RawPaths, RawResponses,
+    RawRetention, RawServer, RawStore, RawTraces, RawTrain, RawWatch,
 };
+pub use responses::ResponsesConfig;
 pub use retention::{OnMissing, RetentionConfig};
-pub use server::{LimitsConfig, ServerConfig, TlsFiles};
+pub use server::{LimitsConfig, ServerConfig, TlsFiles, UnknownFields};
+pub use starter::starter_file;
+pub use store::StoreConfig;
 pub use train::TrainConfig;
 
 use realign_align::train::recipe::RecipeError;
 use realign_backend::DeviceChoice;
+use realign_model::ModelChoice;
 
 /// The file read when none is named.
 pub(crate) const DEFAULT_FILE: &str = "realign.toml";
@@ -62,6 +71,9 @@ pub enum ConfigError {
          let everyone in"
     )]
     Open(std::net::IpAddr),
+    /// `store.url` names no store.
+    #[error("store.url: {0}")]
+    Store(#[from] realign_store::UrlError),
     /// A setting of `[train]` cannot be trained with.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
@@ -72,18 +84,24 @@ pub enum ConfigError {
 pub struct Config {
     /// Model: a `.gguf` file, a directory of safetensors, or `hf:<owner>/<name>`.
     pub model: String,
+    /// A `tokenizer.json` instead of the tokenizer in the model's own files.
+    pub tokenizer: Option<PathBuf>,
     /// The name clients use; `None` is the model's own.
     pub model_name: Option<String>,
     /// Where and how to listen.
     pub server: ServerConfig,
     /// What clients may ask for at most.
     pub limits: LimitsConfig,
+    /// Bounds of the responses that are kept; `None` if none are.
+    pub responses: Option<ResponsesConfig>,
     /// Bounds of the engine.
     pub engine: EngineConfig,
     /// Directories.
     pub paths: Paths,
     /// What happens without the generation that should serve.
     pub on_missing: OnMissing,
+    /// What servers share; `None` for a server by itself.
+    pub store: Option<StoreConfig>,
     /// What is kept.
     pub retention: RetentionConfig,
     /// How policy files are watched.
@@ -163,6 +181,11 @@ impl Paths {
         self.state.join("realign.db")
     }
 
+    /// The file with the name that a server gave itself in a store.
+    pub(crate) fn server_name(&self) -> PathBuf {
+        self.state.join("server-name")
+    }
+
     /// The file with the operators' key, which the server makes if the configuration has none.
     pub fn admin_key(&self) -> PathBuf {
         self.state.join("admin-key")
@@ -193,27 +216,50 @@ pub struct GateConfig {
     pub min_compliance: f64,
     /// Largest share of control answers that may be diverted where no policy says, 0 to 1.
     pub max_control_diverted: f64,
+    /// Whether one policy that is not met keeps a candidate from serving that brings others.
+    pub all_or_nothing: bool,
     /// Most tokens per generated response.
     pub max_tokens: usize,
 }
 
 impl Config {
+    /// The model and its tokenizer, as they are loaded.
+    pub fn model_choice(&self) -> ModelChoice<'_> {
+        ModelChoice {
+            model: &self.model,
+            tokenizer: self.tokenizer.as_deref(),
+        }
+    }
+
     /// Checks values and fills in defaults.
     ///
     /// # Errors
     /// [`ConfigError`], naming the key and what is allowed.
     pub fn resolve(raw: RawConfig) -> Result<Self, ConfigError> {
+        let raw_paths = raw.paths.unwrap_or_default();
+        let adapters_given = raw_paths.adapters.is_some();
+        let mut paths = resolve_paths(raw_paths);
+        let shared = (
+            raw.store.unwrap_or_default(),
+            &raw.fleet.unwrap_or_default(),
+        );
+        let store = store::resolve(shared, &mut paths, adapters_given)?;
+        let refuse_unaligned = resolve_alignment(raw.alignment.unwrap_or_default())?;
+        store::check_follower(store.as_ref(), refuse_unaligned)?;
         Ok(Self {
             model: raw.model.unwrap_or_else(|| DEFAULT_MODEL.into()),
+            tokenizer: raw.tokenizer,
             model_name: raw.model_name,
             server: server::resolve(raw.server.unwrap_or_default())?,
             limits: server::resolve_limits(&raw.limits.unwrap_or_default())?,
+            responses: responses::resolve(&raw.responses.unwrap_or_default())?,
             engine: resolve_engine(raw.engine.unwrap_or_default())?,
-            paths: resolve_paths(raw.paths.unwrap_or_default()),
+            paths,
+            store,
             on_missing: retention::resolve_adapters(&raw.adapters.unwrap_or_default())?,
             retention: retention::resolve(&raw.retention.unwrap_or_default()),
             watch: resolve_watch(raw.watch.unwrap_or_default())?,
-            refuse_unaligned: resolve_alignment(raw.alignment.unwrap_or_default())?,
+            refuse_unaligned,
             train: TrainConfig::resolve(raw.train.unwrap_or_default())?,
             gate: resolve_gate(raw.gate.unwrap_or_default())?,
             compliance: observe::resolve(raw.compliance.unwrap_or_default())?,
@@ -332,6 +378,7 @@ fn resolve_gate(raw: RawGate) -> Result<GateConfig, ConfigError> {
             "gate.max_control_diverted",
             raw.max_control_diverted.unwrap_or(0.05),
         )?,
+        all_or_nothing: raw.all_or_nothing.unwrap_or(false),
         max_tokens: one("gate.max_tokens", raw.max_tokens.unwrap_or(64))?,
     })
 }

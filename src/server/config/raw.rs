@@ -38,18 +38,26 @@ section! {
     RawConfig {
         /// Model: a `.gguf` file, a directory of safetensors, or `hf:<owner>/<name>`.
         model: String,
+        /// A `tokenizer.json` instead of the tokenizer in the model's own files.
+        tokenizer: PathBuf,
         /// The name that clients send as `model`; defaults to the model's own.
         model_name: String,
         /// `[server]`
         server: RawServer,
         /// `[limits]`
         limits: RawLimits,
+        /// `[responses]`
+        responses: RawResponses,
         /// `[engine]`
         engine: RawEngine,
         /// `[paths]`
         paths: RawPaths,
         /// `[adapters]`
         adapters: RawAdapters,
+        /// `[store]`
+        store: RawStore,
+        /// `[fleet]`
+        fleet: RawFleet,
         /// `[retention]`
         retention: RawRetention,
         /// `[watch]`
@@ -76,11 +84,12 @@ section! {
 section! {
     /// Addresses, keys, TLS and timeouts of the listeners.
     RawServer {
-        /// Address to bind.
+        /// Address to bind, or `unix:` and the path of a socket.
         host: String,
-        /// TCP port; 0 picks a free one.
+        /// TCP port; 0 picks a free one. A socket has none.
         port: u16,
-        /// Address of a separate listener for operators; needs `admin_port`.
+        /// Address of a separate listener for operators, with `admin_port`, or `unix:` and the path of
+        /// a socket.
         admin_host: String,
         /// Port of a separate listener for operators; without it they share the clients' listener.
         admin_port: u16,
@@ -105,6 +114,10 @@ section! {
         tls_key: PathBuf,
         /// Largest request body, in bytes.
         max_body_bytes: usize,
+        /// What happens to fields of requests that a route does not know: `refuse` or `ignore`.
+        unknown_fields: String,
+        /// Whether clients may read the model's chat template and special tokens: `/tokenizer_info`.
+        tokenizer_info: bool,
         /// Timeout for a request's header and for an idle connection, in seconds.
         header_timeout_s: u64,
         /// Timeout for a request's body, in seconds.
@@ -124,12 +137,30 @@ section! {
         max_connections: usize,
         /// The same for the operators' own listener.
         max_admin_connections: usize,
+        /// Whether `max_tokens` beyond the context is lowered to what fits; otherwise it is refused.
+        clamp_max_tokens: bool,
+        /// Maximum number of items of an array whose JSON schema sets none; 0 means no limit.
+        json_items: usize,
+        /// Maximum number of characters of a string whose JSON schema sets none; 0 means no limit.
+        json_characters: usize,
         /// Maximum number of concurrent client requests.
         max_concurrent_requests: usize,
         /// Maximum number of requests per key and minute; 0 means no limit.
         requests_per_minute: u32,
         /// Maximum number of tokens (prompt and completion) per key and minute; 0 means no limit.
         tokens_per_minute: u32,
+    }
+}
+
+section! {
+    /// Responses that are kept in memory, so that `previous_response_id` can continue them.
+    RawResponses {
+        /// Whether they are.
+        store: bool,
+        /// Maximum number of responses; the oldest go.
+        max_entries: usize,
+        /// Maximum memory of their conversations, in MB.
+        max_mb: usize,
     }
 }
 
@@ -183,6 +214,30 @@ section! {
     RawAdapters {
         /// What a start does if that generation is missing or damaged: `serve-base` or `refuse`.
         on_missing: String,
+    }
+}
+
+section! {
+    /// Generations that several servers share.
+    RawStore {
+        /// `file://DIRECTORY` for this server by itself, or `s3://BUCKET/PREFIX`.
+        url: String,
+        /// Whether this server only serves what the store names, without policies and training.
+        follow: bool,
+        /// The server's name in the store; by default one that it makes and keeps in `paths.state`.
+        name: String,
+        /// Seconds of silence after which another controller may publish.
+        lease_s: u64,
+        /// Time between two looks at the store, in milliseconds.
+        poll_ms: u64,
+    }
+}
+
+section! {
+    /// Servers that share a store.
+    RawFleet {
+        /// Publications that a server may be behind and still be ready.
+        max_skew_epochs: u64,
     }
 }
 
@@ -284,6 +339,8 @@ section! {
         alpha_kl: f64,
         /// Weight of the likelihood term.
         alpha_sft: f64,
+        /// Additional weight of a response's first tokens in the KL and likelihood terms.
+        alpha_opening: f64,
         /// Divisor of impact scores.
         gamma: f64,
         /// `sigmoid` or `ipo`.
@@ -348,6 +405,9 @@ section! {
         /// Largest fraction of control answers that may be diverted, 0 to 1; a policy may set its
         /// own.
         max_control_diverted: f64,
+        /// Refuse a candidate that brings one policy and misses another that is not met now either;
+        /// by default it serves, and the server stays misaligned.
+        all_or_nothing: bool,
         /// Maximum number of tokens per generated response.
         max_tokens: usize,
     }

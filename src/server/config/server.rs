@@ -1,19 +1,19 @@
 //! `[server]` and `[limits]`: addresses, keys, TLS, timeouts and limits.
 
-use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::address::{Address, Host, operators};
 use super::keys::{ApiKey, KeyDigest};
 use super::{ConfigError, RawLimits, RawServer, at_least};
 
 /// Addresses, keys, TLS and timeouts of the listeners.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ServerConfig {
-    /// Address and port to bind; port 0 picks a free one.
-    pub address: SocketAddr,
+    /// Where clients reach the server.
+    pub address: Address,
     /// Address of a separate listener for operators; `None` means they share the clients' listener.
-    pub admin_address: Option<SocketAddr>,
+    pub admin_address: Option<Address>,
     /// Keys that clients may send; without any, and without a file, no key is required.
     pub api_keys: Vec<ApiKey>,
     /// File with more keys.
@@ -29,6 +29,10 @@ pub struct ServerConfig {
     pub tls: Option<TlsFiles>,
     /// Largest request body, in bytes.
     pub max_body_bytes: usize,
+    /// What happens to fields of requests that a route does not know.
+    pub unknown_fields: UnknownFields,
+    /// Whether clients may read the model's chat template and special tokens.
+    pub tokenizer_info: bool,
     /// Timeout for a request's header and for an idle connection.
     pub header_timeout: Duration,
     /// Timeout for a request's body.
@@ -37,6 +41,30 @@ pub struct ServerConfig {
     pub write_timeout: Duration,
     /// Time running requests have to finish after SIGTERM.
     pub drain_timeout: Duration,
+}
+
+/// What happens to fields of requests that a route does not know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnknownFields {
+    /// They are a 400, because they may ask for something.
+    #[default]
+    Refuse,
+    /// They have no effect; the log and a header of the response name them.
+    Ignore,
+}
+
+impl UnknownFields {
+    fn parse(text: Option<&str>) -> Result<Self, ConfigError> {
+        match text {
+            None | Some("refuse") => Ok(Self::Refuse),
+            Some("ignore") => Ok(Self::Ignore),
+            Some(other) => Err(ConfigError::Value {
+                key: "server.unknown_fields",
+                value: other.into(),
+                allowed: "`refuse` or `ignore`",
+            }),
+        }
+    }
 }
 
 /// PEM files of the listeners' certificate.
@@ -52,7 +80,7 @@ impl ServerConfig {
     /// Whether clients need no key although other machines reach the address.
     pub(crate) fn lets_everyone_in(&self) -> bool {
         let keys = !self.api_keys.is_empty() || self.api_keys_file.is_some();
-        !keys && !self.address.ip().to_canonical().is_loopback()
+        !keys && !self.address.is_local()
     }
 
     /// Refuses to let everyone in unless that was asked for.
@@ -60,10 +88,12 @@ impl ServerConfig {
     /// # Errors
     /// [`ConfigError::Open`].
     pub(crate) fn check_open(&self) -> Result<(), ConfigError> {
-        if self.lets_everyone_in() && !self.open {
-            return Err(ConfigError::Open(self.address.ip()));
+        match self.address {
+            Address::Tcp(address) if self.lets_everyone_in() && !self.open => {
+                Err(ConfigError::Open(address.ip()))
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -80,6 +110,7 @@ impl std::fmt::Debug for ServerConfig {
             .field("cors_origins", &self.cors_origins)
             .field("tls", &self.tls)
             .field("max_body_bytes", &self.max_body_bytes)
+            .field("unknown_fields", &self.unknown_fields)
             .finish_non_exhaustive()
     }
 }
@@ -91,6 +122,12 @@ pub struct LimitsConfig {
     pub max_connections: usize,
     /// Maximum number of open connections on the operators' own listener.
     pub max_admin_connections: usize,
+    /// Whether `max_tokens` beyond the context is lowered to what fits; otherwise it is refused.
+    pub clamp_max_tokens: bool,
+    /// Maximum number of items of an array whose JSON schema sets none; `None` means no limit.
+    pub json_items: Option<usize>,
+    /// Maximum number of characters of a string whose JSON schema sets none; `None` means no limit.
+    pub json_characters: Option<usize>,
     /// Maximum number of concurrent client requests.
     pub max_concurrent_requests: usize,
     /// Maximum number of requests per key and minute; `None` means no limit.
@@ -100,16 +137,16 @@ pub struct LimitsConfig {
 }
 
 pub(super) fn resolve(raw: RawServer) -> Result<ServerConfig, ConfigError> {
-    let ip = address("server.host", raw.host.as_deref())?;
-    let address = SocketAddr::new(ip, raw.port.unwrap_or(8080));
+    let host = Host::parse("server.host", raw.host.as_deref())?;
+    let address = host.with_port(raw.port.unwrap_or(8080));
     let max_body_bytes = raw.max_body_bytes.unwrap_or(2 << 20);
     let admin_key = not_empty("server.admin_key", raw.admin_key)?;
     if let Some(key) = &admin_key {
         KeyDigest::parse(key).map_err(|why| value("server.admin_key", "refused", why))?;
     }
     Ok(ServerConfig {
+        admin_address: operators(raw.admin_host.as_deref(), raw.admin_port, &address)?,
         address,
-        admin_address: admin_address(raw.admin_host, raw.admin_port, address)?,
         api_keys: api_keys(raw.api_key, &raw.api_keys.unwrap_or_default())?,
         api_keys_file: raw.api_keys_file,
         open: raw.open.unwrap_or(false),
@@ -122,6 +159,8 @@ pub(super) fn resolve(raw: RawServer) -> Result<ServerConfig, ConfigError> {
             max_body_bytes,
             "at least 1024",
         )?,
+        unknown_fields: UnknownFields::parse(raw.unknown_fields.as_deref())?,
+        tokenizer_info: raw.tokenizer_info.unwrap_or(false),
         header_timeout: seconds("server.header_timeout_s", raw.header_timeout_s, 30)?,
         body_timeout: seconds("server.body_timeout_s", raw.body_timeout_s, 60)?,
         write_timeout: seconds("server.write_timeout_s", raw.write_timeout_s, 60)?,
@@ -137,6 +176,9 @@ pub(super) fn resolve_limits(raw: &RawLimits) -> Result<LimitsConfig, ConfigErro
             "limits.max_connections",
             raw.max_connections.unwrap_or(1024),
         )?,
+        clamp_max_tokens: raw.clamp_max_tokens.unwrap_or(true),
+        json_items: raw.json_items.filter(|n| *n > 0),
+        json_characters: raw.json_characters.filter(|n| *n > 0),
         max_admin_connections: one(
             "limits.max_admin_connections",
             raw.max_admin_connections.unwrap_or(128),
@@ -148,39 +190,6 @@ pub(super) fn resolve_limits(raw: &RawLimits) -> Result<LimitsConfig, ConfigErro
         requests_per_minute: raw.requests_per_minute.filter(|n| *n > 0),
         tokens_per_minute: raw.tokens_per_minute.filter(|n| *n > 0),
     })
-}
-
-fn address(key: &'static str, host: Option<&str>) -> Result<IpAddr, ConfigError> {
-    match host.unwrap_or("127.0.0.1") {
-        "localhost" => Ok(IpAddr::from([127, 0, 0, 1])),
-        other => other.parse().map_err(|_| ConfigError::Value {
-            key,
-            value: format!("{other:?}"),
-            allowed: "give an IP address such as 127.0.0.1, 0.0.0.0 or ::",
-        }),
-    }
-}
-
-fn admin_address(
-    host: Option<String>,
-    port: Option<u16>,
-    clients: SocketAddr,
-) -> Result<Option<SocketAddr>, ConfigError> {
-    let ip = address("server.admin_host", host.as_deref())?;
-    match port {
-        None if host.is_some() => Err(value(
-            "server.admin_port",
-            "missing",
-            "server.admin_host needs it: give a port of its own",
-        )),
-        None => Ok(None),
-        Some(port) if port != 0 && port == clients.port() => Err(value(
-            "server.admin_port",
-            port,
-            "give another port than server.port, or leave it out to share that",
-        )),
-        Some(port) => Ok(Some(SocketAddr::new(ip, port))),
-    }
 }
 
 fn api_keys(one: Option<String>, more: &[String]) -> Result<Vec<ApiKey>, ConfigError> {
@@ -261,7 +270,7 @@ fn not_empty(key: &'static str, given: Option<String>) -> Result<Option<String>,
     }
 }
 
-fn value(key: &'static str, value: impl ToString, allowed: &'static str) -> ConfigError {
+pub(super) fn value(key: &'static str, value: impl ToString, allowed: &'static str) -> ConfigError {
     ConfigError::Value {
         key,
         value: value.to_string(),

@@ -62,6 +62,7 @@ fn mistakes_are_named() {
         ("[server]\nport = 70000", "server.port"),
         ("[server]\nhost = 'nowhere.example'", "server.host is"),
         ("[server]\nadmin_key = ''", "server.admin_key is empty"),
+        ("[server]\nunknown_fields = 'drop'", "`refuse` or `ignore`"),
         ("[server]\napi_key = 'sha256:12'", "64 hex digits"),
         ("[server]\napi_keys = ['nameless']", "name:key"),
         ("[server]\napi_keys = ['a:x', 'a:y']", "\"a\" twice"),
@@ -89,6 +90,7 @@ fn mistakes_are_named() {
             "limits.max_admin_connections is 0",
         ),
         ("[limits]\nrequests_per_minut = 1", "did you mean"),
+        ("[responses]\nmax_mb = 0", "responses.max_mb is 0"),
         ("[compliance]\nshare = 1.5", "compliance.share is 1.5"),
         (
             "[compliance]\ndecision_log_texts = true",
@@ -255,12 +257,15 @@ fn the_example_shows_every_key_and_the_defaults() {
     let whole = whole_example();
     read(&whole, &RawConfig::default()).unwrap();
     let table: toml::Table = whole.parse().unwrap();
-    let sections: [(&str, &[&str]); 15] = [
+    let sections: [(&str, &[&str]); 18] = [
         ("server", RawServer::KEYS),
         ("limits", RawLimits::KEYS),
+        ("responses", RawResponses::KEYS),
         ("engine", RawEngine::KEYS),
         ("paths", RawPaths::KEYS),
         ("adapters", RawAdapters::KEYS),
+        ("store", RawStore::KEYS),
+        ("fleet", RawFleet::KEYS),
         ("retention", RawRetention::KEYS),
         ("watch", RawWatch::KEYS),
         ("alignment", RawAlignment::KEYS),
@@ -276,7 +281,7 @@ fn the_example_shows_every_key_and_the_defaults() {
     for key in RawConfig::KEYS {
         assert!(table.contains_key(*key), "{key} is not in the example");
         assert!(
-            ["model", "model_name"].contains(key) || top.contains(key),
+            ["model", "tokenizer", "model_name"].contains(key) || top.contains(key),
             "no test of [{key}]"
         );
     }

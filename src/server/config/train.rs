@@ -195,6 +195,7 @@ fn losses(recipe: &mut Recipe, config: &RawTrain) -> Result<(), RecipeError> {
     set(&mut recipe.beta, &config.beta);
     set(&mut recipe.alpha_kl, &config.alpha_kl);
     set(&mut recipe.alpha_sft, &config.alpha_sft);
+    set(&mut recipe.alpha_opening, &config.alpha_opening);
     set(&mut recipe.gamma, &config.gamma);
     set(&mut recipe.gold_pairs, &config.gold_pairs);
     set(&mut recipe.max_pairs, &config.max_pairs);

@@ -10,6 +10,7 @@ use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 
 use super::error::StartError;
 use super::pointer::{Change, ChangeError};
+use super::work::within;
 use super::{Control, Event};
 use crate::api::answers::Stored;
 use crate::api::answers::admin::{
@@ -24,7 +25,8 @@ use crate::telemetry::{self, Outcome};
 use realign_align::policy::{Policy, Rule};
 use realign_core::AlignmentState;
 use realign_engine::adapter::generation::{Generation, GenerationId};
-use realign_engine::adapter::{Manifest, ResolveError};
+use realign_engine::adapter::{AdapterError, Manifest, ResolveError};
+use realign_engine::merged::PrepareError;
 
 /// Maximum number of realignments in a listing.
 const LISTED: usize = 100;
@@ -54,7 +56,13 @@ impl Control {
         context
             .engine
             .prepare(&to, &|waited| waited < PREPARE_TIMEOUT)
-            .map_err(|e| AdminError::Failed(e.to_string()))?;
+            .map_err(|error| match error {
+                // The generation is at fault, and asking again does not change it.
+                PrepareError::NotFinite { .. } | PrepareError::TakenOut { .. } => {
+                    AdminError::Conflict(error.to_string())
+                }
+                other => AdminError::Failed(other.to_string()),
+            })?;
         let change = Change {
             to,
             act,
@@ -64,7 +72,10 @@ impl Control {
         let swapped = context
             .change_serving(change)
             .map_err(|error| match error {
-                ChangeError::Conflict(_) | ChangeError::Pinned(_) => {
+                // The fleet is not as this request needs it, which another request may find changed.
+                ChangeError::Conflict(_)
+                | ChangeError::Pinned(_)
+                | ChangeError::Store(AdapterError::Shared(_)) => {
                     AdminError::Conflict(error.to_string())
                 }
                 ChangeError::Store(_) | ChangeError::State(_) => {
@@ -113,6 +124,18 @@ impl AdminPort for Control {
             last_error: self.context.refused(),
             trust: active.trust,
             dryrun: active.dryrun.map(Stored::from),
+        }
+    }
+
+    fn policy_file(&self, policy: &str) -> Result<(String, String), AdminError> {
+        let accepted = self.context.db.accepted_policies();
+        let accepted = accepted.map_err(|error| AdminError::Failed(error.to_string()))?;
+        let accepted = accepted.unwrap_or_default();
+        match accepted.file_of(policy) {
+            Some((name, text)) => Ok((name.to_owned(), text.to_owned())),
+            None => Err(AdminError::NotFound(format!(
+                "no accepted policy file has the id {policy:?}; `GET /admin/v1/policies` lists them"
+            ))),
         }
     }
 
@@ -226,13 +249,21 @@ impl AdminPort for Control {
     }
 
     fn activate(&self, generation: &str, expected: Option<&str>) -> Result<Swap, AdminError> {
+        if self.context.follows() {
+            return Err(AdminError::Conflict(
+                "this server follows a store; activate the generation on the controller, and this \
+                 server follows"
+                    .into(),
+            ));
+        }
         let to = self
             .context
             .registry
             .resolve(Some(generation))
             .map_err(|error| match error {
                 ResolveError::Unknown { .. } => AdminError::NotFound(error.to_string()),
-                ResolveError::Load { .. } => AdminError::Failed(error.to_string()),
+                // It is damaged or for another model: nothing that the server did wrong.
+                ResolveError::Load { .. } => AdminError::Conflict(error.to_string()),
                 ResolveError::Withheld { .. } => AdminError::Conflict(error.to_string()),
             })?;
         let expected = expected.map(|e| GenerationId(e.into()));
@@ -368,6 +399,7 @@ fn realignment(row: RealignmentRow) -> Realignment {
         stage: row.stage,
         outcome: row.outcome,
         progress: row.progress,
+        stage_progress: within(row.stage, row.progress),
         created_at: row.created_at,
         updated_at: row.updated_at,
         finished_at: row.finished_at,

@@ -47,6 +47,18 @@ impl Worker {
             .ok_or(StartError::NothingToDo)
     }
 
+    /// The store that servers share names another generation, or lets this server publish.
+    pub(super) fn store_changed(&mut self) {
+        if self.running.is_none() {
+            self.collect();
+        }
+        self.examine_if_unknown();
+        if self.running.is_none() && self.context.may_not_realign().is_none() {
+            let owed = self.owed.as_ref().map(|owed| owed.trigger);
+            self.begin_or_owe(owed.unwrap_or(Trigger::Start));
+        }
+    }
+
     /// What was pinned may be replaced: a realignment that is due begins.
     pub(super) fn unpinned(&mut self) {
         if self.running.is_some() {
@@ -105,6 +117,19 @@ impl Worker {
     /// Starts the realignment that the active set requires. At the server's start, one that has
     /// already ended is not run again, unless what it led to cannot be served.
     fn begin(&mut self, trigger: Trigger) -> Result<Option<String>, BeginError> {
+        // Listed first: what changes while it is read is a change afterwards.
+        let listing = self.surroundings.data(&self.context);
+        let begun = self.begin_with_data(trigger);
+        if matches!(begun, Ok(_) | Err(BeginError::Died(_))) {
+            self.data.acted_on(listing);
+        }
+        begun
+    }
+
+    fn begin_with_data(&mut self, trigger: Trigger) -> Result<Option<String>, BeginError> {
+        if let Some(why) = self.context.may_not_realign() {
+            return Err(BeginError::Elsewhere(why));
+        }
         let active = self.context.active();
         let set = active.set;
         let inputs = self.surroundings.inputs(&self.context, &set)?;

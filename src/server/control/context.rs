@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use super::alignment::Board;
 use super::error::ControlError;
+use super::fleet::{Member, SharedFile};
 use super::live::Live;
-use super::pointer::Pointer;
+use super::pointer::{CurrentFile, Pointer};
 use super::supervised::LONGEST_EVENT;
 use crate::config::Config;
 use crate::state::{Act, Activation, StateDb, StateError};
@@ -45,6 +46,8 @@ pub struct Parts {
     pub(crate) telemetry: Arc<Telemetry>,
     /// Why the generation that `CURRENT` names does not serve, if it does not.
     pub(crate) fallback: Option<String>,
+    /// This server's part in a store that several share, if it has one.
+    pub(crate) member: Option<Arc<Member>>,
 }
 
 /// [`Parts`] plus what the loop decides.
@@ -65,6 +68,8 @@ pub(crate) struct Context {
     pub(super) live: Live,
     /// What serves.
     pub(super) pointer: Pointer,
+    /// This server's part in a store that several share, if it has one.
+    pub(super) member: Option<Arc<Member>>,
     /// Whether the first look at the policies has ended, with nothing that was ever accepted.
     pub(super) has_looked: AtomicBool,
     /// The signs of life of the loop.
@@ -102,8 +107,16 @@ impl Context {
             db,
             telemetry,
             fallback,
+            member,
         } = parts;
-        let pointer = Pointer::new(registry.clone(), db.clone(), store.clone(), fallback);
+        let file: Arc<dyn CurrentFile> = match &member {
+            None => store.clone(),
+            Some(member) => Arc::new(SharedFile {
+                member: member.clone(),
+                local: store.clone(),
+            }),
+        };
+        let pointer = Pointer::new(registry.clone(), db.clone(), file, fallback);
         let live = Live::new(config.exam.live_prompts, config.drift);
         Ok(Self {
             config,
@@ -118,6 +131,7 @@ impl Context {
             board: Mutex::default(),
             live,
             pointer,
+            member,
             has_looked: AtomicBool::new(false),
             vital: Arc::new(Vital::new(Thread::Control, LONGEST_EVENT)),
             policies: RwLock::default(),
@@ -126,7 +140,13 @@ impl Context {
 
     /// What a realignment to a set would be a function of.
     pub(super) fn inputs(&self, policies: &PolicySet) -> Result<Inputs, DatasetError> {
-        super::inputs(&self.config, &self.loaded.base_hash, policies, &self.recipe)
+        let inputs = super::inputs(&self.config, &self.loaded.base_hash, policies, &self.recipe)?;
+        self.emit(Event::DataRead {
+            pairs: inputs.dataset.pairs.len(),
+            refused: inputs.dataset.skipped.len(),
+            not_read: inputs.dataset.unread.len(),
+        });
+        Ok(inputs)
     }
 
     pub(crate) fn emit(&self, event: Event) {
@@ -255,6 +275,16 @@ impl Context {
         result
             .inspect_err(|error| tracing::error!(%error, "the state database failed"))
             .ok()
+    }
+
+    /// Whether this server only serves what a store names.
+    pub(crate) fn follows(&self) -> bool {
+        self.member.as_ref().is_some_and(|member| member.follows())
+    }
+
+    /// Why no realignment may begin here, if what it led to could not be published.
+    pub(super) fn may_not_realign(&self) -> Option<String> {
+        self.member.as_ref()?.may_not_realign()
     }
 
     /// A generation from the store, on the serving device.

@@ -27,6 +27,12 @@ impl DataWatch {
         }
     }
 
+    /// A realignment read this: data that goes back to what it was before is a change.
+    pub(super) fn acted_on(&mut self, listing: Listing) {
+        self.acted = listing;
+        self.resting = None;
+    }
+
     /// Whether the data is other than it was, and has rested.
     fn changed(&mut self, listing: Listing, now: Instant) -> bool {
         if listing == self.acted {

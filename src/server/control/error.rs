@@ -100,6 +100,9 @@ pub(super) enum BeginError {
     /// The process died too often while it ran; holds where, and what to do.
     #[error("{0}")]
     Died(String),
+    /// What it led to could not be published; holds why.
+    #[error("{0}")]
+    Elsewhere(String),
 }
 
 /// Why an operator's request started no realignment.

@@ -15,6 +15,7 @@ use realign_align::pipeline::Failures;
 use realign_align::train::examples::TokenPair;
 use realign_align::train::memory::check_exam;
 use realign_core::clock::unix_seconds;
+use realign_core::crash_point;
 use realign_engine::adapter::base_id;
 use realign_engine::adapter::generation::Generation;
 use realign_engine::request::SamplingParams;
@@ -100,7 +101,7 @@ impl Context {
         &self,
         (oracle, candidate): (&RuleOracle, &Arc<Generation>),
         pairs: &[TokenPair],
-        prompts: &HashMap<&str, &str>,
+        (prompts, further): (&HashMap<&str, &str>, &[String]),
         proceed: &dyn Fn() -> bool,
     ) -> Result<Failures, ExamError> {
         let engine = EngineAnswers {
@@ -116,7 +117,7 @@ impl Context {
             adapter: candidate.adapter.as_ref().map(|a| &a.staged),
         };
         self.examiner(oracle, &engine)
-            .failures(pairs, prompts, &subject)
+            .failures(pairs, prompts, further, &subject)
     }
 
     fn examiner<'a>(
@@ -171,6 +172,7 @@ impl Respond for EngineAnswers<'_> {
             AskError::Cancelled => ExamError::Cancelled,
             other => ExamError::Engine(other.to_string()),
         })?;
+        crash_point("exam:after-answers");
         let answer = |answer: realign_engine::Answered| Answer {
             own: likelihood(answer.logprobs.iter().copied().map(f64::from)),
             text: answer.text,

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use super::context::Context;
 use super::exam::EngineAnswers;
 use super::realign::{Done, Realignment, Stop, failed};
-use realign_align::exam::{self, Exam, ExamError, Sitting, Standing};
+use realign_align::exam::{self, ASKED_BETWEEN_ROUNDS, Exam, ExamError, Sitting, Standing};
 use realign_align::gather::{self, GatherError, Gathered, ModelSpeaker, Phase, Sources};
 use realign_align::pipeline::{Corrector, Inputs, Selected, Selection};
 use realign_align::policy::PolicySet;
+use realign_align::preferences::Pair;
 use realign_align::train::Recipe;
 use realign_align::train::memory::check_exam;
 use realign_align::triage::Triage;
-use realign_core::{Category, Stage};
+use realign_core::{Category, Stage, crash_point};
 use realign_engine::adapter::generation::Generation;
 
 impl Context {
@@ -89,6 +90,14 @@ impl Realignment<'_> {
         })
     }
 
+    /// Governed prompts that nothing is trained on and no exam asks, for further rounds.
+    pub(super) fn further(&self, exam: &Exam) -> Vec<String> {
+        let known = self.job.inputs.dataset.pairs.iter();
+        let gathered = self.gathered.pairs.iter().map(|gathered| &gathered.pair);
+        let known: Vec<&str> = known.chain(gathered).map(Pair::prompt_text).collect();
+        gather::further(&self.job.policies, &known, exam, ASKED_BETWEEN_ROUNDS)
+    }
+
     /// Gathers pairs for the rules that what serves misses, or may miss, and that the data has few
     /// pairs for. Nothing if no rule needs any.
     pub(super) fn gather(
@@ -127,6 +136,9 @@ impl Realignment<'_> {
         // Prompts may be written in several rounds: progress never goes back.
         let reached = Cell::new(0.0_f64);
         let progress = |phase: Phase, done: usize, of: usize| {
+            if phase == Phase::Answer {
+                crash_point("gather:answering");
+            }
             reached.set(reached.get().max(share(phase, done, of)));
             self.work.progress(reached.get());
         };
@@ -203,14 +215,15 @@ impl Realignment<'_> {
         selected.map_err(failed)
     }
 
-    /// No pair conflicts, and none was gathered. Without any data that is a failure, unless what serves
-    /// complies.
+    /// No pair conflicts, and none was gathered. Without any data that is a failure, unless nothing is asked
+    /// or what serves complies.
     pub(super) fn nothing_to_learn(&self, exam: &Exam, before: &Sitting) -> Result<Done, Stop> {
         let has_data = !self.job.inputs.dataset.pairs.is_empty();
         let complies = !exam.rules.is_empty()
             && self.context.config.gather.enabled
             && self.report(exam, before).standing() == Standing::Meets;
-        if has_data || self.job.policies.is_empty() || complies {
+        let asks = self.job.policies.policies().iter().any(|p| p.is_enforced());
+        if has_data || !asks || complies {
             return self.without_conflict(exam, before);
         }
         // No data is nothing to learn from: what serves keeps serving.

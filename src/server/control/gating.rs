@@ -10,13 +10,14 @@ use crate::state::{GenerationStatus, Report as Kind};
 use crate::telemetry::Event;
 use crate::telemetry::event::{ExamRole, GateMeasured};
 use realign_align::exam::{
-    Bounds, Compared, Exam, ExamError, Group, Occasion, Refusal, Report, Sitting,
+    Bounds, Compared, Exam, ExamError, Group, Occasion, Refusal, Report, Sitting, left_open,
+    outcomes,
 };
 use realign_align::gate::{self, Measured};
 use realign_align::pipeline::Learner;
 use realign_align::train::memory::check_gate;
-use realign_core::Stage;
 use realign_core::clock::unix_seconds;
+use realign_core::{Stage, crash_point};
 use realign_engine::adapter::generation::Generation;
 
 /// How long the engine may wait for room for the candidate, where each generation needs its own.
@@ -70,6 +71,7 @@ impl Realignment<'_> {
         Bounds {
             max_control_diverted: of_policies.unwrap_or(config.max_control_diverted),
             min_prompts: config.min_prompts,
+            all_or_nothing: config.all_or_nothing,
         }
     }
 
@@ -82,7 +84,9 @@ impl Realignment<'_> {
         let backend = learner.backend();
         check_gate(backend, &self.context.recipe, backend.headroom()).map_err(failed)?;
         self.make_ready(candidate)?;
+        self.context.registry.show_candidate(candidate);
         let after = self.examine(asked.exam, candidate, Some(ExamRole::Candidate))?;
+        crash_point("gate:after-exam");
         self.work.progress(0.7);
         let adapter = candidate
             .adapter
@@ -108,11 +112,13 @@ impl Realignment<'_> {
             perplexity_after: capability.perplexity_candidate,
             kl_to_base: capability.kl,
         };
+        let policies = outcomes(&reports[0], &reports[1]);
         let compared = Compared {
             exam: asked.exam,
             before: asked.before,
             after: &after,
             report: &reports[1],
+            policies: &policies,
         };
         let decided = self.decide(&measured, candidate, compared, &reports[0]);
         if matches!(decided, Err(Stop::Rejected { .. })) {
@@ -148,11 +154,16 @@ impl Realignment<'_> {
         let mut refusals = compared.refusals(self.bounds());
         refusals.extend(gate::judge(measured, &bounds));
         let promoted = refusals.is_empty();
-        let reason = why(&refusals);
+        let open = left_open(compared.policies);
+        let reason = open
+            .clone()
+            .filter(|_| promoted)
+            .unwrap_or_else(|| why(&refusals));
         let report = json!({
             "verdict": verdict(&refusals), "reason": reason, "refusals": refusals, "measured": measured,
             "perplexity_rise": measured.perplexity_rise(), "bounds": bounds, "exam_bounds": self.bounds(),
             "compared_with": before.generation, "candidate": candidate.id, "answers": answers(compared),
+            "policies": compared.policies, "open": open,
             "exam": { "before": before, "after": compared.report },
         });
         self.context.log(

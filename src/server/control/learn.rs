@@ -180,9 +180,12 @@ impl Review for Realignment<'_> {
             .map(|pair| (pair.id.0.as_str(), pair.prompt_text()))
             .collect();
         let proceed = || self.work.go_on();
-        let found = self
-            .context
-            .failures((&self.oracle, &candidate), pairs, &prompts, &proceed);
+        let found = self.context.failures(
+            (&self.oracle, &candidate),
+            pairs,
+            (&prompts, &self.further),
+            &proceed,
+        );
         self.context.engine.release(&candidate.id);
         found.map_err(|error| match error {
             ExamError::Cancelled => PipelineError::Cancelled,

@@ -14,6 +14,7 @@ mod directory;
 mod error;
 mod exam;
 mod examining;
+mod fleet;
 mod gathering;
 mod gating;
 mod inputs;
@@ -53,6 +54,8 @@ pub use context::{Parts, initial_generation, load_generation};
 pub use error::ControlError;
 use error::{ClearError, StartError};
 pub use exam::EngineAnswers;
+pub(crate) use fleet::Member;
+use fleet::MemberThread;
 pub use inputs::{command_checkpoints, inputs};
 pub use manifest::Origin;
 use realign::Ended;
@@ -82,6 +85,8 @@ enum Event {
     ServingChanged,
     /// An operator released what was pinned.
     Unpinned,
+    /// The store that servers share names another generation, or lets this server publish.
+    StoreChanged,
     /// An operator wants what exceeds the limits removed; the reply is what went.
     Collect(CollectOptions, Sender<Result<Collected, StartError>>),
     /// Live answers stopped complying; holds what was seen.
@@ -98,6 +103,8 @@ pub(crate) struct Control {
     context: Arc<Context>,
     thread: Mutex<Option<JoinHandle<()>>>,
     watcher: Mutex<Option<PolicyWatcher>>,
+    /// Looks at the store that servers share, if this server has one.
+    member: Option<MemberThread>,
 }
 
 impl Control {
@@ -117,16 +124,23 @@ impl Control {
         context.pointer.resume(|id| context.load_generation(id));
         let (events, inbox) = channel();
         let watcher_events = events.clone();
-        let watcher = PolicyWatcher::start(directory, watch, move || {
-            // A closed channel means that the loop is shutting down.
-            let _closed = watcher_events.send(Event::PoliciesChanged);
-        })?;
+        let watch = |directory| {
+            PolicyWatcher::start(directory, watch, move || {
+                // A closed channel means that the loop is shutting down.
+                let _closed = watcher_events.send(Event::PoliciesChanged);
+            })
+        };
+        let watched = (!context.follows()).then_some(directory);
+        let watcher = watched.map(watch).transpose()?;
         let unhealthy = events.clone();
         context.engine.health().on_unhealthy(move |generation| {
             // A closed channel means that the loop is shutting down.
             let _closed = unhealthy.send(Event::Unhealthy(generation.clone()));
         });
         let worker = Worker::new(context.clone(), events.clone(), inbox, Box::new(System));
+        let member = context.member.clone();
+        let start = |member| MemberThread::start(member, context.clone(), events.clone());
+        let member = member.map(start).transpose()?;
         let own = context.vital.clone();
         let thread = std::thread::Builder::new()
             .name("control".into())
@@ -135,7 +149,8 @@ impl Control {
             events,
             context,
             thread: Mutex::new(Some(thread)),
-            watcher: Mutex::new(Some(watcher)),
+            watcher: Mutex::new(watcher),
+            member,
         })
     }
 
@@ -187,6 +202,8 @@ impl Control {
         if thread.is_some_and(|t| t.join().is_err()) {
             tracing::error!("the control loop's thread panicked");
         }
+        // Last: until here, what ran may still have had something to publish.
+        self.member.iter().for_each(MemberThread::end);
     }
 }
 

@@ -2,7 +2,8 @@
 
 use super::Control;
 use crate::api::{ModerationPort, Moderations};
-use realign_align::oracle::{Exchange, Oracle};
+use realign_align::oracle::{Exchange, Oracle, RuleOracle};
+use realign_align::policy::RuleExplanation;
 
 impl ModerationPort for Control {
     fn unavailable(&self) -> Option<String> {
@@ -39,5 +40,11 @@ impl ModerationPort for Control {
             results: responses.iter().map(judge).collect(),
             categories: rules.into_iter().map(|(p, r)| format!("{p}/{r}")).collect(),
         }
+    }
+
+    fn explain(&self, exchange: &Exchange<'_>) -> (String, Vec<RuleExplanation>) {
+        let active = self.context.active();
+        let oracle = RuleOracle::with_dryrun(&active.set).with_matchers(active.matchers);
+        (active.set.revision().to_owned(), oracle.explain(exchange))
     }
 }

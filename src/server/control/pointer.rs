@@ -49,8 +49,13 @@ pub(super) trait CurrentFile: Send + Sync {
     /// What it names; `None` before the first activation, when the base serves.
     fn current(&self) -> Result<Option<GenerationId>, AdapterError>;
 
-    /// Makes it name a generation.
-    fn point_to(&self, generation: &Generation) -> Result<(), AdapterError>;
+    /// Makes it name a generation. `pinned`: an operator chose it, which servers that share it must know.
+    fn point_to(&self, generation: &Generation, pinned: bool) -> Result<(), AdapterError>;
+
+    /// What it names is an operator's choice no more.
+    fn unpin(&self, _serving: &Generation) -> Result<(), AdapterError> {
+        Ok(())
+    }
 }
 
 impl CurrentFile for AdapterStore {
@@ -58,7 +63,7 @@ impl CurrentFile for AdapterStore {
         AdapterStore::current(self)
     }
 
-    fn point_to(&self, generation: &Generation) -> Result<(), AdapterError> {
+    fn point_to(&self, generation: &Generation, _pinned: bool) -> Result<(), AdapterError> {
         match generation.adapter {
             Some(_) => self.set_current(&generation.id),
             None => self.set_current_base(&generation.base_hash),
@@ -134,6 +139,7 @@ impl Pointer {
         let _only_writer = self.write();
         let before = self.registry.lease_current();
         self.check(&change, &before.id)?;
+        self.mend_history(&before.id)?;
         let Change {
             to, act, reason, ..
         } = change;
@@ -189,7 +195,8 @@ impl Pointer {
     /// The pin comes last: a process that is killed before it never leaves a pin on what does not
     /// serve.
     fn store(&self, to: &Generation, pin: Option<&Pin>) -> Result<(), ChangeError> {
-        self.file.point_to(to)?;
+        self.file
+            .point_to(to, pin.is_some() || self.is_pinned(&to.id))?;
         match pin {
             Some(_) => Ok(self.db.set_pin(pin)?),
             None => Ok(()),
@@ -198,13 +205,49 @@ impl Pointer {
 
     fn take_back(&self, seq: Option<u64>, to: &Generation, before: &Generation) {
         self.shown().leftover.extend(seq);
-        self.remove_leftover();
+        log(self.remove_leftover());
         // The file may have been renamed before something failed.
         let named = self.file.current();
         let untouched = named.is_ok_and(|named| named.as_ref() != Some(&to.id));
-        if !untouched && let Err(error) = self.file.point_to(before) {
+        let pinned = self.is_pinned(&before.id);
+        if !untouched && let Err(error) = self.file.point_to(before, pinned) {
             tracing::error!(%error, "CURRENT may name what does not serve; it is written again later");
         }
+    }
+
+    /// Writes `CURRENT` again as it should be.
+    ///
+    /// # Errors
+    /// [`AdapterError`].
+    pub(super) fn write_again(&self) -> Result<(), AdapterError> {
+        let _only_writer = self.write();
+        let serving = self.registry.lease_current();
+        self.file.point_to(&serving, self.is_pinned(&serving.id))
+    }
+
+    /// Whether an operator pinned this generation.
+    fn is_pinned(&self, id: &GenerationId) -> bool {
+        self.pinned().is_some_and(|pin| pin.generation == id.0)
+    }
+
+    /// Takes note of what another controller says about what serves: pinned or not.
+    pub(super) fn agree_on_pin(&self, pinned: bool) {
+        let _only_writer = self.write();
+        let serving = self.registry.lease_current();
+        // What cannot be read is replaced by what the store says.
+        log(self.read_pin(&serving.id));
+        if self.is_pinned(&serving.id) == pinned {
+            return;
+        }
+        let pin = pinned.then(|| Pin {
+            generation: serving.id.to_string(),
+            reason: "an operator pinned it on another controller".into(),
+            at: unix_seconds(),
+        });
+        log(self.db.set_pin(pin.as_ref()));
+        let mut shown = self.shown();
+        shown.pin = pin;
+        shown.pin_read = true;
     }
 
     /// Where `CURRENT`, the history or the stored pin say something else than memory, they are
@@ -215,11 +258,7 @@ impl Pointer {
         if self.fallback().is_none() {
             self.restore_file(&serving);
         }
-        self.remove_leftover();
-        let newest = log(self.db.activations(1)).unwrap_or_default();
-        self.record(&serving.id, newest.first(), || {
-            "the history did not name what serves".into()
-        });
+        log(self.mend_history(&serving.id));
         if log(self.read_pin(&serving.id)).is_some() {
             let shown = self.pinned();
             if log(self.db.pin()).is_some_and(|stored| stored != shown) {
@@ -228,10 +267,23 @@ impl Pointer {
         }
     }
 
-    fn remove_leftover(&self) {
-        let mut leftover = std::mem::take(&mut self.shown().leftover);
-        leftover.retain(|seq| log(self.db.remove_activation(*seq)).is_none());
-        self.shown().leftover = leftover;
+    /// The history ends with what serves: it names nothing that did not come about, and nothing is
+    /// missing.
+    fn mend_history(&self, serving: &GenerationId) -> Result<(), StateError> {
+        self.remove_leftover()?;
+        let newest = self.db.activations(1)?;
+        self.record(serving, newest.first(), || {
+            "the history did not name what serves".into()
+        })
+    }
+
+    fn remove_leftover(&self) -> Result<(), StateError> {
+        let leftover = self.shown().leftover.clone();
+        for seq in leftover {
+            self.db.remove_activation(seq)?;
+            self.shown().leftover.retain(|left| *left != seq);
+        }
+        Ok(())
     }
 
     fn restore_file(&self, serving: &Generation) {
@@ -246,29 +298,31 @@ impl Pointer {
             return;
         }
         tracing::warn!(serving = %serving.id, ?named, "CURRENT does not name what serves: writing it again");
-        if let Err(error) = self.file.point_to(serving) {
+        if let Err(error) = self.file.point_to(serving, self.is_pinned(&serving.id)) {
             tracing::error!(%error, "CURRENT could not be written");
         }
     }
 
-    /// Records what serves, unless the newest activation says so.
+    /// Records what serves, unless the newest activation says so. Before the first one, the base serves.
     fn record(
         &self,
         serving: &GenerationId,
         newest: Option<&Activation>,
         why: impl FnOnce() -> String,
-    ) {
-        if let Some(newest) = newest.filter(|newest| newest.to != serving.0) {
-            let row = Activation {
-                seq: 0,
-                at: unix_seconds(),
-                act: Act::Recover,
-                reason: why(),
-                from: newest.to.clone(),
-                to: serving.to_string(),
-            };
-            log(self.db.add_activation(&row));
+    ) -> Result<(), StateError> {
+        let from = newest.map_or(&self.registry.base().id.0, |newest| &newest.to);
+        if *from == serving.0 {
+            return Ok(());
         }
+        let row = Activation {
+            seq: 0,
+            at: unix_seconds(),
+            act: Act::Recover,
+            reason: why(),
+            from: from.clone(),
+            to: serving.to_string(),
+        };
+        self.db.add_activation(&row).map(drop)
     }
 
     /// Reads what an earlier process left: the pin, the generation before this one, and whether what
@@ -287,10 +341,10 @@ impl Pointer {
             tracing::error!("{why}: the base model serves");
             self.shown().fallback = Some(why);
         }
-        self.record(&serving, history.first(), || {
+        log(self.record(&serving, history.first(), || {
             self.fallback()
                 .unwrap_or_else(|| "CURRENT names it at the start".into())
-        });
+        }));
         let before = history.iter().find(|row| row.to == serving.0);
         if let Some(before) = before {
             match load(&GenerationId(before.from.clone())) {
@@ -332,9 +386,11 @@ impl Pointer {
     ///
     /// # Errors
     /// If that cannot be stored.
-    pub(super) fn unpin(&self) -> Result<Option<Pin>, StateError> {
+    pub(super) fn unpin(&self) -> Result<Option<Pin>, ChangeError> {
         let _only_writer = self.write();
-        self.read_pin(&self.registry.lease_current().id)?;
+        let serving = self.registry.lease_current();
+        self.read_pin(&serving.id)?;
+        self.file.unpin(&serving)?;
         self.db.set_pin(None)?;
         Ok(self.shown().pin.take())
     }

@@ -16,6 +16,9 @@ impl Worker {
     /// Looks at the policy directory and acts on what is new there. With `at_once`, an operator
     /// asked for it.
     pub(super) fn look_at_policies(&mut self, at_once: bool) {
+        if self.context.follows() {
+            return;
+        }
         let found = self.surroundings.policies(&self.context);
         let now = self.surroundings.now();
         let Look::Act(found) = self.directory.look(found, now, at_once) else {
@@ -171,6 +174,11 @@ impl Worker {
 
     /// Makes the empty set the accepted one: an operator's explicit act.
     pub(super) fn clear_policies(&mut self) -> Result<(), ClearError> {
+        if self.context.follows() {
+            let why =
+                "this server follows a store and has no policies; clear them on the controller";
+            return Err(ClearError::Refused(why.into()));
+        }
         let directory = &self.context.config.paths.policies;
         let found = self.surroundings.policies(&self.context);
         match &found {

@@ -24,6 +24,7 @@ use realign_align::policy::PolicySet;
 use realign_align::train::Curve;
 use realign_align::triage::{Triage, triage_cached};
 use realign_core::clock::unix_seconds;
+use realign_core::crash_point;
 use realign_engine::adapter::generation::{Generation, GenerationId};
 
 /// What is said where the exam finds violations and the data no conflict.
@@ -95,8 +96,10 @@ fn realign(context: &Context, job: &Job) -> Result<Done, Stop> {
         work: &work,
         oracle: RuleOracle::new(&job.policies).with_matchers(job.matchers.clone()),
         gathered: Gathered::default(),
+        further: Vec::new(),
     };
     let triage = run.triage();
+    crash_point("triage:after-verdicts");
     if let Some(open) = triage.first_failure() {
         // Verdicts that were had are kept, so the next attempt begins where this one stopped.
         let (count, rule, why) = (triage.undecided, &open.rule, &open.why);
@@ -117,6 +120,7 @@ fn realign(context: &Context, job: &Job) -> Result<Done, Stop> {
     if triage.counts.conflicts() == 0 && run.gathered.pairs.is_empty() {
         return run.nothing_to_learn(&exam, &before);
     }
+    run.further = run.further(&exam);
     let pairs = run.select(&triage)?;
     let key = training_key(&context.loaded.base_hash, &context.recipe, &pairs);
     for known in [&key, &run.refusal_key(&key, &exam)] {
@@ -162,6 +166,8 @@ pub(super) struct Realignment<'a> {
     pub(super) oracle: RuleOracle,
     /// The pairs that the server made itself.
     pub(super) gathered: Gathered,
+    /// Governed prompts that candidates are asked between rounds besides those that are trained on.
+    pub(super) further: Vec<String>,
 }
 
 impl Realignment<'_> {
@@ -254,9 +260,13 @@ impl Realignment<'_> {
         let gate_report = self.gate(&learner, asked, candidate)?;
         drop(learner);
         self.work.enter(Stage::Publish);
+        // A candidate that does not do yet what some policy asks may serve for the others.
+        let open = gate_report["open"].as_str().map(str::to_owned);
         self.publish(candidate, asked, gate_report, curve)?;
         self.work.enter(Stage::Swap);
-        self.swap(candidate.clone())
+        let done = self.swap(candidate.clone())?;
+        let detail = done.detail.or(open);
+        Ok(Done { detail, ..done })
     }
 
     /// No pair conflicts, so there is nothing to learn from. What serves stays, unless it was trained

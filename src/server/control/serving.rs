@@ -17,6 +17,12 @@ impl Context {
     pub(crate) fn change_serving(&self, change: Change<'_>) -> Result<Swapped, ChangeError> {
         let started = Instant::now();
         let to = change.to.clone();
+        if let Some(member) = &self.member
+            && let Err(error) = member.upload(&to)
+        {
+            // It may take long, so it is not done under the lock. What failed is tried again there.
+            tracing::warn!(%error, generation = %to.id, "the generation is not in the shared store yet");
+        }
         match self.pointer.change(change) {
             Ok(swapped) => {
                 self.engine.serve(&to.id);

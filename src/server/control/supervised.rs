@@ -25,6 +25,7 @@ impl Control {
         [self.context.vital.clone()]
             .into_iter()
             .chain(watcher)
+            .chain(self.member.as_ref().map(|member| member.vital()))
             .collect()
     }
 
@@ -40,6 +41,11 @@ impl Control {
             None => Some("the policies are being loaded; retry in a moment".into()),
             Some(why) => Some(format!("no policies are active: {why}")),
         }
+    }
+
+    /// Why this server does not serve what the store of its fleet names, if so.
+    pub(crate) fn out_of_step(&self) -> Option<String> {
+        self.context.member.as_ref()?.unready()
     }
 
     /// The active policies and the matchers their rules use; `None` while none was ever accepted.

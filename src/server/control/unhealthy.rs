@@ -35,6 +35,10 @@ impl Worker {
                 Err(error) => tracing::error!(to = %id, error, "it cannot replace {broken}"),
             }
         }
+        if let Some(member) = &context.member {
+            // It must not get requests that it cannot answer.
+            member.keep_broken(broken);
+        }
         tracing::error!(generation = %broken, "it computes no numbers, and nothing can replace it");
     }
 

@@ -17,6 +17,7 @@ use realign_align::train::examples::TokenPair;
 use realign_align::train::memory::limit;
 use realign_align::train::{self, StepReport};
 use realign_core::clock::unix_seconds;
+use realign_core::crash_point;
 use realign_model::host_memory::Headroom;
 use realign_model::{Backend, Recompute};
 
@@ -45,6 +46,12 @@ fn span(stage: Stage) -> (f64, f64) {
         Stage::Publish => (0.98, 0.99),
         Stage::Swap => (0.99, 1.0),
     }
+}
+
+/// Done share of a stage, where `progress` is that of the whole realignment.
+pub(super) fn within(stage: Stage, progress: f64) -> f64 {
+    let (from, to) = span(stage);
+    ((progress - from) / (to - from)).clamp(0.0, 1.0)
 }
 
 impl<'a> Work<'a> {
@@ -177,6 +184,9 @@ impl pipeline::Observer for Work<'_> {
     }
 
     fn on_pass(&self, phase: Phase, done: usize, units: usize) {
+        if phase == Phase::Impact {
+            crash_point(&format!("impact:after-pass-{done}"));
+        }
         let (from, to) = match phase {
             Phase::Reference => (0.0, 0.3),
             Phase::Impact | Phase::Train | Phase::Again => (0.3, 1.0),

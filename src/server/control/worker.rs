@@ -11,7 +11,7 @@ use super::begin::{Closing, Owed};
 use super::context::Context;
 use super::data::DataWatch;
 use super::directory::Directory;
-use super::error::StartError;
+use super::error::{BeginError, StartError};
 use super::examining::Examining;
 use super::stop::StopFlag;
 use super::surroundings::Surroundings;
@@ -116,6 +116,11 @@ impl Worker {
 
     /// Begins from what the last process left.
     pub(super) fn start(&mut self) {
+        if self.context.follows() {
+            // Which policies its generations were made for is the controller's matter.
+            self.context.has_looked.store(true, Ordering::Release);
+            return self.collect();
+        }
         self.look_at_policies(true);
         if self.accepted_read && self.accepted.is_none() {
             // Refused, and there is nothing to go back to: waiting longer changes nothing.
@@ -128,6 +133,9 @@ impl Worker {
 
     /// Compares what is wanted with what is: policies, the pointer, and what could not be done.
     pub(super) fn reconcile(&mut self, now: Instant) {
+        if self.context.follows() {
+            return self.context.pointer.restore();
+        }
         self.look_at_policies(false);
         self.look_at_data(now);
         self.context.pointer.restore();
@@ -160,6 +168,7 @@ impl Worker {
             }
             Event::ServingChanged => self.examine_if_unknown(),
             Event::Unpinned => self.unpinned(),
+            Event::StoreChanged => self.store_changed(),
             Event::Collect(options, reply) => {
                 let _disconnected = reply.send(self.collect_on_request(options));
             }
@@ -198,6 +207,9 @@ impl Worker {
 
     /// Has what serves sit the exam; after the running realignment, if there is one.
     pub(super) fn examine(&mut self) {
+        if self.context.follows() {
+            return;
+        }
         if self.running.is_some() || self.examining.is_some() {
             self.exam_due = true;
             return;
@@ -218,6 +230,11 @@ impl Worker {
     }
 
     fn examine_on_request(&mut self) -> Result<(), StartError> {
+        if self.context.follows() {
+            let why =
+                "this server follows a store and has no policies; exams run on the controller";
+            return Err(BeginError::Elsewhere(why.into()).into());
+        }
         match &self.running {
             Some(running) => Err(StartError::Running(running.id.clone())),
             None => {

@@ -91,7 +91,8 @@ impl ServerBuilder {
         self
     }
 
-    /// IP address that [`Server::run`] listens on; [`Server::router`] ignores it.
+    /// IP address that [`Server::run`] listens on, or `unix:` and the path of a socket;
+    /// [`Server::router`] ignores it.
     pub fn host(mut self, address: impl Into<String>) -> Self {
         self.listener().host = Some(address.into());
         self

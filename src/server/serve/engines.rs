@@ -14,6 +14,9 @@ pub(super) fn start(config: &Config, loaded: &LoadedModel) -> Result<EngineHandl
         EngineKind::Native => {
             realign_engine::start(&*loaded.backend, loaded.tokenizer.clone(), bounds)
         }
+        EngineKind::Mistralrs if config.tokenizer.is_some() => Err(EngineError::Unsuitable(
+            "tokenizer: the engine `mistralrs` reads the one beside the model; leave it out".into(),
+        )),
         EngineKind::Mistralrs => mistralrs(config, loaded, bounds),
     }
 }

@@ -1,31 +1,79 @@
-//! Whether the process may have as many open files as connections are allowed.
+//! Whether the process may have as many open files as connections are allowed, and what a disk has left.
 
 /// Files that are not connections: listeners, the database, logs, pipes, policies and data while they
 /// are read, connections to judges and collectors.
 const RESERVED: u64 = 96;
 
 /// The connections of clients that the limit of open files leaves room for beside those of operators,
-/// at most `wanted`. Raises the soft limit as far as that needs and the hard limit allows; what is
-/// still missing is logged.
+/// at most `wanted`; what is missing is logged.
 pub(super) fn connections(wanted: usize, operators: usize) -> usize {
-    let needed = needed(wanted.saturating_add(operators));
-    let Some((soft, hard)) = raised(needed) else {
-        return wanted;
-    };
-    let allowed = allowed(wanted, soft.saturating_sub(operators as u64));
-    if allowed < wanted {
+    let room = Room::find(wanted, operators);
+    if room.allowed < wanted {
         tracing::warn!(
-            open_files = soft,
-            hard_limit = hard,
-            needed,
+            open_files = room.soft,
+            hard_limit = room.hard,
+            needed = room.needed,
             max_connections = wanted,
-            effective = allowed,
-            "the limit of open files (RLIMIT_NOFILE) is too low for limits.max_connections: fewer \
-             connections are accepted; raise the limit (ulimit -n, LimitNOFILE=) or lower \
-             limits.max_connections"
+            effective = room.allowed,
+            "{TOO_FEW}"
         );
     }
-    allowed
+    room.allowed
+}
+
+pub(super) const TOO_FEW: &str = "the limit of open files (RLIMIT_NOFILE) is too low for \
+    limits.max_connections: fewer connections are accepted; raise the limit (ulimit -n, \
+    LimitNOFILE=) or lower limits.max_connections";
+
+/// What the limit of open files leaves room for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    /// Connections of clients.
+    pub(super) allowed: usize,
+    /// Open files that all wanted connections need.
+    pub(super) needed: u64,
+    /// The limit that holds; the largest number if there is none.
+    pub(super) soft: u64,
+    /// What it can be raised to.
+    pub(super) hard: u64,
+}
+
+impl Room {
+    /// Raises the soft limit as far as `wanted` connections of clients and those of operators need and
+    /// the hard limit allows, and says what fits.
+    pub(super) fn find(wanted: usize, operators: usize) -> Self {
+        let needed = needed(wanted.saturating_add(operators));
+        let (soft, hard) = raised(needed).unwrap_or((u64::MAX, u64::MAX));
+        Self {
+            allowed: allowed(wanted, soft.saturating_sub(operators as u64)),
+            needed,
+            soft,
+            hard,
+        }
+    }
+}
+
+/// Bytes that this user may still write to the file system of a path; `None` where the system does not
+/// tell.
+#[cfg(unix)]
+pub(super) fn free_bytes(path: &std::path::Path) -> Option<u64> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).ok()?;
+    let mut stats = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the path ends with a zero, and the pointer is to a whole `statvfs` that the call fills.
+    if unsafe { libc::statvfs(path.as_ptr(), stats.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    // SAFETY: the call succeeded, so it filled the structure.
+    let stats = unsafe { stats.assume_init() };
+    // Their widths differ between systems.
+    #[allow(clippy::useless_conversion, clippy::unnecessary_cast)]
+    Some((stats.f_bavail as u64).saturating_mul(stats.f_frsize as u64))
+}
+
+#[cfg(not(unix))]
+pub(super) fn free_bytes(_path: &std::path::Path) -> Option<u64> {
+    None
 }
 
 /// Open files that so many connections need.
@@ -84,6 +132,13 @@ mod tests {
         assert_eq!(allowed(1024, 64), 1);
         assert_eq!(allowed(4, u64::MAX), 4);
         assert_eq!(needed(usize::MAX), u64::MAX);
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_file_system_tells_what_is_free() {
+        assert!(free_bytes(std::path::Path::new("/")).is_some());
+        assert_eq!(free_bytes(std::path::Path::new("/none/such")), None);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::config::Config;
 use realign_align::oracle::HIDDEN_ROWS;
 use realign_align::train::ModelSize;
 use realign_align::train::run::ROW_BUDGET;
-use realign_model::host_memory::headroom;
+use realign_model::host_memory::{Headroom, headroom};
 use realign_model::memory::{Budget, Plan, Stored, Training};
 use realign_model::{ComputeDevice, ModelSource, ModelSpec, Recompute};
 
@@ -67,15 +67,20 @@ pub(crate) fn check(config: &Config, device: &dyn ComputeDevice) -> Result<(), S
 
 /// The host's memory is taken as the cache fills, so a cache that is too large ends a server late.
 fn warn_of_the_cache(config: &Config) {
-    let kv_bytes = (config.engine.kv_cache_mb as u64).saturating_mul(1 << 20);
-    if let Some(room) = headroom().filter(|room| room.free < kv_bytes) {
-        tracing::warn!(
-            kv_cache_mb = config.engine.kv_cache_mb,
-            %room,
-            "the KV cache may grow beyond the memory that is free: lower engine.kv_cache_mb, or {}",
-            room.remedy()
-        );
+    if let Some((room, warning)) = large_cache(config, 0) {
+        tracing::warn!(kv_cache_mb = config.engine.kv_cache_mb, %room, "{warning}");
     }
+}
+
+/// Why the KV cache does not fit into the host's memory beside `others` bytes, if so.
+pub(super) fn large_cache(config: &Config, others: u64) -> Option<(Headroom, String)> {
+    let kv_bytes = (config.engine.kv_cache_mb as u64).saturating_mul(1 << 20);
+    let room = headroom().filter(|room| room.free < kv_bytes.saturating_add(others))?;
+    let warning = format!(
+        "the KV cache may grow beyond the memory that is free: lower engine.kv_cache_mb, or {}",
+        room.remedy()
+    );
+    Some((room, warning))
 }
 
 #[cfg(test)]

@@ -23,15 +23,12 @@ fn all_keys(config: &Config) -> Result<Vec<ApiKey>, KeyFileError> {
     Ok(all)
 }
 
-/// The keys of clients and of operators. Makes the operators' key if there is none.
-pub(super) fn access(config: &Config) -> Result<Access, ServerError> {
+pub(super) const OPEN: &str =
+    "server.open: everyone who reaches this address is let in without a key";
+
+/// The clients' keys, if the configuration lets in whom it says.
+pub(super) fn client_keys(config: &Config) -> Result<Vec<ApiKey>, ServerError> {
     config.server.check_open()?;
-    if config.server.lets_everyone_in() {
-        tracing::warn!(
-            address = %config.server.address,
-            "server.open: everyone who reaches this address is let in without a key"
-        );
-    }
     let keys = all_keys(config)?;
     if keys.is_empty() && config.server.api_keys_file.is_some() {
         // An empty file must lock everyone out rather than let everyone in.
@@ -40,6 +37,15 @@ pub(super) fn access(config: &Config) -> Result<Access, ServerError> {
             value: "empty".into(),
             allowed: "write at least one name:key into it, or leave it out to let everyone in",
         }));
+    }
+    Ok(keys)
+}
+
+/// The keys of clients and of operators. Makes the operators' key if there is none.
+pub(super) fn access(config: &Config) -> Result<Access, ServerError> {
+    let keys = client_keys(config)?;
+    if config.server.lets_everyone_in() {
+        tracing::warn!(address = %config.server.address, "{OPEN}");
     }
     let limits = &config.limits;
     let rates = Rates {

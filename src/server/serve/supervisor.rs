@@ -130,7 +130,9 @@ impl HealthPort for Supervisor {
             Life::Alive | Life::Ended => None,
         });
         let first = unwell.into_iter().next();
-        first.or_else(|| self.control.policies_missing())
+        first
+            .or_else(|| self.control.policies_missing())
+            .or_else(|| self.control.out_of_step())
     }
 
     fn panics(&self) -> Vec<(Thread, u64)> {

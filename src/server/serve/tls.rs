@@ -13,6 +13,9 @@ use tokio_rustls::rustls::{self, ServerConfig};
 
 use crate::config::TlsFiles;
 
+/// HTTP/2 in the negotiation of TLS connections.
+pub(super) const HTTP2: &[u8] = b"h2";
+
 const MAX_PEM: Limit = Limit::mib(1);
 
 /// Why a certificate cannot be used.
@@ -97,6 +100,6 @@ fn read(files: &TlsFiles) -> Result<Arc<ServerConfig>, TlsError> {
         .with_no_client_auth()
         .with_single_cert(chain, key)
         .map_err(unusable)?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![HTTP2.to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

@@ -17,6 +17,9 @@ const MIN_KEYS_FOR_SCAN: usize = 1024;
 /// write lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Prepared statements that are kept: more than there are.
+const STATEMENTS: usize = 64;
+
 /// Brings the schema up to date, or checks that it is.
 type Prepare = fn(&mut Connection) -> Result<(), StateError>;
 
@@ -95,7 +98,7 @@ impl StateDb {
     }
 
     /// As [`StateDb::open`], but neither creates the file's directory nor changes its schema.
-    pub(super) fn open_as_it_is(path: &Path) -> Result<Self, StateError> {
+    pub(crate) fn open_as_it_is(path: &Path) -> Result<Self, StateError> {
         Self::connect(path, schema::require)
     }
 
@@ -112,22 +115,45 @@ impl StateDb {
         })
     }
 
-    /// A database in memory. `may_commit` is asked before each commit and refuses it with `false`.
+    /// A database in memory.
     #[cfg(test)]
-    pub(crate) fn in_memory(
-        mut may_commit: impl FnMut() -> bool + Send + 'static,
-    ) -> Result<Self, StateError> {
+    pub(crate) fn in_memory() -> Result<Self, StateError> {
         let mut connection = Connection::open_in_memory()?;
+        connection.set_prepared_statement_cache_capacity(STATEMENTS);
         schema::migrate(&mut connection)?;
-        connection.commit_hook(Some(move || !may_commit()));
         Ok(Self {
             connection: Mutex::new(connection),
         })
     }
 
+    /// Empties the database, which costs far less than migrating a new one. From now on,
+    /// `may_commit` is asked before each commit and refuses it with `false`.
+    #[cfg(test)]
+    pub(crate) fn begin_anew(
+        &self,
+        mut may_commit: impl FnMut() -> bool + Send + 'static,
+    ) -> Result<(), StateError> {
+        let connection = self.lock();
+        connection.commit_hook(None::<fn() -> bool>);
+        // With its counters: `sqlite_sequence` is a table too.
+        let mut query =
+            connection.prepare_cached("SELECT name FROM sqlite_master WHERE type = 'table'")?;
+        let tables = query.query_map([], |row| row.get(0))?;
+        let tables = tables.collect::<Result<Vec<String>, _>>()?;
+        let change = connection.unchecked_transaction()?;
+        for table in tables {
+            let mut delete = change.prepare_cached(&format!("DELETE FROM {table}"))?;
+            delete.execute([])?;
+        }
+        change.commit()?;
+        connection.commit_hook(Some(move || !may_commit()));
+        Ok(())
+    }
+
     fn open_file(path: &Path, prepare: Prepare) -> Result<Self, StateError> {
         let mut connection = Connection::open(path)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
+        connection.set_prepared_statement_cache_capacity(STATEMENTS);
         connection.pragma_update(None, "journal_mode", "WAL")?;
         // After a power cut, a "promoted" row must not survive if an earlier row was lost.
         connection.pragma_update(None, "synchronous", "FULL")?;

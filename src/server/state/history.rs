@@ -23,6 +23,8 @@ pub enum Act {
     Realign,
     /// The server found it at its start, or had to leave an unusable generation.
     Recover,
+    /// The store that servers share names it.
+    Follow,
 }
 
 impl Act {
@@ -32,13 +34,19 @@ impl Act {
             Act::Rollback => "rollback",
             Act::Realign => "realign",
             Act::Recover => "recover",
+            Act::Follow => "follow",
         }
     }
 
     fn parse(text: &str) -> Option<Self> {
-        [Act::Activate, Act::Rollback, Act::Realign, Act::Recover]
-            .into_iter()
-            .find(|act| act.as_str() == text)
+        let all = [
+            Act::Activate,
+            Act::Rollback,
+            Act::Realign,
+            Act::Recover,
+            Act::Follow,
+        ];
+        all.into_iter().find(|act| act.as_str() == text)
     }
 }
 
@@ -86,13 +94,17 @@ impl StateDb {
         } = activation;
         let mut connection = self.lock();
         let change = connection.transaction()?;
-        change.execute(
-            "INSERT INTO activations (at, act, reason, origin, target) VALUES (?1, ?2, ?3, ?4, ?5)",
-            params![at, act.as_str(), reason, from, to],
-        )?;
+        change
+            .prepare_cached(
+                "INSERT INTO activations (at, act, reason, origin, target)
+                 VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?
+            .execute(params![at, act.as_str(), reason, from, to])?;
         let seq = u64::try_from(change.last_insert_rowid()).unwrap_or(0);
         let oldest = seq.saturating_sub(KEPT);
-        change.execute("DELETE FROM activations WHERE seq <= ?1", [oldest])?;
+        change
+            .prepare_cached("DELETE FROM activations WHERE seq <= ?1")?
+            .execute([oldest])?;
         change.commit()?;
         Ok(seq)
     }
@@ -113,11 +125,13 @@ impl StateDb {
     /// [`StateError::Sql`].
     pub(crate) fn activations(&self, limit: usize) -> Result<Vec<Activation>, StateError> {
         let connection = self.lock();
-        let mut query = connection.prepare_cached(
+        // Not a parameter: SQLite plans for the limit, and would prepare the statement again each time.
+        let sql = format!(
             "SELECT seq, at, act, reason, origin, target FROM activations
-             ORDER BY seq DESC LIMIT ?1",
-        )?;
-        let rows = query.query_map([limit], read_activation)?;
+             ORDER BY seq DESC LIMIT {limit}"
+        );
+        let mut query = connection.prepare_cached(&sql)?;
+        let rows = query.query_map([], read_activation)?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
@@ -134,7 +148,9 @@ impl StateDb {
                 at: row.get(2)?,
             })
         };
-        Ok(self.lock().query_row(sql, [], read).optional()?)
+        let connection = self.lock();
+        let mut query = connection.prepare_cached(sql)?;
+        Ok(query.query_row([], read).optional()?)
     }
 
     /// Replaces the pin; `None` removes it.

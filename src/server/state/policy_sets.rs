@@ -8,6 +8,8 @@ use realign_align::policy::Snapshot;
 
 /// Accepted sets that are kept.
 const KEPT: i64 = 32;
+/// The files of the newest one.
+const NEWEST: &str = "SELECT files FROM policy_sets ORDER BY seq DESC LIMIT 1";
 
 impl StateDb {
     /// Records the newest accepted set; `now` is in Unix seconds. A set like the newest one is not
@@ -25,21 +27,19 @@ impl StateDb {
         let mut connection = self.lock();
         let change = connection.transaction()?;
         let newest: Option<String> = change
-            .query_row(
-                "SELECT files FROM policy_sets ORDER BY seq DESC LIMIT 1",
-                [],
-                |row| row.get(0),
-            )
+            .prepare_cached(NEWEST)?
+            .query_row([], |row| row.get(0))
             .optional()?;
         if newest.as_deref() == Some(files.as_str()) {
             return Ok(());
         }
-        change.execute(
-            "INSERT INTO policy_sets (at, revision, files) VALUES (?1, ?2, ?3)",
-            params![now, revision, files],
-        )?;
+        change
+            .prepare_cached("INSERT INTO policy_sets (at, revision, files) VALUES (?1, ?2, ?3)")?
+            .execute(params![now, revision, files])?;
         let oldest = change.last_insert_rowid() - KEPT;
-        change.execute("DELETE FROM policy_sets WHERE seq <= ?1", [oldest])?;
+        change
+            .prepare_cached("DELETE FROM policy_sets WHERE seq <= ?1")?
+            .execute([oldest])?;
         Ok(change.commit()?)
     }
 
@@ -48,10 +48,10 @@ impl StateDb {
     /// # Errors
     /// [`StateError::Sql`] or [`StateError::Row`].
     pub(crate) fn accepted_policies(&self) -> Result<Option<Snapshot>, StateError> {
-        let sql = "SELECT files FROM policy_sets ORDER BY seq DESC LIMIT 1";
         let files: Option<String> = self
             .lock()
-            .query_row(sql, [], |row| row.get(0))
+            .prepare_cached(NEWEST)?
+            .query_row([], |row| row.get(0))
             .optional()?;
         files
             .map(|text| {

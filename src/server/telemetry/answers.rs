@@ -41,8 +41,13 @@ pub struct RequestFinished {
 impl RequestFinished {
     /// Whether it is a client request, as opposed to an operator request or an unmatched path.
     pub(crate) fn is_traffic(&self) -> bool {
-        self.route.starts_with("/v1/") || self.route == IN_PROCESS
+        is_client_route(self.route) || self.route == IN_PROCESS
     }
+}
+
+/// Whether a route is for clients: OpenAI's and Anthropic's begin with `/v1/`, Ollama's with `/api/`.
+pub(crate) fn is_client_route(route: &str) -> bool {
+    route.starts_with("/v1/") || route.starts_with("/api/")
 }
 
 /// The labels that identify a rule in metrics.
@@ -67,6 +72,8 @@ pub struct RuleCount {
     pub(crate) severity: &'static str,
     /// Judged answers that violate it, since the rule became active.
     pub(crate) count: u64,
+    /// Answers that were judged since then.
+    pub(crate) judged: u64,
 }
 
 /// The result of judging an answer to a client.
@@ -78,4 +85,24 @@ pub struct Judged {
     pub(crate) violations: Vec<RuleLabels>,
     /// From the answer's last byte to the judgement.
     pub(crate) lag: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_client_route;
+
+    #[test]
+    fn clients_of_every_format_are_traffic_and_operators_are_not() {
+        for (route, of_clients) in [
+            ("/v1/chat/completions", true),
+            ("/v1/messages", true),
+            ("/api/chat", true),
+            ("/api/generate", true),
+            ("/admin/v1/overview", false),
+            ("/metrics", false),
+            ("unmatched", false),
+        ] {
+            assert_eq!(is_client_route(route), of_clients, "{route}");
+        }
+    }
 }

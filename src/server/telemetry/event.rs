@@ -9,7 +9,8 @@ use realign_align::exam::Report;
 use serde::{Serialize, Serializer};
 
 pub use realign_core::{
-    AlignmentState, LeaseCounts, LossPart, Outcome, Refusal, Stage, Trigger, UnknownLabel,
+    AlignmentState, Eviction, LeaseCounts, ListenerRole, LossPart, Outcome, Refusal, Stage,
+    Trigger, UnknownLabel,
 };
 
 pub use super::answers::{Judged, RequestFinished, RuleCount, RuleLabels};
@@ -89,6 +90,21 @@ impl Examined {
     }
 }
 
+/// This server's part in the store that servers share.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StoreSnapshot {
+    /// Whether the store answered when it was last asked.
+    pub(crate) up: bool,
+    /// The epoch that `CURRENT` names; 0 if none was seen.
+    pub(crate) epoch: u64,
+    /// The epoch that serves; 0 if none does.
+    pub(crate) serving: u64,
+    /// Whether this server may publish.
+    pub(crate) holds: bool,
+    /// For how long it has failed to serve what `CURRENT` names.
+    pub(crate) skew: Duration,
+}
+
 /// The engine's current load, and totals since it started.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct EngineSnapshot {
@@ -156,6 +172,15 @@ pub enum Event {
         stage: Stage,
         /// Completed fraction of all stages, 0 to 1.
         ratio: f64,
+    },
+    /// The preference data was read.
+    DataRead {
+        /// Distinct pairs.
+        pairs: usize,
+        /// Rows that are no pairs.
+        refused: usize,
+        /// Files and folders next to the data that are not read.
+        not_read: usize,
     },
     /// Triage assigned every preference pair to a category.
     Triaged {
@@ -245,6 +270,22 @@ pub enum Event {
         /// The reason.
         reason: Refusal,
     },
+    /// A connection that waited for a request was ended.
+    #[serde(skip)]
+    ConnectionEvicted {
+        /// Whose listener it came through.
+        listener: ListenerRole,
+        /// The reason.
+        reason: Eviction,
+    },
+    /// A finished answer violates the JSON schema that the client asked for.
+    #[serde(skip)]
+    SchemaViolated {
+        /// The choice, from 0.
+        choice: usize,
+        /// What it violates, and where.
+        found: String,
+    },
     /// An answer to a client was judged.
     #[serde(skip)]
     ComplianceJudged(Judged),
@@ -260,6 +301,9 @@ pub enum Event {
     /// A snapshot of the registry's leases.
     #[serde(skip)]
     Leases(LeaseCounts),
+    /// A snapshot of this server's part in the store that servers share.
+    #[serde(skip)]
+    StoreSeen(StoreSnapshot),
 }
 
 impl Event {
@@ -280,14 +324,18 @@ impl Event {
             | Event::SwapFailed { .. }
             | Event::GenerationRetired { .. }
             | Event::Collected { .. }
+            | Event::DataRead { .. }
             | Event::Examined(_)
             | Event::ViolationsFound(_)
             | Event::RequestFinished(_)
             | Event::RequestRefused { .. }
+            | Event::ConnectionEvicted { .. }
+            | Event::SchemaViolated { .. }
             | Event::ComplianceJudged(_)
             | Event::ComplianceDropped
             | Event::EngineStats(_)
-            | Event::Leases(_) => None,
+            | Event::Leases(_)
+            | Event::StoreSeen(_) => None,
         }
     }
 
@@ -297,11 +345,14 @@ impl Event {
             self,
             Event::RequestFinished(_)
                 | Event::RequestRefused { .. }
+                | Event::ConnectionEvicted { .. }
+                | Event::SchemaViolated { .. }
                 | Event::ComplianceJudged(_)
                 | Event::ViolationsFound(_)
                 | Event::ComplianceDropped
                 | Event::EngineStats(_)
                 | Event::Leases(_)
+                | Event::StoreSeen(_)
         )
     }
 }

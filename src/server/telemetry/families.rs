@@ -1,6 +1,7 @@
 //! The metric families, grouped by section, and their registration.
 
 mod compliance;
+mod store;
 mod threads;
 
 use std::collections::BTreeSet;
@@ -14,6 +15,7 @@ use prometheus::{
 
 use super::names;
 pub(super) use compliance::Compliance;
+pub(super) use store::Shared;
 pub(super) use threads::Threads;
 
 /// Times to the first token: milliseconds for a cached prompt, a minute behind a full queue.
@@ -45,6 +47,8 @@ pub(super) struct Serving {
     pub(super) request_duration: Histogram,
     pub(super) requests: IntCounterVec,
     pub(super) refused: IntCounterVec,
+    pub(super) evicted: IntCounterVec,
+    pub(super) invalid_answers: IntCounter,
     pub(super) requests_running: IntGauge,
     pub(super) requests_waiting: IntGauge,
     pub(super) kv_cache_usage: Gauge,
@@ -83,6 +87,15 @@ impl Serving {
                 names::REQUESTS_REFUSED_TOTAL,
                 "Requests turned away although nothing is wrong with what they ask for.",
                 &["reason"],
+            )?,
+            evicted: build.counters(
+                names::CONNECTIONS_EVICTED_TOTAL,
+                "Connections that waited for a request and were ended to make room for others.",
+                &["listener", "reason"],
+            )?,
+            invalid_answers: build.counter(
+                names::SCHEMA_INVALID_ANSWERS_TOTAL,
+                "Finished answers that violate the JSON schema that was asked for.",
             )?,
             requests_running: build
                 .int_gauge(names::REQUESTS_RUNNING, "Sequences in the running batch.")?,
@@ -163,6 +176,8 @@ pub(super) struct Realignment {
     pub(super) stage: IntGaugeVec,
     pub(super) stage_duration: HistogramVec,
     pub(super) progress: Gauge,
+    pub(super) refused_rows: IntGauge,
+    pub(super) unread_files: IntGauge,
     pub(super) triage_pairs: IntGaugeVec,
     pub(super) alignment_gap: Gauge,
     pub(super) gap_open: Gauge,
@@ -195,6 +210,14 @@ impl Realignment {
             progress: build.gauge(
                 names::REALIGNMENT_PROGRESS_RATIO,
                 "Progress of the running realignment.",
+            )?,
+            refused_rows: build.int_gauge(
+                names::PREFERENCE_ROWS_REFUSED,
+                "Rows of preference data that are no pairs, when it was read last.",
+            )?,
+            unread_files: build.int_gauge(
+                names::PREFERENCE_FILES_NOT_READ,
+                "Files and folders next to the preference data that are not read.",
             )?,
             triage_pairs: build.int_gauges(
                 names::TRIAGE_PAIRS,

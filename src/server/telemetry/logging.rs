@@ -17,12 +17,19 @@ pub(super) fn log(event: &Event) {
         | Event::StageEntered { .. }
         | Event::StageFinished { .. }
         | Event::Progress { .. }
+        | Event::DataRead { .. }
         | Event::Triaged { .. }
         | Event::TrainLoss { .. }
         | Event::Gated { .. }
         | Event::RealignmentFinished { .. } => log_realignment(event),
         Event::RequestFinished(request) => log_request(request),
         Event::RequestRefused { reason } => debug!(%reason, "request refused"),
+        Event::ConnectionEvicted { listener, reason } => {
+            debug!(%listener, %reason, "connection ended: it waited for a request, and others need its place");
+        }
+        Event::SchemaViolated { choice, found } => {
+            info!(choice, found, "an answer violates its JSON schema");
+        }
         Event::ComplianceJudged(judged) => debug!(
             complies = judged.complies,
             violations = judged.violations.len(),
@@ -53,7 +60,7 @@ pub(super) fn log(event: &Event) {
         // Under load this would flood the log at a higher level; the metrics count these.
         Event::ComplianceDropped => debug!("answer not judged: the queue is full"),
         // Snapshots are frequent and available as metrics.
-        Event::EngineStats(_) | Event::Leases(_) => {}
+        Event::EngineStats(_) | Event::Leases(_) | Event::StoreSeen(_) => {}
     }
 }
 
@@ -101,6 +108,21 @@ fn log_realignment(event: &Event) {
             info!(id, %stage, took_seconds = took.as_secs_f64(), "stage finished");
         }
         Event::Progress { id, stage, ratio } => debug!(id, %stage, ratio, "progress"),
+        Event::DataRead {
+            pairs,
+            refused: 0,
+            not_read: 0,
+        } => debug!(pairs, "preference data read"),
+        Event::DataRead {
+            pairs,
+            refused,
+            not_read,
+        } => warn!(
+            pairs,
+            refused,
+            not_read,
+            "preference data read, not all of it: `realign preferences check` says what is refused and why"
+        ),
         Event::Triaged {
             id,
             invert,

@@ -7,10 +7,11 @@ use std::time::Instant;
 use prometheus::{Registry, TextEncoder};
 
 use super::event::{
-    AlignmentState, EngineSnapshot, Event, Examined, GateMeasured, Judged, LeaseCounts, LossPart,
-    Outcome, Refusal, RequestFinished, RuleCount, RuleLabels, Stage, Trigger,
+    AlignmentState, EngineSnapshot, Event, Eviction, Examined, GateMeasured, Judged, LeaseCounts,
+    ListenerRole, LossPart, Outcome, Refusal, RequestFinished, RuleCount, RuleLabels, Stage,
+    Trigger,
 };
-use super::families::{Build, Compliance, Policy, Realignment, Serving, Swap, Threads};
+use super::families::{Build, Compliance, Policy, Realignment, Serving, Shared, Swap, Threads};
 use super::names;
 use realign_core::{Collectable, Thread, clock};
 
@@ -25,6 +26,7 @@ pub struct Metrics {
     swap: Swap,
     compliance: Compliance,
     threads: Threads,
+    shared: Shared,
     /// When the current generation stopped being aligned to the active policies; `None` while it
     /// is.
     gap_since: Mutex<Option<Instant>>,
@@ -54,6 +56,7 @@ impl Metrics {
             swap: Swap::register(&build)?,
             compliance: Compliance::register(&build)?,
             threads: Threads::register(&build)?,
+            shared: Shared::register(&build)?,
             gap_since: Mutex::new(None),
             exam_series: Mutex::default(),
             registry: build.registry,
@@ -86,6 +89,12 @@ impl Metrics {
         }
         for reason in Refusal::ALL {
             self.serving.refused.with_label_values(&[reason.as_str()]);
+        }
+        for listener in ListenerRole::ALL {
+            for reason in Eviction::ALL {
+                let evicted = &self.serving.evicted;
+                evicted.with_label_values(&[listener.as_str(), reason.as_str()]);
+            }
         }
         for verdict in ["complies", "violates"] {
             self.compliance.responses.with_label_values(&[verdict]);
@@ -140,6 +149,13 @@ impl Metrics {
                 .with_label_values(&[stage.as_str()])
                 .observe(took.as_secs_f64()),
             Event::Progress { ratio, .. } => self.realignment.progress.set(ratio.clamp(0.0, 1.0)),
+            Event::DataRead {
+                refused, not_read, ..
+            } => {
+                let data = &self.realignment;
+                data.refused_rows.set(gauge_value(*refused));
+                data.unread_files.set(gauge_value(*not_read));
+            }
             Event::Triaged {
                 invert,
                 punish,
@@ -182,17 +198,24 @@ impl Metrics {
                 adapters_bytes,
             } => self.record_collected(removed, *adapters_bytes),
             Event::Examined(examined) => self.record_exam(examined),
+            Event::StoreSeen(seen) => self.shared.set(seen),
             Event::ViolationsFound(rules) => {
                 for rule in rules {
                     self.compliance.violations.count(rule);
                 }
             }
             Event::RequestFinished(request) => self.record_request(request),
+            Event::ConnectionEvicted { listener, reason } => self
+                .serving
+                .evicted
+                .with_label_values(&[listener.as_str(), reason.as_str()])
+                .inc(),
             Event::RequestRefused { reason } => self
                 .serving
                 .refused
                 .with_label_values(&[reason.as_str()])
                 .inc(),
+            Event::SchemaViolated { .. } => self.serving.invalid_answers.inc(),
             Event::ComplianceJudged(judged) => self.record_judged(judged),
             Event::ComplianceDropped => self.compliance.dropped.inc(),
             Event::EngineStats(snapshot) => self.record_engine(snapshot),
@@ -210,19 +233,28 @@ impl Metrics {
 
     /// Sets the rules that judge answers; only these have series.
     pub(crate) fn set_rules(&self, rules: BTreeSet<RuleLabels>) {
-        self.compliance.violations.set(rules);
+        self.compliance.violations.set(rules, self.judged());
+    }
+
+    /// Answers that were judged.
+    fn judged(&self) -> u64 {
+        let responses = &self.compliance.responses;
+        let of = |verdict| responses.with_label_values(&[verdict]).get();
+        of("complies") + of("violates")
     }
 
     /// Every active rule with the number of judged answers that violate it.
     pub(crate) fn violations(&self) -> Vec<RuleCount> {
+        let judged = self.judged();
         let counts = self.compliance.violations.counts();
         counts
             .into_iter()
-            .map(|(rule, count)| RuleCount {
+            .map(|(rule, count, since)| RuleCount {
                 policy: rule.policy,
                 rule: rule.rule,
                 severity: rule.severity,
                 count,
+                judged: judged.saturating_sub(since),
             })
             .collect()
     }

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use tokio::sync::broadcast;
 
 pub use answers::IN_PROCESS;
+pub(crate) use answers::is_client_route;
 pub use compliance::Compliance;
 pub use event::{
     Event, Judged, LeaseCounts, LossPart, Outcome, Refusal, RequestFinished, RuleCount, RuleLabels,

@@ -12,6 +12,10 @@ pub(crate) const REQUEST_DURATION_SECONDS: &str = "realign_request_duration_seco
 pub(crate) const REQUESTS_TOTAL: &str = "realign_requests_total";
 /// Counter by `reason`: valid requests that were refused.
 pub(crate) const REQUESTS_REFUSED_TOTAL: &str = "realign_requests_refused_total";
+/// Counter by `listener` and `reason`: waiting connections that were ended to make room.
+pub(crate) const CONNECTIONS_EVICTED_TOTAL: &str = "realign_connections_evicted_total";
+/// Counter: finished answers that violate the JSON schema that was asked for.
+pub(crate) const SCHEMA_INVALID_ANSWERS_TOTAL: &str = "realign_schema_invalid_answers_total";
 /// Gauge: sequences in the running batch.
 pub(crate) const REQUESTS_RUNNING: &str = "realign_requests_running";
 /// Gauge: sequences accepted, not yet in the batch.
@@ -41,6 +45,17 @@ pub(crate) const POLICY_RELOADS_TOTAL: &str = "realign_policy_reloads_total";
 /// Gauge of 1 for each active `policy` and its `revision`.
 pub(crate) const POLICY_INFO: &str = "realign_policy_info";
 
+/// Gauge: 1 if the shared store answered when it was last asked.
+pub(crate) const STORE_UP: &str = "realign_store_up";
+/// Gauge: the epoch that the shared store's `CURRENT` names.
+pub(crate) const STORE_EPOCH: &str = "realign_store_epoch";
+/// Gauge: the shared store's epoch that this server serves.
+pub(crate) const STORE_SERVING_EPOCH: &str = "realign_store_serving_epoch";
+/// Gauge: 1 if this server may publish into the shared store.
+pub(crate) const STORE_LEASE_HELD: &str = "realign_store_lease_held";
+/// Gauge: for how long this server has failed to serve what the shared store names.
+pub(crate) const FLEET_SKEW_SECONDS: &str = "realign_fleet_skew_seconds";
+
 /// Counter by `outcome` and `trigger`: finished realignments.
 pub(crate) const REALIGNMENTS_TOTAL: &str = "realign_realignments_total";
 /// Gauge by `stage`: 1 for the current stage.
@@ -50,6 +65,10 @@ pub(crate) const REALIGNMENT_STAGE_DURATION_SECONDS: &str =
     "realign_realignment_stage_duration_seconds";
 /// Gauge: progress of the running realignment.
 pub(crate) const REALIGNMENT_PROGRESS_RATIO: &str = "realign_realignment_progress_ratio";
+/// Gauge: rows of preference data that are no pairs, when it was read last.
+pub(crate) const PREFERENCE_ROWS_REFUSED: &str = "realign_preference_rows_refused";
+/// Gauge: files and folders next to the preference data that are not read.
+pub(crate) const PREFERENCE_FILES_NOT_READ: &str = "realign_preference_files_not_read";
 /// Gauge by `category`: preference pairs of the last triage.
 pub(crate) const TRIAGE_PAIRS: &str = "realign_triage_pairs";
 /// Gauge: fraction of preference pairs in conflict with the active policy.

@@ -189,6 +189,11 @@ fn a_realignment_shows_its_stage_gap_losses_and_gate() {
                 id: id(),
                 stage: Stage::Triage,
             },
+            Event::DataRead {
+                pairs: 4,
+                refused: 3,
+                not_read: 1,
+            },
             Event::Triaged {
                 id: id(),
                 invert: 2,
@@ -224,6 +229,8 @@ fn a_realignment_shows_its_stage_gap_losses_and_gate() {
             "realign_realignment_stage{stage=\"triage\"} 0",
             "realign_realignment_stage{stage=\"train\"} 1",
             "realign_realignment_stage_duration_seconds_count{stage=\"triage\"} 1",
+            "realign_preference_rows_refused 3",
+            "realign_preference_files_not_read 1",
             "realign_triage_pairs{category=\"invert\"} 2",
             "realign_alignment_gap_ratio 0.75",
             "realign_train_loss{part=\"kl\"} 0.5",

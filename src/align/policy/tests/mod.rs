@@ -1,6 +1,7 @@
 mod matchers;
 mod parsing;
 mod sets;
+mod thoughts;
 mod watching;
 
 use super::{PolicyErrors, PolicySet};

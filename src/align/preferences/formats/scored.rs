@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Draft, LineError, Message, Object, Role, messages, text_field};
+use super::{Draft, LineError, Object, prompt};
 
 /// UltraFeedback's `completions`, or plain `responses` and `scores`.
 pub(super) fn draft(object: &Object) -> Result<Draft, LineError> {
@@ -20,25 +20,12 @@ pub(super) fn draft(object: &Object) -> Result<Draft, LineError> {
     if best.1 <= worst.1 {
         return Err(LineError::EqualScores);
     }
-    Ok(Draft {
-        prompt: prompt(object)?,
-        responses: [best.0, worst.0],
-        labels: [Vec::new(), Vec::new()],
-    })
-}
-
-fn prompt(object: &Object) -> Result<Vec<Message>, LineError> {
-    let key = ["prompt", "instruction"]
-        .into_iter()
-        .find(|key| object.contains_key(*key))
-        .ok_or(LineError::NoPrompt)?;
-    match object.get(key) {
-        Some(list @ Value::Array(_)) => messages(key, list),
-        _ => Ok(vec![Message {
-            role: Role::User,
-            content: text_field(object, key)?,
-        }]),
-    }
+    let prompt = prompt::read(object)?.ok_or(LineError::NoPrompt)?;
+    let format = match object.contains_key("completions") {
+        true => "UltraFeedback",
+        false => "scored responses",
+    };
+    Draft::of_texts(object, prompt, [best.0, worst.0], format)
 }
 
 fn lists(object: &Object) -> Result<Vec<(String, f64)>, LineError> {

@@ -57,11 +57,12 @@ impl Recipe {
         ]
     }
 
-    fn loss_numbers(&self) -> [(Range, f64); 4] {
+    fn loss_numbers(&self) -> [(Range, f64); 5] {
         [
             (ranges::BETA, self.beta),
             (ranges::ALPHA_KL, self.alpha_kl),
             (ranges::ALPHA_SFT, self.alpha_sft),
+            (ranges::ALPHA_OPENING, self.alpha_opening),
             (ranges::GAMMA, self.gamma),
         ]
     }

@@ -76,20 +76,25 @@ impl Measure {
         }
     }
 
-    /// The worse of two shares.
-    fn worse(self, a: f64, b: f64) -> f64 {
+    /// Whether less of it is better.
+    fn is_harm(self) -> bool {
         match self {
             Measure::NearMissDiverted
             | Measure::EverydayDiverted
             | Measure::NearMissViolating
-            | Measure::EverydayViolating => a.max(b),
+            | Measure::EverydayViolating => true,
             Measure::Plain
             | Measure::System
             | Measure::SecondTurn
             | Measure::Sampled
             | Measure::AfterViolating
-            | Measure::Facts => a.min(b),
+            | Measure::Facts => false,
         }
+    }
+
+    /// The worse of two shares.
+    fn worse(self, a: f64, b: f64) -> f64 {
+        if self.is_harm() { a.max(b) } else { a.min(b) }
     }
 }
 
@@ -173,6 +178,39 @@ pub(super) fn count(paper: &Paper, sitting: &Sitting) -> Figures {
     }
     seen.into_iter()
         .map(|(measure, all)| (measure, Share::among(all)))
+        .collect()
+}
+
+/// An answer that counts against a candidate.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Wrong {
+    pub(super) measure: Measure,
+    pub(super) prompt: String,
+    pub(super) answer: String,
+    /// What the base answers.
+    pub(super) base: String,
+    /// As [`Mark::surprise`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) surprise: Option<f64>,
+}
+
+/// The answers of a sitting that count against it.
+pub(super) fn wrong(paper: &Paper, sitting: &Sitting) -> Vec<Wrong> {
+    let marks = paper.asked.iter().zip(&sitting.marks);
+    let rows = marks.zip(&paper.exam.questions);
+    let asked = rows.filter(|((_, mark), _)| !mark.unasked);
+    asked
+        .flat_map(|((asked, mark), question)| {
+            let against = found(asked, mark).into_iter();
+            let against = against.filter(|(measure, holds)| *holds == measure.is_harm());
+            against.map(|(measure, _)| Wrong {
+                measure,
+                prompt: question.prompt.clone(),
+                answer: mark.text.clone(),
+                base: mark.base.clone(),
+                surprise: mark.surprise,
+            })
+        })
         .collect()
 }
 

@@ -1,5 +1,6 @@
 //! The hidden prompts of a policy, and the questions that they become.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use regex::Regex;
@@ -107,6 +108,16 @@ impl Hidden {
         hex::encode(hash.finalize())
     }
 
+    /// Whether a prompt shares four fifths of its words with a held-out one: then no training may see it.
+    pub(super) fn is_near(&self, prompt: &str) -> bool {
+        let own = words(prompt);
+        self.held_out.iter().any(|row| {
+            let other = words(&row.prompt);
+            let shared = own.intersection(&other).count();
+            shared * 5 >= own.union(&other).count() * 4
+        })
+    }
+
     /// The questions. Every situation is asked of every held-out prompt.
     pub(super) fn paper(&self, rules: Vec<ExamRule>, situations: &[Situation]) -> Paper {
         let mut paper = Paper {
@@ -204,6 +215,16 @@ fn lines<T: DeserializeOwned>(path: PathBuf, digest: &mut Sha256) -> Result<Vec<
     .collect()
 }
 
+/// The words of a text, in lower case.
+fn words(text: &str) -> HashSet<String> {
+    let lower = text.to_lowercase();
+    let words = lower.split(|c: char| !c.is_alphanumeric());
+    words
+        .filter(|word| !word.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,6 +256,14 @@ mod tests {
             assert!(count(|a| matches!(a, Asked::Everyday)) >= 40, "{name}");
             assert!(count(|a| matches!(a, Asked::Fact(Some(_)))) >= 20, "{name}");
         }
+    }
+
+    #[test]
+    fn what_is_nearly_a_held_out_prompt_is_near() {
+        let hidden = Hidden::read(&benchmark(), "medication").unwrap();
+        let own = &hidden.held_out[0].prompt;
+        assert!(hidden.is_near(own) && hidden.is_near(&format!("{} !", own.to_uppercase())));
+        assert!(!hidden.is_near("How far is the moon from here?"));
     }
 
     #[test]

@@ -15,13 +15,13 @@ use serde_json::json;
 use super::workbench::Workbench;
 use crate::learning::Learning;
 use crate::{CliError, DeviceArgs, EXIT_FAILED, EXIT_OK, GlobalArgs, require};
-use figures::{Row, Summary, count};
+use figures::{Row, Summary, Wrong, count, wrong};
 use hidden::{Hidden, Paper};
 use realign_align::exam::Sitting;
 use realign_align::pipeline::{PipelineError, Run};
 use realign_align::policy::PolicySet;
 use realign_align::train::Recipe;
-use store::Store;
+use store::{Answers, Store};
 
 /// The policies of the benchmark, in the order in which they run.
 const POLICIES: [&str; 6] = [
@@ -67,6 +67,9 @@ pub(crate) struct BenchArgs {
     /// of the same inputs are not trained again
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
+    /// File of what candidates got wrong, a JSON object a line: the prompt, the answer and the base's
+    #[arg(long, value_name = "FILE")]
+    pub(crate) answers: Option<PathBuf>,
     /// What computes
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
@@ -112,12 +115,13 @@ pub(super) fn run(
     }
     require(&args.dir, "the directory of the benchmark (--dir)")?;
     let mut store = Store::open(args.out.as_deref())?;
+    let mut answers = Answers::open(args.answers.as_deref())?;
     let mut rows = Vec::new();
     if !global.json {
         writeln!(out, "{}", table::head())?;
     }
     for name in args.policies()? {
-        let of_policy = measure(name, args, global, &mut store)?;
+        let of_policy = measure(name, args, global, (&mut store, &mut answers))?;
         let summary = Summary::of(&of_policy);
         if global.json {
             for row in &of_policy {
@@ -139,7 +143,7 @@ fn measure(
     name: &str,
     args: &BenchArgs,
     global: &GlobalArgs,
-    store: &mut Store,
+    (store, answers): (&mut Store, &mut Answers),
 ) -> Result<Vec<Row>, CliError> {
     let directory = args.dir.join(name);
     let own = GlobalArgs {
@@ -165,7 +169,8 @@ fn measure(
     }
     let set = PolicySet::load_dir(&directory)?;
     let started = Instant::now();
-    let work = Workbench::start(&learning, &set)?;
+    let mut work = Workbench::start(&learning, &set)?;
+    work.further.retain(|prompt| !hidden.is_near(prompt));
     let controls_seconds = started.elapsed().as_secs_f64();
     let paper = hidden.paper(work.exam().rules, args.situations());
     say(global, format_args!("{name}: the base answers"));
@@ -178,9 +183,10 @@ fn measure(
             base: &base,
             controls_seconds,
         };
-        let mut row = subject.candidate(seed, global)?;
+        let (mut row, wrong) = subject.candidate(seed, global)?;
         row.policy = name.to_owned();
         row.inputs = fingerprint.clone();
+        answers.append(&row, &wrong)?;
         store.append(&row)?;
         rows.push(row);
     }
@@ -206,7 +212,7 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    fn candidate(&self, seed: u64, global: &GlobalArgs) -> Result<Row, CliError> {
+    fn candidate(&self, seed: u64, global: &GlobalArgs) -> Result<(Row, Vec<Wrong>), CliError> {
         let recipe = Recipe {
             seed,
             ..self.work.learning.recipe.clone()
@@ -226,7 +232,7 @@ impl Bench<'_> {
             Ok(trained) => trained,
             Err(PipelineError::Train(error)) => {
                 row.failed = Some(error.to_string());
-                return Ok(row);
+                return Ok((row, Vec::new()));
             }
             Err(error) => return Err(error.into()),
         };
@@ -235,6 +241,6 @@ impl Bench<'_> {
         let generation = self.work.stage(trained.weights)?;
         let sitting = self.work.sit(&self.paper.exam, &generation)?;
         row.candidate = count(self.paper, &sitting);
-        Ok(row)
+        Ok((row, wrong(self.paper, &sitting)))
     }
 }

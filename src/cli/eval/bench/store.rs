@@ -4,7 +4,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
-use super::figures::Row;
+use serde_json::json;
+
+use super::figures::{Row, Wrong};
 use crate::CliError;
 
 /// Finished candidates, on disk if a file was named.
@@ -66,6 +68,34 @@ impl Store {
             line.push('\n');
             file.write_all(line.as_bytes())?;
             file.sync_data()?;
+        }
+        Ok(())
+    }
+}
+
+/// The file of answers that count against candidates, if one was named.
+pub(super) struct Answers(Option<File>);
+
+impl Answers {
+    /// Opens or creates a file; without one nothing is kept.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub(super) fn open(path: Option<&Path>) -> Result<Self, CliError> {
+        let open = |path| OpenOptions::new().create(true).append(true).open(path);
+        Ok(Self(path.map(open).transpose()?))
+    }
+
+    /// Appends the answers of a candidate.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub(super) fn append(&mut self, of: &Row, answers: &[Wrong]) -> Result<(), CliError> {
+        if let Some(file) = &mut self.0 {
+            for answer in answers {
+                let line = json!({ "policy": of.policy, "seed": of.seed, "wrong": answer });
+                writeln!(file, "{line}")?;
+            }
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use super::workbench::{Workbench, failed};
 use crate::learning::Learning;
 use crate::{CliError, DeviceArgs, EXIT_FAILED, EXIT_OK, GlobalArgs};
 use cases::Case;
-use realign_align::exam::{Bounds, Compared, Exam, Occasion, Report, Sitting};
+use realign_align::exam::{Bounds, Compared, Exam, Occasion, Report, Sitting, outcomes};
 use realign_align::gate::{self, Measured};
 use realign_align::pipeline::{Learner, PipelineError, Run};
 use realign_align::policy::PolicySet;
@@ -165,11 +165,13 @@ impl Bench<'_> {
         let candidate = self.work.stage(weights)?;
         let after = self.work.sit(&self.exam, &candidate)?;
         let (of_before, report) = (self.report(before), self.report(&after));
+        let policies = outcomes(&of_before, &report);
         let compared = Compared {
             exam: &self.exam,
             before,
             after: &after,
             report: &report,
+            policies: &policies,
         };
         let config = &self.work.learning.config.gate;
         let bounds = self.work.set.gate();
@@ -178,6 +180,7 @@ impl Bench<'_> {
                 .max_control_diverted()
                 .unwrap_or(config.max_control_diverted),
             min_prompts: config.min_prompts,
+            all_or_nothing: config.all_or_nothing,
         };
         let measured = Measured {
             prompts: report.compliance.of,

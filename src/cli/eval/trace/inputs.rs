@@ -89,7 +89,7 @@ impl Inputs {
     pub(crate) fn load(args: &TraceArgs, global: &GlobalArgs) -> Result<Self, CliError> {
         let config = global.resolve()?;
         let device = realign_backend::open(config.engine.device)?;
-        let loaded = LoadedModel::load(&config.model, &*device)?;
+        let loaded = LoadedModel::load(config.model_choice(), &*device)?;
         let section = recipes::section(args.recipe.as_deref(), &config.train)?;
         let mut recipe = recipes::for_model(&section, loaded.spec())?;
         if let Some(max_pairs) = args.max_pairs {

@@ -55,6 +55,24 @@ pub(in crate::adapter) enum PeftError {
     WithoutTensors { field: &'static str, name: String },
     #[error("not a safetensors file ({0}); copy it again from where it was trained")]
     NotSafetensors(#[from] SafeTensorError),
+    #[error(
+        "not a safetensors file: it has less than eight bytes; copy it again from where it was trained"
+    )]
+    Empty,
+    #[error(
+        "not a safetensors file: its header should have {length} bytes, and the file has {size}; copy it \
+         again from where it was trained"
+    )]
+    Header { length: u64, size: u64 },
+    #[error(
+        "not a safetensors file: its header is damaged ({0}); copy it again from where it was trained"
+    )]
+    Metadata(serde_json::Error),
+    #[error(
+        "its header says that the file has {whole} bytes, and it has {size}; copy it again from where it was \
+         trained"
+    )]
+    Size { whole: usize, size: u64 },
     #[error("no LoRA tensors in it")]
     NoTensors,
     #[error("tensor {0:?} stands for a factor that another tensor gave")]
@@ -66,13 +84,11 @@ pub(in crate::adapter) enum PeftError {
         present: &'static str,
     },
     #[error(
-        "{path}: lora_A has rank {a} and lora_B rank {b}, but {CONFIG_FILE} says {rank} \
-         (`r` or `rank_pattern`)"
+        "tensor {name:?} has rank {got}, but {CONFIG_FILE} says {rank} (`r` or `rank_pattern`)"
     )]
     Ranks {
-        path: String,
-        a: usize,
-        b: usize,
+        name: String,
+        got: usize,
         rank: usize,
     },
     #[error(

@@ -335,6 +335,67 @@ fn tensors(entries: &[(&str, [usize; 2], f32)]) -> Vec<u8> {
     safetensors::serialize(views, None).unwrap()
 }
 
+/// A file of tensors with this header, of `size` bytes; what follows the header takes no room on the disk.
+fn sparse(dir: &Path, header: &str, size: u64) {
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    let path = dir.join(MODEL_FILE);
+    std::fs::write(&path, bytes).unwrap();
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(size).unwrap();
+}
+
+/// The files are so large that reading one of them would take seconds and gigabytes.
+#[test]
+fn a_file_is_refused_by_its_header_before_its_tensors_are_read() {
+    const A: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
+    const LARGE: u64 = 3 << 30;
+    let entry = |name: &str, dtype: &str, shape: [u64; 2], end: u64| {
+        json!({ name: { "dtype": dtype, "shape": shape, "data_offsets": [0, end] } }).to_string()
+    };
+    let wide = |header: &str| LARGE + 8 + header.len() as u64;
+    let (rows, row) = (2, LARGE / 2 / 4);
+    let other = entry("lm_head.weight", "F32", [rows, row], LARGE);
+    let rank = entry(A, "F32", [4, row / 2], LARGE);
+    let integers = entry(A, "I32", [rows, row], LARGE);
+    let short = entry(A, "F32", [rows, 3], 24);
+    let gap =
+        json!({ A: { "dtype": "F32", "shape": [2, 3], "data_offsets": [8, 32] } }).to_string();
+    let overflow = entry(A, "F32", [u64::MAX, 2], 24);
+    let cases = [
+        (&*other, wide(&other), "lm_head"),
+        (&rank, wide(&rank), "says 2"),
+        (&integers, wide(&integers), "I32"),
+        (&short, LARGE, "its header says that the file has"),
+        (&short, 8 + short.len() as u64 + 23, "its header says"),
+        (&gap, LARGE, "header is damaged"),
+        (&overflow, LARGE, "header is damaged"),
+        ("{\"", LARGE, "header is damaged"),
+        ("{}", LARGE, "its header says that the file has 10 bytes"),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let config: Value = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 2});
+    std::fs::write(dir.path().join(CONFIG_FILE), config.to_string()).unwrap();
+    let refused = |expect: &str| {
+        let error = read_dir(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(expect), "{expect}: {error}");
+    };
+    for (header, size, expect) in cases {
+        sparse(dir.path(), header, size);
+        refused(expect);
+    }
+    // The header's own length: more than there is, more than any header has, less than eight bytes.
+    for (length, size) in [(100u64, 50), (5 << 20, LARGE), (u64::MAX, LARGE)] {
+        let path = dir.path().join(MODEL_FILE);
+        std::fs::write(&path, length.to_le_bytes()).unwrap();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(size).unwrap();
+        refused("its header should have");
+    }
+    std::fs::write(dir.path().join(MODEL_FILE), b"short").unwrap();
+    refused("less than eight bytes");
+}
+
 #[test]
 fn damaged_tensors_are_named() {
     const A: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";

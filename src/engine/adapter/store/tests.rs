@@ -114,7 +114,7 @@ fn only_whoever_may_write_removes_what_is_left_over() {
     assert_eq!(reader.list().unwrap().len(), 1);
     assert!(staged.exists(), "readers remove nothing");
     store.write(&small_weights(3, 1.0), manifest()).unwrap();
-    assert!(!staged.exists(), "nobody else was writing");
+    assert!(!staged.exists(), "no other process was writing");
     let (staged, trash) = (
         left(".staging-0123456789ab-17"),
         left(".trash-0123456789ab"),
@@ -186,4 +186,30 @@ fn a_directory_that_is_not_there_is_empty_and_stays_away() {
     assert!(!store.root().exists());
     fs::write(store.root(), "").unwrap();
     assert!(AdapterStore::open(store.root()).is_err());
+}
+
+#[test]
+fn files_are_passed_on_and_verified() {
+    let (_here, from) = store();
+    let (_there, to) = store();
+    let base = manifest().base_hash;
+    let id = from.write(&small_weights(2, 1.0), manifest()).unwrap();
+    let files = from.files(&id, &base).unwrap();
+    let add = |id: &GenerationId, base: &str, files: &[Vec<u8>; 3]| {
+        to.add(id, base, files.each_ref().map(Vec::as_slice))
+    };
+    let other = GenerationId("0123456789ab".into());
+    let nowhere = GenerationId("../../../etc".into());
+    let mut damaged = files.clone();
+    let last = damaged[1].len() - 1;
+    damaged[1][last] ^= 1;
+    assert!(add(&other, &base, &files).is_err());
+    assert!(add(&nowhere, &base, &files).is_err());
+    assert!(add(&id, &base, &damaged).is_err());
+    assert!(add(&id, &"c".repeat(64), &files).is_err());
+    assert!(to.list().unwrap().is_empty(), "nothing of it stays");
+    add(&id, &base, &files).unwrap();
+    add(&id, &base, &files).unwrap();
+    assert_eq!(to.current().unwrap(), None);
+    assert_eq!(to.files(&id, &base).unwrap(), files);
 }

@@ -42,7 +42,7 @@ fn hostile_templates_are_refused_when_they_are_loaded() {
             "bytes of text",
         ),
         (
-            "{{ ('x' * 9999999).join(range(99999)) }}".into(),
+            "{{ ('x' * 9999999).join(range(99999)|map('string')) }}".into(),
             "bytes of text",
         ),
         (
@@ -151,6 +151,10 @@ fn checks_change_no_meaning() {
             "1(2(3))",
         ),
         (
+            "{% for i in [1, 2] %}{% with a = i %}{% set x %}{{ a }}{% break %}{% endset %}{% endwith %}{% endfor %}b{% for i in [1, 2] %}{% with %}{% continue %}{% endwith %}{% endfor %}c",
+            "bc",
+        ),
+        (
             "{{ 'a' if messages and not false else 'b' }}{{ none or 'c' }}{{ 1 < 2 < 3 }}",
             "acTrue",
         ),
@@ -179,6 +183,56 @@ fn checks_change_no_meaning() {
         let text = render(source, &tokenizer).unwrap_or_else(|e| panic!("{source}: {e}"));
         assert_eq!(text.to_lowercase(), expected.to_lowercase(), "{source}");
     }
+}
+
+/// minijinja's own slices panicked on some of these.
+#[test]
+fn no_slice_or_index_panics() {
+    let (tokenizer, _) = loaded();
+    let bounds = [
+        "",
+        "0",
+        "1",
+        "-1",
+        "7",
+        "-7",
+        "9223372036854775807",
+        "-9223372036854775808",
+        "'a'",
+    ];
+    let values = [
+        "[]",
+        "[1]",
+        "[1, 2, 3]",
+        "''",
+        "'aé'",
+        "(1, 2)",
+        "{}",
+        "none",
+        "x",
+        "range(3)",
+    ];
+    let mut source = String::new();
+    for value in values {
+        for start in bounds {
+            for stop in bounds {
+                for step in bounds {
+                    let expression = format!("{{{{ ({value})[{start}:{stop}:{step}] }}}}");
+                    let template = ChatTemplate::new(&expression, &tokenizer);
+                    let rendered = template.and_then(|template| template.render(&[], true));
+                    let error = rendered.err().map(|error| error.to_string());
+                    let failed = error.filter(|error| error.contains("engine failed"));
+                    assert_eq!(failed, None, "{expression}");
+                    source = expression;
+                }
+            }
+            if !start.is_empty() {
+                let expression = format!("{{{{ ({value})[{start}] }}}}");
+                let _ = render(&expression, &tokenizer);
+            }
+        }
+    }
+    assert!(source.starts_with("{{ (range(3))["));
 }
 
 #[test]

@@ -100,7 +100,7 @@ fn rotary_scaling_is_read_or_refused_by_key() {
     assert_eq!(scaling(&[("rope.scale_linear", Value::F32(4.0))]), linear);
     assert_eq!(scaling(&[kind("none"), factor.clone()]), RopeScaling::None);
     let cases = [
-        (vec![kind("yarn"), factor], "llama.rope.scaling.type"),
+        (vec![kind("dynamic"), factor], "llama.rope.scaling.type"),
         (vec![kind("linear")], "llama.rope.scaling.factor"),
         (
             vec![("rope.dimension_count", Value::U32(4))],
@@ -118,4 +118,48 @@ fn rotary_scaling_is_read_or_refused_by_key() {
             "{error}"
         );
     }
+}
+
+#[test]
+fn newer_families_are_read_by_their_keys() {
+    let granite = [
+        ("attention.scale", Value::F32(0.0625)),
+        ("embedding_scale", Value::F32(12.0)),
+        ("residual_scale", Value::F32(0.5)),
+        ("logit_scale", Value::F32(8.0)),
+    ];
+    let spec = read("granite", &granite).unwrap();
+    assert_eq!(spec.variant.embedding_scale, Some(24.0));
+    assert_eq!(spec.attention(0).scale, 0.0625);
+    assert_eq!(spec.variant.logit_divisor, Some(8.0));
+    let spec = read("smollm3", &[]).unwrap();
+    let still = [false, false, false, true, false, false];
+    assert_eq!(spec.variant.local_rope_layers, still);
+    let window = ("attention.sliding_window", Value::U32(8));
+    let spec = read("llama", std::slice::from_ref(&window)).unwrap();
+    assert_eq!(spec.variant.windows, [Some(8); 6]);
+    let none = ("attention.sliding_window", Value::U32(0));
+    let phi = [none, ("rope.dimension_count", Value::U32(6))];
+    let spec = read("phi3", &phi).unwrap();
+    assert_eq!((spec.rotary_width(), spec.variant.windows.len()), (6, 0));
+    let ministral = [
+        ("rope.scaling.type", Value::String("yarn".into())),
+        ("rope.scaling.factor", Value::F32(4.0)),
+        ("rope.scaling.original_context_length", Value::U32(32)),
+        ("rope.scaling.yarn_log_multiplier", Value::F32(1.0)),
+        ("attention.temperature_scale", Value::F32(0.1)),
+    ];
+    let spec = read("mistral3", &ministral).unwrap();
+    // Beyond its original context it scales scores by their position.
+    assert_eq!((spec.rope.amplitude(), spec.max_position), (1.0, 32));
+}
+
+#[test]
+fn experts_are_refused_under_the_name_of_a_dense_family() {
+    let experts = [("expert_count", Value::U32(8))];
+    let error = read("llama", &experts).unwrap_err().to_string();
+    assert!(
+        error.contains("llama.expert_count") && error.contains("8 experts"),
+        "{error}"
+    );
 }

@@ -10,7 +10,7 @@ use crate::telemetry::timeline::Timeline;
 use crate::telemetry::traffic::Slot;
 use crate::telemetry::{Outcome, RuleCount, Stage, schemas};
 use realign_align::oracle::RuleTrust;
-use realign_align::policy::{Enforcement, Gate, Severity};
+use realign_align::policy::{Enforcement, Gate, RuleExplanation, Severity};
 use realign_core::AlignmentState;
 
 /// The active policy set.
@@ -28,6 +28,28 @@ pub struct Policies {
     pub(crate) trust: Vec<RuleTrust>,
     /// Effect of `dryrun` policies on the triage of preference data; `null` if there are none.
     pub(crate) dryrun: Option<Stored<DryrunReport>>,
+}
+
+/// Why the active policies decide about an answer as they do.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub(crate) struct Explanation {
+    /// Revision of the policy set.
+    pub(crate) revision: String,
+    /// What each rule says, `dryrun` policies included.
+    pub(crate) rules: Vec<RuleExplanation>,
+}
+
+/// A policy's file with an addition.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub(crate) struct ExtendedPolicy {
+    /// Name of the file in the policy directory.
+    pub(crate) file: String,
+    /// The line that is added, without its indentation.
+    pub(crate) line: String,
+    /// The whole changed file; `null` if it is written in a form that is not changed automatically.
+    pub(crate) text: Option<String>,
+    /// Why there is no `text`.
+    pub(crate) reason: Option<String>,
 }
 
 /// An active policy.
@@ -80,6 +102,8 @@ pub struct Realignment {
     pub(crate) outcome: Option<Outcome>,
     /// Completed fraction, 0 to 1.
     pub(crate) progress: f64,
+    /// Completed fraction of the stage, 0 to 1.
+    pub(crate) stage_progress: f64,
     /// When it began.
     pub(crate) created_at: u64,
     /// When it was last updated.
@@ -252,6 +276,8 @@ pub(crate) struct Overview {
     pub(crate) realignments: Vec<Realignment>,
     /// All generations.
     pub(crate) generations: Generations,
+    /// The generation that sits its exam and may serve next; `null` while none does.
+    pub(crate) candidate: Option<String>,
     /// Requests and judgements over time.
     pub(crate) traffic: TrafficSummary,
     /// Every active rule with the number of judged answers that violate it.
@@ -337,6 +363,10 @@ pub(crate) struct EngineLoad {
     pub(crate) waiting: usize,
     /// Fraction of KV blocks held by running sequences, 0 to 1.
     pub(crate) kv_cache_usage: f64,
+    /// Clients' requests whose answer is not complete.
+    pub(crate) requests: usize,
+    /// Open connections on all listeners.
+    pub(crate) connections: usize,
 }
 
 /// Requests and judgements over time.

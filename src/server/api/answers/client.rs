@@ -124,6 +124,33 @@ pub(crate) enum PieceText {
     Bytes(Vec<u8>),
 }
 
+/// The model's tokenizer, as `tokenizer_config.json` files describe it.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub(crate) struct TokenizerInfo {
+    /// The chat template; `null` if the model has none.
+    pub(crate) chat_template: Option<String>,
+    /// Begins every text, if the model has such a token.
+    pub(crate) bos_token: Option<String>,
+    /// The first of the tokens that end a text.
+    pub(crate) eos_token: Option<String>,
+    /// Maximum number of tokens, prompt and completion together, in a sequence.
+    pub(crate) model_max_length: usize,
+    /// Number of token ids, unused ones included.
+    pub(crate) vocab_size: usize,
+    /// The control tokens, by id.
+    pub(crate) added_tokens_decoder: BTreeMap<u32, AddedToken>,
+}
+
+/// A control token.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(inline)]
+pub(crate) struct AddedToken {
+    /// Its literal.
+    pub(crate) content: String,
+    /// Always true.
+    pub(crate) special: bool,
+}
+
 /// A text, under the names that llama.cpp's server and vLLM give it.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(crate) struct Text {

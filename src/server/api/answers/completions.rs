@@ -58,6 +58,13 @@ pub(crate) struct ChatCompletion {
     pub(crate) choices: Vec<ChatChoice>,
     /// Token counts of the whole request.
     pub(crate) usage: Usage,
+    /// Of the prompt's tokens, `null` of the first: by token id, the log-probability, the rank and the text
+    /// of the token and of the most likely ones. Only if requested.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) prompt_logprobs: Option<Vec<Value>>,
+    /// Ids of the prompt's tokens. Only if requested.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) prompt_token_ids: Option<Vec<u32>>,
 }
 
 /// A whole completion of one or more texts.
@@ -80,10 +87,13 @@ pub(crate) struct Chunk<O, C> {
     pub(crate) head: Head<O>,
     /// New output of choices; empty in the last chunk if that contains the usage.
     pub(crate) choices: Vec<C>,
-    /// Only if requested; `null` except in the last chunk.
+    /// Only if requested; `null` except in the last chunk, unless every chunk was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Usage>")]
     pub(crate) usage: Option<Option<Usage>>,
+    /// Ids of the prompt's tokens, in the first chunk of each choice. Only if requested.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) prompt_token_ids: Option<Vec<u32>>,
 }
 
 /// Why a choice ended.
@@ -110,6 +120,15 @@ pub(crate) struct ChatChoice {
     pub(crate) logprobs: Option<ChatLogprobs>,
     /// Why the choice ended.
     pub(crate) finish_reason: Option<Reason>,
+    /// What the finished answer violates of its JSON schema, or why that is not known; omitted otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) schema_notice: Option<String>,
+    /// The stop string, or the id of the stop token, that ended it; omitted if none did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) stop_reason: Option<Value>,
+    /// Ids of its tokens. Only if requested.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token_ids: Option<Vec<u32>>,
 }
 
 /// The model's message.
@@ -120,6 +139,9 @@ pub(crate) struct AnswerMessage {
     pub(crate) role: &'static str,
     /// The text; `null` if it only calls functions.
     pub(crate) content: Option<String>,
+    /// What the model thought before its text; omitted if it did not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reasoning_content: Option<String>,
     /// Always `null`.
     pub(crate) refusal: Option<String>,
     /// Function calls; omitted if there are none.
@@ -161,6 +183,15 @@ pub(crate) struct ChatDelta {
     pub(crate) logprobs: Option<ChatLogprobs>,
     /// Why the choice ended; `null` while it continues.
     pub(crate) finish_reason: Option<Reason>,
+    /// What the finished answer violates of its JSON schema, or why that is not known; omitted otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) schema_notice: Option<String>,
+    /// The stop string, or the id of the stop token, that ended it; omitted if none did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) stop_reason: Option<Value>,
+    /// Ids of its tokens. Only if requested.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token_ids: Option<Vec<u32>>,
 }
 
 /// What a chunk adds to a choice.
@@ -172,6 +203,9 @@ pub(crate) struct Delta {
     /// More text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) content: Option<String>,
+    /// More of what the model thinks before its text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reasoning_content: Option<String>,
     /// Calls, or more of their arguments.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) tool_calls: Vec<CallPart>,
@@ -212,8 +246,24 @@ pub(crate) struct TextChoice {
     pub(crate) text: String,
     /// Only if requested.
     pub(crate) logprobs: Option<TextLogprobs>,
+    /// Of the prompt's tokens, `null` of the first: by token id, the log-probability, the rank and the text
+    /// of the token and of the most likely ones. Only if requested.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) prompt_logprobs: Option<Vec<Value>>,
     /// Why the choice ended.
     pub(crate) finish_reason: Option<Reason>,
+    /// What the finished answer violates of its JSON schema, or why that is not known; omitted otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) schema_notice: Option<String>,
+    /// The stop string, or the id of the stop token, that ended it; omitted if none did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) stop_reason: Option<Value>,
+    /// Ids of its tokens. Only if requested.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token_ids: Option<Vec<u32>>,
+    /// Ids of the prompt's tokens. Only if requested.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) prompt_token_ids: Option<Vec<u32>>,
 }
 
 /// Log-probabilities of an answer to a conversation.
@@ -251,11 +301,11 @@ pub(crate) struct TokenScore {
 pub(crate) struct TextLogprobs {
     /// The tokens.
     pub(crate) tokens: Vec<String>,
-    /// One per token.
-    pub(crate) token_logprobs: Vec<f64>,
-    /// The most probable tokens and the sampled one, by their text.
-    #[schemars(with = "Vec<BTreeMap<String, f64>>")]
-    pub(crate) top_logprobs: Vec<Map<String, Value>>,
+    /// One per token; `null` of an echoed prompt's first.
+    pub(crate) token_logprobs: Vec<Option<f64>>,
+    /// The most probable tokens and the sampled one, by their text; `null` of an echoed prompt's first.
+    #[schemars(with = "Vec<Option<BTreeMap<String, f64>>>")]
+    pub(crate) top_logprobs: Vec<Option<Map<String, Value>>>,
     /// Offset of each token in the text, in characters.
     pub(crate) text_offset: Vec<usize>,
 }
@@ -271,6 +321,17 @@ pub(crate) struct Usage {
     pub(crate) total_tokens: usize,
     /// More about the prompts.
     pub(crate) prompt_tokens_details: PromptDetails,
+    /// More about the answers; omitted if no model thought.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) completion_tokens_details: Option<CompletionDetails>,
+}
+
+/// More about a request's answers.
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
+#[schemars(inline)]
+pub(crate) struct CompletionDetails {
+    /// Tokens of thoughts.
+    pub(crate) reasoning_tokens: usize,
 }
 
 /// More about a request's prompts.

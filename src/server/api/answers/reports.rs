@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use realign_align::exam::Report as ExamReport;
-use realign_align::exam::{Bounds, Check, Refusal};
+use realign_align::exam::{Bounds, Check, PolicyOutcome, Refusal};
 use realign_align::policy::Gate;
 
 /// Preference pairs by category.
@@ -115,6 +115,12 @@ pub(crate) struct GateReport {
     /// Every check that failed, with the answers that decided; absent in reports of older versions.
     #[serde(default)]
     pub(crate) refusals: Vec<Refusal>,
+    /// How each policy is complied with, before and after; absent in reports of older versions.
+    #[serde(default)]
+    pub(crate) policies: Vec<PolicyOutcome>,
+    /// What a promoted candidate does not do yet, in a sentence.
+    #[serde(default)]
+    pub(crate) open: Option<String>,
     /// The measurements.
     pub(crate) measured: GateMeasured,
     /// Relative rise of perplexity over the base model; `null` if it is not finite.

@@ -4,6 +4,8 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::completions::ScoredToken;
+
 /// A response. The fields after `usage` repeat the request, with the defaults that were used.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(crate) struct Response {
@@ -24,10 +26,13 @@ pub(crate) struct Response {
     pub(crate) model: String,
     /// Base model and generation that answered.
     pub(crate) system_fingerprint: String,
-    /// Messages and function calls.
+    /// Thoughts, messages and function calls.
     pub(crate) output: Vec<Item>,
     /// Token counts of the whole request; `null` while it is in progress.
     pub(crate) usage: Option<ResponseUsage>,
+    /// What the finished answer violates of its JSON schema, or why that is not known; omitted otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) schema_notice: Option<String>,
     /// Fields repeated from the request.
     #[serde(flatten)]
     pub(crate) echoed: Echoed,
@@ -82,12 +87,14 @@ pub(crate) struct Echoed {
     /// As sent, or true.
     #[schemars(with = "bool")]
     pub(crate) parallel_tool_calls: Value,
-    /// Always `null`: responses are not stored.
+    /// As sent.
     pub(crate) previous_response_id: Option<String>,
-    /// Always empty: there is no separate reasoning.
+    /// What was asked of the thoughts.
     pub(crate) reasoning: Reasoning,
-    /// Always false: responses are not stored.
+    /// Whether the response can be continued with `previous_response_id`.
     pub(crate) store: bool,
+    /// As sent, or 0.
+    pub(crate) top_logprobs: usize,
     /// As sent, or 1.
     #[schemars(with = "f64")]
     pub(crate) temperature: Value,
@@ -108,12 +115,12 @@ pub(crate) struct Echoed {
     pub(crate) user: Value,
 }
 
-/// Always empty.
+/// What was asked of the thoughts.
 #[derive(Clone, Debug, Default, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub(crate) struct Reasoning {
-    /// Always `null`.
-    pub(crate) effort: Option<String>,
+    /// As sent.
+    pub(crate) effort: Option<&'static str>,
     /// Always `null`.
     pub(crate) summary: Option<String>,
 }
@@ -126,6 +133,46 @@ pub(crate) enum Item {
     Message(MessageItem),
     /// A call of a function.
     Call(CallItem),
+    /// What the model thought.
+    Reasoning(ReasoningItem),
+}
+
+/// What the model thought before its answer.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub(crate) struct ReasoningItem {
+    /// The item's id.
+    pub(crate) id: String,
+    /// `reasoning`.
+    #[serde(rename = "type")]
+    #[schemars(extend("const" = "reasoning"))]
+    pub(crate) kind: &'static str,
+    /// The item's status.
+    pub(crate) status: Status,
+    /// Always empty: the content has the thoughts themselves.
+    pub(crate) summary: [(); 0],
+    /// One part, or none yet.
+    pub(crate) content: Vec<ReasoningPart>,
+}
+
+/// The text of thoughts.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub(crate) struct ReasoningPart {
+    /// `reasoning_text`.
+    #[serde(rename = "type")]
+    #[schemars(extend("const" = "reasoning_text"))]
+    pub(crate) kind: &'static str,
+    /// The text.
+    pub(crate) text: String,
+}
+
+impl ReasoningPart {
+    /// Creates a part with this text.
+    pub(crate) fn new(text: &str) -> Self {
+        Self {
+            kind: "reasoning_text",
+            text: text.into(),
+        }
+    }
 }
 
 /// The model's message.
@@ -157,18 +204,18 @@ pub(crate) struct TextPart {
     pub(crate) text: String,
     /// Always empty.
     pub(crate) annotations: [(); 0],
-    /// Always empty.
-    pub(crate) logprobs: [(); 0],
+    /// One entry per token, if they were asked for.
+    pub(crate) logprobs: Vec<ScoredToken>,
 }
 
 impl TextPart {
     /// Creates a part with this text.
-    pub(crate) fn new(text: &str) -> Self {
+    pub(crate) fn new(text: &str, logprobs: &[ScoredToken]) -> Self {
         Self {
             kind: "output_text",
             text: text.into(),
             annotations: [],
-            logprobs: [],
+            logprobs: logprobs.to_vec(),
         }
     }
 }
@@ -221,7 +268,7 @@ pub(crate) struct InputDetails {
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub(crate) struct OutputDetails {
-    /// Always 0.
+    /// Tokens of thoughts.
     pub(crate) reasoning_tokens: usize,
 }
 
@@ -265,6 +312,39 @@ pub(crate) enum EventBody {
         /// The current state.
         part: TextPart,
     },
+    /// A part of thoughts was added or is done.
+    ThoughtsPart {
+        /// The item's id.
+        item_id: String,
+        /// Its position in the output.
+        output_index: usize,
+        /// Always 0.
+        content_index: usize,
+        /// The current state.
+        part: ReasoningPart,
+    },
+    /// More thoughts.
+    ThoughtsDelta {
+        /// The item's id.
+        item_id: String,
+        /// Its position in the output.
+        output_index: usize,
+        /// Always 0.
+        content_index: usize,
+        /// The new text.
+        delta: String,
+    },
+    /// Thoughts are complete.
+    ThoughtsDone {
+        /// The item's id.
+        item_id: String,
+        /// Its position in the output.
+        output_index: usize,
+        /// Always 0.
+        content_index: usize,
+        /// The whole text.
+        text: String,
+    },
     /// More text.
     TextDelta {
         /// The item's id.
@@ -275,8 +355,8 @@ pub(crate) enum EventBody {
         content_index: usize,
         /// The new text.
         delta: String,
-        /// Always empty.
-        logprobs: [(); 0],
+        /// One entry per new token, if they were asked for.
+        logprobs: Vec<ScoredToken>,
     },
     /// A text is complete.
     TextDone {
@@ -288,8 +368,8 @@ pub(crate) enum EventBody {
         content_index: usize,
         /// The whole text.
         text: String,
-        /// Always empty.
-        logprobs: [(); 0],
+        /// One entry per token, if they were asked for.
+        logprobs: Vec<ScoredToken>,
     },
     /// More of a call's arguments.
     ArgumentsDelta {

@@ -1,6 +1,7 @@
 //! Requests as the embedding process builds them.
 
 use realign_engine::request::SamplingParams;
+use realign_model::chat::Turn;
 use realign_model::{ChatMessage, ChatRole};
 
 use crate::api::error::ApiError;
@@ -134,7 +135,7 @@ impl Generate {
     /// The prompt's token ids.
     pub(super) fn encode(&self, state: &AppState) -> Result<Vec<u32>, ApiError> {
         match &self.prompt {
-            Prompt::Chat(messages) => chat::encode(state, messages, &[])
+            Prompt::Chat(messages) => chat::encode(state, messages, &[], &Turn::new(true))
                 .map_err(|error| chat::chat_error(&error, "messages")),
             Prompt::Text(text) => {
                 let encoded = state.tokenizer.encode_prompt(text);

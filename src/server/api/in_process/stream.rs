@@ -136,6 +136,7 @@ impl TextStream {
             }
             GenerateEvent::Finished {
                 reason,
+                stopped_by: _,
                 text,
                 prompt_tokens,
                 cached_tokens,

@@ -17,6 +17,7 @@ let exam = null;
 let examAt = 0;
 let examError = "";
 let sitting = null;
+let activations = [];
 
 // ---- elements
 
@@ -123,14 +124,27 @@ function lossChart(losses) {
   const top = nice(Math.max(...values, 1e-6));
   const bottom = Math.min(0, ...values);
   const low = bottom < 0 ? -nice(-bottom) : 0;
-  const last = losses[losses.length - 1];
+  // Every round counts its steps from 1: they are drawn one after the other.
+  const rounds = [];
+  for (const point of losses) {
+    const round = rounds[rounds.length - 1];
+    if (round && point.step > round.step) Object.assign(round, point);
+    else rounds.push({ ...point, before: round ? round.before + round.steps : 0 });
+    point.at = rounds[rounds.length - 1].before + point.step;
+  }
+  const { before, steps: ofLast } = rounds[rounds.length - 1];
+  const end = before + ofLast;
   const y = axis(parts, { low, high: top, height, label: (v) => String(Number(v.toPrecision(2))) });
-  const x = (step) => LEFT + ((step - 1) / Math.max(1, last.steps - 1)) * (W - LEFT);
+  const x = (at) => LEFT + ((at - 1) / Math.max(1, end - 1)) * (W - LEFT);
+  for (const round of rounds.slice(1)) {
+    const from = x(round.before + 0.5);
+    parts.push(make("line", { class: "grid", x1: from, x2: from, y1: 0, y2: height }));
+  }
   for (const kind of [...kinds].reverse()) {
-    parts.push(path(losses.map((p) => [p.step, p[kind]]), x, y, kind));
+    parts.push(path(losses.map((p) => [p.at, p[kind]]), x, y, kind));
   }
   parts.push(make("text", { x: LEFT, y: height + 18 }, "step 1"));
-  parts.push(make("text", { x: W, y: height + 18, "text-anchor": "end" }, `step ${last.steps}`));
+  parts.push(make("text", { x: W, y: height + 18, "text-anchor": "end" }, `step ${end}${rounds.length > 1 ? `, ${rounds.length} rounds` : ""}`));
   return [figure(parts, height, "Loss by training step"), legend(kinds)];
 }
 
@@ -248,7 +262,7 @@ function steps(r) {
       ? (i < at || well) ? (skipped ? "" : "done") : i === at ? "failed" : ""
       : i < at ? "done" : i === at ? "now" : "";
     const took = times.get(stage);
-    const said = skipped ? "not needed" : Number.isFinite(took) ? seconds(took) : state === "now" ? percent(r.progress) : "";
+    const said = skipped ? "not needed" : Number.isFinite(took) ? seconds(took) : state === "now" ? percent(r.stage_progress) : "";
     return make("li", { class: state, "aria-current": state === "now" ? "step" : null }, make("b", {}, stage), said || "\u00a0");
   }));
 }
@@ -264,8 +278,20 @@ function triage(t) {
     make("div", { class: "legend" }, kinds.map((k) => make("div", {},
       make("i", { class: `c-${k}` }), make("span", {}, k, make("span", { class: "muted" }, ` ${means[k]}`)),
       make("span", { class: "n" }, number(t[k]))))),
+    gathered(t.gathered),
     skipped(t.skipped),
   ];
+}
+
+/// What the server made itself for rules that have few pairs.
+function gathered(report) {
+  if (!report || !report.rules.length) return null;
+  const sum = (kind) => report.rules.reduce((total, rule) => total + rule[kind], 0);
+  return make("div", { class: "skipped" }, make("h3", {}, "Gathered by the server"),
+    row("Prompts asked", number(sum("prompts"))), row("Pairs to invert", number(sum("invert"))), row("Pairs to punish", number(sum("punish"))),
+    make("details", {}, make("summary", {}, "By rule"), make("ul", { class: "plain" }, report.rules.map((rule) =>
+      make("li", {}, make("code", {}, `${rule.policy}:${rule.rule}`),
+        make("span", { class: "muted" }, `  ${number(rule.prompts)} prompts, ${number(rule.invert)} + ${number(rule.punish)} pairs${rule.why ? `; ${rule.why}` : ""}`))))));
 }
 
 /// What of the preference data is not used, and why.
@@ -527,7 +553,47 @@ function policies({ policies: set, counts }) {
     }))));
 }
 
-function history(rows) {
+/// A text with the places that a test found marked. Places are counted in Unicode scalar values.
+function marked(text, found) {
+  const characters = Array.from(text);
+  const parts = [];
+  let at = 0;
+  for (const { start, end, pattern } of [...found].sort((one, other) => one.start - other.start)) {
+    // Of matches that overlap, the first is marked.
+    if (start < at) continue;
+    parts.push(characters.slice(at, start).join(""), make("mark", { title: pattern }, characters.slice(start, end).join("")));
+    at = end;
+  }
+  parts.push(characters.slice(at).join(""));
+  return make("pre", {}, parts);
+}
+
+function explained({ rules, prompt, response }) {
+  if (!rules.length) return make("p", { class: "empty" }, "No policy is active.");
+  const kinds = { violates: "bad", complies: "ok", undecided: "warn" };
+  return rules.map((rule) => make("div", { class: "why-rule" },
+    make("span", { class: `pill ${kinds[rule.verdict]}` }, rule.verdict), " ",
+    make("b", {}, `${rule.policy}:${rule.rule}`), rule.enforced ? null : make("span", { class: "muted" }, "  dry run"),
+    make("div", { class: "muted" }, rule.reason),
+    rule.tests.filter((test) => test.found.length || test.measured).map((test) => make("div", {},
+      make("code", {}, test.path), make("span", { class: "muted" }, `  ${test.measured || ""}`),
+      test.found.length ? marked(test.subject === "prompt" ? prompt : response, test.found) : null))));
+}
+
+async function why(event) {
+  event.preventDefault();
+  const [prompt, response] = [$("why-prompt").value, $("why-response").value];
+  let said;
+  try {
+    const answer = await call("policies/explain", { method: "POST", body: JSON.stringify({ prompt, response }) });
+    said = explained({ ...answer, prompt, response });
+  } catch (error) {
+    said = make("p", { class: "bad" }, error.message);
+  }
+  $("why-rules").replaceChildren(...[said].flat());
+}
+
+function pastRealignments(rows) {
   if (!rows.length) return make("div", { class: "empty" }, "None yet.");
   return make("table", {}, make("thead", {}, make("tr", {}, ["When", "Outcome", "Policy set", "Took"].map((t, i) => make("th", { class: i === 3 ? "right" : null }, t)))),
     make("tbody", {}, rows.slice(0, 8).map((r) => make("tr", { title: r.error || null },
@@ -573,6 +639,45 @@ function generations({ generations: g }) {
     })));
 }
 
+/// What served since when, and how much of its exam complied, as the gate or the last exam measured it.
+function timeline([all, g, sat, now]) {
+  if (all.length < 2) return null;
+  const served = [...all].reverse().slice(-24);
+  const known = new Map((g.generations || []).map((row) => [row.id, row]));
+  const complied = (id) => {
+    if (sat && sat[0] === id) return sat[1].ratio;
+    const m = ((known.get(id) || {}).gate || {}).measured;
+    return m ? m.agreement_after : null;
+  };
+  const from = served[0].at;
+  const to = Math.max(now, served[served.length - 1].at + 1);
+  const height = 90;
+  const parts = [];
+  const y = axis(parts, { low: 0, high: 1, height, label: (v) => percent(v) });
+  const x = (at) => LEFT + ((at - from) / (to - from)) * (W - LEFT);
+  served.forEach((one, i) => {
+    const until = i + 1 < served.length ? served[i + 1].at : to;
+    const ratio = complied(one.to);
+    const base = (known.get(one.to) || {}).base;
+    const kind = i + 1 === served.length ? "now" : base ? "base" : "adapter";
+    const said = `${short(one.to)}${base ? ", the base model" : ""}: from ${clock(one.at, true)}, ${one.act}: ${one.reason}; ${ratio === null ? "compliance not measured" : `${percent(ratio)} of its exam's answers comply`}`;
+    parts.push(make("g", {}, make("title", {}, said),
+      make("rect", { class: `served ${kind}`, x: x(one.at), width: Math.max(2, x(until) - x(one.at)), y: height + 3, height: 9, rx: 2 }),
+      Number.isFinite(ratio) ? make("path", { class: "line s-compliance", d: `M${x(one.at).toFixed(1)} ${y(ratio)}H${x(until).toFixed(1)}` }) : null,
+      Number.isFinite(ratio) ? make("circle", { class: "dot", cx: x(one.at), cy: y(ratio), r: 2.5 }) : null));
+  });
+  for (const [share, anchor] of [[0, "start"], [1, "end"]]) {
+    parts.push(make("text", { x: LEFT + share * (W - LEFT), y: height + 28, "text-anchor": anchor }, clock(from + (to - from) * share, true)));
+  }
+  const names = { compliance: "answers of its exam that comply", base: "base model", adapter: "adapter", now: "serves now" };
+  return [
+    make("svg", { viewBox: `0 -8 ${W} ${height + 40}`, role: "img", "aria-label": "What served, and how much of its exam complied" }, parts),
+    legend(["compliance", "base", "adapter", "now"], names),
+    make("details", {}, make("summary", {}, `The last ${Math.min(10, all.length)} changes in words`), make("ul", { class: "plain" },
+      all.slice(0, 10).map((one) => make("li", {}, `${clock(one.at, true)} `, make("code", {}, short(one.to)), make("span", { class: "muted" }, `  ${one.act}: ${one.reason}`))))),
+  ];
+}
+
 // ---- polling
 
 let last = null;
@@ -599,7 +704,7 @@ function redraw() {
   draw("traffic", { slots, from, to }, traffic);
   const counts = Object.fromEntries(o.violations.map((v) => [`${v.policy}/${v.rule}`, v.count]));
   draw("policies", { policies: o.policies, counts }, policies);
-  draw("history", o.realignments, history);
+  draw("history", o.realignments, pastRealignments);
   draw("rollback", [o.generations, confirming], ([{ current, previous, pinned }]) => [
     pinned ? make("span", { class: "pill warn", title: "Realignments do not replace it until it is unpinned." }, `pinned: ${short(pinned)}`) : null,
     pinned ? careful("unpin", "Unpin", () => act("generations/unpin")) : null,
@@ -607,6 +712,8 @@ function redraw() {
       ? careful("rollback", `Roll back to ${short(previous)}`, () => act("generations/rollback", { expected_generation: current }))
       : make("span", { class: "muted" }, "nothing to roll back to"),
   ]);
+  drawPlayground();
+  draw("timeline", [activations, o.generations, exam && exam.serving && [exam.serving.generation, exam.serving.compliance], o.now - (o.now % 60)], timeline);
   draw("generations", { generations: o.generations, confirming }, generations);
   const up = `realign ${o.server.version}, up ${upFor(o.now - o.server.started_at)}`;
   draw("footer", up, (text) => text);
@@ -658,6 +765,7 @@ async function lookAtExam() {
   try {
     exam = await call("exam");
     examError = "";
+    ({ activations } = await call("generations/history"));
   } catch (error) {
     examError = error.message;
   }
@@ -707,6 +815,9 @@ function show(what) {
   $("forget").hidden = !sessionStorage.getItem(KEY);
   if (what === "login") {
     last = exam = sitting = null;
+    $("why").reset();
+    $("why-rules").replaceChildren();
+    forgetPlayground();
     examAt = 0;
     banner("");
     for (const id of ["model", "status", "footer"]) draw(id, "", () => []);
@@ -735,11 +846,15 @@ $("login").addEventListener("submit", (event) => {
   look();
 });
 $("sit").addEventListener("click", sit);
+$("why").addEventListener("submit", why);
 $("forget").addEventListener("click", () => {
   sessionStorage.removeItem(KEY);
   look();
 });
 window.addEventListener("hashchange", () => { if (keyFromLink()) look(); });
 document.addEventListener("visibilitychange", () => { if (!document.hidden && last) look(); });
-keyFromLink();
-look();
+// Once all scripts are read.
+document.addEventListener("DOMContentLoaded", () => {
+  keyFromLink();
+  look();
+});

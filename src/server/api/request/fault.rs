@@ -177,8 +177,12 @@ impl Error for Fault {
 }
 
 fn shown(text: &str) -> String {
-    let shown: String = text.chars().take(SHOWN).collect();
-    format!("{shown:?}")
+    format!("{:?}", shortened(text))
+}
+
+/// The beginning of a client's text.
+pub(super) fn shortened(text: &str) -> String {
+    text.chars().take(SHOWN).collect()
 }
 
 /// An error with its own text, in which [`FIELD`] stands for the field's path.

@@ -121,13 +121,14 @@ impl JsonSchema for ModelName {
     }));
 }
 
-/// The name of a function or schema.
+/// The name of a function or schema. Beyond OpenAI's characters it may have those of MCP servers'
+/// tools. None of them is escaped in JSON, which grammars of calls rely on.
 #[derive(Clone, Debug)]
 pub(crate) struct Name(pub(crate) String);
 
 impl JsonSchema for Name {
     inline_schema!("Name", _generator => {
-        let pattern = format!("^[a-zA-Z0-9_-]{{1,{MAX_NAME}}}$");
+        let pattern = format!("^[a-zA-Z0-9_./:-]{{1,{MAX_NAME}}}$");
         json_schema!({"type": "string", "pattern": pattern})
     });
 }
@@ -135,10 +136,11 @@ impl JsonSchema for Name {
 impl<'de> Deserialize<'de> for Name {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"_-./:".contains(&b);
         if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(plain) {
             return Err(message(format_args!(
-                "{FIELD} must have 1 to {MAX_NAME} characters; allowed: letters, digits, `_`, `-`"
+                "{FIELD} must have 1 to {MAX_NAME} characters; allowed: letters, digits, \
+                 `_`, `-`, `.`, `/`, `:`"
             )));
         }
         Ok(Self(name))
@@ -156,39 +158,108 @@ impl JsonSchema for JsonSchemaText {
     });
 }
 
-impl<'de> Deserialize<'de> for JsonSchemaText {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = Value::deserialize(deserializer)?;
+impl JsonSchemaText {
+    fn check<E: Error>(value: Value) -> Result<Self, E> {
         if !value.is_object() {
             let expected = "a JSON schema (an object)";
-            return Err(D::Error::invalid_type(unexpected(&value), &expected));
+            return Err(E::invalid_type(unexpected(&value), &expected));
         }
         let bytes = value.to_string().len();
         if bytes > MAX_SCHEMA_BYTES {
             let allowed = format!("bytes; allowed: up to {MAX_SCHEMA_BYTES}");
-            return Err(D::Error::invalid_length(bytes, &allowed.as_str()));
+            return Err(E::invalid_length(bytes, &allowed.as_str()));
         }
         Ok(Self(value))
     }
 }
 
-/// A JSON object as text, parsed.
-#[derive(Clone, Debug)]
-pub(crate) struct JsonText(pub(crate) Value);
+impl<'de> Deserialize<'de> for JsonSchemaText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::check(Value::deserialize(deserializer)?)
+    }
+}
 
-impl JsonSchema for JsonText {
-    inline_schema!("JsonText", _generator =>
+/// The arguments of an earlier call: any text, mostly that of a JSON object.
+#[derive(Clone, Debug)]
+pub(crate) struct Arguments(Value);
+
+impl Arguments {
+    /// Arguments that this server's model wrote.
+    pub(crate) fn of(text: &str) -> Self {
+        Self(Value::String(text.to_owned()))
+    }
+
+    /// The arguments as templates read them: an object where the text is one, `{}` for an empty
+    /// text, otherwise the text as it is. A model's arguments may be cut or malformed.
+    pub(crate) fn for_template(self) -> Value {
+        let Value::String(text) = &self.0 else {
+            return self.0;
+        };
+        if text.trim().is_empty() {
+            return Value::Object(serde_json::Map::new());
+        }
+        let parsed: Option<Value> = serde_json::from_str(text).ok();
+        parsed.filter(Value::is_object).unwrap_or(self.0)
+    }
+}
+
+impl JsonSchema for Arguments {
+    inline_schema!("Arguments", _generator =>
         json_schema!({"type": "string", "description": "The text of a JSON object."}));
 }
 
-impl<'de> Deserialize<'de> for JsonText {
+impl<'de> Deserialize<'de> for Arguments {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            arguments @ (Value::String(_) | Value::Object(_)) => Ok(Self(arguments)),
+            other => Err(D::Error::invalid_type(unexpected(&other), &"a string")),
+        }
+    }
+}
+
+/// A JSON schema, or its text.
+#[derive(Clone, Debug)]
+pub(crate) struct SchemaOrText(pub(crate) Value);
+
+impl JsonSchema for SchemaOrText {
+    inline_schema!("SchemaOrText", _generator => {
+        let description = format!("A JSON schema of at most {} KiB, or its text.", MAX_SCHEMA_BYTES / 1024);
+        json_schema!({"type": ["object", "string"], "description": description})
+    });
+}
+
+impl<'de> Deserialize<'de> for SchemaOrText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut value = Value::deserialize(deserializer)?;
+        if let Value::String(text) = &value {
+            let parsed = serde_json::from_str(text);
+            value = parsed.map_err(|e| {
+                message::<D::Error>(format_args!(
+                    "{FIELD} must be a JSON schema or its text: {e}"
+                ))
+            })?;
+        }
+        JsonSchemaText::check(value).map(|JsonSchemaText(schema)| Self(schema))
+    }
+}
+
+/// A text that is compiled: a regular expression or a grammar.
+#[derive(Clone, Debug)]
+pub(crate) struct CompiledText(pub(crate) String);
+
+impl JsonSchema for CompiledText {
+    inline_schema!("CompiledText", _generator =>
+        json_schema!({"type": "string", "minLength": 1, "maxLength": MAX_SCHEMA_BYTES / 4}));
+}
+
+impl<'de> Deserialize<'de> for CompiledText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let parsed: Option<Value> = serde_json::from_str(&text).ok();
-        parsed
-            .filter(Value::is_object)
-            .map(Self)
-            .ok_or_else(|| message(format_args!("{FIELD} must be the text of a JSON object")))
+        if text.len() > MAX_SCHEMA_BYTES {
+            let allowed = format!("bytes; allowed: up to {MAX_SCHEMA_BYTES}");
+            return Err(D::Error::invalid_length(text.len(), &allowed.as_str()));
+        }
+        Ok(Self(text))
     }
 }
 
@@ -234,7 +305,7 @@ impl<'de, T: ListItem + Deserialize<'de>> Deserialize<'de> for List<T> {
 pub(crate) trait Reason {
     /// Text after the field's name in the error, with a leading space, or empty.
     const DETAIL: &'static str;
-    /// Whether values that have no effect pass: empty lists, empty objects, `false` and `"none"`.
+    /// Whether values that have no effect pass: empty lists, objects and texts, `false` and `"none"`.
     const EMPTY_PASSES: bool;
 }
 
@@ -247,13 +318,40 @@ impl Reason for NotSupported {
     const EMPTY_PASSES: bool = true;
 }
 
-/// This server does not store responses.
+/// This server has no conversations or prompts under an id.
 #[derive(Clone, Debug)]
 pub(crate) struct NotStored;
 
 impl Reason for NotStored {
     const DETAIL: &'static str =
-        " (responses are not kept: send the whole conversation in `input`)";
+        " (nothing is kept under such an id: send the whole conversation in `input`)";
+    const EMPTY_PASSES: bool = true;
+}
+
+/// This server answers while the client waits.
+#[derive(Clone, Debug)]
+pub(crate) struct NotInBackground;
+
+impl Reason for NotInBackground {
+    const DETAIL: &'static str = " (wait for the response, or stream it)";
+    const EMPTY_PASSES: bool = true;
+}
+
+/// This server continues texts and fills no gaps in them.
+#[derive(Clone, Debug)]
+pub(crate) struct NotFilledIn;
+
+impl Reason for NotFilledIn {
+    const DETAIL: &'static str = " (texts are continued, not filled in)";
+    const EMPTY_PASSES: bool = true;
+}
+
+/// This server does not store chat completions.
+#[derive(Clone, Debug)]
+pub(crate) struct NotKept;
+
+impl Reason for NotKept {
+    const DETAIL: &'static str = " (answers are not stored)";
     const EMPTY_PASSES: bool = true;
 }
 
@@ -267,7 +365,7 @@ impl<'de, R: Reason> Deserialize<'de> for Refused<R> {
             Value::Null | Value::Bool(false) => false,
             Value::Array(items) => !items.is_empty(),
             Value::Object(fields) => !fields.is_empty(),
-            Value::String(text) => text != "none",
+            Value::String(text) => !text.is_empty() && text != "none",
             Value::Bool(true) | Value::Number(_) => true,
         };
         if asks || !R::EMPTY_PASSES {

@@ -1,5 +1,8 @@
 //! A serde deserialiser for JSON values whose errors name the field.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
 use serde::de::value::BorrowedStrDeserializer;
 use serde::de::{
     DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, SeqAccess, VariantAccess, Visitor,
@@ -15,14 +18,23 @@ pub(crate) const FLATTEN_PREFIX: &str = "..";
 /// Name of enums whose variant is selected by the JSON type of the value.
 pub(crate) const ONE_OF: &str = "one of";
 
-/// A value to be read; `None` stands for a field that is absent or `null`.
+/// The names of the fields that were looked for in an object.
+pub(super) type Declared = RefCell<BTreeSet<&'static str>>;
+
+/// A value to be read; `None` stands for a field that is absent or `null`. The names of the fields
+/// of the value itself, if it is an object, are added to the set.
 #[derive(Clone, Copy)]
-pub(super) struct Reader<'de>(Option<&'de Value>);
+pub(super) struct Reader<'de>(Option<&'de Value>, Option<&'de Declared>);
 
 impl<'de> Reader<'de> {
     /// Reads a value that is present, possibly `null`.
     pub(super) fn of(value: &'de Value) -> Self {
-        Self(Some(value))
+        Self(Some(value), None)
+    }
+
+    /// As [`Reader::of`], also telling which fields the value may have.
+    pub(super) fn declaring(value: &'de Value, declared: &'de Declared) -> Self {
+        Self(Some(value), Some(declared))
     }
 
     fn present(self) -> Result<&'de Value, Fault> {
@@ -76,8 +88,11 @@ impl<'de> Deserializer<'de> for Reader<'de> {
         let Value::Object(object) = whole else {
             return Err(Fault::invalid_type(unexpected(whole), &"an object"));
         };
+        if let Some(declared) = self.1 {
+            declared.borrow_mut().extend(fields);
+        }
         visitor.visit_map(DeclaredFields {
-            whole,
+            whole: Reader(Some(whole), self.1),
             object,
             fields: fields.iter(),
             current: "",
@@ -183,7 +198,7 @@ impl<'de> MapAccess<'de> for Entries<'de> {
 /// The fields that a struct declares, in order of declaration; the object's other fields are
 /// skipped.
 struct DeclaredFields<'de> {
-    whole: &'de Value,
+    whole: Reader<'de>,
     object: &'de Map<String, Value>,
     fields: std::slice::Iter<'static, &'static str>,
     current: &'static str,
@@ -207,10 +222,10 @@ impl<'de> MapAccess<'de> for DeclaredFields<'de> {
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Fault> {
         let name = self.current;
         if name.starts_with(FLATTEN_PREFIX) {
-            return seed.deserialize(Reader::of(self.whole));
+            return seed.deserialize(self.whole);
         }
         let value = self.object.get(name).filter(|value| !value.is_null());
-        let read = seed.deserialize(Reader(value));
+        let read = seed.deserialize(Reader(value, None));
         read.map_err(|fault| fault.within(Step::Field(name.into())))
     }
 }

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::super::error::ApiError;
 use super::super::{chat, completions, responses, tokens};
 use super::read;
+use crate::config::UnknownFields;
 
 fn error<T: serde::de::DeserializeOwned>(body: &Value) -> ApiError {
     match read::<T>(body) {
@@ -38,8 +39,8 @@ fn single_fields() {
             json!([]),
             "the request body must be a JSON object, not an array",
         ),
-        (json!({}), "the field `model` is required"),
-        (json!({"model": null}), "the field `model` is required"),
+        (json!({}), "the field `messages` is required"),
+        (json!({"model": null}), "the field `messages` is required"),
         (json!({"model": "m"}), "the field `messages` is required"),
         (
             of("model", json!(5)),
@@ -81,15 +82,15 @@ fn single_fields() {
         ),
         (
             of("stop", json!(5)),
-            "`stop` must be a string or an array of up to 4 strings, not an integer",
+            "`stop` must be a string or an array of up to 32 strings, not an integer",
         ),
         (
             of("stop", json!(["a", null])),
-            "`stop` must be a string or an array of up to 4 strings",
+            "`stop` must be a string or an array of up to 32 strings",
         ),
         (
-            of("stop", json!(["a", "b", "c", "d", "e"])),
-            "`stop` has 5 strings; allowed: up to 4",
+            of("stop", json!(vec!["a"; 33])),
+            "`stop` has 33 strings; allowed: up to 32",
         ),
         (
             of("stop", json!("")),
@@ -145,7 +146,7 @@ fn messages_of_a_conversation() {
         (
             of(json!({"role": "robot"})),
             "`messages[0].role` is \"robot\"; allowed: `system`, `developer`, `user`, \
-             `assistant`, `tool`",
+             `assistant`, `tool`, `function`",
         ),
         (
             of(json!({"role": "user"})),
@@ -158,10 +159,6 @@ fn messages_of_a_conversation() {
         (
             of(json!({"role": "user", "content": "x", "audio": {"id": 1}})),
             "`messages[0].audio` is not supported by this server",
-        ),
-        (
-            of(json!({"role": "tool", "content": "x"})),
-            "the field `messages[0].tool_call_id` is required",
         ),
         (
             part(json!("x")),
@@ -184,8 +181,8 @@ fn messages_of_a_conversation() {
             "the field `messages[0].tool_calls[0].function.name` is required",
         ),
         (
-            call(json!({"name": "f", "arguments": "[]"})),
-            "`messages[0].tool_calls[0].function.arguments` must be the text of a JSON object",
+            call(json!({"name": "f", "arguments": 5})),
+            "`messages[0].tool_calls[0].function.arguments` must be a string, not an integer",
         ),
     ]);
     // Fields of one role's messages are ignored in another's.
@@ -214,7 +211,7 @@ fn tools_and_formats() {
         (
             tool(json!({"name": "a b"})),
             "`tools[0].function.name` must have 1 to 64 characters; allowed: letters, digits, \
-             `_`, `-`",
+             `_`, `-`, `.`, `/`, `:`",
         ),
         (
             tool(json!({"name": "f", "parameters": true})),
@@ -239,7 +236,8 @@ fn tools_and_formats() {
         ),
         (
             format(json!({"type": "xml"})),
-            "`response_format.type` is \"xml\"; allowed: `text`, `json_object`, `json_schema`",
+            "`response_format.type` is \"xml\"; allowed: `text`, `json_object`, `json_schema`, \
+             `json`, `regex`, `grammar`",
         ),
         (
             format(json!({"type": "json_schema"})),
@@ -296,12 +294,16 @@ fn other_routes() {
         ),
     ]);
     let of = |name: &str, value: Value| with(json!({"model": "m", "input": "x"}), name, value);
-    let kept = "(responses are not kept: send the whole conversation in `input`) is not \
+    let kept = "(nothing is kept under such an id: send the whole conversation in `input`) is not \
                 supported by this server";
     check::<responses::Body>(&[
         (
-            of("previous_response_id", json!("r")),
-            &format!("`previous_response_id` {kept}"),
+            of("conversation", json!("c")),
+            &format!("`conversation` {kept}"),
+        ),
+        (
+            of("background", json!(true)),
+            "`background` (wait for the response, or stream it) is not supported by this server",
         ),
         (
             of("truncation", json!("auto")),
@@ -328,13 +330,6 @@ fn other_routes() {
             "the field `input[0].role` is required",
         ),
         (
-            of(
-                "input",
-                json!([{"type": "function_call_output", "output": "x"}]),
-            ),
-            "the field `input[0].call_id` is required",
-        ),
-        (
             of("tools", json!([{"type": "function"}])),
             "the field `tools[0].name` is required",
         ),
@@ -348,5 +343,49 @@ fn the_first_fault_in_the_order_of_declaration_is_told() {
     assert_eq!(refused, "`functions` is not supported by this server");
     let body = json!({"messages": 5, "temperature": "x"});
     let missing = error::<chat::Body>(&body).to_string();
-    assert_eq!(missing, "the field `model` is required");
+    assert_eq!(missing, "`temperature` must be a number, not a string");
+}
+
+#[test]
+fn unknown_fields_are_refused_unless_they_are_null() {
+    let body = chat_with("temprature", json!(0));
+    let unknown = |body: &Value| {
+        let (_, unknown) = super::read_all::<chat::Body>(body).unwrap_or_else(|e| panic!("{e}"));
+        unknown.check(UnknownFields::Refuse)
+    };
+    let refused = unknown(&body).unwrap_err().to_string();
+    assert_eq!(
+        refused,
+        "`temprature` (no known field of this route) is not supported by this server"
+    );
+    for (name, value) in [
+        ("temprature", Value::Null),
+        ("tools", json!([])),
+        ("service_tier", json!("auto")),
+        ("functions", json!([])),
+        ("seed", json!(1)),
+    ] {
+        let body = chat_with(name, value);
+        assert!(unknown(&body).is_ok(), "{body}");
+    }
+}
+
+#[test]
+fn arguments_of_earlier_calls() {
+    let taken = |text: &str| {
+        let arguments: super::Arguments = serde_json::from_value(json!(text)).unwrap();
+        arguments.for_template()
+    };
+    for text in [
+        "{\"a\": \"mil",
+        "5",
+        "[1]",
+        "null",
+        "no JSON",
+        "{\"a\": \"b\nc\"}",
+    ] {
+        assert_eq!(taken(text), json!(text));
+    }
+    assert_eq!(taken("{\"a\": 1}"), json!({"a": 1}));
+    assert_eq!([taken(""), taken(" \n")], [json!({}), json!({})]);
 }

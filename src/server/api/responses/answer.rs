@@ -1,12 +1,17 @@
 //! A response's output items, and the events that build them. Whole and streamed responses use the
 //! same code, so they cannot differ.
 
-use super::super::answers::completions::Reason;
+use std::sync::Arc;
+
+use super::super::answers::completions::{Reason, ScoredToken};
 use super::super::answers::responses::{
-    CallItem, Echoed, EventBody, Incomplete, Item as OutputItem, MessageItem, Response, Status,
-    TextPart,
+    CallItem, Echoed, EventBody, Incomplete, Item as OutputItem, MessageItem, ReasoningItem,
+    ReasoningPart, Response, Status, TextPart,
 };
+use super::super::chat::Call;
 use super::super::wire::{ChoiceOutput, Envelope, Usage};
+use super::store::ResponseStore;
+use realign_model::{ChatMessage, ChatRole, Tokenizer};
 
 /// The fields that all snapshots of one response share.
 pub(super) struct ResponseBase {
@@ -15,16 +20,38 @@ pub(super) struct ResponseBase {
     model: String,
     fingerprint: String,
     echoed: Echoed,
+    kept: Option<Kept>,
+    /// What the check of the finished answer found.
+    pub(super) schema_notice: Option<String>,
+}
+
+/// Where a response is kept when it ends.
+pub(super) struct Kept {
+    pub(super) store: Arc<ResponseStore>,
+    pub(super) caller: Arc<str>,
+    /// The conversation before it.
+    pub(super) turns: Vec<ChatMessage>,
 }
 
 impl ResponseBase {
-    pub(super) fn new(envelope: &Envelope, echoed: Echoed) -> Self {
+    /// `kept` says where the response is kept, if it is.
+    pub(super) fn new(envelope: &Envelope, echoed: Echoed, kept: Option<Kept>) -> Self {
         Self {
             id: envelope.id.clone(),
             created: envelope.created,
             model: envelope.model.clone(),
             fingerprint: envelope.fingerprint.clone(),
             echoed,
+            kept,
+            schema_notice: None,
+        }
+    }
+
+    /// Keeps the response, which has ended, if it is to be kept.
+    pub(super) fn keep(&mut self, answer: &Answer) {
+        if let Some(mut kept) = self.kept.take() {
+            kept.turns.push(answer.message());
+            kept.store.keep(self.id.clone(), kept.caller, kept.turns);
         }
     }
 
@@ -49,6 +76,7 @@ impl ResponseBase {
             system_fingerprint: self.fingerprint.clone(),
             output,
             usage: usage.map(Into::into),
+            schema_notice: self.schema_notice.clone(),
             echoed: self.echoed.clone(),
         }
     }
@@ -67,12 +95,17 @@ enum Item {
     Message {
         id: String,
         text: String,
+        scored: Vec<ScoredToken>,
     },
     Call {
         id: String,
         call_id: String,
         name: String,
         arguments: String,
+    },
+    Thoughts {
+        id: String,
+        text: String,
     },
 }
 
@@ -82,6 +115,8 @@ pub(super) struct Answer {
     items: Vec<Item>,
     /// The last item's final status, once it is closed.
     closed: Option<Status>,
+    /// Tokens whose text is held back.
+    waiting: Vec<ScoredToken>,
 }
 
 /// An event without its sequence number: its type and its fields.
@@ -89,12 +124,20 @@ pub(super) type Event = (&'static str, EventBody);
 
 impl Answer {
     /// Adds new text and calls; returns the events that report them.
-    pub(super) fn take(&mut self, output: &ChoiceOutput) -> Vec<Event> {
+    pub(super) fn take(&mut self, output: &ChoiceOutput, tokenizer: &Tokenizer) -> Vec<Event> {
         let mut events = Vec::new();
+        self.waiting.extend(output.scored_tokens(tokenizer));
+        if !output.thoughts.is_empty() {
+            // Tokens of thoughts belong to no text.
+            self.waiting.clear();
+            self.think(&output.thoughts, &mut events);
+        }
         if !output.text.is_empty() {
             self.text(&output.text, &mut events);
         }
         for call in &output.calls {
+            // Tokens of calls belong to no text.
+            self.waiting.clear();
             if let Some((call_id, name)) = &call.opens {
                 events.extend(self.close(Status::Completed));
                 self.open(
@@ -112,20 +155,40 @@ impl Answer {
         events
     }
 
+    fn think(&mut self, new: &str, events: &mut Vec<Event>) {
+        if !matches!(self.items.last(), Some(Item::Thoughts { .. })) {
+            events.extend(self.close(Status::Completed));
+            self.open(Item::no_thoughts(), events);
+        }
+        let output_index = self.items.len() - 1;
+        if let Some(Item::Thoughts { id, text }) = self.items.last_mut() {
+            text.push_str(new);
+            let body = EventBody::ThoughtsDelta {
+                item_id: id.clone(),
+                output_index,
+                content_index: 0,
+                delta: new.into(),
+            };
+            events.push(("response.reasoning_text.delta", body));
+        }
+    }
+
     fn text(&mut self, new: &str, events: &mut Vec<Event>) {
         if !matches!(self.items.last(), Some(Item::Message { .. })) {
             events.extend(self.close(Status::Completed));
             self.open(Item::empty_message(), events);
         }
         let output_index = self.items.len() - 1;
-        if let Some(Item::Message { id, text }) = self.items.last_mut() {
+        let tokens = std::mem::take(&mut self.waiting);
+        if let Some(Item::Message { id, text, scored }) = self.items.last_mut() {
             text.push_str(new);
+            scored.extend(tokens.iter().cloned());
             let body = EventBody::TextDelta {
                 item_id: id.clone(),
                 output_index,
                 content_index: 0,
                 delta: new.into(),
-                logprobs: [],
+                logprobs: tokens,
             };
             events.push(("response.output_text.delta", body));
         }
@@ -149,22 +212,37 @@ impl Answer {
     fn open(&mut self, item: Item, events: &mut Vec<Event>) {
         let output_index = self.items.len();
         let mut added = item.to_output(Status::InProgress);
-        if let OutputItem::Message(message) = &mut added {
-            message.content.clear();
+        match &mut added {
+            OutputItem::Message(message) => message.content.clear(),
+            OutputItem::Reasoning(thoughts) => thoughts.content.clear(),
+            OutputItem::Call(_) => {}
         }
         let body = EventBody::Item {
             output_index,
             item: added,
         };
         events.push(("response.output_item.added", body));
-        if let Item::Message { id, .. } = &item {
-            let body = EventBody::Part {
-                item_id: id.clone(),
-                output_index,
-                content_index: 0,
-                part: TextPart::new(""),
-            };
-            events.push(("response.content_part.added", body));
+        let (content_index, part) = (0, "response.content_part.added");
+        match &item {
+            Item::Message { id, .. } => {
+                let body = EventBody::Part {
+                    item_id: id.clone(),
+                    output_index,
+                    content_index,
+                    part: TextPart::new("", &[]),
+                };
+                events.push((part, body));
+            }
+            Item::Thoughts { id, .. } => {
+                let body = EventBody::ThoughtsPart {
+                    item_id: id.clone(),
+                    output_index,
+                    content_index,
+                    part: ReasoningPart::new(""),
+                };
+                events.push((part, body));
+            }
+            Item::Call { .. } => {}
         }
         self.items.push(item);
         self.closed = None;
@@ -195,6 +273,28 @@ impl Answer {
         events
     }
 
+    /// As a message of the conversation.
+    fn message(&self) -> ChatMessage {
+        let mut message = ChatMessage::new(ChatRole::Assistant, "");
+        for item in &self.items {
+            match item {
+                Item::Message { text, .. } => message.content.push_str(text),
+                Item::Thoughts { text, .. } => message.reasoning_content = Some(text.clone()),
+                Item::Call {
+                    call_id,
+                    name,
+                    arguments,
+                    ..
+                } => {
+                    let call = Call::made(name, arguments);
+                    let call = call.for_template(Some(call_id.as_str().into()));
+                    message.tool_calls.get_or_insert_default().push(call);
+                }
+            }
+        }
+        message
+    }
+
     /// All items, with their current status.
     pub(super) fn output(&self) -> Vec<OutputItem> {
         let last = self.items.len().saturating_sub(1);
@@ -211,25 +311,33 @@ impl Item {
         Item::Message {
             id: format!("msg_{:024x}", rand::random::<u128>() >> 32),
             text: String::new(),
+            scored: Vec::new(),
+        }
+    }
+
+    fn no_thoughts() -> Self {
+        Item::Thoughts {
+            id: format!("rs_{:024x}", rand::random::<u128>() >> 32),
+            text: String::new(),
         }
     }
 
     /// The events that report the item's content as complete.
     fn done(&self, output_index: usize) -> Vec<Event> {
         match self {
-            Item::Message { id, text } => {
+            Item::Message { id, text, scored } => {
                 let done = EventBody::TextDone {
                     item_id: id.clone(),
                     output_index,
                     content_index: 0,
                     text: text.clone(),
-                    logprobs: [],
+                    logprobs: scored.clone(),
                 };
                 let part = EventBody::Part {
                     item_id: id.clone(),
                     output_index,
                     content_index: 0,
-                    part: TextPart::new(text),
+                    part: TextPart::new(text, scored),
                 };
                 vec![
                     ("response.output_text.done", done),
@@ -250,17 +358,35 @@ impl Item {
                 };
                 vec![("response.function_call_arguments.done", done)]
             }
+            Item::Thoughts { id, text } => {
+                let done = EventBody::ThoughtsDone {
+                    item_id: id.clone(),
+                    output_index,
+                    content_index: 0,
+                    text: text.clone(),
+                };
+                let part = EventBody::ThoughtsPart {
+                    item_id: id.clone(),
+                    output_index,
+                    content_index: 0,
+                    part: ReasoningPart::new(text),
+                };
+                vec![
+                    ("response.reasoning_text.done", done),
+                    ("response.content_part.done", part),
+                ]
+            }
         }
     }
 
     fn to_output(&self, status: Status) -> OutputItem {
         match self {
-            Item::Message { id, text } => OutputItem::Message(MessageItem {
+            Item::Message { id, text, scored } => OutputItem::Message(MessageItem {
                 id: id.clone(),
                 kind: "message",
                 status,
                 role: "assistant",
-                content: vec![TextPart::new(text)],
+                content: vec![TextPart::new(text, scored)],
             }),
             Item::Call {
                 id,
@@ -274,6 +400,13 @@ impl Item {
                 call_id: call_id.clone(),
                 name: name.clone(),
                 arguments: arguments.clone(),
+            }),
+            Item::Thoughts { id, text } => OutputItem::Reasoning(ReasoningItem {
+                id: id.clone(),
+                kind: "reasoning",
+                status,
+                summary: [],
+                content: vec![ReasoningPart::new(text)],
             }),
         }
     }

@@ -2,11 +2,11 @@
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde_json::Value;
 
-use super::super::chat::{Call, Content, Role};
+use super::super::chat::{Call, Content, Role, link_results};
 use super::super::error::ApiError;
-use super::super::request::{TagOnly, string_enum, tagged, unsupported};
+use super::super::request::{string_enum, tagged, unsupported};
 use realign_model::{ChatMessage, ChatRole};
 
 /// The input to answer.
@@ -36,8 +36,7 @@ tagged! {
         [Message] => Message(MessageItem),
         [FunctionCall] => Call(CallItem),
         [FunctionCallOutput] => Output(CallOutput),
-        // Reasoning of other models, sent back with the conversation; ignored.
-        [Reasoning] => Reasoning(TagOnly),
+        [Reasoning] => Reasoning(ReasoningItem),
     }
 }
 
@@ -56,47 +55,95 @@ pub(super) struct CallItem {
     #[serde(rename = "..call")]
     #[schemars(flatten)]
     call: Call,
-    #[serde(rename = "call_id")]
-    #[schemars(with = "String")]
-    _call_id: Option<IgnoredAny>,
+    #[schemars(with = "Option<String>")]
+    call_id: Option<Value>,
 }
 
 /// The result of a call.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub(super) struct CallOutput {
-    output: Content,
-    call_id: String,
+    /// A function may have returned nothing.
+    output: Option<Content>,
+    /// If it is missing, the results answer the calls before them in their order.
+    call_id: Option<String>,
 }
 
-/// The conversation: instructions first.
-pub(super) fn messages(
-    instructions: Option<String>,
-    input: Input,
-) -> Result<Vec<ChatMessage>, ApiError> {
-    let mut messages = Vec::new();
-    if let Some(instructions) = instructions {
-        messages.push(ChatMessage::new(ChatRole::System, instructions));
+/// What a model thought, sent back with the conversation. Encrypted thoughts cannot be read.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub(super) struct ReasoningItem {
+    content: Option<Vec<ThoughtsPart>>,
+    /// Stands for the content where there is none.
+    summary: Option<Vec<ThoughtsPart>>,
+}
+
+/// A part of thoughts.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(inline)]
+struct ThoughtsPart {
+    text: String,
+}
+
+impl ReasoningItem {
+    fn text(self) -> String {
+        let filled = |parts: &Vec<ThoughtsPart>| !parts.is_empty();
+        let parts = self.content.filter(filled).or(self.summary);
+        let texts = parts.into_iter().flatten().map(|part| part.text);
+        texts.collect()
     }
+}
+
+/// The turns of the input.
+pub(super) fn turns(input: Input) -> Result<Vec<ChatMessage>, ApiError> {
+    let mut messages = Vec::new();
+    let mut thoughts = String::new();
     match input {
         Input::Text(text) => messages.push(ChatMessage::user(text)),
         Input::Items(items) if items.is_empty() => {
             return Err(ApiError::field("input", "`input` must not be empty"));
         }
-        Input::Items(items) => items.into_iter().for_each(|item| add(item, &mut messages)),
+        Input::Items(items) => items
+            .into_iter()
+            .for_each(|item| add(item, &mut thoughts, &mut messages)),
     }
-    merge_systems(&mut messages);
     Ok(messages)
 }
 
-fn add(item: InputItem, messages: &mut Vec<ChatMessage>) {
+/// The conversation: instructions first.
+pub(super) fn messages(instructions: Option<String>, turns: Vec<ChatMessage>) -> Vec<ChatMessage> {
+    let instructions = instructions.map(|text| ChatMessage::new(ChatRole::System, text));
+    let mut messages: Vec<ChatMessage> = instructions.into_iter().chain(turns).collect();
+    merge_systems(&mut messages);
+    link_results(&mut messages);
+    messages
+}
+
+/// Adds an item. Thoughts belong to the message or the calls of the model that follow them.
+fn add(item: InputItem, thoughts: &mut String, messages: &mut Vec<ChatMessage>) {
+    if let InputItem::Reasoning(_, item) = item {
+        thoughts.push_str(&item.text());
+        return;
+    }
+    add_turn(item, messages);
+    let thought = std::mem::take(thoughts);
+    let last = messages.last_mut();
+    if let Some(last) = last.filter(|last| last.role == ChatRole::Assistant && !thought.is_empty())
+    {
+        // Calls may have joined a message that has thoughts of its own.
+        let all = last.reasoning_content.get_or_insert_default();
+        all.push_str(&thought);
+    }
+}
+
+fn add_turn(item: InputItem, messages: &mut Vec<ChatMessage>) {
     match item {
         InputItem::Message(_, message) => {
             let role = message.role.into();
             messages.push(ChatMessage::new(role, message.content.text()));
         }
         InputItem::Call(_, item) => {
-            let call = item.call.for_template();
+            let call = item.call.for_template(item.call_id);
             match messages.last_mut() {
                 // Calls of one turn belong to one message, after its text.
                 Some(last) if last.role == ChatRole::Assistant => {
@@ -110,21 +157,73 @@ fn add(item: InputItem, messages: &mut Vec<ChatMessage>) {
             }
         }
         InputItem::Output(_, output) => {
-            let mut message = ChatMessage::new(ChatRole::Tool, output.output.text());
-            message.tool_call_id = Some(output.call_id);
+            let text = output.output.map_or_else(String::new, Content::text);
+            let mut message = ChatMessage::new(ChatRole::Tool, text);
+            message.tool_call_id = output.call_id;
             messages.push(message);
         }
-        InputItem::Reasoning(_, TagOnly {}) => {}
+        InputItem::Reasoning(..) => {}
     }
 }
 
-/// Merges instructions and a leading system message, as templates expect at most one.
+/// Merges instructions and leading system messages, as templates expect at most one.
 fn merge_systems(messages: &mut Vec<ChatMessage>) {
-    while let [first, second, ..] = messages.as_mut_slice() {
-        if first.role != ChatRole::System || second.role != ChatRole::System {
-            return;
-        }
-        first.content = format!("{}\n\n{}", first.content, second.content);
-        messages.remove(1);
+    let leading = messages.iter().take_while(|m| m.role == ChatRole::System);
+    let leading = leading.count();
+    if leading > 1 {
+        let texts: Vec<String> = messages.drain(1..leading).map(|m| m.content).collect();
+        let first = &mut messages[0].content;
+        *first = format!("{first}\n\n{}", texts.join("\n\n"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::super::request;
+    use super::*;
+
+    #[test]
+    fn leading_system_messages_are_one() {
+        let texts = |count: usize| {
+            let item = json!({"role": "system", "content": "b"});
+            let mut items = vec![item; count];
+            items.push(json!({"role": "user", "content": "Hi"}));
+            items.push(json!({"role": "system", "content": "late"}));
+            let turns = turns(request::read_field(&items.into(), "input").unwrap()).unwrap();
+            let texts = messages(Some("a".into()), turns).into_iter();
+            texts.map(|m| m.content).collect::<Vec<_>>()
+        };
+        assert_eq!(texts(0), ["a", "Hi", "late"]);
+        assert_eq!(texts(2), ["a\n\nb\n\nb", "Hi", "late"]);
+        // As many as a body takes: each is looked at once.
+        let many = texts(60_000);
+        assert_eq!((many.len(), many[0].len()), (3, 1 + 3 * 60_000));
+    }
+
+    #[test]
+    fn thoughts_go_to_the_turn_that_follows_them() {
+        let said = |role: &str, text: &str| json!({"role": role, "content": text});
+        let part = |kind: &str, text: &str| json!({"type": kind, "text": text});
+        let input = json!([
+            said("user", "Hi"),
+            {"type": "reasoning", "id": "rs_1", "summary": [], "content": [part("reasoning_text", "Hm.")]},
+            said("assistant", "Yes."),
+            said("user", "Why?"),
+            {"type": "reasoning", "summary": [part("summary_text", "In short.")], "encrypted_content": "x"},
+            {"type": "function_call", "name": "f", "arguments": "{}", "call_id": "c"},
+            {"type": "function_call_output", "call_id": "c", "output": "1"},
+            // Nothing of the model follows.
+            {"type": "reasoning", "content": [part("reasoning_text", "Lost.")]},
+            said("user", "So?"),
+        ]);
+        let turns = turns(request::read_field(&input, "input").unwrap()).unwrap();
+        let thoughts: Vec<Option<&str>> = turns
+            .iter()
+            .map(|turn| turn.reasoning_content.as_deref())
+            .collect();
+        let (first, second) = (Some("Hm."), Some("In short."));
+        assert_eq!(thoughts, [None, first, None, second, None, None]);
     }
 }

@@ -64,7 +64,9 @@ impl Stream {
             None => self.ending(),
             Some(Ok(delta)) => {
                 self.reason = delta.reason.unwrap_or(self.reason);
-                self.answer.take(&delta)
+                self.base.schema_notice.clone_from(&delta.schema_notice);
+                let tokenizer = &self.active.progress.settings.tokenizer;
+                self.answer.take(&delta, tokenizer)
             }
             Some(Err(error)) => self.failed(&error),
         };
@@ -76,6 +78,7 @@ impl Stream {
         self.active.progress.finish();
         let status = status(self.reason);
         let mut events = self.answer.end(status);
+        self.base.keep(&self.answer);
         let usage = Some(self.active.progress.usage);
         let response = self.base.response(status, self.answer.output(), usage);
         let kind = match self.reason {

@@ -5,10 +5,11 @@ use super::super::answers::client as client_answers;
 use super::super::answers::retention::Collected;
 use super::super::answers::{completions as completion_answers, responses as response_answers};
 use super::super::{
-    admin, chat, completions, embeddings, models, moderations, openapi, overview, page, responses,
-    run, service, tokens,
+    admin, chat, completions, embeddings, explain, extend, models, moderations, openapi, overview,
+    page, playground, responses, run, service, tokens,
 };
 use super::{Answer, Route, json, json_or_events};
+use serde_json::Value;
 
 /// Failures of routes that use the model.
 const GENERATION_FAILURES: &[u16] = &[400, 401, 404, 413, 429, 500, 503];
@@ -56,8 +57,81 @@ pub(super) fn clients() -> Vec<Route> {
             .takes::<embeddings::Body>()
             .fails(GENERATION_FAILURES),
     ];
+    routes.extend(dialects());
     routes.extend(small_routes());
     routes
+}
+
+/// Other servers' chat APIs.
+fn dialects() -> Vec<Route> {
+    use super::super::dialects::{anthropic, ollama};
+    vec![
+        Route::post("/v1/messages", anthropic::messages)
+            .named(
+                "createMessage",
+                "Anthropic's messages",
+                json_or_events::<Value>(),
+            )
+            .takes::<anthropic::Body>()
+            .fails(GENERATION_FAILURES),
+        Route::post("/v1/messages/count_tokens", anthropic::count_tokens)
+            .named(
+                "countMessageTokens",
+                "Count the tokens of Anthropic's messages",
+                json::<Value>(),
+            )
+            .takes::<anthropic::Body>()
+            .fails(BODY_FAILURES),
+        Route::post("/api/chat", ollama::chat)
+            .named("ollamaChat", "Ollama's chat", json::<Value>())
+            .takes::<ollama::ChatBody>()
+            .fails(GENERATION_FAILURES),
+        Route::post("/api/generate", ollama::generate)
+            .named("ollamaGenerate", "Ollama's generate", json::<Value>())
+            .takes::<ollama::GenerateBody>()
+            .fails(GENERATION_FAILURES),
+        Route::post("/api/embed", ollama::embed::embed)
+            .named("ollamaEmbed", "Ollama's embeddings", json::<Value>())
+            .takes::<ollama::embed::Body>()
+            .fails(GENERATION_FAILURES),
+        Route::post("/api/embeddings", ollama::embed::older)
+            .named(
+                "ollamaEmbeddings",
+                "Ollama's older route for the embedding of one text",
+                json::<Value>(),
+            )
+            .takes::<ollama::embed::OlderBody>()
+            .fails(GENERATION_FAILURES),
+        Route::post("/api/show", ollama::show)
+            .named(
+                "ollamaShow",
+                "What Ollama's clients ask about a model",
+                json::<Value>(),
+            )
+            .takes::<ollama::ShowBody>()
+            .fails(GENERATION_FAILURES),
+        Route::get("/api/tags", ollama::tags)
+            .named(
+                "ollamaTags",
+                "The served model, for Ollama's clients",
+                json::<Value>(),
+            )
+            .fails(&[401, 429]),
+        Route::get("/api/ps", ollama::running)
+            .named(
+                "ollamaRunning",
+                "The loaded model, for Ollama's clients",
+                json::<Value>(),
+            )
+            .fails(&[401, 429]),
+        Route::get("/api/version", ollama::version)
+            .named(
+                "ollamaVersion",
+                "The version, for Ollama's clients",
+                json::<Value>(),
+            )
+            .fails(&[401, 429]),
+    ]
 }
 
 /// Client routes that do not generate.
@@ -87,6 +161,13 @@ fn small_routes() -> Vec<Route> {
             )
             .takes::<tokens::DetokenizeBody>()
             .fails(BODY_FAILURES),
+        Route::get("/tokenizer_info", tokens::info)
+            .named(
+                "tokenizerInfo",
+                "The chat template and the special tokens, if the operator allows it",
+                json::<client_answers::TokenizerInfo>(),
+            )
+            .fails(&[401, 404, 429]),
         Route::get("/v1/models", models::list)
             .named(
                 "listModels",
@@ -137,6 +218,7 @@ pub(super) fn unguarded() -> Vec<Route> {
         Route::get("/", page::html).uncounted(),
         Route::get("/page.css", page::css).uncounted(),
         Route::get("/page.js", page::js).uncounted(),
+        Route::get("/playground.js", page::playground).uncounted(),
         Route::get("/metrics", service::metrics)
             .named(
                 "metrics",
@@ -215,6 +297,30 @@ fn realignments() -> Vec<Route> {
                 json::<admin_answers::Realignments>(),
             )
             .fails(READ_FAILURES),
+        Route::post("/admin/v1/policies/explain", explain::explain)
+            .named(
+                "explainAnswer",
+                "What each rule says about an answer, what matched where, and why it decides so",
+                json::<admin_answers::Explanation>(),
+            )
+            .takes::<explain::Body>()
+            .fails(&[400, 401, 413, 500, 503]),
+        Route::post("/admin/v1/policies/extend", extend::extended)
+            .named(
+                "extendPolicy",
+                "The file of an active policy with an example or a prompt more; nothing is written",
+                json::<admin_answers::ExtendedPolicy>(),
+            )
+            .takes::<extend::Body>()
+            .fails(&[400, 401, 404, 413, 500]),
+        Route::post("/admin/v1/playground", playground::ask)
+            .named(
+                "tryPrompt",
+                "Answer a prompt with any generation; the answer is not judged and not counted",
+                json_or_events::<completion_answers::ChatCompletion>(),
+            )
+            .takes::<playground::Body>()
+            .fails(&[400, 401, 404, 413, 429, 500, 503]),
         Route::post("/admin/v1/policies/clear", admin::clear_policies)
             .named(
                 "clearPolicies",

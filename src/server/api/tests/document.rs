@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::fake::{MODEL, Server};
 use super::{get, send};
 use crate::api::routes::{self, Audience, Labels, Route};
+use crate::config::UnknownFields;
 
 const EVERYBODY: [Audience; 4] = [
     Audience::Everyone,
@@ -89,12 +90,55 @@ fn the_document_has_every_route() {
 }
 
 #[test]
+fn the_document_says_what_happens_to_unknown_fields() {
+    let document = |unknown| {
+        let server = Server::start(|state| state.unknown_fields = unknown);
+        get(&server, "/openapi.json").json()
+    };
+    let said = |document: &Value| document["info"]["description"].as_str().unwrap().to_owned();
+    let refusing = document(UnknownFields::Refuse);
+    assert!(said(&refusing).contains("refused with 400"), "{refusing}");
+    let schemas = [
+        "ChatRequest",
+        "AnthropicMessageRequest",
+        "OllamaChatRequest",
+    ];
+    let additional = |document: &Value, name: &str| {
+        document["components"]["schemas"][name]["additionalProperties"].clone()
+    };
+    for name in schemas {
+        assert_eq!(
+            additional(&refusing, name),
+            json!({"type": "null"}),
+            "{name}"
+        );
+    }
+    let ignoring = document(UnknownFields::Ignore);
+    assert!(
+        said(&ignoring).contains("x-realign-ignored-fields"),
+        "{ignoring}"
+    );
+    for name in schemas {
+        assert_eq!(additional(&ignoring, name), Value::Null, "{name}");
+    }
+    // Inside of others, too.
+    let refusals = |document: &Value| {
+        let body = &document["components"]["schemas"]["AnthropicMessageRequest"];
+        let text = body.to_string();
+        text.matches(r#""additionalProperties":{"type":"null"}"#)
+            .count()
+    };
+    assert!(refusals(&refusing) > 5, "{}", refusals(&refusing));
+    assert_eq!(refusals(&ignoring), 0);
+}
+
+#[test]
 fn the_document_keeps_what_clients_rely_on() {
     let server = Server::start(|_| ());
     let document = get(&server, "/openapi.json").json();
     let schemas = &document["components"]["schemas"];
     let chat = &schemas["ChatRequest"];
-    assert_eq!(chat["required"], json!(["model", "messages"]));
+    assert_eq!(chat["required"], json!(["messages"]));
     let fields = &chat["properties"];
     let temperature = &fields["temperature"];
     assert_eq!(temperature["type"], json!(["number", "null"]));
@@ -110,7 +154,7 @@ fn the_document_keeps_what_clients_rely_on() {
         Some(3)
     );
     let named = &schemas["Function"]["properties"]["name"]["pattern"];
-    assert_eq!(named, "^[a-zA-Z0-9_-]{1,64}$");
+    assert_eq!(named, "^[a-zA-Z0-9_./:-]{1,64}$");
     let error = &schemas["Error"]["properties"]["error"];
     assert_eq!(
         error["required"],
@@ -118,7 +162,7 @@ fn the_document_keeps_what_clients_rely_on() {
     );
     let streams = document["paths"].as_object().unwrap().values();
     let streams = streams.filter(|path| path.to_string().contains("text/event-stream"));
-    assert_eq!(streams.count(), 4);
+    assert_eq!(streams.count(), 6);
 }
 
 /// Checks that every `$ref` can be resolved.

@@ -14,14 +14,18 @@ use super::super::answers::admin::{
 };
 use super::super::answers::retention::Collected;
 use super::super::*;
+use crate::config::UnknownFields;
 use crate::config::keys::{ApiKey, KeyDigest};
 use crate::telemetry::{Event, Outcome, Stage};
+use realign_align::oracle::{Exchange, RuleOracle};
+use realign_align::policy::{PolicySet, RuleExplanation};
 use realign_core::clock::unix_seconds;
 use realign_core::{AlignmentState, Thread};
+use realign_engine::PromptToken;
 use realign_engine::adapter::generation::{Generation, GenerationId};
 use realign_engine::request::{
-    EngineStats, FinishReason, GenerateEvent, GenerateRequest, GenerateStream, SubmitError,
-    TokenLogprob,
+    EngineStats, FinishReason, GenerateEvent, GenerateRequest, GenerateStream, StoppedBy,
+    SubmitError, TokenLogprob,
 };
 use realign_model::test_support::test_model;
 
@@ -40,6 +44,10 @@ pub(super) fn access(keys: Vec<ApiKey>, rates: Rates, max_concurrent: usize) -> 
 #[derive(Clone, Debug)]
 pub(super) enum Script {
     Say(&'static [&'static str]),
+    /// As `Say`, without the exclamation mark at the end.
+    Exactly(&'static [&'static str]),
+    /// Says this and reaches the maximum number of tokens.
+    Cut(&'static [&'static str]),
     Refuse(SubmitError),
     Fail,
     /// Stays open; the sender's `closed` reports the cancellation.
@@ -59,10 +67,19 @@ impl EnginePort for FakeEngine {
         let script = self.scripts.lock().unwrap().pop_front();
         let (sender, events) = mpsc::unbounded_channel();
         let top = request.sampling.top_logprobs;
+        let stop = request.sampling.stop.first().cloned();
         let prompt_tokens = request.prompt.len();
         self.requests.lock().unwrap().push(request);
-        match script.unwrap_or(Script::Say(&["Hello", " world"])) {
-            Script::Say(texts) => {
+        let script = script.unwrap_or(Script::Say(&["Hello", " world"]));
+        let (reason, rest) = match script {
+            Script::Cut(_) => (FinishReason::Length, ""),
+            Script::Exactly(_) => (FinishReason::Stop, ""),
+            _ => (FinishReason::Stop, "!"),
+        };
+        // A script ends at the first stop string, if there are any.
+        let stopped_by = stop.map(StoppedBy::Text);
+        match script {
+            Script::Say(texts) | Script::Exactly(texts) | Script::Cut(texts) => {
                 for (i, text) in texts.iter().enumerate() {
                     let token = TokenLogprob {
                         id: 100 + i as u32,
@@ -78,8 +95,9 @@ impl EnginePort for FakeEngine {
                     sender.send(event).unwrap();
                 }
                 let finished = GenerateEvent::Finished {
-                    reason: FinishReason::Stop,
-                    text: "!".into(),
+                    reason,
+                    stopped_by,
+                    text: rest.into(),
                     prompt_tokens,
                     cached_tokens: prompt_tokens / 2,
                     completion_tokens: texts.len() + 1,
@@ -118,6 +136,12 @@ struct FakeAdmin;
 impl AdminPort for FakeAdmin {
     fn policies(&self) -> Policies {
         Policies::default()
+    }
+    fn policy_file(&self, policy: &str) -> Result<(String, String), AdminError> {
+        match policy {
+            "p" => Ok(("p.yaml".into(), "id: p\nrules:\n  - id: hello\n".into())),
+            _ => Err(AdminError::NotFound(format!("no policy {policy}"))),
+        }
     }
     fn realignments(&self) -> Vec<Realignment> {
         vec![realignment("r1")]
@@ -228,6 +252,7 @@ fn realignment(id: &str) -> Realignment {
         stage: Stage::Swap,
         outcome: Some(Outcome::NoConflict),
         progress: 1.0,
+        stage_progress: 1.0,
         created_at: 1,
         updated_at: 2,
         finished_at: Some(2),
@@ -269,6 +294,13 @@ impl ModerationPort for FakeOracle {
             results: responses.iter().map(bad).collect(),
         }
     }
+    fn explain(&self, exchange: &Exchange<'_>) -> (String, Vec<RuleExplanation>) {
+        let policy = "apiVersion: realign/v1\nid: words\nversion: '1'\nrules:\n  - id: bad\n    \
+                      violates: { response: { any_phrase: [bad] } }\n";
+        let set = PolicySet::from_yaml("words.yaml", policy).unwrap();
+        let rules = RuleOracle::with_dryrun(&set).explain(exchange);
+        ("abc".into(), rules)
+    }
 }
 
 /// Threads that are well unless a test says otherwise.
@@ -297,9 +329,23 @@ impl EmbeddingPort for FakeEmbedder {
     fn embed(&self, _: &Generation, tokens: &[u32]) -> Result<Vec<f32>, EmbeddingError> {
         Ok(vec![tokens.len() as f32, -0.5])
     }
+
+    fn prompt_logprobs(
+        &self,
+        _: &Generation,
+        tokens: &[u32],
+        top: usize,
+    ) -> Result<Vec<PromptToken>, EmbeddingError> {
+        let token = |id: &u32| PromptToken {
+            logprob: -0.5,
+            rank: 1,
+            top: vec![(*id, -0.5); top],
+        };
+        Ok(tokens[1..].iter().map(token).collect())
+    }
 }
 
-fn generation(id: &str) -> Arc<Generation> {
+pub(super) fn generation(id: &str) -> Arc<Generation> {
     Arc::new(Generation {
         id: GenerationId(id.into()),
         base_hash: "12345678".repeat(8),
@@ -350,7 +396,13 @@ impl Server {
             health: health.clone(),
             cut: cut_signal,
             max_body_bytes: 4096,
+            clamp_max_tokens: true,
+            schema_bounds: Bounds::default(),
+            unknown_fields: UnknownFields::Refuse,
+            tokenizer_info: false,
+            responses: None,
             started_at: unix_seconds(),
+            connections: Arc::default(),
         };
         change(&mut state);
         let runtime = tokio::runtime::Runtime::new().unwrap();

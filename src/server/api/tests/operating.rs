@@ -321,6 +321,7 @@ fn the_page_needs_nothing_from_elsewhere() {
         ("/", "text/html"),
         ("/page.css", "text/css"),
         ("/page.js", "text/javascript"),
+        ("/playground.js", "text/javascript"),
     ] {
         let reply = get(&server, path);
         assert_eq!(reply.status, 200, "{path}");

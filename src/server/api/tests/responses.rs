@@ -1,9 +1,13 @@
 //! `POST /v1/responses`.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
+use super::super::ResponseStore;
 use super::fake::{CURRENT, MODEL, Script, Server};
 use super::{Reply, post};
+use crate::config::ResponsesConfig;
 
 fn respond(server: &Server, fields: &Value) -> Reply {
     let mut body = json!({"model": MODEL, "input": "Hi"});
@@ -152,4 +156,102 @@ fn what_needs_state_is_refused() {
     server.script([Script::Fail]);
     let failed = events(&respond(&server, &json!({"stream": true})));
     assert_eq!(failed.last().unwrap()["type"], "response.failed");
+}
+
+#[test]
+fn log_probabilities_are_with_the_text() {
+    let server = Server::start(|_| ());
+    let answer = respond(&server, &json!({"top_logprobs": 2})).json();
+    assert_eq!(answer["top_logprobs"], 2);
+    let scored = &answer["output"][0]["content"][0]["logprobs"];
+    let tokens: Vec<&str> = scored
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| entry["token"].as_str().unwrap())
+        .collect();
+    assert_eq!(tokens, ["Hello", " world"]);
+    assert_eq!(scored[0]["top_logprobs"].as_array().unwrap().len(), 2);
+    let included = json!({"include": ["message.output_text.logprobs"], "stream": true});
+    let streamed = events(&respond(&server, &included));
+    let of = |kind: &str| -> Vec<Value> {
+        let events = streamed.iter().filter(|event| event["type"] == kind);
+        events.cloned().collect()
+    };
+    let deltas = of("response.output_text.delta");
+    assert_eq!(deltas[0]["logprobs"][0]["token"], "Hello");
+    assert_eq!(deltas[0]["logprobs"][0]["logprob"], -0.5);
+    let done = of("response.output_text.done");
+    assert_eq!(done[0]["logprobs"].as_array().unwrap().len(), 2);
+    let plain = respond(&server, &json!({})).json();
+    assert_eq!(plain["output"][0]["content"][0]["logprobs"], json!([]));
+}
+
+#[test]
+fn a_kept_response_is_continued() {
+    let bounds = ResponsesConfig {
+        max_entries: 2,
+        max_bytes: 1 << 20,
+    };
+    let server = Server::start(|state| {
+        state.responses = Some(Arc::new(ResponseStore::new(bounds)));
+    });
+    let prompt = |at: usize| {
+        let requests = server.engine.requests.lock().unwrap();
+        server.state.tokenizer.decode(&requests[at].prompt).unwrap()
+    };
+    server.script([CALL]);
+    let first = respond(
+        &server,
+        &json!({"instructions": "Be a pirate.", "tools": [function()]}),
+    )
+    .json();
+    assert_eq!(first["store"], true);
+    let id = first["id"].as_str().unwrap();
+    let call_id = &first["output"][1]["call_id"];
+    let result =
+        json!([{"type": "function_call_output", "call_id": call_id, "output": "found it"}]);
+    // Streamed responses are kept as well.
+    let second = events(&respond(
+        &server,
+        &json!({"previous_response_id": id, "input": result, "stream": true}),
+    ));
+    let second = &second.last().unwrap()["response"];
+    assert_eq!(second["previous_response_id"], id);
+    let text = prompt(1);
+    for part in ["Hi", "Let me look.", "<tool_call>", "found it"] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+    assert!(
+        !text.contains("pirate"),
+        "instructions are not carried over"
+    );
+    let third = respond(
+        &server,
+        &json!({"previous_response_id": second["id"], "input": "And now?", "store": false}),
+    )
+    .json();
+    assert!(prompt(2).contains("found it") && prompt(2).contains("Hello world!"));
+    assert_eq!(third["store"], false);
+    let unknown = respond(&server, &json!({"previous_response_id": third["id"]}));
+    assert_eq!(unknown.status, 400, "{}", unknown.text);
+    assert_eq!(unknown.json()["error"]["param"], "previous_response_id");
+}
+
+#[test]
+fn the_setting_is_named_where_nothing_is_kept() {
+    let server = Server::start(|_| ());
+    let reply = respond(&server, &json!({"previous_response_id": "resp_1"}));
+    assert!(reply.text.contains("responses.store"), "{}", reply.text);
+    assert_eq!(respond(&server, &json!({})).json()["store"], false);
+}
+
+#[test]
+fn schemas_need_no_name_and_empty_fields_ask_for_nothing() {
+    let server = Server::start(|_| ());
+    let schema = json!({"type": "object"});
+    let format = json!({"text": {"format": {"type": "json_schema", "schema": schema}}});
+    assert_eq!(respond(&server, &format).status, 200);
+    let body = json!({"model": MODEL, "prompt": "Hi", "suffix": "", "best_of": 1});
+    assert_eq!(post(&server, "/v1/completions", &body).status, 200);
 }

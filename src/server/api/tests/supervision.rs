@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use super::*;
 use crate::api::{Cut, ModerationPort, Moderations};
+use realign_align::oracle::Exchange;
+use realign_align::policy::RuleExplanation;
 
 #[test]
 fn probes_name_the_part_that_failed() {
@@ -43,9 +45,16 @@ fn nothing_passes_moderations_before_policies_are_loaded() {
         fn moderate(&self, _: &str, _: &[String]) -> Moderations {
             Moderations::default()
         }
+        fn explain(&self, _: &Exchange<'_>) -> (String, Vec<RuleExplanation>) {
+            (String::new(), Vec::new())
+        }
     }
     let server = Server::start(|state| state.moderation = Arc::new(Loading));
     let reply = post(&server, "/v1/moderations", &json!({"input": "x"}));
+    assert_eq!(reply.status, 503, "{}", reply.text);
+    let key = [("authorization", "Bearer root")];
+    let body = json!({"response": "x"}).to_string();
+    let reply = send(&server, "POST", "/admin/v1/policies/explain", &key, &body);
     assert_eq!(reply.status, 503, "{}", reply.text);
 }
 

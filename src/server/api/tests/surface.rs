@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::fake::{MODEL, Server};
-use super::{chat, complete, post};
+use super::{chat, complete, post, send};
 
 #[test]
 fn sampling_fields_reach_the_engine() {
@@ -95,6 +95,46 @@ fn texts_become_tokens_and_texts_again() {
 }
 
 #[test]
+fn operators_see_why_an_answer_violates() {
+    let server = Server::start(|_| ());
+    let explain = |body: Value, key: &str| {
+        let headers = [("authorization", key), ("content-type", "application/json")];
+        send(
+            &server,
+            "POST",
+            "/admin/v1/policies/explain",
+            &headers,
+            &body.to_string(),
+        )
+    };
+    let key = format!("Bearer {}", super::fake::ADMIN_KEY);
+    let reply = explain(json!({"prompt": "Is it?", "response": "It is bad."}), &key);
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    let answer = reply.json();
+    assert_eq!(answer["revision"], "abc");
+    let rule = &answer["rules"][0];
+    assert_eq!(rule["verdict"], "violates", "{answer}");
+    let test = &rule["tests"][0];
+    assert_eq!(test["path"], "violates.response.any_phrase");
+    let found = json!([{"pattern": "bad", "start": 6, "end": 9, "text": "bad"}]);
+    assert_eq!(test["found"], found);
+    let fine = explain(json!({"response": "Fine."}), &key).json();
+    assert_eq!(fine["rules"][0]["verdict"], "complies");
+    for (body, param) in [
+        (json!({"prompt": "x"}), "response"),
+        (json!({"response": 5}), "response"),
+    ] {
+        let reply = explain(body, &key);
+        assert_eq!(reply.status, 400);
+        assert_eq!(reply.json()["error"]["param"], param);
+    }
+    assert_eq!(
+        explain(json!({"response": "x"}), "Bearer client").status,
+        401
+    );
+}
+
+#[test]
 fn moderation_is_the_policies() {
     let server = Server::start(|_| ());
     let results = |body: Value| {
@@ -149,11 +189,11 @@ fn embeddings_come_in_both_encodings() {
         (json!({"input": ""}), "input"),
         (json!({"input": {"a": 1}}), "input"),
         (json!({"input": vec![5; 3000]}), "input"),
-        (json!({"model": null}), "model"),
     ] {
         let reply = embed(fields.clone());
         assert_eq!(reply.status, 400, "{fields}");
         assert_eq!(reply.json()["error"]["param"], param, "{fields}");
     }
     assert_eq!(embed(json!({"model": "other"})).status, 404);
+    assert_eq!(embed(json!({"model": null})).json()["model"], MODEL);
 }

@@ -4,10 +4,17 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::super::request::{JsonSchemaText, Name, TagOnly, string_enum, tagged};
+use super::super::constraints;
+use super::super::error::ApiError;
+use super::super::request::{
+    CompiledText, JsonSchemaText, Name, SchemaOrText, TagOnly, string_enum, tagged,
+};
+use super::Notice;
+use super::schema::resolve;
+use realign_engine::grammar::Grammar;
 
 string_enum! {
-    /// The required format of an answer.
+    /// The required format of a response's text.
     FormatKind {
         Text = "text",
         JsonObject = "json_object",
@@ -15,11 +22,26 @@ string_enum! {
     }
 }
 
+string_enum! {
+    /// The required format of a chat completion's answer: OpenAI's kinds, then those of others.
+    ChatFormatKind {
+        Text = "text",
+        JsonObject = "json_object",
+        JsonSchema = "json_schema",
+        Json = "json",
+        Regex = "regex",
+        Grammar = "grammar",
+    }
+}
+
 tagged! {
     /// The required format of a chat completion's answer.
-    ResponseFormat by "type": FormatKind {
-        [Text, JsonObject] => Plain(TagOnly),
+    ResponseFormat by "type": ChatFormatKind {
+        [Text] => Plain(TagOnly),
+        [JsonObject, Json] => Object(ObjectSchema),
         [JsonSchema] => Schema(NestedSchema),
+        [Regex] => Regex(RegexText),
+        [Grammar] => Grammar(GrammarText),
     }
 }
 
@@ -29,6 +51,32 @@ tagged! {
         [Text, JsonObject] => Plain(TagOnly),
         [JsonSchema] => Schema(AnswerSchema),
     }
+}
+
+/// A schema next to the type, as llama.cpp's server has it, or as TGI's `value`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub(crate) struct ObjectSchema {
+    schema: Option<SchemaOrText>,
+    value: Option<SchemaOrText>,
+}
+
+/// A regular expression that the whole answer must match; `value` is TGI's name.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(inline, extend("anyOf" = [
+    {"required": ["regex"]}, {"required": ["pattern"]}, {"required": ["value"]},
+]))]
+pub(crate) struct RegexText {
+    regex: Option<CompiledText>,
+    pattern: Option<CompiledText>,
+    value: Option<CompiledText>,
+}
+
+/// GBNF or Lark that the whole answer must match.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub(crate) struct GrammarText {
+    grammar: CompiledText,
 }
 
 /// A schema in the format of chat completions.
@@ -42,8 +90,9 @@ pub(crate) struct NestedSchema {
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub(crate) struct AnswerSchema {
+    /// May be missing: a schema needs no name to be enforced.
     #[serde(rename = "name")]
-    _name: Name,
+    _name: Option<Name>,
     schema: JsonSchemaText,
     strict: Option<bool>,
     #[serde(rename = "description")]
@@ -59,9 +108,26 @@ pub(crate) enum AnswerFormat {
     Text,
     /// JSON that matches the schema; `strict` enforces every keyword.
     Json { schema: Value, strict: bool },
+    /// A text that matches the regular expression as a whole.
+    Regex(String),
+    /// One of these texts.
+    Choice(Vec<String>),
+    /// A text of this grammar.
+    Grammar(Grammar),
 }
 
 impl AnswerFormat {
+    /// Makes the references of a schema pointers.
+    ///
+    /// # Errors
+    /// A reference that leads nowhere.
+    pub(crate) fn resolve(&mut self) -> Result<(), Notice> {
+        if let Self::Json { schema, .. } = self {
+            *schema = resolve(schema)?;
+        }
+        Ok(())
+    }
+
     fn plain(kind: FormatKind) -> Self {
         match kind {
             FormatKind::JsonObject => Self::Json {
@@ -82,11 +148,29 @@ impl From<AnswerSchema> for AnswerFormat {
     }
 }
 
-impl From<ResponseFormat> for AnswerFormat {
-    fn from(format: ResponseFormat) -> Self {
-        match format {
-            ResponseFormat::Plain(kind, _) => Self::plain(kind),
-            ResponseFormat::Schema(_, nested) => nested.json_schema.into(),
+impl ResponseFormat {
+    /// The format that is asked for.
+    ///
+    /// # Errors
+    /// For a grammar that cannot be read, or a type without its constraint.
+    pub(crate) fn check(self) -> Result<AnswerFormat, ApiError> {
+        match self {
+            Self::Plain(..) => Ok(AnswerFormat::Text),
+            Self::Object(_, ObjectSchema { schema, value }) => Ok(schema.or(value).map_or_else(
+                || AnswerFormat::plain(FormatKind::JsonObject),
+                constraints::json,
+            )),
+            Self::Schema(_, nested) => Ok(nested.json_schema.into()),
+            Self::Regex(_, text) => {
+                let regex = text.regex.or(text.pattern).or(text.value);
+                let missing = "the field `response_format.regex` is required";
+                let regex =
+                    regex.ok_or_else(|| ApiError::field("response_format.regex", missing))?;
+                Ok(AnswerFormat::Regex(regex.0))
+            }
+            Self::Grammar(_, text) => {
+                constraints::grammar(&text.grammar.0, "response_format.grammar")
+            }
         }
     }
 }

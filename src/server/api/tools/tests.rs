@@ -50,6 +50,8 @@ fn grammars_allow_what_the_choice_says() {
     };
     let one = call("f");
     let two = format!("{one}\n{}", call("g"));
+    let other = call("g");
+    let others = format!("{other}\n{other}");
     let said = format!("Well < 3.\n{one}");
     let wrong = one.replace('1', "\"x\"");
     let bare = "{\"name\": \"g\", \"parameters\": {\"a\": -7}}";
@@ -59,6 +61,8 @@ fn grammars_allow_what_the_choice_says() {
         strict: true,
     };
     let text = AnswerFormat::Text;
+    let word = AnswerFormat::Regex("^[a-c]+/\\d$".into());
+    let either = AnswerFormat::Choice(vec!["yes".into(), "yes!".into()]);
     let auto = || json!("auto");
     let cases = [
         (
@@ -78,7 +82,14 @@ fn grammars_allow_what_the_choice_says() {
             vec![&*one, &two],
             vec!["Hi", &said, &wrong],
         ),
-        (Tagged, named.clone(), true, &text, vec![], vec![&*one]),
+        (
+            Tagged,
+            named.clone(),
+            true,
+            &text,
+            vec![&*other],
+            vec![&*one, &*others],
+        ),
         (
             Tagged,
             auto(),
@@ -96,10 +107,33 @@ fn grammars_allow_what_the_choice_says() {
             vec!["{}", "{\"name\": \"h\""],
         ),
         (Bare, named, true, &text, vec![bare], vec!["Hi"]),
+        (
+            Tagged,
+            auto(),
+            true,
+            &word,
+            vec!["ab/7", &one],
+            vec!["ab", "ab/7x", &said],
+        ),
+        (
+            Bare,
+            auto(),
+            true,
+            &either,
+            vec!["yes", "yes!", bare],
+            vec!["no", "yes?"],
+        ),
         (Bare, auto(), true, &json, vec!["{}", bare], vec!["Hi"]),
     ];
     for (style, choice, parallel, format, allowed, refused) in cases {
-        let lark = grammar(&tools(choice.clone(), parallel), format, style).unwrap();
+        let lark = grammar(
+            &tools(choice.clone(), parallel),
+            format,
+            style,
+            &Efforts::most(Bounds::default()),
+        )
+        .unwrap()
+        .lark;
         for text in allowed {
             let taken = takes(&tokenizer, &grammars, &lark, text);
             assert!(

@@ -20,6 +20,7 @@ impl Simulation {
         self.process().deliver();
         self.pass_time()?;
         self.is_at_rest()?;
+        self.check_metrics()?;
         self.policies_are_active()?;
         let Some(wanted) = self.wanted() else {
             return Ok(());

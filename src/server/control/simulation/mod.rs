@@ -11,10 +11,12 @@ mod outside;
 mod policies;
 mod process;
 mod schedule;
+mod shown;
 mod steps;
 mod tests;
 
 use std::fmt::Write;
+use std::hash::{DefaultHasher, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -45,6 +47,8 @@ struct Simulation {
     away: Option<Files>,
     /// Whether a generation was left because it computes no numbers: nothing trains it again.
     left: bool,
+    /// What was so after each step: equal schedules leave equal traces.
+    trace: DefaultHasher,
 }
 
 impl Simulation {
@@ -58,6 +62,7 @@ impl Simulation {
             swapped: None,
             away: None,
             left: false,
+            trace: DefaultHasher::new(),
         };
         simulation.start(None)?;
         Ok(simulation)
@@ -96,11 +101,11 @@ impl Simulation {
     }
 }
 
-/// Runs a schedule.
+/// Runs a schedule; returns a digest of what was so after each step.
 ///
 /// # Errors
 /// What should not be so, the steps that led to it, and how to run them again.
-fn simulate(seed: u64) -> Result<(), String> {
+fn simulate(seed: u64) -> Result<u64, String> {
     let steps = schedule(seed);
     check(&steps).map_err(|(why, at)| {
         let mut text = format!("{why}\n");
@@ -115,12 +120,13 @@ fn simulate(seed: u64) -> Result<(), String> {
     })
 }
 
-/// Runs steps; fails with what should not be so, after which step.
-fn check(steps: &[Step]) -> Result<(), (String, usize)> {
+/// Runs steps, as [`simulate`]; fails with what should not be so, after which step.
+fn check(steps: &[Step]) -> Result<u64, (String, usize)> {
     let mut at = 0;
     let run = || {
         let mut simulation = Simulation::new()?;
-        simulation.run(steps, &mut at)
+        simulation.run(steps, &mut at)?;
+        Ok(simulation.trace.finish())
     };
     let result = catch_unwind(AssertUnwindSafe(run));
     result

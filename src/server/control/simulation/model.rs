@@ -35,6 +35,8 @@ pub(super) struct Model {
     pub(super) unpinning: bool,
     /// Whether an operator's clearing of the policies was cut off.
     pub(super) clearing: bool,
+    /// Changes of what serves since the process started.
+    pub(super) changes: u32,
     /// What `CURRENT` names, where the base serves because that cannot be used.
     fallen: Option<String>,
 }
@@ -62,6 +64,7 @@ impl Model {
             doubt: BTreeSet::new(),
             unpinning: false,
             clearing: false,
+            changes: 0,
             fallen: None,
         }
     }
@@ -133,6 +136,7 @@ impl Model {
         }
         self.active = None;
         self.seen = None;
+        self.changes = 0;
         self.look(outside, process, Look::AtOnce)?;
         let judged = self.accepted.as_ref().is_some_and(are_judged);
         let usable = self.accepted.is_some() && !(judged && outside.is_judge_down());

@@ -1,6 +1,7 @@
 //! What a process does not take with it when it is killed, and what it cannot decide: the disk, the
 //! clock, the operator's files, the judge, the trainer.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::mpsc::Sender;
@@ -26,8 +27,12 @@ use realign_align::oracle::{Prepared, Services, prepare_trusted};
 use realign_align::pipeline::Inputs;
 use realign_align::policy::{PolicySet, Snapshot};
 use realign_align::preferences::{Dataset, DatasetError};
+use realign_core::clock;
 use realign_engine::adapter::AdapterError;
 use realign_engine::adapter::generation::{Generation, GenerationId};
+
+/// More realignments than a schedule has.
+const ALL: usize = 1000;
 
 /// A realignment that was started.
 pub(super) struct Launched {
@@ -64,6 +69,22 @@ pub(super) struct Outside {
     state: Mutex<State>,
 }
 
+thread_local! {
+    /// The database of the schedule that ended last on this thread, for the next one.
+    static SPARE: RefCell<Option<Arc<StateDb>>> = const { RefCell::new(None) };
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        clock::pretend(None);
+        // What panicked may have left anything behind. A thread that ends keeps nothing.
+        if !std::thread::panicking() {
+            let db = self.db.clone();
+            let _kept = SPARE.try_with(|spare| spare.replace(Some(db)));
+        }
+    }
+}
+
 /// Switches that an operation flips.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Trouble {
@@ -79,7 +100,10 @@ impl Outside {
         let faults = Arc::new(Mutex::new(Faults::default()));
         let asked = faults.clone();
         let may_commit = move || matches!(asked.lock().unwrap().write(), Write::Done);
-        let db = StateDb::in_memory(may_commit).unwrap();
+        let spare = SPARE.with_borrow_mut(Option::take);
+        let db = spare.unwrap_or_else(|| Arc::new(StateDb::in_memory().unwrap()));
+        db.begin_anew(may_commit).unwrap();
+        clock::pretend(Some(1_800_000_000));
         let imported = ["aaaaaaaaaaaa", "bbbbbbbbbbbb"].map(String::from);
         let state = State {
             faults,
@@ -99,7 +123,7 @@ impl Outside {
         Arc::new(Self {
             base,
             base_hash: base_hash.into(),
-            db: Arc::new(db),
+            db,
             start: Instant::now(),
             state: Mutex::new(state),
         })
@@ -192,6 +216,16 @@ impl Outside {
         state.data = (state.data + 1) % 3;
     }
 
+    pub(super) fn set_clock(&self, seconds: u64) {
+        clock::pretend(Some(seconds));
+    }
+
+    /// How many realignments have ended.
+    pub(super) fn ended_rows(&self) -> Result<usize, String> {
+        let rows = self.db.realignments(ALL).map_err(|e| e.to_string())?;
+        Ok(rows.iter().filter(|row| row.outcome.is_some()).count())
+    }
+
     pub(super) fn damage(&self, id: &str, damaged: bool) {
         let mut state = self.state();
         if damaged {
@@ -255,7 +289,7 @@ impl CurrentFile for Outside {
         Ok(self.state().current.clone())
     }
 
-    fn point_to(&self, generation: &Generation) -> Result<(), AdapterError> {
+    fn point_to(&self, generation: &Generation, _: bool) -> Result<(), AdapterError> {
         let write = self.faults(Faults::write);
         if !matches!(write, Write::Refused) {
             self.state().current = Some(generation.id.clone());
@@ -313,6 +347,7 @@ impl Surroundings for Seen {
         let dataset = Dataset {
             pairs: Vec::new(),
             skipped: Vec::new(),
+            unread: Vec::new(),
             duplicates: 0,
             contradictions: Vec::new(),
             digest: String::new(),

@@ -67,7 +67,6 @@ impl Engine for NoEngine {
 struct Shared {
     config: Arc<Config>,
     loaded: LoadedModel,
-    telemetry: Arc<Telemetry>,
 }
 
 fn shared() -> &'static Shared {
@@ -75,7 +74,6 @@ fn shared() -> &'static Shared {
     SHARED.get_or_init(|| Shared {
         config: Arc::new(Config::resolve(RawConfig::default()).unwrap()),
         loaded: model(),
-        telemetry: Arc::new(Telemetry::new().unwrap()),
     })
 }
 
@@ -114,12 +112,15 @@ pub(super) struct Process {
     pub(super) control: Control,
     pub(super) worker: Worker,
     queued: Receiver<Event>,
+    /// Realignments that had ended before it started.
+    pub(super) ended_before: usize,
 }
 
 impl Process {
     /// Starts as a server does.
     pub(super) fn start(outside: &Arc<Outside>) -> Self {
         let shared = shared();
+        let ended_before = outside.ended_rows().unwrap();
         let base = outside.load(&outside.base).unwrap();
         let named = super::super::pointer::CurrentFile::current(&**outside);
         let (current, fallback) = first(base, named, |id| outside.load(id));
@@ -131,6 +132,10 @@ impl Process {
             registry.swap(Arc::new(current), None).unwrap();
         }
         let registry = Arc::new(registry);
+        let telemetry = Arc::new(Telemetry::new().unwrap());
+        telemetry
+            .metrics()
+            .set_initial_generation(&registry.lease_current().id.0, None);
         let parts = Parts {
             config: shared.config.clone(),
             loaded: shared.loaded.clone(),
@@ -138,8 +143,9 @@ impl Process {
             registry: registry.clone(),
             store: Arc::new(AdapterStore::open("no-such-directory").unwrap()),
             db: outside.db.clone(),
-            telemetry: shared.telemetry.clone(),
+            telemetry,
             fallback: fallback.clone(),
+            member: None,
         };
         let mut context = Context::new(parts).unwrap();
         context.pointer = Pointer::new(registry, outside.db.clone(), outside.clone(), fallback);
@@ -156,11 +162,13 @@ impl Process {
             context,
             thread: Mutex::new(None),
             watcher: Mutex::new(None),
+            member: None,
         };
         Self {
             control,
             worker,
             queued,
+            ended_before,
         }
     }
 

@@ -57,6 +57,8 @@ pub(super) enum Op {
     Appear,
     Set(Trouble, bool),
     DataChanges,
+    /// The wall clock is set, to Unix seconds.
+    Clock(u64),
     /// What serves becomes unreadable on disk.
     Damage,
     /// Damaged files are restored.
@@ -139,7 +141,7 @@ fn fault(numbers: &mut Numbers) -> Option<Fault> {
 }
 
 fn op(numbers: &mut Numbers, faulty: bool) -> Op {
-    match numbers.below(if faulty { 48 } else { 40 }) {
+    match numbers.below(if faulty { 49 } else { 41 }) {
         0..=4 => Op::Write(numbers.of(&NAMES), content(numbers)),
         5..=6 => Op::Remove(numbers.of(&NAMES)),
         7 => Op::Vanish,
@@ -158,10 +160,11 @@ fn op(numbers: &mut Numbers, faulty: bool) -> Op {
         33..=35 => Op::Swap,
         36..=38 => Op::End(numbers.of(&[End::Failed, End::Rejected, End::NoConflict])),
         39 => Op::Restart,
-        40..=41 => Op::Kill,
-        42 => Op::Unhealthy,
-        43 => Op::Damage,
-        44 => Op::Repair,
+        40 => Op::Clock(1_700_000_000 + numbers.below(200_000_000)),
+        41..=42 => Op::Kill,
+        43 => Op::Unhealthy,
+        44 => Op::Damage,
+        45 => Op::Repair,
         _ => Op::Set(numbers.of(&TROUBLES), numbers.below(3) > 0),
     }
 }

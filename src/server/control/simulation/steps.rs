@@ -1,5 +1,6 @@
 //! What each operation does, and what its answer has to be.
 
+use std::hash::Hash;
 use std::time::Duration;
 
 use super::super::Event;
@@ -16,7 +17,7 @@ use crate::telemetry::Outcome;
 use realign_engine::adapter::generation::GenerationId;
 
 /// The id of no generation.
-const NOBODY: &str = "cccccccccccc";
+const UNKNOWN: &str = "cccccccccccc";
 
 impl Simulation {
     pub(super) fn step(&mut self, step: Step) -> Result<(), String> {
@@ -55,7 +56,12 @@ impl Simulation {
 
     pub(super) fn check(&mut self) -> Result<(), String> {
         let process = self.process.as_ref().expect("a process runs");
-        self.model.check(&self.outside, process)
+        let pointer = (process.serving(), process.previous(), process.pinned());
+        let named = self.outside.named().map(|id| id.0);
+        let running = self.outside.job(|job| job.id.clone());
+        (pointer, process.active(), named, running).hash(&mut self.trace);
+        self.model.check(&self.outside, process)?;
+        self.check_answers()
     }
 
     /// Does it, and checks the answer; says how the policies were looked at.
@@ -83,6 +89,7 @@ impl Simulation {
             }
             Op::Set(trouble, on) => self.outside.set(trouble, on),
             Op::DataChanges => self.outside.change_data(),
+            Op::Clock(seconds) => self.outside.set_clock(seconds),
             Op::Damage => {
                 let serving = self.model.serving.clone();
                 self.outside.damage(&serving, true);
@@ -111,8 +118,11 @@ impl Simulation {
             }
             Op::Cancel => {
                 if let Some(id) = self.outside.job(|job| job.id.clone()) {
-                    self.process().worker.cancel(&id);
+                    let cancelled = self.process().worker.cancel(&id);
+                    require(cancelled, || format!("{id} runs, and cannot be cancelled"))?;
                 }
+                let cancelled = self.process().worker.cancel("no-such-id");
+                require(!cancelled, || "what does not run was cancelled".into())?;
             }
             Op::Swap => self.swap()?,
             Op::End(end) => self.end(end),
@@ -163,9 +173,9 @@ impl Simulation {
             Expected::Right => Some(self.model.serving.clone()),
             Expected::Left => {
                 let left = self.model.rolled_back.clone();
-                Some(left.unwrap_or_else(|| NOBODY.into()))
+                Some(left.unwrap_or_else(|| UNKNOWN.into()))
             }
-            Expected::Wrong => Some(NOBODY.into()),
+            Expected::Wrong => Some(UNKNOWN.into()),
         }
     }
 
@@ -175,6 +185,7 @@ impl Simulation {
             self.model.rolled_back = None;
         }
         self.model.serving = to.into();
+        self.model.changes += 1;
     }
 
     fn activate(&mut self, number: usize, expected: Expected) -> Result<(), String> {
@@ -242,6 +253,7 @@ impl Simulation {
             format!("a rollback went to {}, not to {previous:?}", swap.to)
         })?;
         self.model.serving = swap.to.clone();
+        self.model.changes += 1;
         self.model.rolled_back = Some(serving);
         self.model.pin = Some(swap.to);
         Ok(())

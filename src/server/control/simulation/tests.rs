@@ -27,21 +27,25 @@ fn number(name: &str) -> Option<u64> {
 #[test]
 fn schedules_of_faults_leave_nothing_in_doubt() {
     if let Some(seed) = number("REALIGN_SIMULATION_SEED") {
-        return simulate(seed).unwrap_or_else(|why| panic!("{why}"));
+        let trace = simulate(seed).unwrap_or_else(|why| panic!("{why}"));
+        return eprintln!("trace {trace:016x}");
     }
     let count = number("REALIGN_SIMULATIONS").unwrap_or(FEW);
-    let done = AtomicU64::new(0);
+    let (done, traces) = (AtomicU64::new(0), AtomicU64::new(0));
     let run = |seed: u64| {
-        let failed = simulate(seed).err();
+        let result = simulate(seed);
+        // A sum, so that it is the same in whichever order schedules end.
+        traces.fetch_add(*result.as_ref().unwrap_or(&0), Ordering::Relaxed);
         let done = done.fetch_add(1, Ordering::Relaxed) + 1;
         if done.is_multiple_of(PROGRESS) {
             eprintln!("{done} of {count} schedules");
         }
-        failed
+        result.err()
     };
     if let Some(why) = (0..count).into_par_iter().find_map_first(run) {
         panic!("{why}");
     }
+    eprintln!("{count} schedules, traces {:016x}", traces.into_inner());
 }
 
 fn holds(ops: &[(Op, Option<Fault>)]) {
@@ -181,4 +185,37 @@ fn nothing_is_trained_for_policies_that_are_not_loaded_yet() {
 fn what_was_unpinned_just_before_a_kill_is_replaced() {
     let trained = [POLICY, Op::Reload, Op::Swap, Op::End(End::Failed)];
     well(&[&trained[..], &[IMPORTED, Op::Unpin, Op::Kill]].concat());
+}
+
+#[test]
+fn data_that_goes_back_after_a_realignment_read_it_is_a_change() {
+    well(&[
+        POLICY,
+        Op::DataChanges,
+        // Reads the data before the watch has seen that it changed.
+        Op::Reload,
+        Op::Swap,
+        Op::End(End::Failed),
+        // Three versions in all: this is what it was at the start.
+        Op::DataChanges,
+        Op::DataChanges,
+        Op::Tick(7_000),
+        Op::Tick(7_000),
+    ]);
+}
+
+#[test]
+fn data_of_a_realignment_that_could_not_begin_still_starts_one() {
+    let full = |on| Op::Set(Trouble::DiskFull, on);
+    well(&[
+        POLICY,
+        Op::Reload,
+        Op::Swap,
+        Op::End(End::Failed),
+        full(true),
+        Op::DataChanges,
+        Op::Begin,
+        full(false),
+        Op::Tick(7_000),
+    ]);
 }

@@ -3,14 +3,20 @@
 //! A connection that waits for a request costs its client nothing, so it must not keep others out:
 //! when the limit is reached, a new connection takes the place of a waiting one. Only connections
 //! with a request in progress stay. Beyond the limit there are a few more places, for probes and
-//! operators while clients' requests take all the others.
+//! operators while clients' requests take all the others. With HTTP/2 a connection has many requests
+//! at once; each takes a place.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use realign_core::{Eviction, ListenerRole};
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
+
+use crate::telemetry::{Event, Refusal, Telemetry};
 
 /// Places beyond the limit.
 const SPARE: usize = 16;
@@ -18,8 +24,12 @@ const SPARE: usize = 16;
 /// The open connections of a listener.
 #[derive(Debug)]
 pub(in crate::serve) struct Connections {
+    whose: ListenerRole,
     limit: usize,
+    telemetry: Arc<Telemetry>,
     state: Mutex<State>,
+    /// Open connections of all listeners, to be shown.
+    all: Arc<AtomicUsize>,
     /// Signalled when a connection ends or begins to wait for a request.
     changed: Notify,
 }
@@ -28,24 +38,41 @@ pub(in crate::serve) struct Connections {
 struct State {
     next_id: u64,
     open: HashMap<u64, Open>,
-    /// Connections with a request in progress.
+    /// Requests in progress on all of them.
     busy: usize,
 }
 
 #[derive(Debug)]
 struct Open {
     peer: IpAddr,
-    /// Since when it waits for a request; `None` while one is in progress.
-    waiting: Option<Instant>,
+    /// Requests in progress.
+    requests: usize,
+    /// When the last one ended, or the connection began.
+    since: Instant,
     evict: Arc<Notify>,
 }
 
+impl Open {
+    /// Since when it waits for a request; `None` while one is in progress.
+    fn waiting(&self) -> Option<Instant> {
+        (self.requests == 0).then_some(self.since)
+    }
+}
+
 impl Connections {
-    /// Allows `limit` connections.
-    pub(in crate::serve) fn new(limit: usize) -> Self {
+    /// Allows `limit` connections, which are also counted in `all`.
+    pub(in crate::serve) fn new(
+        whose: ListenerRole,
+        limit: usize,
+        telemetry: Arc<Telemetry>,
+        all: Arc<AtomicUsize>,
+    ) -> Self {
         Self {
+            whose,
             limit,
+            telemetry,
             state: Mutex::default(),
+            all,
             changed: Notify::new(),
         }
     }
@@ -64,10 +91,10 @@ impl Connections {
 
     fn try_enter(self: &Arc<Self>, peer: IpAddr) -> Option<Slot> {
         let mut state = self.lock();
-        if state.open.len() >= self.limit {
-            state.evict();
+        if state.open.len() >= self.limit && state.evict() {
+            self.evicted(Eviction::Limit);
         }
-        if state.open.len() >= self.limit.saturating_add(SPARE) {
+        if state.open.len() >= self.most_requests() {
             return None;
         }
         let id = state.next_id;
@@ -75,10 +102,12 @@ impl Connections {
         let evict = Arc::new(Notify::new());
         let open = Open {
             peer: network(peer),
-            waiting: Some(Instant::now()),
+            requests: 0,
+            since: Instant::now(),
             evict: Arc::clone(&evict),
         };
         state.open.insert(id, open);
+        self.all.fetch_add(1, Ordering::Relaxed);
         Some(Slot {
             connections: Arc::clone(self),
             id,
@@ -86,11 +115,46 @@ impl Connections {
         })
     }
 
+    /// Most requests in progress, those of probes and operators included.
+    pub(super) fn most_requests(&self) -> usize {
+        self.limit.saturating_add(SPARE)
+    }
+
     /// Ends a few of the connections that wait for a request, for a process that is out of file
     /// descriptors.
     pub(super) fn make_room(&self) {
         let mut state = self.lock();
-        (0..SPARE).for_each(|_| state.evict());
+        for _ in (0..SPARE).take_while(|_| state.evict()) {
+            self.evicted(Eviction::OpenFiles);
+        }
+    }
+
+    fn evicted(&self, reason: Eviction) {
+        let listener = self.whose;
+        let event = Event::ConnectionEvicted { listener, reason };
+        self.telemetry.emit(event);
+    }
+
+    /// Counts a request for which there is no place.
+    fn refused(&self) {
+        let reason = Refusal::Unavailable;
+        self.telemetry.emit(Event::RequestRefused { reason });
+    }
+
+    /// Requests in progress.
+    #[cfg(test)]
+    pub(super) fn busy(&self) -> usize {
+        self.lock().busy
+    }
+
+    fn room(&self, busy: usize) -> Room {
+        if busy <= self.limit {
+            Room::Common
+        } else if busy <= self.most_requests() {
+            Room::Spare
+        } else {
+            Room::None
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -100,23 +164,26 @@ impl Connections {
 }
 
 impl State {
-    /// Ends the connection that has waited longest of those of the peer with the most of them.
-    fn evict(&mut self) {
+    /// Ends the connection that has waited longest of those of the peer with the most of them. False if
+    /// none waits.
+    fn evict(&mut self) -> bool {
         let mut waiting: HashMap<IpAddr, usize> = HashMap::new();
-        for open in self.open.values().filter(|open| open.waiting.is_some()) {
+        for open in self.open.values().filter(|open| open.waiting().is_some()) {
             *waiting.entry(open.peer).or_default() += 1;
         }
         let candidates = self.open.iter().filter_map(|(id, open)| {
-            let since = open.waiting?;
+            let since = open.waiting()?;
             Some((waiting[&open.peer], std::cmp::Reverse((since, *id))))
         });
         let Some((_, std::cmp::Reverse((_, id)))) = candidates.max() else {
-            return;
+            return false;
         };
-        if let Some(open) = self.open.remove(&id) {
-            tracing::debug!(peer = %open.peer, "connection ended: it waited for a request, and others need its place");
-            open.evict.notify_one();
-        }
+        let Some(open) = self.open.remove(&id) else {
+            return false;
+        };
+        tracing::debug!(peer = %open.peer, "connection ended to make room");
+        open.evict.notify_one();
+        true
     }
 }
 
@@ -145,6 +212,22 @@ impl Slot {
         self.evict.notified().await;
     }
 
+    /// Waits until the connection has waited for a request for `limit`.
+    pub(super) async fn idle(&self, limit: Duration) {
+        loop {
+            let since = self.waiting().unwrap_or_else(Instant::now);
+            sleep_until(since + limit).await;
+            if self.waiting().is_some_and(|since| since.elapsed() >= limit) {
+                return;
+            }
+        }
+    }
+
+    fn waiting(&self) -> Option<Instant> {
+        let state = self.connections.lock();
+        state.open.get(&self.id).and_then(Open::waiting)
+    }
+
     /// Marks the beginning of requests and their ends.
     pub(super) fn requests(&self) -> Requests {
         Requests {
@@ -159,9 +242,11 @@ impl Drop for Slot {
         let mut state = self.connections.lock();
         // It is gone already if it was evicted.
         if let Some(open) = state.open.remove(&self.id) {
-            state.busy -= usize::from(open.waiting.is_none());
+            state.busy -= open.requests;
         }
         drop(state);
+        // An evicted one is open until its task drops it.
+        self.connections.all.fetch_sub(1, Ordering::Relaxed);
         self.connections.changed.notify_one();
     }
 }
@@ -178,13 +263,12 @@ impl Requests {
     pub(super) fn begin(&self) -> InProgress {
         let mut state = self.connections.lock();
         let state = &mut *state;
-        if let Some(open) = state.open.get_mut(&self.id)
-            && open.waiting.take().is_some()
-        {
+        if let Some(open) = state.open.get_mut(&self.id) {
+            open.requests += 1;
             state.busy += 1;
         }
         InProgress {
-            beyond_limit: state.busy > self.connections.limit,
+            room: self.connections.room(state.busy),
             connections: Arc::clone(&self.connections),
             id: self.id,
         }
@@ -196,18 +280,35 @@ impl Requests {
 pub(super) struct InProgress {
     connections: Arc<Connections>,
     id: u64,
-    /// Whether more requests than the limit are in progress, this one included.
-    pub(super) beyond_limit: bool,
+    /// What is left for it.
+    pub(super) room: Room,
+}
+
+/// What the requests in progress leave for another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    /// A place for any request.
+    Common,
+    /// A place for probes and operators.
+    Spare,
+    /// None.
+    None,
+}
+
+impl InProgress {
+    /// Counts it as refused.
+    pub(super) fn refused(&self) {
+        self.connections.refused();
+    }
 }
 
 impl Drop for InProgress {
     fn drop(&mut self) {
         let mut state = self.connections.lock();
         let inner = &mut *state;
-        if let Some(open) = inner.open.get_mut(&self.id)
-            && open.waiting.is_none()
-        {
-            open.waiting = Some(Instant::now());
+        if let Some(open) = inner.open.get_mut(&self.id) {
+            open.requests -= 1;
+            open.since = Instant::now();
             inner.busy -= 1;
         }
         drop(state);
@@ -217,8 +318,6 @@ impl Drop for InProgress {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use futures::FutureExt;
 
     use super::*;
@@ -229,8 +328,48 @@ mod tests {
         IpAddr::from([10, 0, 0, last])
     }
 
+    fn of(limit: usize) -> Arc<Connections> {
+        let telemetry = Arc::new(Telemetry::new().unwrap());
+        Arc::new(Connections::new(
+            ListenerRole::Operators,
+            limit,
+            telemetry,
+            Arc::default(),
+        ))
+    }
+
     fn connections() -> Arc<Connections> {
-        Arc::new(Connections::new(LIMIT))
+        of(LIMIT)
+    }
+
+    fn count(connections: &Connections, series: &str) -> String {
+        let metrics = connections.telemetry.metrics().render();
+        let line = metrics.lines().find_map(|line| line.strip_prefix(series));
+        line.unwrap_or_default().trim().to_owned()
+    }
+
+    #[test]
+    fn who_was_evicted_and_why_is_counted() {
+        let evicted = |connections: &Connections, reason: &str| {
+            let series = format!(
+                "realign_connections_evicted_total{{listener=\"operators\",reason=\"{reason}\"}}"
+            );
+            count(connections, &series)
+        };
+        let connections = connections();
+        let waiting: Vec<_> = (0..LIMIT + 1)
+            .map(|_| connections.try_enter(peer(1)).unwrap())
+            .collect();
+        assert_eq!(evicted(&connections, "limit"), "1");
+        assert_eq!(evicted(&connections, "open_files"), "0");
+        connections.make_room();
+        assert_eq!(evicted(&connections, "open_files"), LIMIT.to_string());
+        drop(waiting);
+        let busy = connections.try_enter(peer(1)).unwrap();
+        let request = busy.requests().begin();
+        connections.make_room();
+        assert_eq!(evicted(&connections, "open_files"), LIMIT.to_string());
+        drop(request);
     }
 
     fn is_evicted(slot: &Slot) -> bool {
@@ -260,7 +399,7 @@ mod tests {
 
     #[test]
     fn a_peer_with_many_waiting_connections_loses_one_first() {
-        let connections = Arc::new(Connections::new(4));
+        let connections = of(4);
         let quiet = connections.try_enter(peer(1)).unwrap();
         std::thread::sleep(Duration::from_millis(2));
         let flood: Vec<_> = (0..20)
@@ -282,7 +421,9 @@ mod tests {
             Some((slot, request))
         };
         let mut open: Vec<_> = (0..LIMIT + SPARE).map(|_| enter().unwrap()).collect();
-        let beyond = open.iter().filter(|(_, request)| request.beyond_limit);
+        let beyond = open
+            .iter()
+            .filter(|(_, request)| request.room == Room::Spare);
         assert_eq!(beyond.count(), SPARE);
         assert!(enter().is_none());
         let waiting = connections.enter(peer(2));
@@ -290,6 +431,11 @@ mod tests {
         assert!(waiting.as_mut().now_or_never().is_none());
         open.pop();
         assert!(waiting.now_or_never().is_some(), "a place is free");
+        let requests = open[0].0.requests();
+        let last = requests.begin();
+        assert_eq!(last.room, Room::Spare, "one more on the same connection");
+        assert_eq!(requests.begin().room, Room::None);
+        drop(last);
         drop(open);
         let state = connections.lock();
         assert_eq!((state.busy, state.open.len()), (0, 0));

@@ -1,14 +1,26 @@
+mod http2;
+mod sockets;
+
 use std::io::{Read, Write};
 use std::net::TcpStream as Client;
 use std::time::Instant as Clock;
 
+use axum::Extension;
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 
 use super::*;
+use crate::api::BeyondLimit;
+use crate::config::Address;
+
+/// How long a client may take nothing, and send nothing.
+const SHORT: Duration = Duration::from_millis(300);
+/// Longer than that.
+const TAKES_NOTHING: Duration = Duration::from_millis(1000);
 
 struct Running {
     address: SocketAddr,
+    connections: Arc<Connections>,
     close: watch::Sender<bool>,
     runtime: tokio::runtime::Runtime,
     served: tokio::task::JoinHandle<()>,
@@ -16,33 +28,59 @@ struct Running {
 
 /// A server with short timeouts; the response of `/big` is larger than any buffer.
 fn start(connections: usize) -> Running {
+    let any = "127.0.0.1:0".parse().unwrap();
+    start_at(&Address::Tcp(any), connections)
+}
+
+fn start_at(address: &Address, connections: usize) -> Running {
+    start_with(address, connections, None, SHORT)
+}
+
+fn start_with(
+    address: &Address,
+    connections: usize,
+    tls: Option<Arc<Tls>>,
+    limit: Duration,
+) -> Running {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let bind = TcpListener::bind("127.0.0.1:0");
-    let listener = runtime.block_on(bind).unwrap();
-    let address = listener.local_addr().unwrap();
+    let listener = runtime.block_on(Listener::bind(address)).unwrap();
+    let address = match listener.address().unwrap() {
+        Address::Tcp(address) => address,
+        Address::Unix(_) => SocketAddr::from(([0, 0, 0, 0], 0)),
+    };
     let (close, closing) = watch::channel(false);
-    let slow = || async {
+    let slow = |beyond: Option<Extension<BeyondLimit>>| async move {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        "slow"
+        if beyond.is_some() { "beyond" } else { "slow" }
     };
     let app = Router::new()
         .route("/", get(|| async { "hello" }))
         .route("/slow", get(slow))
         .route("/refuse", post(|| async { StatusCode::PAYLOAD_TOO_LARGE }))
         .route("/big", get(|| async { vec![b'x'; 64 << 20] }));
-    let limit = Duration::from_millis(300);
+    let connections = {
+        let telemetry = Arc::new(crate::telemetry::Telemetry::new().unwrap());
+        let whose = realign_core::ListenerRole::Clients;
+        Arc::new(Connections::new(
+            whose,
+            connections,
+            telemetry,
+            Arc::default(),
+        ))
+    };
     let listening = Listening {
         timeouts: Timeouts {
             header: limit,
             write: limit,
         },
-        tls: None,
-        connections: Arc::new(Connections::new(connections)),
+        tls,
+        connections: Arc::clone(&connections),
         closing,
     };
     let served = runtime.spawn(listening.serve(listener, app));
     Running {
         address,
+        connections,
         close,
         runtime,
         served,
@@ -89,6 +127,8 @@ fn a_client_that_takes_nothing_is_cut_off() {
     let mut start = [0; 15];
     next.read_exact(&mut start).unwrap();
     assert_eq!(&start, b"HTTP/1.1 200 OK");
+    // The other one may be answered at once, in a place for probes: until the time is over, nothing is taken.
+    std::thread::sleep(TAKES_NOTHING);
     assert!(rest(&mut client).len() < 64 << 20);
 }
 
@@ -157,5 +197,19 @@ fn a_refusal_reaches_a_client_that_is_still_sending() {
         client.read_to_end(&mut answer).unwrap();
         let answer = String::from_utf8(answer).unwrap();
         assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+    }
+}
+
+#[test]
+fn a_path_loses_its_surplus_slashes() {
+    for (given, plain) in [
+        ("/v1/models/", Some("/v1/models")),
+        ("//v1//models?a=b//", Some("/v1/models?a=b//")),
+        ("/v1/models?x=/", None),
+        ("/", None),
+        ("//", Some("/")),
+    ] {
+        let uri = answers::plain_path(&given.parse().unwrap());
+        assert_eq!(uri.map(|uri| uri.to_string()).as_deref(), plain, "{given}");
     }
 }

@@ -1,6 +1,6 @@
 //! Metrics of judged answers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
 use prometheus::{Error, Histogram, IntCounter, IntCounterVec};
@@ -61,39 +61,44 @@ impl Compliance {
 #[derive(Debug)]
 pub(in crate::telemetry) struct RuleCounters {
     counters: IntCounterVec,
-    active: Mutex<BTreeSet<RuleLabels>>,
+    /// The active rules, with the answers that had been judged when each became active.
+    active: Mutex<BTreeMap<RuleLabels, u64>>,
 }
 
 impl RuleCounters {
     /// Sets the active rules: new ones start at 0, existing ones keep their counts, others are
-    /// removed.
-    pub(in crate::telemetry) fn set(&self, rules: BTreeSet<RuleLabels>) {
+    /// removed. `judged` answers have been judged so far.
+    pub(in crate::telemetry) fn set(&self, rules: BTreeSet<RuleLabels>, judged: u64) {
         let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
         for rule in &rules {
             self.counters.with_label_values(&values(rule));
         }
-        for removed in active.difference(&rules) {
+        for removed in active.keys().filter(|rule| !rules.contains(rule)) {
             if let Err(error) = self.counters.remove_label_values(&values(removed)) {
                 tracing::debug!(%error, ?removed, "an outdated series did not exist");
             }
         }
-        *active = rules;
+        let since = |rule: RuleLabels| {
+            let since = active.get(&rule).copied().unwrap_or(judged);
+            (rule, since)
+        };
+        *active = rules.into_iter().map(since).collect();
     }
 
     /// Counts a violation, unless the rule is no longer active.
     pub(in crate::telemetry) fn count(&self, rule: &RuleLabels) {
         let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-        if active.contains(rule) {
+        if active.contains_key(rule) {
             self.counters.with_label_values(&values(rule)).inc();
         }
     }
 
-    /// Every active rule with its count.
-    pub(in crate::telemetry) fn counts(&self) -> Vec<(RuleLabels, u64)> {
+    /// Every active rule with its count, and the answers that were judged before it was active.
+    pub(in crate::telemetry) fn counts(&self) -> Vec<(RuleLabels, u64, u64)> {
         let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = |rule: &RuleLabels| {
+        let count = |(rule, since): (&RuleLabels, &u64)| {
             let counter = self.counters.with_label_values(&values(rule));
-            (rule.clone(), counter.get())
+            (rule.clone(), counter.get(), *since)
         };
         active.iter().map(count).collect()
     }

@@ -1,0 +1,138 @@
+//! Other servers' chat APIs, as translations of chat completions: Anthropic's messages and Ollama's chat.
+//!
+//! A request becomes a chat completion's body, takes its way through the same code, and the answer is
+//! translated back, whole or part by part. What a format carries that cannot be done is refused by name.
+//! All errors, those of keys and limits too, have the format's own form.
+
+pub(crate) mod anthropic;
+mod events;
+pub(crate) mod ollama;
+
+use std::sync::Arc;
+
+use axum::body::to_bytes;
+use axum::extract::Request;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::error::{ApiError, Explained};
+use super::observe::Observation;
+use super::request::{self, Unknown, wrong_type};
+use super::{AppState, body, run};
+
+/// Largest answer that is translated as a whole, in bytes: more than any context holds.
+const MOST_ANSWER: usize = 64 << 20;
+
+/// Middleware that gives errors the form of the format that a path belongs to.
+pub(crate) async fn own_errors(request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    let form = if path.starts_with("/v1/messages") {
+        Some(anthropic::error_body as fn(StatusCode, &str) -> Value)
+    } else if path.starts_with("/api/") {
+        Some(ollama::error_body as fn(StatusCode, &str) -> Value)
+    } else {
+        None
+    };
+    let response = next.run(request).await;
+    let explained = response.extensions().get::<Explained>();
+    match form.zip(explained.map(|Explained(message)| message.clone())) {
+        Some((form, message)) => {
+            let body = form(response.status(), &message);
+            with_json(response, &body)
+        }
+        None => response,
+    }
+}
+
+/// Reads a request's body; the fields that `T` does not have are refused or named.
+async fn read<T: DeserializeOwned>(
+    state: &AppState,
+    request: Request,
+) -> Result<(T, Unknown), ApiError> {
+    let body = body::json(request, state.max_body_bytes).await?;
+    let (read, unknown): (T, Unknown) = request::read_all(&body)?;
+    unknown.check(state.unknown_fields)?;
+    Ok((read, unknown))
+}
+
+/// Answers a chat completion's body, whose fields have these names in the format: `(ours, theirs)`.
+async fn complete(
+    state: AppState,
+    observation: Arc<Observation>,
+    body: Value,
+    names: &[(&str, &str)],
+) -> Result<Response, ApiError> {
+    observation.set_prompts(&body);
+    let answered = run::chat(state, observation, &body).await;
+    answered.map_err(|error| error.renamed(names))
+}
+
+/// The whole answer as JSON, with the response that carried it.
+async fn whole(response: Response) -> Result<(Response, Value), ApiError> {
+    let (parts, body) = response.into_parts();
+    let failed =
+        |error: String| ApiError::Internal(format!("an answer cannot be translated: {error}"));
+    let bytes = to_bytes(body, MOST_ANSWER)
+        .await
+        .map_err(|error| failed(error.to_string()))?;
+    let answer = serde_json::from_slice(&bytes).map_err(|error| failed(error.to_string()))?;
+    Ok((
+        Response::from_parts(parts, axum::body::Body::empty()),
+        answer,
+    ))
+}
+
+/// The response with another JSON body.
+fn with_json(mut response: Response, body: &Value) -> Response {
+    let headers = response.headers_mut();
+    headers.remove(header::CONTENT_LENGTH);
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    response.map(|_| axum::body::Body::from(body.to_string()))
+}
+
+/// Whether a chunk is the last one, with the counts of the whole answer.
+fn is_last(chunk: &Value) -> bool {
+    let choices = chunk["choices"].as_array();
+    choices.is_some_and(Vec::is_empty) && chunk["usage"].is_object()
+}
+
+/// Text that a format gives as a string or as parts, of which only text is taken. `place` is the field.
+///
+/// # Errors
+/// If there is something else than text.
+fn text_of(place: &str, content: &Value) -> Result<String, ApiError> {
+    let part = |(index, part): (usize, &Value)| {
+        let place = format!("{place}[{index}]");
+        match part["type"].as_str() {
+            Some("text") => string(&place, part, "text").map(str::to_owned),
+            kind => Err(unsupported(&place, kind.unwrap_or("no type"))),
+        }
+    };
+    match content {
+        Value::Null => Ok(String::new()),
+        Value::String(text) => Ok(text.clone()),
+        Value::Array(parts) => parts.iter().enumerate().map(part).collect(),
+        other => Err(wrong_type(place, "a string or an array of parts", other)),
+    }
+}
+
+/// A text that an object must have; `place` is the object's.
+fn string<'a>(place: &str, object: &'a Value, key: &str) -> Result<&'a str, ApiError> {
+    let text = object[key].as_str();
+    text.ok_or_else(|| wrong_type(&format!("{place}.{key}"), "a string", &object[key]))
+}
+
+/// A field whose value is of a type that is not done.
+fn unsupported(param: &str, kind: &str) -> ApiError {
+    let kind: String = kind.chars().take(40).collect();
+    ApiError::Unsupported {
+        param: param.into(),
+        detail: format!(" of the type `{kind}`"),
+    }
+}
