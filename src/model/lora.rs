@@ -116,6 +116,30 @@ impl LoraWeights {
             .into()
     }
 
+    /// The mean of two adapters of the same sites and shapes, factor by factor. It is near the mean
+    /// of their effects where the two are near each other, as rounds of one training are.
+    ///
+    /// # Errors
+    /// If a site is missing in `other`, or shapes differ.
+    pub fn mean(&self, other: &LoraWeights) -> Result<LoraWeights> {
+        let half = |a: &Tensor, b: &Tensor| (a + b)? * 0.5;
+        let pair = |(site, own): (&LoraSite, &LoraPair)| {
+            let theirs = other.sites.get(site);
+            let theirs = theirs.ok_or_else(|| {
+                let (layer, name) = (site.layer, site.projection.name());
+                candle_core::Error::msg(format!("layer {layer} {name} is adapted in one of two"))
+            })?;
+            let mean = LoraPair {
+                a: half(&own.a, &theirs.a)?,
+                b: half(&own.b, &theirs.b)?,
+                scale: own.scale,
+            };
+            Ok((*site, mean))
+        };
+        let sites: BTreeMap<_, _> = self.sites.iter().map(pair).collect::<Result<_>>()?;
+        Ok(sites.into())
+    }
+
     /// The lowest layer that is adapted.
     pub fn lowest_layer(&self) -> Option<usize> {
         self.sites.keys().map(|site| site.layer).min()

@@ -207,7 +207,6 @@ pub fn per_pair(at: At, examples: &[TrainExample], direction: &Gradients) -> Res
     let lora = TrainableLora::from_weights(at.adapter)?;
     let unweighted = Objective {
         alpha_sft: 0.0,
-        alpha_opening: 0.0,
         ..at.objective
     };
     let mut scored = Scored {

@@ -114,9 +114,10 @@ impl Learner {
             };
             let observer = Later { observer, round };
             let next = self.run_from(&later, Some(&newest), &observer)?;
-            newest = next.trained.weights.clone();
             crash_point(&format!("train:after-round-{round}"));
-            failures = review.review(&newest, run.pairs)?;
+            let next = self.steadied(run, review, &newest, next)?;
+            newest = next.trained.weights.clone();
+            failures = next.failures;
             history.push(failures.clone());
             if failures.score() < lowest {
                 lowest = failures.score();
@@ -125,6 +126,40 @@ impl Learner {
         }
         Ok((best, history))
     }
+
+    /// The round's candidate, or the mean of it and what it started from if that gets less wrong:
+    /// rounds go too far now one way, now the other.
+    fn steadied(
+        &self,
+        run: &Run<'_>,
+        review: &dyn Review,
+        before: &LoraWeights,
+        next: Candidate,
+    ) -> Result<Reviewed, PipelineError> {
+        let own = Reviewed {
+            failures: review.review(&next.trained.weights, run.pairs)?,
+            trained: next.trained,
+        };
+        if own.failures.is_good() {
+            return Ok(own);
+        }
+        let mean = own.trained.weights.mean(before)?;
+        let failures = review.review(&mean, run.pairs)?;
+        if failures.score() >= own.failures.score() {
+            return Ok(own);
+        }
+        let trained = train::Trained {
+            weights: mean,
+            ..own.trained
+        };
+        Ok(Reviewed { trained, failures })
+    }
+}
+
+/// A round's weights, and what they get wrong.
+struct Reviewed {
+    trained: train::Trained,
+    failures: Failures,
 }
 
 /// The later round's weights, with the steps of all rounds.

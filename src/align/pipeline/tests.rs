@@ -221,3 +221,56 @@ fn pairs_without_a_wanted_answer_are_warned_of() {
         assert_eq!(warning(counts, corrective), None);
     }
 }
+
+/// Reviews by a list of shares of diverted controls, and what it was shown.
+struct Reviewer {
+    diverted: RefCell<Vec<usize>>,
+    shown: RefCell<Vec<LoraWeights>>,
+    pair: TokenPair,
+}
+
+impl Review for Reviewer {
+    fn review(
+        &self,
+        weights: &LoraWeights,
+        _: &[TokenPair],
+    ) -> Result<Failures, PipelineError> {
+        self.shown.borrow_mut().push(weights.clone());
+        Ok(Failures {
+            pairs: vec![self.pair.clone()],
+            controls: (100, self.diverted.borrow_mut().remove(0)),
+            governed: (100, 0),
+        })
+    }
+}
+
+#[test]
+fn a_round_that_goes_too_far_is_halved_if_that_gets_less_wrong() {
+    let (learner, pairs) = (learner(), pairs());
+    let recipe = Recipe {
+        rounds: 3,
+        ..recipe()
+    };
+    let run = Run {
+        pairs: &pairs,
+        recipe: &recipe,
+        weights: None,
+    };
+    // Round 0; round 1 and its mean with round 0, which is better; round 2, which is good.
+    let cases = [(vec![20, 30, 10, 0], 3), (vec![20, 30, 40, 50, 60], 0)];
+    for (diverted, best) in cases {
+        let reviewer = Reviewer {
+            diverted: RefCell::new(diverted),
+            shown: RefCell::default(),
+            pair: pairs[0].clone(),
+        };
+        let learnt = learner.run_rounds(&run, &reviewer, &Watcher::default());
+        let (candidate, history) = learnt.unwrap();
+        let shown = reviewer.shown.borrow();
+        assert_eq!(history.len(), 3);
+        let mean = shown[0].mean(&shown[1]).unwrap();
+        assert_eq!(bits(&shown[2]), bits(&mean));
+        assert_ne!(bits(&shown[2]), bits(&shown[1]));
+        assert_eq!(bits(&candidate.trained.weights), bits(&shown[best]));
+    }
+}

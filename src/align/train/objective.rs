@@ -161,3 +161,64 @@ fn minus_log_sigmoid_value(x: f64) -> f64 {
 fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use realign_model::packing::Example;
+
+    fn example(category: Category, responses: &[usize], weight: f64) -> TrainExample {
+        let responses = responses.iter().map(|length| vec![5; *length]).collect();
+        TrainExample {
+            id: "id".into(),
+            category,
+            example: Example::new(vec![1, 2], responses),
+            weight,
+            reference: [-7.0, -9.0],
+            reference_hidden: None,
+        }
+    }
+
+    #[test]
+    fn coefficients_are_the_derivatives_of_the_loss() {
+        // Responses shorter and longer than an opening.
+        let examples = [
+            example(Category::Invert, &[6, 3], 0.7),
+            example(Category::Punish, &[2, 5], 1.3),
+            example(Category::Retain, &[9], 1.0),
+            example(Category::Retain, &[2], 1.0),
+        ];
+        let batch: Vec<&TrainExample> = examples.iter().collect();
+        let packed = Packed::new(examples.iter().map(|e| &e.example));
+        let values: Vec<f32> = (0..packed.rows.len())
+            .map(|n| -0.25 - (n * 7 % 11) as f32 / 4.0)
+            .collect();
+        for (preference, alpha_opening) in [
+            (PreferenceLoss::Sigmoid, 1.5),
+            (PreferenceLoss::Ipo, 1.5),
+            (PreferenceLoss::Sigmoid, 0.0),
+        ] {
+            let objective = Objective {
+                beta: 0.1,
+                alpha_kl: 3.0,
+                alpha_sft: 0.5,
+                alpha_opening,
+                preference,
+            };
+            let loss = |values: &[f32]| objective.weigh(&batch, &packed, values).1.total();
+            let (coefficients, _) = objective.weigh(&batch, &packed, &values);
+            for at in 0..values.len() {
+                let moved = |by: f32| {
+                    let mut values = values.clone();
+                    values[at] += by;
+                    loss(&values)
+                };
+                // A power of two, so that the difference of the values is exact.
+                let step = 1.0 / 64.0;
+                let measured = (moved(step) - moved(-step)) / f64::from(2.0 * step);
+                let given = f64::from(coefficients[at]);
+                assert!((measured - given).abs() < 1e-4, "{at}: {measured} {given}");
+            }
+        }
+    }
+}
