@@ -13,6 +13,7 @@ mod document;
 mod edge;
 mod embedding;
 mod engine;
+mod examples;
 mod first_steps;
 mod gathering;
 mod mistralrs;

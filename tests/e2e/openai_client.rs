@@ -6,7 +6,7 @@ use std::process::Command;
 use super::server::Server;
 use super::workspace::Workspace;
 
-fn python() -> PathBuf {
+pub(super) fn python() -> PathBuf {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python");
     if own.is_file() { own } else { "python3".into() }
 }
