@@ -49,6 +49,9 @@ class Judge:
             prompt, response = self.waiting.get()
             try:
                 self.ask(prompt, response)
+            except urllib.error.HTTPError as error:
+                self.failed += 1
+                print(f"shadow: realign did not judge an answer: {error.code} {error.read(500).decode('utf-8', 'replace')}", file=sys.stderr)
             except (OSError, ValueError, KeyError) as error:
                 self.failed += 1
                 print(f"shadow: realign did not judge an answer: {error}", file=sys.stderr)

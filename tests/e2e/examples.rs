@@ -27,7 +27,7 @@ fn chat_and_agent() {
         out
     };
     let chat = printed("chat.py");
-    assert!(chat.starts_with("generation base"), "{chat}");
+    assert!(chat.starts_with("generation "), "{chat}");
     assert!(chat.contains("tiny@base: "), "{chat}");
     let agent = printed("agent.py");
     let called = agent.starts_with("add({") || agent.starts_with("multiply({");
@@ -48,12 +48,12 @@ impl Drop for Proxy {
 fn a_proxy_judges_what_another_server_answers() {
     let workspace = Workspace::tiny(1);
     let rule = "apiVersion: realign/v1\nid: anything\nversion: '1'\nenforcement: dryrun\nrules:\n  - id: says\n    \
-                severity: low\n    violates: { response: { any_regex: ['(?s).'] } }\n";
+                severity: standard\n    violates: { response: { any_regex: ['(?s).'] } }\n";
     workspace.write("policies/anything.yaml", rule);
     let server = Server::start(&workspace);
     wait("the policy", || {
         let listed = server.get("/admin/v1/policies").to_string();
-        listed.contains("anything").then_some(())
+        listed.contains("says").then_some(())
     });
     let origin = format!("http://{}", server.address());
     let mut command = Command::new("python3");
