@@ -1,6 +1,7 @@
 //! Starting an engine: sizes, KV cache, executor, thread.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use realign_model::{BLOCK_TOKENS, Backend, Executor, ExecutorOptions, TimeSlices, Tokenizer};
 
@@ -26,6 +27,9 @@ pub struct EngineConfig {
     /// Rows that a step aims for: what decoding leaves of them is for prompts, and a chunk of a
     /// prompt runs in any case.
     pub step_tokens: usize,
+    /// Time that a step with streams should take at most: prompts get fewer rows for it. `None`: no
+    /// bound.
+    pub step_target: Option<Duration>,
     /// CPU threads that compute.
     pub threads: usize,
     /// Whether a CUDA device runs decoding steps as they were recorded.
@@ -40,6 +44,7 @@ impl Default for EngineConfig {
             max_waiting: 256,
             kv_cache_bytes: 512 << 20,
             step_tokens: 256,
+            step_target: None,
             threads: std::thread::available_parallelism().map_or(1, Into::into),
             cuda_graphs: true,
         }
@@ -147,7 +152,8 @@ pub(super) fn start_with(
         );
     }
     let admission = Admission::new(tokenizer, max_model_len, config.max_waiting);
-    let scheduler = Scheduler::new(pool, config.max_running.max(1), config.step_tokens);
+    let scheduler = Scheduler::new(pool, config.max_running.max(1), config.step_tokens)
+        .within(config.step_target);
     let (tokenizer, health) = (admission.tokenizer.clone(), admission.shared.health.clone());
     let runner = Runner::new(scheduler, executor, tokenizer, health);
     Ok(Arc::new(NativeEngine::start(admission, runner, slices)?))

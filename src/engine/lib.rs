@@ -25,6 +25,7 @@ mod handle;
 pub mod health;
 pub mod merged;
 mod native;
+mod pace;
 mod prefix;
 mod probe;
 pub mod request;

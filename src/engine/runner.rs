@@ -2,6 +2,7 @@
 //! drive it step by step.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::health::Health;
 use super::merged::PrepareError;
@@ -74,6 +75,7 @@ impl Runner {
 
     /// Runs the chosen step; sequences that end leave the batch.
     pub(crate) fn execute(&mut self) {
+        let started = Instant::now();
         let draws = self.executor.draws();
         let running = &mut self.scheduler.running;
         self.layout.fill(running, &self.shares, draws);
@@ -86,6 +88,7 @@ impl Runner {
                 self.give_up();
             }
         }
+        self.scheduler.took(started.elapsed());
     }
 
     fn advance(&mut self) {

@@ -7,8 +7,10 @@
 //! the front of the queue. The oldest sequence therefore always makes progress, and so all do.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::blocks::BlockPool;
+use super::pace::{Load, Pace};
 use super::sequence::Sequence;
 
 /// Fewest prompt tokens of a prefill chunk: smaller ones pay a step's fixed costs too often.
@@ -27,6 +29,10 @@ pub(crate) struct Scheduler {
     pub(crate) totals: Totals,
     max_running: usize,
     prefill_budget: usize,
+    /// Bounds the time of steps that have streams; `None`: only the budget counts.
+    pace: Option<Pace>,
+    /// What the last step that was chosen has to do.
+    load: Load,
     /// The `prefill_order` to assign next.
     next_prefill_order: u64,
     /// Scratch: indices of prefilling sequences.
@@ -64,8 +70,23 @@ impl Scheduler {
             totals: Totals::default(),
             max_running: max_running.max(1),
             prefill_budget: step_tokens.max(1),
+            pace: None,
+            load: Load::default(),
             next_prefill_order: 0,
             prefilling: Vec::new(),
+        }
+    }
+
+    /// Prompts get fewer rows where a step with streams would take longer than this.
+    pub(crate) fn within(mut self, target: Option<Duration>) -> Self {
+        self.pace = target.map(Pace::new);
+        self
+    }
+
+    /// Notes how long the last step that was chosen took.
+    pub(crate) fn took(&mut self, time: Duration) {
+        if let Some(pace) = &mut self.pace {
+            pace.learn(self.load, time);
         }
     }
 
@@ -171,11 +192,29 @@ impl Scheduler {
         }
     }
 
+    /// Rows for prompts, and for the streams beside them.
+    fn prefill_rows(&self, streams: usize) -> usize {
+        match &self.pace {
+            Some(pace) if streams > 0 => {
+                let prompts = self.running.iter().filter(|s| s.pending() > 1);
+                let depth = prompts.map(|s| s.computed).max().unwrap_or_default();
+                self.prefill_budget
+                    .min(pace.rows(depth).saturating_add(streams))
+            }
+            _ => self.prefill_budget,
+        }
+    }
+
     /// Divides the rows that decoding leaves between prefills: equal parts of at least a minimum
     /// chunk each. If there are too few rows for all, those that waited longest come first.
     fn share_prefill(&mut self, shares: &mut Vec<Share>) {
-        let least = MIN_CHUNK.min(self.prefill_budget);
-        let mut budget = self.prefill_budget.saturating_sub(shares.len()).max(least);
+        self.load = Load {
+            decoding: shares.len(),
+            ..Load::default()
+        };
+        let most = self.prefill_rows(shares.len());
+        let least = MIN_CHUNK.min(most);
+        let mut budget = most.saturating_sub(shares.len()).max(least);
         let running = &mut self.running;
         let mut prefilling = std::mem::take(&mut self.prefilling);
         prefilling.clear();
@@ -193,6 +232,7 @@ impl Scheduler {
             }
             let tokens = running[index].pending().min(part);
             if tokens > 0 {
+                self.load.add(tokens, running[index].computed);
                 shares.push(Share { index, tokens });
                 budget -= tokens;
             }

@@ -230,11 +230,7 @@ struct Reviewer {
 }
 
 impl Review for Reviewer {
-    fn review(
-        &self,
-        weights: &LoraWeights,
-        _: &[TokenPair],
-    ) -> Result<Failures, PipelineError> {
+    fn review(&self, weights: &LoraWeights, _: &[TokenPair]) -> Result<Failures, PipelineError> {
         self.shown.borrow_mut().push(weights.clone());
         Ok(Failures {
             pairs: vec![self.pair.clone()],

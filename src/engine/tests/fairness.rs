@@ -1,6 +1,10 @@
 //! Which sequences wait for others, and for how long.
 
+use std::time::Duration;
+
 use super::fake::{Answer, BLOCK, Bench, prompt, request};
+use crate::blocks::BlockPool;
+use crate::scheduler::Scheduler;
 
 #[test]
 fn prefills_share_the_budget_and_short_ones_leave_their_rest() {
@@ -13,6 +17,32 @@ fn prefills_share_the_budget_and_short_ones_leave_their_rest() {
     rows.sort_unstable();
     // One prompt has only 20 tokens; the other three share the remaining 236 rows.
     assert_eq!(rows, [20, 78, 79, 79]);
+}
+
+#[test]
+fn a_long_prompt_gets_fewer_rows_beside_a_stream_that_would_wait_for_it() {
+    let mut bench = Bench::new(512, 8, 256);
+    bench.runner.scheduler =
+        Scheduler::new(BlockPool::new(512, BLOCK), 8, 256).within(Some(Duration::from_millis(50)));
+    let mut long = request(prompt(1, 2000), 1, 1);
+    long.sampling.temperature = 0.0;
+    let _long = bench.submit(long.clone());
+    assert_eq!(bench.step(), [(0, 256)], "nothing waits for it");
+    let mut short = request(prompt(2, 3), 400, 2);
+    short.sampling.temperature = 0.0;
+    let stream = bench.submit(short);
+    let mut chunks = Vec::new();
+    while bench.runner.scheduler.running.len() < 2 || chunks.len() < 6 {
+        let parts = bench.step();
+        // Besides the fake model's no time at all, a millisecond a row is learned.
+        let rows = parts.iter().map(|part| part.1).sum::<usize>();
+        let time = Duration::from_millis(rows as u64);
+        bench.runner.scheduler.took(time);
+        chunks.push(parts.iter().map(|part| part.1).max().unwrap());
+    }
+    assert!(chunks[2..].iter().all(|rows| *rows < 200), "{chunks:?}");
+    drop(stream);
+    assert_eq!(bench.step().last().unwrap().1, 256, "alone again");
 }
 
 #[test]

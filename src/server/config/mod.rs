@@ -20,6 +20,7 @@ mod tests;
 mod train;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub use address::Address;
 pub use exam::{DriftConfig, ExamConfig, GatherConfig};
@@ -154,6 +155,8 @@ pub struct EngineConfig {
     pub kv_cache_mb: usize,
     /// Most prompt tokens in one step.
     pub prefill_budget_tokens: usize,
+    /// Time that a step with streams should take at most; `None`: no bound.
+    pub step_target: Option<Duration>,
     /// CPU threads; `None` is all cores.
     pub threads: Option<usize>,
     /// Whether a CUDA device runs decoding steps as they were recorded.
@@ -312,6 +315,10 @@ fn resolve_engine(raw: RawEngine) -> Result<EngineConfig, ConfigError> {
             raw.prefill_budget_tokens.unwrap_or(256),
             "at least 16",
         )?,
+        step_target: match raw.step_target_ms.unwrap_or(50) {
+            0 => None,
+            ms => Some(Duration::from_millis(ms)),
+        },
         threads: raw.threads.map(|n| one("engine.threads", n)).transpose()?,
         cuda_graphs: raw.cuda_graphs.unwrap_or(true),
     })

@@ -186,6 +186,9 @@ section! {
         kv_cache_mb: usize,
         /// Maximum number of prompt tokens in one step.
         prefill_budget_tokens: usize,
+        /// Time that a step with streams should take at most, in milliseconds: prompts get fewer tokens
+        /// for it; 0 means no bound.
+        step_target_ms: u64,
         /// CPU threads; defaults to all cores.
         threads: usize,
         /// Whether decoding steps on a CUDA device run as captured CUDA graphs.

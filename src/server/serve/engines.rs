@@ -62,6 +62,7 @@ fn bounds(config: &Config) -> EngineConfig {
         max_waiting: config.engine.max_waiting,
         kv_cache_bytes: config.engine.kv_cache_mb.saturating_mul(1 << 20),
         step_tokens: config.engine.prefill_budget_tokens,
+        step_target: config.engine.step_target,
         threads: match config.engine.threads {
             Some(threads) => threads,
             None => EngineConfig::default().threads,
