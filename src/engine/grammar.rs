@@ -239,6 +239,19 @@ impl GrammarState {
         Ok(())
     }
 
+    /// The text that has to come next, whatever the model makes likely; empty where it has a choice.
+    pub fn forced(&mut self) -> String {
+        let bytes = self.matcher.compute_ff_bytes();
+        // Control tokens stand for themselves behind a byte that no text has.
+        let whole = match std::str::from_utf8(&bytes) {
+            Ok(text) => text,
+            Err(error) => std::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default(),
+        };
+        // How many digits a number may have is counted token by token.
+        let counted = |c: char| self.digits.is_some() && c.is_ascii_digit();
+        whole.split(counted).next().unwrap_or_default().to_owned()
+    }
+
     /// Consumes the drawn token. Returns whether the text is complete and nothing may follow.
     ///
     /// # Errors

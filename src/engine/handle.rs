@@ -30,6 +30,8 @@ pub struct EngineConfig {
     /// Time that a step with streams should take at most: prompts get fewer rows for it. `None`: no
     /// bound.
     pub step_target: Option<Duration>,
+    /// Whether tokens that a grammar forces are appended without a step of their own.
+    pub jump_forward: bool,
     /// CPU threads that compute.
     pub threads: usize,
     /// Whether a CUDA device runs decoding steps as they were recorded.
@@ -45,6 +47,7 @@ impl Default for EngineConfig {
             kv_cache_bytes: 512 << 20,
             step_tokens: 256,
             step_target: None,
+            jump_forward: true,
             threads: std::thread::available_parallelism().map_or(1, Into::into),
             cuda_graphs: true,
         }
@@ -155,7 +158,7 @@ pub(super) fn start_with(
     let scheduler = Scheduler::new(pool, config.max_running.max(1), config.step_tokens)
         .within(config.step_target);
     let (tokenizer, health) = (admission.tokenizer.clone(), admission.shared.health.clone());
-    let runner = Runner::new(scheduler, executor, tokenizer, health);
+    let runner = Runner::new(scheduler, executor, tokenizer, health).jumping(config.jump_forward);
     Ok(Arc::new(NativeEngine::start(admission, runner, slices)?))
 }
 

@@ -26,6 +26,8 @@ pub(crate) struct Runner {
     logits: Logits,
     scratch: Scratch,
     ended: Vec<usize>,
+    /// Whether tokens that a grammar forces are appended without a step of their own.
+    jumps: bool,
 }
 
 impl Runner {
@@ -47,7 +49,14 @@ impl Runner {
             logits: Logits::default(),
             scratch: Scratch::default(),
             ended: Vec::new(),
+            jumps: true,
         }
+    }
+
+    /// Whether tokens that a grammar forces are appended without a step of their own; they are unless
+    /// this says otherwise.
+    pub(crate) fn jumping(self, jumps: bool) -> Self {
+        Self { jumps, ..self }
     }
 
     /// Computes a few tokens with a generation, whatever runs and waits.
@@ -96,13 +105,16 @@ impl Runner {
         self.scheduler.mark_computed(&self.shares);
         for (output, &index) in self.layout.owners.iter().enumerate() {
             let sequence = &mut self.scheduler.running[index];
-            let advance = match self.logits.token(output) {
+            let mut advance = match self.logits.token(output) {
                 Some(id) => sequence.advance_with(id, &self.tokenizer),
                 None => {
                     let logits = self.logits.row(output);
                     sequence.advance(logits, &self.tokenizer, &mut self.scratch)
                 }
             };
+            if self.jumps && advance == Advance::Continues {
+                advance = sequence.jump(&self.tokenizer);
+            }
             match advance {
                 Advance::Continues => continue,
                 Advance::Ended => self.health.ended_well(&sequence.generation.id),

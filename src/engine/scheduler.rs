@@ -116,8 +116,9 @@ impl Scheduler {
             self.admit();
         }
         for (index, sequence) in self.running.iter().enumerate() {
-            if sequence.pending() == 1 {
-                shares.push(Share { index, tokens: 1 });
+            if sequence.is_decoding() {
+                let tokens = sequence.pending();
+                shares.push(Share { index, tokens });
             }
         }
         self.share_prefill(shares);
@@ -196,7 +197,7 @@ impl Scheduler {
     fn prefill_rows(&self, streams: usize) -> usize {
         match &self.pace {
             Some(pace) if streams > 0 => {
-                let prompts = self.running.iter().filter(|s| s.pending() > 1);
+                let prompts = self.running.iter().filter(|s| !s.is_decoding());
                 let depth = prompts.map(|s| s.computed).max().unwrap_or_default();
                 self.prefill_budget
                     .min(pace.rows(depth).saturating_add(streams))
@@ -218,7 +219,7 @@ impl Scheduler {
         let running = &mut self.running;
         let mut prefilling = std::mem::take(&mut self.prefilling);
         prefilling.clear();
-        prefilling.extend((0..running.len()).filter(|&i| running[i].pending() > 1));
+        prefilling.extend((0..running.len()).filter(|&i| !running[i].is_decoding()));
         prefilling.sort_unstable_by_key(|&i| running[i].prefill_order);
         let served = prefilling.len().min((budget / least).max(1));
         // The shortest first: the rows of an equal part that they do not need go to the others.

@@ -59,6 +59,16 @@ pub(crate) enum Advance {
     NotFinite,
 }
 
+/// Most tokens that are appended at once because a grammar forces them.
+const MAX_JUMP: usize = 32;
+
+/// Whether these tokens are the beginning of a text, byte for byte: some tokenizers add a space.
+fn spells(ids: &[u32], text: &str, tokenizer: &Tokenizer) -> bool {
+    let bytes = ids.iter().flat_map(|id| tokenizer.token_bytes(*id));
+    let plain = ids.iter().all(|id| !tokenizer.is_control(*id));
+    plain && bytes.zip(text.bytes()).all(|(token, byte)| *token == byte)
+}
+
 /// A token that has been drawn.
 struct Drawn {
     id: u32,
@@ -106,6 +116,11 @@ impl Sequence {
     /// Tokens whose keys and values are still to be computed: 1 while decoding.
     pub(crate) fn pending(&self) -> usize {
         self.tokens.len() - self.computed
+    }
+
+    /// Whether what runs next are tokens of the answer: one, or those that a grammar forced.
+    pub(crate) fn is_decoding(&self) -> bool {
+        self.pending() == 1 || (self.computed >= self.prompt && self.pending() <= MAX_JUMP + 1)
     }
 
     /// Tells sequences apart in tests.
@@ -161,6 +176,33 @@ impl Sequence {
             self.generation.id
         ));
         Advance::NotFinite
+    }
+
+    /// Appends the tokens that the grammar forces next, without computing anything for them. The last
+    /// one is left to the model: with what follows, it may be a longer token.
+    pub(crate) fn jump(&mut self, tokenizer: &Tokenizer) -> Advance {
+        // Log-probabilities need logits, and thoughts are counted as they are drawn.
+        if self.top_logprobs.is_some() || self.thoughts.is_some() {
+            return Advance::Continues;
+        }
+        let text = self.shaper.forced();
+        let mut ids = tokenizer.encode(&text, false).unwrap_or_default();
+        ids.pop();
+        ids.truncate(MAX_JUMP);
+        if !spells(&ids, &text, tokenizer) {
+            return Advance::Continues;
+        }
+        for id in ids {
+            let Ok(complete) = self.shaper.accept(id) else {
+                self.finish(FinishReason::Grammar, None);
+                return Advance::Ended;
+            };
+            let advance = self.proceed(Drawn { id, complete }, &[], tokenizer);
+            if advance != Advance::Continues {
+                return advance;
+            }
+        }
+        Advance::Continues
     }
 
     /// Appends a token and reports it. `logits` are read only if log-probabilities were asked for.

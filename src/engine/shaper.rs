@@ -137,6 +137,20 @@ impl Shaper {
         }
     }
 
+    /// The text that the grammar forces next; empty where something besides the grammar counts.
+    pub(crate) fn forced(&mut self) -> String {
+        let only_grammar = self.bias.is_empty()
+            && self.presence_penalty == 0.0
+            && self.frequency_penalty == 0.0
+            && self.repetition.is_none()
+            && self.bad_words.is_none()
+            && self.until_end == 0;
+        match &mut self.grammar {
+            Some(grammar) if only_grammar => grammar.forced(),
+            _ => String::new(),
+        }
+    }
+
     /// Records the drawn token. Returns whether it completes the grammar.
     ///
     /// # Errors

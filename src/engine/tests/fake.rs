@@ -287,6 +287,11 @@ impl Bench {
         streams.iter_mut().map(read).collect()
     }
 
+    /// How many steps ran so far.
+    pub(crate) fn steps(&self) -> usize {
+        self.steps.lock().unwrap().len()
+    }
+
     /// Rows of all steps so far.
     pub(crate) fn rows(&self) -> usize {
         let steps = self.steps.lock().unwrap();

@@ -70,3 +70,47 @@ fn a_complete_grammar_ends_the_answer() {
     }
     assert_eq!((text.as_str(), reason), ("abc", Some(FinishReason::Stop)));
 }
+
+#[test]
+fn what_a_grammar_forces_takes_no_steps_and_gives_the_same_text() {
+    let grammars = Grammars::new(tokenizer());
+    let grammar = grammars
+        .compile("start: \"abcdefgh\" /[ab]/ \"mnopmnop\" /[cd]{1,3}/ \"aaaa\"")
+        .unwrap();
+    let constrained = |seed: u64| {
+        let ask = |s: &mut SamplingParams| {
+            s.grammar = Some(grammar.clone());
+            s.temperature = 0.0;
+        };
+        with(ask, seed)
+    };
+    let mut requests: Vec<_> = (0..4).map(constrained).collect();
+    // Ends within what is forced, and asks for log-probabilities.
+    requests[1].sampling.max_tokens = 5;
+    requests[2].sampling.stop = vec!["ef".into()];
+    requests[3].sampling.top_logprobs = Some(1);
+    let run = |jumps: bool, blocks: usize| {
+        let mut bench = Bench::new(blocks, 8, 64);
+        bench.runner = bench.runner.jumping(jumps);
+        let answers = ids(&bench.answers(&requests));
+        (answers, bench.steps())
+    };
+    let (slow, steps) = run(false, 256);
+    let (fast, fewer) = run(true, 256);
+    assert_eq!(fast, slow);
+    assert_eq!(fast[1].len(), 5);
+    assert_eq!(
+        fewer, steps,
+        "the one with log-probabilities takes them all"
+    );
+    // Some are preempted, and computed again with what was forced.
+    assert_eq!(run(true, 16).0, slow);
+    requests.truncate(3);
+    let run = |jumps: bool| {
+        let mut bench = Bench::new(256, 8, 64);
+        bench.runner = bench.runner.jumping(jumps);
+        bench.answers(&requests);
+        bench.steps()
+    };
+    assert!(run(true) * 2 < run(false));
+}

@@ -157,6 +157,8 @@ pub struct EngineConfig {
     pub prefill_budget_tokens: usize,
     /// Time that a step with streams should take at most; `None`: no bound.
     pub step_target: Option<Duration>,
+    /// Whether text that a grammar forces is appended without being computed token by token.
+    pub jump_forward: bool,
     /// CPU threads; `None` is all cores.
     pub threads: Option<usize>,
     /// Whether a CUDA device runs decoding steps as they were recorded.
@@ -319,6 +321,7 @@ fn resolve_engine(raw: RawEngine) -> Result<EngineConfig, ConfigError> {
             0 => None,
             ms => Some(Duration::from_millis(ms)),
         },
+        jump_forward: raw.jump_forward.unwrap_or(true),
         threads: raw.threads.map(|n| one("engine.threads", n)).transpose()?,
         cuda_graphs: raw.cuda_graphs.unwrap_or(true),
     })

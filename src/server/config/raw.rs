@@ -189,6 +189,9 @@ section! {
         /// Time that a step with streams should take at most, in milliseconds: prompts get fewer tokens
         /// for it; 0 means no bound.
         step_target_ms: u64,
+        /// Whether text that a schema or a grammar forces is appended without being computed token by
+        /// token.
+        jump_forward: bool,
         /// CPU threads; defaults to all cores.
         threads: usize,
         /// Whether decoding steps on a CUDA device run as captured CUDA graphs.

@@ -63,6 +63,7 @@ fn bounds(config: &Config) -> EngineConfig {
         kv_cache_bytes: config.engine.kv_cache_mb.saturating_mul(1 << 20),
         step_tokens: config.engine.prefill_budget_tokens,
         step_target: config.engine.step_target,
+        jump_forward: config.engine.jump_forward,
         threads: match config.engine.threads {
             Some(threads) => threads,
             None => EngineConfig::default().threads,
