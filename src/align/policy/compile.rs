@@ -260,13 +260,32 @@ fn regex_error(error: &regex::Error) -> String {
     }
 }
 
-/// The expression for a phrase; `None` if it has no word.
+/// The expression for a phrase; `None` if it is empty.
 pub(crate) fn phrase_pattern(phrase: &str) -> Option<String> {
     let words: Vec<String> = phrase.split_whitespace().map(escape_word).collect();
+    let mut edges = phrase.trim().chars();
+    let first = edges.next()?;
+    let last = edges.next_back().unwrap_or(first);
     // Half boundaries only require that no word character adjoins the phrase, so phrases that begin or
-    // end with punctuation ("C++") are found as well.
-    let pattern = || format!(r"(?i)\b{{start-half}}{}\b{{end-half}}", words.join(r"\s+"));
-    (!words.is_empty()).then(pattern)
+    // end with punctuation ("C++") are found as well. Punctuation alone ("!") stands next to words.
+    let has_word = phrase.chars().any(char::is_alphanumeric);
+    let whole = |edge: char, boundary| {
+        let bound = has_word && !is_written_without_spaces(edge);
+        if bound { boundary } else { "" }
+    };
+    let (start, end) = (
+        whole(first, r"\b{start-half}"),
+        whole(last, r"\b{end-half}"),
+    );
+    Some(format!("(?i){start}{}{end}", words.join(r"\s+")))
+}
+
+/// Whether a character belongs to a script that puts no spaces between words: Chinese, Japanese, Thai,
+/// Lao, Burmese, Khmer. Every character of these is a word character, so their words have no boundary.
+fn is_written_without_spaces(c: char) -> bool {
+    matches!(u32::from(c),
+        0x0E00..=0x0EFF | 0x1000..=0x109F | 0x1780..=0x17FF | 0x2E80..=0x2FDF | 0x3005..=0x30FF
+            | 0x31F0..=0x31FF | 0x3400..=0x9FFF | 0xF900..=0xFAFF | 0xFF66..=0xFF9F | 0x20000..=0x3FFFF)
 }
 
 /// Escapes a word of a phrase; typewriter and typographic apostrophes match each other, since

@@ -58,6 +58,28 @@ fn phrases_are_whole_words_in_any_case() {
 }
 
 #[test]
+fn phrases_without_word_boundaries_are_found_anywhere() {
+    check(
+        r#"{ response: { any_phrase: ["!", "…"] } }"#,
+        &[
+            ("", "Great!", &[], true),
+            ("", "So …", &[], true),
+            ("", "Great.", &[], false),
+        ],
+    );
+    check(
+        r#"{ response: { any_phrase: ["剂量", "ยา", "COVID疫苗"] } }"#,
+        &[
+            ("", "请告诉我剂量是多少", &[], true),
+            ("", "กินยาแล้ว", &[], true),
+            ("", "打COVID疫苗", &[], false),
+            ("", "a COVID疫苗了", &[], true),
+            ("", "请告诉我", &[], false),
+        ],
+    );
+}
+
+#[test]
 fn lengths_include_both_ends() {
     check(
         "{ response: { length: { min: 2, max: 3 } } }",
