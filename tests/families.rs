@@ -13,7 +13,7 @@ use realign_cpu::{CpuBackend, CpuExecutor};
 use realign_engine::adapter::peft;
 use realign_model::packing::{Example, Packed};
 use realign_model::{
-    AdapterSpan, BLOCK_TOKENS, Backend, LoraPair, LoraSite, LoraWeights, ModelFiles, ModelSource,
+    AdapterSpan, BLOCK_TOKENS, Backend, KvType, LoraPair, LoraSite, LoraWeights, ModelFiles, ModelSource,
     PagedSequence, Segment, Step,
 };
 use realign_reference::{AdapterRows, Batch, Reference};
@@ -36,6 +36,9 @@ pub(crate) const FAMILIES: [&str; 12] = [
     "phi3",
     "llama-yarn",
 ];
+
+/// Elements of the KV cache, and how far logits may be from PyTorch's with them.
+const CACHES: [(&str, KvType, f32); 2] = [("f32", KvType::F32, 1e-4), ("f16", KvType::F16, 2e-3)];
 
 fn fixture(name: &str) -> PathBuf {
     Path::new("tests/golden/families").join(name)
@@ -139,7 +142,7 @@ fn rows_of(adapter: Option<&LoraWeights>, rows: usize) -> Vec<AdapterRows<'_>> {
 
 /// Logits from the CPU executor, fed in chunks, with the adapter on every row if there is one.
 fn served(
-    backend: &CpuBackend,
+    (backend, kv): (&CpuBackend, KvType),
     tokens: &[u32],
     chunks: &[usize],
     adapter: Option<LoraWeights>,
@@ -147,7 +150,7 @@ fn served(
     let spec = backend.spec();
     let adapter = adapter.map(|adapter| backend.stage(&adapter).unwrap());
     let count = tokens.len().div_ceil(BLOCK_TOKENS);
-    let mut executor = CpuExecutor::new(backend.model().clone(), count + 1, 2).unwrap();
+    let mut executor = CpuExecutor::new(backend.model().clone(), count + 1, 2, kv).unwrap();
     let blocks: Arc<[u32]> = (0..count as u32).rev().collect();
     let mut logits = vec![0f32; tokens.len() * spec.vocab_size];
     let mut cached = 0;
@@ -184,22 +187,24 @@ fn served(
 #[test]
 fn the_cpu_executor_agrees_with_and_without_an_adapter() {
     for family in FAMILIES {
-        let golden = Golden::of(family);
-        for chunks in [&[40][..], &[7, 16, 1, 16], &[1; 40]] {
-            let backend = packed(&fixture(family));
-            let base = served(&backend, &golden.tokens, chunks, None);
-            let what = format!("executor, chunks {chunks:?}");
-            golden.check(&base, "logits", 1e-4, &what);
-            if chunks.len() == golden.tokens.len() {
-                golden.check(&base, "decoded", 1e-4, &what);
+        let (golden, backend) = (Golden::of(family), packed(&fixture(family)));
+        for (name, kv, tolerance) in CACHES {
+            let tokens = &golden.tokens;
+            let run = |chunks: &[usize], adapter| served((&backend, kv), tokens, chunks, adapter);
+            let [whole, chunked, decoded] =
+                [&[40][..], &[7, 16, 1, 16], &[1; 40]].map(|chunks| {
+                    let what = format!("executor, {name}, chunks {chunks:?}");
+                    let base = run(chunks, None);
+                    golden.check(&base, "logits", tolerance, &what);
+                    let adapted = run(chunks, Some(golden.adapter()));
+                    golden.check(&adapted, "logits_adapter", tolerance, &what);
+                    base
+                });
+            golden.check(&decoded, "decoded", tolerance, name);
+            for other in [chunked, decoded] {
+                let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                assert_eq!(bits(&whole), bits(&other), "{family} {name}: chunks change bits");
             }
-            let adapted = served(&backend, &golden.tokens, chunks, Some(golden.adapter()));
-            golden.check(
-                &adapted,
-                "logits_adapter",
-                1e-4,
-                &format!("executor, {chunks:?}"),
-            );
         }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use realign_cpu::{Cpu, CpuExecutor};
 use realign_model::packing::{Example, Packed};
-use realign_model::{BLOCK_TOKENS, LoadedModel, ModelSource, PagedSequence, Step};
+use realign_model::{BLOCK_TOKENS, KvType, LoadedModel, ModelSource, PagedSequence, Step};
 use realign_reference::Reference as ReferenceModel;
 use serde_json::Value;
 
@@ -118,7 +118,7 @@ fn served_agrees(path: &str, references: &[Reference]) {
         .and_then(ModelSource::fetch)
         .unwrap();
     let model = realign_cpu::load(&files).unwrap();
-    let mut executor = CpuExecutor::new(Arc::new(model), 16, 2).unwrap();
+    let mut executor = CpuExecutor::new(Arc::new(model), 16, 2, KvType::default()).unwrap();
     let (mut agree, mut all) = (0, 0);
     for r in references {
         let logits = served_logits(&mut executor, r);

@@ -161,6 +161,7 @@ fn in_process(args: &BenchArgs, global: &GlobalArgs, out: &mut dyn Write) -> Res
     let default = EngineConfig::default();
     let config = EngineConfig {
         threads: args.threads.unwrap_or(default.threads),
+        kv_type: resolved.engine.kv_type,
         ..default
     };
     let options = Options {

@@ -1,13 +1,32 @@
-//! Attention over the paged cache: sixteen keys at a time, up to four queries of a KV head at once.
+//! Attention over the paged cache: one pass over keys and values with an online softmax.
 //!
-//! A query's arithmetic does not depend on the queries it shares a pass with.
+//! The context is cut at fixed positions into segments, which are merged in their order. A query's
+//! arithmetic is a function of its position alone: neither the queries that it shares a pass with,
+//! nor the thread that computes a segment, nor whether it is part of a prompt changes a bit.
 
+mod lanes;
+mod plan;
+mod segment;
+mod state;
+#[cfg(test)]
+mod tests;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use half::f16;
+
+use self::lanes::{Lanes, Plain};
+use self::segment::{Context, SEGMENT, finish, merge};
+use self::state::clear;
+#[cfg(target_arch = "x86_64")]
+use self::x86::{Avx2, Avx512};
+use super::kernels::Isa;
 use super::kv::KvCache;
-use realign_model::vector::{exp_shifted_sum, max, soft_cap_in_place};
-use realign_model::{AttentionShape, BLOCK_TOKENS, PagedSequence};
+use realign_model::{AttentionShape, KvType};
 
-/// Queries that share a pass over the keys.
-const GROUP: usize = 4;
+pub(crate) use self::lanes::Element;
+pub(crate) use self::plan::{Merge, Part, Plan, Plans};
+pub(crate) use self::state::{Line, Work, lines};
 
 /// One query: its head's columns and the tokens it sees.
 #[derive(Clone, Copy)]
@@ -18,199 +37,140 @@ pub(crate) struct Query<'a> {
     pub(crate) seen: (usize, usize),
 }
 
-/// Attends with up to any number of queries of one sequence to one KV head. `out(i)` gives the
-/// place of query `i`'s result, (head_dim).
-pub(crate) fn attend<'o>(
-    kv: &KvCache,
-    (layer, head): (usize, usize),
-    sequence: &PagedSequence,
-    shape: &AttentionShape,
-    queries: &[Query],
-    scratch: &mut Vec<f32>,
-    out: impl Fn(usize) -> &'o mut [f32],
-) {
-    for (chunk, first) in queries.chunks(GROUP).zip((0..).step_by(GROUP)) {
-        let begin = chunk.iter().map(|q| q.seen.0).min().unwrap_or(0) / BLOCK_TOKENS;
-        let end = chunk.iter().map(|q| q.seen.1).max().unwrap_or(0);
-        let pass = Pass {
-            kv,
-            layer,
-            head,
-            blocks: &sequence.blocks[begin..end.div_ceil(BLOCK_TOKENS)],
-            origin: begin * BLOCK_TOKENS,
-            end,
+/// One KV head of a layer, and how it is read.
+#[derive(Clone, Copy)]
+pub(crate) struct Head<'a> {
+    /// The instructions to use.
+    pub(crate) isa: Isa,
+    /// All keys and values.
+    pub(crate) kv: &'a KvCache,
+    /// Layer and head.
+    pub(crate) at: (usize, usize),
+    /// How it scores.
+    pub(crate) shape: &'a AttentionShape,
+}
+
+impl Head<'_> {
+    /// Attends with any number of queries of one sequence: `out(i)` gives the place of query `i`'s
+    /// result, (head_dim).
+    pub(crate) fn attend<'o>(
+        self,
+        blocks: &[u32],
+        queries: &[Query],
+        work: &mut Work,
+        out: impl Fn(usize) -> &'o mut [f32],
+    ) {
+        self.take(queries, work);
+        let begin = queries.iter().map(|q| q.seen.0).min().unwrap_or(0);
+        let end = queries.iter().map(|q| q.seen.1).max().unwrap_or(0);
+        work.totals.chunks_exact_mut(work.stride).for_each(clear);
+        for index in begin / SEGMENT..end.div_ceil(SEGMENT) {
+            self.segment(blocks, index, work);
+            let totals = work.totals.chunks_exact_mut(work.stride);
+            for (total, part) in totals.zip(work.states.chunks_exact(work.stride)) {
+                add(self.isa, total, part);
+            }
+        }
+        for (i, total) in work.totals.chunks_exact(work.stride).enumerate() {
+            complete(self.isa, total, out(i));
+        }
+    }
+
+    /// Attends to one segment, whose blocks all queries share: `out(i)` gives the place of query
+    /// `i`'s state for [`combine`].
+    pub(crate) fn attend_to_segment<'o>(
+        self,
+        (blocks, index): (&[u32], usize),
+        queries: &[Query],
+        work: &mut Work,
+        out: impl Fn(usize) -> &'o mut [Line],
+    ) {
+        self.take(queries, work);
+        self.segment(blocks, index, work);
+        for (i, state) in work.states.chunks_exact(work.stride).enumerate() {
+            out(i).copy_from_slice(state);
+        }
+    }
+
+    fn take(self, queries: &[Query], work: &mut Work) {
+        let columns = (self.kv.head_dim, self.shape.scale);
+        work.take(queries.len(), columns, |i| (queries[i].q, queries[i].seen));
+    }
+
+    fn segment(self, blocks: &[u32], index: usize, work: &mut Work) {
+        match self.kv.kind {
+            KvType::F32 => self.segment_of::<f32>(blocks, index, work),
+            KvType::F16 => self.segment_of::<f16>(blocks, index, work),
+        }
+    }
+
+    fn segment_of<E: Element>(self, blocks: &[u32], index: usize, work: &mut Work) {
+        let (layer, head) = self.at;
+        let context = Context::<E> {
+            block: &|i| self.kv.head(layer, blocks[i], head),
+            columns: self.kv.columns(),
+            cap: self.shape.cap,
         };
-        macro_rules! with {
-            ($n:literal) => {{
-                let group: [Query; $n] = std::array::from_fn(|i| chunk[i]);
-                let results: [&mut [f32]; $n] = std::array::from_fn(|i| out(first + i));
-                pass.run(shape, group, scratch, results);
-            }};
-        }
-        match chunk.len() {
-            1 => with!(1),
-            2 => with!(2),
-            3 => with!(3),
-            _ => with!(4),
-        }
+        segment(self.isa, &context, index, work);
     }
 }
 
-/// A run of blocks that some queries look at.
-struct Pass<'a> {
-    kv: &'a KvCache,
-    layer: usize,
-    head: usize,
-    blocks: &'a [u32],
-    /// Position of the first token of the first block.
-    origin: usize,
-    /// One past the last position that any of the queries sees.
-    end: usize,
-}
+/// Defines a function that runs its body with an instruction set's lanes.
+macro_rules! with_lanes {
+    (fn $name:ident$(<$e:ident>)?($($arg:ident: $ty:ty),*) with $lanes:ident $body:block) => {
+        fn $name$(<$e: Element>)?(isa: Isa, $($arg: $ty),*) {
+            #[inline(always)]
+            fn body<$lanes: Lanes $(, $e: Element)?>($($arg: $ty),*) $body
 
-impl Pass<'_> {
-    fn run<const N: usize>(
-        &self,
-        shape: &AttentionShape,
-        queries: [Query; N],
-        scratch: &mut Vec<f32>,
-        mut results: [&mut [f32]; N],
-    ) {
-        let width = self.blocks.len() * BLOCK_TOKENS;
-        scratch.resize(N * width, 0.0);
-        for (i, block) in self.blocks.iter().enumerate() {
-            let (keys, _) = self.kv.head(self.layer, *block, self.head);
-            let tile = scores(&queries.map(|q| q.q), keys, shape.scale);
-            for (row, tile) in scratch.chunks_exact_mut(width).zip(&tile) {
-                row[i * BLOCK_TOKENS..(i + 1) * BLOCK_TOKENS].copy_from_slice(tile);
-            }
-        }
-        for (row, query) in scratch.chunks_exact_mut(width).zip(&queries) {
-            let (from, to) = (query.seen.0 - self.origin, query.seen.1 - self.origin);
-            row[..from].fill(0.0);
-            row[to..].fill(0.0);
-            capped_softmax(&mut row[from..to], shape.cap);
-        }
-        for result in &mut results {
-            result.fill(0.0);
-        }
-        for (i, block) in self.blocks.iter().enumerate() {
-            let (_, values) = self.kv.head(self.layer, *block, self.head);
-            let at = i * BLOCK_TOKENS;
-            // Slots past the sequence's end may hold another's leftovers: not even times zero.
-            let tokens = BLOCK_TOKENS.min(self.end - self.origin - at);
-            let weights: [&[f32]; N] =
-                std::array::from_fn(|n| &scratch[n * width + at..n * width + at + tokens]);
-            mix(&weights, values, &mut results);
-        }
-    }
-}
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
+                fn avx512$(<$e: Element>)?($($arg: $ty),*) { body::<Avx512 $(, $e)?>($($arg),*) }
 
-/// Scores ← softmax weights, through the cap if there is one.
-fn capped_softmax(scores: &mut [f32], cap: Option<f32>) {
-    if let Some(cap) = cap {
-        soft_cap_in_place(scores, cap);
-    }
-    let shift = max(scores);
-    let inverse = 1.0 / exp_shifted_sum(scores, shift);
-    scores.iter_mut().for_each(|w| *w *= inverse);
-}
+                #[target_feature(enable = "avx2,fma,f16c")]
+                fn avx2$(<$e: Element>)?($($arg: $ty),*) { body::<Avx2 $(, $e)?>($($arg),*) }
 
-/// Sixteen scores per query: scale · q·k.
-fn scores<const N: usize>(q: &[&[f32]; N], keys: &[f32], scale: f32) -> [[f32; BLOCK_TOKENS]; N] {
-    #[inline(always)]
-    fn body<const N: usize, const FMA: bool>(
-        q: &[&[f32]; N],
-        keys: &[f32],
-        scale: f32,
-    ) -> [[f32; BLOCK_TOKENS]; N] {
-        let mut sums = [[0f32; BLOCK_TOKENS]; N];
-        let (dimensions, _) = keys.as_chunks::<BLOCK_TOKENS>();
-        let d = dimensions.len();
-        let q: [&[f32]; N] = q.map(|q| &q[..d]);
-        for (i, k) in dimensions.iter().enumerate() {
-            for n in 0..N {
-                multiply_add::<FMA>(q[n][i], k, &mut sums[n]);
-            }
-        }
-        sums.map(|row| row.map(|s| s * scale))
-    }
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2,fma")]
-        fn avx2<const N: usize>(
-            q: &[&[f32]; N],
-            keys: &[f32],
-            scale: f32,
-        ) -> [[f32; BLOCK_TOKENS]; N] {
-            body::<N, true>(q, keys, scale)
-        }
-        if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
-            // SAFETY: both features were just detected.
-            return unsafe { avx2(q, keys, scale) };
-        }
-    }
-    body::<N, false>(q, keys, scale)
-}
-
-/// out[n] += Σ weight · value over some tokens.
-fn mix<const N: usize>(weights: &[&[f32]; N], values: &[f32], out: &mut [&mut [f32]; N]) {
-    #[inline(always)]
-    fn body<const N: usize, const FMA: bool>(
-        weights: &[&[f32]; N],
-        values: &[f32],
-        out: &mut [&mut [f32]; N],
-    ) {
-        const LANES: usize = 16;
-        let (d, tokens) = (out[0].len(), weights[0].len());
-        for column in (0..d).step_by(LANES) {
-            let lanes = LANES.min(d - column);
-            let mut sums = [[0f32; LANES]; N];
-            for (sum, out) in sums.iter_mut().zip(out.iter()) {
-                sum[..lanes].copy_from_slice(&out[column..column + lanes]);
-            }
-            for token in 0..tokens {
-                let at = token * d + column;
-                match values[at..at + lanes].first_chunk::<LANES>() {
-                    Some(v) => {
-                        for (weights, sum) in weights.iter().zip(&mut sums) {
-                            multiply_add::<FMA>(weights[token], v, sum);
-                        }
-                    }
-                    None => {
-                        let mut v = [0f32; LANES];
-                        v[..lanes].copy_from_slice(&values[at..at + lanes]);
-                        for (weights, sum) in weights.iter().zip(&mut sums) {
-                            multiply_add::<FMA>(weights[token], &v, sum);
-                        }
-                    }
+                // SAFETY: an `Isa` comes from detection or, in tests, is below what was detected.
+                match isa {
+                    Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                    Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    Isa::Portable => {}
                 }
             }
-            for (sum, out) in sums.iter().zip(out.iter_mut()) {
-                out[column..column + lanes].copy_from_slice(&sum[..lanes]);
-            }
+            body::<Plain $(, $e)?>($($arg),*);
         }
-    }
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2,fma")]
-        fn avx2<const N: usize>(weights: &[&[f32]; N], values: &[f32], out: &mut [&mut [f32]; N]) {
-            body::<N, true>(weights, values, out);
-        }
-        if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
-            // SAFETY: both features were just detected.
-            return unsafe { avx2(weights, values, out) };
-        }
-    }
-    body::<N, false>(weights, values, out)
+    };
 }
 
-#[inline(always)]
-fn multiply_add<const FMA: bool>(a: f32, x: &[f32; 16], sum: &mut [f32; 16]) {
-    for lane in 0..16 {
-        sum[lane] = match FMA {
-            true => a.mul_add(x[lane], sum[lane]),
-            false => sum[lane] + a * x[lane],
-        };
+with_lanes! {
+    fn segment<E>(context: &Context<E>, index: usize, work: &mut Work) with V {
+        context.segment::<V>(index, work);
     }
+}
+
+with_lanes! {
+    fn add(total: &mut [Line], part: &[Line]) with V {
+        merge::<V>(total, part);
+    }
+}
+
+with_lanes! {
+    fn complete(total: &[Line], out: &mut [f32]) with V {
+        finish::<V>(total, out);
+    }
+}
+
+/// Merges a query's states of so many lines, one for each segment that it sees, into its result.
+pub(crate) fn combine(
+    isa: Isa,
+    (states, lines): (&[Line], usize),
+    work: &mut Work,
+    out: &mut [f32],
+) {
+    work.totals.resize(lines, Line::ZERO);
+    clear(&mut work.totals);
+    for part in states.chunks_exact(lines) {
+        add(isa, &mut work.totals, part);
+    }
+    complete(isa, &work.totals, out);
 }

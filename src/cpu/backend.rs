@@ -10,15 +10,14 @@ use realign_model::memory::{LearningBytes, Training};
 use realign_model::packing::{Packed, States};
 use realign_model::random::{RandomMatrix, random_model};
 use realign_model::{
-    Backend, ComputeDevice, Decoder, Dropout, Executor, ExecutorOptions, LearningPasses,
+    Backend, ComputeDevice, Decoder, Dropout, Executor, ExecutorOptions, KvType, LearningPasses,
     LoraWeights, Measured, ModelFiles, ModelSpec, Outputs, PassOptions, SiteGradients, Slopes,
     Staged, Step, StoredMatrix, TimeSlices, TokenLoss,
 };
 
 use super::Model;
 use super::adapters::PackedAdapter;
-use super::executor::CpuExecutor;
-use super::kv::KvCache;
+use super::executor::{CpuExecutor, kv_shape};
 use super::learn::Differentiator;
 use super::packed::{Encoding, PackedWeight};
 use super::rows::with_floats;
@@ -125,7 +124,8 @@ impl Backend for CpuBackend {
     }
 
     fn executor(&self, options: ExecutorOptions) -> Result<Box<dyn Executor>> {
-        let executor = CpuExecutor::new(self.model.clone(), options.blocks, options.threads)?;
+        let (blocks, threads) = (options.blocks, options.threads);
+        let executor = CpuExecutor::new(self.model.clone(), blocks, threads, options.kv)?;
         Ok(Box::new(executor))
     }
 
@@ -139,9 +139,8 @@ impl Backend for CpuBackend {
         Ok(Box::new(passes))
     }
 
-    fn bytes_per_block(&self) -> usize {
-        let spec = &self.model.spec;
-        KvCache::bytes_per_block(spec.layers, spec.kv_heads, spec.head_dim)
+    fn bytes_per_block(&self, kv: KvType) -> usize {
+        kv_shape(&self.model.spec).bytes_per_block(kv)
     }
 
     fn bytes_per_token(&self) -> usize {

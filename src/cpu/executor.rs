@@ -8,15 +8,16 @@ use candle_core::{Result, bail};
 
 use super::activations::Activations;
 use super::adapters::{Adapters, Projected};
+use super::attention::{Line, Plans, Work};
 use super::kernels::{self, Isa};
-use super::kv::KvCache;
+use super::kv::{KvCache, KvShape};
 use super::packed::PANEL;
 use super::rows::{for_tiles, normalise, round_rows, with_floats};
 use super::team::{Shards, Team};
 use crate::Model;
 use realign_model::compute::{Ropes, run_layers};
 use realign_model::vector::soft_cap_in_place;
-use realign_model::{BLOCK_TOKENS, PagedSequence, Step};
+use realign_model::{BLOCK_TOKENS, KvType, ModelSpec, PagedSequence, Step};
 
 /// Runs forward passes of one model on the CPU. Owns the KV cache, the threads and all buffers;
 /// a decode step allocates next to nothing.
@@ -51,8 +52,12 @@ pub(super) struct Registers {
     pub(crate) m: Activations,
     /// A x of the adapters at up to three sites.
     pub(crate) projected: [Projected; 3],
-    /// Per thread: attention scores.
-    pub(crate) scratch: Vec<Vec<f32>>,
+    /// Per thread: what attention works on.
+    pub(crate) work: Vec<Work>,
+    /// How attention is cut, for each window.
+    pub(crate) plans: Plans,
+    /// What segments of single rows come to, before they are merged.
+    pub(crate) states: Vec<Line>,
 }
 
 /// Consecutive rows of one sequence whose tokens lie in one KV block: a unit of parallel work.
@@ -66,6 +71,15 @@ pub(super) struct Run {
     pub(crate) rows: usize,
     /// Position of the first row's token.
     pub(crate) position: usize,
+}
+
+/// Sizes of a model's keys and values.
+pub(super) fn kv_shape(spec: &ModelSpec) -> KvShape {
+    KvShape {
+        layers: spec.layers,
+        heads: spec.kv_heads,
+        head_dim: spec.head_dim,
+    }
 }
 
 /// Cuts the sequences' rows at block borders.
@@ -92,16 +106,15 @@ impl CpuExecutor {
     ///
     /// # Errors
     /// If a thread cannot be started, or the cache does not fit the memory.
-    pub fn new(model: Arc<Model>, blocks: usize, threads: usize) -> Result<Self> {
-        let spec = &model.spec;
-        let Some(kv) = KvCache::new(spec.layers, spec.kv_heads, spec.head_dim, blocks) else {
+    pub fn new(model: Arc<Model>, blocks: usize, threads: usize, kv: KvType) -> Result<Self> {
+        let Some(kv) = KvCache::new(kv_shape(&model.spec), kv, blocks) else {
             bail!(
                 "the system refuses memory for a KV cache of {blocks} blocks: lower engine.kv_cache_mb"
             );
         };
         let team = Team::new(threads)?;
         let registers = Registers {
-            scratch: vec![Vec::new(); team.threads()],
+            work: (0..team.threads()).map(|_| Work::default()).collect(),
             ..Registers::default()
         };
         Ok(Self {
@@ -141,6 +154,7 @@ impl CpuExecutor {
         r.sequences.clear();
         r.sequences.extend_from_slice(step.sequences);
         cut(step.sequences, &mut r.runs);
+        r.plans.clear();
         self.embed(&model, step.tokens)?;
         Ok((model, ropes))
     }

@@ -1,18 +1,21 @@
 //! The paged KV cache of the CPU executor.
 //!
 //! Inside a block, keys lie dimension by dimension, so that one vector holds a dimension of sixteen
-//! tokens and scores come out sixteen at a time; values lie token by token. One KV head's part of a
-//! block is contiguous.
+//! tokens and scores come out sixteen at a time; values lie token by token, in whole vectors. One
+//! KV head's part of a block is contiguous.
 
-use realign_model::BLOCK_TOKENS;
+use realign_model::{BLOCK_TOKENS, KvType};
 
 use super::aligned::AlignedBytes;
+use super::attention::Element;
 use super::team::Shards;
 
-/// Keys and values of all sequences, f32. Memory that no sequence has touched costs nothing.
+/// Keys and values of all sequences. Memory that no sequence has touched costs nothing.
 #[derive(Debug)]
 pub(crate) struct KvCache {
     data: AlignedBytes,
+    /// What an element is.
+    pub(crate) kind: KvType,
     /// Blocks in the pool.
     pub(crate) blocks: usize,
     /// KV heads of a layer.
@@ -21,87 +24,127 @@ pub(crate) struct KvCache {
     pub(crate) head_dim: usize,
 }
 
+/// Sizes of a model's keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct KvShape {
+    /// Layers.
+    pub(crate) layers: usize,
+    /// KV heads of a layer.
+    pub(crate) heads: usize,
+    /// Columns of a head.
+    pub(crate) head_dim: usize,
+}
+
+impl KvShape {
+    /// Bytes of keys and values of one block, all layers.
+    pub(crate) fn bytes_per_block(self, kind: KvType) -> usize {
+        let elements = elements(self.head_dim);
+        self.layers * self.heads * elements * kind.bytes()
+    }
+}
+
+/// Columns of a value: whole vectors.
+fn columns(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(BLOCK_TOKENS)
+}
+
+/// Elements of one head's keys and values in one block.
+fn elements(head_dim: usize) -> usize {
+    BLOCK_TOKENS * (head_dim + columns(head_dim))
+}
+
 impl KvCache {
-    /// A cache of `blocks` blocks for `layers` layers; `None` if the system has no such memory.
-    pub(crate) fn new(layers: usize, heads: usize, head_dim: usize, blocks: usize) -> Option<Self> {
-        let bytes = blocks.checked_mul(Self::bytes_per_block(layers, heads, head_dim))?;
+    /// A cache of `blocks` blocks; `None` if the system has no such memory.
+    pub(crate) fn new(shape: KvShape, kind: KvType, blocks: usize) -> Option<Self> {
+        let bytes = blocks.checked_mul(shape.bytes_per_block(kind))?;
         Some(Self {
             data: AlignedBytes::try_zeroed(bytes)?,
+            kind,
             blocks,
-            heads,
-            head_dim,
+            heads: shape.heads,
+            head_dim: shape.head_dim,
         })
     }
 
-    /// Bytes of keys and values of one block, all layers.
-    pub(crate) fn bytes_per_block(layers: usize, heads: usize, head_dim: usize) -> usize {
-        layers * heads * 2 * BLOCK_TOKENS * head_dim * size_of::<f32>()
+    /// Columns of a value: those of the head, up to whole vectors.
+    pub(crate) fn columns(&self) -> usize {
+        columns(self.head_dim)
     }
 
-    /// Floats of one head's keys (or values) in one block.
-    fn half(&self) -> usize {
-        BLOCK_TOKENS * self.head_dim
+    /// # Panics
+    /// If the cache holds another type.
+    fn check<E: Element>(&self) {
+        assert_eq!(size_of::<E>(), self.kind.bytes(), "elements of {:?}", self.kind);
     }
 
     fn offset(&self, layer: usize, block: u32, head: usize) -> usize {
-        ((layer * self.blocks + block as usize) * self.heads + head) * 2 * self.half()
+        ((layer * self.blocks + block as usize) * self.heads + head) * elements(self.head_dim)
     }
 
-    fn floats(&self) -> &[f32] {
-        // SAFETY: aligned to at least 64 bytes, and any bytes are valid floats.
-        unsafe { std::slice::from_raw_parts(self.data.as_ptr().cast(), self.data.len() / 4) }
+    fn elements<E: Element>(&self) -> &[E] {
+        self.check::<E>();
+        let len = self.data.len() / size_of::<E>();
+        // SAFETY: aligned to at least 64 bytes, and any bytes are valid f32 and f16.
+        unsafe { std::slice::from_raw_parts(self.data.as_ptr().cast(), len) }
     }
 
-    /// Keys (head_dim, 16) and values (16, head_dim) of one head of one block.
-    pub(crate) fn head(&self, layer: usize, block: u32, head: usize) -> (&[f32], &[f32]) {
+    /// Keys (head_dim, 16) and values (16, columns) of one head of one block.
+    pub(crate) fn head<E: Element>(&self, layer: usize, block: u32, head: usize) -> (&[E], &[E]) {
         let at = self.offset(layer, block, head);
-        self.floats()[at..at + 2 * self.half()].split_at(self.half())
+        let part = &self.elements()[at..at + elements(self.head_dim)];
+        part.split_at(BLOCK_TOKENS * self.head_dim)
     }
 
     /// The cache as parts that threads may write side by side.
-    pub(crate) fn shards(&mut self) -> KvShards<'_> {
-        let len = self.data.len() / 4;
-        let (blocks, heads, half) = (self.blocks, self.heads, self.half());
-        // SAFETY: aligned to at least 64 bytes, any bytes are valid floats, and `self` is borrowed
-        // mutably for as long as the shards live.
-        let floats =
-            unsafe { std::slice::from_raw_parts_mut(self.data.as_mut_ptr().cast::<f32>(), len) };
+    pub(crate) fn shards<E: Element>(&mut self) -> KvShards<'_, E> {
+        self.check::<E>();
+        let len = self.data.len() / size_of::<E>();
+        let (blocks, heads, elements) = (self.blocks, self.heads, elements(self.head_dim));
+        // SAFETY: aligned to at least 64 bytes, any bytes are valid f32 and f16, and `self` is
+        // borrowed mutably for as long as the shards live.
+        let all =
+            unsafe { std::slice::from_raw_parts_mut(self.data.as_mut_ptr().cast::<E>(), len) };
         KvShards {
-            floats: Shards::new(floats),
+            all: Shards::new(all),
             blocks,
             heads,
-            half,
+            elements,
         }
     }
 }
 
 /// See [`KvCache::shards`].
-pub(crate) struct KvShards<'a> {
-    floats: Shards<'a, f32>,
+pub(crate) struct KvShards<'a, E> {
+    all: Shards<'a, E>,
     blocks: usize,
     heads: usize,
-    half: usize,
+    elements: usize,
 }
 
-impl<'a> KvShards<'a> {
+impl<'a, E: Element> KvShards<'a, E> {
     /// One head's part of a block: keys, then values.
     ///
     /// # Safety
     /// No two live parts may be of the same layer, block and head.
-    pub(crate) unsafe fn head(&self, layer: usize, block: u32, head: usize) -> &'a mut [f32] {
-        let at = ((layer * self.blocks + block as usize) * self.heads + head) * 2 * self.half;
+    pub(crate) unsafe fn head(&self, layer: usize, block: u32, head: usize) -> &'a mut [E] {
+        let at = ((layer * self.blocks + block as usize) * self.heads + head) * self.elements;
         // SAFETY: passed on; different parts lie apart.
-        unsafe { self.floats.part(at, 2 * self.half) }
+        unsafe { self.all.part(at, self.elements) }
     }
 }
 
-/// Writes a token's key and value of one head into its part of a block.
-pub(crate) fn write_token(part: &mut [f32], slot: usize, key: &[f32], value: &[f32]) {
+/// Rounds a token's key and value of one head, and writes them into its part of a block.
+pub(crate) fn write_token<E: Element>(part: &mut [E], slot: usize, key: &[f32], value: &[f32]) {
     let (keys, values) = part.split_at_mut(BLOCK_TOKENS * key.len());
-    for (dimension, k) in key.iter().enumerate() {
-        keys[dimension * BLOCK_TOKENS + slot] = *k;
+    let columns = values.len() / BLOCK_TOKENS;
+    E::from_floats(value, &mut values[slot * columns..][..value.len()]);
+    let places = keys.chunks_mut(BLOCK_TOKENS * BLOCK_TOKENS);
+    for (key, places) in key.chunks(BLOCK_TOKENS).zip(places) {
+        let mut rounded = [E::default(); BLOCK_TOKENS];
+        E::from_floats(key, &mut rounded[..key.len()]);
+        let places = places[slot..].iter_mut().step_by(BLOCK_TOKENS);
+        places.zip(rounded).for_each(|(place, k)| *place = k);
     }
-    values[slot * value.len()..(slot + 1) * value.len()].copy_from_slice(value);
 }
 
 #[cfg(test)]
@@ -110,10 +153,40 @@ mod tests {
 
     #[test]
     fn a_size_that_no_machine_has_is_refused_and_others_are_zero() {
+        let shape = KvShape {
+            layers: 30,
+            heads: 3,
+            head_dim: 64,
+        };
         for blocks in [usize::MAX, usize::MAX / 64, 1 << 50] {
-            assert!(KvCache::new(30, 3, 64, blocks).is_none(), "{blocks}");
+            assert!(KvCache::new(shape, KvType::F16, blocks).is_none(), "{blocks}");
         }
-        let small = KvCache::new(2, 1, 4, 3).unwrap();
-        assert!(small.floats().iter().all(|f| *f == 0.0));
+        let small = KvCache::new(shape, KvType::F32, 3).unwrap();
+        assert!(small.elements::<f32>().iter().all(|f| *f == 0.0));
+        let bytes = [KvType::F32, KvType::F16].map(|kind| shape.bytes_per_block(kind));
+        assert_eq!(bytes[0], 30 * 3 * 64 * 2 * BLOCK_TOKENS * 4);
+        assert_eq!(bytes[0], 2 * bytes[1]);
+    }
+
+    #[test]
+    fn tokens_lie_where_they_are_read() {
+        let shape = KvShape {
+            layers: 1,
+            heads: 2,
+            head_dim: 20,
+        };
+        let mut cache = KvCache::new(shape, KvType::F16, 2).unwrap();
+        let key: Vec<f32> = (0..20).map(|i| i as f32).collect();
+        let value: Vec<f32> = (0..20).map(|i| 0.5 - i as f32).collect();
+        let shards = cache.shards::<half::f16>();
+        // SAFETY: the only part.
+        write_token(unsafe { shards.head(0, 1, 1) }, 5, &key, &value);
+        let (keys, values) = cache.head::<half::f16>(0, 1, 1);
+        for i in 0..20 {
+            assert_eq!(keys[i * BLOCK_TOKENS + 5].to_f32(), key[i]);
+            assert_eq!(values[5 * 32 + i].to_f32(), value[i]);
+        }
+        let written = keys.iter().chain(values).filter(|e| e.to_f32() != 0.0);
+        assert_eq!(written.count(), 39);
     }
 }

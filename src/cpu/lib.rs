@@ -9,6 +9,7 @@
 mod activations;
 mod adapters;
 mod aligned;
+mod attend;
 mod attention;
 mod backend;
 mod executor;
@@ -21,6 +22,10 @@ mod rows;
 mod steps;
 mod sync;
 mod team;
+#[cfg(test)]
+mod depth_speed;
+#[cfg(test)]
+mod step_tests;
 #[cfg(test)]
 mod team_tests;
 

@@ -1,8 +1,10 @@
 //! The steps of a decoder layer on the executor's registers.
 
 use candle_core::{Result, Tensor};
+use half::f16;
 
-use super::attention::{Query, attend};
+use super::attend::attend;
+use super::attention::Element;
 use super::executor::{CpuExecutor, Run};
 use super::gates::gated;
 use super::kernels;
@@ -16,7 +18,7 @@ use super::team::Shards;
 use crate::Layer;
 use crate::Linear;
 use realign_model::compute::Compute;
-use realign_model::{Activation, AttentionShape, BLOCK_TOKENS, RopeTable};
+use realign_model::{Activation, AttentionShape, BLOCK_TOKENS, KvType, RopeTable};
 
 impl Compute for CpuExecutor {
     type Weight = PackedWeight;
@@ -50,52 +52,17 @@ impl Compute for CpuExecutor {
         self.project_heads(layer)?;
         match &layer.qk_norms {
             Some([q, k]) => with_floats(q, |q| {
-                with_floats(k, |k| self.place_heads(index, Some((q, k)), rope))
+                with_floats(k, |k| self.place(index, Some((q, k)), rope))
             })?,
             None => {
-                self.place_heads(index, None, rope);
+                self.place(index, None, rope);
                 Ok(())
             }
         }
     }
 
     fn attend(&mut self, index: usize, shape: &AttentionShape) -> Result<()> {
-        let spec = &self.model.spec;
-        let (d, kv_heads) = (spec.head_dim, spec.kv_heads);
-        let (width, group) = (spec.heads * d, spec.heads / kv_heads);
-        let r = &mut self.registers;
-        r.m.reshape(r.rows, width);
-        let (q, out) = (&r.qkv[0], Shards::new(&mut r.m.values));
-        let (runs, sequences, kv) = (&r.runs, &r.sequences, &self.kv);
-        let scratch = Shards::new(&mut r.scratch);
-        self.team.run(runs.len() * kv_heads, |thread, piece| {
-            let (run, head) = (&runs[piece / kv_heads], piece % kv_heads);
-            let place = |i: usize| (run.row + i / group) * width + (head * group + i % group) * d;
-            let queries: Vec<Query> = (0..run.rows * group)
-                .map(|i| {
-                    let position = run.position + i / group;
-                    Query {
-                        q: &q[place(i)..place(i) + d],
-                        seen: (shape.first_visible(position), position + 1),
-                    }
-                })
-                .collect();
-            // SAFETY: a thread has one scratch, and works on one piece at a time.
-            let scratch = unsafe { &mut scratch.part(thread, 1)[0] };
-            let at = (index, head);
-            attend(
-                kv,
-                at,
-                &sequences[run.sequence],
-                shape,
-                &queries,
-                scratch,
-                |i| {
-                    // SAFETY: each (row, head) belongs to one piece.
-                    unsafe { out.part(place(i), d) }
-                },
-            );
-        });
+        attend(self, index, shape);
         Ok(())
     }
 
@@ -197,8 +164,15 @@ impl CpuExecutor {
         })
     }
 
+    fn place(&mut self, index: usize, norms: Option<(&[f32], &[f32])>, rope: &RopeTable) {
+        match self.kv.kind {
+            KvType::F32 => self.place_heads::<f32>(index, norms, rope),
+            KvType::F16 => self.place_heads::<f16>(index, norms, rope),
+        }
+    }
+
     /// Normalises and rotates the heads of q and k, and writes k and v to the cache.
-    fn place_heads(&mut self, index: usize, norms: Option<(&[f32], &[f32])>, rope: &RopeTable) {
+    fn place_heads<E: Element>(&mut self, index: usize, norms: Option<(&[f32], &[f32])>, rope: &RopeTable) {
         let spec = &self.model.spec;
         let (d, eps) = (spec.head_dim, spec.rms_norm_eps as f32);
         let (q_width, kv_width) = (spec.heads * d, spec.kv_heads * d);
@@ -206,7 +180,7 @@ impl CpuExecutor {
         let (runs, sequences) = (&r.runs, &r.sequences);
         let [q, k, v] = &mut r.qkv;
         let (q, k, v) = (Shards::new(q), Shards::new(k), &*v);
-        let cache = self.kv.shards();
+        let cache = self.kv.shards::<E>();
         let finish = |head: &mut [f32], norm: Option<&[f32]>, row: usize| {
             if let Some(norm) = norm {
                 normalise_in_place(head, norm, eps);

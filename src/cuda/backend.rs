@@ -94,7 +94,7 @@ mod real {
     use realign_model::memory::{Budget, LearningBytes, Plan, Stored, Training};
     use realign_model::random::{RandomMatrix, random_model};
     use realign_model::{
-        Backend, ComputeDevice, Executor, ExecutorOptions, LearningPasses, LoraWeights, ModelFiles,
+        Backend, ComputeDevice, Executor, ExecutorOptions, KvType, LearningPasses, LoraWeights, ModelFiles,
         ModelSpec, PassOptions, Recompute, Staged, TimeSlices,
     };
     use realign_reference::memory::{activations, layer_bytes, logits};
@@ -232,7 +232,7 @@ mod real {
             Ok(Box::new(TensorPasses::new(self.tensors.clone(), recompute)))
         }
 
-        fn bytes_per_block(&self) -> usize {
+        fn bytes_per_block(&self, _: KvType) -> usize {
             // The cache has the weights' sixteen bits.
             bytes_per_block(&self.model.spec, self.element)
         }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use realign_model::{BLOCK_TOKENS, Backend, Executor, ExecutorOptions, TimeSlices, Tokenizer};
+use realign_model::{
+    BLOCK_TOKENS, Backend, Executor, ExecutorOptions, KvType, TimeSlices, Tokenizer,
+};
 
 use super::admission::Admission;
 use super::blocks::BlockPool;
@@ -36,6 +38,8 @@ pub struct EngineConfig {
     pub threads: usize,
     /// Whether a CUDA device runs decoding steps as they were recorded.
     pub cuda_graphs: bool,
+    /// Elements of keys and values, where the device has a choice.
+    pub kv_type: KvType,
 }
 
 impl Default for EngineConfig {
@@ -50,6 +54,7 @@ impl Default for EngineConfig {
             jump_forward: true,
             threads: std::thread::available_parallelism().map_or(1, Into::into),
             cuda_graphs: true,
+            kv_type: KvType::default(),
         }
     }
 }
@@ -96,7 +101,7 @@ pub fn start(
     tokenizer: Arc<Tokenizer>,
     config: EngineConfig,
 ) -> Result<EngineHandle, EngineError> {
-    let block = backend.bytes_per_block();
+    let block = backend.bytes_per_block(config.kv_type);
     let blocks = config.kv_cache_bytes / block;
     if blocks == 0 {
         return Err(EngineError::CacheTooSmall {
@@ -109,6 +114,7 @@ pub fn start(
         blocks: blocks + 1,
         threads: config.threads,
         record: config.cuda_graphs,
+        kv: config.kv_type,
     })?;
     // After the cache: a size that was mistyped is refused there.
     let computing = Computing {

@@ -99,8 +99,9 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// If the weights do not allow it.
     fn passes(&self, options: PassOptions) -> Result<Box<dyn LearningPasses>>;
 
-    /// Bytes of keys and values of one block of an executor's cache.
-    fn bytes_per_block(&self) -> usize;
+    /// Bytes of keys and values of one block of an executor's cache, whose elements are of type `kv`
+    /// where the device has a choice.
+    fn bytes_per_block(&self, kv: KvType) -> usize;
 
     /// Bytes of weights that one decoded token reads: the layers' and the head's.
     fn bytes_per_token(&self) -> usize;
@@ -133,6 +134,31 @@ pub struct ExecutorOptions {
     pub threads: usize,
     /// Whether a device may record steps to run them again with one call.
     pub record: bool,
+    /// Elements of its cache, where the device has a choice.
+    pub kv: KvType,
+}
+
+/// What keys and values are stored as on a CPU. Sums are in f32 either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvType {
+    /// 32 bits.
+    F32,
+    /// 16 bits.
+    #[default]
+    F16,
+}
+
+impl KvType {
+    /// Every type, by its name in the configuration.
+    pub const ALL: [(&'static str, Self); 2] = [("f32", Self::F32), ("f16", Self::F16)];
+
+    /// Bytes of an element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
 }
 
 /// Runs forward passes of one model. Owns the cache of keys and values, and all buffers.

@@ -38,7 +38,7 @@ mod weights;
 
 pub use activation::Activation;
 pub use attention::AttentionShape;
-pub use backend::{Backend, ComputeDevice, Executor, ExecutorOptions, Staged};
+pub use backend::{Backend, ComputeDevice, Executor, ExecutorOptions, KvType, Staged};
 pub use chat::{CallStyle, ChatError, ChatMessage, ChatRole, ChatTemplate};
 pub use decoder::{Decoder, Layer, StoredMatrix};
 pub use draw::DrawRequest;

@@ -7,7 +7,7 @@ use realign_model::error::Result as ModelResult;
 use realign_model::host_memory::{Headroom, headroom};
 use realign_model::memory::{LearningBytes, Training};
 use realign_model::{
-    BLOCK_TOKENS, Backend, Decoder, Executor, ExecutorOptions, LearningPasses, LoraWeights,
+    BLOCK_TOKENS, Backend, Decoder, Executor, ExecutorOptions, KvType, LearningPasses, LoraWeights,
     ModelFiles, ModelSpec, PassOptions, Recompute, Staged, TimeSlices,
 };
 
@@ -96,7 +96,7 @@ impl Backend for ReferenceBackend {
         Ok(Box::new(TensorPasses::new(self.model.clone(), recompute)))
     }
 
-    fn bytes_per_block(&self) -> usize {
+    fn bytes_per_block(&self, _: KvType) -> usize {
         BLOCK_TOKENS * size_of::<u32>()
     }
 

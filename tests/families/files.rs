@@ -33,8 +33,9 @@ fn eight_bit_gguf_files_agree_with_their_dequantised_weights() {
         let exact = whole(&model, &golden.tokens, None);
         golden.check(&exact, "logits_q8_0", 1e-4, "dequantised");
         // Served products round activations to 8 bits too.
+        let packed = packed(&fixture(family).join("model-q8_0.gguf"));
         let served = served(
-            &packed(&fixture(family).join("model-q8_0.gguf")),
+            (&packed, KvType::default()),
             &golden.tokens,
             &[golden.tokens.len()],
             None,

@@ -5,7 +5,7 @@ use candle_core::{Result, bail};
 use rayon::prelude::*;
 
 use realign_model::{
-    AdapterSpan, BLOCK_TOKENS, Backend, Executor, ExecutorOptions, Outputs, PagedSequence, Staged,
+    AdapterSpan, BLOCK_TOKENS, Backend, Executor, ExecutorOptions, KvType, Outputs, PagedSequence, Staged,
     Step,
 };
 
@@ -48,6 +48,7 @@ impl Scorer {
             blocks: CACHE_TOKENS.div_ceil(BLOCK_TOKENS),
             threads,
             record: false,
+            kv: KvType::F32,
         };
         Ok(Self {
             executor: backend.executor(sizes)?,

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use realign_model::vector::all_finite;
 use realign_model::{
-    BLOCK_TOKENS, ChatMessage, Executor, ExecutorOptions, LoadedModel, PagedSequence, Step,
+    BLOCK_TOKENS, ChatMessage, Executor, ExecutorOptions, KvType, LoadedModel, PagedSequence, Step,
 };
 
 use super::features::{FeatureError, FeatureSource};
@@ -59,6 +59,7 @@ impl HiddenStates {
             blocks: BATCH_BLOCKS,
             threads,
             record: false,
+            kv: KvType::F32,
         };
         let executor = loaded.backend.executor(sizes);
         let executor = executor.map_err(|error| FeatureError(error.to_string()))?;

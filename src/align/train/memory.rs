@@ -7,7 +7,7 @@ use super::run::ROW_BUDGET;
 use crate::exam::scorer;
 use realign_model::host_memory::Headroom;
 use realign_model::memory::Training;
-use realign_model::{Backend, LoraSite, Recompute};
+use realign_model::{Backend, KvType, LoraSite, Recompute};
 
 const FLOAT: usize = size_of::<f32>();
 
@@ -121,7 +121,7 @@ impl MemoryPlan {
             activations: measuring.activations,
             logits,
             adapter: 0,
-            states: blocks * backend.bytes_per_block(),
+            states: blocks * backend.bytes_per_block(KvType::F32),
         }
     }
 

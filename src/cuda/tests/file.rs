@@ -13,7 +13,7 @@ use realign_cpu::CpuExecutor;
 use realign_model::PagedSequence;
 use realign_model::source::ModelSource;
 use realign_model::test_support::test_model_path;
-use realign_model::{Outputs, Step, StoredMatrix};
+use realign_model::{KvType, Outputs, Step, StoredMatrix};
 
 #[test]
 fn the_default_model_computes_on_a_device_what_it_computes_on_the_cpu() -> Result<()> {
@@ -53,7 +53,7 @@ fn the_default_model_computes_on_a_device_what_it_computes_on_the_cpu() -> Resul
         outputs: &[3],
     };
     let mut expected = vec![0f32; vocab];
-    CpuExecutor::new(packed, 1, 1)?.forward(&step, &mut expected)?;
+    CpuExecutor::new(packed, 1, 1, KvType::F32)?.forward(&step, &mut expected)?;
     let mut got = vec![0f32; vocab];
     let mut tokens = Vec::new();
     let mut outputs = Outputs {

@@ -40,7 +40,7 @@ pub use train::TrainConfig;
 
 use realign_align::train::recipe::RecipeError;
 use realign_backend::DeviceChoice;
-use realign_model::ModelChoice;
+use realign_model::{KvType, ModelChoice};
 
 /// The file read when none is named.
 pub(crate) const DEFAULT_FILE: &str = "realign.toml";
@@ -153,6 +153,8 @@ pub struct EngineConfig {
     pub max_waiting: usize,
     /// Memory for the KV cache, in MiB.
     pub kv_cache_mb: usize,
+    /// Elements of the KV cache on a CPU.
+    pub kv_type: KvType,
     /// Most prompt tokens in one step.
     pub prefill_budget_tokens: usize,
     /// Time that a step with streams should take at most; `None`: no bound.
@@ -311,6 +313,7 @@ fn resolve_engine(raw: RawEngine) -> Result<EngineConfig, ConfigError> {
         max_running: one("engine.max_running", raw.max_running.unwrap_or(64))?,
         max_waiting: one("engine.max_waiting", raw.max_waiting.unwrap_or(256))?,
         kv_cache_mb: one("engine.kv_cache_mb", raw.kv_cache_mb.unwrap_or(512))?,
+        kv_type: kv_type(raw.kv_type)?,
         prefill_budget_tokens: at_least(
             16,
             "engine.prefill_budget_tokens",
@@ -324,6 +327,18 @@ fn resolve_engine(raw: RawEngine) -> Result<EngineConfig, ConfigError> {
         jump_forward: raw.jump_forward.unwrap_or(true),
         threads: raw.threads.map(|n| one("engine.threads", n)).transpose()?,
         cuda_graphs: raw.cuda_graphs.unwrap_or(true),
+    })
+}
+
+fn kv_type(raw: Option<String>) -> Result<KvType, ConfigError> {
+    let Some(name) = raw else {
+        return Ok(KvType::default());
+    };
+    let known = KvType::ALL.into_iter().find(|(known, _)| *known == name);
+    known.map(|(_, kind)| kind).ok_or(ConfigError::Value {
+        key: "engine.kv_type",
+        value: name,
+        allowed: "`f16` or `f32`",
     })
 }
 

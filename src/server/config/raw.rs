@@ -184,6 +184,8 @@ section! {
         max_waiting: usize,
         /// Memory for the KV cache, in MiB.
         kv_cache_mb: usize,
+        /// What keys and values are stored as on a CPU: `f16` or `f32`.
+        kv_type: String,
         /// Maximum number of prompt tokens in one step.
         prefill_budget_tokens: usize,
         /// Time that a step with streams should take at most, in milliseconds: prompts get fewer tokens

@@ -69,5 +69,6 @@ fn bounds(config: &Config) -> EngineConfig {
             None => EngineConfig::default().threads,
         },
         cuda_graphs: config.engine.cuda_graphs,
+        kv_type: config.engine.kv_type,
     }
 }

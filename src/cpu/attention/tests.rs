@@ -1,0 +1,301 @@
+//! The kernel beside a plain twin: every score, one softmax over the whole context, in f64.
+
+use half::f16;
+use rand::{Rng as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+
+use super::lanes::Element;
+use super::segment::SEGMENT;
+use super::{Head, Line, Query, Work, combine, lines};
+use crate::kernels::Isa;
+use crate::kv::{KvCache, KvShape, write_token};
+use realign_model::{AttentionShape, BLOCK_TOKENS, KvType};
+
+/// A sequence in a cache of two layers and two heads, in blocks of no order; slots behind its end
+/// hold NaN.
+struct Sequence {
+    kv: KvCache,
+    blocks: Vec<u32>,
+    tokens: usize,
+}
+
+const AT: (usize, usize) = (1, 1);
+
+fn floats(rng: &mut ChaCha8Rng, n: usize) -> Vec<f32> {
+    (0..n).map(|_| rng.random_range(-1.5..1.5)).collect()
+}
+
+impl Sequence {
+    fn new(kind: KvType, head_dim: usize, tokens: usize, rng: &mut ChaCha8Rng) -> Self {
+        let shape = KvShape {
+            layers: 2,
+            heads: 2,
+            head_dim,
+        };
+        let count = tokens.div_ceil(BLOCK_TOKENS) as u32;
+        let mut kv = KvCache::new(shape, kind, count as usize + 2).unwrap();
+        let blocks: Vec<u32> = (0..count).map(|i| (i * 7 + 1) % (count + 1)).collect();
+        let distinct = blocks.iter().collect::<std::collections::HashSet<_>>();
+        let blocks = match distinct.len() == blocks.len() {
+            true => blocks,
+            false => (0..count).rev().collect(),
+        };
+        match kind {
+            KvType::F32 => fill::<f32>(&mut kv, (&blocks, head_dim, tokens), rng),
+            KvType::F16 => fill::<f16>(&mut kv, (&blocks, head_dim, tokens), rng),
+        }
+        Self { kv, blocks, tokens }
+    }
+
+    fn head<'a>(&'a self, isa: Isa, shape: &'a AttentionShape) -> Head<'a> {
+        Head {
+            isa,
+            kv: &self.kv,
+            at: AT,
+            shape,
+        }
+    }
+
+    fn attend(&self, isa: Isa, shape: &AttentionShape, queries: &[Query]) -> Vec<f32> {
+        let mut out = vec![f32::NAN; queries.len() * shape.head_dim];
+        let places = crate::team::Shards::new(&mut out);
+        let place = |i: usize| {
+            // SAFETY: every query has its own place.
+            unsafe { places.part(i * shape.head_dim, shape.head_dim) }
+        };
+        let head = self.head(isa, shape);
+        head.attend(&self.blocks, queries, &mut Work::default(), place);
+        out
+    }
+
+    /// The same by segments, as threads would share them.
+    fn by_segments(&self, isa: Isa, shape: &AttentionShape, query: Query) -> Vec<f32> {
+        let lines = lines(shape.head_dim);
+        let segments = query.seen.0 / SEGMENT..query.seen.1.div_ceil(SEGMENT);
+        let mut states = vec![Line::ZERO; segments.len() * lines];
+        for index in segments.clone().rev() {
+            let at = (index - segments.start) * lines;
+            let place = crate::team::Shards::new(&mut states);
+            let place = |_: usize| {
+                // SAFETY: there is one query.
+                unsafe { place.part(at, lines) }
+            };
+            let segment = (&self.blocks[..], index);
+            let head = self.head(isa, shape);
+            head.attend_to_segment(segment, &[query], &mut Work::default(), place);
+        }
+        let mut out = vec![f32::NAN; shape.head_dim];
+        combine(isa, (&states, lines), &mut Work::default(), &mut out);
+        out
+    }
+
+    fn twin(&self, shape: &AttentionShape, query: &Query) -> Vec<f32> {
+        match self.kv.kind {
+            KvType::F32 => self.twin_of::<f32>(shape, query, f64::from),
+            KvType::F16 => self.twin_of::<f16>(shape, query, f16::to_f64),
+        }
+    }
+
+    fn twin_of<E: Element>(
+        &self,
+        shape: &AttentionShape,
+        query: &Query,
+        wide: impl Fn(E) -> f64,
+    ) -> Vec<f32> {
+        let (d, columns) = (shape.head_dim, self.kv.columns());
+        let part = |position: usize| {
+            let block = self.blocks[position / BLOCK_TOKENS];
+            (self.kv.head::<E>(AT.0, block, AT.1), position % BLOCK_TOKENS)
+        };
+        let score = |position: usize| {
+            let ((keys, _), slot) = part(position);
+            let key = (0..d).map(|i| wide(keys[i * BLOCK_TOKENS + slot]));
+            let product: f64 = key.zip(query.q).map(|(k, q)| k * f64::from(*q)).sum();
+            let score = product * f64::from(shape.scale);
+            shape.cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
+        };
+        let scores: Vec<f64> = (query.seen.0..query.seen.1).map(score).collect();
+        let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|s| (s - highest).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        let mut out = vec![0f64; d];
+        for (weight, position) in weights.iter().zip(query.seen.0..) {
+            let ((_, values), slot) = part(position);
+            for (i, out) in out.iter_mut().enumerate() {
+                *out += weight / total * wide(values[slot * columns + i]);
+            }
+        }
+        out.iter().map(|x| *x as f32).collect()
+    }
+}
+
+fn fill<E: Element>(
+    kv: &mut KvCache,
+    (blocks, head_dim, tokens): (&[u32], usize, usize),
+    rng: &mut ChaCha8Rng,
+) {
+    let shards = kv.shards::<E>();
+    for position in 0..blocks.len() * BLOCK_TOKENS {
+        let block = blocks[position / BLOCK_TOKENS];
+        // SAFETY: one part at a time.
+        let part = unsafe { shards.head(AT.0, block, AT.1) };
+        let (key, value) = match position < tokens {
+            true => (floats(rng, head_dim), floats(rng, head_dim)),
+            false => (vec![f32::NAN; head_dim], vec![f32::NAN; head_dim]),
+        };
+        write_token(part, position % BLOCK_TOKENS, &key, &value);
+    }
+}
+
+fn instruction_sets() -> impl Iterator<Item = Isa> {
+    let all = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+    all.into_iter().filter(|isa| *isa <= Isa::detect())
+}
+
+/// Queries of the last rows, `group` for each, which score widely.
+fn questions(
+    (rows, group): (usize, usize),
+    tokens: usize,
+    shape: &AttentionShape,
+    rng: &mut ChaCha8Rng,
+) -> Vec<(Vec<f32>, (usize, usize))> {
+    let first = tokens - rows.min(tokens);
+    let positions = (first..tokens).flat_map(|p| std::iter::repeat_n(p, group));
+    positions
+        .map(|p| {
+            let mut q = floats(rng, shape.head_dim);
+            q.iter_mut().for_each(|q| *q *= 4.0);
+            (q, (shape.first_visible(p), p + 1))
+        })
+        .collect()
+}
+
+fn shapes() -> Vec<AttentionShape> {
+    let with = |head_dim, cap, window| AttentionShape {
+        cap,
+        window,
+        ..AttentionShape::full(head_dim)
+    };
+    let mut all: Vec<_> = [8, 16, 20, 64, 80, 96, 128, 256]
+        .map(|head_dim| with(head_dim, None, None))
+        .into();
+    all.extend([1, 17, 64, 100, 300].map(|window| with(32, None, Some(window))));
+    all.extend([with(64, Some(5.0), None), with(256, Some(50.0), Some(90))]);
+    all
+}
+
+const DEPTHS: [usize; 12] = [1, 2, 15, 16, 17, 63, 64, 65, 255, 256, 257, 600];
+
+#[test]
+fn every_instruction_set_attends_as_the_twin_does() {
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let sizes = [(1, 1), (1, 3), (1, 7), (3, 4), (16, 2)];
+    for (n, shape) in shapes().iter().enumerate() {
+        for (m, tokens) in DEPTHS.into_iter().enumerate() {
+            let (kind, size) = (KvType::ALL[(n + m) % 2].1, sizes[(n + m) % sizes.len()]);
+            let sequence = Sequence::new(kind, shape.head_dim, tokens, &mut rng);
+            let asked = questions(size, tokens, shape, &mut rng);
+            let queries: Vec<Query> = asked.iter().map(|(q, seen)| Query { q, seen: *seen }).collect();
+            for isa in instruction_sets() {
+                let got = sequence.attend(isa, shape, &queries);
+                for (query, got) in queries.iter().zip(got.chunks(shape.head_dim)) {
+                    let expected = sequence.twin(shape, query);
+                    for (a, b) in got.iter().zip(&expected) {
+                        let what = || format!("{isa:?} {shape:?} {kind:?} {tokens} {size:?}");
+                        assert!((a - b).abs() < 2e-5, "{}: {a}, the twin has {b}", what());
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_querys_bits_depend_on_nothing_but_its_context() {
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
+    for shape in shapes() {
+        let sequence = Sequence::new(KvType::F16, shape.head_dim, 601, &mut rng);
+        let asked = questions((23, 3), 601, &shape, &mut rng);
+        let queries: Vec<Query> = asked.iter().map(|(q, seen)| Query { q, seen: *seen }).collect();
+        for isa in instruction_sets() {
+            let all = sequence.attend(isa, &shape, &queries);
+            for (i, together) in all.chunks(shape.head_dim).enumerate().step_by(5) {
+                let alone = sequence.attend(isa, &shape, &queries[i..=i]);
+                assert_eq!(together, alone, "{isa:?} {shape:?}, query {i} alone");
+                let cut = sequence.by_segments(isa, &shape, queries[i]);
+                assert_eq!(together, cut, "{isa:?} {shape:?}, query {i} by segments");
+            }
+        }
+        if Isa::detect() == Isa::Avx512 {
+            let [a, b] = [Isa::Avx2, Isa::Avx512].map(|isa| sequence.attend(isa, &shape, &queries));
+            assert_eq!(a, b, "{shape:?}: AVX2 and AVX-512 round alike");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_is_seen_and_only_by_those_who_look() {
+    let shape = AttentionShape::full(32);
+    for isa in instruction_sets() {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut rng = ChaCha8Rng::seed_from_u64(3);
+            let mut sequence = Sequence::new(KvType::F32, 32, 300, &mut rng);
+            let q = floats(&mut rng, 32);
+            let block = sequence.blocks[100 / BLOCK_TOKENS];
+            let shards = sequence.kv.shards::<f32>();
+            // SAFETY: the only part.
+            let part = unsafe { shards.head(AT.0, block, AT.1) };
+            write_token(part, 100 % BLOCK_TOKENS, &[bad; 32], &[0.0; 32]);
+            let ask = |to| {
+                let query = Query {
+                    q: &q,
+                    seen: (0, to),
+                };
+                sequence.attend(isa, &shape, &[query])
+            };
+            assert!(ask(100).iter().all(|x| x.is_finite()), "{isa:?} {bad}");
+            for to in [101, 300] {
+                assert!(!ask(to).iter().all(|x| x.is_finite()), "{isa:?} {bad} {to}");
+            }
+        }
+    }
+}
+
+/// `cargo test -p realign-cpu --lib -- --ignored --nocapture attention_speed`
+#[test]
+#[ignore = "measures, and says nothing about correctness"]
+fn attention_speed() {
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    for (name, head_dim, group) in [("SmolLM2", 64, 3), ("0.5B", 64, 7), ("1B", 64, 4), ("8B", 128, 4)] {
+        let shape = AttentionShape::full(head_dim);
+        for (kind_name, kind) in KvType::ALL {
+            let sequence = Sequence::new(kind, head_dim, 4096, &mut rng);
+            for rows in [1, 16] {
+                let asked = questions((rows, group), sequence.tokens, &shape, &mut rng);
+                let queries: Vec<Query> =
+                    asked.iter().map(|(q, seen)| Query { q, seen: *seen }).collect();
+                for isa in instruction_sets().filter(|isa| *isa != Isa::Portable) {
+                    let mut work = Work::default();
+                    let mut out = vec![0f32; queries.len() * head_dim];
+                    let places = crate::team::Shards::new(&mut out);
+                    let times = (0..30).map(|_| {
+                        let started = std::time::Instant::now();
+                        sequence.head(isa, &shape).attend(&sequence.blocks, &queries, &mut work, |i| {
+                            // SAFETY: every query has its own place.
+                            unsafe { places.part(i * head_dim, head_dim) }
+                        });
+                        started.elapsed().as_secs_f64()
+                    });
+                    let mut times: Vec<f64> = times.collect();
+                    times.sort_by(f64::total_cmp);
+                    let macs = (2 * head_dim * 4096 * rows * group) as f64;
+                    println!(
+                        "{name} {kind_name} {isa:?} rows {rows}: {:.1} ns a token of context, {:.1} GMAC/s",
+                        times[15] / 4096.0 * 1e9,
+                        macs / times[15] / 1e9
+                    );
+                }
+            }
+        }
+    }
+}

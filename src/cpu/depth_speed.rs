@@ -1,0 +1,115 @@
+//! Speed by depth of the context, on shapes of small models with random weights. Ignored: it
+//! measures, and says nothing about correctness.
+//!
+//! `cargo test --locked -p realign-cpu --lib -- --ignored --nocapture speed_by_depth`
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use candle_core::Device;
+use candle_core::quantized::GgmlDType;
+use realign_model::random::random_model;
+use realign_model::shapes::shape;
+use realign_model::{BLOCK_TOKENS, KvType, ModelSpec, PagedSequence, Step};
+
+use crate::{CpuExecutor, Model, PackedWeight};
+
+/// Rows of a prompt's step.
+const CHUNK: usize = 256;
+/// Depths at which decoding is measured.
+const DEPTHS: [usize; 4] = [256, 1024, 3000, 8000];
+
+fn spec(name: &str) -> ModelSpec {
+    let sizes = match name {
+        "SmolLM2" => [576, 1536, 30, 9, 3, 49_152],
+        _ => [896, 4864, 24, 14, 2, 151_936],
+    };
+    let [hidden_size, intermediate_size, layers, heads, kv_heads, vocab_size] = sizes;
+    ModelSpec {
+        hidden_size,
+        intermediate_size,
+        layers,
+        heads,
+        kv_heads,
+        vocab_size,
+        head_dim: 64,
+        max_position: 8192,
+        tied_embeddings: true,
+        ..shape("tiny").unwrap()
+    }
+}
+
+fn model(name: &str) -> Arc<Model> {
+    let model = random_model(spec(name), &Device::Cpu, |m| {
+        PackedWeight::from_quantized(&m.quantized(GgmlDType::Q4_1)?)
+    });
+    Arc::new(model.unwrap())
+}
+
+struct Context {
+    executor: CpuExecutor,
+    blocks: Arc<[u32]>,
+    logits: Vec<f32>,
+}
+
+impl Context {
+    /// Seconds that so many rows after `cached` tokens take.
+    fn run(&mut self, cached: usize, rows: usize) -> f64 {
+        let positions: Vec<u32> = (cached as u32..(cached + rows) as u32).collect();
+        let tokens: Vec<u32> = positions.iter().map(|p| p * 37 % 4000).collect();
+        let step = Step {
+            tokens: &tokens,
+            positions: &positions,
+            sequences: &[PagedSequence {
+                start: 0,
+                rows,
+                cached,
+                blocks: self.blocks.clone(),
+            }],
+            adapters: &[],
+            outputs: &[rows as u32 - 1],
+        };
+        let started = Instant::now();
+        self.executor.forward(&step, &mut self.logits).unwrap();
+        started.elapsed().as_secs_f64()
+    }
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+#[test]
+#[ignore = "measures"]
+fn speed_by_depth() {
+    let name = std::env::var("SHAPE").unwrap_or_else(|_| "SmolLM2".into());
+    let model = model(&name);
+    for threads in [1, 2] {
+        for (kind, kv) in KvType::ALL {
+            let blocks = 8192 / BLOCK_TOKENS;
+            let executor = CpuExecutor::new(model.clone(), blocks, threads, kv).unwrap();
+            let mut context = Context {
+                logits: vec![0.0; executor.vocab_size()],
+                blocks: (0..blocks as u32).collect(),
+                executor,
+            };
+            let mut line = format!("{name} {kind}, {threads} threads:");
+            let (mut cached, mut prefill) = (0, 0.0);
+            for depth in DEPTHS {
+                while cached < depth {
+                    let rows = CHUNK.min(depth - cached);
+                    prefill += context.run(cached, rows);
+                    cached += rows;
+                }
+                let times = (0..15).map(|_| context.run(depth, 1)).collect();
+                line += &format!(
+                    "  {depth}: prefill {:.0}, decode {:.1}",
+                    depth as f64 / prefill,
+                    1.0 / median(times)
+                );
+            }
+            println!("{line}");
+        }
+    }
+}
