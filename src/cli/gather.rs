@@ -165,6 +165,7 @@ impl Bench {
         let limits = EngineConfig {
             kv_cache_bytes: self.config.engine.kv_cache_mb << 20,
             threads: self.threads(),
+            precision: self.config.engine.precision,
             ..EngineConfig::default()
         };
         let loaded = &self.loaded;

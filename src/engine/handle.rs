@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use realign_model::{BLOCK_TOKENS, Backend, Executor, ExecutorOptions, TimeSlices, Tokenizer};
+use realign_model::{
+    BLOCK_TOKENS, Backend, Executor, ExecutorOptions, Precision, TimeSlices, Tokenizer,
+};
 
 use super::admission::Admission;
 use super::blocks::BlockPool;
@@ -30,6 +32,8 @@ pub struct EngineConfig {
     pub threads: usize,
     /// Whether a CUDA device runs decoding steps as they were recorded.
     pub cuda_graphs: bool,
+    /// The arithmetic of weights in bfloat16 on a CPU.
+    pub precision: Precision,
 }
 
 impl Default for EngineConfig {
@@ -42,6 +46,7 @@ impl Default for EngineConfig {
             step_tokens: 256,
             threads: std::thread::available_parallelism().map_or(1, Into::into),
             cuda_graphs: true,
+            precision: Precision::Exact,
         }
     }
 }
@@ -101,6 +106,7 @@ pub fn start(
         blocks: blocks + 1,
         threads: config.threads,
         record: config.cuda_graphs,
+        precision: config.precision,
     })?;
     // After the cache: a size that was mistyped is refused there.
     let computing = Computing {

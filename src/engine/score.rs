@@ -44,6 +44,7 @@ impl Embedder {
             blocks,
             threads: self.threads,
             record: false,
+            precision: self.precision,
         })?;
         let vocabulary = executor.vocab_size();
         let most = (LOGIT_BYTES / 4 / vocabulary.max(1)).clamp(1, ROWS);

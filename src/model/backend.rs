@@ -10,7 +10,7 @@ use candle_core::{Device, Result, bail};
 
 use super::error::Result as ModelResult;
 use super::host_memory::Headroom;
-use super::learning::{LearningPasses, PassOptions};
+use super::learning::{LearningPasses, PassOptions, Precision};
 use super::lora::LoraWeights;
 use super::memory::{Budget, LearningBytes, Plan, Stored, Training};
 use super::source::ModelFiles;
@@ -133,6 +133,8 @@ pub struct ExecutorOptions {
     pub threads: usize,
     /// Whether a device may record steps to run them again with one call.
     pub record: bool,
+    /// What it multiplies with weights in bfloat16.
+    pub precision: Precision,
 }
 
 /// Runs forward passes of one model. Owns the cache of keys and values, and all buffers.

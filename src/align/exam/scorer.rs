@@ -5,8 +5,8 @@ use candle_core::{Result, bail};
 use rayon::prelude::*;
 
 use realign_model::{
-    AdapterSpan, BLOCK_TOKENS, Backend, Executor, ExecutorOptions, Outputs, PagedSequence, Staged,
-    Step,
+    AdapterSpan, BLOCK_TOKENS, Backend, Executor, ExecutorOptions, Outputs, PagedSequence,
+    Precision, Staged, Step,
 };
 
 /// A prompt and what may follow it.
@@ -48,6 +48,7 @@ impl Scorer {
             blocks: CACHE_TOKENS.div_ceil(BLOCK_TOKENS),
             threads,
             record: false,
+            precision: Precision::Exact,
         };
         Ok(Self {
             executor: backend.executor(sizes)?,

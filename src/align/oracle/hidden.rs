@@ -5,7 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use realign_model::vector::all_finite;
 use realign_model::{
-    BLOCK_TOKENS, ChatMessage, Executor, ExecutorOptions, LoadedModel, PagedSequence, Step,
+    BLOCK_TOKENS, ChatMessage, Executor, ExecutorOptions, LoadedModel, PagedSequence, Precision,
+    Step,
 };
 
 use super::features::{FeatureError, FeatureSource};
@@ -59,6 +60,7 @@ impl HiddenStates {
             blocks: BATCH_BLOCKS,
             threads,
             record: false,
+            precision: Precision::Exact,
         };
         let executor = loaded.backend.executor(sizes);
         let executor = executor.map_err(|error| FeatureError(error.to_string()))?;

@@ -67,5 +67,6 @@ fn bounds(config: &Config) -> EngineConfig {
             None => EngineConfig::default().threads,
         },
         cuda_graphs: config.engine.cuda_graphs,
+        precision: config.engine.precision,
     }
 }
