@@ -157,7 +157,9 @@ fn layer_parameters(spec: &ModelSpec) -> usize {
 }
 
 /// The types that a shape's matrices can be kept in on a device.
-const INTEGERS: [(&str, GgmlDType); 5] = [
+const INTEGERS: [(&str, GgmlDType); 7] = [
+    ("bf16", GgmlDType::BF16),
+    ("f16", GgmlDType::F16),
     ("q4_0", GgmlDType::Q4_0),
     ("q4_1", GgmlDType::Q4_1),
     ("q8_0", GgmlDType::Q8_0),

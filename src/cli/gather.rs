@@ -166,6 +166,7 @@ impl Bench {
             kv_cache_bytes: self.config.engine.kv_cache_mb << 20,
             threads: self.threads(),
             kv_type: self.config.engine.kv_type,
+            precision: self.config.engine.precision,
             ..EngineConfig::default()
         };
         let loaded = &self.loaded;

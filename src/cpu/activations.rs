@@ -1,4 +1,5 @@
-//! Rows of activations, as floats and rounded to 8 bits in blocks of 32.
+//! Rows of activations, in the forms that kernels read: floats, floats in rows that do not fall on
+//! each other in a cache, pairs of bfloat16, and 8-bit integers in blocks of 32.
 
 use realign_model::blocks::UNIT;
 use realign_model::vector::quantize_block;
@@ -18,6 +19,70 @@ pub(crate) struct ActivationUnit {
 /// Rows that a kernel may read past the last: it works on up to this many at once.
 pub(crate) const ROW_SLACK: usize = 16;
 
+/// The form in which weights in floats want their activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wide {
+    /// f32, as they are.
+    Floats,
+    /// Pairs of bfloat16, rounded to nearest, ties to even; an odd last element is paired with zero.
+    Pairs,
+}
+
+/// 32-bit words in a cache line.
+const LINE: usize = 16;
+
+impl Wide {
+    /// Words from one row to the next: an odd number of cache lines, because the same elements of
+    /// several rows are read together, and a power of two would put them all in one set of the
+    /// first-level cache.
+    pub(crate) fn stride(self, columns: usize) -> usize {
+        let words = match self {
+            Wide::Floats => columns,
+            Wide::Pairs => columns.div_ceil(2),
+        };
+        (words.div_ceil(LINE) | 1) * LINE
+    }
+
+    /// Writes a row, of which `into` has the stride's length.
+    pub(crate) fn write(self, row: &[f32], into: &mut [u32]) {
+        match self {
+            Wide::Floats => {
+                for (into, x) in into.iter_mut().zip(row) {
+                    *into = x.to_bits();
+                }
+            }
+            Wide::Pairs => {
+                let (twos, rest) = row.as_chunks::<2>();
+                for (into, [a, b]) in into.iter_mut().zip(twos) {
+                    *into = brain(*a) | brain(*b) << 16;
+                }
+                if let [last] = rest {
+                    into[twos.len()] = brain(*last);
+                }
+            }
+        }
+    }
+}
+
+/// A float's bfloat16 bits, rounded to nearest, ties to even.
+#[inline(always)]
+fn brain(x: f32) -> u32 {
+    let bits = x.to_bits();
+    match x.is_nan() {
+        true => 0x7fc0,
+        false => bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16,
+    }
+}
+
+/// The forms in which a model's weights want their activations, besides plain floats.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// Rounded to 8 bits.
+    pub(crate) integers: bool,
+    /// For weights in floats.
+    pub(crate) wide: Option<Wide>,
+}
+
 /// A reusable matrix of activations, (rows, columns).
 #[derive(Debug, Default)]
 pub(crate) struct Activations {
@@ -31,13 +96,19 @@ pub(crate) struct Activations {
     pub(crate) rounded: Vec<i8>,
     /// One per 32 roundings.
     pub(crate) units: Vec<ActivationUnit>,
+    /// The rows in `form`, at its stride.
+    pub(crate) wide: Vec<u32>,
+    /// What `wide` holds, if it holds this matrix.
+    pub(crate) form: Option<Wide>,
+    /// What is prepared for products.
+    pub(crate) wanted: Wanted,
 }
 
 impl Activations {
     /// Changes the shape. Memory grows to the largest shape seen and is kept; contents are
     /// unspecified afterwards.
     pub(crate) fn reshape(&mut self, rows: usize, columns: usize) {
-        (self.rows, self.columns) = (rows, columns);
+        (self.rows, self.columns, self.form) = (rows, columns, None);
         let size = (rows + ROW_SLACK) * columns;
         if self.values.len() < size {
             self.values.resize(size, 0.0);
@@ -45,6 +116,15 @@ impl Activations {
             self.units
                 .resize(size.div_ceil(UNIT), ActivationUnit::default());
         }
+    }
+
+    /// Room for the rows in a form. Its contents are unspecified until they are written.
+    pub(crate) fn widen(&mut self, form: Wide) {
+        let size = self.rows * form.stride(self.columns);
+        if self.wide.len() < size {
+            self.wide.resize(size, 0);
+        }
+        self.form = Some(form);
     }
 }
 
@@ -61,5 +141,52 @@ pub(crate) fn round_row(values: &[f32], rounded: &mut [i8], units: &mut [Activat
             sum: scale * total as f32,
             halves: [first, total - first],
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+
+    #[test]
+    fn pairs_are_rounded_as_bfloat16_is() {
+        let mut row: Vec<f32> = (0..4_001)
+            .map(|i| ((i * 7_919) % 4_001) as f32 / 313.0 - 6.0)
+            .collect();
+        let odd = [
+            f32::NAN,
+            f32::from_bits(0xffff_ffff),
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            -0.0,
+        ];
+        let near = [
+            f32::MAX,
+            f32::MIN_POSITIVE,
+            1.0 + 1.0 / 256.0,
+            1.0 + 3.0 / 256.0,
+        ];
+        row.splice(0..9, odd.into_iter().chain(near));
+        let mut words = vec![u32::MAX; Wide::Pairs.stride(row.len())];
+        Wide::Pairs.write(&row, &mut words);
+        for (i, x) in row.iter().enumerate() {
+            let got = bf16::from_bits((words[i / 2] >> (i % 2 * 16)) as u16);
+            let expected = bf16::from_f32(*x);
+            assert!(got == expected || got.is_nan() && x.is_nan(), "{x}: {got}");
+        }
+        assert_eq!(words[2_000] >> 16, 0);
+    }
+
+    #[test]
+    fn rows_of_a_power_of_two_lie_in_different_sets() {
+        for form in [Wide::Floats, Wide::Pairs] {
+            for columns in [1, 16, 33, 576, 2_048, 4_096] {
+                let stride = form.stride(columns);
+                assert_eq!((stride % LINE, stride / LINE % 2), (0, 1));
+                assert!(stride * 2 >= columns);
+            }
+        }
     }
 }

@@ -135,7 +135,8 @@ impl Attention<'_> {
             // SAFETY: each (row, head) belongs to one piece.
             unsafe { self.out.part(at, rows.head_dim) }
         };
-        self.head(head).attend(self.blocks(run), &queries, work, place);
+        self.head(head)
+            .attend(self.blocks(run), &queries, work, place);
     }
 
     /// A segment, for the single rows that read it.
@@ -155,13 +156,17 @@ impl Attention<'_> {
             unsafe { self.states.part(at + skipped * lines, lines) }
         };
         let segment = (self.blocks(run(0)), part.segment);
-        self.head(head).attend_to_segment(segment, &queries, work, place);
+        self.head(head)
+            .attend_to_segment(segment, &queries, work, place);
     }
 
     /// Puts a row's segments together.
     fn merge(&self, thread: usize, piece: usize) {
         let rows = self.rows;
-        let (merge, head) = (&self.plan.merges[piece / rows.kv_heads], piece % rows.kv_heads);
+        let (merge, head) = (
+            &self.plan.merges[piece / rows.kv_heads],
+            piece % rows.kv_heads,
+        );
         // SAFETY: once for this piece.
         let work = unsafe { self.work(thread) };
         for i in 0..rows.group {

@@ -64,7 +64,7 @@ pub fn pack(model: Decoder<StoredMatrix>) -> Result<Model> {
 fn packed(stored: &StoredMatrix) -> Result<PackedWeight> {
     match stored {
         StoredMatrix::Quantized(q) => PackedWeight::from_quantized(q),
-        StoredMatrix::Floats(_) => PackedWeight::from_dense(&stored.dense()?),
+        StoredMatrix::Floats(floats) => PackedWeight::from_dense(floats),
     }
 }
 
@@ -97,13 +97,14 @@ impl CpuBackend {
     }
 }
 
-/// Element type of served adapters: f32 along with f32 weights, f16 along with all that is coarser.
+/// Element type of served adapters: f32 along with weights in floats, whose activations are not
+/// rounded; f16 along with integers.
 fn adapter_dtype(model: &Model) -> DType {
     let mut attention = model.layers.iter().flat_map(|l| l.attention.iter());
-    if attention.any(|map| map.weight().encoding == Encoding::F32) {
-        DType::F32
-    } else {
-        DType::F16
+    let integers = attention.all(|map| matches!(map.weight().encoding, Encoding::Integer(_)));
+    match integers {
+        true => DType::F16,
+        false => DType::F32,
     }
 }
 
@@ -126,7 +127,7 @@ impl Backend for CpuBackend {
     fn executor(&self, options: ExecutorOptions) -> Result<Box<dyn Executor>> {
         let (blocks, threads) = (options.blocks, options.threads);
         let executor = CpuExecutor::new(self.model.clone(), blocks, threads, options.kv)?;
-        Ok(Box::new(executor))
+        Ok(Box::new(executor.in_precision(options.precision)))
     }
 
     fn passes(&self, options: PassOptions) -> Result<Box<dyn LearningPasses>> {

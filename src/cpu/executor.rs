@@ -17,7 +17,7 @@ use super::team::{Shards, Team};
 use crate::Model;
 use realign_model::compute::{Ropes, run_layers};
 use realign_model::vector::soft_cap_in_place;
-use realign_model::{BLOCK_TOKENS, KvType, ModelSpec, PagedSequence, Step};
+use realign_model::{BLOCK_TOKENS, KvType, ModelSpec, PagedSequence, Precision, Step};
 
 /// Runs forward passes of one model on the CPU. Owns the KV cache, the threads and all buffers;
 /// a decode step allocates next to nothing.
@@ -117,14 +117,24 @@ impl CpuExecutor {
             work: (0..team.threads()).map(|_| Work::default()).collect(),
             ..Registers::default()
         };
-        Ok(Self {
+        let executor = Self {
             isa: Isa::detect(),
             team,
             kv,
             adapters: Adapters::default(),
             registers,
             model,
-        })
+        };
+        Ok(executor.in_precision(Precision::Exact))
+    }
+
+    /// The same executor in an arithmetic; a new one is exact as far as its weights are.
+    pub fn in_precision(mut self, precision: Precision) -> Self {
+        let maps = self.model.maps().map(|map| map.weight().encoding);
+        let encodings = maps.chain([self.model.head.encoding]);
+        let wanted = kernels::wanted(self.isa, encodings, precision);
+        (self.registers.h.wanted, self.registers.m.wanted) = (wanted, wanted);
+        self
     }
 
     /// Logits per output.

@@ -5,9 +5,11 @@
 //! file's integers and scales are kept, so packing loses nothing, with one exception: K-quants
 //! derive their scales from two factors, and the product is stored as f16 (relative error 2⁻¹²).
 
+mod dense;
+
 use std::sync::Arc;
 
-use candle_core::quantized::QTensor;
+use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
 use half::{bf16, f16};
 
@@ -24,7 +26,7 @@ pub enum Encoding {
     Integer(Format),
     /// For every input element, its sixteen weights.
     F32,
-    /// As F32, in bfloat16.
+    /// bfloat16; the sixteen pairs of two input elements lie together.
     Bf16,
     /// As F32, in IEEE half precision.
     F16,
@@ -36,10 +38,14 @@ impl Encoding {
         match self {
             Encoding::Integer(format) => columns / UNIT * unit_bytes(format),
             Encoding::F32 => columns * PANEL * 4,
-            Encoding::Bf16 | Encoding::F16 => columns * PANEL * 2,
+            Encoding::Bf16 => columns.next_multiple_of(BF16_STEP) * PANEL * 2,
+            Encoding::F16 => columns * PANEL * 2,
         }
     }
 }
+
+/// Input elements whose weights lie together in panels of bfloat16.
+const BF16_STEP: usize = 2;
 
 /// Bytes of one vector of sixteen scales.
 pub(crate) const SCALE_BYTES: usize = 2 * PANEL;
@@ -90,7 +96,7 @@ impl PackedWeight {
         let (out, columns) = weight.shape().dims2()?;
         let dtype = weight.dtype();
         let Some(format) = Format::of(dtype).filter(|_| columns.is_multiple_of(UNIT)) else {
-            return Self::from_dense(&weight.dequantize(&Device::Cpu)?);
+            return Self::from_plain(weight);
         };
         let data = weight.data()?;
         let row_bytes = columns / dtype.block_size() * dtype.type_size();
@@ -111,6 +117,53 @@ impl PackedWeight {
             gain_for(largest),
             unit,
         ))
+    }
+
+    /// Packs a tensor of a GGUF file that is not in integers: f32, bf16 and f16 as they are,
+    /// what is left (integers in rows that are no multiple of a unit) as f32.
+    fn from_plain(weight: &QTensor) -> Result<Self> {
+        let shape = weight.shape().dims2()?;
+        let (encoding, data) = match weight.dtype() {
+            GgmlDType::BF16 => {
+                let data = weight.data()?;
+                let values = data.as_chunks().0;
+                (
+                    Encoding::Bf16,
+                    dense::pack::<_, 2, BF16_STEP>(values, shape.1, |b| b),
+                )
+            }
+            GgmlDType::F16 => {
+                let data = weight.data()?;
+                let values = data.as_chunks().0;
+                (
+                    Encoding::F16,
+                    dense::pack::<_, 2, 1>(values, shape.1, |b| b),
+                )
+            }
+            _ => return Self::from_dense(&weight.dequantize(&Device::Cpu)?),
+        };
+        Self::from_floats(shape, encoding, data)
+    }
+
+    fn from_floats(
+        (out, columns): (usize, usize),
+        encoding: Encoding,
+        data: AlignedBytes,
+    ) -> Result<Self> {
+        let panels = out.div_ceil(PANEL);
+        if data.len() != panels * encoding.panel_bytes(columns) + SLACK {
+            bail!(
+                "{} bytes do not hold ({out}, {columns}) in {encoding:?}",
+                data.len()
+            );
+        }
+        Ok(Self {
+            out,
+            columns,
+            encoding,
+            gain: 1.0,
+            data: Arc::new(data),
+        })
     }
 
     fn pack_units(
@@ -159,25 +212,28 @@ impl PackedWeight {
         let (encoding, data) = match &*storage {
             Storage::Cpu(CpuStorage::F32(v)) => {
                 let v = &v[start..start + out * columns];
-                (Encoding::F32, pack_dense(v, columns, |x| x.to_le_bytes()))
+                (
+                    Encoding::F32,
+                    dense::pack::<_, 4, 1>(v, columns, f32::to_le_bytes),
+                )
             }
             Storage::Cpu(CpuStorage::BF16(v)) => {
                 let v = &v[start..start + out * columns];
-                (Encoding::Bf16, pack_dense(v, columns, bf16::to_le_bytes))
+                (
+                    Encoding::Bf16,
+                    dense::pack::<_, 2, BF16_STEP>(v, columns, bf16::to_le_bytes),
+                )
             }
             Storage::Cpu(CpuStorage::F16(v)) => {
                 let v = &v[start..start + out * columns];
-                (Encoding::F16, pack_dense(v, columns, f16::to_le_bytes))
+                (
+                    Encoding::F16,
+                    dense::pack::<_, 2, 1>(v, columns, f16::to_le_bytes),
+                )
             }
             _ => bail!("only matrices on the CPU can be packed"),
         };
-        Ok(Self {
-            out,
-            columns,
-            encoding,
-            gain: 1.0,
-            data: Arc::new(data),
-        })
+        Self::from_floats((out, columns), encoding, data)
     }
 
     /// Packs a factor of an adapter as f32, or as f16 with its largest element near 2¹⁴: small
@@ -224,11 +280,14 @@ impl PackedWeight {
                     read_packed(format, unit, self.gain, lane, into);
                 }
             }
-            Encoding::F32 => read_dense(panel, lane, into, f32::from_le_bytes),
-            Encoding::Bf16 => read_dense(panel, lane, into, |b| bf16::from_le_bytes(b).to_f32()),
+            Encoding::F32 => dense::read::<4, 1>(panel, lane, into, f32::from_le_bytes),
+            Encoding::Bf16 => {
+                let value = |b| bf16::from_le_bytes(b).to_f32();
+                dense::read::<2, BF16_STEP>(panel, lane, into, value);
+            }
             Encoding::F16 => {
                 let value = |b| f16::from_le_bytes(b).to_f32() * self.gain;
-                read_dense(panel, lane, into, value);
+                dense::read::<2, 1>(panel, lane, into, value);
             }
         }
     }
@@ -295,40 +354,9 @@ fn read_packed(format: Format, bytes: &[u8], gain: f32, lane: usize, into: &mut 
     }
 }
 
-fn pack_dense<T: Copy, const N: usize>(
-    values: &[T],
-    columns: usize,
-    bytes_of: impl Fn(T) -> [u8; N],
-) -> AlignedBytes {
-    let out = values.len().checked_div(columns).unwrap_or(0);
-    let mut data = AlignedBytes::zeroed(out.div_ceil(PANEL) * PANEL * columns * N + SLACK);
-    for (row, values) in values.chunks_exact(columns.max(1)).enumerate() {
-        let start = row / PANEL * PANEL * columns * N;
-        for (column, value) in values.iter().enumerate() {
-            let at = start + (column * PANEL + row % PANEL) * N;
-            data[at..at + N].copy_from_slice(&bytes_of(*value));
-        }
-    }
-    data
-}
-
-fn read_dense<const N: usize>(
-    panel: &[u8],
-    lane: usize,
-    into: &mut [f32],
-    value: impl Fn([u8; N]) -> f32,
-) {
-    for (column, into) in into.iter_mut().enumerate() {
-        let at = (column * PANEL + lane) * N;
-        let mut bytes = [0; N];
-        bytes.copy_from_slice(&panel[at..at + N]);
-        *into = value(bytes);
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use candle_core::quantized::GgmlDType::{self, *};
+    use candle_core::quantized::GgmlDType::*;
 
     use super::*;
 
@@ -377,12 +405,33 @@ mod tests {
     }
 
     #[test]
-    fn floats_are_packed_as_they_are() -> Result<()> {
-        let dense = Tensor::randn(0f32, 1.0, (21, 50), &Device::Cpu)?;
-        for dtype in [DType::F32, DType::BF16, DType::F16] {
-            let stored = dense.to_dtype(dtype)?;
-            let packed = PackedWeight::from_dense(&stored)?;
-            assert_eq!(distance(&packed, &stored.to_dtype(DType::F32)?)?, 0.0);
+    fn floats_are_packed_as_they_are_and_in_no_more_bytes() -> Result<()> {
+        for (out, columns) in [(21, 50), (16, 33), (1, 1), (40, 70)] {
+            let dense = Tensor::randn(0f32, 1.0, (out, columns), &Device::Cpu)?;
+            for (dtype, of_file, size) in [
+                (DType::F32, F32, 4),
+                (DType::BF16, BF16, 2),
+                (DType::F16, F16, 2),
+            ] {
+                let stored = dense.to_dtype(dtype)?;
+                let exact = stored.to_dtype(DType::F32)?;
+                for packed in [
+                    PackedWeight::from_dense(&stored)?,
+                    PackedWeight::from_quantized(&QTensor::quantize(&dense, of_file)?)?,
+                ] {
+                    assert_eq!(
+                        distance(&packed, &exact)?,
+                        0.0,
+                        "{dtype:?}, ({out}, {columns})"
+                    );
+                    let whole = packed.panels() * PANEL * columns.next_multiple_of(2) * size;
+                    assert!(
+                        packed.bytes() <= whole,
+                        "{dtype:?}: {} bytes",
+                        packed.bytes()
+                    );
+                }
+            }
         }
         Ok(())
     }

@@ -49,8 +49,24 @@ pub(crate) fn for_rows(team: &mut Team, rows: usize, f: impl Fn(usize) + Sync) {
     });
 }
 
-/// Rounds the values of `x` for the integer kernels.
+/// Prepares the values of `x` for products, in the forms that are wanted.
 pub(crate) fn round_rows(team: &mut Team, x: &mut Activations) {
+    if x.wanted.integers {
+        to_integers(team, x);
+    }
+    if let Some(form) = x.wanted.wide {
+        x.widen(form);
+        let (columns, stride) = (x.columns, form.stride(x.columns));
+        let (values, wide) = (&x.values, Shards::new(&mut x.wide));
+        for_rows(team, x.rows, |row| {
+            // SAFETY: every row is written once.
+            let into = unsafe { wide.part(row * stride, stride) };
+            form.write(&values[row * columns..][..columns], into);
+        });
+    }
+}
+
+fn to_integers(team: &mut Team, x: &mut Activations) {
     let columns = x.columns;
     if !columns.is_multiple_of(UNIT) {
         return; // no integer format has such rows

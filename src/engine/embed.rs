@@ -17,6 +17,8 @@ pub struct Embedder {
     pub(crate) health: Arc<Health>,
     /// Threads that score prompts.
     pub(crate) threads: usize,
+    /// The arithmetic in which it scores them: that of the engine beside it.
+    pub(crate) precision: Precision,
 }
 
 impl Embedder {
@@ -26,12 +28,18 @@ impl Embedder {
             backend,
             health,
             threads: 1,
+            precision: Precision::Exact,
         }
     }
 
     /// Scores prompts with this many threads instead of one.
     pub fn with_threads(self, threads: usize) -> Self {
         Self { threads, ..self }
+    }
+
+    /// Scores prompts in this arithmetic instead of the exact one. Embeddings stay exact.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// The mean of the final hidden states (after the last norm) of all tokens, scaled to length 1:

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use realign_model::{
-    BLOCK_TOKENS, Backend, Executor, ExecutorOptions, KvType, TimeSlices, Tokenizer,
+    BLOCK_TOKENS, Backend, Executor, ExecutorOptions, KvType, Precision, TimeSlices, Tokenizer,
 };
 
 use super::admission::Admission;
@@ -40,6 +40,8 @@ pub struct EngineConfig {
     pub cuda_graphs: bool,
     /// Elements of keys and values, where the device has a choice.
     pub kv_type: KvType,
+    /// The arithmetic of weights in bfloat16 on a CPU.
+    pub precision: Precision,
 }
 
 impl Default for EngineConfig {
@@ -55,6 +57,7 @@ impl Default for EngineConfig {
             threads: std::thread::available_parallelism().map_or(1, Into::into),
             cuda_graphs: true,
             kv_type: KvType::default(),
+            precision: Precision::Exact,
         }
     }
 }
@@ -115,6 +118,7 @@ pub fn start(
         threads: config.threads,
         record: config.cuda_graphs,
         kv: config.kv_type,
+        precision: config.precision,
     })?;
     // After the cache: a size that was mistyped is refused there.
     let computing = Computing {

@@ -1,7 +1,9 @@
 //! Log-probabilities of the tokens of a prompt, computed alongside the engine.
 
 use candle_core::{Result, bail};
-use realign_model::{AdapterSpan, BLOCK_TOKENS, ExecutorOptions, KvType, Outputs, PagedSequence, Step};
+use realign_model::{
+    AdapterSpan, BLOCK_TOKENS, ExecutorOptions, KvType, Outputs, PagedSequence, Step,
+};
 
 use crate::adapter::generation::Generation;
 use crate::embed::Embedder;
@@ -45,6 +47,7 @@ impl Embedder {
             threads: self.threads,
             record: false,
             kv: KvType::F32,
+            precision: self.precision,
         })?;
         let vocabulary = executor.vocab_size();
         let most = (LOGIT_BYTES / 4 / vocabulary.max(1)).clamp(1, ROWS);

@@ -10,7 +10,7 @@ use candle_core::{Device, Result, bail};
 
 use super::error::Result as ModelResult;
 use super::host_memory::Headroom;
-use super::learning::{LearningPasses, PassOptions};
+use super::learning::{LearningPasses, PassOptions, Precision};
 use super::lora::LoraWeights;
 use super::memory::{Budget, LearningBytes, Plan, Stored, Training};
 use super::source::ModelFiles;
@@ -136,6 +136,8 @@ pub struct ExecutorOptions {
     pub record: bool,
     /// Elements of its cache, where the device has a choice.
     pub kv: KvType,
+    /// What it multiplies with weights in bfloat16.
+    pub precision: Precision,
 }
 
 /// What keys and values are stored as on a CPU. Sums are in f32 either way.

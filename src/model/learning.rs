@@ -28,13 +28,14 @@ pub fn logprobs_of(batch: &Packed) -> Vec<TokenLoss> {
     targets.map(|t| TokenLoss::LogProb(*t)).collect()
 }
 
-/// The arithmetic of gradients, where a backend has several.
+/// The arithmetic of gradients and of serving, where a backend has several.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
     /// f32 throughout.
     Exact,
-    /// On the CPU, products with frozen weights in 16-bit fixed point forward and in bfloat16 on the
-    /// way back, where the processor multiplies those faster.
+    /// On the CPU, where the processor multiplies those faster: in learning, products with frozen
+    /// weights in 16-bit fixed point forward and in bfloat16 on the way back; in serving, activations
+    /// rounded to bfloat16 where the weights are.
     #[default]
     Mixed,
 }

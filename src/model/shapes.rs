@@ -5,7 +5,7 @@ use super::activation::Activation;
 use super::spec::{ModelSpec, RopeScaling, RopeSpec, Variant};
 
 /// The names that [`shape`] knows.
-pub const SHAPES: [&str; 3] = ["qwen2.5-7b", "gemma-2-9b", "llama-3.1-8b"];
+pub const SHAPES: [&str; 4] = ["qwen2.5-7b", "gemma-2-9b", "llama-3.1-8b", "llama-3.2-1b"];
 
 /// The shape of a model; `None` for a name that is neither in [`SHAPES`] nor `tiny`, two layers to
 /// try a command with.
@@ -14,6 +14,7 @@ pub fn shape(name: &str) -> Option<ModelSpec> {
         "qwen2.5-7b" => Some(qwen()),
         "gemma-2-9b" => Some(gemma()),
         "llama-3.1-8b" => Some(llama()),
+        "llama-3.2-1b" => Some(llama_1b()),
         "tiny" => Some(tiny()),
         _ => None,
     }
@@ -29,6 +30,17 @@ fn tiny() -> ModelSpec {
         kv_heads: 2,
         head_dim: 32,
         max_position: 1024,
+        ..llama()
+    }
+}
+
+fn llama_1b() -> ModelSpec {
+    ModelSpec {
+        hidden_size: 2048,
+        intermediate_size: 8192,
+        layers: 16,
+        head_dim: 64,
+        tied_embeddings: true,
         ..llama()
     }
 }
@@ -117,7 +129,8 @@ mod tests {
     #[test]
     fn shapes_have_the_parameters_that_their_models_are_known_for() {
         let counts = SHAPES.map(|name| shape(name).unwrap().parameters());
-        assert_eq!(counts, [7_615_616_512, 9_241_705_984, 8_030_261_248]);
+        let known = [7_615_616_512, 9_241_705_984, 8_030_261_248, 1_235_814_400];
+        assert_eq!(counts, known);
         assert_eq!(shape("gpt-2"), None);
     }
 }

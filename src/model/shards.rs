@@ -81,6 +81,30 @@ fn map(place: &Path, paths: &[PathBuf]) -> Result<MmapedSafetensors> {
     })
 }
 
+/// Gives back the memory that a tensor's part of its mapped file takes. Whoever looks again reads the
+/// file again, so this is only a matter of what is resident: a model that is copied out of its file
+/// would otherwise be there twice.
+pub(crate) fn release(tensors: &MmapedSafetensors, name: &str) {
+    #[cfg(target_os = "linux")]
+    if let Ok(view) = tensors.get(name) {
+        let part = view.data().as_ptr_range();
+        // A page at either end may have bytes of a neighbour, which are read again too.
+        let start = part.start.map_addr(|at| at & !(PAGE - 1));
+        let length = part.end.addr() - start.addr();
+        // SAFETY: the range lies in a mapping of a file that `map` made and `tensors` keeps, read-only
+        // and without changes of its own, from the page that holds its first byte on. Its pages are
+        // filled from the file whenever they are looked at. The call is advice and may fail.
+        unsafe { libc::madvise(start.cast_mut().cast(), length, libc::MADV_DONTNEED) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (tensors, name);
+}
+
+/// A multiple of every page size that Linux has for files: an address below a tensor's that is not
+/// one of its file's would be refused.
+#[cfg(target_os = "linux")]
+const PAGE: usize = 4096;
+
 fn wrong(dir: &Path, what: impl Into<String>) -> ModelError {
     ModelError::Field {
         path: dir.join(INDEX),

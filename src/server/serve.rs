@@ -229,7 +229,8 @@ impl Server {
             engine: Arc::new(engine.clone()),
             embeddings: api::Embeddings::new(Arc::new(
                 realign_engine::Embedder::new(loaded.backend, engine.health().clone())
-                    .with_threads(config.engine.threads.unwrap_or_else(cores)),
+                    .with_threads(config.engine.threads.unwrap_or_else(cores))
+                    .with_precision(config.engine.precision),
             )),
             moderation: control.clone(),
             registry,

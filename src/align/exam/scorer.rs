@@ -5,8 +5,8 @@ use candle_core::{Result, bail};
 use rayon::prelude::*;
 
 use realign_model::{
-    AdapterSpan, BLOCK_TOKENS, Backend, Executor, ExecutorOptions, KvType, Outputs, PagedSequence, Staged,
-    Step,
+    AdapterSpan, BLOCK_TOKENS, Backend, Executor, ExecutorOptions, KvType, Outputs, PagedSequence,
+    Precision, Staged, Step,
 };
 
 /// A prompt and what may follow it.
@@ -49,6 +49,7 @@ impl Scorer {
             threads,
             record: false,
             kv: KvType::F32,
+            precision: Precision::Exact,
         };
         Ok(Self {
             executor: backend.executor(sizes)?,

@@ -5,7 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use realign_model::vector::all_finite;
 use realign_model::{
-    BLOCK_TOKENS, ChatMessage, Executor, ExecutorOptions, KvType, LoadedModel, PagedSequence, Step,
+    BLOCK_TOKENS, ChatMessage, Executor, ExecutorOptions, KvType, LoadedModel, PagedSequence,
+    Precision, Step,
 };
 
 use super::features::{FeatureError, FeatureSource};
@@ -60,6 +61,7 @@ impl HiddenStates {
             threads,
             record: false,
             kv: KvType::F32,
+            precision: Precision::Exact,
         };
         let executor = loaded.backend.executor(sizes);
         let executor = executor.map_err(|error| FeatureError(error.to_string()))?;

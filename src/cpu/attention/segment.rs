@@ -281,7 +281,11 @@ fn weigh<V: Lanes>(
 pub(super) fn merge<V: Lanes>(total: &mut [Line], part: &[Line]) {
     let mut total = State::of(total);
     let (shift, part_shift) = (total.shift(), part[0].0[0]);
-    let highest = if part_shift > shift { part_shift } else { shift };
+    let highest = if part_shift > shift {
+        part_shift
+    } else {
+        shift
+    };
     let keep = exp(V::splat(shift - highest));
     let take = exp(V::splat(part_shift - highest));
     total.set_shift(highest);

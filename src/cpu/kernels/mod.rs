@@ -7,13 +7,15 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod brain;
 mod dense;
 mod portable;
 #[cfg(test)]
 mod tests;
 
-use super::activations::{ActivationUnit, Activations, ROW_SLACK};
+use super::activations::{ActivationUnit, Activations, ROW_SLACK, Wanted, Wide};
 use super::packed::{Encoding, PANEL, PackedWeight, header_bytes};
+use realign_model::Precision;
 use realign_model::blocks::{Format, UNIT};
 
 /// Results of a panel: up to sixteen activation rows by sixteen outputs.
@@ -72,10 +74,47 @@ pub fn instruction_set() -> InstructionSet {
     InstructionSet { name, is_fast }
 }
 
-/// Pointers into [`Activations`] at a first row. Sixteen rows from there may be read.
+/// The forms of activations that weights in these encodings are multiplied with. In mixed precision
+/// these are rounded to bfloat16 for weights in bfloat16, where the processor multiplies pairs of
+/// those.
+pub(crate) fn wanted(
+    isa: Isa,
+    encodings: impl Iterator<Item = Encoding>,
+    precision: Precision,
+) -> Wanted {
+    let mut wanted = Wanted::default();
+    let in_pairs = precision == Precision::Mixed && brain::is_fast(isa);
+    for encoding in encodings {
+        match encoding {
+            Encoding::Integer(_) => wanted.integers = true,
+            Encoding::Bf16 if in_pairs => wanted.wide = Some(Wide::Pairs),
+            _ => wanted.wide = wanted.wide.or(Some(Wide::Floats)),
+        }
+    }
+    wanted
+}
+
+/// Rows of 32-bit elements, some distance apart.
+#[derive(Clone, Copy)]
+struct Strided<T> {
+    at: *const T,
+    stride: usize,
+}
+
+impl<T> Strided<T> {
+    /// The start of a row.
+    #[inline(always)]
+    fn row(self, index: usize) -> *const T {
+        self.at.wrapping_add(index * self.stride)
+    }
+}
+
+/// Pointers into [`Activations`] at a first row. Of integers and their units, sixteen rows from
+/// there may be read; of floats and pairs, the rows that the matrix has.
 #[derive(Clone, Copy)]
 struct Rows {
-    values: *const f32,
+    floats: Strided<f32>,
+    pairs: Option<Strided<u32>>,
     rounded: *const i8,
     units: *const ActivationUnit,
     columns: usize,
@@ -86,14 +125,30 @@ impl Rows {
         assert!(first <= x.rows && x.values.len() >= (x.rows + ROW_SLACK) * x.columns);
         assert!(x.rounded.len() >= (x.rows + ROW_SLACK) * x.columns);
         assert!(x.units.len() >= (x.rows + ROW_SLACK) * x.columns / UNIT);
-        // SAFETY: `first` rows lie before the end of each buffer, as just checked.
-        unsafe {
-            Self {
-                values: x.values.as_ptr().add(first * x.columns),
-                rounded: x.rounded.as_ptr().add(first * x.columns),
-                units: x.units.as_ptr().add(first * x.columns / UNIT),
-                columns: x.columns,
+        let wide = x.form.map(|form| {
+            let stride = form.stride(x.columns);
+            assert!(x.wide.len() >= x.rows * stride);
+            let at = x.wide.as_ptr().wrapping_add(first * stride);
+            (form, Strided { at, stride })
+        });
+        let values = Strided {
+            at: x.values.as_ptr().wrapping_add(first * x.columns),
+            stride: x.columns,
+        };
+        let (floats, pairs) = match wide {
+            Some((Wide::Pairs, pairs)) => (values, Some(pairs)),
+            Some((Wide::Floats, Strided { at, stride })) => {
+                let at = at.cast();
+                (Strided { at, stride }, None)
             }
+            None => (values, None),
+        };
+        Self {
+            floats,
+            pairs,
+            rounded: x.rounded.as_ptr().wrapping_add(first * x.columns),
+            units: x.units.as_ptr().wrapping_add(first * x.columns / UNIT),
+            columns: x.columns,
         }
     }
 }
@@ -126,7 +181,10 @@ pub(crate) fn panel(
         }
         Encoding::F32 | Encoding::Bf16 | Encoding::F16 => {
             let target = &mut tile[..rows];
-            dense::panel::<false>(isa, weight, bytes, view, target);
+            match view.pairs.filter(|_| weight.encoding == Encoding::Bf16) {
+                Some(pairs) => brain::panel(isa, bytes, pairs, target),
+                None => dense::panel::<false>(isa, weight, bytes, view, target),
+            }
         }
     }
 }

@@ -27,6 +27,34 @@ fn activations(rows: usize, columns: usize) -> Activations {
     x
 }
 
+/// The same rows, with another form beside their floats.
+fn in_form(rows: usize, columns: usize, form: Option<Wide>) -> Activations {
+    let mut x = activations(rows, columns);
+    if let Some(form) = form {
+        x.widen(form);
+        let stride = form.stride(columns);
+        for row in 0..rows {
+            let values = &x.values[row * columns..][..columns];
+            form.write(values, &mut x.wide[row * stride..][..stride]);
+        }
+    }
+    x
+}
+
+const FORMS: [Option<Wide>; 3] = [None, Some(Wide::Floats), Some(Wide::Pairs)];
+
+/// Shapes that are no multiple of a panel, of a pair or of a vector.
+const ODD: [(usize, usize); 6] = [(20, 50), (33, 77), (5, 1), (16, 31), (1, 2), (48, 96)];
+
+/// A matrix in every type of floats.
+fn floats(shape: (usize, usize)) -> Result<Vec<PackedWeight>> {
+    let dense = Tensor::randn(0f32, 1.0, shape, &Device::Cpu)?;
+    [DType::F32, DType::BF16, DType::F16]
+        .into_iter()
+        .map(|dtype| PackedWeight::from_dense(&dense.to_dtype(dtype)?))
+        .collect()
+}
+
 /// The instruction sets that this processor can run.
 fn available() -> Vec<Isa> {
     let all = [Isa::Portable, Isa::Avx2, Isa::Avx512];
@@ -67,19 +95,22 @@ fn weights() -> Result<Vec<(String, PackedWeight)>> {
     Ok(all)
 }
 
+fn near(ours: &[f32], expected: &[f32], what: &str) {
+    for (i, (a, b)) in ours.iter().zip(expected).enumerate() {
+        let tolerance = 2e-4 * b.abs().max(10.0);
+        assert!((a - b).abs() < tolerance, "{what}, {i}: {a}, not {b}");
+    }
+}
+
 #[test]
 fn every_instruction_set_computes_what_the_portable_form_does() -> Result<()> {
-    let x = activations(11, 512);
-    for (name, weight) in weights()? {
-        let expected = product(Isa::Portable, &weight, &x, 16);
-        for isa in available() {
-            let ours = product(isa, &weight, &x, 16);
-            for (i, (a, b)) in ours.iter().zip(&expected).enumerate() {
-                let tolerance = 2e-4 * b.abs().max(10.0);
-                assert!(
-                    (a - b).abs() < tolerance,
-                    "{name}, {isa:?}, {i}: {a}, not {b}"
-                );
+    for form in FORMS {
+        let x = in_form(11, 512, form);
+        for (name, weight) in weights()? {
+            let expected = product(Isa::Portable, &weight, &x, 16);
+            for isa in available() {
+                let what = format!("{name}, {form:?}, {isa:?}");
+                near(&product(isa, &weight, &x, 16), &expected, &what);
             }
         }
     }
@@ -103,16 +134,15 @@ fn the_portable_form_is_near_the_float_product() -> Result<()> {
 
 #[test]
 fn a_rows_result_does_not_depend_on_its_companions() -> Result<()> {
-    let x = activations(13, 512);
-    for (name, weight) in weights()? {
-        for isa in available() {
-            let alone = product(isa, &weight, &x, 1);
-            for group in [2, 3, 4, 5, 8, 9, 16] {
-                assert_eq!(
-                    product(isa, &weight, &x, group),
-                    alone,
-                    "{name}, {isa:?}, {group}"
-                );
+    for form in FORMS {
+        let x = in_form(13, 512, form);
+        for (name, weight) in weights()? {
+            for isa in available() {
+                let alone = product(isa, &weight, &x, 1);
+                for group in [2, 3, 4, 5, 7, 8, 9, 12, 16] {
+                    let together = product(isa, &weight, &x, group);
+                    assert_eq!(together, alone, "{name}, {form:?}, {isa:?}, {group}");
+                }
             }
         }
     }
@@ -120,19 +150,73 @@ fn a_rows_result_does_not_depend_on_its_companions() -> Result<()> {
 }
 
 #[test]
-fn float_panels_take_any_number_of_columns() -> Result<()> {
-    let dense = Tensor::randn(0f32, 1.0, (20, 50), &Device::Cpu)?;
-    let weight = PackedWeight::from_dense(&dense)?;
-    let x = activations(2, 50);
-    let floats = Tensor::from_slice(&x.values[..100], (2, 50), &Device::Cpu)?;
-    let exact = floats
-        .matmul(&dense.t()?)?
-        .flatten_all()?
-        .to_vec1::<f32>()?;
-    for isa in available() {
-        for (a, b) in product(isa, &weight, &x, 16).iter().zip(&exact) {
-            assert!((a - b).abs() < 1e-3, "{isa:?}: {a}, not {b}");
+fn float_panels_take_any_number_of_rows_and_columns() -> Result<()> {
+    for (shape, form) in ODD.into_iter().flat_map(|s| FORMS.map(|form| (s, form))) {
+        let columns = shape.1;
+        let x = in_form(5, columns, form);
+        for weight in floats(shape)? {
+            let rounded = form == Some(Wide::Pairs) && weight.encoding == Encoding::Bf16;
+            let values = x.values[..5 * columns].iter().map(|v| match rounded {
+                true => half::bf16::from_f32(*v).to_f32(),
+                false => *v,
+            });
+            let floats = Tensor::from_iter(values, &Device::Cpu)?.reshape((5, columns))?;
+            let exact = floats.matmul(&weight.dequantize()?.t()?)?;
+            let exact = exact.flatten_all()?.to_vec1::<f32>()?;
+            for isa in available() {
+                let what = format!("{shape:?}, {:?}, {form:?}, {isa:?}", weight.encoding);
+                near(&product(isa, &weight, &x, 16), &exact, &what);
+            }
         }
     }
     Ok(())
+}
+
+#[test]
+fn what_is_not_finite_stays_so() -> Result<()> {
+    for form in FORMS {
+        for weight in floats((16, 34))? {
+            for (value, isa) in available()
+                .into_iter()
+                .flat_map(|isa| [(f32::NAN, isa), (f32::INFINITY, isa)])
+            {
+                let mut x = activations(2, 34);
+                x.values[5] = value;
+                if let Some(form) = form {
+                    x.widen(form);
+                    let stride = form.stride(34);
+                    form.write(&x.values[..34], &mut x.wide[..stride]);
+                    form.write(&x.values[34..68], &mut x.wide[stride..2 * stride]);
+                }
+                let y = product(isa, &weight, &x, 16);
+                assert!(y[..16].iter().all(|y| !y.is_finite()), "{form:?}, {isa:?}");
+                assert!(y[16..].iter().all(|y| y.is_finite()), "{form:?}, {isa:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn models_say_which_forms_their_weights_want() {
+    let integers = Encoding::Integer(Format::of(GgmlDType::Q4_0).unwrap());
+    use Precision::{Exact, Mixed};
+    let of = |encodings: &[Encoding], precision| {
+        wanted(Isa::detect(), encodings.iter().copied(), precision)
+    };
+    let (only, both) = (
+        of(&[integers], Mixed),
+        of(&[integers, Encoding::F16], Mixed),
+    );
+    assert_eq!((only.integers, only.wide), (true, None));
+    assert_eq!((both.integers, both.wide), (true, Some(Wide::Floats)));
+    let exact = of(&[Encoding::Bf16], Exact);
+    assert_eq!((exact.integers, exact.wide), (false, Some(Wide::Floats)));
+    let fast = brain::is_fast(Isa::detect());
+    for mixed in [
+        [Encoding::Bf16, Encoding::F16],
+        [Encoding::F16, Encoding::Bf16],
+    ] {
+        assert_eq!(of(&mixed, Mixed).wide == Some(Wide::Pairs), fast);
+    }
 }

@@ -2,7 +2,7 @@
 //! learning multiply with. The weights themselves stay as they are.
 
 use crate::packed::{Encoding, PANEL, PackedWeight, SCALE_BYTES, header_bytes, unit_bytes};
-use half::{bf16, f16};
+use half::f16;
 use realign_model::blocks::{Format, UNIT};
 
 /// Output columns of a panel of floats: two 512-bit vectors.
@@ -83,7 +83,7 @@ fn read(weight: &PackedWeight, panel: usize, first: usize, count: usize) -> [[f3
             integers(format, &bytes[first / UNIT * size..][..size], weight.gain)
         }
         Encoding::F32 => floats(bytes, first, count, f32::from_le_bytes),
-        Encoding::Bf16 => floats(bytes, first, count, |b| bf16::from_le_bytes(b).to_f32()),
+        Encoding::Bf16 => pairs(bytes, first, count),
         Encoding::F16 => floats(bytes, first, count, |b| {
             f16::from_le_bytes(b).to_f32() * weight.gain
         }),
@@ -105,6 +105,26 @@ fn floats<const N: usize>(
         .0;
     for (into, from) in values.iter_mut().zip(&source[..count]) {
         *into = from.map(&value);
+    }
+    values
+}
+
+/// Columns of bfloat16, which lie in pairs; `first` is even.
+#[inline(always)]
+fn pairs(bytes: &[u8], first: usize, count: usize) -> [[f32; PANEL]; UNIT] {
+    let mut values = [[0f32; PANEL]; UNIT];
+    let source = bytes[first * PANEL * 2..]
+        .as_chunks::<4>()
+        .0
+        .as_chunks::<PANEL>()
+        .0;
+    let (twos, _) = values.as_chunks_mut::<2>();
+    for (two, from) in twos.iter_mut().zip(&source[..count.div_ceil(2)]) {
+        let words = from.map(u32::from_le_bytes);
+        *two = [
+            words.map(|pair| f32::from_bits(pair << 16)),
+            words.map(|pair| f32::from_bits(pair & 0xffff_0000)),
+        ];
     }
     values
 }
@@ -156,11 +176,13 @@ mod tests {
     #[test]
     fn panels_hold_the_weights_both_ways() -> candle_core::Result<()> {
         let dense = Tensor::randn(0f32, 1.0, (70, 96), &Device::Cpu)?;
-        let mut weights = vec![
-            PackedWeight::from_dense(&dense)?,
-            PackedWeight::from_dense(&dense.to_dtype(DType::BF16)?)?,
-            PackedWeight::from_factor(&dense, DType::F16)?,
-        ];
+        let odd = Tensor::randn(0f32, 1.0, (45, 51), &Device::Cpu)?;
+        let mut weights = Vec::new();
+        for dense in [&dense, &odd] {
+            weights.push(PackedWeight::from_dense(dense)?);
+            weights.push(PackedWeight::from_dense(&dense.to_dtype(DType::BF16)?)?);
+            weights.push(PackedWeight::from_factor(dense, DType::F16)?);
+        }
         for dtype in [
             GgmlDType::Q4_1,
             GgmlDType::Q8_0,

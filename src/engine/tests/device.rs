@@ -15,8 +15,8 @@ use realign_cuda::tests::{devices, random_floats};
 use realign_cuda::{CudaExecutor, DeviceAdapter, Element, Options};
 use realign_model::shapes::shape;
 use realign_model::{
-    Backend, Executor, ExecutorOptions, KvType, LoraPair, LoraSite, LoraWeights, ModelSpec, Projection,
-    Staged,
+    Backend, Executor, ExecutorOptions, KvType, LoraPair, LoraSite, LoraWeights, ModelSpec,
+    Precision, Projection, Staged,
 };
 
 const BLOCKS: usize = 64;
@@ -123,6 +123,7 @@ fn the_same_seeds_draw_the_same_tokens_on_the_device_and_on_the_cpu() {
                     threads: 1,
                     record: false,
                     kv: KvType::F32,
+                    precision: Precision::Exact,
                 };
                 let staged = backend.stage(&weights).unwrap();
                 let weights = weights.clone();

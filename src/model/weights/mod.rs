@@ -16,6 +16,7 @@ use super::decoder::{Decoder, Layer, StoredMatrix};
 use super::error::{ModelError, Result};
 use super::linear::Linear;
 use super::lora::Projection;
+use super::shards;
 use super::spec::ModelSpec;
 
 /// Weights by their Hugging Face names.
@@ -145,9 +146,11 @@ impl WeightFile {
         let Source::Safetensors(tensors) = &self.source else {
             return Err(self.wrong(name, "not a safetensors file"));
         };
+        let stored = self.names.stored(name);
         let tensor = tensors
-            .load(&self.names.stored(name), &Device::Cpu)
+            .load(&stored, &Device::Cpu)
             .map_err(|e| self.wrong(name, e))?;
+        shards::release(tensors, &stored);
         if !tensor.dtype().is_float() {
             return Err(self.wrong(
                 name,
@@ -171,7 +174,8 @@ impl WeightFile {
     }
 
     /// Loads every tensor that the spec asks for and checks its shape. Matrices are handed to the
-    /// target one by one.
+    /// target one by one, the two tables first: they are the largest, and for a moment such a matrix
+    /// is there both as the file has it and as the target keeps it.
     pub(crate) fn load<W: Clone>(
         mut self,
         spec: ModelSpec,
@@ -180,15 +184,15 @@ impl WeightFile {
         let hidden = spec.hidden_size;
         let table = (spec.vocab_size, hidden);
         let embedding = self.table(EMBEDDING, table, to)?;
-        let layers = (0..spec.layers)
-            .map(|i| self.layer(&spec, i, to))
-            .collect::<Result<_>>()?;
-        let final_norm = self.norm(&spec, FINAL_NORM, hidden, to.device)?;
         let tied = spec.tied_embeddings || !self.contains(HEAD);
         let head = match tied {
             true => embedding.clone(),
             false => self.table(HEAD, table, to)?,
         };
+        let layers = (0..spec.layers)
+            .map(|i| self.layer(&spec, i, to))
+            .collect::<Result<_>>()?;
+        let final_norm = self.norm(&spec, FINAL_NORM, hidden, to.device)?;
         let spec = ModelSpec {
             tied_embeddings: tied,
             ..spec

@@ -40,7 +40,7 @@ pub use train::TrainConfig;
 
 use realign_align::train::recipe::RecipeError;
 use realign_backend::DeviceChoice;
-use realign_model::{KvType, ModelChoice};
+use realign_model::{KvType, ModelChoice, Precision};
 
 /// The file read when none is named.
 pub(crate) const DEFAULT_FILE: &str = "realign.toml";
@@ -165,6 +165,8 @@ pub struct EngineConfig {
     pub threads: Option<usize>,
     /// Whether a CUDA device runs decoding steps as they were recorded.
     pub cuda_graphs: bool,
+    /// The arithmetic of weights in bfloat16 on a CPU.
+    pub precision: Precision,
 }
 
 /// Directories.
@@ -301,6 +303,17 @@ fn resolve_engine(raw: RawEngine) -> Result<EngineConfig, ConfigError> {
             });
         }
     };
+    let precision = match raw.precision.as_deref() {
+        None | Some("f32") => Precision::Exact,
+        Some("mixed") => Precision::Mixed,
+        Some(other) => {
+            return Err(ConfigError::Value {
+                key: "engine.precision",
+                value: other.into(),
+                allowed: "`f32` or `mixed`",
+            });
+        }
+    };
     Ok(EngineConfig {
         device,
         kind,
@@ -327,6 +340,7 @@ fn resolve_engine(raw: RawEngine) -> Result<EngineConfig, ConfigError> {
         jump_forward: raw.jump_forward.unwrap_or(true),
         threads: raw.threads.map(|n| one("engine.threads", n)).transpose()?,
         cuda_graphs: raw.cuda_graphs.unwrap_or(true),
+        precision,
     })
 }
 

@@ -198,6 +198,9 @@ section! {
         threads: usize,
         /// Whether decoding steps on a CUDA device run as captured CUDA graphs.
         cuda_graphs: bool,
+        /// What weights in bfloat16 are multiplied with on a CPU: activations in `f32`, or with `mixed`
+        /// rounded to bfloat16 where the processor has AVX-512 BF16.
+        precision: String,
     }
 }
 

@@ -70,5 +70,6 @@ fn bounds(config: &Config) -> EngineConfig {
         },
         cuda_graphs: config.engine.cuda_graphs,
         kv_type: config.engine.kv_type,
+        precision: config.engine.precision,
     }
 }
