@@ -13,7 +13,7 @@ use super::error::ApiError;
 use super::params::{Common, MAX_CHOICES, Params};
 use super::request::{
     self, Arguments, Count, Integer, List, ListItem, NotKept, Refused, Unknown, string_enum,
-    tagged, unsupported,
+    tagged, unsupported, without_effect,
 };
 use super::sent;
 use super::template::TemplateFields;
@@ -153,6 +153,24 @@ impl ChatRequest {
         })
     }
 
+    /// The text of the message that is continued, if one is that has a text.
+    pub(crate) fn continued(&self) -> Option<&str> {
+        let last = self.messages.last().filter(|_| self.template.continues());
+        let text = last.map(|message| message.content.as_str());
+        text.filter(|text| !text.trim().is_empty())
+    }
+
+    /// The request's unknown fields, without those that the chat template reads.
+    ///
+    /// # Errors
+    /// If the operator has them refused.
+    pub(crate) fn check_unknown(&mut self, state: &AppState) -> Result<Unknown, ApiError> {
+        let mut unknown = std::mem::take(&mut self.unknown);
+        unknown.without(|field| sent::is_shown(field, &state.chat, "].function"));
+        unknown.check(state.unknown_fields)?;
+        Ok(unknown)
+    }
+
     /// The prompt's tokens. Slow for long conversations, so call it on a blocking thread.
     pub(crate) fn encode(&self, state: &AppState) -> Result<Vec<u32>, ApiError> {
         let turn = self.template.clone().turn(&state.chat)?;
@@ -249,6 +267,26 @@ struct UnsupportedInMessage {
     _images: Option<Refused>,
 }
 
+without_effect! {
+    /// What clients keep of earlier answers beside their texts and calls, and send back.
+    KeptFields {
+        "annotations", "cache_control", "created_at", "extra_content", "id", "index", "logprobs",
+        "metadata", "parsed", "phase", "providerOptions", "provider_specific_fields",
+        "reasoning_details", "status", "thinking_blocks", "thought_signature", "timestamp", "type",
+    }
+}
+
+/// Fields of messages that only the model writes.
+#[derive(Clone, Debug, Deserialize)]
+struct OnlyOfAssistants {
+    #[serde(rename = "tool_calls")]
+    _tool_calls: Option<Refused>,
+    #[serde(rename = "function_call")]
+    _function_call: Option<Refused>,
+    #[serde(rename = "refusal")]
+    _refusal: Option<Refused>,
+}
+
 /// A message of the system, the developer or the user.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[schemars(inline)]
@@ -256,10 +294,17 @@ pub(crate) struct PlainMessage {
     #[serde(rename = "..unsupported")]
     #[schemars(skip)]
     _unsupported: UnsupportedInMessage,
+    #[serde(rename = "..others")]
+    #[schemars(skip)]
+    _others: OnlyOfAssistants,
     content: Content,
+    /// Given to chat templates that read it.
     #[serde(rename = "name")]
     #[schemars(with = "Option<String>")]
     _name: Option<IgnoredAny>,
+    #[serde(rename = "..kept")]
+    #[schemars(flatten)]
+    _kept: KeptFields,
 }
 
 /// A message of the model: text, calls, both, or nothing, where an answer was cut at once.
@@ -279,6 +324,15 @@ pub(crate) struct AssistantMessage {
     reasoning_content: Option<String>,
     /// The same, as some servers name it.
     reasoning: Option<String>,
+    /// The same, as some servers name it.
+    thinking: Option<String>,
+    /// Given to chat templates that read it.
+    #[serde(rename = "name")]
+    #[schemars(with = "Option<String>")]
+    _name: Option<IgnoredAny>,
+    #[serde(rename = "..kept")]
+    #[schemars(flatten)]
+    _kept: KeptFields,
 }
 
 /// The result of a call.
@@ -288,10 +342,27 @@ pub(crate) struct ToolMessage {
     #[serde(rename = "..unsupported")]
     #[schemars(skip)]
     _unsupported: UnsupportedInMessage,
+    #[serde(rename = "..others")]
+    #[schemars(skip)]
+    _others: OnlyOfAssistants,
     /// A function may have returned nothing.
     content: Option<Content>,
     /// If it is missing, the results answer the calls before them in their order.
     tool_call_id: Option<String>,
+    /// Given to chat templates that read it.
+    #[serde(rename = "name")]
+    #[schemars(with = "Option<String>")]
+    _name: Option<IgnoredAny>,
+    #[serde(rename = "..kept")]
+    #[schemars(flatten)]
+    _kept: KeptFields,
+}
+
+without_effect! {
+    /// What clients keep of earlier calls and send back.
+    KeptOfCall {
+        "cache_control", "extra_content", "index", "provider_specific_fields", "thought_signature",
+    }
 }
 
 /// An earlier call of a function.
@@ -303,6 +374,9 @@ struct ToolCall {
     #[schemars(with = "String", extend("const" = "function"))]
     _type: Option<IgnoredAny>,
     function: Call,
+    #[serde(rename = "..kept")]
+    #[schemars(flatten)]
+    _kept: KeptOfCall,
 }
 
 impl ListItem for ToolCall {
@@ -315,6 +389,14 @@ impl ListItem for ToolCall {
 pub(crate) struct Call {
     name: String,
     arguments: Option<Arguments>,
+    #[serde(rename = "..kept")]
+    #[schemars(flatten)]
+    _kept: KeptOfFunction,
+}
+
+without_effect! {
+    /// What clients keep of the functions that were called.
+    KeptOfFunction { "parsed_arguments", "provider_specific_fields", "thought_signature" }
 }
 
 impl Call {
@@ -323,6 +405,7 @@ impl Call {
         Self {
             name: name.to_owned(),
             arguments: Some(Arguments::of(arguments)),
+            _kept: KeptOfFunction,
         }
     }
 
@@ -375,6 +458,7 @@ fn chat_message(message: Message) -> ChatMessage {
             let calls: Vec<Value> = calls.chain(older).collect();
             message.tool_calls = (!calls.is_empty()).then_some(calls);
             let thought = answered.reasoning_content.or(answered.reasoning);
+            let thought = thought.or(answered.thinking);
             message.reasoning_content = thought.filter(|text| !text.is_empty());
             message
         }
@@ -456,6 +540,17 @@ impl Part {
 #[schemars(inline)]
 pub(crate) struct TextPart {
     text: String,
+    #[serde(rename = "..kept")]
+    #[schemars(flatten)]
+    _kept: KeptOfPart,
+}
+
+without_effect! {
+    /// What clients keep of the parts of earlier answers.
+    KeptOfPart {
+        "annotations", "cache_control", "extra_content", "id", "index", "logprobs",
+        "provider_specific_fields", "thought_signature",
+    }
 }
 
 /// A text that refuses.
@@ -463,4 +558,7 @@ pub(crate) struct TextPart {
 #[schemars(inline)]
 pub(crate) struct RefusalPart {
     refusal: String,
+    #[serde(rename = "..kept")]
+    #[schemars(flatten)]
+    _kept: KeptOfPart,
 }

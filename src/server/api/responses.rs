@@ -27,7 +27,7 @@ use super::progress::{CallOptions, choices};
 use super::request::{
     self, Count, NotInBackground, NotStored, Refused, Unknown, string_enum, unsupported,
 };
-use super::run::{ActiveRequest, PreparedRequest, submit, tail, with_generation, with_max_tokens};
+use super::run::{ActiveRequest, PreparedRequest, submit, with_generation, with_max_tokens};
 use super::template::{Effort, TemplateFields};
 use super::thinking::{self, Thinking};
 use super::tools::{AnswerFormat, FlatNamed, FlatTool, TextFormat, ToolFields, Tools};
@@ -137,6 +137,14 @@ string_enum! {
 #[schemars(inline)]
 struct TextOptions {
     format: Option<TextFormat>,
+    #[serde(rename = "verbosity")]
+    #[schemars(skip)]
+    _verbosity: Option<Verbosity>,
+}
+
+string_enum! {
+    /// How long the answer is: as the model writes it.
+    Verbosity { Medium = "medium" } else |_| unsupported(" other than `medium`")
 }
 
 /// A checked request.
@@ -253,7 +261,8 @@ pub(crate) async fn create(
     drop(body);
     let caller = observation.caller_name();
     request.continue_previous(&state, &caller)?;
-    let unknown = std::mem::take(&mut request.unknown);
+    let mut unknown = std::mem::take(&mut request.unknown);
+    unknown.without(|field| super::sent::is_shown(field, &state.chat, "]"));
     unknown.check(state.unknown_fields)?;
     let (tools, format) = (&request.tools, &request.format);
     let mut enforced = compile::constraint(&state, tools, format, "text.format").await?;
@@ -294,7 +303,8 @@ async fn prepare(
         let generation = models::lease(&state, &request.params.model)?;
         request.params.bind(&state.tokenizer)?;
         let messages = input::messages(request.instructions, request.turns);
-        let turn = TemplateFields::with_effort(request.effort).turn(&state.chat)?;
+        let template = TemplateFields::with_effort(request.effort);
+        let turn = template.clone().turn(&state.chat)?;
         let mut prompt = encode(&state, &messages, &request.tools.definitions(), &turn)
             .map_err(|error| chat_error(&error, "input"))?;
         let limit = state.engine.max_model_len();
@@ -305,8 +315,9 @@ async fn prepare(
         let repeatable = calls.and_then(|calls| calls.repeatable());
         // Under a grammar there is no room for thoughts.
         let thinks = request.params.sampling.grammar.is_none() && state.chat.thinks();
-        let thinking = thinks.then(|| Thinking::after(&tail(&state.tokenizer, &prompt)));
-        let budget = request.params.thinking_budget;
+        let thinking = thinks.then(|| Thinking::after(&state.tokenizer.tail(&prompt)));
+        let off = template.must_not_think(&state.chat).then_some(0);
+        let budget = off.or(request.params.thinking_budget);
         let budget = thinking::budget(&state.tokenizer, thinking.as_ref(), budget);
         let sampling = &mut request.params.sampling;
         sampling.end_on_repeat_of = repeatable;

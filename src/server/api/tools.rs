@@ -19,7 +19,8 @@ use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::request::{
-    FIELD, JsonSchemaText, List, ListItem, Name, message, string_enum, unsupported,
+    FIELD, JsonSchemaText, List, ListItem, Name, Refused, message, string_enum, unsupported,
+    without_effect,
 };
 use schema::resolve;
 
@@ -45,6 +46,14 @@ pub(crate) struct Function {
     parameters: Option<JsonSchemaText>,
     description: Option<String>,
     strict: Option<bool>,
+    #[serde(rename = "defer_loading")]
+    #[schemars(skip)]
+    _defer_loading: Option<Refused>,
+}
+
+without_effect! {
+    /// Prompts are always cached.
+    ToolExtras { "cache_control" }
 }
 
 /// A function in the format of chat completions.
@@ -54,6 +63,9 @@ pub(crate) struct NestedTool {
     #[serde(rename = "type")]
     _type: FunctionKind,
     function: Function,
+    #[serde(rename = "..extras")]
+    #[schemars(flatten)]
+    _extras: ToolExtras,
 }
 
 /// A function in the format of responses: its fields are next to `type`.
