@@ -117,17 +117,27 @@ impl ChatRequest {
         let json = body;
         let (body, unknown): (Body, Unknown) = request::read_all(body)?;
         let mut params = body.common.check()?;
-        // The newer name takes precedence, as `max_tokens` is deprecated.
-        let max_tokens = body.max_completion_tokens.or(body.max_tokens);
-        params.max_tokens = max_tokens.map(|max| max.0);
+        params.max_tokens = request::same([
+            (
+                "max_completion_tokens",
+                body.max_completion_tokens.map(|max| max.0),
+            ),
+            ("max_tokens", body.max_tokens.map(|max| max.0)),
+        ])?;
         params.n = body.n.map_or(1, |n| n.0);
         params.sampling.top_logprobs = logprobs(body.logprobs, body.top_logprobs)?;
         params.token_ids = body.return_token_ids.unwrap_or(false);
         // llama.cpp's -1 sets no limit.
         let spelled = body.thinking_budget_tokens;
         let spelled = spelled.and_then(|budget| usize::try_from(budget.0).ok());
-        let budget = body.thinking_token_budget.or(body.thinking_budget);
-        params.thinking_budget = budget.map(|budget| budget.0).or(spelled);
+        params.thinking_budget = request::same([
+            (
+                "thinking_token_budget",
+                body.thinking_token_budget.map(|budget| budget.0),
+            ),
+            ("thinking_budget", body.thinking_budget.map(|budget| budget.0)),
+            ("thinking_budget_tokens", spelled),
+        ])?;
         let prompt_logprobs = body.prompt_logprobs.map(|top| top.0);
         if prompt_logprobs.is_some() && params.stream {
             return Err(ApiError::Unsupported {

@@ -167,6 +167,10 @@ fn translated(body: Body) -> Result<(Value, Places), ApiError> {
     // Where nothing is thought, no effort of it is meant.
     let effort = effort.filter(|_| thinks != Some(false));
     set("reasoning_effort", effort.map(Value::from));
+    if format.is_some() && body.output_format.is_some() {
+        let why = "`output_format` is the older name of `output_config.format`; send one of them";
+        return Err(ApiError::field("output_format", why));
+    }
     if let Some(format) = format.or(body.output_format) {
         set("response_format", Some(response_format(format)?));
     }

@@ -64,6 +64,30 @@ pub(crate) fn read_all<T: DeserializeOwned>(body: &Value) -> Result<(T, Unknown)
     Ok((read, Unknown(watch.found())))
 }
 
+/// The value of fields that mean the same, by their names.
+///
+/// # Errors
+/// If two of them differ; the error names both.
+pub(crate) fn same<T: PartialEq + std::fmt::Display, const N: usize>(
+    fields: [(&str, Option<T>); N],
+) -> Result<Option<T>, ApiError> {
+    let mut given = fields
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)));
+    let Some((first, value)) = given.next() else {
+        return Ok(None);
+    };
+    match given.find(|(_, other)| *other != value) {
+        None => Ok(Some(value)),
+        Some((second, other)) => {
+            let message = format!(
+                "`{second}` is {other} and `{first}` is {value}, and both mean the same; send one of them"
+            );
+            Err(ApiError::field(second, message))
+        }
+    }
+}
+
 /// Reads the value of the body's field `name`, which must be present.
 ///
 /// # Errors

@@ -188,6 +188,38 @@ fn ignored_fields_are_named_with_their_paths() {
     }
 }
 
+/// Two fields for one thing, and values that are written in another way.
+#[test]
+fn fields_for_the_same_thing_may_agree() {
+    let server = Server::start(|_| ());
+    let chat = json!({"messages": [{"role": "user", "content": "Hi"}]});
+    let responses = json!({"input": "Hi"});
+    let claude = json!({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9});
+    let format = json!({"type": "json_schema", "schema": {"type": "object"}});
+    for (route, body, fields, refused) in [
+        ("/v1/chat/completions", &chat, json!({"max_tokens": 3, "max_completion_tokens": 3}), None),
+        ("/v1/chat/completions", &chat, json!({"max_tokens": 3, "max_completion_tokens": 4}), Some("max_tokens")),
+        ("/v1/chat/completions", &chat, json!({"thinking_budget": 3, "thinking_token_budget": 4}), Some("thinking_budget")),
+        ("/v1/chat/completions", &chat, json!({"max_tokens": 3.0, "n": 1.0, "seed": -4.0}), None),
+        ("/v1/chat/completions", &chat, json!({"max_tokens": 3.5}), Some("max_tokens")),
+        ("/v1/responses", &responses, json!({"max_tokens": 3}), None),
+        ("/v1/responses", &responses, json!({"max_tokens": 3, "max_output_tokens": 4}), Some("max_tokens")),
+        ("/v1/responses", &responses, json!({"n": 2}), Some("n")),
+        ("/v1/responses", &responses, json!({"include": ["reasoning.encrypted_content"]}), None),
+        ("/v1/responses", &responses, json!({"include": ["everything"]}), Some("include[0]")),
+        ("/v1/messages", &claude, json!({"output_format": format, "output_config": {"format": format}}), Some("output_format")),
+    ] {
+        let mut body = body.clone();
+        for (name, value) in fields.as_object().unwrap() {
+            body[name] = value.clone();
+        }
+        let reply = post(&server, route, &body);
+        assert_eq!(reply.status, if refused.is_some() { 400 } else { 200 }, "{fields}: {}", reply.text);
+        let named = refused.is_none_or(|name| reply.text.contains(&format!("`{name}`")));
+        assert!(named, "{fields}: {}", reply.text);
+    }
+}
+
 #[test]
 fn fields_that_ask_for_something_are_refused_in_any_place() {
     let server = Server::start(|_| ());
