@@ -87,7 +87,10 @@ mod tests {
         assert_eq!(answer_of(&whole(true, written.into())), "Hello");
         assert_eq!(answer_of(&whole(false, written.into())), written);
         // Some models write the tag once more.
-        assert_eq!(answer_of(&whole(true, format!("<think>{written}"))), "Hello");
+        assert_eq!(
+            answer_of(&whole(true, format!("<think>{written}"))),
+            "Hello"
+        );
         assert_eq!(answer_of(&recorded(written)), "Hello");
         for whole in ["Hello", "<think>a</think>b", "a <think>b</think>c"] {
             assert_eq!(recorded(whole), whole);

@@ -241,10 +241,7 @@ impl Examiner<'_> {
                 base: base.text.clone(),
                 violated: judged.violated,
                 undecided: judged.undecided,
-                defects: defects(
-                    answer_of(&own.text),
-                    control.then(|| answer_of(&base.text)),
-                ),
+                defects: defects(answer_of(&own.text), control.then(|| answer_of(&base.text))),
                 surprise: None,
                 diverted: false,
                 excluded: control && !of_base.violated.is_empty(),

@@ -65,8 +65,7 @@ impl ChatTemplate {
         if !self.tools.native {
             return Ok(true);
         }
-        let text = |role: &str| json!({"role": role, "content": "hello"});
-        let messages = [text("system"), text("user")];
+        let messages = [json!({"role": "user", "content": "hello"})];
         let messages = messages.iter().filter_map(Value::as_object).cloned();
         let parameters = json!({"type": "object", "properties": {}});
         let function =

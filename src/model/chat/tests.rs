@@ -401,8 +401,12 @@ fn what_a_template_reads_and_shows_is_found_out() {
     let (tokenizer, _) = loaded();
     let new = |source: &str| ChatTemplate::new(source, &tokenizer).expect("template");
     let end = "{% for m in messages %}{{ m.content }}{{ m['mood'] }}{{ m.tool_calls }}<|im_end|>{% endfor %}";
-    let whole = new(&format!("<tool_call>{{% for t in tools or [] %}}{{{{ t | tojson }}}}{{% endfor %}}{end}"));
-    let parts = new(&format!("<tool_call>{{% for t in tools or [] %}}{{{{ t.function.name }}}}{{% endfor %}}{end}"));
+    let whole = new(&format!(
+        "<tool_call>{{% for t in tools or [] %}}{{{{ t | tojson }}}}{{% endfor %}}{end}"
+    ));
+    let parts = new(&format!(
+        "<tool_call>{{% for t in tools or [] %}}{{{{ t.function.name }}}}{{% endfor %}}{end}"
+    ));
     assert!(whole.shows_functions_whole() && !parts.shows_functions_whole());
     assert!(parts.reads("mood") && parts.reads("name") && parts.reads("tool_calls"));
     assert!(!parts.reads("tool") && !parts.reads("moo") && !parts.reads("messages"));

@@ -135,7 +135,10 @@ impl ChatRequest {
                 "thinking_token_budget",
                 body.thinking_token_budget.map(|budget| budget.0),
             ),
-            ("thinking_budget", body.thinking_budget.map(|budget| budget.0)),
+            (
+                "thinking_budget",
+                body.thinking_budget.map(|budget| budget.0),
+            ),
             ("thinking_budget_tokens", spelled),
         ])?;
         let prompt_logprobs = body.prompt_logprobs.map(|top| top.0);

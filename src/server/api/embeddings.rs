@@ -17,8 +17,8 @@ use super::answers::client::{self as answers, EmbeddingEntry, EmbeddingUsage, Ve
 use super::completions::{Prompt, Texts};
 use super::error::ApiError;
 use super::observe::Observation;
-use super::ports::EmbeddingPort;
 use super::params::others::OtherFields;
+use super::ports::EmbeddingPort;
 use super::request::{self, FIELD, ModelName, Unknown, message, string_enum, unsupported};
 use super::run::with_generation;
 use super::{AppState, blocking, body, models, not_ready};

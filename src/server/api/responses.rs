@@ -328,8 +328,10 @@ async fn prepare(
         let max_tokens = request.params.max_tokens.unwrap_or(room.max(1));
         let calls = CallOptions::new(&request.tools, &state);
         let repeatable = calls.and_then(|calls| calls.repeatable());
-        // Under a grammar there is no room for thoughts.
-        let thinks = request.params.sampling.grammar.is_none() && state.chat.thinks();
+        // Under a grammar there is no room for thoughts, unless it is only for calls.
+        let constrained = request.params.sampling.grammar.is_some();
+        let room = !constrained || request.tools.leave_text_free(&request.format);
+        let thinks = room && state.chat.thinks();
         let thinking = thinks.then(|| Thinking::after(&state.tokenizer.tail(&prompt)));
         let off = template.must_not_think(&state.chat).then_some(0);
         let budget = off.or(request.params.thinking_budget);

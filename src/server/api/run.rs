@@ -104,8 +104,9 @@ async fn prepare_chat(
         request.params.truncate(&mut prompt, limit);
         let max_tokens = request.max_tokens(prompt.len(), limit);
         let calls = CallOptions::new(&request.tools, &state);
-        // Under a grammar there is no room for thoughts.
-        let thinks = grammar.is_none() && state.chat.thinks();
+        // Under a grammar there is no room for thoughts, unless it is only for calls.
+        let room = grammar.is_none() || request.tools.leave_text_free(&request.format);
+        let thinks = room && state.chat.thinks();
         let thinking = thinks.then(|| match request.continued() {
             Some(text) => Thinking::within(text),
             None => Thinking::after(&state.tokenizer.tail(&prompt)),

@@ -99,7 +99,12 @@ impl TemplateFields {
             let message = format!("`chat_template_kwargs.{name}` {why}");
             return Err(ApiError::field("chat_template_kwargs", message));
         }
-        let wish = Wish::read(&variables, self.enable_thinking, self.reasoning_effort, template)?;
+        let wish = Wish::read(
+            &variables,
+            self.enable_thinking,
+            self.reasoning_effort,
+            template,
+        )?;
         wish.set(&mut variables, template);
         Ok(Turn { next, variables })
     }
@@ -141,7 +146,8 @@ impl Wish {
         effort: Option<Effort>,
         template: &ChatTemplate,
     ) -> Result<Self, ApiError> {
-        let variable = |name: &str| Some((format!("chat_template_kwargs.{name}"), variables.get(name)?));
+        let variable =
+            |name: &str| Some((format!("chat_template_kwargs.{name}"), variables.get(name)?));
         let switches = SWITCHES.iter().filter_map(|name| variable(name));
         let switches = switches.filter_map(|(name, value)| Some((name, value.as_bool()?)));
         let field = enable_thinking.map(|thinks| ("enable_thinking".to_owned(), thinks));
@@ -183,7 +189,8 @@ impl Wish {
             // An effort alone is no switch for a template that knows efforts.
             if !(field.ends_with(EFFORT) && template.mentions(EFFORT)) {
                 let switches = SWITCHES.iter();
-                for name in switches.filter(|name| template.mentions(name) || **name == SWITCHES[0]) {
+                for name in switches.filter(|name| template.mentions(name) || **name == SWITCHES[0])
+                {
                     variables.entry(*name).or_insert(thinks.into());
                 }
             }

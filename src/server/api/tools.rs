@@ -192,6 +192,11 @@ impl Tools {
         self.choice != ToolChoice::None
     }
 
+    /// Whether an answer that is no call may be any text, thoughts in front of a call included.
+    pub(crate) fn leave_text_free(&self, format: &AnswerFormat) -> bool {
+        self.choice == ToolChoice::Auto && *format == AnswerFormat::Text
+    }
+
     /// Whether the client named the one function to call.
     pub(crate) fn is_named(&self) -> bool {
         matches!(self.choice, ToolChoice::Named(_))
@@ -214,11 +219,13 @@ impl Tools {
     }
 
     pub(super) fn allowed(&self) -> impl Iterator<Item = &Tool> {
-        self.list.iter().filter(|tool| match (&self.choice, &self.only) {
-            (ToolChoice::Named(name), _) => tool.name == *name,
-            (_, Some(only)) => only.contains(&tool.name),
-            (_, None) => true,
-        })
+        self.list
+            .iter()
+            .filter(|tool| match (&self.choice, &self.only) {
+                (ToolChoice::Named(name), _) => tool.name == *name,
+                (_, Some(only)) => only.contains(&tool.name),
+                (_, None) => true,
+            })
     }
 }
 

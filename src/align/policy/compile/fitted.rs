@@ -52,7 +52,8 @@ impl Compiler<'_> {
             Ok(mut rows) => {
                 // What is fitted on is what is judged.
                 for row in &mut rows {
-                    row.response = self.thinking.seen(&recorded(&row.response)).to_owned();
+                    let seen = self.thinking.seen(&recorded(&row.response)).to_owned();
+                    row.response = seen;
                 }
                 Some(rows)
             }

@@ -374,8 +374,14 @@ fn response_format(format: Value) -> Result<Option<Value>, ApiError> {
 
 /// Whether a message that is the last one is to be continued: it is the assistant's, and a text.
 fn continues(message: &Message) -> bool {
-    let says = message.content.as_ref().is_some_and(|text| !text.is_empty());
-    let calls = message.tool_calls.as_ref().is_some_and(|calls| !calls.is_empty());
+    let says = message
+        .content
+        .as_ref()
+        .is_some_and(|text| !text.is_empty());
+    let calls = message
+        .tool_calls
+        .as_ref()
+        .is_some_and(|calls| !calls.is_empty());
     message.role == "assistant" && says && !calls
 }
 

@@ -63,8 +63,10 @@ impl Watch {
         open.pop();
     }
 
-    /// What was found, in the order in which the values ended.
+    /// What was found: the request's own fields first, then in the order in which the values ended.
     pub(super) fn found(&self) -> Vec<Field> {
-        std::mem::take(&mut self.0.borrow_mut().found)
+        let mut found = std::mem::take(&mut self.0.borrow_mut().found);
+        found.sort_by_key(|field| !field.place.is_empty());
+        found
     }
 }

@@ -217,7 +217,8 @@ fn an_answer_that_the_client_began_is_continued() {
         let prompt = &requests.last().unwrap().prompt;
         server.state.tokenizer.decode(prompt).unwrap()
     };
-    let begun = json!([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well, "}]);
+    let begun =
+        json!([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well, "}]);
     let blocks = json!([{"role": "user", "content": "Hi"},
         {"role": "assistant", "content": [{"type": "text", "text": "Well, "}]}]);
     for (route, messages, continues) in [

@@ -203,9 +203,39 @@ fn a_model_whose_template_has_no_switch_is_made_to_end_its_thoughts() {
         let thinking = requests.last().unwrap().sampling.thinking.clone();
         thinking.map(|budget| (budget.tokens, budget.opened))
     };
-    assert_eq!(budget(&json!({"reasoning_effort": "none"})), Some((0, true)));
-    assert_eq!(budget(&json!({"enable_thinking": false, "thinking_budget": 9})), Some((0, true)));
+    assert_eq!(
+        budget(&json!({"reasoning_effort": "none"})),
+        Some((0, true))
+    );
+    assert_eq!(
+        budget(&json!({"enable_thinking": false, "thinking_budget": 9})),
+        Some((0, true))
+    );
     assert_eq!(budget(&json!({"enable_thinking": true})), None);
+}
+
+/// Functions that may be called leave the text free.
+#[test]
+fn thoughts_before_a_call_are_no_part_of_the_text() {
+    const CALL: &str = "<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call>";
+    let server = start();
+    let said = || Script::Exactly(&["<think>Hm.</think>", "\n\n", CALL]);
+    server.script([said(), said()]);
+    let tools = json!([{"type": "function", "function": {"name": "f"}}]);
+    let answer = chat(&server, &json!({"tools": tools})).json();
+    let message = &answer["choices"][0]["message"];
+    assert_eq!(message["reasoning_content"], "Hm.", "{message}");
+    assert_eq!(message["content"], Value::Null);
+    assert_eq!(message["tool_calls"][0]["function"]["name"], "f");
+    let body = json!({"model": MODEL, "input": "Hi", "tools": [{"type": "function", "name": "f"}]});
+    let output = post(&server, "/v1/responses", &body).json()["output"].clone();
+    let kinds: Vec<&Value> = output
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| &item["type"])
+        .collect();
+    assert_eq!(kinds, ["reasoning", "function_call"], "{output}");
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::{chat, post};
 use super::fake::{Script, Server};
+use super::{chat, post};
 
 fn weather() -> Value {
     json!({"type": "function", "function": {
@@ -218,7 +218,8 @@ fn some_of_the_functions_may_be_allowed() {
     let name = weather()["function"]["name"].clone();
     let allowed = |mode: &str, name: &Value| {
         let tool = json!({"type": "function", "function": {"name": name}});
-        let choice = json!({"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [tool]}});
+        let choice =
+            json!({"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [tool]}});
         json!({"tools": tools, "tool_choice": choice})
     };
     for mode in ["auto", "required"] {

@@ -10,7 +10,8 @@ use realign_model::ChatTemplate;
 
 /// A request of each route, with a field that asks for nothing anywhere.
 fn bodies() -> [(&'static str, Value); 4] {
-    let function = json!({"name": "f", "description": "d", "parameters": {"type": "object"}, "strict": false});
+    let function =
+        json!({"name": "f", "description": "d", "parameters": {"type": "object"}, "strict": false});
     let chat = json!({
         "messages": [
             {"role": "system", "content": [{"type": "text", "text": "s", "cache_control": {"type": "ephemeral"}}]},
@@ -82,7 +83,9 @@ fn bodies() -> [(&'static str, Value); 4] {
 fn with(body: &Value, place: &str, field: &str) -> Value {
     let mut body = body.clone();
     body["model"] = MODEL.into();
-    let inside = body.pointer_mut(place).unwrap_or_else(|| panic!("no {place}"));
+    let inside = body
+        .pointer_mut(place)
+        .unwrap_or_else(|| panic!("no {place}"));
     inside[field] = json!("x");
     body
 }
@@ -101,10 +104,18 @@ fn path(place: &str, field: &str) -> String {
 /// All objects that a request has, but for schemas and other values that clients choose.
 fn objects(value: &Value, place: String, found: &mut Vec<String>) {
     const WHOLE: [&str; 7] = [
-        "parameters", "input_schema", "cache_control", "arguments", "parsed_arguments",
-        "provider_specific_fields", "context_management",
+        "parameters",
+        "input_schema",
+        "cache_control",
+        "arguments",
+        "parsed_arguments",
+        "provider_specific_fields",
+        "context_management",
     ];
-    if WHOLE.iter().any(|name| place.ends_with(&format!("/{name}"))) {
+    if WHOLE
+        .iter()
+        .any(|name| place.ends_with(&format!("/{name}")))
+    {
         return;
     }
     match value {
@@ -154,7 +165,11 @@ fn an_unknown_field_is_refused_by_its_path_wherever_it_is() {
             let reply = post(&server, route, &with(&body, &place, "sprachregler"));
             assert_eq!(reply.status, 400, "{route} {place}: {}", reply.text);
             let named = format!("`{}`", path(&place, "sprachregler"));
-            assert!(reply.text.contains(&named), "{route}: {named}: {}", reply.text);
+            assert!(
+                reply.text.contains(&named),
+                "{route}: {named}: {}",
+                reply.text
+            );
             tried += 1;
         }
     }
@@ -171,9 +186,16 @@ fn what_a_template_shows_of_a_function_may_be_anything() {
     let (route, chat) = &bodies()[0];
     let shown = post(&server, route, &with(chat, "/tools/0/function", "return"));
     assert_eq!(shown.status, 200, "{}", shown.text);
-    for (place, field) in [("/tools/0", "defer_loading"), ("/tools/0/function", "defer_loading")] {
+    for (place, field) in [
+        ("/tools/0", "defer_loading"),
+        ("/tools/0/function", "defer_loading"),
+    ] {
         let refused = post(&server, route, &with(chat, place, field));
-        assert!(refused.text.contains(&path(place, field)), "{}", refused.text);
+        assert!(
+            refused.text.contains(&path(place, field)),
+            "{}",
+            refused.text
+        );
     }
 }
 
@@ -181,10 +203,17 @@ fn what_a_template_shows_of_a_function_may_be_anything() {
 fn ignored_fields_are_named_with_their_paths() {
     let server = Server::start(|state| state.unknown_fields = UnknownFields::Ignore);
     for (route, body) in bodies() {
-        let place = if route == "/v1/responses" { "/input/0" } else { "/messages/0" };
+        let place = if route == "/v1/responses" {
+            "/input/0"
+        } else {
+            "/messages/0"
+        };
         let reply = post(&server, route, &with(&body, place, "colour"));
         assert_eq!(reply.status, 200, "{route}: {}", reply.text);
-        assert_eq!(reply.header("x-realign-ignored-fields"), path(place, "colour"));
+        assert_eq!(
+            reply.header("x-realign-ignored-fields"),
+            path(place, "colour")
+        );
     }
 }
 
@@ -197,24 +226,74 @@ fn fields_for_the_same_thing_may_agree() {
     let claude = json!({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9});
     let format = json!({"type": "json_schema", "schema": {"type": "object"}});
     for (route, body, fields, refused) in [
-        ("/v1/chat/completions", &chat, json!({"max_tokens": 3, "max_completion_tokens": 3}), None),
-        ("/v1/chat/completions", &chat, json!({"max_tokens": 3, "max_completion_tokens": 4}), Some("max_tokens")),
-        ("/v1/chat/completions", &chat, json!({"thinking_budget": 3, "thinking_token_budget": 4}), Some("thinking_budget")),
-        ("/v1/chat/completions", &chat, json!({"max_tokens": 3.0, "n": 1.0, "seed": -4.0}), None),
-        ("/v1/chat/completions", &chat, json!({"max_tokens": 3.5}), Some("max_tokens")),
+        (
+            "/v1/chat/completions",
+            &chat,
+            json!({"max_tokens": 3, "max_completion_tokens": 3}),
+            None,
+        ),
+        (
+            "/v1/chat/completions",
+            &chat,
+            json!({"max_tokens": 3, "max_completion_tokens": 4}),
+            Some("max_tokens"),
+        ),
+        (
+            "/v1/chat/completions",
+            &chat,
+            json!({"thinking_budget": 3, "thinking_token_budget": 4}),
+            Some("thinking_budget"),
+        ),
+        (
+            "/v1/chat/completions",
+            &chat,
+            json!({"max_tokens": 3.0, "n": 1.0, "seed": -4.0}),
+            None,
+        ),
+        (
+            "/v1/chat/completions",
+            &chat,
+            json!({"max_tokens": 3.5}),
+            Some("max_tokens"),
+        ),
         ("/v1/responses", &responses, json!({"max_tokens": 3}), None),
-        ("/v1/responses", &responses, json!({"max_tokens": 3, "max_output_tokens": 4}), Some("max_tokens")),
+        (
+            "/v1/responses",
+            &responses,
+            json!({"max_tokens": 3, "max_output_tokens": 4}),
+            Some("max_tokens"),
+        ),
         ("/v1/responses", &responses, json!({"n": 2}), Some("n")),
-        ("/v1/responses", &responses, json!({"include": ["reasoning.encrypted_content"]}), None),
-        ("/v1/responses", &responses, json!({"include": ["everything"]}), Some("include[0]")),
-        ("/v1/messages", &claude, json!({"output_format": format, "output_config": {"format": format}}), Some("output_format")),
+        (
+            "/v1/responses",
+            &responses,
+            json!({"include": ["reasoning.encrypted_content"]}),
+            None,
+        ),
+        (
+            "/v1/responses",
+            &responses,
+            json!({"include": ["everything"]}),
+            Some("include[0]"),
+        ),
+        (
+            "/v1/messages",
+            &claude,
+            json!({"output_format": format, "output_config": {"format": format}}),
+            Some("output_format"),
+        ),
     ] {
         let mut body = body.clone();
         for (name, value) in fields.as_object().unwrap() {
             body[name] = value.clone();
         }
         let reply = post(&server, route, &body);
-        assert_eq!(reply.status, if refused.is_some() { 400 } else { 200 }, "{fields}: {}", reply.text);
+        assert_eq!(
+            reply.status,
+            if refused.is_some() { 400 } else { 200 },
+            "{fields}: {}",
+            reply.text
+        );
         let named = refused.is_none_or(|name| reply.text.contains(&format!("`{name}`")));
         assert!(named, "{fields}: {}", reply.text);
     }
@@ -226,16 +305,40 @@ fn fields_that_ask_for_something_are_refused_in_any_place() {
     for (route, place, field, value) in [
         (0, "/messages/1", "tool_calls", json!([{"id": "c"}])),
         (1, "/text", "verbosity", json!("low")),
-        (2, "/messages/1/content/2", "citations", json!({"enabled": true})),
-        (2, "/messages/1/content/3", "caller", json!({"type": "code_execution_20250825"})),
-        (2, "/tools/0", "allowed_callers", json!(["code_execution_20250825"])),
-        (2, "", "context_management", json!({"edits": [{"type": "clear_tool_uses_20250919"}]})),
+        (
+            2,
+            "/messages/1/content/2",
+            "citations",
+            json!({"enabled": true}),
+        ),
+        (
+            2,
+            "/messages/1/content/3",
+            "caller",
+            json!({"type": "code_execution_20250825"}),
+        ),
+        (
+            2,
+            "/tools/0",
+            "allowed_callers",
+            json!(["code_execution_20250825"]),
+        ),
+        (
+            2,
+            "",
+            "context_management",
+            json!({"edits": [{"type": "clear_tool_uses_20250919"}]}),
+        ),
         (3, "/messages/0", "images", json!(["AAAA"])),
     ] {
         let (route, mut body) = bodies()[route].clone();
         body.pointer_mut(place).unwrap()[field] = value;
         let reply = post(&server, route, &body);
         assert_eq!(reply.status, 400, "{route} {place}: {}", reply.text);
-        assert!(reply.text.contains(field), "{route} {place}: {}", reply.text);
+        assert!(
+            reply.text.contains(field),
+            "{route} {place}: {}",
+            reply.text
+        );
     }
 }

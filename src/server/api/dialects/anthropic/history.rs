@@ -53,7 +53,9 @@ pub(super) fn translate(
                     result.insert_str(0, FAILED);
                 }
                 has_results = true;
-                into.push(json!({"role": "tool", "tool_call_id": block.tool_use_id, "content": result}));
+                into.push(
+                    json!({"role": "tool", "tool_call_id": block.tool_use_id, "content": result}),
+                );
             }
         }
     }
