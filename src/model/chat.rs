@@ -29,6 +29,7 @@ use candle_core::quantized::gguf_file::{Content, Value as GgufValue};
 use minijinja::value::merge_maps;
 use minijinja::{Environment, context};
 use realign_core::files::{self, Limit};
+use realign_core::thoughts;
 use serde_json::{Map, Value};
 
 use guard::{all_texts, guard_literals, holds_control, unused_character};
@@ -100,6 +101,10 @@ pub struct ChatTemplate {
     tools: ToolSupport,
     /// Whether a conversation may begin with a system message.
     takes_system: bool,
+    /// Whether it opens the model's thoughts at the end of a prompt.
+    opens_thoughts: bool,
+    /// Whether a function is shown with fields that nothing knows.
+    shows_functions_whole: bool,
     form: Form,
     /// The template as it was written.
     source: String,
@@ -145,11 +150,15 @@ impl ChatTemplate {
             absent: None,
             tools: support(source),
             takes_system: false,
+            opens_thoughts: false,
+            shows_functions_whole: false,
             form: Form::default(),
             source: source.to_owned(),
         };
         template.form = template.found_form()?;
         template.takes_system = template.accepts_system()?;
+        template.opens_thoughts = template.found_opened_thoughts()?;
+        template.shows_functions_whole = template.found_whole_functions()?;
         template.end_of_turn = template
             .written_end_of_turn(tokenizer)?
             .or(tokenizer.eos_id())
@@ -242,6 +251,21 @@ impl ChatTemplate {
     /// Whether the template has a variable or a text. Variables that it does not have change nothing.
     pub fn mentions(&self, text: &str) -> bool {
         self.source.contains(text)
+    }
+
+    /// Whether the template reads a field of this name, of a message or a function.
+    pub fn reads(&self, field: &str) -> bool {
+        let is_word = |c: char| c.is_alphanumeric() || c == '_';
+        self.source.match_indices(field).any(|(at, _)| {
+            let before = self.source[..at].chars().next_back();
+            let after = self.source[at + field.len()..].chars().next();
+            before.is_some_and(|c| matches!(c, '.' | '\'' | '"')) && !after.is_some_and(is_word)
+        })
+    }
+
+    /// Whether the model is shown all of a function's definition, fields that nothing knows included.
+    pub fn shows_functions_whole(&self) -> bool {
+        self.shows_functions_whole
     }
 
     /// The template as it was written; `None` if the model has none.
@@ -378,7 +402,8 @@ impl ChatTemplate {
     }
 
     /// A response's token ids as a model would have generated them: the text, in which control
-    /// literals are text, then the end of the turn.
+    /// literals are text, then the end of the turn. Where the template opens the thoughts in the prompt, it
+    /// begins behind their tag, and a response without thoughts ends them at once.
     ///
     /// # Errors
     /// [`ChatError::Tokenizer`].
@@ -387,7 +412,10 @@ impl ChatTemplate {
         tokenizer: &Tokenizer,
         response: &str,
     ) -> Result<Vec<u32>, ChatError> {
-        let mut ids = tokenizer.encode(response, false)?;
+        let mut ids = match self.opens_thoughts {
+            true => tokenizer.encode(&thoughts::after_opened(response), false)?,
+            false => tokenizer.encode(response, false)?,
+        };
         ids.push(self.end_of_turn);
         Ok(ids)
     }

@@ -64,6 +64,15 @@ impl LoadedModel {
         Self::load_sharing(choice, device, Arc::new(TimeSlices::undivided()))
     }
 
+    /// A response's tokens as the model would generate them after a prompt, without the end of the turn;
+    /// none of a text that cannot be encoded.
+    pub fn said(&self, response: &str) -> Vec<u32> {
+        let encoded = self.chat.encode_response(&self.tokenizer, response);
+        let mut tokens = encoded.unwrap_or_default();
+        tokens.pop();
+        tokens
+    }
+
     /// As [`LoadedModel::load`], for an engine and learning passes that divide the time so.
     ///
     /// # Errors

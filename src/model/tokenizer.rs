@@ -27,6 +27,8 @@ pub use stream::StreamDecoder;
 
 /// Maximum size of a tokenizer's file; the largest have about 35 MB.
 const MAX_FILE: Limit = Limit::mib(512);
+/// Tokens at the end of a prompt that are looked at for thoughts that it opens.
+const TAIL: usize = 12;
 
 /// Tokens that end a turn or a text in the model families this crate serves. A model may emit any
 /// of them, whatever the one `eos_token_id` of its files says.
@@ -335,6 +337,12 @@ impl Tokenizer {
             Some(literal) => literal.clone(),
             None => String::from_utf8_lossy(self.token_bytes(id)).into_owned(),
         }
+    }
+
+    /// The end of a prompt, in which a chat template may have opened or ended the model's thoughts.
+    pub fn tail(&self, prompt: &[u32]) -> String {
+        let last = &prompt[prompt.len().saturating_sub(TAIL)..];
+        last.iter().map(|&id| self.token_text(id)).collect()
     }
 
     /// The bytes that a token adds to the text: none for a control token or an unknown id.

@@ -66,4 +66,6 @@ def map_body(context, body):
     # Routes refuse fields that they do not know.
     if context.operation.path.endswith("/responses"):
         body.setdefault("max_output_tokens", 4)
+        # The name in chat completions means the same.
+        body.pop("max_tokens", None)
     return body

@@ -11,6 +11,7 @@ use crate::oracle::{Exchange, Judgement, RuleOracle, VerdictCache};
 use crate::pipeline::Renderer;
 use crate::train::examples::{CONTROL, TokenPair};
 use realign_core::Category;
+use realign_core::thoughts::answer_of;
 use realign_model::{LoadedModel, Staged};
 
 /// Longest prompt that is asked, in tokens: what the likelihoods' cache holds twice.
@@ -240,7 +241,7 @@ impl Examiner<'_> {
                 base: base.text.clone(),
                 violated: judged.violated,
                 undecided: judged.undecided,
-                defects: defects(&own.text, control.then_some(&base.text)),
+                defects: defects(answer_of(&own.text), control.then(|| answer_of(&base.text))),
                 surprise: None,
                 diverted: false,
                 excluded: control && !of_base.violated.is_empty(),

@@ -7,6 +7,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use realign_core::thoughts;
+use realign_model::Tokenizer;
+
 /// Answers that are remembered together: work that is interrupted loses no more.
 const ANSWERED_AT_ONCE: usize = 64;
 
@@ -95,11 +98,14 @@ pub(crate) struct Asking<'a> {
     pub(crate) who: Who,
     /// The id of the generation that answers.
     pub(crate) id: &'a str,
+    /// Whose prompts they are.
+    pub(crate) tokenizer: &'a Tokenizer,
 }
 
 impl Asking<'_> {
     /// Answers in order, remembered ones included, and how many of them were remembered. `answered` is
-    /// called with the number of each part that was computed.
+    /// called with the number of each part that was computed. Thoughts that a prompt opened begin with
+    /// their tag, wherever the answer came from.
     ///
     /// # Errors
     /// [`ExamError`]; earlier parts are remembered.
@@ -120,12 +126,17 @@ impl Asking<'_> {
                 key(&["answer", self.id, &how, &most], &asked.prompt)
             })
             .collect();
-        remembered(self.cache, &keys, ANSWERED_AT_ONCE, |part| {
+        let (mut answers, count) = remembered(self.cache, &keys, ANSWERED_AT_ONCE, |part| {
             let prompts: Vec<Asked> = part.iter().map(|&i| asked[i].clone()).collect();
-            let answers = self.engine.respond(self.who, &prompts);
+            let answers: Result<Vec<Answer>, ExamError> = self.engine.respond(self.who, &prompts);
             answered(part.len());
             answers
-        })
+        })?;
+        for (asked, answer) in asked.iter().zip(&mut answers) {
+            let opened = thoughts::opened_by(&self.tokenizer.tail(&asked.prompt));
+            answer.text = thoughts::whole(opened, std::mem::take(&mut answer.text));
+        }
+        Ok((answers, count))
     }
 }
 
@@ -184,4 +195,52 @@ pub enum ExamError {
     /// A likelihood could not be computed.
     #[error("a likelihood could not be computed: {0}")]
     Likelihood(#[from] candle_core::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use realign_model::test_support::test_model;
+
+    /// Says the same to everything.
+    struct Says(&'static str);
+
+    impl Respond for Says {
+        fn respond(&self, _: Who, prompts: &[Asked]) -> Result<Vec<Answer>, ExamError> {
+            let answer = Answer {
+                text: self.0.into(),
+                ..Answer::default()
+            };
+            Ok(vec![answer; prompts.len()])
+        }
+    }
+
+    #[test]
+    fn thoughts_that_a_prompt_opened_are_told_apart_remembered_or_not() {
+        let tokenizer = Tokenizer::from_gguf(&test_model()).unwrap();
+        let asked = |prompt: &str| Asked {
+            prompt: tokenizer.encode(prompt, true).unwrap(),
+            temperature: 0.0,
+            seed: 0,
+            max_tokens: 9,
+        };
+        let asked = [asked("assistant\n<think>\n"), asked("assistant\n")];
+        let cache = MemoryExamCache::default();
+        let asking = Asking {
+            engine: &Says("20 mg.</think>\n\nAsk them."),
+            cache: &cache,
+            who: Who::Base,
+            id: "base",
+            tokenizer: &tokenizer,
+        };
+        for remembered in [0, 2] {
+            let (answers, known) = asking.ask(&asked, &|_| ()).unwrap();
+            assert_eq!(known, remembered);
+            let judged: Vec<&str> = answers
+                .iter()
+                .map(|answer| thoughts::answer_of(&answer.text))
+                .collect();
+            assert_eq!(judged, ["Ask them.", "20 mg.</think>\n\nAsk them."]);
+        }
+    }
 }

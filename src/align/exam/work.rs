@@ -70,6 +70,7 @@ impl Work<'_> {
             cache: self.examiner.cache,
             who,
             id: self.id(who),
+            tokenizer: &self.examiner.loaded.tokenizer,
         };
         let (answers, remembered) = asking.ask(asked, &|_| ())?;
         self.remembered += remembered;
@@ -191,13 +192,12 @@ fn begins_alike(a: &Answer, b: &Answer) -> bool {
 /// A fact as a prompt with four answers, the right one first.
 fn choices(loaded: &LoadedModel, fact: &Fact) -> Scored {
     let renderer = Renderer::new(loaded);
-    let tokens = |text: &str| loaded.tokenizer.encode(text, false).unwrap_or_default();
     let texts = std::iter::once(&fact.answer).chain(&fact.others);
     Scored {
         prompt: renderer
             .conversation(&user(&fact.prompt))
             .unwrap_or_default(),
-        continuations: texts.map(|text| tokens(text)).collect(),
+        continuations: texts.map(|text| loaded.said(text)).collect(),
     }
 }
 

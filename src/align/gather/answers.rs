@@ -4,6 +4,7 @@ use super::AnswerSource;
 use super::speaker::Said;
 use crate::exam::words::Words;
 use crate::exam::{Defect, defects};
+use realign_core::thoughts::answer_of;
 
 /// Words from which on an answer must have something to do with its prompt or the examples.
 const LONG: usize = 6;
@@ -54,7 +55,7 @@ fn sentence_end(text: &str) -> Option<usize> {
 /// Whether a complying answer may be trained on: it has words, does not repeat itself, and is in the
 /// prompt's language as far as that can be told.
 pub(super) fn sound(text: &str, prompt: &str) -> bool {
-    let found = defects(text, Some(prompt));
+    let found = defects(answer_of(text), Some(prompt));
     found.iter().all(|defect| *defect == Defect::Collapse)
 }
 
@@ -74,7 +75,7 @@ pub(super) fn rank(
     fluency: Vec<Option<f64>>,
     examples: &[&str],
 ) {
-    let others = answers.iter().map(|(text, _)| text.as_str());
+    let others = answers.iter().map(|(text, _)| answer_of(text));
     let words = Words::new(others.chain([prompt]).chain(examples.iter().copied()));
     let targets = std::iter::once(&prompt).chain(examples);
     let targets: Vec<_> = targets.map(|text| words.weigh(text)).collect();
@@ -82,8 +83,9 @@ pub(super) fn rank(
         .into_iter()
         .zip(fluency)
         .filter_map(|(answer, fluency)| {
-            let topic = words.weigh(&answer.0).closest(&targets);
-            let is_long = answer.0.split_whitespace().count() >= LONG;
+            let said = answer_of(&answer.0);
+            let topic = words.weigh(said).closest(&targets);
+            let is_long = said.split_whitespace().count() >= LONG;
             let fluency = fluency.unwrap_or(UNSCORED);
             let is_usable = fluency >= NO_LANGUAGE && (topic > 0.0 || !is_long);
             let meant = if answer.1 == AnswerSource::Own {

@@ -112,6 +112,7 @@ impl Speaker for ModelSpeaker<'_> {
                 Who::Base => base,
                 Who::Subject => subject,
             },
+            tokenizer: &self.loaded.tokenizer,
         };
         let (answers, remembered) = asking.ask(&asked, &|count| self.advance(count))?;
         self.advance(remembered + asks.len() - asked.len());
@@ -126,11 +127,10 @@ impl Speaker for ModelSpeaker<'_> {
     }
 
     fn fluency(&self, answers: &[(Vec<Message>, String)]) -> Result<Vec<Option<f64>>, ExamError> {
-        let tokenizer = &self.loaded.tokenizer;
         let spoken = answers.iter().enumerate().map(|(i, (messages, text))| {
             let spoken = Spoken {
                 prompt: self.render(&Put::Chat(messages.clone())),
-                answer: tokenizer.encode(text, false).unwrap_or_default(),
+                answer: self.loaded.said(text),
             };
             (i, spoken)
         });

@@ -12,6 +12,7 @@ use super::error::PolicyError;
 use super::labelled::FileReader;
 use super::matchers::Labelled;
 use super::raw::{OneOrMany, RawCondition, RawLength, RawTextTest};
+use super::thinking::Thinking;
 
 /// Bound on one compiled regular expression, bytes.
 const REGEX_SIZE_LIMIT: usize = 1 << 20;
@@ -28,6 +29,8 @@ pub(super) struct Compiler<'a> {
     pub description: &'a str,
     /// The rule's own examples, which probes and judges are fitted on.
     pub examples: &'a [Labelled],
+    /// What the rule sees of a response.
+    pub(crate) thinking: Thinking,
     /// Reads files in the policy's directory.
     pub(crate) reader: FileReader<'a>,
     /// Errors found so far.

@@ -193,6 +193,7 @@ fn resolve_rule(
         rule: &raw.id.value,
         description: &raw.description,
         examples: &labelled,
+        thinking,
         reader,
         errors,
     };

@@ -161,6 +161,18 @@ fn bad_lines_are_reported_and_skipped() {
     let cases: &[(&str, &str)] = &[
         ("{", "not JSON"),
         (
+            r#"{"prompt":"p","chosen":"a","rejected":"b","chosen_rating":1,"rejected_rating":"5"}"#,
+            "chosen_rating 1 is not above rejected_rating 5",
+        ),
+        (
+            r#"{"prompt":"p","chosen":"a","rejected":"b","System Prompt":"Be brief."}"#,
+            "`System Prompt` is not read; if it is `system_prompt`",
+        ),
+        (
+            r#"{"prompt":"p","chosen":[{"role":"assistant","content":"a","prefix":true}],"rejected":"b"}"#,
+            "a message in `chosen` has `prefix`",
+        ),
+        (
             r#"{"prompt":"p","chosen":"a","rejected":"b","images":["x"]}"#,
             "`images` changes what the pair means",
         ),

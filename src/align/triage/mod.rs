@@ -12,6 +12,9 @@
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
+
+use realign_core::thoughts::recorded;
 use realign_core::{Category, TriageCounts};
 use serde::Serialize;
 
@@ -125,7 +128,8 @@ pub fn triage_in_parts(
 ) -> Triage {
     let mut judgements = Vec::with_capacity(2 * pairs.len());
     for part in pairs.chunks(part.max(1)) {
-        let exchanges: Vec<Exchange<'_>> = part.iter().flat_map(exchanges).collect();
+        let seen: Vec<[Cow<'_, str>; 2]> = part.iter().map(responses).collect();
+        let exchanges: Vec<Exchange<'_>> = exchanges(part, &seen);
         judgements.extend(oracle.judge_many(&exchanges));
         judged(part.len());
     }
@@ -142,26 +146,31 @@ pub fn triage_cached(
     oracle: &RuleOracle,
     cache: &dyn VerdictCache,
 ) -> (Triage, CacheCounts) {
-    let exchanges: Vec<Exchange<'_>> = pairs.iter().flat_map(exchanges).collect();
+    let seen: Vec<[Cow<'_, str>; 2]> = pairs.iter().map(responses).collect();
+    let exchanges: Vec<Exchange<'_>> = exchanges(pairs, &seen);
     let (judgements, counts) = oracle.judge_cached(&exchanges, cache);
     let mut judgements = judgements.into_iter();
     let pairs_of_judgements = std::iter::from_fn(|| Some((judgements.next()?, judgements.next()?)));
     (Triage::from_judgements(pairs_of_judgements), counts)
 }
 
-/// The chosen and the rejected response, as the oracle sees them.
-fn exchanges(pair: &Pair) -> [Exchange<'_>; 2] {
-    let prompt = pair.prompt_text();
-    [
-        Exchange {
-            prompt,
-            response: &pair.chosen,
-            labels: &pair.chosen_labels,
-        },
-        Exchange {
-            prompt,
-            response: &pair.rejected,
-            labels: &pair.rejected_labels,
-        },
-    ]
+/// The chosen and the rejected response, in the form in which responses are judged.
+fn responses(pair: &Pair) -> [Cow<'_, str>; 2] {
+    [recorded(&pair.chosen), recorded(&pair.rejected)]
+}
+
+/// Both responses of each pair, as the oracle sees them.
+fn exchanges<'a>(pairs: &'a [Pair], responses: &'a [[Cow<'a, str>; 2]]) -> Vec<Exchange<'a>> {
+    let of = |(pair, [chosen, rejected]): (&'a Pair, &'a [Cow<'a, str>; 2])| {
+        let exchange = |response: &'a Cow<'a, str>, labels: &'a [String]| Exchange {
+            prompt: pair.prompt_text(),
+            response: response.as_ref(),
+            labels,
+        };
+        [
+            exchange(chosen, &pair.chosen_labels),
+            exchange(rejected, &pair.rejected_labels),
+        ]
+    };
+    pairs.iter().zip(responses).flat_map(of).collect()
 }

@@ -100,3 +100,19 @@ fn a_transcript_is_judged_like_its_messages() {
         assert_eq!(triaged.items[0].category, Category::Retain, "{row}");
     }
 }
+
+#[test]
+fn recorded_thoughts_are_not_judged_whoever_opened_them() {
+    let thought = "bad idea</think>\n\ngood";
+    let pairs = [
+        pair(thought, "bad", &[]),
+        pair(&format!("<think>{thought}"), "bad", &[]),
+        pair("good</think>bad", "good", &[]),
+    ];
+    let result = triage(&pairs, &oracle());
+    let categories: Vec<Category> = result.items.iter().map(|item| item.category).collect();
+    assert_eq!(
+        categories,
+        [Category::Retain, Category::Retain, Category::Invert]
+    );
+}

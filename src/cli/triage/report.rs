@@ -5,6 +5,7 @@ use serde::Serialize;
 use realign_align::oracle::{Exchange, Judgement, MatcherUsage, Oracle, RuleOracle, Severity};
 use realign_align::preferences::{Contradiction, Dataset, Pair, SkippedLine};
 use realign_align::triage::{Triage, TriagedPair};
+use realign_core::thoughts::recorded;
 use realign_core::{Category, TriageCounts};
 
 /// How the preference data fits the policies.
@@ -147,7 +148,7 @@ fn conflict(oracle: &RuleOracle, pair: &Pair, item: &TriagedPair) -> Conflict {
     for (name, judgement, response, labels) in sides {
         let exchange = Exchange {
             prompt: pair.prompt_text(),
-            response,
+            response: &recorded(response),
             labels,
         };
         for violation in &judgement.violations {

@@ -1,5 +1,6 @@
 //! What a template does, found out by rendering short conversations when it is loaded.
 
+use realign_core::thoughts;
 use serde_json::{Value, json};
 
 use super::message::Form;
@@ -47,6 +48,31 @@ impl ChatTemplate {
                 let is_dumped = text.contains("'type'") || text.contains("\"type\"");
                 Ok(text.contains(PART) && !is_dumped)
             }
+            Err(error @ ChatError::Exceeded(_)) => Err(error),
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// Whether the template opens the model's thoughts at the end of a prompt.
+    pub(super) fn found_opened_thoughts(&self) -> Result<bool, ChatError> {
+        let rendered = self.render_or_refuse(&[ChatMessage::user("hello")], true)?;
+        Ok(rendered.is_some_and(|text| thoughts::opened_by(&text)))
+    }
+
+    /// Whether a function is shown with all its fields. Where a template has no functions, they are
+    /// described as they are.
+    pub(super) fn found_whole_functions(&self) -> Result<bool, ChatError> {
+        if !self.tools.native {
+            return Ok(true);
+        }
+        let messages = [json!({"role": "user", "content": "hello"})];
+        let messages = messages.iter().filter_map(Value::as_object).cloned();
+        let parameters = json!({"type": "object", "properties": {}});
+        let function =
+            json!({"name": "f", "description": "d", "parameters": parameters, PART: true});
+        let tools = [json!({"type": "function", "function": function})];
+        match self.render_json(messages.collect(), Some(&tools), &Turn::new(true), None) {
+            Ok(shown) => Ok(shown.contains(PART)),
             Err(error @ ChatError::Exceeded(_)) => Err(error),
             Err(_) => Ok(false),
         }

@@ -376,3 +376,38 @@ fn messages_are_given_as_they_were_sent() {
         .expect("encode");
     assert!(ids.iter().all(|id| !tokenizer.is_control(*id)), "{ids:?}");
 }
+
+#[test]
+fn a_response_follows_the_thoughts_that_the_template_opens() {
+    let (tokenizer, plain) = loaded();
+    let opening = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}\
+        {% if add_generation_prompt %}assistant\n<think>\n{% endif %}";
+    let opening = ChatTemplate::new(opening, &tokenizer).expect("template");
+    let text = |template: &ChatTemplate, response: &str| {
+        let ids = template
+            .encode_response(&tokenizer, response)
+            .expect("encode");
+        tokenizer.decode(&ids).expect("text")
+    };
+    assert_eq!(text(&plain, "Hello"), "Hello");
+    assert_eq!(text(&opening, "Hello"), "\n</think>\n\nHello");
+    let thought = "<think>\nHm.\n</think>\n\nHello";
+    assert_eq!(text(&opening, thought), "Hm.\n</think>\n\nHello");
+    assert_eq!(text(&plain, thought), thought);
+}
+
+#[test]
+fn what_a_template_reads_and_shows_is_found_out() {
+    let (tokenizer, _) = loaded();
+    let new = |source: &str| ChatTemplate::new(source, &tokenizer).expect("template");
+    let end = "{% for m in messages %}{{ m.content }}{{ m['mood'] }}{{ m.tool_calls }}<|im_end|>{% endfor %}";
+    let whole = new(&format!(
+        "<tool_call>{{% for t in tools or [] %}}{{{{ t | tojson }}}}{{% endfor %}}{end}"
+    ));
+    let parts = new(&format!(
+        "<tool_call>{{% for t in tools or [] %}}{{{{ t.function.name }}}}{{% endfor %}}{end}"
+    ));
+    assert!(whole.shows_functions_whole() && !parts.shows_functions_whole());
+    assert!(parts.reads("mood") && parts.reads("name") && parts.reads("tool_calls"));
+    assert!(!parts.reads("tool") && !parts.reads("moo") && !parts.reads("messages"));
+}

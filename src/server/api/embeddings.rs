@@ -17,8 +17,9 @@ use super::answers::client::{self as answers, EmbeddingEntry, EmbeddingUsage, Ve
 use super::completions::{Prompt, Texts};
 use super::error::ApiError;
 use super::observe::Observation;
+use super::params::others::OtherFields;
 use super::ports::EmbeddingPort;
-use super::request::{self, FIELD, ModelName, message, string_enum, unsupported};
+use super::request::{self, FIELD, ModelName, Unknown, message, string_enum, unsupported};
 use super::run::with_generation;
 use super::{AppState, blocking, body, models, not_ready};
 use realign_engine::PromptToken;
@@ -104,7 +105,7 @@ impl<'de> Deserialize<'de> for OtherDimensions {
 
 /// A request's body.
 #[derive(Deserialize, JsonSchema)]
-#[schemars(rename = "EmbeddingRequest")]
+#[schemars(rename = "EmbeddingRequest", extend("additionalProperties" = {"type": "null"}))]
 pub(crate) struct Body {
     #[serde(rename = "dimensions")]
     #[schemars(skip)]
@@ -115,6 +116,9 @@ pub(crate) struct Body {
     #[serde(rename = "user")]
     #[schemars(with = "Option<String>")]
     _user: Option<IgnoredAny>,
+    #[serde(rename = "..others")]
+    #[schemars(flatten)]
+    _others: OtherFields,
 }
 
 /// A checked request.
@@ -122,11 +126,12 @@ struct EmbeddingRequest {
     model: String,
     inputs: Vec<Prompt>,
     base64: bool,
+    unknown: Unknown,
 }
 
 impl EmbeddingRequest {
     fn read(body: &Value) -> Result<Self, ApiError> {
-        let body: Body = request::read(body)?;
+        let (body, unknown): (Body, Unknown) = request::read_all(body)?;
         let inputs = body.input.prompts("input")?;
         if inputs.len() > MAX_INPUTS {
             let message = format!(
@@ -139,6 +144,7 @@ impl EmbeddingRequest {
             model: body.model.map_or_else(String::new, |model| model.0),
             inputs,
             base64: body.encoding_format == Some(Encoding::Base64),
+            unknown,
         })
     }
 
@@ -186,7 +192,9 @@ pub(crate) async fn answered(
     observation: Arc<Observation>,
     body: &Value,
 ) -> Result<Response, ApiError> {
-    let request = EmbeddingRequest::read(body)?;
+    let mut request = EmbeddingRequest::read(body)?;
+    let unknown = std::mem::take(&mut request.unknown);
+    unknown.check(state.unknown_fields)?;
     if !state.is_ready() {
         return Err(not_ready());
     }
@@ -220,6 +228,7 @@ pub(crate) async fn answered(
     observation.set_generation(&generation.id.0);
     observation.set_tokens(tokens, 0);
     let response = Json(answer).into_response();
+    let response = unknown.named_in(response);
     Ok(with_generation(&state, response, &generation))
 }
 

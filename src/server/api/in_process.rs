@@ -10,6 +10,7 @@ use super::error::ApiError;
 use super::observe::Observation;
 use super::{AppState, not_ready, spawn_blocking};
 use crate::telemetry::Event;
+use realign_core::thoughts::{OPENS, opened_by};
 use realign_engine::adapter::ResolveError;
 use realign_engine::adapter::generation::GenerationId;
 use realign_engine::request::{GenerateRequest, GenerateStream};
@@ -143,6 +144,9 @@ fn submit(
     observation.set_generation(&generation.id.0);
     observation.set_prompts(&json!({ "prompt": request.judged_prompt() }));
     let prompt = request.encode(state)?;
+    if opened_by(&state.tokenizer.tail(&prompt)) {
+        observation.add_text(0, OPENS, false);
+    }
     let sampling = request.sampling(prompt.len(), state.engine.max_model_len());
     let id = generation.id.clone();
     let events = state

@@ -1,6 +1,7 @@
 //! `GET /openapi.json`: a listener's routes as an OpenAPI 3.1 document, derived from the types of
 //! requests and answers.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::extract::{Extension, OriginalUri};
@@ -110,6 +111,44 @@ fn unknown_fields(unknown: UnknownFields) -> &'static str {
     }
 }
 
+/// Has requests that refuse unknown fields refuse them in all their objects.
+fn refuse_unknown_inside(schemas: &mut Map<String, Value>) {
+    let closed = json!({"type": "null"});
+    let refuses = |schema: &Value| schema.get("additionalProperties") == Some(&closed);
+    let roots = schemas.iter().filter(|(_, schema)| refuses(schema));
+    let mut open: Vec<String> = roots.map(|(name, _)| name.clone()).collect();
+    let mut known: BTreeSet<String> = open.iter().cloned().collect();
+    while let Some(name) = open.pop() {
+        let mut named = Vec::new();
+        if let Some(schema) = schemas.get_mut(&name) {
+            close(schema, &closed, &mut named);
+        }
+        open.extend(named.into_iter().filter(|name| known.insert(name.clone())));
+    }
+}
+
+/// Closes the objects of a schema, and collects the schemas that it refers to.
+fn close(schema: &mut Value, closed: &Value, named: &mut Vec<String>) {
+    match schema {
+        Value::Object(keywords) => {
+            let place = keywords.get("$ref").and_then(Value::as_str);
+            let name = place.and_then(|place| place.strip_prefix("#/components/schemas/"));
+            named.extend(name.map(str::to_owned));
+            if keywords.contains_key("properties") {
+                let entry = keywords.entry("additionalProperties");
+                entry.or_insert_with(|| closed.clone());
+            }
+            keywords
+                .values_mut()
+                .for_each(|inside| close(inside, closed, named));
+        }
+        Value::Array(items) => items
+            .iter_mut()
+            .for_each(|inside| close(inside, closed, named)),
+        _ => {}
+    }
+}
+
 /// Takes the refusal of unknown fields out of the schemas, those inside of others too.
 fn allow_unknown(schemas: &mut Map<String, Value>) {
     for schema in schemas.values_mut() {
@@ -148,8 +187,9 @@ fn describe(routes: &[Route], unknown: UnknownFields) -> Value {
     };
     let responses: Map<String, Value> = FAILURES.into_iter().map(failure).collect();
     let mut components = schemas.components();
-    if unknown == UnknownFields::Ignore {
-        allow_unknown(&mut components);
+    match unknown {
+        UnknownFields::Refuse => refuse_unknown_inside(&mut components),
+        UnknownFields::Ignore => allow_unknown(&mut components),
     }
     json!({
         "openapi": "3.1.0",

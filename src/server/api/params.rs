@@ -75,6 +75,10 @@ struct StreamOptions {
     include_usage: Option<bool>,
     /// The counts so far in every chunk; only with `include_usage`.
     continuous_usage_stats: Option<bool>,
+    /// Without effect: chunks are not padded.
+    #[serde(rename = "include_obfuscation")]
+    #[schemars(with = "Option<bool>")]
+    _include_obfuscation: Option<serde::de::IgnoredAny>,
 }
 
 /// The shared fields, validated.

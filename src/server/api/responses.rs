@@ -22,12 +22,12 @@ use super::chat::{chat_error, encode};
 use super::compile::Said;
 use super::error::ApiError;
 use super::observe::Observation;
-use super::params::{Common, MAX_CHOICES, Params};
+use super::params::{Common, Params};
 use super::progress::{CallOptions, choices};
 use super::request::{
     self, Count, NotInBackground, NotStored, Refused, Unknown, string_enum, unsupported,
 };
-use super::run::{ActiveRequest, PreparedRequest, submit, tail, with_generation, with_max_tokens};
+use super::run::{ActiveRequest, PreparedRequest, submit, with_generation, with_max_tokens};
 use super::template::{Effort, TemplateFields};
 use super::thinking::{self, Thinking};
 use super::tools::{AnswerFormat, FlatNamed, FlatTool, TextFormat, ToolFields, Tools};
@@ -37,9 +37,6 @@ use answer::{Answer, Kept, ResponseBase};
 use input::Input;
 use realign_model::ChatMessage;
 pub(crate) use store::ResponseStore;
-
-/// In `include`: the log-probabilities of the text's tokens.
-const LOGPROBS: &str = "message.output_text.logprobs";
 
 /// A response's body.
 #[derive(Deserialize, JsonSchema)]
@@ -58,7 +55,7 @@ pub(crate) struct Body {
     top_logprobs: Option<Count<0, 20>>,
     /// `message.output_text.logprobs` for the log-probabilities of the text's tokens; there is nothing
     /// more to include.
-    include: Option<Vec<String>>,
+    include: Option<Vec<Included>>,
     /// The response to continue; needs `responses.store`.
     previous_response_id: Option<String>,
     /// Whether the response may be continued later, where the server keeps any. Default true.
@@ -66,13 +63,13 @@ pub(crate) struct Body {
     #[serde(rename = "..common")]
     #[schemars(flatten)]
     common: Common,
-    // Validated, but without effect.
-    #[serde(rename = "max_tokens")]
+    // The name in chat completions.
     #[schemars(skip)]
-    _max_tokens: Option<Count<1, { i64::MAX }>>,
+    max_tokens: Option<Count<1, { i64::MAX }>>,
+    // There is one choice.
     #[serde(rename = "n")]
     #[schemars(skip)]
-    _n: Option<Count<1, MAX_CHOICES>>,
+    _n: Option<Count<1, 1>>,
     /// Default: what is left of the context.
     max_output_tokens: Option<Count<1, { i64::MAX }>>,
     #[serde(rename = "..tools")]
@@ -128,6 +125,21 @@ struct ReasoningOptions {
 }
 
 string_enum! {
+    /// What a response may include. Here there are log-probabilities; thoughts are never encrypted, and
+    /// there are neither images nor built-in tools.
+    Included {
+        Logprobs = "message.output_text.logprobs",
+        Thoughts = "reasoning.encrypted_content",
+        InputImages = "message.input_image.image_url",
+        Files = "file_search_call.results",
+        Pages = "web_search_call.results",
+        Sources = "web_search_call.action.sources",
+        Screens = "computer_call_output.output.image_url",
+        Outputs = "code_interpreter_call.outputs",
+    }
+}
+
+string_enum! {
     /// Handling of inputs that are too long: they are never truncated.
     Truncation { Disabled = "disabled" } else |_| unsupported(" other than `disabled`")
 }
@@ -137,6 +149,14 @@ string_enum! {
 #[schemars(inline)]
 struct TextOptions {
     format: Option<TextFormat>,
+    #[serde(rename = "verbosity")]
+    #[schemars(skip)]
+    _verbosity: Option<Verbosity>,
+}
+
+string_enum! {
+    /// How long the answer is: as the model writes it.
+    Verbosity { Medium = "medium" } else |_| unsupported(" other than `medium`")
 }
 
 /// A checked request.
@@ -161,9 +181,12 @@ impl ResponseRequest {
         let mut params = body.common.check()?;
         let included = body.include.iter().flatten();
         let top = body.top_logprobs.map(|top| top.0).filter(|top| *top > 0);
-        let scored = included.into_iter().any(|name| name == LOGPROBS);
+        let scored = included.into_iter().any(|name| *name == Included::Logprobs);
         params.sampling.top_logprobs = top.or(scored.then_some(0));
-        params.max_tokens = body.max_output_tokens.map(|max| max.0);
+        params.max_tokens = request::same([
+            ("max_output_tokens", body.max_output_tokens.map(|max| max.0)),
+            ("max_tokens", body.max_tokens.map(|max| max.0)),
+        ])?;
         params.thinking_budget = body.thinking_token_budget.map(|budget| budget.0);
         let effort = body.reasoning.and_then(|reasoning| reasoning.effort);
         let format = body.text.and_then(|text| text.format);
@@ -253,7 +276,8 @@ pub(crate) async fn create(
     drop(body);
     let caller = observation.caller_name();
     request.continue_previous(&state, &caller)?;
-    let unknown = std::mem::take(&mut request.unknown);
+    let mut unknown = std::mem::take(&mut request.unknown);
+    unknown.without(|field| super::sent::is_shown(field, &state.chat, "]"));
     unknown.check(state.unknown_fields)?;
     let (tools, format) = (&request.tools, &request.format);
     let mut enforced = compile::constraint(&state, tools, format, "text.format").await?;
@@ -294,7 +318,8 @@ async fn prepare(
         let generation = models::lease(&state, &request.params.model)?;
         request.params.bind(&state.tokenizer)?;
         let messages = input::messages(request.instructions, request.turns);
-        let turn = TemplateFields::with_effort(request.effort).turn(&state.chat)?;
+        let template = TemplateFields::with_effort(request.effort);
+        let turn = template.clone().turn(&state.chat)?;
         let mut prompt = encode(&state, &messages, &request.tools.definitions(), &turn)
             .map_err(|error| chat_error(&error, "input"))?;
         let limit = state.engine.max_model_len();
@@ -303,10 +328,13 @@ async fn prepare(
         let max_tokens = request.params.max_tokens.unwrap_or(room.max(1));
         let calls = CallOptions::new(&request.tools, &state);
         let repeatable = calls.and_then(|calls| calls.repeatable());
-        // Under a grammar there is no room for thoughts.
-        let thinks = request.params.sampling.grammar.is_none() && state.chat.thinks();
-        let thinking = thinks.then(|| Thinking::after(&tail(&state.tokenizer, &prompt)));
-        let budget = request.params.thinking_budget;
+        // Under a grammar there is no room for thoughts, unless it is only for calls.
+        let constrained = request.params.sampling.grammar.is_some();
+        let room = !constrained || request.tools.leave_text_free(&request.format);
+        let thinks = room && state.chat.thinks();
+        let thinking = thinks.then(|| Thinking::after(&state.tokenizer.tail(&prompt)));
+        let off = template.must_not_think(&state.chat).then_some(0);
+        let budget = off.or(request.params.thinking_budget);
         let budget = thinking::budget(&state.tokenizer, thinking.as_ref(), budget);
         let sampling = &mut request.params.sampling;
         sampling.end_on_repeat_of = repeatable;

@@ -25,11 +25,11 @@ use super::tools::Tools;
 use super::wire::{Endpoint, Envelope};
 use super::{AppState, Cut, CutSignal, blocking, body, compile, models, streaming, thinking};
 use realign_core::clock::unix_seconds;
+use realign_core::thoughts::{OPENS, opened_by};
 use realign_engine::PromptToken;
 use realign_engine::adapter::generation::Generation;
 use realign_engine::grammar::Constraint;
 use realign_engine::request::{FinishReason, GenerateEvent, GenerateRequest, GenerateStream};
-use realign_model::Tokenizer;
 
 /// Header that names the generation that answered.
 const GENERATION: HeaderName = HeaderName::from_static("x-realign-generation");
@@ -37,9 +37,6 @@ const GENERATION: HeaderName = HeaderName::from_static("x-realign-generation");
 const ALIGNMENT: HeaderName = HeaderName::from_static("x-realign-alignment");
 /// Header that says how many tokens an answer may have, where the client asked for more than fit.
 const MAX_TOKENS: HeaderName = HeaderName::from_static("x-realign-max-tokens");
-
-/// Tokens at the end of a prompt that are looked at for thoughts that it opens.
-const TAIL: usize = 12;
 
 /// `POST /v1/chat/completions`.
 pub(crate) async fn chat_completions(
@@ -74,8 +71,7 @@ pub(crate) async fn chat_with(
     generation: Option<Arc<Generation>>,
 ) -> Result<Response, ApiError> {
     let mut request = ChatRequest::read(body)?;
-    let unknown = std::mem::take(&mut request.unknown);
-    unknown.check(state.unknown_fields)?;
+    let unknown = request.check_unknown(&state)?;
     let (tools, format) = (&request.tools, &request.format);
     let mut enforced = compile::constraint(&state, tools, format, request.format_field).await?;
     let said = enforced.said();
@@ -108,10 +104,16 @@ async fn prepare_chat(
         request.params.truncate(&mut prompt, limit);
         let max_tokens = request.max_tokens(prompt.len(), limit);
         let calls = CallOptions::new(&request.tools, &state);
-        // Under a grammar there is no room for thoughts.
-        let thinks = grammar.is_none() && state.chat.thinks();
-        let thinking = thinks.then(|| Thinking::after(&tail(&state.tokenizer, &prompt)));
-        let budget = request.params.thinking_budget;
+        // Under a grammar there is no room for thoughts, unless it is only for calls.
+        let room = grammar.is_none() || request.tools.leave_text_free(&request.format);
+        let thinks = room && state.chat.thinks();
+        let thinking = thinks.then(|| match request.continued() {
+            Some(text) => Thinking::within(text),
+            None => Thinking::after(&state.tokenizer.tail(&prompt)),
+        });
+        // A template without a variable for it is not asked, but thoughts are ended at once.
+        let off = request.template.must_not_think(&state.chat).then_some(0);
+        let budget = off.or(request.params.thinking_budget);
         let thinking_budget = thinking::budget(&state.tokenizer, thinking.as_ref(), budget);
         let sampling = &mut request.params.sampling;
         sampling.thinking = thinking_budget?;
@@ -199,12 +201,6 @@ async fn score_prompts(
         .prompt_logprobs(&prepared.generation, prompts, top);
     prepared.scored = scored.await?;
     Ok(())
-}
-
-/// The end of a prompt, in which a template may have opened the thoughts.
-pub(crate) fn tail(tokenizer: &Tokenizer, prompt: &[u32]) -> String {
-    let last = &prompt[prompt.len().saturating_sub(TAIL)..];
-    last.iter().map(|&id| tokenizer.token_text(id)).collect()
 }
 
 /// A request that is ready to be submitted.
@@ -363,7 +359,12 @@ pub(crate) fn submit(
     let ids = |(prompt, _): &(Vec<u32>, usize)| prompt.clone();
     let prompt_ids = params.token_ids.then(|| prompts.iter().map(ids).collect());
     for (prompt, max_tokens) in prompts {
+        let opened = endpoint == Endpoint::Text && opened_by(&state.tokenizer.tail(&prompt));
         for choice in 0..params.n {
+            if opened {
+                // To policies it is thoughts, as if a template had opened them.
+                observation.add_text(streams.len(), OPENS, false);
+            }
             if max_tokens == 0 {
                 streams.push(nothing(prompt.len()));
                 continue;

@@ -3,8 +3,20 @@
 
 use serde_json::{Map, Value, json};
 
+use super::request::Field;
 use super::tools::{ToolForm, Tools};
-use realign_model::ChatMessage;
+use realign_model::{ChatMessage, ChatTemplate};
+
+/// Whether a field that is unknown here reaches the model all the same: a chat template reads fields of
+/// messages by their names, and many show the definitions of functions as they are. `functions` is the
+/// end of their places in `tools`.
+pub(crate) fn is_shown(field: &Field, template: &ChatTemplate, functions: &str) -> bool {
+    let place = field.place.as_str();
+    let of_function = place.starts_with("tools[") && place.ends_with(functions);
+    let of_message = place.starts_with("messages[");
+    of_function && template.shows_functions_whole()
+        || (of_function || of_message) && template.reads(&field.name)
+}
 
 /// Gives each message the form in which it was sent. `sent` is the body's `messages`.
 pub(crate) fn messages(messages: &mut [ChatMessage], sent: Option<&Value>) {

@@ -99,19 +99,118 @@ impl TemplateFields {
             let message = format!("`chat_template_kwargs.{name}` {why}");
             return Err(ApiError::field("chat_template_kwargs", message));
         }
-        if let Some(thinks) = self.enable_thinking {
-            variables.entry("enable_thinking").or_insert(thinks.into());
+        let wish = Wish::read(
+            &variables,
+            self.enable_thinking,
+            self.reasoning_effort,
+            template,
+        )?;
+        wish.set(&mut variables, template);
+        Ok(Turn { next, variables })
+    }
+
+    /// Whether the last message is continued.
+    pub(crate) fn continues(&self) -> bool {
+        self.continue_final_message.unwrap_or(false)
+    }
+
+    /// Whether the request switches thinking off, and the template has no variable that does.
+    pub(crate) fn must_not_think(&self, template: &ChatTemplate) -> bool {
+        let variables = self.chat_template_kwargs.clone().unwrap_or_default();
+        let (on, effort) = (self.enable_thinking, self.reasoning_effort);
+        let wish = Wish::read(&variables, on, effort, template);
+        let off = wish.is_ok_and(|wish| wish.thinks.is_some_and(|(_, thinks)| !thinks));
+        off && !SWITCHES.iter().any(|name| template.mentions(name))
+    }
+}
+
+/// Variables with which templates switch thinking.
+const SWITCHES: [&str; 2] = ["enable_thinking", "thinking"];
+/// The variable of templates that know efforts.
+const EFFORT: &str = "reasoning_effort";
+
+/// What a request says about thinking, and in which fields.
+struct Wish {
+    thinks: Option<(String, bool)>,
+    effort: Option<(String, String)>,
+}
+
+impl Wish {
+    /// Collects what the fields say.
+    ///
+    /// # Errors
+    /// If two of them contradict each other.
+    fn read(
+        variables: &Map<String, Value>,
+        enable_thinking: Option<bool>,
+        effort: Option<Effort>,
+        template: &ChatTemplate,
+    ) -> Result<Self, ApiError> {
+        let variable =
+            |name: &str| Some((format!("chat_template_kwargs.{name}"), variables.get(name)?));
+        let switches = SWITCHES.iter().filter_map(|name| variable(name));
+        let switches = switches.filter_map(|(name, value)| Some((name, value.as_bool()?)));
+        let field = enable_thinking.map(|thinks| ("enable_thinking".to_owned(), thinks));
+        let mut thinks: Vec<(String, bool)> = switches.chain(field).collect();
+
+        let of_template = variable(EFFORT);
+        let of_template =
+            of_template.and_then(|(name, value)| Some((name, value.as_str()?.to_owned())));
+        let field = effort.map(|effort| (EFFORT.to_owned(), effort.name().to_owned()));
+        let efforts: Vec<(String, String)> = of_template.into_iter().chain(field).collect();
+
+        let knows_efforts = template.mentions(EFFORT);
+        let switched = efforts.iter().filter_map(|(name, effort)| {
+            let thinks = match effort.as_str() {
+                "none" => false,
+                "minimal" if knows_efforts => return None,
+                "minimal" => false,
+                _ => true,
+            };
+            Some((name.clone(), thinks))
+        });
+        thinks.extend(switched);
+        agree(&thinks)?;
+        agree(&efforts)?;
+        Ok(Self {
+            thinks: thinks.into_iter().next(),
+            effort: efforts.into_iter().next(),
+        })
+    }
+
+    /// Sets the variables with which the template does it.
+    fn set(self, variables: &mut Map<String, Value>, template: &ChatTemplate) {
+        if let Some((_, effort)) = self.effort
+            && template.mentions(EFFORT)
+        {
+            variables.entry(EFFORT).or_insert(effort.into());
         }
-        if let Some(effort) = self.reasoning_effort {
-            if template.mentions("reasoning_effort") {
-                variables
-                    .entry("reasoning_effort")
-                    .or_insert(effort.name().into());
-            } else {
-                let thinks = !matches!(effort, Effort::None | Effort::Minimal);
-                variables.entry("enable_thinking").or_insert(thinks.into());
+        if let Some((field, thinks)) = self.thinks {
+            // An effort alone is no switch for a template that knows efforts.
+            if !(field.ends_with(EFFORT) && template.mentions(EFFORT)) {
+                let switches = SWITCHES.iter();
+                for name in switches.filter(|name| template.mentions(name) || **name == SWITCHES[0])
+                {
+                    variables.entry(*name).or_insert(thinks.into());
+                }
             }
         }
-        Ok(Turn { next, variables })
+    }
+}
+
+/// Refuses values that contradict each other, and names the fields.
+fn agree<T: PartialEq + std::fmt::Display>(values: &[(String, T)]) -> Result<(), ApiError> {
+    let Some((first, value)) = values.first() else {
+        return Ok(());
+    };
+    match values.iter().find(|(_, other)| other != value) {
+        None => Ok(()),
+        Some((second, other)) => {
+            let message = format!(
+                "`{second}` is {other} and `{first}` is {value}: one asks for what the other forbids; \
+                 send one of them"
+            );
+            Err(ApiError::field(second.clone(), message))
+        }
     }
 }

@@ -17,6 +17,7 @@ mod supervision;
 mod surface;
 mod thinking;
 mod tools;
+mod unknown;
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};

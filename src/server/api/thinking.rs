@@ -1,6 +1,7 @@
 //! What a model thinks before it answers: the text between `<think>` and `</think>` at the beginning. Pure.
 
 use super::error::ApiError;
+use realign_core::thoughts::opened_by;
 use realign_engine::thoughts::{CLOSES, OPENS, ThinkingBudget};
 use realign_model::Tokenizer;
 
@@ -55,14 +56,23 @@ impl Thinking {
     /// A turn after a prompt, of which `tail` is the end: templates may open the thoughts in it, or end
     /// them at once.
     pub(crate) fn after(tail: &str) -> Self {
-        let tail = tail.trim_end();
-        let part = if tail.ends_with(OPENS) {
+        Self::at(if opened_by(tail) {
             Part::Thoughts
-        } else if tail.ends_with(CLOSES) {
+        } else if tail.trim_end().ends_with(CLOSES) {
             Part::Answer
         } else {
             Part::Beginning
-        };
+        })
+    }
+
+    /// A turn that continues a message of this text.
+    pub(crate) fn within(text: &str) -> Self {
+        let thoughts = text.trim_start().strip_prefix(OPENS);
+        let thinks = thoughts.is_some_and(|thoughts| !thoughts.contains(CLOSES));
+        Self::at(if thinks { Part::Thoughts } else { Part::Answer })
+    }
+
+    fn at(part: Part) -> Self {
         Self {
             part,
             held: String::new(),
@@ -175,6 +185,17 @@ mod tests {
         assert_eq!(all("assistant\n", &cut), expected);
         let opened = text.strip_prefix("<think>").unwrap();
         assert_eq!(all("<think>\n", &[opened]), expected);
+    }
+
+    #[test]
+    fn a_continued_message_says_itself_whether_it_thinks() {
+        for (text, thinks) in [
+            ("<think>\nOkay, so", true),
+            ("<think>a</think>b", false),
+            ("Well, ", false),
+        ] {
+            assert_eq!(Thinking::within(text).thinks(), thinks, "{text}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 mod agreement;
 mod check;
 mod checks;
+mod choice;
 mod format;
 mod grammar;
 mod schema;
@@ -19,19 +20,19 @@ use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::request::{
-    FIELD, JsonSchemaText, List, ListItem, Name, message, string_enum, unsupported,
+    JsonSchemaText, List, ListItem, Name, Refused, string_enum, unsupported, without_effect,
 };
+use choice::{ChoiceField, choice};
 use schema::resolve;
 
 pub(crate) use checks::Checks;
+pub(crate) use choice::{FlatNamed, NamedForm, NestedNamed, ToolChoice};
 pub(crate) use format::{AnswerFormat, ResponseFormat, TextFormat};
 pub(crate) use grammar::{Built, Efforts, arguments_key, grammar, json_after, schema_alone};
 pub(crate) use schema::{Bounds, Effort, Notice};
 
 /// Maximum number of functions in a request, as with OpenAI.
 const MAX_TOOLS: usize = 128;
-/// Maximum number of characters of a function's name that an error repeats.
-const SHOWN: usize = 64;
 
 string_enum! {
     /// The kinds of tool: only functions.
@@ -45,6 +46,14 @@ pub(crate) struct Function {
     parameters: Option<JsonSchemaText>,
     description: Option<String>,
     strict: Option<bool>,
+    #[serde(rename = "defer_loading")]
+    #[schemars(skip)]
+    _defer_loading: Option<Refused>,
+}
+
+without_effect! {
+    /// Prompts are always cached.
+    ToolExtras { "cache_control" }
 }
 
 /// A function in the format of chat completions.
@@ -54,6 +63,9 @@ pub(crate) struct NestedTool {
     #[serde(rename = "type")]
     _type: FunctionKind,
     function: Function,
+    #[serde(rename = "..extras")]
+    #[schemars(flatten)]
+    _extras: ToolExtras,
 }
 
 /// A function in the format of responses: its fields are next to `type`.
@@ -77,15 +89,6 @@ pub(crate) trait ToolForm: ListItem {
 
     /// What a client sent, in the form of chat completions.
     fn definition(sent: &Map<String, Value>) -> Value;
-}
-
-/// How `tool_choice` names a function.
-pub(crate) trait NamedForm {
-    /// The field that holds the name.
-    const PATH: &'static str;
-
-    /// The function's name.
-    fn name(self) -> String;
 }
 
 impl ListItem for NestedTool {
@@ -122,72 +125,6 @@ impl ToolForm for FlatTool {
     }
 }
 
-/// The function that must be called, in the format of chat completions.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[schemars(inline)]
-pub(crate) struct NestedNamed {
-    #[serde(rename = "type")]
-    _type: FunctionKind,
-    function: NamedFunction,
-}
-
-/// The name of a function.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[schemars(inline)]
-struct NamedFunction {
-    name: String,
-}
-
-/// The function that must be called, in the format of responses.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[schemars(inline)]
-pub(crate) struct FlatNamed {
-    #[serde(rename = "type")]
-    _type: FunctionKind,
-    name: String,
-}
-
-impl NamedForm for NestedNamed {
-    const PATH: &'static str = "tool_choice.function.name";
-
-    fn name(self) -> String {
-        self.function.name
-    }
-}
-
-impl NamedForm for FlatNamed {
-    const PATH: &'static str = "tool_choice.name";
-
-    fn name(self) -> String {
-        self.name
-    }
-}
-
-string_enum! {
-    /// Whether functions may be called.
-    ChoiceMode {
-        None = "none",
-        Auto = "auto",
-        Required = "required",
-    } else |_| message(format_args!(
-        "{FIELD} must be `none`, `auto`, `required` or an object that names a function"
-    ))
-}
-
-/// `tool_choice`.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(
-    rename = "one of",
-    expecting = "`none`, `auto`, `required` or an object that names a function"
-)]
-#[schemars(inline, untagged)]
-pub(crate) enum ChoiceField<N> {
-    #[serde(rename = "string")]
-    Mode(ChoiceMode),
-    #[serde(rename = "object")]
-    Named(N),
-}
-
 /// `tools`, `tool_choice` and `parallel_tool_calls`, by default in the format of chat completions.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub(crate) struct ToolFields<T = NestedTool, N = NestedNamed>
@@ -211,25 +148,13 @@ pub(crate) struct Tool {
     pub(super) strict: bool,
 }
 
-/// `tool_choice`, checked.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) enum ToolChoice {
-    /// No function may be called.
-    #[default]
-    None,
-    /// The model decides.
-    Auto,
-    /// At least one function must be called.
-    Required,
-    /// The function of this name must be called.
-    Named(String),
-}
-
 /// `tools`, `tool_choice` and `parallel_tool_calls`, checked.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tools {
     list: Vec<Tool>,
     pub(crate) choice: ToolChoice,
+    /// The functions that may be called, if not all.
+    only: Option<Vec<String>>,
     parallel: bool,
 }
 
@@ -240,8 +165,10 @@ impl Tools {
     /// For too many functions, duplicate names, or a choice that is not in `tools`.
     pub(crate) fn check<T: ToolForm>(fields: ToolFields<T, T::Named>) -> Result<Self, ApiError> {
         let list = list(fields.tools)?;
+        let (choice, only) = choice(fields.tool_choice, &list)?;
         Ok(Self {
-            choice: choice(fields.tool_choice, &list)?,
+            choice,
+            only,
             list,
             parallel: fields.parallel_tool_calls.unwrap_or(true),
         })
@@ -263,6 +190,11 @@ impl Tools {
     /// Whether answers may contain calls.
     pub(crate) fn callable(&self) -> bool {
         self.choice != ToolChoice::None
+    }
+
+    /// Whether an answer that is no call may be any text, thoughts in front of a call included.
+    pub(crate) fn leave_text_free(&self, format: &AnswerFormat) -> bool {
+        self.choice == ToolChoice::Auto && *format == AnswerFormat::Text
     }
 
     /// Whether the client named the one function to call.
@@ -287,10 +219,13 @@ impl Tools {
     }
 
     pub(super) fn allowed(&self) -> impl Iterator<Item = &Tool> {
-        self.list.iter().filter(|tool| match &self.choice {
-            ToolChoice::Named(name) => tool.name == *name,
-            ToolChoice::None | ToolChoice::Auto | ToolChoice::Required => true,
-        })
+        self.list
+            .iter()
+            .filter(|tool| match (&self.choice, &self.only) {
+                (ToolChoice::Named(name), _) => tool.name == *name,
+                (_, Some(only)) => only.contains(&tool.name),
+                (_, None) => true,
+            })
     }
 }
 
@@ -340,32 +275,4 @@ fn tool(function: Function) -> Tool {
         name,
         parameters,
     }
-}
-
-fn choice<N: NamedForm>(
-    field: Option<ChoiceField<N>>,
-    list: &[Tool],
-) -> Result<ToolChoice, ApiError> {
-    match field {
-        Some(ChoiceField::Named(named)) => self::named(named, list),
-        Some(ChoiceField::Mode(ChoiceMode::None)) => Ok(ToolChoice::None),
-        Some(ChoiceField::Mode(ChoiceMode::Required)) if list.is_empty() => Err(ApiError::field(
-            "tool_choice",
-            "`tool_choice` asks for a call, but `tools` has no function",
-        )),
-        Some(ChoiceField::Mode(ChoiceMode::Required)) => Ok(ToolChoice::Required),
-        Some(ChoiceField::Mode(ChoiceMode::Auto)) | None if list.is_empty() => Ok(ToolChoice::None),
-        Some(ChoiceField::Mode(ChoiceMode::Auto)) | None => Ok(ToolChoice::Auto),
-    }
-}
-
-fn named<N: NamedForm>(named: N, list: &[Tool]) -> Result<ToolChoice, ApiError> {
-    let name = named.name();
-    if list.iter().any(|tool| tool.name == name) {
-        return Ok(ToolChoice::Named(name));
-    }
-    let path = N::PATH;
-    let shown: String = name.chars().take(SHOWN).collect();
-    let message = format!("`{path}` is {shown:?}, which `tools` does not have");
-    Err(ApiError::field(path, message))
 }

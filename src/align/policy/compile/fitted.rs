@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use realign_core::thoughts::recorded;
 use serde_saphyr::Spanned;
 
 use super::Compiler;
@@ -48,7 +49,14 @@ impl Compiler<'_> {
             .map_err(|error| error.to_string())
             .and_then(|bytes| labelled::parse(&bytes).map_err(|error| error.to_string()));
         match rows {
-            Ok(rows) => Some(rows),
+            Ok(mut rows) => {
+                // What is fitted on is what is judged.
+                for row in &mut rows {
+                    let seen = self.thinking.seen(&recorded(&row.response)).to_owned();
+                    row.response = seen;
+                }
+                Some(rows)
+            }
             Err(why) => {
                 self.error(name.referenced, format!("`data` {}: {why}", name.value));
                 None

@@ -85,3 +85,28 @@ fn places_are_those_of_the_whole_response() {
     let found = &explained[0].tests[0].found[0];
     assert_eq!((found.start, found.end, &*found.text), (23, 27, "plan"));
 }
+
+/// A probe is fitted on what is judged: rows that differ only in thoughts are the same.
+#[test]
+fn rows_of_a_data_file_are_read_without_their_thoughts() {
+    let revision = |thinking: &str, response: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let row = serde_json::json!({"prompt": "p", "response": response, "verdict": "violates"});
+        std::fs::write(dir.path().join("x.jsonl"), format!("{row}\n")).unwrap();
+        let rule = with_rule("violates: { probe: { data: x.jsonl, use_examples: false } }");
+        let text = rule.replacen("rules:", &format!("{thinking}rules:"), 1);
+        std::fs::write(dir.path().join("p.yaml"), text).unwrap();
+        let set = PolicySet::load_dir(dir.path()).unwrap_or_else(|errors| panic!("{errors}"));
+        set.revision().to_owned()
+    };
+    let plain = revision("", "Hello");
+    for thought in [
+        "<think>a plan</think>\n\nHello",
+        // The opening tag was in the prompt.
+        "a plan</think>\n\nHello",
+    ] {
+        assert_eq!(revision("", thought), plain, "{thought}");
+        let judging = "thinking: judge\n";
+        assert_ne!(revision(judging, thought), revision(judging, "Hello"));
+    }
+}

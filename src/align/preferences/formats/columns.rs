@@ -69,7 +69,13 @@ const COMPARED: [&str; 9] = [
     "scores",
 ];
 /// Columns that are compared with each other, where there are `chosen` and `rejected`.
-const SCORES: [&str; 2] = ["score_chosen", "score_rejected"];
+pub(super) const SCORES: [(&str, &str); 5] = [
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("rating_chosen", "rating_rejected"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen-rating", "rejected-rating"),
+];
 
 /// Earlier turns, as pairs of texts.
 const HISTORY: &str = "history";
@@ -116,7 +122,7 @@ pub(in crate::preferences) fn is_read(object: &Object, name: &str) -> bool {
         _ if PROMPTS.contains(&name) => prompt == Some(name),
         HISTORY => !history(object).is_empty(),
         _ if COMPARED.contains(&name) || is_harm => !has_pair(object),
-        _ if SCORES.contains(&name) => has_pair(object),
+        _ if SCORES.iter().any(|(a, b)| [*a, *b].contains(&name)) => has_pair(object),
         _ => SYSTEMS.contains(&name) || ALWAYS.contains(&name),
     }
 }
@@ -138,8 +144,27 @@ pub(super) fn check(object: &Object) -> Result<(), LineError> {
     let is_read = |key: &str| key == HISTORY && !history(object).is_empty();
     match UNREAD.iter().filter(given).find(|key| !is_read(key)) {
         Some(key) => Err(LineError::Column(key)),
-        None => Ok(()),
+        None => spelled(object),
     }
+}
+
+/// Refuses a column that changes a line's meaning, and whose name is written in another way.
+fn spelled(object: &Object) -> Result<(), LineError> {
+    let plain = |name: &str| -> String {
+        let letters = name.chars().filter(|c| c.is_alphanumeric());
+        letters.flat_map(char::to_lowercase).collect()
+    };
+    let known: Vec<&'static str> = SYSTEMS.into_iter().chain(UNREAD).collect();
+    let given = object.iter().filter(|(_, value)| says_something(value));
+    let names = given.map(|(name, _)| name.as_str());
+    for name in names.filter(|name| !known.contains(name)) {
+        let own = plain(name);
+        if let Some(meant) = known.iter().find(|known| plain(known) == own) {
+            let given = name.chars().take(40).collect();
+            return Err(LineError::Spelled { given, meant });
+        }
+    }
+    Ok(())
 }
 
 /// The conversation with the system prompt of a column in front.

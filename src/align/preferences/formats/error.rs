@@ -72,6 +72,10 @@ pub(in crate::preferences) enum LineError {
         "`{0}` changes what the pair means and is not read; remove the column if the pair is right without it"
     )]
     Column(&'static str),
+    #[error(
+        "`{given}` is not read; if it is `{meant}`, it changes what the pair means: give the column that name, or remove it if the pair is right without it"
+    )]
+    Spelled { given: String, meant: &'static str },
     #[error("`{0}` must be text")]
     System(&'static str),
     #[error("the conversation has a system prompt of its own, and `{0}` is another one")]
@@ -110,9 +114,15 @@ pub(in crate::preferences) enum LineError {
     #[error("all scores are equal, so they state no preference")]
     EqualScores,
     #[error(
-        "score_chosen {chosen} is not above score_rejected {rejected}, so the pair states no preference"
+        "{} {chosen} is not above {} {rejected}, so the pair states no preference",
+        names.0,
+        names.1
     )]
-    Contradicted { chosen: f64, rejected: f64 },
+    Contradicted {
+        names: (&'static str, &'static str),
+        chosen: f64,
+        rejected: f64,
+    },
     // The pair as a whole.
     #[error("the prompt has no messages")]
     EmptyPrompt,

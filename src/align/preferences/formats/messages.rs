@@ -5,16 +5,26 @@ use serde_json::{Map, Value, json};
 use super::{LineError, Message, Object, Role, columns::says_something};
 
 /// Fields of a message without which it means something else.
-const UNREAD: [&str; 9] = [
+const UNREAD: [&str; 19] = [
     "image",
     "images",
     "audio",
     "video",
     "videos",
     "files",
+    "attachments",
+    "documents",
+    "context",
+    "system",
+    "prefix",
+    "partial",
+    "refusal",
     "reasoning",
     "reasoning_content",
+    "reasoning_details",
     "thinking",
+    "thinking_blocks",
+    "thoughts",
 ];
 
 /// A list of messages; `key` is the column that it is in.

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::columns::SCORES;
 use super::{Draft, LineError, Object, prompt};
 
 /// UltraFeedback's `completions`, or plain `responses` and `scores`.
@@ -87,10 +88,16 @@ fn number(value: &Value) -> Option<f64> {
 /// Checks that the scores of a pair, if it has them, agree with it.
 pub(super) fn check(object: &Object) -> Result<(), LineError> {
     let score = |key: &str| object.get(key).and_then(number);
-    match (score("score_chosen"), score("score_rejected")) {
-        (Some(chosen), Some(rejected)) if chosen <= rejected => {
-            Err(LineError::Contradicted { chosen, rejected })
+    for names in SCORES {
+        if let (Some(chosen), Some(rejected)) = (score(names.0), score(names.1))
+            && chosen <= rejected
+        {
+            return Err(LineError::Contradicted {
+                names,
+                chosen,
+                rejected,
+            });
         }
-        _ => Ok(()),
     }
+    Ok(())
 }

@@ -8,6 +8,7 @@ use crate::CliError;
 use realign_align::exam::{ScoredQuestion as Question, Scorer};
 use realign_align::gate::{Agreement, HeldOutPrompt};
 use realign_align::oracle::{Exchange, Judgement, Oracle};
+use realign_core::thoughts;
 use realign_engine::adapter::generation::Generation;
 use realign_engine::{EngineConfig, EngineHandle, Prompt};
 use realign_lab::evaluation::capability::margin;
@@ -66,7 +67,7 @@ impl<'a> Measurer<'a> {
         let general = self.ask(generation, &inputs.general, &anybody, Some(GENERAL_TOKENS))?;
         let evades = general
             .iter()
-            .map(|(_, answer, _)| self.words.evades(answer));
+            .map(|(_, answer, _)| self.words.evades(thoughts::answer_of(answer)));
         measured.over_refusal = Share::of(evades);
         let adapter = generation.adapter.as_ref().map(|a| &a.staged);
         measured.retain_nll = self.mean_nll(&inputs.retained, adapter)?;
@@ -86,7 +87,12 @@ impl<'a> Measurer<'a> {
         let greedy = |p: &HeldOutPrompt| Prompt::greedy(p.tokens.clone(), tokens);
         let asked: Vec<Prompt> = prompts.iter().map(greedy).collect();
         let answers = realign_engine::ask(&self.engine, generation, &asked, &|| true);
-        let texts = answers.map_err(failed)?.into_iter().map(|a| a.text);
+        let tokenizer = &self.inputs.loaded.tokenizer;
+        let answers = answers.map_err(failed)?.into_iter().zip(prompts);
+        let texts = answers.map(|(answer, prompt)| {
+            let opened = thoughts::opened_by(&tokenizer.tail(&prompt.tokens));
+            thoughts::whole(opened, answer.text)
+        });
         let judged = Agreement::judge(prompts, texts.collect(), oracle);
         Ok(judged.map_err(failed)?.answers)
     }

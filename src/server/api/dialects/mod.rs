@@ -20,7 +20,7 @@ use serde_json::Value;
 
 use super::error::{ApiError, Explained};
 use super::observe::Observation;
-use super::request::{self, Unknown, wrong_type};
+use super::request::{self, Unknown};
 use super::{AppState, body, run};
 
 /// Largest answer that is translated as a whole, in bytes: more than any context holds.
@@ -100,32 +100,6 @@ fn with_json(mut response: Response, body: &Value) -> Response {
 fn is_last(chunk: &Value) -> bool {
     let choices = chunk["choices"].as_array();
     choices.is_some_and(Vec::is_empty) && chunk["usage"].is_object()
-}
-
-/// Text that a format gives as a string or as parts, of which only text is taken. `place` is the field.
-///
-/// # Errors
-/// If there is something else than text.
-fn text_of(place: &str, content: &Value) -> Result<String, ApiError> {
-    let part = |(index, part): (usize, &Value)| {
-        let place = format!("{place}[{index}]");
-        match part["type"].as_str() {
-            Some("text") => string(&place, part, "text").map(str::to_owned),
-            kind => Err(unsupported(&place, kind.unwrap_or("no type"))),
-        }
-    };
-    match content {
-        Value::Null => Ok(String::new()),
-        Value::String(text) => Ok(text.clone()),
-        Value::Array(parts) => parts.iter().enumerate().map(part).collect(),
-        other => Err(wrong_type(place, "a string or an array of parts", other)),
-    }
-}
-
-/// A text that an object must have; `place` is the object's.
-fn string<'a>(place: &str, object: &'a Value, key: &str) -> Result<&'a str, ApiError> {
-    let text = object[key].as_str();
-    text.ok_or_else(|| wrong_type(&format!("{place}.{key}"), "a string", &object[key]))
 }
 
 /// A field whose value is of a type that is not done.

@@ -19,6 +19,7 @@ use serde_json::{Map, Value, json};
 use super::super::AppState;
 use super::super::error::ApiError;
 use super::super::observe::Observation;
+use super::super::request::{Refused, without_effect};
 use super::{complete, read, whole, with_json};
 use answer::{empty, line, stream_of};
 use options::NAMES;
@@ -92,12 +93,43 @@ struct Message {
     role: String,
     content: Option<String>,
     thinking: Option<String>,
-    tool_calls: Option<Vec<Value>>,
+    tool_calls: Option<Vec<Call>>,
     /// Which call a result answers; without it, results answer calls in their order.
     tool_call_id: Option<String>,
     /// Which function a result is of; templates that know the name read it.
     tool_name: Option<String>,
-    images: Option<Vec<Value>>,
+    #[serde(rename = "images")]
+    #[schemars(skip)]
+    _images: Option<Refused>,
+}
+
+/// An earlier call of a function.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(inline)]
+struct Call {
+    id: Option<String>,
+    /// `function`.
+    #[serde(rename = "type")]
+    #[schemars(with = "Option<String>")]
+    _type: Option<IgnoredAny>,
+    function: Called,
+}
+
+/// The function that was called.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(inline)]
+struct Called {
+    name: String,
+    /// An object, or its text; nothing is none.
+    arguments: Option<Value>,
+    #[serde(rename = "..more")]
+    #[schemars(flatten)]
+    _more: CalledFields,
+}
+
+without_effect! {
+    /// What clients keep of a call.
+    CalledFields { "description", "index" }
 }
 
 /// The model that is asked about.
@@ -249,9 +281,12 @@ fn other_than(param: &str, value: &str) -> ApiError {
 }
 
 fn chat_body(body: ChatBody) -> Result<Value, ApiError> {
-    let messages = body.messages.into_iter().map(message);
-    let messages: Vec<Value> = messages.collect::<Result<_, _>>()?;
+    let prefilled = body.messages.last().is_some_and(continues);
+    let messages: Vec<Value> = body.messages.into_iter().map(message).collect();
     let mut chat = common(body.common)?;
+    if prefilled {
+        chat.insert("continue_final_message".into(), true.into());
+    }
     chat.insert("messages".into(), messages.into());
     if let Some(tools) = body.tools.filter(|tools| !tools.is_empty()) {
         chat.insert("tools".into(), tools.into());
@@ -337,10 +372,20 @@ fn response_format(format: Value) -> Result<Option<Value>, ApiError> {
     }
 }
 
-fn message(message: Message) -> Result<Value, ApiError> {
-    if message.images.is_some_and(|images| !images.is_empty()) {
-        return Err(unsupported("images"));
-    }
+/// Whether a message that is the last one is to be continued: it is the assistant's, and a text.
+fn continues(message: &Message) -> bool {
+    let says = message
+        .content
+        .as_ref()
+        .is_some_and(|text| !text.is_empty());
+    let calls = message
+        .tool_calls
+        .as_ref()
+        .is_some_and(|calls| !calls.is_empty());
+    message.role == "assistant" && says && !calls
+}
+
+fn message(message: Message) -> Value {
     let mut translated =
         json!({"role": message.role, "content": message.content.unwrap_or_default()});
     if let Some(id) = message.tool_call_id {
@@ -353,19 +398,15 @@ fn message(message: Message) -> Result<Value, ApiError> {
         translated["reasoning_content"] = thoughts.into();
     }
     let calls = message.tool_calls.unwrap_or_default();
-    let calls: Vec<Value> = calls
-        .into_iter()
-        .map(|call| {
-            let function = &call["function"];
-            // Whatever else than an object or a text is refused by its place; nothing is none.
-            json!({"id": call["id"], "type": "function",
-                "function": {"name": function["name"], "arguments": function["arguments"]}})
-        })
-        .collect();
+    let call = |call: Call| {
+        let function = json!({"name": call.function.name, "arguments": call.function.arguments});
+        json!({"id": call.id, "type": "function", "function": function})
+    };
+    let calls: Vec<Value> = calls.into_iter().map(call).collect();
     if !calls.is_empty() {
         translated["tool_calls"] = calls.into();
     }
-    Ok(translated)
+    translated
 }
 
 #[cfg(test)]

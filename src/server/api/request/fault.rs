@@ -72,16 +72,21 @@ impl Fault {
     }
 
     fn path(&self) -> String {
-        let mut path = String::new();
-        for step in self.steps.iter().rev() {
-            match step {
-                Step::Field(name) if path.is_empty() => path.push_str(name),
-                Step::Field(name) => path.push_str(&format!(".{name}")),
-                Step::Item(index) => path.push_str(&format!("[{index}]")),
-            }
-        }
-        path
+        path(self.steps.iter().rev())
     }
+}
+
+/// The path of these steps, from the outermost to the innermost.
+pub(super) fn path<'a>(steps: impl Iterator<Item = &'a Step>) -> String {
+    let mut path = String::new();
+    for step in steps {
+        match step {
+            Step::Field(name) if path.is_empty() => path.push_str(name),
+            Step::Field(name) => path.push_str(&format!(".{name}")),
+            Step::Item(index) => path.push_str(&format!("[{index}]")),
+        }
+    }
+    path
 }
 
 impl From<Fault> for ApiError {
@@ -181,7 +186,7 @@ fn shown(text: &str) -> String {
 }
 
 /// The beginning of a client's text.
-pub(super) fn shortened(text: &str) -> String {
+pub(crate) fn shortened(text: &str) -> String {
     text.chars().take(SHOWN).collect()
 }
 

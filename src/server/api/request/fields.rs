@@ -70,7 +70,12 @@ impl<const MIN: i64, const MAX: i64> JsonSchema for Integer<MIN, MAX> {
 impl<'de, const MIN: i64, const MAX: i64> Deserialize<'de> for Integer<MIN, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = Value::deserialize(deserializer)?;
-        let Some(number) = value.as_i64() else {
+        if let Some(number) = value.as_u64().filter(|number| *number > i64::MAX as u64) {
+            let allowed = format!("up to {MAX}");
+            let found = Unexpected::Unsigned(number);
+            return Err(D::Error::invalid_value(found, &allowed.as_str()));
+        }
+        let Some(number) = value.as_i64().or_else(|| whole(&value)) else {
             let expected = "an integer of 64 bits";
             return Err(D::Error::invalid_type(unexpected(&value), &expected));
         };
@@ -86,6 +91,14 @@ impl<'de, const MIN: i64, const MAX: i64> Deserialize<'de> for Integer<MIN, MAX>
             &allowed.as_str(),
         ))
     }
+}
+
+/// The integer that is written with a point, as some languages write all numbers: `2.0`.
+fn whole(value: &Value) -> Option<i64> {
+    // The largest number up to which every integer has a form of its own.
+    const MOST: f64 = 9_007_199_254_740_992.0;
+    let number = value.as_f64()?;
+    (number.fract() == 0.0 && number.abs() <= MOST).then_some(number as i64)
 }
 
 /// A count from `MIN`, which is not negative, to `MAX`.

@@ -12,25 +12,28 @@
 
 mod fault;
 mod fields;
+mod no_effect;
 mod reader;
 mod tagged;
 #[cfg(test)]
 mod tests;
 mod unknown;
+mod watch;
 
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::error::ApiError;
 
-pub(crate) use fault::{FIELD, kind, message, unexpected, unsupported, wrong_type};
+pub(crate) use fault::{FIELD, kind, message, shortened, unexpected, unsupported, wrong_type};
 pub(crate) use fields::{
     Arguments, CompiledText, Count, Integer, JsonSchemaText, List, ListItem, ModelName, Name,
     NotFilledIn, NotInBackground, NotKept, NotStored, Number, Refused, SchemaOrText,
 };
+pub(crate) use no_effect::{Nothing, without_effect};
 pub(crate) use reader::FLATTEN_PREFIX;
 pub(crate) use tagged::{StringEnum, TagOnly, string_enum, tagged, tagged_schema};
-pub(crate) use unknown::Unknown;
+pub(crate) use unknown::{Field, Unknown};
 
 /// Reads a request's body.
 ///
@@ -47,47 +50,42 @@ pub(crate) fn read<T: DeserializeOwned>(body: &Value) -> Result<T, ApiError> {
     Ok(T::deserialize(reader::Reader::of(body))?)
 }
 
-/// As [`read`], also telling which fields `T` does not declare: they may ask for something. Those
-/// that are `null` ask for nothing.
+/// As [`read`], also telling which fields `T` and the structs inside it do not declare: they may ask
+/// for something. Those that are `null` ask for nothing.
 ///
 /// # Errors
 /// As [`read`].
 pub(crate) fn read_all<T: DeserializeOwned>(body: &Value) -> Result<(T, Unknown), ApiError> {
-    let Some(fields) = body.as_object() else {
+    if !body.is_object() {
         return Ok((read(body)?, Unknown::default()));
-    };
-    let declared = reader::Declared::default();
-    let read = T::deserialize(reader::Reader::declaring(body, &declared))?;
-    Ok((read, Unknown(undeclared(fields, &declared))))
+    }
+    let watch = watch::Watch::default();
+    let read = reader::Reader::read_watched(body, &watch)?;
+    Ok((read, Unknown(watch.found())))
 }
 
-/// Reads the object in the body's field `name`, whose undeclared fields are added to `unknown`.
+/// The value of fields that mean the same, by their names.
 ///
 /// # Errors
-/// As [`read`].
-pub(crate) fn read_inside<T: DeserializeOwned>(
-    value: &Value,
-    name: &str,
-    unknown: &mut Unknown,
-) -> Result<T, ApiError> {
-    let declared = reader::Declared::default();
-    let read = T::deserialize(reader::Reader::declaring(value, &declared))
-        .map_err(|fault| fault.within(fault::Step::Field(name.into())))?;
-    let fields = value.as_object().into_iter();
-    let inside = fields.flat_map(|fields| undeclared(fields, &declared));
-    unknown
-        .0
-        .extend(inside.map(|field| format!("{name}.{field}")));
-    Ok(read)
-}
-
-/// The fields of an object that were not looked for and ask for something.
-fn undeclared(fields: &Map<String, Value>, declared: &reader::Declared) -> Vec<String> {
-    let declared = declared.borrow();
-    let unknown =
-        |(name, value): &(&String, &Value)| !value.is_null() && !declared.contains(name.as_str());
-    let unknown = fields.iter().filter(unknown);
-    unknown.map(|(name, _)| fault::shortened(name)).collect()
+/// If two of them differ; the error names both.
+pub(crate) fn same<T: PartialEq + std::fmt::Display, const N: usize>(
+    fields: [(&str, Option<T>); N],
+) -> Result<Option<T>, ApiError> {
+    let mut given = fields
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)));
+    let Some((first, value)) = given.next() else {
+        return Ok(None);
+    };
+    match given.find(|(_, other)| *other != value) {
+        None => Ok(Some(value)),
+        Some((second, other)) => {
+            let message = format!(
+                "`{second}` is {other} and `{first}` is {value}, and both mean the same; send one of them"
+            );
+            Err(ApiError::field(second, message))
+        }
+    }
 }
 
 /// Reads the value of the body's field `name`, which must be present.

@@ -1,30 +1,27 @@
-//! A serde deserialiser for JSON values whose errors name the field.
-
-use std::cell::RefCell;
-use std::collections::BTreeSet;
+//! A serde deserialiser for JSON values whose errors name the field, and which can tell what nothing
+//! looked for.
 
 use serde::de::value::BorrowedStrDeserializer;
 use serde::de::{
-    DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, SeqAccess, VariantAccess, Visitor,
+    Deserialize, DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, SeqAccess,
+    VariantAccess, Visitor,
 };
 use serde::forward_to_deserialize_any;
 use serde_json::map::Iter;
 use serde_json::{Map, Value};
 
 use super::fault::{Fault, Step, unexpected};
+use super::watch::Watch;
 
 /// Prefix of the names of flattened fields, which are read from the object itself.
 pub(crate) const FLATTEN_PREFIX: &str = "..";
 /// Name of enums whose variant is selected by the JSON type of the value.
 pub(crate) const ONE_OF: &str = "one of";
 
-/// The names of the fields that were looked for in an object.
-pub(super) type Declared = RefCell<BTreeSet<&'static str>>;
-
-/// A value to be read; `None` stands for a field that is absent or `null`. The names of the fields
-/// of the value itself, if it is an object, are added to the set.
+/// A value to be read; `None` stands for a field that is absent or `null`. The watch, if there is one,
+/// is told which fields are looked for.
 #[derive(Clone, Copy)]
-pub(super) struct Reader<'de>(Option<&'de Value>, Option<&'de Declared>);
+pub(super) struct Reader<'de>(Option<&'de Value>, Option<&'de Watch>);
 
 impl<'de> Reader<'de> {
     /// Reads a value that is present, possibly `null`.
@@ -32,9 +29,33 @@ impl<'de> Reader<'de> {
         Self(Some(value), None)
     }
 
-    /// As [`Reader::of`], also telling which fields the value may have.
-    pub(super) fn declaring(value: &'de Value, declared: &'de Declared) -> Self {
-        Self(Some(value), Some(declared))
+    /// Reads a request's body under a watch, which then knows the fields that nothing looked for.
+    pub(super) fn read_watched<T: Deserialize<'de>>(
+        value: &'de Value,
+        watch: &'de Watch,
+    ) -> Result<T, Fault> {
+        watch.enter(None);
+        let read = T::deserialize(Self(Some(value), Some(watch)));
+        watch.leave(value);
+        read
+    }
+
+    /// Reads a part of a value, of which `step` says where it is.
+    fn read_inside<S: DeserializeSeed<'de>>(
+        self,
+        step: impl Fn() -> Step,
+        seed: S,
+    ) -> Result<S::Value, Fault> {
+        let read = match self {
+            Self(Some(value @ (Value::Array(_) | Value::Object(_))), Some(watch)) => {
+                watch.enter(Some(step()));
+                let read = seed.deserialize(self);
+                watch.leave(value);
+                read
+            }
+            _ => seed.deserialize(self),
+        };
+        read.map_err(|fault| fault.within(step()))
     }
 
     fn present(self) -> Result<&'de Value, Fault> {
@@ -55,7 +76,11 @@ impl<'de> Deserializer<'de> for Reader<'de> {
                 (None, None) => visitor.visit_f64(number.as_f64().unwrap_or(f64::NAN)),
             },
             Value::String(text) => visitor.visit_borrowed_str(text),
-            Value::Array(items) => visitor.visit_seq(Items { items, next: 0 }),
+            Value::Array(items) => visitor.visit_seq(Items {
+                items,
+                next: 0,
+                watch: self.1,
+            }),
             Value::Object(object) => visitor.visit_map(Entries {
                 entries: object.iter(),
                 current: None,
@@ -88,11 +113,11 @@ impl<'de> Deserializer<'de> for Reader<'de> {
         let Value::Object(object) = whole else {
             return Err(Fault::invalid_type(unexpected(whole), &"an object"));
         };
-        if let Some(declared) = self.1 {
-            declared.borrow_mut().extend(fields);
+        if let Some(watch) = self.1 {
+            watch.look_for(fields);
         }
         visitor.visit_map(DeclaredFields {
-            whole: Reader(Some(whole), self.1),
+            whole: self,
             object,
             fields: fields.iter(),
             current: "",
@@ -111,7 +136,7 @@ impl<'de> Deserializer<'de> for Reader<'de> {
             if !variants.contains(&name) {
                 return Err(Fault::invalid_type(unexpected(value), &visitor));
             }
-            return visitor.visit_enum(OneOf { name, value });
+            return visitor.visit_enum(OneOf { name, whole: self });
         }
         match value {
             Value::String(text) => visitor.visit_enum(BorrowedStrDeserializer::new(text)),
@@ -139,6 +164,7 @@ fn json_type(value: &Value) -> &'static str {
 struct Items<'de> {
     items: &'de [Value],
     next: usize,
+    watch: Option<&'de Watch>,
 }
 
 impl<'de> SeqAccess<'de> for Items<'de> {
@@ -153,9 +179,8 @@ impl<'de> SeqAccess<'de> for Items<'de> {
         };
         let index = self.next;
         self.next += 1;
-        let read = seed.deserialize(Reader::of(item));
-        read.map(Some)
-            .map_err(|fault| fault.within(Step::Item(index)))
+        let item = Reader(Some(item), self.watch);
+        item.read_inside(|| Step::Item(index), seed).map(Some)
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -186,8 +211,7 @@ impl<'de> MapAccess<'de> for Entries<'de> {
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Fault> {
         let (name, value) = self.current.take().ok_or_else(Fault::missing)?;
-        let read = seed.deserialize(Reader::of(value));
-        read.map_err(|fault| fault.within(Step::Field(name.into())))
+        Reader::of(value).read_inside(|| Step::Field(name.into()), seed)
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -225,15 +249,14 @@ impl<'de> MapAccess<'de> for DeclaredFields<'de> {
             return seed.deserialize(self.whole);
         }
         let value = self.object.get(name).filter(|value| !value.is_null());
-        let read = seed.deserialize(Reader(value, None));
-        read.map_err(|fault| fault.within(Step::Field(name.into())))
+        Reader(value, self.whole.1).read_inside(|| Step::Field(name.into()), seed)
     }
 }
 
 /// A value as the enum variant named after its JSON type.
 struct OneOf<'de> {
     name: &'static str,
-    value: &'de Value,
+    whole: Reader<'de>,
 }
 
 impl<'de> EnumAccess<'de> for OneOf<'de> {
@@ -245,7 +268,7 @@ impl<'de> EnumAccess<'de> for OneOf<'de> {
         seed: V,
     ) -> Result<(V::Value, Reader<'de>), Fault> {
         let variant = seed.deserialize(BorrowedStrDeserializer::<Fault>::new(self.name))?;
-        Ok((variant, Reader::of(self.value)))
+        Ok((variant, self.whole))
     }
 }
 

@@ -72,7 +72,7 @@ fn single_fields() {
         ),
         (
             of("seed", json!(u64::MAX)),
-            "`seed` must be an integer of 64 bits, not an integer",
+            "`seed` is 18446744073709551615; allowed: up to 9223372036854775807",
         ),
         (of("top_k", json!(-2)), "`top_k` is -2; allowed: -1 or more"),
         (of("n", json!(9)), "`n` is 9; allowed: 1 to 8"),

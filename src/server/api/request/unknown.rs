@@ -1,4 +1,4 @@
-//! Fields that a route does not know.
+//! Fields that a route does not know, at any depth.
 
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
@@ -11,20 +11,48 @@ const IGNORED: HeaderName = HeaderName::from_static("x-realign-ignored-fields");
 /// Maximum number of fields that the header and the log name.
 const MAX_NAMED: usize = 16;
 
-/// The names of a request's unknown fields, shortened.
+/// A field that nothing looks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Field {
+    /// The object that it is in; empty for the request itself.
+    pub(crate) place: String,
+    /// Its name, shortened.
+    pub(crate) name: String,
+}
+
+impl Field {
+    /// The field's path.
+    fn path(&self) -> String {
+        match self.place.as_str() {
+            "" => self.name.clone(),
+            place => format!("{place}.{}", self.name),
+        }
+    }
+}
+
+/// A request's unknown fields.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Unknown(pub(super) Vec<String>);
+pub(crate) struct Unknown(pub(super) Vec<Field>);
 
 impl Unknown {
+    /// Leaves out fields that are known after all, for example because a chat template reads them.
+    pub(crate) fn without(&mut self, known: impl Fn(&Field) -> bool) {
+        self.0.retain(|field| !known(field));
+    }
+
     /// Refuses the first one, unless the operator has them ignored.
     ///
     /// # Errors
     /// [`ApiError::Unsupported`].
     pub(crate) fn check(&self, wanted: UnknownFields) -> Result<(), ApiError> {
         match (self.0.first(), wanted) {
-            (Some(name), UnknownFields::Refuse) => Err(ApiError::Unsupported {
-                param: name.clone(),
-                detail: " (no known field of this route)".into(),
+            (Some(field), UnknownFields::Refuse) => Err(ApiError::Unsupported {
+                param: field.path(),
+                detail: match field.place.as_str() {
+                    "" => " (no known field of this route)",
+                    _ => " (no known field there)",
+                }
+                .into(),
             }),
             (Some(_), UnknownFields::Ignore) => {
                 let (count, fields) = (self.0.len(), self.named());
@@ -36,17 +64,27 @@ impl Unknown {
     }
 
     fn named(&self) -> String {
-        let names: Vec<&str> = self.0.iter().take(MAX_NAMED).map(String::as_str).collect();
+        let names: Vec<String> = self.0.iter().take(MAX_NAMED).map(Field::path).collect();
         names.join(", ")
     }
 
-    /// Adds the header that names the fields to a response, if there are any.
+    /// Adds those of a request that stands for the same one.
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
+    /// Adds the header that names the fields to a response, if there are any, after those that it names
+    /// already.
     pub(crate) fn named_in(&self, mut response: Response) -> Response {
-        let names = self.named();
+        let named = response.headers().get(IGNORED);
+        let named = named.and_then(|names| names.to_str().ok()).unwrap_or("");
+        let names = match (named, self.named()) {
+            (_, new) if new.is_empty() => return response,
+            ("", new) => new,
+            (named, new) => format!("{named}, {new}"),
+        };
         // Names that no header can hold are only in the log.
-        if let Ok(names) = HeaderValue::from_str(&names)
-            && !names.is_empty()
-        {
+        if let Ok(names) = HeaderValue::from_str(&names) {
             response.headers_mut().insert(IGNORED, names);
         }
         response

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::super::chat::{Call, Content, Role, link_results};
 use super::super::error::ApiError;
-use super::super::request::{string_enum, tagged, unsupported};
+use super::super::request::{string_enum, tagged, unsupported, without_effect};
 use realign_model::{ChatMessage, ChatRole};
 
 /// The input to answer.
@@ -46,6 +46,19 @@ tagged! {
 pub(super) struct MessageItem {
     content: Content,
     role: Role,
+    #[serde(rename = "..kept")]
+    #[schemars(flatten)]
+    _kept: KeptOfMessage,
+}
+
+without_effect! {
+    /// What clients keep of earlier messages and send back.
+    KeptOfMessage { "id", "phase", "provider_data", "status" }
+}
+
+without_effect! {
+    /// What clients keep of earlier calls and their results, and send back.
+    KeptOfItem { "created_by", "id", "provider_data", "status" }
 }
 
 /// An earlier call.
@@ -57,6 +70,9 @@ pub(super) struct CallItem {
     call: Call,
     #[schemars(with = "Option<String>")]
     call_id: Option<Value>,
+    #[serde(rename = "..kept")]
+    #[schemars(flatten)]
+    _kept: KeptOfItem,
 }
 
 /// The result of a call.
@@ -67,6 +83,9 @@ pub(super) struct CallOutput {
     output: Option<Content>,
     /// If it is missing, the results answer the calls before them in their order.
     call_id: Option<String>,
+    #[serde(rename = "..kept")]
+    #[schemars(flatten)]
+    _kept: KeptOfItem,
 }
 
 /// What a model thought, sent back with the conversation. Encrypted thoughts cannot be read.
@@ -76,6 +95,19 @@ pub(super) struct ReasoningItem {
     content: Option<Vec<ThoughtsPart>>,
     /// Stands for the content where there is none.
     summary: Option<Vec<ThoughtsPart>>,
+    #[serde(rename = "..kept")]
+    #[schemars(flatten)]
+    _kept: KeptOfThoughts,
+}
+
+without_effect! {
+    /// What clients keep of earlier thoughts and send back.
+    KeptOfThoughts { "encrypted_content", "id", "provider_data", "status" }
+}
+
+without_effect! {
+    /// `reasoning_text` or `summary_text`.
+    ThoughtsKind { "type" }
 }
 
 /// A part of thoughts.
@@ -83,6 +115,9 @@ pub(super) struct ReasoningItem {
 #[schemars(inline)]
 struct ThoughtsPart {
     text: String,
+    #[serde(rename = "..kind")]
+    #[schemars(flatten)]
+    _kind: ThoughtsKind,
 }
 
 impl ReasoningItem {

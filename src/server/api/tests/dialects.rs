@@ -83,7 +83,7 @@ fn wrong_fields_have_the_names_of_the_format() {
         (
             "/v1/messages",
             json!({"tools": [{"name": "f", "allowed_callers": ["code"]}]}),
-            "`tools[0].allowed_callers`",
+            "`tools[0].allowed_callers[0]`",
         ),
         (
             "/v1/messages",
@@ -206,6 +206,32 @@ fn anthropics_messages_are_answered_whole_and_streamed() {
         (400, json!("invalid_request_error"))
     );
     assert!(wrong.text.contains("mcp_servers"), "{}", wrong.text);
+}
+
+/// As with Anthropic and Ollama, and unlike OpenAI's API.
+#[test]
+fn an_answer_that_the_client_began_is_continued() {
+    let server = Server::start(|_| ());
+    let prompt = |server: &Server| {
+        let requests = server.engine.requests.lock().unwrap();
+        let prompt = &requests.last().unwrap().prompt;
+        server.state.tokenizer.decode(prompt).unwrap()
+    };
+    let begun =
+        json!([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well, "}]);
+    let blocks = json!([{"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": [{"type": "text", "text": "Well, "}]}]);
+    for (route, messages, continues) in [
+        ("/v1/messages", &begun, true),
+        ("/v1/messages", &blocks, true),
+        ("/api/chat", &begun, true),
+        ("/v1/chat/completions", &begun, false),
+    ] {
+        let body = json!({"model": MODEL, "messages": messages, "stream": false});
+        let reply = post(&server, route, &body);
+        assert_eq!(reply.status, 200, "{route}: {}", reply.text);
+        assert_eq!(prompt(&server).ends_with("Well, "), continues, "{route}");
+    }
 }
 
 #[test]

@@ -113,6 +113,8 @@ fn the_document_says_what_happens_to_unknown_fields() {
             "{name}"
         );
     }
+    // And in the objects inside of them.
+    assert_eq!(additional(&refusing, "Function"), json!({"type": "null"}));
     let ignoring = document(UnknownFields::Ignore);
     assert!(
         said(&ignoring).contains("x-realign-ignored-fields"),

@@ -123,6 +123,134 @@ fn responses_have_thoughts_as_items() {
     assert_eq!(thoughts(&completed["response"]), expect);
 }
 
+/// The prompt that the engine got last.
+fn prompt(server: &Server) -> String {
+    let requests = server.engine.requests.lock().unwrap();
+    let prompt = &requests.last().unwrap().prompt;
+    server.state.tokenizer.decode(prompt).unwrap()
+}
+
+#[test]
+fn fields_that_contradict_each_other_are_both_named() {
+    let server = start();
+    for (fields, names) in [
+        (
+            json!({"chat_template_kwargs": {"enable_thinking": true}, "enable_thinking": false}),
+            ["chat_template_kwargs.enable_thinking", "enable_thinking"],
+        ),
+        (
+            json!({"chat_template_kwargs": {"enable_thinking": false}, "reasoning_effort": "high"}),
+            ["chat_template_kwargs.enable_thinking", "reasoning_effort"],
+        ),
+        (
+            json!({"chat_template_kwargs": {"thinking": true}, "reasoning_effort": "none"}),
+            ["chat_template_kwargs.thinking", "reasoning_effort"],
+        ),
+        (
+            json!({"enable_thinking": true, "reasoning_effort": "minimal"}),
+            ["enable_thinking", "reasoning_effort"],
+        ),
+        (
+            json!({"chat_template_kwargs": {"reasoning_effort": "low"}, "reasoning_effort": "high"}),
+            ["chat_template_kwargs.reasoning_effort", "reasoning_effort"],
+        ),
+    ] {
+        let reply = chat(&server, &fields);
+        assert_eq!(reply.status, 400, "{fields}: {}", reply.text);
+        for name in names {
+            assert!(reply.text.contains(&format!("`{name}`")), "{}", reply.text);
+        }
+    }
+    for fields in [
+        json!({"chat_template_kwargs": {"enable_thinking": false}, "enable_thinking": false}),
+        json!({"chat_template_kwargs": {"thinking": false}, "reasoning_effort": "none"}),
+        json!({"chat_template_kwargs": {"reasoning_effort": "none"}}),
+    ] {
+        assert_eq!(chat(&server, &fields).status, 200, "{fields}");
+        assert!(prompt(&server).ends_with("<think></think>"), "{fields}");
+    }
+    // With Anthropic's, an effort is no wish to think.
+    let claude = json!({"model": MODEL, "messages": [{"role": "user", "content": "Hi"}],
+        "thinking": {"type": "disabled"}, "output_config": {"effort": "high"}});
+    let reply = post(&server, "/v1/messages", &claude);
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    assert!(prompt(&server).ends_with("<think></think>"));
+}
+
+#[test]
+fn a_model_whose_template_has_no_switch_is_made_to_end_its_thoughts() {
+    let always = "{% for m in messages %}{{ m.content }}{% endfor %}assistant: <think>\n";
+    let server = Server::start(|state| {
+        let template = ChatTemplate::new(always, &state.tokenizer).unwrap();
+        state.chat = Arc::new(template);
+    });
+    let budget = |fields: &Value| {
+        assert_eq!(chat(&server, fields).status, 200, "{fields}");
+        let requests = server.engine.requests.lock().unwrap();
+        let thinking = requests.last().unwrap().sampling.thinking.clone();
+        thinking.map(|budget| (budget.tokens, budget.opened))
+    };
+    // A template that never closes thoughts is none of a model that thinks.
+    assert_eq!(budget(&json!({"reasoning_effort": "none"})), None);
+    let always = format!("{always}{{# </think> #}}");
+    let server = Server::start(|state| {
+        let template = ChatTemplate::new(&always, &state.tokenizer).unwrap();
+        state.chat = Arc::new(template);
+    });
+    let budget = |fields: &Value| {
+        assert_eq!(chat(&server, fields).status, 200, "{fields}");
+        let requests = server.engine.requests.lock().unwrap();
+        let thinking = requests.last().unwrap().sampling.thinking.clone();
+        thinking.map(|budget| (budget.tokens, budget.opened))
+    };
+    assert_eq!(
+        budget(&json!({"reasoning_effort": "none"})),
+        Some((0, true))
+    );
+    assert_eq!(
+        budget(&json!({"enable_thinking": false, "thinking_budget": 9})),
+        Some((0, true))
+    );
+    assert_eq!(budget(&json!({"enable_thinking": true})), None);
+}
+
+/// Functions that may be called leave the text free.
+#[test]
+fn thoughts_before_a_call_are_no_part_of_the_text() {
+    const CALL: &str = "<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call>";
+    let server = start();
+    let said = || Script::Exactly(&["<think>Hm.</think>", "\n\n", CALL]);
+    server.script([said(), said()]);
+    let tools = json!([{"type": "function", "function": {"name": "f"}}]);
+    let answer = chat(&server, &json!({"tools": tools})).json();
+    let message = &answer["choices"][0]["message"];
+    assert_eq!(message["reasoning_content"], "Hm.", "{message}");
+    assert_eq!(message["content"], Value::Null);
+    assert_eq!(message["tool_calls"][0]["function"]["name"], "f");
+    let body = json!({"model": MODEL, "input": "Hi", "tools": [{"type": "function", "name": "f"}]});
+    let output = post(&server, "/v1/responses", &body).json()["output"].clone();
+    let kinds: Vec<&Value> = output
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| &item["type"])
+        .collect();
+    assert_eq!(kinds, ["reasoning", "function_call"], "{output}");
+}
+
+#[test]
+fn a_message_that_begins_with_thoughts_is_continued_in_them() {
+    let server = start();
+    server.script([Script::Say(&["so.", "</think>", "Yes."])]);
+    let begun = json!({"continue_final_message": true, "messages": [
+        {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<think>\nOkay, "}]});
+    let message = chat(&server, &begun).json()["choices"][0]["message"].clone();
+    assert_eq!(
+        (&message["reasoning_content"], &message["content"]),
+        (&json!("so."), &json!("Yes.!"))
+    );
+}
+
 #[test]
 fn fields_of_the_template_are_followed_or_named() {
     let server = start();

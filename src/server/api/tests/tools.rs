@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::chat;
 use super::fake::{Script, Server};
+use super::{chat, post};
 
 fn weather() -> Value {
     json!({"type": "function", "function": {
@@ -207,4 +207,35 @@ fn schemas_reach_the_engine_as_grammars() {
     }
     let requests = server.engine.requests.lock().unwrap();
     assert!(requests.iter().all(|r| r.sampling.grammar.is_some()));
+}
+
+/// The prompt has all functions. What the grammar allows is tested where it is made.
+#[test]
+fn some_of_the_functions_may_be_allowed() {
+    let server = Server::start(|_| ());
+    let other = json!({"type": "function", "function": {"name": "save"}});
+    let tools = json!([weather(), other]);
+    let name = weather()["function"]["name"].clone();
+    let allowed = |mode: &str, name: &Value| {
+        let tool = json!({"type": "function", "function": {"name": name}});
+        let choice =
+            json!({"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [tool]}});
+        json!({"tools": tools, "tool_choice": choice})
+    };
+    for mode in ["auto", "required"] {
+        let reply = chat(&server, &allowed(mode, &name));
+        assert_eq!(reply.status, 200, "{mode}: {}", reply.text);
+        let requests = server.engine.requests.lock().unwrap();
+        let request = requests.last().unwrap();
+        let prompt = server.state.tokenizer.decode(&request.prompt).unwrap();
+        assert!(prompt.contains("save"), "{prompt}");
+        assert!(request.sampling.grammar.is_some());
+    }
+    let flat = json!({"input": "Hi", "tools": [{"type": "function", "name": "f"}, {"type": "function", "name": "g"}],
+        "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "g"}]}});
+    let reply = post(&server, "/v1/responses", &flat);
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    let missing = chat(&server, &allowed("auto", &json!("none")));
+    let param = &missing.json()["error"]["param"];
+    assert_eq!(param, "tool_choice.allowed_tools.tools", "{}", missing.text);
 }

@@ -64,6 +64,10 @@ fn grammars_allow_what_the_choice_says() {
     let word = AnswerFormat::Regex("^[a-c]+/\\d$".into());
     let either = AnswerFormat::Choice(vec!["yes".into(), "yes!".into()]);
     let auto = || json!("auto");
+    let only = |mode: &str| {
+        let function = json!({"type": "function", "function": {"name": "g"}});
+        json!({"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [function]}})
+    };
     let cases = [
         (
             Tagged,
@@ -89,6 +93,22 @@ fn grammars_allow_what_the_choice_says() {
             &text,
             vec![&*other],
             vec![&*one, &*others],
+        ),
+        (
+            Tagged,
+            only("auto"),
+            true,
+            &text,
+            vec!["Hi", &*other],
+            vec![&*one, &*two],
+        ),
+        (
+            Tagged,
+            only("required"),
+            true,
+            &text,
+            vec![&*other],
+            vec!["Hi", &*one, &*two],
         ),
         (
             Tagged,

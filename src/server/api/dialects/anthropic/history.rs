@@ -4,64 +4,82 @@ use serde_json::{Value, json};
 
 use super::super::super::error::ApiError;
 use super::super::super::request::wrong_type;
-use super::super::{string, text_of, unsupported};
-use super::Message;
+use super::body::{Block, Content, Message, Texts, UseBlock};
 
 /// Marks the result of a call that failed: chat templates have no field for it.
 const FAILED: &str = "Error: ";
 
+/// Whether a message that is the last one is to be continued: it is the assistant's, and ends with text.
+pub(super) fn continues(message: &Message) -> bool {
+    let ends_with_text = match &message.content {
+        Some(Content::Text(text)) => !text.is_empty(),
+        Some(Content::Blocks(blocks)) => {
+            matches!(blocks.last(), Some(Block::Text(_, block)) if !block.text.is_empty())
+        }
+        None => false,
+    };
+    message.role == "assistant" && ends_with_text
+}
+
 /// A message as one or, with results of calls, several.
 pub(super) fn translate(
     place: &str,
-    message: &Message,
+    message: Message,
     into: &mut Vec<Value>,
 ) -> Result<(), ApiError> {
-    let Value::Array(blocks) = &message.content else {
-        let text = text_of(&format!("{place}.content"), &message.content)?;
-        into.push(json!({"role": message.role, "content": text}));
-        return Ok(());
+    let blocks = match message.content {
+        Some(Content::Blocks(blocks)) => blocks,
+        Some(Content::Text(text)) => {
+            into.push(json!({"role": message.role, "content": text}));
+            return Ok(());
+        }
+        None => {
+            into.push(json!({"role": message.role, "content": ""}));
+            return Ok(());
+        }
     };
     let (mut text, mut thoughts, mut calls) = (String::new(), String::new(), Vec::new());
-    for (index, block) in blocks.iter().enumerate() {
+    let mut has_results = false;
+    for (index, block) in blocks.into_iter().enumerate() {
         let place = format!("{place}.content[{index}]");
-        match block["type"].as_str().unwrap_or("no type") {
-            "text" => text.push_str(string(&place, block, "text")?),
-            "thinking" => thoughts.push_str(string(&place, block, "thinking")?),
-            "redacted_thinking" => {}
-            "tool_use" => calls.push(call(&place, block)?),
-            "tool_result" => {
-                let mut result = text_of(&format!("{place}.content"), &block["content"])?;
-                if block["is_error"] == true {
+        match block {
+            Block::Text(_, block) => text.push_str(&block.text),
+            Block::Thinking(_, block) => thoughts.push_str(&block.thinking),
+            Block::Redacted(..) => {}
+            Block::Use(_, block) => calls.push(call(&place, block)?),
+            Block::Result(_, block) => {
+                let mut result = block.content.map_or_else(String::new, Texts::text);
+                if block.is_error == Some(true) {
                     result.insert_str(0, FAILED);
                 }
-                into.push(json!({"role": "tool", "tool_call_id": block["tool_use_id"], "content": result}));
+                has_results = true;
+                into.push(
+                    json!({"role": "tool", "tool_call_id": block.tool_use_id, "content": result}),
+                );
             }
-            other => return Err(unsupported(&place, other)),
         }
     }
-    let only_results = text.is_empty() && blocks.iter().any(|block| block["type"] == "tool_result");
-    if !only_results {
-        let mut translated = json!({"role": message.role, "content": text});
-        if !thoughts.is_empty() {
-            translated["reasoning_content"] = thoughts.into();
-        }
-        if !calls.is_empty() {
-            translated["tool_calls"] = calls.into();
-        }
-        into.push(translated);
+    if text.is_empty() && has_results {
+        return Ok(());
     }
+    let mut translated = json!({"role": message.role, "content": text});
+    if !thoughts.is_empty() {
+        translated["reasoning_content"] = thoughts.into();
+    }
+    if !calls.is_empty() {
+        translated["tool_calls"] = calls.into();
+    }
+    into.push(translated);
     Ok(())
 }
 
-/// An earlier call of a function. One without `input` had no arguments.
-fn call(place: &str, block: &Value) -> Result<Value, ApiError> {
-    let name = string(place, block, "name")?;
-    let input = match &block["input"] {
-        Value::Null => "{}".to_owned(),
-        input @ Value::Object(_) => input.to_string(),
-        other => return Err(wrong_type(&format!("{place}.input"), "an object", other)),
+/// An earlier call of a function.
+fn call(place: &str, block: UseBlock) -> Result<Value, ApiError> {
+    let arguments = match &block.input {
+        None => "{}".to_owned(),
+        Some(input @ Value::Object(_)) => input.to_string(),
+        Some(other) => return Err(wrong_type(&format!("{place}.input"), "an object", other)),
     };
-    Ok(
-        json!({"id": block["id"], "type": "function", "function": {"name": name, "arguments": input}}),
-    )
+    let function = json!({"name": block.name, "arguments": arguments});
+    Ok(json!({"id": block.id, "type": "function", "function": function}))
 }
