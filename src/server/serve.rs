@@ -41,7 +41,7 @@ use realign_engine::adapter::{AdapterError, AdapterStore, Registry, base_id};
 use realign_engine::merged::PrepareError;
 use realign_engine::{EngineError, EngineHandle};
 use realign_model::{LoadedModel, ModelError, TimeSlices};
-pub use signals::EXIT_STUCK;
+pub use signals::{EXIT_STUCK, keep_hangups};
 use supervisor::Supervisor;
 pub use threads::Stuck;
 use threads::{AlignmentWatch, END_LIMIT, Threads};

@@ -176,11 +176,14 @@ impl Process {
         &self.control.context
     }
 
-    /// The loop handles what waits for it.
-    pub(super) fn deliver(&mut self) {
+    /// The loop handles what waits for it; returns how much did.
+    pub(super) fn deliver(&mut self) -> usize {
+        let mut delivered = 0;
         while let Ok(event) = self.queued.try_recv() {
             self.worker.handle(event);
+            delivered += 1;
         }
+        delivered
     }
 
     /// What serves.
