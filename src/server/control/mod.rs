@@ -125,6 +125,7 @@ impl Control {
         let directory = parts.config.paths.policies.clone();
         let context = Arc::new(Context::new(parts)?);
         context.pointer.resume(|id| context.load_generation(id));
+        context.stand_in();
         let (events, inbox) = channel();
         let watcher_events = events.clone();
         let watch = |directory| {

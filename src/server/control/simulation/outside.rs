@@ -261,6 +261,11 @@ impl Outside {
         self.state().job.take()
     }
 
+    /// The adapter directory is not mounted.
+    pub(super) fn lose_current(&self) {
+        self.state().current = None;
+    }
+
     /// How many exams were to begin.
     pub(super) fn exams(&self) -> usize {
         self.state().exams

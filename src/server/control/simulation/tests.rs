@@ -13,6 +13,9 @@ use super::policies::Content;
 use super::process::{Process, base};
 use super::schedule::{End, Expected, Op, Step};
 use super::simulate;
+use crate::api::AdminPort;
+use crate::config::{Config, OnMissing, RawConfig};
+use realign_engine::adapter::generation::GenerationId;
 
 /// Schedules that run with the other tests.
 const FEW: u64 = 1000;
@@ -289,4 +292,35 @@ fn an_exam_that_was_put_off_follows_the_one_that_is_sat() {
     process.worker.handle(Event::Examined);
     process.worker.handle(Event::Examined);
     assert_eq!(outside.exams() - before, 2);
+}
+
+#[test]
+fn where_it_is_not_wanted_the_base_stands_in_for_nothing() {
+    let mut config = Config::resolve(RawConfig::default()).unwrap();
+    config.on_missing = OnMissing::Refuse;
+    let config = std::sync::Arc::new(config);
+    let (id, hash) = base();
+    let outside = Outside::new(id, hash);
+    let withheld = |process: &Process| {
+        let why = process.context().registry.withheld();
+        why.map(|why| why.to_string()).unwrap_or_default()
+    };
+    let serve = |process: &Process| {
+        AdminPort::activate(&process.control, "aaaaaaaaaaaa", None).unwrap();
+        assert_eq!(withheld(process), "");
+    };
+    let mut process = Process::start_with(&outside, config.clone());
+    serve(&process);
+    // It computes no numbers, and only the base is left.
+    let broken = GenerationId("aaaaaaaaaaaa".into());
+    process.worker.handle(Event::Unhealthy(broken));
+    assert_eq!(process.serving(), outside.base.0);
+    assert!(withheld(&process).contains("taken out of service"));
+    serve(&process);
+    drop(process);
+    outside.lose_current();
+    let process = Process::start_with(&outside, config);
+    assert_eq!(process.serving(), outside.base.0);
+    assert!(withheld(&process).contains("there is no CURRENT"));
+    serve(&process);
 }
