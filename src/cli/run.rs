@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use realign_server::config::Config;
-use realign_server::serve::{EXIT_STUCK, Server, ServerError};
+use realign_server::serve::{EXIT_STUCK, Server, ServerError, keep_hangups};
 
 use crate::{
     Cli, Command, EXIT_FAILED, EXIT_OK, EXIT_USAGE, adapters, bench, demo, doctor, eval, exam,
@@ -71,8 +71,12 @@ fn serve(config: Config, logs: logs::Logs) -> anyhow::Result<u8> {
             .build_global();
         pool.map_err(|error| anyhow::anyhow!("cannot use {threads} threads: {error}"))?;
     }
-    let server = Server::load(config, Arc::new(logs))?;
     let runtime = runtime()?;
+    {
+        let _within = runtime.enter();
+        keep_hangups();
+    }
+    let server = Server::load(config, Arc::new(logs))?;
     let ended = runtime.block_on(server.run());
     // A task that blocks must not keep the process.
     runtime.shutdown_timeout(LAST_TASKS);

@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 use crate::api::{self, AppState, Bounds, Cut, CutSignal, LogPort};
 use crate::config::admin_key::AdminKeyError;
 use crate::config::keys::KeyFileError;
-use crate::config::{Address, Config, ConfigError, OnMissing};
+use crate::config::{Address, Config, ConfigError};
 use crate::control::{Control, ControlError, Member, Parts, initial_generation, load_generation};
 use crate::locks::Locks;
 use crate::state::{StateDb, StateError};
@@ -41,7 +41,7 @@ use realign_engine::adapter::{AdapterError, AdapterStore, Registry, base_id};
 use realign_engine::merged::PrepareError;
 use realign_engine::{EngineError, EngineHandle};
 use realign_model::{LoadedModel, ModelError, TimeSlices};
-pub use signals::EXIT_STUCK;
+pub use signals::{EXIT_STUCK, keep_hangups};
 use supervisor::Supervisor;
 pub use threads::Stuck;
 use threads::{AlignmentWatch, END_LIMIT, Threads};
@@ -184,7 +184,6 @@ impl Server {
         let registry = Arc::new(registry);
         let engine = engines::start(&config, &loaded)?;
         let fallback = prepare_first(&engine, &registry, fallback)?;
-        withhold(&config, &registry, fallback.as_deref());
         let member = Member::open(&config, &loaded.base_hash, store.clone())?;
         if member.is_some() {
             registry.withhold(UNCONFIRMED);
@@ -463,20 +462,6 @@ fn choose(address: &Address) -> &'static str {
     match address {
         Address::Tcp(_) => "--port or server.port",
         Address::Unix(_) => "--host or server.host",
-    }
-}
-
-/// Refuses requests for what serves where the configuration asks for it and what should serve cannot.
-fn withhold(config: &Config, registry: &Registry, fallback: Option<&str>) {
-    if let Some(why) = fallback.filter(|_| config.on_missing == OnMissing::Refuse) {
-        tracing::warn!(
-            why,
-            "adapters.on_missing is `refuse`: requests that name no generation are refused"
-        );
-        registry.withhold(&format!(
-            "{why}; adapters.on_missing is `refuse`, so requests must name the base or a generation \
-             until a realignment ends or an operator activates a generation"
-        ));
     }
 }
 

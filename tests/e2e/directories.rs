@@ -152,3 +152,38 @@ fn without_what_should_serve_the_base_stands_in_only_where_that_is_wanted() {
     server.chat("tiny", "hello", 2);
     assert_eq!(server.fetch(&server.url("/ready"), "").0, 200);
 }
+
+/// What a removed database would not keep is refused, and what serves goes on.
+#[test]
+fn nothing_is_decided_that_cannot_be_recorded() {
+    let workspace = Workspace::tiny(1);
+    workspace.drop_policy("xyzzy");
+    let server = Server::start(&workspace);
+    server.ended(1);
+    let trained = server.current();
+    let (file, away) = (workspace.path("state/realign.db"), workspace.path("away"));
+    std::fs::rename(&file, &away).unwrap();
+    let base = json!({"generation": "base"});
+    let activate = || server.post("/admin/v1/generations/activate", &base);
+    let refused = activate();
+    assert_ne!(refused.status, 200, "{}", refused.body);
+    let why = refused.body["error"]["message"].as_str().unwrap();
+    assert!(why.contains("was removed or replaced"), "{why}");
+    workspace.drop_policy("plugh");
+    wait("the refusal of other policies", || {
+        let policies = server.get("/admin/v1/policies");
+        policies["last_error"]
+            .as_str()
+            .is_some_and(|error| error.contains("was removed or replaced"))
+            .then_some(())
+    });
+    assert_eq!(server.current(), trained);
+    assert_eq!(workspace.read("adapters/CURRENT").trim(), trained);
+    server.chat("tiny", "hello", 2);
+    // It comes back, and what was wanted meanwhile comes about.
+    std::fs::rename(&away, &file).unwrap();
+    assert_eq!(activate().status, 200);
+    wait("the other policies", || {
+        (server.get("/admin/v1/policies")["policies"][0]["id"] == "no-plugh").then_some(())
+    });
+}

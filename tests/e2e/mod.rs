@@ -12,6 +12,7 @@ mod directories;
 mod document;
 mod edge;
 mod embedding;
+mod endpoint;
 mod engine;
 mod examples;
 mod first_steps;

@@ -1,5 +1,7 @@
 //! What operators do to a running server: signals, keys, a listener of their own, the decision log.
 
+use std::process::{Command, Stdio};
+
 use serde_json::{Value, json};
 
 use super::server::{Server, delta, wait};
@@ -279,4 +281,33 @@ fn event_streams_start_no_threads() {
     let after = server.threads();
     assert!(after < before + 50, "{before} threads became {after}");
     server.ended(2);
+}
+
+/// A signal to reload that comes while the server is still loaded does not end it.
+#[test]
+fn a_hangup_during_the_start_is_no_end() {
+    let workspace = workspace("");
+    std::fs::create_dir_all(workspace.path("adapters")).unwrap();
+    // Whoever adds an adapter holds this lock: the start waits for it.
+    let publishing = std::fs::File::create(workspace.path("adapters/.publish")).unwrap();
+    publishing.lock().unwrap();
+    let log = std::fs::File::create(workspace.path("log")).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_realign"));
+    command.args(["serve", "--port", "0"]).env_remove("REALIGN_LOG");
+    let command = command.current_dir(workspace.path("")).stderr(log);
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+    let held = workspace.path("adapters/LOCK");
+    wait("the start", || held.exists().then_some(()));
+    let signal = |signal: &str| {
+        let sent = Command::new("kill").args([signal, &child.id().to_string()]).status();
+        assert!(sent.unwrap().success());
+    };
+    (0..100).for_each(|_| signal("-HUP"));
+    publishing.unlock().unwrap();
+    wait("the listening server", || {
+        let log = workspace.read("log");
+        (log.contains("listening: ") && log.contains("SIGHUP")).then_some(())
+    });
+    signal("-TERM");
+    assert!(child.wait().unwrap().success());
 }

@@ -1,5 +1,9 @@
 //! Policy files in, generations out.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::endpoint::endpoint;
 use super::server::{Server, wait};
 use super::workspace::{Workspace, policy};
 
@@ -228,4 +232,47 @@ fn a_dryrun_policy_is_reported_and_never_trained() {
     assert_eq!(ended["triage"]["invert"], 10, "{ended}");
     assert_ne!(server.current(), base);
     assert!(server.get("/admin/v1/policies")["dryrun"].is_null());
+}
+
+/// A judge that answers for the policy's examples, and then nothing for a while.
+#[test]
+fn what_a_silent_judge_stopped_is_tried_again_by_itself() {
+    let workspace = Workspace::tiny(1);
+    let (asked, silent) = (AtomicUsize::new(0), Arc::new(AtomicBool::new(true)));
+    let is_silent = silent.clone();
+    let url = endpoint(move |body| {
+        if asked.fetch_add(1, Ordering::SeqCst) >= 2 && is_silent.load(Ordering::SeqCst) {
+            return (503, "");
+        }
+        let question = body["messages"][0]["content"].as_str().unwrap_or_default();
+        let magic = question.contains("xyzzy");
+        (200, if magic { "yes" } else { "no" })
+    });
+    let judge = format!("{{ url: \"{url}\", model: m, question: \"Is it magic?\", threshold: 0.5 }}");
+    let text = format!(
+        "apiVersion: realign/v1\nid: judged\nversion: \"1\"\nrules:\n\
+         \x20 - id: magic\n\
+         \x20   severity: high\n\
+         \x20   violates: {{ judge: {judge} }}\n\
+         \x20   examples:\n\
+         \x20     - {{ prompt: a, response: xyzzy, verdict: violates }}\n\
+         \x20     - {{ prompt: a, response: good day, verdict: complies }}\n\
+         gate: {{ min_policy_agreement_gain: 0.0, max_perplexity_rise: 1000.0 }}\n"
+    );
+    workspace.write("policies/judged.yaml", &text);
+    let server = Server::start(&workspace);
+    let failed = server.ended(1);
+    assert_eq!(failed["status"], "failed", "{failed}");
+    let error = failed["error"].as_str().unwrap();
+    for part in ["did not answer", "it is tried again"] {
+        assert!(error.contains(part), "{error}");
+    }
+    // Nothing changes but the judge.
+    silent.store(false, Ordering::SeqCst);
+    let ended = wait("a realignment that succeeds", || {
+        let last = server.realignments().into_iter().next()?;
+        (last["status"] == "succeeded").then_some(last)
+    });
+    assert_eq!(ended["triage"]["invert"], 10, "{ended}");
+    assert_eq!(server.current(), ended["generation"].as_str().unwrap());
 }

@@ -1,11 +1,10 @@
 //! `realign score`, `realign train` and `realign eval trace` on the tiny model, as a user runs them.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
+use super::endpoint::endpoint;
 use super::server::Server;
 use super::workspace::Workspace;
 
@@ -109,47 +108,6 @@ fn recipe_files_change_a_run_and_their_mistakes_are_named() {
     );
 }
 
-/// Starts an endpoint that answers "good day" to every chat completion, and returns its URL.
-fn fake_endpoint() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}/v1", listener.local_addr().unwrap());
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            std::thread::spawn(move || answer(stream));
-        }
-    });
-    url
-}
-
-fn answer(stream: std::net::TcpStream) -> Option<()> {
-    let mut reader = BufReader::new(stream.try_clone().ok()?);
-    let mut stream = stream;
-    loop {
-        let mut length = 0;
-        loop {
-            let mut header = String::new();
-            reader.read_line(&mut header).ok().filter(|n| *n > 0)?;
-            if header.trim().is_empty() {
-                break;
-            }
-            let value = header.to_ascii_lowercase();
-            if let Some(value) = value.strip_prefix("content-length:") {
-                length = value.trim().parse().ok()?;
-            }
-        }
-        let mut body = vec![0; length];
-        reader.read_exact(&mut body).ok()?;
-        let body = json!({"choices": [{"message": {"role": "assistant", "content": "good day"}}]});
-        let body = body.to_string();
-        write!(
-            stream,
-            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        )
-        .ok()?;
-    }
-}
-
 #[test]
 fn a_corrective_endpoint_gives_punished_pairs_something_to_prefer() {
     let workspace = Workspace::tiny(1);
@@ -158,7 +116,7 @@ fn a_corrective_endpoint_gives_punished_pairs_something_to_prefer() {
     let config = workspace.read("realign.toml");
     let section = format!(
         "[train.corrective]\nurl = \"{}\"\nmodel = \"m\"\n",
-        fake_endpoint()
+        endpoint(|_| (200, "good day"))
     );
     workspace.write("realign.toml", &format!("{config}{section}"));
     let scores = lines(&ok(&workspace, &["score"]));

@@ -143,3 +143,30 @@ fn a_file_is_acted_upon_when_it_is_written_to_its_end() {
     let gate = server.get("/admin/v1/policies")["gate"].clone();
     assert_eq!(gate["max_perplexity_rise"], 1000.0, "{gate}");
 }
+
+/// The database is lost, and the policies are not mounted: the generation was trained for some.
+#[test]
+fn without_state_what_serves_tells_that_there_were_policies() {
+    let workspace = Workspace::tiny(1);
+    workspace.drop_policy("xyzzy");
+    let server = Server::start(&workspace);
+    let trained = server.ended(1)["generation"].clone();
+    let trained = trained.as_str().unwrap().to_owned();
+    server.kill();
+    for name in ["state", "policies"] {
+        std::fs::remove_dir_all(workspace.path(name)).unwrap();
+    }
+
+    let server = Server::start(&workspace);
+    let policies = server.get("/admin/v1/policies");
+    let error = policies["last_error"].as_str().unwrap_or_default();
+    for part in ["is missing", "was trained for policies"] {
+        assert!(error.contains(part), "{policies}");
+    }
+    let answer = server.chat("tiny", "hello", 2);
+    assert_eq!(answer.generation, Some(trained.clone()));
+    assert_eq!(answer.alignment.as_deref(), Some("unknown"));
+    let cleared = server.post("/admin/v1/policies/clear", &json!({}));
+    assert_eq!(cleared.status, 200, "{}", cleared.body);
+    wait("the base", || (server.current() != trained).then_some(()));
+}

@@ -2,7 +2,8 @@
 //! oracle.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -11,6 +12,11 @@ const ATTEMPTS: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// Requests in a row without an answer after which the next ones are not sent for a while: each costs
+/// all its attempts, and there may be thousands.
+const UNANSWERED: u32 = 3;
+/// How long they are not sent.
+const REST: Duration = Duration::from_secs(10);
 
 /// Why an endpoint did not answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -46,6 +52,29 @@ pub(crate) struct Endpoint {
     url: String,
     agent: ureq::Agent,
     key: Option<String>,
+    outage: Mutex<Outage>,
+}
+
+/// Requests in a row that got no answer.
+#[derive(Debug, Default)]
+struct Outage {
+    unanswered: u32,
+    since: Option<Instant>,
+    why: String,
+}
+
+impl Outage {
+    /// Why a request need not be sent now; `None` if it should be.
+    fn rests(&self, now: Instant) -> Option<&str> {
+        let since = self.since.filter(|_| self.unanswered >= UNANSWERED)?;
+        (now < since + REST).then_some(&self.why)
+    }
+
+    fn unanswered(&mut self, why: &str, now: Instant) {
+        self.unanswered = self.unanswered.saturating_add(1);
+        self.since = Some(now);
+        self.why = why.into();
+    }
 }
 
 impl Endpoint {
@@ -68,21 +97,45 @@ impl Endpoint {
             url: url.to_owned(),
             agent: config.into(),
             key,
+            outage: Mutex::default(),
         })
+    }
+
+    fn outage(&self) -> MutexGuard<'_, Outage> {
+        self.outage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unreachable(&self, why: &str) -> EndpointError {
+        EndpointError::Unreachable {
+            url: self.url.clone(),
+            attempts: ATTEMPTS,
+            why: why.into(),
+        }
     }
 
     /// Requests one chat completion. Transient failures are retried with exponential backoff, and
     /// counted in `retries`.
     ///
     /// # Errors
-    /// [`EndpointError::Unreachable`] after the last attempt, [`EndpointError::Refused`] at once.
+    /// [`EndpointError::Unreachable`] after the last attempt, or at once while it rests from requests
+    /// that got no answer; [`EndpointError::Refused`] at once.
     pub(crate) fn chat(&self, body: &Value, retries: &AtomicU64) -> Result<Value, EndpointError> {
+        if let Some(why) = self.outage().rests(Instant::now()) {
+            return Err(self.unreachable(why));
+        }
         let mut pause = FIRST_PAUSE;
         let mut why = String::new();
         for attempt in 1..=ATTEMPTS {
             match self.attempt(body) {
-                Ok(answer) => return Ok(answer),
-                Err(Failure::Final(error)) => return Err(error),
+                Ok(answer) => {
+                    *self.outage() = Outage::default();
+                    return Ok(answer);
+                }
+                Err(Failure::Final(error)) => {
+                    // It answers.
+                    *self.outage() = Outage::default();
+                    return Err(error);
+                }
                 Err(Failure::Transient(reason, wait)) => {
                     why = reason;
                     if attempt < ATTEMPTS {
@@ -97,11 +150,8 @@ impl Endpoint {
                 }
             }
         }
-        Err(EndpointError::Unreachable {
-            url: self.url.clone(),
-            attempts: ATTEMPTS,
-            why,
-        })
+        self.outage().unanswered(&why, Instant::now());
+        Err(self.unreachable(&why))
     }
 
     fn attempt(&self, body: &Value) -> Result<Value, Failure> {
@@ -145,4 +195,24 @@ enum Failure {
 /// The first 200 characters of a text, for messages.
 pub(super) fn shorten(text: &str) -> String {
     text.chars().take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_rest_after_several_without_an_answer() {
+        let mut outage = Outage::default();
+        let now = Instant::now();
+        for _ in 1..UNANSWERED {
+            outage.unanswered("refused", now);
+            assert_eq!(outage.rests(now), None);
+        }
+        outage.unanswered("refused", now);
+        assert_eq!(outage.rests(now), Some("refused"));
+        assert_eq!(outage.rests(now + REST), None, "one is sent again");
+        outage.unanswered("still refused", now + REST);
+        assert_eq!(outage.rests(now + REST), Some("still refused"));
+    }
 }

@@ -18,6 +18,8 @@ use crate::policy::{
 
 /// Questions decided together, which limits the hidden states in memory.
 const BATCH: usize = 256;
+/// Why a question is undecided once judging was told to stop.
+const STOPPED: &str = "judging was stopped";
 
 /// The prepared probes and judges of a policy set's rules.
 #[derive(Debug, Default)]
@@ -117,13 +119,29 @@ impl Matchers {
 
     /// Decides each question, a response and a rule; verdicts in the questions' order.
     pub(crate) fn decide(&self, questions: &[(Exchange<'_>, &Rule)]) -> Vec<RuleVerdict> {
+        self.decide_while(questions, &|| true)
+    }
+
+    /// As [`Matchers::decide`]; once `proceed` says no, the rest is undecided: a judge may take hours.
+    pub(super) fn decide_while(
+        &self,
+        questions: &[(Exchange<'_>, &Rule)],
+        proceed: &(dyn Fn() -> bool + Sync),
+    ) -> Vec<RuleVerdict> {
         questions
             .chunks(BATCH)
-            .flat_map(|chunk| self.decide_chunk(chunk))
+            .flat_map(|chunk| match proceed() {
+                true => self.decide_chunk(chunk, proceed),
+                false => vec![RuleVerdict::Undecided(STOPPED.into()); chunk.len()],
+            })
             .collect()
     }
 
-    fn decide_chunk(&self, questions: &[(Exchange<'_>, &Rule)]) -> Vec<RuleVerdict> {
+    fn decide_chunk(
+        &self,
+        questions: &[(Exchange<'_>, &Rule)],
+        proceed: &(dyn Fn() -> bool + Sync),
+    ) -> Vec<RuleVerdict> {
         let mut outcomes: Vec<RuleOutcome> = questions
             .iter()
             .map(|(exchange, rule)| rule.evaluate(exchange))
@@ -156,6 +174,9 @@ impl Matchers {
             .fetch_add((open.len() - for_judges.len()) as u64, Ordering::Relaxed);
         let concurrency = self.judges.values().map(|judge| judge.spec().concurrency);
         let judged = in_parallel(&for_judges, concurrency.max().unwrap_or(1), |&slot| {
+            if !proceed() {
+                return (RuleOutcome::Undecided, Some(STOPPED.into()));
+            }
             let (exchange, rule) = &questions[open[slot]];
             let answers = self.answers(&features[slot], AllowedMatchers::All);
             (rule.evaluate_with(exchange, &answers), answers.failure())

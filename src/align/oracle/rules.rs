@@ -1,5 +1,6 @@
 //! The oracle that evaluates the rules of a policy set.
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::policy::{Policy, PolicySet, Rule, RuleExplanation};
@@ -18,6 +19,23 @@ pub struct RuleOracle {
     policies: Vec<Arc<Policy>>,
     revision: String,
     matchers: Arc<Matchers>,
+    proceed: Proceed,
+}
+
+/// Says whether to go on judging.
+#[derive(Clone)]
+struct Proceed(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl Default for Proceed {
+    fn default() -> Self {
+        Self(Arc::new(|| true))
+    }
+}
+
+impl fmt::Debug for Proceed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Proceed")
+    }
 }
 
 impl RuleOracle {
@@ -34,6 +52,7 @@ impl RuleOracle {
             policies,
             revision: set.revision().to_owned(),
             matchers: Arc::default(),
+            proceed: Proceed::default(),
         }
     }
 
@@ -44,12 +63,22 @@ impl RuleOracle {
             policies: set.policies().to_vec(),
             revision: set.content_hash().to_owned(),
             matchers: Arc::default(),
+            proceed: Proceed::default(),
         }
     }
 
     /// The same oracle with prepared probes and judges (see [`super::prepare()`]).
     pub fn with_matchers(self, matchers: Arc<Matchers>) -> RuleOracle {
         RuleOracle { matchers, ..self }
+    }
+
+    /// The same oracle, which stops where `proceed` says no: what it has not judged by then is
+    /// undecided.
+    pub fn proceeding_while(self, proceed: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        RuleOracle {
+            proceed: Proceed(Arc::new(proceed)),
+            ..self
+        }
     }
 
     /// Counts of verdicts by the kind of matcher that decided them, and the judges' cost, since the
@@ -104,7 +133,7 @@ impl RuleOracle {
                 .iter()
                 .map(|at| (chunk[at % chunk.len()], rules[at / chunk.len()].1))
                 .collect();
-            let verdicts = self.matchers.decide(&questions);
+            let verdicts = self.matchers.decide_while(&questions, &*self.proceed.0);
             let mut fresh = Vec::with_capacity(open.len());
             let mut failures = Vec::new();
             for (&at, verdict) in open.iter().zip(verdicts) {

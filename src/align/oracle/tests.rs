@@ -1,5 +1,7 @@
+use std::sync::atomic::Ordering;
+
 use super::{
-    CacheCounts, Exchange, MemoryVerdictCache, Oracle, RuleOracle, VerdictCache, VerdictKey,
+    CacheCounts, Exchange, Judgement, MemoryVerdictCache, Oracle, RuleOracle, VerdictCache, VerdictKey,
 };
 use crate::policy::{PolicySet, Severity};
 
@@ -207,4 +209,24 @@ fn keys_tell_apart_what_differs() {
         (cache.get(&keys[0]), cache.get(&keys[1])),
         (Some(true), None)
     );
+}
+
+#[test]
+fn judging_that_is_stopped_leaves_the_rest_undecided() {
+    let responses: Vec<String> = (0..300).map(|i| format!("{i} a")).collect();
+    let exchanges: Vec<Exchange<'_>> = responses.iter().map(|r| exchange(r)).collect();
+    let cache = MemoryVerdictCache::default();
+    let left = std::sync::atomic::AtomicUsize::new(1);
+    let oracle = RuleOracle::new(&set("b", "enforce")).proceeding_while(move || {
+        left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
+            .is_ok()
+    });
+    let (judgements, _) = oracle.judge_cached(&exchanges, &cache);
+    let open = |j: &Judgement| j.undecided.iter().filter(|u| u.why.contains("stopped")).count();
+    // The first 256 questions of 600 were judged, and are remembered.
+    assert_eq!(judgements.iter().map(open).sum::<usize>(), 600 - 256);
+    assert_eq!(cache.len(), 256);
+    let whole = RuleOracle::new(&set("b", "enforce"));
+    let (judgements, counts) = whole.judge_cached(&exchanges, &cache);
+    assert_eq!((counts.cached, judgements.iter().map(open).sum::<usize>()), (256, 0));
 }

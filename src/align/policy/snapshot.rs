@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use realign_core::files;
@@ -12,6 +12,11 @@ use sha2::{Digest, Sha256};
 use super::error::{PolicyError, PolicyErrors};
 use super::parse::yaml_options;
 use super::set::{PolicySet, is_policy_file, read_watched, watched_files};
+
+/// Tries to read a directory that is exchanged meanwhile.
+const READS: usize = 3;
+/// The link that a mounted ConfigMap exchanges to replace all files at once.
+const MOUNTED: &str = "..data";
 
 /// Names and bytes of the policy files and of the files that policies may name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,13 +31,41 @@ impl Snapshot {
     /// Reads a directory. Files that cannot be read are kept as such.
     ///
     /// # Errors
-    /// If the directory itself is missing or cannot be read.
+    /// If the directory itself is missing, cannot be read, or is exchanged again and again.
     pub fn read(dir: &Path) -> io::Result<Snapshot> {
+        Snapshot::read_by(dir, Snapshot::read_once)
+    }
+
+    /// Reads until the directory is the same before and after: files of two directories are no set.
+    fn read_by(
+        dir: &Path,
+        mut read: impl FnMut(&Path) -> io::Result<Snapshot>,
+    ) -> io::Result<Snapshot> {
+        let mut before = place(dir);
+        for _ in 0..READS {
+            let snapshot = read(dir)?;
+            let after = place(dir);
+            if before == after {
+                return Ok(snapshot);
+            }
+            before = after;
+        }
+        let why = "the directory was exchanged each time that it was read";
+        Err(io::Error::other(why))
+    }
+
+    fn read_once(dir: &Path) -> io::Result<Snapshot> {
         // A missing directory is an error here; an empty one is not.
         files::list(dir)?;
         let mut snapshot = Snapshot::default();
         for file in watched_files(dir)? {
-            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            let shown = file.file_name().unwrap_or_default().to_string_lossy();
+            let Some(name) = file.file_name().and_then(|name| name.to_str()) else {
+                // Two such names may look the same.
+                let why = "its name is not UTF-8: rename it";
+                snapshot.unreadable.insert(shown.into(), why.into());
+                continue;
+            };
             let asked = file.clone();
             let modified = files::within_deadline(&file, || std::fs::metadata(asked)?.modified());
             snapshot.newest = snapshot.newest.max(modified.ok());
@@ -160,5 +193,115 @@ impl Snapshot {
                 .collect(),
             ..Snapshot::default()
         })
+    }
+}
+
+/// Which directory a path leads to: its real path, its number, and what its files lead to.
+fn place(dir: &Path) -> Option<(PathBuf, u64, Option<PathBuf>)> {
+    let asked = dir.to_owned();
+    let place = files::within_deadline(dir, move || {
+        let real = asked.canonicalize()?;
+        let number = inode(&std::fs::metadata(&real)?);
+        let mounted = std::fs::read_link(real.join(MOUNTED)).ok();
+        Ok((real, number, mounted))
+    });
+    place.ok()
+}
+
+#[cfg(unix)]
+fn inode(metadata: &std::fs::Metadata) -> u64 {
+    std::os::unix::fs::MetadataExt::ino(metadata)
+}
+
+#[cfg(not(unix))]
+fn inode(_: &std::fs::Metadata) -> u64 {
+    0
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn exchange(link: &Path, to: &Path) {
+        let new = link.with_extension("new");
+        symlink(to, &new).unwrap();
+        std::fs::rename(new, link).unwrap();
+    }
+
+    /// Two directories of the same files, each with its own name in them.
+    fn directories() -> (tempfile::TempDir, [PathBuf; 2]) {
+        let root = tempfile::tempdir().unwrap();
+        let both = ["one", "two"].map(|name| {
+            let dir = root.path().join(name);
+            std::fs::create_dir(&dir).unwrap();
+            for file in ["a.yaml", "b.yaml"] {
+                std::fs::write(dir.join(file), name).unwrap();
+            }
+            dir
+        });
+        (root, both)
+    }
+
+    fn texts(snapshot: &Snapshot) -> Vec<&[u8]> {
+        snapshot.files.values().map(Vec::as_slice).collect()
+    }
+
+    /// Reads `dir` while `exchange` is called in the middle of each of the first `times` reads.
+    fn torn(dir: &Path, times: usize, exchange: impl Fn()) -> (io::Result<Snapshot>, usize) {
+        let mut reads = 0;
+        let read = Snapshot::read_by(dir, |dir| {
+            reads += 1;
+            let first = Snapshot::read_once(dir)?;
+            if reads <= times {
+                exchange();
+            }
+            let mut both = Snapshot::read_once(dir)?;
+            both.files.extend(first.files.into_iter().take(1));
+            Ok(both)
+        });
+        (read, reads)
+    }
+
+    #[test]
+    fn files_of_two_directories_are_no_set() {
+        let (root, [one, two]) = directories();
+        // A link to a release, and the link within a mounted ConfigMap.
+        let current = root.path().join("current");
+        let map = root.path().join("map");
+        std::fs::create_dir(&map).unwrap();
+        for (dir, link) in [(&current, current.clone()), (&map, map.join(MOUNTED))] {
+            exchange(&link, &one);
+            if *dir == map {
+                for file in ["a.yaml", "b.yaml"] {
+                    symlink(Path::new(MOUNTED).join(file), map.join(file)).unwrap();
+                }
+            }
+            let (read, reads) = torn(dir, 1, || exchange(&link, &two));
+            assert_eq!(texts(&read.unwrap()), [b"two", b"two"]);
+            assert_eq!(reads, 2);
+        }
+        let turn = std::cell::Cell::new(false);
+        let (read, reads) = torn(&current, usize::MAX, || {
+            exchange(&current, if turn.replace(!turn.get()) { &two } else { &one });
+        });
+        assert_eq!((read.unwrap_err().kind(), reads), (io::ErrorKind::Other, READS));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn names_that_are_not_utf8_are_refused_instead_of_merged() {
+        let dir = tempfile::tempdir().unwrap();
+        for byte in [0xfe, 0xff] {
+            let name = [b"a", &[byte][..], b".yaml"].concat();
+            let name = std::ffi::OsStr::from_bytes(&name);
+            std::fs::write(dir.path().join(name), "id: x").unwrap();
+        }
+        let snapshot = Snapshot::read(dir.path()).unwrap();
+        assert!(snapshot.has_policies() && snapshot.has_unreadable());
+        let refused = snapshot.load(dir.path()).unwrap_err().to_string();
+        assert!(refused.contains("not UTF-8: rename it"), "{refused}");
     }
 }

@@ -126,6 +126,19 @@ impl Context {
         self.report_of(&serving)
     }
 
+    /// Whether what serves has no result for a reason that may pass: the exam was not sat to its
+    /// end, or answers could not be judged.
+    pub(super) fn exam_was_hindered(&self) -> bool {
+        if self.board().failure.is_some() {
+            return true;
+        }
+        let report = self.serving_report();
+        report.is_some_and(|report| {
+            let open = report.rules.iter().any(|rule| rule.undecided > 0);
+            open && report.standing() == Standing::Unknown
+        })
+    }
+
     pub(super) fn report_of(&self, generation: &GenerationId) -> Option<Arc<Report>> {
         self.board().reports.get(&generation.0).cloned()
     }

@@ -16,8 +16,11 @@ use realign_core::{StopReason, Trigger};
 
 const FIRST_RETRY: Duration = Duration::from_secs(2);
 const LAST_RETRY: Duration = Duration::from_secs(120);
+/// How long after a realignment that failed for a reason that may pass the next one begins.
+pub(super) const FIRST_RERUN: Duration = Duration::from_secs(5);
+pub(super) const LAST_RERUN: Duration = Duration::from_secs(600);
 
-/// A realignment that could not begin.
+/// A realignment that could not begin, or failed for a reason that may pass.
 pub(super) struct Owed {
     trigger: Trigger,
     at: Instant,
@@ -130,6 +133,7 @@ impl Worker {
         if let Some(why) = self.context.may_not_realign() {
             return Err(BeginError::Elsewhere(why));
         }
+        self.context.db.check_place()?;
         let active = self.context.active();
         let set = active.set;
         let inputs = self.surroundings.inputs(&self.context, &set)?;
@@ -230,12 +234,17 @@ impl Worker {
             return;
         };
         self.context.set_realigning(false);
+        let hindered = matches!(ended.result, Err(Stop::Hindered(_)));
         let (outcome, generation, detail) = match ended.result {
             Ok(done) => (done.outcome, Some(done.generation), done.detail),
             Err(Stop::Rejected { generation, reason }) => {
                 (Outcome::Rejected, Some(generation), Some(reason))
             }
             Err(Stop::Failed(reason)) => (Outcome::Failed, None, Some(reason)),
+            Err(Stop::Hindered(reason)) => {
+                let reason = format!("{reason}; it is tried again");
+                (Outcome::Failed, None, Some(reason))
+            }
             Err(Stop::Asked) => match running.flag.get() {
                 // The row stays unfinished: the next start resumes it.
                 Some(StopReason::Shutdown) => return,
@@ -265,12 +274,30 @@ impl Worker {
             self.context.pointer.end_fallback();
         }
         let took = self.surroundings.now() - running.started;
+        let why = closing.detail.clone().filter(|_| hindered);
         self.close(closing, (running.trigger, took));
         self.collect();
+        self.rerun_later(running.trigger, why);
         if let Some(trigger) = self.pending.take() {
             self.begin_or_owe(trigger);
         }
         self.examine_if_unknown();
+    }
+
+    /// A realignment ended; one that failed for a reason that may pass is owed.
+    fn rerun_later(&mut self, trigger: Trigger, why: Option<String>) {
+        let Some(why) = why else {
+            return self.hindered.settled();
+        };
+        let now = self.surroundings.now();
+        let at = now + self.hindered.failed(now);
+        self.context
+            .set_blocked(Some(format!("the last realignment failed: {why}")));
+        self.owed = Some(Owed {
+            trigger,
+            at,
+            wait: FIRST_RETRY,
+        });
     }
 
     /// Records an end; what cannot be written now is written later.

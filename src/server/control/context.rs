@@ -72,6 +72,8 @@ pub(crate) struct Context {
     pub(super) member: Option<Arc<Member>>,
     /// Whether the first look at the policies has ended, with nothing that was ever accepted.
     pub(super) has_looked: AtomicBool,
+    /// Whether a request to read the policies again waits for the loop.
+    pub(super) reload_waits: AtomicBool,
     /// The signs of life of the loop.
     pub(super) vital: Arc<Vital>,
     policies: RwLock<Active>,
@@ -133,6 +135,7 @@ impl Context {
             pointer,
             member,
             has_looked: AtomicBool::new(false),
+            reload_waits: AtomicBool::new(false),
             vital: Arc::new(Vital::new(Thread::Control, LONGEST_EVENT)),
             policies: RwLock::default(),
         })
@@ -205,12 +208,15 @@ impl Context {
         self.live.prompts()
     }
 
-    /// Keeps what `dryrun` policies say, for the operator to see.
-    pub(crate) fn keep_dryrun(&self, report: Option<serde_json::Value>) {
-        self.policies
+    /// Keeps what the `dryrun` policies of a set say, for the operator to see, while it is active.
+    pub(super) fn keep_dryrun(&self, set: &Arc<PolicySet>, report: Option<serde_json::Value>) {
+        let mut active = self
+            .policies
             .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .dryrun = report;
+            .unwrap_or_else(PoisonError::into_inner);
+        if Arc::ptr_eq(&active.set, set) {
+            active.dryrun = report;
+        }
     }
 
     pub(crate) fn refuse_policies(&self, error: String) {

@@ -36,8 +36,8 @@ pub(super) enum ReadPoliciesError {
     Features(#[from] FeatureError),
     /// Policies were active, and none is there any more.
     #[error(
-        "{}: the policy directory {what}, and policies are active: they stay so. Put the files back, \
-         or run `realign policy clear` to serve without policies",
+        "{}: the policy directory {what}, and {kept}. Put the files back, or run `realign policy clear` \
+         to serve without policies",
         directory.display()
     )]
     Vanished {
@@ -45,6 +45,8 @@ pub(super) enum ReadPoliciesError {
         directory: PathBuf,
         /// What is wrong with it.
         what: &'static str,
+        /// What stays as it is.
+        kept: &'static str,
     },
     /// The directory cannot be read.
     #[error("{}: cannot read the policy directory: {error}", directory.display())]

@@ -48,6 +48,14 @@ impl Examining {
         self.join();
     }
 
+    /// One that has ended.
+    #[cfg(test)]
+    pub(super) fn ended() -> std::io::Result<Self> {
+        let thread = std::thread::Builder::new().spawn(|| ())?;
+        let stop = Arc::default();
+        Ok(Self { stop, thread })
+    }
+
     /// Waits for it.
     pub(super) fn join(self) {
         if self.thread.join().is_err() {
@@ -56,7 +64,7 @@ impl Examining {
     }
 }
 
-fn examine(context: &Context, stop: &AtomicBool) {
+fn examine(context: &Context, stop: &Arc<AtomicBool>) {
     let active = context.active();
     if !active.set.policies().iter().any(|p| p.is_enforced()) {
         return;
@@ -65,9 +73,15 @@ fn examine(context: &Context, stop: &AtomicBool) {
         Ok(inputs) => inputs,
         Err(error) => return context.keep_failure(error.to_string()),
     };
-    let oracle = context.oracle();
+    let stopped = stop.clone();
+    let oracle = context
+        .oracle()
+        .proceeding_while(move || !stopped.load(Ordering::Acquire));
     let (triage, _) = triage_cached(&inputs.dataset.pairs, &oracle, context.db.as_ref());
     let proceed = || !stop.load(Ordering::Acquire);
+    if !proceed() {
+        return;
+    }
     let exam = match context.assemble_exam(&active.set, (&inputs, &triage), &proceed) {
         Ok(exam) => exam,
         Err(ExamError::Cancelled) => return,
@@ -75,6 +89,8 @@ fn examine(context: &Context, stop: &AtomicBool) {
     };
     let serving = context.registry.lease_current();
     match context.sit(&exam, &oracle, &serving, &proceed) {
+        // It was judged in part.
+        Ok(_) if !proceed() => {}
         // Other policies may have become active meanwhile; they have an exam of their own.
         Ok((_, report)) if Arc::ptr_eq(&context.policies(), &active.set) => {
             context.keep_report(Some(ExamRole::Current), &report);

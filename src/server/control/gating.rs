@@ -51,6 +51,10 @@ impl Realignment<'_> {
             ExamError::Cancelled => Stop::Asked,
             other => failed(other),
         })?;
+        if !self.work.go_on() {
+            // It was judged in part.
+            return Err(Stop::Asked);
+        }
         self.context.keep_report(role, &report);
         Ok(sitting)
     }

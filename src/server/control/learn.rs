@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::realign::{Realignment, Stop, failed};
+use super::realign::{Realignment, Stop, failed, hindered};
 use crate::state::Report;
 use realign_align::exam::{Exam, ExamError, Sources};
 use realign_align::pipeline::{Failures, Learner, PipelineError, Review, Run, Selection, warning};
 use realign_align::train::examples::TokenPair;
-use realign_align::train::{Skipped, Trained};
+use realign_align::train::{Skipped, TrainError, Trained};
 use realign_align::triage::Triage;
 use realign_core::{Category, TriageCounts};
 use realign_engine::adapter::generation::{Generation, StagedAdapter};
@@ -130,6 +130,7 @@ impl Realignment<'_> {
         let learnt = learner.run_rounds(&run, self, self.work);
         let (candidate, rounds) = learnt.map_err(|error| match error {
             PipelineError::Cancelled => Stop::Asked,
+            error @ PipelineError::Train(TrainError::Checkpoint(_)) => hindered(error),
             other => failed(other),
         })?;
         for (round, failures) in rounds.iter().enumerate() {
@@ -168,7 +169,7 @@ impl Review for Realignment<'_> {
         pairs: &[TokenPair],
     ) -> Result<Failures, PipelineError> {
         let stopped = |stop: Stop| match stop {
-            Stop::Failed(why) => PipelineError::Review(why),
+            Stop::Failed(why) | Stop::Hindered(why) => PipelineError::Review(why),
             Stop::Asked | Stop::Rejected { .. } => PipelineError::Cancelled,
         };
         let candidate = self.stage(weights.clone()).map_err(stopped)?;

@@ -5,12 +5,14 @@
 //! is ([`worker`]). What serves has one writer ([`pointer`]).
 
 mod admin;
+mod again;
 mod alignment;
 mod attempts;
 mod begin;
 mod context;
 mod data;
 mod directory;
+mod dryrun;
 mod error;
 mod exam;
 mod examining;
@@ -37,6 +39,7 @@ mod unhealthy;
 mod work;
 mod worker;
 
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -122,6 +125,7 @@ impl Control {
         let directory = parts.config.paths.policies.clone();
         let context = Arc::new(Context::new(parts)?);
         context.pointer.resume(|id| context.load_generation(id));
+        context.stand_in();
         let (events, inbox) = channel();
         let watcher_events = events.clone();
         let watch = |directory| {
@@ -156,8 +160,11 @@ impl Control {
 
     /// Asks the loop to read the policy directory again, as if it had changed. Returns at once.
     pub(crate) fn request_reload(&self) {
-        // A closed channel means that the loop is shutting down.
-        let _closed = self.events.send(Event::Reload);
+        // One that waits already reads what is there by then: a storm of signals asks for one.
+        if !self.context.reload_waits.swap(true, Ordering::AcqRel) {
+            // A closed channel means that the loop is shutting down.
+            let _closed = self.events.send(Event::Reload);
+        }
     }
 
     /// The active policies and the matchers their rules use.

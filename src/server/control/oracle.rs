@@ -41,8 +41,11 @@ impl Context {
     }
 
     /// Triages the preference data with and without the `dryrun` policies and logs the difference.
-    /// `None` if there are no such policies or the data cannot be read.
-    pub(crate) fn report_dryrun(&self) -> Option<Value> {
+    /// `None` if there are no such policies or the data cannot be read. Stops where `proceed` says no.
+    pub(super) fn report_dryrun(
+        &self,
+        proceed: impl Fn() -> bool + Clone + Send + Sync + 'static,
+    ) -> Option<Value> {
         let active = self.active();
         if active.set.policies().iter().all(|p| p.is_enforced()) {
             return None;
@@ -53,9 +56,14 @@ impl Context {
         )
         .inspect_err(|error| tracing::warn!(%error, "cannot triage with dryrun policies"))
         .ok()?;
-        let all = RuleOracle::with_dryrun(&active.set).with_matchers(active.matchers);
+        let all = RuleOracle::with_dryrun(&active.set)
+            .with_matchers(active.matchers.clone())
+            .proceeding_while(proceed.clone());
+        let own = RuleOracle::new(&active.set)
+            .with_matchers(active.matchers)
+            .proceeding_while(proceed);
         let with = triage_cached(&dataset.pairs, &all, self.db.as_ref()).0;
-        let enforced = triage_cached(&dataset.pairs, &self.oracle(), self.db.as_ref()).0;
+        let enforced = triage_cached(&dataset.pairs, &own, self.db.as_ref()).0;
         tracing::info!(
             conflicts = enforced.counts.conflicts(),
             with_dryrun = with.counts.conflicts(),

@@ -139,6 +139,8 @@ impl Pointer {
         let _only_writer = self.write();
         let before = self.registry.lease_current();
         self.check(&change, &before.id)?;
+        // What is not recorded would not outlive the process.
+        self.db.check_place()?;
         self.mend_history(&before.id)?;
         let Change {
             to, act, reason, ..

@@ -5,6 +5,7 @@
 use std::io::{self, ErrorKind};
 
 use super::directory::Look;
+use super::dryrun::DryRun;
 use super::error::{ClearError, ReadPoliciesError};
 use super::worker::Worker;
 use realign_align::oracle::Prepared;
@@ -42,10 +43,26 @@ impl Worker {
     }
 
     /// Whether there are policies that an empty directory must not end. As long as that cannot be
-    /// read, there may be.
+    /// read, there may be; where the state was lost, what serves tells.
     fn is_governed(&self) -> bool {
-        let accepted = self.accepted.as_ref();
-        accepted.map_or(!self.accepted_read, Snapshot::has_policies)
+        match &self.accepted {
+            Some(accepted) => accepted.has_policies(),
+            None => !self.accepted_read || self.serves_for_policies(),
+        }
+    }
+
+    /// Whether what serves was trained for policies.
+    fn serves_for_policies(&self) -> bool {
+        let serving = self.context.registry.lease_current();
+        serving.adapter.is_some() && serving.policy_revision.is_some()
+    }
+
+    /// What stays as it is without a policy directory.
+    fn kept(&self) -> &'static str {
+        match self.accepted {
+            Some(_) => "policies are active: they stay so",
+            None => "what serves was trained for policies: it keeps serving",
+        }
     }
 
     fn read_policies(
@@ -61,6 +78,7 @@ impl Worker {
                 return Err(ReadPoliciesError::Vanished {
                     directory: directory.clone(),
                     what: "is missing",
+                    kept: self.kept(),
                 });
             }
             Err(error) => {
@@ -74,6 +92,7 @@ impl Worker {
             return Err(ReadPoliciesError::Vanished {
                 directory: directory.clone(),
                 what: "holds no policy any more",
+                kept: self.kept(),
             });
         }
         let (set, prepared) = self.prepare(&snapshot)?;
@@ -145,8 +164,10 @@ impl Worker {
         let revision = set.revision().to_string();
         let active = self.context.active();
         let unchanged = active.loaded && active.set.revision() == revision;
+        // What an earlier set's report is about is over.
+        self.dryrun = None;
         self.context.activate_policies(set, prepared);
-        self.context.keep_dryrun(self.context.report_dryrun());
+        self.dryrun = DryRun::start(&self.context);
         if unchanged {
             // Its examples or prompts may have changed, and with them the exam.
             self.examine();

@@ -25,6 +25,7 @@ use realign_align::train::Curve;
 use realign_align::triage::{Triage, triage_cached};
 use realign_core::clock::unix_seconds;
 use realign_core::crash_point;
+use realign_engine::adapter::AdapterError;
 use realign_engine::adapter::generation::{Generation, GenerationId};
 
 /// What is said where the exam finds violations and the data no conflict.
@@ -40,6 +41,16 @@ pub(crate) struct Job {
     pub(crate) inputs: Inputs,
     /// Tells whether to stop.
     pub(crate) flag: Arc<StopFlag>,
+}
+
+impl Job {
+    /// What judges for it, until it is told to stop.
+    fn oracle(&self) -> RuleOracle {
+        let flag = self.flag.clone();
+        RuleOracle::new(&self.policies)
+            .with_matchers(self.matchers.clone())
+            .proceeding_while(move || flag.get().is_none())
+    }
 }
 
 /// A realignment that succeeded or had nothing to do.
@@ -58,6 +69,8 @@ pub(crate) enum Stop {
     Rejected { generation: String, reason: String },
     /// A stage failed.
     Failed(String),
+    /// A stage failed for a reason that may pass: a judge that does not answer, a full disk.
+    Hindered(String),
 }
 
 /// What comes back to the control loop.
@@ -68,6 +81,10 @@ pub(crate) struct Ended {
 
 pub(super) fn failed(error: impl std::fmt::Display) -> Stop {
     Stop::Failed(error.to_string())
+}
+
+pub(super) fn hindered(error: impl std::fmt::Display) -> Stop {
+    Stop::Hindered(error.to_string())
 }
 
 /// Runs a job to its end. A panic inside is a failure like any other: the server goes on.
@@ -94,16 +111,19 @@ fn realign(context: &Context, job: &Job) -> Result<Done, Stop> {
         context,
         job,
         work: &work,
-        oracle: RuleOracle::new(&job.policies).with_matchers(job.matchers.clone()),
+        oracle: job.oracle(),
         gathered: Gathered::default(),
         further: Vec::new(),
     };
     let triage = run.triage();
     crash_point("triage:after-verdicts");
+    if !work.go_on() {
+        return Err(Stop::Asked);
+    }
     if let Some(open) = triage.first_failure() {
         // Verdicts that were had are kept, so the next attempt begins where this one stopped.
         let (count, rule, why) = (triage.undecided, &open.rule, &open.why);
-        return Err(Stop::Failed(format!(
+        return Err(Stop::Hindered(format!(
             "{count} pairs could not be triaged; rule {}:{rule}: {why}",
             open.policy
         )));
@@ -326,7 +346,7 @@ impl Realignment<'_> {
             status,
             path: self.context.store.path(id).display().to_string(),
         };
-        self.context.db.put_generation(&row).map_err(failed)?;
+        self.context.db.put_generation(&row).map_err(hindered)?;
         let checkpoints = checkpoints(&self.context.config, &self.job.inputs);
         // The result is known from here on: the run's checkpoints are of no more use.
         if let Err(error) = std::fs::remove_dir_all(checkpoints) {
@@ -358,7 +378,10 @@ impl Realignment<'_> {
         let store = &self.context.store;
         origin
             .publish(store, adapter, curve, gate)
-            .map_err(failed)?;
+            .map_err(|error| match error {
+                AdapterError::Io { .. } | AdapterError::Lock(_) => hindered(error),
+                other => failed(other),
+            })?;
         for key in [asked.key, &self.job.inputs.hash] {
             self.remember(&candidate.id, (GenerationStatus::Promoted, key))?;
         }
@@ -381,7 +404,8 @@ impl Realignment<'_> {
                 Outcome::Superseded,
                 Some(format!("generation {generation} is ready, but {error}")),
             ),
-            Err(error) => return Err(failed(error)),
+            // The disk or the database: the result is published, and the next attempt finds it.
+            Err(error) => return Err(hindered(error)),
         };
         self.work.progress(1.0);
         self.work.leave();

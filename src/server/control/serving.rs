@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::context::Context;
 use super::pointer::{Change, ChangeError};
+use crate::config::OnMissing;
 use crate::telemetry::Event;
 use realign_engine::adapter::Swapped;
 use realign_engine::adapter::generation::Generation;
@@ -37,6 +38,30 @@ impl Context {
                 Err(error)
             }
         }
+    }
+
+    /// A start without what should serve: the base stands in, where that is wanted.
+    pub(super) fn stand_in(&self) {
+        if let Some(why) = self.fallback() {
+            self.withhold(&why);
+        }
+    }
+
+    /// Refuses requests for what serves where the configuration asks for it: the base stands in for
+    /// what should serve.
+    pub(super) fn withhold(&self, why: &str) {
+        // A store that has not confirmed anything says so itself.
+        if self.config.on_missing != OnMissing::Refuse || self.registry.withheld().is_some() {
+            return;
+        }
+        tracing::warn!(
+            why,
+            "adapters.on_missing is `refuse`: requests that name no generation are refused"
+        );
+        self.registry.withhold(&format!(
+            "{why}; adapters.on_missing is `refuse`, so requests must name the base or a generation \
+             until a realignment ends or an operator activates a generation"
+        ));
     }
 
     /// Emits the events of a swap.

@@ -29,6 +29,9 @@ impl Worker {
                     tracing::error!(to = %id, "{why}");
                     // An operator's choice of it ends here, or no realignment could replace it.
                     context.pointer.release(broken);
+                    if id == registry.base().id {
+                        context.withhold(&why);
+                    }
                     context.keep_failure(why);
                     return self.examine_if_unknown();
                 }

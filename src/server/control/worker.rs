@@ -7,16 +7,22 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::Event;
-use super::begin::{Closing, Owed};
+use super::again::Again;
+use super::begin::{self, Closing, Owed};
 use super::context::Context;
 use super::data::DataWatch;
 use super::directory::Directory;
+use super::dryrun::DryRun;
 use super::error::{BeginError, StartError};
 use super::examining::Examining;
 use super::stop::StopFlag;
 use super::surroundings::Surroundings;
 use realign_align::policy::Snapshot;
 use realign_core::{StopReason, Trigger};
+
+/// How long after an exam that came to no result the next one is sat.
+const FIRST_EXAM_RETRY: Duration = Duration::from_secs(30);
+const LAST_EXAM_RETRY: Duration = Duration::from_secs(1800);
 
 /// The realignment in progress.
 pub(super) struct Running {
@@ -43,12 +49,18 @@ pub(super) struct Worker {
     pub(super) running: Option<Running>,
     /// The exam that is being sat by itself.
     pub(super) examining: Option<Examining>,
+    /// The report on `dryrun` policies that is being made.
+    pub(super) dryrun: Option<DryRun>,
     /// Whether an exam was put off because a realignment was running.
     exam_due: bool,
+    /// An exam that came to no result for a reason that may pass.
+    exam_again: Again,
     /// What waits for the running realignment to stop.
     pub(super) pending: Option<Trigger>,
-    /// A realignment that could not begin.
+    /// A realignment that could not begin, or failed for a reason that may pass.
     pub(super) owed: Option<Owed>,
+    /// Realignments that failed for a reason that may pass.
+    pub(super) hindered: Again,
     /// Ended realignments whose rows could not be written.
     pub(super) closing: Vec<Closing>,
 }
@@ -73,9 +85,12 @@ impl Worker {
             accepted_read: false,
             running: None,
             examining: None,
+            dryrun: None,
             exam_due: false,
+            exam_again: Again::new(FIRST_EXAM_RETRY, LAST_EXAM_RETRY),
             pending: None,
             owed: None,
+            hindered: Again::new(begin::FIRST_RERUN, begin::LAST_RERUN),
             closing: Vec::new(),
         }
     }
@@ -141,12 +156,17 @@ impl Worker {
         self.context.pointer.restore();
         self.close_what_does_not_run();
         self.begin_owed(now);
+        self.examine_again(now);
     }
 
     pub(super) fn handle(&mut self, event: Event) {
         match event {
             Event::PoliciesChanged => self.look_at_policies(false),
-            Event::Reload => self.look_at_policies(true),
+            Event::Reload => {
+                // Before the look: what is asked for from now on is another one.
+                self.context.reload_waits.store(false, Ordering::Release);
+                self.look_at_policies(true);
+            }
             Event::ClearPolicies(reply) => {
                 let _disconnected = reply.send(self.clear_policies());
             }
@@ -165,6 +185,10 @@ impl Worker {
                 if let Some(examining) = self.examining.take() {
                     examining.join();
                 }
+                // The policies may have changed while it was sat.
+                if self.exam_due {
+                    self.examine();
+                }
             }
             Event::ServingChanged => self.examine_if_unknown(),
             Event::Unpinned => self.unpinned(),
@@ -180,6 +204,7 @@ impl Worker {
     }
 
     pub(super) fn stop(&mut self) {
+        self.dryrun = None;
         if let Some(examining) = self.examining.take() {
             examining.cancel();
         }
@@ -225,6 +250,22 @@ impl Worker {
     /// Has what serves sit the exam if it has not, or if that was put off.
     pub(super) fn examine_if_unknown(&mut self) {
         if self.exam_due || self.context.serving_report().is_none() {
+            self.examine();
+        }
+    }
+
+    /// Has what serves sit the exam again if a judge or the engine did not answer: waiting for the
+    /// clock would leave what is so unknown for an hour.
+    fn examine_again(&mut self, now: Instant) {
+        if self.running.is_some() || self.examining.is_some() {
+            return;
+        }
+        if !self.context.exam_was_hindered() {
+            self.exam_again.settled();
+        } else if !self.exam_again.has_failed() {
+            self.exam_again.failed(now);
+        } else if self.exam_again.is_due(now) {
+            self.exam_again.failed(now);
             self.examine();
         }
     }

@@ -1,7 +1,7 @@
 //! Handling of SIGTERM, SIGINT and SIGHUP.
 
 use std::io;
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -81,8 +81,22 @@ async fn receive(
     }
 }
 
-/// Starts to receive SIGHUP. Call this early: without a handler SIGHUP ends the process.
+/// What [`keep_hangups`] receives, until a server takes it.
+static KEPT: Mutex<Option<Signal>> = Mutex::new(None);
+
+/// Keeps SIGHUP from ending the process while a server is still loaded; one that comes meanwhile is
+/// handled by [`Server::run`](super::Server::run). Call it within the runtime that runs the server.
+pub fn keep_hangups() {
+    *KEPT.lock().unwrap_or_else(PoisonError::into_inner) = receive_hangups();
+}
+
+/// Starts to receive SIGHUP, or goes on where [`keep_hangups`] did.
 pub(super) fn hangups() -> Option<Signal> {
+    let kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner).take();
+    kept.or_else(receive_hangups)
+}
+
+fn receive_hangups() -> Option<Signal> {
     signal(SignalKind::hangup())
         .inspect_err(|error| tracing::warn!(%error, "SIGHUP cannot be handled"))
         .ok()

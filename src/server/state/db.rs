@@ -1,7 +1,7 @@
 //! The database connection, and the tables of verdicts, scores and generations.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -80,6 +80,15 @@ fn response_key(key: &[u8; 32]) -> [u8; 16] {
 #[derive(Debug)]
 pub struct StateDb {
     connection: Mutex<Connection>,
+    /// Where the file is, and its number; `None` in memory.
+    file: Option<(PathBuf, (u64, u64))>,
+}
+
+/// Device and number of a file; `None` if there is none.
+fn file_number(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
 }
 
 impl StateDb {
@@ -109,10 +118,27 @@ impl StateDb {
                     path: path.into(),
                     reason: error.to_string(),
                 },
-                _ => StateError::Sql(error),
+                _ => StateError::Unusable {
+                    path: path.into(),
+                    reason: error.to_string(),
+                },
             },
             other => other,
         })
+    }
+
+    /// Whether the open file is still the one at its path: what is written to a file that was removed
+    /// is lost.
+    ///
+    /// # Errors
+    /// [`StateError::Gone`] if it is not.
+    pub(crate) fn check_place(&self) -> Result<(), StateError> {
+        match &self.file {
+            Some((path, number)) if file_number(path) != Some(*number) => {
+                Err(StateError::Gone { path: path.clone() })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A database in memory.
@@ -123,6 +149,7 @@ impl StateDb {
         schema::migrate(&mut connection)?;
         Ok(Self {
             connection: Mutex::new(connection),
+            file: None,
         })
     }
 
@@ -167,6 +194,7 @@ impl StateDb {
         prepare(&mut connection)?;
         Ok(Self {
             connection: Mutex::new(connection),
+            file: file_number(path).map(|number| (path.to_owned(), number)),
         })
     }
 

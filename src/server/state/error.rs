@@ -26,6 +26,28 @@ pub enum StateError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// The file cannot be opened or written.
+    #[error(
+        "{path}: the state database cannot be used: {reason}; it must be writable, on a disk with \
+         room, and no other program may have it open",
+        path = path.display()
+    )]
+    Unusable {
+        /// The database file.
+        path: PathBuf,
+        /// SQLite's reason.
+        reason: String,
+    },
+    /// The file that is open is not the one at its path any more.
+    #[error(
+        "{path} was removed or replaced while the server runs, so nothing can be recorded there: put it \
+         back, or restart the server",
+        path = path.display()
+    )]
+    Gone {
+        /// The database file.
+        path: PathBuf,
+    },
     /// A newer release wrote the file.
     #[error(
         "the state database has schema {found}, this release knows up to {known}; use the release \

@@ -16,13 +16,14 @@ impl StateDb {
     /// recorded again.
     ///
     /// # Errors
-    /// [`StateError::Sql`].
+    /// [`StateError::Sql`] or [`StateError::Gone`].
     pub(crate) fn accept_policies(
         &self,
         revision: &str,
         snapshot: &Snapshot,
         now: u64,
     ) -> Result<(), StateError> {
+        self.check_place()?;
         let files = snapshot.to_json();
         let mut connection = self.lock();
         let change = connection.transaction()?;

@@ -171,6 +171,25 @@ fn unusable_files_say_what_to_do() {
         StateDb::open(&path),
         Err(StateError::Newer { found: 99, .. })
     ));
+    let error = StateDb::open(path.parent().unwrap()).unwrap_err();
+    assert!(matches!(error, StateError::Unusable { .. }), "{error}");
+    assert!(error.to_string().contains("must be writable"), "{error}");
+}
+
+#[test]
+fn a_file_that_was_removed_records_nothing() {
+    let (dir, path) = temp();
+    let db = StateDb::open(&path).unwrap();
+    db.check_place().unwrap();
+    let away = dir.path().join("away");
+    std::fs::rename(&path, &away).unwrap();
+    assert!(matches!(db.check_place(), Err(StateError::Gone { .. })));
+    std::fs::write(&path, "another").unwrap();
+    let error = db.check_place().unwrap_err().to_string();
+    assert!(error.contains("restart the server"), "{error}");
+    std::fs::rename(&away, &path).unwrap();
+    db.check_place().unwrap();
+    StateDb::in_memory().unwrap().check_place().unwrap();
 }
 
 #[test]

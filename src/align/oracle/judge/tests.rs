@@ -236,3 +236,19 @@ fn a_missing_key_is_named() {
     let error = Judge::prepare(Arc::new(spec), Arc::new(MemoryScoreCache::default())).unwrap_err();
     assert!(error.to_string().contains("REALIGN_NO_SUCH_KEY"), "{error}");
 }
+
+#[test]
+fn a_judge_that_is_down_is_not_asked_thousands_of_times() {
+    let (url, log) = server(|_, _| (503, "retry-after: 0\r\n", json!({})));
+    let judge = judge(spec(&url));
+    let responses: Vec<String> = (0..2000).map(|i| format!("r{i}")).collect();
+    let exchanges: Vec<Exchange<'_>> = responses.iter().map(|r| exchange(r)).collect();
+    let answers = judge.ask_all(&exchanges);
+    let unreachable = |answer: &Result<f64, JudgeError>| {
+        matches!(answer, Err(JudgeError::Unreachable { why, .. }) if why.contains("503"))
+    };
+    assert!(answers.iter().all(unreachable), "{:?}", answers.last());
+    // Three at once, five attempts each, and as many that had begun by then.
+    let requests = log.requests.load(Ordering::SeqCst);
+    assert!(requests <= 2 * 3 * 5, "{requests} requests");
+}

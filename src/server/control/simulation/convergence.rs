@@ -10,7 +10,7 @@ use crate::state::{Act, RealignmentRow};
 use crate::telemetry::Outcome;
 
 /// More than the longest wait between two tries.
-const LONG: Duration = Duration::from_secs(130);
+const LONG: Duration = Duration::from_secs(700);
 const TICKS: usize = 6;
 
 impl Simulation {
@@ -98,7 +98,9 @@ impl Simulation {
                 )
             )
         };
-        let came_to_nothing = newest.is_some_and(|row| row.inputs_hash == wanted && without(&row));
+        // What failed for a reason that may pass is tried again.
+        let came_to_nothing = !self.hindered
+            && newest.is_some_and(|row| row.inputs_hash == wanted && without(&row));
         let died = db.deaths(wanted).map_err(text)?.is_some();
         let last = db.activations(1).map_err(text)?.into_iter().next();
         let recovered = last.is_some_and(|row| row.act == Act::Recover);

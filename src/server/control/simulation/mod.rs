@@ -47,6 +47,8 @@ struct Simulation {
     away: Option<Files>,
     /// Whether a generation was left because it computes no numbers: nothing trains it again.
     left: bool,
+    /// Whether the last realignment failed for a reason that may pass.
+    hindered: bool,
     /// What was so after each step: equal schedules leave equal traces.
     trace: DefaultHasher,
 }
@@ -62,6 +64,7 @@ impl Simulation {
             swapped: None,
             away: None,
             left: false,
+            hindered: false,
             trace: DefaultHasher::new(),
         };
         simulation.start(None)?;

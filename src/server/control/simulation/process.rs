@@ -119,6 +119,11 @@ pub(super) struct Process {
 impl Process {
     /// Starts as a server does.
     pub(super) fn start(outside: &Arc<Outside>) -> Self {
+        Self::start_with(outside, shared().config.clone())
+    }
+
+    /// The same, with its own configuration.
+    pub(super) fn start_with(outside: &Arc<Outside>, config: Arc<Config>) -> Self {
         let shared = shared();
         let ended_before = outside.ended_rows().unwrap();
         let base = outside.load(&outside.base).unwrap();
@@ -137,7 +142,7 @@ impl Process {
             .metrics()
             .set_initial_generation(&registry.lease_current().id.0, None);
         let parts = Parts {
-            config: shared.config.clone(),
+            config,
             loaded: shared.loaded.clone(),
             engine: Arc::new(NoEngine::default()),
             registry: registry.clone(),
@@ -150,6 +155,7 @@ impl Process {
         let mut context = Context::new(parts).unwrap();
         context.pointer = Pointer::new(registry, outside.db.clone(), outside.clone(), fallback);
         context.pointer.resume(|id| outside.load(id));
+        context.stand_in();
         let context = Arc::new(context);
         let (events, queued) = channel();
         // The worker is driven by hand.
@@ -176,11 +182,14 @@ impl Process {
         &self.control.context
     }
 
-    /// The loop handles what waits for it.
-    pub(super) fn deliver(&mut self) {
+    /// The loop handles what waits for it; returns how much did.
+    pub(super) fn deliver(&mut self) -> usize {
+        let mut delivered = 0;
         while let Ok(event) = self.queued.try_recv() {
             self.worker.handle(event);
+            delivered += 1;
         }
+        delivered
     }
 
     /// What serves.

@@ -40,6 +40,8 @@ pub(super) enum Expected {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
     Failed,
+    /// For a reason that may pass.
+    Hindered,
     Rejected,
     NoConflict,
 }
@@ -106,6 +108,12 @@ const EXPECTED: [Expected; 5] = [
     Expected::Left,
     Expected::Wrong,
 ];
+const ENDS: [End; 4] = [
+    End::Failed,
+    End::Hindered,
+    End::Rejected,
+    End::NoConflict,
+];
 const TROUBLES: [Trouble; 5] = [
     Trouble::ReadError,
     Trouble::JudgeDown,
@@ -158,7 +166,7 @@ fn op(numbers: &mut Numbers, faulty: bool) -> Op {
         31 => Op::Begin,
         32 => Op::Cancel,
         33..=35 => Op::Swap,
-        36..=38 => Op::End(numbers.of(&[End::Failed, End::Rejected, End::NoConflict])),
+        36..=38 => Op::End(numbers.of(&ENDS)),
         39 => Op::Restart,
         40 => Op::Clock(1_700_000_000 + numbers.below(200_000_000)),
         41..=42 => Op::Kill,

@@ -107,7 +107,9 @@ impl Simulation {
                 self.tick(Duration::from_millis(milliseconds));
                 return Ok(Look::Rested);
             }
-            Op::Deliver => self.process().deliver(),
+            Op::Deliver => {
+                self.process().deliver();
+            }
             Op::Clear => return self.clear(),
             Op::Activate(number, expected) => self.activate(number, expected)?,
             Op::Rollback(expected) => self.rollback(expected)?,
@@ -334,15 +336,17 @@ impl Simulation {
         let result = match (self.swapped.take(), end) {
             (Some(Swapped::Done), _) => done(Outcome::Succeeded, generation),
             (Some(Swapped::Pinned), _) => done(Outcome::Superseded, generation),
-            (Some(Swapped::Failed), _) => Err(Stop::Failed("the swap failed".into())),
+            (Some(Swapped::Failed), _) => Err(Stop::Hindered("the swap failed".into())),
             (None, _) if job.flag.get().is_some() => Err(Stop::Asked),
             (None, End::Failed) => Err(Stop::Failed("it diverged".into())),
+            (None, End::Hindered) => Err(Stop::Hindered("the judge is down".into())),
             (None, End::Rejected) => Err(Stop::Rejected {
                 generation,
                 reason: "it is no better".into(),
             }),
             (None, End::NoConflict) => done(Outcome::NoConflict, self.model.serving.clone()),
         };
+        self.hindered = matches!(result, Err(Stop::Hindered(_)));
         let ended = Ended { id: job.id, result };
         let process = self.process();
         let context = process.context();

@@ -1,15 +1,21 @@
 //! Schedules of seeds, and those that once found something.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rayon::prelude::*;
 
+use super::super::Event;
 use super::check;
 use super::faults::Fault;
-use super::outside::Trouble;
+use super::outside::{Outside, Trouble};
 use super::policies::Content;
+use super::process::{Process, base};
 use super::schedule::{End, Expected, Op, Step};
 use super::simulate;
+use crate::api::AdminPort;
+use crate::config::{Config, OnMissing, RawConfig};
+use realign_engine::adapter::generation::GenerationId;
 
 /// Schedules that run with the other tests.
 const FEW: u64 = 1000;
@@ -218,4 +224,103 @@ fn data_of_a_realignment_that_could_not_begin_still_starts_one() {
         full(false),
         Op::Tick(7_000),
     ]);
+}
+
+#[test]
+fn what_failed_for_a_reason_that_may_pass_is_tried_again() {
+    well(&[POLICY, Op::Reload, Op::End(End::Hindered), Op::Tick(7_000)]);
+    // CURRENT cannot be written.
+    let full = Fault::Fail {
+        at: 1,
+        count: 1,
+        late: false,
+    };
+    holds(&[
+        (POLICY, None),
+        (Op::Reload, None),
+        (Op::Swap, Some(full)),
+        (Op::End(End::Failed), None),
+        (Op::Kill, None),
+    ]);
+}
+
+fn process() -> (std::sync::Arc<Outside>, Process) {
+    let (base, base_hash) = base();
+    let outside = Outside::new(base, base_hash);
+    let process = Process::start(&outside);
+    (outside, process)
+}
+
+#[test]
+fn a_storm_of_reloads_is_one_reload() {
+    let (_outside, mut process) = process();
+    process.deliver();
+    for _ in 0..2 {
+        (0..1000).for_each(|_| process.control.request_reload());
+        assert_eq!(process.deliver(), 1);
+    }
+}
+
+#[test]
+fn an_exam_that_came_to_nothing_is_sat_again() {
+    let (outside, mut process) = process();
+    outside.end_job();
+    process.worker.running = None;
+    process.worker.examine();
+    let sat = |outside: &Outside, process: &mut Process, seconds: u64| {
+        let before = outside.exams();
+        outside.pass(Duration::from_secs(seconds));
+        process.worker.reconcile(outside.now());
+        outside.exams() - before
+    };
+    let exams = [0, 29, 1, 59, 1, 119, 1].map(|s| sat(&outside, &mut process, s));
+    assert_eq!(exams, [0, 0, 1, 0, 1, 0, 1], "after 30 s, 60 s, 120 s");
+}
+
+#[test]
+fn an_exam_that_was_put_off_follows_the_one_that_is_sat() {
+    let (outside, mut process) = process();
+    outside.end_job();
+    process.worker.running = None;
+    outside.sit_exams();
+    let before = outside.exams();
+    // The policies change while an exam is sat: the next one is for them.
+    for _ in 0..3 {
+        process.worker.examine();
+    }
+    assert_eq!(outside.exams() - before, 1);
+    process.worker.handle(Event::Examined);
+    process.worker.handle(Event::Examined);
+    assert_eq!(outside.exams() - before, 2);
+}
+
+#[test]
+fn where_it_is_not_wanted_the_base_stands_in_for_nothing() {
+    let mut config = Config::resolve(RawConfig::default()).unwrap();
+    config.on_missing = OnMissing::Refuse;
+    let config = std::sync::Arc::new(config);
+    let (id, hash) = base();
+    let outside = Outside::new(id, hash);
+    let withheld = |process: &Process| {
+        let why = process.context().registry.withheld();
+        why.map(|why| why.to_string()).unwrap_or_default()
+    };
+    let serve = |process: &Process| {
+        AdminPort::activate(&process.control, "aaaaaaaaaaaa", None).unwrap();
+        assert_eq!(withheld(process), "");
+    };
+    let mut process = Process::start_with(&outside, config.clone());
+    serve(&process);
+    // It computes no numbers, and only the base is left.
+    let broken = GenerationId("aaaaaaaaaaaa".into());
+    process.worker.handle(Event::Unhealthy(broken));
+    assert_eq!(process.serving(), outside.base.0);
+    assert!(withheld(&process).contains("taken out of service"));
+    serve(&process);
+    drop(process);
+    outside.lose_current();
+    let process = Process::start_with(&outside, config);
+    assert_eq!(process.serving(), outside.base.0);
+    assert!(withheld(&process).contains("there is no CURRENT"));
+    serve(&process);
 }
