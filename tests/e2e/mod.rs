@@ -15,6 +15,7 @@ mod embedding;
 mod engine;
 mod first_steps;
 mod gathering;
+mod lora;
 mod mistralrs;
 mod nonfinite;
 mod openai_client;

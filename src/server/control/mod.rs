@@ -22,6 +22,7 @@ mod learn;
 mod live;
 mod manifest;
 mod moderation;
+mod named;
 mod oracle;
 mod pointer;
 mod policies;
