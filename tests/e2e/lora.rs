@@ -16,7 +16,8 @@ const UNLOAD: &str = "/v1/unload_lora_adapter";
 pub(super) fn write_adapter(workspace: &Workspace, name: &str, seed: u32) -> PathBuf {
     const V: &str = "model.layers.0.self_attn.v_proj";
     let factor = |rows: usize, columns: usize| {
-        let value = |i: usize| ((i as u32).wrapping_mul(2654435761 + seed) % 1000) as f32 / 500.0 - 1.0;
+        let value =
+            |i: usize| ((i as u32).wrapping_mul(2654435761 + seed) % 1000) as f32 / 500.0 - 1.0;
         let values: Vec<f32> = (0..rows * columns).map(value).collect();
         Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap()
     };
@@ -60,13 +61,19 @@ fn adapters_are_loaded_by_name_and_never_in_place() {
     let success = "Success: LoRA adapter 'sql' added successfully.";
     assert_eq!(answer, (200, success.to_string()));
     let entry = listed(&server, "sql").unwrap();
-    assert_eq!((&entry["root"], &entry["parent"]), (&json!(one), &json!("tiny")));
+    assert_eq!(
+        (&entry["root"], &entry["parent"]),
+        (&json!(one), &json!("tiny"))
+    );
     let id = entry["generation"].as_str().unwrap().to_owned();
     assert_ne!(id, base);
 
     // It answers under its name, and nothing else changed.
     let named = server.chat("sql", "hello", 12);
-    assert_eq!((named.generation.as_deref(), &named.body["model"]), (Some(&*id), &json!("sql")));
+    assert_eq!(
+        (named.generation.as_deref(), &named.body["model"]),
+        (Some(&*id), &json!("sql"))
+    );
     let plain = server.chat("tiny", "hello", 12);
     assert_eq!(plain.generation, Some(base.clone()));
     assert_ne!(named.text(), plain.text());
@@ -75,8 +82,12 @@ fn adapters_are_loaded_by_name_and_never_in_place() {
     // A name is given once.
     let (status, again) = load(body.clone());
     assert_eq!(status, 400, "{again}");
-    assert!(again.contains("'sql'") && again.contains("loaded already"), "{again}");
-    let in_place = |path: &PathBuf| json!({ "lora_name": "sql", "lora_path": path, "load_inplace": true });
+    assert!(
+        again.contains("'sql'") && again.contains("loaded already"),
+        "{again}"
+    );
+    let in_place =
+        |path: &PathBuf| json!({ "lora_name": "sql", "lora_path": path, "load_inplace": true });
     assert_eq!(load(in_place(&one)).0, 200);
     let (status, other) = load(in_place(&two));
     assert_eq!(status, 409, "{other}");
@@ -84,20 +95,38 @@ fn adapters_are_loaded_by_name_and_never_in_place() {
     assert_eq!(listed(&server, "sql").unwrap()["generation"], id.as_str());
 
     for (status, body) in [
-        (404, json!({ "lora_name": "a", "lora_path": workspace.path("none") })),
+        (
+            404,
+            json!({ "lora_name": "a", "lora_path": workspace.path("none") }),
+        ),
         (400, json!({ "lora_name": "a" })),
         (400, json!({ "lora_name": "tiny", "lora_path": one })),
         (400, json!({ "lora_name": "tiny@base", "lora_path": one })),
-        (409, json!({ "lora_name": "tiny@0123456789ab", "lora_path": one })),
-        (409, json!({ "lora_name": "a", "lora_path": two, "expected_generation": id })),
-        (200, json!({ "lora_name": format!("tiny@{id}"), "lora_path": one })),
-        (200, json!({ "lora_name": "a", "lora_path": one, "expected_generation": id })),
+        (
+            409,
+            json!({ "lora_name": "tiny@0123456789ab", "lora_path": one }),
+        ),
+        (
+            409,
+            json!({ "lora_name": "a", "lora_path": two, "expected_generation": id }),
+        ),
+        (
+            200,
+            json!({ "lora_name": format!("tiny@{id}"), "lora_path": one }),
+        ),
+        (
+            200,
+            json!({ "lora_name": "a", "lora_path": one, "expected_generation": id }),
+        ),
     ] {
         assert_eq!(load(body.clone()).0, status, "{body}");
     }
     let copy = server.chat("a", "hello", 12);
     assert_eq!(copy.text(), named.text());
-    assert_eq!(server.chat(&format!("tiny@{id}"), "hello", 12).text(), named.text());
+    assert_eq!(
+        server.chat(&format!("tiny@{id}"), "hello", 12).text(),
+        named.text()
+    );
     unloading(&server, &id);
 }
 
@@ -109,7 +138,11 @@ fn unloading(server: &Server<'_>, id: &str) {
     let right = json!({ "lora_name": "a", "expected_generation": id });
     assert_eq!(unload(right.clone()), (200, success.to_string()));
     assert_eq!(unload(right).0, 404);
-    assert_eq!(unload(json!({ "lora_name": "tiny" })).0, 404, "what serves has no such name");
+    assert_eq!(
+        unload(json!({ "lora_name": "tiny" })).0,
+        404,
+        "what serves has no such name"
+    );
     assert!(listed(server, "a").is_none() && listed(server, "sql").is_some());
     let gone = json!({ "model": "a", "messages": [{ "role": "user", "content": "hello" }] });
     assert_eq!(server.post("/v1/chat/completions", &gone).status, 404);
@@ -131,8 +164,14 @@ fn streams_that_run_finish_when_their_adapter_is_unloaded() {
     assert_eq!(server.post_text(UNLOAD, &body, &server.admin_key()).0, 200);
     for mut stream in streams {
         let (text, fingerprints) = stream.rest();
-        assert!(expected.text().ends_with(&text) && text.len() > 20, "{text:?}");
-        assert_eq!(fingerprints, [expected.body["system_fingerprint"].as_str().unwrap()]);
+        assert!(
+            expected.text().ends_with(&text) && text.len() > 20,
+            "{text:?}"
+        );
+        assert_eq!(
+            fingerprints,
+            [expected.body["system_fingerprint"].as_str().unwrap()]
+        );
     }
     wait("no lease of what is unloaded", || {
         (server.metric("realign_generation_leases", "") == 0.0).then_some(())

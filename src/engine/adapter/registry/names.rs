@@ -3,7 +3,7 @@
 //! A name is given once: it never comes to mean other content. What a name refers to is leased like
 //! any generation, so removing the name ends no running sequence.
 
-use super::{Arc, Generation, GenerationId, Registry, State, Weak};
+use super::{Arc, Generation, GenerationId, Registry, State};
 
 /// Most names that a server gives at once; each holds an adapter in memory.
 pub const MAX_NAMES: usize = 16;
