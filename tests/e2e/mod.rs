@@ -14,6 +14,7 @@ mod edge;
 mod embedding;
 mod engine;
 mod first_steps;
+mod gateway;
 mod gathering;
 mod lora;
 mod mistralrs;
@@ -29,6 +30,7 @@ mod server;
 mod serving;
 #[cfg(unix)]
 mod sockets;
+mod stand_in;
 mod supervision;
 pub(crate) mod tiny_model;
 mod tls;

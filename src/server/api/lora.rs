@@ -59,7 +59,9 @@ pub(crate) async fn load(
             expected: expected.as_deref(),
         };
         state.admin.load_adapter(new)?;
-        Ok(format!("Success: LoRA adapter '{name}' added successfully."))
+        Ok(format!(
+            "Success: LoRA adapter '{name}' added successfully."
+        ))
     })
     .await
 }
@@ -77,7 +79,9 @@ pub(crate) async fn unload(
     blocking(move || {
         let expected = expected_generation.as_deref();
         state.admin.unload_adapter(&name, expected)?;
-        Ok(format!("Success: LoRA adapter '{name}' removed successfully."))
+        Ok(format!(
+            "Success: LoRA adapter '{name}' removed successfully."
+        ))
     })
     .await
 }
@@ -115,7 +119,14 @@ mod tests {
         assert_eq!(check("tiny", "tiny2").unwrap(), None);
         let id = "0123456789ab";
         assert_eq!(check("tiny", &format!("tiny@{id}")).unwrap(), Some(id));
-        for refused in ["", "tiny", "tiny@", "tiny@base", "tiny@0123456789AB", "a\nb"] {
+        for refused in [
+            "",
+            "tiny",
+            "tiny@",
+            "tiny@base",
+            "tiny@0123456789AB",
+            "a\nb",
+        ] {
             assert!(check("tiny", refused).is_err(), "{refused:?}");
         }
         assert!(check("tiny", &"n".repeat(257)).is_err());

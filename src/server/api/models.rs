@@ -8,8 +8,8 @@ use axum::extract::{Path, State};
 use super::answers::client::{Model, ModelList};
 use super::error::ApiError;
 use super::{AppState, blocking};
-use realign_engine::adapter::{Named, ResolveError};
 use realign_engine::adapter::generation::Generation;
+use realign_engine::adapter::{Named, ResolveError};
 
 /// Leases the generation that `model` refers to: `<name>`, `<name>@base`, `<name>@<generation>`, or the
 /// name of an adapter that an operator loaded.

@@ -5,8 +5,8 @@ use super::super::answers::client as client_answers;
 use super::super::answers::retention::Collected;
 use super::super::answers::{completions as completion_answers, responses as response_answers};
 use super::super::{
-    admin, chat, completions, embeddings, explain, extend, lora, models, moderations, openapi, overview,
-    page, playground, responses, run, service, tokens,
+    admin, chat, completions, embeddings, explain, extend, lora, models, moderations, openapi,
+    overview, page, playground, responses, run, service, tokens,
 };
 use super::{Answer, Route, json, json_or_events};
 use serde_json::Value;

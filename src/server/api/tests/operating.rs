@@ -380,7 +380,13 @@ fn adapters_are_loaded_by_operators_in_vllms_form() {
     let server = Server::start(|_| ());
     let post = |path, key: &str, body: serde_json::Value| {
         let value = format!("Bearer {key}");
-        send(&server, "POST", path, &[("authorization", &value)], &body.to_string())
+        send(
+            &server,
+            "POST",
+            path,
+            &[("authorization", &value)],
+            &body.to_string(),
+        )
     };
     let load = "/v1/load_lora_adapter";
     let body = json!({ "lora_name": "a", "lora_path": "/adapters/a" });
@@ -398,7 +404,13 @@ fn adapters_are_loaded_by_operators_in_vllms_form() {
         assert_eq!(answer.status, status, "{}", answer.text);
         assert!(answer.json()["error"]["message"].is_string());
     }
-    assert_eq!(post(load, ADMIN_KEY, json!({ "lora_name": "a" })).status, 400);
+    assert_eq!(
+        post(load, ADMIN_KEY, json!({ "lora_name": "a" })).status,
+        400
+    );
     let unload = "/v1/unload_lora_adapter";
-    assert_eq!(post(unload, ADMIN_KEY, json!({ "lora_name": "a" })).status, 404);
+    assert_eq!(
+        post(unload, ADMIN_KEY, json!({ "lora_name": "a" })).status,
+        404
+    );
 }
