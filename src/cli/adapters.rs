@@ -14,7 +14,7 @@ use super::{CliError, EXIT_FAILED, EXIT_OK, GlobalArgs};
 use realign_core::clock::utc;
 use realign_engine::adapter::generation::GenerationId;
 use realign_engine::adapter::store::{AdapterStore, MANIFEST_FILE};
-use realign_engine::adapter::{AdapterError, Manifest, peft, validate};
+use realign_engine::adapter::{AdapterError, Manifest, peft, read_foreign};
 use realign_model::{ModelSource, ModelSpec};
 
 /// What to do with adapters.
@@ -270,8 +270,7 @@ struct Base {
 }
 
 fn import(store: &AdapterStore, source: &Path, base: Base) -> Result<GenerationId, CliError> {
-    let adapter = peft::read_dir(source)?;
-    validate(&adapter.weights, &|site| base.spec.site_shape(site))?;
+    let adapter = read_foreign(source, &|site| base.spec.site_shape(site))?;
     // Only its origin is known: it was trained without our data, policy set or gate.
     let manifest = Manifest {
         base_hash: base.hash,

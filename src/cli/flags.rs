@@ -69,6 +69,42 @@ impl ServeArgs {
     }
 }
 
+/// Flags of `gateway`; what is absent comes from the configuration.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct GatewayArgs {
+    /// Address to bind, or unix: and the path of a socket [default: 127.0.0.1]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) host: Option<String>,
+    /// TCP port; 0 picks a free one [default: 8080]
+    #[arg(long)]
+    pub(crate) port: Option<u16>,
+    /// Port of a listener for operators only: /admin and /metrics [default: they share the clients'
+    /// listener]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) admin_port: Option<u16>,
+    /// Name under which clients ask for the model
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model_name: Option<String>,
+}
+
+impl GatewayArgs {
+    /// The configuration with these flags and the global ones on top.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub(crate) fn resolve(&self, global: &GlobalArgs) -> Result<Config, ConfigError> {
+        let mut flags = global.to_raw();
+        flags.model_name = self.model_name.clone();
+        flags.server = Some(RawServer {
+            host: self.host.clone(),
+            port: self.port,
+            admin_port: self.admin_port,
+            ..RawServer::default()
+        });
+        Config::resolve(load(global.config.as_deref(), &flags)?)
+    }
+}
+
 /// The text below the flags in `realign serve --help`.
 pub(crate) fn reference() -> String {
     format!(

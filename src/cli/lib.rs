@@ -8,6 +8,7 @@ mod doctor;
 pub mod eval;
 mod exam;
 mod flags;
+mod fleet;
 mod gather;
 mod init;
 pub mod keys;
@@ -31,7 +32,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 
-pub use flags::ServeArgs;
+pub use flags::{GatewayArgs, ServeArgs};
 pub use run::main;
 
 use realign_core::files::{self, Limit};
@@ -276,6 +277,17 @@ pub(crate) enum Command {
     /// Serve the model, watch the policies, realign when they change
     #[command(after_long_help = flags::reference())]
     Serve(ServeArgs),
+    /// Serve one address in front of vLLM, SGLang or realign servers, and roll generations out over them
+    #[command(after_help = "\
+Examples:
+  realign gateway                     model_name and [[fleet.targets]] come from realign.toml
+  realign gateway --port 8000
+Clients ask for model_name. What CURRENT of the adapter directory, or of the store (store.url), names is loaded
+on every target, probed, and switched to at once (docs/fleet.md).")]
+    Gateway(GatewayArgs),
+    /// Ask a gateway about its targets and the rollout
+    #[command(subcommand)]
+    Fleet(fleet::FleetCommand),
     /// Check, test and compare policy files
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
@@ -328,6 +340,7 @@ impl Command {
         !matches!(
             self,
             Command::Serve(_)
+                | Command::Gateway(_)
                 | Command::Train(_)
                 | Command::Score(_)
                 | Command::Gather(_)
@@ -367,6 +380,8 @@ impl Command {
             | Command::Demo(_)
             | Command::Doctor(_)
             | Command::Exam(_)
+            | Command::Fleet(_)
+            | Command::Gateway(_)
             | Command::Init(_)
             | Command::Keys(_)
             | Command::Preferences(_)

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use clap::Parser;
 use realign_server::config::Config;
+use realign_server::serve::gateway::GatewayServer;
 use realign_server::serve::{EXIT_STUCK, Server, ServerError, keep_hangups};
 
 use crate::{
     Cli, Command, EXIT_FAILED, EXIT_OK, EXIT_USAGE, adapters, bench, demo, doctor, eval, exam,
-    gather, init, keys, logs, model, plan, policy, preferences, score, top, train, triage,
+    fleet, gather, init, keys, logs, model, plan, policy, preferences, score, top, train, triage,
 };
 
 /// How long tasks that block may take once the server has ended.
@@ -40,6 +41,8 @@ fn run(cli: Cli, logs: logs::Logs) -> anyhow::Result<u8> {
     let cli = cli.with_device()?;
     match &cli.command {
         Command::Serve(args) => serve(args.resolve(&cli.global)?, logs),
+        Command::Gateway(args) => gateway(args.resolve(&cli.global)?),
+        Command::Fleet(command) => Ok(fleet::run(command, &cli.global, &mut stdout())?),
         Command::Demo(args) => Ok(demo::run(args, &cli.global, &mut stdout())?),
         Command::Init(args) => Ok(init::run(args, &cli.global, &mut stdout())?),
         Command::Doctor(args) => Ok(doctor::run(args, &cli.global, &mut stdout())?),
@@ -87,6 +90,20 @@ fn serve(config: Config, logs: logs::Logs) -> anyhow::Result<u8> {
             if matches!(error, ServerError::Stuck(_)) {
                 std::process::exit(EXIT_STUCK);
             }
+            Ok(EXIT_FAILED)
+        }
+    }
+}
+
+fn gateway(config: Config) -> anyhow::Result<u8> {
+    let gateway = GatewayServer::load(config)?;
+    let runtime = runtime()?;
+    let ended = runtime.block_on(gateway.run());
+    runtime.shutdown_timeout(LAST_TASKS);
+    match ended {
+        Ok(()) => Ok(EXIT_OK),
+        Err(error) => {
+            eprintln!("error: {error}");
             Ok(EXIT_FAILED)
         }
     }

@@ -187,6 +187,8 @@ labels! {
         Alignment = "alignment",
         /// Follows the store that servers share, and holds the right to publish.
         Store = "store",
+        /// Looks at what should serve on the engines behind a gateway.
+        Fleet = "fleet",
         /// Watches the others.
         Supervisor = "supervisor",
     }

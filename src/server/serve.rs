@@ -4,6 +4,7 @@ mod builder;
 mod embedding;
 mod engines;
 mod files;
+pub mod gateway;
 mod listen;
 mod memory;
 mod operations;
@@ -91,6 +92,9 @@ pub enum ServerError {
     /// The store that servers share cannot be opened.
     #[error(transparent)]
     Store(#[from] realign_store::StoreError),
+    /// The state of a gateway's rollout is unusable.
+    #[error(transparent)]
+    Fleet(#[from] realign_fleet::StateError),
     /// The control loop did not start.
     #[error(transparent)]
     Control(#[from] ControlError),

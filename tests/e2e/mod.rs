@@ -16,7 +16,9 @@ mod endpoint;
 mod engine;
 mod examples;
 mod first_steps;
+mod gateway;
 mod gathering;
+mod lora;
 mod mistralrs;
 mod nonfinite;
 mod openai_client;
@@ -30,6 +32,7 @@ mod server;
 mod serving;
 #[cfg(unix)]
 mod sockets;
+mod stand_in;
 mod supervision;
 pub(crate) mod tiny_model;
 mod tls;

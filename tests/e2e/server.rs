@@ -229,6 +229,18 @@ impl<'a> Server<'a> {
         answer
     }
 
+    /// Status and text of a POST's answer, with a bearer key unless it is empty.
+    pub(super) fn post_text(&self, path: &str, body: &Value, key: &str) -> (u16, String) {
+        let request = self.agent.post(self.url(path));
+        let request = match key {
+            "" => request,
+            key => request.header("authorization", format!("Bearer {key}")),
+        };
+        let mut response = request.send_json(body).unwrap();
+        let text = response.body_mut().read_to_string().unwrap();
+        (response.status().as_u16(), text)
+    }
+
     /// A greedy chat completion that must be answered.
     pub(super) fn chat(&self, model: &str, prompt: &str, max_tokens: usize) -> Answer {
         let answer = self.post(

@@ -1,5 +1,7 @@
 //! Ids of generations: hashes of an adapter's content and of the base model it belongs to.
 
+use std::path::Path;
+
 use sha2::{Digest, Sha256};
 
 use super::generation::GenerationId;
@@ -78,6 +80,20 @@ pub fn validate(
         numbers::check(*site, pair)?;
     }
     Ok(())
+}
+
+/// Reads a PEFT directory that was made elsewhere, and checks that it fits the base model; `shape_of`
+/// as for [`validate`]. Every way by which an adapter of others comes in begins here.
+///
+/// # Errors
+/// As [`peft::read_dir`] and [`validate`].
+pub fn read_foreign(
+    dir: &Path,
+    shape_of: &dyn Fn(LoraSite) -> Option<(usize, usize)>,
+) -> Result<peft::PeftAdapter, AdapterError> {
+    let adapter = peft::read_dir(dir)?;
+    validate(&adapter.weights, shape_of)?;
+    Ok(adapter)
 }
 
 #[cfg(test)]

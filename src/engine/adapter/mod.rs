@@ -12,9 +12,9 @@ mod sync;
 #[cfg(any(test, feature = "test-support"))]
 pub mod test_support;
 
-pub use content::{base_id, content_id, validate};
+pub use content::{base_id, content_id, read_foreign, validate};
 pub use error::AdapterError;
 pub use manifest::Manifest;
 pub use numbers::NumberError;
-pub use registry::{Registry, ResolveError, SwapError, Swapped};
+pub use registry::{NameError, Named, Registry, ResolveError, SwapError, Swapped};
 pub use store::AdapterStore;

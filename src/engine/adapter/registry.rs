@@ -10,6 +10,12 @@ use super::generation::{Generation, GenerationId};
 use super::sync::{Arc, ArcSwap, Mutex, MutexGuard, PoisonError, Weak};
 use realign_core::LeaseCounts;
 
+// Named, because `proofs/registry` reads this file from another folder.
+#[path = "registry/names.rs"]
+mod names;
+
+pub use names::{MAX_NAMES, NameError, Named};
+
 /// Digits of a generation id.
 const ID_DIGITS: usize = 12;
 
@@ -97,6 +103,8 @@ struct State {
     forgotten: Vec<Weak<Generation>>,
     /// The candidate of a realignment, as long as that holds it.
     candidate: Weak<Generation>,
+    /// Adapters that answer under names of their own, in the order in which they were added.
+    named: Vec<Named>,
 }
 
 impl Registry {
@@ -112,6 +120,7 @@ impl Registry {
                 pinned: Vec::new(),
                 forgotten: Vec::new(),
                 candidate: Weak::new(),
+                named: Vec::new(),
             }),
             capacity: capacity.max(2),
             loader: None,
@@ -154,8 +163,9 @@ impl Registry {
     pub fn is_needed(&self, id: &GenerationId) -> bool {
         let state = self.state();
         let roles = [Some(self.lease_current()), state.previous.clone()];
-        // One reference to a kept generation is the registry's own.
-        let kept = state.pinned.iter().filter(|g| Arc::strong_count(g) > 1);
+        // References to a kept generation that are the registry's own are none of a request.
+        let kept = state.pinned.iter();
+        let kept = kept.filter(|g| Arc::strong_count(g) > 1 + state.named_as(g));
         let forgotten = state.forgotten.iter().filter_map(Weak::upgrade);
         let mut needed = roles.into_iter().flatten().chain(kept.cloned());
         needed.any(|g| g.id == *id) || forgotten.map(|g| g.id.clone()).any(|held| held == *id)
@@ -371,14 +381,15 @@ impl Registry {
         let held_by_base = |g: &Arc<Generation>| usize::from(Arc::ptr_eq(g, &self.base));
         // In addition to leases, an `Arc` is counted once for the registry's own reference, once
         // for `current` in this function, and once more if it is also the base.
-        let current_leases = Arc::strong_count(&current).saturating_sub(2 + held_by_base(&current));
+        let own = 2 + held_by_base(&current) + state.named_as(&current);
+        let current_leases = Arc::strong_count(&current).saturating_sub(own);
         let mut counts = LeaseCounts {
             current: current_leases,
             ..LeaseCounts::default()
         };
         if let Some(previous) = &state.previous {
-            counts.previous =
-                Arc::strong_count(previous).saturating_sub(1 + held_by_base(previous));
+            let own = 1 + held_by_base(previous) + state.named_as(previous);
+            counts.previous = Arc::strong_count(previous).saturating_sub(own);
         }
         let base_has_role = Arc::ptr_eq(&current, &self.base)
             || state
@@ -391,9 +402,13 @@ impl Registry {
         let pinned = state
             .pinned
             .iter()
-            .map(|g| Arc::strong_count(g).saturating_sub(1));
-        let forgotten = state.forgotten.iter().map(Weak::strong_count);
-        counts.retired = pinned.chain(forgotten).sum();
+            .map(|g| Arc::strong_count(g).saturating_sub(1 + state.named_as(g)));
+        let forgotten = state.forgotten.iter().map(|g| {
+            let own = state.named.iter().filter(|n| n.is(g.as_ptr())).count();
+            g.strong_count().saturating_sub(own)
+        });
+        let retired: usize = pinned.chain(forgotten).sum();
+        counts.retired = retired + self.leases_by_name(&state);
         counts
     }
 

@@ -77,6 +77,26 @@ impl Access {
         self.limiter.settle(&caller.name, reserved, used);
     }
 
+    /// Lets a request of a gateway's client in, which holds the permit for as long as it runs. Its
+    /// tokens are not counted here.
+    ///
+    /// # Errors
+    /// A wrong key, or a limit that is reached.
+    pub(crate) fn enter(&self, headers: &HeaderMap) -> Result<OwnedSemaphorePermit, ApiError> {
+        let caller = self.caller(headers)?;
+        let permit = self.limiter.acquire()?;
+        self.limiter.admit(&caller, Instant::now())?;
+        Ok(permit)
+    }
+
+    /// Whether a request carries the operators' key.
+    ///
+    /// # Errors
+    /// [`ApiError::Unauthorized`].
+    pub(crate) fn check_operator(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+        check_admin(headers, &self.admin)
+    }
+
     /// The name and the limits of the key that a request carries.
     fn caller(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
         let keys = self.keys.load();

@@ -23,6 +23,7 @@ mod extend;
 pub mod fuzzing;
 mod in_process;
 pub mod limits;
+mod lora;
 mod models;
 mod moderations;
 mod nested;
@@ -75,7 +76,7 @@ pub(crate) use in_process::{generate, generate_blocking, generate_stream, start}
 pub use limits::Rates;
 pub use ports::{
     AdminError, AdminPort, CollectOptions, EmbeddingError, EmbeddingPort, EnginePort, HealthPort,
-    LogFilterError, LogPort, ModerationPort, Moderations, RealignmentEvent,
+    LogFilterError, LogPort, ModerationPort, Moderations, NewName, RealignmentEvent,
 };
 pub(crate) use responses::ResponseStore;
 pub(crate) use tools::Bounds;

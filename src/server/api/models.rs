@@ -8,16 +8,21 @@ use axum::extract::{Path, State};
 use super::answers::client::{Model, ModelList};
 use super::error::ApiError;
 use super::{AppState, blocking};
-use realign_engine::adapter::ResolveError;
 use realign_engine::adapter::generation::Generation;
+use realign_engine::adapter::{Named, ResolveError};
 
-/// Leases the generation that `model` refers to: `<name>`, `<name>@base` or `<name>@<generation>`.
+/// Leases the generation that `model` refers to: `<name>`, `<name>@base`, `<name>@<generation>`, or the
+/// name of an adapter that an operator loaded.
 /// An empty `model`, as of a request without one, stands for `<name>`. May load it from disk.
 ///
 /// # Errors
 /// [`ApiError::ModelNotFound`], also if the generation cannot be loaded; [`ApiError::Unavailable`] if
 /// nothing may answer for what serves.
 pub(crate) fn resolve(state: &AppState, model: &str) -> Result<Arc<Generation>, ApiError> {
+    // An adapter with a name of its own; these are never names of what serves.
+    if let Some(generation) = state.registry.named(model) {
+        return Ok(generation);
+    }
     let name = state.model_name.as_ref();
     let not_found = || ApiError::ModelNotFound {
         model: model.chars().take(128).collect(),
@@ -82,6 +87,10 @@ pub(crate) async fn list(State(state): State<AppState>) -> Json<ModelList> {
             ));
         }
     }
+    for named in state.registry.names() {
+        data.retain(|entry| *entry.id != *named.name);
+        data.push(named_entry(&state, &named));
+    }
     Json(ModelList {
         object: "list",
         data,
@@ -94,6 +103,9 @@ pub(crate) async fn retrieve(
     Path(id): Path<String>,
 ) -> Result<Json<Model>, ApiError> {
     blocking(move || {
+        if let Some(named) = state.registry.names().iter().find(|n| *n.name == *id) {
+            return Ok(Json(named_entry(&state, named)));
+        }
         let generation = resolve(&state, &id)?;
         Ok(Json(entry(&state, &id, &generation)))
     })
@@ -110,5 +122,16 @@ fn entry(state: &AppState, id: &str, generation: &Generation) -> Model {
         policy_revision: generation.policy_revision.clone(),
         system_fingerprint: generation.fingerprint(),
         max_model_len: state.engine.max_model_len(),
+        root: None,
+        parent: None,
+    }
+}
+
+/// An adapter with a name of its own, as vLLM lists it.
+fn named_entry(state: &AppState, named: &Named) -> Model {
+    Model {
+        root: Some(named.path.clone()),
+        parent: Some(state.model_name.to_string()),
+        ..entry(state, &named.name, &named.generation)
     }
 }

@@ -80,6 +80,19 @@ pub struct CollectOptions {
     pub max_imported_age_s: Option<u64>,
 }
 
+/// An adapter to load under a name of its own.
+#[derive(Clone, Copy, Debug)]
+pub struct NewName<'a> {
+    /// What requests will send as `model`; the served name's own forms are not among these.
+    pub name: &'a str,
+    /// A PEFT directory.
+    pub path: &'a str,
+    /// Whether the name may exist, with the same content.
+    pub again: bool,
+    /// The generation that the content must be, if the caller knows it.
+    pub expected: Option<&'a str>,
+}
+
 /// The operations behind the operator routes. Methods may read from disk, so the API calls them on
 /// blocking threads.
 pub trait AdminPort: Send + Sync {
@@ -138,6 +151,19 @@ pub trait AdminPort: Send + Sync {
     /// # Errors
     /// [`AdminError::Failed`] if that cannot be stored.
     fn unpin(&self) -> Result<Unpinned, AdminError>;
+
+    /// Loads an adapter under a name of its own. What serves, on disk and in memory, stays as it is.
+    ///
+    /// # Errors
+    /// [`AdminError::NotFound`] without such a directory, [`AdminError::Invalid`] if the name is taken
+    /// or the adapter is unusable, [`AdminError::Conflict`] if the content is not what it must be.
+    fn load_adapter(&self, new: NewName<'_>) -> Result<(), AdminError>;
+
+    /// Takes away a name that [`AdminPort::load_adapter`] gave. Answers that run go on to their end.
+    ///
+    /// # Errors
+    /// [`AdminError::NotFound`], or [`AdminError::Conflict`] if it is not the `expected` generation.
+    fn unload_adapter(&self, name: &str, expected: Option<&str>) -> Result<(), AdminError>;
 
     /// What served, newest first.
     ///

@@ -6,6 +6,7 @@
 mod address;
 pub mod admin_key;
 mod exam;
+mod fleet;
 pub mod keys;
 mod load;
 mod observe;
@@ -24,12 +25,13 @@ use std::time::Duration;
 
 pub use address::Address;
 pub use exam::{DriftConfig, ExamConfig, GatherConfig};
+pub use fleet::{FleetConfig, TargetConfig, TargetKeys};
 pub use load::{load, load_embedded, recipe_file};
 pub use observe::{ComplianceConfig, TracesConfig};
 pub use raw::{
     Layers, RawAdapters, RawAlignment, RawCompliance, RawConfig, RawCorrective, RawDrift,
     RawEngine, RawExam, RawFleet, RawGate, RawGather, RawLimits, RawPaths, RawResponses,
-    RawRetention, RawServer, RawStore, RawTraces, RawTrain, RawWatch,
+    RawRetention, RawServer, RawStore, RawTarget, RawTraces, RawTrain, RawWatch,
 };
 pub use responses::ResponsesConfig;
 pub use retention::{OnMissing, RetentionConfig};
@@ -103,6 +105,8 @@ pub struct Config {
     pub on_missing: OnMissing,
     /// What servers share; `None` for a server by itself.
     pub store: Option<StoreConfig>,
+    /// The engines behind a gateway; `None` without any.
+    pub fleet: Option<FleetConfig>,
     /// What is kept.
     pub retention: RetentionConfig,
     /// How policy files are watched.
@@ -248,11 +252,10 @@ impl Config {
         let raw_paths = raw.paths.unwrap_or_default();
         let adapters_given = raw_paths.adapters.is_some();
         let mut paths = resolve_paths(raw_paths);
-        let shared = (
-            raw.store.unwrap_or_default(),
-            &raw.fleet.unwrap_or_default(),
-        );
+        let fleet = raw.fleet.unwrap_or_default();
+        let shared = (raw.store.unwrap_or_default(), &fleet);
         let store = store::resolve(shared, &mut paths, adapters_given)?;
+        let fleet = fleet::resolve(fleet, &paths.adapters)?;
         let refuse_unaligned = resolve_alignment(raw.alignment.unwrap_or_default())?;
         store::check_follower(store.as_ref(), refuse_unaligned)?;
         Ok(Self {
@@ -265,6 +268,7 @@ impl Config {
             engine: resolve_engine(raw.engine.unwrap_or_default())?,
             paths,
             store,
+            fleet,
             on_missing: retention::resolve_adapters(&raw.adapters.unwrap_or_default())?,
             retention: retention::resolve(&raw.retention.unwrap_or_default()),
             watch: resolve_watch(raw.watch.unwrap_or_default())?,

@@ -249,6 +249,32 @@ section! {
     RawFleet {
         /// Publications that a server may be behind and still be ready.
         max_skew_epochs: u64,
+        /// Engines behind `realign gateway`.
+        targets: Vec<RawTarget>,
+        /// Where targets find what is in `paths.adapters`; by default under the same path.
+        adapters_path: String,
+        /// What happens if a target cannot take a generation: `exclude` or `abort`.
+        on_failure: String,
+        /// The longest that an answer may take, in seconds.
+        max_request_s: u64,
+        /// Time between two looks at targets and at what should serve, in milliseconds.
+        look_ms: u64,
+    }
+}
+
+section! {
+    /// An engine behind a gateway.
+    RawTarget {
+        /// `vllm`, `realign` or `sglang`.
+        kind: String,
+        /// `http://HOST:PORT`.
+        url: String,
+        /// Whether every address of the host is a target, looked up again and again.
+        resolve: bool,
+        /// Environment variable that holds the key for requests.
+        key_env: String,
+        /// Environment variable that holds the key for loading and unloading; by default the same key.
+        admin_key_env: String,
     }
 }
 

@@ -257,6 +257,13 @@ fn the_example_shows_every_key_and_the_defaults() {
     let whole = whole_example();
     read(&whole, &RawConfig::default()).unwrap();
     let table: toml::Table = whole.parse().unwrap();
+    for key in RawTarget::KEYS {
+        let target = &table["fleet"]["targets"][0];
+        assert!(
+            target.get(key).is_some(),
+            "fleet.targets.{key} is not in the example"
+        );
+    }
     let sections: [(&str, &[&str]); 18] = [
         ("server", RawServer::KEYS),
         ("limits", RawLimits::KEYS),

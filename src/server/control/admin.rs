@@ -19,7 +19,7 @@ use crate::api::answers::admin::{
 };
 use crate::api::answers::reports::PairCounts;
 use crate::api::answers::retention::Collected;
-use crate::api::{AdminError, AdminPort, CollectOptions, RealignmentEvent};
+use crate::api::{AdminError, AdminPort, CollectOptions, NewName, RealignmentEvent};
 use crate::state::{Act, RealignmentRow};
 use crate::telemetry::{self, Outcome};
 use realign_align::policy::{Policy, Rule};
@@ -300,6 +300,14 @@ impl AdminPort for Control {
         Ok(Unpinned {
             released: pin.map(|pin| pin.generation),
         })
+    }
+
+    fn load_adapter(&self, new: NewName<'_>) -> Result<(), AdminError> {
+        self.context.load_named(new)
+    }
+
+    fn unload_adapter(&self, name: &str, expected: Option<&str>) -> Result<(), AdminError> {
+        self.context.unload_named(name, expected)
     }
 
     fn history(&self) -> Result<History, AdminError> {

@@ -24,6 +24,7 @@ mod learn;
 mod live;
 mod manifest;
 mod moderation;
+mod named;
 mod oracle;
 mod pointer;
 mod policies;

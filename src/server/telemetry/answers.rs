@@ -46,8 +46,10 @@ impl RequestFinished {
 }
 
 /// Whether a route is for clients: OpenAI's and Anthropic's begin with `/v1/`, Ollama's with `/api/`.
+/// Loading and unloading of adapters is for operators, under the paths that vLLM gave it.
 pub(crate) fn is_client_route(route: &str) -> bool {
-    route.starts_with("/v1/") || route.starts_with("/api/")
+    let of_operators = route.ends_with("load_lora_adapter");
+    (route.starts_with("/v1/") || route.starts_with("/api/")) && !of_operators
 }
 
 /// The labels that identify a rule in metrics.
@@ -100,6 +102,8 @@ mod tests {
             ("/api/generate", true),
             ("/admin/v1/overview", false),
             ("/metrics", false),
+            ("/v1/load_lora_adapter", false),
+            ("/v1/unload_lora_adapter", false),
             ("unmatched", false),
         ] {
             assert_eq!(is_client_route(route), of_clients, "{route}");

@@ -105,6 +105,15 @@ pub struct StoreSnapshot {
     pub(crate) skew: Duration,
 }
 
+/// The targets of a gateway.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FleetSnapshot {
+    /// The stage of the rollout under way.
+    pub(crate) stage: Option<&'static str>,
+    /// Every target, and the newest epoch that it answers by; 0 is none.
+    pub(crate) targets: Vec<(String, u64)>,
+}
+
 /// The engine's current load, and totals since it started.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct EngineSnapshot {
@@ -304,6 +313,9 @@ pub enum Event {
     /// A snapshot of this server's part in the store that servers share.
     #[serde(skip)]
     StoreSeen(StoreSnapshot),
+    /// A gateway's targets, as metrics were asked for.
+    #[serde(skip)]
+    FleetSeen(FleetSnapshot),
 }
 
 impl Event {
@@ -335,7 +347,8 @@ impl Event {
             | Event::ComplianceDropped
             | Event::EngineStats(_)
             | Event::Leases(_)
-            | Event::StoreSeen(_) => None,
+            | Event::StoreSeen(_)
+            | Event::FleetSeen(_) => None,
         }
     }
 
@@ -353,6 +366,7 @@ impl Event {
                 | Event::EngineStats(_)
                 | Event::Leases(_)
                 | Event::StoreSeen(_)
+                | Event::FleetSeen(_)
         )
     }
 }

@@ -2,6 +2,7 @@
 
 mod compliance;
 mod store;
+mod targets;
 mod threads;
 
 use std::collections::BTreeSet;
@@ -16,6 +17,7 @@ use prometheus::{
 use super::names;
 pub(super) use compliance::Compliance;
 pub(super) use store::Shared;
+pub(super) use targets::Targets;
 pub(super) use threads::Threads;
 
 /// Times to the first token: milliseconds for a cached prompt, a minute behind a full queue.

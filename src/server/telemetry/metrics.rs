@@ -11,7 +11,9 @@ use super::event::{
     ListenerRole, LossPart, Outcome, Refusal, RequestFinished, RuleCount, RuleLabels, Stage,
     Trigger,
 };
-use super::families::{Build, Compliance, Policy, Realignment, Serving, Shared, Swap, Threads};
+use super::families::{
+    Build, Compliance, Policy, Realignment, Serving, Shared, Swap, Targets, Threads,
+};
 use super::names;
 use realign_core::{Collectable, Thread, clock};
 
@@ -27,6 +29,7 @@ pub struct Metrics {
     compliance: Compliance,
     threads: Threads,
     shared: Shared,
+    targets: Targets,
     /// When the current generation stopped being aligned to the active policies; `None` while it
     /// is.
     gap_since: Mutex<Option<Instant>>,
@@ -57,6 +60,7 @@ impl Metrics {
             compliance: Compliance::register(&build)?,
             threads: Threads::register(&build)?,
             shared: Shared::register(&build)?,
+            targets: Targets::register(&build)?,
             gap_since: Mutex::new(None),
             exam_series: Mutex::default(),
             registry: build.registry,
@@ -199,6 +203,7 @@ impl Metrics {
             } => self.record_collected(removed, *adapters_bytes),
             Event::Examined(examined) => self.record_exam(examined),
             Event::StoreSeen(seen) => self.shared.set(seen),
+            Event::FleetSeen(seen) => self.targets.set(seen),
             Event::ViolationsFound(rules) => {
                 for rule in rules {
                     self.compliance.violations.count(rule);

@@ -53,6 +53,10 @@ pub(crate) const STORE_EPOCH: &str = "realign_store_epoch";
 pub(crate) const STORE_SERVING_EPOCH: &str = "realign_store_serving_epoch";
 /// Gauge: 1 if this server may publish into the shared store.
 pub(crate) const STORE_LEASE_HELD: &str = "realign_store_lease_held";
+/// Gauge, by target: the newest epoch that it answers by.
+pub(crate) const FLEET_TARGET_EPOCH: &str = "realign_fleet_target_epoch";
+/// Gauge, by stage: 1 for the one that the rollout is in.
+pub(crate) const FLEET_ROLLOUT_STAGE: &str = "realign_fleet_rollout_stage";
 /// Gauge: for how long this server has failed to serve what the shared store names.
 pub(crate) const FLEET_SKEW_SECONDS: &str = "realign_fleet_skew_seconds";
 

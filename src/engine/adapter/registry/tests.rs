@@ -250,3 +250,79 @@ fn what_serves_served_before_or_is_held_is_needed() {
     drop(lease);
     assert!(!needed(4));
 }
+
+fn named(name: &str, generation: &Arc<Generation>) -> Named {
+    Named {
+        name: name.into(),
+        path: format!("/adapters/{name}"),
+        generation: generation.clone(),
+    }
+}
+
+#[test]
+fn a_name_is_given_once_and_its_leases_outlive_it() {
+    let registry = registry(2);
+    let one = generation(1);
+    registry.add_name(named("a", &one)).unwrap();
+    let taken = NameError::Taken {
+        name: "a".into(),
+        holds: id(1),
+    };
+    assert_eq!(registry.add_name(named("a", &one)), Err(taken.clone()));
+    assert_eq!(registry.add_name(named("a", &generation(2))), Err(taken));
+    drop(one);
+    assert_eq!(registry.leases(), LeaseCounts::default());
+    let lease = registry.named("a").unwrap();
+    assert_eq!(registry.leases().retired, 1);
+    assert_eq!(registry.lease_current().id, id(0), "what serves stays");
+    let other = registry.remove_name("a", Some(&id(2).0)).unwrap_err();
+    assert!(matches!(other, NameError::Other { .. }), "{other}");
+    drop(registry.remove_name("a", Some(&id(1).0)).unwrap());
+    assert!(registry.named("a").is_none());
+    assert_eq!(registry.leases().retired, 1);
+    let again = registry.in_memory(&id(1)).unwrap();
+    assert!(Arc::ptr_eq(&again, &lease), "one copy is enough");
+    drop((again, lease));
+    assert_eq!(registry.leases(), LeaseCounts::default());
+    assert!(matches!(
+        registry.remove_name("a", None),
+        Err(NameError::Unknown { .. })
+    ));
+}
+
+#[test]
+fn a_name_of_what_serves_counts_as_no_lease() {
+    let registry = registry(3);
+    registry.swap(generation(1), None).unwrap();
+    let current = registry.in_memory(&id(1)).unwrap();
+    registry.add_name(named("a", &current)).unwrap();
+    registry.add_name(named("b", &current)).unwrap();
+    assert_eq!(registry.leases().current, 1);
+    drop(current);
+    for n in 2..6 {
+        registry.swap(generation(n), None).unwrap();
+        assert_eq!(registry.leases(), LeaseCounts::default(), "after {n}");
+    }
+    let lease = registry.named("b").unwrap();
+    assert_eq!(registry.leases().retired, 1);
+    for name in ["a", "b"] {
+        drop(registry.remove_name(name, None).unwrap());
+        assert_eq!(registry.leases().retired, 1);
+    }
+    drop(lease);
+    assert_eq!(registry.leases(), LeaseCounts::default());
+}
+
+#[test]
+fn names_are_bounded() {
+    let registry = registry(2);
+    for n in 0..MAX_NAMES {
+        registry
+            .add_name(named(&n.to_string(), &generation(n + 1)))
+            .unwrap();
+    }
+    let one_more = registry.add_name(named("more", &generation(99)));
+    assert_eq!(one_more, Err(NameError::Full));
+    registry.remove_name("3", None).unwrap();
+    registry.add_name(named("more", &generation(99))).unwrap();
+}

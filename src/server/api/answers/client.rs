@@ -180,6 +180,12 @@ pub(crate) struct Model {
     pub(crate) system_fingerprint: String,
     /// Maximum number of tokens, prompt and completion together, in a sequence.
     pub(crate) max_model_len: usize,
+    /// Where an adapter that was loaded by name was read from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) root: Option<String>,
+    /// The served name that such an adapter belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) parent: Option<String>,
 }
 
 /// The served names.
@@ -188,7 +194,7 @@ pub(crate) struct ModelList {
     /// `list`.
     #[schemars(extend("const" = "list"))]
     pub(crate) object: &'static str,
-    /// The current generation, the base model, and every generation in memory.
+    /// The current generation, the base model, every generation in memory, and adapters loaded by name.
     pub(crate) data: Vec<Model>,
 }
 

@@ -5,8 +5,8 @@ use super::super::answers::client as client_answers;
 use super::super::answers::retention::Collected;
 use super::super::answers::{completions as completion_answers, responses as response_answers};
 use super::super::{
-    admin, chat, completions, embeddings, explain, extend, models, moderations, openapi, overview,
-    page, playground, responses, run, service, tokens,
+    admin, chat, completions, embeddings, explain, extend, lora, models, moderations, openapi,
+    overview, page, playground, responses, run, service, tokens,
 };
 use super::{Answer, Route, json, json_or_events};
 use serde_json::Value;
@@ -21,6 +21,9 @@ const READ_FAILURES: &[u16] = &[401, 500];
 const LOOKUP_FAILURES: &[u16] = &[401, 404, 500];
 /// Failures of operator routes that change what serves or runs.
 const CHANGE_FAILURES: &[u16] = &[401, 404, 409, 500];
+
+/// Failures of the routes that load and unload adapters by name.
+const NAME_FAILURES: &[u16] = &[400, 401, 404, 409, 413, 500];
 
 pub(super) fn clients() -> Vec<Route> {
     let mut routes = vec![
@@ -392,6 +395,22 @@ fn generations() -> Vec<Route> {
                 json::<admin_answers::Unpinned>(),
             )
             .fails(READ_FAILURES),
+        Route::post("/v1/load_lora_adapter", lora::load)
+            .named(
+                "loadLoraAdapter",
+                "Load an adapter under a name of its own; what serves stays",
+                Answer::Text("text/plain"),
+            )
+            .takes::<lora::LoadBody>()
+            .fails(NAME_FAILURES),
+        Route::post("/v1/unload_lora_adapter", lora::unload)
+            .named(
+                "unloadLoraAdapter",
+                "Take the name of a loaded adapter away; answers that run go on",
+                Answer::Text("text/plain"),
+            )
+            .takes::<lora::UnloadBody>()
+            .fails(NAME_FAILURES),
         Route::get("/admin/v1/generations/history", admin::history)
             .named(
                 "generationHistory",

@@ -224,6 +224,15 @@ impl AdminPort for FakeAdmin {
             removed: [("adapter", 0)].into(),
         })
     }
+    fn load_adapter(&self, new: NewName<'_>) -> Result<(), AdminError> {
+        match new.path {
+            "/adapters/a" => Ok(()),
+            _ => Err(AdminError::NotFound(format!("nothing in {}", new.path))),
+        }
+    }
+    fn unload_adapter(&self, name: &str, _: Option<&str>) -> Result<(), AdminError> {
+        Err(AdminError::NotFound(format!("no {name}")))
+    }
     fn alignment(&self) -> Alignment {
         Alignment {
             state: AlignmentState::Aligned,

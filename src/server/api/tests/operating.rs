@@ -374,3 +374,43 @@ fn removing_takes_options_and_tells_what_went() {
     assert_eq!(collect("{}").json()["dry_run"], false);
     assert_eq!(collect(r#"{"dry_run": "yes"}"#).status, 400);
 }
+
+#[test]
+fn adapters_are_loaded_by_operators_in_vllms_form() {
+    let server = Server::start(|_| ());
+    let post = |path, key: &str, body: serde_json::Value| {
+        let value = format!("Bearer {key}");
+        send(
+            &server,
+            "POST",
+            path,
+            &[("authorization", &value)],
+            &body.to_string(),
+        )
+    };
+    let load = "/v1/load_lora_adapter";
+    let body = json!({ "lora_name": "a", "lora_path": "/adapters/a" });
+    assert_eq!(post(load, "", body.clone()).status, 401);
+    let answer = post(load, ADMIN_KEY, body);
+    let success = "Success: LoRA adapter 'a' added successfully.";
+    assert_eq!((answer.status, &*answer.text), (200, success));
+    for (status, name, path) in [
+        (404, "a", "/adapters/b"),
+        (400, "", "/adapters/a"),
+        (400, fake::MODEL, "/adapters/a"),
+    ] {
+        let body = json!({ "lora_name": name, "lora_path": path });
+        let answer = post(load, ADMIN_KEY, body);
+        assert_eq!(answer.status, status, "{}", answer.text);
+        assert!(answer.json()["error"]["message"].is_string());
+    }
+    assert_eq!(
+        post(load, ADMIN_KEY, json!({ "lora_name": "a" })).status,
+        400
+    );
+    let unload = "/v1/unload_lora_adapter";
+    assert_eq!(
+        post(unload, ADMIN_KEY, json!({ "lora_name": "a" })).status,
+        404
+    );
+}
