@@ -13,8 +13,8 @@ use realign_cpu::{CpuBackend, CpuExecutor};
 use realign_engine::adapter::peft;
 use realign_model::packing::{Example, Packed};
 use realign_model::{
-    AdapterSpan, BLOCK_TOKENS, Backend, KvType, LoraPair, LoraSite, LoraWeights, ModelFiles, ModelSource,
-    PagedSequence, Segment, Step,
+    AdapterSpan, BLOCK_TOKENS, Backend, KvType, LoraPair, LoraSite, LoraWeights, ModelFiles,
+    ModelSource, PagedSequence, Segment, Step,
 };
 use realign_reference::{AdapterRows, Batch, Reference};
 use serde_json::Value;
@@ -191,19 +191,22 @@ fn the_cpu_executor_agrees_with_and_without_an_adapter() {
         for (name, kv, tolerance) in CACHES {
             let tokens = &golden.tokens;
             let run = |chunks: &[usize], adapter| served((&backend, kv), tokens, chunks, adapter);
-            let [whole, chunked, decoded] =
-                [&[40][..], &[7, 16, 1, 16], &[1; 40]].map(|chunks| {
-                    let what = format!("executor, {name}, chunks {chunks:?}");
-                    let base = run(chunks, None);
-                    golden.check(&base, "logits", tolerance, &what);
-                    let adapted = run(chunks, Some(golden.adapter()));
-                    golden.check(&adapted, "logits_adapter", tolerance, &what);
-                    base
-                });
+            let [whole, chunked, decoded] = [&[40][..], &[7, 16, 1, 16], &[1; 40]].map(|chunks| {
+                let what = format!("executor, {name}, chunks {chunks:?}");
+                let base = run(chunks, None);
+                golden.check(&base, "logits", tolerance, &what);
+                let adapted = run(chunks, Some(golden.adapter()));
+                golden.check(&adapted, "logits_adapter", tolerance, &what);
+                base
+            });
             golden.check(&decoded, "decoded", tolerance, name);
             for other in [chunked, decoded] {
                 let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-                assert_eq!(bits(&whole), bits(&other), "{family} {name}: chunks change bits");
+                assert_eq!(
+                    bits(&whole),
+                    bits(&other),
+                    "{family} {name}: chunks change bits"
+                );
             }
         }
     }

@@ -115,12 +115,18 @@ impl Attention<'_> {
     }
 
     fn piece(&self, thread: usize, piece: usize) {
-        let (piece, head) = (piece / self.rows.kv_heads, piece % self.rows.kv_heads);
+        // Segments of one head follow each other, as the kernel prefetches them.
+        let (whole, parts) = (&self.plan.whole, &self.plan.parts);
+        let runs = whole.len() * self.rows.kv_heads;
         // SAFETY: once for this piece.
         let work = unsafe { self.work(thread) };
-        match self.plan.whole.get(piece) {
-            Some(run) => self.whole(&self.runs[*run], head, work),
-            None => self.part(&self.plan.parts[piece - self.plan.whole.len()], head, work),
+        match piece.checked_sub(runs) {
+            None => self.whole(
+                &self.runs[whole[piece % whole.len()]],
+                piece / whole.len(),
+                work,
+            ),
+            Some(piece) => self.part(&parts[piece % parts.len()], piece / parts.len(), work),
         }
     }
 
@@ -135,7 +141,8 @@ impl Attention<'_> {
             // SAFETY: each (row, head) belongs to one piece.
             unsafe { self.out.part(at, rows.head_dim) }
         };
-        self.head(head).attend(self.blocks(run), &queries, work, place);
+        self.head(head)
+            .attend(self.blocks(run), &queries, work, place);
     }
 
     /// A segment, for the single rows that read it.
@@ -155,13 +162,17 @@ impl Attention<'_> {
             unsafe { self.states.part(at + skipped * lines, lines) }
         };
         let segment = (self.blocks(run(0)), part.segment);
-        self.head(head).attend_to_segment(segment, &queries, work, place);
+        self.head(head)
+            .attend_to_segment(segment, &queries, work, place);
     }
 
     /// Puts a row's segments together.
     fn merge(&self, thread: usize, piece: usize) {
         let rows = self.rows;
-        let (merge, head) = (&self.plan.merges[piece / rows.kv_heads], piece % rows.kv_heads);
+        let (merge, head) = (
+            &self.plan.merges[piece / rows.kv_heads],
+            piece % rows.kv_heads,
+        );
         // SAFETY: once for this piece.
         let work = unsafe { self.work(thread) };
         for i in 0..rows.group {

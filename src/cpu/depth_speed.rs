@@ -24,7 +24,14 @@ fn spec(name: &str) -> ModelSpec {
         "SmolLM2" => [576, 1536, 30, 9, 3, 49_152],
         _ => [896, 4864, 24, 14, 2, 151_936],
     };
-    let [hidden_size, intermediate_size, layers, heads, kv_heads, vocab_size] = sizes;
+    let [
+        hidden_size,
+        intermediate_size,
+        layers,
+        heads,
+        kv_heads,
+        vocab_size,
+    ] = sizes;
     ModelSpec {
         hidden_size,
         intermediate_size,

@@ -74,7 +74,12 @@ impl KvCache {
     /// # Panics
     /// If the cache holds another type.
     fn check<E: Element>(&self) {
-        assert_eq!(size_of::<E>(), self.kind.bytes(), "elements of {:?}", self.kind);
+        assert_eq!(
+            size_of::<E>(),
+            self.kind.bytes(),
+            "elements of {:?}",
+            self.kind
+        );
     }
 
     fn offset(&self, layer: usize, block: u32, head: usize) -> usize {
@@ -159,7 +164,10 @@ mod tests {
             head_dim: 64,
         };
         for blocks in [usize::MAX, usize::MAX / 64, 1 << 50] {
-            assert!(KvCache::new(shape, KvType::F16, blocks).is_none(), "{blocks}");
+            assert!(
+                KvCache::new(shape, KvType::F16, blocks).is_none(),
+                "{blocks}"
+            );
         }
         let small = KvCache::new(shape, KvType::F32, 3).unwrap();
         assert!(small.elements::<f32>().iter().all(|f| *f == 0.0));

@@ -12,6 +12,8 @@ mod aligned;
 mod attend;
 mod attention;
 mod backend;
+#[cfg(test)]
+mod depth_speed;
 mod executor;
 mod gates;
 mod kernels;
@@ -19,13 +21,11 @@ mod kv;
 pub mod learn;
 mod packed;
 mod rows;
+#[cfg(test)]
+mod step_tests;
 mod steps;
 mod sync;
 mod team;
-#[cfg(test)]
-mod depth_speed;
-#[cfg(test)]
-mod step_tests;
 #[cfg(test)]
 mod team_tests;
 

@@ -23,7 +23,9 @@ fn model() -> Arc<Model> {
 /// Tokens of sequence `index`.
 fn tokens(index: usize, length: usize) -> Vec<u32> {
     let own = |i: usize| if i < SHARED { 0 } else { index + 1 };
-    (0..length).map(|i| ((i * 37 + own(i) * 101) % 300) as u32).collect()
+    (0..length)
+        .map(|i| ((i * 37 + own(i) * 101) % 300) as u32)
+        .collect()
 }
 
 /// Its blocks: the shared ones, then its own.

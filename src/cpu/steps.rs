@@ -172,7 +172,12 @@ impl CpuExecutor {
     }
 
     /// Normalises and rotates the heads of q and k, and writes k and v to the cache.
-    fn place_heads<E: Element>(&mut self, index: usize, norms: Option<(&[f32], &[f32])>, rope: &RopeTable) {
+    fn place_heads<E: Element>(
+        &mut self,
+        index: usize,
+        norms: Option<(&[f32], &[f32])>,
+        rope: &RopeTable,
+    ) {
         let spec = &self.model.spec;
         let (d, eps) = (spec.head_dim, spec.rms_norm_eps as f32);
         let (q_width, kv_width) = (spec.heads * d, spec.kv_heads * d);

@@ -94,8 +94,8 @@ mod real {
     use realign_model::memory::{Budget, LearningBytes, Plan, Stored, Training};
     use realign_model::random::{RandomMatrix, random_model};
     use realign_model::{
-        Backend, ComputeDevice, Executor, ExecutorOptions, KvType, LearningPasses, LoraWeights, ModelFiles,
-        ModelSpec, PassOptions, Recompute, Staged, TimeSlices,
+        Backend, ComputeDevice, Executor, ExecutorOptions, KvType, LearningPasses, LoraWeights,
+        ModelFiles, ModelSpec, PassOptions, Recompute, Staged, TimeSlices,
     };
     use realign_reference::memory::{activations, layer_bytes, logits};
     use realign_reference::{TensorModel, TensorPasses};

@@ -1,7 +1,9 @@
 //! Log-probabilities of the tokens of a prompt, computed alongside the engine.
 
 use candle_core::{Result, bail};
-use realign_model::{AdapterSpan, BLOCK_TOKENS, ExecutorOptions, KvType, Outputs, PagedSequence, Step};
+use realign_model::{
+    AdapterSpan, BLOCK_TOKENS, ExecutorOptions, KvType, Outputs, PagedSequence, Step,
+};
 
 use crate::adapter::generation::Generation;
 use crate::embed::Embedder;

@@ -5,8 +5,8 @@ use candle_core::{Result, bail};
 use rayon::prelude::*;
 
 use realign_model::{
-    AdapterSpan, BLOCK_TOKENS, Backend, Executor, ExecutorOptions, KvType, Outputs, PagedSequence, Staged,
-    Step,
+    AdapterSpan, BLOCK_TOKENS, Backend, Executor, ExecutorOptions, KvType, Outputs, PagedSequence,
+    Staged, Step,
 };
 
 /// A prompt and what may follow it.

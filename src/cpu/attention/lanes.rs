@@ -40,6 +40,8 @@ pub(crate) trait Lanes: Copy {
     fn zero_below(self, x: Self, limit: Self) -> Self;
     /// self in lanes from ≤ lane < to, −∞ in the others.
     fn within(self, from: usize, to: usize) -> Self;
+    /// Starts to bring a cache line closer.
+    fn prefetch(at: *const u8);
     /// The largest lane; a lane that is NaN does not count.
     fn largest(self) -> f32;
 
@@ -151,7 +153,11 @@ impl Lanes for Plain {
         Self(from.map(|h| {
             let bits = u32::from(h.to_bits());
             let magnitude = f32::from_bits((bits & 0x7fff) << 13) * REBIAS;
-            let special = if bits & 0x7c00 == 0x7c00 { 0xff << 23 } else { 0 };
+            let special = if bits & 0x7c00 == 0x7c00 {
+                0xff << 23
+            } else {
+                0
+            };
             f32::from_bits(magnitude.to_bits() | special | (bits & 0x8000) << 16)
         }))
     }
@@ -202,7 +208,10 @@ impl Lanes for Plain {
 
     #[inline(always)]
     fn power_of_two(self) -> Self {
-        Self(self.0.map(|x| f32::from_bits(x.to_bits().wrapping_add(127) << 23)))
+        Self(
+            self.0
+                .map(|x| f32::from_bits(x.to_bits().wrapping_add(127) << 23)),
+        )
     }
 
     #[inline(always)]
@@ -213,13 +222,24 @@ impl Lanes for Plain {
 
     #[inline(always)]
     fn within(self, from: usize, to: usize) -> Self {
-        let kept = |i: usize| if (from..to).contains(&i) { self.0[i] } else { f32::NEG_INFINITY };
+        let kept = |i: usize| {
+            if (from..to).contains(&i) {
+                self.0[i]
+            } else {
+                f32::NEG_INFINITY
+            }
+        };
         Self(std::array::from_fn(kept))
     }
 
     #[inline(always)]
+    fn prefetch(_: *const u8) {}
+
+    #[inline(always)]
     fn largest(self) -> f32 {
-        self.0.iter().fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
+        self.0
+            .iter()
+            .fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
     }
 }
 
@@ -234,7 +254,10 @@ mod tests {
         for halves in vectors {
             for (wide, half) in Plain::widen(halves).0.iter().zip(halves) {
                 let expected = half.to_f32();
-                assert!(*wide == expected || wide.is_nan() && expected.is_nan(), "{half}");
+                assert!(
+                    *wide == expected || wide.is_nan() && expected.is_nan(),
+                    "{half}"
+                );
             }
         }
     }

@@ -120,7 +120,10 @@ impl Plans {
         shape: &AttentionShape,
         group: usize,
     ) -> &Plan {
-        let known = self.0.iter().position(|(window, _)| *window == shape.window);
+        let known = self
+            .0
+            .iter()
+            .position(|(window, _)| *window == shape.window);
         let index = known.unwrap_or_else(|| {
             let plan = Plan::new(runs, sequences, shape, group);
             self.0.push((shape.window, plan));
@@ -136,12 +139,15 @@ mod tests {
     use std::sync::Arc;
 
     fn rows(tables: &[(&[u32], usize)]) -> (Vec<Run>, Vec<PagedSequence>) {
-        let sequences = tables.iter().enumerate().map(|(start, (blocks, cached))| PagedSequence {
-            start,
-            rows: 1,
-            cached: *cached,
-            blocks: Arc::from(*blocks),
-        });
+        let sequences = tables
+            .iter()
+            .enumerate()
+            .map(|(start, (blocks, cached))| PagedSequence {
+                start,
+                rows: 1,
+                cached: *cached,
+                blocks: Arc::from(*blocks),
+            });
         let runs = tables.iter().enumerate().map(|(row, (_, position))| Run {
             sequence: row,
             row,

@@ -105,14 +105,19 @@ impl Sequence {
         let (d, columns) = (shape.head_dim, self.kv.columns());
         let part = |position: usize| {
             let block = self.blocks[position / BLOCK_TOKENS];
-            (self.kv.head::<E>(AT.0, block, AT.1), position % BLOCK_TOKENS)
+            (
+                self.kv.head::<E>(AT.0, block, AT.1),
+                position % BLOCK_TOKENS,
+            )
         };
         let score = |position: usize| {
             let ((keys, _), slot) = part(position);
             let key = (0..d).map(|i| wide(keys[i * BLOCK_TOKENS + slot]));
             let product: f64 = key.zip(query.q).map(|(k, q)| k * f64::from(*q)).sum();
             let score = product * f64::from(shape.scale);
-            shape.cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh())
+            shape.cap.map_or(score, |cap| {
+                f64::from(cap) * (score / f64::from(cap)).tanh()
+            })
         };
         let scores: Vec<f64> = (query.seen.0..query.seen.1).map(score).collect();
         let highest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -195,7 +200,10 @@ fn every_instruction_set_attends_as_the_twin_does() {
             let (kind, size) = (KvType::ALL[(n + m) % 2].1, sizes[(n + m) % sizes.len()]);
             let sequence = Sequence::new(kind, shape.head_dim, tokens, &mut rng);
             let asked = questions(size, tokens, shape, &mut rng);
-            let queries: Vec<Query> = asked.iter().map(|(q, seen)| Query { q, seen: *seen }).collect();
+            let queries: Vec<Query> = asked
+                .iter()
+                .map(|(q, seen)| Query { q, seen: *seen })
+                .collect();
             for isa in instruction_sets() {
                 let got = sequence.attend(isa, shape, &queries);
                 for (query, got) in queries.iter().zip(got.chunks(shape.head_dim)) {
@@ -216,7 +224,10 @@ fn a_querys_bits_depend_on_nothing_but_its_context() {
     for shape in shapes() {
         let sequence = Sequence::new(KvType::F16, shape.head_dim, 601, &mut rng);
         let asked = questions((23, 3), 601, &shape, &mut rng);
-        let queries: Vec<Query> = asked.iter().map(|(q, seen)| Query { q, seen: *seen }).collect();
+        let queries: Vec<Query> = asked
+            .iter()
+            .map(|(q, seen)| Query { q, seen: *seen })
+            .collect();
         for isa in instruction_sets() {
             let all = sequence.attend(isa, &shape, &queries);
             for (i, together) in all.chunks(shape.head_dim).enumerate().step_by(5) {
@@ -266,24 +277,36 @@ fn what_is_not_finite_is_seen_and_only_by_those_who_look() {
 #[ignore = "measures, and says nothing about correctness"]
 fn attention_speed() {
     let mut rng = ChaCha8Rng::seed_from_u64(4);
-    for (name, head_dim, group) in [("SmolLM2", 64, 3), ("0.5B", 64, 7), ("1B", 64, 4), ("8B", 128, 4)] {
+    for (name, head_dim, group) in [
+        ("SmolLM2", 64, 3),
+        ("0.5B", 64, 7),
+        ("1B", 64, 4),
+        ("8B", 128, 4),
+    ] {
         let shape = AttentionShape::full(head_dim);
         for (kind_name, kind) in KvType::ALL {
             let sequence = Sequence::new(kind, head_dim, 4096, &mut rng);
             for rows in [1, 16] {
                 let asked = questions((rows, group), sequence.tokens, &shape, &mut rng);
-                let queries: Vec<Query> =
-                    asked.iter().map(|(q, seen)| Query { q, seen: *seen }).collect();
+                let queries: Vec<Query> = asked
+                    .iter()
+                    .map(|(q, seen)| Query { q, seen: *seen })
+                    .collect();
                 for isa in instruction_sets().filter(|isa| *isa != Isa::Portable) {
                     let mut work = Work::default();
                     let mut out = vec![0f32; queries.len() * head_dim];
                     let places = crate::team::Shards::new(&mut out);
                     let times = (0..30).map(|_| {
                         let started = std::time::Instant::now();
-                        sequence.head(isa, &shape).attend(&sequence.blocks, &queries, &mut work, |i| {
-                            // SAFETY: every query has its own place.
-                            unsafe { places.part(i * head_dim, head_dim) }
-                        });
+                        sequence.head(isa, &shape).attend(
+                            &sequence.blocks,
+                            &queries,
+                            &mut work,
+                            |i| {
+                                // SAFETY: every query has its own place.
+                                unsafe { places.part(i * head_dim, head_dim) }
+                            },
+                        );
                         started.elapsed().as_secs_f64()
                     });
                     let mut times: Vec<f64> = times.collect();

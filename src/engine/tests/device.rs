@@ -15,8 +15,8 @@ use realign_cuda::tests::{devices, random_floats};
 use realign_cuda::{CudaExecutor, DeviceAdapter, Element, Options};
 use realign_model::shapes::shape;
 use realign_model::{
-    Backend, Executor, ExecutorOptions, KvType, LoraPair, LoraSite, LoraWeights, ModelSpec, Projection,
-    Staged,
+    Backend, Executor, ExecutorOptions, KvType, LoraPair, LoraSite, LoraWeights, ModelSpec,
+    Projection, Staged,
 };
 
 const BLOCKS: usize = 64;
