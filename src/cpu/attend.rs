@@ -115,12 +115,18 @@ impl Attention<'_> {
     }
 
     fn piece(&self, thread: usize, piece: usize) {
-        let (piece, head) = (piece / self.rows.kv_heads, piece % self.rows.kv_heads);
+        // Segments of one head follow each other, as the kernel prefetches them.
+        let (whole, parts) = (&self.plan.whole, &self.plan.parts);
+        let runs = whole.len() * self.rows.kv_heads;
         // SAFETY: once for this piece.
         let work = unsafe { self.work(thread) };
-        match self.plan.whole.get(piece) {
-            Some(run) => self.whole(&self.runs[*run], head, work),
-            None => self.part(&self.plan.parts[piece - self.plan.whole.len()], head, work),
+        match piece.checked_sub(runs) {
+            None => self.whole(
+                &self.runs[whole[piece % whole.len()]],
+                piece / whole.len(),
+                work,
+            ),
+            Some(piece) => self.part(&parts[piece % parts.len()], piece / parts.len(), work),
         }
     }
 

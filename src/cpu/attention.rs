@@ -108,6 +108,7 @@ impl Head<'_> {
         let (layer, head) = self.at;
         let context = Context::<E> {
             block: &|i| self.kv.head(layer, blocks[i], head),
+            count: blocks.len(),
             columns: self.kv.columns(),
             cap: self.shape.cap,
         };

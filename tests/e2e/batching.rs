@@ -64,14 +64,14 @@ fn sequences_that_outgrow_the_cache_answer_as_if_they_ran_alone() {
     if engine::lacks("it has no bounded cache of keys and values, so nothing is preempted") {
         return;
     }
-    // The cache holds 2,048 tokens; the eight sequences together reach more than 5,000.
+    // The cache holds 4,096 tokens; the eight sequences together reach more than 5,000.
     let workspace = with_engine("kv_cache_mb = 1");
     let server = Server::start(&workspace);
     let body = |i: usize| {
         let top_p = [1.0, 0.9][i % 2];
         json!({
             "prompt": format!("{i} and so on. ").repeat(6), "max_tokens": 560, "seed": i,
-            "temperature": 0.8, "top_p": top_p,
+            "temperature": 0.8, "top_p": top_p, "ignore_eos": true,
         })
     };
     let text = |answer: Answer| {

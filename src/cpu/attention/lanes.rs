@@ -40,6 +40,8 @@ pub(crate) trait Lanes: Copy {
     fn zero_below(self, x: Self, limit: Self) -> Self;
     /// self in lanes from ≤ lane < to, −∞ in the others.
     fn within(self, from: usize, to: usize) -> Self;
+    /// Starts to bring a cache line closer.
+    fn prefetch(at: *const u8);
     /// The largest lane; a lane that is NaN does not count.
     fn largest(self) -> f32;
 
@@ -229,6 +231,9 @@ impl Lanes for Plain {
         };
         Self(std::array::from_fn(kept))
     }
+
+    #[inline(always)]
+    fn prefetch(_: *const u8) {}
 
     #[inline(always)]
     fn largest(self) -> f32 {

@@ -23,6 +23,8 @@ const MOST: usize = 6;
 pub(super) struct Context<'a, E> {
     /// By block: keys (head_dim, 16), then values (16, columns).
     pub(super) block: &'a dyn Fn(usize) -> (&'a [E], &'a [E]),
+    /// How many blocks there are.
+    pub(super) count: usize,
     /// Columns of a value, up to whole vectors.
     pub(super) columns: usize,
     /// The cap on scores.
@@ -35,6 +37,8 @@ struct Strip<'a, E> {
     position: usize,
     keys: [&'a [[E; LANES]]; BLOCKS],
     values: [&'a [E]; BLOCKS],
+    /// Keys and values of the next strip's blocks, where there is one.
+    ahead: Option<[(&'a [E], &'a [E]); BLOCKS]>,
 }
 
 /// Weights of a strip's tokens.
@@ -52,6 +56,7 @@ impl<'a, E: Element> Context<'a, E> {
             position,
             keys: parts.map(|(keys, _)| keys.as_chunks().0),
             values: parts.map(|(_, values)| values),
+            ahead: None,
         }
     }
 
@@ -66,7 +71,11 @@ impl<'a, E: Element> Context<'a, E> {
         let begin = from.max(index * SEGMENT) / STRIP * STRIP;
         let end = to.min((index + 1) * SEGMENT);
         for position in (begin..end).step_by(STRIP) {
-            let strip = self.strip(position, end);
+            let mut strip = self.strip(position, end);
+            let next = position / LANES + BLOCKS;
+            if (next + BLOCKS) * LANES <= to && next + BLOCKS <= self.count {
+                strip.ahead = Some(std::array::from_fn(|i| (self.block)(next + i)));
+            }
             let mut first = 0;
             for queries in tiles(work.seen.len()) {
                 macro_rules! with {
@@ -82,6 +91,7 @@ impl<'a, E: Element> Context<'a, E> {
                     5 => with!(5),
                     _ => with!(6),
                 }
+                strip.ahead = None;
                 first += queries;
             }
         }
@@ -102,15 +112,18 @@ impl<'a, E: Element> Context<'a, E> {
         let mut weights = [[[0f32; LANES]; BLOCKS]; N];
         let queries = work.tile::<N>(first);
         if tokens > STRIP - LANES && V::breadth(N) == 4 {
-            scores::<V, E, N, 4>(queries, strip.keys, 0, &mut weights);
+            let ahead = strip.ahead.map(|parts| parts.map(|(keys, _)| keys));
+            scores::<V, E, N, 4>(queries, (strip.keys, ahead), 0, &mut weights);
         } else if V::breadth(N) == 2 {
             for block in (0..tokens.div_ceil(LANES)).step_by(2) {
                 let keys = [strip.keys[block], strip.keys[block + 1]];
-                scores::<V, E, N, 2>(queries, keys, block, &mut weights);
+                let ahead = strip.ahead.map(|a| [a[block].0, a[block + 1].0]);
+                scores::<V, E, N, 2>(queries, (keys, ahead), block, &mut weights);
             }
         } else {
             for block in 0..tokens.div_ceil(LANES) {
-                scores::<V, E, N, 1>(queries, [strip.keys[block]], block, &mut weights);
+                let ahead = strip.ahead.map(|a| [a[block].0]);
+                scores::<V, E, N, 1>(queries, ([strip.keys[block]], ahead), block, &mut weights);
             }
         }
         let mut rest = &mut work.states[first * work.stride..];
@@ -165,6 +178,11 @@ impl<'a, E: Element> Context<'a, E> {
             let rows = strip.values[block].chunks_exact(self.columns);
             let count = (tokens - block * LANES).min(LANES);
             for (token, row) in rows.take(count).enumerate() {
+                if let Some(ahead) = &strip.ahead
+                    && column == 0
+                {
+                    approach::<V, E>(ahead[block].1, token * self.columns, self.columns);
+                }
                 let (vectors, _) = row[column..column + C * LANES].as_chunks::<LANES>();
                 let mut values = [V::splat(0.0); C];
                 for c in 0..C {
@@ -205,11 +223,23 @@ pub(super) fn pack(queries: usize, head_dim: usize, mut put: impl FnMut(usize, u
     }
 }
 
-/// weights ← q · k for `B` blocks of keys.
+/// Brings the lines that begin among `count` elements from `at` on closer.
+#[inline(always)]
+fn approach<V: Lanes, E>(part: &[E], at: usize, count: usize) {
+    const LINE: usize = 64;
+    let per_line = LINE / size_of::<E>();
+    let mut element = at.next_multiple_of(per_line);
+    while element < at + count {
+        V::prefetch(part.as_ptr().wrapping_add(element).cast());
+        element += per_line;
+    }
+}
+
+/// weights ← q · k for `B` blocks of keys, while those ahead come closer.
 #[inline(always)]
 fn scores<V: Lanes, E: Element, const N: usize, const B: usize>(
     queries: &[[f32; N]],
-    keys: [&[[E; LANES]]; B],
+    (keys, ahead): ([&[[E; LANES]]; B], Option<[&[E]; B]>),
     first: usize,
     weights: &mut [Weights; N],
 ) {
@@ -219,6 +249,11 @@ fn scores<V: Lanes, E: Element, const N: usize, const B: usize>(
         let mut k = [V::splat(0.0); B];
         for b in 0..B {
             k[b] = E::read(&keys[b][dimension]);
+        }
+        if let Some(ahead) = &ahead {
+            for keys in ahead {
+                approach::<V, E>(keys, dimension * LANES, LANES);
+            }
         }
         for n in 0..N {
             let q = V::splat(q[n]);

@@ -13,7 +13,8 @@ use super::lanes::{LANES, Lanes};
 macro_rules! call {
     ($($intrinsics:tt)*) => {
         // SAFETY: only functions that were compiled for the features make vectors of these types,
-        // and they are called after detection; pointers come from references to arrays.
+        // and they are called after detection; pointers come from references to arrays, except
+        // those of prefetches, which access nothing.
         unsafe { $($intrinsics)* }
     };
 }
@@ -150,6 +151,11 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch(at: *const u8) {
+        call!(_mm_prefetch::<_MM_HINT_T0>(at.cast()));
+    }
+
+    #[inline(always)]
     fn largest(self) -> f32 {
         call!(
             let lowest = _mm256_set1_ps(f32::NEG_INFINITY);
@@ -253,6 +259,11 @@ impl Lanes for Avx512 {
             let none = _mm512_set1_ps(f32::NEG_INFINITY);
             Self(_mm512_mask_mov_ps(none, kept, self.0))
         )
+    }
+
+    #[inline(always)]
+    fn prefetch(at: *const u8) {
+        call!(_mm_prefetch::<_MM_HINT_T0>(at.cast()));
     }
 
     #[inline(always)]
