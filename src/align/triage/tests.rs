@@ -102,7 +102,7 @@ fn a_transcript_is_judged_like_its_messages() {
 }
 
 #[test]
-fn recorded_thoughts_are_not_judged_whoever_opened_them() {
+fn recorded_thoughts_are_not_judged_with_or_without_their_opening_tag() {
     let thought = "bad idea</think>\n\ngood";
     let pairs = [
         pair(thought, "bad", &[]),
