@@ -91,6 +91,8 @@ struct Shown {
     pin_read: bool,
     /// Why the generation that should serve does not.
     fallback: Option<String>,
+    /// Why `CURRENT` does not name what serves.
+    trouble: Option<String>,
     /// Activations that did not come about and could not be removed from the history.
     leftover: Vec<u64>,
 }
@@ -296,13 +298,23 @@ impl Pointer {
             Ok(None) => serving.id == self.registry.base().id,
             Err(_) => false,
         };
-        if agrees {
-            return;
+        let id = &serving.id;
+        let written = match agrees {
+            true => Ok(()),
+            false => self.file.point_to(serving, self.is_pinned(id)),
+        };
+        let trouble = written.err().map(|error| {
+            format!("CURRENT does not name {id}, which serves, and cannot be written: {error}")
+        });
+        let mut shown = self.shown();
+        if !agrees && trouble.is_none() {
+            tracing::warn!(serving = %id, ?named, "CURRENT did not name what serves: written again");
         }
-        tracing::warn!(serving = %serving.id, ?named, "CURRENT does not name what serves: writing it again");
-        if let Err(error) = self.file.point_to(serving, self.is_pinned(&serving.id)) {
-            tracing::error!(%error, "CURRENT could not be written");
+        // Said once, not on every tick.
+        if let Some(trouble) = trouble.as_ref().filter(|_| trouble != shown.trouble) {
+            tracing::error!("{trouble}");
         }
+        shown.trouble = trouble;
     }
 
     /// Records what serves, unless the newest activation says so. Before the first one, the base serves.
