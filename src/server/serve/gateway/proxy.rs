@@ -14,7 +14,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
 use super::Gateway;
-use super::client::{self, Connection};
+use super::client::{self, Connection, SendError};
 use super::desk::{Lease, NoLease, Wanted};
 use super::source::BASE;
 use super::upload::Upload;
@@ -64,6 +64,9 @@ enum Attempt {
     Answered(Response),
     /// The target is gone or lacks what it had; another may be asked. Holds what else is answered.
     Gone(Response),
+    /// The connection broke after the request was sent. It may be the request that does this to
+    /// targets, so another one is asked once.
+    Broken(Response),
 }
 
 /// Passes a request on to a target that answers by the generation it asks for.
@@ -88,7 +91,7 @@ async fn pass_on(gateway: &Arc<Gateway>, request: Request) -> Result<Response, A
     let upload = Upload::read(request, limits.max_body_bytes, limits.body_timeout).await?;
     let wanted = wanted(gateway, &upload.model)?;
     let mut tried: Vec<TargetId> = Vec::new();
-    let mut last = None;
+    let (mut last, mut broken) = (None, 0);
     for attempt in 0..ATTEMPTS {
         if !upload.can_be_sent(attempt) {
             break;
@@ -103,6 +106,13 @@ async fn pass_on(gateway: &Arc<Gateway>, request: Request) -> Result<Response, A
         match attempt_at(gateway, lease, &upload, parts, &permit).await? {
             Attempt::Answered(response) => return Ok(response),
             Attempt::Gone(response) => last = Some(response),
+            Attempt::Broken(response) => {
+                last = Some(response);
+                broken += 1;
+                if broken > 1 {
+                    break;
+                }
+            }
         }
     }
     match (upload.fault(), last) {
@@ -186,7 +196,11 @@ async fn attempt_at(
             let why = error.to_string();
             tracing::warn!(target = %lease.target, why, "a target did not answer");
             gateway.runner.deliver(Event::Suspect(lease.target.clone()));
-            return Ok(Attempt::Gone(no_answer(&lease.target, &why)));
+            let answer = no_answer(&lease.target, &why);
+            return Ok(match error {
+                SendError::Connect(_) => Attempt::Gone(answer),
+                SendError::Broken(_) => Attempt::Broken(answer),
+            });
         }
         Err(_) => return Err(gateway.too_long()),
     };
