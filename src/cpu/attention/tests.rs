@@ -35,7 +35,7 @@ impl Sequence {
         let count = tokens.div_ceil(BLOCK_TOKENS) as u32;
         let mut kv = KvCache::new(shape, kind, count as usize + 2).unwrap();
         let blocks: Vec<u32> = (0..count).map(|i| (i * 7 + 1) % (count + 1)).collect();
-        let distinct = blocks.iter().collect::<std::collections::HashSet<_>>();
+        let distinct: std::collections::HashSet<u32> = blocks.iter().copied().collect();
         let blocks = match distinct.len() == blocks.len() {
             true => blocks,
             false => (0..count).rev().collect(),
