@@ -185,9 +185,11 @@ fn messages_of_a_conversation() {
             "`messages[0].tool_calls[0].function.arguments` must be a string, not an integer",
         ),
     ]);
-    // Fields of one role's messages are ignored in another's.
-    let ignored = json!({"role": "user", "content": "x", "tool_calls": 5, "tool_call_id": 5});
-    assert!(read::<chat::Body>(&of(ignored)).is_ok());
+    // Fields of one role's messages mean nothing in another's, unless they are null.
+    let null = json!({"role": "user", "content": "x", "tool_calls": null, "tool_call_id": null});
+    assert!(read::<chat::Body>(&of(null)).is_ok());
+    let other = json!({"role": "user", "content": "x", "tool_calls": 5});
+    assert!(read::<chat::Body>(&of(other)).is_err());
 }
 
 #[test]

@@ -11,7 +11,7 @@ fn sampling_fields_reach_the_engine() {
     let fields = json!({
         "temperature": 0.5, "top_p": 0.25, "top_k": 7, "min_p": 0.125, "seed": -1, "stop": ["x"],
         "presence_penalty": 1.5, "frequency_penalty": -0.5, "logit_bias": {"5": -100, "6": 2.5},
-        "max_tokens": 9, "max_completion_tokens": 3,
+        "max_tokens": 3, "max_completion_tokens": 3,
     });
     assert_eq!(chat(&server, &fields).status, 200);
     let requests = server.engine.requests.lock().unwrap();
