@@ -235,11 +235,14 @@ fn approach<V: Lanes, E>(part: &[E], at: usize, count: usize) {
     }
 }
 
+/// `B` blocks of keys by dimension, and those that are read after them.
+type KeyBlocks<'a, E, const B: usize> = ([&'a [[E; LANES]]; B], Option<[&'a [E]; B]>);
+
 /// weights ← q · k for `B` blocks of keys, while those ahead come closer.
 #[inline(always)]
 fn scores<V: Lanes, E: Element, const N: usize, const B: usize>(
     queries: &[[f32; N]],
-    (keys, ahead): ([&[[E; LANES]]; B], Option<[&[E]; B]>),
+    (keys, ahead): KeyBlocks<'_, E, B>,
     first: usize,
     weights: &mut [Weights; N],
 ) {

@@ -124,7 +124,8 @@ fn objects(value: &Value, place: String, found: &mut Vec<String>) {
                 objects(inside, format!("{place}/{name}"), found);
             }
             // What a call is given is the client's own.
-            if !place.is_empty() && !(place.ends_with("/input") && fields.is_empty()) {
+            let free = place.ends_with("/input") && fields.is_empty();
+            if !place.is_empty() && !free {
                 found.push(place);
             }
         }
