@@ -293,13 +293,17 @@ fn a_hangup_during_the_start_is_no_end() {
     publishing.lock().unwrap();
     let log = std::fs::File::create(workspace.path("log")).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_realign"));
-    command.args(["serve", "--port", "0"]).env_remove("REALIGN_LOG");
+    command
+        .args(["serve", "--port", "0"])
+        .env_remove("REALIGN_LOG");
     let command = command.current_dir(workspace.path("")).stderr(log);
     let mut child = command.stdout(Stdio::null()).spawn().unwrap();
     let held = workspace.path("adapters/LOCK");
     wait("the start", || held.exists().then_some(()));
     let signal = |signal: &str| {
-        let sent = Command::new("kill").args([signal, &child.id().to_string()]).status();
+        let sent = Command::new("kill")
+            .args([signal, &child.id().to_string()])
+            .status();
         assert!(sent.unwrap().success());
     };
     (0..100).for_each(|_| signal("-HUP"));

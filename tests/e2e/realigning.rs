@@ -248,7 +248,8 @@ fn what_a_silent_judge_stopped_is_tried_again_by_itself() {
         let magic = question.contains("xyzzy");
         (200, if magic { "yes" } else { "no" })
     });
-    let judge = format!("{{ url: \"{url}\", model: m, question: \"Is it magic?\", threshold: 0.5 }}");
+    let judge =
+        format!("{{ url: \"{url}\", model: m, question: \"Is it magic?\", threshold: 0.5 }}");
     let text = format!(
         "apiVersion: realign/v1\nid: judged\nversion: \"1\"\nrules:\n\
          \x20 - id: magic\n\

@@ -1,7 +1,8 @@
 use std::sync::atomic::Ordering;
 
 use super::{
-    CacheCounts, Exchange, Judgement, MemoryVerdictCache, Oracle, RuleOracle, VerdictCache, VerdictKey,
+    CacheCounts, Exchange, Judgement, MemoryVerdictCache, Oracle, RuleOracle, VerdictCache,
+    VerdictKey,
 };
 use crate::policy::{PolicySet, Severity};
 
@@ -222,11 +223,19 @@ fn judging_that_is_stopped_leaves_the_rest_undecided() {
             .is_ok()
     });
     let (judgements, _) = oracle.judge_cached(&exchanges, &cache);
-    let open = |j: &Judgement| j.undecided.iter().filter(|u| u.why.contains("stopped")).count();
+    let open = |j: &Judgement| {
+        j.undecided
+            .iter()
+            .filter(|u| u.why.contains("stopped"))
+            .count()
+    };
     // The first 256 questions of 600 were judged, and are remembered.
     assert_eq!(judgements.iter().map(open).sum::<usize>(), 600 - 256);
     assert_eq!(cache.len(), 256);
     let whole = RuleOracle::new(&set("b", "enforce"));
     let (judgements, counts) = whole.judge_cached(&exchanges, &cache);
-    assert_eq!((counts.cached, judgements.iter().map(open).sum::<usize>()), (256, 0));
+    assert_eq!(
+        (counts.cached, judgements.iter().map(open).sum::<usize>()),
+        (256, 0)
+    );
 }

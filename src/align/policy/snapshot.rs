@@ -285,9 +285,19 @@ mod tests {
         }
         let turn = std::cell::Cell::new(false);
         let (read, reads) = torn(&current, usize::MAX, || {
-            exchange(&current, if turn.replace(!turn.get()) { &two } else { &one });
+            exchange(
+                &current,
+                if turn.replace(!turn.get()) {
+                    &two
+                } else {
+                    &one
+                },
+            );
         });
-        assert_eq!((read.unwrap_err().kind(), reads), (io::ErrorKind::Other, READS));
+        assert_eq!(
+            (read.unwrap_err().kind(), reads),
+            (io::ErrorKind::Other, READS)
+        );
     }
 
     #[test]

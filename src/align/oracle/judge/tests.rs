@@ -244,9 +244,7 @@ fn a_judge_that_is_down_is_not_asked_thousands_of_times() {
     let responses: Vec<String> = (0..2000).map(|i| format!("r{i}")).collect();
     let exchanges: Vec<Exchange<'_>> = responses.iter().map(|r| exchange(r)).collect();
     let answers = judge.ask_all(&exchanges);
-    let unreachable = |answer: &Result<f64, JudgeError>| {
-        matches!(answer, Err(JudgeError::Unreachable { why, .. }) if why.contains("503"))
-    };
+    let unreachable = |answer: &Result<f64, JudgeError>| matches!(answer, Err(JudgeError::Unreachable { why, .. }) if why.contains("503"));
     assert!(answers.iter().all(unreachable), "{:?}", answers.last());
     // Three at once, five attempts each, and as many that had begun by then.
     let requests = log.requests.load(Ordering::SeqCst);

@@ -99,8 +99,8 @@ impl Simulation {
             )
         };
         // What failed for a reason that may pass is tried again.
-        let came_to_nothing = !self.hindered
-            && newest.is_some_and(|row| row.inputs_hash == wanted && without(&row));
+        let came_to_nothing =
+            !self.hindered && newest.is_some_and(|row| row.inputs_hash == wanted && without(&row));
         let died = db.deaths(wanted).map_err(text)?.is_some();
         let last = db.activations(1).map_err(text)?.into_iter().next();
         let recovered = last.is_some_and(|row| row.act == Act::Recover);

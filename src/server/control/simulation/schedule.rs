@@ -108,12 +108,7 @@ const EXPECTED: [Expected; 5] = [
     Expected::Left,
     Expected::Wrong,
 ];
-const ENDS: [End; 4] = [
-    End::Failed,
-    End::Hindered,
-    End::Rejected,
-    End::NoConflict,
-];
+const ENDS: [End; 4] = [End::Failed, End::Hindered, End::Rejected, End::NoConflict];
 const TROUBLES: [Trouble; 5] = [
     Trouble::ReadError,
     Trouble::JudgeDown,
