@@ -226,7 +226,7 @@ mod tests {
     use super::*;
 
     fn exchange(link: &Path, to: &Path) {
-        let new = link.with_extension("new");
+        let new = link.with_file_name("new");
         symlink(to, &new).unwrap();
         std::fs::rename(new, link).unwrap();
     }
