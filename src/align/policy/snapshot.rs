@@ -226,11 +226,7 @@ mod tests {
     use super::*;
 
     fn exchange(link: &Path, to: &Path) {
-<<<<<<< HEAD
-        let new = link.with_file_name("exchanged");
-=======
         let new = link.with_file_name("new");
->>>>>>> state
         symlink(to, &new).unwrap();
         std::fs::rename(new, link).unwrap();
     }
