@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::world::{Engine, World};
 use super::{release, rules};
-use crate::rollout::{Core, Durable, Event, OnFailure, Stage, Work};
+use crate::rollout::{Core, Durable, Event, OnFailure, Rules, Stage, Work};
 use crate::target::{TargetError, TargetId};
 
 /// Steps of a schedule.
@@ -54,6 +54,8 @@ struct Schedule {
     epoch: u64,
     newest: u64,
     wanted: Option<crate::rollout::Release>,
+    /// Whether events that the disk had kept from being acted upon were waiting before this step.
+    caught_up: bool,
 }
 
 impl Schedule {
@@ -64,7 +66,13 @@ impl Schedule {
             false => OnFailure::Abort,
         };
         let targets = random.random_range(1..=4);
-        let core = Core::new(rules(on_failure), Durable::default());
+        // Kills forget what failed, so many attempts seldom come together.
+        let attempts = random.random_range(1..=3);
+        let rules = Rules {
+            attempts,
+            ..rules(on_failure)
+        };
+        let core = Core::new(rules, Durable::default());
         Self {
             seed,
             random,
@@ -72,6 +80,7 @@ impl Schedule {
             epoch: 0,
             newest: 0,
             wanted: None,
+            caught_up: false,
         }
     }
 
@@ -79,6 +88,7 @@ impl Schedule {
         for _ in 0..STEPS {
             let before = self.world.durable();
             let started = self.world.pending.len();
+            self.caught_up = !self.world.lost.is_empty();
             self.one(seen);
             self.check(&before, started.min(self.world.pending.len()));
             let after = self.world.durable();
@@ -206,16 +216,17 @@ impl Schedule {
             self.check_switch(before);
         }
         let view = self.world.core().view();
+        // While the disk is full, what was heard is not acted upon.
+        let waits = !self.world.lost.is_empty();
         for seat in &view.seats {
             let Some(engine) = self.world.engines.get(&seat.target) else {
-                let waits = !self.world.lost.is_empty();
                 assert!(waits, "seed {seed}: a seat without a target");
                 continue;
             };
             for model in seat.models.values() {
                 let there = model == "base" || engine.adapters.contains_key(model);
                 assert!(
-                    (engine.up && there) || engine.changed,
+                    (engine.up && there) || engine.changed || waits,
                     "seed {seed}: {} would be asked for {model}, which it does not have",
                     seat.target
                 );
@@ -237,12 +248,18 @@ impl Schedule {
 
     /// At the switch every target that the core hears from, and was not excluded, has answered by it.
     fn check_switch(&self, before: &Durable) {
+        // What was heard while the disk was full may end rollouts and take targets away in one step.
+        if self.caught_up {
+            return;
+        }
         let seed = self.seed;
         let durable = self.world.durable();
         let current = durable.current.clone().unwrap();
         let rollout = durable.rollout.clone();
         let excluded = rollout.map(|r| r.excluded).unwrap_or_default();
-        let stage = before.rollout.as_ref().map(|r| r.stage);
+        // A newer release takes the place of one that is drained.
+        let to = |r: &&crate::rollout::Rollout| r.to.generation == current.generation;
+        let stage = before.rollout.as_ref().filter(to).map(|r| r.stage);
         // Several stages may pass in one step, where nothing is left to do in them.
         assert!(
             stage < Some(Stage::Drain) || before.current.is_none(),
@@ -256,12 +273,24 @@ impl Schedule {
             !ready.is_empty(),
             "seed {seed}: a switch to what nothing has"
         );
+        // Where nothing was left to drain or to unload, the rollout is over, and what it excluded forgotten.
+        let known = durable.rollout.is_some();
         for id in self.world.core().answering() {
-            let counts = !excluded.contains_key(&id);
+            let counts = known && !excluded.contains_key(&id);
             assert!(
                 !counts || ready.contains(&id),
                 "seed {seed}: switched before {id} was there"
             );
+        }
+    }
+
+    /// Seconds in which all work is done.
+    fn pass(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            self.world.wait(1000);
+            while !self.world.pending.is_empty() {
+                self.world.finish(0, None);
+            }
         }
     }
 
@@ -275,15 +304,12 @@ impl Schedule {
             engine.up = true;
         }
         self.world.hold(BTreeSet::new());
+        // What restarted is noticed first: asking it for what it lost is a failed attempt.
+        self.pass(20);
         self.epoch += 1;
         let wanted = release(self.epoch, self.newest);
         self.world.event(Event::Desired(wanted.clone()));
-        for _ in 0..60 {
-            self.world.wait(1000);
-            while !self.world.pending.is_empty() {
-                self.world.finish(0, None);
-            }
-        }
+        self.pass(60);
         let durable = self.world.durable();
         assert_eq!(durable.current, Some(wanted), "seed {seed}: {durable:?}");
         assert_eq!(durable.rollout, None, "seed {seed}");
