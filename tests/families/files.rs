@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
 use candle_core::{Device, Tensor};
-use realign_model::{LoadedModel, ModelSource};
+use realign_model::{KvType, LoadedModel, ModelSource};
 use serde_json::Value;
 
 use super::{FAMILIES, Golden, QUANTISED, fixture, load, packed, served, whole};
