@@ -113,17 +113,17 @@ impl<'a, E: Element> Context<'a, E> {
         let queries = work.tile::<N>(first);
         if tokens > STRIP - LANES && V::breadth(N) == 4 {
             let ahead = strip.ahead.map(|parts| parts.map(|(keys, _)| keys));
-            scores::<V, E, N, 4>(queries, (strip.keys, ahead), 0, &mut weights);
+            scores::<V, E, N, 4>(queries, strip.keys, ahead, 0, &mut weights);
         } else if V::breadth(N) == 2 {
             for block in (0..tokens.div_ceil(LANES)).step_by(2) {
                 let keys = [strip.keys[block], strip.keys[block + 1]];
                 let ahead = strip.ahead.map(|a| [a[block].0, a[block + 1].0]);
-                scores::<V, E, N, 2>(queries, (keys, ahead), block, &mut weights);
+                scores::<V, E, N, 2>(queries, keys, ahead, block, &mut weights);
             }
         } else {
             for block in 0..tokens.div_ceil(LANES) {
                 let ahead = strip.ahead.map(|a| [a[block].0]);
-                scores::<V, E, N, 1>(queries, ([strip.keys[block]], ahead), block, &mut weights);
+                scores::<V, E, N, 1>(queries, [strip.keys[block]], ahead, block, &mut weights);
             }
         }
         let mut rest = &mut work.states[first * work.stride..];
@@ -235,14 +235,12 @@ fn approach<V: Lanes, E>(part: &[E], at: usize, count: usize) {
     }
 }
 
-/// `B` blocks of keys by dimension, and those that are read after them.
-type KeyBlocks<'a, E, const B: usize> = ([&'a [[E; LANES]]; B], Option<[&'a [E]; B]>);
-
 /// weights ← q · k for `B` blocks of keys, while those ahead come closer.
 #[inline(always)]
 fn scores<V: Lanes, E: Element, const N: usize, const B: usize>(
     queries: &[[f32; N]],
-    (keys, ahead): KeyBlocks<'_, E, B>,
+    keys: [&[[E; LANES]]; B],
+    ahead: Option<[&[E]; B]>,
     first: usize,
     weights: &mut [Weights; N],
 ) {
