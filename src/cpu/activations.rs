@@ -1,5 +1,5 @@
-//! Rows of activations, in the forms that kernels read: floats, floats in rows that do not fall on
-//! each other in a cache, pairs of bfloat16, and 8-bit integers in blocks of 32.
+//! Rows of activations, in the forms that kernels read: floats, pairs of bfloat16, and 8-bit integers
+//! in blocks of 32.
 
 use realign_model::blocks::UNIT;
 use realign_model::vector::quantize_block;
@@ -19,48 +19,19 @@ pub(crate) struct ActivationUnit {
 /// Rows that a kernel may read past the last: it works on up to this many at once.
 pub(crate) const ROW_SLACK: usize = 16;
 
-/// The form in which weights in floats want their activations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wide {
-    /// f32, as they are.
-    Floats,
-    /// Pairs of bfloat16, rounded to nearest, ties to even; an odd last element is paired with zero.
-    Pairs,
+/// Pairs in a row of so many elements.
+pub(crate) fn pairs_of(columns: usize) -> usize {
+    columns.div_ceil(2)
 }
 
-/// 32-bit words in a cache line.
-const LINE: usize = 16;
-
-impl Wide {
-    /// Words from one row to the next: an odd number of cache lines, because the same elements of
-    /// several rows are read together, and a power of two would put them all in one set of the
-    /// first-level cache.
-    pub(crate) fn stride(self, columns: usize) -> usize {
-        let words = match self {
-            Wide::Floats => columns,
-            Wide::Pairs => columns.div_ceil(2),
-        };
-        (words.div_ceil(LINE) | 1) * LINE
+/// Rounds a row to bfloat16, to nearest, ties to even; an odd last element is paired with zero.
+pub(crate) fn pair_row(row: &[f32], into: &mut [u32]) {
+    let (twos, rest) = row.as_chunks::<2>();
+    for (into, [a, b]) in into.iter_mut().zip(twos) {
+        *into = brain(*a) | brain(*b) << 16;
     }
-
-    /// Writes a row, of which `into` has the stride's length.
-    pub(crate) fn write(self, row: &[f32], into: &mut [u32]) {
-        match self {
-            Wide::Floats => {
-                for (into, x) in into.iter_mut().zip(row) {
-                    *into = x.to_bits();
-                }
-            }
-            Wide::Pairs => {
-                let (twos, rest) = row.as_chunks::<2>();
-                for (into, [a, b]) in into.iter_mut().zip(twos) {
-                    *into = brain(*a) | brain(*b) << 16;
-                }
-                if let [last] = rest {
-                    into[twos.len()] = brain(*last);
-                }
-            }
-        }
+    if let [last] = rest {
+        into[twos.len()] = brain(*last);
     }
 }
 
@@ -74,13 +45,13 @@ fn brain(x: f32) -> u32 {
     }
 }
 
-/// The forms in which a model's weights want their activations, besides plain floats.
+/// The forms in which a model's weights want their activations, besides floats.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Wanted {
     /// Rounded to 8 bits.
     pub(crate) integers: bool,
-    /// For weights in floats.
-    pub(crate) wide: Option<Wide>,
+    /// Rounded to bfloat16.
+    pub(crate) pairs: bool,
 }
 
 /// A reusable matrix of activations, (rows, columns).
@@ -96,10 +67,10 @@ pub(crate) struct Activations {
     pub(crate) rounded: Vec<i8>,
     /// One per 32 roundings.
     pub(crate) units: Vec<ActivationUnit>,
-    /// The rows in `form`, at its stride.
-    pub(crate) wide: Vec<u32>,
-    /// What `wide` holds, if it holds this matrix.
-    pub(crate) form: Option<Wide>,
+    /// Their roundings to bfloat16, two in each.
+    pub(crate) pairs: Vec<u32>,
+    /// Whether `pairs` holds this matrix.
+    pub(crate) in_pairs: bool,
     /// What is prepared for products.
     pub(crate) wanted: Wanted,
 }
@@ -108,7 +79,7 @@ impl Activations {
     /// Changes the shape. Memory grows to the largest shape seen and is kept; contents are
     /// unspecified afterwards.
     pub(crate) fn reshape(&mut self, rows: usize, columns: usize) {
-        (self.rows, self.columns, self.form) = (rows, columns, None);
+        (self.rows, self.columns, self.in_pairs) = (rows, columns, false);
         let size = (rows + ROW_SLACK) * columns;
         if self.values.len() < size {
             self.values.resize(size, 0.0);
@@ -118,13 +89,13 @@ impl Activations {
         }
     }
 
-    /// Room for the rows in a form. Its contents are unspecified until they are written.
-    pub(crate) fn widen(&mut self, form: Wide) {
-        let size = self.rows * form.stride(self.columns);
-        if self.wide.len() < size {
-            self.wide.resize(size, 0);
+    /// Makes room for pairs, which are to be written then.
+    pub(crate) fn pair(&mut self) {
+        let size = self.rows * pairs_of(self.columns);
+        if self.pairs.len() < size {
+            self.pairs.resize(size, 0);
         }
-        self.form = Some(form);
+        self.in_pairs = true;
     }
 }
 
@@ -169,24 +140,13 @@ mod tests {
             1.0 + 3.0 / 256.0,
         ];
         row.splice(0..9, odd.into_iter().chain(near));
-        let mut words = vec![u32::MAX; Wide::Pairs.stride(row.len())];
-        Wide::Pairs.write(&row, &mut words);
+        let mut words = vec![u32::MAX; pairs_of(row.len())];
+        pair_row(&row, &mut words);
         for (i, x) in row.iter().enumerate() {
             let got = bf16::from_bits((words[i / 2] >> (i % 2 * 16)) as u16);
             let expected = bf16::from_f32(*x);
             assert!(got == expected || got.is_nan() && x.is_nan(), "{x}: {got}");
         }
         assert_eq!(words[2_000] >> 16, 0);
-    }
-
-    #[test]
-    fn rows_of_a_power_of_two_lie_in_different_sets() {
-        for form in [Wide::Floats, Wide::Pairs] {
-            for columns in [1, 16, 33, 576, 2_048, 4_096] {
-                let stride = form.stride(columns);
-                assert_eq!((stride % LINE, stride / LINE % 2), (0, 1));
-                assert!(stride * 2 >= columns);
-            }
-        }
     }
 }

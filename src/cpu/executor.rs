@@ -1,6 +1,8 @@
 //! The decoder's steps on reusable buffers.
 
 mod hidden;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

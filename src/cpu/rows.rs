@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, Result, Storage, Tensor, bail};
 
-use super::activations::{Activations, ROW_SLACK, round_row};
+use super::activations::{Activations, ROW_SLACK, pair_row, pairs_of, round_row};
 use super::kernels::Tile;
 use super::packed::PANEL;
 use super::team::{Shards, Team};
@@ -54,14 +54,14 @@ pub(crate) fn round_rows(team: &mut Team, x: &mut Activations) {
     if x.wanted.integers {
         to_integers(team, x);
     }
-    if let Some(form) = x.wanted.wide {
-        x.widen(form);
-        let (columns, stride) = (x.columns, form.stride(x.columns));
-        let (values, wide) = (&x.values, Shards::new(&mut x.wide));
+    if x.wanted.pairs {
+        x.pair();
+        let (columns, stride) = (x.columns, pairs_of(x.columns));
+        let (values, pairs) = (&x.values, Shards::new(&mut x.pairs));
         for_rows(team, x.rows, |row| {
             // SAFETY: every row is written once.
-            let into = unsafe { wide.part(row * stride, stride) };
-            form.write(&values[row * columns..][..columns], into);
+            let into = unsafe { pairs.part(row * stride, stride) };
+            pair_row(&values[row * columns..][..columns], into);
         });
     }
 }

@@ -13,7 +13,7 @@ mod portable;
 #[cfg(test)]
 mod tests;
 
-use super::activations::{ActivationUnit, Activations, ROW_SLACK, Wanted, Wide};
+use super::activations::{ActivationUnit, Activations, ROW_SLACK, Wanted, pairs_of};
 use super::packed::{Encoding, PANEL, PackedWeight, header_bytes};
 use realign_model::Precision;
 use realign_model::blocks::{Format, UNIT};
@@ -87,8 +87,8 @@ pub(crate) fn wanted(
     for encoding in encodings {
         match encoding {
             Encoding::Integer(_) => wanted.integers = true,
-            Encoding::Bf16 if in_pairs => wanted.wide = Some(Wide::Pairs),
-            _ => wanted.wide = wanted.wide.or(Some(Wide::Floats)),
+            Encoding::Bf16 => wanted.pairs = in_pairs,
+            Encoding::F32 | Encoding::F16 => {}
         }
     }
     wanted
@@ -125,24 +125,16 @@ impl Rows {
         assert!(first <= x.rows && x.values.len() >= (x.rows + ROW_SLACK) * x.columns);
         assert!(x.rounded.len() >= (x.rows + ROW_SLACK) * x.columns);
         assert!(x.units.len() >= (x.rows + ROW_SLACK) * x.columns / UNIT);
-        let wide = x.form.map(|form| {
-            let stride = form.stride(x.columns);
-            assert!(x.wide.len() >= x.rows * stride);
-            let at = x.wide.as_ptr().wrapping_add(first * stride);
-            (form, Strided { at, stride })
-        });
-        let values = Strided {
+        let floats = Strided {
             at: x.values.as_ptr().wrapping_add(first * x.columns),
             stride: x.columns,
         };
-        let (floats, pairs) = match wide {
-            Some((Wide::Pairs, pairs)) => (values, Some(pairs)),
-            Some((Wide::Floats, Strided { at, stride })) => {
-                let at = at.cast();
-                (Strided { at, stride }, None)
-            }
-            None => (values, None),
-        };
+        let pairs = x.in_pairs.then(|| {
+            let stride = pairs_of(x.columns);
+            assert!(x.pairs.len() >= x.rows * stride);
+            let at = x.pairs.as_ptr().wrapping_add(first * stride);
+            Strided { at, stride }
+        });
         Self {
             floats,
             pairs,

@@ -2,7 +2,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::*;
-use crate::activations::round_row;
+use crate::activations::{pair_row, round_row};
 
 fn activations(rows: usize, columns: usize) -> Activations {
     let mut x = Activations::default();
@@ -27,21 +27,23 @@ fn activations(rows: usize, columns: usize) -> Activations {
     x
 }
 
-/// The same rows, with another form beside their floats.
-fn in_form(rows: usize, columns: usize, form: Option<Wide>) -> Activations {
+/// The same rows, as pairs too if wanted.
+fn rounded(rows: usize, columns: usize, pairs: bool) -> Activations {
     let mut x = activations(rows, columns);
-    if let Some(form) = form {
-        x.widen(form);
-        let stride = form.stride(columns);
-        for row in 0..rows {
-            let values = &x.values[row * columns..][..columns];
-            form.write(values, &mut x.wide[row * stride..][..stride]);
-        }
+    if pairs {
+        write_pairs(&mut x);
     }
     x
 }
 
-const FORMS: [Option<Wide>; 3] = [None, Some(Wide::Floats), Some(Wide::Pairs)];
+fn write_pairs(x: &mut Activations) {
+    x.pair();
+    let stride = pairs_of(x.columns);
+    for row in 0..x.rows {
+        let values = &x.values[row * x.columns..][..x.columns];
+        pair_row(values, &mut x.pairs[row * stride..][..stride]);
+    }
+}
 
 /// Shapes that are no multiple of a panel, of a pair or of a vector.
 const ODD: [(usize, usize); 6] = [(20, 50), (33, 77), (5, 1), (16, 31), (1, 2), (48, 96)];
@@ -104,12 +106,12 @@ fn near(ours: &[f32], expected: &[f32], what: &str) {
 
 #[test]
 fn every_instruction_set_computes_what_the_portable_form_does() -> Result<()> {
-    for form in FORMS {
-        let x = in_form(11, 512, form);
+    for pairs in [false, true] {
+        let x = rounded(11, 512, pairs);
         for (name, weight) in weights()? {
             let expected = product(Isa::Portable, &weight, &x, 16);
             for isa in available() {
-                let what = format!("{name}, {form:?}, {isa:?}");
+                let what = format!("{name}, {pairs}, {isa:?}");
                 near(&product(isa, &weight, &x, 16), &expected, &what);
             }
         }
@@ -134,14 +136,14 @@ fn the_portable_form_is_near_the_float_product() -> Result<()> {
 
 #[test]
 fn a_rows_result_does_not_depend_on_its_companions() -> Result<()> {
-    for form in FORMS {
-        let x = in_form(13, 512, form);
+    for pairs in [false, true] {
+        let x = rounded(13, 512, pairs);
         for (name, weight) in weights()? {
             for isa in available() {
                 let alone = product(isa, &weight, &x, 1);
                 for group in [2, 3, 4, 5, 7, 8, 9, 12, 16] {
                     let together = product(isa, &weight, &x, group);
-                    assert_eq!(together, alone, "{name}, {form:?}, {isa:?}, {group}");
+                    assert_eq!(together, alone, "{name}, {pairs}, {isa:?}, {group}");
                 }
             }
         }
@@ -151,11 +153,11 @@ fn a_rows_result_does_not_depend_on_its_companions() -> Result<()> {
 
 #[test]
 fn float_panels_take_any_number_of_rows_and_columns() -> Result<()> {
-    for (shape, form) in ODD.into_iter().flat_map(|s| FORMS.map(|form| (s, form))) {
+    for (shape, pairs) in ODD.into_iter().flat_map(|s| [(s, false), (s, true)]) {
         let columns = shape.1;
-        let x = in_form(5, columns, form);
+        let x = rounded(5, columns, pairs);
         for weight in floats(shape)? {
-            let rounded = form == Some(Wide::Pairs) && weight.encoding == Encoding::Bf16;
+            let rounded = pairs && weight.encoding == Encoding::Bf16;
             let values = x.values[..5 * columns].iter().map(|v| match rounded {
                 true => half::bf16::from_f32(*v).to_f32(),
                 false => *v,
@@ -164,7 +166,7 @@ fn float_panels_take_any_number_of_rows_and_columns() -> Result<()> {
             let exact = floats.matmul(&weight.dequantize()?.t()?)?;
             let exact = exact.flatten_all()?.to_vec1::<f32>()?;
             for isa in available() {
-                let what = format!("{shape:?}, {:?}, {form:?}, {isa:?}", weight.encoding);
+                let what = format!("{shape:?}, {:?}, {pairs}, {isa:?}", weight.encoding);
                 near(&product(isa, &weight, &x, 16), &exact, &what);
             }
         }
@@ -174,7 +176,7 @@ fn float_panels_take_any_number_of_rows_and_columns() -> Result<()> {
 
 #[test]
 fn what_is_not_finite_stays_so() -> Result<()> {
-    for form in FORMS {
+    for pairs in [false, true] {
         for weight in floats((16, 34))? {
             for (value, isa) in available()
                 .into_iter()
@@ -182,15 +184,12 @@ fn what_is_not_finite_stays_so() -> Result<()> {
             {
                 let mut x = activations(2, 34);
                 x.values[5] = value;
-                if let Some(form) = form {
-                    x.widen(form);
-                    let stride = form.stride(34);
-                    form.write(&x.values[..34], &mut x.wide[..stride]);
-                    form.write(&x.values[34..68], &mut x.wide[stride..2 * stride]);
+                if pairs {
+                    write_pairs(&mut x);
                 }
                 let y = product(isa, &weight, &x, 16);
-                assert!(y[..16].iter().all(|y| !y.is_finite()), "{form:?}, {isa:?}");
-                assert!(y[16..].iter().all(|y| y.is_finite()), "{form:?}, {isa:?}");
+                assert!(y[..16].iter().all(|y| !y.is_finite()), "{pairs}, {isa:?}");
+                assert!(y[16..].iter().all(|y| y.is_finite()), "{pairs}, {isa:?}");
             }
         }
     }
@@ -208,15 +207,15 @@ fn models_say_which_forms_their_weights_want() {
         of(&[integers], Mixed),
         of(&[integers, Encoding::F16], Mixed),
     );
-    assert_eq!((only.integers, only.wide), (true, None));
-    assert_eq!((both.integers, both.wide), (true, Some(Wide::Floats)));
+    assert_eq!((only.integers, only.pairs), (true, false));
+    assert_eq!((both.integers, both.pairs), (true, false));
     let exact = of(&[Encoding::Bf16], Exact);
-    assert_eq!((exact.integers, exact.wide), (false, Some(Wide::Floats)));
+    assert_eq!((exact.integers, exact.pairs), (false, false));
     let fast = brain::is_fast(Isa::detect());
     for mixed in [
         [Encoding::Bf16, Encoding::F16],
         [Encoding::F16, Encoding::Bf16],
     ] {
-        assert_eq!(of(&mixed, Mixed).wide == Some(Wide::Pairs), fast);
+        assert_eq!(of(&mixed, Mixed).pairs, fast);
     }
 }
