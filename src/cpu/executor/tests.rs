@@ -5,7 +5,9 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor};
 use realign_model::random::random_model;
 use realign_model::shapes::shape;
-use realign_model::{BLOCK_TOKENS, ModelSpec, PagedSequence, Precision, Step, StoredMatrix};
+use realign_model::{
+    BLOCK_TOKENS, KvType, ModelSpec, PagedSequence, Precision, Step, StoredMatrix,
+};
 
 use super::CpuExecutor;
 use crate::{Model, pack};
@@ -39,7 +41,7 @@ fn models(stored: DType) -> Result<(Arc<Model>, Arc<Model>)> {
 fn logits(model: &Arc<Model>, precision: Precision, chunks: &[usize]) -> Result<Vec<f32>> {
     let total: usize = chunks.iter().sum();
     let blocks: Arc<[u32]> = (0..total.div_ceil(BLOCK_TOKENS) as u32).collect();
-    let executor = CpuExecutor::new(model.clone(), blocks.len(), 2)?;
+    let executor = CpuExecutor::new(model.clone(), blocks.len(), 2, KvType::F32)?;
     let mut executor = executor.in_precision(precision);
     let width = executor.vocab_size();
     let (mut all, mut cached) = (vec![0f32; total * width], 0);
