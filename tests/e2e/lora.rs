@@ -77,7 +77,7 @@ fn adapters_are_loaded_by_name_and_never_in_place() {
     let plain = server.chat("tiny", "hello", 12);
     assert_eq!(plain.generation, Some(base.clone()));
     assert_ne!(named.text(), plain.text());
-    assert!(!workspace.path("adapters/CURRENT").exists());
+    assert_eq!(server.current(), base);
 
     // A name is given once.
     let (status, again) = load(body.clone());
