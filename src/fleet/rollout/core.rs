@@ -123,16 +123,16 @@ impl Core {
         {
             return;
         }
-        // What failed before may have been mended since.
-        for place in self.places.values_mut() {
-            place.failures.remove(&release.generation);
-        }
         match &mut durable.rollout {
+            // What should serve is said again and again.
             Some(under_way) if under_way.stage < Stage::Drain && under_way.to.is_same(&release) => {
                 under_way.to.epoch = release.epoch;
             }
-            // The newest release wins.
+            // The newest release wins. What failed before may have been mended since.
             rollout => {
+                for place in self.places.values_mut() {
+                    place.failures.remove(&release.generation);
+                }
                 *rollout = Some(Rollout {
                     to: release,
                     stage: Stage::Load,
