@@ -15,6 +15,7 @@ import http.client
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 import urllib.error
@@ -173,12 +174,13 @@ def main():
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(f"shadow: clients talk to http://127.0.0.1:{server.server_port}/v1, {args.upstream} answers", flush=True)
     stop = threading.Event()
-    try:
-        while not stop.wait(args.every):
-            print(judge.table(), flush=True)
-    except KeyboardInterrupt:
-        judge.waiting.join()
-        print(judge.table())
+    # Also where SIGINT is ignored at the start, as in the background of a shell.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    while not stop.wait(args.every):
+        print(judge.table(), flush=True)
+    judge.waiting.join()
+    print(judge.table())
 
 
 if __name__ == "__main__":
