@@ -144,9 +144,9 @@ pub struct ExecutorOptions {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KvType {
     /// 32 bits.
+    #[default]
     F32,
     /// 16 bits.
-    #[default]
     F16,
 }
 
