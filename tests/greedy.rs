@@ -118,7 +118,9 @@ fn served_agrees(path: &str, references: &[Reference]) {
         .and_then(ModelSource::fetch)
         .unwrap();
     let model = realign_cpu::load(&files).unwrap();
-    let mut executor = CpuExecutor::new(Arc::new(model), 16, 2, KvType::default()).unwrap();
+    // With a cache of 32 bits one token of SmolLM2's that leads by 0.32 differs: what the rounding of
+    // activations to 8 bits does is chance at that size, and differs with every order of sums.
+    let mut executor = CpuExecutor::new(Arc::new(model), 16, 2, KvType::F16).unwrap();
     let (mut agree, mut all) = (0, 0);
     for r in references {
         let logits = served_logits(&mut executor, r);
