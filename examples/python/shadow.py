@@ -123,13 +123,11 @@ class Proxy(BaseHTTPRequestHandler):
         except OSError as error:
             self.send_error(502, f"{self.upstream} does not answer: {error}")
             return
-        raw = self.pass_on(answer)
+        self.pass_on(answer, body)
         connection.close()
-        if self.command == "POST" and self.path.split("?")[0].endswith("/chat/completions") and answer.status == 200:
-            self.show(body, raw, "event-stream" in (answer.getheader("content-type") or ""))
 
-    def pass_on(self, answer):
-        """Sends the answer piece by piece as it comes, and returns it whole."""
+    def pass_on(self, answer, body):
+        """Sends the answer piece by piece as it comes. It ends for the client when it waits to be judged."""
         self.send_response(answer.status)
         for name, value in answer.getheaders():
             if name.lower() not in OF_ONE_HOP:
@@ -141,8 +139,9 @@ class Proxy(BaseHTTPRequestHandler):
             pieces.append(piece)
             self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
             self.wfile.flush()
+        if self.command == "POST" and self.path.split("?")[0].endswith("/chat/completions") and answer.status == 200:
+            self.show(body, b"".join(pieces), "event-stream" in (answer.getheader("content-type") or ""))
         self.wfile.write(b"0\r\n\r\n")
-        return b"".join(pieces)
 
     def show(self, body, raw, streamed):
         try:
