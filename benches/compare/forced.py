@@ -5,17 +5,14 @@
 
 Round by round, a server without it and one with it answer the same twenty requests, one after another, each with a call of a tool of five
 arguments. Prints the milliseconds and tokens of an answer, medians over the rounds, and whether the calls were the same.
-Needs Python 3, nothing else. Traffic goes to 127.0.0.1 only.
+Needs Python 3, nothing else.
 """
 import argparse
-import json
 import pathlib
-import socket
 import statistics
-import subprocess
-import tempfile
 import time
-import urllib.request
+
+from serving import ask, served
 
 ARGUMENTS = {
     "title": {"type": "string", "maxLength": 20},
@@ -34,50 +31,22 @@ TOOL = {
 REQUESTS = 20
 
 
-def ask(url, number):
-    body = {
+def call(url, number):
+    return ask(url, {
         "messages": [{"role": "user", "content": f"Plan meeting number {number} with the team on Monday."}],
         "tools": [TOOL], "tool_choice": "required", "temperature": 0, "max_tokens": 200,
-    }
-    request = urllib.request.Request(url + "/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=300) as answer:
-        return json.load(answer)
-
-
-def wait(url):
-    for _ in range(600):
-        try:
-            if urllib.request.urlopen(url + "/ready", timeout=5).status == 200:
-                return
-        except OSError:
-            time.sleep(0.1)
-    raise SystemExit(f"{url} is not ready after a minute")
+    })
 
 
 def measure(binary, model, jumps):
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    with tempfile.TemporaryDirectory() as directory:
-        config = f'model = "{model}"\n[engine]\njump_forward = {str(jumps).lower()}\n'
-        pathlib.Path(directory, "realign.toml").write_text(config)
-        for name in ("policies", "preferences"):
-            pathlib.Path(directory, name).mkdir()
-        command = [binary, "serve", "--port", str(port)]
-        server = subprocess.Popen(command, cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        url = f"http://127.0.0.1:{port}"
-        try:
-            wait(url)
-            ask(url, 0)
-            started = time.monotonic()
-            answers = [ask(url, number) for number in range(1, REQUESTS + 1)]
-            took = (time.monotonic() - started) / REQUESTS
-            calls = [answer["choices"][0]["message"]["tool_calls"][0]["function"] for answer in answers]
-            tokens = sum(answer["usage"]["completion_tokens"] for answer in answers) / REQUESTS
-            return {"ms": 1e3 * took, "tokens": tokens, "calls": calls}
-        finally:
-            server.terminate()
-            server.wait(60)
+    with served(binary, model, f"jump_forward = {str(jumps).lower()}") as url:
+        call(url, 0)
+        started = time.monotonic()
+        answers = [call(url, number) for number in range(1, REQUESTS + 1)]
+        took = (time.monotonic() - started) / REQUESTS
+        calls = [answer["choices"][0]["message"]["tool_calls"][0]["function"] for answer in answers]
+        tokens = sum(answer["usage"]["completion_tokens"] for answer in answers) / REQUESTS
+        return {"ms": 1e3 * took, "tokens": tokens, "calls": calls}
 
 
 def main():

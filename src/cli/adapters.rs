@@ -143,7 +143,10 @@ pub(crate) fn run(
             Ok(EXIT_OK)
         }
         AdaptersCommand::Import { source } => {
-            let files = ModelSource::parse(&global.resolve()?.model)?.fetch()?;
+            let config = global.resolve()?;
+            let files = ModelSource::parse(&config.model)?
+                .fetch()?
+                .quantised(config.engine.quantisation)?;
             let base = Base {
                 spec: files.spec()?,
                 hash: files.base_hash()?,

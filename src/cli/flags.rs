@@ -25,9 +25,12 @@ pub struct ServeArgs {
     /// Most tokens of prompt and completion together [default: the model's limit]
     #[arg(long, value_name = "TOKENS")]
     pub(crate) max_model_len: Option<usize>,
-    /// Memory for the KV cache, in MiB [default: 512]
+    /// Memory for the KV cache, in MiB [default: a quarter of what is free]
     #[arg(long, value_name = "MIB")]
     pub(crate) kv_cache_mb: Option<usize>,
+    /// Quantise safetensors while they are loaded: q8_0, q6_k, q5_k, q4_k, q4_1 or q4_0 [default: as they are]
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) quant: Option<String>,
     /// CPU threads [default: all cores]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
@@ -57,6 +60,7 @@ impl ServeArgs {
             kind: self.engine.clone(),
             max_model_len: self.max_model_len,
             kv_cache_mb: self.kv_cache_mb,
+            isq: self.quant.clone(),
             threads: self.threads,
             device: global.device.clone(),
             ..RawEngine::default()

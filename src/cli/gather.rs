@@ -163,7 +163,10 @@ impl Bench {
 
     fn start(&self) -> Result<EngineHandle, CliError> {
         let limits = EngineConfig {
-            kv_cache_bytes: self.config.engine.kv_cache_mb << 20,
+            kv_cache_bytes: match self.config.engine.kv_cache_mb {
+                Some(mb) => mb << 20,
+                None => EngineConfig::default().kv_cache_bytes,
+            },
             threads: self.threads(),
             kv_type: self.config.engine.kv_type,
             precision: self.config.engine.precision,

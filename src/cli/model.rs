@@ -53,11 +53,14 @@ pub(crate) fn run(
             let config = global.resolve()?;
             let source = source.as_ref().unwrap_or(&config.model);
             let device = realign_backend::open(config.engine.device)?;
-            let files = ModelSource::parse(source)?.fetch()?;
+            let files = ModelSource::parse(source)?
+                .fetch()?
+                .quantised(config.engine.quantisation)?;
             // By its path: what was fetched is not asked for again.
             let fetched = files.root.to_string_lossy();
             let choice = ModelChoice {
                 tokenizer: config.tokenizer.as_deref(),
+                quantisation: config.engine.quantisation,
                 ..ModelChoice::from(&*fetched)
             };
             let loaded = LoadedModel::load(choice, &*device)?;

@@ -26,6 +26,10 @@ pub(super) struct Shared {
     pub prefix_hits: AtomicU64,
     /// Times that a running sequence was preempted.
     pub preemptions: AtomicU64,
+    /// Tokens that were drafted.
+    pub(crate) drafted: AtomicU64,
+    /// Those of them that were drawn.
+    pub(crate) accepted: AtomicU64,
     /// Which generations compute numbers.
     pub(crate) health: Arc<Health>,
     /// Set on shutdown: no more sequences are accepted, and those that run end.
@@ -111,6 +115,8 @@ impl Admission {
             prefix_hits: shared.prefix_hits.load(Ordering::Relaxed),
             prefix_queries: shared.prefix_queries.load(Ordering::Relaxed),
             preemptions: shared.preemptions.load(Ordering::Relaxed),
+            drafted: shared.drafted.load(Ordering::Relaxed),
+            accepted: shared.accepted.load(Ordering::Relaxed),
             nonfinite: shared.health.failures(),
         }
     }

@@ -34,6 +34,8 @@ pub struct EngineConfig {
     pub step_target: Option<Duration>,
     /// Whether tokens that a grammar forces are appended without a step of their own.
     pub jump_forward: bool,
+    /// Most tokens of a draft of what comes next, from what followed the same words before; 0 makes none.
+    pub draft_tokens: usize,
     /// CPU threads that compute.
     pub threads: usize,
     /// Whether a CUDA device runs decoding steps as they were recorded.
@@ -54,6 +56,7 @@ impl Default for EngineConfig {
             step_tokens: 256,
             step_target: None,
             jump_forward: true,
+            draft_tokens: 8,
             threads: std::thread::available_parallelism().map_or(1, Into::into),
             cuda_graphs: true,
             kv_type: KvType::default(),
@@ -168,7 +171,9 @@ pub(super) fn start_with(
     let scheduler = Scheduler::new(pool, config.max_running.max(1), config.step_tokens)
         .within(config.step_target);
     let (tokenizer, health) = (admission.tokenizer.clone(), admission.shared.health.clone());
-    let runner = Runner::new(scheduler, executor, tokenizer, health).jumping(config.jump_forward);
+    let runner = Runner::new(scheduler, executor, tokenizer, health)
+        .jumping(config.jump_forward)
+        .drafting(config.draft_tokens);
     Ok(Arc::new(NativeEngine::start(admission, runner, slices)?))
 }
 

@@ -16,6 +16,7 @@ mod admission;
 mod ask;
 pub mod bad_words;
 mod blocks;
+mod drafts;
 pub mod driver;
 mod embed;
 mod engine;

@@ -235,6 +235,8 @@ impl Worker {
             (&self.shared.prefix_queries, totals.prefix_queries),
             (&self.shared.prefix_hits, totals.prefix_hits),
             (&self.shared.preemptions, totals.preemptions),
+            (&self.shared.drafted, totals.drafted),
+            (&self.shared.accepted, totals.accepted),
         ] {
             shared.store(value, Ordering::Relaxed);
         }

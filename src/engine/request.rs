@@ -252,6 +252,10 @@ pub struct EngineStats {
     pub prefix_hits: u64,
     /// Times that a running sequence gave its KV blocks to older ones, since the start.
     pub preemptions: u64,
+    /// Tokens that were drafted since the start: see `engine.draft_tokens`.
+    pub drafted: u64,
+    /// Those of them that were drawn.
+    pub accepted: u64,
     /// Sequences and embeddings that came to values that are not finite, since the start.
     pub nonfinite: u64,
 }

@@ -59,6 +59,14 @@ impl Runner {
         Self { jumps, ..self }
     }
 
+    /// Streams get drafts of at most so many tokens; 0 makes none, and so does an executor that draws
+    /// tokens itself.
+    pub(crate) fn drafting(mut self, tokens: usize) -> Self {
+        let draws = self.executor.draws();
+        self.scheduler.drafting(if draws { 0 } else { tokens });
+        self
+    }
+
     /// Computes a few tokens with a generation, whatever runs and waits.
     ///
     /// # Errors
@@ -103,15 +111,12 @@ impl Runner {
     fn advance(&mut self) {
         self.ended.clear();
         self.scheduler.mark_computed(&self.shares);
-        for (output, &index) in self.layout.owners.iter().enumerate() {
+        let mut output = 0;
+        while let Some(&index) = self.layout.owners.get(output) {
+            let draft = std::mem::take(&mut self.scheduler.running[index].draft);
+            let mut advance = self.follow(output, index, &draft);
+            output += 1 + draft.len();
             let sequence = &mut self.scheduler.running[index];
-            let mut advance = match self.logits.token(output) {
-                Some(id) => sequence.advance_with(id, &self.tokenizer),
-                None => {
-                    let logits = self.logits.row(output);
-                    sequence.advance(logits, &self.tokenizer, &mut self.scratch)
-                }
-            };
             if self.jumps && advance == Advance::Continues {
                 advance = sequence.jump(&self.tokenizer);
             }
@@ -126,6 +131,30 @@ impl Runner {
             self.ended.push(index);
         }
         self.scheduler.retire(&mut self.ended);
+    }
+
+    /// Draws a sequence's next token from the logits that begin at `output`, and further ones as long as
+    /// they are those of its draft.
+    fn follow(&mut self, output: usize, index: usize, draft: &[u32]) -> Advance {
+        let sequence = &mut self.scheduler.running[index];
+        let mut accepted = 0;
+        let advance = loop {
+            let row = output + accepted;
+            let advance = match self.logits.token(row) {
+                Some(id) => sequence.advance_with(id, &self.tokenizer),
+                None => {
+                    let logits = self.logits.row(row);
+                    sequence.advance(logits, &self.tokenizer, &mut self.scratch)
+                }
+            };
+            let is_drafted = draft.get(accepted) == sequence.tokens.last();
+            if advance != Advance::Continues || !is_drafted {
+                break advance;
+            }
+            accepted += 1;
+        };
+        self.scheduler.settle_draft(index, draft, accepted);
+        advance
     }
 
     /// A sequence that the whole empty pool cannot hold would wait for ever, and everyone behind it.

@@ -16,6 +16,9 @@ use super::sequence::Sequence;
 /// Fewest prompt tokens of a prefill chunk: smaller ones pay a step's fixed costs too often.
 const MIN_CHUNK: usize = 64;
 
+/// Streams beside which drafts are made, at most: with more, rows cost what they compute.
+const DRAFTING_STREAMS: usize = 4;
+
 /// Waiting and running sequences. Running ones hold KV blocks; waiting ones hold nothing.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
@@ -28,6 +31,8 @@ pub(crate) struct Scheduler {
     /// Running totals.
     pub(crate) totals: Totals,
     max_running: usize,
+    /// Most tokens of a draft; 0 makes none.
+    draft_tokens: usize,
     prefill_budget: usize,
     /// Bounds the time of steps that have streams; `None`: only the budget counts.
     pace: Option<Pace>,
@@ -48,6 +53,10 @@ pub(crate) struct Totals {
     pub prefix_hits: u64,
     /// Times that a sequence returned its blocks to older ones.
     pub preemptions: u64,
+    /// Tokens that were drafted.
+    pub drafted: u64,
+    /// Those of them that were drawn.
+    pub accepted: u64,
 }
 
 /// One sequence's rows in a step.
@@ -69,6 +78,7 @@ impl Scheduler {
             pool,
             totals: Totals::default(),
             max_running: max_running.max(1),
+            draft_tokens: 0,
             prefill_budget: step_tokens.max(1),
             pace: None,
             load: Load::default(),
@@ -81,6 +91,11 @@ impl Scheduler {
     pub(crate) fn within(mut self, target: Option<Duration>) -> Self {
         self.pace = target.map(Pace::new);
         self
+    }
+
+    /// Streams get drafts of at most so many tokens; 0 makes none.
+    pub(crate) fn drafting(&mut self, tokens: usize) {
+        self.draft_tokens = tokens;
     }
 
     /// Notes how long the last step that was chosen took.
@@ -121,7 +136,33 @@ impl Scheduler {
                 shares.push(Share { index, tokens });
             }
         }
+        self.make_drafts(shares);
         self.share_prefill(shares);
+    }
+
+    /// Drafts tokens for the streams of a step, where there are few and blocks are free.
+    fn make_drafts(&mut self, shares: &[Share]) {
+        if self.draft_tokens == 0 || shares.len() > DRAFTING_STREAMS {
+            return;
+        }
+        for share in shares {
+            let sequence = &mut self.running[share.index];
+            sequence.make_draft(self.draft_tokens);
+            let tokens = sequence.tokens.len() + sequence.draft.len();
+            if !self.pool.grow(&mut sequence.table, tokens) {
+                sequence.draft.clear();
+            }
+        }
+    }
+
+    /// Notes how much of a sequence's draft was drawn.
+    pub(crate) fn settle_draft(&mut self, index: usize, draft: &[u32], accepted: usize) {
+        let s = &mut self.running[index];
+        s.learn_from_draft(draft, accepted, self.draft_tokens);
+        s.computed += accepted;
+        self.pool.seal(&mut s.table, &s.tokens, s.computed);
+        self.totals.drafted += draft.len() as u64;
+        self.totals.accepted += accepted as u64;
     }
 
     /// Gives every running sequence the blocks for its tokens, which only a decoding one can lack.

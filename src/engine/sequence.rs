@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::blocks::BlockTable;
+use super::drafts::Drafts;
 use super::grammar::GrammarError;
 use super::request::{FinishReason, GenerateEvent, GenerateRequest, StoppedBy, TokenLogprob};
 use super::sampler::{Sampler, Scratch, logprobs};
@@ -31,6 +32,9 @@ pub(crate) struct Sequence {
     pub(crate) prefill_order: u64,
     /// Prompt tokens that the prefix cache held when it was first admitted.
     pub(crate) cached_prompt: Option<usize>,
+    /// Tokens that may come next, computed in the next step beside its own.
+    pub(crate) draft: Vec<u32>,
+    drafts: Drafts,
     prompt: usize,
     max_tokens: usize,
     min_tokens: usize,
@@ -92,6 +96,8 @@ impl Sequence {
             table: BlockTable::new(&generation.id),
             generation,
             shaper: Shaper::new(&sampling, &prompt, tokenizer.end_of_generation_ids()),
+            draft: Vec::new(),
+            drafts: Drafts::default(),
             prompt: prompt.len(),
             tokens: prompt,
             computed: 0,
@@ -121,6 +127,22 @@ impl Sequence {
     /// Whether what runs next are tokens of the answer: one, or those that a grammar forced.
     pub(crate) fn is_decoding(&self) -> bool {
         self.pending() == 1 || (self.computed >= self.prompt && self.pending() <= MAX_JUMP + 1)
+    }
+
+    /// Drafts at most `most` tokens for the next step.
+    pub(crate) fn make_draft(&mut self, most: usize) {
+        // The step's own row gives one token, so a draft of all that may come would compute one too many.
+        let room = (self.prompt + self.max_tokens).saturating_sub(self.tokens.len() + 1);
+        if self.pending() == 1 {
+            self.draft = self.drafts.of(&self.tokens, most.min(room));
+        }
+    }
+
+    /// Takes a draft back, with how much of it was drawn.
+    pub(crate) fn learn_from_draft(&mut self, draft: &[u32], accepted: usize, most: usize) {
+        if !draft.is_empty() {
+            self.drafts.learn(draft.len(), accepted, most);
+        }
     }
 
     /// Tells sequences apart in tests.

@@ -22,8 +22,8 @@ pub(crate) struct Layout {
     pub(crate) sequences: Arc<[PagedSequence]>,
     /// Adapters by ascending row range; base rows appear in none.
     pub(crate) adapters: Vec<AdapterSpan>,
-    /// Ascending rows whose logits are asked for: the last row of every sequence that has no
-    /// further token to compute.
+    /// Ascending rows whose logits are asked for: of every sequence that has no further token to
+    /// compute, its last token's row and those of its draft.
     pub(crate) outputs: Vec<u32>,
     /// For each output, its sequence's index in the running batch.
     pub(crate) owners: Vec<usize>,
@@ -98,17 +98,20 @@ impl Layout {
         let range = sequence.computed..sequence.computed + share.tokens;
         self.parts.push(PagedSequence {
             start,
-            rows: share.tokens,
+            rows: share.tokens + sequence.draft.len(),
             cached: sequence.computed,
             blocks: sequence.table.view(),
         });
-        self.tokens
-            .extend_from_slice(&sequence.tokens[range.clone()]);
-        self.positions.extend(range.map(|p| p as u32));
+        self.tokens.extend_from_slice(&sequence.tokens[range]);
+        let last = self.tokens.len() - 1;
+        self.tokens.extend_from_slice(&sequence.draft);
         let end = self.tokens.len();
+        let first = sequence.computed;
+        self.positions
+            .extend((first..first + end - start).map(|p| p as u32));
         if sequence.pending() == share.tokens {
-            self.outputs.push((end - 1) as u32);
-            self.owners.push(share.index);
+            self.outputs.extend((last..end).map(|row| row as u32));
+            self.owners.extend((last..end).map(|_| share.index));
         }
         let Some(adapter) = &sequence.generation.adapter else {
             return;

@@ -3,6 +3,7 @@
 
 mod device;
 mod device_sampling;
+mod drafting;
 mod fairness;
 pub(crate) mod fake;
 mod load;

@@ -21,6 +21,7 @@ pub mod loaded;
 pub mod lora;
 pub mod memory;
 pub mod packing;
+pub mod quantise;
 pub mod random;
 pub mod rope_table;
 pub mod segment;
@@ -50,6 +51,7 @@ pub use learning::{
 pub use linear::Linear;
 pub use loaded::{Described, LoadedModel, ModelChoice};
 pub use lora::{LoraPair, LoraSite, LoraWeights, Projection};
+pub use quantise::Quantisation;
 pub use rope_table::RopeTable;
 pub use segment::{Seen, Segment};
 pub use source::{ModelFiles, ModelSource};

@@ -8,6 +8,7 @@ use candle_core::quantized::gguf_file::Content;
 use super::backend::{Backend, ComputeDevice};
 use super::chat::ChatTemplate;
 use super::error::{ModelError, Result};
+use super::quantise::Quantisation;
 use super::source::{ModelFiles, ModelSource};
 use super::spec::ModelSpec;
 use super::time_slices::TimeSlices;
@@ -20,6 +21,8 @@ pub struct ModelChoice<'a> {
     pub model: &'a str,
     /// A `tokenizer.json` instead of the tokenizer in the model's own files.
     pub tokenizer: Option<&'a Path>,
+    /// What matrices of safetensors are quantised to while they are loaded.
+    pub quantisation: Option<Quantisation>,
 }
 
 impl<'a> From<&'a str> for ModelChoice<'a> {
@@ -27,6 +30,7 @@ impl<'a> From<&'a str> for ModelChoice<'a> {
         Self {
             model,
             tokenizer: None,
+            quantisation: None,
         }
     }
 }
@@ -83,7 +87,9 @@ impl LoadedModel {
         slices: Arc<TimeSlices>,
     ) -> Result<Self> {
         let choice = choice.into();
-        let files = ModelSource::parse(choice.model)?.fetch()?;
+        let files = ModelSource::parse(choice.model)?
+            .fetch()?
+            .quantised(choice.quantisation)?;
         // Side by side: each takes a good part of a second.
         let (text, backend, hash) = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new;

@@ -12,6 +12,7 @@ use super::decoder::{Decoder, StoredMatrix};
 use super::error::{ModelError, Result};
 use super::gguf;
 use super::lora::LoraWeights;
+use super::quantise::Quantisation;
 use super::shards;
 use super::spec::ModelSpec;
 use super::weights::{Target, WeightFile, merge};
@@ -76,6 +77,7 @@ impl ModelSource {
                 weights: vec![path.clone()],
                 root: path,
                 kind: Kind::Gguf,
+                quantisation: None,
             }),
             ModelSource::Directory(dir) => directory_files(dir),
             ModelSource::Hub { repo, revision } => {
@@ -92,6 +94,7 @@ pub struct ModelFiles {
     pub root: PathBuf,
     weights: Vec<PathBuf>,
     kind: Kind,
+    quantisation: Option<Quantisation>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +125,7 @@ fn directory_files(dir: PathBuf) -> Result<ModelFiles> {
             weights: shards::select(&dir, found)?,
             root: dir,
             kind: Kind::Safetensors,
+            quantisation: None,
         });
     }
     match with_extension("gguf").as_slice() {
@@ -129,6 +133,7 @@ fn directory_files(dir: PathBuf) -> Result<ModelFiles> {
             root: one.clone(),
             weights: vec![one.clone()],
             kind: Kind::Gguf,
+            quantisation: None,
         }),
         [] => Err(ModelError::Malformed {
             path: dir,
@@ -142,6 +147,25 @@ fn directory_files(dir: PathBuf) -> Result<ModelFiles> {
 }
 
 impl ModelFiles {
+    /// The same files, their matrices quantised while they are loaded.
+    ///
+    /// # Errors
+    /// For a GGUF file, which is quantised already.
+    pub fn quantised(self, to: Option<Quantisation>) -> Result<Self> {
+        if to.is_some() && self.kind == Kind::Gguf {
+            return Err(ModelError::Malformed {
+                path: self.root,
+                what: "engine.isq quantises safetensors while they are loaded; a GGUF file is \
+                       quantised already: leave engine.isq out"
+                    .into(),
+            });
+        }
+        Ok(Self {
+            quantisation: to,
+            ..self
+        })
+    }
+
     /// The GGUF file, if that is what this is.
     pub fn gguf(&self) -> Option<&Path> {
         (self.kind == Kind::Gguf).then_some(self.root.as_path())
@@ -156,7 +180,8 @@ impl ModelFiles {
         part.map_or_else(|| "model".to_string(), |s| s.to_string_lossy().into_owned())
     }
 
-    /// SHA-256 over the weight files and configuration, 64 hex digits: the base model's identity.
+    /// SHA-256 over the weight files, configuration and quantisation, 64 hex digits: the base model's
+    /// identity.
     pub fn base_hash(&self) -> Result<String> {
         let mut hash = Sha256::new();
         let config = (self.kind == Kind::Safetensors).then(|| self.root.join("config.json"));
@@ -174,6 +199,10 @@ impl ModelFiles {
                 }
                 hash.update(&buffer[..n]);
             }
+        }
+        if let Some(quantisation) = self.quantisation {
+            // An adapter that was trained on other bits is another base model's.
+            hash.update(format!("quantised to {quantisation}"));
         }
         Ok(hex::encode(hash.finalize()))
     }
@@ -257,7 +286,9 @@ impl ModelFiles {
                     [one] => one,
                     _ => &self.root,
                 };
-                WeightFile::safetensors(place, tensors).load(spec, &mut to)
+                WeightFile::safetensors(place, tensors)
+                    .quantised(self.quantisation)
+                    .load(spec, &mut to)
             }
         }
     }

@@ -172,7 +172,7 @@ impl Server {
         let store = AdapterStore::open_locked(&config.paths.adapters, locks.adapters())?;
         let store = Arc::new(store);
         let device = realign_backend::open(config.engine.device)?;
-        memory::check(&config, &*device)?;
+        let kv_bytes = memory::check(&config, &*device)?;
         let started = Instant::now();
         tracing::info!(model = config.model, "loading the model");
         let slices = TimeSlices::new(config.train.share);
@@ -186,7 +186,12 @@ impl Server {
         );
         let (registry, fallback) = registry(&store, &loaded);
         let registry = Arc::new(registry);
-        let engine = engines::start(&config, &loaded)?;
+        let kv_bytes = kv_bytes.unwrap_or_else(|| memory::on_host(&config, loaded.spec()));
+        tracing::info!(
+            mb = kv_bytes >> 20,
+            "memory for keys and values (engine.kv_cache_mb)"
+        );
+        let engine = engines::start(&config, &loaded, kv_bytes)?;
         let fallback = prepare_first(&engine, &registry, fallback)?;
         let member = Member::open(&config, &loaded.base_hash, store.clone())?;
         if member.is_some() {

@@ -34,6 +34,8 @@ pub(crate) struct FakeModel {
     cells: Vec<u64>,
     steps: Arc<Mutex<Vec<Vec<Part>>>>,
     fails_at: Option<usize>,
+    /// Tokens after which an answer repeats itself, mostly; `None`: it does not.
+    period: Option<usize>,
 }
 
 impl FakeModel {
@@ -43,6 +45,7 @@ impl FakeModel {
             cells: vec![0; (blocks + 1) * BLOCK],
             steps: Arc::default(),
             fails_at: None,
+            period: None,
         }
     }
 }
@@ -89,6 +92,10 @@ impl Executor for FakeModel {
                     let mut random = ChaCha8Rng::seed_from_u64(all);
                     let row = rows.next().unwrap();
                     row.fill_with(|| random.random_range(-3.0..3.0));
+                    if let Some(period) = self.period {
+                        // One token in sixteen is another one.
+                        row[position % period] += if all % 16 == 0 { 0.0 } else { 40.0 };
+                    }
                     if scale == f64::from(BROKEN) && position >= SOUND {
                         row[5] = f32::NAN;
                     }
@@ -221,6 +228,15 @@ impl Bench {
         Self::failing_at(None, blocks, max_running, step_tokens)
     }
 
+    /// Answers repeat themselves after `period` tokens, mostly, and drafts have at most `draft` tokens.
+    pub(super) fn repeating(period: usize, draft: usize, blocks: usize, running: usize) -> Self {
+        let mut model = FakeModel::new(blocks);
+        model.period = Some(period);
+        let mut bench = Self::with(model, blocks, running, 64);
+        bench.runner = bench.runner.drafting(draft);
+        bench
+    }
+
     pub(crate) fn failing_at(
         step: Option<usize>,
         blocks: usize,
@@ -229,6 +245,10 @@ impl Bench {
     ) -> Self {
         let mut model = FakeModel::new(blocks);
         model.fails_at = step;
+        Self::with(model, blocks, max_running, step_tokens)
+    }
+
+    fn with(model: FakeModel, blocks: usize, max_running: usize, step_tokens: usize) -> Self {
         let steps = model.steps.clone();
         let pool = BlockPool::new(blocks, BLOCK);
         let scheduler = Scheduler::new(pool, max_running, step_tokens);

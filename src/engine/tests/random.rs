@@ -31,12 +31,13 @@ fn random_request(random: &mut ChaCha8Rng, longest: usize) -> GenerateRequest {
     asked
 }
 
-fn check_load(seed: u64) {
+fn check_load(seed: u64, draft: usize) {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let blocks = random.random_range(2..40);
     let running = random.random_range(1..10);
     let step_tokens = [1, 5, 64, 200][random.random_range(0..4)];
     let mut bench = Bench::new(blocks, running, step_tokens);
+    bench.runner = bench.runner.drafting(draft);
     let mut clients: Vec<Client> = Vec::new();
     // How long each running sequence has gone without a row.
     let mut idle: HashMap<u64, usize> = HashMap::new();
@@ -95,6 +96,7 @@ fn progress(bench: &Bench) -> Vec<(u64, usize)> {
 #[test]
 fn random_loads_end_and_sequences_do_not_affect_each_other() {
     for seed in 0..150 {
-        check_load(seed);
+        check_load(seed, 0);
+        check_load(seed, 8);
     }
 }

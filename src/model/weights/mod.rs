@@ -16,6 +16,7 @@ use super::decoder::{Decoder, Layer, StoredMatrix};
 use super::error::{ModelError, Result};
 use super::linear::Linear;
 use super::lora::Projection;
+use super::quantise::Quantisation;
 use super::shards;
 use super::spec::ModelSpec;
 
@@ -25,6 +26,7 @@ pub(crate) struct WeightFile {
     path: PathBuf,
     source: Source,
     names: Names,
+    quantisation: Option<Quantisation>,
 }
 
 /// Rows of a matrix that holds several maps.
@@ -65,6 +67,7 @@ impl WeightFile {
             path: path.into(),
             source: Source::Gguf { content, reader },
             names: Names::gguf(spec.variant.output_norms),
+            quantisation: None,
         }
     }
 
@@ -75,7 +78,28 @@ impl WeightFile {
             path: path.into(),
             source: Source::Safetensors(tensors),
             names,
+            quantisation: None,
         }
+    }
+
+    /// The same, matrices of floats quantised.
+    pub(crate) fn quantised(self, quantisation: Option<Quantisation>) -> Self {
+        Self {
+            quantisation,
+            ..self
+        }
+    }
+
+    /// A matrix of floats as it is handed on. `table`: of embeddings, or the head.
+    fn in_fewer_bits(&self, name: &str, floats: Tensor, table: bool) -> Result<StoredMatrix> {
+        let Some(quantisation) = self.quantisation else {
+            return Ok(StoredMatrix::Floats(floats));
+        };
+        let quantised = quantisation.of(&floats, table);
+        Ok(match quantised.map_err(|e| self.wrong(name, e))? {
+            Some(matrix) => StoredMatrix::Quantized(Arc::new(matrix)),
+            None => StoredMatrix::Floats(floats),
+        })
     }
 
     fn wrong(&self, name: &str, what: impl ToString) -> ModelError {
@@ -116,7 +140,8 @@ impl WeightFile {
         let Some(mut stored) = self.stored(name)? else {
             let floats = self.floats(name)?;
             self.check(name, floats.dims(), &[out, inner])?;
-            return Ok(StoredMatrix::Floats(floats));
+            let table = [EMBEDDING, HEAD].contains(&name);
+            return self.in_fewer_bits(name, floats, table);
         };
         self.check(name, stored.shape().dims(), &[out, inner])?;
         if let Some(heads) = heads {

@@ -52,6 +52,8 @@ pub(crate) async fn metrics(
         prefix_queries: stats.prefix_queries,
         prefix_hits: stats.prefix_hits,
         preemptions: stats.preemptions,
+        drafted: stats.drafted,
+        accepted: stats.accepted,
         nonfinite: stats.nonfinite,
     }));
     metrics.set_thread_panics(&state.health.panics());

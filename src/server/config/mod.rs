@@ -42,7 +42,7 @@ pub use train::TrainConfig;
 
 use realign_align::train::recipe::RecipeError;
 use realign_backend::DeviceChoice;
-use realign_model::{KvType, ModelChoice, Precision};
+use realign_model::{KvType, ModelChoice, Precision, Quantisation};
 
 /// The file read when none is named.
 pub(crate) const DEFAULT_FILE: &str = "realign.toml";
@@ -147,7 +147,9 @@ pub struct EngineConfig {
     pub kind: EngineKind,
     /// Most copies of the weights at once, where each generation needs one of its own.
     pub copies: usize,
-    /// Quantisation while loading, by mistralrs' name for it.
+    /// What the native engine's matrices of safetensors are quantised to while they are loaded.
+    pub quantisation: Option<Quantisation>,
+    /// The same for mistralrs, by its name for it.
     pub isq: Option<String>,
     /// Most tokens of prompt and completion; `None` is the model's own limit.
     pub max_model_len: Option<usize>,
@@ -155,8 +157,8 @@ pub struct EngineConfig {
     pub max_running: usize,
     /// Most sequences that wait.
     pub max_waiting: usize,
-    /// Memory for the KV cache, in MiB.
-    pub kv_cache_mb: usize,
+    /// Memory for the KV cache, in MiB; `None`: a share of what is free.
+    pub kv_cache_mb: Option<usize>,
     /// Elements of the KV cache on a CPU.
     pub kv_type: KvType,
     /// Most prompt tokens in one step.
@@ -165,6 +167,8 @@ pub struct EngineConfig {
     pub step_target: Option<Duration>,
     /// Whether text that a grammar forces is appended without being computed token by token.
     pub jump_forward: bool,
+    /// Most tokens of a draft; 0 makes none.
+    pub draft_tokens: usize,
     /// CPU threads; `None` is all cores.
     pub threads: Option<usize>,
     /// Whether a CUDA device runs decoding steps as they were recorded.
@@ -241,6 +245,7 @@ impl Config {
         ModelChoice {
             model: &self.model,
             tokenizer: self.tokenizer.as_deref(),
+            quantisation: self.engine.quantisation,
         }
     }
 
@@ -322,14 +327,18 @@ fn resolve_engine(raw: RawEngine) -> Result<EngineConfig, ConfigError> {
         device,
         kind,
         copies: at_least(2, "engine.copies", raw.copies.unwrap_or(2), "at least 2")?,
-        isq: raw.isq,
+        quantisation: quantisation(kind, raw.isq.as_deref())?,
+        isq: raw.isq.filter(|_| kind == EngineKind::Mistralrs),
         max_model_len: raw
             .max_model_len
             .map(|n| at_least(16, "engine.max_model_len", n, "at least 16"))
             .transpose()?,
         max_running: one("engine.max_running", raw.max_running.unwrap_or(64))?,
         max_waiting: one("engine.max_waiting", raw.max_waiting.unwrap_or(256))?,
-        kv_cache_mb: one("engine.kv_cache_mb", raw.kv_cache_mb.unwrap_or(512))?,
+        kv_cache_mb: raw
+            .kv_cache_mb
+            .map(|mb| one("engine.kv_cache_mb", mb))
+            .transpose()?,
         kv_type: kv_type(raw.kv_type)?,
         prefill_budget_tokens: at_least(
             16,
@@ -342,6 +351,7 @@ fn resolve_engine(raw: RawEngine) -> Result<EngineConfig, ConfigError> {
             ms => Some(Duration::from_millis(ms)),
         },
         jump_forward: raw.jump_forward.unwrap_or(true),
+        draft_tokens: drafted(raw.draft_tokens.unwrap_or(8))?,
         threads: raw.threads.map(|n| one("engine.threads", n)).transpose()?,
         cuda_graphs: raw.cuda_graphs.unwrap_or(true),
         precision,
@@ -435,6 +445,35 @@ fn ratio(key: &'static str, value: f64) -> Result<f64, ConfigError> {
         value: value.to_string(),
         allowed: "from 0 to 1",
     })
+}
+
+/// What the native engine quantises to.
+fn quantisation(
+    kind: EngineKind,
+    named: Option<&str>,
+) -> Result<Option<Quantisation>, ConfigError> {
+    let Some(name) = named.filter(|_| kind == EngineKind::Native) else {
+        return Ok(None);
+    };
+    let read = name.parse::<Quantisation>();
+    read.map(Some).map_err(|_unknown| ConfigError::Value {
+        key: "engine.isq",
+        value: format!("{name:?}"),
+        allowed: "the native engine has `q8_0`, `q6_k`, `q5_k`, `q4_k`, `q4_1` and `q4_0`; \
+                  mistralrs (engine.kind) has others",
+    })
+}
+
+/// Most tokens of a draft: a step has a row for each.
+fn drafted(tokens: usize) -> Result<usize, ConfigError> {
+    match tokens {
+        0..=32 => Ok(tokens),
+        _ => Err(ConfigError::Value {
+            key: "engine.draft_tokens",
+            value: tokens.to_string(),
+            allowed: "0 to 32",
+        }),
+    }
 }
 
 fn at_least(

@@ -173,7 +173,8 @@ section! {
         kind: String,
         /// Maximum number of copies of the weights that `mistralrs` may have loaded at once.
         copies: usize,
-        /// Quantisation that `mistralrs` applies to safetensors while loading.
+        /// What safetensors are quantised to while they are loaded: `q8_0`, `q6_k`, `q5_k`, `q4_k`, `q4_1` or
+        /// `q4_0`; mistralrs has further types.
         isq: String,
         /// Maximum number of tokens of prompt and completion together; defaults to the model's own
         /// limit.
@@ -182,7 +183,7 @@ section! {
         max_running: usize,
         /// Maximum number of waiting sequences.
         max_waiting: usize,
-        /// Memory for the KV cache, in MiB.
+        /// Memory for the KV cache, in MiB; defaults to a quarter of what is free once the model is loaded.
         kv_cache_mb: usize,
         /// What keys and values are stored as on a CPU: `f16` or `f32`.
         kv_type: String,
@@ -194,6 +195,9 @@ section! {
         /// Whether text that a schema or a grammar forces is appended without being computed token by
         /// token.
         jump_forward: bool,
+        /// Maximum number of tokens that are drafted from what followed the same words before and computed
+        /// in one step, where few answers are streamed; 0 drafts none. Answers do not change.
+        draft_tokens: usize,
         /// CPU threads; defaults to all cores.
         threads: usize,
         /// Whether decoding steps on a CUDA device run as captured CUDA graphs.

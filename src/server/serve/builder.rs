@@ -22,7 +22,7 @@ use crate::config::{
 ///     .policies("/srv/app/policies")
 ///     .settings("[engine]\nkv_cache_mb = 64");
 /// let config = builder.configuration()?;
-/// assert_eq!(config.engine.kv_cache_mb, 64);
+/// assert_eq!(config.engine.kv_cache_mb, Some(64));
 /// assert_eq!(config.paths.state.to_str(), Some("state"));
 ///
 /// let wrong = Server::builder().settings("[engine]\nkv_cache = 64");

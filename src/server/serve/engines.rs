@@ -5,12 +5,15 @@ use realign_engine::{EngineConfig, EngineError, EngineHandle};
 use realign_model::LoadedModel;
 
 /// Starts the engine. One that has a copy of the weights for each generation has none yet.
-pub(super) fn start(config: &Config, loaded: &LoadedModel) -> Result<EngineHandle, EngineError> {
-    let bounds = bounds(config);
+///
+/// `kv_bytes`: keys and values.
+pub(super) fn start(
+    config: &Config,
+    loaded: &LoadedModel,
+    kv_bytes: u64,
+) -> Result<EngineHandle, EngineError> {
+    let bounds = bounds(config, kv_bytes);
     match config.engine.kind {
-        EngineKind::Native if config.engine.isq.is_some() => Err(EngineError::Unsuitable(
-            "engine.isq: only the engine `mistralrs` quantises while it loads; leave it out".into(),
-        )),
         EngineKind::Native => {
             realign_engine::start(&*loaded.backend, loaded.tokenizer.clone(), bounds)
         }
@@ -55,15 +58,16 @@ fn mistralrs(_: &Config, _: &LoadedModel, _: EngineConfig) -> Result<EngineHandl
     ))
 }
 
-fn bounds(config: &Config) -> EngineConfig {
+fn bounds(config: &Config, kv_bytes: u64) -> EngineConfig {
     EngineConfig {
         max_model_len: config.engine.max_model_len,
         max_running: config.engine.max_running,
         max_waiting: config.engine.max_waiting,
-        kv_cache_bytes: config.engine.kv_cache_mb.saturating_mul(1 << 20),
+        kv_cache_bytes: kv_bytes as usize,
         step_tokens: config.engine.prefill_budget_tokens,
         step_target: config.engine.step_target,
         jump_forward: config.engine.jump_forward,
+        draft_tokens: config.engine.draft_tokens,
         threads: match config.engine.threads {
             Some(threads) => threads,
             None => EngineConfig::default().threads,

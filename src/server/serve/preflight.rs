@@ -283,7 +283,7 @@ fn described(
     });
     found.push(match memory::check(config, device) {
         Err(error) => Finding::fault("memory", error.to_string()),
-        Ok(()) => host_memory(config, device, bytes),
+        Ok(_) => host_memory(config, device, bytes),
     });
     found
 }

@@ -129,6 +129,10 @@ pub struct EngineSnapshot {
     pub(crate) prefix_hits: u64,
     /// Total number of sequences preempted in favour of older ones.
     pub(crate) preemptions: u64,
+    /// Total number of tokens that were drafted.
+    pub(crate) drafted: u64,
+    /// Total number of drafted tokens that were drawn.
+    pub(crate) accepted: u64,
     /// Total number of sequences and embeddings that came to values that are not finite.
     pub(crate) nonfinite: u64,
 }

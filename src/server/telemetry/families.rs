@@ -57,6 +57,8 @@ pub(super) struct Serving {
     pub(super) prefix_queries: Total,
     pub(super) prefix_hits: Total,
     pub(super) preemptions: Total,
+    pub(super) drafted: Total,
+    pub(super) accepted: Total,
     pub(super) nonfinite: Total,
     pub(super) prompt_tokens: IntCounter,
     pub(super) generation_tokens: IntCounter,
@@ -120,6 +122,14 @@ impl Serving {
             preemptions: build.total(
                 names::PREEMPTIONS_TOTAL,
                 "Sequences that gave their KV cache blocks to older ones, to be recomputed later.",
+            )?,
+            drafted: build.total(
+                names::DRAFT_TOKENS_TOTAL,
+                "Tokens drafted from what followed the same words before.",
+            )?,
+            accepted: build.total(
+                names::ACCEPTED_DRAFT_TOKENS_TOTAL,
+                "Drafted tokens that became part of an answer, each a step less.",
             )?,
             nonfinite: build.total(
                 names::NONFINITE_LOGITS_TOTAL,

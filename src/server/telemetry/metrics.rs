@@ -443,6 +443,8 @@ impl Metrics {
             (&serving.prefix_queries, engine.prefix_queries),
             (&serving.prefix_hits, engine.prefix_hits),
             (&serving.preemptions, engine.preemptions),
+            (&serving.drafted, engine.drafted),
+            (&serving.accepted, engine.accepted),
             (&serving.nonfinite, engine.nonfinite),
         ] {
             counter.advance_to(total);

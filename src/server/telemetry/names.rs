@@ -28,6 +28,10 @@ pub(crate) const PREFIX_CACHE_QUERIES_TOTAL: &str = "realign_prefix_cache_querie
 pub(crate) const PREFIX_CACHE_HITS_TOTAL: &str = "realign_prefix_cache_hits_total";
 /// Counter: sequences preempted in favour of older ones.
 pub(crate) const PREEMPTIONS_TOTAL: &str = "realign_preemptions_total";
+/// Counter, in tokens: drafted tokens.
+pub(crate) const DRAFT_TOKENS_TOTAL: &str = "realign_draft_tokens_total";
+/// Counter, in tokens: drafted tokens that were drawn.
+pub(crate) const ACCEPTED_DRAFT_TOKENS_TOTAL: &str = "realign_draft_tokens_accepted_total";
 /// Counter: sequences and embeddings that failed because a value was NaN or infinite.
 pub(crate) const NONFINITE_LOGITS_TOTAL: &str = "realign_nonfinite_logits_total";
 /// Counter: prompt tokens of finished requests.

@@ -121,6 +121,8 @@ impl EnginePort for FakeEngine {
             prefix_queries: 100,
             prefix_hits: 64,
             preemptions: 0,
+            drafted: 0,
+            accepted: 0,
             nonfinite: 0,
         }
     }

@@ -21,13 +21,13 @@ fn code_wins_over_settings_over_the_file() {
     assert_eq!(config.model, "a.gguf");
     assert_eq!(config.model_name.as_deref(), Some("b"));
     assert_eq!(config.engine.max_running, 1);
-    assert_eq!(config.engine.kv_cache_mb, 2);
+    assert_eq!(config.engine.kv_cache_mb, Some(2));
     assert_eq!(config.engine.threads, Some(3));
     assert_eq!(config.server.address.to_string(), "[::1]:0");
     assert_eq!(config.paths.database(), Path::new("s/realign.db"));
 
     let mut config = config;
-    config.engine.kv_cache_mb = 4;
+    config.engine.kv_cache_mb = Some(4);
     let whole = Server::builder().config(config.clone());
     assert_eq!(whole.configuration(), Ok(config.clone()));
     let mixed = Server::builder().config(config).port(1).configuration();
