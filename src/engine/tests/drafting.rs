@@ -45,7 +45,11 @@ fn an_answer_may_end_within_a_draft() {
     requests[3].sampling.top_logprobs = Some(2);
     let (plain, _) = run(&requests, 0, 400);
     assert_eq!(run(&requests, 8, 400).0, plain);
-    assert!(plain[0].len() < 20 && plain[1].len() > 60 && plain[2].len() == 33);
+    let lengths: Vec<usize> = plain.iter().map(Vec::len).collect();
+    assert!(
+        lengths[0] < 60 && (61..80).contains(&lengths[1]) && lengths[2] == 33,
+        "{lengths:?}"
+    );
 }
 
 #[test]
@@ -72,9 +76,12 @@ fn the_totals_count_what_was_drafted_and_drawn() {
     assert!(totals.accepted <= totals.drafted);
     assert!(totals.accepted as usize > rows / 2, "{totals:?} of {rows}");
     // Beside many streams none is made.
-    let many: Vec<_> = (0..8)
-        .map(|seed| request(prompt(seed, 20), 50, seed))
-        .collect();
+    let one = |seed| {
+        let mut request = request(prompt(seed, 20), 50, seed);
+        request.sampling.ignore_eos = true;
+        request
+    };
+    let many: Vec<_> = (0..8).map(one).collect();
     let mut bench = Bench::repeating(7, 8, 400, 8);
     bench.answers(&many);
     assert_eq!(bench.runner.scheduler.totals.drafted, 0);
