@@ -4,10 +4,11 @@ use std::path::Path;
 
 use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
 use candle_core::{Device, Tensor};
+use realign_cpu::CpuBackend;
 use realign_model::{KvType, LoadedModel, ModelSource};
 use serde_json::Value;
 
-use super::{FAMILIES, Golden, QUANTISED, fixture, load, packed, served, whole};
+use super::{FAMILIES, Golden, QUANTISED, files, fixture, load, packed, served, whole};
 
 #[test]
 fn unquantised_gguf_files_hold_the_same_models() {
@@ -41,6 +42,32 @@ fn eight_bit_gguf_files_agree_with_their_dequantised_weights() {
             None,
         );
         golden.check(&served, "logits_q8_0", 0.1, "8-bit activations");
+    }
+}
+
+#[test]
+fn safetensors_quantised_while_they_are_loaded_agree_with_the_file_of_eight_bits() {
+    let eight = Some("q8_0".parse().unwrap());
+    for family in QUANTISED {
+        let golden = Golden::of(family);
+        let plain = files(&fixture(family));
+        let quantised = plain.clone().quantised(eight).unwrap();
+        assert_ne!(quantised.base_hash().unwrap(), plain.base_hash().unwrap());
+        let model = realign_reference::load(&quantised).unwrap();
+        let exact = whole(&model, &golden.tokens, None);
+        // Ties are rounded otherwise than in the file.
+        golden.check(&exact, "logits_q8_0", 0.01, "quantised while loading");
+        let packed = CpuBackend::new(realign_cpu::load(&quantised).unwrap());
+        let rows = [golden.tokens.len()];
+        let served = served((&packed, KvType::default()), &golden.tokens, &rows, None);
+        golden.check(&served, "logits_q8_0", 0.1, "8-bit activations");
+        let error = files(&fixture(family).join("model-q8_0.gguf")).quantised(eight);
+        assert!(
+            error
+                .unwrap_err()
+                .to_string()
+                .contains("leave engine.isq out")
+        );
     }
 }
 
