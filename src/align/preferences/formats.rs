@@ -39,6 +39,7 @@ pub(super) use error::LineError;
 use messages::{functions, message, messages};
 use meta::{holdout, labels_of, shared_labels};
 use prompt::Prompt;
+use realign_core::json;
 
 type Object = Map<String, Value>;
 
@@ -51,7 +52,7 @@ pub(super) struct Parsed {
 
 /// Parses one line.
 pub(super) fn parse_line(line: &str, source: LineSource) -> Result<Parsed, LineError> {
-    let value: Value = serde_json::from_str(line)?;
+    let value: Value = json::parse(line.as_bytes())?;
     let Value::Object(object) = value else {
         return Err(LineError::NotAnObject);
     };

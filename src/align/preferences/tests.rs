@@ -159,7 +159,19 @@ fn labels_and_marks_are_kept() {
 #[test]
 fn bad_lines_are_reported_and_skipped() {
     let cases: &[(&str, &str)] = &[
-        ("{", "not JSON"),
+        ("{", "not valid JSON"),
+        (
+            r#"{"prompt":"p","chosen":"a","rejected":"b","chosen":"c"}"#,
+            "`chosen` is given twice",
+        ),
+        (
+            r#"{"prompt":[{"role":"user","content":"p","role":"system"}],"chosen":"a","rejected":"b"}"#,
+            "`prompt[0].role` is given twice",
+        ),
+        (
+            r#"{"prompt":"p","chosen":"a \ud83d","rejected":"b"}"#,
+            "`chosen` has half of a character",
+        ),
         (
             r#"{"prompt":"p","chosen":"a","rejected":"b","chosen_rating":1,"rejected_rating":"5"}"#,
             "chosen_rating 1 is not above rejected_rating 5",
@@ -322,7 +334,7 @@ fn a_data_set_is_its_content() {
     assert!(
         data.skipped[0]
             .to_string()
-            .contains("b.jsonl:3: not JSON: expected value")
+            .contains("b.jsonl:3: not valid JSON: expected value")
     );
 
     let turned = read((line("3") + &line("2") + &line("1")).as_bytes(), 1 << 20);

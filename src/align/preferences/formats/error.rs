@@ -1,12 +1,13 @@
 //! Errors in a line of preference data.
 
 use super::Role;
+use realign_core::json::JsonError;
 
 /// Why a line is not a preference pair.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::preferences) enum LineError {
-    #[error("not JSON: {0}")]
-    Json(#[from] serde_json::Error),
+    #[error(transparent)]
+    Json(#[from] JsonError),
     #[error("not a JSON object; each line holds one preference pair")]
     NotAnObject,
     // Fields, in any format.

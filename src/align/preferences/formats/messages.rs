@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{LineError, Message, Object, Role, columns::says_something};
+use realign_core::json::parse;
 
 /// Fields of a message without which it means something else.
 const UNREAD: [&str; 19] = [
@@ -112,7 +113,7 @@ fn calls(key: &str, value: &Value) -> Result<Vec<Value>, LineError> {
 /// The JSON in a text, where there is some.
 fn parsed(value: &Value) -> Value {
     let text = value.as_str();
-    let inner = text.and_then(|text| serde_json::from_str(text).ok());
+    let inner = text.and_then(|text| parse(text.as_bytes()).ok());
     inner.unwrap_or_else(|| value.clone())
 }
 

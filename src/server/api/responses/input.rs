@@ -226,7 +226,8 @@ mod tests {
             let mut items = vec![item; count];
             items.push(json!({"role": "user", "content": "Hi"}));
             items.push(json!({"role": "system", "content": "late"}));
-            let turns = turns(request::read_field(&items.into(), "input").unwrap()).unwrap();
+            let (read, _) = request::read_field(&items.into(), "input").unwrap();
+            let turns = turns(read).unwrap();
             let texts = messages(Some("a".into()), turns).into_iter();
             texts.map(|m| m.content).collect::<Vec<_>>()
         };
@@ -253,7 +254,8 @@ mod tests {
             {"type": "reasoning", "content": [part("reasoning_text", "Lost.")]},
             said("user", "So?"),
         ]);
-        let turns = turns(request::read_field(&input, "input").unwrap()).unwrap();
+        let (read, _) = request::read_field(&input, "input").unwrap();
+        let turns = turns(read).unwrap();
         let thoughts: Vec<Option<&str>> = turns
             .iter()
             .map(|turn| turn.reasoning_content.as_deref())
