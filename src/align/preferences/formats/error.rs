@@ -61,6 +61,14 @@ pub(in crate::preferences) enum LineError {
         "a message in `{key}` has `{field}`, which changes what it means and is not read; put it into the content, or remove it if the pair is right without it"
     )]
     Field { key: String, field: &'static str },
+    #[error(
+        "`{0}` is a text that shows a list of messages; give the list itself, as JSON (`json.loads`, or `ast.literal_eval` of what Python shows)"
+    )]
+    Shown(String),
+    #[error(
+        "`split` is `{0}`: give `holdout`, true for pairs that are kept for the gate, or leave the row out"
+    )]
+    Split(String),
     #[error("`{0}` must list functions, each with a `name`")]
     Functions(&'static str),
     #[error("`{0}` and `{1}` say different things; keep the one that is meant")]

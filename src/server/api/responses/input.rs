@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::super::chat::{Call, Content, Role, link_results};
 use super::super::error::ApiError;
-use super::super::request::{string_enum, tagged, unsupported, without_effect};
+use super::super::request::{shortened, string_enum, tagged, unsupported, without_effect};
 use realign_model::{ChatMessage, ChatRole};
 
 /// The input to answer.
@@ -27,7 +27,10 @@ string_enum! {
         FunctionCall = "function_call",
         FunctionCallOutput = "function_call_output",
         Reasoning = "reasoning",
-    } else |_| unsupported(" other than `message`, `function_call`, `function_call_output`")
+    } else |kind| unsupported(&format!(
+        " of the value `{}` (done are `message`, `function_call`, `function_call_output`, `reasoning`)",
+        shortened(kind)
+    ))
 }
 
 tagged! {

@@ -134,6 +134,48 @@ fn bodies_that_cannot_be_read_say_why() {
 }
 
 #[test]
+fn an_address_without_a_route_says_which_is_meant() {
+    let server = Server::start(|_| ());
+    for (path, meant) in [
+        ("/chat/completions", "/v1/chat/completions?"),
+        ("/v1/v1/chat/completions", "/v1/chat/completions?"),
+        ("/v1/completions/chat/completions", "/v1/chat/completions?"),
+        (
+            "/openai/deployments/m/chat/completions",
+            "/v1/chat/completions?",
+        ),
+        ("/completion", "/v1/completions?"),
+        ("/v1/api/chat", "/api/chat?"),
+    ] {
+        let reply = post(&server, path, &json!({}));
+        assert_eq!(reply.status, 404, "{path}");
+        let hint = format!("did you mean {meant}");
+        assert!(reply.text.contains(&hint), "{path}: {}", reply.text);
+    }
+    let nothing = post(&server, "/v1/images/generations", &json!({}));
+    assert!(!nothing.text.contains("did you mean"), "{}", nothing.text);
+}
+
+/// Fields that clients of other servers send whatever the server is.
+#[test]
+fn what_says_how_another_server_computes_passes() {
+    let server = Server::start(|_| ());
+    let fields = json!({"keep_alive": "5m", "num_ctx": 4096, "num_gpu": 1, "include_reasoning": true,
+        "separate_reasoning": true, "stream_reasoning": null, "client_metadata": {"a": 1}});
+    let reply = chat(&server, &fields);
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    for name in [
+        "include_reasoning",
+        "separate_reasoning",
+        "stream_reasoning",
+    ] {
+        let reply = chat(&server, &json!({ name: false }));
+        assert_eq!(reply.status, 400, "{name}");
+        assert_eq!(reply.json()["error"]["param"], name);
+    }
+}
+
+#[test]
 fn what_operators_put_into_the_address_is_not_passed_over() {
     let server = Server::start(|_| ());
     for path in [
