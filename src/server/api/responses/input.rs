@@ -145,6 +145,10 @@ pub(super) fn turns(input: Input) -> Result<Vec<ChatMessage>, ApiError> {
             .into_iter()
             .for_each(|item| add(item, &mut thoughts, &mut messages)),
     }
+    if messages.is_empty() {
+        let message = "`input` has no message: thoughts by themselves are no conversation";
+        return Err(ApiError::field("input", message));
+    }
     Ok(messages)
 }
 
@@ -265,5 +269,8 @@ mod tests {
             .collect();
         let (first, second) = (Some("Hm."), Some("In short."));
         assert_eq!(thoughts, [None, first, None, second, None, None]);
+        let alone = json!([{"type": "reasoning", "content": [part("reasoning_text", "Hm.")]}]);
+        let (read, _) = request::read_field(&alone, "input").unwrap();
+        assert!(super::turns(read).is_err());
     }
 }
