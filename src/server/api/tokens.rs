@@ -229,17 +229,18 @@ pub(crate) async fn detokenize(
     request: Request,
 ) -> Result<Response, ApiError> {
     let body = body::json(request, state.max_body_bytes).await?;
-    let (body, unknown): (DetokenizeBody, Unknown) = request::read_all(&body)?;
-    unknown.check(state.unknown_fields)?;
-    check_model(&state, body.model.as_ref())?;
-    let TokenIds(tokens) = body.tokens;
-    let text = state
-        .tokenizer
-        .decode(&tokens)
-        .map_err(|e| ApiError::field("tokens", e.to_string()))?;
-    let answer = Json(Text {
-        content: text.clone(),
-        prompt: text,
-    });
-    Ok(unknown.named_in(answer.into_response()))
+    blocking(move || {
+        let (body, unknown): (DetokenizeBody, Unknown) = request::read_all(&body)?;
+        unknown.check(state.unknown_fields)?;
+        check_model(&state, body.model.as_ref())?;
+        let TokenIds(tokens) = body.tokens;
+        let decoded = state.tokenizer.decode(&tokens);
+        let text = decoded.map_err(|e| ApiError::field("tokens", e.to_string()))?;
+        let answer = Json(Text {
+            content: text.clone(),
+            prompt: text,
+        });
+        Ok(unknown.named_in(answer.into_response()))
+    })
+    .await
 }

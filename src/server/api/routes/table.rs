@@ -155,7 +155,7 @@ fn small_routes() -> Vec<Route> {
                 json::<client_answers::Tokens>(),
             )
             .takes::<tokens::Body>()
-            .fails(BODY_FAILURES),
+            .fails(GENERATION_FAILURES),
         Route::post("/detokenize", tokens::detokenize)
             .named(
                 "detokenize",
@@ -163,7 +163,7 @@ fn small_routes() -> Vec<Route> {
                 json::<client_answers::Text>(),
             )
             .takes::<tokens::DetokenizeBody>()
-            .fails(BODY_FAILURES),
+            .fails(GENERATION_FAILURES),
         Route::get("/tokenizer_info", tokens::info)
             .named(
                 "tokenizerInfo",

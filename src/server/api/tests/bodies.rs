@@ -55,12 +55,7 @@ const ROUTES: [(&str, &str, &str); 24] = [
 
 /// The body with a field more.
 fn with(body: &str, field: &str) -> String {
-    let inside = body.trim_end_matches('}');
-    let inside = if body.ends_with("}]}") {
-        body.strip_suffix('}').unwrap()
-    } else {
-        inside
-    };
+    let inside = body.strip_suffix('}').unwrap();
     match inside {
         "{" => format!("{{{field}}}"),
         inside => format!("{inside},{field}}}"),
