@@ -5,6 +5,7 @@ mod category;
 pub mod clock;
 mod crash;
 pub mod files;
+pub mod json;
 mod labels;
 mod leases;
 pub mod lock;

@@ -36,9 +36,10 @@ use serde_json::{Map, Value};
 use super::{LineSource, Message, Pair, Role, pair_id};
 pub(super) use columns::is_read;
 pub(super) use error::LineError;
-use messages::{functions, message, messages};
+use messages::{check_text, check_trained, functions, message, messages};
 use meta::{holdout, labels_of, shared_labels};
 use prompt::Prompt;
+use realign_core::json;
 
 type Object = Map<String, Value>;
 
@@ -51,7 +52,7 @@ pub(super) struct Parsed {
 
 /// Parses one line.
 pub(super) fn parse_line(line: &str, source: LineSource) -> Result<Parsed, LineError> {
-    let value: Value = serde_json::from_str(line)?;
+    let value: Value = json::parse(line.as_bytes())?;
     let Value::Object(object) = value else {
         return Err(LineError::NotAnObject);
     };
@@ -179,6 +180,10 @@ impl Draft {
 /// Every format with `chosen` and `rejected`.
 fn preference(object: &Object) -> Result<Draft, LineError> {
     let [chosen, rejected] = [field(object, "chosen")?, field(object, "rejected")?];
+    for (key, value) in [("chosen", chosen), ("rejected", rejected)] {
+        check_trained(key, value)?;
+        check_text(key, value)?;
+    }
     let labels = [
         labels_of(object, "chosen_labels")?,
         labels_of(object, "rejected_labels")?,
@@ -249,6 +254,7 @@ fn openai(object: &Object) -> Result<Draft, LineError> {
     let talk = input.get("messages").ok_or_else(missing)?;
     let answer = |key: &'static str| -> Result<Message, LineError> {
         let value = object.get(key).ok_or(LineError::Missing(key.into()))?;
+        check_trained(key, value)?;
         let answer = last_message(key, value)?;
         match answer.before.is_empty() {
             true => Ok(answer.message),

@@ -149,6 +149,12 @@ fn labels_and_marks_are_kept() {
     assert_eq!(pair.rejected_labels, ["a", "c", "x", "z"]);
     assert_eq!(pair.holdout, Some(true));
 
+    // What asks for nothing, and what happens anyway.
+    one(
+        r#"{"prompt":[{"role":"user","content":"p"},{"role":"assistant","content":"x","weight":0},{"role":"user","content":"q"}],"chosen":[{"role":"assistant","content":"a","weight":1,"train":true}],"rejected":"b","split":"train_prefs"}"#,
+    );
+    one(r#"{"prompt":"p","chosen":"a","rejected":"b","split":"test","holdout":true}"#);
+
     let pku = one(
         r#"{"prompt":"p","response_0":"a","response_1":"b","is_response_0_safe":false,"is_response_1_safe":true,"response_0_harm_category":{"Theft":true,"Fraud":false},"better_response_id":1}"#,
     );
@@ -159,7 +165,39 @@ fn labels_and_marks_are_kept() {
 #[test]
 fn bad_lines_are_reported_and_skipped() {
     let cases: &[(&str, &str)] = &[
-        ("{", "not JSON"),
+        ("{", "not valid JSON"),
+        (
+            r#"{"prompt":"p","chosen":"a","rejected":"b","chosen":"c"}"#,
+            "`chosen` is given twice",
+        ),
+        (
+            r#"{"prompt":[{"role":"user","content":"p","role":"system"}],"chosen":"a","rejected":"b"}"#,
+            "`prompt[0].role` is given twice",
+        ),
+        (
+            r#"{"prompt":"p","chosen":"a \ud83d","rejected":"b"}"#,
+            "`chosen` has half of a character",
+        ),
+        (
+            r#"{"prompt":"p","chosen":[{"role":"assistant","content":"a","weight":0}],"rejected":"b"}"#,
+            "a message in `chosen` has `weight`",
+        ),
+        (
+            r#"{"prompt":"p","chosen":"a","rejected":{"role":"assistant","content":"b","train":false}}"#,
+            "a message in `rejected` has `train`",
+        ),
+        (
+            r#"{"prompt":"p","chosen":"[{'role': 'assistant', 'content': 'a'}]","rejected":"b"}"#,
+            "`chosen` is a text that shows a list of messages",
+        ),
+        (
+            r#"{"prompt":"[{\"from\": \"human\", \"value\": \"p\"}]","chosen":"a","rejected":"b"}"#,
+            "`prompt` is a text that shows a list of messages",
+        ),
+        (
+            r#"{"prompt":"p","chosen":"a","rejected":"b","split":"test_prefs"}"#,
+            "`split` is `test_prefs`",
+        ),
         (
             r#"{"prompt":"p","chosen":"a","rejected":"b","chosen_rating":1,"rejected_rating":"5"}"#,
             "chosen_rating 1 is not above rejected_rating 5",
@@ -322,7 +360,7 @@ fn a_data_set_is_its_content() {
     assert!(
         data.skipped[0]
             .to_string()
-            .contains("b.jsonl:3: not JSON: expected value")
+            .contains("b.jsonl:3: not valid JSON: expected value")
     );
 
     let turned = read((line("3") + &line("2") + &line("1")).as_bytes(), 1 << 20);

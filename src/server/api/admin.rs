@@ -20,7 +20,6 @@ use super::answers::admin::{
 use super::answers::retention::Collected;
 use super::error::ApiError;
 use super::ports::{CollectOptions, RealignmentEvent};
-use super::request;
 use super::{AppState, blocking, body, streaming::KEEP_ALIVE};
 use crate::telemetry;
 
@@ -40,7 +39,11 @@ pub(crate) async fn exam(State(state): State<AppState>) -> Answer<ExamAnswer> {
 }
 
 /// `POST /admin/v1/exam`: has what serves sit the exam, in the background.
-pub(crate) async fn examine(State(state): State<AppState>) -> Result<Response, ApiError> {
+pub(crate) async fn examine(
+    State(state): State<AppState>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    body::nothing_of_operator(request, state.max_body_bytes).await?;
     let begun = blocking(move || Ok(state.admin.examine()?)).await?;
     Ok((StatusCode::ACCEPTED, Json(begun)).into_response())
 }
@@ -55,7 +58,11 @@ pub(crate) async fn realignments(State(state): State<AppState>) -> Answer<Realig
 }
 
 /// `POST /admin/v1/realignments`: starts a realignment in the background.
-pub(crate) async fn start(State(state): State<AppState>) -> Result<Response, ApiError> {
+pub(crate) async fn start(
+    State(state): State<AppState>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    body::nothing_of_operator(request, state.max_body_bytes).await?;
     let started = blocking(move || Ok(state.admin.start()?)).await?;
     Ok((StatusCode::ACCEPTED, Json(started)).into_response())
 }
@@ -76,7 +83,9 @@ pub(crate) async fn realignment(
 pub(crate) async fn cancel(
     State(state): State<AppState>,
     Path(id): Path<String>,
+    request: Request,
 ) -> Answer<Cancelling> {
+    body::nothing_of_operator(request, state.max_body_bytes).await?;
     blocking(move || Ok(Json(state.admin.cancel(&id)?))).await
 }
 
@@ -198,8 +207,7 @@ pub(crate) struct ActivateRequest {
 
 /// `POST /admin/v1/generations/activate`.
 pub(crate) async fn activate(State(state): State<AppState>, request: Request) -> Answer<Swap> {
-    let body = body::json(request, state.max_body_bytes).await?;
-    let body: ActivateRequest = request::read(&body)?;
+    let body: ActivateRequest = body::of_operator(request, state.max_body_bytes).await?;
     blocking(move || {
         let expected = body.expected_generation.as_deref();
         Ok(Json(state.admin.activate(&body.generation, expected)?))
@@ -216,11 +224,8 @@ pub(crate) struct RollbackRequest {
 
 /// `POST /admin/v1/generations/rollback`, with or without a body.
 pub(crate) async fn rollback(State(state): State<AppState>, request: Request) -> Answer<Swap> {
-    let body = body::json_or_empty(request, state.max_body_bytes).await?;
-    let body: RollbackRequest = match body {
-        Some(body) => request::read(&body)?,
-        None => RollbackRequest::default(),
-    };
+    let limit = state.max_body_bytes;
+    let body: RollbackRequest = body::of_operator_or_empty(request, limit).await?;
     blocking(move || {
         let expected = body.expected_generation.as_deref();
         Ok(Json(state.admin.rollback(expected)?))
@@ -229,7 +234,8 @@ pub(crate) async fn rollback(State(state): State<AppState>, request: Request) ->
 }
 
 /// `POST /admin/v1/generations/unpin`.
-pub(crate) async fn unpin(State(state): State<AppState>) -> Answer<Unpinned> {
+pub(crate) async fn unpin(State(state): State<AppState>, request: Request) -> Answer<Unpinned> {
+    body::nothing_of_operator(request, state.max_body_bytes).await?;
     blocking(move || Ok(Json(state.admin.unpin()?))).await
 }
 
@@ -239,7 +245,11 @@ pub(crate) async fn history(State(state): State<AppState>) -> Answer<History> {
 }
 
 /// `POST /admin/v1/policies/clear`.
-pub(crate) async fn clear_policies(State(state): State<AppState>) -> Answer<Policies> {
+pub(crate) async fn clear_policies(
+    State(state): State<AppState>,
+    request: Request,
+) -> Answer<Policies> {
+    body::nothing_of_operator(request, state.max_body_bytes).await?;
     blocking(move || Ok(Json(state.admin.clear_policies()?))).await
 }
 
@@ -254,11 +264,8 @@ pub(crate) struct CollectRequest {
 
 /// `POST /admin/v1/adapters/gc`, with or without a body: removes what exceeds `[retention]`.
 pub(crate) async fn collect(State(state): State<AppState>, request: Request) -> Answer<Collected> {
-    let body = body::json_or_empty(request, state.max_body_bytes).await?;
-    let body: CollectRequest = match body {
-        Some(body) => request::read(&body)?,
-        None => CollectRequest::default(),
-    };
+    let limit = state.max_body_bytes;
+    let body: CollectRequest = body::of_operator_or_empty(request, limit).await?;
     let options = CollectOptions {
         dry_run: body.dry_run.unwrap_or(false),
         max_imported_age_s: body.imported_older_than_days.map(days),
@@ -296,8 +303,7 @@ pub(crate) async fn set_log_level(
     State(state): State<AppState>,
     request: Request,
 ) -> Answer<LogLevel> {
-    let body = body::json(request, state.max_body_bytes).await?;
-    let LogLevelRequest { filter } = request::read(&body)?;
+    let LogLevelRequest { filter } = body::of_operator(request, state.max_body_bytes).await?;
     state
         .logs
         .set_filter(&filter)

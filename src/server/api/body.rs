@@ -6,10 +6,13 @@ use std::time::Duration;
 use axum::extract::Request;
 use axum::http::header;
 use futures::StreamExt;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::error::ApiError;
 use super::observe::Observation;
+use super::request;
+use realign_core::json::{JsonError, parse as parse_json};
 
 /// Timeout for a body if the request has no observation.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -29,25 +32,92 @@ pub(crate) async fn json(request: Request, limit: usize) -> Result<Value, ApiErr
     Ok(body)
 }
 
-/// As [`json`], where a body is not needed: `None` if there is none.
+/// Reads what an operator sends. What nothing looks for is refused, parameters in the address too: a
+/// misspelled or misplaced `dry_run` must not remove anything.
 ///
 /// # Errors
-/// As [`json`].
-pub(crate) async fn json_or_empty(
+/// As [`json`], and those of the fields.
+pub(crate) async fn of_operator<T: DeserializeOwned>(
     request: Request,
     limit: usize,
-) -> Result<Option<Value>, ApiError> {
+) -> Result<T, ApiError> {
+    check_query(&request)?;
+    let body = json(request, limit).await?;
+    request::read_known(&body)
+}
+
+/// As [`of_operator`], where a body is not needed.
+///
+/// # Errors
+/// As [`of_operator`].
+pub(crate) async fn of_operator_or_empty<T: DeserializeOwned + Default>(
+    request: Request,
+    limit: usize,
+) -> Result<T, ApiError> {
+    check_query(&request)?;
     let bytes = bytes(request, limit).await?;
-    let blank = bytes.iter().all(u8::is_ascii_whitespace);
-    (!blank).then(|| parse(&bytes)).transpose()
+    match bytes.iter().all(u8::is_ascii_whitespace) {
+        true => Ok(T::default()),
+        false => request::read_known(&parse(&bytes)?),
+    }
+}
+
+/// As [`of_operator`], where there is nothing to say: without a body, or with an empty object.
+///
+/// # Errors
+/// As [`of_operator`].
+pub(crate) async fn nothing_of_operator(request: Request, limit: usize) -> Result<(), ApiError> {
+    #[derive(Default, serde::Deserialize)]
+    struct NoFields {}
+
+    of_operator_or_empty::<NoFields>(request, limit).await?;
+    Ok(())
+}
+
+fn check_query(request: &Request) -> Result<(), ApiError> {
+    let Some(query) = request.uri().query().filter(|query| !query.is_empty()) else {
+        return Ok(());
+    };
+    let name = query.split(['=', '&']).next().unwrap_or_default();
+    let name = request::shortened(name);
+    Err(ApiError::field(
+        name.clone(),
+        format!(
+            "`{name}` is in the address, where this route takes nothing; send it in the body, as JSON"
+        ),
+    ))
 }
 
 fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
-    serde_json::from_slice(bytes)
-        .map_err(|e| ApiError::Body(format!("the request body is not valid JSON: {e}")))
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        let why = "the request body is empty; it must be a JSON object";
+        return Err(ApiError::Body(why.into()));
+    }
+    parse_json(bytes).map_err(|error| match &error {
+        JsonError::Twice { path } => ApiError::field(path, error.to_string()),
+        JsonError::Half { path, .. } if !path.is_empty() => {
+            ApiError::field(path, error.to_string())
+        }
+        JsonError::Half { .. } => ApiError::Body(error.to_string()),
+        JsonError::Syntax { .. } => ApiError::Body(format!("the request body is {error}")),
+    })
+}
+
+/// Refuses a body that is compressed, which would be read as broken JSON.
+fn check_encoding(request: &Request) -> Result<(), ApiError> {
+    let encoding = request.headers().get(header::CONTENT_ENCODING);
+    let encoding = encoding.map_or("identity", |value| value.to_str().unwrap_or("another one"));
+    if encoding.is_empty() || encoding.eq_ignore_ascii_case("identity") {
+        return Ok(());
+    }
+    let shown: String = encoding.chars().take(32).collect();
+    Err(ApiError::Body(format!(
+        "the request body has the content-encoding `{shown}`; send it uncompressed"
+    )))
 }
 
 async fn bytes(request: Request, limit: usize) -> Result<Vec<u8>, ApiError> {
+    check_encoding(&request)?;
     let declared = request
         .headers()
         .get(header::CONTENT_LENGTH)

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::answers::admin::Explanation;
 use super::error::ApiError;
-use super::{AppState, blocking, body, request};
+use super::{AppState, blocking, body};
 use realign_align::oracle::Exchange;
 
 /// An answer to explain.
@@ -28,8 +28,7 @@ pub(crate) async fn explain(
     State(state): State<AppState>,
     request: Request,
 ) -> Result<Json<Explanation>, ApiError> {
-    let body = body::json(request, state.max_body_bytes).await?;
-    let body: Body = request::read(&body)?;
+    let body: Body = body::of_operator(request, state.max_body_bytes).await?;
     if let Some(why) = state.moderation.unavailable() {
         return Err(ApiError::Unavailable(why));
     }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::answers::admin::ExtendedPolicy;
 use super::error::ApiError;
-use super::{AppState, blocking, body, request};
+use super::{AppState, blocking, body};
 use realign_align::policy::ExampleVerdict;
 use realign_align::policy::extend::{Addition, extend, item};
 
@@ -68,8 +68,7 @@ pub(crate) async fn extended(
     State(state): State<AppState>,
     request: Request,
 ) -> Result<Json<ExtendedPolicy>, ApiError> {
-    let body = body::json(request, state.max_body_bytes).await?;
-    let body: Body = request::read(&body)?;
+    let body: Body = body::of_operator(request, state.max_body_bytes).await?;
     blocking(move || {
         let addition = body.addition()?;
         let (file, text) = state.admin.policy_file(&body.policy)?;

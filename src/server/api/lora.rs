@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::error::ApiError;
 use super::ports::NewName;
-use super::{AppState, blocking, body, request};
+use super::{AppState, blocking, body};
 
 /// Longest name, in bytes.
 const MAX_NAME: usize = 256;
@@ -39,8 +39,7 @@ pub(crate) async fn load(
     State(state): State<AppState>,
     request: Request,
 ) -> Result<String, ApiError> {
-    let body = body::json(request, state.max_body_bytes).await?;
-    let body: LoadBody = request::read(&body)?;
+    let body: LoadBody = body::of_operator(request, state.max_body_bytes).await?;
     let own = check(&state.model_name, &body.lora_name)?;
     let asked = body.expected_generation.as_deref();
     if let (Some(own), Some(asked)) = (own, asked)
@@ -71,11 +70,10 @@ pub(crate) async fn unload(
     State(state): State<AppState>,
     request: Request,
 ) -> Result<String, ApiError> {
-    let body = body::json(request, state.max_body_bytes).await?;
     let UnloadBody {
         lora_name: name,
         expected_generation,
-    } = request::read(&body)?;
+    } = body::of_operator(request, state.max_body_bytes).await?;
     blocking(move || {
         let expected = expected_generation.as_deref();
         state.admin.unload_adapter(&name, expected)?;

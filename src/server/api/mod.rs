@@ -250,7 +250,41 @@ fn not_ready() -> ApiError {
 
 async fn not_found(OriginalUri(uri): OriginalUri, request: Request) -> ApiError {
     let path: String = uri.path().chars().take(128).collect();
-    ApiError::NotFound(format!("there is no route {} {path}", request.method()))
+    let hint = match meant(uri.path()) {
+        Some(route) => {
+            // Where an application puts the routes.
+            let prefix = uri.path().strip_suffix(request.uri().path());
+            let prefix = prefix.unwrap_or_default();
+            format!(
+                "; did you mean {prefix}{route}? The client's base URL may have too little or too much"
+            )
+        }
+        None => String::new(),
+    };
+    ApiError::NotFound(format!(
+        "there is no route {} {path}{hint}",
+        request.method()
+    ))
+}
+
+/// The route of clients that an address most likely means: it ends in the same way.
+fn meant(path: &str) -> Option<&'static str> {
+    const ENDS: [(&str, &str); 12] = [
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/completions", "/v1/completions"),
+        ("/completion", "/v1/completions"),
+        ("/responses", "/v1/responses"),
+        ("/embeddings", "/v1/embeddings"),
+        ("/moderations", "/v1/moderations"),
+        ("/models", "/v1/models"),
+        ("/messages", "/v1/messages"),
+        ("/tokenize", "/tokenize"),
+        ("/api/chat", "/api/chat"),
+        ("/api/generate", "/api/generate"),
+        ("/api/tags", "/api/tags"),
+    ];
+    let found = ENDS.iter().find(|(end, _)| path.ends_with(end));
+    found.map(|(_, route)| *route)
 }
 
 async fn method_not_allowed(OriginalUri(uri): OriginalUri, request: Request) -> ApiError {

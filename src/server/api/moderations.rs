@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use axum::Json;
 use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -11,7 +12,7 @@ use serde_json::{Map, Value};
 use super::answers::client::{Moderation, ModerationResult};
 use super::chat::{Content, Part};
 use super::error::ApiError;
-use super::request::{self, wrong_type};
+use super::request::{self, Unknown, without_effect, wrong_type};
 use super::{AppState, Moderations, blocking, body};
 
 /// Maximum number of texts in a request.
@@ -19,13 +20,21 @@ const MAX_TEXTS: usize = 128;
 
 /// A request's body.
 #[derive(Deserialize, JsonSchema)]
-#[schemars(rename = "ModerationRequest")]
+#[schemars(rename = "ModerationRequest", extend("additionalProperties" = {"type": "null"}))]
 pub(crate) struct Body {
     input: Inputs,
     /// The prompt that the inputs answer, for rules that depend on it.
     prompt: Option<String>,
     #[serde(rename = "model")]
     _model: Option<String>,
+    #[serde(rename = "..account")]
+    #[schemars(flatten)]
+    _account: AccountFields,
+}
+
+without_effect! {
+    /// Who asks, and what for.
+    AccountFields { "metadata", "user" }
 }
 
 /// Judges each input by the active policies as an assistant's answer to `prompt` (an extension of
@@ -33,20 +42,23 @@ pub(crate) struct Body {
 pub(crate) async fn create(
     State(state): State<AppState>,
     request: Request,
-) -> Result<Json<Moderation>, ApiError> {
+) -> Result<Response, ApiError> {
     let body = body::json(request, state.max_body_bytes).await?;
-    let body: Body = request::read(&body)?;
-    let texts = body.input.texts()?;
+    let (body, mut unknown): (Body, Unknown) = request::read_all(&body)?;
+    let (texts, inside) = body.input.texts()?;
+    unknown.extend(inside);
+    unknown.check(state.unknown_fields)?;
     if let Some(why) = state.moderation.unavailable() {
         return Err(ApiError::Unavailable(why));
     }
     let prompt = body.prompt.unwrap_or_default();
     let judged = blocking(move || Ok(state.moderation.moderate(&prompt, &texts))).await?;
-    Ok(Json(Moderation {
+    let answer = Json(Moderation {
         id: format!("modr-{:024x}", rand::random::<u128>() >> 32),
         model: format!("policies-{}", judged.revision),
         results: results(&judged),
-    }))
+    });
+    Ok(unknown.named_in(answer.into_response()))
 }
 
 /// The texts to be judged.
@@ -54,9 +66,10 @@ pub(crate) async fn create(
 struct Inputs(Value);
 
 impl Inputs {
-    fn texts(self) -> Result<Vec<String>, ApiError> {
+    /// The texts, and the unknown fields of their parts.
+    fn texts(self) -> Result<(Vec<String>, Unknown), ApiError> {
         let expected = "a string, an array of strings, or an array of text parts";
-        match self.0 {
+        let texts = match self.0 {
             Value::String(text) => Ok(vec![text]),
             Value::Array(items) if items.len() > MAX_TEXTS => {
                 let message = format!(
@@ -67,8 +80,9 @@ impl Inputs {
             }
             // The parts together are one input.
             Value::Array(items) if items.iter().any(Value::is_object) => {
-                let content: Content = request::read_field(&Value::Array(items), "input")?;
-                Ok(vec![content.text()])
+                let parts = Value::Array(items);
+                let (content, unknown): (Content, _) = request::read_field(&parts, "input")?;
+                return Ok((vec![content.text()], unknown));
             }
             Value::Array(items) => items
                 .iter()
@@ -76,7 +90,8 @@ impl Inputs {
                 .collect::<Option<Vec<_>>>()
                 .ok_or_else(|| ApiError::field("input", format!("`input` must be {expected}"))),
             other => Err(wrong_type("input", expected, &other)),
-        }
+        };
+        Ok((texts?, Unknown::default()))
     }
 }
 

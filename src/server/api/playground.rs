@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::error::ApiError;
 use super::observe::Observation;
-use super::{AppState, blocking, body, models, request, run};
+use super::{AppState, blocking, body, models, run};
 use realign_engine::adapter::generation::Generation;
 
 /// Tokens of an answer whose length is not given.
@@ -44,8 +44,7 @@ pub(crate) async fn ask(
     Extension(observation): Extension<Arc<Observation>>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let body = body::json(request, state.max_body_bytes).await?;
-    let body: Body = request::read(&body)?;
+    let body: Body = body::of_operator(request, state.max_body_bytes).await?;
     let generation = blocking({
         let (state, name) = (state.clone(), body.generation.clone());
         move || lease(&state, &name)

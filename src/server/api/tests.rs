@@ -1,5 +1,6 @@
 //! Tests of the routes over a socket, with a scripted engine.
 
+mod bodies;
 mod counts;
 mod dialects;
 mod document;

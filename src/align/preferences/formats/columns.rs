@@ -144,7 +144,19 @@ pub(super) fn check(object: &Object) -> Result<(), LineError> {
     let is_read = |key: &str| key == HISTORY && !history(object).is_empty();
     match UNREAD.iter().filter(given).find(|key| !is_read(key)) {
         Some(key) => Err(LineError::Column(key)),
-        None => spelled(object),
+        None => split(object).and_then(|()| spelled(object)),
+    }
+}
+
+/// Refuses a row that says that it is not for training, in a column that is not read.
+fn split(object: &Object) -> Result<(), LineError> {
+    let split = object.get("split").and_then(Value::as_str);
+    let split = split.filter(|name| !name.trim().is_empty() && !object.contains_key("holdout"));
+    match split {
+        Some(name) if !name.trim().to_lowercase().starts_with("train") => {
+            Err(LineError::Split(name.chars().take(40).collect()))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -1,12 +1,13 @@
 //! Errors in a line of preference data.
 
 use super::Role;
+use realign_core::json::JsonError;
 
 /// Why a line is not a preference pair.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::preferences) enum LineError {
-    #[error("not JSON: {0}")]
-    Json(#[from] serde_json::Error),
+    #[error(transparent)]
+    Json(#[from] JsonError),
     #[error("not a JSON object; each line holds one preference pair")]
     NotAnObject,
     // Fields, in any format.
@@ -60,6 +61,14 @@ pub(in crate::preferences) enum LineError {
         "a message in `{key}` has `{field}`, which changes what it means and is not read; put it into the content, or remove it if the pair is right without it"
     )]
     Field { key: String, field: &'static str },
+    #[error(
+        "`{0}` is a text that shows a list of messages; give the list itself, as JSON (`json.loads`, or `ast.literal_eval` of what Python shows)"
+    )]
+    Shown(String),
+    #[error(
+        "`split` is `{0}`: give `holdout`, true for pairs that are kept for the gate, or leave the row out"
+    )]
+    Split(String),
     #[error("`{0}` must list functions, each with a `name`")]
     Functions(&'static str),
     #[error("`{0}` and `{1}` say different things; keep the one that is meant")]

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{LineError, Message, Object, Role, columns::says_something};
+use realign_core::json::parse;
 
 /// Fields of a message without which it means something else.
 const UNREAD: [&str; 19] = [
@@ -26,6 +27,46 @@ const UNREAD: [&str; 19] = [
     "thinking_blocks",
     "thoughts",
 ];
+
+/// Fields with which trainers leave a message out. Responses are always trained on, and nothing else is.
+const TRAINED: [&str; 5] = ["weight", "train", "training", "train_on_turn", "trainable"];
+
+/// Refuses a response that is not to be trained on. `value` is a message, or messages that end with it.
+pub(super) fn check_trained(key: &str, value: &Value) -> Result<(), LineError> {
+    let response = match value {
+        Value::Array(items) => items.last(),
+        other => Some(other),
+    };
+    let is_off = |value: &Value| *value == Value::Bool(false) || value.as_f64() == Some(0.0);
+    let fields = response.and_then(Value::as_object);
+    let off = |field: &&&str| fields.is_some_and(|f| f.get(**field).is_some_and(is_off));
+    match TRAINED.iter().find(off) {
+        Some(&field) => Err(LineError::Field {
+            key: key.into(),
+            field,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a text that shows a list of messages, as tables and `str` write it: it would be trained on as
+/// it stands.
+pub(super) fn check_text(key: &str, value: &Value) -> Result<(), LineError> {
+    let Value::String(text) = value else {
+        return Ok(());
+    };
+    let text = text.trim();
+    let names = |field: &str| {
+        ['\'', '"']
+            .iter()
+            .any(|mark| text.contains(&format!("{mark}{field}{mark}:")))
+    };
+    let shows = text.starts_with("[{") && text.ends_with("}]");
+    match shows && (names("role") && names("content") || names("from") && names("value")) {
+        true => Err(LineError::Shown(key.into())),
+        false => Ok(()),
+    }
+}
 
 /// A list of messages; `key` is the column that it is in.
 pub(super) fn messages(key: &str, value: &Value) -> Result<Vec<Message>, LineError> {
@@ -112,7 +153,7 @@ fn calls(key: &str, value: &Value) -> Result<Vec<Value>, LineError> {
 /// The JSON in a text, where there is some.
 fn parsed(value: &Value) -> Value {
     let text = value.as_str();
-    let inner = text.and_then(|text| serde_json::from_str(text).ok());
+    let inner = text.and_then(|text| parse(text.as_bytes()).ok());
     inner.unwrap_or_else(|| value.clone())
 }
 

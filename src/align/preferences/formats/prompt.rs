@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::messages::messages;
+use super::messages::{check_text, messages};
 use super::transcript::{self, Transcript};
 use super::{LineError, Message, Object, Role, columns};
 
@@ -23,6 +23,7 @@ pub(super) fn read(object: &Object) -> Result<Option<Prompt>, LineError> {
     let Some(value) = object.get(key) else {
         return Ok(None);
     };
+    check_text(key, value)?;
     match value {
         Value::String(text) => {
             let text = columns::with_input(object, key, text)?;

@@ -1,10 +1,12 @@
 //! JSON texts: a list of rows, an object that has one, or rows one after another.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::{BufRead, Cursor};
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use serde::de::{Deserialize, Deserializer, MapAccess};
 use serde_json::value::RawValue;
 
 use super::whole;
@@ -71,6 +73,38 @@ fn is_lines(bytes: &[u8]) -> bool {
     })
 }
 
+/// The fields of an object, and one that it has twice.
+#[derive(Default)]
+struct Fields<'a> {
+    object: BTreeMap<String, &'a RawValue>,
+    twice: Option<String>,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Read<'a>(Fields<'a>);
+
+        impl<'de: 'a, 'a> serde::de::Visitor<'de> for Read<'a> {
+            type Value = Fields<'a>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Fields<'a>, A::Error> {
+                while let Some((key, value)) = map.next_entry::<String, &RawValue>()? {
+                    if self.0.object.insert(key.clone(), value).is_some() {
+                        self.0.twice = Some(key);
+                    }
+                }
+                Ok(self.0)
+            }
+        }
+
+        deserializer.deserialize_map(Read(Self::default()))
+    }
+}
+
 struct Rows<'a, 'v, 'w> {
     text: &'a str,
     bounds: Bounds,
@@ -84,12 +118,17 @@ impl<'a> Rows<'a, '_, '_> {
         if let Ok(items) = serde_json::from_str::<Vec<&RawValue>>(text.get()) {
             return self.pass_list(&items);
         }
-        let object: BTreeMap<String, &RawValue> =
-            serde_json::from_str(text.get()).unwrap_or_default();
+        let Fields { object, twice } = serde_json::from_str(text.get()).unwrap_or_default();
         let is_list = |key: &str| object.get(key).is_some_and(|v| v.get().starts_with('['));
         let list = LISTS.into_iter().find(|key| is_list(key));
         match list {
             Some(key) if !COLUMNS.iter().any(|column| object.contains_key(*column)) => {
+                if let Some(key) = twice {
+                    let shown: String = key.chars().take(40).collect();
+                    let why = format!("`{shown}` is given twice; nothing of this object is read");
+                    let line = self.line_of(text);
+                    return (self.visitor)(Row::at(line, Content::Refused(why)));
+                }
                 self.pass_object(&object, key)
             }
             _ => self.pass(text, None),

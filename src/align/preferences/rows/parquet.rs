@@ -85,10 +85,13 @@ fn guarded<T>(step: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, Strin
 }
 
 fn object(record: &Record) -> Result<Map<String, Value>, String> {
-    let columns = record.get_column_iter();
-    columns
-        .map(|(name, field)| Ok((name.clone(), value(name, field)?)))
-        .collect()
+    let mut object = Map::new();
+    for (name, field) in record.get_column_iter() {
+        if object.insert(name.clone(), value(name, field)?).is_some() {
+            return Err(format!("the column `{name}` is there twice"));
+        }
+    }
+    Ok(object)
 }
 
 /// Texts without the annotation that they are texts are read as such too.

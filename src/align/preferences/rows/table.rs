@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::preferences::dataset::DatasetError;
 use crate::preferences::lines::{Bounds, Content, Row, Visitor};
+use realign_core::json::{JsonError, parse};
 
 /// Bytes that the reader takes at once.
 const BUFFER: usize = 1 << 16;
@@ -190,8 +191,15 @@ fn value(name: &str, cell: &str) -> Result<Value, String> {
         _ => {}
     }
     let is_nested = plain.starts_with(['[', '{']);
-    let parsed: Option<Value> = match is_flag || is_nested {
-        true => serde_json::from_str(plain).ok(),
+    let parsed = match is_flag || is_nested {
+        true => match parse(plain.as_bytes()) {
+            Ok(value) => Some(value),
+            // JSON, but for what makes it unclear.
+            Err(error @ (JsonError::Twice { .. } | JsonError::Half { .. })) => {
+                return Err(format!("in the cell of `{name}`, {error}"));
+            }
+            Err(JsonError::Syntax { .. }) => None,
+        },
         false => None,
     };
     let keep = |value: &Value| {

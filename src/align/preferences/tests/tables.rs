@@ -246,3 +246,37 @@ fn a_report_says_what_was_read_how() {
         "the transcript says the opposite"
     );
 }
+
+#[test]
+fn what_a_file_says_twice_is_refused() {
+    for (name, text, why) in [
+        (
+            "a.json",
+            format!(r#"{{"data": [{ROW}], "data": []}}"#),
+            "`data` is given twice; nothing of this object is read",
+        ),
+        (
+            "a.json",
+            r#"[{"prompt":"p","chosen":"a","rejected":"b","prompt":"q"}]"#.to_owned(),
+            "`prompt` is given twice",
+        ),
+        (
+            "a.csv",
+            "prompt,chosen,rejected\n\"[{\"\"role\"\":\"\"user\"\",\"\"content\"\":\"\"p\"\",\"\"content\"\":\"\"q\"\"}]\",a,b"
+                .to_owned(),
+            "in the cell of `prompt`, `[0].content` is given twice",
+        ),
+        (
+            "a.csv",
+            "prompt,chosen,rejected\n\"[{\"\"role\"\":\"\"user\"\",\"\"content\"\":\"\"\\ud83d\"\"}]\",a,b"
+                .to_owned(),
+            "in the cell of `prompt`, `[0].content` has half of a character",
+        ),
+    ] {
+        let refused = refused(name, &text);
+        assert!(
+            refused.len() == 1 && refused[0].contains(why),
+            "{text}: {refused:?}"
+        );
+    }
+}

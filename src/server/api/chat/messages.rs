@@ -218,7 +218,7 @@ impl Call {
 /// Converts `messages` into a conversation. `sent` is their JSON, which templates read.
 ///
 /// # Errors
-/// If there is no message.
+/// If there is no message, or one says two different things in fields for the same.
 pub(crate) fn conversation(
     messages: List<Message>,
     sent: Option<&Value>,
@@ -229,14 +229,18 @@ pub(crate) fn conversation(
             "`messages` must have at least one message",
         ));
     }
-    let mut messages: Vec<ChatMessage> = messages.0.into_iter().map(chat_message).collect();
+    let messages = messages.0.into_iter().enumerate();
+    let messages: Result<_, ApiError> = messages
+        .map(|(i, message)| chat_message(i, message))
+        .collect();
+    let mut messages: Vec<ChatMessage> = messages?;
     link_results(&mut messages);
     sent::messages(&mut messages, sent);
     Ok(messages)
 }
 
-fn chat_message(message: Message) -> ChatMessage {
-    match message {
+fn chat_message(index: usize, message: Message) -> Result<ChatMessage, ApiError> {
+    Ok(match message {
         Message::Plain(role, plain) => ChatMessage::new(role.into(), plain.content.text()),
         Message::Assistant(role, answered) => {
             let mut content = answered.content.map_or_else(String::new, Content::text);
@@ -249,9 +253,14 @@ fn chat_message(message: Message) -> ChatMessage {
             let older = answered.function_call.map(|call| call.for_template(None));
             let calls: Vec<Value> = calls.chain(older).collect();
             message.tool_calls = (!calls.is_empty()).then_some(calls);
-            let thought = answered.reasoning_content.or(answered.reasoning);
-            let thought = thought.or(answered.thinking);
-            message.reasoning_content = thought.filter(|text| !text.is_empty());
+            message.reasoning_content = one_thought(
+                index,
+                [
+                    ("reasoning_content", answered.reasoning_content),
+                    ("reasoning", answered.reasoning),
+                    ("thinking", answered.thinking),
+                ],
+            )?;
             message
         }
         Message::Tool(role, returned) => {
@@ -259,6 +268,30 @@ fn chat_message(message: Message) -> ChatMessage {
             let mut message = ChatMessage::new(role.into(), content);
             message.tool_call_id = returned.tool_call_id;
             message
+        }
+    })
+}
+
+/// What was thought, of fields that mean the same.
+fn one_thought(
+    index: usize,
+    fields: [(&'static str, Option<String>); 3],
+) -> Result<Option<String>, ApiError> {
+    let said = |(name, text): (&'static str, Option<String>)| {
+        Some((name, text.filter(|text| !text.is_empty())?))
+    };
+    let mut given = fields.into_iter().filter_map(said);
+    let Some((first, thought)) = given.next() else {
+        return Ok(None);
+    };
+    match given.find(|(_, other)| *other != thought) {
+        None => Ok(Some(thought)),
+        Some((second, _)) => {
+            let path = format!("messages[{index}].{second}");
+            let message = format!(
+                "`{path}` and `messages[{index}].{first}` both say what was thought, and differ; send one of them"
+            );
+            Err(ApiError::field(path, message))
         }
     }
 }

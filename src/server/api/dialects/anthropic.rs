@@ -24,7 +24,8 @@ use body::{Choice, Format, Thinking, Tool};
 use history::{continues, translate};
 
 /// The fields of chat completions that have other names here.
-const NAMES: [(&str, &str); 6] = [
+const NAMES: [(&str, &str); 7] = [
+    ("tool_choice.function.name", "tool_choice.name"),
     ("max_completion_tokens", "max_tokens"),
     ("stop", "stop_sequences"),
     ("response_format", "output_config.format"),
@@ -94,18 +95,31 @@ pub(super) fn error_body(status: StatusCode, message: &str) -> Value {
     json!({"type": "error", "error": {"type": kind, "message": message}})
 }
 
-/// Which field each message of a chat completion came in: a message may become several, and the system
-/// prompt is one.
-struct Places(Vec<String>);
+/// Where the parts of a chat completion came from.
+struct Places {
+    /// Which field each message came in: a message may become several, and the system prompt is one.
+    messages: Vec<String>,
+    tools: usize,
+}
 
 impl Places {
-    /// The error with the format's own numbers of messages.
+    /// The error with the format's own names, and numbers of messages.
     fn named(&self, error: ApiError) -> ApiError {
-        let ours: Vec<String> = (0..self.0.len())
-            .map(|i| format!("messages[{i}]"))
+        let messages = self.messages.iter().enumerate();
+        let messages = messages.map(|(i, theirs)| (format!("messages[{i}]"), theirs.clone()));
+        let tools = (0..self.tools).flat_map(|i| {
+            let (ours, theirs) = (format!("tools[{i}].function"), format!("tools[{i}]"));
+            let schema = (
+                format!("{ours}.parameters"),
+                format!("{theirs}.input_schema"),
+            );
+            [schema, (ours, theirs)]
+        });
+        let names: Vec<(String, String)> = messages.chain(tools).collect();
+        let names: Vec<(&str, &str)> = names
+            .iter()
+            .map(|(a, b)| (a.as_str(), b.as_str()))
             .collect();
-        let theirs = self.0.iter().map(String::as_str);
-        let names: Vec<(&str, &str)> = ours.iter().map(String::as_str).zip(theirs).collect();
         error.renamed(&names)
     }
 }
@@ -113,16 +127,19 @@ impl Places {
 /// The request as a chat completion's body.
 fn translated(body: Body) -> Result<(Value, Places), ApiError> {
     let mut messages = Vec::new();
-    let mut places = Places(Vec::new());
+    let mut places = Places {
+        messages: Vec::new(),
+        tools: body.tools.as_ref().map_or(0, Vec::len),
+    };
     if let Some(system) = body.system {
         messages.push(json!({"role": "system", "content": system.text()}));
-        places.0.push("system".into());
+        places.messages.push("system".into());
     }
     let prefilled = body.messages.last().is_some_and(continues);
     for (index, message) in body.messages.into_iter().enumerate() {
         let place = format!("messages[{index}]");
         translate(&place, message, &mut messages)?;
-        places.0.resize(messages.len(), place);
+        places.messages.resize(messages.len(), place);
     }
     let mut chat = Map::new();
     let mut set = |name: &str, value: Option<Value>| {
@@ -143,7 +160,8 @@ fn translated(body: Body) -> Result<(Value, Places), ApiError> {
     // The first event has counts, too.
     let options = || json!({"include_usage": true, "continuous_usage_stats": true});
     set("stream_options", streamed.then(options));
-    let tools = body.tools.unwrap_or_default().into_iter().map(tool);
+    let tools = body.tools.unwrap_or_default().into_iter().enumerate();
+    let tools = tools.map(|(index, given)| tool(index, given));
     let tools: Vec<Value> = tools.collect::<Result<_, _>>()?;
     set("tools", (!tools.is_empty()).then(|| tools.into()));
     if let Some(choice) = body.tool_choice {
@@ -210,10 +228,10 @@ fn response_format(format: Format) -> Result<Value, ApiError> {
     }
 }
 
-fn tool(tool: Tool) -> Result<Value, ApiError> {
+fn tool(index: usize, tool: Tool) -> Result<Value, ApiError> {
     match tool.kind.as_deref() {
         None | Some("custom") => {}
-        Some(other) => return Err(unsupported("tools", other)),
+        Some(other) => return Err(unsupported(&format!("tools[{index}]"), other)),
     }
     let mut function = json!({"name": tool.name});
     if let Some(description) = tool.description {

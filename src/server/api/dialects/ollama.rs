@@ -228,16 +228,17 @@ pub(crate) async fn running(State(state): State<AppState>) -> Json<Value> {
 pub(crate) async fn show(
     State(state): State<AppState>,
     request: Request,
-) -> Result<Json<Value>, ApiError> {
-    let (body, _) = read::<ShowBody>(&state, request).await?;
+) -> Result<Response, ApiError> {
+    let (body, unknown) = read::<ShowBody>(&state, request).await?;
     let name = body.model.or(body.name).unwrap_or_default();
     super::super::models::resolve(&state, plain(&name))?;
-    Ok(Json(json!({
+    let shown = Json(json!({
         "details": details(), "model_info": {"general.architecture": "realign",
             "realign.context_length": state.engine.max_model_len()},
         "capabilities": capabilities(state.chat.thinks()),
         "modified_at": utc(state.started_at),
-    })))
+    }));
+    Ok(unknown.named_in(shown.into_response()))
 }
 
 fn listed(state: &AppState) -> Value {

@@ -22,13 +22,19 @@ pub(crate) enum Passes {
     Number(f64),
     /// This text, which is what happens anyway.
     Text(&'static str),
+    /// `true`, which is what happens anyway.
+    True,
 }
 
-use Passes::{All, Empty, Number, Text};
+use Passes::{All, Empty, Number, Text, True};
+
+/// What is said of fields that would leave thoughts out of an answer, or among its text.
+const HIDDEN: &str = " other than `true`";
 
 /// The fields, and what to use instead of a refused one, with a leading space, or nothing.
 pub(crate) const FIELDS: &[(&str, Passes, &str)] = &[
     // OpenAI
+    ("client_metadata", All, ""),
     ("metadata", All, ""),
     ("prompt_cache_key", All, ""),
     ("prompt_cache_options", All, ""),
@@ -40,6 +46,7 @@ pub(crate) const FIELDS: &[(&str, Passes, &str)] = &[
     // vLLM
     ("cache_salt", Empty, ""),
     ("guided_decoding_backend", All, ""),
+    ("include_reasoning", True, HIDDEN),
     ("priority", All, ""),
     ("request_id", All, ""),
     ("spaces_between_special_tokens", All, ""),
@@ -96,6 +103,16 @@ pub(crate) const FIELDS: &[(&str, Passes, &str)] = &[
     ("typical_p", Number(1.0), ""),
     ("xtc_probability", Number(0.0), ""),
     ("xtc_threshold", All, ""),
+    // Ollama: how it computes
+    ("keep_alive", All, ""),
+    ("main_gpu", All, ""),
+    ("num_batch", All, ""),
+    ("num_ctx", All, ""),
+    ("num_gpu", All, ""),
+    ("num_keep", All, ""),
+    ("num_thread", All, ""),
+    ("use_mlock", All, ""),
+    ("use_mmap", All, ""),
     // SGLang, TGI, and what passes through gateways
     ("custom_logit_processor", Empty, ""),
     ("ebnf", Empty, " (use `grammar`)"),
@@ -108,7 +125,9 @@ pub(crate) const FIELDS: &[(&str, Passes, &str)] = &[
     ("provider", All, ""),
     ("return_hidden_states", Empty, ""),
     ("rid", All, ""),
+    ("separate_reasoning", True, HIDDEN),
     ("session_params", Empty, ""),
+    ("stream_reasoning", True, HIDDEN),
     ("stop_regex", Empty, ""),
     ("tool_prompt", Empty, ""),
     ("transforms", Empty, ""),
@@ -131,6 +150,7 @@ const NAMES: [&str; FIELDS.len()] = {
 impl Passes {
     fn takes(self, value: &Value) -> bool {
         match (self, value) {
+            (True, value) => *value == Value::Bool(true) || value.is_null(),
             (All, _) | (_, Value::Null | Value::Bool(false)) => true,
             (Number(neutral), Value::Number(number)) => number.as_f64() == Some(neutral),
             (Text(neutral), Value::String(text)) => text == neutral,

@@ -9,6 +9,7 @@ use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Unexpected, Visitor
 use serde_json::Value;
 
 use super::fault::{FIELD, message, unexpected, unsupported};
+use realign_core::json::parse as parse_json;
 
 /// Maximum length of the name of a function or schema.
 const MAX_NAME: usize = 64;
@@ -211,7 +212,8 @@ impl Arguments {
         if text.trim().is_empty() {
             return Value::Object(serde_json::Map::new());
         }
-        let parsed: Option<Value> = serde_json::from_str(text).ok();
+        // What says two things is no object.
+        let parsed: Option<Value> = parse_json(text.as_bytes()).ok();
         parsed.filter(Value::is_object).unwrap_or(self.0)
     }
 }
@@ -245,7 +247,7 @@ impl<'de> Deserialize<'de> for SchemaOrText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut value = Value::deserialize(deserializer)?;
         if let Value::String(text) = &value {
-            let parsed = serde_json::from_str(text);
+            let parsed = parse_json(text.as_bytes());
             value = parsed.map_err(|e| {
                 message::<D::Error>(format_args!(
                     "{FIELD} must be a JSON schema or its text: {e}"

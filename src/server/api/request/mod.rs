@@ -24,6 +24,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::error::ApiError;
+use crate::config::UnknownFields;
 
 pub(crate) use fault::{FIELD, kind, message, shortened, unexpected, unsupported, wrong_type};
 pub(crate) use fields::{
@@ -60,8 +61,19 @@ pub(crate) fn read_all<T: DeserializeOwned>(body: &Value) -> Result<(T, Unknown)
         return Ok((read(body)?, Unknown::default()));
     }
     let watch = watch::Watch::default();
-    let read = reader::Reader::read_watched(body, &watch)?;
+    let read = reader::Reader::read_watched(body, &watch, None)?;
     Ok((read, Unknown(watch.found())))
+}
+
+/// As [`read`], for operators: a field that `T` does not declare is refused, whatever is done with those
+/// of clients. A misspelled `dry_run` must not remove anything.
+///
+/// # Errors
+/// As [`read`], or [`ApiError::Unsupported`].
+pub(crate) fn read_known<T: DeserializeOwned>(body: &Value) -> Result<T, ApiError> {
+    let (read, unknown) = read_all(body)?;
+    unknown.check(UnknownFields::Refuse)?;
+    Ok(read)
 }
 
 /// The value of fields that mean the same, by their names.
@@ -88,11 +100,17 @@ pub(crate) fn same<T: PartialEq + std::fmt::Display, const N: usize>(
     }
 }
 
-/// Reads the value of the body's field `name`, which must be present.
+/// Reads the value of the body's field `name`, which must be present, and tells what nothing looked for.
 ///
 /// # Errors
 /// As [`read`].
-pub(crate) fn read_field<T: DeserializeOwned>(value: &Value, name: &str) -> Result<T, ApiError> {
-    let read = T::deserialize(reader::Reader::of(value));
-    Ok(read.map_err(|fault| fault.within(fault::Step::Field(name.into())))?)
+pub(crate) fn read_field<T: DeserializeOwned>(
+    value: &Value,
+    name: &str,
+) -> Result<(T, Unknown), ApiError> {
+    let step = || fault::Step::Field(name.into());
+    let watch = watch::Watch::default();
+    let read = reader::Reader::read_watched(value, &watch, Some(step()));
+    let read = read.map_err(|fault| fault.within(step()))?;
+    Ok((read, Unknown(watch.found())))
 }

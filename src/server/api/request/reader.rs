@@ -29,12 +29,14 @@ impl<'de> Reader<'de> {
         Self(Some(value), None)
     }
 
-    /// Reads a request's body under a watch, which then knows the fields that nothing looked for.
+    /// Reads a request's body, or its field at `step`, under a watch, which then knows the fields that
+    /// nothing looked for.
     pub(super) fn read_watched<T: Deserialize<'de>>(
         value: &'de Value,
         watch: &'de Watch,
+        step: Option<Step>,
     ) -> Result<T, Fault> {
-        watch.enter(None);
+        watch.enter(step);
         let read = T::deserialize(Self(Some(value), Some(watch)));
         watch.leave(value);
         read

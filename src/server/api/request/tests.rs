@@ -324,8 +324,8 @@ fn other_routes() {
         ),
         (
             of("input", json!([{"type": "item_reference"}])),
-            "`input[0].type` other than `message`, `function_call`, `function_call_output` is \
-             not supported by this server",
+            "`input[0].type` of the value `item_reference` (done are `message`, `function_call`, \
+             `function_call_output`, `reasoning`) is not supported by this server",
         ),
         (
             of("input", json!([{"content": "x"}])),

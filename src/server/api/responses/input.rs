@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::super::chat::{Call, Content, Role, link_results};
 use super::super::error::ApiError;
-use super::super::request::{string_enum, tagged, unsupported, without_effect};
+use super::super::request::{shortened, string_enum, tagged, unsupported, without_effect};
 use realign_model::{ChatMessage, ChatRole};
 
 /// The input to answer.
@@ -27,7 +27,10 @@ string_enum! {
         FunctionCall = "function_call",
         FunctionCallOutput = "function_call_output",
         Reasoning = "reasoning",
-    } else |_| unsupported(" other than `message`, `function_call`, `function_call_output`")
+    } else |kind| unsupported(&format!(
+        " of the value `{}` (done are `message`, `function_call`, `function_call_output`, `reasoning`)",
+        shortened(kind)
+    ))
 }
 
 tagged! {
@@ -142,6 +145,10 @@ pub(super) fn turns(input: Input) -> Result<Vec<ChatMessage>, ApiError> {
             .into_iter()
             .for_each(|item| add(item, &mut thoughts, &mut messages)),
     }
+    if messages.is_empty() {
+        let message = "`input` has no message: thoughts by themselves are no conversation";
+        return Err(ApiError::field("input", message));
+    }
     Ok(messages)
 }
 
@@ -226,7 +233,8 @@ mod tests {
             let mut items = vec![item; count];
             items.push(json!({"role": "user", "content": "Hi"}));
             items.push(json!({"role": "system", "content": "late"}));
-            let turns = turns(request::read_field(&items.into(), "input").unwrap()).unwrap();
+            let (read, _) = request::read_field(&items.into(), "input").unwrap();
+            let turns = turns(read).unwrap();
             let texts = messages(Some("a".into()), turns).into_iter();
             texts.map(|m| m.content).collect::<Vec<_>>()
         };
@@ -253,12 +261,16 @@ mod tests {
             {"type": "reasoning", "content": [part("reasoning_text", "Lost.")]},
             said("user", "So?"),
         ]);
-        let turns = turns(request::read_field(&input, "input").unwrap()).unwrap();
+        let (read, _) = request::read_field(&input, "input").unwrap();
+        let turns = turns(read).unwrap();
         let thoughts: Vec<Option<&str>> = turns
             .iter()
             .map(|turn| turn.reasoning_content.as_deref())
             .collect();
         let (first, second) = (Some("Hm."), Some("In short."));
         assert_eq!(thoughts, [None, first, None, second, None, None]);
+        let alone = json!([{"type": "reasoning", "content": [part("reasoning_text", "Hm.")]}]);
+        let (read, _) = request::read_field(&alone, "input").unwrap();
+        assert!(super::turns(read).is_err());
     }
 }

@@ -20,7 +20,7 @@ const READ_FAILURES: &[u16] = &[401, 500];
 /// Failures of operator routes that read one realignment.
 const LOOKUP_FAILURES: &[u16] = &[401, 404, 500];
 /// Failures of operator routes that change what serves or runs.
-const CHANGE_FAILURES: &[u16] = &[401, 404, 409, 500];
+const CHANGE_FAILURES: &[u16] = &[400, 401, 404, 409, 413, 500];
 
 /// Failures of the routes that load and unload adapters by name.
 const NAME_FAILURES: &[u16] = &[400, 401, 404, 409, 413, 500];
@@ -155,7 +155,7 @@ fn small_routes() -> Vec<Route> {
                 json::<client_answers::Tokens>(),
             )
             .takes::<tokens::Body>()
-            .fails(BODY_FAILURES),
+            .fails(GENERATION_FAILURES),
         Route::post("/detokenize", tokens::detokenize)
             .named(
                 "detokenize",
@@ -163,7 +163,7 @@ fn small_routes() -> Vec<Route> {
                 json::<client_answers::Text>(),
             )
             .takes::<tokens::DetokenizeBody>()
-            .fails(BODY_FAILURES),
+            .fails(GENERATION_FAILURES),
         Route::get("/tokenizer_info", tokens::info)
             .named(
                 "tokenizerInfo",
@@ -394,7 +394,7 @@ fn generations() -> Vec<Route> {
                 "Let realignments replace what an operator activated",
                 json::<admin_answers::Unpinned>(),
             )
-            .fails(READ_FAILURES),
+            .fails(&[400, 401, 413, 500]),
         Route::post("/v1/load_lora_adapter", lora::load)
             .named(
                 "loadLoraAdapter",

@@ -85,13 +85,61 @@ fn texts_become_tokens_and_texts_again() {
     for (path, body, param) in [
         ("/tokenize", json!({}), "prompt"),
         ("/tokenize", json!({"content": 5}), "content"),
+        (
+            "/tokenize",
+            json!({"content": "a", "prompt": "a"}),
+            "prompt",
+        ),
+        (
+            "/tokenize",
+            json!({"prompt": "a", "messages": messages}),
+            "prompt",
+        ),
+        (
+            "/tokenize",
+            json!({"prompt": "a", "add_generation_prompt": false}),
+            "add_generation_prompt",
+        ),
+        (
+            "/tokenize",
+            json!({"messages": messages, "add_special_tokens": true}),
+            "add_special_tokens",
+        ),
+        (
+            "/tokenize",
+            json!({"prompt": "a", "add_special": true, "add_special_tokens": false}),
+            "add_special_tokens",
+        ),
+        (
+            "/tokenize",
+            json!({"prompt": "a", "truncate": 5}),
+            "truncate",
+        ),
+        (
+            "/tokenize",
+            json!({"messages": [{"role": "user", "content": "a", "mood": 1}]}),
+            "messages[0].mood",
+        ),
         ("/detokenize", json!({"tokens": "x"}), "tokens"),
+        (
+            "/detokenize",
+            json!({"tokens": [5], "skip_special_tokens": true}),
+            "skip_special_tokens",
+        ),
         ("/detokenize", json!({"tokens": [9_999_999]}), "tokens"),
     ] {
         let reply = post(&server, path, &body);
-        assert_eq!(reply.status, 400);
+        assert_eq!(reply.status, 400, "{body}");
         assert_eq!(reply.json()["error"]["param"], param);
     }
+    for (path, body) in [
+        ("/tokenize", json!({"model": "other", "prompt": "a"})),
+        ("/detokenize", json!({"model": "other", "tokens": [5]})),
+    ] {
+        assert_eq!(post(&server, path, &body).status, 404, "{path}");
+    }
+    let spelled = json!({"model": MODEL, "content": "<|im_end|>", "parse_special": true});
+    assert_eq!(post(&server, "/tokenize", &spelled).json()["count"], 1);
 }
 
 #[test]
@@ -153,11 +201,21 @@ fn moderation_is_the_policies() {
     assert_eq!((one.len(), &one[0]["flagged"]), (1, &json!(true)));
     let excused = results(json!({"input": "bad", "prompt": "bad is fine"}));
     assert_eq!(excused[0]["flagged"], false);
-    for body in [json!({}), json!({"input": 5}), json!({"input": [5]})] {
+    for (body, param) in [
+        (json!({}), "input"),
+        (json!({"input": 5}), "input"),
+        (json!({"input": [5]}), "input"),
+        (json!({"input": "a", "threshold": 0.5}), "threshold"),
+        (
+            json!({"input": [{"type": "text", "text": "a", "colour": "x"}]}),
+            "input[0].colour",
+        ),
+    ] {
         let reply = post(&server, "/v1/moderations", &body);
         assert_eq!(
             (reply.status, &reply.json()["error"]["param"]),
-            (400, &json!("input"))
+            (400, &json!(param)),
+            "{body}"
         );
     }
 }

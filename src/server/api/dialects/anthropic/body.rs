@@ -304,6 +304,14 @@ pub(super) struct Thinking {
     pub(super) kind: String,
     /// Most tokens of thoughts; the model is made to end them there.
     pub(super) budget_tokens: Option<u64>,
+    #[serde(rename = "display")]
+    #[schemars(skip)]
+    _display: Option<Display>,
+}
+
+string_enum! {
+    /// Whether thoughts are shown: they are, and not only a summary of them.
+    Display { Summarized = "summarized" } else |_| unsupported(" other than `summarized`")
 }
 
 /// What the answer is like.

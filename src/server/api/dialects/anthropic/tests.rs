@@ -147,3 +147,21 @@ fn what_the_format_has_under_other_names_is_done() {
     let off = json!({"messages": [], "thinking": {"type": "disabled", "budget_tokens": 9}});
     assert_eq!(asked(off).get("thinking_token_budget"), None);
 }
+
+#[test]
+fn what_is_wrong_with_a_tool_is_named_as_in_the_format() {
+    let body = json!({"messages": [{"role": "user", "content": "Hi"}], "tools": [
+        {"name": "f", "input_schema": {"type": "object"}},
+        {"name": "g", "input_schema": 5}]});
+    let (chat, places) = translate_all(body).unwrap();
+    let error = chat::ChatRequest::read(&chat).unwrap_err();
+    let error = places.named(error).to_string();
+    assert!(error.contains("`tools[1].input_schema` must be"), "{error}");
+    let server_tool = json!({"messages": [], "tools": [{"type": "bash_20250124", "name": "bash"}]});
+    assert!(refused(server_tool).contains("`tools[0]` of the type `bash_20250124`"));
+    for (display, passes) in [("summarized", true), ("omitted", false)] {
+        let thinking = json!({"type": "enabled", "budget_tokens": 9, "display": display});
+        let error = refused(json!({"messages": [], "thinking": thinking}));
+        assert_eq!(error.is_empty(), passes, "{error}");
+    }
+}

@@ -41,8 +41,11 @@ const SCHEMAS: [&str; 17] = [
 ];
 /// Keywords whose value is data, in which nothing is a schema.
 const DATA: [&str; 4] = ["const", "enum", "default", "examples"];
+/// Keywords that may say `null`. Any other one that does was left empty by a library, and says nothing.
+const NULLABLE: [&str; 3] = ["const", "default", "example"];
 
-/// The schema with each reference as `#` and the JSON pointer of its target, and without identifiers.
+/// The schema with each reference as `#` and the JSON pointer of its target, and without identifiers and
+/// keywords that are `null`.
 /// A `$dynamicRef` that depends on where it is reached from is left as it is.
 ///
 /// # Errors
@@ -157,6 +160,9 @@ impl Index<'_> {
             if object.get(keyword).is_some_and(|value| !value.is_object()) {
                 object.remove(keyword);
             }
+        }
+        if at.known {
+            object.retain(|key, value| !value.is_null() || NULLABLE.contains(&key.as_str()));
         }
         for (inner, place) in children(object, &at) {
             self.replace(inner, place)?;

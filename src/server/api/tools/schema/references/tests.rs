@@ -104,3 +104,19 @@ fn a_dynamic_reference_that_depends_on_the_way_is_left() {
     let led = resolve(&schema).unwrap();
     assert_eq!(led["$defs"]["a"]["items"]["$ref"], "#");
 }
+
+#[test]
+fn keywords_that_are_null_say_nothing() {
+    let schema = json!({"type": "object", "title": null, "required": null, "properties": {
+        "a": {"type": "string", "enum": null, "default": null, "pattern": null},
+        "b": {"const": null, "anyOf": [{"type": "null", "format": null}]},
+    }, "x": {"y": null}});
+    let resolved = resolve(&schema).unwrap();
+    assert_eq!(
+        resolved,
+        json!({"type": "object", "properties": {
+            "a": {"type": "string", "default": null},
+            "b": {"const": null, "anyOf": [{"type": "null"}]},
+        }, "x": {"y": null}})
+    );
+}
