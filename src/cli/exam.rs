@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::remote::{RemoteArgs, RemoteError};
+use super::remote::{Remote, RemoteArgs, RemoteError};
 use super::{CliError, EXIT_FAILED, EXIT_OK, GlobalArgs};
 use realign_align::exam::{Report, RuleResult, Share, Standing};
 
@@ -72,7 +72,7 @@ pub(crate) fn run(
 }
 
 /// Starts an exam and waits for its report.
-fn sit(remote: &RemoteArgs, args: &ExamArgs, quiet: bool) -> Result<Value, RemoteError> {
+fn sit(remote: &Remote, args: &ExamArgs, quiet: bool) -> Result<Value, RemoteError> {
     let sat_at = |answer: &Value| answer["serving"]["sat_at"].as_u64().unwrap_or_default();
     let examining = |answer: &Value| answer["examining"].as_bool().unwrap_or_default();
     let begun = remote.post("exam", &json!({}))?;

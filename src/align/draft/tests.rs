@@ -543,3 +543,31 @@ fn a_rule_is_about_length_where_a_word_says_so() {
         assert_eq!(super::tell::is_about_length(rule), is, "{rule}");
     }
 }
+
+#[test]
+fn a_word_of_the_topic_is_named_as_a_poor_test_of_answers() {
+    let wrong = [
+        ("Can I get a refund?", "Yes, you will get a full refund."),
+        ("Do I get a refund?", "Of course, we pay a refund."),
+        (
+            "Is there compensation?",
+            "You will get 400 euros, I promise.",
+        ),
+    ];
+    let right = [
+        ("Can I get a refund?", "The claims team decides."),
+        ("Do I get a refund?", "Please ask the claims team."),
+        ("Is there compensation?", "That depends on the delay."),
+    ];
+    let rule = "The assistant never promises a refund.";
+    let draft = draft(
+        &brief(rule, &["refund", "compensation"], &wrong, &right),
+        &[],
+    )
+    .unwrap();
+    let note = draft.notes.iter().find(|note| note.contains("`refund`"));
+    assert!(
+        note.is_some_and(|note| !note.contains("promise")),
+        "{draft:?}"
+    );
+}

@@ -89,6 +89,16 @@ use realign_core::supervision::panic_message;
 use realign_engine::adapter::Registry;
 use realign_model::{ChatTemplate, Tokenizer};
 
+/// Routes that a client asks for first, without the `/v1` before them: so it was given the server's address alone.
+const FIRST_ROUTES: [&str; 6] = [
+    "/chat/completions",
+    "/completions",
+    "/embeddings",
+    "/models",
+    "/moderations",
+    "/responses",
+];
+
 /// The state that all routes share. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct AppState {
@@ -250,7 +260,13 @@ fn not_ready() -> ApiError {
 
 async fn not_found(OriginalUri(uri): OriginalUri, request: Request) -> ApiError {
     let path: String = uri.path().chars().take(128).collect();
-    ApiError::NotFound(format!("there is no route {} {path}", request.method()))
+    let is_first = FIRST_ROUTES.iter().any(|route| path.ends_with(route));
+    let hint = match is_first && !path.contains("/v1/") {
+        true => "; the base URL of OpenAI's clients ends with /v1",
+        false => "",
+    };
+    let method = request.method();
+    ApiError::NotFound(format!("there is no route {method} {path}{hint}"))
 }
 
 async fn method_not_allowed(OriginalUri(uri): OriginalUri, request: Request) -> ApiError {
