@@ -15,7 +15,7 @@ use crate::telemetry::{Event, LossPart, Stage};
 use realign_align::pipeline::{self, Cache, Known, Phase, RawScores, Scored};
 use realign_align::train::examples::TokenPair;
 use realign_align::train::memory::limit;
-use realign_align::train::{self, StepReport};
+use realign_align::train::{self, StepReport, WeightScale};
 use realign_core::clock::unix_seconds;
 use realign_core::crash_point;
 use realign_model::host_memory::Headroom;
@@ -24,6 +24,8 @@ use realign_model::{Backend, Recompute};
 /// Longest wait for serving before one micro-batch: serving goes first, training never starves.
 const LONGEST_YIELD: Duration = Duration::from_millis(500);
 const YIELD_CHECK: Duration = Duration::from_millis(5);
+/// Share that a round's steps are of what is left of training. Then its prompts are asked again, and another round may follow.
+const STEPS: f64 = 0.7;
 
 /// One realignment's reporting.
 pub(crate) struct Work<'a> {
@@ -32,6 +34,8 @@ pub(crate) struct Work<'a> {
     stage: Cell<Stage>,
     entered: Cell<Instant>,
     began: Instant,
+    /// Rounds of training that ended.
+    rounds: Cell<i32>,
 }
 
 /// Share of a whole realignment that is done when a stage begins, and when it ends.
@@ -62,6 +66,7 @@ impl<'a> Work<'a> {
             stage: Cell::new(Stage::Triage),
             entered: Cell::new(Instant::now()),
             began: Instant::now(),
+            rounds: Cell::new(0),
         }
     }
 
@@ -167,7 +172,9 @@ impl train::Observer for Work<'_> {
             steps: report.total,
             parts,
         });
-        self.progress(report.step as f64 / report.total.max(1) as f64);
+        let left = (1.0 - STEPS).powi(self.rounds.get());
+        let done = report.step as f64 / report.total.max(1) as f64;
+        self.progress(1.0 - left + left * STEPS * done);
     }
 }
 
@@ -179,7 +186,7 @@ impl pipeline::Observer for Work<'_> {
             Phase::Impact => {}
             Phase::Train => self.enter(Stage::Train),
             // The same stage of a realignment.
-            Phase::Again => {}
+            Phase::Again => self.rounds.set(self.rounds.get() + 1),
         }
     }
 
@@ -187,7 +194,9 @@ impl pipeline::Observer for Work<'_> {
         if phase == Phase::Impact {
             crash_point(&format!("impact:after-pass-{done}"));
         }
+        let weights = self.context.recipe.weight_scale;
         let (from, to) = match phase {
+            Phase::Reference if weights == WeightScale::Uniform => (0.0, 1.0),
             Phase::Reference => (0.0, 0.3),
             Phase::Impact | Phase::Train | Phase::Again => (0.3, 1.0),
         };
