@@ -152,3 +152,16 @@ fn top_shows_one_frame_of_a_server_and_says_what_keeps_it() {
         "{code}: {error}"
     );
 }
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = Command::new(env!("CARGO_BIN_EXE_realign"))
+        .args(["policy", "schema"])
+        .stdout(writer)
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && error.is_empty(), "{error}");
+}
