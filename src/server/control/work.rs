@@ -33,9 +33,12 @@ pub(crate) struct Work<'a> {
     job: &'a Job,
     stage: Cell<Stage>,
     entered: Cell<Instant>,
-    began: Instant,
+    /// When training began.
+    trains_since: Cell<Instant>,
     /// Rounds of training that ended.
     rounds: Cell<i32>,
+    /// Whether a further round was due after its time.
+    is_late: Cell<bool>,
 }
 
 /// Share of a whole realignment that is done when a stage begins, and when it ends.
@@ -65,8 +68,9 @@ impl<'a> Work<'a> {
             job,
             stage: Cell::new(Stage::Triage),
             entered: Cell::new(Instant::now()),
-            began: Instant::now(),
+            trains_since: Cell::new(Instant::now()),
             rounds: Cell::new(0),
+            is_late: Cell::new(false),
         }
     }
 
@@ -114,6 +118,12 @@ impl<'a> Work<'a> {
     /// Whether to go on; does not wait.
     pub(crate) fn go_on(&self) -> bool {
         self.job.flag.get().is_none()
+    }
+
+    /// `train.max_minutes`, if a further round was due after them.
+    pub(super) fn left_out(&self) -> Option<u64> {
+        let minutes = self.context.config.train.max_time.as_secs() / 60;
+        self.is_late.get().then_some(minutes)
     }
 
     /// Lets serving go first for a while, then says whether to go on. Learning that
@@ -184,7 +194,10 @@ impl pipeline::Observer for Work<'_> {
             Phase::Reference => self.enter(Stage::Impact),
             // The same stage of a realignment.
             Phase::Impact => {}
-            Phase::Train => self.enter(Stage::Train),
+            Phase::Train => {
+                self.enter(Stage::Train);
+                self.trains_since.set(Instant::now());
+            }
             // The same stage of a realignment.
             Phase::Again => self.rounds.set(self.rounds.get() + 1),
         }
@@ -222,7 +235,16 @@ impl pipeline::Observer for Work<'_> {
     }
 
     fn has_time(&self) -> bool {
-        self.began.elapsed() < self.context.config.train.max_time
+        let limit = self.context.config.train.max_time;
+        let is_late = self.trains_since.get().elapsed() >= limit;
+        if is_late && !self.is_late.replace(true) {
+            tracing::warn!(
+                id = self.job.id,
+                minutes = limit.as_secs() / 60,
+                "the candidate still gets something wrong, and no further round of training begins: train.max_minutes has passed"
+            );
+        }
+        !is_late
     }
 
     fn checkpoints(&self) -> Option<PathBuf> {
