@@ -152,10 +152,16 @@ class Browser:
     def visible(self, selector):
         return self.run(f"document.querySelector({selector!r})?.checkVisibility() ?? false")
 
-    def screenshot(self, file, scheme):
+    def screenshot(self, file, scheme, until=None):
+        """The whole page, or what of it is above the lower edge of an element."""
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         time.sleep(0.3)
-        shot = self.call("Page.captureScreenshot", captureBeyondViewport=True)
+        clip = {}
+        if until:
+            edge = self.run(f"document.querySelector({until!r}).getBoundingClientRect().bottom + scrollY + 18")
+            width = self.run("document.documentElement.clientWidth")
+            clip = {"clip": {"x": 0, "y": 0, "width": width, "height": edge, "scale": 1}}
+        shot = self.call("Page.captureScreenshot", captureBeyondViewport=True, **clip)
         file.write_bytes(base64.b64decode(shot["data"]))
         print(f"      {file}")
 
@@ -324,6 +330,8 @@ def drive(server, browser, out):
     wait("the measured state", shows_state)
     rule = "no-medication-doses:states-a-dose"
     wait("the exam, before and now", lambda: rule in browser.text("#exam") and "Before\tNow" in browser.text("#exam"))
+    # The picture of README.md is this one: cp target/page/page.png docs/page.png
+    browser.screenshot(out / "page.png", "dark", until="section:has(#exam)")
     posted = time.time()
     browser.run("document.querySelector('#sit').click()")
     wait("the exam that was asked for", lambda: server.ask("/admin/v1/exam")["serving"]["sat_at"] >= int(posted))
@@ -335,6 +343,8 @@ def drive(server, browser, out):
     browser.run(click)
     wait("the rollback", lambda: current() != trained)
     wait("the state after it", shows_state)
+    who = browser.text("#play-who")
+    check(f"what served before is no candidate {who.split()}", "candidate" not in who and "previous" in who)
     (server.folder / "policies/broken.yaml").write_text("rules: [\n")
     wait("the banner", lambda: "broken.yaml" in browser.text("#banner"))
     browser.call("Emulation.setDeviceMetricsOverride", width=420, height=900, deviceScaleFactor=1, mobile=True)

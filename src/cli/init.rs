@@ -135,7 +135,7 @@ fn next(dir: &Path, global: &GlobalArgs) -> Result<Vec<(String, &'static str)>, 
 }
 
 /// A path as one word of a shell.
-fn word(path: &Path) -> String {
+pub(crate) fn word(path: &Path) -> String {
     let text = path.to_string_lossy();
     let plain = |c: char| c.is_alphanumeric() || "/._-~+:@%".contains(c);
     match text.chars().all(plain) {

@@ -1,12 +1,11 @@
 //! `realign keys`: keys for clients and operators, and their digests.
 
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use clap::Subcommand;
 use serde_json::json;
 
-use super::remote::operators_key;
+use super::remote::{operators_key, place};
 use super::{CliError, EXIT_OK, GlobalArgs};
 use realign_server::config::keys::{ApiKey, KeyDigest, generate};
 use realign_server::config::{Address, Config};
@@ -27,7 +26,7 @@ The link logs a browser in: anyone who has it can operate the server. The key is
 that browsers do not send, and stays in the browser's tab.
 The key comes from server.admin_key, or from the file admin-key in the state directory.")]
     Page {
-        /// Address of the server [default: the configured one]
+        /// Address of the server [default: that of the server that runs on the state directory, else the configured one]
         #[arg(long, env = "REALIGN_URL", value_name = "URL")]
         url: Option<String>,
         /// The key [default: the server's, from its configuration or state directory]
@@ -116,32 +115,19 @@ fn page(url: Option<&str>, key: Option<String>, config: &Config) -> Result<Strin
 }
 
 fn operators_url(config: &Config) -> Result<String, CliError> {
-    let server = &config.server;
-    let own = server.admin_address.as_ref();
-    let Address::Tcp(mut address) = *own.unwrap_or(&server.address) else {
+    let address = place::operators(config);
+    let Address::Tcp(tcp) = address else {
         return Err(CliError::Key(
             "the operators' listener is a Unix socket, which browsers do not open: set \
              server.admin_port, or name the address of what passes on to it with --url",
         ));
     };
-    if address.port() == 0 {
+    if tcp.port() == 0 {
         return Err(CliError::Key(
             "the configured port is 0: name the server's address with --url",
         ));
     }
-    if address.ip().is_unspecified() {
-        let loopback = match address.ip() {
-            IpAddr::V4(_) => IpAddr::from(Ipv4Addr::LOCALHOST),
-            IpAddr::V6(_) => IpAddr::from(Ipv6Addr::LOCALHOST),
-        };
-        address.set_ip(loopback);
-    }
-    let scheme = if server.tls.is_some() {
-        "https"
-    } else {
-        "http"
-    };
-    Ok(format!("{scheme}://{address}"))
+    Ok(place::url(&address, config.server.tls.is_some()))
 }
 
 #[cfg(test)]

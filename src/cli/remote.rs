@@ -1,5 +1,6 @@
 //! Calls to a running server's operator routes, for the commands that change its generation.
 
+pub(crate) mod place;
 mod unix;
 
 use std::time::Duration;
@@ -16,14 +17,10 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// Address of the server, and the key to its operator routes.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct RemoteArgs {
-    /// Address of the running server; `unix:/path/to/socket` if it listens on a socket
-    #[arg(
-        long,
-        env = "REALIGN_URL",
-        value_name = "URL",
-        default_value = "http://127.0.0.1:8080"
-    )]
-    pub(crate) url: String,
+    /// Address of the running server; `unix:/path/to/socket` if it listens on a socket [default: that of the server
+    /// that runs on the state directory, else the configured one]
+    #[arg(long, env = "REALIGN_URL", value_name = "URL")]
+    pub(crate) url: Option<String>,
     /// Key of the operator routes [default: server.admin_key of the configuration, else the file
     /// admin-key in the state directory, where the server put it]
     #[arg(
@@ -32,6 +29,15 @@ pub(crate) struct RemoteArgs {
         hide_env_values = true,
         value_name = "KEY"
     )]
+    pub(crate) admin_key: Option<String>,
+}
+
+/// A server that can be asked.
+#[derive(Clone, Debug)]
+pub(crate) struct Remote {
+    /// Where it is.
+    pub(crate) url: String,
+    /// The key to its operator routes.
     pub(crate) admin_key: Option<String>,
 }
 
@@ -66,18 +72,29 @@ pub(crate) enum RemoteError {
 }
 
 impl RemoteArgs {
-    /// These flags, with the server's operator key where none was given.
+    /// The server that these flags name, with address and key of the server on these directories where none was given.
     ///
     /// # Errors
     /// A configuration or a key file that cannot be read.
-    pub(crate) fn with_config(&self, global: &GlobalArgs) -> Result<RemoteArgs, CliError> {
-        let mut args = self.clone();
-        if args.admin_key.is_none() {
-            args.admin_key = operators_key(&global.resolve()?)?;
+    pub(crate) fn with_config(&self, global: &GlobalArgs) -> Result<Remote, CliError> {
+        let (url, admin_key) = (self.url.clone(), self.admin_key.clone());
+        if let (Some(url), Some(_)) = (&url, &admin_key) {
+            let url = url.clone();
+            return Ok(Remote { url, admin_key });
         }
-        Ok(args)
+        let config = global.resolve()?;
+        let there = || place::url(&place::operators(&config), config.server.tls.is_some());
+        Ok(Remote {
+            url: url.unwrap_or_else(there),
+            admin_key: match admin_key {
+                Some(key) => Some(key),
+                None => operators_key(&config)?,
+            },
+        })
     }
+}
 
+impl Remote {
     /// Posts to a path below `/admin/v1/` and returns the answer's body.
     ///
     /// # Errors
@@ -190,11 +207,20 @@ pub(super) mod tests {
 
     use super::*;
 
+    impl From<Remote> for RemoteArgs {
+        fn from(remote: Remote) -> Self {
+            Self {
+                url: Some(remote.url),
+                admin_key: remote.admin_key,
+            }
+        }
+    }
+
     /// A server that gives one answer; joining it returns the request.
     pub(crate) fn answers(
         status: u16,
         body: &'static str,
-    ) -> std::io::Result<(RemoteArgs, JoinHandle<String>)> {
+    ) -> std::io::Result<(Remote, JoinHandle<String>)> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let url = format!("http://{}", listener.local_addr()?);
         let thread = std::thread::spawn(move || {
@@ -218,7 +244,7 @@ pub(super) mod tests {
             String::from_utf8_lossy(&request).into_owned()
         });
         let admin_key = Some("secret".to_owned());
-        Ok((RemoteArgs { url, admin_key }, thread))
+        Ok((Remote { url, admin_key }, thread))
     }
 
     #[test]
@@ -263,7 +289,7 @@ pub(super) mod tests {
                 state: Some(state.clone()),
                 ..GlobalArgs::default()
             };
-            let (url, admin_key) = (String::new(), None);
+            let (url, admin_key) = (None, None);
             RemoteArgs { url, admin_key }.with_config(&global)
         };
         let found = |text: &str| config(text).unwrap().admin_key;
@@ -286,9 +312,7 @@ pub(super) mod tests {
         let url = format!("http://{}", listener.local_addr().unwrap());
         drop(listener);
         let admin_key = None;
-        let error = RemoteArgs { url, admin_key }
-            .post("x", &json!({}))
-            .unwrap_err();
+        let error = Remote { url, admin_key }.post("x", &json!({})).unwrap_err();
         assert!(
             matches!(error, RemoteError::Unreachable { .. }) && error.to_string().contains("--url"),
             "{error}"

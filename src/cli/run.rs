@@ -1,5 +1,6 @@
 //! From arguments to a command that runs.
 
+use std::io::ErrorKind;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +11,9 @@ use realign_server::serve::gateway::GatewayServer;
 use realign_server::serve::{EXIT_STUCK, Server, ServerError, keep_hangups};
 
 use crate::{
-    Cli, Command, EXIT_FAILED, EXIT_OK, EXIT_USAGE, adapters, bench, demo, doctor, eval, exam,
-    fleet, gather, init, keys, logs, model, plan, policy, preferences, score, top, train, triage,
+    Cli, CliError, Command, EXIT_FAILED, EXIT_OK, EXIT_USAGE, adapters, bench, demo, doctor, eval,
+    exam, fleet, gather, init, keys, logs, model, plan, policy, preferences, score, top, train,
+    triage,
 };
 
 /// How long tasks that block may take once the server has ended.
@@ -29,11 +31,20 @@ pub fn main() -> ExitCode {
     };
     match run(cli, logs) {
         Ok(code) => ExitCode::from(code),
+        // Whatever reads the output, such as `head`, has seen enough.
+        Err(error) if is_cut_off(&error) => ExitCode::from(EXIT_OK),
         Err(error) => {
             // Every message includes its cause; printing the chain would repeat it.
             eprintln!("error: {error}");
             ExitCode::from(EXIT_USAGE)
         }
+    }
+}
+
+fn is_cut_off(error: &anyhow::Error) -> bool {
+    match error.downcast_ref() {
+        Some(CliError::Output(error)) => error.kind() == ErrorKind::BrokenPipe,
+        _ => false,
     }
 }
 

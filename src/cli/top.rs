@@ -8,7 +8,7 @@ use std::time::Duration;
 use console::Term;
 use serde_json::{Value, json};
 
-use super::remote::{RemoteArgs, RemoteError};
+use super::remote::{Remote, RemoteArgs, RemoteError};
 use super::{CliError, EXIT_OK, GlobalArgs};
 use frame::{Frame, Style};
 
@@ -91,7 +91,7 @@ fn show(text: &str, out: &mut dyn Write) -> std::io::Result<()> {
 }
 
 /// What the server says about itself.
-fn look(remote: &RemoteArgs) -> Result<Value, RemoteError> {
+fn look(remote: &Remote) -> Result<Value, RemoteError> {
     let overview = remote.get(&format!("overview?seconds={SPAN}"))?;
     let exam = remote.get("exam")?;
     Ok(json!({ "overview": overview, "exam": exam }))

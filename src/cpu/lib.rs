@@ -12,13 +12,13 @@ mod aligned;
 mod attend;
 mod attention;
 mod backend;
-#[cfg(test)]
-mod depth_speed;
 mod executor;
 mod gates;
 mod kernels;
 mod kv;
 pub mod learn;
+#[doc(hidden)]
+pub mod measure;
 mod packed;
 mod rows;
 #[cfg(test)]

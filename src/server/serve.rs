@@ -31,7 +31,7 @@ use crate::locks::Locks;
 use crate::state::{StateDb, StateError};
 use crate::telemetry::compliance::DecisionLogError;
 pub use builder::ServerBuilder;
-use listen::{Connections, Listener, Listening, Timeouts};
+use listen::{Connections, Listener, Listening};
 use operations::{access, compliance, decision_log, reload, telemetry};
 use realign_backend::DeviceError;
 use realign_core::ListenerRole as Role;
@@ -343,7 +343,7 @@ impl Server {
         let listeners = self.listeners().await?;
         for (listener, what, app) in listeners {
             let address = listener.address()?;
-            let url = self.url(&listener, &address);
+            let url = listener.url(&address, self.tls.is_some());
             let most = match what {
                 Role::Clients => {
                     self.threads.locks.listening(&address.to_string());
@@ -360,33 +360,11 @@ impl Server {
         Ok(serving)
     }
 
-    /// Where the root of a listener's routes is.
-    fn url(&self, listener: &Listener, address: &Address) -> String {
-        match (listener.is_internal(), &self.tls) {
-            (true, _) => format!("{address}, path /"),
-            (false, None) => format!("http://{address}/"),
-            (false, Some(_)) => format!("https://{address}/"),
-        }
-    }
-
-    /// How a listener of so many connections serves. Each has connections of its own, so that clients cannot take those of
-    /// operators and their probes.
     fn listening(&self, whose: Role, most: usize) -> Listening {
-        let server = &self.config.server;
-        Listening {
-            timeouts: Timeouts {
-                header: server.header_timeout,
-                write: server.write_timeout,
-            },
-            tls: self.tls.clone(),
-            connections: Arc::new(Connections::new(
-                whose,
-                most,
-                self.state.telemetry.clone(),
-                Arc::clone(&self.state.connections),
-            )),
-            closing: self.state.closing.subscribe(),
-        }
+        let open = Arc::clone(&self.state.connections);
+        let connections = Connections::new(whose, most, self.state.telemetry.clone(), open);
+        let closing = self.state.closing.subscribe();
+        Listening::new(&self.config.server, self.tls.clone(), connections, closing)
     }
 
     /// Clients and operators on one listener, or on one each.

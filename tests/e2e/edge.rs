@@ -3,31 +3,15 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Output};
+use std::process::Output;
 
-use super::engine;
+use super::command::{command, said};
 use super::server::{Server, TIMEOUT};
 use super::workspace::Workspace;
 
 fn realign(workspace: &Workspace, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_realign"));
-    engine::choose(&mut command);
-    command
-        .args(arguments)
-        .envs(variables.iter().copied())
-        .env_remove("REALIGN_ADMIN_KEY")
-        .env_remove("REALIGN_URL")
-        .current_dir(workspace.path(""));
-    command.output().unwrap()
-}
-
-fn text(output: &Output) -> String {
-    let (out, err) = (&output.stdout, &output.stderr);
-    format!(
-        "{}{}",
-        String::from_utf8_lossy(out),
-        String::from_utf8_lossy(err)
-    )
+    let mut command = command(workspace, arguments);
+    command.envs(variables.iter().copied()).output().unwrap()
 }
 
 /// Everything that one server can show: the key it made, who is let in with it, and that idle
@@ -69,9 +53,9 @@ fn operators_have_the_key_that_the_server_made() {
     let url = server.url("");
     let shown = realign(&workspace, &["exam", "--show", "--url", &url], &[]);
     assert!(
-        text(&shown).contains("aligned") || text(&shown).contains("unknown"),
+        said(&shown).contains("aligned") || said(&shown).contains("unknown"),
         "{}",
-        text(&shown)
+        said(&shown)
     );
     let elsewhere = realign(
         &workspace,
@@ -79,13 +63,13 @@ fn operators_have_the_key_that_the_server_made() {
         &[],
     );
     assert_eq!(elsewhere.status.code(), Some(2));
-    let said = text(&elsewhere);
+    let refusal = said(&elsewhere);
     assert!(
-        said.contains("admin-key") && said.contains("--state"),
-        "{said}"
+        refusal.contains("admin-key") && refusal.contains("--state"),
+        "{refusal}"
     );
     let link = realign(&workspace, &["keys", "page", "--url", &url], &[]);
-    assert_eq!(text(&link).trim(), format!("{url}/#key={key}"));
+    assert_eq!(said(&link).trim(), format!("{url}/#key={key}"));
 
     let mut idle = Vec::new();
     for _ in 0..200 {
@@ -106,19 +90,19 @@ fn what_would_let_everyone_in_is_refused() {
     let workspace = Workspace::tiny(1);
     let serve = ["serve", "--host", "0.0.0.0", "--port", "0"];
     let refused = realign(&workspace, &serve, &[]);
-    let said = text(&refused);
-    assert_eq!(refused.status.code(), Some(2), "{said}");
+    let answer = said(&refused);
+    assert_eq!(refused.status.code(), Some(2), "{answer}");
     assert!(
-        said.contains("server.open = true") && said.contains("api_keys_file"),
-        "{said}"
+        answer.contains("server.open = true") && answer.contains("api_keys_file"),
+        "{answer}"
     );
-    assert!(!said.contains("model loaded"), "{said}");
+    assert!(!answer.contains("model loaded"), "{answer}");
     // A name that is neither a setting nor of a cluster's form is still refused.
     let unknown = realign(&workspace, &["serve"], &[("REALIGN_PORT", "9000")]);
     assert!(
-        text(&unknown).contains("unknown key \"port\""),
+        said(&unknown).contains("unknown key \"port\""),
         "{}",
-        text(&unknown)
+        said(&unknown)
     );
 }
 

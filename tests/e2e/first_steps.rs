@@ -105,6 +105,12 @@ fn a_running_server_explains_and_the_doctor_looks_beside_it() {
     assert_eq!(code, 0);
     let (_, report, error) = realign(&workspace.path("."), &["doctor", "--json"]);
     assert!(report.contains("is in use by"), "{report}{error}");
+    let adapters = levels(&report).into_iter().find(|(of, _)| of == "adapters");
+    assert_eq!(
+        adapters.map(|(_, level)| level).as_deref(),
+        Some("ok"),
+        "CURRENT names the base: {report}"
+    );
 }
 
 #[test]
@@ -129,6 +135,8 @@ fn top_shows_one_frame_of_a_server_and_says_what_keeps_it() {
         assert!(frame.contains(expect), "{expect} is not in\n{frame}");
     }
     assert!(!frame.contains('\x1b'), "no colours in a file: {frame:?}");
+    let (code, _, error) = realign(&dir, &["top", "--once"]);
+    assert_eq!(code, 0, "found by its lock, on whatever port: {error}");
     let (_, text, _) = realign(&dir, &["top", "--once", "--json", "--url", &url]);
     let seen: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(seen["overview"]["server"]["ready"], true);
@@ -143,4 +151,17 @@ fn top_shows_one_frame_of_a_server_and_says_what_keeps_it() {
         code == 2 && error.contains("realign serve"),
         "{code}: {error}"
     );
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = Command::new(env!("CARGO_BIN_EXE_realign"))
+        .args(["policy", "schema"])
+        .stdout(writer)
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && error.is_empty(), "{error}");
 }

@@ -4,6 +4,7 @@
 //! model.
 
 mod batching;
+mod command;
 mod crashes;
 mod data;
 mod deploy;

@@ -4,9 +4,9 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 
-use super::engine;
+use super::command::{command, said};
 use super::server::{TIMEOUT, wait};
 use super::workspace::Workspace;
 
@@ -18,19 +18,6 @@ impl Drop for Running {
         let _ended = self.0.kill();
         let _reaped = self.0.wait();
     }
-}
-
-fn command(workspace: &Workspace, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_realign"));
-    engine::choose(&mut command);
-    command
-        .args(arguments)
-        .current_dir(workspace.path(""))
-        .env_remove("REALIGN_LOG")
-        .env_remove("REALIGN_LOG_FORMAT")
-        .env_remove("REALIGN_ADMIN_KEY")
-        .env_remove("REALIGN_URL");
-    command
 }
 
 fn serve(workspace: &Workspace) -> Running {
@@ -64,15 +51,6 @@ fn ready(workspace: &Workspace, socket: &Path) {
         answer.filter(|answer| answer.starts_with("HTTP/1.1 200"))
     });
     assert!(workspace.read("log").contains("listening"));
-}
-
-fn said(output: &Output) -> String {
-    let (out, err) = (&output.stdout, &output.stderr);
-    format!(
-        "{}{}",
-        String::from_utf8_lossy(out),
-        String::from_utf8_lossy(err)
-    )
 }
 
 #[test]

@@ -147,6 +147,7 @@ pub fn draft(brief: &Brief, pairs: &[Pair]) -> Result<Draft, DraftError> {
                 .into(),
         );
     }
+    notes.extend(of_topic(&topics, &violates));
     let first = yaml::Parts {
         brief,
         topics: &topics,
@@ -186,6 +187,20 @@ pub fn draft(brief: &Brief, pairs: &[Pair]) -> Result<Draft, DraftError> {
         how: violates.how(),
         notes,
     })
+}
+
+/// Of words of the topic that make an answer wrong: a right one about the topic is likely to have them, too.
+fn of_topic(topics: &Topics, violates: &Violates) -> Option<String> {
+    let Violates::Text(Tell::Says { phrases, .. }) = violates else {
+        return None;
+    };
+    let shared = phrases.iter().filter(|phrase| topics.covers(phrase));
+    let shared: Vec<String> = shared.map(|phrase| format!("`{phrase}`")).collect();
+    let shared = (!shared.is_empty()).then(|| shared.join(", "))?;
+    Some(format!(
+        "questions about the rule have {shared} as well, so a right answer that only names it is wrong: write \
+         under `violates` what a wrong answer says about it, and add right answers that name it as examples"
+    ))
 }
 
 /// What `violates` is made of.

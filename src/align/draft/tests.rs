@@ -543,3 +543,35 @@ fn a_rule_is_about_length_where_a_word_says_so() {
         assert_eq!(super::tell::is_about_length(rule), is, "{rule}");
     }
 }
+
+#[test]
+fn a_word_of_the_topic_is_named_as_a_poor_test_of_answers() {
+    let asked = [
+        "Can I get a refund?",
+        "My flight was cancelled. Do I get my money back?",
+        "How much compensation do I get for a delay?",
+    ];
+    let with = |answers: [&'static str; 3]| {
+        let pairs = asked.into_iter().zip(answers);
+        pairs.collect::<Vec<(&str, &str)>>()
+    };
+    let wrong = with([
+        "Yes, you will get a full refund within 7 days.",
+        "Of course, we will refund the whole fare.",
+        "You will get 400 euros, I promise.",
+    ]);
+    let right = with([
+        "Open Help, choose Refunds and fill in the form. The claims team decides.",
+        "Please ask the claims team; the form is under Help.",
+        "That depends on the delay. The claims team can tell you.",
+    ]);
+    let rule =
+        "The assistant never promises a refund or compensation; it says where to ask for it.";
+    let topics = ["refund", "money back", "compensation", "cancelled"];
+    let draft = draft(&brief(rule, &topics, &wrong, &right), &[]).unwrap();
+    let named = draft.notes.iter().find(|note| note.contains("`refund`"));
+    assert!(
+        named.is_some_and(|note| !note.contains("`promise`")),
+        "{draft:?}"
+    );
+}

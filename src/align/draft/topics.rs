@@ -62,7 +62,7 @@ impl Topics {
     }
 
     /// Whether the topic words are in a prompt.
-    fn covers(&self, prompt: &str) -> bool {
+    pub(super) fn covers(&self, prompt: &str) -> bool {
         let matches = |source: &str| Regex::new(source).is_ok_and(|r| r.is_match(prompt));
         let phrase = |phrase: &String| phrase_pattern(phrase).is_some_and(|p| matches(&p));
         self.regex.as_deref().is_some_and(matches) || self.phrases.iter().any(phrase)

@@ -19,7 +19,8 @@ pub(super) enum Form {
     Lines,
     /// JSON texts: a list of objects, an object that has one, or objects.
     Json,
-    /// A table with this separator, its first row the names of columns.
+    /// A table, its first row the names of columns. With a comma here, semicolons or tabs separate where that row has them and
+    /// no comma.
     Table(u8),
     /// Columns of an Apache Parquet file.
     Parquet,
@@ -49,7 +50,7 @@ impl Form {
             Form::Lines => "JSON lines",
             Form::Json => "JSON",
             Form::Table(b'\t') => "table (tabs)",
-            Form::Table(_) => "table (commas)",
+            Form::Table(_) => "table",
             Form::Parquet => "Parquet",
         }
     }

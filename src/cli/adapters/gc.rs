@@ -81,7 +81,7 @@ fn ask(args: &GcArgs, global: &GlobalArgs) -> Result<Value, RemoteError> {
         body["imported_older_than_days"] = days.into();
     }
     let remote = args.remote.with_config(global);
-    let remote = remote.unwrap_or_else(|_| args.remote.clone());
+    let remote = remote.map_err(|error| RemoteError::NotAllowed(error.to_string()))?;
     remote.post("adapters/gc", &body)
 }
 
@@ -168,7 +168,7 @@ mod tests {
 
     fn nowhere() -> RemoteArgs {
         RemoteArgs {
-            url: "http://127.0.0.1:9".into(),
+            url: Some("http://127.0.0.1:9".into()),
             admin_key: None,
         }
     }
@@ -214,7 +214,7 @@ mod tests {
         assert!(error.contains("by itself"), "{error}");
         let answer = r#"{"dry_run": true, "adapters": [], "removed": {"verdict": 3}, "freed_bytes": 0, "kept_bytes": 2500000}"#;
         let (remote, server) = answers(200, answer).unwrap();
-        let (code, text) = gc(&global, true, remote).unwrap();
+        let (code, text) = gc(&global, true, remote.into()).unwrap();
         let expect = "would go: 3 × verdict; adapters: 0.0 MB freed, 2.5 MB kept\n";
         assert_eq!((code, text.as_str()), (EXIT_OK, expect));
         let request = server.join().unwrap();
@@ -222,7 +222,7 @@ mod tests {
         assert!(request.contains(r#""dry_run": true"#), "{request}");
         let refusal = r#"{"error": {"message": "realignment r1 is running"}}"#;
         let (remote, server) = answers(409, refusal).unwrap();
-        let (code, text) = gc(&global, false, remote).unwrap();
+        let (code, text) = gc(&global, false, remote.into()).unwrap();
         assert!(code == EXIT_FAILED && text.contains("r1"), "{text}");
         server.join().unwrap();
     }

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::DemoError;
 use crate::CliError;
-use crate::remote::{RemoteArgs, agent};
+use crate::remote::{Remote, agent};
 use realign_core::lock::DirLock;
 use realign_server::config::admin_key;
 use realign_server::state::state_place;
@@ -51,7 +51,7 @@ impl Child {
     }
 
     /// Waits until the server is ready, and returns where it is.
-    pub(super) fn wait_ready(&self, limit: Duration) -> Result<RemoteArgs, CliError> {
+    pub(super) fn wait_ready(&self, limit: Duration) -> Result<Remote, CliError> {
         let until = Instant::now() + limit;
         while Instant::now() < until {
             self.check()?;
@@ -69,10 +69,10 @@ impl Child {
     }
 
     /// Where it listens, and its operators' key; `None` while it does not.
-    fn remote(&self) -> Option<RemoteArgs> {
+    fn remote(&self) -> Option<Remote> {
         let state = self.dir.join("state");
         let holder = DirLock::look(state_place(&state)).ok()??;
-        Some(RemoteArgs {
+        Some(Remote {
             url: format!("http://{}", holder?.listen?),
             admin_key: admin_key::read(&state.join("admin-key")).ok()?,
         })
@@ -110,7 +110,7 @@ impl Drop for Child {
 }
 
 /// Asks the model, and returns its answer and the generation that gave it.
-pub(super) fn chat(remote: &RemoteArgs, prompt: &str) -> Result<(String, String), CliError> {
+pub(super) fn chat(remote: &Remote, prompt: &str) -> Result<(String, String), CliError> {
     let url = format!("{}/v1/chat/completions", remote.url);
     let failed = |what: String| {
         CliError::from(DemoError::Answer {

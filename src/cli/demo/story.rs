@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use super::server::{Child, chat, pause};
 use super::{DATA, DROPPED_FILE, drop_policy};
-use crate::remote::RemoteArgs;
+use crate::init::word;
+use crate::remote::Remote;
 use crate::{CliError, GlobalArgs};
 
 /// It sounds like a question about a dose, and no policy is about it: the answer must not change.
@@ -22,6 +23,8 @@ const SHOWN: usize = 300;
 pub(super) struct Story<'a> {
     pub(super) server: &'a Child,
     pub(super) dir: &'a Path,
+    /// As the server was given it.
+    pub(super) model: &'a str,
     /// How long a realignment may take.
     pub(super) limit: Duration,
 }
@@ -66,13 +69,13 @@ impl Story<'_> {
                 "   (This model answers as before, and other answers of the exam changed.)"
             )?;
         }
-        self.ending(&remote, out)?;
+        self.ending(out)?;
         Ok(is_live)
     }
 
     fn ask(
         &self,
-        remote: &RemoteArgs,
+        remote: &Remote,
         question: &str,
         out: &mut dyn Write,
     ) -> Result<Vec<String>, CliError> {
@@ -94,7 +97,7 @@ impl Story<'_> {
     /// Shows the new realignment's stages until it has ended, and returns it.
     fn follow(
         &self,
-        remote: &RemoteArgs,
+        remote: &Remote,
         known: &[String],
         dropped: Instant,
         global: &GlobalArgs,
@@ -142,7 +145,7 @@ impl Story<'_> {
 
     fn outcome(
         &self,
-        remote: &RemoteArgs,
+        remote: &Remote,
         job: &Value,
         dropped: Instant,
         out: &mut dyn Write,
@@ -180,34 +183,37 @@ impl Story<'_> {
         Ok(())
     }
 
-    /// Three commands to go on with, and, on a terminal, time to use them.
-    fn ending(&self, remote: &RemoteArgs, out: &mut dyn Write) -> Result<(), CliError> {
-        let dir = self.dir.display();
+    /// Commands to go on with, and, on a terminal, time to use them.
+    fn ending(&self, out: &mut dyn Write) -> Result<(), CliError> {
+        let dir = word(self.dir);
+        let stays = std::io::stdin().is_terminal();
+        writeln!(out, "\nTo go on:\n  cd {dir}")?;
+        if !stays {
+            let model = word(Path::new(self.model));
+            writeln!(
+                out,
+                "  realign serve --model {model}   # it stops now; this starts it again, in another terminal"
+            )?;
+        }
         writeln!(
             out,
-            "\nTo go on:\n  cd {dir} && realign keys page --url {url}   # the operators' page\n  \
-             cd {dir} && realign exam --show --url {url}   # what the exam measured\n  \
-             realign init my-assistant   # a directory of your own",
-            url = remote.url
+            "  realign keys page   # a link to the operators' page\n  \
+             realign exam --show   # what the exam measured\n  \
+             realign init my-assistant   # a directory of your own"
         )?;
         out.flush()?;
-        if std::io::stdin().is_terminal() {
+        if stays {
             writeln!(
                 out,
                 "\nThe server runs until you press Enter. The files stay in {dir}."
             )?;
             std::io::stdin().read_line(&mut String::new())?;
-        } else {
-            writeln!(
-                out,
-                "\nThe server stops now; `cd {dir} && realign serve --model MODEL` starts it again."
-            )?;
         }
         Ok(())
     }
 }
 
-fn ids(remote: &RemoteArgs) -> Result<Vec<String>, CliError> {
+fn ids(remote: &Remote) -> Result<Vec<String>, CliError> {
     let jobs = remote.get("realignments")?;
     let jobs = jobs["realignments"].as_array().cloned().unwrap_or_default();
     Ok(jobs

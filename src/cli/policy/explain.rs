@@ -135,7 +135,7 @@ fn asked(
     response: &str,
 ) -> Result<Explanation, CliError> {
     let remote = RemoteArgs {
-        url: url.to_owned(),
+        url: Some(url.to_owned()),
         admin_key: args.admin_key.clone(),
     };
     let body = json!({"prompt": args.prompt, "response": response, "labels": args.labels});

@@ -121,7 +121,7 @@ mod tests {
             stream.write_all(answer).unwrap();
             String::from_utf8_lossy(&request[..length]).into_owned()
         });
-        let remote = super::super::RemoteArgs {
+        let remote = super::super::Remote {
             url: format!("unix:{}", path.display()),
             admin_key: Some("secret".into()),
         };
@@ -129,7 +129,7 @@ mod tests {
         let request = thread.join().unwrap().to_lowercase();
         assert!(request.starts_with("get /admin/v1/overview "), "{request}");
         assert!(request.contains("bearer secret"), "{request}");
-        let error = super::super::RemoteArgs {
+        let error = super::super::Remote {
             url: "unix:/nowhere/api.sock".into(),
             admin_key: None,
         };

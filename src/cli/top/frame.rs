@@ -244,12 +244,13 @@ impl Frame {
         );
         let losses = &job["losses"];
         if stage == "train" && losses["steps"].is_number() {
-            let _ = write!(
-                text,
-                "  step {} of {}",
-                number(&losses["step"]),
-                number(&losses["steps"])
-            );
+            let (step, steps) = (number(&losses["step"]), number(&losses["steps"]));
+            // After its last step a round asks what it was trained on, which takes as long as many steps.
+            let then = match step < steps {
+                true => "",
+                false => ", asking again",
+            };
+            let _ = write!(text, "  step {step} of {steps}{then}");
         }
         let entered = items(&job["timeline"]["stages"])
             .rfind(|one| one["stage"] == job["stage"])

@@ -341,6 +341,10 @@ impl Registry {
                 retired: None,
             });
         }
+        // From now on it has served, and is no candidate if it serves no longer.
+        if state.candidate.upgrade().is_some_and(|c| c.id == to_id) {
+            state.candidate = Weak::new();
+        }
         let was_previous = state.previous.replace(from);
         let same = state.pinned.extract_if(.., |g| g.id == to_id);
         // Requests may hold another copy of it, which was loaded for them.

@@ -233,7 +233,7 @@ fn explain(error: &figment::Error) -> String {
 }
 
 /// The known name with the smallest edit distance, if that is small relative to the name's length.
-fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     let best = known.iter().map(|k| (distance(name, k), *k)).min()?;
     (best.0 <= 1 + name.chars().count() / 3).then_some(best.1)
 }

@@ -356,7 +356,7 @@ section! {
         epochs: usize,
         /// Minimum number of optimiser steps: few pairs are passed over more often.
         min_steps: usize,
-        /// Minutes after which no further round begins.
+        /// Minutes of training after which no further round begins.
         max_minutes: u64,
         /// Maximum number of rounds: after each, what the candidate gets wrong is trained again.
         rounds: usize,

@@ -17,6 +17,9 @@ use realign_align::triage::Triage;
 use realign_core::{Category, Stage, crash_point};
 use realign_engine::adapter::generation::Generation;
 
+/// Share of the stage that gathering itself takes. Then the base is asked what must stay as it is.
+const GATHERED: f64 = 0.75;
+
 impl Context {
     /// What is asked of every generation under these policies. Where gathering is on, the base writes
     /// prompts for rules that have too few; what it wrote is remembered.
@@ -140,7 +143,7 @@ impl Realignment<'_> {
                 crash_point("gather:answering");
             }
             reached.set(reached.get().max(share(phase, done, of)));
-            self.work.progress(reached.get());
+            self.work.progress(GATHERED * reached.get());
         };
         let engine = context.answers(&serving, &proceed);
         let speaker = context.speaker(&engine, &serving, &progress);

@@ -147,6 +147,14 @@ impl Realignment<'_> {
         }
     }
 
+    /// What a refused candidate may have lacked.
+    fn left_out(&self, promoted: bool) -> Option<String> {
+        let minutes = self.work.left_out().filter(|_| !promoted)?;
+        Some(format!(
+            "; a further round of training was due after train.max_minutes ({minutes}), and left out"
+        ))
+    }
+
     fn decide(
         &self,
         measured: &Measured,
@@ -162,7 +170,7 @@ impl Realignment<'_> {
         let reason = open
             .clone()
             .filter(|_| promoted)
-            .unwrap_or_else(|| why(&refusals));
+            .unwrap_or_else(|| why(&refusals) + self.left_out(promoted).as_deref().unwrap_or(""));
         let report = json!({
             "verdict": verdict(&refusals), "reason": reason, "refusals": refusals, "measured": measured,
             "perplexity_rise": measured.perplexity_rise(), "bounds": bounds, "exam_bounds": self.bounds(),

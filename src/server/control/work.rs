@@ -15,7 +15,7 @@ use crate::telemetry::{Event, LossPart, Stage};
 use realign_align::pipeline::{self, Cache, Known, Phase, RawScores, Scored};
 use realign_align::train::examples::TokenPair;
 use realign_align::train::memory::limit;
-use realign_align::train::{self, StepReport};
+use realign_align::train::{self, StepReport, WeightScale};
 use realign_core::clock::unix_seconds;
 use realign_core::crash_point;
 use realign_model::host_memory::Headroom;
@@ -24,6 +24,8 @@ use realign_model::{Backend, Recompute};
 /// Longest wait for serving before one micro-batch: serving goes first, training never starves.
 const LONGEST_YIELD: Duration = Duration::from_millis(500);
 const YIELD_CHECK: Duration = Duration::from_millis(5);
+/// Share that a round's steps are of what is left of training. Then its prompts are asked again, and another round may follow.
+const STEPS: f64 = 0.7;
 
 /// One realignment's reporting.
 pub(crate) struct Work<'a> {
@@ -31,7 +33,12 @@ pub(crate) struct Work<'a> {
     job: &'a Job,
     stage: Cell<Stage>,
     entered: Cell<Instant>,
-    began: Instant,
+    /// When training began.
+    trains_since: Cell<Instant>,
+    /// Rounds of training that ended.
+    rounds: Cell<i32>,
+    /// Whether a further round was due after its time.
+    is_late: Cell<bool>,
 }
 
 /// Share of a whole realignment that is done when a stage begins, and when it ends.
@@ -61,7 +68,9 @@ impl<'a> Work<'a> {
             job,
             stage: Cell::new(Stage::Triage),
             entered: Cell::new(Instant::now()),
-            began: Instant::now(),
+            trains_since: Cell::new(Instant::now()),
+            rounds: Cell::new(0),
+            is_late: Cell::new(false),
         }
     }
 
@@ -109,6 +118,12 @@ impl<'a> Work<'a> {
     /// Whether to go on; does not wait.
     pub(crate) fn go_on(&self) -> bool {
         self.job.flag.get().is_none()
+    }
+
+    /// `train.max_minutes`, if a further round was due after them.
+    pub(super) fn left_out(&self) -> Option<u64> {
+        let minutes = self.context.config.train.max_time.as_secs() / 60;
+        self.is_late.get().then_some(minutes)
     }
 
     /// Lets serving go first for a while, then says whether to go on. Learning that
@@ -167,7 +182,9 @@ impl train::Observer for Work<'_> {
             steps: report.total,
             parts,
         });
-        self.progress(report.step as f64 / report.total.max(1) as f64);
+        let left = (1.0 - STEPS).powi(self.rounds.get());
+        let done = report.step as f64 / report.total.max(1) as f64;
+        self.progress(1.0 - left + left * STEPS * done);
     }
 }
 
@@ -177,9 +194,12 @@ impl pipeline::Observer for Work<'_> {
             Phase::Reference => self.enter(Stage::Impact),
             // The same stage of a realignment.
             Phase::Impact => {}
-            Phase::Train => self.enter(Stage::Train),
+            Phase::Train => {
+                self.enter(Stage::Train);
+                self.trains_since.set(Instant::now());
+            }
             // The same stage of a realignment.
-            Phase::Again => {}
+            Phase::Again => self.rounds.set(self.rounds.get() + 1),
         }
     }
 
@@ -187,7 +207,9 @@ impl pipeline::Observer for Work<'_> {
         if phase == Phase::Impact {
             crash_point(&format!("impact:after-pass-{done}"));
         }
+        let weights = self.context.recipe.weight_scale;
         let (from, to) = match phase {
+            Phase::Reference if weights == WeightScale::Uniform => (0.0, 1.0),
             Phase::Reference => (0.0, 0.3),
             Phase::Impact | Phase::Train | Phase::Again => (0.3, 1.0),
         };
@@ -213,7 +235,16 @@ impl pipeline::Observer for Work<'_> {
     }
 
     fn has_time(&self) -> bool {
-        self.began.elapsed() < self.context.config.train.max_time
+        let limit = self.context.config.train.max_time;
+        let is_late = self.trains_since.get().elapsed() >= limit;
+        if is_late && !self.is_late.replace(true) {
+            tracing::warn!(
+                id = self.job.id,
+                minutes = limit.as_secs() / 60,
+                "the candidate still gets something wrong, and no further round of training begins: train.max_minutes has passed"
+            );
+        }
+        !is_late
     }
 
     fn checkpoints(&self) -> Option<PathBuf> {

@@ -27,7 +27,7 @@ use realign_fleet::{Event, Runner, Settings, StateFile, TargetId};
 use realign_store::Store;
 use tokio::sync::watch;
 
-use super::listen::{Connections, Listener, Listening, Timeouts};
+use super::listen::{Connections, Listening};
 use super::operations::{self, access};
 use super::tls::Tls;
 use super::{FLUSH, GIVE_UP, LOOK, SLACK, ServerError, bind, files, signals};
@@ -222,7 +222,8 @@ impl GatewayServer {
         let of_clients = files::connections(wanted, of_operators) / 2;
         let mut serving = tokio::task::JoinSet::new();
         let clients = bind(&server.address).await?;
-        let (address, url) = (clients.address()?, self.url(&clients)?);
+        let address = clients.address()?;
+        let url = clients.url(&address, self.tls.is_some());
         tracing::info!(%address, model = &*self.gateway.name, "listening: {url}v1");
         let with_operators = operators.is_none();
         let app = self.gateway.router(true, with_operators);
@@ -230,7 +231,8 @@ impl GatewayServer {
         serving.spawn(listening.serve(clients, app));
         if let Some(address) = operators {
             let listener = bind(address).await?;
-            let (address, url) = (listener.address()?, self.url(&listener)?);
+            let address = listener.address()?;
+            let url = listener.url(&address, self.tls.is_some());
             tracing::info!(%address, "operators: {url}");
             let app = self.gateway.router(false, true);
             let listening = self.listening(ListenerRole::Operators, of_operators, closing);
@@ -239,36 +241,20 @@ impl GatewayServer {
         Ok(serving)
     }
 
-    fn url(&self, listener: &Listener) -> Result<String, ServerError> {
-        let address = listener.address()?;
-        Ok(match (listener.is_internal(), &self.tls) {
-            (true, _) => format!("{address}, path /"),
-            (false, None) => format!("http://{address}/"),
-            (false, Some(_)) => format!("https://{address}/"),
-        })
-    }
-
     fn listening(
         &self,
         whose: ListenerRole,
         most: usize,
         closing: &watch::Sender<bool>,
     ) -> Listening {
-        let server = &self.config.server;
-        Listening {
-            timeouts: Timeouts {
-                header: server.header_timeout,
-                write: server.write_timeout,
-            },
-            tls: self.tls.clone(),
-            connections: Arc::new(Connections::new(
-                whose,
-                most,
-                self.gateway.telemetry.clone(),
-                Arc::default(),
-            )),
-            closing: closing.subscribe(),
-        }
+        let telemetry = self.gateway.telemetry.clone();
+        let connections = Connections::new(whose, most, telemetry, Arc::default());
+        Listening::new(
+            &self.config.server,
+            self.tls.clone(),
+            connections,
+            closing.subscribe(),
+        )
     }
 }
 

@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::tls::{self, Tls};
+use crate::config::ServerConfig;
 use answers::Answering;
 pub(super) use connections::Connections;
 use connections::Slot;
@@ -40,25 +41,44 @@ const EVICTION_GRACE: Duration = Duration::from_millis(200);
 
 /// Time limits of a connection.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Timeouts {
+struct Timeouts {
     /// For a TLS handshake, a request's header, and an idle connection.
-    pub(super) header: Duration,
+    header: Duration,
     /// For a client that reads none of its response.
-    pub(super) write: Duration,
+    write: Duration,
 }
 
 /// Settings of a listener.
 #[derive(Clone)]
 pub(super) struct Listening {
-    pub(super) timeouts: Timeouts,
-    pub(super) tls: Option<Arc<Tls>>,
+    timeouts: Timeouts,
+    tls: Option<Arc<Tls>>,
     /// The listener's open connections.
-    pub(super) connections: Arc<Connections>,
+    connections: Arc<Connections>,
     /// Becomes true when connections should close after their current request.
-    pub(super) closing: watch::Receiver<bool>,
+    closing: watch::Receiver<bool>,
 }
 
 impl Listening {
+    /// With the timeouts of the configuration. Each listener has connections of its own, so that clients cannot take those
+    /// of operators and their probes.
+    pub(super) fn new(
+        server: &ServerConfig,
+        tls: Option<Arc<Tls>>,
+        connections: Connections,
+        closing: watch::Receiver<bool>,
+    ) -> Self {
+        Self {
+            timeouts: Timeouts {
+                header: server.header_timeout,
+                write: server.write_timeout,
+            },
+            tls,
+            connections: Arc::new(connections),
+            closing,
+        }
+    }
+
     /// Serves `app` until `closing` is true, then waits for open connections to finish.
     pub(super) async fn serve(mut self, listener: Listener, app: Router) {
         if listener.is_internal() {

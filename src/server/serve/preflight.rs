@@ -12,7 +12,8 @@ use crate::config::keys::KeyDigest;
 use crate::config::{Address, Config, ConfigError, admin_key};
 use crate::state::{StateDb, StateError, state_place};
 use realign_core::lock::{DirLock, Holder, LockError};
-use realign_engine::adapter::AdapterStore;
+use realign_engine::adapter::generation::GenerationId;
+use realign_engine::adapter::{AdapterStore, base_id};
 use realign_model::host_memory::headroom;
 use realign_model::{Described, ModelSource};
 
@@ -370,6 +371,9 @@ fn adapters(config: &Config) -> Finding {
         Ok((listed, Some(current))) if listed.iter().any(|l| l.id == current) => {
             Finding::ok(SUBJECT, format!("{}; {current} serves", listed.len()))
         }
+        Ok((listed, Some(current))) if is_base(config, &current) => {
+            Finding::ok(SUBJECT, format!("{}; the base model serves", listed.len()))
+        }
         Ok((_, Some(current))) => Finding::warning(
             SUBJECT,
             ConfigError::Value {
@@ -380,6 +384,17 @@ fn adapters(config: &Config) -> Finding {
             }
             .to_string(),
         ),
+    }
+}
+
+/// Whether a generation is the configured model itself. All of its files are read for that.
+fn is_base(config: &Config, id: &GenerationId) -> bool {
+    match ModelSource::parse(&config.model) {
+        Ok(ModelSource::Hub { .. }) | Err(_) => false,
+        Ok(source) => {
+            let hash = source.fetch().and_then(|files| files.base_hash());
+            hash.is_ok_and(|hash| base_id(&hash) == *id)
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::{self, BufRead, Read, Take};
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use csv::ByteRecord;
+use csv::{ByteRecord, Position};
 use serde_json::{Map, Value};
 
 use crate::preferences::dataset::DatasetError;
@@ -34,10 +34,13 @@ const NESTED: [&str; 11] = [
 /// See [`super::for_each`].
 pub(super) fn for_each(
     file: &Path,
-    input: impl BufRead,
+    mut input: impl BufRead,
     (bounds, separator): (Bounds, u8),
     visitor: &mut Visitor<'_>,
 ) -> Result<u64, DatasetError> {
+    let head = input.fill_buf();
+    let head = Head::of(head.map_err(|error| DatasetError::at_line(file, 1, &error))?);
+    let separator = head.separator(separator);
     let budget = bounds.total.saturating_add(1);
     let guarded = Guarded {
         input: input.take(budget),
@@ -55,7 +58,7 @@ pub(super) fn for_each(
         reader.get_mut().left = bounds.line + 2 * BUFFER;
         let mut record = ByteRecord::new();
         let more = reader.read_byte_record(&mut record);
-        let line = record.position().map_or(1, |at| at.line() as usize);
+        let line = record.position().map_or(1, |at| head.line(at));
         let used_up = reader.get_ref().left == 0;
         let unread = reader.get_ref().input.limit();
         let next = match more {
@@ -83,6 +86,54 @@ pub(super) fn for_each(
         if next.is_break() {
             return Ok(budget - unread);
         }
+    }
+}
+
+/// What the row of names shows about the rest.
+#[derive(Default)]
+struct Head {
+    commas: usize,
+    semicolons: usize,
+    tabs: usize,
+    /// Whether lines end as on Windows.
+    has_returns: bool,
+}
+
+impl Head {
+    /// Of the first bytes of a table.
+    fn of(bytes: &[u8]) -> Self {
+        let (mut head, mut is_quoted, mut last) = (Self::default(), false, 0);
+        for byte in bytes {
+            is_quoted ^= *byte == b'"';
+            match byte {
+                _ if is_quoted => {}
+                b',' => head.commas += 1,
+                b';' => head.semicolons += 1,
+                b'\t' => head.tabs += 1,
+                b'\n' => {
+                    head.has_returns = last == b'\r';
+                    break;
+                }
+                _ => {}
+            }
+            last = *byte;
+        }
+        head
+    }
+
+    /// Where the language writes decimals with a comma, spreadsheets separate with semicolons what is called
+    /// after commas.
+    fn separator(&self, named: u8) -> u8 {
+        match named {
+            b',' if self.commas == 0 && self.semicolons > 0 => b';',
+            b',' if self.commas == 0 && self.tabs > 0 => b'\t',
+            named => named,
+        }
+    }
+
+    /// The line at which a row begins. The reader counts the second character of a line's end to the next row.
+    fn line(&self, at: &Position) -> usize {
+        at.line() as usize + usize::from(self.has_returns && at.byte() > 0)
     }
 }
 

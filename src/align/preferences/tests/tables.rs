@@ -239,7 +239,7 @@ fn a_report_says_what_was_read_how() {
     assert_eq!((reasons.len(), &*reasons[0].1), (1, &[3, 4][..]));
     assert!(reasons[0].0.starts_with("`chosen` is missing"));
     let second = &reports[1];
-    assert_eq!((second.duplicates, second.form), (1, "table (commas)"));
+    assert_eq!((second.duplicates, second.form), (1, "table"));
     assert_eq!(
         second.contradictions.len(),
         1,
@@ -279,4 +279,32 @@ fn what_a_file_says_twice_is_refused() {
             "{text}: {refused:?}"
         );
     }
+}
+
+/// What spreadsheets save where decimals have a comma: semicolons, a mark of the encoding, line ends of Windows.
+#[test]
+fn a_table_may_have_semicolons_or_tabs_and_line_ends_of_windows() {
+    for separator in [",", ";", "\t"] {
+        let row = |cells: [&str; 4]| cells.join(separator) + "\r\n";
+        let text = [
+            "\u{feff}".to_owned() + &row(["prompt", "chosen", "rejected", "notes"]),
+            row(["p", "\"a; b, c\"", "d", ""]),
+            row(["q", "\"two\r\nlines\"", "e", ""]),
+            row(["r", "", "f", "no good one yet"]),
+            row(["s", "g", "h", ""]),
+        ]
+        .concat();
+        let data = load(&[("a.csv", text.as_bytes())]);
+        assert_eq!(data.pairs.len(), 3, "{separator:?}");
+        let chosen = data.pairs.iter().map(|pair| pair.chosen.as_str());
+        assert!(chosen.into_iter().any(|text| text == "a; b, c"));
+        let refused = refused("a.csv", &text);
+        assert!(
+            refused.len() == 1 && refused[0].starts_with("a.csv:5: `chosen` is missing"),
+            "{refused:?}"
+        );
+    }
+    // A comma in the names is the separator, whatever else is there.
+    let data = load(&[("a.csv", b"prompt,chosen,rejected,a;b\np,c;d,r,\n")]);
+    assert_eq!(data.pairs[0].chosen, "c;d");
 }

@@ -71,6 +71,18 @@ fn a_swap_to_what_serves_keeps_the_previous() {
 }
 
 #[test]
+fn a_candidate_that_served_is_none_any_more() {
+    let registry = registry(4);
+    let candidate = generation(1);
+    registry.show_candidate(&candidate);
+    assert_eq!(registry.candidate().unwrap().id, id(1));
+    registry.swap(candidate, None).unwrap();
+    assert!(registry.candidate().is_none(), "it serves");
+    registry.rollback(None).unwrap();
+    assert!(registry.candidate().is_none(), "it is what served before");
+}
+
+#[test]
 fn nothing_to_roll_back_to() {
     let error = registry(4).rollback(None).unwrap_err();
     assert_eq!(error, SwapError::NoPrevious { current: id(0) });

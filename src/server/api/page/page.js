@@ -257,10 +257,9 @@ function steps(r) {
   const well = ["succeeded", "no_conflict"].includes(r.status);
   const entered = (stage) => !r.timeline || times.has(stage);
   return make("ol", { class: "steps" }, STAGES.map((stage, i) => {
-    const skipped = over && well && !entered(stage);
-    const state = over
-      ? (i < at || well) ? (skipped ? "" : "done") : i === at ? "failed" : ""
-      : i < at ? "done" : i === at ? "now" : "";
+    const passed = over ? i < at || well : i < at;
+    const skipped = passed && !entered(stage);
+    const state = passed ? (skipped ? "" : "done") : i > at ? "" : over ? "failed" : "now";
     const took = times.get(stage);
     const said = skipped ? "not needed" : Number.isFinite(took) ? seconds(took) : state === "now" ? percent(r.stage_progress) : "";
     return make("li", { class: state, "aria-current": state === "now" ? "step" : null }, make("b", {}, stage), said || "\u00a0");

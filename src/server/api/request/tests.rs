@@ -358,7 +358,12 @@ fn unknown_fields_are_refused_unless_they_are_null() {
     let refused = unknown(&body).unwrap_err().to_string();
     assert_eq!(
         refused,
-        "`temprature` (no known field of this route) is not supported by this server"
+        "`temprature` (no known field of this route; did you mean `temperature`?) is not supported by this server"
+    );
+    let refused = unknown(&chat_with("xyz_of_mine", json!(0))).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "`xyz_of_mine` (no known field of this route) is not supported by this server"
     );
     for (name, value) in [
         ("temprature", Value::Null),

@@ -18,6 +18,8 @@ pub(crate) struct Field {
     pub(crate) place: String,
     /// Its name, shortened.
     pub(crate) name: String,
+    /// A field of that place with almost this name.
+    pub(crate) close: Option<&'static str>,
 }
 
 impl Field {
@@ -26,6 +28,18 @@ impl Field {
         match self.place.as_str() {
             "" => self.name.clone(),
             place => format!("{place}.{}", self.name),
+        }
+    }
+
+    /// What is wrong with it.
+    fn detail(&self) -> String {
+        let place = match self.place.as_str() {
+            "" => "of this route",
+            _ => "there",
+        };
+        match self.close {
+            Some(close) => format!(" (no known field {place}; did you mean `{close}`?)"),
+            None => format!(" (no known field {place})"),
         }
     }
 }
@@ -48,11 +62,7 @@ impl Unknown {
         match (self.0.first(), wanted) {
             (Some(field), UnknownFields::Refuse) => Err(ApiError::Unsupported {
                 param: field.path(),
-                detail: match field.place.as_str() {
-                    "" => " (no known field of this route)",
-                    _ => " (no known field there)",
-                }
-                .into(),
+                detail: field.detail(),
             }),
             (Some(_), UnknownFields::Ignore) => {
                 let (count, fields) = (self.0.len(), self.named());

@@ -5,7 +5,9 @@ use std::cell::RefCell;
 use serde_json::Value;
 
 use super::fault::{Step, path, shortened};
+use super::reader::FLATTEN_PREFIX;
 use super::unknown::Field;
+use crate::config::nearest;
 
 /// Follows a [`Reader`](super::reader::Reader): objects that are read as structs are compared with what
 /// their structs declare. Values that are read whole, such as schemas, are not looked into.
@@ -50,14 +52,22 @@ impl Watch {
         if let (Some(last), Value::Object(fields)) = (open.last(), value)
             && !last.declared.is_empty()
         {
-            let known = |name: &str| last.declared.iter().any(|of| of.contains(&name));
+            let declared = || last.declared.iter().flat_map(|of| of.iter().copied());
+            let known = |name: &str| declared().any(|field| field == name);
             let fields = fields.iter();
             let unknown = fields.filter(|(name, value)| !value.is_null() && !known(name));
             for (name, _) in unknown {
                 let name = shortened(name);
                 let steps = open.iter().filter_map(|value| value.step.as_ref());
                 let place = path(steps);
-                found.push(Field { place, name });
+                // Only the first is told with it: a body may have any number.
+                let is_public = |field: &&str| !field.starts_with(FLATTEN_PREFIX);
+                let close = found.is_empty().then(|| {
+                    let known: Vec<&'static str> = declared().filter(is_public).collect();
+                    nearest(&name, &known)
+                });
+                let close = close.flatten();
+                found.push(Field { place, name, close });
             }
         }
         open.pop();

@@ -70,6 +70,8 @@ fn nested_routes_know_their_names() {
     let document: serde_json::Value = serde_json::from_str(&document).unwrap();
     assert_eq!(document["servers"][0]["url"], "/tools/llm");
     assert!(document["paths"]["/v1/completions"].is_object());
+    let (status, _, text) = fetch(&format!("{llm}/models"));
+    assert!(status == 404 && text.contains("ends with /v1"), "{text}");
 }
 
 #[test]

@@ -58,6 +58,15 @@ impl Listener {
         !matches!(self, Self::Tcp(_))
     }
 
+    /// Where the root of this listener's routes is.
+    pub(in crate::serve) fn url(&self, address: &Address, encrypted: bool) -> String {
+        match (self.is_internal(), encrypted) {
+            (true, _) => format!("{address}, path /"),
+            (false, false) => format!("http://{address}/"),
+            (false, true) => format!("https://{address}/"),
+        }
+    }
+
     pub(super) async fn accept(&self) -> io::Result<(Stream, SocketAddr)> {
         match self {
             Self::Tcp(listener) => {

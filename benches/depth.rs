@@ -1,18 +1,16 @@
-//! Speed by depth of the context, on shapes of small models with random weights. Ignored: it
-//! measures, and says nothing about correctness.
+//! Speed by depth of the context, on shapes of small models with random weights.
 //!
-//! `cargo test --locked -p realign-cpu --lib -- --ignored --nocapture speed_by_depth`
+//! `SHAPE=SmolLM2 cargo bench --locked --bench depth`; any other shape is that of a model of half a billion parameters.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::Device;
 use candle_core::quantized::GgmlDType;
+use realign_cpu::{CpuExecutor, PackedWeight};
 use realign_model::random::random_model;
 use realign_model::shapes::shape;
-use realign_model::{BLOCK_TOKENS, KvType, ModelSpec, PagedSequence, Step};
-
-use crate::{CpuExecutor, Model, PackedWeight};
+use realign_model::{BLOCK_TOKENS, Decoder, KvType, ModelSpec, PagedSequence, Step};
 
 /// Rows of a prompt's step.
 const CHUNK: usize = 256;
@@ -42,15 +40,15 @@ fn spec(name: &str) -> ModelSpec {
         head_dim: 64,
         max_position: 8192,
         tied_embeddings: true,
-        ..shape("tiny").unwrap()
+        ..shape("tiny").expect("a shape that there is")
     }
 }
 
-fn model(name: &str) -> Arc<Model> {
+fn model(name: &str) -> Arc<Decoder<PackedWeight>> {
     let model = random_model(spec(name), &Device::Cpu, |m| {
         PackedWeight::from_quantized(&m.quantized(GgmlDType::Q4_1)?)
     });
-    Arc::new(model.unwrap())
+    Arc::new(model.expect("the weights fit into memory"))
 }
 
 struct Context {
@@ -77,7 +75,9 @@ impl Context {
             outputs: &[rows as u32 - 1],
         };
         let started = Instant::now();
-        self.executor.forward(&step, &mut self.logits).unwrap();
+        self.executor
+            .forward(&step, &mut self.logits)
+            .expect("random weights give finite numbers");
         started.elapsed().as_secs_f64()
     }
 }
@@ -87,15 +87,14 @@ fn median(mut times: Vec<f64>) -> f64 {
     times[times.len() / 2]
 }
 
-#[test]
-#[ignore = "measures"]
-fn speed_by_depth() {
+fn main() {
     let name = std::env::var("SHAPE").unwrap_or_else(|_| "SmolLM2".into());
     let model = model(&name);
     for threads in [1, 2] {
         for (kind, kv) in KvType::ALL {
             let blocks = 8192 / BLOCK_TOKENS;
-            let executor = CpuExecutor::new(model.clone(), blocks, threads, kv).unwrap();
+            let executor = CpuExecutor::new(model.clone(), blocks, threads, kv)
+                .expect("the cache fits into memory");
             let mut context = Context {
                 logits: vec![0.0; executor.vocab_size()],
                 blocks: (0..blocks as u32).collect(),
