@@ -52,6 +52,11 @@ pub(super) trait CurrentFile: Send + Sync {
     /// Makes it name a generation. `pinned`: an operator chose it, which servers that share it must know.
     fn point_to(&self, generation: &Generation, pinned: bool) -> Result<(), AdapterError>;
 
+    /// Holds on to the right to write it, which another process could take if its place was removed.
+    fn keep(&self) -> Result<(), AdapterError> {
+        Ok(())
+    }
+
     /// What it names is an operator's choice no more.
     fn unpin(&self, _serving: &Generation) -> Result<(), AdapterError> {
         Ok(())
@@ -68,6 +73,10 @@ impl CurrentFile for AdapterStore {
             Some(_) => self.set_current(&generation.id),
             None => self.set_current_base(&generation.base_hash),
         }
+    }
+
+    fn keep(&self) -> Result<(), AdapterError> {
+        self.keep_lock()
     }
 }
 
@@ -240,7 +249,8 @@ impl Pointer {
         let serving = self.registry.lease_current();
         // What cannot be read is replaced by what the store says.
         log(self.read_pin(&serving.id));
-        if self.is_pinned(&serving.id) == pinned {
+        let known = self.pinned().map(|pin| pin.generation);
+        if known == pinned.then(|| serving.id.0.clone()) {
             return;
         }
         let pin = pinned.then(|| Pin {
@@ -259,9 +269,12 @@ impl Pointer {
     pub(super) fn restore(&self) {
         let _only_writer = self.write();
         let serving = self.registry.lease_current();
-        if self.fallback().is_none() {
-            self.restore_file(&serving);
-        }
+        let trouble = match self.file.keep() {
+            Ok(()) if self.fallback().is_none() => self.restore_file(&serving),
+            Ok(()) => None,
+            Err(error) => Some(format!("nothing can be published: {error}")),
+        };
+        self.show_trouble(trouble);
         log(self.mend_history(&serving.id));
         if log(self.read_pin(&serving.id)).is_some() {
             let shown = self.pinned();
@@ -290,7 +303,8 @@ impl Pointer {
         Ok(())
     }
 
-    fn restore_file(&self, serving: &Generation) {
+    /// Makes `CURRENT` name what serves; says why that cannot be done.
+    fn restore_file(&self, serving: &Generation) -> Option<String> {
         let named = self.file.current();
         // Before the first activation there is no file, and the base serves.
         let agrees = match &named {
@@ -299,17 +313,22 @@ impl Pointer {
             Err(_) => false,
         };
         let id = &serving.id;
-        let written = match agrees {
-            true => Ok(()),
-            false => self.file.point_to(serving, self.is_pinned(id)),
-        };
-        let trouble = written.err().map(|error| {
-            format!("CURRENT does not name {id}, which serves, and cannot be written: {error}")
-        });
-        let mut shown = self.shown();
-        if !agrees && trouble.is_none() {
-            tracing::warn!(serving = %id, ?named, "CURRENT did not name what serves: written again");
+        if agrees {
+            return None;
         }
+        match self.file.point_to(serving, self.is_pinned(id)) {
+            Ok(()) => {
+                tracing::warn!(serving = %id, ?named, "CURRENT did not name what serves: written again");
+                None
+            }
+            Err(error) => Some(format!(
+                "CURRENT does not name {id}, which serves, and cannot be written: {error}"
+            )),
+        }
+    }
+
+    fn show_trouble(&self, trouble: Option<String>) {
+        let mut shown = self.shown();
         // Said once, not on every tick.
         if let Some(trouble) = trouble.as_ref().filter(|_| trouble != shown.trouble) {
             tracing::error!("{trouble}");
@@ -377,10 +396,16 @@ impl Pointer {
             return Ok(());
         }
         let stored = self.db.pin()?;
+        let serves = |pin: &Pin| pin.generation == serving.0;
         let (kept, dropped): (Option<Pin>, Option<Pin>) = match stored {
-            Some(pin) if pin.generation == serving.0 => (Some(pin), None),
+            // An operator chose it: what cannot be loaded now, or is not named any more, stays chosen.
+            Some(pin) if serves(&pin) || !self.is_named(serving) => (Some(pin), None),
+            // A process that was killed while it changed the pointer left it.
             other => (None, other),
         };
+        if let Some(pin) = kept.as_ref().filter(|pin| !serves(pin)) {
+            tracing::error!("{}", lost(pin));
+        }
         if let Some(pin) = dropped {
             tracing::warn!(
                 pinned = pin.generation,
@@ -396,6 +421,24 @@ impl Pointer {
         Ok(())
     }
 
+    /// Whether `CURRENT` names what serves.
+    fn is_named(&self, serving: &GenerationId) -> bool {
+        let named = self.file.current();
+        named.is_ok_and(|named| named.as_ref() == Some(serving))
+    }
+
+    /// What an operator pinned, in words, if it does not serve.
+    pub(super) fn lost_pin(&self) -> Option<String> {
+        let serving = self.registry.lease_current();
+        let pin = self.pinned()?;
+        (pin.generation != serving.id.0).then(|| lost(&pin))
+    }
+
+    /// Why the directory or `CURRENT` is not as it should be, if so.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.shown().trouble.clone()
+    }
+
     /// Lets realignments replace what serves again; returns what was pinned.
     ///
     /// # Errors
@@ -404,19 +447,23 @@ impl Pointer {
         let _only_writer = self.write();
         let serving = self.registry.lease_current();
         self.read_pin(&serving.id)?;
-        self.file.unpin(&serving)?;
+        if self.fallback().is_none() {
+            // What stands in is not what others should serve.
+            self.file.unpin(&serving)?;
+        }
         self.db.set_pin(None)?;
         Ok(self.shown().pin.take())
     }
 
-    /// Ends the pin of a generation that may not serve any more.
-    pub(super) fn release(&self, broken: &GenerationId) {
+    /// Ends the pin of a generation that may not serve any more; returns whether it was pinned.
+    pub(super) fn release(&self, broken: &GenerationId) -> bool {
         let _only_writer = self.write();
-        let pinned = self.pinned();
-        if pinned.is_some_and(|pin| pin.generation == broken.0) {
+        let pinned = self.is_pinned(broken);
+        if pinned {
             self.shown().pin = None;
             log(self.db.set_pin(None));
         }
+        pinned
     }
 
     fn write(&self) -> MutexGuard<'_, ()> {
@@ -428,6 +475,16 @@ impl Pointer {
     fn shown(&self) -> MutexGuard<'_, Shown> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// An operator's choice that does not serve, and what to do.
+fn lost(pin: &Pin) -> String {
+    let generation = &pin.generation;
+    format!(
+        "generation {generation} is pinned by an operator and does not serve, and no realignment replaces \
+         what serves in its place: put its files back and activate it or restart, or release it with \
+         `realign adapters unpin`"
+    )
 }
 
 /// What cannot be written now is written on the timer.
