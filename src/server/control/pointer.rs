@@ -4,6 +4,8 @@
 //! steps back, so what is shown, what is stored and what answers are the same generation. What could
 //! not be taken back is written again on a timer.
 
+mod pins;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::state::{Act, Activation, Pin, StateDb, StateError};
@@ -127,11 +129,6 @@ impl Pointer {
         }
     }
 
-    /// What an operator pinned, if anything.
-    pub(super) fn pinned(&self) -> Option<Pin> {
-        self.shown().pin.clone()
-    }
-
     /// Why the generation that should serve does not, if so.
     pub(super) fn fallback(&self) -> Option<String> {
         self.shown().fallback.clone()
@@ -236,32 +233,6 @@ impl Pointer {
         let _only_writer = self.write();
         let serving = self.registry.lease_current();
         self.file.point_to(&serving, self.is_pinned(&serving.id))
-    }
-
-    /// Whether an operator pinned this generation.
-    fn is_pinned(&self, id: &GenerationId) -> bool {
-        self.pinned().is_some_and(|pin| pin.generation == id.0)
-    }
-
-    /// Takes note of what another controller says about what serves: pinned or not.
-    pub(super) fn agree_on_pin(&self, pinned: bool) {
-        let _only_writer = self.write();
-        let serving = self.registry.lease_current();
-        // What cannot be read is replaced by what the store says.
-        log(self.read_pin(&serving.id));
-        let known = self.pinned().map(|pin| pin.generation);
-        if known == pinned.then(|| serving.id.0.clone()) {
-            return;
-        }
-        let pin = pinned.then(|| Pin {
-            generation: serving.id.to_string(),
-            reason: "an operator pinned it on another controller".into(),
-            at: unix_seconds(),
-        });
-        log(self.db.set_pin(pin.as_ref()));
-        let mut shown = self.shown();
-        shown.pin = pin;
-        shown.pin_read = true;
     }
 
     /// Where `CURRENT`, the history or the stored pin say something else than memory, they are
@@ -390,80 +361,9 @@ impl Pointer {
         log(self.read_pin(&serving));
     }
 
-    /// Reads what an earlier process pinned, unless that has been done.
-    fn read_pin(&self, serving: &GenerationId) -> Result<(), StateError> {
-        if self.shown().pin_read {
-            return Ok(());
-        }
-        let stored = self.db.pin()?;
-        let serves = |pin: &Pin| pin.generation == serving.0;
-        let (kept, dropped): (Option<Pin>, Option<Pin>) = match stored {
-            // An operator chose it: what cannot be loaded now, or is not named any more, stays chosen.
-            Some(pin) if serves(&pin) || !self.is_named(serving) => (Some(pin), None),
-            // A process that was killed while it changed the pointer left it.
-            other => (None, other),
-        };
-        if let Some(pin) = kept.as_ref().filter(|pin| !serves(pin)) {
-            tracing::error!("{}", lost(pin));
-        }
-        if let Some(pin) = dropped {
-            tracing::warn!(
-                pinned = pin.generation,
-                %serving,
-                "what an operator pinned does not serve: it is pinned no more"
-            );
-            // What cannot be written is written on the timer.
-            log(self.db.set_pin(None));
-        }
-        let mut shown = self.shown();
-        shown.pin = kept;
-        shown.pin_read = true;
-        Ok(())
-    }
-
-    /// Whether `CURRENT` names what serves.
-    fn is_named(&self, serving: &GenerationId) -> bool {
-        let named = self.file.current();
-        named.is_ok_and(|named| named.as_ref() == Some(serving))
-    }
-
-    /// What an operator pinned, in words, if it does not serve.
-    pub(super) fn lost_pin(&self) -> Option<String> {
-        let serving = self.registry.lease_current();
-        let pin = self.pinned()?;
-        (pin.generation != serving.id.0).then(|| lost(&pin))
-    }
-
     /// Why the directory or `CURRENT` is not as it should be, if so.
     pub(super) fn trouble(&self) -> Option<String> {
         self.shown().trouble.clone()
-    }
-
-    /// Lets realignments replace what serves again; returns what was pinned.
-    ///
-    /// # Errors
-    /// If that cannot be stored.
-    pub(super) fn unpin(&self) -> Result<Option<Pin>, ChangeError> {
-        let _only_writer = self.write();
-        let serving = self.registry.lease_current();
-        self.read_pin(&serving.id)?;
-        if self.fallback().is_none() {
-            // What stands in is not what others should serve.
-            self.file.unpin(&serving)?;
-        }
-        self.db.set_pin(None)?;
-        Ok(self.shown().pin.take())
-    }
-
-    /// Ends the pin of a generation that may not serve any more; returns whether it was pinned.
-    pub(super) fn release(&self, broken: &GenerationId) -> bool {
-        let _only_writer = self.write();
-        let pinned = self.is_pinned(broken);
-        if pinned {
-            self.shown().pin = None;
-            log(self.db.set_pin(None));
-        }
-        pinned
     }
 
     fn write(&self) -> MutexGuard<'_, ()> {
@@ -475,16 +375,6 @@ impl Pointer {
     fn shown(&self) -> MutexGuard<'_, Shown> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// An operator's choice that does not serve, and what to do.
-fn lost(pin: &Pin) -> String {
-    let generation = &pin.generation;
-    format!(
-        "generation {generation} is pinned by an operator and does not serve, and no realignment replaces \
-         what serves in its place: put its files back and activate it or restart, or release it with \
-         `realign adapters unpin`"
-    )
 }
 
 /// What cannot be written now is written on the timer.
