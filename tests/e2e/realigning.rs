@@ -1,7 +1,7 @@
 //! Policy files in, generations out.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::endpoint::endpoint;
 use super::server::{Server, wait};
@@ -254,25 +254,16 @@ fn judged(url: &str) -> String {
 #[test]
 fn a_shutdown_does_not_wait_for_a_judge_and_what_it_stopped_is_resumed() {
     let workspace = Workspace::tiny(1);
-    let (asked, hangs) = (
-        Arc::new(AtomicUsize::new(0)),
-        Arc::new(AtomicBool::new(true)),
-    );
-    let (count, is_hanging) = (asked.clone(), hangs.clone());
+    let (asked, hangs) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(())));
+    let (count, waiting) = (asked.clone(), hangs.clone());
+    let hanging = hangs.lock().unwrap();
     let url = endpoint(move |body| {
-        let number = count.fetch_add(1, Ordering::SeqCst);
-        while number >= 2 && is_hanging.load(Ordering::SeqCst) {
-            std::thread::sleep(std::time::Duration::from_millis(20));
+        if count.fetch_add(1, Ordering::SeqCst) >= 2 {
+            drop(waiting.lock());
         }
         let question = body["messages"][0]["content"].as_str().unwrap_or_default();
-        (
-            200,
-            if question.contains("xyzzy") {
-                "yes"
-            } else {
-                "no"
-            },
-        )
+        let magic = question.contains("xyzzy");
+        (200, if magic { "yes" } else { "no" })
     });
     workspace.write("policies/judged.yaml", &judged(&url));
     let mut server = Server::start(&workspace);
@@ -285,7 +276,7 @@ fn a_shutdown_does_not_wait_for_a_judge_and_what_it_stopped_is_resumed() {
     let took = began.elapsed();
     assert!(took < std::time::Duration::from_secs(25), "{took:?}");
     drop(server);
-    hangs.store(false, Ordering::SeqCst);
+    drop(hanging);
     let server = Server::start(&workspace);
     assert_eq!(server.ended(1)["status"], "succeeded");
     assert_eq!(server.realignments().len(), 1, "the same one, resumed");
