@@ -15,6 +15,7 @@ fn services() -> Services {
         features: None,
         scores: Arc::new(MemoryScoreCache::default()),
         probes: None,
+        closing: None,
     }
 }
 

@@ -26,6 +26,7 @@ pub(super) fn services(config: &Config, set: &PolicySet) -> Result<Services, Cli
         },
         scores,
         probes: probes.then(|| config.paths.state.join("probes")),
+        closing: None,
     })
 }
 

@@ -125,7 +125,12 @@ fn shown(holder: Option<&Holder>) -> String {
 /// A lock that this process holds, until it is released or dropped.
 #[derive(Debug)]
 pub struct DirLock {
+    dir: PathBuf,
+    name: &'static str,
+    advice: &'static str,
     file: Mutex<Option<File>>,
+    /// What the file says.
+    holder: Mutex<Holder>,
 }
 
 impl DirLock {
@@ -135,6 +140,18 @@ impl DirLock {
     /// # Errors
     /// [`LockError`].
     pub fn take(place: Place<'_>, holder: &Holder, patience: Duration) -> Result<Self, LockError> {
+        let lock = Self {
+            dir: place.dir.to_owned(),
+            name: place.file,
+            advice: place.advice,
+            file: Mutex::new(Some(Self::locked(place, patience)?)),
+            holder: Mutex::new(holder.clone()),
+        };
+        lock.describe(holder);
+        Ok(lock)
+    }
+
+    fn locked(place: Place<'_>, patience: Duration) -> Result<File, LockError> {
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |source| LockError::Io { path, source }
@@ -147,7 +164,7 @@ impl DirLock {
         let until = Instant::now() + patience;
         loop {
             match file.try_lock() {
-                Ok(()) => break,
+                Ok(()) => return Ok(file),
                 Err(TryLockError::WouldBlock) if Instant::now() < until => {
                     #[expect(
                         clippy::disallowed_methods,
@@ -165,11 +182,33 @@ impl DirLock {
                 Err(TryLockError::Error(source)) => return Err(failed(&path)(source)),
             }
         }
-        let lock = Self {
-            file: Mutex::new(Some(file)),
+    }
+
+    /// Takes the lock again where its file was removed or replaced, with the directory if need be:
+    /// another process could lock the file that is there now. Returns whether it had to. A lock that
+    /// was released stays released.
+    ///
+    /// # Errors
+    /// [`LockError`] if another process was faster, or the file cannot be made: this process may not
+    /// change the directory then.
+    pub fn take_again(&self) -> Result<bool, LockError> {
+        let mut file = self.file();
+        let Some(held) = file.as_ref() else {
+            return Ok(false);
         };
-        lock.describe(holder);
-        Ok(lock)
+        let place = Place {
+            dir: &self.dir,
+            file: self.name,
+            advice: self.advice,
+        };
+        if is_at(held, &self.dir.join(self.name)) {
+            return Ok(false);
+        }
+        *file = Some(Self::locked(place, Duration::ZERO)?);
+        drop(file);
+        let holder = self.holder().clone();
+        self.describe(&holder);
+        Ok(true)
     }
 
     /// Who holds a lock now, without taking it or making anything: `None` if it is free. The inner
@@ -199,6 +238,7 @@ impl DirLock {
     /// Writes into the file who holds the lock. It is information only: a full disk is no reason not
     /// to hold it.
     pub fn describe(&self, holder: &Holder) {
+        *self.holder() = holder.clone();
         let write = |mut file: &File| -> io::Result<()> {
             let line = format!("{}\n", serde_json::to_string(holder)?);
             file.seek(SeekFrom::Start(0))?;
@@ -224,6 +264,28 @@ impl DirLock {
     fn file(&self) -> MutexGuard<'_, Option<File>> {
         self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn holder(&self) -> MutexGuard<'_, Holder> {
+        self.holder.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether an open file is the one at a path.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let number = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(open), Ok(there)) => number(open) == number(there),
+        // What cannot be looked at for another reason was not removed.
+        (_, Err(error)) => error.kind() != io::ErrorKind::NotFound,
+        (Err(_), _) => true,
+    }
+}
+
+#[cfg(not(unix))]
+fn is_at(_: &File, path: &Path) -> bool {
+    path.exists()
 }
 
 /// Who holds a lock, according to its file.
@@ -279,6 +341,36 @@ mod tests {
         let again = take(Duration::ZERO).unwrap();
         drop(lock);
         assert!(again.is_held() && take(Duration::ZERO).is_err());
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn a_lock_whose_file_was_removed_is_taken_again_unless_another_was_faster() {
+        let root = std::env::temp_dir().join(format!("realign-lock-again-{}", std::process::id()));
+        let dir = root.join("adapters");
+        let holder = Holder::this_process(Some("127.0.0.1:8080".into()));
+        let take = || DirLock::take(place(&dir), &holder, Duration::ZERO);
+        let lock = take().unwrap();
+        assert!(!lock.take_again().unwrap(), "it is there");
+        fs::remove_dir_all(&dir).unwrap();
+        assert!(lock.take_again().unwrap());
+        assert!(take().is_err(), "it is held again");
+        assert_eq!(holder_in(&dir.join(LOCK_FILE)), Some(holder.clone()));
+        assert!(!lock.take_again().unwrap());
+
+        fs::remove_dir_all(&dir).unwrap();
+        let other = take().unwrap();
+        let error = lock.take_again().unwrap_err().to_string();
+        assert!(error.contains("is in use by"), "{error}");
+        drop(other);
+        assert!(lock.take_again().unwrap(), "the other one has ended");
+
+        lock.release();
+        fs::remove_dir_all(&dir).unwrap();
+        assert!(
+            !lock.take_again().unwrap() && !dir.exists(),
+            "released for good"
+        );
         fs::remove_dir_all(root).unwrap();
     }
 

@@ -187,3 +187,77 @@ fn nothing_is_decided_that_cannot_be_recorded() {
         (server.get("/admin/v1/policies")["policies"][0]["id"] == "no-plugh").then_some(())
     });
 }
+
+/// With the directory goes its lock, which another server could take.
+#[test]
+fn an_adapter_directory_that_is_removed_stays_the_servers_own() {
+    let workspace = Workspace::tiny(1);
+    workspace.drop_policy("xyzzy");
+    let server = Server::start(&workspace);
+    let trained = server.ended(1)["generation"].clone();
+    std::fs::remove_dir_all(workspace.path("adapters")).unwrap();
+    wait("a lock that is taken again", || {
+        workspace.path("adapters/LOCK").exists().then_some(())
+    });
+    let refused = realign(
+        &workspace,
+        &["serve", "--port", "0", "--state", "elsewhere"],
+    );
+    let errors = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(2), "{errors}");
+    assert!(errors.contains("adapters is in use by"), "{errors}");
+    assert!(errors.contains("listening on"), "{errors}");
+    let reasons =
+        || server.get("/admin/v1/overview")["serving"]["alignment"]["reasons"].to_string();
+    wait("the reason", || {
+        reasons().contains("CURRENT does not name").then_some(())
+    });
+    // What serves is in memory, and what is trained from now on is published again.
+    assert_eq!(server.current(), trained.as_str().unwrap());
+    workspace.drop_policy("plugh");
+    let ended = server.ended(2);
+    assert_eq!(ended["status"], "succeeded", "{ended}");
+    assert_eq!(workspace.read("adapters/CURRENT").trim(), server.current());
+    wait("no reason", || {
+        (!reasons().contains("CURRENT does not name")).then_some(())
+    });
+}
+
+/// An operator's choice is not forgotten because its files are gone for a while.
+#[test]
+fn what_an_operator_pinned_stays_pinned_without_its_files() {
+    let workspace = Workspace::tiny(1);
+    workspace.drop_policy("xyzzy");
+    let server = Server::start(&workspace);
+    let pinned = server.ended(1)["generation"].clone();
+    let body = json!({"generation": pinned});
+    let activated = server.post("/admin/v1/generations/activate", &body);
+    assert_eq!(activated.status, 200, "{}", activated.body);
+    server.kill();
+    let id = pinned.as_str().unwrap();
+    let (files, away) = (
+        workspace.path(&format!("adapters/{id}")),
+        workspace.path("away"),
+    );
+    std::fs::rename(&files, &away).unwrap();
+
+    let server = Server::start(&workspace);
+    let overview = server.get("/admin/v1/overview");
+    let alignment = &overview["serving"]["alignment"];
+    assert_eq!(alignment["pinned"]["generation"], pinned, "{alignment}");
+    let reasons = alignment["reasons"].to_string();
+    for part in ["pinned by an operator and does not serve", "adapters unpin"] {
+        assert!(reasons.contains(part), "{reasons}");
+    }
+    wait("the metric", || {
+        (server.metric("realign_pin_lost", "") == 1.0).then_some(())
+    });
+    assert_eq!(server.realignments().len(), 1, "none replaces it");
+    server.kill();
+
+    std::fs::rename(&away, &files).unwrap();
+    let server = Server::start(&workspace);
+    assert_eq!(server.current(), id);
+    assert_eq!(server.get("/admin/v1/generations")["pinned"], pinned);
+    assert_eq!(server.metric("realign_pin_lost", ""), 0.0);
+}

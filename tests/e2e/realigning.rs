@@ -1,7 +1,7 @@
 //! Policy files in, generations out.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::endpoint::endpoint;
 use super::server::{Server, wait};
@@ -235,6 +235,53 @@ fn a_dryrun_policy_is_reported_and_never_trained() {
 }
 
 /// A judge that answers for the policy's examples, and then nothing for a while.
+/// A policy whose rule is left to a judge at this address.
+fn judged(url: &str) -> String {
+    let judge =
+        format!("{{ url: \"{url}\", model: m, question: \"Is it magic?\", threshold: 0.5 }}");
+    format!(
+        "apiVersion: realign/v1\nid: judged\nversion: \"1\"\nrules:\n\
+         \x20 - id: magic\n\
+         \x20   severity: high\n\
+         \x20   violates: {{ judge: {judge} }}\n\
+         \x20   examples:\n\
+         \x20     - {{ prompt: a, response: xyzzy, verdict: violates }}\n\
+         \x20     - {{ prompt: a, response: good day, verdict: complies }}\n\
+         gate: {{ min_policy_agreement_gain: 0.0, max_perplexity_rise: 1000.0 }}\n"
+    )
+}
+
+#[test]
+fn a_shutdown_does_not_wait_for_a_judge_and_what_it_stopped_is_resumed() {
+    let workspace = Workspace::tiny(1);
+    let (asked, hangs) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(())));
+    let (count, waiting) = (asked.clone(), hangs.clone());
+    let hanging = hangs.lock().unwrap();
+    let url = endpoint(move |body| {
+        if count.fetch_add(1, Ordering::SeqCst) >= 2 {
+            drop(waiting.lock());
+        }
+        let question = body["messages"][0]["content"].as_str().unwrap_or_default();
+        let magic = question.contains("xyzzy");
+        (200, if magic { "yes" } else { "no" })
+    });
+    workspace.write("policies/judged.yaml", &judged(&url));
+    let mut server = Server::start(&workspace);
+    wait("a judge that does not answer", || {
+        (asked.load(Ordering::SeqCst) > 2).then_some(())
+    });
+    let began = std::time::Instant::now();
+    server.terminate();
+    assert_eq!(server.exited().code(), Some(0), "{}", server.log());
+    let took = began.elapsed();
+    assert!(took < std::time::Duration::from_secs(25), "{took:?}");
+    drop(server);
+    drop(hanging);
+    let server = Server::start(&workspace);
+    assert_eq!(server.ended(1)["status"], "succeeded");
+    assert_eq!(server.realignments().len(), 1, "the same one, resumed");
+}
+
 #[test]
 fn what_a_silent_judge_stopped_is_tried_again_by_itself() {
     let workspace = Workspace::tiny(1);
@@ -248,19 +295,7 @@ fn what_a_silent_judge_stopped_is_tried_again_by_itself() {
         let magic = question.contains("xyzzy");
         (200, if magic { "yes" } else { "no" })
     });
-    let judge =
-        format!("{{ url: \"{url}\", model: m, question: \"Is it magic?\", threshold: 0.5 }}");
-    let text = format!(
-        "apiVersion: realign/v1\nid: judged\nversion: \"1\"\nrules:\n\
-         \x20 - id: magic\n\
-         \x20   severity: high\n\
-         \x20   violates: {{ judge: {judge} }}\n\
-         \x20   examples:\n\
-         \x20     - {{ prompt: a, response: xyzzy, verdict: violates }}\n\
-         \x20     - {{ prompt: a, response: good day, verdict: complies }}\n\
-         gate: {{ min_policy_agreement_gain: 0.0, max_perplexity_rise: 1000.0 }}\n"
-    );
-    workspace.write("policies/judged.yaml", &text);
+    workspace.write("policies/judged.yaml", &judged(&url));
     let server = Server::start(&workspace);
     let failed = server.ended(1);
     assert_eq!(failed["status"], "failed", "{failed}");

@@ -1,8 +1,9 @@
 //! Client of an OpenAI-compatible chat endpoint, with retries; used by judges and the corrective
 //! oracle.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -17,6 +18,10 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 const UNANSWERED: u32 = 3;
 /// How long they are not sent.
 const REST: Duration = Duration::from_secs(10);
+/// How often one who waits looks whether to give up.
+const LOOK: Duration = Duration::from_millis(50);
+/// Why a request was given up.
+const CLOSING: &str = "it is not waited for any more: the server is shutting down";
 
 /// Why an endpoint did not answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,10 +54,17 @@ pub enum EndpointError {
 /// An endpoint with its API key; can be shared between threads.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
+    target: Arc<Target>,
+    outage: Mutex<Outage>,
+    closing: Option<Arc<AtomicBool>>,
+}
+
+/// Where requests go.
+#[derive(Debug)]
+struct Target {
     url: String,
     agent: ureq::Agent,
     key: Option<String>,
-    outage: Mutex<Outage>,
 }
 
 /// Requests in a row that got no answer.
@@ -94,21 +106,34 @@ impl Endpoint {
             .http_status_as_error(false)
             .build();
         Ok(Self {
-            url: url.to_owned(),
-            agent: config.into(),
-            key,
+            target: Arc::new(Target {
+                url: url.to_owned(),
+                agent: config.into(),
+                key,
+            }),
             outage: Mutex::default(),
+            closing: None,
         })
+    }
+
+    /// The same endpoint; once `closing` is set, no answer is waited for.
+    pub(crate) fn closing(self, closing: Option<Arc<AtomicBool>>) -> Self {
+        Self { closing, ..self }
+    }
+
+    fn is_closing(&self) -> bool {
+        let closing = self.closing.as_ref();
+        closing.is_some_and(|closing| closing.load(Ordering::Acquire))
     }
 
     fn outage(&self) -> MutexGuard<'_, Outage> {
         self.outage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn unreachable(&self, why: &str) -> EndpointError {
+    fn unreachable(&self, why: &str, attempts: u32) -> EndpointError {
         EndpointError::Unreachable {
-            url: self.url.clone(),
-            attempts: ATTEMPTS,
+            url: self.target.url.clone(),
+            attempts,
             why: why.into(),
         }
     }
@@ -121,12 +146,16 @@ impl Endpoint {
     /// that got no answer; [`EndpointError::Refused`] at once.
     pub(crate) fn chat(&self, body: &Value, retries: &AtomicU64) -> Result<Value, EndpointError> {
         if let Some(why) = self.outage().rests(Instant::now()) {
-            return Err(self.unreachable(why));
+            return Err(self.unreachable(why, ATTEMPTS));
         }
         let mut pause = FIRST_PAUSE;
         let mut why = String::new();
         for attempt in 1..=ATTEMPTS {
-            match self.attempt(body) {
+            let asked = self.attempt(body);
+            if asked.is_err() && self.is_closing() {
+                return Err(self.unreachable(CLOSING, attempt));
+            }
+            match asked {
                 Ok(answer) => {
                     *self.outage() = Outage::default();
                     return Ok(answer);
@@ -140,21 +169,67 @@ impl Endpoint {
                     why = reason;
                     if attempt < ATTEMPTS {
                         retries.fetch_add(1, Ordering::Relaxed);
-                        #[expect(
-                            clippy::disallowed_methods,
-                            reason = "a pause between attempts; nothing is awaited"
-                        )]
-                        std::thread::sleep(wait.unwrap_or(pause).min(LONGEST_PAUSE));
+                        self.pause(wait.unwrap_or(pause).min(LONGEST_PAUSE));
                         pause *= 2;
                     }
                 }
             }
         }
         self.outage().unanswered(&why, Instant::now());
-        Err(self.unreachable(&why))
+        Err(self.unreachable(&why, ATTEMPTS))
     }
 
+    /// Waits before the next attempt, unless there is to be none.
+    fn pause(&self, wait: Duration) {
+        let until = Instant::now() + wait;
+        while !self.is_closing() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "a pause between attempts; nothing is awaited"
+            )]
+            std::thread::sleep(left.min(LOOK));
+        }
+    }
+
+    /// One attempt. Where it may have to be given up, it is made on a thread of its own, which is left
+    /// behind then.
     fn attempt(&self, body: &Value) -> Result<Value, Failure> {
+        if self.closing.is_none() {
+            return self.target.ask(body);
+        }
+        let (done, answer) = channel();
+        let (target, request) = (self.target.clone(), body.clone());
+        let ask = move || {
+            // What was given up has no one to tell.
+            let _given_up = done.send(target.ask(&request));
+        };
+        let thread = std::thread::Builder::new().name("endpoint".into());
+        if self.is_closing() || thread.spawn(ask).is_err() {
+            let why = "no thread could be started";
+            return Err(Failure::Transient(why.into(), None));
+        }
+        loop {
+            match answer.recv_timeout(LOOK) {
+                Ok(answer) => return answer,
+                Err(RecvTimeoutError::Timeout) if !self.is_closing() => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(Failure::Transient(CLOSING.into(), None));
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    let why = "internal error: the request panicked";
+                    return Err(Failure::Transient(why.into(), None));
+                }
+            }
+        }
+    }
+}
+
+impl Target {
+    fn ask(&self, body: &Value) -> Result<Value, Failure> {
         let transient = |error: ureq::Error| Failure::Transient(error.to_string(), None);
         let mut request = self.agent.post(format!("{}/chat/completions", self.url));
         if let Some(key) = &self.key {
@@ -214,5 +289,27 @@ mod tests {
         assert_eq!(outage.rests(now + REST), None, "one is sent again");
         outage.unanswered("still refused", now + REST);
         assert_eq!(outage.rests(now + REST), Some("still refused"));
+    }
+
+    #[test]
+    fn an_answer_that_does_not_come_is_given_up_when_the_server_closes() {
+        // Connections are accepted by the system, and never answered.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/v1", silent.local_addr().unwrap());
+        let closing = Arc::new(AtomicBool::new(false));
+        let endpoint = Endpoint::new(&url, None).unwrap();
+        let endpoint = endpoint.closing(Some(closing.clone()));
+        let started = Instant::now();
+        std::thread::scope(|scope| {
+            let asking = scope.spawn(|| endpoint.chat(&Value::Null, &AtomicU64::new(0)));
+            // It is asked by now.
+            let _connection = silent.accept().unwrap();
+            closing.store(true, Ordering::Release);
+            let error = asking.join().unwrap().unwrap_err().to_string();
+            assert!(error.contains("shutting down"), "{error}");
+        });
+        assert!(endpoint.chat(&Value::Null, &AtomicU64::new(0)).is_err());
+        endpoint.pause(LONGEST_PAUSE);
+        assert!(started.elapsed() < TIMEOUT / 2, "{:?}", started.elapsed());
     }
 }

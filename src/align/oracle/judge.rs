@@ -2,7 +2,7 @@
 //! first token.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -99,7 +99,16 @@ impl Judge {
     /// # Errors
     /// [`JudgeError`] if the key is missing or an example gets no answer.
     pub fn prepare(spec: Arc<JudgeSpec>, cache: Arc<dyn ScoreCache>) -> Result<Judge, JudgeError> {
-        let endpoint = Endpoint::new(&spec.url, spec.key_env.as_deref())?;
+        Self::prepare_closing(spec, cache, None)
+    }
+
+    /// As [`Judge::prepare`]; once `closing` is set, no answer is waited for.
+    pub(super) fn prepare_closing(
+        spec: Arc<JudgeSpec>,
+        cache: Arc<dyn ScoreCache>,
+        closing: Option<Arc<AtomicBool>>,
+    ) -> Result<Judge, JudgeError> {
+        let endpoint = Endpoint::new(&spec.url, spec.key_env.as_deref())?.closing(closing);
         let mut judge = Judge {
             endpoint,
             cache,

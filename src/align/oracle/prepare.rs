@@ -4,6 +4,7 @@
 use std::collections::hash_map::Entry;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use super::error::RuleError;
 use super::features::FeatureSource;
@@ -24,6 +25,8 @@ pub struct Services {
     pub scores: Arc<dyn ScoreCache>,
     /// Directory of fitted probes; `None` stores none.
     pub probes: Option<PathBuf>,
+    /// Once it is set, judges are not waited for any more; `None` if that never happens.
+    pub closing: Option<Arc<AtomicBool>>,
 }
 
 /// A set whose rules can all be evaluated.
@@ -170,7 +173,11 @@ fn add(
         }
         Matcher::Judge(spec) => {
             if let Entry::Vacant(entry) = matchers.judges.entry(spec.id()) {
-                let judge = Judge::prepare(spec.clone(), services.scores.clone());
+                let judge = Judge::prepare_closing(
+                    spec.clone(),
+                    services.scores.clone(),
+                    services.closing.clone(),
+                );
                 entry.insert(Arc::new(judge?));
             }
         }

@@ -39,12 +39,28 @@ const NOT_CONFIG: [&str; 10] = [
 /// or a value of the wrong type, with its source.
 pub fn load(file: Option<&Path>, flags: &RawConfig) -> Result<RawConfig, ConfigError> {
     match file {
-        Some(file) => {
-            let file = TomlFile::required(file, "file")?;
-            extract(environment(Figment::from(file)), flags)
-        }
-        None => layered(Path::new(DEFAULT_FILE), flags),
+        Some(file) => required(file, flags, environment),
+        None => layered(Path::new(DEFAULT_FILE), flags, environment),
     }
+}
+
+/// Adds the settings of the environment, or of what a test has in its place.
+pub(super) type Environment = fn(Figment) -> Figment;
+
+/// No settings: what the environment of a test happens to hold is none of its matter.
+#[cfg(test)]
+pub(super) fn no_environment(sources: Figment) -> Figment {
+    sources
+}
+
+/// As [`load`], for a file that must be there.
+pub(super) fn required(
+    file: &Path,
+    flags: &RawConfig,
+    environment: Environment,
+) -> Result<RawConfig, ConfigError> {
+    let file = TomlFile::required(file, "file")?;
+    extract(environment(Figment::from(file)), flags)
 }
 
 /// As [`load`], for a server inside an application: `settings`, text in the format of
@@ -58,6 +74,25 @@ pub fn load_embedded(
     settings: Option<&str>,
     own: &RawConfig,
 ) -> Result<RawConfig, ConfigError> {
+    embedded(file, settings, own, environment)
+}
+
+/// As [`load_embedded`], whatever the environment holds.
+#[cfg(test)]
+pub(crate) fn load_embedded_alone(
+    file: Option<&Path>,
+    settings: Option<&str>,
+    own: &RawConfig,
+) -> Result<RawConfig, ConfigError> {
+    embedded(file, settings, own, no_environment)
+}
+
+fn embedded(
+    file: Option<&Path>,
+    settings: Option<&str>,
+    own: &RawConfig,
+    environment: Environment,
+) -> Result<RawConfig, ConfigError> {
     let mut sources = Figment::new();
     if let Some(file) = file {
         sources = environment(sources.merge(TomlFile::required(file, "file")?));
@@ -69,7 +104,11 @@ pub fn load_embedded(
 }
 
 /// As [`load`], for a file that may be absent.
-pub(super) fn layered(path: &Path, flags: &RawConfig) -> Result<RawConfig, ConfigError> {
+pub(super) fn layered(
+    path: &Path,
+    flags: &RawConfig,
+    environment: Environment,
+) -> Result<RawConfig, ConfigError> {
     let mut sources = Figment::new();
     if let Some(file) = TomlFile::read(path)? {
         sources = sources.merge(file);

@@ -26,6 +26,8 @@ use std::time::Duration;
 pub use address::Address;
 pub use exam::{DriftConfig, ExamConfig, GatherConfig};
 pub use fleet::{FleetConfig, TargetConfig, TargetKeys};
+#[cfg(test)]
+pub(crate) use load::load_embedded_alone;
 pub(crate) use load::nearest;
 pub use load::{load, load_embedded, recipe_file};
 pub use observe::{ComplianceConfig, TracesConfig};

@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use super::load::{layered, no_environment, required};
 use super::*;
 use realign_align::train::ModelSize;
 use realign_core::ranges;
@@ -8,7 +9,7 @@ fn read(text: &str, flags: &RawConfig) -> Result<Config, ConfigError> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("realign.toml");
     std::fs::write(&path, text).unwrap();
-    Config::resolve(load(Some(&path), flags)?)
+    Config::resolve(required(&path, flags, no_environment)?)
 }
 
 #[test]
@@ -232,7 +233,8 @@ fn a_configuration_that_is_no_file_is_refused_at_once() {
 #[test]
 fn without_a_default_file_the_defaults_hold() {
     let dir = tempfile::tempdir().unwrap();
-    let raw = load::layered(&dir.path().join("realign.toml"), &RawConfig::default()).unwrap();
+    let path = dir.path().join("realign.toml");
+    let raw = layered(&path, &RawConfig::default(), no_environment).unwrap();
     assert_eq!(Config::resolve(raw), Config::resolve(RawConfig::default()));
 }
 

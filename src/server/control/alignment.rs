@@ -67,6 +67,11 @@ impl Context {
         board.blocked = why;
     }
 
+    /// What an operator pinned, in words, if it does not serve.
+    pub(crate) fn lost_pin(&self) -> Option<String> {
+        self.pointer.lost_pin()
+    }
+
     /// What an operator pinned, if anything.
     pub(crate) fn pinned(&self) -> Option<Pin> {
         self.pointer.pinned()
@@ -157,6 +162,7 @@ impl Context {
         let blocked = board.blocked.clone();
         drop(board);
         let (fallback, pinned) = (self.fallback(), self.pinned());
+        let lost = self.pointer.lost_pin();
         let active = self.active();
         let governed = active.set.policies().iter().any(|p| p.is_enforced());
         let (state, reasons) = match report {
@@ -167,7 +173,9 @@ impl Context {
                 };
                 (AlignmentState::Unknown, vec![why])
             }
-            _ if !governed && fallback.is_none() => (AlignmentState::Aligned, Vec::new()),
+            _ if !governed && fallback.is_none() && lost.is_none() => {
+                (AlignmentState::Aligned, Vec::new())
+            }
             _ if !governed => (AlignmentState::Unknown, Vec::new()),
             Some(report) => measured(&report),
             None => {
@@ -188,7 +196,8 @@ impl Context {
         if state != AlignmentState::Aligned {
             reasons.extend(fallback.map(|why| format!("{why}; the base model serves")));
             reasons.extend(blocked);
-            reasons.extend(pinned.as_ref().map(|pin| {
+            let keeps = pinned.as_ref().filter(|_| lost.is_none());
+            reasons.extend(keeps.map(|pin| {
                 format!(
                     "generation {} is pinned by an operator, so realignments do not replace it; \
                      `realign adapters unpin` releases it",
@@ -196,6 +205,9 @@ impl Context {
                 )
             }));
         }
+        // Said whatever the exam says about what serves.
+        reasons.extend(lost);
+        reasons.extend(self.pointer.trouble());
         Alignment {
             state,
             reasons,

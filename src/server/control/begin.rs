@@ -77,7 +77,7 @@ impl Worker {
         if let Some(pin) = self.context.pinned() {
             tracing::warn!(
                 generation = pin.generation,
-                "an operator pinned what serves: no realignment until `realign adapters unpin`"
+                "an operator pinned a generation: no realignment until `realign adapters unpin`"
             );
             self.owed = None;
             return;
@@ -234,6 +234,12 @@ impl Worker {
             return;
         };
         self.context.set_realigning(false);
+        if self.context.is_closing()
+            && matches!(ended.result, Err(Stop::Hindered(_) | Stop::Failed(_)))
+        {
+            // It was given up for the shutdown: the row stays unfinished, and the next start resumes it.
+            return;
+        }
         let hindered = matches!(ended.result, Err(Stop::Hindered(_)));
         let (outcome, generation, detail) = match ended.result {
             Ok(done) => (done.outcome, Some(done.generation), done.detail),

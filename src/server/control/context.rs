@@ -1,6 +1,6 @@
 //! What a realignment and the operator API share.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -72,6 +72,8 @@ pub(crate) struct Context {
     pub(super) member: Option<Arc<Member>>,
     /// Whether the first look at the policies has ended, with nothing that was ever accepted.
     pub(super) has_looked: AtomicBool,
+    /// Set when the server shuts down: what is asked of others is given up.
+    pub(super) closing: Arc<AtomicBool>,
     /// Whether a request to read the policies again waits for the loop.
     pub(super) reload_waits: AtomicBool,
     /// The signs of life of the loop.
@@ -135,6 +137,7 @@ impl Context {
             pointer,
             member,
             has_looked: AtomicBool::new(false),
+            closing: Arc::default(),
             reload_waits: AtomicBool::new(false),
             vital: Arc::new(Vital::new(Thread::Control, LONGEST_EVENT)),
             policies: RwLock::default(),
@@ -281,6 +284,11 @@ impl Context {
         result
             .inspect_err(|error| tracing::error!(%error, "the state database failed"))
             .ok()
+    }
+
+    /// Whether the server shuts down.
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
     }
 
     /// Whether this server only serves what a store names.

@@ -204,6 +204,8 @@ impl Control {
     /// loop and the policy watcher. Calling it again does nothing.
     pub(crate) fn shutdown(&self) {
         self.close_attempts();
+        // The loop itself may wait for a judge.
+        self.context.closing.store(true, Ordering::Release);
         drop(self.watcher.lock().ok().and_then(|mut w| w.take()));
         let _already_ended = self.events.send(Event::Shutdown);
         let thread = self.thread.lock().ok().and_then(|mut t| t.take());

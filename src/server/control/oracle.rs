@@ -31,6 +31,7 @@ impl Context {
             features,
             scores: self.db.clone(),
             probes: Some(self.config.paths.state.join("probes")),
+            closing: Some(self.closing.clone()),
         })
     }
 

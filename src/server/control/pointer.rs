@@ -4,6 +4,8 @@
 //! steps back, so what is shown, what is stored and what answers are the same generation. What could
 //! not be taken back is written again on a timer.
 
+mod pins;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::state::{Act, Activation, Pin, StateDb, StateError};
@@ -52,6 +54,11 @@ pub(super) trait CurrentFile: Send + Sync {
     /// Makes it name a generation. `pinned`: an operator chose it, which servers that share it must know.
     fn point_to(&self, generation: &Generation, pinned: bool) -> Result<(), AdapterError>;
 
+    /// Holds on to the right to write it, which another process could take if its place was removed.
+    fn keep(&self) -> Result<(), AdapterError> {
+        Ok(())
+    }
+
     /// What it names is an operator's choice no more.
     fn unpin(&self, _serving: &Generation) -> Result<(), AdapterError> {
         Ok(())
@@ -68,6 +75,10 @@ impl CurrentFile for AdapterStore {
             Some(_) => self.set_current(&generation.id),
             None => self.set_current_base(&generation.base_hash),
         }
+    }
+
+    fn keep(&self) -> Result<(), AdapterError> {
+        self.keep_lock()
     }
 }
 
@@ -116,11 +127,6 @@ impl Pointer {
             only_writer: Mutex::default(),
             shown: Mutex::new(shown),
         }
-    }
-
-    /// What an operator pinned, if anything.
-    pub(super) fn pinned(&self) -> Option<Pin> {
-        self.shown().pin.clone()
     }
 
     /// Why the generation that should serve does not, if so.
@@ -229,39 +235,17 @@ impl Pointer {
         self.file.point_to(&serving, self.is_pinned(&serving.id))
     }
 
-    /// Whether an operator pinned this generation.
-    fn is_pinned(&self, id: &GenerationId) -> bool {
-        self.pinned().is_some_and(|pin| pin.generation == id.0)
-    }
-
-    /// Takes note of what another controller says about what serves: pinned or not.
-    pub(super) fn agree_on_pin(&self, pinned: bool) {
-        let _only_writer = self.write();
-        let serving = self.registry.lease_current();
-        // What cannot be read is replaced by what the store says.
-        log(self.read_pin(&serving.id));
-        if self.is_pinned(&serving.id) == pinned {
-            return;
-        }
-        let pin = pinned.then(|| Pin {
-            generation: serving.id.to_string(),
-            reason: "an operator pinned it on another controller".into(),
-            at: unix_seconds(),
-        });
-        log(self.db.set_pin(pin.as_ref()));
-        let mut shown = self.shown();
-        shown.pin = pin;
-        shown.pin_read = true;
-    }
-
     /// Where `CURRENT`, the history or the stored pin say something else than memory, they are
     /// written again.
     pub(super) fn restore(&self) {
         let _only_writer = self.write();
         let serving = self.registry.lease_current();
-        if self.fallback().is_none() {
-            self.restore_file(&serving);
-        }
+        let trouble = match self.file.keep() {
+            Ok(()) if self.fallback().is_none() => self.restore_file(&serving),
+            Ok(()) => None,
+            Err(error) => Some(format!("nothing can be published: {error}")),
+        };
+        self.show_trouble(trouble);
         log(self.mend_history(&serving.id));
         if log(self.read_pin(&serving.id)).is_some() {
             let shown = self.pinned();
@@ -290,7 +274,8 @@ impl Pointer {
         Ok(())
     }
 
-    fn restore_file(&self, serving: &Generation) {
+    /// Makes `CURRENT` name what serves; says why that cannot be done.
+    fn restore_file(&self, serving: &Generation) -> Option<String> {
         let named = self.file.current();
         // Before the first activation there is no file, and the base serves.
         let agrees = match &named {
@@ -299,17 +284,22 @@ impl Pointer {
             Err(_) => false,
         };
         let id = &serving.id;
-        let written = match agrees {
-            true => Ok(()),
-            false => self.file.point_to(serving, self.is_pinned(id)),
-        };
-        let trouble = written.err().map(|error| {
-            format!("CURRENT does not name {id}, which serves, and cannot be written: {error}")
-        });
-        let mut shown = self.shown();
-        if !agrees && trouble.is_none() {
-            tracing::warn!(serving = %id, ?named, "CURRENT did not name what serves: written again");
+        if agrees {
+            return None;
         }
+        match self.file.point_to(serving, self.is_pinned(id)) {
+            Ok(()) => {
+                tracing::warn!(serving = %id, ?named, "CURRENT did not name what serves: written again");
+                None
+            }
+            Err(error) => Some(format!(
+                "CURRENT does not name {id}, which serves, and cannot be written: {error}"
+            )),
+        }
+    }
+
+    fn show_trouble(&self, trouble: Option<String>) {
+        let mut shown = self.shown();
         // Said once, not on every tick.
         if let Some(trouble) = trouble.as_ref().filter(|_| trouble != shown.trouble) {
             tracing::error!("{trouble}");
@@ -371,52 +361,9 @@ impl Pointer {
         log(self.read_pin(&serving));
     }
 
-    /// Reads what an earlier process pinned, unless that has been done.
-    fn read_pin(&self, serving: &GenerationId) -> Result<(), StateError> {
-        if self.shown().pin_read {
-            return Ok(());
-        }
-        let stored = self.db.pin()?;
-        let (kept, dropped): (Option<Pin>, Option<Pin>) = match stored {
-            Some(pin) if pin.generation == serving.0 => (Some(pin), None),
-            other => (None, other),
-        };
-        if let Some(pin) = dropped {
-            tracing::warn!(
-                pinned = pin.generation,
-                %serving,
-                "what an operator pinned does not serve: it is pinned no more"
-            );
-            // What cannot be written is written on the timer.
-            log(self.db.set_pin(None));
-        }
-        let mut shown = self.shown();
-        shown.pin = kept;
-        shown.pin_read = true;
-        Ok(())
-    }
-
-    /// Lets realignments replace what serves again; returns what was pinned.
-    ///
-    /// # Errors
-    /// If that cannot be stored.
-    pub(super) fn unpin(&self) -> Result<Option<Pin>, ChangeError> {
-        let _only_writer = self.write();
-        let serving = self.registry.lease_current();
-        self.read_pin(&serving.id)?;
-        self.file.unpin(&serving)?;
-        self.db.set_pin(None)?;
-        Ok(self.shown().pin.take())
-    }
-
-    /// Ends the pin of a generation that may not serve any more.
-    pub(super) fn release(&self, broken: &GenerationId) {
-        let _only_writer = self.write();
-        let pinned = self.pinned();
-        if pinned.is_some_and(|pin| pin.generation == broken.0) {
-            self.shown().pin = None;
-            log(self.db.set_pin(None));
-        }
+    /// Why the directory or `CURRENT` is not as it should be, if so.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.shown().trouble.clone()
     }
 
     fn write(&self) -> MutexGuard<'_, ()> {

@@ -42,9 +42,13 @@ impl Context {
 
     /// A start without what should serve: the base stands in, where that is wanted.
     pub(super) fn stand_in(&self) {
-        if let Some(why) = self.fallback() {
-            self.withhold(&why);
+        let Some(mut why) = self.fallback() else {
+            return;
+        };
+        if let Some(lost) = self.lost_pin() {
+            why = format!("{why}; {lost}");
         }
+        self.withhold(&why);
     }
 
     /// Refuses requests for what serves where the configuration asks for it: the base stands in for
@@ -66,6 +70,10 @@ impl Context {
 
     /// Emits the events of a swap.
     fn announce(&self, swapped: &Swapped, to: &Generation, took: Duration) {
+        if swapped.from == swapped.to {
+            tracing::info!(generation = %to.id, "the generation serves already");
+            return self.measure_serving(&to.id);
+        }
         self.emit(Event::SwapPublished {
             from: swapped.from.to_string(),
             to: swapped.to.to_string(),

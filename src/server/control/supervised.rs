@@ -43,6 +43,11 @@ impl Control {
         }
     }
 
+    /// Whether the generation that an operator pinned does not serve.
+    pub(crate) fn has_lost_pin(&self) -> bool {
+        self.context.lost_pin().is_some()
+    }
+
     /// Why this server does not serve what the store of its fleet names, if so.
     pub(crate) fn out_of_step(&self) -> Option<String> {
         self.context.member.as_ref()?.unready()

@@ -26,9 +26,12 @@ impl Worker {
             let id = to.id.clone();
             match self.replace(broken, to, &why) {
                 Ok(()) => {
-                    tracing::error!(to = %id, "{why}");
                     // An operator's choice of it ends here, or no realignment could replace it.
-                    context.pointer.release(broken);
+                    let why = match context.pointer.release(broken) {
+                        true => format!("{why}; it is pinned no more"),
+                        false => why,
+                    };
+                    tracing::error!(to = %id, "{why}");
                     if id == registry.base().id {
                         context.withhold(&why);
                     }

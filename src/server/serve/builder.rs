@@ -152,9 +152,13 @@ impl ServerBuilder {
     /// # Errors
     /// [`ConfigError`]: an unknown key, a value out of range, an unreadable file.
     pub fn configuration(&self) -> Result<Config, ConfigError> {
+        self.configuration_from(load_embedded)
+    }
+
+    fn configuration_from(&self, load: Load) -> Result<Config, ConfigError> {
         let Some(config) = &self.config else {
             let (file, settings) = (self.file.as_deref(), self.settings.as_deref());
-            return Config::resolve(load_embedded(file, settings, &self.own)?);
+            return Config::resolve(load(file, settings, &self.own)?);
         };
         let only_config =
             self.own == RawConfig::default() && self.file.is_none() && self.settings.is_none();
@@ -202,6 +206,9 @@ impl std::fmt::Debug for ServerBuilder {
             .finish_non_exhaustive()
     }
 }
+
+/// Reads a file, settings, and what was set in code.
+type Load = fn(Option<&Path>, Option<&str>, &RawConfig) -> Result<RawConfig, ConfigError>;
 
 /// Used when the application controls logging and did not call [`ServerBuilder::log_control`].
 struct ApplicationLogs;

@@ -188,6 +188,7 @@ impl AlignmentWatch {
             let update = || {
                 own.beat();
                 telemetry.metrics().set_alignment(control.alignment().state);
+                telemetry.metrics().set_pin_lost(control.has_lost_pin());
             };
             own.run_restarting(
                 || stopped.wait(Duration::ZERO),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 
 use super::retention::record_use;
+use super::wal::Wal;
 use super::{StateError, schema};
 use realign_core::clock::unix_seconds;
 
@@ -82,6 +83,8 @@ pub struct StateDb {
     connection: Mutex<Connection>,
     /// Where the file is, and its number; `None` in memory.
     file: Option<(PathBuf, (u64, u64))>,
+    /// Its log; `None` in memory.
+    wal: Option<Wal>,
 }
 
 /// Device and number of a file; `None` if there is none.
@@ -103,7 +106,9 @@ impl StateDb {
                 source,
             })?;
         }
-        Self::connect(path, schema::migrate)
+        let db = Self::connect(path, schema::migrate)?;
+        Wal::roll(&db.lock())?;
+        Ok(db)
     }
 
     /// As [`StateDb::open`], but neither creates the file's directory nor changes its schema.
@@ -150,6 +155,7 @@ impl StateDb {
         Ok(Self {
             connection: Mutex::new(connection),
             file: None,
+            wal: None,
         })
     }
 
@@ -178,10 +184,13 @@ impl StateDb {
     }
 
     fn open_file(path: &Path, prepare: Prepare) -> Result<Self, StateError> {
+        let wal = Wal::beside(path);
+        let had_log = wal.exists();
         let mut connection = Connection::open(path)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
         connection.pragma_update(None, "journal_mode", "WAL")?;
+        Wal::take_over(&connection)?;
         // After a power cut, a "promoted" row must not survive if an earlier row was lost.
         connection.pragma_update(None, "synchronous", "FULL")?;
         let check: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
@@ -192,17 +201,24 @@ impl StateDb {
             });
         }
         prepare(&mut connection)?;
+        if !had_log {
+            wal.require(&connection)?;
+        }
         Ok(Self {
             connection: Mutex::new(connection),
             file: file_number(path).map(|number| (path.to_owned(), number)),
+            wal: Some(wal),
         })
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Connection> {
         // A panic while the lock is held drops the transaction, which rolls it back.
-        self.connection
+        let connection = self
+            .connection
             .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+            .unwrap_or_else(PoisonError::into_inner);
+        self.wal.iter().for_each(|wal| wal.keep_small(&connection));
+        connection
     }
 
     /// The stored verdict of each key (`true` is a violation), or `None` where there is none.

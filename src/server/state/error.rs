@@ -48,6 +48,18 @@ pub enum StateError {
         /// The database file.
         path: PathBuf,
     },
+    /// The write-ahead log of the file is missing.
+    #[error(
+        "{log} is missing, so the state database beside it lacks what was written last, such as what \
+         serves and what an operator pinned: copy both files, or make copies with `realign.db` closed or \
+         by `sqlite3 realign.db \".backup COPY\"`; to go on with the older state, create {log} as an \
+         empty file",
+        log = path.display()
+    )]
+    WithoutLog {
+        /// The log.
+        path: PathBuf,
+    },
     /// A newer release wrote the file.
     #[error(
         "the state database has schema {found}, this release knows up to {known}; use the release \

@@ -13,6 +13,7 @@ mod schema;
 #[cfg(test)]
 mod tests;
 mod verdict_cache;
+mod wal;
 
 pub use access::state_place;
 pub(crate) use attempts::Deaths;

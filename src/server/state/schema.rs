@@ -123,6 +123,14 @@ pub(super) const MIGRATIONS: &[&str] = &[
     UPDATE judge_scores SET used_at = unixepoch();
     UPDATE corrective_responses SET used_at = unixepoch();
 ",
+    // Whether a write-ahead log belongs to the file.
+    "
+    CREATE TABLE log_marks (
+        only     INTEGER PRIMARY KEY CHECK (only = 1),
+        expected INTEGER NOT NULL,
+        seen     INTEGER NOT NULL
+    ) STRICT;
+",
 ];
 
 /// Fails unless a database has the newest schema.

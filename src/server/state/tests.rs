@@ -192,6 +192,86 @@ fn a_file_that_was_removed_records_nothing() {
     StateDb::in_memory().unwrap().check_place().unwrap();
 }
 
+/// A copy of the database in a directory of its own, with its log or without.
+fn copied(path: &std::path::Path, with_log: bool) -> (tempfile::TempDir, std::path::PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = dir.path().join("realign.db");
+    std::fs::copy(path, &copy).unwrap();
+    if with_log {
+        let log = |path: &std::path::Path| format!("{}-wal", path.display());
+        std::fs::copy(log(path), log(&copy)).unwrap();
+    }
+    (dir, copy)
+}
+
+#[test]
+fn a_copy_without_its_log_is_refused_until_an_operator_accepts_it() {
+    let (_dir, path) = temp();
+    for round in 0..3_u8 {
+        let db = StateDb::open(&path).unwrap();
+        let key = [round; 32];
+        db.put_verdicts(&[(key, true)]).unwrap();
+        let (_with, copy) = copied(&path, true);
+        let whole = StateDb::open(&copy).unwrap();
+        assert_eq!(whole.get_verdicts(&[key]).unwrap(), [Some(true)]);
+
+        let (_without, copy) = copied(&path, false);
+        for _ in 0..2 {
+            let error = StateDb::open(&copy).unwrap_err();
+            assert!(matches!(error, StateError::WithoutLog { .. }), "{error}");
+        }
+        assert!(StateDb::open_as_it_is(&copy).is_err());
+        std::fs::write(copy.with_extension("db-wal"), "").unwrap();
+        let older = StateDb::open(&copy).unwrap();
+        assert_eq!(older.get_verdicts(&[key]).unwrap(), [None]);
+        drop(older);
+        StateDb::open(&copy).unwrap();
+
+        let backup = path.with_extension("backup");
+        let into = format!("VACUUM INTO '{}'", backup.display());
+        db.lock().execute_batch(&into).unwrap();
+        let backup = StateDb::open(&backup).unwrap();
+        assert_eq!(backup.get_verdicts(&[key]).unwrap(), [Some(true)]);
+        drop((backup, std::fs::remove_file(path.with_extension("backup"))));
+
+        // Closed in order, the file holds everything.
+        drop(db);
+        let (_alone, copy) = copied(&path, false);
+        let closed = StateDb::open(&copy).unwrap();
+        assert_eq!(closed.get_verdicts(&[key]).unwrap(), [Some(true)]);
+    }
+}
+
+#[test]
+fn a_log_stays_small_and_the_file_still_says_that_it_belongs_to_it() {
+    let (_dir, path) = temp();
+    let db = StateDb::open(&path).unwrap();
+    let log = path.with_extension("db-wal");
+    let mut largest = 0;
+    for round in 0..40_u64 {
+        let key = |n: u64| {
+            let mut key = [0; 32];
+            key[..8].copy_from_slice(&(n * 0x9e37_79b9 + round).to_be_bytes());
+            (key, true)
+        };
+        let rows: Vec<_> = (0..2000).map(key).collect();
+        db.put_verdicts(&rows).unwrap();
+        for _ in 0..300 {
+            db.pin().unwrap();
+        }
+        largest = std::fs::metadata(&log).unwrap().len().max(largest);
+    }
+    assert!(largest < 16 << 20, "{largest} bytes");
+    let (_dir, copy) = copied(&path, false);
+    let rolled = rusqlite::Connection::open(&copy).unwrap();
+    let kept = "SELECT count(*) > 2000 FROM verdicts";
+    let kept: bool = rolled.query_row(kept, [], |row| row.get(0)).unwrap();
+    assert!(kept, "the log was brought into the file");
+    drop(rolled);
+    let error = StateDb::open(&copy).unwrap_err();
+    assert!(matches!(error, StateError::WithoutLog { .. }), "{error}");
+}
+
 #[test]
 fn a_file_of_an_earlier_release_opens_and_keeps_what_it_holds() {
     let (_dir, path) = temp();

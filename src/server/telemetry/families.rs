@@ -283,6 +283,7 @@ impl Realignment {
 pub(super) struct Swap {
     pub(super) generation_info: InfoSeries,
     pub(super) leases: IntGaugeVec,
+    pub(super) pin_lost: IntGauge,
     pub(super) swaps: IntCounterVec,
     pub(super) swap_duration: Histogram,
     pub(super) adapters_bytes: IntGauge,
@@ -301,6 +302,10 @@ impl Swap {
                 names::GENERATION_LEASES,
                 "Sequences that hold a generation.",
                 &["generation_role"],
+            )?,
+            pin_lost: build.int_gauge(
+                names::PIN_LOST,
+                "1 if the generation that an operator pinned does not serve.",
             )?,
             swaps: build.counters(
                 names::SWAPS_TOTAL,

@@ -264,6 +264,11 @@ impl Metrics {
             .collect()
     }
 
+    /// Sets whether the generation that an operator pinned does not serve.
+    pub(crate) fn set_pin_lost(&self, lost: bool) {
+        self.swap.pin_lost.set(i64::from(lost));
+    }
+
     /// Sets whether what serves is aligned to the active policies.
     pub(crate) fn set_alignment(&self, state: AlignmentState) {
         for other in AlignmentState::ALL {

@@ -102,6 +102,8 @@ pub(crate) const GATE_CAPABILITY_DELTA: &str = "realign_gate_capability_delta";
 pub(crate) const GENERATION_INFO: &str = "realign_generation_info";
 /// Gauge by `generation_role`: sequences that hold a generation.
 pub(crate) const GENERATION_LEASES: &str = "realign_generation_leases";
+/// Gauge: 1 if the generation that an operator pinned does not serve.
+pub(crate) const PIN_LOST: &str = "realign_pin_lost";
 /// Counter by `result` (`ok` or `failed`): attempted swaps.
 pub(crate) const SWAPS_TOTAL: &str = "realign_swaps_total";
 /// Histogram: from a staged adapter to the completed swap.

@@ -72,6 +72,7 @@ impl AdapterStore {
             file: PUBLISH_FILE,
             advice: "it is writing or removing an adapter; retry when it is done",
         };
+        self.keep_lock()?;
         let lock = DirLock::take(place, &Holder::this_process(None), PUBLISH_PATIENCE)?;
         sweep(&self.root, &[STAGING_PREFIX]);
         Ok(lock)
@@ -79,7 +80,8 @@ impl AdapterStore {
 
     /// The right to write `CURRENT` and to remove generations: held already, or taken for a moment.
     pub(super) fn exclusive(&self) -> Result<Option<DirLock>, AdapterError> {
-        if self.lock.as_ref().is_some_and(|lock| lock.is_held()) {
+        if let Some(lock) = self.lock.as_ref().filter(|lock| lock.is_held()) {
+            self.keep(lock)?;
             return Ok(None);
         }
         let holder = Holder::this_process(None);
@@ -88,6 +90,25 @@ impl AdapterStore {
             &holder,
             MOMENT,
         )?))
+    }
+
+    /// Takes the directory's lock again, and makes the directory, if it was removed under its holder.
+    ///
+    /// # Errors
+    /// [`AdapterError::Lock`] if another process uses the directory now: nothing may be written there.
+    pub fn keep_lock(&self) -> Result<(), AdapterError> {
+        self.lock.as_ref().map_or(Ok(()), |lock| self.keep(lock))
+    }
+
+    fn keep(&self, lock: &DirLock) -> Result<(), AdapterError> {
+        if lock.take_again()? {
+            let directory = self.root.display();
+            tracing::warn!(
+                %directory,
+                "the adapter directory's lock was removed under this server: taken again"
+            );
+        }
+        Ok(())
     }
 
     /// Removes a generation unless `CURRENT` names it or `is_needed` says so, and returns whether it

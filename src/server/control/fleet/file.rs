@@ -24,6 +24,10 @@ impl CurrentFile for SharedFile {
         CurrentFile::point_to(&*self.local, generation, pinned)
     }
 
+    fn keep(&self) -> Result<(), AdapterError> {
+        CurrentFile::keep(&*self.local)
+    }
+
     fn unpin(&self, serving: &Generation) -> Result<(), AdapterError> {
         self.member.publish(serving, false)
     }

@@ -109,12 +109,14 @@ impl Model {
             format!("{serving} serves after a start; {was} did, and perhaps {doubt:?}")
         })?;
         let pin = process.pinned();
-        let stays = serving == self.serving && !self.unpinning && self.pin.is_some();
+        let same = serving == self.serving || (fell_back && !self.is_uncertain());
+        let stays = same && !self.unpinning && self.pin.is_some();
         let appears = !self.is_uncertain() && self.pin.is_none() && pin.is_some();
         require(!appears && (!stays || pin == self.pin), || {
             format!("{pin:?} is pinned after a start; {:?} was", self.pin)
         })?;
-        require(pin.as_ref().is_none_or(|pin| *pin == serving), || {
+        let may_differ = pin.as_ref().is_none_or(|pin| *pin == serving) || fell_back;
+        require(may_differ, || {
             format!("{pin:?} is pinned, and {serving} serves")
         })?;
         let newest = outside.db.activations(1).map_err(|e| e.to_string())?;

@@ -353,6 +353,7 @@ impl Surroundings for Seen {
             features: None,
             scores: context.db.clone(),
             probes: None,
+            closing: None,
         };
         Ok(prepare_trusted(set, &services)?)
     }

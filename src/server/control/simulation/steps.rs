@@ -185,9 +185,9 @@ impl Simulation {
     fn serves(&mut self, to: &str) {
         if to != self.model.serving {
             self.model.rolled_back = None;
+            self.model.changes += 1;
         }
         self.model.serving = to.into();
-        self.model.changes += 1;
     }
 
     fn activate(&mut self, number: usize, expected: Expected) -> Result<(), String> {

@@ -244,6 +244,68 @@ fn what_failed_for_a_reason_that_may_pass_is_tried_again() {
     ]);
 }
 
+#[test]
+fn what_is_pinned_and_cannot_be_loaded_stays_pinned() {
+    well(&[IMPORTED, Op::Damage, Op::Kill, Op::Tick(10)]);
+    well(&[
+        POLICY,
+        Op::Reload,
+        IMPORTED,
+        Op::Damage,
+        Op::Kill,
+        Op::Begin,
+    ]);
+    let back = [Op::Repair, Op::Restart, Op::Tick(10), Op::Unpin];
+    well(
+        &[
+            &[POLICY, Op::Reload, IMPORTED, Op::Damage, Op::Kill][..],
+            &back,
+        ]
+        .concat(),
+    );
+
+    let (id, hash) = base();
+    let outside = Outside::new(id, hash);
+    let process = Process::start(&outside);
+    AdminPort::activate(&process.control, "aaaaaaaaaaaa", None).unwrap();
+    assert!(!process.control.has_lost_pin());
+    drop(process);
+    outside.damage("aaaaaaaaaaaa", true);
+    for _ in 0..2 {
+        let mut process = Process::start(&outside);
+        assert_eq!(process.serving(), outside.base.0);
+        assert_eq!(process.pinned().as_deref(), Some("aaaaaaaaaaaa"));
+        let reasons = process.control.alignment().reasons.join("; ");
+        for part in [
+            "aaaaaaaaaaaa is pinned by an operator and does not serve",
+            "adapters unpin",
+        ] {
+            assert!(reasons.contains(part), "{reasons}");
+        }
+        assert!(process.control.has_lost_pin());
+        let error = process.worker.start_on_request().unwrap_err();
+        assert!(error.to_string().contains("aaaaaaaaaaaa"), "{error}");
+    }
+    outside.damage("", false);
+    let process = Process::start(&outside);
+    assert_eq!(process.serving(), "aaaaaaaaaaaa");
+    assert_eq!(process.pinned().as_deref(), Some("aaaaaaaaaaaa"));
+    assert!(!process.control.has_lost_pin());
+}
+
+#[test]
+fn a_change_to_what_serves_is_no_swap() {
+    let (_outside, process) = process();
+    for swaps in [1.0, 1.0] {
+        AdminPort::activate(&process.control, "aaaaaaaaaaaa", None).unwrap();
+        let text = process.context().telemetry.metrics().render();
+        let line = text
+            .lines()
+            .find(|l| l.starts_with("realign_swaps_total{result=\"ok\"}"));
+        assert_eq!(line.unwrap().rsplit(' ').next().unwrap().parse(), Ok(swaps));
+    }
+}
+
 fn process() -> (std::sync::Arc<Outside>, Process) {
     let (base, base_hash) = base();
     let outside = Outside::new(base, base_hash);

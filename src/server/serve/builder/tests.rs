@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::load_embedded_alone;
 
 #[test]
 fn code_wins_over_settings_over_the_file() {
@@ -17,7 +18,7 @@ fn code_wins_over_settings_over_the_file() {
         .preferences("p")
         .adapters("a")
         .state("s");
-    let config = builder.configuration().unwrap();
+    let config = builder.configuration_from(load_embedded_alone).unwrap();
     assert_eq!(config.model, "a.gguf");
     assert_eq!(config.model_name.as_deref(), Some("b"));
     assert_eq!(config.engine.max_running, 1);
