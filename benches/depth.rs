@@ -10,7 +10,7 @@ use candle_core::quantized::GgmlDType;
 use realign_cpu::{CpuExecutor, PackedWeight};
 use realign_model::random::random_model;
 use realign_model::shapes::shape;
-use realign_model::{BLOCK_TOKENS, Decoder, KvType, ModelSpec, PagedSequence, Step};
+use realign_model::{BLOCK_TOKENS, Decoder, KvType, ModelSpec, PagedSequence, Step, StoredMatrix};
 
 /// Rows of a prompt's step.
 const CHUNK: usize = 256;
@@ -45,10 +45,13 @@ fn spec(name: &str) -> ModelSpec {
 }
 
 fn model(name: &str) -> Arc<Decoder<PackedWeight>> {
-    let model = random_model(spec(name), &Device::Cpu, |m| {
-        PackedWeight::from_quantized(&m.quantized(GgmlDType::Q4_1)?)
+    let model = random_model(spec(name), &Device::Cpu, |matrix| {
+        Ok(StoredMatrix::Quantized(Arc::new(
+            matrix.quantized(GgmlDType::Q4_1)?,
+        )))
     });
-    Arc::new(model.expect("the weights fit into memory"))
+    let packed = model.and_then(realign_cpu::pack);
+    Arc::new(packed.expect("the weights fit into memory"))
 }
 
 struct Context {

@@ -45,7 +45,7 @@ fn what_is_read_is_said_and_what_is_not_is_named() {
     for part in [
         "a.jsonl: JSON lines, 1 rows, 1 pairs (1 as TRL)",
         "columns not read: source",
-        "b.csv: table (commas), 1 rows, 1 pairs (1 as transcript)",
+        "b.csv: table, 1 rows, 1 pairs (1 as transcript)",
         // The sample, with the control tokens of the template.
         "<|im_start|>system\n",
         "Be exact.",

@@ -296,8 +296,7 @@ fn a_table_may_have_semicolons_or_tabs_and_line_ends_of_windows() {
         .concat();
         let data = load(&[("a.csv", text.as_bytes())]);
         assert_eq!(data.pairs.len(), 3, "{separator:?}");
-        let chosen = data.pairs.iter().map(|pair| pair.chosen.as_str());
-        assert!(chosen.into_iter().any(|text| text == "a; b, c"));
+        assert!(data.pairs.iter().any(|pair| pair.chosen == "a; b, c"));
         let refused = refused("a.csv", &text);
         assert!(
             refused.len() == 1 && refused[0].starts_with("a.csv:5: `chosen` is missing"),
