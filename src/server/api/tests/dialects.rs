@@ -118,10 +118,10 @@ fn wrong_fields_have_the_names_of_the_format() {
     }
     let lenient = Server::start(|state| state.unknown_fields = UnknownFields::Ignore);
     let body = json!({"model": MODEL, "messages": messages, "mcp_servers": [],
-        "thinking": {"type": "disabled", "display": "omitted"}});
+        "thinking": {"type": "disabled", "brief": true}});
     let reply = post(&lenient, "/v1/messages", &body);
     assert_eq!(reply.status, 200, "{}", reply.text);
-    let ignored = "mcp_servers, thinking.display";
+    let ignored = "mcp_servers, thinking.brief";
     assert_eq!(reply.header("x-realign-ignored-fields"), ignored);
 }
 

@@ -71,7 +71,10 @@ fn nested_routes_know_their_names() {
     assert_eq!(document["servers"][0]["url"], "/tools/llm");
     assert!(document["paths"]["/v1/completions"].is_object());
     let (status, _, text) = fetch(&format!("{llm}/models"));
-    assert!(status == 404 && text.contains("ends with /v1"), "{text}");
+    assert!(
+        status == 404 && text.contains("did you mean /tools/llm/v1/models?"),
+        "{text}"
+    );
 }
 
 #[test]
