@@ -330,7 +330,7 @@ def drive(server, browser, out):
     wait("the measured state", shows_state)
     rule = "no-medication-doses:states-a-dose"
     wait("the exam, before and now", lambda: rule in browser.text("#exam") and "Before\tNow" in browser.text("#exam"))
-    # The picture of README.md is this one: cp target/page/page.png docs/page.png
+    # What README.md shows (docs/page.png) of a realignment with more prompts.
     browser.screenshot(out / "page.png", "dark", until="section:has(#exam)")
     posted = time.time()
     browser.run("document.querySelector('#sit').click()")

@@ -31,7 +31,7 @@ pub(super) const FETCH: &str = "The default one has 98 MB: `make model` in the s
 Examples:
   realign demo                            with the configured model
   realign demo --model qwen.gguf --dir /tmp/demo
-It needs a model and some minutes: eight on two slow cores with the default model. The doses in its data
+It needs a model and some minutes: 8 to 24 on two slow cores, by how busy they are, with the default model. The doses in its data
 are the behaviour that is removed, not advice. Exits 1 if no adapter went live.")]
 pub(crate) struct DemoArgs {
     /// A directory that is not there, for the demo's files [default: one in the temporary directory]
