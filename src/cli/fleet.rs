@@ -1,9 +1,10 @@
-//! `realign fleet`: what a gateway does with its targets.
+//! `realign fleet`: what a gateway does with its targets, and what operators order.
 
 use std::io::Write;
 
 use clap::Subcommand;
-use serde_json::Value;
+use realign_core::clock;
+use serde_json::{Value, json};
 
 use super::remote::RemoteArgs;
 use super::{CliError, EXIT_FAILED, EXIT_OK, GlobalArgs};
@@ -22,6 +23,46 @@ Examples:
         #[command(flatten)]
         remote: RemoteArgs,
     },
+    /// Stop rollouts before their next stage or share, until they are resumed; what serves keeps serving
+    #[command(after_help = "\
+Examples:
+  realign fleet pause --why 'incident 42: no changes now'
+A pause outlives the gateway's restart. A canary that is worse still goes back.")]
+    Pause(OrderArgs),
+    /// Let rollouts go on after a pause
+    #[command(after_help = "\
+Examples:
+  realign fleet resume --why 'incident 42 is over'")]
+    Resume(OrderArgs),
+    /// End a rollout that has not switched; it is not started again by itself
+    #[command(after_help = "\
+Examples:
+  realign fleet abort --why 'answers in French'
+  realign fleet abort --generation 0123456789ab --why 'answers in French'
+What serves keeps serving, and what was loaded for the rollout is unloaded.")]
+    Abort(OrderArgs),
+    /// Start what was aborted, went back or failed again
+    #[command(after_help = "\
+Examples:
+  realign fleet rollout --why 'the French was asked for'")]
+    Rollout(OrderArgs),
+}
+
+/// An operator's order.
+#[derive(Debug, clap::Args)]
+pub(crate) struct OrderArgs {
+    /// Why; it is kept in the gateway's history
+    #[arg(long, value_name = "TEXT")]
+    why: String,
+    /// Who orders it [default: the user's name on this machine]
+    #[arg(long, value_name = "NAME")]
+    by: Option<String>,
+    /// Refuse if it would be about another generation
+    #[arg(long, value_name = "GENERATION")]
+    generation: Option<String>,
+    /// Where the gateway is.
+    #[command(flatten)]
+    remote: RemoteArgs,
 }
 
 /// Runs the command and returns the exit code.
@@ -33,18 +74,42 @@ pub(crate) fn run(
     global: &GlobalArgs,
     out: &mut dyn Write,
 ) -> Result<u8, CliError> {
-    let FleetCommand::Status { remote } = command;
-    let answer = remote.with_config(global)?.get("fleet")?;
-    if global.json {
-        writeln!(out, "{answer}")?;
-    } else {
-        print(&answer, out)?;
+    let (order, args) = match command {
+        FleetCommand::Status { remote } => {
+            let answer = remote.with_config(global)?.get("fleet")?;
+            show(&answer, global.json, out)?;
+            return Ok(exit(&answer));
+        }
+        FleetCommand::Pause(args) => ("pause", args),
+        FleetCommand::Resume(args) => ("resume", args),
+        FleetCommand::Abort(args) => ("abort", args),
+        FleetCommand::Rollout(args) => ("rollout", args),
+    };
+    let user = || std::env::var("USER").ok().filter(|user| !user.is_empty());
+    let by = args.by.clone().or_else(user);
+    let mut body = json!({ "why": args.why, "by": by.as_deref().unwrap_or("operator") });
+    if let Some(generation) = &args.generation {
+        body["generation"] = generation.as_str().into();
     }
-    Ok(if is_in_order(&answer) {
-        EXIT_OK
-    } else {
-        EXIT_FAILED
-    })
+    let remote = args.remote.with_config(global)?;
+    let answer = remote.post(&format!("fleet/{order}"), &body)?;
+    show(&answer, global.json, out)?;
+    // It was carried out, whatever else is wrong.
+    Ok(EXIT_OK)
+}
+
+fn show(answer: &Value, as_json: bool, out: &mut dyn Write) -> Result<(), CliError> {
+    match as_json {
+        true => Ok(writeln!(out, "{answer}")?),
+        false => print(answer, out),
+    }
+}
+
+fn exit(answer: &Value) -> u8 {
+    match is_in_order(answer) {
+        true => EXIT_OK,
+        false => EXIT_FAILED,
+    }
 }
 
 fn list(value: &Value) -> &[Value] {
@@ -65,6 +130,40 @@ fn release(value: &Value) -> String {
     }
 }
 
+/// Acts of the history that are shown.
+const SHOWN: usize = 5;
+
+/// By whom, when and why something was done.
+fn done(entry: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
+    let at = clock::utc(entry["at"].as_u64().unwrap_or(0));
+    format!("by {} at {at}: {}", text(&entry["by"]), text(&entry["why"]))
+}
+
+fn percent(share: &Value) -> String {
+    let percent = (share.as_f64().unwrap_or(0.0) * 10_000.0).round() / 100.0;
+    format!("{percent} % of the requests")
+}
+
+fn print_canary(canary: &Value, out: &mut dyn Write) -> Result<(), CliError> {
+    for arm in ["candidate", "current"] {
+        let seen = &canary[arm];
+        if seen.is_null() {
+            continue;
+        }
+        let first_byte = &seen["first_byte_ms"][0];
+        let median = first_byte
+            .as_u64()
+            .map_or("-".into(), |ms| format!("{ms} ms"));
+        writeln!(
+            out,
+            "  {arm}: {} answers, {} failed, first byte after {median} (median), {} of {} judged violate",
+            seen["answers"], seen["failures"], seen["violations"], seen["verdicts"]
+        )?;
+    }
+    Ok(())
+}
+
 fn print(answer: &Value, out: &mut dyn Write) -> Result<(), CliError> {
     let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
     writeln!(
@@ -77,10 +176,20 @@ fn print(answer: &Value, out: &mut dyn Write) -> Result<(), CliError> {
     let rollout = &answer["rollout"];
     if !rollout.is_null() {
         let stage = text(&rollout["stage"]);
-        writeln!(out, "rollout of {}: {stage}", release(&rollout["to"]))?;
+        let share = match stage.as_str() {
+            "canary" => format!(", {}", percent(&rollout["share"])),
+            _ => String::new(),
+        };
+        let to = release(&rollout["to"]);
+        writeln!(out, "rollout of {to}: {stage}{share}")?;
+        print_canary(&answer["canary"], out)?;
         for (target, why) in rollout["excluded"].as_object().into_iter().flatten() {
             writeln!(out, "  without {target}: {}", text(why))?;
         }
+    }
+    let paused = &answer["paused"];
+    if !paused.is_null() {
+        writeln!(out, "paused: {}", done(paused))?;
     }
     let refused = &answer["refused"];
     if !refused.is_null() {
@@ -89,6 +198,12 @@ fn print(answer: &Value, out: &mut dyn Write) -> Result<(), CliError> {
     }
     for problem in list(&answer["problems"]) {
         writeln!(out, "problem: {}", text(problem))?;
+    }
+    let history = list(&answer["history"]);
+    for entry in &history[history.len().saturating_sub(SHOWN)..] {
+        let act = text(&entry["act"]);
+        let about = entry["release"]["generation"].as_str().unwrap_or("-");
+        writeln!(out, "history: {act} {about}, {}", done(entry))?;
     }
     writeln!(
         out,
@@ -149,6 +264,23 @@ mod tests {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(is_in_order(&answer));
+        let act = json!({ "by": "ann", "why": "incident 42", "at": 0, "act": "pause" });
+        answer["paused"] = act.clone();
+        answer["history"] = json!([act]);
+        answer["rollout"]["stage"] = "canary".into();
+        answer["rollout"]["share"] = 0.05.into();
+        answer["canary"] = json!({ "candidate": {
+            "answers": 7, "failures": 1, "first_byte_ms": [20, 40], "violations": 0, "verdicts": 2,
+        } });
+        let text = shown(&answer);
+        for part in [
+            "canary, 5 % of the requests",
+            "candidate: 7 answers, 1 failed, first byte after 20 ms",
+            "paused: by ann at 1970-01-01T00:00:00Z: incident 42",
+            "history: pause -, by ann",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
         answer["targets"][0]["in_pool"] = false.into();
         answer["targets"][0]["problem"] = "connection refused".into();
         assert!(!is_in_order(&answer) && shown(&answer).contains("connection refused"));

@@ -285,7 +285,7 @@ Examples:
 Clients ask for model_name. What CURRENT of the adapter directory, or of the store (store.url), names is loaded
 on every target, probed, and switched to at once (docs/fleet.md).")]
     Gateway(GatewayArgs),
-    /// Ask a gateway about its targets and the rollout
+    /// Ask a gateway about its targets and the rollout; pause, resume, abort and repeat rollouts
     #[command(subcommand)]
     Fleet(fleet::FleetCommand),
     /// Check, test and compare policy files

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 /// `train:after-round-<n>`, `gate:after-exam`, `publish:after-staging`, `publish:after-rename`,
 /// `publish:after-current-temp`, `publish:after-current`. Of retention: `collect:after-discard`.
 /// Of a gateway's rollout, around each write of its state: `fleet:before-<stage>` and `fleet:after-<stage>`, with
-/// `load`, `probe`, `drain` (the switch), `unload` and `idle`.
+/// `load`, `probe`, `canary`, `drain` (the switch), `unload` and `idle`.
 pub fn crash_point(name: &str) {
     if std::env::var_os("REALIGN_CRASH_AT").is_some_and(|at| at == name) {
         tracing::error!(point = name, "REALIGN_CRASH_AT: aborting");

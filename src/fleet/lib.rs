@@ -5,7 +5,7 @@
 //! other content, and nothing is loaded in place.
 //!
 //! ```text
-//! load on every target that answers -> probe -> barrier -> switch (one write) -> drain -> unload
+//! load on every target that answers -> probe -> barrier -> canary -> switch (one write) -> drain -> unload
 //! ```
 //!
 //! [`Core`] decides: a pure function of what was, what happened and the time. [`Runner`] carries its
@@ -13,6 +13,8 @@
 //! before anyone acts upon it. Every piece of work may be repeated, so a process that is killed goes
 //! on where the file says it was.
 
+mod announce;
+mod canary;
 mod http;
 mod names;
 mod resolve;
@@ -23,13 +25,14 @@ mod target;
 #[cfg(test)]
 mod tests;
 
+pub use canary::{ArmStatus, CanaryRules, Observation, Seen, TrialStatus, Unit, WHOLE, takes};
 pub use http::HttpTarget;
 pub use names::{adapter_name, is_generation};
 pub use resolve::{Address, addresses};
 pub use rollout::{
-    Core, Durable, Event, OnFailure, Refused, Release, Rollout, Rules, Seat, Stage, Step,
-    TargetStatus, View, Work,
+    Canary, Cause, Command, Core, Durable, Entry, Event, Heard, Hold, OnFailure, Order, Refused,
+    Release, Rollout, Rules, Seat, Stage, Step, TargetStatus, View, Work,
 };
-pub use runner::{Connect, Runner, Settings};
+pub use runner::{Connect, OrderError, Runner, Settings};
 pub use state::{StateError, StateFile};
 pub use target::{Kind, Listing, Target, TargetError, TargetId};

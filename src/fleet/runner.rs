@@ -1,6 +1,6 @@
 //! Carries out what the core decides: writes, tells requests, works at targets.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use realign_core::supervision::Vital;
 use realign_core::{Thread, crash_point};
 
-use crate::rollout::{Core, Durable, Event, Rules, Stage, TargetStatus, View, Work};
+use crate::announce::{announce, stage};
+use crate::canary::TrialStatus;
+use crate::rollout::{Core, Durable, Event, Heard, Order, Rules, TargetStatus, View, Work};
 use crate::state::{StateError, StateFile};
 use crate::target::{Listing, Target, TargetError, TargetId};
 
@@ -23,8 +25,8 @@ const LONGEST: Duration = Duration::from_secs(60);
 pub type Connect = Box<dyn Fn(&TargetId) -> Arc<dyn Target> + Send + Sync>;
 /// Is given what requests see, whenever that may have changed. Must return at once.
 type Show = Box<dyn Fn(View) + Send + Sync>;
-/// The generations that requests hold.
-type Leases = Box<dyn Fn() -> BTreeSet<String> + Send + Sync>;
+/// What is known of requests now; what was seen of them is told once.
+type Hear = Box<dyn Fn() -> Heard + Send + Sync>;
 
 /// What a runner is made of.
 pub struct Settings {
@@ -36,8 +38,19 @@ pub struct Settings {
     pub connect: Connect,
     /// Is given what requests see.
     pub show: Show,
-    /// The generations that requests hold.
-    pub leases: Leases,
+    /// What is known of requests.
+    pub hear: Hear,
+}
+
+/// Why an operator's order was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum OrderError {
+    /// It makes no sense now.
+    #[error("{0}")]
+    Refused(String),
+    /// It could not be written down.
+    #[error("{0}; nothing was changed")]
+    Unwritten(String),
 }
 
 /// A rollout's process. It ends when it is dropped.
@@ -52,7 +65,7 @@ struct Shared {
     file: StateFile,
     connect: Connect,
     show: Show,
-    leases: Leases,
+    hear: Hear,
     started: Instant,
     state: Mutex<State>,
 }
@@ -77,7 +90,7 @@ impl Runner {
             file,
             connect,
             show,
-            leases,
+            hear,
         } = settings;
         let core = Core::new(rules, file.read()?);
         show(core.view());
@@ -85,7 +98,7 @@ impl Runner {
             file: file.clone(),
             connect,
             show,
-            leases,
+            hear,
             started: Instant::now(),
             state: Mutex::new(State {
                 core,
@@ -123,6 +136,27 @@ impl Runner {
     /// Takes note of an event.
     pub fn deliver(&self, event: Event) {
         self.shared.deliver(event);
+    }
+
+    /// Carries out an operator's order: when this returns, it is on the disk.
+    ///
+    /// # Errors
+    /// [`OrderError`]; then nothing has changed.
+    pub fn order(&self, order: Order) -> Result<(), OrderError> {
+        let mut state = self.shared.state();
+        if let Some(why) = &state.unwritten {
+            return Err(OrderError::Unwritten(why.clone()));
+        }
+        state.core.may(&order).map_err(OrderError::Refused)?;
+        let acted = self.shared.act(&mut state, &Event::Order(order));
+        acted.map_err(|error| OrderError::Unwritten(error.to_string()))?;
+        self.shared.go_on(&mut state);
+        Ok(())
+    }
+
+    /// The comparison of two generations under way.
+    pub fn trial(&self) -> Option<TrialStatus> {
+        self.shared.state().core.trial(self.shared.now())
     }
 
     /// What must outlive the process, as it was written last.
@@ -188,8 +222,8 @@ impl Shared {
     fn tick(self: &Arc<Self>) {
         let mut state = self.state();
         // Asked while nothing can be switched: what is not held now is not held later.
-        let leases = (self.leases)();
-        state.waiting.push_back(Event::Tick(leases));
+        let heard = (self.hear)();
+        state.waiting.push_back(Event::Tick(heard));
         self.go_on(&mut state);
     }
 
@@ -300,49 +334,6 @@ fn work_at(target: &dyn Target, work: &Work) -> Result<Option<Listing>, TargetEr
         Work::Load { name, path, .. } => target.load(name, path).map(|()| None),
         Work::Probe { model, .. } => target.probe(model).map(|()| None),
         Work::Unload { name } => target.unload(name).map(|()| None),
-    }
-}
-
-/// Where a rollout stands, as a crash point names it.
-fn stage(durable: &Durable) -> &'static str {
-    durable
-        .rollout
-        .as_ref()
-        .map_or("idle", |r| r.stage.as_str())
-}
-
-fn announce(before: &Durable, after: &Durable) {
-    let rollout = after.rollout.as_ref();
-    if let Some(current) = after
-        .current
-        .as_ref()
-        .filter(|c| Some(*c) != before.current.as_ref())
-    {
-        tracing::info!(
-            epoch = current.epoch,
-            generation = current.generation,
-            "it serves"
-        );
-    }
-    if let Some(refused) = after
-        .refused
-        .as_ref()
-        .filter(|r| Some(*r) != before.refused.as_ref())
-    {
-        let why = &refused.why;
-        tracing::error!(
-            epoch = refused.release.epoch,
-            why,
-            "a rollout was given up; what serves stays"
-        );
-    }
-    let stage_before = before.rollout.as_ref().map(|r| (r.to.epoch, r.stage));
-    if let Some(rollout) = rollout.filter(|r| stage_before != Some((r.to.epoch, r.stage))) {
-        let (epoch, excluded) = (rollout.to.epoch, rollout.excluded.len());
-        tracing::info!(epoch, stage = rollout.stage.as_str(), excluded, "rollout");
-    }
-    if rollout.is_none() && stage_before.is_some_and(|(_, s)| s == Stage::Unload) {
-        tracing::info!("rollout: done");
     }
 }
 

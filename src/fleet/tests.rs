@@ -1,10 +1,14 @@
 //! The core by itself: what it decides step by step, and in many schedules with faults.
 
+mod canary;
+mod orders;
+mod requests;
 mod simulation;
 mod world;
 
 use std::collections::BTreeSet;
 
+use crate::canary::CanaryRules;
 use crate::rollout::{Core, Durable, Event, OnFailure, Release, Rules, Stage, Work};
 use crate::target::TargetError;
 use world::World;
@@ -26,6 +30,7 @@ pub(crate) fn rules(on_failure: OnFailure) -> Rules {
         max_request_ms: 5000,
         look_ms: 1000,
         attempts: 3,
+        canary: CanaryRules::default(),
     }
 }
 

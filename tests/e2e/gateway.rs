@@ -1,6 +1,7 @@
 //! One address in front of several engines: rollouts while clients stream, targets that restart, the
 //! gateway killed at every step.
 
+mod canary;
 mod fleet;
 
 use std::collections::BTreeSet;

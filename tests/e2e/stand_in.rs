@@ -28,6 +28,8 @@ struct Shared {
     /// Loads that were refused because of a name in use.
     again: AtomicUsize,
     answered: AtomicUsize,
+    /// Models by which it answers nothing but errors to clients; its probes pass.
+    failing: Mutex<Vec<String>>,
 }
 
 impl StandIn {
@@ -91,6 +93,11 @@ impl StandIn {
         self.shared.broken.lock().unwrap().push(end.into());
     }
 
+    /// Clients get errors by models whose name ends so. Probes are answered.
+    pub(super) fn fails(&self, end: &str) {
+        self.shared.failing.lock().unwrap().push(end.into());
+    }
+
     fn listen(&mut self, listener: TcpListener) {
         let (shared, stop) = (self.shared.clone(), self.stop.clone());
         std::thread::spawn(move || {
@@ -140,12 +147,23 @@ impl Shared {
         reader.read_exact(&mut body)?;
         let body: Value = serde_json::from_slice(&body).unwrap_or_default();
         let path = first.split(' ').nth(1).unwrap_or_default();
+        if path == "/v1/chat/completions" && self.fails(&body) {
+            let (status, text) = error(500, "InternalServerError", "out of memory".into());
+            let head = format!("HTTP/1.1 {status} x\r\ncontent-length: {}", text.len());
+            return write!(socket, "{head}\r\nconnection: close\r\n\r\n{text}");
+        }
         if path == "/v1/chat/completions" && body["stream"] == true && self.has(&body) {
             return self.stream(&mut socket, &body, stop);
         }
         let (status, text) = self.answer(path, &body);
         let head = format!("HTTP/1.1 {status} x\r\ncontent-length: {}", text.len());
         write!(socket, "{head}\r\nconnection: close\r\n\r\n{text}")
+    }
+
+    fn fails(&self, body: &Value) -> bool {
+        let model = body["model"].as_str().unwrap_or_default();
+        let failing = self.failing.lock().unwrap();
+        failing.iter().any(|end| model.ends_with(end))
     }
 
     fn has(&self, body: &Value) -> bool {

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::durable::{Durable, Refused, Release, Rollout, Stage};
+use super::durable::{Cause, Durable, Refused, Release, Rollout, Stage};
 use super::event::{Event, OnFailure, Rules, Step};
 use super::seats::Place;
+use crate::canary::Trial;
 use crate::target::TargetId;
 
 /// A fleet as it is known.
@@ -17,8 +18,14 @@ pub struct Core {
     drained_from: Option<u64>,
     /// Generations that requests hold.
     leased: BTreeSet<String>,
-    /// Whether that was asked since the last switch.
-    leases_known: bool,
+    /// Whether that was asked since requests got something else.
+    pub(super) leases_known: bool,
+    /// The comparison of the canary under way.
+    pub(super) trial: Option<Trial>,
+    /// What should serve, and waits for the end of a pause.
+    pub(super) waiting: Option<Release>,
+    /// The time of day when it was last heard of.
+    pub(super) clock: u64,
     /// Why what was desired last is not followed, if so.
     pub(super) ignored: Option<String>,
 }
@@ -33,6 +40,9 @@ impl Core {
             drained_from: None,
             leased: BTreeSet::new(),
             leases_known: false,
+            trial: None,
+            waiting: None,
+            clock: 0,
             ignored: None,
         }
     }
@@ -89,16 +99,22 @@ impl Core {
                     );
                 }
             }
-            Event::Tick(leased) => {
-                self.leased = leased;
+            Event::Tick(heard) => {
+                self.leased = heard.leased;
                 self.leases_known = true;
+                self.clock = heard.at;
+                if let Some(trial) = &mut self.trial {
+                    heard.observed.iter().for_each(|seen| trial.see(seen));
+                }
             }
+            Event::Order(order) => self.order(now, order),
         }
     }
 
     fn desire(&mut self, release: Release) {
         let durable = &mut self.durable;
         self.ignored = None;
+        self.waiting = None;
         if let Some(current) = &mut durable.current {
             if current.epoch > release.epoch {
                 self.ignored = Some(format!(
@@ -111,16 +127,14 @@ impl Core {
             if current.is_same(&release) {
                 current.epoch = release.epoch;
                 let coming = |r: &mut Rollout| r.stage < Stage::Drain;
-                durable.rollout.take_if(coming);
+                let left = durable.rollout.take_if(coming);
                 durable.refused = None;
+                self.left(left, "the store names what serves again");
                 return;
             }
         }
-        if durable
-            .refused
-            .as_ref()
-            .is_some_and(|r| r.release == release)
-        {
+        if let Some(refused) = durable.refused.as_mut().filter(|r| r.holds(&release)) {
+            refused.release.epoch = release.epoch;
             return;
         }
         match &mut durable.rollout {
@@ -128,18 +142,25 @@ impl Core {
             Some(under_way) if under_way.stage < Stage::Drain && under_way.to.is_same(&release) => {
                 under_way.to.epoch = release.epoch;
             }
-            // The newest release wins. What failed before may have been mended since.
-            rollout => {
-                for place in self.places.values_mut() {
-                    place.failures.remove(&release.generation);
-                }
-                *rollout = Some(Rollout {
-                    to: release,
-                    stage: Stage::Load,
-                    excluded: BTreeMap::new(),
-                });
-            }
+            _ if durable.paused.is_some() => self.wait(release),
+            // The newest release wins.
+            _ => self.start(release),
         }
+    }
+
+    /// Begins a rollout. What failed before may have been mended since.
+    pub(super) fn start(&mut self, release: Release) {
+        for place in self.places.values_mut() {
+            place.failures.remove(&release.generation);
+        }
+        let rollout = Rollout {
+            to: release,
+            stage: Stage::Load,
+            share: 0,
+            excluded: BTreeMap::new(),
+        };
+        let before = self.durable.rollout.replace(rollout);
+        self.left(before, "a newer release came");
     }
 
     /// Takes every step that what is known allows.
@@ -150,10 +171,11 @@ impl Core {
                 Stage::Probe => {
                     self.barrier(&rollout, |place, rules| place.is_ready(&rollout.to, rules))
                 }
+                Stage::Canary => self.canary(&rollout, now),
                 Stage::Drain => self.is_drained(now),
                 Stage::Unload => self.is_unloaded(),
             };
-            if !went_on {
+            if !went_on || self.durable.paused.is_some() {
                 break;
             }
             self.go_on(now);
@@ -162,7 +184,11 @@ impl Core {
 
     /// Whether every target that answers is as far as `is_there` says. Excludes those that cannot
     /// get there, or gives the rollout up.
-    fn barrier(&mut self, rollout: &Rollout, is_there: impl Fn(&Place, &Rules) -> bool) -> bool {
+    pub(super) fn barrier(
+        &mut self,
+        rollout: &Rollout,
+        is_there: impl Fn(&Place, &Rules) -> bool,
+    ) -> bool {
         let to = &rollout.to.generation;
         let mut excluded = rollout.excluded.clone();
         let mut waits = self.places.is_empty();
@@ -188,7 +214,7 @@ impl Core {
             let out = excluded.keys().filter(known).count();
             let answering = self.places.values().filter(|p| p.listing.is_some()).count();
             if self.rules.on_failure == OnFailure::Abort || out * 2 > answering.max(1) {
-                self.give_up(why.join("; "));
+                self.give_up(why.join("; "), Cause::Failed, "give up");
                 return false;
             }
             if let Some(rollout) = &mut self.durable.rollout {
@@ -198,13 +224,23 @@ impl Core {
         !waits && there > 0
     }
 
-    fn give_up(&mut self, why: String) {
-        if let Some(rollout) = self.durable.rollout.take() {
-            self.durable.refused = Some(Refused {
-                release: rollout.to,
-                why,
-            });
+    /// Ends the rollout; what serves goes on to serve.
+    pub(super) fn give_up(&mut self, why: String, cause: Cause, act: &str) {
+        let Some(rollout) = self.durable.rollout.take() else {
+            return;
+        };
+        self.trial = None;
+        // Requests may hold it still.
+        self.leases_known = false;
+        let release = rollout.to;
+        if cause != Cause::Aborted {
+            self.note(act, Some(&release), &why);
         }
+        self.durable.refused = Some(Refused {
+            release,
+            why,
+            cause,
+        });
     }
 
     fn is_drained(&mut self, now: u64) -> bool {
@@ -227,19 +263,25 @@ impl Core {
 
     /// The next stage. The one after the probe begins with the switch.
     fn go_on(&mut self, now: u64) {
+        let wants_canary = self.wants_canary();
         let durable = &mut self.durable;
         let Some(rollout) = &mut durable.rollout else {
             return;
         };
         match rollout.stage {
             Stage::Load => rollout.stage = Stage::Probe,
-            Stage::Probe => {
+            Stage::Probe if wants_canary => self.begin_canary(now),
+            Stage::Probe | Stage::Canary => {
                 rollout.stage = Stage::Drain;
-                let before = durable.current.replace(rollout.to.clone());
+                rollout.share = 0;
+                let to = rollout.to.clone();
+                let before = durable.current.replace(to.clone());
                 durable.previous = before.or(durable.previous.take());
                 durable.refused = None;
                 self.drained_from = Some(now);
                 self.leases_known = false;
+                self.trial = None;
+                self.note("switch", Some(&to), "every target that answers has it");
             }
             Stage::Drain => {
                 rollout.stage = Stage::Unload;
@@ -257,7 +299,8 @@ impl Core {
         let excluded = self.durable.rollout.as_ref().map(|r| &r.excluded);
         for (id, place) in &mut self.places {
             let out = excluded.is_some_and(|e| e.contains_key(id));
-            let next = place.next(&self.durable, &self.leased, (now, &self.rules), out);
+            let leased = self.leases_known.then_some(&self.leased);
+            let next = place.next(&self.durable, leased, (now, &self.rules), out);
             if let Some(next) = next {
                 place.busy = Some(next.clone());
                 work.push((id.clone(), next));

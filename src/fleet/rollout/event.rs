@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use super::history::Order;
 use super::{Core, Release};
+use crate::canary::{CanaryRules, Observation};
 use crate::target::{Listing, TargetError, TargetId};
 
 /// What happens to a target that cannot take a release.
@@ -31,6 +33,8 @@ pub struct Rules {
     pub look_ms: u64,
     /// Attempts at a piece of work until a target counts as unable.
     pub attempts: u32,
+    /// How a share of the requests gets a generation first.
+    pub canary: CanaryRules,
 }
 
 impl Rules {
@@ -79,8 +83,21 @@ pub enum Event {
     Done(TargetId, Work, Result<Option<Listing>, TargetError>),
     /// A request found a target gone, or without what it had.
     Suspect(TargetId),
-    /// Time passed; these generations are held by requests.
-    Tick(BTreeSet<String>),
+    /// Time passed.
+    Tick(Heard),
+    /// An operator's order. One that [`Core::may`] refuses changes nothing.
+    Order(Order),
+}
+
+/// What is known of requests at some moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// The generations that they hold.
+    pub leased: BTreeSet<String>,
+    /// What was seen of those in a canary since the last time.
+    pub observed: Vec<Observation>,
+    /// The time of day, in Unix seconds.
+    pub at: u64,
 }
 
 /// What follows from an event.

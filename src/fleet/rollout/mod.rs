@@ -5,13 +5,17 @@
 //! what [`Durable`] holds must outlive it: what serves, what served before, and how far the rollout
 //! under way has come.
 
+mod canary;
 mod core;
 mod durable;
 mod event;
+mod history;
+mod orders;
 mod seats;
 mod view;
 
 pub use self::core::Core;
-pub use durable::{Durable, Refused, Release, Rollout, Stage};
-pub use event::{Event, OnFailure, Rules, Step, Work};
-pub use view::{Seat, TargetStatus, View};
+pub use durable::{Cause, Durable, Refused, Release, Rollout, Stage};
+pub use event::{Event, Heard, OnFailure, Rules, Step, Work};
+pub use history::{Command, Entry, Hold, Order};
+pub use view::{Canary, Seat, TargetStatus, View};

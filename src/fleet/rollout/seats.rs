@@ -187,7 +187,7 @@ impl Place {
     pub(super) fn next(
         &self,
         durable: &Durable,
-        leased: &BTreeSet<String>,
+        leased: Option<&BTreeSet<String>>,
         (now, rules): (u64, &Rules),
         excluded: bool,
     ) -> Option<Work> {
@@ -215,7 +215,9 @@ impl Place {
         surplus.find_map(|(name, generation)| {
             let waits = |f: &Failure| f.again_at > now;
             let waiting = self.failures.get(name).is_some_and(waits);
-            (!waiting && !leased.contains(generation)).then(|| Work::Unload { name: name.clone() })
+            // As long as it is not known what requests hold, they may hold it.
+            let is_free = leased.is_some_and(|leased| !leased.contains(generation));
+            (!waiting && is_free).then(|| Work::Unload { name: name.clone() })
         })
     }
 

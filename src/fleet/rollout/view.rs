@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::durable::{Durable, Release};
+use super::durable::{Durable, Release, Stage};
 use super::{Core, Work};
+use crate::canary::{TrialStatus, Unit, takes};
 use crate::target::TargetId;
 
 /// What requests may be sent where.
@@ -17,8 +18,36 @@ pub struct View {
     pub fallback: Option<Release>,
     /// What served before.
     pub previous: Option<Release>,
+    /// What a share of the requests gets.
+    pub canary: Option<Canary>,
     /// Targets that answer.
     pub seats: Vec<Seat>,
+}
+
+/// A generation that a share of the requests gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Canary {
+    /// Which one.
+    pub release: Release,
+    /// The share, in parts of [`WHOLE`](crate::WHOLE).
+    pub share: u16,
+}
+
+impl View {
+    /// What a request gets, in the order in which it is looked for. The same for all requests of a unit,
+    /// as long as the view is.
+    pub fn choices(&self, unit: Unit) -> impl Iterator<Item = &Release> {
+        let canary = self.canary.iter().map(|c| (&c.release, c.share));
+        let own = canary.filter(move |(r, share)| takes(&r.generation, unit, *share));
+        let own = own.map(|(release, _)| release);
+        own.chain(&self.current).chain(&self.fallback)
+    }
+
+    /// Every generation that requests may name.
+    pub fn known(&self) -> impl Iterator<Item = &Release> {
+        let canary = self.canary.iter().map(|c| &c.release);
+        self.current.iter().chain(&self.previous).chain(canary)
+    }
 }
 
 /// A target that answers.
@@ -57,8 +86,16 @@ impl Core {
             let epoch = current.as_ref().map_or(0, |c| c.epoch);
             epoch.saturating_sub(previous.epoch) <= self.rules.max_skew_epochs
         };
+        let rollout = self.durable.rollout.as_ref();
+        let canary = rollout
+            .filter(|r| r.stage == Stage::Canary)
+            .map(|r| Canary {
+                release: r.to.clone(),
+                share: r.share,
+            });
         let seats = self.places.iter().filter_map(|(target, place)| {
-            let both = current.iter().chain(previous);
+            let coming = canary.iter().map(|c| &c.release);
+            let both = current.iter().chain(previous).chain(coming);
             let ready = both.filter(|r| place.is_ready(r, &self.rules));
             let model = |r: &Release| Some((r.generation.clone(), place.model(r, &self.rules)?));
             let models: BTreeMap<String, String> = ready.filter_map(model).collect();
@@ -72,6 +109,7 @@ impl Core {
             fallback: previous.as_ref().filter(within).cloned(),
             previous: previous.clone(),
             seats: seats.collect(),
+            canary,
         }
     }
 
@@ -105,6 +143,11 @@ impl Core {
             }
         };
         self.places.iter().map(status).collect()
+    }
+
+    /// The comparison of two generations under way.
+    pub fn trial(&self, now: u64) -> Option<TrialStatus> {
+        Some(self.trial.as_ref()?.status(now))
     }
 
     /// Why what was desired last is not followed, if so.

@@ -8,9 +8,13 @@ use std::collections::BTreeSet;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::requests::{is_bad, order};
 use super::world::{Engine, World};
 use super::{release, rules};
-use crate::rollout::{Core, Durable, Event, OnFailure, Rules, Stage, Work};
+use crate::canary::CanaryRules;
+use crate::rollout::{
+    Cause, Command, Core, Durable, Event, OnFailure, Release, Rollout, Rules, Stage, Work,
+};
 use crate::target::{TargetError, TargetId};
 
 /// Steps of a schedule.
@@ -33,6 +37,10 @@ fn schedules_with_faults_keep_every_promise() {
             "{seen:?}"
         );
         assert!(seen.excluded + seen.refused > 0, "{seen:?}");
+        assert!(
+            seen.wider > 0 && seen.back > 0 && seen.aborted > 0,
+            "{seen:?}"
+        );
     }
     println!("{count} schedules: {seen:?}");
 }
@@ -45,17 +53,33 @@ struct Seen {
     restarts: u64,
     excluded: u64,
     refused: u64,
+    /// Canaries that went on to a greater share, and back.
+    wider: u64,
+    back: u64,
+    aborted: u64,
 }
 
-struct Schedule {
-    seed: u64,
-    random: ChaCha8Rng,
-    world: World,
+impl Seen {
+    fn count(&mut self, before: &Durable, after: &Durable) {
+        let share = |d: &Durable| d.rollout.as_ref().map_or(0, |r| r.share);
+        self.wider += u64::from(share(before) > 0 && share(after) > share(before));
+        if before.refused != after.refused {
+            let cause = after.refused.as_ref().map(|r| r.cause);
+            self.back += u64::from(cause == Some(Cause::Canary));
+            self.aborted += u64::from(cause == Some(Cause::Aborted));
+        }
+    }
+}
+
+pub(super) struct Schedule {
+    pub(super) seed: u64,
+    pub(super) random: ChaCha8Rng,
+    pub(super) world: World,
     epoch: u64,
     newest: u64,
-    wanted: Option<crate::rollout::Release>,
+    wanted: Option<Release>,
     /// Whether events that the disk had kept from being acted upon were waiting before this step.
-    caught_up: bool,
+    pub(super) caught_up: bool,
 }
 
 impl Schedule {
@@ -68,8 +92,19 @@ impl Schedule {
         let targets = random.random_range(1..=4);
         // Kills forget what failed, so many attempts seldom come together.
         let attempts = random.random_range(1..=3);
+        let shares = match random.random_range(0..3) {
+            0 => vec![],
+            1 => vec![5000],
+            _ => vec![1000, 5000],
+        };
         let rules = Rules {
             attempts,
+            canary: CanaryRules {
+                shares,
+                min_requests: 20,
+                min_ms: 500,
+                max_ms: 20_000,
+            },
             ..rules(on_failure)
         };
         let core = Core::new(rules, Durable::default());
@@ -88,10 +123,13 @@ impl Schedule {
         for _ in 0..STEPS {
             let before = self.world.durable();
             let started = self.world.pending.len();
+            let got = self.got();
             self.caught_up = !self.world.lost.is_empty();
             self.one(seen);
             self.check(&before, started.min(self.world.pending.len()));
+            self.check_requests(&before, &got, started);
             let after = self.world.durable();
+            seen.count(&before, &after);
             seen.switches += u64::from(before.current != after.current);
             seen.refused += u64::from(before.refused != after.refused && after.refused.is_some());
             let excluded = |d: &Durable| d.rollout.as_ref().is_some_and(|r| !r.excluded.is_empty());
@@ -104,7 +142,9 @@ impl Schedule {
     fn one(&mut self, seen: &mut Seen) {
         let ids = self.world.ids();
         let some = ids[self.random.random_range(0..ids.len())].clone();
-        match self.random.random_range(0..100) {
+        match self.random.random_range(0..116) {
+            100..112 => self.requests(150),
+            112.. => self.order(),
             0..50 if !self.world.pending.is_empty() => self.finish(),
             0..64 => {
                 let time = self.random.random_range(1..1500);
@@ -125,8 +165,13 @@ impl Schedule {
             }
             82..86 => self.world.event(Event::Suspect(some)),
             86..91 => {
+                let before = self.world.core().view().canary;
+                let is_known = self.world.lost.is_empty();
                 self.world.kill();
                 seen.kills += 1;
+                // The same share after a kill.
+                let after = self.world.core().view().canary;
+                assert!(after == before || !is_known, "seed {}", self.seed);
                 // What should serve is read again.
                 if let Some(wanted) = self.wanted.clone() {
                     self.world.event(Event::Desired(wanted));
@@ -258,7 +303,7 @@ impl Schedule {
         let rollout = durable.rollout.clone();
         let excluded = rollout.map(|r| r.excluded).unwrap_or_default();
         // A newer release takes the place of one that is drained.
-        let to = |r: &&crate::rollout::Rollout| r.to.generation == current.generation;
+        let to = |r: &&Rollout| r.to.generation == current.generation;
         let stage = before.rollout.as_ref().filter(to).map(|r| r.stage);
         // Several stages may pass in one step, where nothing is left to do in them.
         assert!(
@@ -287,6 +332,7 @@ impl Schedule {
     /// Seconds in which all work is done.
     fn pass(&mut self, seconds: u64) {
         for _ in 0..seconds {
+            self.requests(150);
             self.world.wait(1000);
             while !self.world.pending.is_empty() {
                 self.world.finish(0, None);
@@ -304,6 +350,16 @@ impl Schedule {
             engine.up = true;
         }
         self.world.hold(BTreeSet::new());
+        // What waited for the disk may have been a pause.
+        self.world.wait(1);
+        if self.world.durable().paused.is_some() {
+            let resume = order(Command::Resume);
+            self.world.event(Event::Order(resume));
+        }
+        self.newest += 1;
+        while is_bad(&release(0, self.newest).generation) {
+            self.newest += 1;
+        }
         // What restarted is noticed first: asking it for what it lost is a failed attempt.
         self.pass(20);
         self.epoch += 1;

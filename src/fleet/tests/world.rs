@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::rollout::{Core, Durable, Event, Work};
+use crate::canary::Observation;
+use crate::rollout::{Core, Durable, Event, Heard, Work};
 use crate::target::{Listing, TargetError, TargetId};
 
 /// An engine.
@@ -22,6 +23,8 @@ pub(super) struct World {
     pub(super) engines: BTreeMap<TargetId, Engine>,
     pub(super) pending: Vec<(TargetId, Work)>,
     pub(super) held: BTreeSet<String>,
+    /// What was seen of requests since the last tick.
+    pub(super) observed: Vec<Observation>,
     written: Durable,
     /// Whether writing fails.
     pub(super) disk_full: bool,
@@ -46,6 +49,7 @@ impl World {
             engines: ids.map(engine).collect(),
             pending: Vec::new(),
             held: BTreeSet::new(),
+            observed: Vec::new(),
             disk_full: false,
             lost: Vec::new(),
         };
@@ -107,8 +111,12 @@ impl World {
 
     pub(super) fn wait(&mut self, time: u64) {
         self.now += time;
-        let held = self.held.clone();
-        self.event(Event::Tick(held));
+        let heard = Heard {
+            leased: self.held.clone(),
+            observed: std::mem::take(&mut self.observed),
+            at: self.now / 1000,
+        };
+        self.event(Event::Tick(heard));
     }
 
     /// As the runner does it: what is durable is written first, or nothing happens.
@@ -136,6 +144,7 @@ impl World {
         self.pending.clear();
         self.lost.clear();
         self.held.clear();
+        self.observed.clear();
         self.announce();
     }
 

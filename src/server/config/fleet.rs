@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use realign_fleet::{Kind, OnFailure, Rules, addresses};
+use realign_fleet::{CanaryRules, Kind, OnFailure, Rules, WHOLE, addresses};
 
 use super::{ConfigError, RawFleet, RawTarget};
 
@@ -25,6 +25,8 @@ pub struct FleetConfig {
     pub max_request: Duration,
     /// Time between two looks.
     pub poll: Duration,
+    /// How a share of the requests gets a generation first.
+    pub canary: CanaryRules,
 }
 
 /// An engine, or all behind one name.
@@ -87,6 +89,7 @@ impl FleetConfig {
             max_request_ms: milliseconds(self.max_request),
             look_ms: milliseconds(self.poll),
             attempts: ATTEMPTS,
+            canary: self.canary.clone(),
         }
     }
 }
@@ -98,6 +101,7 @@ pub(super) fn resolve(raw: RawFleet, adapters: &Path) -> Result<Option<FleetConf
         value,
         allowed,
     };
+    let canary = canary(&raw)?;
     let targets = raw.targets.unwrap_or_default();
     let targets: Vec<TargetConfig> = targets.into_iter().map(target).collect::<Result<_, _>>()?;
     let on_failure = match raw.on_failure.as_deref() {
@@ -142,7 +146,55 @@ pub(super) fn resolve(raw: RawFleet, adapters: &Path) -> Result<Option<FleetConf
         max_skew_epochs: raw.max_skew_epochs.unwrap_or(1),
         max_request: Duration::from_secs(seconds),
         poll: Duration::from_millis(look_ms),
+        canary,
     }))
+}
+
+fn canary(raw: &RawFleet) -> Result<CanaryRules, ConfigError> {
+    let wrong = |key, value: String, allowed| ConfigError::Value {
+        key,
+        value,
+        allowed,
+    };
+    let shares = raw.canary.clone().unwrap_or_default();
+    let is_share = |share: &f64| (0.0001..=1.0).contains(share);
+    let grows = shares.windows(2).all(|two| two[0] < two[1]);
+    if !shares.iter().all(is_share) || !grows {
+        return Err(wrong(
+            "fleet.canary",
+            format!("{shares:?}"),
+            "shares from 0.0001 to 1.0, each greater than the one before",
+        ));
+    }
+    let parts = shares
+        .iter()
+        .map(|share| (share * f64::from(WHOLE)).round() as u16);
+    let min_requests = raw.canary_min_requests.unwrap_or(200);
+    if !(1..=1_000_000).contains(&min_requests) {
+        return Err(wrong(
+            "fleet.canary_min_requests",
+            min_requests.to_string(),
+            "from 1 to 1000000",
+        ));
+    }
+    let (min, max) = (
+        raw.canary_min_s.unwrap_or(60),
+        raw.canary_max_s.unwrap_or(3600),
+    );
+    if !(1..=604_800).contains(&max) || min > max {
+        return Err(wrong(
+            "fleet.canary_max_s",
+            max.to_string(),
+            "from 1 to 604800, and no less than fleet.canary_min_s",
+        ));
+    }
+    Ok(CanaryRules {
+        // The last one is the switch itself.
+        shares: parts.filter(|share| *share < WHOLE).collect(),
+        min_requests,
+        min_ms: min * 1000,
+        max_ms: max * 1000,
+    })
 }
 
 fn target(raw: RawTarget) -> Result<TargetConfig, ConfigError> {
@@ -198,7 +250,14 @@ mod tests {
         assert_eq!(fleet.on_failure, OnFailure::Abort);
         assert_eq!(fleet.targets.len(), 2);
         assert!(fleet.targets[0].resolve && !fleet.targets[1].resolve);
+        assert_eq!(fleet.canary.shares, [0u16; 0]);
         let one = "[[targets]]\nkind = \"vllm\"\nurl = \"http://pod:8000\"\n";
+        let canary = format!("canary = [0.05, 0.5, 1.0]\ncanary_min_s = 0\n{one}");
+        let canary = read(&canary).unwrap().unwrap().canary;
+        assert_eq!(
+            (canary.shares, canary.min_ms, canary.max_ms),
+            (vec![500, 5000], 0, 3_600_000)
+        );
         let own = read(one).unwrap().unwrap().adapters_path;
         assert!(own.starts_with('/') && own.ends_with("/adapters"), "{own}");
         for (text, key) in [
@@ -214,6 +273,10 @@ mod tests {
             ("on_failure = \"retry\"", "fleet.on_failure"),
             ("max_request_s = 0", "fleet.max_request_s"),
             ("look_ms = 1", "fleet.look_ms"),
+            ("canary = [0.5, 0.5]", "fleet.canary"),
+            ("canary = [5.0]", "fleet.canary"),
+            ("canary_min_requests = 0", "fleet.canary_min_requests"),
+            ("canary_max_s = 10", "fleet.canary_max_s"),
             ("[[targets]]\nkid = \"vllm\"", "kid"),
         ] {
             let error = read(text).unwrap_err();

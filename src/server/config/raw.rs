@@ -263,6 +263,14 @@ section! {
         max_request_s: u64,
         /// Time between two looks at targets and at what should serve, in milliseconds.
         look_ms: u64,
+        /// Shares of the requests that get a new generation first, growing; 1.0 is all of them.
+        canary: Vec<f64>,
+        /// Requests that both generations must have answered in a step of a canary.
+        canary_min_requests: u64,
+        /// The shortest that a step of a canary takes, in seconds.
+        canary_min_s: u64,
+        /// The longest that a step of a canary waits for its requests, in seconds.
+        canary_max_s: u64,
     }
 }
 

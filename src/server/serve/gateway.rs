@@ -7,14 +7,16 @@
 mod client;
 mod desk;
 mod endpoints;
+mod operators;
 mod proxy;
 mod scan;
 mod source;
 mod status;
 mod upload;
+mod watch;
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -78,6 +80,8 @@ struct Gateway {
     limits: Limits,
     endpoints: Arc<Mutex<HashMap<TargetId, Endpoint>>>,
     open: AtomicBool,
+    /// Requests without a key, counted: what such a request gets is drawn by it.
+    unkeyed: AtomicU64,
     /// Why it is not known what should serve, or where targets are, if so.
     problems: Mutex<Problems>,
 }
@@ -133,13 +137,13 @@ impl GatewayServer {
         };
         let desk = Arc::new(Desk::default());
         let endpoints: Arc<Mutex<HashMap<TargetId, Endpoint>>> = Arc::default();
-        let (shown, leased, known) = (desk.clone(), desk.clone(), endpoints.clone());
+        let (shown, heard, known) = (desk.clone(), desk.clone(), endpoints.clone());
         let runner = Runner::start(Settings {
             rules: fleet.rules(&name),
             file: StateFile::new(dir.join("fleet.json")),
             connect: Box::new(move |id| endpoints::connect(&lock(&known), id)),
             show: Box::new(move |view| shown.show(view)),
-            leases: Box::new(move || leased.leased()),
+            hear: Box::new(move || heard.hear()),
         })?;
         let limits = Limits {
             max_body_bytes: config.server.max_body_bytes,
@@ -156,6 +160,7 @@ impl GatewayServer {
             limits,
             endpoints,
             open: AtomicBool::new(true),
+            unkeyed: AtomicU64::new(0),
             problems: Mutex::default(),
         };
         Ok(Self {
@@ -291,7 +296,9 @@ impl Gateway {
         if operators {
             router = router
                 .route("/metrics", get(status::metrics))
-                .route("/admin/v1/fleet", get(status::fleet));
+                .route("/admin/v1/fleet", get(status::fleet))
+                .route("/admin/v1/fleet/verdicts", post(operators::verdicts))
+                .route("/admin/v1/fleet/{command}", post(operators::order));
         }
         router.fallback(status::not_found).with_state(self.clone())
     }

@@ -3,6 +3,7 @@
 //! Each event produces a log line, metric updates and, for realignments, a message on the admin
 //! event stream, so the three cannot disagree.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use realign_align::exam::Report;
@@ -112,6 +113,27 @@ pub struct FleetSnapshot {
     pub(crate) stage: Option<&'static str>,
     /// Every target, and the newest epoch that it answers by; 0 is none.
     pub(crate) targets: Vec<(String, u64)>,
+    /// The share of the requests that get the generation of a canary.
+    pub(crate) share: f64,
+    /// For each signal how far the evidence against it has come.
+    pub(crate) evidence: Vec<(&'static str, f64)>,
+    /// Whether an operator paused rollouts.
+    pub(crate) is_paused: bool,
+    /// Whether what should serve was given up.
+    pub(crate) is_refused: bool,
+    /// Generations that requests may name. Others have no series any more.
+    pub(crate) generations: BTreeSet<String>,
+}
+
+/// An answer that passed through a gateway.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FleetAnswer {
+    /// The generation that gave it.
+    pub(crate) generation: String,
+    /// `ok`, `failed` or `left`.
+    pub(crate) outcome: &'static str,
+    /// Time to its first byte.
+    pub(crate) first_byte: Option<Duration>,
 }
 
 /// The engine's current load, and totals since it started.
@@ -320,6 +342,9 @@ pub enum Event {
     /// A gateway's targets, as metrics were asked for.
     #[serde(skip)]
     FleetSeen(FleetSnapshot),
+    /// An answer passed through a gateway.
+    #[serde(skip)]
+    FleetAnswered(FleetAnswer),
 }
 
 impl Event {
@@ -352,7 +377,8 @@ impl Event {
             | Event::EngineStats(_)
             | Event::Leases(_)
             | Event::StoreSeen(_)
-            | Event::FleetSeen(_) => None,
+            | Event::FleetSeen(_)
+            | Event::FleetAnswered(_) => None,
         }
     }
 
@@ -371,6 +397,7 @@ impl Event {
                 | Event::Leases(_)
                 | Event::StoreSeen(_)
                 | Event::FleetSeen(_)
+                | Event::FleetAnswered(_)
         )
     }
 }

@@ -218,6 +218,7 @@ impl Realignment {
                 names::REALIGNMENT_STAGE_DURATION_SECONDS,
                 "Wall time of a finished realignment stage.",
                 &["stage"],
+                STAGE_BUCKETS,
             )?,
             progress: build.gauge(
                 names::REALIGNMENT_PROGRESS_RATIO,
@@ -433,7 +434,12 @@ impl Build {
         self.add(Gauge::new(name, help)?)
     }
 
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec, Error> {
+    pub(super) fn gauges(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<GaugeVec, Error> {
         self.add(GaugeVec::new(Opts::new(name, help), labels)?)
     }
 
@@ -460,8 +466,14 @@ impl Build {
         self.add(Histogram::with_opts(opts)?)
     }
 
-    fn histograms(&self, name: &str, help: &str, labels: &[&str]) -> Result<HistogramVec, Error> {
-        let opts = HistogramOpts::new(name, help).buckets(STAGE_BUCKETS.to_vec());
+    fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: &[f64],
+    ) -> Result<HistogramVec, Error> {
+        let opts = HistogramOpts::new(name, help).buckets(buckets.to_vec());
         self.add(HistogramVec::new(opts, labels)?)
     }
 }

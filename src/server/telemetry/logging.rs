@@ -60,7 +60,11 @@ pub(super) fn log(event: &Event) {
         // Under load this would flood the log at a higher level; the metrics count these.
         Event::ComplianceDropped => debug!("answer not judged: the queue is full"),
         // Snapshots are frequent and available as metrics.
-        Event::EngineStats(_) | Event::Leases(_) | Event::StoreSeen(_) | Event::FleetSeen(_) => {}
+        Event::EngineStats(_)
+        | Event::Leases(_)
+        | Event::StoreSeen(_)
+        | Event::FleetSeen(_)
+        | Event::FleetAnswered(_) => {}
     }
 }
 

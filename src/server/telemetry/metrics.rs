@@ -204,6 +204,7 @@ impl Metrics {
             Event::Examined(examined) => self.record_exam(examined),
             Event::StoreSeen(seen) => self.shared.set(seen),
             Event::FleetSeen(seen) => self.targets.set(seen),
+            Event::FleetAnswered(answer) => self.targets.answered(answer),
             Event::ViolationsFound(rules) => {
                 for rule in rules {
                     self.compliance.violations.count(rule);

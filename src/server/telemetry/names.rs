@@ -61,6 +61,18 @@ pub(crate) const STORE_LEASE_HELD: &str = "realign_store_lease_held";
 pub(crate) const FLEET_TARGET_EPOCH: &str = "realign_fleet_target_epoch";
 /// Gauge, by stage: 1 for the one that the rollout is in.
 pub(crate) const FLEET_ROLLOUT_STAGE: &str = "realign_fleet_rollout_stage";
+/// Gauge: the share of the requests that get the generation of a canary.
+pub(crate) const FLEET_CANARY_SHARE: &str = "realign_fleet_canary_share";
+/// Gauge, by signal: how far the evidence against the generation of a canary has come.
+pub(crate) const FLEET_CANARY_EVIDENCE: &str = "realign_fleet_canary_evidence";
+/// Gauge: 1 if an operator paused rollouts.
+pub(crate) const FLEET_PAUSED: &str = "realign_fleet_paused";
+/// Gauge: 1 if what should serve was given up.
+pub(crate) const FLEET_REFUSED: &str = "realign_fleet_refused";
+/// Counter, by generation and outcome: answers of targets.
+pub(crate) const FLEET_ANSWERS_TOTAL: &str = "realign_fleet_answers_total";
+/// Histogram, by generation: time to the first byte of an answer.
+pub(crate) const FLEET_FIRST_BYTE_SECONDS: &str = "realign_fleet_first_byte_seconds";
 /// Gauge: for how long this server has failed to serve what the shared store names.
 pub(crate) const FLEET_SKEW_SECONDS: &str = "realign_fleet_skew_seconds";
 

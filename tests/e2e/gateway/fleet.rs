@@ -142,6 +142,22 @@ impl Gateway<'_> {
         (status, response.body_mut().read_json().unwrap_or_default())
     }
 
+    /// Runs `realign fleet ORDER` with further arguments. Its exit code, and what it printed.
+    pub(super) fn order(&self, order: &str, args: &[&str]) -> (Option<i32>, String) {
+        let ran = Command::new(env!("CARGO_BIN_EXE_realign"))
+            .args(["fleet", order, "--admin-key", KEY, "--url"])
+            .arg(format!("http://{}", self.address))
+            .args(args)
+            .current_dir(self.fleet.workspace.path(""))
+            .output()
+            .unwrap();
+        let text = [ran.stdout, ran.stderr].concat();
+        (
+            ran.status.code(),
+            String::from_utf8_lossy(&text).into_owned(),
+        )
+    }
+
     pub(super) fn post(&self, path: &str, body: &Value) -> (u16, Value) {
         let url = format!("http://{}{path}", self.address);
         let mut response = self.agent.post(url).send_json(body).unwrap();

@@ -1,6 +1,7 @@
 //! A request's way to a target and back.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, to_bytes};
@@ -9,15 +10,16 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use hyper::body::Incoming;
-use realign_fleet::{Event, TargetId, is_generation};
+use realign_fleet::{Event, TargetId, Unit, is_generation};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
 use super::Gateway;
 use super::client::{self, Connection, SendError};
-use super::desk::{Lease, NoLease, Wanted};
+use super::desk::{NoLease, Wanted};
 use super::source::BASE;
 use super::upload::Upload;
+use super::watch::Watch;
 use crate::api::ApiError;
 
 /// Targets that are asked at most.
@@ -26,6 +28,8 @@ const ATTEMPTS: usize = 3;
 const MAX_REFUSAL: usize = 64 << 10;
 /// Names the generation that answered.
 const GENERATION: HeaderName = HeaderName::from_static("x-realign-generation");
+/// Tells which requests belong together, before what the body says.
+const SESSION: &str = "x-session-id";
 
 /// Headers of requests that targets get.
 const FORWARDED: [&str; 8] = [
@@ -54,7 +58,7 @@ const DROPPED: [&str; 9] = [
 
 /// What an answer holds until its last byte.
 struct Held {
-    lease: Lease,
+    watch: Watch,
     _connection: Connection,
     _permit: Arc<OwnedSemaphorePermit>,
 }
@@ -88,8 +92,13 @@ async fn pass_on(gateway: &Arc<Gateway>, request: Request) -> Result<Response, A
     let headers = request.headers().clone();
     let limits = &gateway.limits;
     let deadline = Instant::now() + limits.max_request;
-    let upload = Upload::read(request, limits.max_body_bytes, limits.body_timeout).await?;
-    let wanted = wanted(gateway, &upload.model)?;
+    let session = headers.get(SESSION).and_then(|value| value.to_str().ok());
+    let session = session.filter(|session| !session.is_empty());
+    let keyed = session.is_none() && gateway.desk.has_canary();
+    let (limit, time) = (limits.max_body_bytes, limits.body_timeout);
+    let upload = Upload::read(request, limit, time, keyed).await?;
+    let unit = gateway.unit(session.or(upload.belongs.as_deref()));
+    let wanted = wanted(gateway, &upload.model, unit)?;
     let mut tried: Vec<TargetId> = Vec::new();
     let (mut last, mut broken) = (None, 0);
     for attempt in 0..ATTEMPTS {
@@ -103,7 +112,8 @@ async fn pass_on(gateway: &Arc<Gateway>, request: Request) -> Result<Response, A
         };
         tried.push(lease.target.clone());
         let parts = (&uri, &headers, deadline);
-        match attempt_at(gateway, lease, &upload, parts, &permit).await? {
+        let watch = Watch::new(lease, gateway.telemetry.clone());
+        match attempt_at(gateway, watch, &upload, parts, &permit).await? {
             Attempt::Answered(response) => return Ok(response),
             Attempt::Gone(response) => last = Some(response),
             Attempt::Broken(response) => {
@@ -130,10 +140,10 @@ async fn pass_on(gateway: &Arc<Gateway>, request: Request) -> Result<Response, A
 }
 
 /// The generation that `model` names.
-fn wanted(gateway: &Gateway, model: &str) -> Result<Wanted, ApiError> {
+fn wanted(gateway: &Gateway, model: &str, unit: Unit) -> Result<Wanted, ApiError> {
     let name = &*gateway.name;
     if model.is_empty() || model == name {
-        return Ok(Wanted::Current);
+        return Ok(Wanted::Served(unit));
     }
     let generation = model
         .strip_prefix(name)
@@ -149,18 +159,19 @@ fn unknown(gateway: &Gateway, model: &str) -> ApiError {
     ApiError::ModelNotFound {
         model: model.chars().take(128).collect(),
         allowed: format!(
-            "`{name}`, and `{name}@<generation>` with the current or the previous generation"
+            "`{name}`, and `{name}@<generation>` with the current or the previous generation, or that of a canary"
         ),
     }
 }
 
 async fn attempt_at(
     gateway: &Arc<Gateway>,
-    lease: Lease,
+    mut watch: Watch,
     upload: &Upload,
     (uri, headers, deadline): (&Uri, &HeaderMap, Instant),
     permit: &Arc<OwnedSemaphorePermit>,
 ) -> Result<Attempt, ApiError> {
+    let lease = &watch.lease;
     let Some(endpoint) = gateway.endpoint(&lease.target) else {
         return Ok(Attempt::Gone(no_answer(
             &lease.target,
@@ -199,18 +210,25 @@ async fn attempt_at(
             let answer = no_answer(&lease.target, &why);
             return Ok(match error {
                 SendError::Connect(_) => Attempt::Gone(answer),
-                SendError::Broken(_) => Attempt::Broken(answer),
+                SendError::Broken(_) => {
+                    watch.broke();
+                    Attempt::Broken(answer)
+                }
             });
         }
-        Err(_) => return Err(gateway.too_long()),
+        Err(_) => {
+            watch.broke();
+            return Err(gateway.too_long());
+        }
     };
     if response.status() == StatusCode::NOT_FOUND {
-        let refused = refused(gateway, lease, response, deadline).await;
+        let refused = refused(gateway, watch, response, deadline).await;
         connection.close().await;
         return refused;
     }
+    watch.answers(response.status(), response.headers());
     let held = Held {
-        lease,
+        watch,
         _connection: connection,
         _permit: permit.clone(),
     };
@@ -220,10 +238,11 @@ async fn attempt_at(
 /// A 404: either a route that targets do not have, or an adapter that this one had.
 async fn refused(
     gateway: &Gateway,
-    lease: Lease,
+    watch: Watch,
     response: axum::http::Response<Incoming>,
     deadline: Instant,
 ) -> Result<Attempt, ApiError> {
+    let lease = &watch.lease;
     let (parts, body) = response.into_parts();
     let read = timeout_at(deadline, to_bytes(Body::new(body), MAX_REFUSAL)).await;
     let bytes = read.ok().and_then(Result::ok).unwrap_or_default();
@@ -254,17 +273,27 @@ fn answer(
     deadline: Instant,
 ) -> Response {
     let (parts, body) = response.into_parts();
-    let generation = held.lease.generation.clone();
+    let generation = held.watch.lease.generation.clone();
     let seconds = gateway.limits.max_request.as_secs();
     let state = (Body::new(body).into_data_stream(), held);
     let stream = futures::stream::unfold(Some(state), move |state| async move {
-        let (mut stream, held) = state?;
+        let (mut stream, mut held): (_, Held) = state?;
         match timeout_at(deadline, stream.next()).await {
-            Ok(None) => None,
-            Ok(Some(Ok(bytes))) => Some((Ok::<Bytes, axum::Error>(bytes), Some((stream, held)))),
+            Ok(None) => {
+                held.watch.ended();
+                None
+            }
+            Ok(Some(Ok(bytes))) => {
+                held.watch.passes(&bytes);
+                Some((Ok::<Bytes, axum::Error>(bytes), Some((stream, held))))
+            }
             // The connection breaks: the client sees that it has not got everything.
-            Ok(Some(Err(error))) => Some((Err(error), None)),
+            Ok(Some(Err(error))) => {
+                held.watch.broke();
+                Some((Err(error), None))
+            }
             Err(_) => {
+                held.watch.broke();
                 tracing::warn!(seconds, "an answer took longer than fleet.max_request_s");
                 let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
                 Some((Err(axum::Error::new(late)), None))
@@ -294,6 +323,14 @@ fn name_generation(headers: &mut HeaderMap, generation: &str) {
 }
 
 impl Gateway {
+    /// What is decided about at once in a canary: all requests of a key, or one without.
+    fn unit(&self, key: Option<&str>) -> Unit {
+        match key {
+            Some(key) => Unit::of_key(key),
+            None => Unit::of_request(self.unkeyed.fetch_add(1, Ordering::Relaxed)),
+        }
+    }
+
     fn too_long(&self) -> ApiError {
         ApiError::Timeout {
             seconds: self.limits.max_request.as_secs(),

@@ -5,7 +5,7 @@
 
 /// Longest key that is looked at: `model` written with nothing but escapes.
 const MAX_KEY: usize = 30;
-/// Longest name of a model that is read.
+/// Longest name of a model, or of a user, that is read.
 const MAX_NAME: usize = 1024;
 
 /// Why the bytes are no request.
@@ -48,6 +48,8 @@ enum Place {
     Other,
     /// In the value of `model`.
     Model,
+    /// In a string that tells requests which belong together.
+    Belongs,
     /// Behind the object.
     End,
 }
@@ -69,8 +71,17 @@ pub(super) struct Scan {
     /// Behind the object's bracket, and whether anything is in it.
     pub(super) open: usize,
     pub(super) is_empty: bool,
-    is_model: bool,
+    key: Key,
     found: Option<Found>,
+    /// Values of `user` and of `prompt_cache_key`.
+    belongs: [Option<String>; 2],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Key {
+    Model,
+    Belongs(usize),
+    Other,
 }
 
 impl Default for Scan {
@@ -85,8 +96,9 @@ impl Default for Scan {
             from: 0,
             open: 0,
             is_empty: true,
-            is_model: false,
+            key: Key::Other,
             found: None,
+            belongs: [None, None],
         }
     }
 }
@@ -95,6 +107,20 @@ impl Scan {
     /// What was found so far.
     pub(super) fn found(&self) -> Option<&Found> {
         self.found.as_ref()
+    }
+
+    /// What tells which requests belong together, as far as it was read: `user`, else
+    /// `prompt_cache_key`, which many users may share.
+    pub(super) fn belongs(&self) -> Option<&str> {
+        let known = self.belongs.iter().flatten();
+        known.map(String::as_str).find(|key| !key.is_empty())
+    }
+
+    /// Whether nothing that is still to come changes [`Self::belongs`].
+    pub(super) fn knows_user(&self) -> bool {
+        self.belongs[0]
+            .as_ref()
+            .is_some_and(|user| !user.is_empty())
     }
 
     /// Looks at the next bytes.
@@ -148,7 +174,7 @@ impl Scan {
             // Whatever this is, the target says what is wrong with it.
             (Place::Key | Place::Colon, _) => {}
             (Place::Value, _) => return self.begin_value(byte),
-            (Place::Other, _) => self.other(byte),
+            (Place::Other | Place::Belongs, _) => self.other(byte),
             (Place::Model, _) => return self.literal(byte),
         }
         Ok(())
@@ -169,12 +195,12 @@ impl Scan {
             self.in_string = false;
             return self.end_string();
         }
-        let most = if self.place == Place::Model {
-            MAX_NAME * 6
-        } else {
-            MAX_KEY + 1
+        let most = match self.place {
+            Place::Model | Place::Belongs => MAX_NAME * 6,
+            _ => MAX_KEY + 1,
         };
-        if matches!(self.place, Place::Key | Place::Model) && self.text.len() < most {
+        let is_read = matches!(self.place, Place::Key | Place::Model | Place::Belongs);
+        if is_read && self.text.len() < most {
             self.text.push(byte);
         }
         Ok(())
@@ -183,8 +209,13 @@ impl Scan {
     fn end_string(&mut self) -> Result<(), ScanError> {
         match self.place {
             Place::Key => {
-                self.is_model = self.decoded().is_some_and(|key| key == "model");
-                if self.is_model && self.found.is_some() {
+                self.key = match self.decoded().as_deref() {
+                    Some("model") => Key::Model,
+                    Some("user") => Key::Belongs(0),
+                    Some("prompt_cache_key") => Key::Belongs(1),
+                    _ => Key::Other,
+                };
+                if self.key == Key::Model && self.found.is_some() {
                     return Err(ScanError::Twice);
                 }
                 self.place = Place::Colon;
@@ -192,6 +223,12 @@ impl Scan {
             Place::Model => {
                 let model = self.decoded().ok_or(ScanError::NotText)?;
                 self.find(model, self.offset + 1);
+                self.place = Place::Key;
+            }
+            Place::Belongs => {
+                if let Key::Belongs(which) = self.key {
+                    self.belongs[which] = self.decoded();
+                }
                 self.place = Place::Key;
             }
             Place::Other if self.depth == 0 => self.place = Place::Key,
@@ -212,7 +249,12 @@ impl Scan {
     }
 
     fn begin_value(&mut self, byte: u8) -> Result<(), ScanError> {
-        if self.is_model {
+        if let (Key::Belongs(_), b'"') = (self.key, byte) {
+            self.place = Place::Belongs;
+            self.begin_string();
+            return Ok(());
+        }
+        if self.key == Key::Model {
             self.from = self.offset;
             self.place = Place::Model;
             return match byte {
@@ -264,77 +306,4 @@ impl Scan {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The slow twin: the whole body, parsed.
-    fn parsed(text: &str) -> Option<String> {
-        let value: serde_json::Value = serde_json::from_str(text).ok()?;
-        Some(value["model"].as_str().unwrap_or_default().to_owned())
-    }
-
-    fn scan(text: &str, piece: usize) -> Result<Scan, ScanError> {
-        let mut scan = Scan::default();
-        for bytes in text.as_bytes().chunks(piece) {
-            scan.read(bytes)?;
-        }
-        scan.end()?;
-        Ok(scan)
-    }
-
-    #[test]
-    fn the_model_is_found_wherever_it_is() {
-        for text in [
-            r#"{"model":"a","messages":[]}"#,
-            r#" { "messages" : [ {"model": "no", "x": "}\"]{"} ] , "model" : "a@1" , "n":1 } "#,
-            r#"{"a":{"model":"x"},"b":"\"model\":\"y\"","model":"z"}"#,
-            r#"{"\u006dodel":"esc\"ap\u0065d"}"#,
-            r#"{"a":1,"b":true,"c":null,"model":null}"#,
-            r#"{"modem":"x","Model":"y"}"#,
-            r#"{}"#,
-            r#"{"a":[1,2,[3]],"n":1.5e3,"model":""}"#,
-        ] {
-            for piece in [1, 2, 3, 7, 1000] {
-                let scan = scan(text, piece).unwrap();
-                let found = scan.found();
-                let model = found.map(|f| f.model.clone()).unwrap_or_default();
-                assert_eq!(Some(model), parsed(text), "{text} by {piece}");
-                let replaced = match found {
-                    Some(found) => {
-                        let (before, after) = (&text[..found.at.start], &text[found.at.end..]);
-                        format!("{before}\"new\"{after}")
-                    }
-                    None => {
-                        let comma = if scan.is_empty { "" } else { "," };
-                        let (before, after) = text.split_at(scan.open);
-                        format!("{before}\"model\":\"new\"{comma}{after}")
-                    }
-                };
-                assert_eq!(parsed(&replaced).as_deref(), Some("new"), "{replaced}");
-            }
-        }
-    }
-
-    #[test]
-    fn what_is_no_request_is_refused() {
-        for (text, error) in [
-            ("[]", ScanError::NotObject),
-            ("", ScanError::NotObject),
-            ("\"model\"", ScanError::NotObject),
-            (r#"{"model":1}"#, ScanError::NotText),
-            (r#"{"model":["a"]}"#, ScanError::NotText),
-            (r#"{"model":nil}"#, ScanError::NotText),
-            (r#"{"model":"a","x":1,"model":"b"}"#, ScanError::Twice),
-            (
-                r#"{"model":null,"\u006d\u006f\u0064\u0065\u006c":"b"}"#,
-                ScanError::Twice,
-            ),
-            (r#"{"model":"a""#, ScanError::Unfinished),
-            (r#"{"model":"a"#, ScanError::Unfinished),
-        ] {
-            for piece in [1, 1000] {
-                assert_eq!(scan(text, piece).err(), Some(error), "{text}");
-            }
-        }
-    }
-}
+mod tests;

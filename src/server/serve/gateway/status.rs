@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, header};
-use realign_fleet::{Durable, Release, TargetStatus, adapter_name};
+use realign_fleet::{Durable, Release, TargetStatus, WHOLE, adapter_name};
 use serde_json::{Value, json};
 
 use super::{Gateway, lock};
@@ -83,8 +83,18 @@ pub(super) async fn metrics(
     let targets = gateway.runner.targets();
     let metrics = gateway.telemetry.metrics();
     metrics.record(&Event::FleetSeen(FleetSnapshot {
-        stage: durable.rollout.map(|r| r.stage.as_str()),
+        stage: durable.rollout.as_ref().map(|r| r.stage.as_str()),
         targets: targets.into_iter().map(|t| (t.target.0, t.epoch)).collect(),
+        share: durable.rollout.as_ref().map_or(0.0, |r| share(r.share)),
+        evidence: gateway.runner.trial().map_or_else(Vec::new, |t| t.evidence),
+        is_paused: durable.paused.is_some(),
+        is_refused: durable.refused.is_some(),
+        generations: gateway
+            .desk
+            .view()
+            .known()
+            .map(|r| r.generation.clone())
+            .collect(),
     }));
     let vital = gateway.runner.vital();
     metrics.set_thread_panics(&[(vital.thread(), vital.panics())]);
@@ -98,24 +108,12 @@ pub(super) async fn fleet(
     headers: HeaderMap,
 ) -> Result<Json<Value>, ApiError> {
     gateway.access.check_operator(&headers)?;
-    let Durable {
-        current,
-        previous,
-        rollout,
-        refused,
-        ..
-    } = gateway.runner.durable();
-    let target = |status: TargetStatus| {
-        let outstanding = gateway.desk.outstanding(&status.target);
-        let mut value = serde_json::to_value(&status).unwrap_or_default();
-        value["outstanding"] = outstanding.into();
-        value
-    };
-    let targets: Vec<Value> = gateway.runner.targets().into_iter().map(target).collect();
-    Ok(Json(json!({
-        "model": gateway.name, "current": current, "previous": previous, "rollout": rollout,
-        "refused": refused, "targets": targets, "problems": gateway.problems(),
-    })))
+    Ok(Json(gateway.describe()))
+}
+
+/// A share of the requests, from 0 to 1.
+fn share(parts: u16) -> f64 {
+    f64::from(parts) / f64::from(WHOLE)
 }
 
 /// Everything else.
@@ -128,6 +126,35 @@ pub(super) async fn not_found(request: Request) -> ApiError {
 }
 
 impl Gateway {
+    /// What serves, the rollout, and every target.
+    pub(super) fn describe(&self) -> Value {
+        let Durable {
+            current,
+            previous,
+            rollout,
+            refused,
+            paused,
+            history,
+            ..
+        } = self.runner.durable();
+        let target = |status: TargetStatus| {
+            let outstanding = self.desk.outstanding(&status.target);
+            let mut value = serde_json::to_value(&status).unwrap_or_default();
+            value["outstanding"] = outstanding.into();
+            value
+        };
+        let targets: Vec<Value> = self.runner.targets().into_iter().map(target).collect();
+        let mut rolling = serde_json::to_value(&rollout).unwrap_or_default();
+        if let Some(rollout) = &rollout {
+            rolling["share"] = share(rollout.share).into();
+        }
+        json!({
+            "model": self.name, "current": current, "previous": previous, "rollout": rolling,
+            "canary": self.runner.trial(), "refused": refused, "paused": paused,
+            "targets": targets, "problems": self.problems(), "history": history,
+        })
+    }
+
     fn entries(&self) -> Vec<Value> {
         let view = self.desk.view();
         let entry = |id: String, release: &Release| {
@@ -138,8 +165,9 @@ impl Gateway {
         };
         let name = &*self.name;
         let current = view.current.iter().map(|c| entry(name.to_owned(), c));
-        let both = view.current.iter().chain(&view.previous);
-        let pinned = both.map(|r| entry(adapter_name(name, &r.generation), r));
+        let pinned = view
+            .known()
+            .map(|r| entry(adapter_name(name, &r.generation), r));
         current.chain(pinned).collect()
     }
 

@@ -28,6 +28,8 @@ pub(super) struct Upload {
     around: (&'static str, &'static str),
     /// The whole length, where the client says it.
     length: Option<usize>,
+    /// What tells which requests belong together, if that was asked.
+    pub(super) belongs: Option<String>,
 }
 
 struct Shared {
@@ -67,7 +69,8 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
 }
 
 impl Upload {
-    /// Reads a body up to `model`, within `time`.
+    /// Reads a body up to `model`, within `time`; with `keyed` further on, for what tells which requests
+    /// belong together.
     ///
     /// # Errors
     /// What is wrong with the body.
@@ -75,6 +78,7 @@ impl Upload {
         request: Request,
         limit: usize,
         time: Duration,
+        keyed: bool,
     ) -> Result<Self, ApiError> {
         let length = request.headers().get(header::CONTENT_LENGTH);
         let length = length.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
@@ -94,7 +98,13 @@ impl Upload {
         };
         let mut head: Vec<u8> = Vec::new();
         let find = async {
-            while shared.scan.found().is_none() {
+            loop {
+                let is_found = shared.scan.found().is_some();
+                // What is read is kept, and so is bounded.
+                let wants_key = keyed && !shared.scan.knows_user() && head.len() < REMEMBERED / 2;
+                if is_found && !wants_key {
+                    return Ok(());
+                }
                 let Some(bytes) = stream.next().await else {
                     shared.has_ended = true;
                     return shared.scan.end().map_err(|e| ApiError::Body(e.to_string()));
@@ -103,7 +113,6 @@ impl Upload {
                 shared.take(&bytes)?;
                 head.extend_from_slice(&bytes);
             }
-            Ok(())
         };
         let found = tokio::time::timeout(time, find).await;
         found.map_err(|_| ApiError::Timeout {
@@ -113,6 +122,7 @@ impl Upload {
         shared.seen = vec![head.into()];
         shared.rest = Some(stream);
         let scan = &shared.scan;
+        let belongs = scan.belongs().filter(|_| keyed).map(str::to_owned);
         let (model, at, around) = match scan.found() {
             Some(found) => (found.model.clone(), found.at.clone(), ("", "")),
             None => {
@@ -126,6 +136,7 @@ impl Upload {
             at,
             around,
             length,
+            belongs,
         })
     }
 
@@ -228,7 +239,7 @@ mod tests {
     }
 
     async fn read(pieces: &[&'static str]) -> Result<Upload, ApiError> {
-        Upload::read(request(pieces), 1000, Duration::from_secs(5)).await
+        Upload::read(request(pieces), 1000, Duration::from_secs(5), false).await
     }
 
     async fn sent(upload: &Upload, model: &str) -> Result<String, axum::Error> {
@@ -259,10 +270,32 @@ mod tests {
         let first: Result<Bytes, std::io::Error> = Ok(Bytes::from("{\"model\":\"a\","));
         let endless = futures::stream::once(async { first }).chain(futures::stream::pending());
         let request = Request::new(Body::from_stream(endless));
-        let upload = Upload::read(request, 1000, Duration::from_secs(5))
+        let upload = Upload::read(request, 1000, Duration::from_secs(5), false)
             .await
             .unwrap();
         assert_eq!(upload.model, "a");
+    }
+
+    #[tokio::test]
+    async fn what_belongs_together_is_read_if_it_is_asked() {
+        let pieces = [
+            "{\"model\":\"a\",",
+            "\"n\":1,",
+            "\"user\":\"u\",",
+            "\"x\":2}",
+        ];
+        let upload = Upload::read(request(&pieces), 1000, Duration::from_secs(5), true)
+            .await
+            .unwrap();
+        assert_eq!(
+            (&*upload.model, upload.belongs.as_deref()),
+            ("a", Some("u"))
+        );
+        for _ in 0..2 {
+            let text = sent(&upload, "b").await.unwrap();
+            assert_eq!(text, "{\"model\":\"b\",\"n\":1,\"user\":\"u\",\"x\":2}");
+        }
+        assert_eq!(read(&pieces).await.unwrap().belongs, None);
     }
 
     #[tokio::test]

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
-use prometheus::{Error, IntGaugeVec};
+use prometheus::{Error, GaugeVec, HistogramVec, IntCounterVec, IntGaugeVec};
 
-use super::Build;
-use crate::telemetry::event::FleetSnapshot;
+use super::{Build, TIME_TO_FIRST_TOKEN_BUCKETS};
+use crate::telemetry::event::{FleetAnswer, FleetSnapshot};
 use crate::telemetry::names;
 use realign_fleet::Stage;
 
@@ -15,8 +15,17 @@ use realign_fleet::Stage;
 pub(in crate::telemetry) struct Targets {
     epoch: IntGaugeVec,
     stage: IntGaugeVec,
+    // Without labels, and without a series before a gateway sets them.
+    share: GaugeVec,
+    evidence: GaugeVec,
+    paused: IntGaugeVec,
+    refused: IntGaugeVec,
+    answers: IntCounterVec,
+    first_byte: HistogramVec,
     /// Targets that have a series. Those of targets that went are removed.
     shown: Mutex<BTreeSet<String>>,
+    /// Generations that have series.
+    generations: Mutex<BTreeSet<String>>,
 }
 
 impl Targets {
@@ -32,11 +41,87 @@ impl Targets {
                 "1 for the stage that the rollout is in.",
                 &["stage"],
             )?,
+            share: build.gauges(
+                names::FLEET_CANARY_SHARE,
+                "Share of the requests that get the generation of a canary; 0 without one.",
+                &[],
+            )?,
+            evidence: build.gauges(
+                names::FLEET_CANARY_EVIDENCE,
+                "How far the evidence against the generation of a canary has come; at 1 it goes back.",
+                &["signal"],
+            )?,
+            paused: build.int_gauges(names::FLEET_PAUSED, "1 if an operator paused rollouts.", &[])?,
+            refused: build.int_gauges(
+                names::FLEET_REFUSED,
+                "1 if what should serve was given up: by an operator, a canary, or targets.",
+                &[],
+            )?,
+            answers: build.counters(
+                names::FLEET_ANSWERS_TOTAL,
+                "Answers of targets: ok, failed (5xx, broken off), left (by the client).",
+                &["generation", "outcome"],
+            )?,
+            first_byte: build.histograms(
+                names::FLEET_FIRST_BYTE_SECONDS,
+                "Time to the first byte of an answer.",
+                &["generation"],
+                TIME_TO_FIRST_TOKEN_BUCKETS,
+            )?,
             shown: Mutex::default(),
+            generations: Mutex::default(),
         })
     }
 
+    pub(in crate::telemetry) fn answered(&self, answer: &FleetAnswer) {
+        let generation = answer.generation.as_str();
+        let mut known = self
+            .generations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if !known.contains(generation) {
+            known.insert(generation.into());
+        }
+        let labels = [generation, answer.outcome];
+        self.answers.with_label_values(&labels).inc();
+        if let Some(time) = answer.first_byte {
+            let histogram = self.first_byte.with_label_values(&[generation]);
+            histogram.observe(time.as_secs_f64());
+        }
+    }
+
+    /// Removes the series of generations that requests cannot get any more.
+    fn forget(&self, kept: &BTreeSet<String>) {
+        let mut known = self
+            .generations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for gone in known.difference(kept) {
+            for outcome in ["ok", "failed", "left"] {
+                // One that is not there need not be removed.
+                let _missing = self.answers.remove_label_values(&[gone.as_str(), outcome]);
+            }
+            let _missing = self.first_byte.remove_label_values(&[gone.as_str()]);
+        }
+        known.retain(|generation| kept.contains(generation));
+    }
+
+    fn set_canary(&self, seen: &FleetSnapshot) {
+        let unlabelled: [&str; 0] = [];
+        self.share.with_label_values(&unlabelled).set(seen.share);
+        let paused = self.paused.with_label_values(&unlabelled);
+        paused.set(i64::from(seen.is_paused));
+        let refused = self.refused.with_label_values(&unlabelled);
+        refused.set(i64::from(seen.is_refused));
+        self.evidence.reset();
+        for (signal, so_far) in &seen.evidence {
+            self.evidence.with_label_values(&[*signal]).set(*so_far);
+        }
+        self.forget(&seen.generations);
+    }
+
     pub(in crate::telemetry) fn set(&self, seen: &FleetSnapshot) {
+        self.set_canary(seen);
         for stage in Stage::ALL {
             let here = seen.stage == Some(stage.as_str());
             let gauge = self.stage.with_label_values(&[stage.as_str()]);
