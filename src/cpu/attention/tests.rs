@@ -16,7 +16,6 @@ use realign_model::{AttentionShape, BLOCK_TOKENS, KvType};
 struct Sequence {
     kv: KvCache,
     blocks: Vec<u32>,
-    tokens: usize,
 }
 
 const AT: (usize, usize) = (1, 1);
@@ -44,7 +43,7 @@ impl Sequence {
             KvType::F32 => fill::<f32>(&mut kv, (&blocks, head_dim, tokens), rng),
             KvType::F16 => fill::<f16>(&mut kv, (&blocks, head_dim, tokens), rng),
         }
-        Self { kv, blocks, tokens }
+        Self { kv, blocks }
     }
 
     fn head<'a>(&'a self, isa: Isa, shape: &'a AttentionShape) -> Head<'a> {

@@ -8,12 +8,12 @@ mod client;
 mod desk;
 mod endpoints;
 mod operators;
+mod outcome;
 mod proxy;
 mod scan;
 mod source;
 mod status;
 mod upload;
-mod watch;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -17,9 +17,9 @@ use tokio::time::{Instant, timeout_at};
 use super::Gateway;
 use super::client::{self, Connection, SendError};
 use super::desk::{NoLease, Wanted};
+use super::outcome::Watch;
 use super::source::BASE;
 use super::upload::Upload;
-use super::watch::Watch;
 use crate::api::ApiError;
 
 /// Targets that are asked at most.
