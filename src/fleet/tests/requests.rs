@@ -69,7 +69,6 @@ impl Schedule {
     pub(super) fn order(&mut self) {
         let all = Command::ALL;
         let command = match self.world.durable().paused.is_some() {
-            // Pauses are short, or nothing would happen.
             true => Command::Resume,
             false => all[self.random.random_range(0..all.len())],
         };
@@ -130,7 +129,9 @@ impl Schedule {
         let held = before.refused.as_ref().filter(|r| r.cause != Cause::Failed);
         if let (Some(held), Some(rollout), None) = (held, &durable.rollout, &before.rollout) {
             let again = rollout.to.is_same(&held.release);
-            let ordered = durable.history.last().is_some_and(|e| e.act == "rollout");
+            // What was heard while the disk was full is acted upon in one step.
+            let orders = |d: &Durable| d.history.iter().filter(|e| e.act == "rollout").count();
+            let ordered = orders(&durable) > orders(before);
             assert!(
                 !again || ordered || waits,
                 "seed {seed}: what was aborted begins again"

@@ -22,6 +22,8 @@ pub(super) struct World {
     pub(super) now: u64,
     pub(super) engines: BTreeMap<TargetId, Engine>,
     pub(super) pending: Vec<(TargetId, Work)>,
+    /// Work at targets that went meanwhile.
+    pub(super) orphans: Vec<(TargetId, Work)>,
     pub(super) held: BTreeSet<String>,
     /// What was seen of requests since the last tick.
     pub(super) observed: Vec<Observation>,
@@ -48,6 +50,7 @@ impl World {
             now: 0,
             engines: ids.map(engine).collect(),
             pending: Vec::new(),
+            orphans: Vec::new(),
             held: BTreeSet::new(),
             observed: Vec::new(),
             disk_full: false,
@@ -142,10 +145,18 @@ impl World {
         let rules = self.core.rules().clone();
         self.core = Core::new(rules, self.written.clone());
         self.pending.clear();
+        self.orphans.clear();
         self.lost.clear();
         self.held.clear();
         self.observed.clear();
         self.announce();
+    }
+
+    /// A target goes; its work is on its way.
+    pub(super) fn remove(&mut self, id: &TargetId) {
+        self.engines.remove(id);
+        self.orphans
+            .extend(self.pending.extract_if(.., |(at, _)| at == id));
     }
 
     /// The first piece of work of this kind, waiting for it to come up.
