@@ -35,7 +35,7 @@ fn seen(answers: impl Iterator<Item = Observation>) -> Trial {
 
 #[test]
 fn a_step_ends_with_enough_requests_and_time_and_not_without() {
-    let trial = seen((0..98).map(|n| answer(n % 2 == 0, n % 20 < 2, 100)));
+    let trial = seen((0..98).map(|n: u64| answer(n.is_multiple_of(2), n % 20 < 2, 100)));
     assert_eq!(trial.verdict(5000, &rules()), Verdict::Wait);
     let Verdict::Back(why) = trial.verdict(60_000, &rules()) else {
         panic!("it waits for ever")
@@ -44,7 +44,7 @@ fn a_step_ends_with_enough_requests_and_time_and_not_without() {
         why.contains("too few requests") && why.contains("50 %"),
         "{why}"
     );
-    let mut trial = seen((0..100).map(|n| answer(n % 2 == 0, n % 20 < 2, 100)));
+    let mut trial = seen((0..100).map(|n: u64| answer(n.is_multiple_of(2), n % 20 < 2, 100)));
     assert_eq!(trial.verdict(999, &rules()), Verdict::Wait);
     assert_eq!(trial.verdict(1000, &rules()), Verdict::On);
     assert_eq!(trial.verdict(60_000, &rules()), Verdict::On);
@@ -60,14 +60,19 @@ fn a_step_ends_with_enough_requests_and_time_and_not_without() {
 
 #[test]
 fn each_signal_sends_a_worse_generation_back_and_is_named() {
-    let errors = seen((0..60).map(|n| answer(n % 2 == 0, n % 2 == 0, 100)));
-    let slow =
-        seen((0..200).map(|n| answer(n % 2 == 0, false, if n % 2 == 0 { 500 } else { 100 })));
+    let errors = seen((0..60).map(|n: u64| answer(n.is_multiple_of(2), n.is_multiple_of(2), 100)));
+    let slow = seen((0..200).map(|n: u64| {
+        answer(
+            n.is_multiple_of(2),
+            false,
+            if n.is_multiple_of(2) { 500 } else { 100 },
+        )
+    }));
     let verdict = |n: u32| {
         observation(
-            n % 2 == 0,
+            n.is_multiple_of(2),
             Seen::Verdict {
-                violates: n % 2 == 0,
+                violates: n.is_multiple_of(2),
             },
         )
     };
@@ -88,14 +93,14 @@ fn each_signal_sends_a_worse_generation_back_and_is_named() {
 #[test]
 fn what_says_nothing_about_the_generation_is_not_held_against_it() {
     // Clients leave; what serves is as slow; a candidate of before failed.
-    let left = (0..500).map(|n| {
+    let left = (0..500).map(|n: u64| {
         let seen = Seen::Answer {
             failed: None,
             first_byte_ms: None,
         };
-        observation(n % 2 == 0, seen)
+        observation(n.is_multiple_of(2), seen)
     });
-    let both_slow = (0..500).map(|n| answer(n % 2 == 0, false, 100 + n * 7 % 900));
+    let both_slow = (0..500).map(|n: u64| answer(n.is_multiple_of(2), false, 100 + n * 7 % 900));
     let other = (0..500).map(|_| Observation {
         candidate: "a".into(),
         ..answer(true, true, 1)
@@ -113,7 +118,7 @@ fn what_says_nothing_about_the_generation_is_not_held_against_it() {
 fn a_few_users_prove_nothing_but_raise_doubts() {
     let of_user = |n: u64| Observation {
         key: Some(n % 10),
-        ..answer(n % 2 == 0, n % 2 == 0, 100)
+        ..answer(n.is_multiple_of(2), n.is_multiple_of(2), 100)
     };
     let trial = seen((0..2000).map(of_user));
     assert_eq!(
@@ -131,7 +136,7 @@ fn a_few_users_prove_nothing_but_raise_doubts() {
     // One of many users' requests always fail.
     let of_one = |n: u64| Observation {
         key: Some(n % 200),
-        ..answer(n % 2 == 0, n % 200 == 0, 100)
+        ..answer(n.is_multiple_of(2), n.is_multiple_of(200), 100)
     };
     let trial = seen((0..2000).map(of_one));
     let none = trial
