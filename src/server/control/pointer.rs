@@ -134,9 +134,11 @@ impl Pointer {
         self.shown().fallback.clone()
     }
 
-    /// What serves is what should serve.
+    /// What serves is what should serve, unless an operator pinned what it stands in for.
     pub(super) fn end_fallback(&self) {
-        self.shown().fallback = None;
+        if self.lost_pin().is_none() {
+            self.shown().fallback = None;
+        }
     }
 
     /// Makes a generation serve. An operator's act pins it.
