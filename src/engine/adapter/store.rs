@@ -272,6 +272,16 @@ impl AdapterStore {
         self.write_current(id)
     }
 
+    /// Makes current again what was, which may not be there any more.
+    ///
+    /// # Errors
+    /// [`AdapterError::Io`] or [`AdapterError::Lock`].
+    pub fn set_current_again(&self, id: &GenerationId) -> Result<(), AdapterError> {
+        let _exclusive = self.exclusive()?;
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.write_current(id)
+    }
+
     /// Makes the base model current: `CURRENT` then holds its [`content::base_id`].
     ///
     /// # Errors

@@ -54,6 +54,11 @@ pub(super) trait CurrentFile: Send + Sync {
     /// Makes it name a generation. `pinned`: an operator chose it, which servers that share it must know.
     fn point_to(&self, generation: &Generation, pinned: bool) -> Result<(), AdapterError>;
 
+    /// Makes it name what it named before, whose files may be gone; `None` if that cannot be done here.
+    fn name_again(&self, _id: &GenerationId) -> Option<Result<(), AdapterError>> {
+        None
+    }
+
     /// Holds on to the right to write it, which another process could take if its place was removed.
     fn keep(&self) -> Result<(), AdapterError> {
         Ok(())
@@ -75,6 +80,10 @@ impl CurrentFile for AdapterStore {
             Some(_) => self.set_current(&generation.id),
             None => self.set_current_base(&generation.base_hash),
         }
+    }
+
+    fn name_again(&self, id: &GenerationId) -> Option<Result<(), AdapterError>> {
+        Some(self.set_current_again(id))
     }
 
     fn keep(&self) -> Result<(), AdapterError> {
@@ -172,8 +181,9 @@ impl Pointer {
         let seq = (before.id != to.id)
             .then(|| self.db.add_activation(&row))
             .transpose()?;
+        let named = self.file.current().ok().flatten();
         if let Err(error) = self.store(&to, pin.as_ref()) {
-            self.take_back(seq, &to, &before);
+            self.take_back(seq, &to, (&before, named));
             return Err(error);
         }
         let mut shown = self.shown();
@@ -215,14 +225,26 @@ impl Pointer {
         }
     }
 
-    fn take_back(&self, seq: Option<u64>, to: &Generation, before: &Generation) {
+    /// `before`: what serves, and what `CURRENT` named.
+    fn take_back(
+        &self,
+        seq: Option<u64>,
+        to: &Generation,
+        (before, name): (&Generation, Option<GenerationId>),
+    ) {
         self.shown().leftover.extend(seq);
         log(self.remove_leftover());
         // The file may have been renamed before something failed.
         let named = self.file.current();
         let untouched = named.is_ok_and(|named| named.as_ref() != Some(&to.id));
-        let pinned = self.is_pinned(&before.id);
-        if !untouched && let Err(error) = self.file.point_to(before, pinned) {
+        if untouched {
+            return;
+        }
+        // What serves may stand in for what could not be loaded.
+        let other = name.filter(|id| *id != before.id && self.fallback().is_some());
+        let again = other.and_then(|id| self.file.name_again(&id));
+        let again = again.unwrap_or_else(|| self.file.point_to(before, self.is_pinned(&before.id)));
+        if let Err(error) = again {
             tracing::error!(%error, "CURRENT may name what does not serve; it is written again later");
         }
     }

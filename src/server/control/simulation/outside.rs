@@ -304,20 +304,30 @@ impl Outside {
     }
 }
 
+impl Outside {
+    fn name(&self, id: &GenerationId) -> Result<(), AdapterError> {
+        let write = self.faults(Faults::write);
+        if !matches!(write, Write::Refused) {
+            self.state().current = Some(id.clone());
+        }
+        match write {
+            Write::Done => Ok(()),
+            _ => Err(AdapterError::io("CURRENT")(io::Error::other("injected"))),
+        }
+    }
+}
+
 impl CurrentFile for Outside {
     fn current(&self) -> Result<Option<GenerationId>, AdapterError> {
         Ok(self.state().current.clone())
     }
 
     fn point_to(&self, generation: &Generation, _: bool) -> Result<(), AdapterError> {
-        let write = self.faults(Faults::write);
-        if !matches!(write, Write::Refused) {
-            self.state().current = Some(generation.id.clone());
-        }
-        match write {
-            Write::Done => Ok(()),
-            _ => Err(AdapterError::io("CURRENT")(io::Error::other("injected"))),
-        }
+        self.name(&generation.id)
+    }
+
+    fn name_again(&self, id: &GenerationId) -> Option<Result<(), AdapterError>> {
+        Some(self.name(id))
     }
 }
 

@@ -294,6 +294,25 @@ fn what_is_pinned_and_cannot_be_loaded_stays_pinned() {
 }
 
 #[test]
+fn an_activation_that_fails_beside_a_lost_pin_leaves_it() {
+    for at in 0..8 {
+        let late = Fault::Fail {
+            at,
+            count: 1,
+            late: true,
+        };
+        holds(&[
+            (IMPORTED, None),
+            (Op::Damage, None),
+            (Op::Kill, None),
+            (Op::Activate(2, Expected::Anything), Some(late)),
+            (Op::Kill, None),
+            (Op::Tick(10), None),
+        ]);
+    }
+}
+
+#[test]
 fn a_change_to_what_serves_is_no_swap() {
     let (_outside, process) = process();
     for swaps in [1.0, 1.0] {
