@@ -78,11 +78,13 @@ fn draining_is_visible_to_clients_and_ends_at_its_deadline() {
             .contains("no_conflict")
             .then_some(())
     });
-    // More work than fits into a second.
-    let mut streams: Vec<_> = (0..24)
+    // More work than fits into a second, all of it begun.
+    let mut streams: Vec<_> = (0..48)
         .map(|_| server.stream("tiny", "hello", 1800))
         .collect();
-    while delta(&streams[0].next().unwrap()).is_empty() {}
+    for stream in &mut streams {
+        while delta(&stream.next().unwrap()).is_empty() {}
+    }
     server.terminate();
     wait("the drain", || {
         (server.fetch(&server.url("/ready"), "").0 == 503).then_some(())
