@@ -105,6 +105,8 @@ ranges! {
     MAX_PAIR_TOKENS: "max_pair_tokens", Included(8.0), Included(32768.0);
     /// Fraction of compute time given to training while requests are running.
     SHARE: "share", Included(0.05), Included(0.9);
+    /// Niceness of the learning threads; the scheduler's range for lower priorities.
+    NICE: "nice", Included(0.0), Included(19.0);
     /// Maximum number of tokens in a corrective response.
     CORRECTIVE_MAX_TOKENS: "corrective.max_tokens", Included(1.0), Included(8192.0);
     /// Attempts at a corrective response.

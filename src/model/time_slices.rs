@@ -14,16 +14,15 @@ use rayon::ThreadPool;
 /// Longest pause between two steps.
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
-/// How much the scheduler prefers other threads to learning ones: what learning does between two
-/// checks for a step should not delay the step.
-const NICE: i32 = 19;
-
 /// How one server divides the cores' time. The server makes it, its engine and its learning passes
 /// share it; other values in the process, with models of their own, are independent of it.
 #[derive(Debug, Default)]
 pub struct TimeSlices {
     /// Learning's share of the time while requests run; 0 if there is no server to share with.
     share: f32,
+    /// How much the scheduler prefers other threads to learning ones: what learning does between
+    /// two checks for a step should not delay the step.
+    nice: u8,
     /// Steps of the engine being computed.
     serving: AtomicUsize,
     /// Learning passes being computed.
@@ -36,10 +35,12 @@ pub struct TimeSlices {
 
 impl TimeSlices {
     /// For a server: while requests run, learning gets `share` of the time, above 0 and below 1,
-    /// and all of it otherwise.
-    pub fn new(share: f64) -> Self {
+    /// and all of it otherwise. Its threads run with the niceness `nice`, 0 to 19: as other
+    /// programs do, to after all others.
+    pub fn new(share: f64, nice: u8) -> Self {
         Self {
             share: share as f32,
+            nice,
             ..Self::default()
         }
     }
@@ -103,13 +104,13 @@ impl TimeSlices {
     /// As many threads as there are cores, of low priority if there is a server to share them with.
     fn start_learners(&self) -> Option<ThreadPool> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let is_divided = self.is_divided();
+        let (is_divided, nice) = (self.is_divided(), self.nice);
         rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|i| format!("learn-{i}"))
             .start_handler(move |_| {
                 if is_divided {
-                    lower_priority();
+                    lower_priority(nice);
                 }
             })
             .build()
@@ -117,14 +118,19 @@ impl TimeSlices {
     }
 }
 
-/// Lowers the priority of this thread. Where that fails, steps are delayed a little more.
-fn lower_priority() {
-    #[cfg(target_os = "linux")]
+/// Lowers the priority of this thread; it never raises it, which an inherited niceness would
+/// forbid. Where that fails, steps are delayed a little more.
+#[cfg(target_os = "linux")]
+fn lower_priority(nice: u8) {
     // SAFETY: no pointers are passed; 0 means the calling thread.
     unsafe {
-        libc::setpriority(libc::PRIO_PROCESS, 0, NICE);
+        let own = libc::getpriority(libc::PRIO_PROCESS, 0);
+        libc::setpriority(libc::PRIO_PROCESS, 0, own.max(i32::from(nice)));
     }
 }
+
+#[cfg(not(target_os = "linux"))]
+fn lower_priority(_nice: u8) {}
 
 /// A step of the engine, as long as it lives.
 #[derive(Debug)]
@@ -181,7 +187,7 @@ mod tests {
 
     #[test]
     fn learning_waits_for_a_step_and_gets_its_share_after_it() {
-        let slices = TimeSlices::new(0.25);
+        let slices = TimeSlices::new(0.25, 19);
         let began = Instant::now();
         let step = slices.serving();
         std::thread::scope(|scope| {
@@ -199,18 +205,16 @@ mod tests {
             assert!(learner.join().unwrap() >= Duration::from_millis(60));
             assert!(paused >= Duration::from_millis(80), "{paused:?}");
         });
-        let began = Instant::now();
-        slices.serving().end();
-        slices.yield_to_serving();
-        assert!(
-            began.elapsed() < Duration::from_millis(20),
-            "no pass is running any more"
+        assert_eq!(
+            slices.learning.load(Ordering::SeqCst),
+            0,
+            "no pause any more"
         );
     }
 
     #[test]
     fn two_values_do_not_influence_each_other() {
-        let (one, other) = (TimeSlices::new(0.25), TimeSlices::new(0.75));
+        let (one, other) = (TimeSlices::new(0.25, 19), TimeSlices::new(0.75, 19));
         let step = one.serving();
         // Would never return if it waited for the step.
         other.learn(|| other.yield_to_serving());
@@ -239,7 +243,10 @@ mod tests {
             slices.learn(|| unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) })
         };
         let usual = nice(&TimeSlices::undivided());
-        assert_eq!(nice(&TimeSlices::new(0.25)), NICE.max(usual));
+        for given in [7, 19] {
+            let divided = TimeSlices::new(0.25, given);
+            assert_eq!(nice(&divided), usual.max(given.into()));
+        }
         assert_eq!(nice(&TimeSlices::undivided()), usual);
     }
 

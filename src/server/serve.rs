@@ -175,7 +175,7 @@ impl Server {
         let kv_bytes = memory::check(&config, &*device)?;
         let started = Instant::now();
         tracing::info!(model = config.model, "loading the model");
-        let slices = TimeSlices::new(config.train.share);
+        let slices = TimeSlices::new(config.train.share, config.train.nice);
         let loaded = LoadedModel::load_sharing(config.model_choice(), &*device, Arc::new(slices))?;
         tracing::info!(
             base = &loaded.base_hash[..8],

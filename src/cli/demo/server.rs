@@ -36,6 +36,8 @@ impl Child {
                 command.env_remove(name);
             }
         }
+        // The viewer has other programs open: at the lowest priority learning would stand still.
+        command.env("REALIGN_TRAIN__NICE", "5");
         command.args(["serve", "--port", "0", "--model", model]);
         Self::spawn(dir, command)
     }

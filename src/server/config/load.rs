@@ -267,7 +267,23 @@ fn explain(error: &figment::Error) -> String {
             );
             format!("{source}unknown key {field:?}{within}; {nearest}")
         }
+        kind if section.is_empty() => format!("{source}{kind}"),
+        Kind::InvalidType(found, expected) => {
+            let (key, expected) = (section.join("."), in_words(expected));
+            format!("{source}{key}: expected {expected}, found {found}")
+        }
         kind => format!("{source}{}: {kind}", section.join(".")),
+    }
+}
+
+/// What a value must be, for readers who do not know Rust's types.
+fn in_words(expected: &str) -> &str {
+    match expected {
+        "usize" | "u64" | "u32" | "u16" | "u8" => "a whole number, 0 or more",
+        "i64" | "i32" => "a whole number",
+        "f64" | "f32" => "a number",
+        "bool" | "a boolean" => "true or false",
+        other => other,
     }
 }
 

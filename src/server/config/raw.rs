@@ -411,6 +411,8 @@ section! {
         memory_mb: u64,
         /// Fraction of compute time given to training while requests are running.
         share: f64,
+        /// Niceness of the threads that learn, from 0 to 19.
+        nice: u8,
         /// Whether a layer's activations are recomputed for its gradients instead of kept: `auto`,
         /// `on` or `off`.
         recompute: String,

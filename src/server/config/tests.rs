@@ -156,7 +156,15 @@ fn mistakes_are_named() {
             "did you mean \"learning_rate\"?",
         ),
         ("[train.corrective]\nurls = 'x'", "did you mean \"url\"?"),
-        ("model = ", "realign.toml"),
+        ("model = ", "realign.toml: TOML parse error"),
+        (
+            "[engine]\nkv_cache_mb = 'a'",
+            "realign.toml: engine.kv_cache_mb: expected a whole number, 0 or more, found string",
+        ),
+        (
+            "[train]\nlearning_rate = 'a'",
+            "train.learning_rate: expected a number, found string",
+        ),
     ];
     for (text, expect) in cases {
         let error = read(text, &RawConfig::default()).unwrap_err().to_string();

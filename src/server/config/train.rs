@@ -14,6 +14,8 @@ use realign_model::Recompute;
 
 /// Default fraction of compute time given to training while requests are running.
 const SHARE: f64 = 0.25;
+/// Default niceness of learning threads: the lowest priority, so that steps of the engine wait least.
+const NICE: u8 = 19;
 
 /// How adapters are trained.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +24,8 @@ pub struct TrainConfig {
     /// Fraction of compute time given to training while requests are running, within
     /// [`ranges::SHARE`].
     pub share: f64,
+    /// Niceness of the threads that learn, within [`ranges::NICE`].
+    pub nice: u8,
     /// Time after which no further round of a realignment begins.
     pub max_time: Duration,
     /// Memory limit of a run, in MB; `None` means the memory that is free.
@@ -60,9 +64,12 @@ impl TrainConfig {
         let recipes = Recipes::new(&raw)?;
         let share = raw.share.unwrap_or(SHARE);
         RecipeError::unless_inside(ranges::SHARE, share)?;
+        let nice = raw.nice.unwrap_or(NICE);
+        RecipeError::unless_inside(ranges::NICE, f64::from(nice))?;
         Ok(Self {
             recipes,
             share,
+            nice,
             max_time: Duration::from_secs(raw.max_minutes.unwrap_or(10).saturating_mul(60)),
             memory_mb: raw.memory_mb,
             recompute: recompute(raw.recompute.as_deref())?,
