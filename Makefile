@@ -4,7 +4,7 @@ PYTHON ?= python3
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help test-fleet interleavings valgrind packages docs demo build cuda kernels check-cuda test test-fast test-mistralrs test-openai test-schema test-clients lint supply sbom chaos bench model model-gemma venv prometheus page
+.PHONY: help test-aarch64 test-fleet interleavings valgrind packages docs demo build cuda kernels check-cuda test test-fast test-mistralrs test-openai test-schema test-clients lint supply sbom chaos bench model model-gemma venv prometheus page
 .DEFAULT_GOAL := help
 
 help:   ## List the targets
@@ -86,6 +86,9 @@ interleavings: ## Explore every interleaving of the compute threads, and of swap
 
 valgrind: ## Run the unit tests of the CPU's unsafe code under valgrind
 	CARGO="$(CARGO)" scripts/valgrind.sh
+
+test-aarch64: ## Lint for 64-bit ARM, and run the unit tests of the kernels there under qemu
+	CARGO="$(CARGO)" scripts/test-aarch64.sh
 
 page: build  ## Test the operators' page in headless Chromium; screenshots in target/page
 	$(PYTHON) scripts/check-page.py --binary "$(TARGET_DIR)/release/realign" --out "$(TARGET_DIR)/page"

@@ -4,6 +4,8 @@
 //! arithmetic is a function of its position alone: neither the queries that it shares a pass with,
 //! nor the thread that computes a segment, nor whether it is part of a prompt changes a bit.
 
+#[cfg(target_arch = "aarch64")]
+mod arm;
 mod lanes;
 mod plan;
 mod segment;
@@ -15,6 +17,8 @@ mod x86;
 
 use half::f16;
 
+#[cfg(target_arch = "aarch64")]
+use self::arm::Neon;
 use self::lanes::{Lanes, Plain};
 use self::segment::{Context, SEGMENT, finish, merge};
 use self::state::clear;
@@ -137,6 +141,11 @@ macro_rules! with_lanes {
                     Isa::Avx2 => return unsafe { avx2($($arg),*) },
                     Isa::Portable => {}
                 }
+            }
+            #[cfg(target_arch = "aarch64")]
+            match isa {
+                Isa::Neon | Isa::Dotprod => return body::<Neon $(, $e)?>($($arg),*),
+                Isa::Portable => {}
             }
             body::<Plain $(, $e)?>($($arg),*);
         }

@@ -58,19 +58,13 @@ impl AttentionHead {
 
     /// The instruction sets of this processor that there are kernels for, the best one last.
     pub fn instruction_sets() -> Vec<&'static str> {
-        let all = [(Isa::Avx2, "AVX2"), (Isa::Avx512, "AVX-512")];
-        let has = all.into_iter().filter(|(isa, _)| *isa <= Isa::detect());
-        has.map(|(_, name)| name).collect()
+        Isa::available().skip(1).map(Isa::name).collect()
     }
 
     /// Attends once, with the instruction set of this name, or with plain Rust where this processor has none of that name.
     pub fn attend(&mut self, instruction_set: &str) -> &[f32] {
-        let has = Self::instruction_sets().contains(&instruction_set);
-        let isa = match (has, instruction_set) {
-            (true, "AVX2") => Isa::Avx2,
-            (true, "AVX-512") => Isa::Avx512,
-            _ => Isa::Portable,
-        };
+        let named = Isa::available().find(|isa| isa.name() == instruction_set);
+        let isa = named.unwrap_or(Isa::Portable);
         let head_dim = self.shape.head_dim;
         let queries = self.queries.chunks_exact(head_dim).zip(&self.seen);
         let queries: Vec<Query> = queries.map(|(q, seen)| Query { q, seen: *seen }).collect();

@@ -19,6 +19,7 @@ mod examples;
 mod first_steps;
 mod gateway;
 mod gathering;
+mod instructions;
 mod lora;
 mod mistralrs;
 mod nonfinite;

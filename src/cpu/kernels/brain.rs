@@ -8,11 +8,11 @@ const LINE: usize = 4 * PANEL;
 
 /// Whether the processor multiplies pairs.
 pub(crate) fn is_fast(isa: Isa) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    let detected = is_x86_feature_detected!("avx512bf16");
-    #[cfg(not(target_arch = "x86_64"))]
-    let detected = false;
-    detected && isa == Isa::Avx512
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => is_x86_feature_detected!("avx512bf16"),
+        _ => false,
+    }
 }
 
 /// One panel times as many rows of pairs as `tile` has.

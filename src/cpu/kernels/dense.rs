@@ -4,6 +4,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 use half::f16;
 
@@ -60,7 +62,10 @@ fn of_kind<const KIND: u8, const ADD: bool>(
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { avx2::panel::<KIND, ADD>(weights, x, gain, tile) },
-        _ => portable::<KIND, ADD>(weights, x, gain, tile),
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon | Isa::Dotprod => unsafe { neon::panel::<KIND, ADD>(weights, x, gain, tile) },
+        Isa::Portable => portable::<KIND, ADD>(weights, x, gain, tile),
     }
 }
 

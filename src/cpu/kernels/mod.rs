@@ -9,6 +9,8 @@ mod avx2;
 mod avx512;
 mod brain;
 mod dense;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
 mod portable;
 #[cfg(test)]
 mod tests;
@@ -27,12 +29,54 @@ pub(crate) enum Isa {
     /// Plain Rust.
     Portable,
     /// 256-bit vectors: AVX2, FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
     Avx2,
     /// 512-bit vectors with 8-bit dot products: AVX-512 F, BW, VL and VNNI.
+    #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// 128-bit vectors, which every 64-bit ARM processor has.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// These, and 8-bit dot products (ARMv8.2 and later).
+    #[cfg(target_arch = "aarch64")]
+    Dotprod,
 }
 
 impl Isa {
+    /// Those of this architecture, the best one last.
+    pub(crate) const ALL: &[Self] = &[
+        Isa::Portable,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512,
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon,
+        #[cfg(target_arch = "aarch64")]
+        Isa::Dotprod,
+    ];
+
+    /// Those of this processor, the best one last.
+    pub(crate) fn available() -> impl Iterator<Item = Self> {
+        let best = Self::detect();
+        Self::ALL.iter().copied().filter(move |isa| *isa <= best)
+    }
+
+    /// What people call it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "plain Rust",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => "AVX2",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => "AVX-512 with VNNI",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => "NEON",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Dotprod => "NEON with dot products",
+        }
+    }
+
     /// The best one of this processor.
     pub(crate) fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
@@ -51,6 +95,15 @@ impl Isa {
                 return Isa::Avx2;
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            if std::arch::is_aarch64_feature_detected!("dotprod") {
+                return Isa::Dotprod;
+            }
+            if std::arch::is_aarch64_feature_detected!("neon") {
+                return Isa::Neon;
+            }
+        }
         Isa::Portable
     }
 }
@@ -66,12 +119,16 @@ pub struct InstructionSet {
 
 /// What serving uses on this processor.
 pub fn instruction_set() -> InstructionSet {
-    let (name, is_fast) = match Isa::detect() {
-        Isa::Portable => ("no vector instructions that there are kernels for", false),
-        Isa::Avx2 => ("AVX2", true),
-        Isa::Avx512 => ("AVX-512 with VNNI", true),
-    };
-    InstructionSet { name, is_fast }
+    match Isa::detect() {
+        Isa::Portable => InstructionSet {
+            name: "no vector instructions that there are kernels for",
+            is_fast: false,
+        },
+        isa => InstructionSet {
+            name: isa.name(),
+            is_fast: true,
+        },
+    }
 }
 
 /// The forms of activations that weights in these encodings are multiplied with. In mixed precision
@@ -208,7 +265,17 @@ pub(crate) fn prefetch(weight: &PackedWeight, panel: usize) {
         // SAFETY: a prefetch changes no memory and faults nowhere.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    for line in weight.panel(panel).chunks(64) {
+        // SAFETY: a prefetch changes no memory and faults nowhere.
+        unsafe {
+            std::arch::asm!(
+                "prfm pldl1keep, [{0}]", in(reg) line.as_ptr(),
+                options(nostack, preserves_flags, readonly)
+            );
+        }
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = (weight, panel);
 }
 
@@ -221,7 +288,13 @@ fn integer(isa: Isa, format: Format, bytes: &[u8], x: Rows, rows: usize, tile: &
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { avx2::integer(format, bytes, x, rows, tile) },
-        _ => portable::integer(format, bytes, x, rows, tile),
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Isa::Dotprod => unsafe { neon::dotprod(format, bytes, x, rows, tile) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => unsafe { neon::widening(format, bytes, x, rows, tile) },
+        Isa::Portable => portable::integer(format, bytes, x, rows, tile),
     }
 }
 

@@ -59,10 +59,7 @@ fn floats(shape: (usize, usize)) -> Result<Vec<PackedWeight>> {
 
 /// The instruction sets that this processor can run.
 fn available() -> Vec<Isa> {
-    let all = [Isa::Portable, Isa::Avx2, Isa::Avx512];
-    all.into_iter()
-        .filter(|isa| *isa <= Isa::detect())
-        .collect()
+    Isa::available().collect()
 }
 
 fn product(isa: Isa, weight: &PackedWeight, x: &Activations, group: usize) -> Vec<f32> {

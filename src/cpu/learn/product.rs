@@ -253,6 +253,7 @@ fn unpack_avx512(
 }
 
 /// A float's bfloat16 bits, rounded to nearest, ties to even.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn bits(x: f32) -> u32 {
     let bits = x.to_bits();

@@ -11,13 +11,20 @@ pub(crate) const ROWS: usize = 14;
 pub(crate) enum Form {
     /// Any processor.
     Portable,
+    /// f32 in 128-bit vectors, which every 64-bit ARM processor has.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
     /// f32 in 256-bit vectors.
+    #[cfg(target_arch = "x86_64")]
     Avx2,
     /// f32 in 512-bit vectors.
+    #[cfg(target_arch = "x86_64")]
     Avx512,
     /// As Avx512, and forward products with integer weights in 16-bit fixed point.
+    #[cfg(target_arch = "x86_64")]
     Limbs,
     /// Pairs of bfloat16, summed in f32, in 512-bit vectors: twice as fast.
+    #[cfg(target_arch = "x86_64")]
     Bf16,
 }
 
@@ -32,6 +39,10 @@ impl Form {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 return Form::Avx2;
             }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            return Form::Neon;
         }
         Form::Portable
     }
@@ -68,31 +79,24 @@ pub(crate) struct Target {
     pub(crate) add: bool,
 }
 
-/// Calls `f` for tiles of fourteen rows, and of eight, four, two and one for what is left of the
-/// last: each size is compiled apart, and all fourteen would take the compiler minutes.
-#[cfg(target_arch = "x86_64")]
+/// Calls `f` for tiles of the given numbers of rows, the first as often as it fits, then the others.
+/// Each is compiled apart: all up to fourteen would take the compiler minutes.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! in_tiles {
-    ($f:path, $a:ident, $stride:ident, $rows:ident, $panel:ident, $target:ident) => {{
+    ($f:path, $a:ident, $stride:ident, $rows:ident, $panel:ident, $target:ident, $($n:literal),+) => {{
         let mut done = 0;
-        macro_rules! of {
-            ($n:literal) => {
-                while $rows - done >= $n {
-                    let target = Target {
-                        at: $target.at.wrapping_add(done * $target.stride),
-                        ..$target
-                    };
-                    let row = |r: usize| $a.wrapping_add((done + r) * $stride);
-                    // SAFETY: passed on.
-                    unsafe { $f(std::array::from_fn::<_, $n, _>(row), $panel, target) };
-                    done += $n;
-                }
-            };
-        }
-        of!(14);
-        of!(8);
-        of!(4);
-        of!(2);
-        of!(1);
+        $(
+            while $rows - done >= $n {
+                let target = Target {
+                    at: $target.at.wrapping_add(done * $target.stride),
+                    ..$target
+                };
+                let row = |r: usize| $a.wrapping_add((done + r) * $stride);
+                // SAFETY: passed on.
+                unsafe { $f(std::array::from_fn::<_, $n, _>(row), $panel, target) };
+                done += $n;
+            }
+        )+
     }};
 }
 
@@ -112,7 +116,7 @@ pub(crate) unsafe fn floats(
     match form {
         #[cfg(target_arch = "x86_64")]
         Form::Avx512 | Form::Limbs | Form::Bf16 => {
-            in_tiles!(x86::avx512, a, stride, rows, panel, target)
+            in_tiles!(x86::avx512, a, stride, rows, panel, target, 14, 8, 4, 2, 1)
         }
         #[cfg(target_arch = "x86_64")]
         Form::Avx2 => {
@@ -140,6 +144,8 @@ pub(crate) unsafe fn floats(
                 }
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        Form::Neon => in_tiles!(neon::floats, a, stride, rows, panel, target, 3, 2, 1),
         _ => {
             for r in 0..rows {
                 let target = Target {
@@ -165,7 +171,7 @@ pub(crate) unsafe fn pairs(
     panel: &[[u32; WIDTH]],
     target: Target,
 ) {
-    in_tiles!(x86::bf16, a, stride, rows, panel, target)
+    in_tiles!(x86::bf16, a, stride, rows, panel, target, 14, 8, 4, 2, 1)
 }
 
 /// # Safety
@@ -282,5 +288,50 @@ mod x86 {
             }
         }
         store!(sums, target);
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    use std::arch::aarch64::*;
+
+    use super::{Target, WIDTH};
+
+    /// Vectors of a panel's row.
+    const VECTORS: usize = WIDTH / 4;
+
+    /// Three rows of eight sums, and a panel's row with a broadcast, fill the 32 registers.
+    ///
+    /// # Safety
+    /// As [`super::plain`].
+    pub(crate) unsafe fn floats<const N: usize>(
+        a: [*const f32; N],
+        panel: &[[f32; WIDTH]],
+        target: Target,
+    ) {
+        // SAFETY: a row of the panel is eight vectors; `a` and the target by the contract.
+        unsafe {
+            let mut sums = [[vdupq_n_f32(0.0); VECTORS]; N];
+            for (i, weights) in panel.iter().enumerate() {
+                let x: [f32; N] = std::array::from_fn(|r| *a[r].add(i));
+                for v in 0..VECTORS {
+                    let w = vld1q_f32(weights.as_ptr().add(4 * v));
+                    for (sum, x) in sums.iter_mut().zip(x) {
+                        sum[v] = vfmaq_n_f32(sum[v], w, x);
+                    }
+                }
+            }
+            for (r, sum) in sums.into_iter().enumerate() {
+                let mut whole = [0f32; WIDTH];
+                for (v, four) in sum.into_iter().enumerate() {
+                    vst1q_f32(whole.as_mut_ptr().add(4 * v), four);
+                }
+                let row = target.at.wrapping_add(r * target.stride);
+                for (c, sum) in whole.into_iter().enumerate().take(target.width) {
+                    let y = row.add(c);
+                    *y = if target.add { *y + sum } else { sum };
+                }
+            }
+        }
     }
 }

@@ -96,7 +96,7 @@ fn machine(config: &Config) -> Vec<Finding> {
         true => Finding::ok("processor", text),
         false => Finding::warning(
             "processor",
-            format!("{text}: answers are several times slower than with AVX2"),
+            format!("{text}: answers are several times slower than with AVX2 or NEON"),
         ),
     };
     let server = &config.limits;

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Builds for 64-bit ARM, lints it, and runs the unit tests of the CPU's kernels under an emulator: `make test-aarch64`.
+#
+# Twice: as a processor with everything that the emulator has, and as a Cortex-A72, which has no dot product instruction. Emulated
+# times say nothing about a real processor. Needs (Debian's names) gcc-aarch64-linux-gnu, libc6-dev-arm64-cross and qemu-user, and
+# `rustup target add aarch64-unknown-linux-gnu`. For macOS, `aarch64-apple-darwin` is only checked, if that target is installed.
+# Usage: scripts/test-aarch64.sh [FILTER...], filters of the tests.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+target=aarch64-unknown-linux-gnu
+cargo=${CARGO:-cargo}
+for tool in aarch64-linux-gnu-gcc qemu-aarch64; do
+    command -v $tool >/dev/null || { echo "$tool is missing: install gcc-aarch64-linux-gnu and qemu-user" >&2; exit 2; }
+done
+rustup target list --installed | grep -qx $target || { echo "run: rustup target add $target" >&2; exit 2; }
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
+
+"$cargo" clippy --locked --target $target -p realign-cpu -p realign-model --all-targets -- -D warnings
+said=$("$cargo" test --locked --target $target -p realign-cpu -p realign-model --lib --no-run 2>&1 | tee /dev/stderr)
+for program in $(sed -n 's/.*Executable .*(\(.*\))$/\1/p' <<< "$said"); do
+    crate=$(basename "$program" | sed 's/^realign_\(.*\)-[0-9a-f]*$/\1/')
+    for cpu in max cortex-a72; do
+        echo "== $crate on $cpu"
+        (cd "src/$crate" && QEMU_LD_PREFIX=/usr/aarch64-linux-gnu qemu-aarch64 -cpu $cpu "$(realpath "$OLDPWD/$program")" "$@")
+    done
+done
+if rustup target list --installed | grep -qx aarch64-apple-darwin; then
+    "$cargo" check --locked --target aarch64-apple-darwin -p realign-cpu -p realign-model
+fi
