@@ -4,7 +4,7 @@ PYTHON ?= python3
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help test-aarch64 test-fleet interleavings valgrind packages docs demo build cuda kernels check-cuda test test-fast test-mistralrs test-openai test-schema test-clients lint supply sbom chaos bench model model-gemma venv prometheus page
+.PHONY: help bench-guard test-aarch64 test-fleet interleavings valgrind packages docs demo build cuda kernels check-cuda test test-fast test-mistralrs test-openai test-schema test-clients lint supply sbom chaos bench model model-gemma venv prometheus page
 .DEFAULT_GOAL := help
 
 help:   ## List the targets
@@ -83,6 +83,9 @@ test-clients: model  ## Drive the clients that people use against a server: a ga
 interleavings: ## Explore every interleaving of the compute threads, and of swaps and leases, with loom
 	cd proofs/team && $(CARGO) test --release --locked
 	cd proofs/registry && $(CARGO) test --release --locked
+
+bench-guard: ## Count instructions under callgrind, and compare them with benches/instructions.json
+	CARGO="$(CARGO)" $(PYTHON) scripts/bench-guard.py
 
 valgrind: ## Run the unit tests of the CPU's unsafe code under valgrind
 	CARGO="$(CARGO)" scripts/valgrind.sh

@@ -127,7 +127,7 @@ fn training_step() {
     };
     let projections = recipe.projections().unwrap();
     let lora = TrainableLora::init(&spec(), &recipe, &projections, &Device::Cpu).unwrap();
-    let passes = Passes::new(&backend, Precision::Exact).unwrap();
+    let mut passes = Passes::new(&backend, Precision::Exact).unwrap();
     let objective = objective(PreferenceLoss::Sigmoid);
     for _ in 0..repeat() {
         let (gradients, _) = passes.loss(&objective, &lora, &examples).unwrap();
@@ -135,9 +135,9 @@ fn training_step() {
     }
 }
 
-/// One chat request over HTTP for one token.
+/// Forty chat requests over HTTP, for one token each.
 #[test]
-fn request() {
+fn requests_40() {
     if super::engine::lacks("it is a server in this process") {
         return;
     }
