@@ -193,7 +193,7 @@ impl Server {
         );
         let engine = engines::start(&config, &loaded, kv_bytes)?;
         let fallback = prepare_first(&engine, &registry, fallback)?;
-        let member = Member::open(&config, &loaded.base_hash, store.clone())?;
+        let member = Member::open(&config, &loaded, &engine, store.clone())?;
         if member.is_some() {
             registry.withhold(UNCONFIRMED);
         }
