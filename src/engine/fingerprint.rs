@@ -18,6 +18,8 @@ use crate::request::{GenerateEvent, GenerateRequest, SamplingParams, SubmitError
 const PUBLISHED: usize = 5;
 /// Tokens among which they are looked for elsewhere.
 const LOOKED_AT: usize = 20;
+/// Tokens of the fixed text: with one more, they fit the smallest context that can be configured.
+const OWN_PROMPT: usize = 15;
 /// Most tokens of a text that is computed because a manifest says so.
 const MAX_PROMPT: usize = 256;
 /// The largest difference of a log-probability between two machines that compute with the same files,
@@ -62,7 +64,7 @@ impl Fingerprint {
     ) -> Result<Self, FingerprintError> {
         let encoded = tokenizer.encode_prompt(TEXT);
         let mut prompt = encoded.map_err(|e| FingerprintError::Encode(e.to_string()))?;
-        prompt.truncate(MAX_PROMPT);
+        prompt.truncate(OWN_PROMPT);
         let mut top = first_token(engine, generation, prompt.clone())?;
         top.truncate(PUBLISHED);
         Ok(Self { prompt, top })

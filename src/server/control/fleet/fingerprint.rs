@@ -26,7 +26,14 @@ impl Member {
         if fields.contains_key(KEY) {
             return Ok(manifest);
         }
-        let own = Fingerprint::of(&self.engine, &self.tokenizer, generation)?;
+        let own = match Fingerprint::of(&self.engine, &self.tokenizer, generation) {
+            // A publication, which may be a way back, does not wait for a busy engine.
+            Err(FingerprintError::Submit(error)) => {
+                tracing::warn!(%error, generation = %generation.id, "published without a fingerprint");
+                return Ok(manifest);
+            }
+            computed => computed?,
+        };
         let Ok(value) = serde_json::to_value(own) else {
             return Ok(manifest);
         };
