@@ -7,7 +7,9 @@
   swap       followers swap under streams; every text must be that of the generation in its header
   lost       CURRENT is written by another hand; the controller must not publish over it
   damaged    an object of a generation holds something else; it is not published
+  differs    a follower computes otherwise than a manifest says: it is not ready, and serves on what it served
   two        a second controller waits, publishes nothing, and takes over when the first is killed
+  control    a controller without clients (realign control) takes over, publishes, and answers no client
   cut        the store is stopped; what serves keeps serving, nothing is published; then it goes on
   replaced   a follower is killed and replaced with an empty disk; it answers nothing from the base
   blind      a follower starts while the store is stopped; it answers nothing until the store goes on
@@ -116,9 +118,9 @@ class Weed:
 class Node(chaos.Server):
     """A server that shares the store."""
 
-    def __init__(self, name, options, home, weed, follow):
+    def __init__(self, name, options, home, weed, role):
         super().__init__(options.binary, options.model, home / name)
-        self.name, self.weed, self.follow = name, weed, follow
+        self.name, self.weed, self.role = name, weed, role
         self.home.mkdir()
         (self.home / "policies").mkdir()
 
@@ -129,10 +131,11 @@ class Node(chaos.Server):
         settings = {"REALIGN_STORE__URL": f"s3://{BUCKET}/{PREFIX}", "REALIGN_STORE__NAME": self.name,
                     "REALIGN_STORE__LEASE_S": str(LEASE), "REALIGN_STORE__POLL_MS": "300"}
         log = open(self.home / "server.log", "ab")
-        arguments = ["--follow"] if self.follow else []
+        arguments = {"follow": ["serve", "--follow"], "serve": ["serve"], "control": ["control"]}[self.role]
+        settings["REALIGN_MODEL_NAME"] = "chaos"
         self.process = subprocess.Popen(
-            [self.binary, "serve", "--model", self.model, "--model-name", "chaos", "--port", str(self.port),
-             "--threads", "1", "--kv-cache-mb", "64", *arguments],
+            [self.binary, *arguments, "--model", self.model, "--port", str(self.port), "--threads", "1",
+             "--kv-cache-mb", "64"],
             cwd=self.home, stdout=log, stderr=log, env={**os.environ, **self.weed.environment(), **settings})
         return self
 
@@ -187,7 +190,7 @@ class Fleet:
         self.options, self.home = options, home
         self.weed = Weed(options.weed, home / "weed")
         self.nodes = []
-        self.a = self.node("a", follow=False)
+        self.a = self.node("a", "serve")
         imported = []
         for seed in range(3):
             chaos.write_adapter(home / f"peft-{seed}", seed)
@@ -202,8 +205,8 @@ class Fleet:
                 assert whole, f"{generation} does not answer {prompt!r}: {text}"
                 self.golden[(header, prompt)] = text
 
-    def node(self, name, follow):
-        node = Node(name, self.options, self.home, self.weed, follow)
+    def node(self, name, role):
+        node = Node(name, self.options, self.home, self.weed, role)
         self.nodes.append(node)
         return node
 
@@ -233,7 +236,7 @@ class Fleet:
         assert (said["generation"], said["epoch"]) == (one, 2), said
         assert said["writer"].startswith("a-"), said
         assert self.weed.read(f"history/{1:020}.json")[0]["generation"] == self.base
-        self.followers = [self.node(name, follow=True).start() for name in ("f1", "f2")]
+        self.followers = [self.node(name, "follow").start() for name in ("f1", "f2")]
         for follower in self.followers:
             follower.ready().serves(one, "the first publication")
             self.answers(follower, one)
@@ -288,8 +291,76 @@ class Fleet:
             follower.serves(new, "after it was repaired")
         return why[:70]
 
+    def differs(self):
+        assert self.a.activate(self.generations[1]), "the activation was refused"
+        for follower in self.followers:
+            follower.serves(self.generations[1], "before anything differs")
+        said = self.current()
+        stopped, other = self.followers
+        for follower in self.followers:
+            assert follower.metric("store_fingerprint_distance") == 0, "the same machine computes the same"
+            assert follower.metric("store_fingerprint_refused") == 0
+        chaos.write_adapter(self.home / "peft-8", 8)
+        new = self.a.command("adapters", "import", str(self.home / "peft-8"))["generation"]
+        name = f"generations/{new}/manifest.json"
+        # One follower sees the publication only after the manifest says something else.
+        stopped.process.send_signal(signal.SIGSTOP)
+        try:
+            assert self.a.activate(new), "the activation was refused"
+            whole, _ = self.weed.read(name)
+            assert len(whole["fingerprint"]["top"]) == 5, whole
+            top = [[token, logprob - 3] for token, logprob in whole["fingerprint"]["top"]]
+            tampered = {**whole, "fingerprint": {**whole["fingerprint"], "top": top}}
+            other.serves(new, "with the right fingerprint")
+            assert self.weed.write(name, json.dumps(tampered)) == 200
+        finally:
+            stopped.process.send_signal(signal.SIGCONT)
+        wait(lambda: stopped.metric("store_fingerprint_refused") == 1, "the follower to refuse it")
+        status, why = stopped.get("/ready")
+        assert status == 503 and b"computes otherwise" in why and new.encode() in why, (status, why)
+        assert stopped.serving() == said["generation"], "what serves keeps serving"
+        self.answers(stopped, said["generation"])
+        assert abs(stopped.metric("store_fingerprint_distance") - 3) < 0.1
+        wait(lambda: not self.weed.read(f"replicas/{stopped.name}.json")[0]["ready"], "it to report itself")
+        # One without anything to serve answers nothing.
+        empty = self.node("f9", "follow").start().up()
+        wait(lambda: empty.metric("store_fingerprint_refused") == 1, "the empty follower to refuse it")
+        generation, text, answered = empty.stream("chaos", chaos.PROMPTS[0])
+        assert not answered and not empty.is_ready(), f"it answers from {generation}: {text}"
+        empty.kill()
+        assert other.is_ready(), "who serves it already goes on"
+        assert self.weed.write(name, json.dumps(whole)) == 200
+        assert self.a.activate(self.generations[0]), "the activation was refused"
+        for follower in self.followers:
+            follower.serves(self.generations[0], "after another publication")
+            assert follower.metric("store_fingerprint_refused") == 0
+        return json.loads(why)["error"]["message"][:110]
+
+    def control(self):
+        c = self.node("c", "control")
+        for seed in range(3):
+            c.command("adapters", "import", str(self.home / f"peft-{seed}"))
+        c.start().ready()
+        generation, text, answered = c.stream("chaos", chaos.PROMPTS[0])
+        assert not answered, f"a controller without clients answers: {text}"
+        status, why = c.request("POST", "/v1/chat/completions", {"model": "chaos"})
+        assert status == 404 and "realign control" in why["error"]["message"], (status, why)
+        self.a.kill()
+        wait(lambda: c.metric("store_lease_held") == 1, "the controller without clients to take over")
+        serving = self.current()["generation"]
+        new = next(g for g in self.generations if g != serving)
+        assert c.activate(new), "the activation was refused"
+        assert self.current()["writer"].startswith("c-")
+        for follower in self.followers:
+            follower.serves(new, "published by a controller without clients")
+            self.answers(follower, new)
+        self.a.start().ready().serves(new, "as the standby now")
+        c.kill(signal.SIGTERM)
+        wait(lambda: self.a.metric("store_lease_held") == 1, "the first to get the lease back", patience=30)
+        return f"{new} on {len(self.followers)} followers; clients get 404"
+
     def two(self):
-        b = self.node("b", follow=False)
+        b = self.node("b", "serve")
         for seed in range(3):
             b.command("adapters", "import", str(self.home / f"peft-{seed}"))
         b.start().ready()
@@ -347,7 +418,7 @@ class Fleet:
     def fresh(self, name, while_waiting=lambda node: None):
         """A follower with an empty disk, asked all the time; what it answered before it was ready and after."""
         serving = self.current()["generation"] if self.weed_runs else self.serving
-        node = self.node(name, follow=True).start()
+        node = self.node(name, "follow").start()
         stop, seen = threading.Event(), []
         watcher = threading.Thread(target=self.watch, args=(node, stop, seen))
         watcher.start()
@@ -388,7 +459,7 @@ class Fleet:
             self.weed_runs = True
 
 
-PARTS = ["publish", "swap", "lost", "damaged", "two", "cut", "replaced", "blind"]
+PARTS = ["publish", "swap", "lost", "damaged", "differs", "two", "control", "cut", "replaced", "blind"]
 
 
 def main():

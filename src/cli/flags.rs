@@ -1,24 +1,36 @@
-//! Flags of `serve`.
+//! Flags of the commands that listen.
 
 use super::{DeviceArgs, GlobalArgs};
-use realign_server::config::{Config, ConfigError, EXAMPLE, RawEngine, RawServer, RawStore, load};
+use realign_server::config::{
+    Config, ConfigError, EXAMPLE, RawConfig, RawEngine, RawServer, RawStore, load,
+};
 
 /// Flags of `serve`; what is absent comes from the configuration.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct ServeArgs {
+    /// What `control` has as well
+    #[command(flatten)]
+    pub(crate) own: ControlArgs,
+    /// Name under which clients ask for the model [default: the model's own]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model_name: Option<String>,
+    /// Only serve what the store names (store.url), without policies and training [default: off]
+    #[arg(long)]
+    pub(crate) follow: bool,
+}
+
+/// Flags of `control`; what is absent comes from the configuration.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct ControlArgs {
     /// Address to bind, or unix: and the path of a socket [default: 127.0.0.1]
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) host: Option<String>,
     /// TCP port; 0 picks a free one [default: 8080]
     #[arg(long)]
     pub(crate) port: Option<u16>,
-    /// Port of a listener for operators only: /admin, /metrics and the web page [default: they
-    /// share the clients' listener]
+    /// Port of a listener for operators: /admin, /metrics and the web page [default: that of --port]
     #[arg(long, value_name = "PORT")]
     pub(crate) admin_port: Option<u16>,
-    /// Name under which clients ask for the model [default: the model's own]
-    #[arg(long, value_name = "NAME")]
-    pub(crate) model_name: Option<String>,
     /// What computes answers: native, or mistralrs in builds with that feature [default: native]
     #[arg(long, value_name = "ENGINE")]
     pub(crate) engine: Option<String>,
@@ -34,9 +46,6 @@ pub struct ServeArgs {
     /// CPU threads [default: all cores]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
-    /// Only serve what the store names (store.url), without policies and training [default: off]
-    #[arg(long)]
-    pub(crate) follow: bool,
     /// What computes
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
@@ -48,8 +57,28 @@ impl ServeArgs {
     /// # Errors
     /// [`ConfigError`].
     pub(crate) fn resolve(&self, global: &GlobalArgs) -> Result<Config, ConfigError> {
-        let mut flags = global.to_raw();
+        let mut flags = self.own.to_raw(global);
         flags.model_name = self.model_name.clone();
+        flags.store = self.follow.then(|| RawStore {
+            follow: Some(true),
+            ..RawStore::default()
+        });
+        Config::resolve(load(global.config.as_deref(), &flags)?)
+    }
+}
+
+impl ControlArgs {
+    /// The configuration of a server without clients, with these flags and the global ones on top.
+    ///
+    /// # Errors
+    /// [`ConfigError`], also if no other server could get what this one publishes.
+    pub(crate) fn resolve(&self, global: &GlobalArgs) -> Result<Config, ConfigError> {
+        let raw = load(global.config.as_deref(), &self.to_raw(global))?;
+        Config::resolve(raw)?.without_clients()
+    }
+
+    fn to_raw(&self, global: &GlobalArgs) -> RawConfig {
+        let mut flags = global.to_raw();
         flags.server = Some(RawServer {
             host: self.host.clone(),
             port: self.port,
@@ -65,11 +94,7 @@ impl ServeArgs {
             device: global.device.clone(),
             ..RawEngine::default()
         });
-        flags.store = self.follow.then(|| RawStore {
-            follow: Some(true),
-            ..RawStore::default()
-        });
-        Config::resolve(load(global.config.as_deref(), &flags)?)
+        flags
     }
 }
 

@@ -32,7 +32,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 
-pub use flags::{GatewayArgs, ServeArgs};
+pub use flags::{ControlArgs, GatewayArgs, ServeArgs};
 pub use run::main;
 
 use realign_core::files::{self, Limit};
@@ -277,6 +277,18 @@ pub(crate) enum Command {
     /// Serve the model, watch the policies, realign when they change
     #[command(after_long_help = flags::reference())]
     Serve(ServeArgs),
+    /// Watch the policies, realign and publish for other servers, without clients of its own
+    #[command(after_help = "\
+As serve, with the same configuration and directories, but only operators are listened to: /admin, the page, /health,
+/ready and /metrics. The routes of clients answer 404. It needs others that take what it publishes: a store
+(store.url = s3://BUCKET/PREFIX) that servers with --follow or a gateway follow, or [[fleet.targets]] of a gateway
+that follows paths.adapters. The model is loaded: exams, gathering and training compute with it (docs/fleet.md).
+It listens on --admin-port (server.admin_port) if that is set, else on --port.
+Examples:
+  REALIGN_STORE__URL=s3://models/assistant realign control
+  realign control --port 9090         operators on port 9090
+  realign serve --follow              a server that follows it, on another machine")]
+    Control(ControlArgs),
     /// Serve one address in front of vLLM, SGLang or realign servers, and roll generations out over them
     #[command(after_help = "\
 Examples:
@@ -340,6 +352,7 @@ impl Command {
         !matches!(
             self,
             Command::Serve(_)
+                | Command::Control(_)
                 | Command::Gateway(_)
                 | Command::Train(_)
                 | Command::Score(_)
@@ -352,7 +365,8 @@ impl Command {
     /// The device flag of a command that runs a model; `None` of any other.
     fn device(&self) -> Option<&DeviceArgs> {
         match self {
-            Command::Serve(args) => Some(&args.device),
+            Command::Serve(args) => Some(&args.own.device),
+            Command::Control(args) => Some(&args.device),
             Command::Triage(args) => Some(&args.device),
             Command::Plan(args) => Some(&args.device),
             Command::Score(args) => Some(&args.device),

@@ -52,6 +52,7 @@ fn run(cli: Cli, logs: logs::Logs) -> anyhow::Result<u8> {
     let cli = cli.with_device()?;
     match &cli.command {
         Command::Serve(args) => serve(args.resolve(&cli.global)?, logs),
+        Command::Control(args) => serve(args.resolve(&cli.global)?, logs),
         Command::Gateway(args) => gateway(args.resolve(&cli.global)?),
         Command::Fleet(command) => Ok(fleet::run(command, &cli.global, &mut stdout())?),
         Command::Demo(args) => Ok(demo::run(args, &cli.global, &mut stdout())?),

@@ -9,7 +9,7 @@ use crate::adapter::generation::Generation;
 use crate::merged::PrepareError;
 
 /// What is computed; its first block of tokens.
-const TEXT: &str = "Once upon a time, a child asked: what is good for many people? Here is an answer, \
+pub(crate) const TEXT: &str = "Once upon a time, a child asked: what is good for many people? Here is an answer, \
     in plain words and 3 short lines.";
 
 /// Runs the text on a generation, in a block of the cache that no sequence has, and looks at the

@@ -15,6 +15,8 @@ pub enum Kind {
     Realign,
     /// SGLang, with `--enable-lora`.
     Sglang,
+    /// mistral.rs after 0.9.0, with `--enable-lora` and `MISTRALRS_ALLOW_RUNTIME_LORA_UPDATING`.
+    Mistralrs,
 }
 
 /// A target's name: its URL, with the address where a host has several.

@@ -193,7 +193,7 @@ impl Server {
         );
         let engine = engines::start(&config, &loaded, kv_bytes)?;
         let fallback = prepare_first(&engine, &registry, fallback)?;
-        let member = Member::open(&config, &loaded.base_hash, store.clone())?;
+        let member = Member::open(&config, &loaded, &engine, store.clone())?;
         if member.is_some() {
             registry.withhold(UNCONFIRMED);
         }
@@ -350,9 +350,14 @@ impl Server {
                     tracing::info!(%address, model = &*self.state.model_name, "listening: {url}v1");
                     clients
                 }
-                Role::Operators => {
+                Role::Operators if self.config.clients => {
                     tracing::info!(%address, "operators: {url}");
                     operators
+                }
+                Role::Operators => {
+                    self.threads.locks.listening(&address.to_string());
+                    tracing::info!(%address, "operators: {url} (realign control: no clients are served)");
+                    files::connections(limits.max_admin_connections, 0)
                 }
             };
             serving.spawn(self.listening(what, most).serve(listener, app));
@@ -367,11 +372,16 @@ impl Server {
         Listening::new(&self.config.server, self.tls.clone(), connections, closing)
     }
 
-    /// Clients and operators on one listener, or on one each.
+    /// Clients and operators on one listener, or on one each; without clients, operators alone.
     async fn listeners(&self) -> Result<Vec<(Listener, Role, Router)>, ServerError> {
         let server = &self.config.server;
-        let clients = bind(&server.address).await?;
         let state = || self.state.clone();
+        if !self.config.clients {
+            let address = server.admin_address.as_ref().unwrap_or(&server.address);
+            let app = api::control_router(state());
+            return Ok(vec![(bind(address).await?, Role::Operators, app)]);
+        }
+        let clients = bind(&server.address).await?;
         Ok(match &server.admin_address {
             None => vec![(clients, Role::Clients, api::router(state()))],
             Some(address) => vec![

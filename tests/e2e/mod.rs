@@ -5,6 +5,7 @@
 
 mod batching;
 mod command;
+mod control;
 mod crashes;
 mod data;
 mod deploy;

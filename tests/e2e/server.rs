@@ -15,6 +15,11 @@ use super::workspace::Workspace;
 /// The longest that a test waits for anything: long enough for a machine that is also building.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(120);
 
+/// A command that listens, and what its log says before and behind its address.
+type Kind = (&'static str, &'static str, &'static str);
+const SERVE: Kind = ("serve", "listening: http://", "/v1");
+const CONTROL: Kind = ("control", "operators: http://", "/ (realign control");
+
 /// A server of its own; killed when dropped.
 pub(super) struct Server<'a> {
     child: Child,
@@ -51,21 +56,31 @@ impl<'a> Server<'a> {
     /// `crash_at` is `REALIGN_CRASH_AT`.
     pub(super) fn start_with(workspace: &'a Workspace, crash_at: Option<&str>) -> Server<'a> {
         let fault = crash_at.map(|point| ("REALIGN_CRASH_AT", point));
-        Server::launch(workspace, fault, &engine::name())
+        Server::launch(workspace, (SERVE, fault), &engine::name())
+    }
+
+    /// Starts a server that answers no clients, and waits until it is ready. Its only address is the
+    /// operators'.
+    pub(super) fn start_control(workspace: &'a Workspace) -> Server<'a> {
+        Server::launch(workspace, (CONTROL, None), &engine::name())
     }
 
     /// Starts a server one of whose threads panics once, and waits until it listens.
     pub(super) fn start_panicking(workspace: &'a Workspace, thread: &str) -> Server<'a> {
         let fault = Some(("REALIGN_PANIC_AT", thread));
-        Server::launch(workspace, fault, &engine::name())
+        Server::launch(workspace, (SERVE, fault), &engine::name())
     }
 
     /// Starts a server on an engine other than the one under test.
     pub(super) fn start_on(workspace: &'a Workspace, engine: &str) -> Server<'a> {
-        Server::launch(workspace, None, engine)
+        Server::launch(workspace, (SERVE, None), engine)
     }
 
-    fn launch(workspace: &'a Workspace, fault: Option<(&str, &str)>, on: &str) -> Server<'a> {
+    fn launch(
+        workspace: &'a Workspace,
+        ((name, says, ends), fault): (Kind, Option<(&str, &str)>),
+        on: &str,
+    ) -> Server<'a> {
         let log = workspace.path("log");
         let file = OpenOptions::new()
             .create(true)
@@ -75,7 +90,7 @@ impl<'a> Server<'a> {
             .unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_realign"));
         command
-            .args(["serve", "--port", "0"])
+            .args([name, "--port", "0"])
             .current_dir(workspace.path(""))
             .stdin(Stdio::null());
         command
@@ -101,8 +116,8 @@ impl<'a> Server<'a> {
         server.address = wait("a listening server", || {
             let ended = server.child.try_wait().unwrap();
             let log = server.log();
-            match (log.split_once("listening: http://"), ended) {
-                (Some((_, rest)), _) => Some(rest.split_once("/v1")?.0.to_string()),
+            match (log.split_once(says), ended) {
+                (Some((_, rest)), _) => Some(rest.split_once(ends)?.0.to_string()),
                 // One that is to crash may have ended before it was looked at.
                 (None, Some(_)) if fault.is_some() => Some(String::new()),
                 (None, Some(status)) => panic!("the server ended with {status}:\n{log}"),

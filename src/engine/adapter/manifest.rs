@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::generation::GenerationId;
+use crate::Fingerprint;
 
 /// Everything a generation was made from, and the gate's verdict.
 ///
@@ -37,6 +38,9 @@ pub struct Manifest {
     pub gathered: Option<Value>,
     /// The gate's report: measurements and verdict, or why there are none.
     pub gate: Value,
+    /// What the server computed with it that wrote it into a shared store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<Fingerprint>,
     /// SHA-256 of the tensor file.
     #[serde(default)]
     pub adapter_sha256: String,

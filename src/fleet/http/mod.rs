@@ -1,4 +1,4 @@
-//! Targets over HTTP: vLLM's routes, which realign has too, and SGLang's.
+//! Targets over HTTP: vLLM's routes, which realign and mistral.rs have too, and SGLang's.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::target::{Kind, Listing, Target, TargetError};
 
+mod mistralrs;
 #[cfg(test)]
 mod tests;
 
@@ -124,7 +125,7 @@ impl HttpTarget {
 
     fn change(&self, path: &str, body: &Value) -> Result<Answer, TargetError> {
         let path = match self.kind {
-            Kind::Vllm | Kind::Realign => format!("/v1{path}"),
+            Kind::Vllm | Kind::Realign | Kind::Mistralrs => format!("/v1{path}"),
             Kind::Sglang => path.to_owned(),
         };
         self.send(&path, &self.admin_key, Some(body), LOAD)
@@ -144,6 +145,8 @@ impl HttpTarget {
         let base = match self.kind {
             // Its served name is whatever generation it serves by itself.
             Kind::Realign => names.find(|id| id.ends_with("@base")),
+            // Its first name stands for whichever model is the default one.
+            Kind::Mistralrs => names.find(|id| *id != mistralrs::DEFAULT),
             Kind::Vllm | Kind::Sglang => names.next(),
         };
         let base = base.ok_or_else(|| {
@@ -151,14 +154,17 @@ impl HttpTarget {
                 "GET /v1/models lists no base model: is it this kind of engine?".into(),
             )
         })?;
-        let adapters: BTreeMap<String, Option<String>> = models
-            .iter()
-            .filter(has_parent)
-            .filter_map(|m| Some((text(&m["id"])?, text(&m["root"]))))
-            .collect();
+        let adapters: BTreeMap<String, Option<String>> = match self.kind {
+            Kind::Mistralrs => self.mistralrs_adapters()?.into_paths(),
+            Kind::Vllm | Kind::Realign | Kind::Sglang => models
+                .iter()
+                .filter(has_parent)
+                .filter_map(|m| Some((text(&m["id"])?, text(&m["root"]))))
+                .collect(),
+        };
         let prefix = match self.kind {
             Kind::Sglang => format!("{base}:"),
-            Kind::Vllm | Kind::Realign => String::new(),
+            Kind::Vllm | Kind::Realign | Kind::Mistralrs => String::new(),
         };
         Ok(Listing {
             base: base.to_owned(),
@@ -217,16 +223,34 @@ impl Target for HttpTarget {
         if said["usage"]["completion_tokens"].as_u64().unwrap_or(0) == 0 {
             return wrong("the answer is empty".into());
         }
-        let logprobs = said["choices"][0]["logprobs"]["token_logprobs"].as_array();
-        match logprobs {
-            Some(all) if all.iter().all(|p| p.as_f64().is_some_and(f64::is_finite)) => Ok(()),
-            Some(_) => wrong("a log-probability is no number".into()),
+        let logprobs = &said["choices"][0]["logprobs"];
+        let is_number = |p: &Value| p.as_f64().is_some_and(f64::is_finite);
+        let all_numbers = match self.kind {
+            // In the form of chat completions.
+            Kind::Mistralrs => logprobs["content"]
+                .as_array()
+                .map(|all| all.iter().all(|token| is_number(&token["logprob"]))),
+            Kind::Vllm | Kind::Realign | Kind::Sglang => logprobs["token_logprobs"]
+                .as_array()
+                .map(|all| all.iter().all(is_number)),
+        };
+        match all_numbers {
+            Some(true) => Ok(()),
+            Some(false) => wrong("a log-probability is no number".into()),
             None => wrong("the answer has no log-probabilities".into()),
         }
     }
 
     fn unload(&self, name: &str) -> Result<(), TargetError> {
-        let answer = self.change("/unload_lora_adapter", &json!({ "lora_name": name }))?;
+        let mut body = json!({ "lora_name": name });
+        if self.kind == Kind::Mistralrs {
+            // Another program may give the name to another adapter meanwhile.
+            let Some(generation) = self.mistralrs_adapters()?.generation(name) else {
+                return Ok(());
+            };
+            body["expected_generation"] = generation.into();
+        }
+        let answer = self.change("/unload_lora_adapter", &body)?;
         if self.done(&answer) || answer.status == 404 {
             return Ok(());
         }

@@ -94,6 +94,9 @@ fn answer(kind: Kind, engine: &mut Engine, path: &str, body: &Value) -> (u16, Va
         "/v1/load_lora_adapter"
     };
     let unload = load.replace("/load", "/unload");
+    if kind == Kind::Mistralrs && (path == load || path == unload) {
+        return mistralrs_changes(engine, path == load, body);
+    }
     if path == load {
         if engine.adapters.contains_key(&name) {
             return error(
@@ -123,6 +126,26 @@ fn answer(kind: Kind, engine: &mut Engine, path: &str, body: &Value) -> (u16, Va
             None => error(404, format!("The lora adapter '{name}' cannot be found.")),
         };
     }
+    if kind == Kind::Mistralrs && path == "/v1/lora_adapters" {
+        let adapter = |(name, path): (&String, &String)| {
+            json!({
+                "id": name, "object": "lora_adapter", "source": path,
+                "generation": mistralrs_generation(path), "rank": 16, "bytes": 1024,
+            })
+        };
+        let data: Vec<Value> = engine.adapters.iter().map(adapter).collect();
+        return (200, json!({ "object": "list", "data": data }));
+    }
+    if kind == Kind::Mistralrs && path == "/v1/models" {
+        let mut data = vec![
+            json!({ "id": "default", "root": "default", "parent": null }),
+            json!({ "id": "tiny", "root": "tiny", "parent": null, "status": "loaded" }),
+        ];
+        for name in engine.adapters.keys() {
+            data.push(json!({ "id": format!("tiny::{name}"), "root": name, "parent": "tiny" }));
+        }
+        return (200, json!({ "object": "list", "data": data }));
+    }
     if path == "/v1/models" {
         let base = if kind == Kind::Realign {
             "tiny@base"
@@ -143,7 +166,14 @@ fn answer(kind: Kind, engine: &mut Engine, path: &str, body: &Value) -> (u16, Va
     if known != "tiny" && known != "tiny@base" && !engine.adapters.contains_key(known) {
         return error(404, format!("The model `{model}` does not exist."));
     }
-    let logprobs = json!({ "token_logprobs": [-0.5, -1.0] });
+    let logprobs = match kind {
+        Kind::Mistralrs => {
+            let token =
+                |logprob: f64| json!({ "token": "x", "logprob": logprob, "top_logprobs": [] });
+            json!({ "content": [token(-0.5), token(-1.0)] })
+        }
+        _ => json!({ "token_logprobs": [-0.5, -1.0] }),
+    };
     let choice = json!({ "text": " Paris", "logprobs": logprobs });
     (
         200,
@@ -151,9 +181,95 @@ fn answer(kind: Kind, engine: &mut Engine, path: &str, body: &Value) -> (u16, Va
     )
 }
 
+/// mistral.rs's own id of what is loaded from a path.
+fn mistralrs_generation(path: &str) -> String {
+    format!("{:0>64}", path.len())
+}
+
+/// mistral.rs refuses fields that it does not know, and its answers are objects.
+fn mistralrs_changes(engine: &mut Engine, loads: bool, body: &Value) -> (u16, Value) {
+    let error = |status, code: &str| {
+        let error = json!({ "message": code, "type": "invalid_request_error", "code": code });
+        (status, json!({ "error": error }))
+    };
+    let known: &[&str] = match loads {
+        true => &[
+            "lora_name",
+            "lora_path",
+            "load_inplace",
+            "expected_generation",
+        ],
+        false => &["lora_name", "expected_generation", "lora_int_id"],
+    };
+    let fields = body.as_object().unwrap();
+    if fields.keys().any(|field| !known.contains(&field.as_str())) {
+        return error(422, "invalid_request_body");
+    }
+    let name = body["lora_name"].as_str().unwrap().to_owned();
+    let object = |path: &str| {
+        json!({
+            "id": name, "object": "lora_adapter", "source": path,
+            "generation": mistralrs_generation(path), "rank": 16, "bytes": 1024,
+        })
+    };
+    let there = engine.adapters.get(&name).cloned();
+    if loads {
+        let path = body["lora_path"].as_str().unwrap();
+        if path.contains("none") {
+            return error(404, "adapter_path_not_found");
+        }
+        if there.is_some() {
+            return error(409, "lora_adapter_already_loaded");
+        }
+        engine.adapters.insert(name.clone(), path.into());
+        return (200, object(path));
+    }
+    let Some(path) = there else {
+        return error(404, "lora_adapter_not_found");
+    };
+    match body["expected_generation"].as_str() {
+        Some(expected) if expected != mistralrs_generation(&path) => {
+            error(409, "lora_generation_mismatch")
+        }
+        _ => {
+            engine.adapters.remove(&name);
+            (200, object(&path))
+        }
+    }
+}
+
+#[test]
+fn mistralrs_unloads_only_what_was_looked_at() {
+    let stand_in = StandIn::start(Kind::Mistralrs);
+    let target = stand_in.target(Kind::Mistralrs);
+    let name = "m@0123456789ab";
+    target.load(name, "/adapters/0123456789ab").unwrap();
+    // Between the look and the request, another program gave the name to something longer.
+    let old = json!({ "id": name, "source": "/a", "generation": mistralrs_generation("/a") });
+    stand_in.script(200, json!({ "object": "list", "data": [old] }));
+    let error = target.unload(name).unwrap_err().to_string();
+    assert!(error.contains("lora_generation_mismatch"), "{error}");
+    assert!(target.list().unwrap().adapters.contains_key(name));
+    target.unload(name).unwrap();
+    // Another load is under way: what it says is passed on, and the rollout tries again.
+    let busy = json!({ "error": { "message": "busy", "code": "lora_load_busy" } });
+    stand_in.script(429, busy);
+    let error = target.load(name, "/adapters/0123456789ab").unwrap_err();
+    assert!(error.to_string().contains("429"), "{error}");
+    // A runtime without adapters is no target.
+    stand_in.script(
+        200,
+        json!({ "data": [{ "id": "default" }, { "id": "tiny" }] }),
+    );
+    let none = json!({ "error": { "message": "no runtime", "code": "lora_runtime_unavailable" } });
+    stand_in.script(409, none);
+    let error = target.list().unwrap_err().to_string();
+    assert!(error.contains("no runtime"), "{error}");
+}
+
 #[test]
 fn every_kind_lists_loads_probes_and_unloads() {
-    for kind in [Kind::Vllm, Kind::Realign, Kind::Sglang] {
+    for kind in [Kind::Vllm, Kind::Realign, Kind::Sglang, Kind::Mistralrs] {
         let stand_in = StandIn::start(kind);
         let target = stand_in.target(kind);
         let (name, path) = ("m@0123456789ab", "/adapters/0123456789ab");

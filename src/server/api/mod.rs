@@ -59,6 +59,7 @@ use std::time::Duration;
 
 use axum::extract::{OriginalUri, Request};
 use axum::middleware::{from_fn, from_fn_with_state, map_response};
+use axum::routing::MethodRouter;
 use axum::{Extension, Router};
 use tokio::sync::watch;
 
@@ -81,7 +82,7 @@ pub use ports::{
 pub(crate) use responses::ResponseStore;
 pub(crate) use tools::Bounds;
 
-use routes::Audience;
+use routes::{Audience, Route};
 
 use crate::config::UnknownFields;
 use crate::telemetry::{Compliance, Telemetry};
@@ -184,15 +185,30 @@ pub(crate) fn operator_router(state: AppState) -> Router {
     )
 }
 
+/// The operators' routes of a server that serves no clients: none of them is about what clients see.
+pub(crate) fn control_router(state: AppState) -> Router {
+    let mut routes = routes::of(&[
+        Audience::Everyone,
+        Audience::Operators,
+        Audience::OperatorsUnguarded,
+    ]);
+    // Names that adapters are loaded under are for clients.
+    routes.retain(|route| !route.path.starts_with("/v1/"));
+    build_with(&routes, state, axum::routing::any(no_clients))
+}
+
 /// A router with the routes for these audiences, their authentication, answers for unknown routes,
 /// and an observer of all requests.
 fn build(audiences: &[Audience], state: AppState) -> Router {
-    let routes = routes::of(audiences);
-    let of = |audience| {
-        routes::router(&routes, audience).method_not_allowed_fallback(method_not_allowed)
-    };
+    build_with(&routes::of(audiences), state, axum::routing::any(not_found))
+}
+
+fn build_with(routes: &[Route], state: AppState, unknown: MethodRouter<AppState>) -> Router {
+    let has = |audience| routes.iter().any(|route| route.audience == audience);
+    let of =
+        |audience| routes::router(routes, audience).method_not_allowed_fallback(method_not_allowed);
     let mut all = of(Audience::Everyone).merge(of(Audience::OperatorsUnguarded));
-    if audiences.contains(&Audience::Clients) {
+    if has(Audience::Clients) {
         let clients = of(Audience::Clients)
             .route_layer(from_fn_with_state(state.clone(), cut::cut))
             .route_layer(from_fn_with_state(state.clone(), auth::client))
@@ -200,16 +216,16 @@ fn build(audiences: &[Audience], state: AppState) -> Router {
             .route_layer(from_fn_with_state(state.clone(), cors::cors));
         all = all.merge(clients);
     }
-    if audiences.contains(&Audience::Operators) {
+    if has(Audience::Operators) {
         let guard = from_fn_with_state(state.clone(), auth::admin);
         all = all.merge(of(Audience::Operators).route_layer(guard));
     }
     let observer = observe::Observer {
         state: state.clone(),
-        labels: routes::Labels::new(&routes),
+        labels: routes::Labels::new(routes),
     };
-    let document = openapi::Document::new(&routes, &state.model_name, state.unknown_fields);
-    all.fallback(not_found)
+    let document = openapi::Document::new(routes, &state.model_name, state.unknown_fields);
+    all.fallback(unknown)
         .layer(map_response(streaming::unbuffered))
         .layer(Extension(document))
         // Outside of authentication, whose errors have the same form as the route's own.
@@ -265,6 +281,22 @@ async fn not_found(OriginalUri(uri): OriginalUri, request: Request) -> ApiError 
         "there is no route {} {path}{hint}",
         request.method()
     ))
+}
+
+/// What clients get from a server that serves none.
+async fn no_clients(uri: OriginalUri, request: Request) -> ApiError {
+    let path = uri.0.path();
+    let is_for_clients = routes::of(&[Audience::Clients])
+        .iter()
+        .any(|route| route.path == path);
+    if !is_for_clients && !path.starts_with("/v1/") {
+        return not_found(uri, request).await;
+    }
+    ApiError::NotFound(
+        "this server runs `realign control` and serves no clients: ask a server that follows the \
+         store (`realign serve --follow`), or the gateway"
+            .into(),
+    )
 }
 
 /// The route of clients that an address most likely means: it ends in the same way.

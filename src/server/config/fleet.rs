@@ -207,12 +207,13 @@ fn target(raw: RawTarget) -> Result<TargetConfig, ConfigError> {
         Some("vllm") => Kind::Vllm,
         Some("realign") => Kind::Realign,
         Some("sglang") => Kind::Sglang,
+        Some("mistralrs") => Kind::Mistralrs,
         other => {
             let given = other.unwrap_or("missing").to_owned();
             return Err(value(
                 "fleet.targets.kind",
                 given,
-                "`vllm`, `realign` or `sglang`",
+                "`vllm`, `realign`, `sglang` or `mistralrs`",
             ));
         }
     };

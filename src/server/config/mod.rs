@@ -94,6 +94,8 @@ pub struct Config {
     pub tokenizer: Option<PathBuf>,
     /// The name clients use; `None` is the model's own.
     pub model_name: Option<String>,
+    /// Whether clients are served; otherwise only operators are listened to.
+    pub clients: bool,
     /// Where and how to listen.
     pub server: ServerConfig,
     /// What clients may ask for at most.
@@ -252,6 +254,18 @@ impl Config {
         }
     }
 
+    /// The configuration of a server that publishes for others and serves no clients itself.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if no other server could get what it publishes, or it may not publish.
+    pub fn without_clients(self) -> Result<Self, ConfigError> {
+        store::check_control(self.store.as_ref(), self.fleet.is_some())?;
+        Ok(Self {
+            clients: false,
+            ..self
+        })
+    }
+
     /// Checks values and fills in defaults.
     ///
     /// # Errors
@@ -270,6 +284,7 @@ impl Config {
             model: raw.model.unwrap_or_else(|| DEFAULT_MODEL.into()),
             tokenizer: raw.tokenizer,
             model_name: raw.model_name,
+            clients: true,
             server: server::resolve(raw.server.unwrap_or_default())?,
             limits: server::resolve_limits(&raw.limits.unwrap_or_default())?,
             responses: responses::resolve(&raw.responses.unwrap_or_default())?,

@@ -104,6 +104,34 @@ pub(super) fn check_follower(
     Ok(())
 }
 
+/// A server without clients publishes for others: it must be able to, and they must be able to get it.
+pub(super) fn check_control(
+    store: Option<&StoreConfig>,
+    has_targets: bool,
+) -> Result<(), ConfigError> {
+    let value = |key, value: &str, allowed| ConfigError::Value {
+        key,
+        value: value.into(),
+        allowed,
+    };
+    match store {
+        Some(store) if store.follow => Err(value(
+            "store.follow",
+            "true",
+            "`realign control` publishes what others follow: leave it out, or run `realign serve \
+             --follow`",
+        )),
+        None if !has_targets => Err(value(
+            "store.url",
+            "not set",
+            "`realign control` serves no clients, so what it publishes must reach other servers: set \
+             store.url to s3://BUCKET/PREFIX, which they follow, or [[fleet.targets]] for a gateway \
+             that follows paths.adapters; a server by itself is `realign serve`",
+        )),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use crate::config::{Config, ConfigError, RawAlignment, RawConfig, RawPaths, RawStore};
@@ -135,6 +163,25 @@ mod tests {
         let store = shared.store.unwrap();
         assert!(store.follow);
         assert_eq!(store.url.to_string(), "s3://bucket/prefix");
+    }
+
+    #[test]
+    fn a_server_without_clients_publishes_for_others() {
+        let shared = resolve(with(Some("s3://bucket"), false)).unwrap();
+        assert!(shared.clients && !shared.without_clients().unwrap().clients);
+        let targets = toml::from_str("[[fleet.targets]]\nkind = \"vllm\"\nurl = \"http://a:1\"");
+        let gateway = resolve(targets.unwrap()).unwrap();
+        assert!(!gateway.without_clients().unwrap().clients);
+        for (raw, key) in [
+            (RawConfig::default(), "store.url"),
+            (with(Some("file://adapters"), false), "store.url"),
+            (with(Some("s3://bucket"), true), "store.follow"),
+        ] {
+            let error = resolve(raw).unwrap().without_clients().unwrap_err();
+            let error = error.to_string();
+            assert!(error.starts_with(key), "{error}");
+            assert!(error.contains("realign control"), "{error}");
+        }
     }
 
     #[test]

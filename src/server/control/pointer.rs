@@ -52,7 +52,7 @@ pub(super) trait CurrentFile: Send + Sync {
     fn current(&self) -> Result<Option<GenerationId>, AdapterError>;
 
     /// Makes it name a generation. `pinned`: an operator chose it, which servers that share it must know.
-    fn point_to(&self, generation: &Generation, pinned: bool) -> Result<(), AdapterError>;
+    fn point_to(&self, generation: &Arc<Generation>, pinned: bool) -> Result<(), AdapterError>;
 
     /// Makes it name what it named before, whose files may be gone; `None` if that cannot be done here.
     fn name_again(&self, _id: &GenerationId) -> Option<Result<(), AdapterError>> {
@@ -65,7 +65,7 @@ pub(super) trait CurrentFile: Send + Sync {
     }
 
     /// What it names is an operator's choice no more.
-    fn unpin(&self, _serving: &Generation) -> Result<(), AdapterError> {
+    fn unpin(&self, _serving: &Arc<Generation>) -> Result<(), AdapterError> {
         Ok(())
     }
 }
@@ -75,7 +75,7 @@ impl CurrentFile for AdapterStore {
         AdapterStore::current(self)
     }
 
-    fn point_to(&self, generation: &Generation, _pinned: bool) -> Result<(), AdapterError> {
+    fn point_to(&self, generation: &Arc<Generation>, _pinned: bool) -> Result<(), AdapterError> {
         match generation.adapter {
             Some(_) => self.set_current(&generation.id),
             None => self.set_current_base(&generation.base_hash),
@@ -216,7 +216,7 @@ impl Pointer {
 
     /// The pin comes last: a process that is killed before it never leaves a pin on what does not
     /// serve.
-    fn store(&self, to: &Generation, pin: Option<&Pin>) -> Result<(), ChangeError> {
+    fn store(&self, to: &Arc<Generation>, pin: Option<&Pin>) -> Result<(), ChangeError> {
         self.file
             .point_to(to, pin.is_some() || self.is_pinned(&to.id))?;
         match pin {
@@ -229,8 +229,8 @@ impl Pointer {
     fn take_back(
         &self,
         seq: Option<u64>,
-        to: &Generation,
-        (before, name): (&Generation, Option<GenerationId>),
+        to: &Arc<Generation>,
+        (before, name): (&Arc<Generation>, Option<GenerationId>),
     ) {
         self.shown().leftover.extend(seq);
         log(self.remove_leftover());
@@ -299,7 +299,7 @@ impl Pointer {
     }
 
     /// Makes `CURRENT` name what serves; says why that cannot be done.
-    fn restore_file(&self, serving: &Generation) -> Option<String> {
+    fn restore_file(&self, serving: &Arc<Generation>) -> Option<String> {
         let named = self.file.current();
         // Before the first activation there is no file, and the base serves.
         let agrees = match &named {

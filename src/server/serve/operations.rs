@@ -43,8 +43,12 @@ pub(super) fn client_keys(config: &Config) -> Result<Vec<ApiKey>, ServerError> {
 
 /// The keys of clients and of operators. Makes the operators' key if there is none.
 pub(super) fn access(config: &Config) -> Result<Access, ServerError> {
-    let keys = client_keys(config)?;
-    if config.server.lets_everyone_in() {
+    // Without clients there is no one to let in but operators, who always need a key.
+    let keys = match config.clients {
+        true => client_keys(config)?,
+        false => Vec::new(),
+    };
+    if config.clients && config.server.lets_everyone_in() {
         tracing::warn!(address = %config.server.address, "{OPEN}");
     }
     let limits = &config.limits;

@@ -104,6 +104,10 @@ pub struct StoreSnapshot {
     pub(crate) holds: bool,
     /// For how long it has failed to serve what `CURRENT` names.
     pub(crate) skew: Duration,
+    /// How far what it computed last with a generation of the store is from what was published, in nats.
+    pub(crate) distance: Option<f32>,
+    /// Whether it does not serve what `CURRENT` names for that.
+    pub(crate) differs: bool,
 }
 
 /// The targets of a gateway.

@@ -57,6 +57,10 @@ pub(crate) const STORE_EPOCH: &str = "realign_store_epoch";
 pub(crate) const STORE_SERVING_EPOCH: &str = "realign_store_serving_epoch";
 /// Gauge: 1 if this server may publish into the shared store.
 pub(crate) const STORE_LEASE_HELD: &str = "realign_store_lease_held";
+/// Gauge: how far a generation's fingerprint here is from the published one, in nats.
+pub(crate) const STORE_FINGERPRINT_DISTANCE: &str = "realign_store_fingerprint_distance";
+/// Gauge: 1 if this server refuses what `CURRENT` names because it computes otherwise with it.
+pub(crate) const STORE_FINGERPRINT_REFUSED: &str = "realign_store_fingerprint_refused";
 /// Gauge, by target: the newest epoch that it answers by.
 pub(crate) const FLEET_TARGET_EPOCH: &str = "realign_fleet_target_epoch";
 /// Gauge, by stage: 1 for the one that the rollout is in.

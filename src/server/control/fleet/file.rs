@@ -19,7 +19,7 @@ impl CurrentFile for SharedFile {
         self.local.current()
     }
 
-    fn point_to(&self, generation: &Generation, pinned: bool) -> Result<(), AdapterError> {
+    fn point_to(&self, generation: &Arc<Generation>, pinned: bool) -> Result<(), AdapterError> {
         self.member.publish(generation, pinned)?;
         CurrentFile::point_to(&*self.local, generation, pinned)
     }
@@ -28,7 +28,7 @@ impl CurrentFile for SharedFile {
         CurrentFile::keep(&*self.local)
     }
 
-    fn unpin(&self, serving: &Generation) -> Result<(), AdapterError> {
+    fn unpin(&self, serving: &Arc<Generation>) -> Result<(), AdapterError> {
         self.member.publish(serving, false)
     }
 }

@@ -5,6 +5,7 @@
 //! server serves changes through [`Pointer`](super::pointer) alone, whoever decided it.
 
 mod file;
+mod fingerprint;
 mod name;
 mod status;
 mod sync;
@@ -18,13 +19,14 @@ use crate::config::{Config, StoreConfig};
 use realign_engine::adapter::AdapterStore;
 use realign_engine::adapter::generation::{Generation, GenerationId};
 use realign_engine::adapter::{AdapterError, base_id};
+use realign_engine::{EngineHandle, FingerprintError};
+use realign_model::{LoadedModel, Tokenizer};
 use realign_store::{Controller, Current, Files, Standing, Store, StoreError};
 
 pub(super) use file::SharedFile;
 pub(super) use thread::MemberThread;
 
 /// A server that shares a store with others.
-#[derive(Debug)]
 pub(crate) struct Member {
     settings: StoreConfig,
     name: String,
@@ -33,6 +35,9 @@ pub(crate) struct Member {
     controller: Option<Controller>,
     adapters: Arc<AdapterStore>,
     base_hash: String,
+    /// Computes fingerprints.
+    engine: EngineHandle,
+    tokenizer: Arc<Tokenizer>,
     seen: Mutex<Seen>,
 }
 
@@ -51,6 +56,11 @@ struct Seen {
     failure: Option<String>,
     /// A generation that computes no numbers and cannot be left.
     broken: Option<GenerationId>,
+    /// A generation of the store that this machine computes otherwise with than was published, and why
+    /// it does not serve.
+    differs: Option<(GenerationId, String)>,
+    /// How far from what was published the last one that was verified is.
+    distance: Option<f32>,
     /// Whether a publication failed since the last one.
     owes_publication: bool,
     /// Generations that are known to be whole in the store.
@@ -64,7 +74,8 @@ impl Member {
     /// [`StoreError::Setup`].
     pub(crate) fn open(
         config: &Config,
-        base_hash: &str,
+        loaded: &LoadedModel,
+        engine: &EngineHandle,
         adapters: Arc<AdapterStore>,
     ) -> Result<Option<Arc<Self>>, StoreError> {
         let Some(settings) = config.store.clone() else {
@@ -88,7 +99,9 @@ impl Member {
             store,
             controller,
             adapters,
-            base_hash: base_hash.into(),
+            base_hash: loaded.base_hash.to_string(),
+            engine: engine.clone(),
+            tokenizer: loaded.tokenizer.clone(),
             seen: Mutex::default(),
         })))
     }
@@ -106,6 +119,9 @@ impl Member {
                 "generation {broken} computes values that are not finite, and a server that follows \
                  a store serves nothing else; activate another one on the controller"
             ));
+        }
+        if let Some((_, why)) = &seen.differs {
+            return Some(why.clone());
         }
         let why = || {
             let known = [&seen.failure, &seen.behind].into_iter().flatten();
@@ -173,7 +189,7 @@ impl Member {
     ///
     /// # Errors
     /// [`AdapterError::Shared`] with the reason.
-    fn publish(&self, generation: &Generation, pinned: bool) -> Result<(), AdapterError> {
+    fn publish(&self, generation: &Arc<Generation>, pinned: bool) -> Result<(), AdapterError> {
         let refused = |why: String| {
             self.seen().owes_publication = true;
             AdapterError::Shared(why)
@@ -210,7 +226,7 @@ impl Member {
     }
 
     /// Writes a generation into the store, unless it is there or this server may not.
-    pub(super) fn upload(&self, generation: &Generation) -> Result<(), UploadError> {
+    pub(super) fn upload(&self, generation: &Arc<Generation>) -> Result<(), UploadError> {
         let id = &generation.id;
         let may = self
             .controller
@@ -219,7 +235,8 @@ impl Member {
         if !may || generation.adapter.is_none() || self.seen().uploaded.contains(&id.0) {
             return Ok(());
         }
-        let files = self.adapters.files(id, &self.base_hash)?;
+        let [config, weights, manifest] = self.adapters.files(id, &self.base_hash)?;
+        let files = [config, weights, self.fingerprinted(generation, manifest)?];
         self.store
             .upload(&id.0, &Files(files.map(bytes::Bytes::from)))?;
         self.seen().uploaded.insert(id.0.clone());
@@ -266,6 +283,9 @@ pub(super) enum UploadError {
     /// Its files cannot be read.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// Its fingerprint cannot be computed.
+    #[error(transparent)]
+    Fingerprint(#[from] FingerprintError),
     /// The store does not take it.
     #[error(transparent)]
     Store(#[from] StoreError),

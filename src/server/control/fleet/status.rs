@@ -43,6 +43,8 @@ impl Member {
             serving: seen.serving.unwrap_or(0),
             holds,
             skew: seen.behind_since.map_or(Duration::ZERO, |s| s.elapsed()),
+            distance: seen.distance,
+            differs: seen.differs.is_some(),
         };
         drop(seen);
         context.emit(Event::StoreSeen(snapshot));

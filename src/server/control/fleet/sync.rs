@@ -22,6 +22,15 @@ pub(super) struct Looked {
     pub(super) may_realign: bool,
 }
 
+/// How the store's generation is brought about.
+#[derive(Clone, Copy)]
+struct How<'a> {
+    /// Whether this server may write `CURRENT`.
+    holds: bool,
+    /// Whether to wait on.
+    go_on: &'a dyn Fn() -> bool,
+}
+
 impl Member {
     /// Looks at the store, and serves what it names.
     ///
@@ -43,7 +52,8 @@ impl Member {
             // It published since it looked; the next look is about that.
             Some(current) if holds && self.knows_later(current) => Ok(()),
             Some(current) => self.see(current).and_then(|()| {
-                looked.swapped = self.serve(context, current, &serving, go_on)?;
+                let how = How { holds, go_on };
+                looked.swapped = self.serve(context, current, &serving, how)?;
                 // Where this server decides, its own pin is the newer one.
                 if looked.swapped || !holds || self.seen().serving.is_none() {
                     context.pointer.agree_on_pin(current.pinned);
@@ -106,16 +116,21 @@ impl Member {
         context: &Context,
         current: &Current,
         serving: &GenerationId,
-        go_on: &dyn Fn() -> bool,
+        how: How<'_>,
     ) -> Result<bool, String> {
         let id = GenerationId(current.generation.clone().unwrap_or_default());
         self.check_base(current, &id)?;
+        self.check_known(&id, how.holds)?;
         let swapped = *serving != id;
         if swapped {
             let to = self.fetch(context, current, &id)?;
-            let wait = |waited| waited < ROOM && go_on();
+            let wait = |waited| waited < ROOM && (how.go_on)();
             let ready = context.engine.prepare(&to, &wait);
             ready.map_err(|error| error.to_string())?;
+            if let Err(why) = self.verify(context, &to, how.holds) {
+                context.engine.release(&to.id);
+                return Err(why);
+            }
             let reason = format!("the store names it in epoch {}", current.epoch);
             let change = Change {
                 to,
@@ -127,6 +142,9 @@ impl Member {
                 .change_serving(change)
                 .map_err(|error| error.to_string())?;
         } else {
+            if self.seen().serving.is_none() {
+                self.verify(context, &context.registry.lease_current(), how.holds)?;
+            }
             // It was withheld until it was known to be what should serve.
             context.registry.offer();
             context.pointer.end_fallback();
@@ -138,9 +156,22 @@ impl Member {
     fn keep_up(&self, current: &Current, swapped: bool) {
         let mut seen = self.seen();
         seen.serving = Some(current.epoch);
-        (seen.behind, seen.behind_since) = (None, None);
+        (seen.behind, seen.behind_since, seen.differs) = (None, None, None);
         if swapped {
             seen.broken = None;
+        }
+    }
+
+    /// What was found to compute otherwise here is not loaded again and again, until the store names
+    /// something else or this server is restarted.
+    fn check_known(&self, id: &GenerationId, holds: bool) -> Result<(), String> {
+        let mut seen = self.seen();
+        match &seen.differs {
+            Some((known, why)) if known == id && !holds => Err(why.clone()),
+            _ => {
+                seen.differs = None;
+                Ok(())
+            }
         }
     }
 

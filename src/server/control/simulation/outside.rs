@@ -322,7 +322,7 @@ impl CurrentFile for Outside {
         Ok(self.state().current.clone())
     }
 
-    fn point_to(&self, generation: &Generation, _: bool) -> Result<(), AdapterError> {
+    fn point_to(&self, generation: &Arc<Generation>, _: bool) -> Result<(), AdapterError> {
         self.name(&generation.id)
     }
 

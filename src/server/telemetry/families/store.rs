@@ -14,6 +14,8 @@ pub(in crate::telemetry) struct Shared {
     serving: IntGaugeVec,
     lease: IntGaugeVec,
     skew: GaugeVec,
+    distance: GaugeVec,
+    differs: IntGaugeVec,
 }
 
 impl Shared {
@@ -44,6 +46,16 @@ impl Shared {
                 "Time for which this server has failed to serve what the shared store names.",
                 &[],
             )?,
+            distance: build.gauges(
+                names::STORE_FINGERPRINT_DISTANCE,
+                "Largest difference of a log-probability of the last verified generation from the published one, in nats.",
+                &[],
+            )?,
+            differs: build.int_gauges(
+                names::STORE_FINGERPRINT_REFUSED,
+                "Whether this server refuses what the shared store names because it computes otherwise with it.",
+                &[],
+            )?,
         })
     }
 
@@ -60,5 +72,13 @@ impl Shared {
         self.skew
             .with_label_values(none)
             .set(seen.skew.as_secs_f64());
+        if let Some(distance) = seen.distance {
+            self.distance
+                .with_label_values(none)
+                .set(f64::from(distance));
+        }
+        self.differs
+            .with_label_values(none)
+            .set(i64::from(seen.differs));
     }
 }
