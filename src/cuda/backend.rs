@@ -238,7 +238,7 @@ mod real {
         }
 
         fn bytes_per_token(&self) -> usize {
-            let maps = self.model.maps().map(|map| map.weight().bytes());
+            let maps = self.model.weights().map(Weight::bytes);
             maps.sum::<usize>() + self.model.head.bytes()
         }
 
