@@ -132,6 +132,7 @@ mod real {
             spec: &ModelSpec,
             integers: Option<GgmlDType>,
         ) -> Result<Arc<dyn Backend>> {
+            supported(spec)?;
             let matrix = |m: RandomMatrix| match integers {
                 None => m.floats(DType::BF16, &self.0).map(Weight::Floats),
                 Some(kind) => {
