@@ -14,14 +14,14 @@ use realign_engine::adapter::peft;
 use realign_model::packing::{Example, Packed};
 use realign_model::{
     AdapterSpan, BLOCK_TOKENS, Backend, KvType, LoraPair, LoraSite, LoraWeights, ModelFiles,
-    ModelSource, PagedSequence, Segment, Step,
+    ModelSource, PagedSequence, Projection, Segment, Step,
 };
 use realign_reference::{AdapterRows, Batch, Reference};
 use serde_json::Value;
 
 /// With a GGUF file of eight bits.
-const QUANTISED: [&str; 5] = ["llama", "qwen2", "qwen3", "gemma2", "gemma3"];
-pub(crate) const FAMILIES: [&str; 12] = [
+const QUANTISED: [&str; 6] = ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "qwen3moe"];
+pub(crate) const FAMILIES: [&str; 14] = [
     "llama",
     "qwen2",
     "qwen3",
@@ -35,6 +35,9 @@ pub(crate) const FAMILIES: [&str; 12] = [
     "granite",
     "phi3",
     "llama-yarn",
+    "qwen3moe",
+    // Its files have the experts of a layer together; no GGUF file can say that weights are not normalised.
+    "qwen3moe-plain",
 ];
 
 /// Elements of the KV cache, and how far logits may be from PyTorch's with them.
@@ -228,7 +231,7 @@ fn whole_sequences_agree_with_and_without_an_adapter() {
 #[test]
 fn every_constant_of_a_family_matters() {
     let full = "rope_parameters/full_attention/factor";
-    let cases: [(&str, &[(&str, Value)]); 12] = [
+    let cases: [(&str, &[(&str, Value)]); 14] = [
         (
             "llama",
             &[
@@ -323,6 +326,14 @@ fn every_constant_of_a_family_matters() {
                 ),
             ],
         ),
+        (
+            "qwen3moe",
+            &[
+                ("num_experts_per_tok", 1.into()),
+                ("norm_topk_prob", false.into()),
+            ],
+        ),
+        ("qwen3moe-plain", &[("norm_topk_prob", true.into())]),
     ];
     for (family, changes) in cases {
         let golden = Golden::of(family);
@@ -370,13 +381,19 @@ fn parameter_name(site: LoraSite, part: &str) -> String {
 }
 
 #[test]
-fn lora_gradients_agree_on_all_seven_projections() {
+fn lora_gradients_agree_on_every_projection() {
     for family in FAMILIES {
         let (golden, model) = (Golden::of(family), load(&fixture(family)));
         let (prompt, response) = golden.tokens.split_at(golden.prompt);
         let packed = Packed::new([&Example::new(prompt.to_vec(), vec![response.to_vec()])]);
         let (adapter, variables) = trainable(&golden.adapter());
-        assert_eq!(variables.len(), 14 * model.decoder.spec.layers);
+        let spec = &model.decoder.spec;
+        let layers = (0..spec.layers).map(|layer| {
+            let site = |projection| LoraSite { layer, projection };
+            let sites = Projection::ALL.map(|p| spec.site_shape(site(p)).is_some());
+            sites.into_iter().filter(|there| *there).count()
+        });
+        assert_eq!(variables.len(), 2 * layers.sum::<usize>());
         let logprobs = model.token_logprobs(&packed, Some(&adapter)).unwrap();
         let loss = logprobs.mean_all().unwrap().neg().unwrap();
         let got = f64::from(loss.to_scalar::<f32>().unwrap());

@@ -10,7 +10,7 @@ use realign_align::train::adamw::AdamW;
 use realign_align::train::examples::{Reference, TokenPair, with_reference};
 use realign_align::train::passes::Passes;
 use realign_align::train::{
-    Gradients, LossParts, Objective, PreferenceLoss, TrainExample, TrainableLora,
+    Gradients, LossParts, Objective, PreferenceLoss, Recipe, TrainExample, TrainableLora,
 };
 use realign_core::Category;
 use realign_cpu::CpuBackend;
@@ -291,6 +291,49 @@ fn every_family_agrees_with_automatic_differentiation() {
             }
         }
     }
+}
+
+/// The default recipe names all seven projections; an adapter of a model with experts takes those of
+/// attention, and learns.
+#[test]
+fn adapters_of_models_with_experts_sit_on_attention_and_learn() {
+    let files = ModelSource::parse("tests/golden/families/qwen3moe").and_then(ModelSource::fetch);
+    let model = CpuBackend::new(realign_cpu::load(&files.unwrap()).unwrap());
+    let recipe = Recipe {
+        layer_share: 1.0,
+        ..Recipe::default()
+    };
+    let lora = realign_align::train::fresh(&model, &recipe).unwrap();
+    let sites = lora.weights().sites;
+    assert_eq!(sites.len(), 3 * 4);
+    assert!(sites.keys().all(|s| s.projection.parent() == "self_attn"));
+    let mlp = Recipe {
+        targets: vec!["gate_proj".into()],
+        ..recipe
+    };
+    let error = realign_align::train::fresh(&model, &mlp).unwrap_err();
+    assert!(error.to_string().contains("add q_proj"), "{error}");
+    let at = Reference {
+        backend: &model,
+        lowest_layer: 0,
+        precision: Precision::Mixed,
+        conflicts: true,
+    };
+    let examples = with_reference(at, &pairs(), 512, |_| true)
+        .unwrap()
+        .unwrap();
+    let mut passes = passes(&model, Precision::Mixed);
+    let mut optimizer = AdamW::new(lora.vars()).unwrap();
+    let objective = objective(PreferenceLoss::Sigmoid);
+    let mut totals = vec![];
+    for _ in 0..12 {
+        let (gradients, parts) = passes.loss(&objective, &lora, &refs(&examples)).unwrap();
+        totals.push(parts.total());
+        optimizer
+            .update(lora.vars(), &gradients, 1e-2, 1.0)
+            .unwrap();
+    }
+    assert!(totals[11] < 0.8 * totals[0], "{totals:?}");
 }
 
 /// With some inputs left out the gradient is still that of the loss: moving along it by a small

@@ -51,8 +51,8 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     pub(crate) swap_seconds: u64,
     /// Measure a model of these shapes with random weights instead of one from a file: qwen2.5-7b,
-    /// gemma-2-9b, llama-3.1-8b, llama-3.2-1b, or tiny to try the command; `:q4_0`, `:q4_1`, `:q8_0`,
-    /// `:q4_k` or `:q6_k` behind it keeps the weights as integers of that type, `:bf16` or `:f16` as
+    /// gemma-2-9b, llama-3.1-8b, llama-3.2-1b, qwen3-30b-a3b (experts; not on CUDA), or tiny to try
+    /// the command; `:q4_0`, `:q4_1`, `:q8_0`, `:q4_k` or `:q6_k` behind it keeps the weights as integers of that type, `:bf16` or `:f16` as
     /// floats of 16 bits on the CPU (without it: f32 there, 16 bits on a CUDA device)
     #[arg(long, value_name = "SHAPE", conflicts_with_all = ["url", "serve"])]
     pub(crate) shape: Option<String>,

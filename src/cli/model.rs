@@ -120,6 +120,9 @@ fn spec(spec: &ModelSpec) -> Value {
         "sliding_window": spec.variant.windows.iter().flatten().next(),
         "qkv_bias": spec.qkv_bias,
         "tied_embeddings": spec.tied_embeddings,
+        "experts": spec.variant.mixture.as_ref().map(|m| m.experts),
+        "experts_per_token": spec.variant.mixture.as_ref().map(|m| m.used),
+        "expert_intermediate_size": spec.variant.mixture.as_ref().map(|m| m.inner),
     })
 }
 

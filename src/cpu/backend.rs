@@ -11,16 +11,16 @@ use realign_model::packing::{Packed, States};
 use realign_model::random::{RandomMatrix, random_model};
 use realign_model::{
     Backend, ComputeDevice, Decoder, Dropout, Executor, ExecutorOptions, KvType, LearningPasses,
-    LoraWeights, Measured, ModelFiles, ModelSpec, Outputs, PassOptions, SiteGradients, Slopes,
+    LoraWeights, Measured, Mlp, ModelFiles, ModelSpec, Outputs, PassOptions, SiteGradients, Slopes,
     Staged, Step, StoredMatrix, TimeSlices, TokenLoss,
 };
 
-use super::Model;
 use super::adapters::PackedAdapter;
 use super::executor::{CpuExecutor, kv_shape};
 use super::learn::Differentiator;
 use super::packed::{Encoding, PackedWeight};
 use super::rows::with_floats;
+use super::{Layer, Model};
 
 const FLOAT: usize = size_of::<f32>();
 
@@ -108,6 +108,20 @@ fn adapter_dtype(model: &Model) -> DType {
     }
 }
 
+/// Bytes of a layer's weights that one token reads: of experts those of the ones it goes through.
+fn bytes_per_token(layer: &Layer) -> usize {
+    let maps = layer.maps().map(|map| map.weight().bytes());
+    let maps = maps.sum::<usize>();
+    match &layer.mlp {
+        Mlp::Dense(_) => maps,
+        Mlp::Experts(experts) => {
+            let all = experts.experts.iter().flatten().map(PackedWeight::bytes);
+            let used = all.sum::<usize>() / experts.experts.len().max(1) * experts.used;
+            maps + experts.router.bytes() + used
+        }
+    }
+}
+
 impl Backend for CpuBackend {
     fn spec(&self) -> &ModelSpec {
         &self.model.spec
@@ -145,13 +159,13 @@ impl Backend for CpuBackend {
     }
 
     fn bytes_per_token(&self) -> usize {
-        let maps = self.model.maps().map(|map| map.weight().bytes());
-        maps.sum::<usize>() + self.model.head.bytes()
+        let layers = self.model.layers.iter().map(bytes_per_token);
+        layers.sum::<usize>() + self.model.head.bytes()
     }
 
     fn learning_bytes(&self, t: &Training) -> LearningBytes {
         let spec = &self.model.spec;
-        let (hidden, inner) = (spec.hidden_size, spec.intermediate_size);
+        let (hidden, inner) = (spec.hidden_size, spec.inner_width());
         let heads = (spec.heads + 2 * spec.kv_heads) * spec.head_dim;
         // Two streams, q k v, attention's output, gate and up; twice the heads where they are
         // normalised, and two outputs where those are.
@@ -160,7 +174,10 @@ impl Backend for CpuBackend {
             + spec.heads * spec.head_dim
             + 2 * inner
             + 2 * hidden * usize::from(spec.variant.output_norms);
-        let working = FLOAT * t.rows * 4 * (inner + hidden + heads);
+        // The rows of experts once more, side by side.
+        let experts = spec.variant.mixture.as_ref();
+        let gathered = experts.map_or(0, |mixture| mixture.used * hidden);
+        let working = FLOAT * t.rows * (4 * (inner + hidden + heads) + gathered);
         let chunk = (8 << 20).clamp(
             8 * spec.vocab_size,
             (8 * spec.vocab_size).max(t.rows * spec.vocab_size),

@@ -13,6 +13,7 @@ use super::adapters::{Adapters, Projected};
 use super::attention::{Line, Plans, Work};
 use super::kernels::{self, Isa};
 use super::kv::{KvCache, KvShape};
+use super::mix::Mixing;
 use super::packed::PANEL;
 use super::rows::{for_tiles, normalise, round_rows, with_floats};
 use super::team::{Shards, Team};
@@ -60,6 +61,8 @@ pub(super) struct Registers {
     pub(crate) plans: Plans,
     /// What segments of single rows come to, before they are merged.
     pub(crate) states: Vec<Line>,
+    /// What layers with experts work on.
+    pub(crate) mixing: Mixing,
 }
 
 /// Consecutive rows of one sequence whose tokens lie in one KV block: a unit of parallel work.
@@ -132,8 +135,8 @@ impl CpuExecutor {
 
     /// The same executor in an arithmetic; a new one is exact as far as its weights are.
     pub fn in_precision(mut self, precision: Precision) -> Self {
-        let maps = self.model.maps().map(|map| map.weight().encoding);
-        let encodings = maps.chain([self.model.head.encoding]);
+        let weights = self.model.weights().map(|weight| weight.encoding);
+        let encodings = weights.chain([self.model.head.encoding]);
         let wanted = kernels::wanted(self.isa, encodings, precision);
         (self.registers.h.wanted, self.registers.m.wanted) = (wanted, wanted);
         self

@@ -19,7 +19,9 @@ mod kv;
 pub mod learn;
 #[doc(hidden)]
 pub mod measure;
+mod mix;
 mod packed;
+mod routing;
 mod rows;
 #[cfg(test)]
 mod step_tests;
@@ -39,3 +41,4 @@ pub use packed::{Encoding, PackedWeight};
 pub(crate) type Model = realign_model::Decoder<PackedWeight>;
 type Layer = realign_model::Layer<PackedWeight>;
 type Linear = realign_model::Linear<PackedWeight>;
+type Experts = realign_model::Experts<PackedWeight>;

@@ -15,8 +15,7 @@ use super::rows::{
     with_optional,
 };
 use super::team::Shards;
-use crate::Layer;
-use crate::Linear;
+use crate::{Experts, Layer, Linear};
 use realign_model::compute::Compute;
 use realign_model::{Activation, AttentionShape, BLOCK_TOKENS, KvType, RopeTable};
 
@@ -92,6 +91,11 @@ impl Compute for CpuExecutor {
         };
         (self.registers.x, self.registers.y) = (x, y);
         outcome
+    }
+
+    fn mix(&mut self, experts: &Experts, activation: Activation) -> Result<()> {
+        self.mix_experts(experts, activation);
+        Ok(())
     }
 
     fn gate(&mut self, gate: &Linear, up: &Linear, activation: Activation) -> Result<()> {

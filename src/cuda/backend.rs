@@ -132,6 +132,7 @@ mod real {
             spec: &ModelSpec,
             integers: Option<GgmlDType>,
         ) -> Result<Arc<dyn Backend>> {
+            supported(spec)?;
             let matrix = |m: RandomMatrix| match integers {
                 None => m.floats(DType::BF16, &self.0).map(Weight::Floats),
                 Some(kind) => {
@@ -238,7 +239,7 @@ mod real {
         }
 
         fn bytes_per_token(&self) -> usize {
-            let maps = self.model.maps().map(|map| map.weight().bytes());
+            let maps = self.model.weights().map(Weight::bytes);
             maps.sum::<usize>() + self.model.head.bytes()
         }
 

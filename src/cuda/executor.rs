@@ -285,7 +285,7 @@ impl<G: Gpu> CudaExecutor<G> {
 /// Refuses what the kernels do not do.
 ///
 /// # Errors
-/// If a part of a head is rotated: the kernels rotate whole heads.
+/// If a part of a head is rotated, as the kernels rotate whole heads, or if layers have experts.
 pub(crate) fn supported(spec: &ModelSpec) -> Result<()> {
     let rotated = spec.rotary_width();
     if rotated != spec.head_dim {
@@ -294,6 +294,13 @@ pub(crate) fn supported(spec: &ModelSpec) -> Result<()> {
              serve it with --device cpu",
             spec.architecture,
             spec.head_dim
+        );
+    }
+    if spec.variant.mixture.is_some() {
+        candle_core::bail!(
+            "{} has mixtures of experts, which the CUDA backend does not compute: serve it with \
+             --device cpu",
+            spec.architecture
         );
     }
     Ok(())

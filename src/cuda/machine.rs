@@ -12,7 +12,7 @@ use crate::{Layer, Model};
 use crate::{Linear, Weight};
 use realign_model::compute::Compute;
 use realign_model::lora::Projection;
-use realign_model::{Activation, AttentionShape, RopeTable};
+use realign_model::{Activation, AttentionShape, Experts, RopeTable};
 
 /// What runs a step's layers. Its registers are x, h, the heads, m and y as [`Compute`] names them;
 /// what a projection adds waits in y until the next norm, which adds it in the same pass.
@@ -260,6 +260,13 @@ impl<G: Gpu> Compute for Machine<'_, G> {
             sizes,
             [at.wide, at.m],
         ))
+    }
+
+    /// [`supported`](crate::executor::supported) refuses such models before they are loaded.
+    fn mix(&mut self, _: &Experts<Weight>, _: Activation) -> Result<()> {
+        candle_core::bail!(
+            "the CUDA backend does not compute mixtures of experts: use --device cpu"
+        )
     }
 
     fn add_projected(&mut self, map: &Linear, norm: Option<&Tensor>) -> Result<()> {

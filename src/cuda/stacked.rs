@@ -3,6 +3,8 @@
 
 use candle_core::{Result, Tensor};
 
+use realign_model::Mlp;
+
 use super::integer::IntegerWeight;
 use super::{Linear, Model, Weight};
 
@@ -14,7 +16,9 @@ use super::{Linear, Model, Weight};
 pub fn stacked(mut model: Model) -> Result<Model> {
     for layer in &mut model.layers {
         stack(&mut layer.attention[..3])?;
-        stack(&mut layer.mlp[..2])?;
+        if let Mlp::Dense(maps) = &mut layer.mlp {
+            stack(&mut maps[..2])?;
+        }
     }
     Ok(model)
 }

@@ -9,7 +9,8 @@ use candle_core::{Result, Tensor};
 
 use super::activation::Activation;
 use super::attention::AttentionShape;
-use super::decoder::{Decoder, Layer};
+use super::decoder::{Decoder, Layer, Mlp};
+use super::experts::Experts;
 use super::linear::Linear;
 use super::rope_table::RopeTable;
 use super::spec::{ModelSpec, RopeSpec};
@@ -37,6 +38,10 @@ pub trait Compute {
         activation: Activation,
     ) -> Result<()>;
 
+    /// x ← x + Σ w · down (activation(gate h) · up h) over the experts that the router chooses for
+    /// each row, w being their weights.
+    fn mix(&mut self, experts: &Experts<Self::Weight>, activation: Activation) -> Result<()>;
+
     /// x ← x + map m, normalised first where the family does that.
     fn add_projected(&mut self, map: &Linear<Self::Weight>, norm: Option<&Tensor>) -> Result<()>;
 }
@@ -55,7 +60,6 @@ pub fn run_layers<C: Compute>(
         let layer = &model.layers[index];
         let shape = model.spec.attention(index);
         let [_, _, _, output] = &layer.attention;
-        let [gate, up, down] = &layer.mlp;
         let [after_attention, after_mlp] = match &layer.output_norms {
             Some([a, b]) => [Some(a), Some(b)],
             None => [None, None],
@@ -65,8 +69,15 @@ pub fn run_layers<C: Compute>(
         machine.attend(index, &shape)?;
         machine.add_projected(output, after_attention)?;
         machine.normalise(&layer.mlp_norm)?;
-        machine.gate(gate, up, model.spec.variant.activation)?;
-        machine.add_projected(down, after_mlp)?;
+        let activation = model.spec.variant.activation;
+        match &layer.mlp {
+            Mlp::Dense([gate, up, down]) => {
+                machine.gate(gate, up, activation)?;
+                machine.add_projected(down, after_mlp)?;
+            }
+            // No family with experts has norms on outputs; `ModelSpec` is refused with both.
+            Mlp::Experts(experts) => machine.mix(experts, activation)?,
+        }
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::quantized::QTensor;
 use candle_core::{DType, Device, Result, Tensor};
 
+use super::experts::Experts;
 use super::linear::Linear;
 use super::spec::ModelSpec;
 
@@ -42,7 +43,53 @@ impl StoredMatrix {
     }
 }
 
-/// One decoder layer: pre-norm attention and pre-norm gated MLP, each with a residual.
+/// What follows the attention of a layer.
+#[derive(Clone, Debug)]
+pub enum Mlp<W> {
+    /// Gate, up and down projections.
+    Dense([Linear<W>; 3]),
+    /// Experts, among which a router chooses.
+    Experts(Experts<W>),
+}
+
+impl<W> Mlp<W> {
+    /// The maps that adapters can be attached to.
+    pub fn maps(&self) -> &[Linear<W>] {
+        match self {
+            Mlp::Dense(maps) => maps,
+            Mlp::Experts(_) => &[],
+        }
+    }
+
+    /// As [`Mlp::maps`].
+    pub fn maps_mut(&mut self) -> &mut [Linear<W>] {
+        match self {
+            Mlp::Dense(maps) => maps,
+            Mlp::Experts(_) => &mut [],
+        }
+    }
+
+    /// All matrices.
+    pub fn weights(&self) -> impl Iterator<Item = &W> {
+        let experts = match self {
+            Mlp::Dense(_) => None,
+            Mlp::Experts(experts) => Some(experts),
+        };
+        let maps = self.maps().iter().map(Linear::weight);
+        maps.chain(experts.into_iter().flat_map(Experts::weights))
+    }
+
+    fn map<V>(self, mut f: impl FnMut(W) -> Result<V>) -> Result<Mlp<V>> {
+        Ok(match self {
+            Mlp::Dense([gate, up, down]) => {
+                Mlp::Dense([gate.map(&mut f)?, up.map(&mut f)?, down.map(&mut f)?])
+            }
+            Mlp::Experts(experts) => Mlp::Experts(experts.map(f)?),
+        })
+    }
+}
+
+/// One decoder layer: pre-norm attention, and pre-norm gated MLP or experts, each with a residual.
 #[derive(Clone, Debug)]
 pub struct Layer<W> {
     /// Scale of the norm before attention, (hidden).
@@ -53,17 +100,24 @@ pub struct Layer<W> {
     pub qk_norms: Option<[Tensor; 2]>,
     /// Scale of the norm before the MLP, (hidden).
     pub mlp_norm: Tensor,
-    /// Gate, up and down projections.
-    pub mlp: [Linear<W>; 3],
+    /// What follows attention.
+    pub mlp: Mlp<W>,
     /// Scales of the norms of what attention and MLP add to the residual stream, (hidden), in
     /// families that have them.
     pub output_norms: Option<[Tensor; 2]>,
 }
 
 impl<W> Layer<W> {
-    /// All seven maps, in the order in which the layer applies them.
+    /// The maps that adapters can be attached to, in the order in which the layer applies them: seven,
+    /// or those of attention where experts follow it.
     pub fn maps(&self) -> impl Iterator<Item = &Linear<W>> {
-        self.attention.iter().chain(&self.mlp)
+        self.attention.iter().chain(self.mlp.maps())
+    }
+
+    /// All matrices, those of experts among them.
+    pub fn weights(&self) -> impl Iterator<Item = &W> {
+        let attention = self.attention.iter().map(Linear::weight);
+        attention.chain(self.mlp.weights())
     }
 
     /// The same layer with its weights in another form.
@@ -72,11 +126,10 @@ impl<W> Layer<W> {
     /// Those of `f`.
     pub fn map<V>(self, mut f: impl FnMut(W) -> Result<V>) -> Result<Layer<V>> {
         let [q, k, v, o] = self.attention;
-        let [gate, up, down] = self.mlp;
         let mut each = |map: Linear<W>| map.map(&mut f);
         Ok(Layer {
             attention: [each(q)?, each(k)?, each(v)?, each(o)?],
-            mlp: [each(gate)?, each(up)?, each(down)?],
+            mlp: self.mlp.map(&mut f)?,
             attention_norm: self.attention_norm,
             qk_norms: self.qk_norms,
             mlp_norm: self.mlp_norm,
@@ -102,9 +155,9 @@ pub struct Decoder<W> {
 }
 
 impl<W> Decoder<W> {
-    /// All maps of all layers.
-    pub fn maps(&self) -> impl Iterator<Item = &Linear<W>> {
-        self.layers.iter().flat_map(Layer::maps)
+    /// All matrices of all layers.
+    pub fn weights(&self) -> impl Iterator<Item = &W> {
+        self.layers.iter().flat_map(Layer::weights)
     }
 
     /// The same model with its weights in another form. Every weight is dropped as soon as it is

@@ -12,6 +12,7 @@ pub mod compute;
 pub mod decoder;
 pub mod draw;
 pub mod error;
+pub mod experts;
 mod gguf;
 pub mod host_memory;
 pub mod hub;
@@ -41,9 +42,10 @@ pub use activation::Activation;
 pub use attention::AttentionShape;
 pub use backend::{Backend, ComputeDevice, Executor, ExecutorOptions, KvType, Staged};
 pub use chat::{CallStyle, ChatError, ChatMessage, ChatRole, ChatTemplate};
-pub use decoder::{Decoder, Layer, StoredMatrix};
+pub use decoder::{Decoder, Layer, Mlp, StoredMatrix};
 pub use draw::DrawRequest;
 pub use error::ModelError;
+pub use experts::Experts;
 pub use learning::{
     Dropout, LearningPasses, Measured, PassOptions, Precision, Recompute, SiteGradients, Slopes,
     TokenLoss,

@@ -4,10 +4,11 @@
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::decoder::{Decoder, Layer};
+use super::decoder::{Decoder, Layer, Mlp};
+use super::experts::Experts;
 use super::linear::Linear;
 use super::lora::Projection;
-use super::spec::ModelSpec;
+use super::spec::{Mixture, ModelSpec};
 
 /// A random matrix that is to be made.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -78,13 +79,47 @@ fn layer<W>(
         Ok([scale(width, device)?, scale(width, device)?])
     };
     let variant = &spec.variant;
+    let attention = [map(Q)?, map(K)?, map(V)?, map(O)?];
+    let mlp = match spec.mixture(index) {
+        None => Mlp::Dense([map(Gate)?, map(Up)?, map(Down)?]),
+        Some(mixture) => Mlp::Experts(experts(hidden, mixture, matrix)?),
+    };
     Ok(Layer {
         attention_norm: scale(hidden, device)?,
-        attention: [map(Q)?, map(K)?, map(V)?, map(O)?],
+        attention,
         qk_norms: variant.qk_norm.then(|| two(spec.head_dim)).transpose()?,
         mlp_norm: scale(hidden, device)?,
-        mlp: [map(Gate)?, map(Up)?, map(Down)?],
+        mlp,
         output_norms: variant.output_norms.then(|| two(hidden)).transpose()?,
+    })
+}
+
+fn experts<W>(
+    hidden: usize,
+    mixture: &Mixture,
+    matrix: &mut impl FnMut(RandomMatrix) -> Result<W>,
+) -> Result<Experts<W>> {
+    let mut random = |out: usize, inner: usize| {
+        matrix(RandomMatrix {
+            out,
+            inner,
+            deviation: 1.0 / (inner as f64).sqrt(),
+        })
+    };
+    let (width, count) = (mixture.inner, mixture.experts);
+    let router = random(count, hidden)?;
+    let mut one = |_| {
+        Ok([
+            random(width, hidden)?,
+            random(width, hidden)?,
+            random(hidden, width)?,
+        ])
+    };
+    Ok(Experts {
+        router,
+        experts: (0..count).map(&mut one).collect::<Result<_>>()?,
+        used: mixture.used,
+        normalised: mixture.normalised,
     })
 }
 

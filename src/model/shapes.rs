@@ -2,10 +2,16 @@
 //! values. From the models' published configurations.
 
 use super::activation::Activation;
-use super::spec::{ModelSpec, RopeScaling, RopeSpec, Variant};
+use super::spec::{Mixture, ModelSpec, RopeScaling, RopeSpec, Variant};
 
 /// The names that [`shape`] knows.
-pub const SHAPES: [&str; 4] = ["qwen2.5-7b", "gemma-2-9b", "llama-3.1-8b", "llama-3.2-1b"];
+pub const SHAPES: [&str; 5] = [
+    "qwen2.5-7b",
+    "gemma-2-9b",
+    "llama-3.1-8b",
+    "llama-3.2-1b",
+    "qwen3-30b-a3b",
+];
 
 /// The shape of a model; `None` for a name that is neither in [`SHAPES`] nor `tiny`, two layers to
 /// try a command with.
@@ -15,6 +21,7 @@ pub fn shape(name: &str) -> Option<ModelSpec> {
         "gemma-2-9b" => Some(gemma()),
         "llama-3.1-8b" => Some(llama()),
         "llama-3.2-1b" => Some(llama_1b()),
+        "qwen3-30b-a3b" => Some(qwen_of_experts()),
         "tiny" => Some(tiny()),
         _ => None,
     }
@@ -68,6 +75,33 @@ fn qwen() -> ModelSpec {
         qkv_bias: true,
         tied_embeddings: false,
         variant: Variant::default(),
+    }
+}
+
+fn qwen_of_experts() -> ModelSpec {
+    let layers = 48;
+    ModelSpec {
+        architecture: "qwen3moe".into(),
+        vocab_size: 151_936,
+        hidden_size: 2048,
+        intermediate_size: 6144,
+        layers,
+        heads: 32,
+        head_dim: 128,
+        max_position: 40_960,
+        qkv_bias: false,
+        variant: Variant {
+            qk_norm: true,
+            mixture: Some(Mixture {
+                experts: 128,
+                used: 8,
+                inner: 768,
+                normalised: true,
+                layers: vec![true; layers],
+            }),
+            ..Variant::default()
+        },
+        ..qwen()
     }
 }
 
@@ -129,7 +163,13 @@ mod tests {
     #[test]
     fn shapes_have_the_parameters_that_their_models_are_known_for() {
         let counts = SHAPES.map(|name| shape(name).unwrap().parameters());
-        let known = [7_615_616_512, 9_241_705_984, 8_030_261_248, 1_235_814_400];
+        let known = [
+            7_615_616_512,
+            9_241_705_984,
+            8_030_261_248,
+            1_235_814_400,
+            30_532_122_624,
+        ];
         assert_eq!(counts, known);
         assert_eq!(shape("gpt-2"), None);
     }

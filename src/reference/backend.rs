@@ -61,7 +61,7 @@ impl ReferenceBackend {
     }
 
     fn bytes(&self) -> usize {
-        let maps = self.model.decoder.maps().map(|map| map.weight());
+        let maps = self.model.decoder.weights();
         let tables = [&self.model.decoder.embedding, &self.model.decoder.head];
         let tables = if self.model.decoder.spec.tied_embeddings {
             &tables[..1]
@@ -101,14 +101,14 @@ impl Backend for ReferenceBackend {
     }
 
     fn bytes_per_token(&self) -> usize {
-        let maps = self.model.decoder.maps().map(|map| map.weight());
+        let maps = self.model.decoder.weights();
         let all = maps.chain([&self.model.decoder.head]);
         all.map(|weight| FLOAT * weight.elem_count()).sum()
     }
 
     fn learning_bytes(&self, t: &Training) -> LearningBytes {
         let spec = self.spec();
-        let (hidden, inner) = (spec.hidden_size, spec.intermediate_size);
+        let (hidden, inner) = (spec.hidden_size, spec.inner_width());
         let heads = (spec.heads + 2 * spec.kv_heads) * spec.head_dim;
         let per_row = 2 * hidden
             + heads * (1 + usize::from(spec.variant.qk_norm))

@@ -10,9 +10,10 @@ use candle_core::{DType, Device, Result, Tensor};
 use realign_model::compute::{Compute, Ropes, run_layers};
 use realign_model::packing::{Packed, States};
 use realign_model::{
-    Activation, AttentionShape, Decoder, Layer, Linear, LoraWeights, RopeTable, Segment,
+    Activation, AttentionShape, Decoder, Experts, Layer, Linear, LoraWeights, RopeTable, Segment,
 };
 
+use crate::experts::mixed;
 use crate::linear::{AdapterRows, TensorWeight, project};
 use crate::ops::{TensorOps, packed_attention, soft_cap};
 
@@ -302,6 +303,12 @@ impl<W: TensorWeight> Compute for TensorMachine<'_, W> {
     fn gate(&mut self, gate: &Linear<W>, up: &Linear<W>, activation: Activation) -> Result<()> {
         let (gate, up) = (self.project(gate, &self.h)?, self.project(up, &self.h)?);
         self.m = self.model.ops.gated(activation, &gate, &up)?;
+        Ok(())
+    }
+
+    fn mix(&mut self, experts: &Experts<W>, activation: Activation) -> Result<()> {
+        let y = mixed(experts, &self.h, activation, self.model.ops)?;
+        self.x = (&self.x + y)?;
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 mod backend;
 mod decoder;
 mod executor;
+mod experts;
 mod linear;
 pub mod memory;
 pub mod ops;

@@ -32,9 +32,8 @@ fn product(factors: &[usize]) -> usize {
 pub fn layer_bytes(spec: &ModelSpec, rows: usize, longest: usize) -> usize {
     let queries = spec.heads * spec.head_dim;
     let heads = queries + 2 * spec.kv_heads * spec.head_dim;
-    let saved = SAVED_HIDDEN * spec.hidden_size
-        + SAVED_HEADS * heads
-        + SAVED_INNER * spec.intermediate_size;
+    let saved =
+        SAVED_HIDDEN * spec.hidden_size + SAVED_HEADS * heads + SAVED_INNER * spec.inner_width();
     let scores = product(&[SAVED_SCORES, spec.heads, rows, longest, FLOAT]);
     product(&[rows, saved, FLOAT]).saturating_add(scores)
 }

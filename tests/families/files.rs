@@ -13,7 +13,7 @@ use super::{FAMILIES, Golden, QUANTISED, files, fixture, load, packed, served, w
 #[test]
 fn unquantised_gguf_files_hold_the_same_models() {
     for family in FAMILIES {
-        if family == "ministral" {
+        if ["ministral", "qwen3moe-plain"].contains(&family) {
             continue;
         }
         let golden = Golden::of(family);
@@ -157,6 +157,33 @@ fn missing_and_misshapen_tensors_are_named() {
     check_error(dir.path(), &["config.json", "JSON"]);
     std::fs::remove_file(&config).unwrap();
     check_error(dir.path(), &["config.json"]);
+}
+
+#[test]
+fn experts_that_are_missing_or_misshapen_are_named() {
+    let dir = copy("qwen3moe");
+    let config = dir.path().join("config.json");
+    let set = |field: &str, value: Value| edit_json(&config, |c| c[field] = value.clone());
+    set("num_local_experts", 5.into());
+    check_error(dir.path(), &["mlp.gate.weight", "[4, 32]", "[5, 32]"]);
+    set("num_local_experts", 4.into());
+    set("moe_intermediate_size", 48.into());
+    check_error(
+        dir.path(),
+        &["mlp.experts.0.gate_proj.weight", "[32, 32]", "[48, 32]"],
+    );
+    set("moe_intermediate_size", 32.into());
+    set("mlp_only_layers", Value::Array(vec![]));
+    check_error(dir.path(), &["model.layers.1.mlp.gate.weight", "missing"]);
+    set("mlp_only_layers", "none".into());
+    check_error(dir.path(), &["mlp_only_layers", "list"]);
+    let dir = copy("qwen3moe-plain");
+    let config = dir.path().join("config.json");
+    edit_json(&config, |c| c["moe_intermediate_size"] = 8.into());
+    check_error(
+        dir.path(),
+        &["mlp.experts.gate_up_proj", "[4, 32, 32]", "[4, 16, 32]"],
+    );
 }
 
 #[test]

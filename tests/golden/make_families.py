@@ -36,6 +36,10 @@ YARN = dict(
 )
 # Small, so that a file has less than 100 kB.
 SMALL = dict(vocab_size=64, intermediate_size=48, num_hidden_layers=2, tie_word_embeddings=True)
+MOE = dict(
+    vocab_size=64, intermediate_size=32, num_attention_heads=2, num_key_value_heads=1, head_dim=16, num_experts=4,
+    num_experts_per_tok=2, tie_word_embeddings=True, rope_parameters=dict(rope_type="default", rope_theta=1000.0),
+)
 # By family: model_type, configuration, type of the safetensors, type of the GGUF's matrices.
 # Rotary bases are small, so that no frequency stands still over forty tokens.
 FAMILIES = {
@@ -138,6 +142,21 @@ FAMILIES = {
         dict(SMALL, head_dim=16, rope_parameters=YARN),
         torch.bfloat16, "BF16",
     ),
+    # Layers with experts and one without; the files of the second have the experts of a layer together.
+    "qwen3moe": (
+        "qwen3_moe",
+        dict(
+            MOE, num_hidden_layers=3, moe_intermediate_size=32, norm_topk_prob=True, mlp_only_layers=[1],
+        ),
+        torch.bfloat16, "BF16",
+    ),
+    "qwen3moe-plain": (
+        "qwen3_moe",
+        dict(
+            MOE, num_hidden_layers=2, moe_intermediate_size=16, norm_topk_prob=False, decoder_sparse_step=2,
+        ),
+        torch.bfloat16, None,
+    ),
 }
 # What GGUF calls a family, where it is another name.
 GGUF_NAMES = {"mistral": "llama", "ministral3": "mistral3", "llama-yarn": "llama"}
@@ -193,7 +212,7 @@ def make_model(model_type, config):
         elif "embed_tokens" in name:
             value = 0.5 * torch.randn_like(weight)
         else:
-            value = 1.5 * torch.randn_like(weight) / math.sqrt(weight.shape[1])
+            value = 1.5 * torch.randn_like(weight) / math.sqrt(weight.shape[-1])
         weight.data = representable(value)
     return model
 
@@ -217,7 +236,9 @@ def response_loss(model, tokens):
 
 def with_adapter(model, tokens, directory):
     """Saves a random adapter; returns its logits, loss and gradients by PEFT's names."""
-    lora = LoraConfig(r=4, lora_alpha=8, target_modules=PROJECTIONS, task_type="CAUSAL_LM")
+    # With the others, PEFT would adapt the tensors of experts.
+    projections = PROJECTIONS[:4] if hasattr(model.config, "moe_intermediate_size") else PROJECTIONS
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules=projections, task_type="CAUSAL_LM")
     adapted = get_peft_model(model, lora)
     parameters = {n: p for n, p in adapted.named_parameters() if "lora_" in n}
     for parameter in parameters.values():
@@ -230,7 +251,9 @@ def with_adapter(model, tokens, directory):
     save_file({apart(n): t for n, t in load_file(weights).items()}, weights)
     path = directory / "adapter_config.json"
     written = json.loads(path.read_text())
-    written["target_modules"] = PROJECTIONS
+    written["target_modules"] = projections
+    # Another set, empty.
+    written["target_parameters"] = written["target_parameters"] or None
     path.write_text(json.dumps(written, indent=1) + "\n")
     loss = response_loss(adapted, tokens)
     loss.backward()
@@ -260,8 +283,50 @@ def gguf_names(family, name):
         "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
         "qkv_proj": "attn_qkv", "gate_up_proj": "ffn_up",
     }
+    if "experts" in name:
+        return f"blk.{name.split('.')[2]}.{parts[name.split('.')[-2]]}_exps.weight"
+    parts["gate"] = "ffn_gate_inp"
     words = name.split(".")  # model.layers.<i>.[self_attn.]<part>.<weight|bias>
     return f"blk.{words[2]}.{parts[words[-2]]}.{words[-1]}"
+
+
+def experts_apart(state):
+    """The tensors of all experts as their maps, (experts, out, in), which is how GGUF files have them."""
+    apart = {}
+    for name, weight in state.items():
+        place, _, last = name.rpartition(".")
+        if last == "gate_up_proj":
+            gates, ups = weight.chunk(2, dim=1)
+            apart[f"{place}.gate_proj.weight"], apart[f"{place}.up_proj.weight"] = gates, ups
+        else:
+            apart[f"{name}.weight" if last == "down_proj" else name] = weight
+    return apart
+
+
+def expert_by_expert(state):
+    """A matrix for each expert, which is how checkpoints are published."""
+    apart = {}
+    for name, weight in experts_apart(state).items():
+        if ".experts." not in name:
+            apart[name] = weight
+            continue
+        place, rest = name.split(".experts.")
+        apart.update({f"{place}.experts.{i}.{rest}": part for i, part in enumerate(weight)})
+    return apart
+
+
+def experts_together(state):
+    """The reverse of `experts_apart`."""
+    whole = {}
+    for name, weight in state.items():
+        place, _, last = name.removesuffix(".weight").rpartition(".")
+        if ".experts" not in name:
+            whole[name] = weight
+        elif last == "gate_proj":
+            whole[f"{place}.gate_up_proj"] = torch.cat([weight, state[f"{place}.up_proj.weight"]], 1)
+        elif last == "down_proj":
+            whole[f"{place}.down_proj"] = weight
+    return whole
 
 
 def interleaved(rows, heads):
@@ -303,6 +368,10 @@ def write_metadata(writer, config, family):
     if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
+    if family == "qwen3moe":
+        writer.add_expert_count(config.num_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     if getattr(config, "sliding_window", None) and not family.startswith("gemma"):
         writer.add_sliding_window(config.sliding_window)
     if getattr(config, "head_dim", None):
@@ -322,7 +391,7 @@ def write_gguf(path, model, family, kind):
     write_metadata(writer, model.config, family)
     kind = gguf.GGMLQuantizationType[kind]
     held = {}
-    for name, weight in model.state_dict().items():
+    for name, weight in experts_apart(model.state_dict()).items():
         if name == "lm_head.weight" and model.config.tie_word_embeddings:
             continue
         data = weight.numpy()
@@ -333,7 +402,7 @@ def write_gguf(path, model, family, kind):
             if (part := name.split(".")[-2]) in heads:
                 data = interleaved(data, getattr(model.config, heads[part]))
         data = np.ascontiguousarray(data)
-        if data.ndim == 1:
+        if data.ndim == 1 or "mlp.gate.weight" in name:
             writer.add_tensor(gguf_names(family, name), data)
             continue
         packed = gguf.quants.quantize(data, kind)
@@ -391,20 +460,22 @@ def make_family(family, seed):
     model.config.save_pretrained(directory)
     tied = model.config.tie_word_embeddings
     state = {n: w for n, w in model.state_dict().items() if not (tied and n == "lm_head.weight")}
-    save_file({n: w.to(dtype) for n, w in state.items()}, directory / "model.safetensors")
+    if family == "qwen3moe":
+        state = expert_by_expert(state)
+    save_file({n: w.to(dtype).contiguous() for n, w in state.items()}, directory / "model.safetensors")
     if family == "llama":
         write_sharded(OUT / "llama-sharded", directory, state, model.config)
     if gguf_type:
         name = GGUF_NAMES.get(family, family)
         write_gguf(directory / "model.gguf", model, name, gguf_type)
-        # The first five are enough for the reading of blocks.
-        held = seed <= 5 and write_gguf(directory / "model-q8_0.gguf", model, name, "Q8_0")
+        # These are enough for the reading of blocks.
+        held = (seed <= 5 or family == "qwen3moe") and write_gguf(directory / "model-q8_0.gguf", model, name, "Q8_0")
     if family == "phi3":
         taken_apart(model)
     adapted, loss, gradients = with_adapter(model, tokens, directory / "adapter")
     golden = {"logits": logits, "decoded": step_by_step, "logits_adapter": adapted}
     if gguf_type and held:
-        model.load_state_dict(held, strict=False)
+        model.load_state_dict(experts_together(held), strict=False)
         with torch.no_grad():
             golden["logits_q8_0"] = model(tokens).logits[0]
     golden.update({f"grad.{n}": g for n, g in gradients.items()})

@@ -9,7 +9,8 @@ use realign_model::Backend;
 /// [`TrainableLora::init`] for the recipe, on its layers alone.
 ///
 /// # Errors
-/// If the model lacks a layer that the recipe names, or a target is unknown.
+/// If the model lacks a layer that the recipe names, or a target is unknown, or none of them
+/// can carry an adapter.
 pub fn fresh(backend: &dyn Backend, recipe: &Recipe) -> Result<TrainableLora> {
     let spec = backend.spec();
     let layers = spec.layers;
@@ -21,6 +22,12 @@ pub fn fresh(backend: &dyn Backend, recipe: &Recipe) -> Result<TrainableLora> {
         Err(error) => bail!("{error}"),
     };
     let all = TrainableLora::init(spec, recipe, &projections, backend.device())?;
+    if all.vars().next().is_none() {
+        bail!(
+            "train.targets names projections of the MLP alone, and models with experts carry adapters on \
+             attention alone: add q_proj, k_proj, v_proj or o_proj"
+        );
+    }
     if recipe.layers.is_empty() {
         return Ok(all);
     }

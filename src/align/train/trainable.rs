@@ -29,14 +29,18 @@ impl TrainableLora {
         let mut sites = BTreeMap::new();
         for layer in recipe.lowest_layer(spec.layers)..spec.layers {
             for &projection in projections {
-                let (inner, out) = spec.projection_shape(projection);
+                let site = LoraSite { layer, projection };
+                // Models with experts carry adapters on attention alone.
+                let Some((inner, out)) = spec.site_shape(site) else {
+                    continue;
+                };
                 let bound = 1.0 / (inner as f32).sqrt();
                 let a: Vec<f32> = (0..recipe.rank * inner)
                     .map(|_| rng.random_range(-bound..bound))
                     .collect();
                 let a = Var::from_tensor(&Tensor::from_vec(a, (recipe.rank, inner), device)?)?;
                 let b = Var::zeros((out, recipe.rank), DType::F32, device)?;
-                sites.insert(LoraSite { layer, projection }, (a, b));
+                sites.insert(site, (a, b));
             }
         }
         Ok(Self {

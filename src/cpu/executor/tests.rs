@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor};
 use realign_model::random::random_model;
 use realign_model::shapes::shape;
+use realign_model::spec::Mixture;
 use realign_model::{
     BLOCK_TOKENS, KvType, ModelSpec, PagedSequence, Precision, Step, StoredMatrix,
 };
@@ -25,9 +26,22 @@ fn spec() -> ModelSpec {
     }
 }
 
+/// As above, with experts in its second layer.
+fn mixture() -> ModelSpec {
+    let mut spec = spec();
+    spec.variant.mixture = Some(Mixture {
+        experts: 7,
+        used: 3,
+        inner: 21,
+        normalised: true,
+        layers: vec![false, true],
+    });
+    spec
+}
+
 /// A random model in these types: the same values in each.
-fn models(stored: DType) -> Result<(Arc<Model>, Arc<Model>)> {
-    let random = random_model(spec(), &Device::Cpu, |m| {
+fn models(spec: ModelSpec, stored: DType) -> Result<(Arc<Model>, Arc<Model>)> {
+    let random = random_model(spec, &Device::Cpu, |m| {
         let values = m.floats(DType::F32, &Device::Cpu)?;
         values.to_dtype(stored).map(StoredMatrix::Floats)
     })?;
@@ -77,7 +91,13 @@ fn distance(ours: &[f32], expected: &[f32]) -> f32 {
 #[test]
 fn weights_of_16_bits_give_what_they_give_in_f32() -> Result<()> {
     for stored in [DType::BF16, DType::F16] {
-        let (short, long) = models(stored)?;
+        // Not in mixed precision, which may choose other experts.
+        let (short, long) = models(mixture(), stored)?;
+        let expected = logits(&long, Precision::Exact, &[40])?;
+        let exact = logits(&short, Precision::Exact, &[40])?;
+        let off = distance(&exact, &expected);
+        assert!(off < 1e-5, "{stored:?}, experts: {off}");
+        let (short, long) = models(spec(), stored)?;
         let expected = logits(&long, Precision::Exact, &[40])?;
         let exact = logits(&short, Precision::Exact, &[40])?;
         let off = distance(&exact, &expected);
@@ -95,11 +115,14 @@ fn weights_of_16_bits_give_what_they_give_in_f32() -> Result<()> {
 #[test]
 fn chunks_of_a_prompt_and_single_tokens_give_the_same_bits() -> Result<()> {
     for stored in [DType::BF16, DType::F16, DType::F32] {
-        let (model, _) = models(stored)?;
-        for precision in [Precision::Exact, Precision::Mixed] {
-            let whole = logits(&model, precision, &[40])?;
+        let (dense, _) = models(spec(), stored)?;
+        let (sparse, _) = models(mixture(), stored)?;
+        let precisions = [Precision::Exact, Precision::Mixed];
+        let cases = precisions.map(|precision| [(&dense, precision), (&sparse, precision)]);
+        for (model, precision) in cases.into_iter().flatten() {
+            let whole = logits(model, precision, &[40])?;
             for chunks in [&[7, 16, 1, 16][..], &[2, 3, 5, 30], &[1; 40]] {
-                let same = logits(&model, precision, chunks)? == whole;
+                let same = logits(model, precision, chunks)? == whole;
                 assert!(same, "{stored:?}, {precision:?}, {chunks:?}");
             }
         }
@@ -110,11 +133,11 @@ fn chunks_of_a_prompt_and_single_tokens_give_the_same_bits() -> Result<()> {
 #[test]
 fn memory_is_that_of_the_file() -> Result<()> {
     let bytes = |model: &Model| {
-        let maps = model.maps().map(|map| map.weight().bytes());
+        let maps = model.weights().map(crate::PackedWeight::bytes);
         maps.sum::<usize>() + model.head.bytes()
     };
     for stored in [DType::BF16, DType::F16] {
-        let (short, long) = models(stored)?;
+        let (short, long) = models(spec(), stored)?;
         assert!(bytes(&short) * 100 <= bytes(&long) * 52, "{stored:?}");
     }
     let gguf = Tensor::randn(0f32, 1.0, (32, 64), &Device::Cpu)?;

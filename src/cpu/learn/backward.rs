@@ -5,17 +5,17 @@ use std::collections::BTreeMap;
 use candle_core::Result;
 
 use super::attention::{self, Heads};
+use super::experts::{self, Mixer};
 use super::factors::Factors;
 use super::forward::{Record, each_head, head_columns};
 use super::product::{Execution, View, ViewMut, product};
 use super::rows::{Gated, Norm, Turn, add, fit, turn};
 use super::unpack::Way;
-use crate::Linear;
 use crate::rows::with_floats;
-use crate::{Layer, Model};
-use realign_model::Segment;
+use crate::{Experts, Layer, Linear, Model};
 use realign_model::compute::Ropes;
 use realign_model::lora::LoraSite;
+use realign_model::{Mlp, Segment};
 
 /// Walks the layers from the top down.
 pub(crate) struct Walk<'a> {
@@ -48,6 +48,8 @@ pub(crate) struct Scratch {
     pub(crate) d_mlp: [Vec<f32>; 2],
     /// Gradients of q, k and v.
     pub(crate) d_qkv: Vec<f32>,
+    /// What experts work on.
+    pub(crate) mixing: experts::Scratch,
 }
 
 impl Walk<'_> {
@@ -98,22 +100,47 @@ impl Walk<'_> {
         let model = self.model;
         let layer = &model.layers[index];
         let mut s = std::mem::take(&mut self.scratch);
-        self.mlp(layer, record, d_x, &mut s)?;
+        match &layer.mlp {
+            Mlp::Dense(maps) => self.mlp((layer, maps), record, d_x, &mut s)?,
+            Mlp::Experts(experts) => self.experts((layer, experts), record, d_x, &mut s)?,
+        }
         self.attention(index, layer, record, (d_x, below), &mut s)?;
         self.scratch = s;
         Ok(())
     }
 
+    fn experts(
+        &mut self,
+        (layer, experts): (&Layer, &Experts),
+        record: &Record,
+        d_x: &mut [f32],
+        s: &mut Scratch,
+    ) -> Result<()> {
+        let spec = &self.model.spec;
+        let mixer = Mixer {
+            execution: self.execution,
+            experts,
+            activation: spec.variant.activation,
+            rows: self.rows,
+        };
+        let d_h = fit(&mut s.d_h, self.rows * spec.hidden_size);
+        mixer.backward(&record.mixed, d_x, &mut s.mixing, d_h);
+        with_floats(&layer.mlp_norm, |w| {
+            self.norm(w).pull(&record.entered[1], &mut s.d_h)
+        })?;
+        add(d_x, &s.d_h);
+        Ok(())
+    }
+
     fn mlp(
         &mut self,
-        layer: &Layer,
+        (layer, [gate, up, down]): (&Layer, &[Linear; 3]),
         record: &Record,
         d_x: &mut [f32],
         s: &mut Scratch,
     ) -> Result<()> {
         let spec = &self.model.spec;
         let (width, inner, rows) = (spec.hidden_size, spec.intermediate_size, self.rows);
-        let [gate, up, down] = &layer.mlp;
         let gated = Gated {
             slices: self.execution.slices,
             activation: spec.variant.activation,

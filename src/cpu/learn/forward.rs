@@ -3,14 +3,14 @@
 use candle_core::{Result, Tensor};
 
 use super::attention::{self, Heads};
+use super::experts::{self, Mixed, Mixer};
 use super::factors::{Columns, Factors};
 use super::product::{Execution, View, ViewMut, product};
 use super::rows::{Gated, Norm, Turn, add, add_bias, fit, turn};
 use super::unpack::Way;
-use crate::Linear;
 use crate::packed::PackedWeight;
 use crate::rows::with_floats;
-use crate::{Layer, Model};
+use crate::{Experts, Layer, Linear, Model};
 use realign_model::compute::Compute;
 use realign_model::lora::Projection;
 use realign_model::{Activation, AttentionShape, RopeTable, Segment};
@@ -26,8 +26,10 @@ pub(crate) struct Record {
     pub(crate) qkv: Vec<f32>,
     /// What attention gave.
     pub(crate) attended: Vec<f32>,
-    /// Gate and up projections.
+    /// Gate and up projections, in layers with an MLP.
     pub(crate) mlp: [Vec<f32>; 2],
+    /// What layers with experts leave.
+    pub(crate) mixed: Mixed,
     /// What attention and MLP add to the stream before it is normalised, in families that do.
     pub(crate) raw_outputs: [Vec<f32>; 2],
     /// x Aᵀ of every adapted projection.
@@ -88,11 +90,21 @@ pub(crate) struct Recorder<'a> {
     pub(crate) h: &'a mut Vec<f32>,
     /// activation(gate) · up.
     pub(crate) m: &'a mut Vec<f32>,
+    /// What experts work on.
+    pub(crate) mixing: &'a mut experts::Scratch,
     /// Whether the attention half of the layer is done.
     pub(crate) in_mlp: bool,
 }
 
 impl Recorder<'_> {
+    /// Half of a layer is done.
+    fn next_half(&mut self) {
+        if self.in_mlp && self.at + 1 < self.records.len() {
+            self.at += 1;
+        }
+        self.in_mlp = !self.in_mlp;
+    }
+
     fn norm<'n>(&self, weight: &'n [f32]) -> Norm<'n> {
         Norm {
             weight,
@@ -232,6 +244,19 @@ impl Compute for Recorder<'_> {
         Ok(())
     }
 
+    fn mix(&mut self, experts: &Experts, activation: Activation) -> Result<()> {
+        let mixer = Mixer {
+            execution: self.execution,
+            experts,
+            activation,
+            rows: self.rows,
+        };
+        let record = &mut self.records[self.at].mixed;
+        mixer.forward(record, self.h, self.mixing, self.x);
+        self.next_half();
+        Ok(())
+    }
+
     fn add_projected(&mut self, map: &Linear, norm: Option<&Tensor>) -> Result<()> {
         let width = self.model.spec.hidden_size;
         let half = usize::from(self.in_mlp);
@@ -256,10 +281,7 @@ impl Compute for Recorder<'_> {
         }
         *self.x = x;
         self.records[self.at] = record;
-        if self.in_mlp && self.at + 1 < self.records.len() {
-            self.at += 1;
-        }
-        self.in_mlp = !self.in_mlp;
+        self.next_half();
         Ok(())
     }
 }

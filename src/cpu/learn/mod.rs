@@ -9,6 +9,7 @@
 
 mod attention;
 mod backward;
+mod experts;
 mod factors;
 mod forward;
 mod head;

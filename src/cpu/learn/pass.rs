@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::{Device, Result, Tensor, bail};
 
 use super::backward::{self, Walk};
+use super::experts;
 use super::factors::Factors;
 use super::forward::{Record, Recorder};
 use super::head::{Head, Want};
@@ -35,6 +36,7 @@ pub struct Differentiator {
     x: Vec<f32>,
     h: Vec<f32>,
     m: Vec<f32>,
+    mixing: experts::Scratch,
     backward: backward::Scratch,
     tangent: tangent::Scratch,
 }
@@ -68,6 +70,7 @@ impl Differentiator {
             x: Vec::new(),
             h: Vec::new(),
             m: Vec::new(),
+            mixing: experts::Scratch::default(),
             backward: backward::Scratch::default(),
             tangent: tangent::Scratch::default(),
         }
@@ -348,6 +351,7 @@ impl Differentiator {
             x: &mut self.x,
             h: &mut self.h,
             m: &mut self.m,
+            mixing: &mut self.mixing,
             in_mlp: false,
         };
         run_layers(&mut recorder, &model, &ropes, range)

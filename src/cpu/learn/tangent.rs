@@ -6,16 +6,16 @@
 use candle_core::Result;
 
 use super::attention::{self, Heads};
+use super::experts::{self, Mixer};
 use super::factors::{Columns, Factors};
 use super::forward::{Record, each_head, head_columns};
 use super::product::{Execution, View, ViewMut, product};
 use super::rows::{Gated, Norm, Turn, add, fit, turn};
 use super::unpack::Way;
-use crate::Linear;
 use crate::rows::with_floats;
-use crate::{Layer, Model};
-use realign_model::Segment;
+use crate::{Experts, Layer, Linear, Model};
 use realign_model::compute::Ropes;
+use realign_model::{Mlp, Segment};
 
 /// Moves tangents up through the layers.
 pub(crate) struct Push<'a> {
@@ -40,6 +40,7 @@ pub(crate) struct Scratch {
     t_m: Vec<f32>,
     t_mlp: [Vec<f32>; 2],
     t_y: Vec<f32>,
+    mixing: experts::Scratch,
 }
 
 impl Push<'_> {
@@ -103,7 +104,10 @@ impl Push<'_> {
         let layer = &self.model.layers[index];
         let mut s = std::mem::take(&mut self.scratch);
         self.attention(index, layer, record, t_x, &mut s)?;
-        self.mlp(layer, (record, m), t_x, &mut s)?;
+        match &layer.mlp {
+            Mlp::Dense(maps) => self.mlp((layer, maps), (record, m), t_x, &mut s)?,
+            Mlp::Experts(experts) => self.experts((layer, experts), record, t_x, &mut s)?,
+        }
         self.scratch = s;
         Ok(())
     }
@@ -173,16 +177,34 @@ impl Push<'_> {
         self.leave(layer, 0, record, t_x, s)
     }
 
+    fn experts(
+        &self,
+        (layer, experts): (&Layer, &Experts),
+        record: &Record,
+        t_x: &mut [f32],
+        s: &mut Scratch,
+    ) -> Result<()> {
+        let mixer = Mixer {
+            execution: self.execution,
+            experts,
+            activation: self.model.spec.variant.activation,
+            rows: self.rows,
+        };
+        self.enter(&layer.mlp_norm, &record.entered[1], t_x, s)?;
+        fit(&mut s.t_y, t_x.len());
+        mixer.tangent(&record.mixed, &s.t_h, &mut s.mixing, &mut s.t_y);
+        self.leave(layer, 1, record, t_x, s)
+    }
+
     fn mlp(
         &self,
-        layer: &Layer,
+        (layer, [gate, up, down]): (&Layer, &[Linear; 3]),
         (record, m): (&Record, &[f32]),
         t_x: &mut [f32],
         s: &mut Scratch,
     ) -> Result<()> {
         let spec = &self.model.spec;
         let size = self.rows * spec.intermediate_size;
-        let [gate, up, down] = &layer.mlp;
         let gated = Gated {
             slices: self.execution.slices,
             activation: spec.variant.activation,

@@ -169,7 +169,7 @@ pub(super) fn with_integers(
 fn on_device(mut model: Model, device: &Device) -> Result<Model> {
     let there = |t: &Tensor| t.to_device(device);
     for layer in &mut model.layers {
-        for map in layer.attention.iter_mut().chain(&mut layer.mlp) {
+        for map in layer.attention.iter_mut().chain(layer.mlp.maps_mut()) {
             map.bias = map.bias.as_ref().map(there).transpose()?;
         }
         let norms = [&mut layer.qk_norms, &mut layer.output_norms];

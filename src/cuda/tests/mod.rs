@@ -195,7 +195,7 @@ pub(crate) fn reference(model: &Model) -> Result<Reference> {
         Ok(())
     };
     for layer in &mut copy.layers {
-        for map in layer.attention.iter_mut().chain(&mut layer.mlp) {
+        for map in layer.attention.iter_mut().chain(layer.mlp.maps_mut()) {
             map.bias = map.bias.as_ref().map(cpu).transpose()?;
         }
         layer.attention_norm = cpu(&layer.attention_norm)?;

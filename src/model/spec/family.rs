@@ -5,16 +5,14 @@ use crate::activation::Activation;
 
 /// What an error about an architecture lists.
 pub(super) const SUPPORTED: &str = "supported architectures: llama (2, 3, 3.1, 3.2), mistral, \
-    ministral, ministral3 (mistral3 in GGUF), qwen2 (and 2.5), qwen3, gemma2, gemma3 (text), smollm3, \
+    ministral, ministral3 (mistral3 in GGUF), qwen2 (and 2.5), qwen3, qwen3_moe (qwen3moe in GGUF), gemma2, gemma3 (text), smollm3, \
     granite (dense), phi3 (and Phi-4, Phi-4-mini)";
 
 /// What well-known families have that this decoder has not.
 const MISSING: [(&str, &[&str]); 5] = [
     (
-        "mixture-of-experts layers",
+        "mixture-of-experts layers of another kind than Qwen 3's",
         &[
-            "qwen3_moe",
-            "qwen3moe",
             "qwen2_moe",
             "qwen2moe",
             "mixtral",
@@ -82,6 +80,7 @@ pub(super) enum Family {
     Mistral3,
     Qwen2,
     Qwen3,
+    Qwen3Moe,
     Gemma2,
     Gemma3,
     SmolLm3,
@@ -98,6 +97,7 @@ impl Family {
             "mistral3" | "ministral3" => Family::Mistral3,
             "qwen2" => Family::Qwen2,
             "qwen3" => Family::Qwen3,
+            "qwen3_moe" | "qwen3moe" => Family::Qwen3Moe,
             "gemma2" => Family::Gemma2,
             "gemma3" | "gemma3_text" => Family::Gemma3,
             "smollm3" => Family::SmolLm3,
@@ -115,6 +115,7 @@ impl Family {
             Family::Mistral3 => "mistral3",
             Family::Qwen2 => "qwen2",
             Family::Qwen3 => "qwen3",
+            Family::Qwen3Moe => "qwen3moe",
             Family::Gemma2 => "gemma2",
             Family::Gemma3 => "gemma3",
             Family::SmolLm3 => "smollm3",
@@ -138,7 +139,7 @@ impl Family {
         match self {
             Family::Gemma2 => Some(2),
             Family::Gemma3 => Some(6),
-            Family::Mistral | Family::Mistral3 | Family::Phi3 => None,
+            Family::Mistral | Family::Mistral3 | Family::Phi3 | Family::Qwen3Moe => None,
             Family::Llama | Family::Qwen2 | Family::Qwen3 | Family::SmolLm3 | Family::Granite => {
                 Some(1)
             }
@@ -163,7 +164,7 @@ impl Family {
             Activation::Silu
         };
         Variant {
-            qk_norm: matches!(self, Family::Qwen3 | Family::Gemma3),
+            qk_norm: matches!(self, Family::Qwen3 | Family::Qwen3Moe | Family::Gemma3),
             output_norms: gemma,
             norm_offset: gemma,
             activation,

@@ -1,5 +1,7 @@
 //! Reading the metadata of a GGUF file.
 
+mod mixture;
+
 use std::path::Path;
 
 use candle_core::Device;
@@ -128,13 +130,13 @@ impl Meta<'_> {
             let default = (self.family == Family::Gemma2).then_some(default);
             Ok::<_, ModelError>(self.number(suffix)?.or(default))
         };
-        self.refuse_experts()?;
+        let mixture = self.mixture(layers)?;
         let rope = self.rope()?;
         let mut spec = ModelSpec {
             architecture: self.family.name().into(),
             vocab_size,
             hidden_size,
-            intermediate_size: self.count("feed_forward_length")?,
+            intermediate_size: self.intermediate_size(mixture.as_ref())?,
             layers,
             heads,
             kv_heads: self.optional("attention.head_count_kv")?.unwrap_or(heads),
@@ -156,6 +158,7 @@ impl Meta<'_> {
                 windows: self.windows(layers)?,
                 local_rope: self.local_rope()?,
                 rotary_width: self.rotary_width(head_dim)?,
+                mixture,
                 ..self.family.variant(hidden_size)
             },
         };
@@ -168,17 +171,6 @@ impl Meta<'_> {
             multipliers.apply(&mut spec.variant, &mut spec.rms_norm_eps);
         }
         Ok(spec)
-    }
-
-    /// Files of mixtures of experts have the names of dense families.
-    fn refuse_experts(&self) -> Result<()> {
-        match self.optional("expert_count")? {
-            Some(experts) if experts > 0 => {
-                let what = format!("{experts} experts are not supported; dense layers are");
-                Err(self.wrong("expert_count", what))
-            }
-            _ => Ok(()),
-        }
     }
 
     /// As `config.json`'s: where something changes with the position, the context before that.

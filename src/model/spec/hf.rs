@@ -3,6 +3,8 @@
 //! Fields are looked up one by one rather than through one struct: families name the same thing
 //! differently, newer files nest what older ones had flat, and an error can name the field.
 
+mod mixture;
+
 use std::path::Path;
 
 use realign_core::files::{self, Limit};
@@ -179,6 +181,7 @@ impl<'a> Fields<'a> {
                 windows: self.windows(family, layers)?,
                 local_rope,
                 rotary_width: self.rotary_width(head_dim)?,
+                mixture: self.mixture(family, layers)?,
                 ..family.variant(hidden_size)
             },
         };
@@ -300,7 +303,10 @@ impl<'a> Fields<'a> {
 
     /// Windows by layer: listed in newer files, given by a rule in older ones.
     fn windows(&self, family: Family, layers: usize) -> Result<Vec<Option<usize>>> {
-        let switched_off = self.flag("use_sliding_window")? == Some(false);
+        let switched = self.flag("use_sliding_window")?;
+        // Off where a file does not say so.
+        let switched = switched.or((family == Family::Qwen3Moe).then_some(false));
+        let switched_off = switched == Some(false);
         let window = self.count("sliding_window")?;
         // As above: a file may leave out what equals the library's default.
         let has_default = matches!(family, Family::Gemma3 | Family::Mistral);

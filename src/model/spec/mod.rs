@@ -6,6 +6,7 @@
 mod family;
 mod gguf;
 mod hf;
+mod mixture;
 mod rope;
 #[cfg(test)]
 mod tests;
@@ -13,6 +14,7 @@ mod tests;
 use std::path::Path;
 
 use family::Family;
+pub use mixture::Mixture;
 pub use rope::{RopeScaling, RopeSpec};
 
 use super::activation::Activation;
@@ -29,7 +31,7 @@ pub struct ModelSpec {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width inside the MLP.
+    /// Width inside the MLP of layers without experts.
     pub intermediate_size: usize,
     /// Decoder layers.
     pub layers: usize,
@@ -84,6 +86,8 @@ pub struct Variant {
     pub rotary_width: Option<usize>,
     /// What divides the logits, applied to the last norm's scale (Granite).
     pub logit_divisor: Option<f64>,
+    /// Experts in place of the MLP of some layers (Qwen 3 MoE).
+    pub mixture: Option<Mixture>,
 }
 
 /// Most layers of a model. A list of windows is made of them before anything else is checked.
@@ -184,7 +188,8 @@ impl ModelSpec {
 
     /// Number of weights, shared ones counted once.
     pub fn parameters(&self) -> usize {
-        let maps = Projection::ALL.map(|p| {
+        use Projection::{K, O, Q, V};
+        let maps = [Q, K, V, O].map(|p| {
             let (inputs, outputs) = self.projection_shape(p);
             inputs * outputs + if self.has_bias(p) { outputs } else { 0 }
         });
@@ -194,12 +199,16 @@ impl ModelSpec {
             maps.iter().sum::<usize>() + norms * self.hidden_size + head_norms * self.head_dim;
         let embedding = self.vocab_size * self.hidden_size;
         let head = if self.tied_embeddings { 0 } else { embedding };
-        embedding + head + self.layers * layer + self.hidden_size
+        let mlps = self.mlp_parameters() as usize;
+        embedding + head + self.layers * layer + mlps + self.hidden_size
     }
 
-    /// (in, out) at a site, or `None` if the model has no such layer.
+    /// (in, out) at a site, or `None` if the model has no such layer, or no adapter can be there: models
+    /// with experts carry adapters on attention alone, in layers without experts too, as PEFT takes
+    /// their other projections for those of experts.
     pub fn site_shape(&self, site: LoraSite) -> Option<(usize, usize)> {
-        (site.layer < self.layers).then(|| self.projection_shape(site.projection))
+        let experts = site.projection.parent() == "mlp" && self.variant.mixture.is_some();
+        (site.layer < self.layers && !experts).then(|| self.projection_shape(site.projection))
     }
 
     /// Nothing that is computed from the sizes overflows or asks for absurd memory.
@@ -223,13 +232,14 @@ impl ModelSpec {
             ));
         }
         check_layers(self.layers)?;
-        let layer: u128 = Projection::ALL
+        use Projection::{K, O, Q, V};
+        let attention: u128 = [Q, K, V, O]
             .map(|p| self.projection_shape(p))
             .iter()
             .map(|(inputs, outputs)| *inputs as u128 * *outputs as u128)
             .sum();
         let embedding = self.vocab_size as u128 * self.hidden_size as u128;
-        let total = layer * self.layers as u128 + 2 * embedding;
+        let total = attention * self.layers as u128 + self.mlp_parameters() + 2 * embedding;
         match total > MAX_PARAMETERS {
             true => Err(format!(
                 "{total} weights are more than {MAX_PARAMETERS}, the limit"
@@ -259,6 +269,15 @@ impl ModelSpec {
                 "(sizes)",
                 &format!("every size must be at least 1, got {self:?}"),
             ));
+        }
+        if let Some(mixture) = &self.variant.mixture {
+            mixture
+                .check(self.layers)
+                .map_err(|(name, what)| field(name, &what))?;
+            if self.variant.output_norms {
+                let what = "are not supported along with norms on outputs";
+                return Err(field("num_experts", what));
+            }
         }
         self.check_magnitude()
             .map_err(|what| field("(sizes)", &what))?;

@@ -1,5 +1,6 @@
 //! Reading weights from GGUF and safetensors under one set of names (Hugging Face's).
 
+mod experts;
 pub(super) mod merge;
 mod names;
 
@@ -12,7 +13,7 @@ use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
 
 use self::names::{EMBEDDING, FINAL_NORM, HEAD, LayerNorms, Names};
-use super::decoder::{Decoder, Layer, StoredMatrix};
+use super::decoder::{Decoder, Layer, Mlp, StoredMatrix};
 use super::error::{ModelError, Result};
 use super::linear::Linear;
 use super::lora::Projection;
@@ -108,6 +109,10 @@ impl WeightFile {
             tensor: self.names.stored(name),
             what: what.to_string(),
         }
+    }
+
+    fn is_gguf(&self) -> bool {
+        matches!(self.source, Source::Gguf { .. })
     }
 
     fn contains(&self, name: &str) -> bool {
@@ -256,21 +261,26 @@ impl WeightFile {
             false => None,
         };
         let mut linear = |projection| self.linear(spec, layer, projection, to);
-        Ok(Layer {
-            attention_norm,
-            attention: [
-                linear(Projection::Q)?,
-                linear(Projection::K)?,
-                linear(Projection::V)?,
-                linear(Projection::O)?,
-            ],
-            qk_norms,
-            mlp_norm,
-            mlp: [
+        let attention = [
+            linear(Projection::Q)?,
+            linear(Projection::K)?,
+            linear(Projection::V)?,
+            linear(Projection::O)?,
+        ];
+        let mlp = match spec.mixture(layer) {
+            None => Mlp::Dense([
                 linear(Projection::Gate)?,
                 linear(Projection::Up)?,
                 linear(Projection::Down)?,
-            ],
+            ]),
+            Some(mixture) => Mlp::Experts(self.experts(hidden, layer, mixture, to)?),
+        };
+        Ok(Layer {
+            attention_norm,
+            attention,
+            qk_norms,
+            mlp_norm,
+            mlp,
             output_norms,
         })
     }
@@ -375,8 +385,7 @@ impl WeightFile {
 
     /// Heads of q and k in a GGUF of the llama family, whose rows are permuted; `None` elsewhere.
     fn permuted_heads(&self, spec: &ModelSpec, projection: Projection) -> Option<usize> {
-        let permuted =
-            matches!(self.source, Source::Gguf { .. }) && names::is_permuted(&spec.architecture);
+        let permuted = self.is_gguf() && names::is_permuted(&spec.architecture);
         match projection {
             Projection::Q if permuted => Some(spec.heads),
             Projection::K if permuted => Some(spec.kv_heads),

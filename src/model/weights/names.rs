@@ -118,6 +118,10 @@ fn gguf_name(name: &str, output_norms: bool) -> String {
         // In such a file, `ffn_up` is both.
         ("mlp.gate_up_proj", "ffn_up"),
         ("mlp.down_proj", "ffn_down"),
+        ("mlp.gate.", "ffn_gate_inp."),
+        ("mlp.experts.gate_proj", "ffn_gate_exps"),
+        ("mlp.experts.up_proj", "ffn_up_exps"),
+        ("mlp.experts.down_proj", "ffn_down_exps"),
         ("input_layernorm", "attn_norm"),
         ("post_attention_layernorm", after_attention),
         ("pre_feedforward_layernorm", "ffn_norm"),
@@ -165,6 +169,16 @@ mod tests {
                 "blk.0.attn_norm.weight",
             ),
             (HEAD, false, "output.weight"),
+            (
+                "model.layers.2.mlp.gate.weight",
+                false,
+                "blk.2.ffn_gate_inp.weight",
+            ),
+            (
+                "model.layers.2.mlp.experts.down_proj.weight",
+                false,
+                "blk.2.ffn_down_exps.weight",
+            ),
         ] {
             assert_eq!(Names::gguf(output_norms).stored(hf), gguf);
         }

@@ -142,7 +142,7 @@ fn yarn_keeps_fast_frequencies_and_divides_slow_ones() {
 #[test]
 fn well_known_families_that_cannot_be_read_are_refused_by_what_they_need() {
     for (name, needs) in [
-        ("qwen3_moe", "mixture-of-experts"),
+        ("qwen2_moe", "mixture-of-experts"),
         ("qwen3_5", "linear attention"),
         ("gemma4", "per-layer embeddings"),
         ("mixtral", "mixture-of-experts"),
@@ -154,5 +154,69 @@ fn well_known_families_that_cannot_be_read_are_refused_by_what_they_need() {
                 && error.contains("granite"),
             "{error}"
         );
+    }
+}
+
+#[test]
+fn experts_are_read_with_the_layers_that_have_some() {
+    let moe = |more: Value| {
+        let mut fields = json!({
+            "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 16,
+            "norm_topk_prob": true, "sliding_window": 4,
+        });
+        for (field, value) in more.as_object().unwrap() {
+            fields[field] = value.clone();
+        }
+        read(&config("qwen3_moe", fields))
+    };
+    let spec = moe(json!({})).unwrap();
+    let mixture = spec.mixture(3).unwrap();
+    assert_eq!((mixture.experts, mixture.used, mixture.inner), (8, 2, 16));
+    assert!(mixture.normalised && spec.variant.qk_norm && spec.variant.windows.is_empty());
+    assert_eq!(
+        (spec.architecture.as_str(), spec.inner_width()),
+        ("qwen3moe", 32)
+    );
+    let dense = read(&config("qwen3", json!({ "head_dim": 16 }))).unwrap();
+    let (mlp, experts) = (3 * 32 * 48, 8 * (3 * 32 * 16 + 32));
+    assert_eq!(
+        spec.parameters() - 4 * experts,
+        dense.parameters() - 4 * mlp
+    );
+    let site = |projection| LoraSite {
+        layer: 0,
+        projection,
+    };
+    assert_eq!(spec.site_shape(site(Projection::Gate)), None);
+    assert!(spec.site_shape(site(Projection::O)).is_some());
+    let layers = |more: Value| moe(more).unwrap().variant.mixture.unwrap().layers;
+    assert_eq!(
+        layers(json!({ "decoder_sparse_step": 2 })),
+        [false, true, false, true]
+    );
+    let listed = layers(json!({ "mlp_only_layers": [0, 2, 9] }));
+    assert_eq!(listed, [false, true, false, true]);
+    let renamed = moe(json!({ "num_experts": null, "num_local_experts": 8 }));
+    assert_eq!(renamed.unwrap(), spec);
+    for (more, field) in [
+        (json!({ "num_experts": null }), "num_experts"),
+        (json!({ "num_experts": 1 << 20 }), "num_experts"),
+        (json!({ "num_experts_per_tok": 9 }), "num_experts_per_tok"),
+        (json!({ "num_experts_per_tok": 0 }), "num_experts_per_tok"),
+        (
+            json!({ "moe_intermediate_size": 0 }),
+            "moe_intermediate_size",
+        ),
+        (json!({ "decoder_sparse_step": 0 }), "decoder_sparse_step"),
+        (json!({ "mlp_only_layers": 3 }), "mlp_only_layers"),
+        (json!({ "n_shared_experts": 1 }), "n_shared_experts"),
+        (json!({ "scoring_func": "sigmoid" }), "scoring_func"),
+        (
+            json!({ "routed_scaling_factor": 2.5 }),
+            "routed_scaling_factor",
+        ),
+    ] {
+        let error = moe(more).unwrap_err().to_string();
+        assert!(error.contains(&format!("`{field}`")), "{error}");
     }
 }

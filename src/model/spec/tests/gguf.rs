@@ -163,3 +163,34 @@ fn experts_are_refused_under_the_name_of_a_dense_family() {
         "{error}"
     );
 }
+
+#[test]
+fn experts_of_qwen_3_are_read() {
+    let experts = [
+        ("expert_count", Value::U32(8)),
+        ("expert_used_count", Value::U32(2)),
+        ("expert_feed_forward_length", Value::U32(16)),
+    ];
+    let spec = read("qwen3moe", &experts).unwrap();
+    let mixture = spec.mixture(5).unwrap();
+    assert_eq!((mixture.experts, mixture.used, mixture.inner), (8, 2, 16));
+    assert!(mixture.normalised && spec.variant.qk_norm);
+    let plain = [&experts[..], &[("expert_weights_norm", Value::Bool(false))]].concat();
+    let plain = read("qwen3moe", &plain).unwrap();
+    assert!(!plain.mixture(0).unwrap().normalised);
+    for (suffix, value) in [
+        ("expert_count", Value::U32(0)),
+        ("expert_used_count", Value::U32(9)),
+        ("expert_shared_count", Value::U32(1)),
+        ("expert_gating_func", Value::U32(2)),
+        ("expert_weights_scale", Value::F32(2.5)),
+        ("expert_weights_norm", Value::U32(1)),
+    ] {
+        let more = [&experts[..], &[(suffix, value)]].concat();
+        let error = read("qwen3moe", &more).unwrap_err().to_string();
+        let named = error.contains(&format!("qwen3moe.{suffix}"));
+        assert!(named || error.contains("num_experts_per_tok"), "{error}");
+    }
+    let error = read("qwen3moe", &experts[..2]).unwrap_err().to_string();
+    assert!(error.contains("expert_feed_forward_length"), "{error}");
+}
