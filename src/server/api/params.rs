@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::error::ApiError;
-use super::request::{FIELD, Integer, ModelName, Number, message, unexpected};
+use super::request::{FIELD, Integer, ModelName, Number, message, shortened, unexpected};
 use super::tools::Checks;
 use others::OtherFields;
 use realign_engine::bad_words::BadWords;
@@ -239,15 +239,20 @@ impl<'de> Deserialize<'de> for LogitBias {
             let allowed = format!("tokens; allowed: up to {MAX_BIASES}");
             return Err(D::Error::invalid_length(object.len(), &allowed.as_str()));
         }
-        let entry = |(id, bias): (&String, &Value)| {
-            let bias = bias.as_f64().filter(|b| b.abs() <= MAX_BIAS);
-            let id = id.parse::<u32>().ok();
-            id.zip(bias).map(|(id, bias)| (id, bias as f32))
+        let entry = |(key, bias): (&String, &Value)| {
+            let number = bias.as_f64().filter(|b| b.abs() <= MAX_BIAS);
+            let id = key.parse::<u32>().ok();
+            let entry = id.zip(number).map(|(id, bias)| (id, bias as f32));
+            let odd = (shortened(key), shortened(&bias.to_string()));
+            entry.ok_or_else(|| {
+                message::<D::Error>(format_args!(
+                    "{FIELD} must be {expected}; it has `{}: {}`",
+                    odd.0, odd.1
+                ))
+            })
         };
-        let entries: Option<Vec<_>> = object.iter().map(entry).collect();
-        entries
-            .map(Self)
-            .ok_or_else(|| message(format_args!("{FIELD} must be {expected}")))
+        let entries: Result<Vec<_>, _> = object.iter().map(entry).collect();
+        entries.map(Self)
     }
 }
 
