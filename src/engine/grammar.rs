@@ -132,9 +132,14 @@ impl Grammars {
         let mut matcher = Matcher::new(Ok(parser));
         // The first step shows what compiling does not, such as that no text satisfies the grammar.
         let mask = matcher.compute_mask_or_eos();
-        let mask = mask.map_err(|e| refused(&format!("{e:#}")))?;
+        let nothing = "no text satisfies it";
+        let mask = mask.map_err(|e| match format!("{e:#}") {
+            // So it is called where no token can be the first.
+            stopped if stopped.contains("NoExtension") => refused(nothing),
+            other => refused(&other),
+        })?;
         if mask.is_zero() {
-            return Err(refused("no text satisfies it"));
+            return Err(refused(nothing));
         }
         Ok(Constraint {
             matcher: Arc::new(Mutex::new(matcher)),

@@ -98,6 +98,8 @@ pub(crate) struct Params {
     pub(crate) include_usage: bool,
     /// What the finished answer is checked against.
     pub(crate) checks: Option<Arc<Checks>>,
+    /// The field that the answer's constraint came in.
+    pub(crate) constraint_field: &'static str,
     /// `stream_options.continuous_usage_stats`.
     pub(crate) continuous_usage: bool,
     /// Whether the answer has the ids of its tokens and of the prompt's.
@@ -164,6 +166,7 @@ impl Common {
             n: 1,
             stream,
             checks: None,
+            constraint_field: "response_format",
             include_usage,
             continuous_usage,
             token_ids: false,

@@ -3,8 +3,8 @@
 
 use serde_json::{Value, json};
 
-use super::fake::{MODEL, Server};
-use super::{chat, get, post, send};
+use super::fake::{MODEL, Script, Server};
+use super::{chat, complete, get, post, send};
 
 #[test]
 fn an_empty_value_that_asks_for_something_is_refused() {
@@ -130,7 +130,8 @@ fn minus_one_sets_no_limit_as_with_llama_cpp() {
     }
     let limits: Vec<usize> = {
         let requests = server.engine.requests.lock().unwrap();
-        let limit = |request: &realign_engine::request::Request| request.sampling.max_tokens;
+        let limit =
+            |request: &realign_engine::request::GenerateRequest| request.sampling.max_tokens;
         requests.iter().map(limit).collect()
     };
     assert!(limits.iter().all(|limit| *limit > 1000), "{limits:?}");
@@ -211,4 +212,45 @@ fn errors_name_what_is_wrong_in_plain_words() {
         assert_eq!(reply.status, 400, "{body:?}");
         assert!(reply.text.contains(words), "{body:?}: {}", reply.text);
     }
+}
+
+/// A constraint that fails while the answer is generated has the name that the client gave it.
+#[test]
+fn a_constraint_that_fails_late_is_named_as_it_was_sent() {
+    let server = Server::start(|_| ());
+    let schema = json!({"type": "object"});
+    for (fields, param) in [
+        (json!({"guided_regex": "a+"}), "guided_regex"),
+        (
+            json!({"structured_outputs": {"choice": ["a"]}}),
+            "structured_outputs.choice",
+        ),
+        (
+            json!({"response_format": {"type": "json_object"}}),
+            "response_format",
+        ),
+    ] {
+        server.script([Script::Entangled(&["a"]), Script::Entangled(&["a"])]);
+        for reply in [chat(&server, &fields), complete(&server, &fields)] {
+            assert_eq!(reply.status, 400, "{fields}: {}", reply.text);
+            assert_eq!(reply.json()["error"]["param"], param, "{}", reply.text);
+        }
+    }
+    server.script([Script::Entangled(&["a"])]);
+    let format = json!({"type": "json_schema", "name": "a", "schema": schema});
+    let body = json!({"input": "Hi", "text": {"format": format}});
+    let reply = post(&server, "/v1/responses", &body);
+    assert_eq!(
+        reply.json()["error"]["param"],
+        "text.format",
+        "{}",
+        reply.text
+    );
+    let endless = chat(&server, &json!({"grammar": "root ::= root"}));
+    assert_eq!(endless.status, 400, "{}", endless.text);
+    assert!(
+        endless.text.contains("no text satisfies it"),
+        "{}",
+        endless.text
+    );
 }
