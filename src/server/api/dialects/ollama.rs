@@ -25,6 +25,9 @@ use answer::{empty, line, stream_of};
 use options::NAMES;
 use realign_core::clock::utc;
 
+/// The version of Ollama that first had all that is done here: log-probabilities came last.
+const SPOKEN: &str = "0.12.11";
+
 /// A request of `/api/chat`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "OllamaChatRequest", extend("additionalProperties" = {"type": "null"}))]
@@ -224,9 +227,9 @@ fn loaded(state: &AppState, model: Option<&str>, form: Form) -> Result<Response,
     Ok(Json(empty(name, form)).into_response())
 }
 
-/// `GET /api/version`.
+/// `GET /api/version`: of the interface. Clients refuse a server whose version is lower than what they need.
 pub(crate) async fn version() -> Json<Value> {
-    Json(json!({"version": env!("CARGO_PKG_VERSION")}))
+    Json(json!({"version": SPOKEN, "realign": env!("CARGO_PKG_VERSION")}))
 }
 
 /// `GET /api/tags`.
@@ -249,7 +252,7 @@ pub(crate) async fn show(
     super::super::models::resolve(&state, plain(&name))?;
     let shown = Json(json!({
         "details": details(), "model_info": {"general.architecture": "realign",
-            "realign.context_length": state.engine.max_model_len()},
+            "general.basename": &*state.model_name, "realign.context_length": state.engine.max_model_len()},
         "capabilities": capabilities(state.chat.thinks()),
         "modified_at": utc(state.started_at),
     }));

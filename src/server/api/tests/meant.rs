@@ -254,3 +254,18 @@ fn a_constraint_that_fails_late_is_named_as_it_was_sent() {
         endless.text
     );
 }
+
+/// Editors compare the version with the lowest one that they work with (0.6.4), and show `general.basename`.
+#[test]
+fn ollamas_clients_find_a_version_that_is_high_enough_and_a_name() {
+    let server = Server::start(|_| ());
+    let told = get(&server, "/api/version").json();
+    let version: Vec<u32> = {
+        let parts = told["version"].as_str().unwrap().split('.');
+        parts.map(|part| part.parse().unwrap()).collect()
+    };
+    assert!(version >= vec![0, 6, 4], "{told}");
+    assert_eq!(told["realign"], env!("CARGO_PKG_VERSION"));
+    let shown = post(&server, "/api/show", &json!({"model": MODEL})).json();
+    assert_eq!(shown["model_info"]["general.basename"], MODEL, "{shown}");
+}
