@@ -246,11 +246,10 @@ impl<'de> Deserialize<'de> for LogitBias {
             let number = bias.as_f64().filter(|b| b.abs() <= MAX_BIAS);
             let id = key.parse::<u32>().ok();
             let entry = id.zip(number).map(|(id, bias)| (id, bias as f32));
-            let odd = (shortened(key), shortened(&bias.to_string()));
             entry.ok_or_else(|| {
+                let (key, bias) = (shortened(key), shortened(&bias.to_string()));
                 message::<D::Error>(format_args!(
-                    "{FIELD} must be {expected}; it has `{}: {}`",
-                    odd.0, odd.1
+                    "{FIELD} must be {expected}; it has `{key}: {bias}`"
                 ))
             })
         };
