@@ -132,14 +132,9 @@ impl Grammars {
         let mut matcher = Matcher::new(Ok(parser));
         // The first step shows what compiling does not, such as that no text satisfies the grammar.
         let mask = matcher.compute_mask_or_eos();
-        let nothing = "no text satisfies it";
-        let mask = mask.map_err(|e| match format!("{e:#}") {
-            // So it is called where no token can be the first.
-            stopped if stopped.contains("NoExtension") => refused(nothing),
-            other => refused(&other),
-        })?;
+        let mask = mask.map_err(|e| refused(&format!("{e:#}")))?;
         if mask.is_zero() {
-            return Err(refused(nothing));
+            return Err(refused("no text satisfies it"));
         }
         Ok(Constraint {
             matcher: Arc::new(Mutex::new(matcher)),
