@@ -4,7 +4,7 @@ PYTHON ?= python3
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help bench-guard test-aarch64 test-fleet interleavings valgrind packages docs demo build cuda kernels check-cuda test test-fast test-mistralrs test-openai test-schema test-clients lint supply sbom chaos bench model model-gemma venv prometheus page
+.PHONY: help debug bench-guard test-aarch64 test-fleet interleavings valgrind packages docs demo build cuda kernels check-cuda test test-fast test-mistralrs test-openai test-schema test-clients lint supply sbom chaos bench model model-gemma venv prometheus page
 .DEFAULT_GOAL := help
 
 help:   ## List the targets
@@ -60,25 +60,28 @@ test-mistralrs: model model-gemma venv prometheus  ## Run the tests of the engin
 
 PROOF := $(TARGET_DIR)/proof
 PROOF_PYTHON = $(abspath $(PROOF))/venv/bin/python
-SERVED := $(PYTHON) tests/python/with_server.py "$(TARGET_DIR)/debug/realign" models/SmolLM2-135M-Instruct.Q4_1.gguf
+# REALIGN_BINARY names a binary that is there already, for the three targets below and for `docs`.
+TESTED := $(or $(REALIGN_BINARY),$(TARGET_DIR)/debug/realign)
+TEST_MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
+SERVED := $(PYTHON) tests/python/with_server.py "$(TESTED)" $(TEST_MODEL)
+
+debug:
+	$(CARGO) build --locked
 
 $(PROOF)/.ready: tests/python/proof-requirements.txt
 	$(PYTHON) -m venv $(PROOF)/venv
 	$(PROOF_PYTHON) -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-test-openai: model $(PROOF)/.ready  ## Run the openai package's own tests against a server
-	$(CARGO) build --locked
+test-openai: model $(PROOF)/.ready $(if $(REALIGN_BINARY),,debug)  ## Run the openai package's own tests against a server
 	$(SERVED) tests/python/openai_sdist.sh $(PROOF_PYTHON) $(abspath $(PROOF))
 
-test-schema: model $(PROOF)/.ready  ## Send generated requests to a server; no 5xx, all answers as documented
-	$(CARGO) build --locked
+test-schema: model $(PROOF)/.ready $(if $(REALIGN_BINARY),,debug)  ## Send generated requests to a server; no 5xx, all answers as documented
 	$(SERVED) tests/python/schemathesis.sh $(PROOF_PYTHON)
 
 # Installs into .clients; needs the registries of pip and npm the first time. CLIENTS="ollama mcp" runs only those.
-test-clients: model  ## Drive the clients that people use against a server: a gate for releases
-	$(CARGO) build --locked
-	$(PYTHON) tests/clients/run.py "$(TARGET_DIR)/debug/realign" models/SmolLM2-135M-Instruct.Q4_1.gguf $(CLIENTS)
+test-clients: model $(if $(REALIGN_BINARY),,debug)  ## Drive the clients that people use against a server: a gate for releases
+	$(PYTHON) tests/clients/run.py "$(TESTED)" $(TEST_MODEL) $(CLIENTS)
 
 interleavings: ## Explore every interleaving of the compute threads, and of swaps and leases, with loom
 	cd proofs/team && $(CARGO) test --release --locked
@@ -105,7 +108,6 @@ $(TARGET_DIR)/tools/bin/mdbook:
 	CARGO_TARGET_DIR="$(TARGET_DIR)/tools-build" $(CARGO) install --quiet --debug --locked --root "$(TARGET_DIR)/tools" \
 		mdbook --version '^0.4.52' --no-default-features --features search
 
-# REALIGN_BINARY names a binary that is there already.
 docs: $(MDBOOK) $(if $(REALIGN_BINARY),,build)  ## Build the documentation site in target/docs, and check its links
 	$(PYTHON) scripts/make-docs.py --mdbook "$(MDBOOK)" --out "$(TARGET_DIR)/docs" \
 		--binary "$(or $(REALIGN_BINARY),$(TARGET_DIR)/release/realign)"

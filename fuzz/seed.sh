@@ -41,3 +41,5 @@ body 10 '{"model":"org/tiny","prompt":"a"}' tokenize
 body 11 '{"model":"org/tiny","tokens":[1,2,3]}' detokenize
 body 12 '{"prompt":"a","response":"bad"}' explain
 body 13 '{"generation":"base"}' activate
+body 14 '{"model":"org/tiny","input":["a","b"],"truncate":false}' embed
+body 15 '{"model":"org/tiny","prompt":"a"}' older-embeddings

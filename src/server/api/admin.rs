@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -13,6 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use super::address::Segment;
 use super::answers::admin::{
     Cancelling, ExamAnswer, Generations, History, LogLevel, Policies, Realignment, Realignments,
     Swap, Unpinned,
@@ -70,7 +71,7 @@ pub(crate) async fn start(
 /// `GET /admin/v1/realignments/{id}`.
 pub(crate) async fn realignment(
     State(state): State<AppState>,
-    Path(id): Path<String>,
+    Segment(id): Segment,
 ) -> Answer<Realignment> {
     blocking(move || {
         let found = state.admin.realignment(&id);
@@ -82,7 +83,7 @@ pub(crate) async fn realignment(
 /// `POST /admin/v1/realignments/{id}/cancel`.
 pub(crate) async fn cancel(
     State(state): State<AppState>,
-    Path(id): Path<String>,
+    Segment(id): Segment,
     request: Request,
 ) -> Answer<Cancelling> {
     body::nothing_of_operator(request, state.max_body_bytes).await?;
@@ -93,7 +94,7 @@ pub(crate) async fn cancel(
 /// server shuts down.
 pub(crate) async fn events(
     State(state): State<AppState>,
-    Path(id): Path<String>,
+    Segment(id): Segment,
 ) -> Result<Response, ApiError> {
     let (opened, asked) = (state.clone(), id.clone());
     let events = blocking(move || {

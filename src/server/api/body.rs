@@ -9,6 +9,7 @@ use futures::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::address;
 use super::error::ApiError;
 use super::observe::Observation;
 use super::request;
@@ -41,7 +42,7 @@ pub(crate) async fn of_operator<T: DeserializeOwned>(
     request: Request,
     limit: usize,
 ) -> Result<T, ApiError> {
-    check_query(&request)?;
+    address::none(&request)?;
     let body = json(request, limit).await?;
     request::read_known(&body)
 }
@@ -54,7 +55,7 @@ pub(crate) async fn of_operator_or_empty<T: DeserializeOwned + Default>(
     request: Request,
     limit: usize,
 ) -> Result<T, ApiError> {
-    check_query(&request)?;
+    address::none(&request)?;
     let bytes = bytes(request, limit).await?;
     match bytes.iter().all(u8::is_ascii_whitespace) {
         true => Ok(T::default()),
@@ -74,20 +75,6 @@ pub(crate) async fn nothing_of_operator(request: Request, limit: usize) -> Resul
     Ok(())
 }
 
-fn check_query(request: &Request) -> Result<(), ApiError> {
-    let Some(query) = request.uri().query().filter(|query| !query.is_empty()) else {
-        return Ok(());
-    };
-    let name = query.split(['=', '&']).next().unwrap_or_default();
-    let name = request::shortened(name);
-    Err(ApiError::field(
-        name.clone(),
-        format!(
-            "`{name}` is in the address, where this route takes nothing; send it in the body, as JSON"
-        ),
-    ))
-}
-
 fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         let why = "the request body is empty; it must be a JSON object";
@@ -99,8 +86,27 @@ fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
             ApiError::field(path, error.to_string())
         }
         JsonError::Half { .. } => ApiError::Body(error.to_string()),
-        JsonError::Syntax { .. } => ApiError::Body(format!("the request body is {error}")),
+        JsonError::Syntax { .. } => {
+            ApiError::Body(format!("the request body is {error}{}", looks_like(bytes)))
+        }
     })
+}
+
+/// What a body that is not JSON seems to be, and what to send.
+fn looks_like(bytes: &[u8]) -> &'static str {
+    let form = || {
+        let text = bytes.iter().take_while(|byte| !b"{\"[".contains(byte));
+        bytes.first().is_some_and(u8::is_ascii_alphabetic) && text.copied().any(|byte| byte == b'=')
+    };
+    match bytes {
+        [0x1f, 0x8b, ..] => "; it looks compressed: send it uncompressed",
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0, ..] | [_, 0, ..] => {
+            "; it looks like UTF-16 or UTF-32: send UTF-8"
+        }
+        [b'-', b'-', ..] => "; it looks like a form: send JSON",
+        _ if form() => "; it looks like a form: send JSON",
+        _ => "",
+    }
 }
 
 /// Refuses a body that is compressed, which would be read as broken JSON.
@@ -148,4 +154,25 @@ async fn read(request: Request, limit: usize) -> Result<Vec<u8>, ApiError> {
         bytes.extend_from_slice(&chunk);
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::looks_like;
+
+    #[test]
+    fn what_is_not_json_is_told_by_its_beginning() {
+        for (bytes, words) in [
+            (&b"\x1f\x8b\x08\0"[..], "compressed"),
+            (b"\xff\xfe{\0", "UTF-16"),
+            (b"\0\0\0{", "UTF-32"),
+            (b"a=1&b=2", "form"),
+            (b"--x\r\n", "form"),
+        ] {
+            assert!(looks_like(bytes).contains(words), "{bytes:?}");
+        }
+        for bytes in [&b"{'a': 1}"[..], b"nul", b"-5", b"x{=", b"\xef\xbb\xbf["] {
+            assert_eq!(looks_like(bytes), "", "{bytes:?}");
+        }
+    }
 }

@@ -10,7 +10,9 @@ use super::AppState;
 use super::constraints::ConstraintFields;
 use super::error::ApiError;
 use super::params::{Common, MAX_CHOICES, Params};
-use super::request::{self, Count, Integer, List, NotKept, Refused, Unknown, unsupported};
+use super::request::{
+    self, Count, Integer, Limit, List, NotKept, NotSearched, Refused, Unknown, unsupported,
+};
 use super::sent;
 use super::template::TemplateFields;
 use super::tools::{AnswerFormat, NestedTool, ResponseFormat, ToolFields, Tools};
@@ -31,8 +33,8 @@ pub(crate) struct Body {
     #[serde(rename = "..common")]
     #[schemars(flatten)]
     common: Common,
-    /// Older name of `max_completion_tokens`.
-    max_tokens: Option<Count<1, { i64::MAX }>>,
+    /// Older name of `max_completion_tokens`; -1 sets no limit, as with llama.cpp.
+    max_tokens: Option<Limit>,
     n: Option<Count<1, MAX_CHOICES>>,
     /// Default: what is left of the context.
     max_completion_tokens: Option<Count<1, { i64::MAX }>>,
@@ -78,7 +80,7 @@ struct UnsupportedFields {
     #[serde(rename = "prediction")]
     _prediction: Option<Refused>,
     #[serde(rename = "web_search_options")]
-    _web_search_options: Option<Refused>,
+    _web_search_options: Option<Refused<NotSearched>>,
     #[serde(rename = "echo")]
     _echo: Option<Refused>,
     #[serde(rename = "store")]
@@ -122,7 +124,7 @@ impl ChatRequest {
                 "max_completion_tokens",
                 body.max_completion_tokens.map(|max| max.0),
             ),
-            ("max_tokens", body.max_tokens.map(|max| max.0)),
+            ("max_tokens", body.max_tokens.and_then(|max| max.0)),
         ])?;
         params.n = body.n.map_or(1, |n| n.0);
         params.sampling.top_logprobs = logprobs(body.logprobs, body.top_logprobs)?;

@@ -62,6 +62,10 @@ impl Compiler {
         };
         match compiled.await {
             Ok(Some(Ok(constraint))) => Ok(constraint),
+            // So it is called where no token can be the first.
+            Ok(Some(Err(GrammarError::Refused(why)))) if why.contains("NoExtension") => {
+                Err(refused("no text satisfies it"))
+            }
             Ok(Some(Err(GrammarError::Refused(why)))) => Err(refused(&why)),
             Ok(Some(Err(error @ GrammarError::Vocabulary(_)))) => {
                 Err(ApiError::Unavailable(error.to_string()))

@@ -17,7 +17,7 @@ use tower_service::Service;
 use super::router;
 
 /// The clients' routes that take a body.
-const PATHS: [&str; 14] = [
+const PATHS: [&str; 16] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/responses",
@@ -32,6 +32,8 @@ const PATHS: [&str; 14] = [
     "/detokenize",
     "/admin/v1/policies/explain",
     "/admin/v1/generations/activate",
+    "/api/embed",
+    "/api/embeddings",
 ];
 
 /// An API whose engine says "Hello world!" to everything.

@@ -3,6 +3,7 @@
 //! The engine and the control loop are used through the traits in [`ports`], so everything here is
 //! tested with fakes.
 
+mod address;
 mod admin;
 pub mod answers;
 pub mod auth;

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 
+use super::address::Segment;
 use super::answers::client::{Model, ModelList};
 use super::error::ApiError;
 use super::{AppState, blocking};
@@ -100,7 +101,7 @@ pub(crate) async fn list(State(state): State<AppState>) -> Json<ModelList> {
 /// `GET /v1/models/{id}`.
 pub(crate) async fn retrieve(
     State(state): State<AppState>,
-    Path(id): Path<String>,
+    Segment(id): Segment,
 ) -> Result<Json<Model>, ApiError> {
     blocking(move || {
         if let Some(named) = state.registry.names().iter().find(|n| *n.name == *id) {

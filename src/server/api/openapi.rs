@@ -11,6 +11,7 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 use super::answers::client::Error;
+use super::dialects::Errors;
 use super::nested;
 use super::request::ModelName;
 use super::routes::{Answer, Audience, Operation, Route};
@@ -179,13 +180,17 @@ fn describe(routes: &[Route], unknown: UnknownFields) -> Value {
         let entry = paths.entry(path).or_insert_with(|| json!({}));
         entry[route.method.as_str().to_lowercase()] = describe_one(route, operation, &mut schemas);
     }
-    let error = schemas.answers.subschema_for::<Error>();
-    let failure = |(_, name, description): (u16, &str, &str)| {
-        let content = json!({"application/json": {"schema": error}});
-        let response = json!({"description": description, "content": content});
-        (name.to_string(), response)
-    };
-    let responses: Map<String, Value> = FAILURES.into_iter().map(failure).collect();
+    let error = schemas.answers.subschema_for::<Error>().to_value();
+    let described = routes.iter().filter(|route| route.operation.is_some());
+    let forms: Vec<Errors> = described.map(|route| Errors::of(route.path)).collect();
+    let mut responses = Map::new();
+    for form in Errors::ALL.into_iter().filter(|form| forms.contains(form)) {
+        let content = json!({"application/json": {"schema": form.schema(&error)}});
+        for (_, name, description) in FAILURES {
+            let response = json!({"description": description, "content": content});
+            responses.insert(format!("{}{name}", form.prefix()), response);
+        }
+    }
     let mut components = schemas.components();
     match unknown {
         UnknownFields::Refuse => refuse_unknown_inside(&mut components),
@@ -230,7 +235,8 @@ fn describe_one(route: &Route, operation: &Operation, schemas: &mut Schemas) -> 
     responses.insert(operation.status.to_string(), success);
     for status in operation.failures {
         if let Some((_, name, _)) = FAILURES.iter().find(|(known, _, _)| known == status) {
-            let reference = json!({"$ref": format!("#/components/responses/{name}")});
+            let form = Errors::of(route.path).prefix();
+            let reference = json!({"$ref": format!("#/components/responses/{form}{name}")});
             responses.insert(status.to_string(), reference);
         }
     }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::error::ApiError;
-use super::request::{FIELD, Integer, ModelName, Number, message, unexpected};
+use super::request::{FIELD, Integer, ModelName, Number, message, shortened, unexpected};
 use super::tools::Checks;
 use others::OtherFields;
 use realign_engine::bad_words::BadWords;
@@ -98,6 +98,8 @@ pub(crate) struct Params {
     pub(crate) include_usage: bool,
     /// What the finished answer is checked against.
     pub(crate) checks: Option<Arc<Checks>>,
+    /// The field that the answer's constraint came in.
+    pub(crate) constraint_field: &'static str,
     /// `stream_options.continuous_usage_stats`.
     pub(crate) continuous_usage: bool,
     /// Whether the answer has the ids of its tokens and of the prompt's.
@@ -164,6 +166,7 @@ impl Common {
             n: 1,
             stream,
             checks: None,
+            constraint_field: "response_format",
             include_usage,
             continuous_usage,
             token_ids: false,
@@ -239,15 +242,19 @@ impl<'de> Deserialize<'de> for LogitBias {
             let allowed = format!("tokens; allowed: up to {MAX_BIASES}");
             return Err(D::Error::invalid_length(object.len(), &allowed.as_str()));
         }
-        let entry = |(id, bias): (&String, &Value)| {
-            let bias = bias.as_f64().filter(|b| b.abs() <= MAX_BIAS);
-            let id = id.parse::<u32>().ok();
-            id.zip(bias).map(|(id, bias)| (id, bias as f32))
+        let entry = |(key, bias): (&String, &Value)| {
+            let number = bias.as_f64().filter(|b| b.abs() <= MAX_BIAS);
+            let id = key.parse::<u32>().ok();
+            let entry = id.zip(number).map(|(id, bias)| (id, bias as f32));
+            entry.ok_or_else(|| {
+                let (key, bias) = (shortened(key), shortened(&bias.to_string()));
+                message::<D::Error>(format_args!(
+                    "{FIELD} must be {expected}; it has `{key}: {bias}`"
+                ))
+            })
         };
-        let entries: Option<Vec<_>> = object.iter().map(entry).collect();
-        entries
-            .map(Self)
-            .ok_or_else(|| message(format_args!("{FIELD} must be {expected}")))
+        let entries: Result<Vec<_>, _> = object.iter().map(entry).collect();
+        entries.map(Self)
     }
 }
 

@@ -82,6 +82,8 @@ pub(crate) struct ProgressSettings {
     pub(crate) prompt: PromptScores,
     /// What finished answers are checked against.
     pub(crate) checks: Option<Arc<Checks>>,
+    /// The field that the answer's constraint came in.
+    pub(crate) constraint_field: &'static str,
     /// Each prompt's tokens, if the answer has the ids of tokens.
     pub(crate) prompt_ids: Option<Vec<Vec<u32>>>,
     /// Tokens of all prompts.
@@ -316,7 +318,7 @@ impl Progress {
             FinishReason::Grammar => {
                 let param = match self.settings.calls {
                     Some(_) => "tools",
-                    None => "response_format",
+                    None => self.settings.constraint_field,
                 };
                 let message = "the constraint became too complex while the answer was generated, \
                                or allows nothing but what `bad_words` forbids; make it simpler";

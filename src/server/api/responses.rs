@@ -284,6 +284,7 @@ pub(crate) async fn create(
     let said = enforced.said();
     request.params.sampling.grammar = enforced.constraint;
     request.params.checks = enforced.checks;
+    request.params.constraint_field = "text.format";
     let streamed = request.params.stream;
     let kept = state.responses.clone().filter(|_| request.echoed.store);
     let kept = kept.map(|store| Kept {

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use axum::Router;
 use axum::handler::Handler;
 use axum::http::Method;
+use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodFilter, MethodRouter, on};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
-use super::AppState;
+use super::{AppState, address};
 
 /// Who a route is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,7 +181,16 @@ pub(crate) fn of(audiences: &[Audience]) -> Vec<Route> {
 pub(crate) fn router(routes: &[Route], audience: Audience) -> Router<AppState> {
     let matching = routes.iter().filter(|route| route.audience == audience);
     matching.fold(Router::new(), |router, route| {
-        router.route(route.path, route.handler.clone())
+        let handler = route.handler.clone();
+        let body = route.operation.as_ref().and_then(|told| told.request);
+        let handler = match body.filter(|_| audience == Audience::Clients) {
+            Some(body) => {
+                let fields = address::fields(body);
+                handler.route_layer(from_fn_with_state(fields, address::only_in_body))
+            }
+            None => handler,
+        };
+        router.route(route.path, handler)
     })
 }
 

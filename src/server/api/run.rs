@@ -76,6 +76,7 @@ pub(crate) async fn chat_with(
     let mut enforced = compile::constraint(&state, tools, format, request.format_field).await?;
     let said = enforced.said();
     request.params.checks = enforced.checks;
+    request.params.constraint_field = request.format_field;
     let top = request.prompt_logprobs;
     let mut prepared = prepare_chat(&state, request, enforced.constraint, generation).await?;
     if let Some(top) = top {
@@ -148,6 +149,7 @@ pub(crate) async fn completions(
     let said = enforced.said();
     request.params.sampling.grammar = enforced.constraint;
     request.params.checks = enforced.checks;
+    request.params.constraint_field = request.format_field;
     let top = request.scores_prompt();
     let prompt_logprobs = request.prompt_logprobs;
     let mut prepared = blocking({
@@ -403,6 +405,7 @@ pub(crate) fn submit(
             thinking,
             prompt: scored,
             checks: params.checks,
+            constraint_field: params.constraint_field,
             prompt_ids,
             prompt_tokens,
         }),

@@ -8,6 +8,7 @@ mod fake;
 mod histories;
 mod in_process;
 mod limits;
+mod meant;
 mod nested;
 mod operating;
 mod peers;

@@ -19,6 +19,7 @@ use super::template::TemplateFields;
 use super::tools::{NestedTool, ToolFields, Tools};
 use super::{AppState, blocking, body, models};
 use realign_model::Tokenizer;
+use realign_model::tokenizer::TokenizerError;
 
 /// The input to tokenize: one of `messages`, `content` and `prompt`.
 #[derive(Deserialize, JsonSchema)]
@@ -223,6 +224,20 @@ pub(crate) struct DetokenizeBody {
     tokens: TokenIds,
 }
 
+/// The text of these tokens. Control tokens are written as they are spelled: what a chat template wrote is
+/// read again.
+fn spelled(tokenizer: &Tokenizer, ids: &[u32]) -> Result<String, TokenizerError> {
+    let mut bytes = Vec::with_capacity(ids.len() * 4);
+    for &id in ids {
+        tokenizer.check_id(id)?;
+        match tokenizer.is_control(id) {
+            true => bytes.extend_from_slice(tokenizer.token_text(id).as_bytes()),
+            false => bytes.extend_from_slice(tokenizer.token_bytes(id)),
+        }
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
 /// `POST /detokenize`: the text of `tokens`, under the field names of both servers.
 pub(crate) async fn detokenize(
     State(state): State<AppState>,
@@ -234,7 +249,7 @@ pub(crate) async fn detokenize(
         unknown.check(state.unknown_fields)?;
         check_model(&state, body.model.as_ref())?;
         let TokenIds(tokens) = body.tokens;
-        let decoded = state.tokenizer.decode(&tokens);
+        let decoded = spelled(&state.tokenizer, &tokens);
         let text = decoded.map_err(|e| ApiError::field("tokens", e.to_string()))?;
         let answer = Json(Text {
             content: text.clone(),

@@ -16,7 +16,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::error::{ApiError, Explained};
 use super::observe::Observation;
@@ -26,23 +26,71 @@ use super::{AppState, body, run};
 /// Largest answer that is translated as a whole, in bytes: more than any context holds.
 const MOST_ANSWER: usize = 64 << 20;
 
+/// Whose form the errors of a path have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Errors {
+    OpenAi,
+    Anthropic,
+    Ollama,
+}
+
+impl Errors {
+    /// All of them.
+    pub(crate) const ALL: [Self; 3] = [Self::OpenAi, Self::Anthropic, Self::Ollama];
+
+    /// Those of a path.
+    pub(crate) fn of(path: &str) -> Self {
+        if path.starts_with("/v1/messages") {
+            Self::Anthropic
+        } else if path.starts_with("/api/") {
+            Self::Ollama
+        } else {
+            Self::OpenAi
+        }
+    }
+
+    /// What the names of their descriptions begin with.
+    pub(crate) fn prefix(self) -> &'static str {
+        match self {
+            Self::OpenAi => "",
+            Self::Anthropic => "Anthropic",
+            Self::Ollama => "Ollama",
+        }
+    }
+
+    /// Their JSON schema; `ours` is that of OpenAI's form.
+    pub(crate) fn schema(self, ours: &Value) -> Value {
+        let text = json!({"type": "string"});
+        match self {
+            Self::OpenAi => ours.clone(),
+            Self::Anthropic => {
+                json!({"type": "object", "required": ["type", "error"], "properties": {
+                "type": {"const": "error"},
+                "error": {"type": "object", "required": ["type", "message"],
+                    "properties": {"type": text, "message": text}}}})
+            }
+            Self::Ollama => {
+                json!({"type": "object", "required": ["error"], "properties": {"error": text}})
+            }
+        }
+    }
+
+    fn body(self, status: StatusCode, message: &str) -> Option<Value> {
+        match self {
+            Self::OpenAi => None,
+            Self::Anthropic => Some(anthropic::error_body(status, message)),
+            Self::Ollama => Some(ollama::error_body(status, message)),
+        }
+    }
+}
+
 /// Middleware that gives errors the form of the format that a path belongs to.
 pub(crate) async fn own_errors(request: Request, next: Next) -> Response {
-    let path = request.uri().path();
-    let form = if path.starts_with("/v1/messages") {
-        Some(anthropic::error_body as fn(StatusCode, &str) -> Value)
-    } else if path.starts_with("/api/") {
-        Some(ollama::error_body as fn(StatusCode, &str) -> Value)
-    } else {
-        None
-    };
+    let errors = Errors::of(request.uri().path());
     let response = next.run(request).await;
     let explained = response.extensions().get::<Explained>();
-    match form.zip(explained.map(|Explained(message)| message.clone())) {
-        Some((form, message)) => {
-            let body = form(response.status(), &message);
-            with_json(response, &body)
-        }
+    match explained.and_then(|Explained(message)| errors.body(response.status(), message)) {
+        Some(body) => with_json(response, &body),
         None => response,
     }
 }

@@ -19,11 +19,14 @@ use serde_json::{Map, Value, json};
 use super::super::AppState;
 use super::super::error::ApiError;
 use super::super::observe::Observation;
-use super::super::request::{Refused, without_effect};
+use super::super::request::{Refused, same, without_effect};
 use super::{complete, read, whole, with_json};
 use answer::{empty, line, stream_of};
 use options::NAMES;
 use realign_core::clock::utc;
+
+/// The version of Ollama that first had all that is done here: log-probabilities came last.
+const SPOKEN: &str = "0.12.11";
 
 /// A request of `/api/chat`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -98,6 +101,8 @@ struct Message {
     tool_call_id: Option<String>,
     /// Which function a result is of; templates that know the name read it.
     tool_name: Option<String>,
+    /// Older name of `tool_name`.
+    name: Option<String>,
     #[serde(rename = "images")]
     #[schemars(skip)]
     _images: Option<Refused>,
@@ -193,12 +198,25 @@ async fn answer(
     (body, streamed, form): (Value, bool, Form),
 ) -> Result<Response, ApiError> {
     let started = Instant::now();
-    let response = complete(state, observation, body, &NAMES).await?;
+    let inside = inside(&body);
+    let inside = inside.iter().map(|(ours, theirs)| (&**ours, &**theirs));
+    let names: Vec<(&str, &str)> = NAMES.into_iter().chain(inside).collect();
+    let response = complete(state, observation, body, &names).await?;
     if streamed {
         return Ok(stream_of(response, form, started));
     }
     let (response, answer) = whole(response).await?;
     Ok(with_json(response, &line(&answer, form, started)))
+}
+
+/// The fields of messages that have other names here: `(ours, theirs)`.
+fn inside(chat: &Value) -> Vec<(String, String)> {
+    let messages = 0..chat["messages"].as_array().map_or(0, Vec::len);
+    let thoughts = |i| {
+        let at = |name| format!("messages[{i}].{name}");
+        (at("reasoning_content"), at("thinking"))
+    };
+    messages.map(thoughts).collect()
 }
 
 /// The answer to a request that says nothing: with Ollama it loads the model, which is loaded here.
@@ -209,9 +227,9 @@ fn loaded(state: &AppState, model: Option<&str>, form: Form) -> Result<Response,
     Ok(Json(empty(name, form)).into_response())
 }
 
-/// `GET /api/version`.
+/// `GET /api/version`: of the interface. Clients refuse a server whose version is lower than what they need.
 pub(crate) async fn version() -> Json<Value> {
-    Json(json!({"version": env!("CARGO_PKG_VERSION")}))
+    Json(json!({"version": SPOKEN, "realign": env!("CARGO_PKG_VERSION")}))
 }
 
 /// `GET /api/tags`.
@@ -234,7 +252,7 @@ pub(crate) async fn show(
     super::super::models::resolve(&state, plain(&name))?;
     let shown = Json(json!({
         "details": details(), "model_info": {"general.architecture": "realign",
-            "realign.context_length": state.engine.max_model_len()},
+            "general.basename": &*state.model_name, "realign.context_length": state.engine.max_model_len()},
         "capabilities": capabilities(state.chat.thinks()),
         "modified_at": utc(state.started_at),
     }));
@@ -283,7 +301,9 @@ fn other_than(param: &str, value: &str) -> ApiError {
 
 fn chat_body(body: ChatBody) -> Result<Value, ApiError> {
     let prefilled = body.messages.last().is_some_and(continues);
-    let messages: Vec<Value> = body.messages.into_iter().map(message).collect();
+    let messages = body.messages.into_iter().enumerate();
+    let messages = messages.map(|(index, given)| message(index, given));
+    let messages: Vec<Value> = messages.collect::<Result<_, _>>()?;
     let mut chat = common(body.common)?;
     if prefilled {
         chat.insert("continue_final_message".into(), true.into());
@@ -386,14 +406,22 @@ fn continues(message: &Message) -> bool {
     message.role == "assistant" && says && !calls
 }
 
-fn message(message: Message) -> Value {
+fn message(index: usize, message: Message) -> Result<Value, ApiError> {
+    let place = |field: &str| format!("messages[{index}].{field}");
+    if message.name.is_some() && message.role != "tool" {
+        return Err(unsupported(&place("name")));
+    }
+    let function = same([
+        (&*place("tool_name"), message.tool_name),
+        (&*place("name"), message.name),
+    ])?;
     let mut translated =
         json!({"role": message.role, "content": message.content.unwrap_or_default()});
     if let Some(id) = message.tool_call_id {
         translated["tool_call_id"] = id.into();
     }
-    if let Some(name) = message.tool_name {
-        translated["name"] = name.into();
+    if let Some(function) = function {
+        translated["name"] = function.into();
     }
     if let Some(thoughts) = message.thinking {
         translated["reasoning_content"] = thoughts.into();
@@ -407,7 +435,7 @@ fn message(message: Message) -> Value {
     if !calls.is_empty() {
         translated["tool_calls"] = calls.into();
     }
-    translated
+    Ok(translated)
 }
 
 #[cfg(test)]

@@ -24,9 +24,11 @@ pub(crate) enum Passes {
     Text(&'static str),
     /// `true`, which is what happens anyway.
     True,
+    /// `false`: an empty value asks for something.
+    Never,
 }
 
-use Passes::{All, Empty, Number, Text, True};
+use Passes::{All, Empty, Never, Number, Text, True};
 
 /// What is said of fields that would leave thoughts out of an answer, or among its text.
 const HIDDEN: &str = " other than `true`";
@@ -69,7 +71,6 @@ pub(crate) const FIELDS: &[(&str, Passes, &str)] = &[
     ("cache_prompt", All, ""),
     ("id_slot", All, ""),
     ("parse_tool_calls", All, ""),
-    ("penalize_nl", Empty, ""),
     ("return_progress", All, ""),
     ("slot_id", All, ""),
     ("timings_per_token", All, ""),
@@ -82,7 +83,8 @@ pub(crate) const FIELDS: &[(&str, Passes, &str)] = &[
     ("dynatemp_range", Number(0.0), ""),
     ("grammar_lazy", Empty, ""),
     ("grammar_triggers", Empty, ""),
-    ("lora", Empty, " (`model` names a generation)"),
+    // An empty list switches adapters off.
+    ("lora", Never, " (`model` names a generation)"),
     ("min_keep", Number(0.0), ""),
     ("mirostat", Number(0.0), ""),
     ("mirostat_eta", All, ""),
@@ -96,7 +98,8 @@ pub(crate) const FIELDS: &[(&str, Passes, &str)] = &[
     ("preserved_tokens", Empty, ""),
     ("repeat_penalty", Number(1.0), " (use `repetition_penalty`)"),
     ("response_fields", Empty, ""),
-    ("samplers", Empty, ""),
+    // An empty list leaves out all of them, the temperature too.
+    ("samplers", Never, ""),
     ("t_max_predict_ms", Number(0.0), ""),
     ("tfs_z", Number(1.0), ""),
     ("top_n_sigma", Number(-1.0), ""),
@@ -136,6 +139,11 @@ pub(crate) const FIELDS: &[(&str, Passes, &str)] = &[
     ("watermark", Empty, ""),
 ];
 
+/// Whether a field is one of these.
+pub(crate) fn is_one(field: &str) -> bool {
+    FIELDS.iter().any(|(name, _, _)| *name == field)
+}
+
 /// The names in [`FIELDS`].
 const NAMES: [&str; FIELDS.len()] = {
     let mut names = [""; FIELDS.len()];
@@ -157,7 +165,7 @@ impl Passes {
             (Empty, Value::Array(items)) => items.is_empty(),
             (Empty, Value::Object(fields)) => fields.is_empty(),
             (Empty, Value::String(text)) => text.is_empty() || text == "none",
-            (Empty | Number(_) | Text(_), _) => false,
+            (Empty | Number(_) | Text(_) | Never, _) => false,
         }
     }
 }

@@ -37,6 +37,8 @@ pub(crate) struct PeerFields {
     /// How many of the last tokens the penalties are for: -1, which is all, or 0, which switches them
     /// off. Other numbers are only allowed without a penalty.
     repeat_last_n: Option<Integer<{ i64::MIN }, { i64::MAX }>>,
+    /// Whether the penalties are for line breaks, too. Only `true`, unless there is no penalty.
+    penalize_nl: Option<bool>,
     /// Texts that the answer never contains.
     bad_words: Option<Words>,
     /// Whether control tokens are left out of the text. Default true.
@@ -71,6 +73,12 @@ impl PeerFields {
         sampling.include_stop = self.include_stop_str_in_output.unwrap_or(false);
         sampling.repetition_penalty = self.repetition_penalty.map_or(1.0, |p| p.0);
         penalise_last(self.repeat_last_n.map_or(-1, |last| last.0), sampling)?;
+        if self.penalize_nl == Some(false) && penalises(sampling) {
+            return Err(ApiError::Unsupported {
+                param: "penalize_nl".into(),
+                detail: " other than `true` with a penalty".into(),
+            });
+        }
         sampling.show_control = !self.skip_special_tokens.unwrap_or(true);
         let truncation = match self.truncate_prompt_tokens {
             None => None,
@@ -89,13 +97,18 @@ impl PeerFields {
     }
 }
 
-/// Does what `repeat_last_n` asks for.
-fn penalise_last(last: i64, sampling: &mut SamplingParams) -> Result<(), ApiError> {
+/// Whether tokens are penalised for being there already.
+fn penalises(sampling: &SamplingParams) -> bool {
     let penalties = (
         sampling.presence_penalty,
         sampling.frequency_penalty,
         sampling.repetition_penalty,
     );
+    penalties != (0.0, 0.0, 1.0)
+}
+
+/// Does what `repeat_last_n` asks for.
+fn penalise_last(last: i64, sampling: &mut SamplingParams) -> Result<(), ApiError> {
     match last {
         -1 => {}
         0 => {
@@ -103,7 +116,7 @@ fn penalise_last(last: i64, sampling: &mut SamplingParams) -> Result<(), ApiErro
             sampling.frequency_penalty = 0.0;
             sampling.repetition_penalty = 1.0;
         }
-        _ if penalties == (0.0, 0.0, 1.0) => {}
+        _ if !penalises(sampling) => {}
         _ => {
             return Err(ApiError::Unsupported {
                 param: "repeat_last_n".into(),

@@ -142,7 +142,7 @@ impl Error for Fault {
             _ => "another value",
         };
         Self::new(Problem::Type {
-            expected: expected.to_string(),
+            expected: plain(expected),
             found,
         })
     }
@@ -157,7 +157,7 @@ impl Error for Fault {
         };
         Self::new(Problem::Value {
             found,
-            allowed: expected.to_string(),
+            allowed: plain(expected),
         })
     }
 
@@ -178,6 +178,19 @@ impl Error for Fault {
 
     fn missing_field(name: &'static str) -> Self {
         Self::missing().within(Step::Field(name.into()))
+    }
+}
+
+/// What was expected, in plain words where serde has its own.
+fn plain(expected: &dyn Expected) -> String {
+    let expected = expected.to_string();
+    match expected.as_str() {
+        "u8" | "u16" | "u32" | "u64" | "usize" => "an integer, 0 or more".into(),
+        "i8" | "i16" | "i32" | "i64" | "isize" => "an integer".into(),
+        "f32" | "f64" => "a number".into(),
+        "a sequence" => "an array".into(),
+        "a map" => "an object".into(),
+        _ => expected,
     }
 }
 

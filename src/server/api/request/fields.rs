@@ -8,7 +8,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Unexpected, Visitor};
 use serde_json::Value;
 
-use super::fault::{FIELD, message, unexpected, unsupported};
+use super::fault::{FIELD, message, unexpected};
 use realign_core::json::parse as parse_json;
 
 /// Maximum length of the name of a function or schema.
@@ -77,6 +77,12 @@ impl<'de, const MIN: i64, const MAX: i64> Deserialize<'de> for Integer<MIN, MAX>
             return Err(D::Error::invalid_value(found, &allowed.as_str()));
         }
         let Some(number) = value.as_i64().or_else(|| whole(&value)) else {
+            // Too large for a count of 64 bits, and so without a fraction.
+            if let Some(number) = value.as_f64().filter(|number| number.fract() == 0.0) {
+                let allowed = format!("{MIN} to {MAX}");
+                let found = Unexpected::Float(number);
+                return Err(D::Error::invalid_value(found, &allowed.as_str()));
+            }
             let expected = "an integer of 64 bits";
             return Err(D::Error::invalid_type(unexpected(&value), &expected));
         };
@@ -114,6 +120,28 @@ impl<'de, const MIN: i64, const MAX: i64> Deserialize<'de> for Count<MIN, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let Integer(number) = Integer::<MIN, MAX>::deserialize(deserializer)?;
         Ok(Self(usize::try_from(number).unwrap_or(0)))
+    }
+}
+
+/// The most tokens of an answer: 1 or more, or -1 for no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limit(pub(crate) Option<usize>);
+
+impl JsonSchema for Limit {
+    inline_schema!("Limit", _generator => json_schema!({"type": "integer", "anyOf": [
+        {"minimum": 1, "maximum": i64::MAX}, {"const": -1}]}));
+}
+
+impl<'de> Deserialize<'de> for Limit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Integer::<{ i64::MIN }, { i64::MAX }>::deserialize(deserializer)?.0 {
+            -1 => Ok(Self(None)),
+            number @ 1.. => Ok(Self(usize::try_from(number).ok())),
+            number => Err(D::Error::invalid_value(
+                Unexpected::Signed(number),
+                &"1 or more, and -1 for no limit",
+            )),
+        }
     }
 }
 
@@ -313,79 +341,5 @@ impl<'de, T: ListItem + Deserialize<'de>> Deserialize<'de> for List<T> {
         }
 
         deserializer.deserialize_seq(Items(PhantomData))
-    }
-}
-
-/// Why a field is refused.
-pub(crate) trait Reason {
-    /// Text after the field's name in the error, with a leading space, or empty.
-    const DETAIL: &'static str;
-    /// Whether values that have no effect pass: empty lists, objects and texts, `false` and `"none"`.
-    const EMPTY_PASSES: bool;
-}
-
-/// This server does not support it.
-#[derive(Clone, Debug)]
-pub(crate) struct NotSupported;
-
-impl Reason for NotSupported {
-    const DETAIL: &'static str = "";
-    const EMPTY_PASSES: bool = true;
-}
-
-/// This server has no conversations or prompts under an id.
-#[derive(Clone, Debug)]
-pub(crate) struct NotStored;
-
-impl Reason for NotStored {
-    const DETAIL: &'static str =
-        " (nothing is kept under such an id: send the whole conversation in `input`)";
-    const EMPTY_PASSES: bool = true;
-}
-
-/// This server answers while the client waits.
-#[derive(Clone, Debug)]
-pub(crate) struct NotInBackground;
-
-impl Reason for NotInBackground {
-    const DETAIL: &'static str = " (wait for the response, or stream it)";
-    const EMPTY_PASSES: bool = true;
-}
-
-/// This server continues texts and fills no gaps in them.
-#[derive(Clone, Debug)]
-pub(crate) struct NotFilledIn;
-
-impl Reason for NotFilledIn {
-    const DETAIL: &'static str = " (texts are continued, not filled in)";
-    const EMPTY_PASSES: bool = true;
-}
-
-/// This server does not store chat completions.
-#[derive(Clone, Debug)]
-pub(crate) struct NotKept;
-
-impl Reason for NotKept {
-    const DETAIL: &'static str = " (answers are not stored)";
-    const EMPTY_PASSES: bool = true;
-}
-
-/// A field that would affect the output and that this server does not support.
-#[derive(Clone, Debug)]
-pub(crate) struct Refused<R = NotSupported>(PhantomData<R>);
-
-impl<'de, R: Reason> Deserialize<'de> for Refused<R> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let asks = match Value::deserialize(deserializer)? {
-            Value::Null | Value::Bool(false) => false,
-            Value::Array(items) => !items.is_empty(),
-            Value::Object(fields) => !fields.is_empty(),
-            Value::String(text) => !text.is_empty() && text != "none",
-            Value::Bool(true) | Value::Number(_) => true,
-        };
-        if asks || !R::EMPTY_PASSES {
-            return Err(unsupported(R::DETAIL));
-        }
-        Ok(Self(PhantomData))
     }
 }

@@ -10,10 +10,12 @@
 //! - The variant of an enum named [`ONE_OF`](reader::ONE_OF) is selected by the JSON type of the
 //!   value; its variants are named `string`, `array`, `object`, `number`, `boolean`.
 
+mod close;
 mod fault;
 mod fields;
 mod no_effect;
 mod reader;
+mod refused;
 mod tagged;
 #[cfg(test)]
 mod tests;
@@ -28,11 +30,12 @@ use crate::config::UnknownFields;
 
 pub(crate) use fault::{FIELD, kind, message, shortened, unexpected, unsupported, wrong_type};
 pub(crate) use fields::{
-    Arguments, CompiledText, Count, Integer, JsonSchemaText, List, ListItem, ModelName, Name,
-    NotFilledIn, NotInBackground, NotKept, NotStored, Number, Refused, SchemaOrText,
+    Arguments, CompiledText, Count, Integer, JsonSchemaText, Limit, List, ListItem, ModelName,
+    Name, Number, SchemaOrText,
 };
 pub(crate) use no_effect::{Nothing, without_effect};
 pub(crate) use reader::FLATTEN_PREFIX;
+pub(crate) use refused::{NotFilledIn, NotInBackground, NotKept, NotSearched, NotStored, Refused};
 pub(crate) use tagged::{StringEnum, TagOnly, string_enum, tagged, tagged_schema};
 pub(crate) use unknown::{Field, Unknown};
 

@@ -18,7 +18,7 @@ pub(crate) struct Field {
     pub(crate) place: String,
     /// Its name, shortened.
     pub(crate) name: String,
-    /// A field of that place with almost this name.
+    /// A field of that place which may be meant.
     pub(crate) close: Option<&'static str>,
 }
 

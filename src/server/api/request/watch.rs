@@ -4,10 +4,10 @@ use std::cell::RefCell;
 
 use serde_json::Value;
 
+use super::close;
 use super::fault::{Step, path, shortened};
 use super::reader::FLATTEN_PREFIX;
 use super::unknown::Field;
-use crate::config::nearest;
 
 /// Follows a [`Reader`](super::reader::Reader): objects that are read as structs are compared with what
 /// their structs declare. Values that are read whole, such as schemas, are not looked into.
@@ -64,7 +64,7 @@ impl Watch {
                 let is_public = |field: &&str| !field.starts_with(FLATTEN_PREFIX);
                 let close = found.is_empty().then(|| {
                     let known: Vec<&'static str> = declared().filter(is_public).collect();
-                    nearest(&name, &known)
+                    close::to(&name, &known)
                 });
                 let close = close.flatten();
                 found.push(Field { place, name, close });

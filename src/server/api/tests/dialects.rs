@@ -106,6 +106,16 @@ fn wrong_fields_have_the_names_of_the_format() {
             "`options.repeat_penalty`",
         ),
         ("/api/chat", json!({"think": "immensely"}), "`think`"),
+        (
+            "/api/chat",
+            json!({"messages": [{"role": "user", "content": "Hi", "thinking": "Hm."}]}),
+            "`messages[0].thinking`",
+        ),
+        (
+            "/api/chat",
+            json!({"messages": [{"role": "user", "content": "Hi", "name": "ada"}]}),
+            "`messages[0].name`",
+        ),
         ("/api/chat", json!({"top_logprobs": 3}), "`top_logprobs`"),
     ] {
         let mut body = json!({"model": MODEL, "messages": messages});
@@ -116,6 +126,8 @@ fn wrong_fields_have_the_names_of_the_format() {
         assert_eq!(reply.status, 400, "{fields}: {}", reply.text);
         assert!(reply.text.contains(name), "{fields}: {}", reply.text);
     }
+    let empty = post(&server, "/api/embeddings", &json!({"prompt": ""}));
+    assert!(empty.text.contains("`prompt`"), "{}", empty.text);
     let lenient = Server::start(|state| state.unknown_fields = UnknownFields::Ignore);
     let body = json!({"model": MODEL, "messages": messages, "mcp_servers": [],
         "thinking": {"type": "disabled", "brief": true}});

@@ -267,3 +267,51 @@ fn the_commands_read_fields_that_swaps_have() {
     );
     assert!(error.contains("message"));
 }
+
+/// Clients of other servers find their own form of errors, in the document as in the answers.
+#[test]
+fn errors_are_described_in_the_form_that_they_have() {
+    let server = Server::start(|_| ());
+    let document = get(&server, "/openapi.json").json();
+    for route in routes::of(&[Audience::Clients]) {
+        let Some(operation) = route.operation.filter(|told| told.request.is_some()) else {
+            continue;
+        };
+        let answers = &document["paths"][route.path]["post"]["responses"];
+        for status in operation.failures {
+            let place = answers[status.to_string()]["$ref"].as_str().unwrap();
+            assert!(
+                document.pointer(&place[1..]).is_some(),
+                "{} {place}",
+                route.path
+            );
+        }
+        let place = answers["400"]["$ref"].as_str().unwrap();
+        let mut schema =
+            &document.pointer(&place[1..]).unwrap()["content"]["application/json"]["schema"];
+        if let Some(named) = schema["$ref"].as_str() {
+            schema = document.pointer(&named[1..]).unwrap();
+        }
+        let answer = send(&server, "POST", route.path, &[], "[]").json();
+        let names = |of: &Value| -> BTreeSet<String> {
+            of.as_object()
+                .into_iter()
+                .flat_map(|fields| fields.keys().cloned())
+                .collect()
+        };
+        assert_eq!(
+            names(&schema["properties"]),
+            names(&answer),
+            "{}",
+            route.path
+        );
+        let inside = &schema["properties"]["error"];
+        assert_eq!(
+            names(&inside["properties"]),
+            names(&answer["error"]),
+            "{}",
+            route.path
+        );
+        assert_eq!(inside["type"] == "string", answer["error"].is_string());
+    }
+}

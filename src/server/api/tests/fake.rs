@@ -48,6 +48,8 @@ pub(super) enum Script {
     Exactly(&'static [&'static str]),
     /// Says this and reaches the maximum number of tokens.
     Cut(&'static [&'static str]),
+    /// Says this, and finds its constraint too complex.
+    Entangled(&'static [&'static str]),
     Refuse(SubmitError),
     Fail,
     /// Stays open; the sender's `closed` reports the cancellation.
@@ -74,12 +76,16 @@ impl EnginePort for FakeEngine {
         let (reason, rest) = match script {
             Script::Cut(_) => (FinishReason::Length, ""),
             Script::Exactly(_) => (FinishReason::Stop, ""),
+            Script::Entangled(_) => (FinishReason::Grammar, ""),
             _ => (FinishReason::Stop, "!"),
         };
         // A script ends at the first stop string, if there are any.
         let stopped_by = stop.map(StoppedBy::Text);
         match script {
-            Script::Say(texts) | Script::Exactly(texts) | Script::Cut(texts) => {
+            Script::Say(texts)
+            | Script::Exactly(texts)
+            | Script::Cut(texts)
+            | Script::Entangled(texts) => {
                 for (i, text) in texts.iter().enumerate() {
                     let token = TokenLogprob {
                         id: 100 + i as u32,

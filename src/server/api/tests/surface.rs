@@ -68,6 +68,12 @@ fn texts_become_tokens_and_texts_again() {
         let back = post(&server, "/detokenize", &json!({"tokens": tokens})).json();
         assert_eq!([&back["content"], &back["prompt"]], [text, text]);
     }
+    // What a template wrote has its control tokens, and becomes the same tokens again.
+    let written = "<|im_start|>user\nGrüße<|im_end|>\n";
+    let asked = json!({"content": written, "parse_special": true});
+    let tokens = post(&server, "/tokenize", &asked).json()["tokens"].clone();
+    let back = post(&server, "/detokenize", &json!({"tokens": tokens})).json();
+    assert_eq!([&back["content"], &back["prompt"]], [written, written]);
     let fields = json!({"content": "🦀", "with_pieces": true, "return_token_strs": true});
     let answer = post(&server, "/tokenize", &fields).json();
     let bytes: Vec<u8> = answer["tokens"]

@@ -42,6 +42,7 @@ pub(super) fn translate(
     let mut has_results = false;
     for (index, block) in blocks.into_iter().enumerate() {
         let place = format!("{place}.content[{index}]");
+        check_role(&place, &block, &message.role)?;
         match block {
             Block::Text(_, block) => text.push_str(&block.text),
             Block::Thinking(_, block) => thoughts.push_str(&block.thinking),
@@ -71,6 +72,23 @@ pub(super) fn translate(
     }
     into.push(translated);
     Ok(())
+}
+
+/// Refuses a block that only messages of the other role have: what it would mean here is not clear.
+fn check_role(place: &str, block: &Block, role: &str) -> Result<(), ApiError> {
+    let (kind, of) = match block {
+        Block::Text(..) => return Ok(()),
+        Block::Thinking(..) => ("thinking", "assistant"),
+        Block::Redacted(..) => ("redacted_thinking", "assistant"),
+        Block::Use(..) => ("tool_use", "assistant"),
+        Block::Result(..) => ("tool_result", "user"),
+    };
+    if role == of {
+        return Ok(());
+    }
+    let param = format!("{place}.type");
+    let why = format!("`{param}` is `{kind}`, which only messages with the role `{of}` have");
+    Err(ApiError::field(param, why))
 }
 
 /// An earlier call of a function.

@@ -79,8 +79,13 @@ fn what_cannot_be_done_is_named() {
             "`messages[0].content[0].text`",
         ),
         (
-            said(json!({"type": "tool_use", "name": "f", "input": "{}"})),
+            json!({"messages": [{"role": "assistant", "content":
+                [{"type": "tool_use", "name": "f", "input": "{}"}]}]}),
             "`messages[0].content[0].input`",
+        ),
+        (
+            said(json!({"type": "thinking", "thinking": "Hm."})),
+            "`messages[0].content[0].type`",
         ),
         (
             said(json!({"type": "tool_result", "content": result})),

@@ -79,7 +79,9 @@ pub(crate) async fn older(
 ) -> Result<Response, ApiError> {
     let (body, unknown) = read::<OlderBody>(&state, request).await?;
     let asked = asked(body.prompt.into(), body.common)?;
-    let (response, answer) = whole(answered(state, observation, &asked).await?).await?;
+    let answered = answered(state, observation, &asked).await;
+    let answered = answered.map_err(|error| error.renamed(&[("input", "prompt")]))?;
+    let (response, answer) = whole(answered).await?;
     let embedded = json!({"embedding": vectors(&answer).first()});
     Ok(unknown.named_in(with_json(response, &embedded)))
 }
