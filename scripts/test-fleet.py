@@ -330,9 +330,9 @@ class Fleet:
         empty.kill()
         assert other.is_ready(), "who serves it already goes on"
         assert self.weed.write(name, json.dumps(whole)) == 200
-        assert self.a.activate(self.generations[0]), "the activation was refused"
+        assert self.a.activate(self.generations[2]), "the activation was refused"
         for follower in self.followers:
-            follower.serves(self.generations[0], "after another publication")
+            follower.serves(self.generations[2], "after another publication")
             assert follower.metric("store_fingerprint_refused") == 0
         return json.loads(why)["error"]["message"][:110]
 

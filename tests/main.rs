@@ -6,6 +6,7 @@ mod bench_policies;
 mod demo_data;
 mod e2e;
 mod families;
+mod fingerprint;
 mod golden_parity;
 mod golden_training;
 mod greedy;
