@@ -121,15 +121,13 @@ fn first_token(
         sampling,
         generation: generation.clone(),
     })?;
-    loop {
-        match stream.blocking_next() {
-            Some(GenerateEvent::Token { top, .. }) => {
-                return Ok(top.into_iter().map(|t| (t.id, t.logprob)).collect());
-            }
-            Some(GenerateEvent::Failed(why)) => return Err(FingerprintError::Engine(why)),
-            Some(GenerateEvent::Finished { .. }) | None => {
-                return Err(FingerprintError::Engine("it drew no token".into()));
-            }
+    match stream.blocking_next() {
+        Some(GenerateEvent::Token { top, .. }) => {
+            Ok(top.into_iter().map(|t| (t.id, t.logprob)).collect())
+        }
+        Some(GenerateEvent::Failed(why)) => Err(FingerprintError::Engine(why)),
+        Some(GenerateEvent::Finished { .. }) | None => {
+            Err(FingerprintError::Engine("it drew no token".into()))
         }
     }
 }
