@@ -102,6 +102,17 @@ impl Routing {
         }
     }
 
+    /// (assignment, row, expert) of all assignments, in their order.
+    pub(crate) fn assignments(&self) -> impl Iterator<Item = (usize, usize, usize)> {
+        let group = |group: &Group| {
+            let expert = group.expert;
+            let places = group.start..group.start + group.count;
+            places.map(move |at| (at, expert))
+        };
+        let places = self.groups.iter().flat_map(group);
+        places.map(|(at, expert)| (at, self.rows[at] as usize, expert))
+    }
+
     /// `into` (assignments, width) ← each assignment's row of `from` (rows, width).
     pub(crate) fn gather(&self, from: &[f32], width: usize, into: &mut [f32]) {
         for (row, into) in self.rows.iter().zip(into.chunks_exact_mut(width)) {

@@ -175,11 +175,8 @@ impl Mixer<'_> {
                 along[*row as usize] += weight * g;
             }
         }
-        for group in &routing.groups {
-            for at in group.start..group.start + group.count {
-                let row = routing.rows[at] as usize;
-                into[row * count + group.expert] = (of_weights[at] - along[row]) / sums[row];
-            }
+        for (at, row, expert) in routing.assignments() {
+            into[row * count + expert] = (of_weights[at] - along[row]) / sums[row];
         }
         let rows = into.chunks_exact_mut(count);
         for (g, p) in rows.zip(record.probabilities.chunks_exact(count)) {
@@ -200,11 +197,8 @@ impl Mixer<'_> {
     fn over_chosen(&self, record: &Mixed, values: &[f32]) -> Vec<f32> {
         let (routing, count) = (&record.routing, self.count());
         let mut sums = vec![0f32; self.rows];
-        for group in &routing.groups {
-            for row in &routing.rows[group.start..group.start + group.count] {
-                let row = *row as usize;
-                sums[row] += values[row * count + group.expert];
-            }
+        for (_, row, expert) in routing.assignments() {
+            sums[row] += values[row * count + expert];
         }
         sums
     }
@@ -251,15 +245,11 @@ impl Mixer<'_> {
             false => vec![0.0; self.rows],
         };
         let sums = self.sums(record);
-        let mut of_weights = vec![0f32; routing.rows.len()];
-        for group in &routing.groups {
-            for at in group.start..group.start + group.count {
-                let row = routing.rows[at] as usize;
-                let own = tangents[row * count + group.expert];
-                of_weights[at] = (own - routing.weights[at] * moved[row]) / sums[row];
-            }
-        }
-        of_weights
+        let moved = routing.assignments().map(|(at, row, expert)| {
+            let own = tangents[row * count + expert];
+            (own - routing.weights[at] * moved[row]) / sums[row]
+        });
+        moved.collect()
     }
 }
 
