@@ -8,7 +8,6 @@ use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::Response;
 use schemars::generate::SchemaSettings;
-use serde_json::Value;
 
 use super::error::ApiError;
 use super::request;
