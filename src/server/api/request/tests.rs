@@ -78,7 +78,7 @@ fn single_fields() {
         (of("n", json!(9)), "`n` is 9; allowed: 1 to 8"),
         (
             of("max_tokens", json!(0)),
-            "`max_tokens` is 0; allowed: 1 or more",
+            "`max_tokens` is 0; allowed: 1 or more, and -1 for no limit",
         ),
         (
             of("stop", json!(5)),
