@@ -9,8 +9,9 @@ use realign_cli::Cli;
 use super::workspace::Workspace;
 
 /// Commands that run a model, with the fewest arguments that each needs.
-const COMPUTING: [(&str, &[&str]); 16] = [
+const COMPUTING: [(&str, &[&str]); 17] = [
     ("serve", &["--port", "0"]),
+    ("control", &["--port", "0"]),
     ("policy test", &[]),
     ("policy explain", &["--response", "hello"]),
     ("policy new", NEW),
@@ -79,6 +80,10 @@ fn realign(workspace: &Workspace, args: &[&str], variable: Option<&str>) -> (i32
 fn workspace() -> Workspace {
     let workspace = Workspace::tiny(1);
     workspace.drop_policy("xyzzy");
+    // `realign control` wants somewhere to publish to.
+    let target = "[[fleet.targets]]\nkind = \"vllm\"\nurl = \"http://127.0.0.1:9\"\n";
+    let config = workspace.read("realign.toml") + target;
+    workspace.write("realign.toml", &config);
     workspace.write(
         "labelled.jsonl",
         r#"{"prompt": "p", "chosen": "a", "rejected": "b", "truth": {"chosen_compliant": false, "rejected_compliant": true}}"#,
