@@ -191,6 +191,7 @@ impl<'a> Client<'a> {
                 Ok(answer) if (200..300).contains(&answer.status) => return Ok(answer.body),
                 Ok(answer) if polls && answer.status == 408 => {
                     (attempt, pause) = (1, self.patience.first_pause);
+                    self.pause(LOOK)?;
                     continue;
                 }
                 Ok(answer) => {
