@@ -27,18 +27,8 @@ pub(super) fn section(
     Ok(match given {
         None => configured.clone(),
         Some(name @ ("default" | "paper")) => configured.with_recipe(name)?,
-        Some(file) => {
-            let own = TrainConfig::resolve(recipe_file(Path::new(file))?)?;
-            match own.tinker {
-                Some(_) => own,
-                // What computes is no part of a recipe.
-                None => TrainConfig {
-                    engine: configured.engine,
-                    tinker: configured.tinker.clone(),
-                    ..own
-                },
-            }
-        }
+        // What computes is no part of a recipe.
+        Some(file) => TrainConfig::resolve(recipe_file(Path::new(file))?)?.or_engine_of(configured),
     })
 }
 

@@ -130,6 +130,18 @@ impl TrainConfig {
         Ok(Self { engine, ..self })
     }
 
+    /// The same settings, with the engine of others if these name no distributed one.
+    pub fn or_engine_of(self, others: &Self) -> Self {
+        match self.tinker {
+            Some(_) => self,
+            None => Self {
+                engine: others.engine,
+                tinker: others.tinker.clone(),
+                ..self
+            },
+        }
+    }
+
     /// The distributed engine, if it is to train.
     pub fn remote(&self) -> Option<Tinker> {
         let spec = match self.engine {
