@@ -242,7 +242,11 @@ fn retained_pairs_are_held_by_their_tokens() {
     println!(
         "KL without RETAIN {free:.4}, by tokens {engine:.4}, by KL {here:.4}; cosine {cosine:.3}"
     );
-    assert!(engine < 0.8 * free, "{engine} {free}");
+    // One token of a nearly flat distribution says little about the others.
+    assert!(
+        here < engine && engine < 0.95 * free,
+        "{here} {engine} {free}"
+    );
 }
 
 fn fails(fault: Fault, change: impl Fn(&mut Tinker), looks: &Looks) -> (String, TrainingEngine) {
