@@ -29,8 +29,20 @@ pub(super) struct Learning {
 impl Learning {
     /// Reads model, policies and data, triages, and renders the training pairs.
     pub(crate) fn load(global: &GlobalArgs, given: Option<&str>) -> Result<Self, CliError> {
+        Self::load_on(global, given, None)
+    }
+
+    /// As [`Learning::load`], with the named engine instead of the configured one.
+    pub(crate) fn load_on(
+        global: &GlobalArgs,
+        given: Option<&str>,
+        engine: Option<&str>,
+    ) -> Result<Self, CliError> {
         let mut config = global.resolve()?;
         config.train = recipes::section(given, &config.train)?;
+        if let Some(name) = engine {
+            config.train = config.train.with_engine(name)?;
+        }
         require(
             &config.paths.preferences,
             "a directory of preference data (--preferences)",

@@ -27,7 +27,8 @@ pub(super) fn section(
     Ok(match given {
         None => configured.clone(),
         Some(name @ ("default" | "paper")) => configured.with_recipe(name)?,
-        Some(file) => TrainConfig::resolve(recipe_file(Path::new(file))?)?,
+        // What computes is no part of a recipe.
+        Some(file) => TrainConfig::resolve(recipe_file(Path::new(file))?)?.or_engine_of(configured),
     })
 }
 

@@ -24,6 +24,7 @@ Examples:
   realign train                           policies/ and preferences/ to an adapter in adapters/
   realign train --recipe my.toml --out my-adapter
   realign train --policies staging/ --json
+  realign train --engine tinker           the steps on the engine of [train.tinker]: docs/training.md
 The adapter is a PEFT directory, with its manifest and the curve of its losses (losses.jsonl,
 losses.svg). It has not been gated: `realign adapters activate` makes a server use it all the same.
 A run that was killed goes on from its last checkpoint in the state directory.
@@ -35,6 +36,10 @@ pub(crate) struct TrainArgs {
     /// Directory of the adapter, which must not exist [default: adapters/<generation>]
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
+    /// What computes the steps: local, or tinker for the engine of [train.tinker] [default: the
+    /// configuration's]
+    #[arg(long, value_name = "ENGINE")]
+    pub(crate) engine: Option<String>,
     /// What computes
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
@@ -64,7 +69,7 @@ pub(crate) fn run(
     out: &mut dyn Write,
 ) -> Result<u8, CliError> {
     require_absent(args.out.as_ref())?;
-    let learning = Learning::load(global, args.recipe.as_deref())?;
+    let learning = Learning::load_on(global, args.recipe.as_deref(), args.engine.as_deref())?;
     if let Some(warning) = learning.warning()
         && !global.quiet
     {
@@ -82,7 +87,7 @@ pub(crate) fn run(
     let _only_run = DirLock::take(place, &Holder::this_process(None), Duration::ZERO)?;
     let bars = Bars::new(Progress::new(global), &learning.config.train);
     let bars = bars.with_checkpoints(checkpoints.clone());
-    let learner = Learner::new(&learning.loaded);
+    let learner = Learner::new(&learning.loaded).on(learning.config.train.remote());
     let candidate = learner.run(&learning.run(), &bars);
     bars.clear();
     let trained = match candidate {

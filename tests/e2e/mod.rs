@@ -37,6 +37,8 @@ mod serving;
 mod sockets;
 mod stand_in;
 mod supervision;
+mod tinker;
+mod tinker_stand_in;
 pub(crate) mod tiny_model;
 mod tls;
 mod training;

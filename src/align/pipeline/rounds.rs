@@ -78,7 +78,7 @@ pub trait Review {
 
 impl Learner {
     /// Runs the pipeline, and up to `recipe.rounds` − 1 further rounds of training while the
-    /// candidate gets something wrong. The best round's candidate is returned, with what each got
+    /// candidate gets something wrong; none on a distributed engine. The best round's candidate is returned, with what each got
     /// wrong.
     ///
     /// # Errors
@@ -91,7 +91,7 @@ impl Learner {
     ) -> Result<(Candidate, Vec<Failures>), PipelineError> {
         let mut best = self.run(run, observer)?;
         let mut history = Vec::new();
-        if run.recipe.rounds < 2 {
+        if run.recipe.rounds < 2 || !self.can_go_on() {
             return Ok((best, history));
         }
         crash_point("train:after-round-0");
@@ -225,6 +225,9 @@ impl train::Observer for Later<'_> {
     }
     fn on_step(&self, report: &StepReport) {
         self.observer.on_step(report);
+    }
+    fn is_wanted(&self) -> bool {
+        self.observer.is_wanted()
     }
     fn memory(&self, backend: &dyn Backend) -> Option<Headroom> {
         self.observer.memory(backend)

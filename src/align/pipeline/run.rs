@@ -9,6 +9,7 @@ use crate::impact::{self, score::At};
 use crate::train::examples::{Reference, TokenPair, with_reference};
 use crate::train::memory::MemoryPlan;
 use crate::train::run::{ROW_BUDGET, TrainError, steps};
+use crate::train::tinker::{Session, Tinker};
 use crate::train::{self, Begin, Recipe, TrainExample, Trained, WeightScale};
 use realign_core::TriageCounts;
 use realign_model::packing::group_by_rows;
@@ -18,6 +19,7 @@ use realign_model::{Backend, LoadedModel, LoraWeights};
 #[derive(Clone, Debug)]
 pub struct Learner {
     backend: Arc<dyn Backend>,
+    engine: Option<Tinker>,
 }
 
 /// The inputs of a run, besides the base model.
@@ -98,7 +100,20 @@ impl Learner {
 
     /// Learns on a backend.
     pub(crate) fn of(backend: Arc<dyn Backend>) -> Self {
-        Self { backend }
+        Self {
+            backend,
+            engine: None,
+        }
+    }
+
+    /// The same, with steps on a distributed engine if one is given. Impact weights are computed here.
+    pub fn on(self, engine: Option<Tinker>) -> Self {
+        Self { engine, ..self }
+    }
+
+    /// Whether a run can go on from an adapter that is there.
+    pub(super) fn can_go_on(&self) -> bool {
+        self.engine.is_none()
     }
 
     /// What passes run on.
@@ -121,6 +136,9 @@ impl Learner {
         weights: Option<&LoraWeights>,
         observer: &dyn Observer,
     ) -> Result<Candidate, PipelineError> {
+        if let Some(engine) = &self.engine {
+            return self.run_on(engine, run, observer);
+        }
         let scored = self.score(run, observer)?;
         observer.enter(Phase::Train, steps(scored.examples.len(), run.recipe));
         let began = Instant::now();
@@ -134,15 +152,41 @@ impl Learner {
             },
             observer,
         )?;
-        Ok(Candidate {
-            trained,
-            counts: run.pairs.iter().map(|pair| pair.category).collect(),
-            scores: scored.scores,
-            clamped_ratio: scored.clamped_ratio,
-            reference_seconds: scored.reference_seconds,
-            impact_seconds: scored.impact_seconds,
-            train_seconds: began.elapsed().as_secs_f64(),
-        })
+        Ok(candidate(run, scored, trained, began))
+    }
+
+    /// The pipeline with reference and steps on an engine, which begins with an adapter of its own.
+    fn run_on(
+        &self,
+        engine: &Tinker,
+        run: &Run<'_>,
+        observer: &dyn Observer,
+    ) -> Result<Candidate, PipelineError> {
+        let mut scored = match run.is_scored() {
+            true => self.score(run, observer)?,
+            false => Scored {
+                examples: run.pairs.iter().map(TrainExample::unmeasured).collect(),
+                ..Scored::default()
+            },
+        };
+        if let Some(weights) = run.weights {
+            for (example, weight) in scored.examples.iter_mut().zip(weights) {
+                example.weight = *weight;
+            }
+        }
+        let began = Instant::now();
+        let session = Session::open(engine, self.backend(), run.recipe, observer)?;
+        let examples = std::mem::take(&mut scored.examples);
+        if !run.is_scored() {
+            observer.enter(Phase::Reference, examples.len());
+        }
+        let progress = |done, units| observer.on_pass(Phase::Reference, done, units);
+        let measured = session.measure(examples, &progress)?;
+        scored.reference_seconds += began.elapsed().as_secs_f64();
+        observer.enter(Phase::Train, steps(measured.len(), run.recipe));
+        let began = Instant::now();
+        let trained = session.train(&measured)?;
+        Ok(candidate(run, scored, trained, began))
     }
 
     /// Runs the pipeline up to the weights.
@@ -253,6 +297,18 @@ impl Learner {
         };
         observer.cache().keep_scores(&raw);
         Ok(raw)
+    }
+}
+
+fn candidate(run: &Run<'_>, scored: Scored, trained: Trained, began: Instant) -> Candidate {
+    Candidate {
+        trained,
+        counts: run.pairs.iter().map(|pair| pair.category).collect(),
+        scores: scored.scores,
+        clamped_ratio: scored.clamped_ratio,
+        reference_seconds: scored.reference_seconds,
+        impact_seconds: scored.impact_seconds,
+        train_seconds: began.elapsed().as_secs_f64(),
     }
 }
 

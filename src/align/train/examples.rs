@@ -62,6 +62,24 @@ pub struct TrainExample {
     pub reference_hidden: Option<Tensor>,
 }
 
+impl TrainExample {
+    /// A pair at weight 1 that no reference has measured.
+    pub fn unmeasured(pair: &TokenPair) -> Self {
+        let mut example = pair.preference();
+        if pair.category == Category::Retain {
+            example.responses.truncate(1);
+        }
+        Self {
+            id: pair.id.clone(),
+            category: pair.category,
+            example,
+            weight: 1.0,
+            reference: [0.0; 2],
+            reference_hidden: None,
+        }
+    }
+}
+
 /// A pair that cannot be trained on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Skipped {
@@ -123,7 +141,7 @@ pub fn with_reference(
         conflicts,
     } = at;
     let mut passes = Passes::new(backend, precision)?;
-    let mut examples: Vec<TrainExample> = pairs.iter().map(without_reference).collect();
+    let mut examples: Vec<TrainExample> = pairs.iter().map(TrainExample::unmeasured).collect();
     let layouts: Vec<Example> = examples.iter().map(|e| e.example.clone()).collect();
     for group in group_by_rows(&layouts, row_budget) {
         if !proceed(group.start) {
@@ -173,21 +191,6 @@ pub struct Reference<'a> {
     pub conflicts: bool,
 }
 
-fn without_reference(pair: &TokenPair) -> TrainExample {
-    let mut example = pair.preference();
-    if pair.category == Category::Retain {
-        example.responses.truncate(1);
-    }
-    TrainExample {
-        id: pair.id.clone(),
-        category: pair.category,
-        example,
-        weight: 1.0,
-        reference: [0.0; 2],
-        reference_hidden: None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,7 +216,7 @@ mod tests {
             [vec![7, 7], vec![8, 8, 8]]
         );
         assert_eq!(
-            without_reference(&pair(Category::Retain, 2))
+            TrainExample::unmeasured(&pair(Category::Retain, 2))
                 .example
                 .responses,
             [vec![7, 7]]

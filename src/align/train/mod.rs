@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod choices;
 pub mod curve;
 pub mod divergence;
+mod ending;
 pub mod examples;
 pub mod fresh;
 pub mod lion;
@@ -17,6 +18,7 @@ pub mod plan;
 pub mod recipe;
 pub mod run;
 pub mod schedule;
+pub mod tinker;
 pub mod trainable;
 
 pub use choices::{ModelSize, WeightScale};

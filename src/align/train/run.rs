@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use super::adamw::clip;
 use super::checkpoint;
-use super::curve::{Curve, StepRecord};
-use super::divergence::{Risen, Watch};
+use super::curve::Curve;
+use super::divergence::Watch;
+use super::ending::{add, diverged, final_loss, finite, full_length, record, scaled};
 use super::examples::TrainExample;
 use super::fresh::fresh;
 use super::memory::MemoryPlan;
@@ -31,6 +32,10 @@ pub const ROW_BUDGET: usize = 512;
 pub trait Observer {
     /// Asked before every micro-batch; may block to let serving go first. `false` ends the run.
     fn proceed(&self) -> bool;
+    /// Whether the run is to go on; asked while another machine computes, and does not wait for serving.
+    fn is_wanted(&self) -> bool {
+        self.proceed()
+    }
     /// After every optimiser step.
     fn on_step(&self, report: &StepReport);
     /// What the run may take; asked before scoring and before the first step. `None` is no limit.
@@ -108,6 +113,9 @@ pub enum TrainError {
     /// The observer said stop.
     #[error("cancelled")]
     Cancelled,
+    /// The engine that was to train did not.
+    #[error(transparent)]
+    Remote(#[from] super::tinker::TinkerError),
     /// A checkpoint could not be written.
     #[error("cannot write a checkpoint: {0}")]
     Checkpoint(#[from] std::io::Error),
@@ -198,14 +206,14 @@ pub fn train(
         plan: plan(examples, recipe),
         made: 0,
     };
-    let mut ending = run.full_length();
+    let mut ending = full_length(recipe, run.plan.len());
     while optimizer.steps() < run.plan.len() {
         let Some(report) = run.step(&lora, &mut optimizer)? else {
             ending = Ending::SmallGradient;
             break;
         };
         curve.0.push(record(&report));
-        run.check(&report, &mut watch)?;
+        diverged(recipe, &report, &mut watch)?;
         observer.on_step(&report);
         let due = report.step.is_multiple_of(CHECKPOINT_STEPS) && report.step < run.plan.len();
         if let (true, Some(dir)) = (due, checkpoints) {
@@ -213,12 +221,10 @@ pub fn train(
         }
         realign_core::crash_point(&format!("train:after-step-{}", report.step));
     }
-    let epoch = (run.plan.len() / recipe.epochs.max(1)).max(1);
-    let last = &curve.0[curve.0.len().saturating_sub(epoch)..];
     Ok(Trained {
         weights: lora.snapshot()?,
         steps: optimizer.steps(),
-        final_loss: mean(last),
+        final_loss: final_loss(&curve, run.plan.len(), recipe),
         curve,
         ending,
     })
@@ -278,15 +284,6 @@ struct Sum {
 }
 
 impl Run<'_> {
-    /// How the run ends if nothing ends it earlier.
-    fn full_length(&self) -> Ending {
-        let limited = self.recipe.max_steps > 0 && self.plan.len() == self.recipe.max_steps;
-        match limited {
-            true => Ending::MaxSteps,
-            false => Ending::Epochs,
-        }
-    }
-
     /// Makes the next step; `None`, without an update, if the gradient says that it is done.
     fn step(
         &mut self,
@@ -303,10 +300,10 @@ impl Run<'_> {
         }
         let share = 1.0 / batches.len().max(1) as f64;
         let loss = scaled(sum.loss, share);
-        self.finite("the loss", loss.total(), step)?;
+        finite(self.recipe, "the loss", loss.total(), step)?;
         let gradients = sum.gradients.ok_or(TrainError::NoConflicts)?;
         let gradient_norm = gradients.norm()? * share;
-        self.finite("the gradient's norm", gradient_norm, step)?;
+        finite(self.recipe, "the gradient's norm", gradient_norm, step)?;
         let bound = self.recipe.stop_gradient_norm;
         if bound > 0.0 && gradient_norm <= bound {
             return Ok(None);
@@ -359,72 +356,6 @@ impl Run<'_> {
         sum.tokens += layouts.iter().map(Example::rows).sum::<usize>();
         Ok(())
     }
-
-    fn finite(&self, what: &'static str, value: f64, step: usize) -> Result<(), TrainError> {
-        match value.is_finite() {
-            true => Ok(()),
-            false => Err(TrainError::NotFinite {
-                what,
-                value,
-                step: step + 1,
-                learning_rate: self.recipe.learning_rate,
-            }),
-        }
-    }
-
-    fn check(&self, report: &StepReport, watch: &mut Watch) -> Result<(), TrainError> {
-        match watch.observe(report.loss.total()) {
-            None => Ok(()),
-            Some(Risen {
-                beginning,
-                smoothed,
-            }) => Err(TrainError::Diverged {
-                step: report.step,
-                beginning,
-                smoothed,
-                learning_rate: self.recipe.learning_rate,
-            }),
-        }
-    }
-}
-
-fn record(report: &StepReport) -> StepRecord {
-    StepRecord {
-        step: report.step,
-        total: report.loss.total(),
-        invert: report.loss.invert,
-        punish: report.loss.punish,
-        kl: report.loss.retain,
-        sft: report.loss.sft,
-        gradient_norm: report.gradient_norm,
-        learning_rate: report.learning_rate,
-        tokens: report.tokens,
-        seconds: report.seconds,
-    }
-}
-
-fn add(a: LossParts, b: LossParts) -> LossParts {
-    LossParts {
-        invert: a.invert + b.invert,
-        punish: a.punish + b.punish,
-        retain: a.retain + b.retain,
-        sft: a.sft + b.sft,
-    }
-}
-
-fn scaled(a: LossParts, by: f64) -> LossParts {
-    LossParts {
-        invert: a.invert * by,
-        punish: a.punish * by,
-        retain: a.retain * by,
-        sft: a.sft * by,
-    }
-}
-
-fn mean(records: &[StepRecord]) -> LossParts {
-    let sum = records.iter().map(StepRecord::loss);
-    let sum = sum.fold(LossParts::default(), add);
-    scaled(sum, 1.0 / records.len().max(1) as f64)
 }
 
 #[cfg(test)]

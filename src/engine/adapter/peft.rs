@@ -81,11 +81,10 @@ pub fn read_dir(dir: &Path) -> Result<PeftAdapter, AdapterError> {
     })
 }
 
-/// Reads an adapter's two files from memory, as [`read_dir`] does from a directory. For fuzzing.
+/// Reads an adapter's two files from memory, as [`read_dir`] does from a directory.
 ///
 /// # Errors
 /// What is wrong with one of them.
-#[doc(hidden)]
 pub fn read_bytes(config: &[u8], model: &[u8]) -> Result<LoraWeights, String> {
     let config = PeftConfig::parse(config).map_err(|e| e.to_string())?;
     let checked = header::check(model, model.len() as u64, &config);

@@ -34,14 +34,14 @@ pub use observe::{ComplianceConfig, TracesConfig};
 pub use raw::{
     Layers, RawAdapters, RawAlignment, RawCompliance, RawConfig, RawCorrective, RawDrift,
     RawEngine, RawExam, RawFleet, RawGate, RawGather, RawLimits, RawPaths, RawResponses,
-    RawRetention, RawServer, RawStore, RawTarget, RawTraces, RawTrain, RawWatch,
+    RawRetention, RawServer, RawStore, RawTarget, RawTinker, RawTraces, RawTrain, RawWatch,
 };
 pub use responses::ResponsesConfig;
 pub use retention::{OnMissing, RetentionConfig};
 pub use server::{LimitsConfig, ServerConfig, TlsFiles, UnknownFields};
 pub use starter::starter_file;
 pub use store::StoreConfig;
-pub use train::TrainConfig;
+pub use train::{TrainConfig, TrainEngine};
 
 use realign_align::train::recipe::RecipeError;
 use realign_backend::DeviceChoice;

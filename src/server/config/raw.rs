@@ -416,8 +416,24 @@ section! {
         /// Whether a layer's activations are recomputed for its gradients instead of kept: `auto`,
         /// `on` or `off`.
         recompute: String,
+        /// What computes the steps: `local` or `tinker`.
+        engine: String,
+        /// `[train.tinker]`
+        tinker: RawTinker,
         /// `[train.corrective]`
         corrective: RawCorrective,
+    }
+}
+
+section! {
+    /// The distributed engine that trains, if `train.engine` is `tinker`.
+    RawTinker {
+        /// Its root, such as `http://trainer:8000`.
+        url: String,
+        /// The name it has for the base model; defaults to the only one it has.
+        model: String,
+        /// Environment variable that holds its key.
+        key_env: String,
     }
 }
 

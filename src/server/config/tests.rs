@@ -309,6 +309,12 @@ fn the_example_shows_every_key_and_the_defaults() {
             "train.corrective.{key} is not in the example"
         );
     }
+    for key in RawTinker::KEYS {
+        assert!(
+            table["train"]["tinker"].get(key).is_some(),
+            "train.tinker.{key} is not in the example"
+        );
+    }
     for (section, keys) in sections {
         for key in keys {
             assert!(

@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use super::{Layers, RawCorrective, RawTrain};
+use super::{Layers, RawCorrective, RawTinker, RawTrain};
 use realign_align::oracle::corrective::CorrectiveSpec;
 use realign_align::train::Recipe;
 use realign_align::train::choices::ModelSize;
 use realign_align::train::recipe::RecipeError;
+use realign_align::train::tinker::{Tinker, TinkerSpec};
 use realign_core::ranges;
+use realign_engine::adapter::peft;
 use realign_model::Recompute;
 
 /// Default fraction of compute time given to training while requests are running.
@@ -32,9 +34,23 @@ pub struct TrainConfig {
     pub memory_mb: Option<u64>,
     /// Whether activations are recomputed for gradients.
     pub recompute: Recompute,
+    /// What computes the steps.
+    pub engine: TrainEngine,
+    /// The distributed engine, if one is configured.
+    pub tinker: Option<TinkerSpec>,
     /// The endpoint that writes compliant responses for pairs in which both responses violate, if
     /// configured.
     pub corrective: Option<CorrectiveSpec>,
+}
+
+/// What computes the steps of a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TrainEngine {
+    /// This process.
+    #[default]
+    Local,
+    /// A distributed engine that speaks the Tinker API.
+    Tinker,
 }
 
 /// The recipe for each model size.
@@ -66,10 +82,13 @@ impl TrainConfig {
         RecipeError::unless_inside(ranges::SHARE, share)?;
         let nice = raw.nice.unwrap_or(NICE);
         RecipeError::unless_inside(ranges::NICE, f64::from(nice))?;
-        Ok(Self {
+        let tinker = raw.tinker.filter(|tinker| *tinker != RawTinker::default());
+        let config = Self {
             recipes,
             share,
             nice,
+            engine: TrainEngine::Local,
+            tinker: tinker.map(tinker_spec).transpose()?,
             max_time: Duration::from_secs(raw.max_minutes.unwrap_or(10).saturating_mul(60)),
             memory_mb: raw.memory_mb,
             recompute: recompute(raw.recompute.as_deref())?,
@@ -79,7 +98,57 @@ impl TrainConfig {
                 .filter(|c| *c != RawCorrective::default())
                 .map(corrective)
                 .transpose()?,
-        })
+        };
+        match &raw.engine {
+            None => Ok(config),
+            Some(name) => config.with_engine(name),
+        }
+    }
+
+    /// The same settings with steps on the named engine.
+    ///
+    /// # Errors
+    /// [`RecipeError`] if there is no such engine, or it is not configured.
+    pub fn with_engine(self, name: &str) -> Result<Self, RecipeError> {
+        let engine = match name {
+            "local" => TrainEngine::Local,
+            "tinker" if self.tinker.is_some() => TrainEngine::Tinker,
+            "tinker" => {
+                return Err(RecipeError::Other {
+                    field: "tinker.url",
+                    what: "give the address of the engine that is to train, such as http://trainer:8000".into(),
+                });
+            }
+            other => {
+                return Err(RecipeError::Value {
+                    field: "engine",
+                    value: format!("{other:?}"),
+                    allowed: "allowed are \"local\" and \"tinker\"".into(),
+                });
+            }
+        };
+        Ok(Self { engine, ..self })
+    }
+
+    /// The same settings, with the engine of others if these name no distributed one.
+    pub fn or_engine_of(self, others: &Self) -> Self {
+        match self.tinker {
+            Some(_) => self,
+            None => Self {
+                engine: others.engine,
+                tinker: others.tinker.clone(),
+                ..self
+            },
+        }
+    }
+
+    /// The distributed engine, if it is to train.
+    pub fn remote(&self) -> Option<Tinker> {
+        let spec = match self.engine {
+            TrainEngine::Local => None,
+            TrainEngine::Tinker => self.tinker.clone(),
+        };
+        spec.map(|spec| Tinker::new(spec, self.max_time, peft::read_bytes))
     }
 
     /// The same settings with the named recipe, unmodified.
@@ -243,6 +312,22 @@ fn list(layers: &Layers) -> Result<Vec<usize>, RecipeError> {
     Ok(listed)
 }
 
+/// The engine that `[train.tinker]` names.
+fn tinker_spec(raw: RawTinker) -> Result<TinkerSpec, RecipeError> {
+    let url = raw.url.unwrap_or_default();
+    if !url.starts_with("http://") && !url.starts_with("https://") {
+        return Err(RecipeError::Other {
+            field: "tinker.url",
+            what: "give the engine's root, such as http://trainer:8000".into(),
+        });
+    }
+    Ok(TinkerSpec {
+        url,
+        model: raw.model.filter(|model| !model.is_empty()),
+        key_env: raw.key_env.filter(|name| !name.is_empty()),
+    })
+}
+
 /// The endpoint that `[train.corrective]` names.
 fn corrective(raw: RawCorrective) -> Result<CorrectiveSpec, RecipeError> {
     let wrong = |field, what: &str| RecipeError::Other {
@@ -339,6 +424,34 @@ mod tests {
             },
             "train.warmup_ratio",
         );
+    }
+
+    #[test]
+    fn an_engine_needs_an_address() {
+        let resolve = |engine: &str, url: Option<&str>| {
+            TrainConfig::resolve(RawTrain {
+                engine: Some(engine.into()),
+                tinker: Some(RawTinker {
+                    url: url.map(str::to_owned),
+                    ..RawTinker::default()
+                }),
+                ..RawTrain::default()
+            })
+        };
+        let remote = resolve("tinker", Some("http://127.0.0.1:9"))
+            .unwrap()
+            .remote();
+        assert_eq!(remote.unwrap().spec.url, "http://127.0.0.1:9");
+        let beside = resolve("local", Some("http://127.0.0.1:9")).unwrap();
+        assert!(beside.remote().is_none());
+        for (engine, url, expect) in [
+            ("tinker", None, "train.tinker.url: give"),
+            ("local", Some("127.0.0.1"), "train.tinker.url: give"),
+            ("ray", None, "train.engine is \"ray\"; allowed are"),
+        ] {
+            let error = resolve(engine, url).unwrap_err().to_string();
+            assert!(error.contains(expect), "{error}");
+        }
     }
 
     #[test]

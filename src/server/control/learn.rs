@@ -131,6 +131,7 @@ impl Realignment<'_> {
         let (candidate, rounds) = learnt.map_err(|error| match error {
             PipelineError::Cancelled => Stop::Asked,
             error @ PipelineError::Train(TrainError::Checkpoint(_)) => hindered(error),
+            PipelineError::Train(TrainError::Remote(error)) if error.may_pass() => hindered(error),
             other => failed(other),
         })?;
         for (round, failures) in rounds.iter().enumerate() {

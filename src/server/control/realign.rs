@@ -150,7 +150,7 @@ fn realign(context: &Context, job: &Job) -> Result<Done, Stop> {
             return Ok(done);
         }
     }
-    let learner = Learner::new(&context.loaded);
+    let learner = Learner::new(&context.loaded).on(context.config.train.remote());
     let trained = run.learn(&learner, &pairs)?;
     work.enter(Stage::Gate);
     let candidate = run.stage(trained.weights)?;

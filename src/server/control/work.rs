@@ -149,6 +149,10 @@ impl train::Observer for Work<'_> {
         self.stand_back()
     }
 
+    fn is_wanted(&self) -> bool {
+        self.go_on()
+    }
+
     fn memory(&self, backend: &dyn Backend) -> Option<Headroom> {
         limit(self.context.config.train.memory_mb, backend)
     }
