@@ -177,10 +177,16 @@ impl Learner {
         let began = Instant::now();
         let session = Session::open(engine, self.backend(), run.recipe, observer)?;
         let examples = std::mem::take(&mut scored.examples);
-        if !run.is_scored() {
+        // Scoring was that stage already.
+        let is_shown = !run.is_scored();
+        if is_shown {
             observer.enter(Phase::Reference, examples.len());
         }
-        let progress = |done, units| observer.on_pass(Phase::Reference, done, units);
+        let progress = |done, units| {
+            if is_shown {
+                observer.on_pass(Phase::Reference, done, units);
+            }
+        };
         let measured = session.measure(examples, &progress)?;
         scored.reference_seconds += began.elapsed().as_secs_f64();
         observer.enter(Phase::Train, steps(measured.len(), run.recipe));
