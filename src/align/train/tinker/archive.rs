@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn broken_archives_say_what_is_wrong() {
         let config = entry("adapter_config.json", b'0', b"{}");
-        let missing = read(&packed(&[config.clone()])).unwrap_err();
+        let missing = read(&packed(std::slice::from_ref(&config))).unwrap_err();
         assert!(missing.contains("no adapter_model"), "{missing}");
         let mut odd = config;
         odd[LENGTH].fill(0xff);
