@@ -103,8 +103,10 @@ impl<'a> Server<'a> {
             command.env(variable, value);
         }
         let child = command.stdout(Stdio::null()).stderr(file).spawn().unwrap();
+        // A connection that is kept may be one that the server has just ended to make room.
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
+            .max_idle_connections(0)
             .timeout_global(Some(TIMEOUT));
         let mut server = Server {
             child,
