@@ -58,6 +58,12 @@ pub struct Measured {
     pub over_refusal: Share,
     /// Mean negative log-likelihood per token of the preferred responses of held-out RETAIN pairs.
     pub retain_nll: Option<f64>,
+    /// log p(preferred response) − log p(other one) per token, of held-out INVERT pairs.
+    #[serde(default)]
+    pub invert_margins: Vec<f64>,
+    /// The same of held-out RETAIN pairs.
+    #[serde(default)]
+    pub retain_margins: Vec<f64>,
     /// exp of the mean negative log-likelihood of the text's tokens.
     pub perplexity: Option<f64>,
     /// log p(right choice) − log p(best wrong one) per token, in the items' order.

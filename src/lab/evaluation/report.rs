@@ -33,6 +33,10 @@ pub struct VariantRow {
     pub(crate) perplexity_rise: Option<Spread>,
     /// Rise of the negative log-likelihood of retained responses, per token.
     pub(crate) retain_nll_rise: Option<Spread>,
+    /// Which of two given responses the model prefers, on INVERT pairs.
+    pub(crate) invert_preference: Preference,
+    /// The same on RETAIN pairs.
+    pub(crate) retain_preference: Preference,
     /// Multiple-choice accuracy.
     pub(crate) accuracy: Option<Spread>,
     /// Change of the mean margin against the base, items paired, seeds averaged.
@@ -47,6 +51,37 @@ pub struct VariantRow {
     pub(crate) tokens_per_second: Option<Spread>,
     /// Largest resident size of any seed's run, in bytes.
     pub(crate) peak_bytes: Option<u64>,
+}
+
+/// How likely the preferred response of a held-out pair is beside the other one. No judge is needed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Preference {
+    /// Pairs whose preferred response has the higher probability per token.
+    pub(crate) prefers: Option<Spread>,
+    /// Pairs whose preferred response gained on the other one since the base.
+    pub(crate) gained: Option<Spread>,
+}
+
+impl Preference {
+    fn of(
+        cells: &[(&Cell, &Measured)],
+        base: Option<&Measured>,
+        margins: fn(&Measured) -> &[f64],
+    ) -> Self {
+        let over = |of: &Measured, zero: &[f64]| {
+            let pairs = margins(of).iter().zip(zero);
+            Share::of(pairs.map(|(now, before)| now > before)).ratio()
+        };
+        let gained = |m: &Measured| over(m, margins(base?));
+        Self {
+            prefers: Spread::of(
+                cells
+                    .iter()
+                    .filter_map(|(_, m)| over(m, &vec![0.0; margins(m).len()])),
+            ),
+            gained: Spread::of(cells.iter().filter_map(|(_, m)| gained(m))),
+        }
+    }
 }
 
 /// The whole comparison.
@@ -111,6 +146,8 @@ impl VariantRow {
             perplexity: number(&|m| m.perplexity),
             perplexity_rise: number(&rise),
             retain_nll_rise: number(&nll),
+            invert_preference: Preference::of(&done, base, |m| &m.invert_margins),
+            retain_preference: Preference::of(&done, base, |m| &m.retain_margins),
             accuracy: share(Measured::accuracy),
             margin_change: bootstrap(&column_means(&changes)),
             margin_spread: Spread::of(means),
@@ -157,6 +194,7 @@ pub(super) mod tests {
                 agreement: Share { count, of: 10 },
                 perplexity: Some(perplexity),
                 margins: vec![margin, margin + 1.0, margin + 2.0],
+                invert_margins: vec![-margin, 0.05, -1.0 - margin],
                 ..Measured::default()
             }),
             peak_bytes: Some(seed << 30),
@@ -186,6 +224,11 @@ pub(super) mod tests {
         let change = trace.margin_change.unwrap();
         assert!((change.mean + 0.2).abs() < 1e-12, "{change:?}");
         assert_eq!(trace.peak_bytes, Some(2 << 30));
+        let share = |of: Option<Spread>| (of.unwrap().mean * 3.0).round();
+        let (trace, base) = (&trace.invert_preference, &report.rows[0].invert_preference);
+        assert_eq!((share(base.prefers), share(trace.prefers)), (1.0, 2.0));
+        assert_eq!((share(base.gained), share(trace.gained)), (0.0, 2.0));
+        assert_eq!(report.rows[1].retain_preference, Preference::default());
         assert_eq!(report.rows[0].perplexity_rise.unwrap().mean, 0.0);
         let npo = &report.rows[2];
         assert_eq!((npo.seeds, npo.failed.as_ref().unwrap().0), (0, 1));

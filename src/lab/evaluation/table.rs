@@ -22,6 +22,18 @@ const QUALITY: [Column; 11] = [
     ("margin change (95 %)", |r| interval(r.margin_change)),
 ];
 
+const LIKELIHOOD: [Column; 5] = [
+    ("variant", |r| r.variant.clone()),
+    ("INVERT: preferred", |r| {
+        percent(r.invert_preference.prefers)
+    }),
+    ("gained", |r| percent(r.invert_preference.gained)),
+    ("RETAIN: preferred", |r| {
+        percent(r.retain_preference.prefers)
+    }),
+    ("gained", |r| percent(r.retain_preference.gained)),
+];
+
 const COST: [Column; 6] = [
     ("variant", |r| r.variant.clone()),
     ("reference and impact, s", |r| number(r.impact_seconds, 0)),
@@ -39,9 +51,14 @@ const COST: [Column; 6] = [
 
 const NONE: &str = "–";
 
-/// A table of quality, a table of costs, and a sentence about each variant.
+/// Tables of quality, of likelihoods and of costs, and a sentence about each variant.
 pub fn markdown(report: &Report) -> String {
     let mut text = table(&report.rows, &QUALITY);
+    text.push_str(
+        "\nHeld-out pairs, without a judge: the share whose right response (INVERT: the rejected one, RETAIN: the chosen \
+         one) is more likely per token than the other, and the share where it gained on the other since the base.\n\n",
+    );
+    text.push_str(&table(&report.rows, &LIKELIHOOD));
     text.push('\n');
     text.push_str(&table(&report.rows, &COST));
     text.push('\n');
@@ -127,7 +144,8 @@ mod tests {
         assert!(trace.contains("| 90 ± 14 % |"), "{trace}");
         assert!(trace.contains("21.50 ± 0.71"), "{trace}");
         assert!(trace.contains("-0.200 (-0.200 to -0.200)"), "{trace}");
-        assert!(line("npo", 1).contains("1: the loss is NaN at step 3"));
+        assert!(line("trace", 1).contains("| 67 ± 0 % | 67 ± 0 % | – | – |"));
+        assert!(line("npo", 2).contains("1: the loss is NaN at step 3"));
         let widths: Vec<usize> = text
             .lines()
             .take(5)

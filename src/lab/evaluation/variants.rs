@@ -107,7 +107,7 @@ impl Variant {
     pub(crate) fn about(self) -> &'static str {
         match self {
             Variant::Base => "the base model, untrained",
-            Variant::Trace => "the recipe as it is, our likelihood term included",
+            Variant::Trace => "the recipe, our likelihood term included, with impact weights",
             Variant::TracePure => {
                 "the paper's objective (no likelihood term, β 0.3, α_KL 0.1) with weights of mean 1 \
                  and the recipe's optimiser and adapter"

@@ -28,7 +28,7 @@ use realign_model::LoadedModel;
 use realign_server::config::Config;
 
 /// Changes when the same inputs would give other figures.
-const VERSION: &str = "realign-eval-trace/1";
+const VERSION: &str = "realign-eval-trace/2";
 /// Held-out pairs and items do not depend on the seeds that are compared.
 pub(super) const DRAW_SEED: u64 = 17;
 
@@ -43,8 +43,10 @@ pub(super) struct Inputs {
     pub(crate) pairs: Vec<TokenPair>,
     /// Held-out prompts, with the categories they occur in.
     pub(crate) prompts: Vec<(HeldOutPrompt, Vec<Category>)>,
-    /// Preferred responses of held-out RETAIN pairs.
+    /// Held-out RETAIN pairs, likewise.
     pub(crate) retained: Vec<Question>,
+    /// Held-out INVERT pairs: the prompt with its preferred response first.
+    pub(crate) inverted: Vec<Question>,
     /// Everyday questions.
     pub(crate) general: Vec<HeldOutPrompt>,
     /// Windows of the perplexity text.
@@ -127,6 +129,7 @@ impl Inputs {
             pairs: parts.pairs,
             prompts: parts.prompts,
             retained: parts.retained,
+            inverted: parts.inverted,
             windows,
             items,
             answer_tokens: args.answer_tokens,
@@ -210,6 +213,7 @@ struct Parts {
     skipped: Vec<Skipped>,
     prompts: Vec<(HeldOutPrompt, Vec<Category>)>,
     retained: Vec<Question>,
+    inverted: Vec<Question>,
 }
 
 fn prepare(
@@ -242,31 +246,43 @@ fn prepare(
             "nothing is held out: mark pairs with \"meta\": {\"holdout\": true} or add data".into(),
         ));
     }
-    let retained = Selection {
-        train: &retained_of(labelled, &parts.holdout),
-        ..selection
+    let preferences = |category, order: fn(TokenPair) -> Vec<Vec<u32>>| {
+        let train = &held_out(labelled, &parts.holdout, category);
+        let selection = Selection { train, ..selection };
+        preferences(selection, loaded, recipe, args.max_prompts, order)
     };
-    let everything = Recipe {
-        max_pairs: 0,
-        ..recipe.clone()
-    };
-    let retained = retained.select(loaded, &everything, None)?.pairs;
-    let question = |pair: TokenPair| Question {
-        prompt: pair.prompt,
-        continuations: vec![pair.chosen],
-    };
-    let retained = retained.into_iter().take(args.max_prompts);
     Ok(Parts {
         pairs: selected.pairs,
         skipped: selected.skipped,
         prompts,
-        retained: retained.map(question).collect(),
+        retained: preferences(Category::Retain, |pair| vec![pair.chosen, pair.rejected])?,
+        inverted: preferences(Category::Invert, |pair| vec![pair.rejected, pair.chosen])?,
     })
 }
 
-fn retained_of(labelled: &Labelled, holdout: &[usize]) -> Vec<usize> {
-    let retained = |&i: &usize| labelled.categories[i] == Category::Retain;
-    holdout.iter().copied().filter(retained).collect()
+fn held_out(labelled: &Labelled, holdout: &[usize], category: Category) -> Vec<usize> {
+    let of = |&i: &usize| labelled.categories[i] == category;
+    holdout.iter().copied().filter(of).collect()
+}
+
+/// Pairs as questions with two continuations, at most `most` of them.
+fn preferences(
+    selection: Selection<'_>,
+    loaded: &LoadedModel,
+    recipe: &Recipe,
+    most: usize,
+    order: fn(TokenPair) -> Vec<Vec<u32>>,
+) -> Result<Vec<Question>, CliError> {
+    let everything = Recipe {
+        max_pairs: 0,
+        ..recipe.clone()
+    };
+    let pairs = selection.select(loaded, &everything, None)?.pairs;
+    let question = |pair: TokenPair| Question {
+        prompt: pair.prompt.clone(),
+        continuations: order(pair),
+    };
+    Ok(pairs.into_iter().take(most).map(question).collect())
 }
 
 fn digest(

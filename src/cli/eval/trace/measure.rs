@@ -70,7 +70,10 @@ impl<'a> Measurer<'a> {
             .map(|(_, answer, _)| self.words.evades(thoughts::answer_of(answer)));
         measured.over_refusal = Share::of(evades);
         let adapter = generation.adapter.as_ref().map(|a| &a.staged);
-        measured.retain_nll = self.mean_nll(&inputs.retained, adapter)?;
+        let (nll, margins) = self.preferences(&inputs.retained, adapter)?;
+        measured.retain_nll = nll;
+        measured.retain_margins = margins;
+        measured.invert_margins = self.preferences(&inputs.inverted, adapter)?.1;
         measured.perplexity = self.mean_nll(&inputs.windows, adapter)?.map(f64::exp);
         measured.margins = self.margins(adapter)?;
         Ok(measured)
@@ -105,8 +108,22 @@ impl<'a> Measurer<'a> {
     ) -> Result<Option<f64>, CliError> {
         let scored = self.scorer.score(questions, adapter).map_err(failed)?;
         let tokens: Vec<f64> = scored.into_iter().flatten().flatten().collect();
-        let mean = tokens.iter().sum::<f64>() / tokens.len().max(1) as f64;
-        Ok((!tokens.is_empty()).then_some(-mean))
+        Ok((!tokens.is_empty()).then(|| -mean(&tokens)))
+    }
+
+    /// Mean negative log-likelihood per token of the preferred responses, which come first, and by how much each
+    /// is more likely per token than the other one.
+    fn preferences(
+        &mut self,
+        pairs: &[Question],
+        adapter: Option<&Staged>,
+    ) -> Result<(Option<f64>, Vec<f64>), CliError> {
+        let scored = self.scorer.score(pairs, adapter).map_err(failed)?;
+        let preferred = || scored.iter().filter_map(|pair| pair.first());
+        let tokens: Vec<f64> = preferred().flatten().copied().collect();
+        let margin = |pair: &Vec<Vec<f64>>| Some(mean(pair.first()?) - mean(pair.get(1)?));
+        let nll = (!tokens.is_empty()).then(|| -mean(&tokens));
+        Ok((nll, scored.iter().filter_map(margin).collect()))
     }
 
     fn margins(&mut self, adapter: Option<&Staged>) -> Result<Vec<f64>, CliError> {
@@ -116,10 +133,7 @@ impl<'a> Measurer<'a> {
         let mut scored = scored.into_iter();
         let of = |(item, questions): &(_, Vec<Question>)| {
             let own = scored.by_ref().take(questions.len());
-            let per_token: Vec<f64> = own
-                .flatten()
-                .map(|tokens| tokens.iter().sum::<f64>() / tokens.len().max(1) as f64)
-                .collect();
+            let per_token: Vec<f64> = own.flatten().map(|tokens| mean(&tokens)).collect();
             let item: &realign_lab::evaluation::capability::Item = item;
             margin(&per_token, item.gold)
         };
@@ -131,6 +145,10 @@ impl Drop for Measurer<'_> {
     fn drop(&mut self) {
         self.engine.shutdown();
     }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
 fn failed(error: impl std::fmt::Display) -> CliError {
