@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Counts the instructions of decoding, prefill, a training step and a request, and compares them with benches/instructions.json.
 
-    scripts/bench-guard.py             fail if a count differs by more than 3 %
-    scripts/bench-guard.py --update    write the counts that were measured
+    scripts/bench-guard.py                   fail if a count differs by more than 3 %
+    scripts/bench-guard.py --tolerance 10    by more than 10 %: for another machine, whose C library may choose other routines
+    scripts/bench-guard.py --update          write the counts that were measured
 
 Counts repeat on a noisy machine, where times do not. valgrind shows a processor with AVX2 and without AVX-512. Each case runs twice
 with different numbers of repetitions; the difference is the work's own. Another compiler gives other counts, so only those of the
@@ -20,7 +21,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 FILE = pathlib.Path(__file__).resolve().parent.parent / "benches/instructions.json"
 CASES = ["decode_at_256", "decode_at_3000", "prefill_64_at_0", "prefill_64_at_1024", "training_step", "requests_40"]
-TOLERANCE = 0.03
 LOW, HIGH = 1, 3
 
 
@@ -54,6 +54,7 @@ def measure(program, case):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--update", action="store_true", help="write what was measured")
+    parser.add_argument("--tolerance", type=float, default=3.0, metavar="PERCENT", help="largest change that is no failure [default: 3]")
     parser.add_argument("--only", choices=CASES, help="one case")
     args = parser.parse_args()
     if not shutil.which("valgrind"):
@@ -67,7 +68,7 @@ def main():
     cases = [args.only] if args.only else CASES
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         counts = dict(zip(cases, pool.map(lambda case: measure(program, case), cases)))
-    failed = [case for case, now in counts.items() if not report(case, known.get("counts", {}).get(case), now)]
+    failed = [case for case, now in counts.items() if not report(case, known.get("counts", {}).get(case), now, args.tolerance)]
     if args.update:
         kept = known.get("counts", {}) if known.get("rustc") == rustc else {}
         FILE.write_text(json.dumps({"rustc": rustc, "counts": kept | counts}, indent=2) + "\n")
@@ -75,10 +76,10 @@ def main():
         sys.exit("bench-guard: if the change is meant, run scripts/bench-guard.py --update and say why in the commit")
 
 
-def report(case, before, now):
+def report(case, before, now, tolerance):
     """Prints a line; whether the count is what it was."""
     change = now / before - 1 if before else None
-    is_same = change is not None and abs(change) <= TOLERANCE
+    is_same = change is not None and 100 * abs(change) <= tolerance
     said = "not known before" if change is None else f"{change:+.1%} of {before:,}"
     print(f"{'ok     ' if is_same else 'CHANGED'} {case:<20} {now:>14,} instructions, {said}", flush=True)
     return is_same
