@@ -138,7 +138,7 @@ macro_rules! with_lanes {
                 // SAFETY: an `Isa` comes from detection or, in tests, is below what was detected.
                 match isa {
                     Isa::Avx512 => return unsafe { avx512($($arg),*) },
-                    Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    Isa::Avx2 | Isa::AvxVnni => return unsafe { avx2($($arg),*) },
                     Isa::Portable => {}
                 }
             }

@@ -61,7 +61,7 @@ fn of_kind<const KIND: u8, const ADD: bool>(
         Isa::Avx512 => unsafe { avx512::panel::<KIND, ADD>(weights, x, gain, tile) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => unsafe { avx2::panel::<KIND, ADD>(weights, x, gain, tile) },
+        Isa::Avx2 | Isa::AvxVnni => unsafe { avx2::panel::<KIND, ADD>(weights, x, gain, tile) },
         // SAFETY: as above.
         #[cfg(target_arch = "aarch64")]
         Isa::Neon | Isa::Dotprod => unsafe { neon::panel::<KIND, ADD>(weights, x, gain, tile) },

@@ -14,6 +14,8 @@ pub(crate) mod neon;
 mod portable;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 use super::activations::{ActivationUnit, Activations, ROW_SLACK, Wanted, pairs_of};
 use super::packed::{Encoding, PANEL, PackedWeight, header_bytes};
@@ -24,13 +26,16 @@ use realign_model::blocks::{Format, UNIT};
 pub(crate) type Tile = [[f32; PANEL]; ROW_SLACK];
 
 /// An instruction set that kernels were written for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Isa {
     /// Plain Rust.
     Portable,
     /// 256-bit vectors: AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// These, with 8-bit dot products: AVX-VNNI.
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni,
     /// 512-bit vectors with 8-bit dot products: AVX-512 F, BW, VL and VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512,
@@ -49,6 +54,8 @@ impl Isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2,
         #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni,
+        #[cfg(target_arch = "x86_64")]
         Isa::Avx512,
         #[cfg(target_arch = "aarch64")]
         Isa::Neon,
@@ -57,9 +64,8 @@ impl Isa {
     ];
 
     /// Those of this processor, the best one last.
-    pub(crate) fn available() -> impl Iterator<Item = Self> {
-        let best = Self::detect();
-        Self::ALL.iter().copied().filter(move |isa| *isa <= best)
+    pub(crate) fn available() -> impl DoubleEndedIterator<Item = Self> {
+        Self::ALL.iter().copied().filter(|isa| isa.is_here())
     }
 
     /// What people call it.
@@ -68,6 +74,8 @@ impl Isa {
             Isa::Portable => "plain Rust",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => "AVX2",
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => "AVX2 with VNNI",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => "AVX-512 with VNNI",
             #[cfg(target_arch = "aarch64")]
@@ -79,32 +87,45 @@ impl Isa {
 
     /// The best one of this processor.
     pub(crate) fn detect() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        {
-            let avx2 = is_x86_feature_detected!("avx2")
+        Self::available().next_back().unwrap_or(Isa::Portable)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn is_here(self) -> bool {
+        let avx2 = || {
+            is_x86_feature_detected!("avx2")
                 && is_x86_feature_detected!("fma")
-                && is_x86_feature_detected!("f16c");
-            let avx512 = is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vl")
-                && is_x86_feature_detected!("avx512vnni");
-            if avx2 && avx512 {
-                return Isa::Avx512;
-            }
-            if avx2 {
-                return Isa::Avx2;
-            }
-        }
-        #[cfg(target_arch = "aarch64")]
-        {
-            if std::arch::is_aarch64_feature_detected!("dotprod") {
-                return Isa::Dotprod;
-            }
-            if std::arch::is_aarch64_feature_detected!("neon") {
-                return Isa::Neon;
+                && is_x86_feature_detected!("f16c")
+        };
+        match self {
+            Isa::Portable => true,
+            Isa::Avx2 => avx2(),
+            Isa::AvxVnni => avx2() && is_x86_feature_detected!("avxvnni"),
+            Isa::Avx512 => {
+                avx2()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni")
             }
         }
-        Isa::Portable
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    fn is_here(self) -> bool {
+        match self {
+            Isa::Portable => true,
+            Isa::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            Isa::Dotprod => {
+                std::arch::is_aarch64_feature_detected!("neon")
+                    && std::arch::is_aarch64_feature_detected!("dotprod")
+            }
+        }
+    }
+
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    fn is_here(self) -> bool {
+        true
     }
 }
 
@@ -285,6 +306,9 @@ fn integer(isa: Isa, format: Format, bytes: &[u8], x: Rows, rows: usize, tile: &
         // below it.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe { avx512::integer(format, bytes, x, rows, tile) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni => unsafe { vnni::plain::integer(format, bytes, x, rows, tile) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { avx2::integer(format, bytes, x, rows, tile) },

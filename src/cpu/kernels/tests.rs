@@ -57,6 +57,35 @@ fn floats(shape: (usize, usize)) -> Result<Vec<PackedWeight>> {
         .collect()
 }
 
+/// AVX-VNNI's kernel, in the encoding of processors with AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn dot_products_of_256_bits_give_what_plain_code_gives() -> Result<()> {
+    if !(is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512vnni")) {
+        return Ok(());
+    }
+    for (name, weight) in weights()? {
+        let Encoding::Integer(format) = weight.encoding else {
+            continue;
+        };
+        let x = activations(19, 512);
+        for (first, rows) in [(0, 16), (0, 1), (3, 2), (16, 3), (5, 7)] {
+            let mut tiles = [[[0f32; PANEL]; ROW_SLACK]; 2];
+            let [fast, slow] = &mut tiles;
+            let (bytes, view) = (weight.panel(1), Rows::new(&x, first));
+            // SAFETY: the processor has the features, and `Rows::new` checked the shapes.
+            unsafe { vnni::extended::integer(format, bytes, view, rows, fast) };
+            portable::integer(format, bytes, view, rows, slow);
+            for (fast, slow) in fast[..rows].iter().zip(&slow[..rows]) {
+                for (a, b) in fast.iter().zip(slow) {
+                    assert!((a - b).abs() <= 1e-5 * (1.0 + b.abs()), "{name}: {a} {b}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The instruction sets that this processor can run.
 fn available() -> Vec<Isa> {
     Isa::available().collect()

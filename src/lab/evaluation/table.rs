@@ -152,6 +152,6 @@ mod tests {
             .map(|l| l.matches(" | ").count())
             .collect();
         assert!(widths.iter().all(|w| *w == widths[0]), "{widths:?}");
-        assert!(text.contains("- `trace`: the recipe as it is"));
+        assert!(text.contains("- `trace`: the recipe, our likelihood term included"));
     }
 }

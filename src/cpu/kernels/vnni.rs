@@ -1,0 +1,142 @@
+//! Eight outputs per 256-bit vector, four products per lane and instruction: AVX-VNNI, which processors have that
+//! lack AVX-512.
+
+/// The kernel with the dot product in one of its two encodings.
+macro_rules! kernel {
+    ($features:literal, $dot:ident) => {
+        use crate::kernels::{Format, Rows, Tile, extents, for_format};
+        use std::arch::x86_64::*;
+
+        /// # Safety
+        /// The processor has the features, `bytes` is one panel of `x.columns` columns in this format, and
+        /// sixteen rows of `x` can be read.
+        #[target_feature(enable = $features)]
+        pub(crate) unsafe fn integer(
+            format: Format,
+            bytes: &[u8],
+            x: Rows,
+            rows: usize,
+            tile: &mut Tile,
+        ) {
+            macro_rules! call {
+                ($four:literal, $scales:literal, $minimum:literal) => {
+                    for (first, half) in (0..rows).step_by(4).flat_map(|r| [(r, 0), (r, 1)]) {
+                        // SAFETY: passed on; `first` stays below sixteen, and rows up to there can be read.
+                        unsafe {
+                            match rows - first {
+                                1 => block::<1, $four, $scales, $minimum>(
+                                    format, bytes, x, first, half, tile,
+                                ),
+                                2 => block::<2, $four, $scales, $minimum>(
+                                    format, bytes, x, first, half, tile,
+                                ),
+                                _ => block::<4, $four, $scales, $minimum>(
+                                    format, bytes, x, first, half, tile,
+                                ),
+                            }
+                        }
+                    }
+                };
+            }
+            for_format!(format, call)
+        }
+
+        /// # Safety
+        /// As [`integer`]; `first + ROWS` ≤ 16 and `half` < 2.
+        #[target_feature(enable = $features)]
+        #[allow(clippy::needless_range_loop)] // one index walks several register arrays
+        unsafe fn block<
+            const ROWS: usize,
+            const FOUR: bool,
+            const SCALES: usize,
+            const MINIMUM: bool,
+        >(
+            format: Format,
+            bytes: &[u8],
+            x: Rows,
+            first: usize,
+            half: usize,
+            tile: &mut Tile,
+        ) {
+            let (units, header) = extents(format, x);
+            let mut at = bytes.as_ptr();
+            let mut sums = [_mm256_setzero_ps(); ROWS];
+            let nibble = _mm256_set1_epi8(15);
+            for u in 0..units {
+                // SAFETY: `at` walks the panel unit by unit; activations of the rows can be read.
+                unsafe {
+                    let vector = |i: usize| {
+                        _mm256_cvtph_ps(_mm_loadu_si128(at.add(32 * i + 16 * half).cast()))
+                    };
+                    let scales: [__m256; SCALES] = std::array::from_fn(&vector);
+                    let minima: [__m256; SCALES] = match MINIMUM {
+                        true => std::array::from_fn(|i| vector(SCALES + i)),
+                        false => [_mm256_setzero_ps(); SCALES],
+                    };
+                    at = at.add(header);
+                    let mut q = [_mm256_setzero_si256(); 8];
+                    if FOUR {
+                        for j in 0..4 {
+                            let packed = _mm256_loadu_si256(at.add(64 * j + 32 * half).cast());
+                            q[j] = _mm256_and_si256(packed, nibble);
+                            q[j + 4] = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), nibble);
+                        }
+                        at = at.add(256);
+                    } else {
+                        for (j, q) in q.iter_mut().enumerate() {
+                            *q = _mm256_loadu_si256(at.add(64 * j + 32 * half).cast());
+                        }
+                        at = at.add(512);
+                    }
+                    for r in 0..ROWS {
+                        let row = first + r;
+                        let values = x.rounded.add(row * x.columns + u * 32).cast::<i32>();
+                        let unit = &*x.units.add(row * units + u);
+                        let scale = _mm256_set1_ps(unit.scale);
+                        for s in 0..SCALES {
+                            let total = match SCALES {
+                                1 => unit.halves[0] + unit.halves[1],
+                                _ => unit.halves[s],
+                            };
+                            // Starting from −zero · Σx makes the sum that of the signed weights, exactly.
+                            let mut sum = match MINIMUM {
+                                true => _mm256_setzero_si256(),
+                                false => _mm256_set1_epi32(-format.zero * total),
+                            };
+                            for j in s * 8 / SCALES..(s + 1) * 8 / SCALES {
+                                let four = _mm256_set1_epi32(values.add(j).read_unaligned());
+                                sum = $dot(sum, q[j], four);
+                            }
+                            let product = _mm256_cvtepi32_ps(sum);
+                            let scale = _mm256_mul_ps(scales[s], scale);
+                            sums[r] = _mm256_fmadd_ps(scale, product, sums[r]);
+                            if MINIMUM {
+                                let total = match SCALES {
+                                    1 => unit.sum,
+                                    _ => unit.scale * total as f32,
+                                };
+                                let total = _mm256_set1_ps(total);
+                                sums[r] = _mm256_fmadd_ps(minima[s], total, sums[r]);
+                            }
+                        }
+                    }
+                }
+            }
+            for r in 0..ROWS {
+                // SAFETY: a row of the tile holds two halves of eight floats.
+                unsafe { _mm256_storeu_ps(tile[first + r].as_mut_ptr().add(8 * half), sums[r]) };
+            }
+        }
+    };
+}
+
+/// As processors without AVX-512 have it.
+pub(super) mod plain {
+    kernel!("avx2,fma,f16c,avxvnni", _mm256_dpbusd_avx_epi32);
+}
+
+/// As processors with AVX-512 have it too: the same code, so that tests there run it.
+#[cfg(test)]
+pub(super) mod extended {
+    kernel!("avx2,fma,f16c,avx512vl,avx512vnni", _mm256_dpbusd_epi32);
+}
