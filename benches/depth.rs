@@ -1,6 +1,7 @@
 //! Speed by depth of the context, on shapes of small models with random weights.
 //!
 //! `SHAPE=SmolLM2 cargo bench --locked --bench depth`; any other shape is that of a model of half a billion parameters.
+//! `KINDS=f16,q8`, `THREADS=1` and `DEPTHS=256,3000,16000` choose some of what is measured.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,8 +15,16 @@ use realign_model::{BLOCK_TOKENS, Decoder, KvType, ModelSpec, PagedSequence, Ste
 
 /// Rows of a prompt's step.
 const CHUNK: usize = 256;
-/// Depths at which decoding is measured.
-const DEPTHS: [usize; 4] = [256, 1024, 3000, 8000];
+/// A list in the environment, or this one.
+fn list(name: &str, default: &str) -> Vec<String> {
+    let text = std::env::var(name).unwrap_or_else(|_| default.into());
+    text.split(',').map(str::to_owned).collect()
+}
+
+fn numbers(name: &str, default: &str) -> Vec<usize> {
+    let number = |word: String| word.parse().expect("numbers, with commas between them");
+    list(name, default).into_iter().map(number).collect()
+}
 
 fn spec(name: &str) -> ModelSpec {
     let sizes = match name {
@@ -38,7 +47,7 @@ fn spec(name: &str) -> ModelSpec {
         kv_heads,
         vocab_size,
         head_dim: 64,
-        max_position: 8192,
+        max_position: 32_768,
         tied_embeddings: true,
         ..shape("tiny").expect("a shape that there is")
     }
@@ -93,9 +102,15 @@ fn median(mut times: Vec<f64>) -> f64 {
 fn main() {
     let name = std::env::var("SHAPE").unwrap_or_else(|_| "SmolLM2".into());
     let model = model(&name);
-    for threads in [1, 2] {
+    let kinds = list("KINDS", "f32,f16,q8");
+    let depths = numbers("DEPTHS", "256,1024,3000,8000");
+    let deepest = depths.iter().copied().max().unwrap_or(0);
+    for threads in numbers("THREADS", "1,2") {
         for (kind, kv) in KvType::ALL {
-            let blocks = 8192 / BLOCK_TOKENS;
+            if !kinds.iter().any(|chosen| chosen == kind) {
+                continue;
+            }
+            let blocks = (deepest + 1).div_ceil(BLOCK_TOKENS);
             let executor = CpuExecutor::new(model.clone(), blocks, threads, kv)
                 .expect("the cache fits into memory");
             let mut context = Context {
@@ -105,7 +120,7 @@ fn main() {
             };
             let mut line = format!("{name} {kind}, {threads} threads:");
             let (mut cached, mut prefill) = (0, 0.0);
-            for depth in DEPTHS {
+            for &depth in &depths {
                 while cached < depth {
                     let rows = CHUNK.min(depth - cached);
                     prefill += context.run(cached, rows);

@@ -41,7 +41,12 @@ pub(crate) const FAMILIES: [&str; 14] = [
 ];
 
 /// Elements of the KV cache, and how far logits may be from PyTorch's with them.
-const CACHES: [(&str, KvType, f32); 2] = [("f32", KvType::F32, 1e-4), ("f16", KvType::F16, 1e-2)];
+const CACHES: [(&str, KvType, f32); 3] = [
+    ("f32", KvType::F32, 1e-4),
+    ("f16", KvType::F16, 1e-2),
+    // Eight bits of random models, whose scores are large.
+    ("q8", KvType::Q8, 2.5e-1),
+];
 
 fn fixture(name: &str) -> PathBuf {
     Path::new("tests/golden/families").join(name)

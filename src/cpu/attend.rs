@@ -1,6 +1,6 @@
 //! Attention of a step's rows: pieces of work on the executor's threads.
 
-use super::attention::{Head, Line, Merge, Part, Plan, Query, Work, combine, lines};
+use super::attention::{Head, Line, Merge, Part, Plan, Query, Upcoming, Work, combine, lines};
 use super::executor::{CpuExecutor, Run};
 use super::kernels::Isa;
 use super::kv::KvCache;
@@ -48,6 +48,7 @@ struct Attention<'a> {
     runs: &'a [Run],
     sequences: &'a [PagedSequence],
     plan: &'a Plan,
+    threads: usize,
     /// Results, (rows, heads · head_dim).
     out: Shards<'a, f32>,
     /// States of rows whose context is cut.
@@ -79,6 +80,7 @@ pub(super) fn attend(executor: &mut CpuExecutor, layer: usize, shape: &Attention
         runs: &r.runs,
         sequences: &r.sequences,
         plan,
+        threads: executor.team.threads(),
         out: Shards::new(&mut r.m.values),
         states: Shards::new(&mut r.states),
         work: Shards::new(&mut r.work),
@@ -107,6 +109,7 @@ impl Attention<'_> {
             kv: self.kv,
             at: (self.layer, head),
             shape: self.rows.shape,
+            upcoming: None,
         }
     }
 
@@ -126,8 +129,27 @@ impl Attention<'_> {
                 piece / whole.len(),
                 work,
             ),
-            Some(piece) => self.part(&parts[piece % parts.len()], piece / parts.len(), work),
+            Some(piece) => {
+                let head = Head {
+                    upcoming: self.upcoming(piece + self.threads),
+                    ..self.head(piece / parts.len())
+                };
+                self.part(&parts[piece % parts.len()], head, work);
+            }
         }
+    }
+
+    /// The segment of a piece that a thread may take soon.
+    fn upcoming(&self, piece: usize) -> Option<Upcoming<'_>> {
+        let parts = &self.plan.parts;
+        let (part, head) = (&parts[piece % parts.len()], piece / parts.len());
+        let run = &self.runs[self.plan.merges[*part.readers.first()?].run];
+        (head < self.rows.kv_heads).then(|| Upcoming {
+            blocks: self.blocks(run),
+            segment: part.segment,
+            end: run.position + run.rows,
+            at: (self.layer, head),
+        })
     }
 
     /// A run's rows over all that they see.
@@ -146,24 +168,23 @@ impl Attention<'_> {
     }
 
     /// A segment, for the single rows that read it.
-    fn part(&self, part: &Part, head: usize, work: &mut Work) {
+    fn part(&self, part: &Part, head: Head, work: &mut Work) {
         let rows = self.rows;
         let merge = |reader: usize| &self.plan.merges[part.readers[reader]];
         let run = |reader: usize| &self.runs[merge(reader).run];
         let queries: Vec<Query> = (0..part.readers.len())
             .map(run)
-            .flat_map(|run| rows.queries(run.row, run.position, head))
+            .flat_map(|run| rows.queries(run.row, run.position, head.at.1))
             .collect();
         let place = |i: usize| {
             let merge = merge(i / rows.group);
             let skipped = part.segment - merge.segments.start;
-            let (at, lines) = self.states(merge, head, i % rows.group);
+            let (at, lines) = self.states(merge, head.at.1, i % rows.group);
             // SAFETY: each (row, head, segment) belongs to one piece.
             unsafe { self.states.part(at + skipped * lines, lines) }
         };
         let segment = (self.blocks(run(0)), part.segment);
-        self.head(head)
-            .attend_to_segment(segment, &queries, work, place);
+        head.attend_to_segment(segment, &queries, work, place);
     }
 
     /// Puts a row's segments together.

@@ -4,8 +4,10 @@
 //! arithmetic is a function of its position alone: neither the queries that it shares a pass with,
 //! nor the thread that computes a segment, nor whether it is part of a prompt changes a bit.
 
+mod ahead;
 #[cfg(target_arch = "aarch64")]
 mod arm;
+mod eight;
 mod lanes;
 mod plan;
 mod segment;
@@ -17,9 +19,11 @@ mod x86;
 
 use half::f16;
 
+use self::ahead::Ahead;
 #[cfg(target_arch = "aarch64")]
 use self::arm::Neon;
-use self::lanes::{Lanes, Plain};
+use self::eight::Context8;
+use self::lanes::{LANES, Lanes, Plain};
 use self::segment::{Context, SEGMENT, finish, merge};
 use self::state::clear;
 #[cfg(target_arch = "x86_64")]
@@ -28,6 +32,7 @@ use super::kernels::Isa;
 use super::kv::KvCache;
 use realign_model::{AttentionShape, KvType};
 
+pub(crate) use self::ahead::Upcoming;
 pub(crate) use self::lanes::Element;
 pub(crate) use self::plan::{Merge, Part, Plan, Plans};
 pub(crate) use self::state::{Line, Work, lines};
@@ -52,14 +57,16 @@ pub(crate) struct Head<'a> {
     pub(crate) at: (usize, usize),
     /// How it scores.
     pub(crate) shape: &'a AttentionShape,
+    /// What this thread will probably read after a segment.
+    pub(crate) upcoming: Option<Upcoming<'a>>,
 }
 
-impl Head<'_> {
+impl<'a> Head<'a> {
     /// Attends with any number of queries of one sequence: `out(i)` gives the place of query `i`'s
     /// result, (head_dim).
     pub(crate) fn attend<'o>(
-        self,
-        blocks: &[u32],
+        mut self,
+        blocks: &'a [u32],
         queries: &[Query],
         work: &mut Work,
         out: impl Fn(usize) -> &'o mut [f32],
@@ -69,6 +76,12 @@ impl Head<'_> {
         let end = queries.iter().map(|q| q.seen.1).max().unwrap_or(0);
         work.totals.chunks_exact_mut(work.stride).for_each(clear);
         for index in begin / SEGMENT..end.div_ceil(SEGMENT) {
+            self.upcoming = Some(Upcoming {
+                blocks,
+                segment: index + 1,
+                end,
+                at: self.at,
+            });
             self.segment(blocks, index, work);
             let totals = work.totals.chunks_exact_mut(work.stride);
             for (total, part) in totals.zip(work.states.chunks_exact(work.stride)) {
@@ -98,25 +111,42 @@ impl Head<'_> {
 
     fn take(self, queries: &[Query], work: &mut Work) {
         let columns = (self.kv.head_dim, self.shape.scale);
-        work.take(queries.len(), columns, |i| (queries[i].q, queries[i].seen));
+        let query = |i: usize| (queries[i].q, queries[i].seen);
+        match self.kv.kind {
+            KvType::F32 | KvType::F16 => work.take(queries.len(), columns, query),
+            KvType::Q8 => work.take_rounded(queries.len(), columns, query),
+        }
     }
 
     fn segment(self, blocks: &[u32], index: usize, work: &mut Work) {
         match self.kv.kind {
             KvType::F32 => self.segment_of::<f32>(blocks, index, work),
             KvType::F16 => self.segment_of::<f16>(blocks, index, work),
+            KvType::Q8 => self.segment_of_eight(blocks, index, work),
         }
+    }
+
+    fn segment_of_eight(self, blocks: &[u32], index: usize, work: &mut Work) {
+        let (layer, head) = self.at;
+        let context = Context8 {
+            block: &|i| self.kv.eight(layer, blocks[i], head),
+            count: blocks.len(),
+            vectors: self.kv.columns() / LANES,
+            cap: self.shape.cap,
+        };
+        let mut ahead = Ahead::new(self.kv, self.upcoming);
+        segment_of_eight(self.isa, &context, index, work, &mut ahead);
     }
 
     fn segment_of<E: Element>(self, blocks: &[u32], index: usize, work: &mut Work) {
         let (layer, head) = self.at;
         let context = Context::<E> {
             block: &|i| self.kv.head(layer, blocks[i], head),
-            count: blocks.len(),
             columns: self.kv.columns(),
             cap: self.shape.cap,
         };
-        segment(self.isa, &context, index, work);
+        let mut ahead = Ahead::new(self.kv, self.upcoming);
+        segment(self.isa, &context, index, work, &mut ahead);
     }
 }
 
@@ -129,7 +159,7 @@ macro_rules! with_lanes {
 
             #[cfg(target_arch = "x86_64")]
             {
-                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
                 fn avx512$(<$e: Element>)?($($arg: $ty),*) { body::<Avx512 $(, $e)?>($($arg),*) }
 
                 #[target_feature(enable = "avx2,fma,f16c")]
@@ -153,8 +183,14 @@ macro_rules! with_lanes {
 }
 
 with_lanes! {
-    fn segment<E>(context: &Context<E>, index: usize, work: &mut Work) with V {
-        context.segment::<V>(index, work);
+    fn segment<E>(context: &Context<E>, index: usize, work: &mut Work, ahead: &mut Ahead) with V {
+        context.segment::<V>(index, work, ahead);
+    }
+}
+
+with_lanes! {
+    fn segment_of_eight(context: &Context8, index: usize, work: &mut Work, ahead: &mut Ahead) with V {
+        context.segment::<V>(index, work, ahead);
     }
 }
 

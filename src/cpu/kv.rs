@@ -7,8 +7,15 @@
 use realign_model::{BLOCK_TOKENS, KvType};
 
 use super::aligned::AlignedBytes;
+use half::f16;
+
 use super::attention::Element;
 use super::team::Shards;
+
+use self::eight::LINE;
+pub(crate) use self::eight::{Eight, OFFSET, round};
+
+mod eight;
 
 /// Keys and values of all sequences. Memory that no sequence has touched costs nothing.
 #[derive(Debug)]
@@ -38,7 +45,7 @@ pub(crate) struct KvShape {
 impl KvShape {
     /// Bytes of keys and values of one block, all layers.
     pub(crate) fn bytes_per_block(self, kind: KvType) -> usize {
-        let elements = elements(self.head_dim);
+        let elements = elements(kind, self.head_dim);
         self.layers * self.heads * elements * kind.bytes()
     }
 }
@@ -48,9 +55,12 @@ fn columns(head_dim: usize) -> usize {
     head_dim.next_multiple_of(BLOCK_TOKENS)
 }
 
-/// Elements of one head's keys and values in one block.
-fn elements(head_dim: usize) -> usize {
-    BLOCK_TOKENS * (head_dim + columns(head_dim))
+/// Elements of one head's keys and values in one block; with 8 bits, their scales too.
+fn elements(kind: KvType, head_dim: usize) -> usize {
+    match kind {
+        KvType::F32 | KvType::F16 => BLOCK_TOKENS * (head_dim + columns(head_dim)),
+        KvType::Q8 => BLOCK_TOKENS * (head_dim.next_multiple_of(4) + columns(head_dim)) + 2 * LINE,
+    }
 }
 
 impl KvCache {
@@ -73,7 +83,7 @@ impl KvCache {
 
     /// # Panics
     /// If the cache holds another type.
-    fn check<E: Element>(&self) {
+    fn check<E: Stored>(&self) {
         assert_eq!(
             size_of::<E>(),
             self.kind.bytes(),
@@ -83,29 +93,38 @@ impl KvCache {
     }
 
     fn offset(&self, layer: usize, block: u32, head: usize) -> usize {
-        ((layer * self.blocks + block as usize) * self.heads + head) * elements(self.head_dim)
+        ((layer * self.heads + head) * self.blocks + block as usize)
+            * elements(self.kind, self.head_dim)
     }
 
-    fn elements<E: Element>(&self) -> &[E] {
+    fn elements<E: Stored>(&self) -> &[E] {
         self.check::<E>();
         let len = self.data.len() / size_of::<E>();
-        // SAFETY: aligned to at least 64 bytes, and any bytes are valid f32 and f16.
+        // SAFETY: aligned to at least 64 bytes, and any bytes are valid f32, f16 and u8.
         unsafe { std::slice::from_raw_parts(self.data.as_ptr().cast(), len) }
     }
 
     /// Keys (head_dim, 16) and values (16, columns) of one head of one block.
     pub(crate) fn head<E: Element>(&self, layer: usize, block: u32, head: usize) -> (&[E], &[E]) {
         let at = self.offset(layer, block, head);
-        let part = &self.elements()[at..at + elements(self.head_dim)];
+        let part = &self.elements()[at..at + elements(self.kind, self.head_dim)];
         part.split_at(BLOCK_TOKENS * self.head_dim)
     }
 
+    /// The same as bytes.
+    pub(crate) fn bytes(&self, layer: usize, block: u32, head: usize) -> &[u8] {
+        let size = self.kind.bytes();
+        let at = self.offset(layer, block, head) * size;
+        &self.data[at..at + elements(self.kind, self.head_dim) * size]
+    }
+
     /// The cache as parts that threads may write side by side.
-    pub(crate) fn shards<E: Element>(&mut self) -> KvShards<'_, E> {
+    pub(crate) fn shards<E: Stored>(&mut self) -> KvShards<'_, E> {
         self.check::<E>();
         let len = self.data.len() / size_of::<E>();
-        let (blocks, heads, elements) = (self.blocks, self.heads, elements(self.head_dim));
-        // SAFETY: aligned to at least 64 bytes, any bytes are valid f32 and f16, and `self` is
+        let (blocks, heads, elements) =
+            (self.blocks, self.heads, elements(self.kind, self.head_dim));
+        // SAFETY: aligned to at least 64 bytes, any bytes are valid f32, f16 and u8, and `self` is
         // borrowed mutably for as long as the shards live.
         let all =
             unsafe { std::slice::from_raw_parts_mut(self.data.as_mut_ptr().cast::<E>(), len) };
@@ -126,20 +145,37 @@ pub(crate) struct KvShards<'a, E> {
     elements: usize,
 }
 
-impl<'a, E: Element> KvShards<'a, E> {
+impl<'a, E: Stored> KvShards<'a, E> {
     /// One head's part of a block: keys, then values.
     ///
     /// # Safety
     /// No two live parts may be of the same layer, block and head.
     pub(crate) unsafe fn head(&self, layer: usize, block: u32, head: usize) -> &'a mut [E] {
-        let at = ((layer * self.blocks + block as usize) * self.heads + head) * self.elements;
+        let at = ((layer * self.heads + head) * self.blocks + block as usize) * self.elements;
         // SAFETY: passed on; different parts lie apart.
         unsafe { self.all.part(at, self.elements) }
     }
 }
 
-/// Rounds a token's key and value of one head, and writes them into its part of a block.
-pub(crate) fn write_token<E: Element>(part: &mut [E], slot: usize, key: &[f32], value: &[f32]) {
+/// What a cache is made of.
+pub(crate) trait Stored: Copy + Send + Sync + 'static {
+    /// Rounds a token's key and value of one head, and writes them into its part of a block.
+    fn write(part: &mut [Self], slot: usize, key: &[f32], value: &[f32]);
+}
+
+impl Stored for f32 {
+    fn write(part: &mut [f32], slot: usize, key: &[f32], value: &[f32]) {
+        write_each(part, slot, key, value);
+    }
+}
+
+impl Stored for f16 {
+    fn write(part: &mut [f16], slot: usize, key: &[f32], value: &[f32]) {
+        write_each(part, slot, key, value);
+    }
+}
+
+fn write_each<E: Element>(part: &mut [E], slot: usize, key: &[f32], value: &[f32]) {
     let (keys, values) = part.split_at_mut(BLOCK_TOKENS * key.len());
     let columns = values.len() / BLOCK_TOKENS;
     E::from_floats(value, &mut values[slot * columns..][..value.len()]);
@@ -174,6 +210,8 @@ mod tests {
         let bytes = [KvType::F32, KvType::F16].map(|kind| shape.bytes_per_block(kind));
         assert_eq!(bytes[0], 30 * 3 * 64 * 2 * BLOCK_TOKENS * 4);
         assert_eq!(bytes[0], 2 * bytes[1]);
+        let eight = shape.bytes_per_block(KvType::Q8);
+        assert_eq!(eight, bytes[1] / 2 + 30 * 3 * 128, "and two scales a token");
     }
 
     #[test]
@@ -186,10 +224,10 @@ mod tests {
         let mut cache = KvCache::new(shape, KvType::F16, 2).unwrap();
         let key: Vec<f32> = (0..20).map(|i| i as f32).collect();
         let value: Vec<f32> = (0..20).map(|i| 0.5 - i as f32).collect();
-        let shards = cache.shards::<half::f16>();
+        let shards = cache.shards::<f16>();
         // SAFETY: the only part.
-        write_token(unsafe { shards.head(0, 1, 1) }, 5, &key, &value);
-        let (keys, values) = cache.head::<half::f16>(0, 1, 1);
+        f16::write(unsafe { shards.head(0, 1, 1) }, 5, &key, &value);
+        let (keys, values) = cache.head::<f16>(0, 1, 1);
         for i in 0..20 {
             assert_eq!(keys[i * BLOCK_TOKENS + 5].to_f32(), key[i]);
             assert_eq!(values[5 * 32 + i].to_f32(), value[i]);

@@ -5,9 +5,9 @@ use std::cell::Cell;
 use half::f16;
 use realign_model::{AttentionShape, BLOCK_TOKENS, KvType};
 
-use crate::attention::{Element, Head, Query, Work};
+use crate::attention::{Head, Query, Work};
 use crate::kernels::Isa;
-use crate::kv::{KvCache, KvShape, write_token};
+use crate::kv::{KvCache, KvShape, Stored};
 
 /// The attention of one KV head over a context in a cache of its own.
 #[derive(Debug)]
@@ -41,6 +41,7 @@ impl AttentionHead {
         match kind {
             KvType::F32 => fill::<f32>(&mut kv, (tokens, head_dim), &mut number),
             KvType::F16 => fill::<f16>(&mut kv, (tokens, head_dim), &mut number),
+            KvType::Q8 => fill::<u8>(&mut kv, (tokens, head_dim), &mut number),
         }
         let positions =
             (tokens.saturating_sub(rows)..tokens).flat_map(|p| (0..group).map(move |_| p));
@@ -76,6 +77,7 @@ impl AttentionHead {
             kv: &self.kv,
             at: (0, 0),
             shape: &self.shape,
+            upcoming: None,
         };
         let place = |i: usize| places[i].take().unwrap_or_default();
         head.attend(&self.blocks, &queries, &mut self.work, place);
@@ -84,7 +86,7 @@ impl AttentionHead {
     }
 }
 
-fn fill<E: Element>(
+fn fill<E: Stored>(
     kv: &mut KvCache,
     (tokens, head_dim): (usize, usize),
     number: &mut impl FnMut() -> f32,
@@ -95,6 +97,6 @@ fn fill<E: Element>(
         let part = unsafe { shards.head(0, (position / BLOCK_TOKENS) as u32, 0) };
         let mut columns = || (0..head_dim).map(|_| number()).collect::<Vec<f32>>();
         let (key, value) = (columns(), columns());
-        write_token(part, position % BLOCK_TOKENS, &key, &value);
+        E::write(part, position % BLOCK_TOKENS, &key, &value);
     }
 }

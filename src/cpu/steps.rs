@@ -4,11 +4,10 @@ use candle_core::{Result, Tensor};
 use half::f16;
 
 use super::attend::attend;
-use super::attention::Element;
 use super::executor::{CpuExecutor, Run};
 use super::gates::gated;
 use super::kernels;
-use super::kv::write_token;
+use super::kv::Stored;
 use super::packed::{PANEL, PackedWeight};
 use super::rows::{
     add_bias, for_rows, for_tiles, normalise, normalise_in_place, rotate, round_rows, with_floats,
@@ -172,11 +171,12 @@ impl CpuExecutor {
         match self.kv.kind {
             KvType::F32 => self.place_heads::<f32>(index, norms, rope),
             KvType::F16 => self.place_heads::<f16>(index, norms, rope),
+            KvType::Q8 => self.place_heads::<u8>(index, norms, rope),
         }
     }
 
     /// Normalises and rotates the heads of q and k, and writes k and v to the cache.
-    fn place_heads<E: Element>(
+    fn place_heads<E: Stored>(
         &mut self,
         index: usize,
         norms: Option<(&[f32], &[f32])>,
@@ -221,7 +221,7 @@ impl CpuExecutor {
                     // full), and a run has all of its rows that go to this block. That sequences
                     // write to different blocks is the engine's promise; `check` does not look.
                     let part = unsafe { cache.head(index, block, head) };
-                    write_token(part, position % BLOCK_TOKENS, key, value);
+                    E::write(part, position % BLOCK_TOKENS, key, value);
                 }
             }
         });

@@ -140,7 +140,7 @@ pub struct ExecutorOptions {
     pub precision: Precision,
 }
 
-/// What keys and values are stored as on a CPU. Sums are in f32 either way.
+/// What keys and values are stored as on a CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KvType {
     /// 32 bits.
@@ -148,17 +148,21 @@ pub enum KvType {
     F32,
     /// 16 bits.
     F16,
+    /// 8 bits, and a scale for each head's columns of a token; queries are rounded to 8 bits too, and weights to 16.
+    Q8,
 }
 
 impl KvType {
     /// Every type, by its name in the configuration.
-    pub const ALL: [(&'static str, Self); 2] = [("f32", Self::F32), ("f16", Self::F16)];
+    pub const ALL: [(&'static str, Self); 3] =
+        [("f32", Self::F32), ("f16", Self::F16), ("q8", Self::Q8)];
 
-    /// Bytes of an element.
+    /// Bytes of an element, without scales.
     pub fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::F16 => 2,
+            Self::Q8 => 1,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::arch::asm;
 
 use half::f16;
 
-use super::lanes::{LANES, Lanes};
+use super::lanes::{BYTES, LANES, Lanes, Plain, limbs};
 use crate::kernels::neon::widen;
 
 /// Calls intrinsics.
@@ -28,6 +28,9 @@ impl Neon {
 }
 
 impl Lanes for Neon {
+    type Sums = [i32; LANES];
+    type Bytes = [u8; BYTES];
+
     /// At most 24 of 32 registers hold results, four of them for a vector.
     #[inline(always)]
     fn breadth(queries: usize) -> usize {
@@ -116,6 +119,16 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
+    fn raised_by(self, n: Self) -> Self {
+        self.zip(n, |x, n| {
+            call!(
+                let n = vshlq_n_s32::<23>(vreinterpretq_s32_f32(n));
+                vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(x), n))
+            )
+        })
+    }
+
+    #[inline(always)]
     fn zero_below(self, x: Self, limit: Self) -> Self {
         call!(Self(std::array::from_fn(|i| {
             let below = vcltq_f32(x.0[i], limit.0[i]);
@@ -136,7 +149,7 @@ impl Lanes for Neon {
     fn prefetch(at: *const u8) {
         // SAFETY: a prefetch changes no memory and faults nowhere.
         unsafe {
-            asm!("prfm pldl1keep, [{0}]", in(reg) at, options(nostack, preserves_flags, readonly));
+            asm!("prfm pldl2keep, [{0}]", in(reg) at, options(nostack, preserves_flags, readonly));
         }
     }
 
@@ -149,5 +162,45 @@ impl Lanes for Neon {
             });
             vmaxvq_f32(most)
         )
+    }
+
+    #[inline(always)]
+    fn sums(x: i32) -> Self::Sums {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    fn bytes(from: &[u8; BYTES]) -> Self::Bytes {
+        *from
+    }
+
+    #[inline(always)]
+    fn four(bytes: u32) -> Self::Bytes {
+        Plain::four(bytes)
+    }
+
+    /// Left to the compiler: the instructions for dot products take no bytes of two kinds.
+    #[inline(always)]
+    fn dot(sum: Self::Sums, unsigned: Self::Bytes, signed: Self::Bytes) -> Self::Sums {
+        Plain::dot(sum, unsigned, signed)
+    }
+
+    #[inline(always)]
+    fn raised(sum: Self::Sums) -> Self::Sums {
+        Plain::raised(sum)
+    }
+
+    #[inline(always)]
+    fn floats(sums: Self::Sums) -> Self {
+        Self::load(&sums.map(|sum| sum as f32))
+    }
+
+    #[inline(always)]
+    fn limbs(floats: [Self; 4]) -> [[u8; BYTES]; 2] {
+        let mut lanes = [[0f32; LANES]; 4];
+        for (floats, lanes) in floats.into_iter().zip(&mut lanes) {
+            floats.store(lanes);
+        }
+        limbs(&lanes)
     }
 }

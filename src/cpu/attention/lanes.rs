@@ -5,11 +5,21 @@
 
 use half::f16;
 
+use crate::kv::Stored;
+
 /// Floats of a vector.
 pub(super) const LANES: usize = 16;
 
+/// Bytes of a vector, four for each lane.
+pub(super) const BYTES: usize = 4 * LANES;
+
 /// Sixteen floats. A processor's vectors are made only in functions that were compiled for it.
 pub(crate) trait Lanes: Copy {
+    /// Sixteen sums of products of bytes, of 32 bits.
+    type Sums: Copy;
+    /// Sixteen times four bytes.
+    type Bytes: Copy;
+
     /// Vectors of results that a tile of `queries` queries keeps in registers for each of them.
     fn breadth(queries: usize) -> usize;
     /// The same float sixteen times.
@@ -36,14 +46,31 @@ pub(crate) trait Lanes: Copy {
     fn smaller(self, other: Self) -> Self;
     /// 2ⁿ where self is n + 1.5 · 2²³, for −126 ≤ n ≤ 127.
     fn power_of_two(self) -> Self;
+    /// self · 2ⁿ where self and the product are normal, and `n` holds n + 1.5 · 2²³.
+    fn raised_by(self, n: Self) -> Self;
     /// self, and zero where x < limit.
     fn zero_below(self, x: Self, limit: Self) -> Self;
     /// self in lanes from ≤ lane < to, −∞ in the others.
     fn within(self, from: usize, to: usize) -> Self;
-    /// Starts to bring a cache line closer.
+    /// Starts to bring a cache line into the second cache.
     fn prefetch(at: *const u8);
     /// The largest lane; a lane that is NaN does not count.
     fn largest(self) -> f32;
+
+    /// The same sum sixteen times.
+    fn sums(x: i32) -> Self::Sums;
+    /// Reads bytes.
+    fn bytes(from: &[u8; BYTES]) -> Self::Bytes;
+    /// The same four bytes sixteen times.
+    fn four(bytes: u32) -> Self::Bytes;
+    /// sum + the products of four unsigned bytes with four signed ones.
+    fn dot(sum: Self::Sums, unsigned: Self::Bytes, signed: Self::Bytes) -> Self::Sums;
+    /// 256 · sum.
+    fn raised(sum: Self::Sums) -> Self::Sums;
+    /// Sums as floats.
+    fn floats(sums: Self::Sums) -> Self;
+    /// The high and the low bytes of floats from 0 to 65,535, rounded to integers.
+    fn limbs(floats: [Self; 4]) -> [[u8; BYTES]; 2];
 
     /// The sum of all lanes, in an order of its own.
     #[inline(always)]
@@ -59,8 +86,8 @@ pub(crate) trait Lanes: Copy {
     }
 }
 
-/// What keys and values are stored as.
-pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
+/// What keys and values are stored as where each is a number by itself.
+pub(crate) trait Element: Stored + Default {
     /// Rounds to the nearest.
     fn from_floats(from: &[f32], to: &mut [Self]);
     /// Reads sixteen.
@@ -131,6 +158,9 @@ impl Plain {
 }
 
 impl Lanes for Plain {
+    type Sums = [i32; LANES];
+    type Bytes = [u8; BYTES];
+
     #[inline(always)]
     fn breadth(_: usize) -> usize {
         1
@@ -215,6 +245,12 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
+    fn raised_by(self, n: Self) -> Self {
+        let raised = |i: usize| self.0[i].to_bits().wrapping_add(n.0[i].to_bits() << 23);
+        Self(std::array::from_fn(|i| f32::from_bits(raised(i))))
+    }
+
+    #[inline(always)]
     fn zero_below(self, x: Self, limit: Self) -> Self {
         let kept = |i: usize| if x.0[i] < limit.0[i] { 0.0 } else { self.0[i] };
         Self(std::array::from_fn(kept))
@@ -241,6 +277,60 @@ impl Lanes for Plain {
             .iter()
             .fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
     }
+
+    #[inline(always)]
+    fn sums(x: i32) -> Self::Sums {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    fn bytes(from: &[u8; BYTES]) -> Self::Bytes {
+        *from
+    }
+
+    #[inline(always)]
+    fn four(bytes: u32) -> Self::Bytes {
+        std::array::from_fn(|i| bytes.to_le_bytes()[i % 4])
+    }
+
+    #[inline(always)]
+    fn dot(sums: Self::Sums, unsigned: Self::Bytes, signed: Self::Bytes) -> Self::Sums {
+        let product = |i: usize| i32::from(unsigned[i]) * i32::from(signed[i] as i8);
+        std::array::from_fn(|lane| {
+            let four = (0..4).map(|i| product(4 * lane + i));
+            four.fold(sums[lane], i32::wrapping_add)
+        })
+    }
+
+    #[inline(always)]
+    fn raised(sums: Self::Sums) -> Self::Sums {
+        sums.map(|sum| sum << 8)
+    }
+
+    #[inline(always)]
+    fn floats(sums: Self::Sums) -> Self {
+        Self(sums.map(|sum| sum as f32))
+    }
+
+    #[inline(always)]
+    fn limbs(floats: [Self; 4]) -> [[u8; BYTES]; 2] {
+        limbs(&floats.map(|vector| vector.0))
+    }
+}
+
+/// See [`Lanes::limbs`].
+#[inline(always)]
+pub(super) fn limbs(floats: &[[f32; LANES]; 4]) -> [[u8; BYTES]; 2] {
+    // Adding 2²³ rounds to the nearest integer, which the lowest bits hold then.
+    const ROUND: f32 = 8_388_608.0;
+    let mut limbs = [[0u8; BYTES]; 2];
+    for (i, vector) in floats.iter().enumerate() {
+        for (t, x) in vector.iter().enumerate() {
+            let [low, high, ..] = (x + ROUND).to_bits().to_le_bytes();
+            (limbs[0][i * LANES + t], limbs[1][i * LANES + t]) = (high, low);
+        }
+    }
+    limbs
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 #![allow(clippy::needless_range_loop)] // one index walks several register arrays
 
+use super::ahead::Ahead;
 use super::lanes::{Element, LANES, Lanes, exp, soft_cap};
 use super::state::{Line, State, Work};
 
@@ -17,14 +18,12 @@ pub(super) const STRIP: usize = 64;
 const BLOCKS: usize = STRIP / LANES;
 
 /// Most queries of a tile.
-const MOST: usize = 6;
+pub(super) const MOST: usize = 6;
 
 /// Keys and values of one KV head of a sequence.
 pub(super) struct Context<'a, E> {
     /// By block: keys (head_dim, 16), then values (16, columns).
     pub(super) block: &'a dyn Fn(usize) -> (&'a [E], &'a [E]),
-    /// How many blocks there are.
-    pub(super) count: usize,
     /// Columns of a value, up to whole vectors.
     pub(super) columns: usize,
     /// The cap on scores.
@@ -37,8 +36,6 @@ struct Strip<'a, E> {
     position: usize,
     keys: [&'a [[E; LANES]]; BLOCKS],
     values: [&'a [E]; BLOCKS],
-    /// Keys and values of the next strip's blocks, where there is one.
-    ahead: Option<[(&'a [E], &'a [E]); BLOCKS]>,
 }
 
 /// Weights of a strip's tokens.
@@ -56,13 +53,12 @@ impl<'a, E: Element> Context<'a, E> {
             position,
             keys: parts.map(|(keys, _)| keys.as_chunks().0),
             values: parts.map(|(_, values)| values),
-            ahead: None,
         }
     }
 
     /// Leaves in the states what the queries find in segment `index`.
     #[inline(always)]
-    pub(super) fn segment<V: Lanes>(&self, index: usize, work: &mut Work) {
+    pub(super) fn segment<V: Lanes>(&self, index: usize, work: &mut Work, ahead: &mut Ahead) {
         work.reset();
         let (mut from, mut to) = (usize::MAX, 0);
         for seen in &work.seen {
@@ -71,16 +67,12 @@ impl<'a, E: Element> Context<'a, E> {
         let begin = from.max(index * SEGMENT) / STRIP * STRIP;
         let end = to.min((index + 1) * SEGMENT);
         for position in (begin..end).step_by(STRIP) {
-            let mut strip = self.strip(position, end);
-            let next = position / LANES + BLOCKS;
-            if (next + BLOCKS) * LANES <= to && next + BLOCKS <= self.count {
-                strip.ahead = Some(std::array::from_fn(|i| (self.block)(next + i)));
-            }
+            let strip = self.strip(position, end);
             let mut first = 0;
             for queries in tiles(work.seen.len()) {
                 macro_rules! with {
                     ($n:literal) => {
-                        self.tile::<V, $n>(&strip, first, work)
+                        self.tile::<V, $n>(&strip, first, work, ahead)
                     };
                 }
                 match queries {
@@ -91,7 +83,6 @@ impl<'a, E: Element> Context<'a, E> {
                     5 => with!(5),
                     _ => with!(6),
                 }
-                strip.ahead = None;
                 first += queries;
             }
         }
@@ -99,7 +90,13 @@ impl<'a, E: Element> Context<'a, E> {
 
     /// One strip for the `N` queries from `first` on.
     #[inline(always)]
-    fn tile<V: Lanes, const N: usize>(&self, strip: &Strip<E>, first: usize, work: &mut Work) {
+    fn tile<V: Lanes, const N: usize>(
+        &self,
+        strip: &Strip<E>,
+        first: usize,
+        work: &mut Work,
+        ahead: &mut Ahead,
+    ) {
         let seen: [(usize, usize); N] = std::array::from_fn(|n| work.seen[first + n]);
         let (mut from, mut to) = (usize::MAX, 0);
         for seen in &seen {
@@ -112,18 +109,15 @@ impl<'a, E: Element> Context<'a, E> {
         let mut weights = [[[0f32; LANES]; BLOCKS]; N];
         let queries = work.tile::<N>(first);
         if tokens > STRIP - LANES && V::breadth(N) == 4 {
-            let ahead = strip.ahead.map(|parts| parts.map(|(keys, _)| keys));
-            scores::<V, E, N, 4>(queries, strip.keys, ahead, 0, &mut weights);
+            scores::<V, E, N, 4>(queries, strip.keys, 0, &mut weights, ahead);
         } else if V::breadth(N) == 2 {
             for block in (0..tokens.div_ceil(LANES)).step_by(2) {
                 let keys = [strip.keys[block], strip.keys[block + 1]];
-                let ahead = strip.ahead.map(|a| [a[block].0, a[block + 1].0]);
-                scores::<V, E, N, 2>(queries, keys, ahead, block, &mut weights);
+                scores::<V, E, N, 2>(queries, keys, block, &mut weights, ahead);
             }
         } else {
             for block in 0..tokens.div_ceil(LANES) {
-                let ahead = strip.ahead.map(|a| [a[block].0]);
-                scores::<V, E, N, 1>(queries, [strip.keys[block]], ahead, block, &mut weights);
+                scores::<V, E, N, 1>(queries, [strip.keys[block]], block, &mut weights, ahead);
             }
         }
         let mut rest = &mut work.states[first * work.stride..];
@@ -144,7 +138,8 @@ impl<'a, E: Element> Context<'a, E> {
             let left = (self.columns - column) / LANES;
             macro_rules! with {
                 ($c:literal) => {{
-                    self.mix::<V, N, $c>(strip, &weights, tokens, column, &mut states);
+                    let of = (column, tokens);
+                    self.mix::<V, N, $c>(strip, &weights, of, &mut states, ahead);
                     column += $c * LANES;
                 }};
             }
@@ -162,9 +157,9 @@ impl<'a, E: Element> Context<'a, E> {
         &self,
         strip: &Strip<E>,
         weights: &[Weights; N],
-        tokens: usize,
-        column: usize,
+        (column, tokens): (usize, usize),
         states: &mut [State; N],
+        ahead: &mut Ahead,
     ) {
         let line = column / LANES;
         let mut sums = [[V::splat(0.0); C]; N];
@@ -178,11 +173,7 @@ impl<'a, E: Element> Context<'a, E> {
             let rows = strip.values[block].chunks_exact(self.columns);
             let count = (tokens - block * LANES).min(LANES);
             for (token, row) in rows.take(count).enumerate() {
-                if let Some(ahead) = &strip.ahead
-                    && column == 0
-                {
-                    approach::<V, E>(ahead[block].1, token * self.columns, self.columns);
-                }
+                ahead.bring::<V>(size_of::<E>());
                 let (vectors, _) = row[column..column + C * LANES].as_chunks::<LANES>();
                 let mut values = [V::splat(0.0); C];
                 for c in 0..C {
@@ -206,7 +197,7 @@ impl<'a, E: Element> Context<'a, E> {
 }
 
 /// Sizes of tiles for so many queries: as few as possible, nearly equal.
-fn tiles(queries: usize) -> impl Iterator<Item = usize> {
+pub(super) fn tiles(queries: usize) -> impl Iterator<Item = usize> {
     let count = queries.div_ceil(MOST).max(1);
     (0..count).map(move |i| queries / count + usize::from(i < queries % count))
 }
@@ -223,26 +214,14 @@ pub(super) fn pack(queries: usize, head_dim: usize, mut put: impl FnMut(usize, u
     }
 }
 
-/// Brings the lines that begin among `count` elements from `at` on closer.
-#[inline(always)]
-fn approach<V: Lanes, E>(part: &[E], at: usize, count: usize) {
-    const LINE: usize = 64;
-    let per_line = LINE / size_of::<E>();
-    let mut element = at.next_multiple_of(per_line);
-    while element < at + count {
-        V::prefetch(part.as_ptr().wrapping_add(element).cast());
-        element += per_line;
-    }
-}
-
-/// weights ← q · k for `B` blocks of keys, while those ahead come closer.
+/// weights ← q · k for `B` blocks of keys, while what is ahead comes closer.
 #[inline(always)]
 fn scores<V: Lanes, E: Element, const N: usize, const B: usize>(
     queries: &[[f32; N]],
     keys: [&[[E; LANES]]; B],
-    ahead: Option<[&[E]; B]>,
     first: usize,
     weights: &mut [Weights; N],
+    ahead: &mut Ahead,
 ) {
     let keys = keys.map(|keys| &keys[..queries.len()]);
     let mut sums = [[V::splat(0.0); B]; N];
@@ -251,11 +230,7 @@ fn scores<V: Lanes, E: Element, const N: usize, const B: usize>(
         for b in 0..B {
             k[b] = E::read(&keys[b][dimension]);
         }
-        if let Some(ahead) = &ahead {
-            for keys in ahead {
-                approach::<V, E>(keys, dimension * LANES, LANES);
-            }
-        }
+        ahead.bring::<V>(size_of::<E>());
         for n in 0..N {
             let q = V::splat(q[n]);
             for b in 0..B {

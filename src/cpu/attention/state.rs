@@ -1,7 +1,9 @@
 //! What a query has found so far, and the queries of one piece of work.
 
+use super::eight::Rounded;
 use super::lanes::{LANES, Lanes};
 use super::segment::pack;
+use crate::kv;
 
 /// Sixteen floats in a cache line.
 #[derive(Clone, Copy, Debug)]
@@ -77,6 +79,14 @@ pub(crate) struct Work {
     /// Queries, scaled, tile by tile.
     packed: Vec<f32>,
     head_dim: usize,
+    /// Queries rounded to 8 bits, four columns together, tile by tile.
+    rounded: Vec<u32>,
+    /// One of them.
+    bytes: Vec<u8>,
+    /// What rounded queries are multiples of, and what keys' offsets add to their products.
+    rounding: Vec<(f32, i32)>,
+    /// What attention to keys and values in 8 bits works on.
+    pub(super) buffers: Rounded,
     /// Lines of a state.
     pub(super) stride: usize,
     /// In the segment that is computed.
@@ -106,6 +116,51 @@ impl Work {
         });
         self.states.resize(count * self.stride, Line::ZERO);
         self.totals.resize(count * self.stride, Line::ZERO);
+    }
+
+    /// As [`Work::take`], and rounds the queries to 8 bits for keys that have them.
+    pub(super) fn take_rounded<'q>(
+        &mut self,
+        count: usize,
+        (head_dim, scale): (usize, f32),
+        query: impl Fn(usize) -> (&'q [f32], (usize, usize)),
+    ) {
+        (self.head_dim, self.stride) = (head_dim, lines(head_dim));
+        self.seen.clear();
+        self.seen.extend((0..count).map(|i| query(i).1));
+        let fours = head_dim.div_ceil(4);
+        self.rounded.resize(count * fours, 0);
+        self.rounding.resize(count, (0.0, 0));
+        self.buffers.resize(count);
+        self.bytes.resize(4 * fours, 0);
+        let (rounded, rounding) = (&mut self.rounded, &mut self.rounding);
+        let bytes = &mut self.bytes;
+        pack(count, fours, |i, first, apart| {
+            let (size, sum) = kv::round(query(i).0, bytes);
+            rounding[i] = (size * scale, -kv::OFFSET * sum);
+            let places = rounded[first..].iter_mut().step_by(apart);
+            for (place, four) in places.zip(bytes.as_chunks().0) {
+                *place = u32::from_le_bytes(*four);
+            }
+        });
+        self.states.resize(count * self.stride, Line::ZERO);
+        self.totals.resize(count * self.stride, Line::ZERO);
+    }
+
+    /// The rounded queries of the tile that begins with query `first`, with their steps and offsets.
+    #[inline(always)]
+    pub(super) fn rounded_tile<const N: usize>(
+        &self,
+        first: usize,
+    ) -> (&[[u32; N]], [f32; N], [i32; N]) {
+        let fours = self.head_dim.div_ceil(4);
+        let (queries, _) = self.rounded[first * fours..(first + N) * fours].as_chunks();
+        let rounding = &self.rounding[first..first + N];
+        (
+            queries,
+            std::array::from_fn(|n| rounding[n].0),
+            std::array::from_fn(|n| rounding[n].1),
+        )
     }
 
     /// States of an empty context.

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::lanes::{LANES, Lanes};
+use super::lanes::{BYTES, LANES, Lanes, limbs};
 
 /// Calls intrinsics.
 macro_rules! call {
@@ -19,11 +19,22 @@ macro_rules! call {
     };
 }
 
+mod wide;
+
+pub(super) use self::wide::Avx512;
+
 /// Two vectors of eight: AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
 pub(super) struct Avx2(__m256, __m256);
 
+/// Two vectors of 32 bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Halves(__m256i, __m256i);
+
 impl Lanes for Avx2 {
+    type Sums = (__m256i, __m256i);
+    type Bytes = Halves;
+
     /// Twelve of sixteen registers hold results, two of them for a vector.
     #[inline(always)]
     fn breadth(queries: usize) -> usize {
@@ -134,6 +145,18 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn raised_by(self, n: Self) -> Self {
+        call!(
+            let a = _mm256_slli_epi32::<23>(_mm256_castps_si256(n.0));
+            let b = _mm256_slli_epi32::<23>(_mm256_castps_si256(n.1));
+            Self(
+                _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(self.0), a)),
+                _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(self.1), b)),
+            )
+        )
+    }
+
+    #[inline(always)]
     fn zero_below(self, x: Self, limit: Self) -> Self {
         call!(Self(
             _mm256_and_ps(self.0, _mm256_cmp_ps::<_CMP_NLT_UQ>(x.0, limit.0)),
@@ -152,7 +175,7 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     fn prefetch(at: *const u8) {
-        call!(_mm_prefetch::<_MM_HINT_T0>(at.cast()));
+        call!(_mm_prefetch::<_MM_HINT_T1>(at.cast()));
     }
 
     #[inline(always)]
@@ -165,112 +188,66 @@ impl Lanes for Avx2 {
             _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
         )
     }
+
+    #[inline(always)]
+    fn sums(x: i32) -> Self::Sums {
+        let half = call!(_mm256_set1_epi32(x));
+        (half, half)
+    }
+
+    #[inline(always)]
+    fn bytes(from: &[u8; BYTES]) -> Self::Bytes {
+        let at = from.as_ptr().cast::<__m256i>();
+        call!(Halves(
+            _mm256_loadu_si256(at),
+            _mm256_loadu_si256(at.add(1))
+        ))
+    }
+
+    #[inline(always)]
+    fn four(bytes: u32) -> Self::Bytes {
+        let half = call!(_mm256_set1_epi32(bytes as i32));
+        Halves(half, half)
+    }
+
+    /// In integers of 16 bits: the instruction for bytes saturates.
+    #[inline(always)]
+    fn dot(sum: Self::Sums, unsigned: Self::Bytes, signed: Self::Bytes) -> Self::Sums {
+        (
+            dot_of_half(sum.0, unsigned.0, signed.0),
+            dot_of_half(sum.1, unsigned.1, signed.1),
+        )
+    }
+
+    #[inline(always)]
+    fn raised(sum: Self::Sums) -> Self::Sums {
+        call!((_mm256_slli_epi32::<8>(sum.0), _mm256_slli_epi32::<8>(sum.1)))
+    }
+
+    #[inline(always)]
+    fn floats(sums: Self::Sums) -> Self {
+        call!(Self(_mm256_cvtepi32_ps(sums.0), _mm256_cvtepi32_ps(sums.1)))
+    }
+
+    #[inline(always)]
+    fn limbs(floats: [Self; 4]) -> [[u8; BYTES]; 2] {
+        let mut lanes = [[0f32; LANES]; 4];
+        for i in 0..4 {
+            floats[i].store(&mut lanes[i]);
+        }
+        limbs(&lanes)
+    }
 }
 
-/// One vector of sixteen: AVX-512 F, BW and VL.
-#[derive(Clone, Copy)]
-pub(super) struct Avx512(__m512);
-
-impl Lanes for Avx512 {
-    /// At most 24 of 32 registers hold results.
-    #[inline(always)]
-    fn breadth(_: usize) -> usize {
-        4
-    }
-
-    #[inline(always)]
-    fn splat(x: f32) -> Self {
-        call!(Self(_mm512_set1_ps(x)))
-    }
-
-    #[inline(always)]
-    fn load(from: &[f32; LANES]) -> Self {
-        call!(Self(_mm512_loadu_ps(from.as_ptr())))
-    }
-
-    #[inline(always)]
-    fn widen(from: &[f16; LANES]) -> Self {
-        call!(Self(_mm512_cvtph_ps(_mm256_loadu_si256(
-            from.as_ptr().cast()
-        ))))
-    }
-
-    #[inline(always)]
-    fn store(self, to: &mut [f32; LANES]) {
-        call!(_mm512_storeu_ps(to.as_mut_ptr(), self.0));
-    }
-
-    #[inline(always)]
-    fn plus(self, other: Self) -> Self {
-        call!(Self(_mm512_add_ps(self.0, other.0)))
-    }
-
-    #[inline(always)]
-    fn minus(self, other: Self) -> Self {
-        call!(Self(_mm512_sub_ps(self.0, other.0)))
-    }
-
-    #[inline(always)]
-    fn times(self, other: Self) -> Self {
-        call!(Self(_mm512_mul_ps(self.0, other.0)))
-    }
-
-    #[inline(always)]
-    fn over(self, other: Self) -> Self {
-        call!(Self(_mm512_div_ps(self.0, other.0)))
-    }
-
-    #[inline(always)]
-    fn multiply_add(self, factor: Self, sum: Self) -> Self {
-        call!(Self(_mm512_fmadd_ps(self.0, factor.0, sum.0)))
-    }
-
-    #[inline(always)]
-    fn larger(self, other: Self) -> Self {
-        call!(Self(_mm512_max_ps(self.0, other.0)))
-    }
-
-    #[inline(always)]
-    fn smaller(self, other: Self) -> Self {
-        call!(Self(_mm512_min_ps(self.0, other.0)))
-    }
-
-    #[inline(always)]
-    fn power_of_two(self) -> Self {
-        call!(
-            let n = _mm512_add_epi32(_mm512_castps_si512(self.0), _mm512_set1_epi32(127));
-            Self(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(n)))
-        )
-    }
-
-    #[inline(always)]
-    fn zero_below(self, x: Self, limit: Self) -> Self {
-        call!(
-            let kept = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x.0, limit.0);
-            Self(_mm512_maskz_mov_ps(kept, self.0))
-        )
-    }
-
-    #[inline(always)]
-    fn within(self, from: usize, to: usize) -> Self {
-        let below = |lane: usize| (1u32 << lane.min(LANES)) - 1;
-        let kept = (below(to) & !below(from)) as u16;
-        call!(
-            let none = _mm512_set1_ps(f32::NEG_INFINITY);
-            Self(_mm512_mask_mov_ps(none, kept, self.0))
-        )
-    }
-
-    #[inline(always)]
-    fn prefetch(at: *const u8) {
-        call!(_mm_prefetch::<_MM_HINT_T0>(at.cast()));
-    }
-
-    #[inline(always)]
-    fn largest(self) -> f32 {
-        call!(
-            let lowest = _mm512_set1_ps(f32::NEG_INFINITY);
-            _mm512_reduce_max_ps(_mm512_max_ps(self.0, lowest))
-        )
-    }
+/// Four products of bytes for each of eight sums.
+#[inline(always)]
+fn dot_of_half(sum: __m256i, unsigned: __m256i, signed: __m256i) -> __m256i {
+    call!(
+        let even = _mm256_and_si256(unsigned, _mm256_set1_epi16(255));
+        let odd = _mm256_srli_epi16::<8>(unsigned);
+        let signed_even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(signed));
+        let signed_odd = _mm256_srai_epi16::<8>(signed);
+        let sum = _mm256_add_epi32(sum, _mm256_madd_epi16(even, signed_even));
+        _mm256_add_epi32(sum, _mm256_madd_epi16(odd, signed_odd))
+    )
 }

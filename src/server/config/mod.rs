@@ -384,7 +384,7 @@ fn kv_type(raw: Option<String>) -> Result<KvType, ConfigError> {
     known.map(|(_, kind)| kind).ok_or(ConfigError::Value {
         key: "engine.kv_type",
         value: name,
-        allowed: "`f16` or `f32`",
+        allowed: "`f32`, `f16` or `q8`",
     })
 }
 

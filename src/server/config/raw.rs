@@ -185,7 +185,7 @@ section! {
         max_waiting: usize,
         /// Memory for the KV cache, in MiB; defaults to a quarter of what is free once the model is loaded.
         kv_cache_mb: usize,
-        /// What keys and values are stored as on a CPU: `f16` or `f32`.
+        /// What keys and values are stored as on a CPU: `f32`, `f16` or `q8`.
         kv_type: String,
         /// Maximum number of prompt tokens in one step.
         prefill_budget_tokens: usize,
