@@ -81,6 +81,7 @@ impl ModelSource {
                 kind: Kind::Gguf,
                 quantisation: None,
                 cache: None,
+                seen: None,
                 hash: Arc::default(),
             }),
             ModelSource::Directory(dir) => directory_files(dir),
@@ -101,6 +102,8 @@ pub struct ModelFiles {
     quantisation: Option<Quantisation>,
     /// Where packed weights are kept, and what was known of these files before.
     cache: Option<WeightsCache>,
+    /// What the files were like when they were given a cache, before anything of them was read.
+    seen: Option<Identity>,
     /// What was found to be their hash; clones share it.
     hash: Arc<Mutex<Option<String>>>,
 }
@@ -135,6 +138,7 @@ fn directory_files(dir: PathBuf) -> Result<ModelFiles> {
             kind: Kind::Safetensors,
             quantisation: None,
             cache: None,
+            seen: None,
             hash: Arc::default(),
         });
     }
@@ -145,6 +149,7 @@ fn directory_files(dir: PathBuf) -> Result<ModelFiles> {
             kind: Kind::Gguf,
             quantisation: None,
             cache: None,
+            seen: None,
             hash: Arc::default(),
         }),
         [] => Err(ModelError::Malformed {
@@ -182,6 +187,7 @@ impl ModelFiles {
     /// The same files, with a directory in which what is made of them is kept.
     pub fn cached(self, cache: Option<&WeightsCache>) -> Self {
         Self {
+            seen: cache.and_then(|_| self.identity()),
             cache: cache.cloned(),
             ..self
         }
@@ -200,29 +206,19 @@ impl ModelFiles {
 
     /// What tells the files as they are now from others, short of reading all of them; `None` if that
     /// cannot be told.
-    pub fn identity(&self) -> Option<Identity> {
+    fn identity(&self) -> Option<Identity> {
         let quantisation = self.quantisation.map(|q| q.to_string());
         Identity::of(&self.all(), quantisation).ok()
     }
 
+    /// Whether the files are known to be as they were when they were given their cache.
+    pub fn are_unchanged(&self) -> bool {
+        self.seen.is_some() && self.identity() == self.seen
+    }
+
     /// [`ModelFiles::base_hash`], if it is known without reading the files.
     pub fn known_hash(&self) -> Option<String> {
-        let cache = self.cache.as_ref()?;
-        cache.recall(&self.identity()?)
-    }
-
-    /// The GGUF file, if that is what this is.
-    pub fn gguf(&self) -> Option<&Path> {
-        (self.kind == Kind::Gguf).then_some(self.root.as_path())
-    }
-
-    /// A name for people: the file's stem or the directory's name.
-    pub fn name(&self) -> String {
-        let part = match self.kind {
-            Kind::Gguf => self.root.file_stem(),
-            Kind::Safetensors => self.root.file_name(),
-        };
-        part.map_or_else(|| "model".to_string(), |s| s.to_string_lossy().into_owned())
+        self.cache.as_ref()?.recall(self.seen.as_ref()?)
     }
 
     /// SHA-256 over the weight files, configuration and quantisation, 64 hex digits: the base model's
@@ -241,7 +237,6 @@ impl ModelFiles {
     }
 
     fn read_hash(&self) -> Result<String> {
-        let before = self.cache.as_ref().and_then(|_| self.identity());
         let mut hash = Sha256::new();
         for path in &self.all() {
             let io = |source| ModelError::Io {
@@ -263,11 +258,11 @@ impl ModelFiles {
             hash.update(format!("quantised to {quantisation}"));
         }
         let hash = hex::encode(hash.finalize());
-        // Files that changed meanwhile have another identity now, under which nothing is kept.
-        if let (Some(cache), Some(before)) = (&self.cache, before)
-            && self.identity().as_ref() == Some(&before)
+        // Of files that changed meanwhile the hash may be that of neither content.
+        if let (Some(cache), Some(seen)) = (&self.cache, &self.seen)
+            && self.are_unchanged()
         {
-            cache.remember(&before, &hash);
+            cache.remember(seen, &hash);
         }
         Ok(hash)
     }

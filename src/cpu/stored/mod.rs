@@ -212,40 +212,51 @@ impl Shelf {
         {
             return Ok(Ok((model, Origin::Mapped)));
         }
-        let before = files.identity();
         let part = self.directory.join("part");
-        let written = match pack_into(files, cache, &part)? {
-            Ok(written) => written,
-            Err(why) => {
-                let _ = fs::remove_file(&part);
-                return Ok(Err(why));
+        match self.write(files, cache, &part) {
+            Ok(Ok((file, model, key))) => {
+                let publish = Publish {
+                    file,
+                    part,
+                    path: self.path(&key),
+                    cache: cache.clone(),
+                    lock,
+                };
+                publish.in_background();
+                Ok(Ok((model, Origin::Written)))
             }
+            Ok(Err(why)) => {
+                let _ = fs::remove_file(&part);
+                Ok(Err(why))
+            }
+            Err(error) => {
+                let _ = fs::remove_file(&part);
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes all weights to `part`: the file, the model in it, and its key.
+    fn write(
+        &self,
+        files: &ModelFiles,
+        cache: &WeightsCache,
+        part: &Path,
+    ) -> ModelResult<Result<(File, Model, String), Unusable>> {
+        let written = match pack_into(files, cache, part)? {
+            Ok(written) => written,
+            Err(why) => return Ok(Err(why)),
         };
         let key = self.key(&files.base_hash()?);
         let kept = written.finish(&key).and_then(|file| {
             let model = format::read(&file, &key, &self.spec)?;
-            Ok((file, model))
+            Ok((file, model, key))
         });
-        let (file, model) = match kept {
-            Ok(kept) => kept,
-            Err(why) => {
-                let _ = fs::remove_file(&part);
-                return Ok(Err(why));
-            }
-        };
-        if before.is_none() || files.identity() != before {
-            let _ = fs::remove_file(&part);
-            return Ok(Err("the model's files changed while they were read".into()));
-        }
-        let publish = Publish {
-            file,
-            part,
-            path: self.path(&key),
-            cache: cache.clone(),
-            lock,
-        };
-        publish.in_background();
-        Ok(Ok((model, Origin::Written)))
+        // Weights of one content must never get the name of another.
+        Ok(kept.and_then(|kept| match files.are_unchanged() {
+            true => Ok(kept),
+            false => Err("the model's files changed while they were read".into()),
+        }))
     }
 }
 
