@@ -1,7 +1,7 @@
 # Build: docker build -t realign .
 # Run:   docker compose -f deploy/docker-compose.yml up, or see docs/operating.md
 #
-# The image runs as user 10001 and writes only to /data/adapters, /data/state and /tmp, so the root file
+# The image runs as user 10001 and writes only to /data/adapters, /data/state, /data/cache and /tmp, so the root file
 # system can be read-only. It computes on the CPU. The target `cuda` computes on an NVIDIA GPU:
 #   docker build -t realign:cuda --target cuda --build-arg CAPABILITY=90 .
 #   docker run --gpus all …
@@ -44,14 +44,16 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates curl \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --system --uid 10001 --home-dir /data --shell /usr/sbin/nologin realign \
- && install -d -o realign -g realign /data /data/models /data/policies /data/preferences /data/adapters /data/state
+ && install -d -o realign -g realign /data /data/models /data/policies /data/preferences /data/adapters /data/state /data/cache
 # Inside a container, a server on loopback would be unreachable from outside. It starts with a client key
 # (REALIGN_SERVER__API_KEY, REALIGN_SERVER__API_KEYS_FILE) or with REALIGN_SERVER__OPEN=true, which lets
 # everyone in.
 ENV REALIGN_SERVER__HOST=0.0.0.0
+# Packed weights, about as large as the model; containers that share this volume share their memory.
+ENV REALIGN_ENGINE__WEIGHTS_CACHE=/data/cache
 USER 10001:10001
 WORKDIR /data
-VOLUME ["/data/adapters", "/data/state"]
+VOLUME ["/data/adapters", "/data/state", "/data/cache"]
 EXPOSE 8080 9090
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s CMD curl -fsS http://127.0.0.1:8080/ready || exit 1
 STOPSIGNAL SIGTERM

@@ -31,6 +31,9 @@ import tempfile
 import threading
 import time
 
+# A measurement or a test leaves nothing in the user's home.
+os.environ.setdefault("REALIGN_ENGINE__WEIGHTS_CACHE", "off")
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROMPTS = [f"Tell me about {thing}." for thing in
            ["rain", "a lamp", "the sea", "old maps", "bread", "a bridge", "snow", "clocks"]]

@@ -20,6 +20,9 @@ import tempfile
 import time
 import urllib.request
 
+# A measurement or a test leaves nothing in the user's home.
+os.environ.setdefault("REALIGN_ENGINE__WEIGHTS_CACHE", "off")
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 KEY = "page-check"
 MARKUP = "<img src=x onerror=document.title='broken'> & <b>bold</b>"

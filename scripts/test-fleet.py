@@ -32,6 +32,9 @@ import tempfile
 import threading
 import time
 
+# A measurement or a test leaves nothing in the user's home.
+os.environ.setdefault("REALIGN_ENGINE__WEIGHTS_CACHE", "off")
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SPEC = importlib.util.spec_from_file_location("chaos", ROOT / "scripts" / "chaos.py")
 chaos = importlib.util.module_from_spec(SPEC)

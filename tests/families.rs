@@ -3,6 +3,7 @@
 //! tests/golden/make_families.py makes the fixtures.
 
 mod files;
+mod kept;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

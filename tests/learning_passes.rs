@@ -14,6 +14,8 @@ use realign_align::train::{
 };
 use realign_core::Category;
 use realign_cpu::CpuBackend;
+use realign_cpu::stored::{Origin, load_cached};
+use realign_model::cache::WeightsCache;
 use realign_model::packing::{Example, Packed};
 use realign_model::{Backend, LoraWeights, ModelSource, Precision};
 use realign_reference::ReferenceBackend;
@@ -225,7 +227,15 @@ fn every_family_agrees_with_automatic_differentiation() {
             .and_then(ModelSource::fetch)
             .unwrap();
         let tensors = ReferenceBackend::new(realign_reference::load(&files).unwrap());
-        let packed = CpuBackend::new(realign_cpu::load(&files).unwrap());
+        // Mapped read-only: learning must never write to the base model.
+        let dir_of_cache = tempfile::tempdir().unwrap();
+        let cache = WeightsCache {
+            directory: dir_of_cache.path().into(),
+            max_bytes: 1 << 30,
+        };
+        let (model, origin) = load_cached(&files.cached(Some(&cache))).unwrap();
+        assert_eq!(origin, Origin::Written);
+        let packed = CpuBackend::new(model);
         let weights: LoraWeights = realign_engine::adapter::peft::read_dir(&dir.join("adapter"))
             .unwrap()
             .weights;

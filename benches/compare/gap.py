@@ -10,6 +10,7 @@ Needs Python 3, nothing else. Traffic goes to 127.0.0.1 only.
 """
 import argparse
 import json
+import os
 import pathlib
 import socket
 import statistics
@@ -19,6 +20,9 @@ import tempfile
 import threading
 import time
 import urllib.request
+
+# A measurement or a test leaves nothing in the user's home.
+os.environ.setdefault("REALIGN_ENGINE__WEIGHTS_CACHE", "off")
 
 WORDS = "river stone cloud lamp garden window paper bread train music winter letter bridge silver forest".split()
 

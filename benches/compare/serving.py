@@ -1,12 +1,16 @@
 """A server of its own for a measurement, and requests to it. Traffic goes to 127.0.0.1 only."""
 import contextlib
 import json
+import os
 import pathlib
 import socket
 import subprocess
 import tempfile
 import time
 import urllib.request
+
+# A measurement or a test leaves nothing in the user's home.
+os.environ.setdefault("REALIGN_ENGINE__WEIGHTS_CACHE", "off")
 
 
 def ask(url, body):

@@ -22,6 +22,9 @@ import threading
 import time
 import urllib.request
 
+# A measurement or a test leaves nothing in the user's home.
+os.environ.setdefault("REALIGN_ENGINE__WEIGHTS_CACHE", "off")
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 

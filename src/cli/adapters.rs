@@ -146,7 +146,8 @@ pub(crate) fn run(
             let config = global.resolve()?;
             let files = ModelSource::parse(&config.model)?
                 .fetch()?
-                .quantised(config.engine.quantisation)?;
+                .quantised(config.engine.quantisation)?
+                .cached(config.engine.weights_cache.cache());
             let base = Base {
                 spec: files.spec()?,
                 hash: files.base_hash()?,

@@ -61,6 +61,7 @@ pub(crate) fn run(
             let choice = ModelChoice {
                 tokenizer: config.tokenizer.as_deref(),
                 quantisation: config.engine.quantisation,
+                weights_cache: config.engine.weights_cache.cache(),
                 ..ModelChoice::from(&*fetched)
             };
             let loaded = LoadedModel::load(choice, &*device)?;

@@ -20,6 +20,7 @@ use super::executor::{CpuExecutor, kv_shape};
 use super::learn::Differentiator;
 use super::packed::{Encoding, PackedWeight};
 use super::rows::with_floats;
+use super::stored::load_cached;
 use super::{Layer, Model};
 
 const FLOAT: usize = size_of::<f32>();
@@ -30,7 +31,7 @@ pub struct Cpu;
 
 impl ComputeDevice for Cpu {
     fn load(&self, files: &ModelFiles, slices: Arc<TimeSlices>) -> ModelResult<Arc<dyn Backend>> {
-        let mut backend = CpuBackend::new(load(files)?);
+        let mut backend = CpuBackend::new(load_cached(files)?.0);
         backend.slices = slices;
         Ok(Arc::new(backend))
     }
@@ -61,7 +62,7 @@ pub fn pack(model: Decoder<StoredMatrix>) -> Result<Model> {
     model.map(|stored| packed(&stored))
 }
 
-fn packed(stored: &StoredMatrix) -> Result<PackedWeight> {
+pub(crate) fn packed(stored: &StoredMatrix) -> Result<PackedWeight> {
     match stored {
         StoredMatrix::Quantized(q) => PackedWeight::from_quantized(q),
         StoredMatrix::Floats(floats) => PackedWeight::from_dense(floats),

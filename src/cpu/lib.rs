@@ -26,6 +26,7 @@ mod rows;
 #[cfg(test)]
 mod step_tests;
 mod steps;
+pub mod stored;
 mod sync;
 mod team;
 #[cfg(test)]

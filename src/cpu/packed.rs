@@ -14,6 +14,7 @@ use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
 use half::{bf16, f16};
 
 use super::aligned::AlignedBytes;
+use super::stored::Panels;
 use realign_model::blocks::{Format, UNIT, Unit, gain_for, read_unit, scale_bound};
 
 /// Output rows in a panel.
@@ -81,7 +82,7 @@ pub struct PackedWeight {
     pub(crate) encoding: Encoding,
     /// Factor on every product: keeps the stored scales inside f16's normal range.
     pub(crate) gain: f32,
-    data: Arc<AlignedBytes>,
+    data: Arc<Panels>,
 }
 
 /// Bytes past the last panel that a kernel may prefetch.
@@ -109,8 +110,12 @@ impl PackedWeight {
         let unit = |row: usize, index: usize| {
             read_unit(dtype, &data[row * row_bytes..][..row_bytes], index)
         };
-        let blocks = data.chunks_exact(dtype.type_size());
-        let largest = blocks.fold(0f32, |m, block| m.max(scale_bound(dtype, block)));
+        let largest = {
+            use rayon::prelude::*;
+            let blocks = data.par_chunks_exact(dtype.type_size());
+            let bounds = blocks.map(|block| scale_bound(dtype, block));
+            bounds.reduce(|| 0f32, f32::max)
+        };
         Ok(Self::pack_units(
             (out, columns),
             format,
@@ -162,7 +167,7 @@ impl PackedWeight {
             columns,
             encoding,
             gain: 1.0,
-            data: Arc::new(data),
+            data: Arc::new(Panels::Own(data)),
         })
     }
 
@@ -193,7 +198,7 @@ impl PackedWeight {
             columns,
             encoding,
             gain,
-            data: Arc::new(data),
+            data: Arc::new(Panels::Own(data)),
         }
     }
 
@@ -263,6 +268,37 @@ impl PackedWeight {
     pub(crate) fn panel(&self, index: usize) -> &[u8] {
         let bytes = self.encoding.panel_bytes(self.columns);
         &self.data[index * bytes..(index + 1) * bytes]
+    }
+
+    /// All bytes, the slack after the last panel among them.
+    pub(crate) fn raw(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// A weight of which `data` is what [`PackedWeight::raw`] gave.
+    ///
+    /// # Errors
+    /// If it is not as long as such a weight.
+    pub(crate) fn from_raw(
+        (out, columns): (usize, usize),
+        (encoding, gain): (Encoding, f32),
+        data: Panels,
+    ) -> Result<Self> {
+        let panels = out.div_ceil(PANEL);
+        let bytes = panels.checked_mul(encoding.panel_bytes(columns));
+        if bytes.and_then(|bytes| bytes.checked_add(SLACK)) != Some(data.len()) {
+            bail!(
+                "{} bytes do not hold ({out}, {columns}) in {encoding:?}",
+                data.len()
+            );
+        }
+        Ok(Self {
+            out,
+            columns,
+            encoding,
+            gain,
+            data: Arc::new(data),
+        })
     }
 
     /// Bytes that one pass over the weight reads.

@@ -4,9 +4,11 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests may sleep"))]
 
 pub mod activation;
+pub mod assemble;
 pub mod attention;
 pub mod backend;
 pub mod blocks;
+pub mod cache;
 pub mod chat;
 pub mod compute;
 pub mod decoder;

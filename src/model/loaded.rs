@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::quantized::gguf_file::Content;
 
 use super::backend::{Backend, ComputeDevice};
+use super::cache::WeightsCache;
 use super::chat::ChatTemplate;
 use super::error::{ModelError, Result};
 use super::quantise::Quantisation;
@@ -23,6 +24,8 @@ pub struct ModelChoice<'a> {
     pub tokenizer: Option<&'a Path>,
     /// What matrices of safetensors are quantised to while they are loaded.
     pub quantisation: Option<Quantisation>,
+    /// Where packed weights are kept between starts; `None`: nowhere.
+    pub weights_cache: Option<&'a WeightsCache>,
 }
 
 impl<'a> From<&'a str> for ModelChoice<'a> {
@@ -31,6 +34,7 @@ impl<'a> From<&'a str> for ModelChoice<'a> {
             model,
             tokenizer: None,
             quantisation: None,
+            weights_cache: None,
         }
     }
 }
@@ -89,7 +93,8 @@ impl LoadedModel {
         let choice = choice.into();
         let files = ModelSource::parse(choice.model)?
             .fetch()?
-            .quantised(choice.quantisation)?;
+            .quantised(choice.quantisation)?
+            .cached(choice.weights_cache);
         // Side by side: each takes a good part of a second.
         let (text, backend, hash) = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new;

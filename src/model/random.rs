@@ -4,11 +4,9 @@
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::decoder::{Decoder, Layer, Mlp};
-use super::experts::Experts;
-use super::linear::Linear;
-use super::lora::Projection;
-use super::spec::{Mixture, ModelSpec};
+use super::assemble::{Parts, VectorKind, assemble};
+use super::decoder::Decoder;
+use super::spec::ModelSpec;
 
 /// A random matrix that is to be made.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,98 +27,45 @@ pub struct RandomMatrix {
 pub fn random_model<W: Clone>(
     spec: ModelSpec,
     device: &Device,
-    mut matrix: impl FnMut(RandomMatrix) -> Result<W>,
+    matrix: impl FnMut(RandomMatrix) -> Result<W>,
 ) -> Result<Decoder<W>> {
-    let hidden = spec.hidden_size;
-    let table = |deviation: f64| RandomMatrix {
-        out: spec.vocab_size,
-        inner: hidden,
-        deviation,
+    let mut parts = RandomParts {
+        device,
+        matrix,
+        made: 0,
     };
-    let embedding = matrix(table(1.0))?;
-    let head = match spec.tied_embeddings {
-        true => embedding.clone(),
-        false => matrix(table(1.0 / (hidden as f64).sqrt()))?,
-    };
-    let layers = (0..spec.layers)
-        .map(|index| layer(&spec, index, device, &mut matrix))
-        .collect::<Result<_>>()?;
-    Ok(Decoder {
-        final_norm: scale(hidden, device)?,
-        embedding,
-        layers,
-        head,
-        spec,
-    })
+    assemble(spec, &mut parts)
 }
 
-fn layer<W>(
-    spec: &ModelSpec,
-    index: usize,
-    device: &Device,
-    matrix: &mut impl FnMut(RandomMatrix) -> Result<W>,
-) -> Result<Layer<W>> {
-    use Projection::{Down, Gate, K, O, Q, Up, V};
-    let hidden = spec.hidden_size;
-    let mut map = |projection: Projection| -> Result<Linear<W>> {
-        let (inner, out) = spec.projection_shape(projection);
-        let weight = matrix(RandomMatrix {
-            out,
-            inner,
-            deviation: 1.0 / (inner as f64).sqrt(),
-        })?;
-        let bias = match spec.has_bias(projection) {
-            true => Some(Tensor::randn(0f32, 0.1, out, device)?),
-            false => None,
+struct RandomParts<'a, F> {
+    device: &'a Device,
+    matrix: F,
+    /// Matrices that were made.
+    made: usize,
+}
+
+impl<W, F: FnMut(RandomMatrix) -> Result<W>> Parts<W> for RandomParts<'_, F> {
+    fn matrix(&mut self, (out, inner): (usize, usize)) -> Result<W> {
+        // The first one is the embedding.
+        let deviation = match self.made {
+            0 => 1.0,
+            _ => 1.0 / (inner as f64).sqrt(),
         };
-        Ok(Linear::new(index, projection, weight, bias))
-    };
-    let two = |width: usize| -> Result<[Tensor; 2]> {
-        Ok([scale(width, device)?, scale(width, device)?])
-    };
-    let variant = &spec.variant;
-    let attention = [map(Q)?, map(K)?, map(V)?, map(O)?];
-    let mlp = match spec.mixture(index) {
-        None => Mlp::Dense([map(Gate)?, map(Up)?, map(Down)?]),
-        Some(mixture) => Mlp::Experts(experts(hidden, mixture, matrix)?),
-    };
-    Ok(Layer {
-        attention_norm: scale(hidden, device)?,
-        attention,
-        qk_norms: variant.qk_norm.then(|| two(spec.head_dim)).transpose()?,
-        mlp_norm: scale(hidden, device)?,
-        mlp,
-        output_norms: variant.output_norms.then(|| two(hidden)).transpose()?,
-    })
-}
-
-fn experts<W>(
-    hidden: usize,
-    mixture: &Mixture,
-    matrix: &mut impl FnMut(RandomMatrix) -> Result<W>,
-) -> Result<Experts<W>> {
-    let mut random = |out: usize, inner: usize| {
-        matrix(RandomMatrix {
+        self.made += 1;
+        (self.matrix)(RandomMatrix {
             out,
             inner,
-            deviation: 1.0 / (inner as f64).sqrt(),
+            deviation,
         })
-    };
-    let (width, count) = (mixture.inner, mixture.experts);
-    let router = random(count, hidden)?;
-    let mut one = |_| {
-        Ok([
-            random(width, hidden)?,
-            random(width, hidden)?,
-            random(hidden, width)?,
-        ])
-    };
-    Ok(Experts {
-        router,
-        experts: (0..count).map(&mut one).collect::<Result<_>>()?,
-        used: mixture.used,
-        normalised: mixture.normalised,
-    })
+    }
+
+    fn vector(&mut self, width: usize, kind: VectorKind) -> Result<Tensor> {
+        let (mean, deviation) = match kind {
+            VectorKind::Scale => (1f32, 0.1),
+            VectorKind::Bias => (0f32, 0.1),
+        };
+        Tensor::randn(mean, deviation, width, self.device)
+    }
 }
 
 /// Rows at a time, as numbers are drawn in f32 and a whole table of those might not fit.
@@ -175,10 +120,6 @@ impl RandomMatrix {
 
 /// Different rows that a matrix of integers is made of.
 const DIFFERENT: usize = 32;
-
-fn scale(width: usize, device: &Device) -> Result<Tensor> {
-    Tensor::randn(1f32, 0.1, width, device)
-}
 
 #[cfg(test)]
 mod tests {

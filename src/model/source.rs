@@ -2,12 +2,14 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Device;
 use candle_core::quantized::gguf_file;
 use realign_core::files;
 use sha2::{Digest, Sha256};
 
+use super::cache::{Identity, WeightsCache};
 use super::decoder::{Decoder, StoredMatrix};
 use super::error::{ModelError, Result};
 use super::gguf;
@@ -78,6 +80,9 @@ impl ModelSource {
                 root: path,
                 kind: Kind::Gguf,
                 quantisation: None,
+                cache: None,
+                seen: None,
+                hash: Arc::default(),
             }),
             ModelSource::Directory(dir) => directory_files(dir),
             ModelSource::Hub { repo, revision } => {
@@ -95,6 +100,12 @@ pub struct ModelFiles {
     weights: Vec<PathBuf>,
     kind: Kind,
     quantisation: Option<Quantisation>,
+    /// Where packed weights are kept, and what was known of these files before.
+    cache: Option<WeightsCache>,
+    /// What the files were like when they were given a cache, before anything of them was read.
+    seen: Option<Identity>,
+    /// What was found to be their hash; clones share it.
+    hash: Arc<Mutex<Option<String>>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +137,9 @@ fn directory_files(dir: PathBuf) -> Result<ModelFiles> {
             root: dir,
             kind: Kind::Safetensors,
             quantisation: None,
+            cache: None,
+            seen: None,
+            hash: Arc::default(),
         });
     }
     match with_extension("gguf").as_slice() {
@@ -134,6 +148,9 @@ fn directory_files(dir: PathBuf) -> Result<ModelFiles> {
             weights: vec![one.clone()],
             kind: Kind::Gguf,
             quantisation: None,
+            cache: None,
+            seen: None,
+            hash: Arc::default(),
         }),
         [] => Err(ModelError::Malformed {
             path: dir,
@@ -162,30 +179,66 @@ impl ModelFiles {
         }
         Ok(Self {
             quantisation: to,
+            hash: Arc::default(),
             ..self
         })
     }
 
-    /// The GGUF file, if that is what this is.
-    pub fn gguf(&self) -> Option<&Path> {
-        (self.kind == Kind::Gguf).then_some(self.root.as_path())
+    /// The same files, with a directory in which what is made of them is kept.
+    pub fn cached(self, cache: Option<&WeightsCache>) -> Self {
+        Self {
+            seen: cache.and_then(|_| self.identity()),
+            cache: cache.cloned(),
+            ..self
+        }
     }
 
-    /// A name for people: the file's stem or the directory's name.
-    pub fn name(&self) -> String {
-        let part = match self.kind {
-            Kind::Gguf => self.root.file_stem(),
-            Kind::Safetensors => self.root.file_name(),
-        };
-        part.map_or_else(|| "model".to_string(), |s| s.to_string_lossy().into_owned())
+    /// Where what is made of them is kept.
+    pub fn cache(&self) -> Option<&WeightsCache> {
+        self.cache.as_ref()
+    }
+
+    /// The weight files, and the configuration of safetensors.
+    fn all(&self) -> Vec<PathBuf> {
+        let config = (self.kind == Kind::Safetensors).then(|| self.root.join("config.json"));
+        config.into_iter().chain(self.weights.clone()).collect()
+    }
+
+    /// What tells the files as they are now from others, short of reading all of them; `None` if that
+    /// cannot be told.
+    fn identity(&self) -> Option<Identity> {
+        let quantisation = self.quantisation.map(|q| q.to_string());
+        Identity::of(&self.all(), quantisation).ok()
+    }
+
+    /// Whether the files are known to be as they were when they were given their cache.
+    pub fn are_unchanged(&self) -> bool {
+        self.seen.is_some() && self.identity() == self.seen
+    }
+
+    /// [`ModelFiles::base_hash`], if it is known without reading the files.
+    pub fn known_hash(&self) -> Option<String> {
+        self.cache.as_ref()?.recall(self.seen.as_ref()?)
     }
 
     /// SHA-256 over the weight files, configuration and quantisation, 64 hex digits: the base model's
-    /// identity.
+    /// identity. With a cache, files that have not changed since they were read last are not read again.
     pub fn base_hash(&self) -> Result<String> {
+        let mut found = self.hash.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(hash) = &*found {
+            return Ok(hash.clone());
+        }
+        let hash = match self.known_hash() {
+            Some(hash) => hash,
+            None => self.read_hash()?,
+        };
+        *found = Some(hash.clone());
+        Ok(hash)
+    }
+
+    fn read_hash(&self) -> Result<String> {
         let mut hash = Sha256::new();
-        let config = (self.kind == Kind::Safetensors).then(|| self.root.join("config.json"));
-        for path in config.iter().chain(&self.weights) {
+        for path in &self.all() {
             let io = |source| ModelError::Io {
                 path: path.clone(),
                 source,
@@ -204,7 +257,14 @@ impl ModelFiles {
             // An adapter that was trained on other bits is another base model's.
             hash.update(format!("quantised to {quantisation}"));
         }
-        Ok(hex::encode(hash.finalize()))
+        let hash = hex::encode(hash.finalize());
+        // Of files that changed meanwhile the hash may be that of neither content.
+        if let (Some(cache), Some(seen)) = (&self.cache, &self.seen)
+            && self.are_unchanged()
+        {
+            cache.remember(seen, &hash);
+        }
+        Ok(hash)
     }
 
     /// The GGUF header, for the tokenizer and the chat template.

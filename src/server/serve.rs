@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 use crate::api::{self, AppState, Bounds, Cut, CutSignal, LogPort};
 use crate::config::admin_key::AdminKeyError;
 use crate::config::keys::KeyFileError;
-use crate::config::{Address, Config, ConfigError};
+use crate::config::{Address, Config, ConfigError, WeightsPlace};
 use crate::control::{Control, ControlError, Member, Parts, initial_generation, load_generation};
 use crate::locks::Locks;
 use crate::state::{StateDb, StateError};
@@ -175,6 +175,12 @@ impl Server {
         let kv_bytes = memory::check(&config, &*device)?;
         let started = Instant::now();
         tracing::info!(model = config.model, "loading the model");
+        if config.engine.weights_cache == WeightsPlace::Homeless {
+            tracing::info!(
+                "packed weights are not kept for the next start: the user has no cache directory \
+                 (XDG_CACHE_HOME, HOME). Set engine.weights_cache to a directory, or to \"off\""
+            );
+        }
         let slices = TimeSlices::new(config.train.share, config.train.nice);
         let loaded = LoadedModel::load_sharing(config.model_choice(), &*device, Arc::new(slices))?;
         tracing::info!(

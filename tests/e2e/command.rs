@@ -15,7 +15,8 @@ pub(super) fn command(workspace: &Workspace, arguments: &[&str]) -> Command {
         .env_remove("REALIGN_LOG")
         .env_remove("REALIGN_LOG_FORMAT")
         .env_remove("REALIGN_ADMIN_KEY")
-        .env_remove("REALIGN_URL");
+        .env_remove("REALIGN_URL")
+        .env("XDG_CACHE_HOME", workspace.path("cache"));
     command
 }
 

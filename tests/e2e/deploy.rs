@@ -35,7 +35,7 @@ fn shipped(path: &str) -> String {
 fn image() -> Deployment {
     let mut image = Deployment {
         working_directory: "/data".into(),
-        writable: vec!["/data/adapters", "/data/state", "/tmp"],
+        writable: vec!["/data/adapters", "/data/state", "/data/cache", "/tmp"],
         ..Deployment::default()
     };
     let text = shipped("Dockerfile");
@@ -160,6 +160,9 @@ fn systemd() -> Deployment {
     let mut words = command.split(' ').map(String::from);
     assert_eq!(words.next().as_deref(), Some("/usr/local/bin/realign"));
     assert_eq!(setting("StateDirectory="), "realign");
+    assert_eq!(setting("CacheDirectory="), "realign");
+    let variable = setting("Environment=");
+    let (name, value) = variable.split_once('=').unwrap();
     Deployment {
         arguments: words.collect(),
         working_directory: setting("WorkingDirectory="),
@@ -167,7 +170,8 @@ fn systemd() -> Deployment {
             "/etc/realign/realign.toml".into(),
             shipped("realign.example.toml"),
         )],
-        writable: vec!["/var/lib/realign", "/tmp"],
+        environment: BTreeMap::from([(name.into(), value.into())]),
+        writable: vec!["/var/lib/realign", "/var/cache/realign", "/tmp"],
         ..Deployment::default()
     }
 }
@@ -191,11 +195,17 @@ impl Running {
         let below = |path: &str| root.join(path.trim_start_matches('/'));
         let moved = |text: &str| {
             let mut text = text.to_string();
-            for directory in ["/data/", "/etc/realign/"] {
-                text = text.replace(directory, &format!("{}/", below(directory).display()));
+            for directory in ["/data/", "/etc/realign/", "/var/cache"] {
+                let (name, slash) = match directory.strip_suffix('/') {
+                    Some(name) => (name, "/"),
+                    None => (directory, ""),
+                };
+                text = text.replace(directory, &format!("{}{slash}", below(name).display()));
             }
             text
         };
+        let variables = deployment.environment.iter();
+        let variables = variables.map(|(name, value)| (name, moved(value)));
         let directory = below(&deployment.working_directory);
         for directory in [directory.join("policies"), directory.join("preferences")] {
             std::fs::create_dir_all(directory).unwrap();
@@ -209,7 +219,7 @@ impl Running {
         let mut command = Command::new(env!("CARGO_BIN_EXE_realign"));
         command
             .env_clear()
-            .envs(&deployment.environment)
+            .envs(variables)
             .args(deployment.arguments.iter().map(|argument| moved(argument)))
             .args(["--port", "0", "--admin-port", "0", "--model"])
             .arg(tiny_model::directory())

@@ -44,4 +44,6 @@ mod tls;
 mod training;
 mod tutorial;
 mod vanishing;
+#[cfg(target_os = "linux")]
+mod weights;
 mod workspace;

@@ -97,7 +97,8 @@ impl<'a> Server<'a> {
             .env_remove("REALIGN_LOG")
             .env_remove("REALIGN_LOG_FORMAT")
             .env_remove("REALIGN_CRASH_AT")
-            .env_remove("REALIGN_PANIC_AT");
+            .env_remove("REALIGN_PANIC_AT")
+            .env("XDG_CACHE_HOME", workspace.path("cache"));
         engine::run_on(&mut command, on);
         if let Some((variable, value)) = fault {
             command.env(variable, value);
@@ -301,6 +302,12 @@ impl<'a> Server<'a> {
         lines.read_line(&mut status).unwrap();
         assert!(status.contains("200"), "{path}: {status}");
         socket
+    }
+
+    /// The server's process.
+    #[cfg(target_os = "linux")]
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Threads of the server's process.

@@ -17,6 +17,9 @@ import sys
 import tempfile
 import time
 
+# A measurement or a test leaves nothing in the user's home.
+os.environ.setdefault("REALIGN_ENGINE__WEIGHTS_CACHE", "off")
+
 NAME = "served"
 SETTINGS = {
     "REALIGN_MODEL_NAME": NAME,

@@ -19,6 +19,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod train;
+mod weights;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -42,6 +43,7 @@ pub use server::{LimitsConfig, ServerConfig, TlsFiles, UnknownFields};
 pub use starter::starter_file;
 pub use store::StoreConfig;
 pub use train::{TrainConfig, TrainEngine};
+pub use weights::WeightsPlace;
 
 use realign_align::train::recipe::RecipeError;
 use realign_backend::DeviceChoice;
@@ -176,6 +178,8 @@ pub struct EngineConfig {
     pub draft_tokens: usize,
     /// CPU threads; `None` is all cores.
     pub threads: Option<usize>,
+    /// Where packed weights are kept.
+    pub weights_cache: WeightsPlace,
     /// Whether a CUDA device runs decoding steps as they were recorded.
     pub cuda_graphs: bool,
     /// The arithmetic of weights in bfloat16 on a CPU.
@@ -251,6 +255,7 @@ impl Config {
             model: &self.model,
             tokenizer: self.tokenizer.as_deref(),
             quantisation: self.engine.quantisation,
+            weights_cache: self.engine.weights_cache.cache(),
         }
     }
 
@@ -371,6 +376,7 @@ fn resolve_engine(raw: RawEngine) -> Result<EngineConfig, ConfigError> {
         jump_forward: raw.jump_forward.unwrap_or(true),
         draft_tokens: drafted(raw.draft_tokens.unwrap_or(8))?,
         threads: raw.threads.map(|n| one("engine.threads", n)).transpose()?,
+        weights_cache: WeightsPlace::resolve(raw.weights_cache, raw.weights_cache_gb)?,
         cuda_graphs: raw.cuda_graphs.unwrap_or(true),
         precision,
     })

@@ -200,6 +200,11 @@ section! {
         draft_tokens: usize,
         /// CPU threads; defaults to all cores.
         threads: usize,
+        /// Directory in which weights packed for the CPU are kept, for the next start and for other servers
+        /// of the machine, or `off`; defaults to `realign` in the user's cache directory.
+        weights_cache: String,
+        /// Maximum size of that directory, in GiB; what was used longest ago goes.
+        weights_cache_gb: u64,
         /// Whether decoding steps on a CUDA device run as captured CUDA graphs.
         cuda_graphs: bool,
         /// What weights in bfloat16 are multiplied with on a CPU: activations in `f32`, or with `mixed`

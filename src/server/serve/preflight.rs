@@ -387,12 +387,16 @@ fn adapters(config: &Config) -> Finding {
     }
 }
 
-/// Whether a generation is the configured model itself. All of its files are read for that.
+/// Whether a generation is the configured model itself. All of its files are read for that, where they
+/// are not known.
 fn is_base(config: &Config, id: &GenerationId) -> bool {
     match ModelSource::parse(&config.model) {
         Ok(ModelSource::Hub { .. }) | Err(_) => false,
         Ok(source) => {
-            let hash = source.fetch().and_then(|files| files.base_hash());
+            let cache = config.engine.weights_cache.cache();
+            let files = source.fetch();
+            let files = files.and_then(|files| files.quantised(config.engine.quantisation));
+            let hash = files.and_then(|files| files.cached(cache).base_hash());
             hash.is_ok_and(|hash| base_id(&hash) == *id)
         }
     }

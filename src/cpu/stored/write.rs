@@ -1,0 +1,236 @@
+//! Writing packed weights while they are made.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use candle_core::{Result as CandleResult, bail};
+use realign_model::Decoder;
+use realign_model::assemble::vectors;
+
+use super::format::{ALIGNMENT, Contents, Matrix, Section, Stored, ending, sum};
+use crate::PackedWeight;
+
+/// Blocks in which the file is written, and at whose multiples: a file system that can keeps each in
+/// one huge page.
+const BLOCK: usize = 2 << 20;
+
+/// Takes matrices, and writes them on a thread of its own: the next one is read and packed meanwhile.
+pub(super) struct Writer {
+    to: Option<SyncSender<PackedWeight>>,
+    thread: Option<JoinHandle<Result<Pen, String>>>,
+    count: usize,
+    failed: bool,
+}
+
+/// All matrices were written; the key is not known yet.
+pub(super) struct Complete {
+    pen: Pen,
+    tied: bool,
+    matrices: Vec<Matrix>,
+    vectors: Vec<f32>,
+    widths: Vec<usize>,
+}
+
+/// The file as far as it was written.
+struct Pen {
+    file: File,
+    at: u64,
+    max: u64,
+    /// What is not yet a block.
+    pending: Vec<u8>,
+    matrices: Vec<Matrix>,
+}
+
+impl Writer {
+    /// Begins a file in place of whatever is there.
+    pub(super) fn create(path: &Path, max: u64) -> Result<Self, String> {
+        let mut pen = Pen::create(path, max).map_err(|e| format!("{}: {e}", path.display()))?;
+        // One waits while one is written: three matrices at most are in memory.
+        let (to, from) = sync_channel::<PackedWeight>(1);
+        let write = move || {
+            for weight in from {
+                pen.matrix(&weight).map_err(|e| e.to_string())?;
+            }
+            Ok(pen)
+        };
+        let thread = std::thread::Builder::new().name("weights-writer".into());
+        Ok(Self {
+            to: Some(to),
+            thread: Some(thread.spawn(write).map_err(|e| e.to_string())?),
+            count: 0,
+            failed: false,
+        })
+    }
+
+    /// Takes a matrix, and gives its number.
+    ///
+    /// # Errors
+    /// If it cannot be written; [`Writer::fail`] says why.
+    pub(super) fn add(&mut self, weight: PackedWeight) -> CandleResult<usize> {
+        let sent = self.to.as_ref().map(|to| to.send(weight).is_ok());
+        if sent != Some(true) {
+            self.failed = true;
+            bail!("the cache cannot be written");
+        }
+        self.count += 1;
+        Ok(self.count - 1)
+    }
+
+    /// Whether a matrix could not be written.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed
+    }
+
+    /// Why.
+    pub(super) fn fail(mut self) -> String {
+        match self.join() {
+            Err(why) => why,
+            Ok(_) => "the file was not completed".into(),
+        }
+    }
+
+    fn join(&mut self) -> Result<Pen, String> {
+        drop(self.to.take());
+        let joined = self.thread.take().map(JoinHandle::join);
+        match joined {
+            Some(Ok(written)) => written,
+            _ => Err("the thread that writes ended".into()),
+        }
+    }
+
+    /// Waits for the last matrix. `model` has their numbers.
+    pub(super) fn complete(mut self, model: Decoder<usize>) -> Result<Complete, String> {
+        let mut pen = self.join()?;
+        let written = std::mem::take(&mut pen.matrices);
+        let (mut widths, mut floats) = (Vec::new(), Vec::new());
+        for vector in vectors(&model) {
+            let values = vector.to_vec1::<f32>().map_err(|e| e.to_string())?;
+            widths.push(values.len());
+            floats.extend(values);
+        }
+        let tied = model.spec.tied_embeddings;
+        let mut matrices = Vec::with_capacity(written.len());
+        let in_order = model.map(|number| {
+            matrices.extend(written.get(number).cloned());
+            Ok(())
+        });
+        match in_order {
+            Ok(_) if matrices.len() == written.len() => Ok(Complete {
+                pen,
+                tied,
+                matrices,
+                vectors: floats,
+                widths,
+            }),
+            _ => Err("matrices were lost".into()),
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // The thread ends with its channel, and the file with the thread.
+        let _ = self.join();
+    }
+}
+
+impl Complete {
+    /// Ends the file, and takes the permission to write to it away.
+    pub(super) fn finish(mut self, key: &str) -> Result<File, String> {
+        let bytes: Vec<u8> = self.vectors.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let vectors = self.pen.section(&bytes).map_err(|e| e.to_string())?;
+        let contents = Contents {
+            key: key.into(),
+            tied: self.tied,
+            matrices: self.matrices,
+            widths: self.widths,
+            vectors,
+        };
+        let ending = ending(&contents, self.pen.at)?;
+        self.pen.end(&ending).map_err(|e| e.to_string())
+    }
+}
+
+impl Pen {
+    fn create(path: &Path, max: u64) -> io::Result<Self> {
+        // A part that an ended process left behind: the lock says that none is being written.
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut options = File::options();
+        options.read(true).write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        Ok(Self {
+            file: options.open(path)?,
+            at: 0,
+            max,
+            pending: Vec::with_capacity(BLOCK),
+            matrices: Vec::new(),
+        })
+    }
+
+    fn matrix(&mut self, weight: &PackedWeight) -> io::Result<()> {
+        let section = self.section(weight.raw())?;
+        self.matrices.push(Matrix {
+            out: weight.out,
+            columns: weight.columns,
+            encoding: Stored::from(weight.encoding),
+            gain: weight.gain.to_bits(),
+            section,
+        });
+        Ok(())
+    }
+
+    fn section(&mut self, bytes: &[u8]) -> io::Result<Section> {
+        let at = self.at.next_multiple_of(ALIGNMENT);
+        if at + bytes.len() as u64 > self.max {
+            let gib = self.max as f64 / (1u64 << 30) as f64;
+            let what = format!("they take more than {gib:.1} GiB (engine.weights_cache_gb)");
+            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, what));
+        }
+        let padding = [0; ALIGNMENT as usize];
+        self.put(&padding[..(at - self.at) as usize])?;
+        self.put(bytes)?;
+        Ok(Section {
+            at,
+            bytes: bytes.len() as u64,
+            sum: sum(bytes),
+        })
+    }
+
+    /// Appends bytes: whole blocks at once, what is left with what comes next.
+    fn put(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        self.at += bytes.len() as u64;
+        if !self.pending.is_empty() {
+            let missing = (BLOCK - self.pending.len()).min(bytes.len());
+            self.pending.extend_from_slice(&bytes[..missing]);
+            bytes = &bytes[missing..];
+            if self.pending.len() < BLOCK {
+                return Ok(());
+            }
+            self.file.write_all(&self.pending)?;
+            self.pending.clear();
+        }
+        let whole = bytes.len() / BLOCK * BLOCK;
+        self.file.write_all(&bytes[..whole])?;
+        self.pending.extend_from_slice(&bytes[whole..]);
+        Ok(())
+    }
+
+    fn end(mut self, ending: &[u8]) -> Result<File, io::Error> {
+        self.put(ending)?;
+        self.file.write_all(&self.pending)?;
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let read_only = std::fs::Permissions::from_mode(0o444);
+            self.file.set_permissions(read_only)?;
+        }
+        Ok(self.file)
+    }
+}
