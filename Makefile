@@ -4,7 +4,7 @@ PYTHON ?= python3
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help debug bench-guard test-aarch64 test-fleet test-fleet-netns interleavings valgrind packages docs demo build cuda kernels check-cuda test test-fast test-mistralrs test-openai test-schema test-clients lint supply sbom chaos bench model model-gemma venv prometheus page
+.PHONY: help debug bench-guard test-aarch64 test-fleet test-fleet-netns kubernetes interleavings valgrind packages docs demo build cuda kernels check-cuda test test-fast test-mistralrs test-openai test-schema test-clients lint supply sbom chaos bench model model-gemma venv prometheus page
 .DEFAULT_GOAL := help
 
 help:   ## List the targets
@@ -111,6 +111,14 @@ $(TARGET_DIR)/tools/bin/mdbook:
 docs: $(MDBOOK) $(if $(REALIGN_BINARY),,build)  ## Build the documentation site in target/docs, and check its links
 	$(PYTHON) scripts/make-docs.py --mdbook "$(MDBOOK)" --out "$(TARGET_DIR)/docs" \
 		--binary "$(or $(REALIGN_BINARY),$(TARGET_DIR)/release/realign)"
+
+kubernetes: .tools/kubernetes/.ready  ## Render the Kubernetes manifests and validate them; needs kubectl or kustomize, no cluster
+	.tools/kubernetes/bin/python scripts/check-kubernetes.py $(if $(WRITE),--write)
+
+.tools/kubernetes/.ready:
+	$(PYTHON) -m venv .tools/kubernetes
+	.tools/kubernetes/bin/python -m pip install --quiet --disable-pip-version-check "kubernetes-validate>=1.37"
+	touch $@
 
 lint: supply ## Check formatting, lints, and that generated data is up to date
 	$(PYTHON) scripts/make-bench-policies.py --check
