@@ -105,6 +105,7 @@ impl Judge {
             key,
             agent: ureq::Agent::config_builder()
                 .http_status_as_error(false)
+                .proxy(None)
                 .max_redirects(0)
                 .timeout_global(Some(PATIENCE))
                 .build()
