@@ -201,7 +201,7 @@ impl Verdicts {
             return Err(damaged("it is too long"));
         }
         let text = std::fs::read_to_string(path).map_err(io)?;
-        let (header, _) = text.split_once('\n').unwrap_or((&text, ""));
+        let (header, _) = text.split_once('\n').unwrap_or((text.as_str(), ""));
         let header: Header =
             serde_json::from_str(header).map_err(|_| damaged("it is no file of verdicts"))?;
         if header.format != FORMAT {

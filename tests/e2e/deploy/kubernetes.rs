@@ -29,7 +29,10 @@ fn objects(name: &str) -> Vec<Value> {
         }
     }
     assert!(
-        text.lines().next().unwrap().ends_with(&format!("{hash:016x}")),
+        text.lines()
+            .next()
+            .unwrap()
+            .ends_with(&format!("{hash:016x}")),
         "deploy/kubernetes was changed: `make kubernetes WRITE=1` renders it"
     );
     serde_saphyr::from_multiple(&text).unwrap()

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
+use sha2::Digest as _;
 
 use super::*;
 
@@ -195,7 +196,6 @@ fn verdicts_that_differ_between_files_are_left_out() {
     let (before, _) = text.split_once("end ").unwrap();
     let changed = before.replacen(" 1\n", " 0\n", 1);
     let count = changed.lines().count() - 1;
-    use sha2::Digest as _;
     let hash = hex::encode(sha2::Sha256::digest(&changed));
     let other = format!("{changed}end {count} {hash}\n");
     std::fs::write(machines.path("out/again.verdicts"), other).unwrap();

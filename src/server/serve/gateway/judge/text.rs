@@ -217,13 +217,9 @@ mod tests {
         for (format, whole, pieces, expected) in cases {
             let whole = format.texts(whole.to_string().as_bytes(), false).unwrap();
             let streamed = format.texts(&stream(&pieces), true).unwrap();
-            assert_eq!(
-                (&whole, &streamed),
-                (
-                    &expected.to_vec().iter().map(|t| t.to_string()).collect(),
-                    &whole
-                )
-            );
+            let expected: Vec<String> = expected.iter().map(ToString::to_string).collect();
+            assert_eq!(whole, expected);
+            assert_eq!(streamed, expected);
         }
         let calls = json!({"choices": [{"message": {"content": null, "tool_calls": [{}]}}]});
         let none = Format::Chat.texts(calls.to_string().as_bytes(), false);
