@@ -291,6 +291,11 @@ class Hosts(fleet.Fleet):
         assert narrow[0] is None or narrow[0] > 3, f"the link was not slow: {narrow[1]}"
         return "; ".join((narrow[1], delayed[1]))
 
+    def replaced(self):
+        said = super().replaced()
+        self.followers[0] = self.nodes[-1]
+        return said
+
     def streams(self):
         targets = [self.node(name, "serve", Target).start() for name in ("t1", "t2")]
         for target in targets:

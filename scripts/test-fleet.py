@@ -184,7 +184,11 @@ def wait(until, what, show=lambda: "", patience=PATIENCE):
         except (OSError, http.client.HTTPException, AssertionError, ValueError):
             pass
         time.sleep(0.1)
-    raise AssertionError(f"waited {patience} s for {what} {show()}")
+    try:
+        seen = show()
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        seen = repr(error)
+    raise AssertionError(f"waited {patience} s for {what} {seen}")
 
 
 class Fleet:
