@@ -23,11 +23,12 @@ use realign_align::triage::{Shard, Triage, triage_cached, triage_in_parts};
 use realign_server::config::Config;
 use realign_server::state::StateDb;
 
-use merge::{MergeReport, Merged};
+use merge::Merged;
 use part::Part;
 use verdicts::JudgedBy;
 
 pub use flips::{Flip, Flips};
+pub use merge::MergeReport;
 pub use part::ShardReport;
 pub use report::{Conflict, Reason, RuleCount, TriageReport};
 pub use stream::StreamReport;

@@ -47,7 +47,7 @@ impl StreamReport {
     ///
     /// # Errors
     /// If the file cannot be read.
-    pub(crate) fn read(
+    pub(super) fn read(
         (oracle, part): (&RuleOracle, &Part),
         file: &Path,
         mut judged: impl FnMut(usize),
