@@ -4,7 +4,7 @@ PYTHON ?= python3
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help debug bench-guard test-aarch64 test-fleet interleavings valgrind packages docs demo build cuda kernels check-cuda test test-fast test-mistralrs test-openai test-schema test-clients lint supply sbom chaos bench model model-gemma venv prometheus page
+.PHONY: help debug bench-guard test-aarch64 test-fleet test-fleet-netns kubernetes interleavings valgrind packages docs demo build cuda kernels check-cuda test test-fast test-mistralrs test-openai test-schema test-clients lint supply sbom chaos bench model model-gemma venv prometheus page
 .DEFAULT_GOAL := help
 
 help:   ## List the targets
@@ -112,6 +112,14 @@ docs: $(MDBOOK) $(if $(REALIGN_BINARY),,build)  ## Build the documentation site 
 	$(PYTHON) scripts/make-docs.py --mdbook "$(MDBOOK)" --out "$(TARGET_DIR)/docs" \
 		--binary "$(or $(REALIGN_BINARY),$(TARGET_DIR)/release/realign)"
 
+kubernetes: .tools/kubernetes/.ready  ## Render the Kubernetes manifests and validate them; needs kubectl or kustomize, no cluster
+	.tools/kubernetes/bin/python scripts/check-kubernetes.py $(if $(WRITE),--write)
+
+.tools/kubernetes/.ready:
+	$(PYTHON) -m venv .tools/kubernetes
+	.tools/kubernetes/bin/python -m pip install --quiet --disable-pip-version-check "kubernetes-validate>=1.37"
+	touch $@
+
 lint: supply ## Check formatting, lints, and that generated data is up to date
 	$(PYTHON) scripts/make-bench-policies.py --check
 	$(PYTHON) scripts/check-unsafe.py
@@ -131,6 +139,10 @@ chaos: build model  ## Swap, kill and load a server for an hour; exits 1 on any 
 test-fleet: model .tools/seaweedfs/.ready  ## Run a controller and followers against SeaweedFS; kill, stop and replace them
 	$(CARGO) build --locked
 	$(PYTHON) scripts/test-fleet.py --binary "$(TARGET_DIR)/debug/realign"
+
+test-fleet-netns: model .tools/seaweedfs/.ready  ## The same with each server in a network namespace, with cut links; needs root, iproute2
+	$(CARGO) build --locked
+	$(PYTHON) scripts/test-fleet-netns.py --binary "$(TARGET_DIR)/debug/realign"
 
 .tools/seaweedfs/.ready:
 	$(PYTHON) -m venv .tools/seaweedfs

@@ -68,7 +68,7 @@ class Server:
 
     def __init__(self, binary, model, home):
         self.binary, self.model, self.home = binary, model, home
-        self.process, self.port, self.key = None, None, None
+        self.process, self.host, self.port, self.key = None, "127.0.0.1", None, None
 
     def command(self, *arguments):
         done = subprocess.run([self.binary, *arguments, "--model", self.model, "--json", "-q"], cwd=self.home,
@@ -103,7 +103,7 @@ class Server:
         self.process.wait(60)
 
     def request(self, method, path, body=None, timeout=60):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout)
         headers = {"content-type": "application/json"}
         if path.startswith("/admin"):
             headers["authorization"] = f"Bearer {self.key}"
@@ -115,7 +115,7 @@ class Server:
             connection.close()
 
     def get(self, path):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=10)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()
@@ -135,7 +135,7 @@ class Server:
 
     def stream(self, model, prompt):
         """The generation in the header, the text, and whether the stream ended as it should."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=60)
         generation, text, whole = None, "", False
         try:
             connection.request("POST", "/v1/chat/completions", json.dumps({

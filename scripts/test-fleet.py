@@ -63,8 +63,8 @@ def free_port(below=55000):
 class Weed:
     """SeaweedFS, all in one process, which can be stopped and continued."""
 
-    def __init__(self, binary, home):
-        self.home = home
+    def __init__(self, binary, home, host="127.0.0.1", within=()):
+        self.home, self.host = home, host
         home.mkdir()
         everything = ["Admin", "Read", "Write", "List"]
         # The script itself asks without a signature.
@@ -75,14 +75,14 @@ class Weed:
         ports = {"master": free_port(), "volume": free_port(), "filer": free_port()}
         log = open(home / "weed.log", "wb")
         self.process = subprocess.Popen(
-            [binary, "server", f"-dir={home}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.port={self.port}",
-             f"-s3.config={home / 's3.json'}", "-volume.minFreeSpace=1", "-volume.max=20",
+            [*within, binary, "server", f"-dir={home}", f"-ip={host}", f"-ip.bind={host}", "-s3",
+             f"-s3.port={self.port}", f"-s3.config={home / 's3.json'}", "-volume.minFreeSpace=1", "-volume.max=20",
              "-master.volumeSizeLimitMB=64", *(f"-{name}.port={port}" for name, port in ports.items())],
             stdout=log, stderr=log)
         wait(lambda: self.request("PUT", f"/{BUCKET}")[0] in (200, 409), "SeaweedFS to start")
 
     def request(self, method, path, body=None, headers=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=10)
         try:
             connection.request(method, path, body, headers or {})
             answer = connection.getresponse()
@@ -104,7 +104,7 @@ class Weed:
 
     def environment(self):
         return {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1",
-                "AWS_ENDPOINT": f"http://127.0.0.1:{self.port}", "AWS_ALLOW_HTTP": "true"}
+                "AWS_ENDPOINT": f"http://{self.host}:{self.port}", "AWS_ALLOW_HTTP": "true"}
 
     def stop(self):
         self.process.send_signal(signal.SIGSTOP)
@@ -121,24 +121,26 @@ class Weed:
 class Node(chaos.Server):
     """A server that shares the store."""
 
-    def __init__(self, name, options, home, weed, role):
+    def __init__(self, name, options, home, weed, role, within=()):
         super().__init__(options.binary, options.model, home / name)
-        self.name, self.weed, self.role = name, weed, role
+        self.name, self.weed, self.role, self.within = name, weed, role, within
         self.home.mkdir()
         (self.home / "policies").mkdir()
 
-    def start(self):
+    def settings(self):
+        return {"REALIGN_STORE__URL": f"s3://{BUCKET}/{PREFIX}", "REALIGN_STORE__NAME": self.name,
+                "REALIGN_STORE__LEASE_S": str(LEASE), "REALIGN_STORE__POLL_MS": "300"}
+
+    def start(self, **more):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        settings = {"REALIGN_STORE__URL": f"s3://{BUCKET}/{PREFIX}", "REALIGN_STORE__NAME": self.name,
-                    "REALIGN_STORE__LEASE_S": str(LEASE), "REALIGN_STORE__POLL_MS": "300"}
+        settings = {"REALIGN_MODEL_NAME": "chaos", **self.settings(), **more}
         log = open(self.home / "server.log", "ab")
         arguments = {"follow": ["serve", "--follow"], "serve": ["serve"], "control": ["control"]}[self.role]
-        settings["REALIGN_MODEL_NAME"] = "chaos"
         self.process = subprocess.Popen(
-            [self.binary, *arguments, "--model", self.model, "--port", str(self.port), "--threads", "1",
-             "--kv-cache-mb", "64"],
+            [*self.within, self.binary, *arguments, "--model", self.model, "--host", self.host, "--port", str(self.port),
+             "--threads", "1", "--kv-cache-mb", "64"],
             cwd=self.home, stdout=log, stderr=log, env={**os.environ, **self.weed.environment(), **settings})
         return self
 
@@ -185,13 +187,19 @@ def wait(until, what, show=lambda: "", patience=PATIENCE):
         except (OSError, http.client.HTTPException, AssertionError, ValueError):
             pass
         time.sleep(0.1)
-    raise AssertionError(f"waited {patience} s for {what} {show()}")
+    try:
+        seen = show()
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        seen = repr(error)
+    raise AssertionError(f"waited {patience} s for {what} {seen}")
 
 
 class Fleet:
+    names = ("f1", "f2")
+
     def __init__(self, options, home):
         self.options, self.home = options, home
-        self.weed = Weed(options.weed, home / "weed")
+        self.weed = self.store()
         self.nodes = []
         self.a = self.node("a", "serve")
         imported = []
@@ -203,10 +211,22 @@ class Fleet:
         self.base, self.generations = base, imported
         self.golden = {}
         for generation in [base, *imported]:
-            for prompt in chaos.PROMPTS:
-                header, text, whole = self.a.stream(f"chaos@{generation}", prompt)
-                assert whole, f"{generation} does not answer {prompt!r}: {text}"
-                self.golden[(header, prompt)] = text
+            self.remember(generation)
+
+    def remember(self, generation):
+        """What the controller answers by a generation."""
+        for prompt in chaos.PROMPTS:
+            header, text, whole = self.a.stream(f"chaos@{generation}", prompt)
+            assert whole, f"{generation} does not answer {prompt!r}: {text}"
+            self.golden[(header, prompt)] = text
+
+    def another(self):
+        """A generation that does not serve."""
+        serving = self.current()["generation"]
+        return next(generation for generation in self.generations if generation != serving)
+
+    def store(self):
+        return Weed(self.options.weed, self.home / "weed")
 
     def node(self, name, role):
         node = Node(name, self.options, self.home, self.weed, role)
@@ -239,7 +259,7 @@ class Fleet:
         assert (said["generation"], said["epoch"]) == (one, 2), said
         assert said["writer"].startswith("a-"), said
         assert self.weed.read(f"history/{1:020}.json")[0]["generation"] == self.base
-        self.followers = [self.node(name, "follow").start() for name in ("f1", "f2")]
+        self.followers = [self.node(name, "follow").start() for name in self.names]
         for follower in self.followers:
             follower.ready().serves(one, "the first publication")
             self.answers(follower, one)
@@ -350,8 +370,7 @@ class Fleet:
         assert status == 404 and "realign control" in why["error"]["message"], (status, why)
         self.a.kill()
         wait(lambda: c.metric("store_lease_held") == 1, "the controller without clients to take over")
-        serving = self.current()["generation"]
-        new = next(g for g in self.generations if g != serving)
+        new = self.another()
         assert c.activate(new), "the activation was refused"
         assert self.current()["writer"].startswith("c-")
         for follower in self.followers:
@@ -465,20 +484,36 @@ class Fleet:
 PARTS = ["publish", "swap", "lost", "damaged", "differs", "two", "control", "cut", "replaced", "blind"]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def flags(about, parts):
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", default=str(ROOT / "target" / "release" / "realign"))
     parser.add_argument("--weed", default=str(ROOT / ".tools" / "seaweedfs" / "bin" / "weed"))
     parser.add_argument("--model", default=str(ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"))
     parser.add_argument("--swaps", type=int, default=12)
     parser.add_argument("--keep", action="store_true", help="keep the directories, with the logs")
-    options = parser.parse_args()
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts, metavar="PART",
+                        help="only these; parts build on those before them")
+    return parser
+
+
+def absolute(options):
     for name in ("binary", "weed", "model"):
         setattr(options, name, str(pathlib.Path(getattr(options, name)).absolute()))
+    return options
+
+
+def late(*_):
+    raise AssertionError("it took too long")
+
+
+def run(make, options, parts, limit=0):
+    """Prints a line for each part; the exit code is 1 if one failed, or took more than `limit` seconds (0: no limit)."""
     home = pathlib.Path(tempfile.mkdtemp(prefix="realign-fleet-"))
-    fleet, failed = Fleet(options, home), False
+    signal.signal(signal.SIGALRM, late)
+    fleet, failed = make(options, home), False
     try:
-        for part in PARTS:
+        for part in parts:
+            signal.alarm(limit)
             began = time.monotonic()
             try:
                 said = getattr(fleet, part)()
@@ -488,12 +523,18 @@ def main():
             if failed:
                 break
     finally:
+        signal.alarm(0)
         fleet.end()
         if failed or options.keep:
             print(f"logs: {home}/*/server.log", file=sys.stderr)
         else:
             shutil.rmtree(home, ignore_errors=True)
     return 1 if failed else 0
+
+
+def main():
+    options = absolute(flags(__doc__, PARTS).parse_args())
+    return run(Fleet, options, options.only)
 
 
 if __name__ == "__main__":

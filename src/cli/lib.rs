@@ -65,6 +65,9 @@ pub(crate) enum CliError {
     /// The recipe cannot be trained with.
     #[error(transparent)]
     Recipe(#[from] realign_align::train::recipe::RecipeError),
+    /// Verdicts of shards cannot be written or merged.
+    #[error(transparent)]
+    Verdicts(#[from] triage::VerdictsError),
     /// The state database is not usable.
     #[error(transparent)]
     State(#[from] realign_server::state::StateError),

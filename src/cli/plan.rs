@@ -14,8 +14,13 @@ use super::progress::Progress;
 use super::triage::{Flips, TriageReport, print, read_data, read_set, triage_with_bar};
 use super::{CliError, DeviceArgs, GlobalArgs, require};
 use realign_align::pipeline::warning;
+use realign_server::config::TrainEngine;
 
 use report::{Plan, Sources};
+
+/// Why nothing is estimated where the steps are computed elsewhere.
+const ELSEWHERE: &str =
+    "train.engine is \"tinker\", and how fast that engine is cannot be known here";
 
 /// Flags of `plan`.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -87,7 +92,10 @@ pub(crate) fn run(
     plan.warning = warning(triage.counts, config.train.corrective.is_some());
     plan.judge_calls = oracle.usage().undecided;
     plan.flips = flips;
-    if !args.no_measure && plan.does_something() {
+    if config.train.engine != TrainEngine::Local && plan.does_something() {
+        // What this machine measures says nothing about another.
+        plan.not_measured = Some(ELSEWHERE.into());
+    } else if !args.no_measure && plan.does_something() {
         match estimate::estimate(global, sources, (oracle, &plan)) {
             Ok(estimate) => plan.estimate = Some(estimate),
             Err(error) => plan.not_measured = Some(error.to_string()),

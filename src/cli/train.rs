@@ -121,6 +121,7 @@ fn keep(
         recipe: &learning.recipe,
         triage: learning.triage.counts,
         gathered: None,
+        trained_by: learning.config.train.trained_by(),
     };
     let publish = |store: &AdapterStore| {
         let reason = "trained offline by `realign train`";

@@ -1,9 +1,12 @@
-//! `realign triage`: how the preference data fits the policies. Nothing is trained and nothing is
-//! written.
+//! `realign triage`: how the preference data fits the policies. Nothing is trained. Nothing is written, but the
+//! verdicts of a shard, and what is merged into the state database.
 
 mod flips;
+mod merge;
+mod part;
 mod report;
 mod stream;
+mod verdicts;
 
 use std::fmt::Write as _;
 use std::io::Write;
@@ -12,16 +15,24 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::progress::Progress;
-use super::{CliError, DeviceArgs, EXIT_OK, GlobalArgs, require};
+use super::{CliError, DeviceArgs, EXIT_FAILED, EXIT_OK, GlobalArgs, require};
 use realign_align::oracle::{Prepared, RuleOracle, prepare_trusted};
 use realign_align::policy::PolicySet;
 use realign_align::preferences::{Dataset, Pair};
-use realign_align::triage::{Triage, triage_in_parts};
+use realign_align::triage::{Shard, Triage, triage_cached, triage_in_parts};
 use realign_server::config::Config;
+use realign_server::state::StateDb;
+
+use merge::Merged;
+use part::Part;
+use verdicts::JudgedBy;
 
 pub use flips::{Flip, Flips};
+pub use merge::MergeReport;
+pub use part::ShardReport;
 pub use report::{Conflict, Reason, RuleCount, TriageReport};
 pub use stream::StreamReport;
+pub(crate) use verdicts::VerdictsError;
 
 /// Characters of a text that a line on a terminal shows; JSON has the whole text.
 const SHOWN: usize = 90;
@@ -34,6 +45,8 @@ Examples:
   realign triage --examples 5             with five conflicting pairs and the rules that decided
   realign triage --policies staging/ --include-dryrun --json
   realign triage --data huge.jsonl.gz     one file as a stream
+  realign triage --shard 0/4 --verdicts out/   a quarter of the pairs, one of four machines; the others 1/4 to 3/4
+  realign triage --merge out/             the verdicts of all of them into the state, for a realignment to use
 Categories: invert (chosen violates, rejected complies), punish (both violate), retain (chosen
 complies). The gap ratio is the share of pairs that are not retained.")]
 pub(crate) struct TriageArgs {
@@ -46,6 +59,16 @@ pub(crate) struct TriageArgs {
     /// Triage this one file instead (.jsonl, .gz or .zst), in bounded memory, however large
     #[arg(long, value_name = "FILE")]
     pub(crate) data: Option<PathBuf>,
+    /// Judge only this part of the pairs, INDEX/COUNT with INDEX from 0. A pair's part depends on its content alone
+    #[arg(long, value_name = "INDEX/COUNT", requires = "verdicts")]
+    pub(crate) shard: Option<Shard>,
+    /// Directory for the file of the shard's verdicts; what an earlier run of the shard wrote is replaced
+    #[arg(long, value_name = "DIR", requires = "shard")]
+    pub(crate) verdicts: Option<PathBuf>,
+    /// Add the verdicts of all shards, files or directories, to the state database, and report on all pairs. Verdicts of other
+    /// policies, another model or release are refused; merging again changes nothing
+    #[arg(long, value_name = "PATH", num_args = 1.., conflicts_with_all = ["shard", "data"])]
+    pub(crate) merge: Vec<PathBuf>,
     /// What computes
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
@@ -72,18 +95,94 @@ pub(crate) fn run_triage(
         RuleOracle::new(&set)
     };
     let oracle = oracle.with_matchers(prepared.matchers);
-    let progress = Progress::new(global);
     let Some(dataset) = dataset else {
-        let file = args.data.as_deref().unwrap_or(Path::new(""));
-        require(file, "a file of preference data (--data)")?;
-        let bar = progress.spinner("pairs");
-        let report = StreamReport::read(&oracle, file, |pairs| bar.inc(pairs as u64))?;
-        bar.finish_and_clear();
-        return print(out, global.json, &report, &report.text());
+        return of_file(args, global, &oracle, out);
     };
-    let triage = triage_with_bar(&dataset.pairs, &oracle, progress);
-    let report = TriageReport::new(&oracle, &dataset, &triage, args.examples);
-    print(out, global.json, &report, &triage_text(&report))
+    if args.merge.is_empty() {
+        of_dataset(args, global, (&oracle, dataset), out)
+    } else {
+        merge_shards((args, &config, global), &oracle, &dataset, out)
+    }
+}
+
+/// Triages one file.
+fn of_file(
+    args: &TriageArgs,
+    global: &GlobalArgs,
+    oracle: &RuleOracle,
+    out: &mut dyn Write,
+) -> Result<u8, CliError> {
+    let file = args.data.as_deref().unwrap_or(Path::new(""));
+    require(file, "a file of preference data (--data)")?;
+    let part = Part::new(args.shard);
+    let bar = Progress::new(global).spinner("pairs");
+    let report = StreamReport::read((oracle, &part), file, |pairs| bar.inc(pairs as u64))?;
+    bar.finish_and_clear();
+    let (pairs, undecided, text) = (report.pairs, report.undecided, report.text());
+    let Some(dir) = &args.verdicts else {
+        return print(out, global.json, &report, &text);
+    };
+    match part.write(dir, oracle, (pairs, &report))? {
+        Some(shard) => {
+            print(out, global.json, &shard, &shard.text(&text))?;
+            Ok(of_shard(undecided))
+        }
+        None => print(out, global.json, &report, &text),
+    }
+}
+
+/// Triages the data that a server would load, or a shard of it.
+fn of_dataset(
+    args: &TriageArgs,
+    global: &GlobalArgs,
+    (oracle, mut dataset): (&RuleOracle, Dataset),
+    out: &mut dyn Write,
+) -> Result<u8, CliError> {
+    let progress = Progress::new(global);
+    let Some(dir) = args.verdicts.as_ref().filter(|_| args.shard.is_some()) else {
+        let triage = triage_with_bar(&dataset.pairs, oracle, progress);
+        let report = TriageReport::new(oracle, &dataset, &triage, args.examples);
+        return print(out, global.json, &report, &triage_text(&report));
+    };
+    let part = Part::new(args.shard);
+    dataset.pairs.retain(|pair| part.has(pair));
+    let triage = part.triage(&dataset.pairs, oracle);
+    let report = TriageReport::new(oracle, &dataset, &triage, args.examples);
+    let text = triage_text(&report);
+    let undecided = report.undecided;
+    let shard = part.write(dir, oracle, (dataset.pairs.len(), report))?;
+    if let Some(shard) = shard {
+        print(out, global.json, &shard, &shard.text(&text))?;
+    }
+    Ok(of_shard(undecided))
+}
+
+/// A shard with undecided pairs has failed: whatever runs it should run it again.
+fn of_shard(undecided: usize) -> u8 {
+    if undecided == 0 { EXIT_OK } else { EXIT_FAILED }
+}
+
+/// Adds the verdicts of all shards to the state, and triages the data with them.
+fn merge_shards(
+    (args, config, global): (&TriageArgs, &Config, &GlobalArgs),
+    oracle: &RuleOracle,
+    dataset: &Dataset,
+    out: &mut dyn Write,
+) -> Result<u8, CliError> {
+    let merged = Merged::read(&args.merge, &JudgedBy::of(oracle))?;
+    let state = StateDb::open_for_command(&config.paths.database())?;
+    let new = state.add_verdicts(&merged.verdicts)?;
+    let (triage, used) = triage_cached(&dataset.pairs, oracle, &state);
+    let report = MergeReport {
+        files: merged.files,
+        shards: merged.shards,
+        verdicts: merged.verdicts.len(),
+        new,
+        disagreements: merged.disagreements,
+        used,
+        triage: TriageReport::new(oracle, dataset, &triage, args.examples),
+    };
+    print(out, global.json, &report, &report.text())
 }
 
 /// Pairs that are judged between two updates of the bar.

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 /// of a candidate), `gather:answering`, `impact:after-pass-<n>`, `train:after-step-<n>`,
 /// `train:after-round-<n>`, `gate:after-exam`, `publish:after-staging`, `publish:after-rename`,
 /// `publish:after-current-temp`, `publish:after-current`. Of retention: `collect:after-discard`.
+/// Of a publication in a store that several servers share, in their order: `share:after-config`, `share:after-weights`,
+/// `share:after-manifest`, `share:after-history`, `share:after-current`; the last two points of publishing follow.
 /// Of a gateway's rollout, around each write of its state: `fleet:before-<stage>` and `fleet:after-<stage>`, with
 /// `load`, `probe`, `canary`, `drain` (the switch), `unload` and `idle`.
 pub fn crash_point(name: &str) {

@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use realign_core::clock::unix_seconds;
+use realign_core::crash_point;
 
 use crate::error::StoreError;
 use crate::objects::{Objects, Version};
@@ -319,6 +320,7 @@ impl Controller {
             held.current = Some((current, version));
             return Err(error);
         }
+        crash_point("share:after-history");
         // As late as possible: what was done before may have taken long.
         if (self.clock)() >= held.until {
             *state = standby(EXPIRED);
@@ -329,6 +331,7 @@ impl Controller {
             Some(version) => held.current = Some((next.clone(), version)),
             None => return Err(lost(state)),
         }
+        crash_point("share:after-current");
         if let Err(error) = self.complete_history(&next) {
             tracing::warn!(%error, epoch = next.epoch, "the history is completed at the next publication");
         }

@@ -4,6 +4,7 @@
 //! verified by whoever reads them: an id is a hash of the content.
 
 use bytes::Bytes;
+use realign_core::crash_point;
 
 use crate::error::StoreError;
 use crate::store::Store;
@@ -32,13 +33,14 @@ impl Store {
         if there.is_some() {
             return Ok(());
         }
-        for (key, bytes) in [(config?, its_config), (weights?, its_weights)] {
-            self.create_same(&key, bytes)?;
-        }
+        self.create_same(&config?, its_config)?;
+        crash_point("share:after-config");
+        self.create_same(&weights?, its_weights)?;
+        crash_point("share:after-weights");
         // If another controller was quicker, its manifest is as good.
-        self.objects
-            .create(&key(id, FILES[2])?, its_manifest)
-            .map(drop)
+        self.objects.create(&key(id, FILES[2])?, its_manifest)?;
+        crash_point("share:after-manifest");
+        Ok(())
     }
 
     /// Writes an object that holds the same, or nothing, before.

@@ -4,6 +4,8 @@
 //! Users, capabilities and a read-only root cannot be set up here without privileges; instead the
 //! test checks that a server writes only where the file says that it may.
 
+mod kubernetes;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,15 +17,26 @@ use super::server::wait;
 use super::tiny_model;
 
 /// What a file describes.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Deployment {
     arguments: Vec<String>,
+    /// Further arguments: free ports and the tiny model.
+    own: Vec<String>,
     environment: BTreeMap<String, String>,
     working_directory: String,
     /// Files that are mounted or installed: path and content.
     files: Vec<(String, String)>,
     /// Where it may write.
-    writable: Vec<&'static str>,
+    writable: Vec<String>,
+    /// What names of other hosts are here.
+    hosts: Vec<(&'static str, String)>,
+}
+
+/// Free ports and the tiny model.
+fn of_a_server() -> Vec<String> {
+    let model = tiny_model::directory().to_string_lossy().into_owned();
+    let flags = ["--port", "0", "--admin-port", "0", "--model", &model];
+    flags.map(String::from).to_vec()
 }
 
 fn shipped(path: &str) -> String {
@@ -35,7 +48,10 @@ fn shipped(path: &str) -> String {
 fn image() -> Deployment {
     let mut image = Deployment {
         working_directory: "/data".into(),
-        writable: vec!["/data/adapters", "/data/state", "/data/cache", "/tmp"],
+        own: of_a_server(),
+        writable: ["/data/adapters", "/data/state", "/data/cache", "/tmp"]
+            .map(String::from)
+            .to_vec(),
         ..Deployment::default()
     };
     let text = shipped("Dockerfile");
@@ -55,81 +71,6 @@ fn image() -> Deployment {
     }
     assert_eq!(image.arguments, ["serve"]);
     image
-}
-
-/// The Deployment with its ConfigMaps and Secret, in a cluster that announces its services.
-fn kubernetes() -> Deployment {
-    let text = shipped("deploy/kubernetes/realign.yaml");
-    let all: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
-    let named = |kind: &str, name: &str| {
-        let found = all
-            .iter()
-            .find(|object| object["kind"] == kind && object["metadata"]["name"] == name);
-        found.unwrap_or_else(|| panic!("no {kind} {name}"))
-    };
-    let pod = &named("Deployment", "realign")["spec"]["template"]["spec"];
-    assert_eq!(pod["enableServiceLinks"], false);
-    assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
-    let container = &pod["containers"][0];
-    assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true);
-    let mut found = image();
-    // The volume is mounted over the image's directory.
-    found.writable = vec!["/data", "/tmp"];
-    found.arguments = serde_json::from_value(container["args"].clone()).unwrap();
-    for variable in container["env"].as_array().unwrap() {
-        let name = variable["name"].as_str().unwrap().to_string();
-        let secret = &variable["valueFrom"]["secretKeyRef"]["key"];
-        let value = match variable["value"].as_str() {
-            Some(value) => value.to_string(),
-            None if secret == "admin-key" => "operators".into(),
-            None => panic!("{variable}"),
-        };
-        found.environment.insert(name, value);
-    }
-    for mount in container["volumeMounts"].as_array().unwrap() {
-        let at = mount["mountPath"].as_str().unwrap();
-        let volumes = pod["volumes"].as_array().unwrap();
-        let volume = volumes.iter().find(|v| v["name"] == mount["name"]).unwrap();
-        if let Some(map) = volume["configMap"]["name"].as_str() {
-            for (name, text) in named("ConfigMap", map)["data"].as_object().unwrap() {
-                let text = text.as_str().unwrap().to_string();
-                found.files.push((format!("{at}/{name}"), text));
-            }
-        }
-        if volume["secret"].is_object() {
-            let path = volume["secret"]["items"][0]["path"].as_str().unwrap();
-            found
-                .files
-                .push((format!("{at}/{path}"), "web:key\n".into()));
-        }
-    }
-    announce_services(&all, &mut found.environment);
-    found
-}
-
-/// The variables with which a cluster announces its services to every container. The manifest turns
-/// them off; older clusters and copies of the manifest may not.
-fn announce_services(all: &[Value], environment: &mut BTreeMap<String, String>) {
-    for service in all.iter().filter(|object| object["kind"] == "Service") {
-        let name = service["metadata"]["name"].as_str().unwrap();
-        let prefix = name.to_uppercase().replace('-', "_");
-        let port = &service["spec"]["ports"][0];
-        let number = port["port"].as_u64().unwrap();
-        let port_name = port["name"].as_str().unwrap().to_uppercase();
-        let url = format!("tcp://10.43.0.1:{number}");
-        let variables = [
-            ("SERVICE_HOST".to_string(), "10.43.0.1".to_string()),
-            ("SERVICE_PORT".into(), number.to_string()),
-            (format!("SERVICE_PORT_{port_name}"), number.to_string()),
-            ("PORT".into(), url.clone()),
-            (format!("PORT_{number}_TCP"), url),
-            (format!("PORT_{number}_TCP_PROTO"), "tcp".into()),
-            (format!("PORT_{number}_TCP_PORT"), number.to_string()),
-            (format!("PORT_{number}_TCP_ADDR"), "10.43.0.1".into()),
-        ];
-        let named = variables.map(|(name, value)| (format!("{prefix}_{name}"), value));
-        environment.extend(named);
-    }
 }
 
 fn compose() -> Deployment {
@@ -170,8 +111,11 @@ fn systemd() -> Deployment {
             "/etc/realign/realign.toml".into(),
             shipped("realign.example.toml"),
         )],
+        own: of_a_server(),
         environment: BTreeMap::from([(name.into(), value.into())]),
-        writable: vec!["/var/lib/realign", "/var/cache/realign", "/tmp"],
+        writable: ["/var/lib/realign", "/var/cache/realign", "/tmp"]
+            .map(String::from)
+            .to_vec(),
         ..Deployment::default()
     }
 }
@@ -195,12 +139,15 @@ impl Running {
         let below = |path: &str| root.join(path.trim_start_matches('/'));
         let moved = |text: &str| {
             let mut text = text.to_string();
-            for directory in ["/data/", "/etc/realign/", "/var/cache"] {
+            for directory in ["/data/", "/etc/realign/", "/shared/", "/var/cache"] {
                 let (name, slash) = match directory.strip_suffix('/') {
                     Some(name) => (name, "/"),
                     None => (directory, ""),
                 };
                 text = text.replace(directory, &format!("{}{slash}", below(name).display()));
+            }
+            for (host, here) in &deployment.hosts {
+                text = text.replace(host, here);
             }
             text
         };
@@ -221,8 +168,7 @@ impl Running {
             .env_clear()
             .envs(variables)
             .args(deployment.arguments.iter().map(|argument| moved(argument)))
-            .args(["--port", "0", "--admin-port", "0", "--model"])
-            .arg(tiny_model::directory())
+            .args(&deployment.own)
             .current_dir(directory)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -233,13 +179,18 @@ impl Running {
 
     /// The address of the operators' listener, once the clients' is there as well.
     fn operators(&mut self) -> String {
+        self.address("listening: http://");
+        self.address("operators: http://")
+    }
+
+    /// The address that the log names behind this.
+    fn address(&mut self, behind: &str) -> String {
         wait("a listening server", || {
             let log = std::fs::read_to_string(&self.log).unwrap();
             if let Some(status) = self.child.try_wait().unwrap() {
                 panic!("the server ended with {status}:\n{log}");
             }
-            log.contains("listening: http://").then_some(())?;
-            let (_, rest) = log.split_once("operators: http://")?;
+            let (_, rest) = log.split_once(behind)?;
             Some(format!("http://127.0.0.1:{}", port(rest)?))
         })
     }
@@ -264,13 +215,24 @@ fn files(root: &Path, directory: &Path, into: &mut Vec<String>) {
     }
 }
 
+/// Asserts that nothing was written but where it may be.
+fn check_written(name: &str, deployment: &Deployment, root: &Path) {
+    let mut written = Vec::new();
+    files(root, root, &mut written);
+    for path in written.iter().filter(|path| *path != "/log") {
+        let mounted = deployment.files.iter().any(|(file, _)| file == path);
+        let allowed = deployment.writable.iter().any(|dir| path.starts_with(dir));
+        assert!(mounted || allowed, "{name}: {path} was written");
+    }
+}
+
 #[test]
 fn what_is_shipped_starts() {
     if engine::lacks("the files in deploy/ use the native engine") {
         return;
     }
     for (name, deployment) in [
-        ("kubernetes", kubernetes()),
+        ("kubernetes", kubernetes::of_base()),
         ("compose", compose()),
         ("systemd", systemd()),
     ] {
@@ -290,12 +252,6 @@ fn what_is_shipped_starts() {
             .call();
         assert_eq!(answer.unwrap().status(), 200, "{name}");
         drop(running);
-        let mut written = Vec::new();
-        files(root.path(), root.path(), &mut written);
-        for path in written.iter().filter(|path| *path != "/log") {
-            let mounted = deployment.files.iter().any(|(file, _)| file == path);
-            let allowed = deployment.writable.iter().any(|dir| path.starts_with(dir));
-            assert!(mounted || allowed, "{name}: {path} was written");
-        }
+        check_written(name, &deployment, root.path());
     }
 }

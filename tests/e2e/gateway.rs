@@ -3,6 +3,7 @@
 
 mod canary;
 mod fleet;
+mod judged;
 
 use std::collections::BTreeSet;
 use std::process::Command;

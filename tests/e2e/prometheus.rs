@@ -141,7 +141,7 @@ fn block<'a>(text: &'a str, key: &str) -> Vec<&'a str> {
 
 #[test]
 fn the_kubernetes_config_map_holds_what_the_program_accepts() {
-    let file = root().join("deploy/kubernetes/realign.yaml");
+    let file = root().join("deploy/kubernetes/base/realign.yaml");
     let text = std::fs::read_to_string(file).unwrap();
     let workspace = Workspace::with_config(&block(&text, "realign.toml").join("\n"));
     let policy = block(&text, "helpful-answers.yaml").join("\n");

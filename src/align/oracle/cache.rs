@@ -30,8 +30,15 @@ impl VerdictKey {
     }
 
     /// The key as 64 hex digits.
-    pub(crate) fn to_hex(self) -> String {
+    pub fn to_hex(self) -> String {
         hex::encode(self.0)
+    }
+
+    /// The key of 64 hex digits; `None` for anything else.
+    pub fn from_hex(text: &str) -> Option<VerdictKey> {
+        let mut key = [0; 32];
+        hex::decode_to_slice(text, &mut key).ok()?;
+        Some(VerdictKey(key))
     }
 }
 
@@ -124,6 +131,13 @@ impl MemoryVerdictCache {
     /// Whether no verdict is stored.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Everything stored, sorted by key.
+    pub fn sorted(&self) -> Vec<(VerdictKey, bool)> {
+        let mut all: Vec<_> = self.lock().iter().map(|(key, v)| (*key, *v)).collect();
+        all.sort_unstable();
+        all
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<VerdictKey, bool>> {

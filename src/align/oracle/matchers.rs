@@ -82,6 +82,11 @@ impl Matchers {
         parts.collect::<Vec<_>>().join(" ")
     }
 
+    /// Content hash of the base model that probes read, if there are any.
+    pub(super) fn base(&self) -> Option<&str> {
+        self.features.as_ref().map(|features| features.base())
+    }
+
     /// The same probes without judges, for estimates that send no requests: verdicts that need a
     /// judge are undecided.
     pub fn without_judges(&self) -> Matchers {

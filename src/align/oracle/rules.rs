@@ -1,5 +1,6 @@
 //! The oracle that evaluates the rules of a policy set.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -92,6 +93,21 @@ impl RuleOracle {
         self.policies
             .iter()
             .flat_map(|p| p.rules.iter().map(move |rule| (p.as_ref(), rule)))
+    }
+
+    /// Content hash of the base model that the probes of these rules read; `None` if no rule has one.
+    pub fn base(&self) -> Option<&str> {
+        self.matchers.base()
+    }
+
+    /// What the verdicts of each rule depend on besides the text, by `policy:rule`: its content, the matchers' version, and
+    /// how its probes (with the base model) and judges are fitted. 32 hex digits each.
+    pub fn identities(&self) -> BTreeMap<String, String> {
+        let identity = |(policy, rule): (&Policy, &Rule)| {
+            let digest = rule_digest(rule, &self.matchers.identity(rule));
+            (format!("{}:{}", policy.id, rule.id), hex::encode(digest))
+        };
+        self.rules().map(identity).collect()
     }
 
     /// What each rule says about an exchange, and what its tests found. Asks judges only where nothing

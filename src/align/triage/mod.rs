@@ -9,6 +9,7 @@
 //!
 //! Pure: no clock, disk or network. Verdicts may come from a cache, which does not change results.
 
+mod shard;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,8 @@ use crate::oracle::{
     CacheCounts, Exchange, Judgement, Oracle, RuleOracle, Undecided, VerdictCache,
 };
 use crate::preferences::Pair;
+
+pub use shard::Shard;
 
 /// A pair with its category and the judgements that led to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -23,6 +23,25 @@ fn plan_json(global: &GlobalArgs) -> Value {
     serde_json::from_slice(&out).unwrap()
 }
 
+#[test]
+fn nothing_is_estimated_where_another_engine_computes_the_steps() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut global = directories(dir.path(), &POLICY.replace("ENFORCEMENT", ""), DATA);
+    let config = dir.path().join("realign.toml");
+    let engine = "[train]\nengine = \"tinker\"\n[train.tinker]\nurl = \"http://127.0.0.1:9\"\n";
+    std::fs::write(&config, engine).unwrap();
+    global.config = Some(config);
+    let plan = plan_json(&global);
+    assert_eq!(plan["estimate"], Value::Null);
+    let why = plan["not_measured"].as_str().unwrap();
+    assert!(why.contains("tinker"), "{why}");
+    global.json = false;
+    let mut out = Vec::new();
+    run(&PlanArgs::default(), &global, &mut out).unwrap();
+    let text = String::from_utf8(out).unwrap();
+    assert!(text.contains("cannot be known here"), "{text}");
+}
+
 /// What `plan --against` says of a change: one rule removed, one added, one only dry.
 #[test]
 fn a_plan_names_the_pairs_that_flip_and_the_rule_that_did_it() {

@@ -6,10 +6,10 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::part::Part;
 use super::{CliError, RuleCount};
 use realign_align::oracle::{Oracle, RuleOracle};
 use realign_align::preferences::{Pair, SkippedLine, for_each_pair};
-use realign_align::triage::triage;
 use realign_core::TriageCounts;
 
 /// Pairs judged at once.
@@ -47,8 +47,8 @@ impl StreamReport {
     ///
     /// # Errors
     /// If the file cannot be read.
-    pub(crate) fn read(
-        oracle: &RuleOracle,
+    pub(super) fn read(
+        (oracle, part): (&RuleOracle, &Part),
         file: &Path,
         mut judged: impl FnMut(usize),
     ) -> Result<StreamReport, CliError> {
@@ -75,12 +75,13 @@ impl StreamReport {
         let mut chunk: Vec<Pair> = Vec::with_capacity(CHUNK);
         for_each_pair(file, |line| match line {
             Ok(pair) => match earlier.insert(&pair) {
+                _ if !part.has(&pair) => {}
                 Repeats::Pair => report.duplicates += 1,
                 repeats => {
                     report.contradictions += usize::from(repeats == Repeats::Opposite);
                     chunk.push(pair);
                     if chunk.len() == CHUNK {
-                        report.add(oracle, &chunk);
+                        report.add(oracle, part, &chunk);
                         judged(chunk.len());
                         chunk.clear();
                     }
@@ -93,13 +94,13 @@ impl StreamReport {
                 }
             }
         })?;
-        report.add(oracle, &chunk);
+        report.add(oracle, part, &chunk);
         report.gap_ratio = report.counts.gap_ratio();
         Ok(report)
     }
 
-    fn add(&mut self, oracle: &RuleOracle, pairs: &[Pair]) {
-        let done = triage(pairs, oracle);
+    fn add(&mut self, oracle: &RuleOracle, part: &Part, pairs: &[Pair]) {
+        let done = part.triage(pairs, oracle);
         self.pairs += pairs.len();
         self.counts.invert += done.counts.invert;
         self.counts.punish += done.counts.punish;

@@ -49,8 +49,7 @@ fn triage_counts_and_explains() {
     let args = TriageArgs {
         examples: 2,
         include_dryrun: false,
-        data: None,
-        device: DeviceArgs::default(),
+        ..TriageArgs::default()
     };
     let mut out = Vec::new();
     assert_eq!(run_triage(&args, &global, &mut out).unwrap(), EXIT_OK);
@@ -103,8 +102,7 @@ fn dryrun_policies_count_only_when_asked() {
         let args = TriageArgs {
             examples: 0,
             include_dryrun,
-            data: None,
-            device: DeviceArgs::default(),
+            ..TriageArgs::default()
         };
         let mut out = Vec::new();
         run_triage(&args, &global, &mut out).unwrap();
@@ -133,3 +131,5 @@ fn long_texts_are_cut_between_characters() {
     let cut = one_line(&"é".repeat(200));
     assert_eq!(cut.chars().count(), SHOWN + 1);
 }
+
+mod shards;

@@ -27,6 +27,9 @@ pub struct Manifest {
     pub dataset_digest: Option<String>,
     /// The training recipe, resolved.
     pub recipe: Value,
+    /// What computed the steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trained_by: Option<TrainedBy>,
     /// Seed of the training run.
     pub seed: u64,
     /// Hash of all inputs.
@@ -50,6 +53,16 @@ pub struct Manifest {
     /// The version of realign that wrote it.
     #[serde(default)]
     pub realign_version: String,
+}
+
+/// What computed an adapter's steps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrainedBy {
+    /// As `train.engine` names it: `local`, or `tinker`.
+    pub engine: String,
+    /// The address of a distributed engine, without credentials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
 }
 
 /// Name of the recipe of an adapter that was not trained here.

@@ -14,7 +14,7 @@ pub mod test_support;
 
 pub use content::{base_id, content_id, read_foreign, validate};
 pub use error::AdapterError;
-pub use manifest::Manifest;
+pub use manifest::{Manifest, TrainedBy};
 pub use numbers::NumberError;
 pub use registry::{NameError, Named, Registry, ResolveError, SwapError, Swapped};
 pub use store::AdapterStore;

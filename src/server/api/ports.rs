@@ -41,6 +41,9 @@ pub trait HealthPort: Send + Sync {
     /// Why requests should not be sent here yet or any more; `None` if they should.
     fn unready(&self) -> Option<String>;
 
+    /// Takes figures anew that change by themselves, such as a lease that runs out, before they are read.
+    fn measure(&self) {}
+
     /// Panics of each thread so far.
     fn panics(&self) -> Vec<(Thread, u64)>;
 }

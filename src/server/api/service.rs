@@ -45,6 +45,7 @@ pub(crate) async fn metrics(
 ) -> ([(HeaderName, &'static str); 1], String) {
     let stats = state.engine.stats();
     let metrics = state.telemetry.metrics();
+    state.health.measure();
     metrics.record(&Event::EngineStats(EngineSnapshot {
         running: stats.running,
         waiting: stats.waiting,

@@ -27,6 +27,46 @@ pub struct FleetConfig {
     pub poll: Duration,
     /// How a share of the requests gets a generation first.
     pub canary: CanaryRules,
+    /// What judges answers that have passed.
+    pub judge: Option<JudgeConfig>,
+}
+
+/// A server that judges a gateway's answers by its policies.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JudgeConfig {
+    /// Its root, without a slash at the end.
+    pub url: String,
+    /// The environment variable with its key.
+    pub key_env: Option<String>,
+    /// Fraction of the answers that is judged, 0 to 1.
+    pub share: f64,
+    /// Answers that may wait; further ones are dropped and counted.
+    pub queue: usize,
+}
+
+impl JudgeConfig {
+    /// The key that the environment holds.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if the variable is not set.
+    pub fn key(&self) -> Result<Option<String>, ConfigError> {
+        key_of(&self.key_env, "fleet.judge_key_env")
+    }
+}
+
+/// The key in an environment variable, if one is named.
+fn key_of(name: &Option<String>, key: &'static str) -> Result<Option<String>, ConfigError> {
+    let Some(name) = name else {
+        return Ok(None);
+    };
+    match std::env::var(name) {
+        Ok(found) if !found.is_empty() => Ok(Some(found)),
+        _ => Err(ConfigError::Value {
+            key,
+            value: name.clone(),
+            allowed: "the name of an environment variable that holds the key",
+        }),
+    }
 }
 
 /// An engine, or all behind one name.
@@ -59,20 +99,9 @@ impl TargetConfig {
     /// # Errors
     /// [`ConfigError`] if a variable is not set.
     pub fn keys(&self) -> Result<TargetKeys, ConfigError> {
-        let read = |name: &Option<String>, key| match name {
-            None => Ok(None),
-            Some(name) => match std::env::var(name) {
-                Ok(found) if !found.is_empty() => Ok(Some(found)),
-                _ => Err(ConfigError::Value {
-                    key,
-                    value: name.clone(),
-                    allowed: "the name of an environment variable that holds the key",
-                }),
-            },
-        };
         Ok(TargetKeys {
-            requests: read(&self.key_env, "fleet.targets.key_env")?,
-            admin: read(&self.admin_key_env, "fleet.targets.admin_key_env")?,
+            requests: key_of(&self.key_env, "fleet.targets.key_env")?,
+            admin: key_of(&self.admin_key_env, "fleet.targets.admin_key_env")?,
         })
     }
 }
@@ -102,6 +131,7 @@ pub(super) fn resolve(raw: RawFleet, adapters: &Path) -> Result<Option<FleetConf
         allowed,
     };
     let canary = canary(&raw)?;
+    let judge = judge(&raw)?;
     let targets = raw.targets.unwrap_or_default();
     let targets: Vec<TargetConfig> = targets.into_iter().map(target).collect::<Result<_, _>>()?;
     let on_failure = match raw.on_failure.as_deref() {
@@ -147,6 +177,41 @@ pub(super) fn resolve(raw: RawFleet, adapters: &Path) -> Result<Option<FleetConf
         max_request: Duration::from_secs(seconds),
         poll: Duration::from_millis(look_ms),
         canary,
+        judge,
+    }))
+}
+
+fn judge(raw: &RawFleet) -> Result<Option<JudgeConfig>, ConfigError> {
+    let wrong = |key, value: String, allowed| ConfigError::Value {
+        key,
+        value,
+        allowed,
+    };
+    let share = raw.judge_share.unwrap_or(1.0);
+    if !(0.0..=1.0).contains(&share) {
+        return Err(wrong("fleet.judge_share", share.to_string(), "from 0 to 1"));
+    }
+    let queue = raw.judge_queue.unwrap_or(256);
+    if !(1..=100_000).contains(&queue) {
+        return Err(wrong(
+            "fleet.judge_queue",
+            queue.to_string(),
+            "from 1 to 100000",
+        ));
+    }
+    let Some(url) = raw.judge.as_ref().filter(|url| !url.is_empty()) else {
+        return Ok(None);
+    };
+    let is_http = url.starts_with("http://") || url.starts_with("https://");
+    if !is_http || url.contains(['@', '?', '#']) {
+        let allowed = "the address of a `realign serve` or a path before its /v1, without credentials: http://HOST:PORT";
+        return Err(wrong("fleet.judge", "no such address".into(), allowed));
+    }
+    Ok(Some(JudgeConfig {
+        url: url.trim_end_matches('/').trim_end_matches("/v1").to_owned(),
+        key_env: raw.judge_key_env.clone(),
+        share,
+        queue,
     }))
 }
 
@@ -259,6 +324,12 @@ mod tests {
             (canary.shares, canary.min_ms, canary.max_ms),
             (vec![500, 5000], 0, 3_600_000)
         );
+        let judged = format!("judge = \"http://judge:8080/v1/\"\njudge_share = 0.5\n{one}");
+        let judge = read(&judged).unwrap().unwrap().judge.unwrap();
+        assert_eq!(
+            (&*judge.url, judge.share, judge.queue),
+            ("http://judge:8080", 0.5, 256)
+        );
         let own = read(one).unwrap().unwrap().adapters_path;
         assert!(own.starts_with('/') && own.ends_with("/adapters"), "{own}");
         for (text, key) in [
@@ -274,6 +345,10 @@ mod tests {
             ("on_failure = \"retry\"", "fleet.on_failure"),
             ("max_request_s = 0", "fleet.max_request_s"),
             ("look_ms = 1", "fleet.look_ms"),
+            ("judge = \"judge:8080\"", "fleet.judge"),
+            ("judge = \"http://me:secret@judge\"", "fleet.judge"),
+            ("judge_share = 1.5", "fleet.judge_share"),
+            ("judge_queue = 0", "fleet.judge_queue"),
             ("canary = [0.5, 0.5]", "fleet.canary"),
             ("canary = [5.0]", "fleet.canary"),
             ("canary_min_requests = 0", "fleet.canary_min_requests"),

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 pub use address::Address;
 pub use exam::{DriftConfig, ExamConfig, GatherConfig};
-pub use fleet::{FleetConfig, TargetConfig, TargetKeys};
+pub use fleet::{FleetConfig, JudgeConfig, TargetConfig, TargetKeys};
 #[cfg(test)]
 pub(crate) use load::load_embedded_alone;
 pub(crate) use load::nearest;

@@ -276,6 +276,14 @@ section! {
         canary_min_s: u64,
         /// The longest that a step of a canary waits for its requests, in seconds.
         canary_max_s: u64,
+        /// A server whose `/v1/moderations` judges answers that have passed.
+        judge: String,
+        /// Environment variable that holds its key for requests.
+        judge_key_env: String,
+        /// Fraction of the answers that is judged, 0 to 1.
+        judge_share: f64,
+        /// Answers that may wait to be judged; further ones are dropped and counted.
+        judge_queue: usize,
     }
 }
 

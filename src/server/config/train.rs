@@ -11,7 +11,7 @@ use realign_align::train::choices::ModelSize;
 use realign_align::train::recipe::RecipeError;
 use realign_align::train::tinker::{Tinker, TinkerSpec};
 use realign_core::ranges;
-use realign_engine::adapter::peft;
+use realign_engine::adapter::{TrainedBy, peft};
 use realign_model::Recompute;
 
 /// Default fraction of compute time given to training while requests are running.
@@ -149,6 +149,20 @@ impl TrainConfig {
             TrainEngine::Tinker => self.tinker.clone(),
         };
         spec.map(|spec| Tinker::new(spec, self.max_time, peft::read_bytes))
+    }
+
+    /// What computes the steps, as manifests record it.
+    pub fn trained_by(&self) -> TrainedBy {
+        match (self.engine, &self.tinker) {
+            (TrainEngine::Tinker, Some(spec)) => TrainedBy {
+                engine: "tinker".into(),
+                address: Some(without_credentials(&spec.url)),
+            },
+            _ => TrainedBy {
+                engine: "local".into(),
+                address: None,
+            },
+        }
     }
 
     /// The same settings with the named recipe, unmodified.
@@ -312,6 +326,15 @@ fn list(layers: &Layers) -> Result<Vec<usize>, RecipeError> {
     Ok(listed)
 }
 
+/// An address without what stands before an `@` in its host, and without what follows its path: both may be secrets.
+fn without_credentials(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
+    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = host.rsplit('@').next().unwrap_or_default();
+    format!("{scheme}://{host}{path}")
+}
+
 /// The engine that `[train.tinker]` names.
 fn tinker_spec(raw: RawTinker) -> Result<TinkerSpec, RecipeError> {
     let url = raw.url.unwrap_or_default();
@@ -427,6 +450,21 @@ mod tests {
     }
 
     #[test]
+    fn manifests_name_an_engine_without_credentials() {
+        for (url, recorded) in [
+            ("http://trainer:8000", "http://trainer:8000"),
+            (
+                "https://me:secret@trainer/api?key=secret#x",
+                "https://trainer/api",
+            ),
+            ("http://a@b@[::1]:8000/", "http://[::1]:8000/"),
+            ("http://trainer?key=a/b@c", "http://trainer"),
+        ] {
+            assert_eq!(without_credentials(url), recorded);
+        }
+    }
+
+    #[test]
     fn an_engine_needs_an_address() {
         let resolve = |engine: &str, url: Option<&str>| {
             TrainConfig::resolve(RawTrain {
@@ -444,6 +482,8 @@ mod tests {
         assert_eq!(remote.unwrap().spec.url, "http://127.0.0.1:9");
         let beside = resolve("local", Some("http://127.0.0.1:9")).unwrap();
         assert!(beside.remote().is_none());
+        assert_eq!(beside.trained_by().engine, "local");
+        assert_eq!(beside.trained_by().address, None);
         for (engine, url, expect) in [
             ("tinker", None, "train.tinker.url: give"),
             ("local", Some("127.0.0.1"), "train.tinker.url: give"),

@@ -8,7 +8,7 @@ use realign_align::train::curve::{LINES_FILE, PLOT_FILE};
 use realign_align::train::{Curve, Recipe};
 use realign_core::TriageCounts;
 use realign_engine::adapter::generation::GenerationId;
-use realign_engine::adapter::{AdapterError, AdapterStore, Manifest};
+use realign_engine::adapter::{AdapterError, AdapterStore, Manifest, TrainedBy};
 use realign_model::{LoadedModel, LoraWeights};
 
 /// Everything that an adapter was trained from, as recorded in its manifest.
@@ -25,6 +25,8 @@ pub struct Origin<'a> {
     pub triage: TriageCounts,
     /// What was gathered, if anything was.
     pub gathered: Option<&'a gather::Report>,
+    /// What computed the steps.
+    pub trained_by: TrainedBy,
 }
 
 impl Origin<'_> {
@@ -52,6 +54,7 @@ impl Origin<'_> {
             dataset_digest: Some(self.inputs.dataset.digest.clone()),
             // A recipe is plain data, which always serialises.
             recipe: serde_json::to_value(self.recipe).unwrap_or_default(),
+            trained_by: Some(self.trained_by.clone()),
             seed: self.recipe.seed,
             inputs_hash: self.inputs.hash.clone(),
             triage: self.triage,

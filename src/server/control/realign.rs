@@ -374,6 +374,7 @@ impl Realignment<'_> {
             recipe: &self.context.recipe,
             triage: asked.triage.counts,
             gathered: self.gathered.report.as_ref(),
+            trained_by: self.context.config.train.trained_by(),
         };
         let store = &self.context.store;
         origin

@@ -53,6 +53,14 @@ impl Control {
         self.context.member.as_ref()?.unready()
     }
 
+    /// Takes the metrics of this server's part in a store anew: a lease runs out also while the thread that would
+    /// renew it waits for the store.
+    pub(crate) fn measure_store(&self) {
+        if let Some(member) = &self.context.member {
+            member.measure(&self.context);
+        }
+    }
+
     /// The active policies and the matchers their rules use; `None` while none was ever accepted.
     pub(crate) fn loaded_policies(&self) -> Option<(Arc<PolicySet>, Arc<Matchers>)> {
         let active = self.context.active();

@@ -7,6 +7,7 @@
 mod client;
 mod desk;
 mod endpoints;
+mod judge;
 mod operators;
 mod outcome;
 mod proxy;
@@ -39,6 +40,7 @@ use crate::state::state_place;
 use crate::telemetry::Telemetry;
 use desk::Desk;
 use endpoints::Endpoint;
+use judge::Judge;
 use proxy::Limits;
 use source::Source;
 
@@ -79,6 +81,8 @@ struct Gateway {
     telemetry: Arc<Telemetry>,
     limits: Limits,
     endpoints: Arc<Mutex<HashMap<TargetId, Endpoint>>>,
+    /// Judges answers that have passed, if there is one.
+    judge: Option<Judge>,
     open: AtomicBool,
     /// Requests without a key, counted: what such a request gets is drawn by it.
     unkeyed: AtomicU64,
@@ -150,8 +154,16 @@ impl GatewayServer {
             body_timeout: config.server.body_timeout,
             max_request: fleet.max_request,
         };
+        let judge = match &fleet.judge {
+            None => None,
+            Some(judge) => {
+                let parts = (desk.clone(), telemetry.clone());
+                Some(Judge::start(judge, judge.key()?, parts)?)
+            }
+        };
         let gateway = Gateway {
             name,
+            judge,
             fleet,
             desk,
             runner,

@@ -135,6 +135,10 @@ impl HealthPort for Supervisor {
             .or_else(|| self.control.out_of_step())
     }
 
+    fn measure(&self) {
+        self.control.measure_store();
+    }
+
     fn panics(&self) -> Vec<(Thread, u64)> {
         let counts = self.vitals.iter().map(|v| (v.thread(), v.panics()));
         counts.collect()

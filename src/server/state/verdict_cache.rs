@@ -58,6 +58,28 @@ impl ResponseCache for StateDb {
 }
 
 impl StateDb {
+    /// Adds verdicts that were judged elsewhere, in one transaction, and returns how many were not there. Those that are there
+    /// stay, so adding the same again changes nothing.
+    ///
+    /// # Errors
+    /// [`StateError::Sql`]; nothing was added then.
+    pub fn add_verdicts(&self, verdicts: &[(VerdictKey, bool)]) -> Result<usize, StateError> {
+        let mut connection = self.lock();
+        let transaction = connection.transaction()?;
+        let mut added = 0;
+        {
+            let mut insert = transaction.prepare_cached(
+                "INSERT INTO verdicts (key, violates, used_at) VALUES (?1, ?2, ?3) ON CONFLICT (key) DO NOTHING",
+            )?;
+            let now = unix_seconds();
+            for (key, violates) in verdicts {
+                added += insert.execute(params![&key.0[..], violates, now])?;
+            }
+        }
+        transaction.commit()?;
+        Ok(added)
+    }
+
     /// The corrective response stored under `key`, if any.
     ///
     /// # Errors

@@ -140,6 +140,20 @@ pub struct FleetAnswer {
     pub(crate) first_byte: Option<Duration>,
 }
 
+/// What became of an answer that a gateway's judge was to look at.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FleetJudged {
+    /// It was judged.
+    Verdict {
+        /// The generation that gave it.
+        generation: String,
+        /// Whether it violates no policy.
+        complies: bool,
+    },
+    /// It was not: `queue_full`, `too_long`, `unreadable` or `judge`.
+    Dropped(&'static str),
+}
+
 /// The engine's current load, and totals since it started.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct EngineSnapshot {
@@ -349,6 +363,9 @@ pub enum Event {
     /// An answer passed through a gateway.
     #[serde(skip)]
     FleetAnswered(FleetAnswer),
+    /// A gateway's judge looked at an answer, or could not.
+    #[serde(skip)]
+    FleetJudged(FleetJudged),
 }
 
 impl Event {
@@ -382,7 +399,8 @@ impl Event {
             | Event::Leases(_)
             | Event::StoreSeen(_)
             | Event::FleetSeen(_)
-            | Event::FleetAnswered(_) => None,
+            | Event::FleetAnswered(_)
+            | Event::FleetJudged(_) => None,
         }
     }
 
@@ -402,6 +420,7 @@ impl Event {
                 | Event::StoreSeen(_)
                 | Event::FleetSeen(_)
                 | Event::FleetAnswered(_)
+                | Event::FleetJudged(_)
         )
     }
 }

@@ -64,7 +64,8 @@ pub(super) fn log(event: &Event) {
         | Event::Leases(_)
         | Event::StoreSeen(_)
         | Event::FleetSeen(_)
-        | Event::FleetAnswered(_) => {}
+        | Event::FleetAnswered(_)
+        | Event::FleetJudged(_) => {}
     }
 }
 

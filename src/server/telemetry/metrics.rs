@@ -205,6 +205,7 @@ impl Metrics {
             Event::StoreSeen(seen) => self.shared.set(seen),
             Event::FleetSeen(seen) => self.targets.set(seen),
             Event::FleetAnswered(answer) => self.targets.answered(answer),
+            Event::FleetJudged(judged) => self.targets.judged(judged),
             Event::ViolationsFound(rules) => {
                 for rule in rules {
                     self.compliance.violations.count(rule);

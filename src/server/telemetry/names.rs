@@ -77,6 +77,10 @@ pub(crate) const FLEET_REFUSED: &str = "realign_fleet_refused";
 pub(crate) const FLEET_ANSWERS_TOTAL: &str = "realign_fleet_answers_total";
 /// Histogram, by generation: time to the first byte of an answer.
 pub(crate) const FLEET_FIRST_BYTE_SECONDS: &str = "realign_fleet_first_byte_seconds";
+/// Counter, by generation and verdict: answers that passed through a gateway and were judged.
+pub(crate) const FLEET_COMPLIANCE_ANSWERS_TOTAL: &str = "realign_fleet_compliance_answers_total";
+/// Counter, by reason: answers that passed through a gateway and were not judged although they were drawn.
+pub(crate) const FLEET_COMPLIANCE_DROPPED_TOTAL: &str = "realign_fleet_compliance_dropped_total";
 /// Gauge: for how long this server has failed to serve what the shared store names.
 pub(crate) const FLEET_SKEW_SECONDS: &str = "realign_fleet_skew_seconds";
 

@@ -34,7 +34,7 @@ impl Member {
     }
 
     /// Updates the metrics.
-    pub(super) fn measure(&self, context: &Context) {
+    pub(in crate::control) fn measure(&self, context: &Context) {
         let holds = self.holds();
         let seen = self.seen();
         let snapshot = StoreSnapshot {

@@ -59,7 +59,7 @@ pub(super) struct Lease {
 
 /// A request's part in the comparison of two generations.
 #[derive(Clone, Debug)]
-struct Sample {
+pub(super) struct Sample {
     candidate: String,
     share: u16,
     of_candidate: bool,
@@ -115,6 +115,17 @@ impl Desk {
             observed: std::mem::take(&mut state.observed),
             at: clock::unix_seconds(),
         }
+    }
+
+    /// Takes note of what was seen of a request after its lease.
+    pub(super) fn tell(&self, sample: Sample, seen: Seen) {
+        self.state().observe(Observation {
+            candidate: sample.candidate,
+            share: sample.share,
+            of_candidate: sample.of_candidate,
+            key: sample.key,
+            seen,
+        });
     }
 
     /// Takes note of a verdict on an answer of a generation. Whether it says anything about a canary.
@@ -212,18 +223,16 @@ impl State {
 }
 
 impl Lease {
+    /// The request's part in a canary, if it has one.
+    pub(super) fn sample(&self) -> Option<Sample> {
+        self.sample.clone()
+    }
+
     /// Takes note of what was seen of the request.
     pub(super) fn observe(&self, seen: Seen) {
-        let Some(sample) = self.sample.clone() else {
-            return;
-        };
-        self.desk.state().observe(Observation {
-            candidate: sample.candidate,
-            share: sample.share,
-            of_candidate: sample.of_candidate,
-            key: sample.key,
-            seen,
-        });
+        if let Some(sample) = self.sample() {
+            self.desk.tell(sample, seen);
+        }
     }
 }
 

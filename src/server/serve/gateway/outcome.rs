@@ -82,6 +82,11 @@ impl Watch {
         }
     }
 
+    /// Whether it has come to its end.
+    pub(super) fn has_ended(&self) -> bool {
+        self.outcome == Some(Outcome::Ok)
+    }
+
     /// The target broke it off, or took too long.
     pub(super) fn broke(&mut self) {
         self.outcome = Some(Outcome::Failed);

@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout_at};
 use super::Gateway;
 use super::client::{self, Connection, SendError};
 use super::desk::{NoLease, Wanted};
+use super::judge::Recording;
 use super::outcome::Watch;
 use super::source::BASE;
 use super::upload::Upload;
@@ -59,8 +60,21 @@ const DROPPED: [&str; 9] = [
 /// What an answer holds until its last byte.
 struct Held {
     watch: Watch,
+    /// A copy, if the answer is judged.
+    recording: Option<Recording>,
     _connection: Connection,
     _permit: Arc<OwnedSemaphorePermit>,
+}
+
+impl Drop for Held {
+    /// A client may close the connection behind the mark of the end.
+    fn drop(&mut self) {
+        if self.watch.has_ended()
+            && let Some(recording) = self.recording.take()
+        {
+            recording.end();
+        }
+    }
 }
 
 /// How an attempt at a target ended.
@@ -227,8 +241,13 @@ async fn attempt_at(
         return refused;
     }
     watch.answers(response.status(), response.headers());
+    let recording = gateway.judge.as_ref().and_then(|judge| {
+        let said = (response.status(), response.headers());
+        judge.record(uri.path(), said, &watch.lease, || upload.sent())
+    });
     let held = Held {
         watch,
+        recording,
         _connection: connection,
         _permit: permit.clone(),
     };
@@ -285,6 +304,9 @@ fn answer(
             }
             Ok(Some(Ok(bytes))) => {
                 held.watch.passes(&bytes);
+                if let Some(recording) = &mut held.recording {
+                    recording.passes(&bytes);
+                }
                 Some((Ok::<Bytes, axum::Error>(bytes), Some((stream, held))))
             }
             // The connection breaks: the client sees that it has not got everything.

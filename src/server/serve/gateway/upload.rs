@@ -17,6 +17,24 @@ use crate::api::ApiError;
 /// Most bytes that are remembered.
 const REMEMBERED: usize = 4 << 20;
 
+/// What a client sent, as far as it was remembered.
+#[derive(Clone)]
+pub(super) struct Sent(Arc<Mutex<Shared>>);
+
+impl Sent {
+    /// The client's body as it was read so far, with its own `model`; `None` if it was too long to be remembered.
+    pub(super) fn whole(&self) -> Option<Vec<Bytes>> {
+        let shared = lock(&self.0);
+        shared.is_whole.then(|| shared.seen.clone())
+    }
+}
+
+impl std::fmt::Debug for Sent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Sent")
+    }
+}
+
 /// A body of which `model` was read.
 pub(super) struct Upload {
     shared: Arc<Mutex<Shared>>,
@@ -138,6 +156,11 @@ impl Upload {
             length,
             belongs,
         })
+    }
+
+    /// What the client sends.
+    pub(super) fn sent(&self) -> Sent {
+        Sent(self.shared.clone())
     }
 
     /// Whether it can be sent, again or for the first time.

@@ -6,9 +6,12 @@ use std::sync::{Mutex, PoisonError};
 use prometheus::{Error, GaugeVec, HistogramVec, IntCounterVec, IntGaugeVec};
 
 use super::{Build, TIME_TO_FIRST_TOKEN_BUCKETS};
-use crate::telemetry::event::{FleetAnswer, FleetSnapshot};
+use crate::telemetry::event::{FleetAnswer, FleetJudged, FleetSnapshot};
 use crate::telemetry::names;
 use realign_fleet::Stage;
+
+/// Of an answer that was judged.
+const VERDICTS: [&str; 2] = ["complies", "violates"];
 
 /// Targets and the rollout over them.
 #[derive(Debug)]
@@ -22,6 +25,8 @@ pub(in crate::telemetry) struct Targets {
     refused: IntGaugeVec,
     answers: IntCounterVec,
     first_byte: HistogramVec,
+    verdicts: IntCounterVec,
+    not_judged: IntCounterVec,
     /// Targets that have a series. Those of targets that went are removed.
     shown: Mutex<BTreeSet<String>>,
     /// Generations that have series.
@@ -68,13 +73,23 @@ impl Targets {
                 &["generation"],
                 TIME_TO_FIRST_TOKEN_BUCKETS,
             )?,
+            verdicts: build.counters(
+                names::FLEET_COMPLIANCE_ANSWERS_TOTAL,
+                "Answers that passed and were judged: complies, violates.",
+                &["generation", "verdict"],
+            )?,
+            not_judged: build.counters(
+                names::FLEET_COMPLIANCE_DROPPED_TOTAL,
+                "Answers that passed and could not be judged: queue_full, too_long, unreadable, judge.",
+                &["reason"],
+            )?,
             shown: Mutex::default(),
             generations: Mutex::default(),
         })
     }
 
-    pub(in crate::telemetry) fn answered(&self, answer: &FleetAnswer) {
-        let generation = answer.generation.as_str();
+    /// Takes note that a generation has series.
+    fn know(&self, generation: &str) {
         let mut known = self
             .generations
             .lock()
@@ -82,6 +97,26 @@ impl Targets {
         if !known.contains(generation) {
             known.insert(generation.into());
         }
+    }
+
+    pub(in crate::telemetry) fn judged(&self, judged: &FleetJudged) {
+        match judged {
+            FleetJudged::Dropped(why) => self.not_judged.with_label_values(&[*why]).inc(),
+            FleetJudged::Verdict {
+                generation,
+                complies,
+            } => {
+                self.know(generation);
+                let verdict = VERDICTS[usize::from(!complies)];
+                let labels = [generation.as_str(), verdict];
+                self.verdicts.with_label_values(&labels).inc();
+            }
+        }
+    }
+
+    pub(in crate::telemetry) fn answered(&self, answer: &FleetAnswer) {
+        let generation = answer.generation.as_str();
+        self.know(generation);
         let labels = [generation, answer.outcome];
         self.answers.with_label_values(&labels).inc();
         if let Some(time) = answer.first_byte {
@@ -100,6 +135,9 @@ impl Targets {
             for outcome in ["ok", "failed", "left"] {
                 // One that is not there need not be removed.
                 let _missing = self.answers.remove_label_values(&[gone.as_str(), outcome]);
+            }
+            for verdict in VERDICTS {
+                let _missing = self.verdicts.remove_label_values(&[gone.as_str(), verdict]);
             }
             let _missing = self.first_byte.remove_label_values(&[gone.as_str()]);
         }
