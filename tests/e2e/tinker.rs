@@ -18,7 +18,7 @@ use realign_model::{Backend, LoraWeights, Precision};
 use serde_json::Value;
 
 use super::server::Server;
-use super::tinker_stand_in::{Fault, Reduction, TrainingEngine, backend};
+use super::tinker_stand_in::{Fault, Form, Reduction, TrainingEngine, backend};
 use super::tiny_model;
 use super::workspace::Workspace;
 
@@ -182,6 +182,24 @@ fn three_steps_agree_with_the_local_trainer() {
             );
         }
     }
+}
+
+/// The same bits go to both forms, so the same adapter comes back.
+#[test]
+fn engines_that_read_json_train_the_same() {
+    let (recipe, pairs) = (recipe(), pairs(&Category::ALL));
+    let trained = |form: Form| {
+        let engine = TrainingEngine::start(&llama(), &recipe, UNCLIPPED);
+        engine.speak(form);
+        let there = remote(&tinker(&engine.url), &recipe, &pairs, &forever()).unwrap();
+        // The form is found out once.
+        let refused = usize::from(form == Form::Json);
+        let passes = engine.asked("forward");
+        let expected = [2 + 2 * 3 + 1 + refused, 2 + 2 * 3 + refused];
+        assert!(expected.contains(&passes), "{form:?}: {passes}");
+        moved(&there.weights, &recipe)
+    };
+    assert_eq!(trained(Form::Proto), trained(Form::Json));
 }
 
 #[test]
