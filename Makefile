@@ -4,7 +4,7 @@ PYTHON ?= python3
 CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help debug bench-guard test-aarch64 test-fleet test-fleet-netns kubernetes interleavings valgrind packages docs demo build cuda kernels check-cuda test test-fast test-mistralrs test-openai test-schema test-clients lint supply sbom chaos bench model model-gemma venv prometheus page
+.PHONY: help debug bench-guard test-aarch64 test-fleet test-fleet-netns fleet-vllm fleet-skyrl kubernetes interleavings valgrind packages docs demo build cuda kernels check-cuda test test-fast test-mistralrs test-openai test-schema test-clients lint supply sbom chaos bench model model-gemma venv prometheus page
 .DEFAULT_GOAL := help
 
 help:   ## List the targets
@@ -143,6 +143,12 @@ test-fleet: model .tools/seaweedfs/.ready  ## Run a controller and followers aga
 test-fleet-netns: model .tools/seaweedfs/.ready  ## The same with each server in a network namespace, with cut links; needs root, iproute2
 	$(CARGO) build --locked
 	$(PYTHON) scripts/test-fleet-netns.py --binary "$(TARGET_DIR)/debug/realign"
+
+fleet-vllm: build model ## Roll generations out over two real vLLMs through the gateway, and kill one; six GB from PyPI
+	scripts/fleet-vllm.sh --binary "$(TARGET_DIR)/release/realign"
+
+fleet-skyrl: build model ## Train on a real SkyRL, and compare with the local trainer; five GB from PyPI, Python 3.12
+	scripts/fleet-skyrl.sh --binary "$(TARGET_DIR)/release/realign"
 
 .tools/seaweedfs/.ready:
 	$(PYTHON) -m venv .tools/seaweedfs

@@ -38,6 +38,7 @@ mod sockets;
 mod stand_in;
 mod supervision;
 mod tinker;
+mod tinker_proto;
 mod tinker_stand_in;
 pub(crate) mod tiny_model;
 mod tls;

@@ -18,7 +18,7 @@ use realign_model::{Backend, LoraWeights, Precision};
 use serde_json::Value;
 
 use super::server::Server;
-use super::tinker_stand_in::{Fault, Reduction, TrainingEngine, backend};
+use super::tinker_stand_in::{Fault, Form, Reduction, TrainingEngine, backend};
 use super::tiny_model;
 use super::workspace::Workspace;
 
@@ -182,6 +182,22 @@ fn three_steps_agree_with_the_local_trainer() {
             );
         }
     }
+}
+
+/// The same bits go to both forms, so the same adapter comes back.
+#[test]
+fn engines_that_read_json_train_the_same() {
+    let (recipe, pairs) = (recipe(), pairs(&Category::ALL));
+    let trained = |form: Form| {
+        let engine = TrainingEngine::start(&llama(), &recipe, UNCLIPPED);
+        engine.speak(form);
+        let there = remote(&tinker(&engine.url), &recipe, &pairs, &forever()).unwrap();
+        // One request compares the models, two measure 24 pairs, each step has two; the first finds out the form.
+        let expected = 1 + 2 + 3 * 2 + usize::from(form == Form::Json);
+        assert_eq!(engine.asked("forward"), expected, "{form:?}");
+        moved(&there.weights, &recipe)
+    };
+    assert_eq!(trained(Form::Proto), trained(Form::Json));
 }
 
 #[test]

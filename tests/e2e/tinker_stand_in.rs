@@ -1,5 +1,5 @@
-//! A stand-in for a distributed training engine: the Tinker HTTP API as SkyRL serves it, with losses and
-//! gradients of the reference backend and Adam of its own state.
+//! A stand-in for a distributed training engine: the Tinker HTTP API as SkyRL 0.4 serves it, with losses and
+//! gradients of the reference backend and Adam of its own state. It answers as that was seen to.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -19,6 +19,10 @@ use realign_model::{Backend, Measured, ModelSource, PassOptions, Precision, Reco
 use realign_reference::ReferenceBackend;
 use serde_json::{Value, json};
 
+use super::tinker_proto;
+
+const PROTO: &str = "application/x-protobuf";
+
 /// How an engine adds losses up.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Reduction {
@@ -26,6 +30,16 @@ pub(super) enum Reduction {
     Sum { clip: f64 },
     /// By the sum of weights of a sequence, then the mean over sequences: SkyRL's JAX.
     Mean,
+}
+
+/// How passes are asked for and answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) enum Form {
+    /// As protocol buffers, and both by one route: SkyRL 0.4.
+    #[default]
+    Proto,
+    /// As JSON: SkyRL before that.
+    Json,
 }
 
 /// What goes wrong.
@@ -58,6 +72,7 @@ struct Shared {
     recipe: Recipe,
     reduction: Reduction,
     fault: Fault,
+    form: Mutex<Form>,
     busy: AtomicUsize,
     state: Mutex<State>,
     asked: Mutex<Vec<String>>,
@@ -106,6 +121,7 @@ impl TrainingEngine {
             recipe: recipe.clone(),
             reduction,
             fault,
+            form: Mutex::default(),
             busy: AtomicUsize::new(busy),
             state: Mutex::default(),
             asked: Mutex::default(),
@@ -118,6 +134,11 @@ impl TrainingEngine {
             }
         });
         Self { url, shared }
+    }
+
+    /// From now on it reads and answers in this form.
+    pub(super) fn speak(&self, form: Form) {
+        *self.shared.form.lock().unwrap() = form;
     }
 
     /// How often a route was asked.
@@ -134,7 +155,7 @@ impl Shared {
         if reader.read_line(&mut first).unwrap_or(0) == 0 {
             return;
         }
-        let (mut length, mut key) = (0, String::new());
+        let (mut length, mut key, mut kind) = (0, String::new(), String::new());
         loop {
             let mut line = String::new();
             reader.read_line(&mut line).unwrap();
@@ -146,6 +167,7 @@ impl Shared {
             match name.to_ascii_lowercase().as_str() {
                 "content-length" => length = value.trim().parse().unwrap(),
                 "x-api-key" => key = value.trim().to_owned(),
+                "content-type" => kind = value.trim().to_owned(),
                 _ => {}
             }
         }
@@ -154,13 +176,35 @@ impl Shared {
         let path = first.split(' ').nth(1).unwrap();
         let path = path.strip_prefix("/api/v1/").unwrap_or(path).to_owned();
         self.asked.lock().unwrap().push(path.clone());
-        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
-        let (status, answer) = match self.fault == Fault::Key && key != "let me in" {
-            true => (401, br#"{"detail":"no key"}"#.to_vec()),
-            false => self.answer(&path, &body),
+        let form = *self.form.lock().unwrap();
+        let read = match form == Form::Proto && path == "forward_backward" {
+            true if kind != PROTO => Err((415, r#"{"detail":"requires a protobuf body"}"#)),
+            true => tinker_proto::request(&body).ok_or((422, r#"{"detail":"invalid body"}"#)),
+            false => match serde_json::from_slice(&body) {
+                _ if body.is_empty() => Ok((Value::Null, false)),
+                Ok(body) => Ok((body, path == "forward")),
+                Err(_) => Err((422, r#"{"detail":"no JSON"}"#)),
+            },
         };
+        let (status, mut answer) = match (self.fault == Fault::Key && key != "let me in", read) {
+            (true, _) => (401, br#"{"detail":"no key"}"#.to_vec()),
+            (_, Err((status, why))) => (status, why.as_bytes().to_vec()),
+            (_, Ok(_)) if form == Form::Proto && path == "forward" => {
+                (404, br#"{"detail":"Not Found"}"#.to_vec())
+            }
+            (_, Ok((body, true))) => self.answer("forward", &body),
+            (_, Ok((body, false))) => self.answer(&path, &body),
+        };
+        let mut kind = "application/json";
+        // Results of passes are protocol buffers, whatever the client accepts.
+        if form == Form::Proto && path == "retrieve_future" {
+            let result: Value = serde_json::from_slice(&answer).unwrap();
+            if let Some(sequences) = result["loss_fn_outputs"].as_array() {
+                (kind, answer) = (PROTO, tinker_proto::result(sequences));
+            }
+        }
         let head = format!(
-            "HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+            "HTTP/1.1 {status} X\r\ncontent-length: {}\r\ncontent-type: {kind}\r\nconnection: close\r\n\r\n",
             answer.len()
         );
         let mut stream = &stream;
@@ -234,7 +278,7 @@ impl Shared {
             ("forward_backward", Fault::Slow) => json!({ "slow": true }),
             ("forward_backward", Fault::Broken) => json!({ "broken": true }),
             ("forward", _) => {
-                let mut values = model.logprobs(&self.backend, &data(&body["forward_input"]));
+                let mut values = model.logprobs(&self.backend, &data(input(body)));
                 match self.fault {
                     Fault::Short => drop(values[0].pop()),
                     Fault::Other => values.iter_mut().flatten().for_each(|v| *v -= 3.0),
@@ -243,11 +287,8 @@ impl Shared {
                 outputs(values)
             }
             ("forward_backward", _) => {
-                assert_eq!(
-                    body["forward_backward_input"]["loss_fn"],
-                    "importance_sampling"
-                );
-                let data = data(&body["forward_backward_input"]);
+                assert_eq!(input(body)["loss_fn"], "importance_sampling");
+                let data = data(input(body));
                 outputs(model.accumulate(&self.backend, &data, self.reduction))
             }
             ("optim_step", _) => {
@@ -262,6 +303,13 @@ impl Shared {
             (path, _) => panic!("no route {path}"),
         }
     }
+}
+
+/// What a pass is over: each form has its own name for it.
+fn input(body: &Value) -> &Value {
+    let names = ["input", "forward_input", "forward_backward_input"];
+    let found = names.iter().map(|name| &body[*name]);
+    found.into_iter().find(|input| !input.is_null()).unwrap()
 }
 
 /// A sequence as it was sent.

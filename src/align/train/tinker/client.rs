@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::error::TinkerError;
-use super::wire;
 use super::{Patience, Tinker};
+use super::{proto, wire};
 use crate::train::run::{Observer, TrainError};
 
 /// Engines hold a question for a result for up to five minutes.
@@ -55,12 +55,22 @@ impl fmt::Debug for Client<'_> {
 #[derive(Clone)]
 struct Request {
     path: String,
-    body: Option<Value>,
+    body: Body,
+}
+
+#[derive(Clone)]
+enum Body {
+    None,
+    Json(Value),
+    /// A message of [`proto`].
+    Proto(Vec<u8>),
 }
 
 struct Answer {
     status: u16,
     wait: Option<Duration>,
+    /// Whether the body is a message of [`proto`].
+    is_proto: bool,
     body: Vec<u8>,
 }
 
@@ -109,7 +119,7 @@ impl<'a> Client<'a> {
     pub(super) fn get(&self, path: &str) -> Result<Value, TrainError> {
         let request = Request {
             path: path.into(),
-            body: None,
+            body: Body::None,
         };
         Ok(parsed(&self.ask(&request, false)?)?)
     }
@@ -117,13 +127,13 @@ impl<'a> Client<'a> {
     pub(super) fn download(&self, path: &str) -> Result<Vec<u8>, TrainError> {
         let request = Request {
             path: path.into(),
-            body: None,
+            body: Body::None,
         };
-        self.ask(&request, false)
+        Ok(self.ask(&request, false)?.body)
     }
 
     pub(super) fn post(&self, path: &str, body: Value) -> Result<Value, TrainError> {
-        self.post_request(path, body, false)
+        self.post_request(path, Body::Json(body), false)
     }
 
     /// Asks for something that takes a while, and waits for the result.
@@ -132,11 +142,17 @@ impl<'a> Client<'a> {
         self.result(&begun)
     }
 
+    /// [`Client::run`], for a body that is a message of [`proto`].
+    pub(super) fn run_proto(&self, path: &str, body: Vec<u8>) -> Result<Value, TrainError> {
+        let begun = self.post_request(path, Body::Proto(body), false)?;
+        self.result(&begun)
+    }
+
     /// Waits for the result of what was asked for.
     pub(super) fn result(&self, begun: &Value) -> Result<Value, TrainError> {
         let id = wire::text(begun, "request_id")?;
         loop {
-            let body = json!({ "request_id": id });
+            let body = Body::Json(json!({ "request_id": id }));
             let result = self.post_request("retrieve_future", body, true)?;
             if result["type"] == "try_again" {
                 self.pause(LOOK)?;
@@ -155,7 +171,7 @@ impl<'a> Client<'a> {
         let target = self.target.clone();
         let request = Request {
             path: path.into(),
-            body: Some(body),
+            body: Body::Json(body),
         };
         let ask = move || {
             let answer = target.ask(&request);
@@ -173,22 +189,22 @@ impl<'a> Client<'a> {
         }
     }
 
-    fn post_request(&self, path: &str, body: Value, polls: bool) -> Result<Value, TrainError> {
+    fn post_request(&self, path: &str, body: Body, polls: bool) -> Result<Value, TrainError> {
         let request = Request {
             path: path.into(),
-            body: Some(body),
+            body,
         };
         Ok(parsed(&self.ask(&request, polls)?)?)
     }
 
     /// An answer, after repeated attempts if need be. If it `polls`, 408 means that there is no result
     /// yet.
-    fn ask(&self, request: &Request, polls: bool) -> Result<Vec<u8>, TrainError> {
+    fn ask(&self, request: &Request, polls: bool) -> Result<Answer, TrainError> {
         let mut pause = self.patience.first_pause;
         let mut attempt = 1;
         loop {
             let (why, wait) = match self.attempt(request)? {
-                Ok(answer) if (200..300).contains(&answer.status) => return Ok(answer.body),
+                Ok(answer) if (200..300).contains(&answer.status) => return Ok(answer),
                 Ok(answer) if polls && answer.status == 408 => {
                     (attempt, pause) = (1, self.patience.first_pause);
                     self.pause(LOOK)?;
@@ -304,7 +320,7 @@ impl<'a> Client<'a> {
         let target = self.target.clone();
         let request = Request {
             path: "session_heartbeat".into(),
-            body: Some(json!({ "session_id": session, "type": "session_heartbeat" })),
+            body: Body::Json(json!({ "session_id": session, "type": "session_heartbeat" })),
         };
         let ask = move || {
             if let Err(why) = target.ask(&request) {
@@ -323,12 +339,18 @@ impl Target {
         let url = format!("{}/api/v1/{}", self.url, request.path);
         let failed = |error: ureq::Error| error.to_string();
         let sent = match &request.body {
-            None => self.keyed(self.agent.get(&url)).call(),
-            Some(body) => self.keyed(self.agent.post(&url)).send_json(body),
+            Body::None => self.keyed(self.agent.get(&url)).call(),
+            Body::Json(body) => self.keyed(self.agent.post(&url)).send_json(body),
+            Body::Proto(body) => self
+                .keyed(self.agent.post(&url))
+                .content_type(proto::CONTENT_TYPE)
+                .send(&body[..]),
         };
         let mut response = sent.map_err(failed)?;
-        let wait = response.headers().get("retry-after");
-        let wait = wait.and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let header = |name: &str| response.headers().get(name)?.to_str().ok();
+        let wait = header("retry-after").and_then(|value| value.trim().parse().ok());
+        let is_proto =
+            header("content-type").is_some_and(|kind| kind.starts_with(proto::CONTENT_TYPE));
         let status = response.status().as_u16();
         let mut body = Vec::new();
         let reader = response.body_mut().with_config().limit(MAX_ANSWER).reader();
@@ -337,6 +359,7 @@ impl Target {
         Ok(Answer {
             status,
             wait: wait.map(Duration::from_secs),
+            is_proto,
             body,
         })
     }
@@ -351,9 +374,13 @@ impl Target {
     }
 }
 
-fn parsed(body: &[u8]) -> Result<Value, TinkerError> {
-    let not_json = |_| TinkerError::Answer(format!("no JSON: {}", shorten(body)));
-    serde_json::from_slice(body).map_err(not_json)
+fn parsed(answer: &Answer) -> Result<Value, TinkerError> {
+    if answer.is_proto {
+        let broken = |why| TinkerError::Answer(format!("a message that cannot be read: {why}"));
+        return proto::outputs(&answer.body).map_err(broken);
+    }
+    let not_json = |_| TinkerError::Answer(format!("no JSON: {}", shorten(&answer.body)));
+    serde_json::from_slice(&answer.body).map_err(not_json)
 }
 
 /// The first 200 characters, for messages.

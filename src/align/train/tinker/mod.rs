@@ -3,12 +3,15 @@
 //! The engine computes log-probabilities, gradients and optimiser steps; the objective, the batches
 //! and the schedule stay here. A step asks for the log-probabilities of its responses (`forward`),
 //! turns them into a coefficient per token, hands those back as advantages
-//! (`forward_backward`), and lets the engine move (`optim_step`).
+//! (`forward_backward`), and lets the engine move (`optim_step`). Both passes go to `forward_backward`
+//! as protocol buffers; to an engine that cannot read those, as JSON, and `forward` has a route of its own.
 
 mod archive;
 mod client;
 mod error;
 mod fetched;
+mod passes;
+mod proto;
 mod session;
 mod steps;
 mod wire;

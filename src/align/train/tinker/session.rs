@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::client::Client;
 use super::error::TinkerError;
+use super::passes::{Form, Pass};
 use super::wire::{self, Sequence};
 use super::{ReadPeft, Tinker, fetched};
 use crate::train::Recipe;
@@ -36,8 +37,9 @@ pub struct Session<'a> {
     pub(super) observer: Seen<'a>,
     read: ReadPeft,
     base: String,
-    model: String,
-    requests: Cell<u64>,
+    pub(super) model: String,
+    requests: Cell<u32>,
+    pub(super) form: Cell<Option<Form>>,
 }
 
 /// An observer, for a `Debug` that leaves it out.
@@ -98,6 +100,7 @@ impl<'a> Session<'a> {
             base,
             model,
             requests: Cell::new(0),
+            form: Cell::new(None),
         })
     }
 
@@ -137,19 +140,26 @@ impl<'a> Session<'a> {
 
     /// The current log-probability of every response token.
     pub(super) fn logprobs(&self, sequences: &[Sequence]) -> Result<Vec<f32>, TrainError> {
-        let data: Vec<Value> = sequences.iter().map(Sequence::datum).collect();
-        let input = json!({ "data": data, "loss_fn": "cross_entropy" });
-        let result = self.run("forward", json!({ "forward_input": input }))?;
+        let result = self.pass(&Pass {
+            forward_only: true,
+            loss: "cross_entropy",
+            data: sequences.iter().map(Sequence::datum).collect(),
+        })?;
         Ok(wire::logprobs(&result, sequences)?)
     }
 
     /// Asks for something about the model. An engine that gets the same number twice does it once.
     pub(super) fn run(&self, path: &str, mut body: Value) -> Result<Value, TrainError> {
+        body["model_id"] = self.model.as_str().into();
+        body["seq_id"] = self.number().into();
+        self.client.run(path, body)
+    }
+
+    /// The number of the next request.
+    pub(super) fn number(&self) -> u32 {
         let number = self.requests.get() + 1;
         self.requests.set(number);
-        body["model_id"] = self.model.as_str().into();
-        body["seq_id"] = number.into();
-        self.client.run(path, body)
+        number
     }
 
     /// The adapter as it is now.

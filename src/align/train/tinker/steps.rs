@@ -4,8 +4,9 @@ use std::time::Instant;
 
 use realign_core::Category;
 use realign_model::packing::{Example, Packed};
-use serde_json::{Value, json};
+use serde_json::json;
 
+use super::passes::Pass;
 use super::session::{Measured, Session};
 use super::wire::{self, Given, Sequence};
 use crate::train::curve::Curve;
@@ -105,10 +106,11 @@ impl Session<'_> {
                 sequences,
             })
         };
-        let data: Vec<Value> = batch.sequences.iter().map(datum).collect();
-        let input = json!({ "data": data, "loss_fn": "importance_sampling" });
-        let body = json!({ "forward_backward_input": input });
-        self.run("forward_backward", body)?;
+        self.pass(&Pass {
+            forward_only: false,
+            loss: "importance_sampling",
+            data: batch.sequences.iter().map(datum).collect(),
+        })?;
         Ok(loss)
     }
 

@@ -4,6 +4,7 @@ use realign_model::packing::Example;
 use serde_json::{Value, json};
 
 use super::error::TinkerError;
+use super::proto::{self, Message};
 
 /// A prompt with one response.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,8 +55,8 @@ impl Sequence {
     }
 
     /// For `forward`.
-    pub(super) fn datum(&self) -> Value {
-        self.with(json!({ "weights": self.floats(|_| 1.0) }))
+    pub(super) fn datum(&self) -> Datum {
+        self.with(vec![("weights", self.floats(|_| 1.0))])
     }
 
     /// For `forward_backward` with the loss `importance_sampling`: −Σ weight · advantage · p / p_now.
@@ -63,30 +64,66 @@ impl Sequence {
     /// Some engines sum this up; others divide it by the sum of the weights and by the number of
     /// sequences. With weights of 1 / (tokens · sequences) both come to the same, so the advantages
     /// are multiplied by that divisor, and the gradient is Σ coefficient · ∇ log p on both.
-    pub(super) fn weighted_datum(&self, given: Given<'_>) -> Value {
-        let divisor = (self.response * given.sequences) as f64;
-        self.with(json!({
-            "weights": self.floats(|_| 1.0 / divisor),
-            "logprobs": self.floats(|i| f64::from(given.logprobs[i])),
-            "advantages": self.floats(|i| -f64::from(given.coefficients[i]) * divisor),
-        }))
+    pub(super) fn weighted_datum(&self, given: Given<'_>) -> Datum {
+        let divisor = (self.response * given.sequences) as f32;
+        self.with(vec![
+            ("weights", self.floats(|_| 1.0 / divisor)),
+            ("logprobs", self.floats(|i| given.logprobs[i])),
+            (
+                "advantages",
+                self.floats(|i| -given.coefficients[i] * divisor),
+            ),
+        ])
     }
 
     /// One number for each target: 0 for the prompt's.
-    fn floats(&self, of: impl Fn(usize) -> f64) -> Value {
+    fn floats(&self, of: impl Fn(usize) -> f32) -> Vec<f32> {
         let prompt = self.targets.len() - self.response;
         let mut data = vec![0.0; prompt];
         data.extend((0..self.response).map(of));
-        json!({ "data": data, "dtype": "float32", "shape": [data.len()] })
+        data
     }
 
-    fn with(&self, mut inputs: Value) -> Value {
-        inputs["target_tokens"] =
-            json!({ "data": self.targets, "dtype": "int64", "shape": [self.targets.len()] });
+    fn with(&self, floats: Vec<(&'static str, Vec<f32>)>) -> Datum {
+        Datum {
+            inputs: self.inputs.clone(),
+            targets: self.targets.clone(),
+            floats,
+        }
+    }
+}
+
+/// A sequence as it is sent, with a number for each of its targets under each name.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Datum {
+    inputs: Vec<u32>,
+    targets: Vec<u32>,
+    floats: Vec<(&'static str, Vec<f32>)>,
+}
+
+impl Datum {
+    pub(super) fn json(&self) -> Value {
+        let shape = [self.targets.len()];
+        let mut inputs = json!({
+            "target_tokens": { "data": self.targets, "dtype": "int64", "shape": shape },
+        });
+        for (name, data) in &self.floats {
+            inputs[*name] = json!({ "data": data, "dtype": "float32", "shape": shape });
+        }
         json!({
             "model_input": { "chunks": [{ "type": "encoded_text", "tokens": self.inputs }] },
             "loss_fn_inputs": inputs,
         })
+    }
+
+    pub(super) fn proto(&self) -> Message {
+        let named = self.floats.iter();
+        named.fold(
+            Message::default()
+                .message(1, &proto::text_chunk(&self.inputs))
+                .message(2, &proto::ids("target_tokens", &self.targets)),
+            |datum, (name, data)| datum.message(2, &proto::floats(name, data)),
+        )
     }
 }
 
@@ -152,13 +189,13 @@ mod tests {
             coefficients: &[0.25, -2.0],
             sequences: 3,
         };
-        let inputs = &first.weighted_datum(given)["loss_fn_inputs"];
+        let inputs = &first.weighted_datum(given).json()["loss_fn_inputs"];
         let data = |key: &str| inputs[key]["data"].clone();
         assert_eq!(data("advantages"), json!([0.0, 0.0, -1.5, 12.0]));
         assert_eq!(data("logprobs"), json!([0.0, 0.0, -1.5, -0.5]));
         let weights = data("weights");
         assert_eq!(weights[1], 0.0);
-        assert_eq!(weights[2], 1.0 / 6.0);
+        assert_eq!(weights[2], f64::from(1f32 / 6.0));
     }
 
     #[test]
