@@ -221,6 +221,20 @@ impl ModelFiles {
         self.cache.as_ref()?.recall(self.seen.as_ref()?)
     }
 
+    /// The GGUF file, if that is what this is.
+    pub fn gguf(&self) -> Option<&Path> {
+        (self.kind == Kind::Gguf).then_some(self.root.as_path())
+    }
+
+    /// A name for people: the file's stem or the directory's name.
+    pub fn name(&self) -> String {
+        let part = match self.kind {
+            Kind::Gguf => self.root.file_stem(),
+            Kind::Safetensors => self.root.file_name(),
+        };
+        part.map_or_else(|| "model".to_string(), |s| s.to_string_lossy().into_owned())
+    }
+
     /// SHA-256 over the weight files, configuration and quantisation, 64 hex digits: the base model's
     /// identity. With a cache, files that have not changed since they were read last are not read again.
     pub fn base_hash(&self) -> Result<String> {
