@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write a GGUF file of a llama as a directory of safetensors in bfloat16, with its tokenizer.
+"""Write a GGUF file of a llama as a directory of safetensors in float32, with its tokenizer.
 
     gguf_to_hf.py MODEL.gguf DIRECTORY
 
@@ -23,9 +23,9 @@ def main():
     # The weights are not quantised any more.
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    config.dtype, config.architectures = "bfloat16", [type(model).__name__]
+    config.dtype, config.architectures = "float32", [type(model).__name__]
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    tensors = {name: tensor.to(torch.bfloat16).contiguous()
+    tensors = {name: tensor.float().contiguous()
                for name, tensor in model.state_dict().items() if name not in tied}
     out.mkdir(parents=True)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
