@@ -100,7 +100,7 @@ impl From<Encoding> for Stored {
 
 impl Stored {
     /// The encoding; `None` if kernels have no such.
-    fn encoding(self) -> Option<Encoding> {
+    pub(super) fn encoding(self) -> Option<Encoding> {
         use GgmlDType::*;
         let formats = [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K];
         let integers = formats.into_iter().filter_map(Format::of);
