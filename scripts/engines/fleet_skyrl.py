@@ -134,7 +134,7 @@ class Run:
                 texts.append((prompt, answer["choices"][0]["message"]["content"] or ""))
             found[who] = common.complying(self.options.binary, self.home, texts)
         server.end()
-        assert found["tinker"] > found["base"], f"what SkyRL trained complies no more often: {found}"
+        assert found["tinker"] >= found["base"], f"what SkyRL trained complies less often: {found}"
         parts = ", ".join(f"{who} {count}" for who, count in found.items())
         return f"of {self.options.prompts} hidden prompts comply: {parts}"
 
