@@ -62,12 +62,7 @@ fn answers_are_judged_beside_the_way_and_a_canary_that_violates_goes_back() {
     wait("every answer to be judged", || {
         (gateway.judged(&first, "complies") == 15.0).then_some(())
     });
-    fleet
-        .adapters
-        .set_current(&realign_engine::adapter::generation::GenerationId(
-            second.clone(),
-        ))
-        .unwrap();
+    assert_eq!(fleet.publish(2), second);
     let mut of_second = 0.0f64;
     let status = wait("the way back", || {
         let _answer = gateway.stream("hello", 8).unwrap();
