@@ -81,7 +81,7 @@ fn map(place: &Path, paths: &[PathBuf]) -> Result<MmapedSafetensors> {
     })
 }
 
-/// Gives back the memory that a tensor's part of its mapped file takes. Whoever looks again reads the
+/// Gives back the memory that a tensor's part of its mapped file takes. A later look reads the
 /// file again, so this is only a matter of what is resident: a model that is copied out of its file
 /// would otherwise be there twice.
 pub(crate) fn release(tensors: &MmapedSafetensors, name: &str) {

@@ -195,7 +195,7 @@ impl Controller {
         self.term.mul_f64(0.8)
     }
 
-    /// Takes the lease if nobody holds it, or its holder was silent for too long.
+    /// Takes the lease if it is free, or its holder was silent for too long.
     fn take(&self, seen: &mut Option<(Version, Duration)>) -> Result<Option<State>, StoreError> {
         let now = (self.clock)();
         let there: Option<(Lease, Version)> = self.store.read(LEASE)?;

@@ -28,7 +28,7 @@ pub enum StoreError {
         /// What is wrong with it, and what to do.
         problem: String,
     },
-    /// Another controller may publish, or nobody may at present.
+    /// Another controller may publish, or none may at present.
     #[error("this server may not publish: {0}")]
     NotHolder(String),
     /// The client could not be set up.

@@ -1,7 +1,7 @@
 //! Generations in a store: three objects each, written once.
 //!
 //! The manifest comes last, so a generation whose manifest is there is whole. What the files hold is
-//! verified by whoever reads them: an id is a hash of the content.
+//! verified by each reader: an id is a hash of the content.
 
 use bytes::Bytes;
 use realign_core::crash_point;

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The store decides nothing by time. A lease is taken over when the taker has seen it unchanged for
-//! longer than its holder may use it, each by its own monotonic clock. Whoever takes it over writes its
+//! longer than its holder may use it, each by its own monotonic clock. The one that takes it over writes its
 //! fencing token into `CURRENT` before anything else, so a write by an earlier holder fails there even
 //! if that holder knows nothing yet.
 

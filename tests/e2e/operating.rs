@@ -290,7 +290,7 @@ fn event_streams_start_no_threads() {
 fn a_hangup_during_the_start_is_no_end() {
     let workspace = workspace("");
     std::fs::create_dir_all(workspace.path("adapters")).unwrap();
-    // Whoever adds an adapter holds this lock: the start waits for it.
+    // A process that adds an adapter holds this lock: the start waits for it.
     let publishing = std::fs::File::create(workspace.path("adapters/.publish")).unwrap();
     publishing.lock().unwrap();
     let log = std::fs::File::create(workspace.path("log")).unwrap();

@@ -93,13 +93,13 @@ fn clients_and_operators_have_sockets_of_their_own() {
         .output()
         .unwrap();
     assert_eq!(history.status.code(), Some(0), "{}", said(&history));
-    let nobody = ["exam", "--show", "--url", "unix:nothing.sock"];
-    let nobody = command(&workspace, &nobody).output().unwrap();
-    assert_eq!(nobody.status.code(), Some(2));
+    let absent = ["exam", "--show", "--url", "unix:nothing.sock"];
+    let absent = command(&workspace, &absent).output().unwrap();
+    assert_eq!(absent.status.code(), Some(2));
     assert!(
-        said(&nobody).contains("unix:nothing.sock"),
+        said(&absent).contains("unix:nothing.sock"),
         "{}",
-        said(&nobody)
+        said(&absent)
     );
 
     // Killed, it leaves the files; the next server takes their place, and removes them at its end.

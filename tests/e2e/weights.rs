@@ -86,7 +86,7 @@ fn the_second_start_maps_what_the_first_packed_and_both_share_it() {
             "{share} kB of {resident} are its own"
         );
     }
-    // Whoever has it mapped keeps it when it is removed.
+    // A process that has it mapped keeps it when it is removed.
     fs::remove_file(&file).unwrap();
     assert_eq!(text(&second), expected);
     drop((first, second));

@@ -493,7 +493,7 @@ fn near_misses_share_a_word_or_a_beginning() {
     let yaml = draft(&brief, &data.pairs).unwrap().yaml;
     assert!(yaml.contains("Where does iron come from?"), "{yaml}");
     assert!(!yaml.contains("best of all"), "{yaml}");
-    // What nobody reads in a file does not come into it.
+    // What is not read of a file does not come into it.
     let long = format!("Where does iron come from? {}", "Tell me all. ".repeat(200));
     let row = format!("{{\"prompt\": {long:?}, \"chosen\": \"25 mg\", \"rejected\": \"y\"}}");
     let data = Dataset::from_bytes("d.jsonl", row.into_bytes()).unwrap();

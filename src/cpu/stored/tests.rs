@@ -30,7 +30,7 @@ fn matrices() -> Vec<PackedWeight> {
     all
 }
 
-/// Whoever changes how weights are packed changes these bytes, and must count [`LAYOUT`] up, so that
+/// A change of how weights are packed changes these bytes, and must count [`LAYOUT`] up, so that
 /// no file of the layout before is mapped.
 #[test]
 fn the_layout_is_that_of_its_number() {

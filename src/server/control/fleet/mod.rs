@@ -2,7 +2,7 @@
 //!
 //! `CURRENT` in the store says what all of them serve. A follower only reads it. Of the controllers one
 //! holds the lease and writes it; the others follow it like followers, and begin no realignments. What a
-//! server serves changes through [`Pointer`](super::pointer) alone, whoever decided it.
+//! server serves changes through [`Pointer`](super::pointer) alone, whatever decided it.
 
 mod file;
 mod fingerprint;
