@@ -16,6 +16,8 @@ use realign_model::{Backend, LoraWeights, Recompute};
 const LATER_RATE: f64 = 0.5;
 /// Share of violating answers from which on a later round learns at the first one's rate.
 const FAR: f64 = 0.2;
+/// Rounds after which only a candidate that is far off, and was getting less wrong, goes on.
+const USUAL_ROUNDS: usize = 3;
 /// Shares of diverted controls and of violating answers that count as few.
 const FEW_DIVERTED: f64 = 0.01;
 const FEW_VIOLATING: f64 = 0.05;
@@ -60,6 +62,11 @@ impl Failures {
         }
     }
 
+    /// Whether much of what was asked still violates.
+    fn is_far(&self) -> bool {
+        Self::share(self.governed) > FAR
+    }
+
     /// Whether another round has nothing to do.
     fn is_good(&self) -> bool {
         Self::share(self.controls) <= 0.01 && Self::share(self.governed) <= 0.02
@@ -78,7 +85,8 @@ pub trait Review {
 
 impl Learner {
     /// Runs the pipeline, and up to `recipe.rounds` − 1 further rounds of training while the
-    /// candidate gets something wrong; none on a distributed engine. The best round's candidate is returned, with what each got
+    /// candidate gets something wrong, from the fourth on only while it is far off and gains; none
+    /// on a distributed engine. The best round's candidate is returned, with what each got
     /// wrong.
     ///
     /// # Errors
@@ -101,7 +109,8 @@ impl Learner {
         history.push(failures.clone());
         let mut lowest = failures.score();
         for round in 1..run.recipe.rounds {
-            if failures.is_good() || failures.pairs.is_empty() || !observer.has_time() {
+            let is_done = failures.is_good() || failures.pairs.is_empty();
+            if is_done || !goes_on(&history) || !observer.has_time() {
                 break;
             }
             let pairs = later_pairs(run.pairs, &failures.pairs);
@@ -156,6 +165,16 @@ impl Learner {
     }
 }
 
+/// Whether a further round is likely to pay, by what the rounds so far got wrong.
+fn goes_on(history: &[Failures]) -> bool {
+    let scores: Vec<f64> = history.iter().map(Failures::score).collect();
+    let lowest = |of: &[f64]| of.iter().copied().fold(f64::INFINITY, f64::min);
+    // One round may go astray: two in turn that gain nothing are the end.
+    let (before, last) = scores.split_at(scores.len().saturating_sub(2));
+    let gains = lowest(last) < lowest(before);
+    history.len() < USUAL_ROUNDS || gains && history.last().is_some_and(Failures::is_far)
+}
+
 /// A round's weights, and what they get wrong.
 struct Reviewed {
     trained: train::Trained,
@@ -178,8 +197,7 @@ fn continued(before: train::Trained, next: train::Trained) -> train::Trained {
 }
 
 fn later_recipe(recipe: &Recipe, round: usize, failures: &Failures) -> Recipe {
-    let is_far = Failures::share(failures.governed) > FAR;
-    let rate = if is_far { 1.0 } else { LATER_RATE };
+    let rate = if failures.is_far() { 1.0 } else { LATER_RATE };
     Recipe {
         learning_rate: recipe.learning_rate * rate,
         seed: recipe.seed.wrapping_add(round as u64),
@@ -256,6 +274,24 @@ impl Observer for Later<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn later_rounds_follow_need() {
+        let history = |violating: &[usize]| -> Vec<Failures> {
+            let of = |&wrong: &usize| Failures {
+                pairs: Vec::new(),
+                controls: (240, 0),
+                governed: (100, wrong),
+            };
+            violating.iter().map(of).collect()
+        };
+        assert!(goes_on(&history(&[5, 9])), "the usual rounds");
+        assert!(!goes_on(&history(&[60, 20, 10])), "near enough");
+        assert!(goes_on(&history(&[97, 83, 66])), "far, and gaining");
+        assert!(goes_on(&history(&[97, 40, 45])), "one round astray");
+        assert!(!goes_on(&history(&[97, 40, 45, 42])), "two without a gain");
+        assert!(!goes_on(&history(&[97, 97, 97])), "never a gain");
+    }
 
     #[test]
     fn the_distance_is_weighed_by_what_went_wrong() {

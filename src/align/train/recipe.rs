@@ -51,7 +51,8 @@ pub struct Recipe {
     /// Least optimiser steps: with few pairs, they are passed over more often.
     pub min_steps: usize,
     /// Rounds of training at most: after each, the candidate answers what it was trained on, where an
-    /// engine answers, and what it gets wrong is trained again.
+    /// engine answers, and what it gets wrong is trained again. Three are usual, more are for what
+    /// is far off and still gains.
     pub rounds: usize,
     /// Preference pairs per batch, stratified over the three categories.
     pub pairs_per_step: usize,
@@ -118,7 +119,7 @@ impl Default for Recipe {
             warmup_ratio: 0.1,
             epochs: 1,
             min_steps: 24,
-            rounds: 3,
+            rounds: 8,
             pairs_per_step: 6,
             accumulation: 1,
             max_steps: 0,
