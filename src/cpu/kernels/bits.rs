@@ -2,48 +2,58 @@
 
 use std::arch::x86_64::*;
 
-/// A function that unpacks, for one width of vectors.
+/// A function that unpacks, for one width of vectors. It has no features of its own, so that it is always
+/// compiled into its callers, which have them: eight vectors do not leave registers.
 macro_rules! integers {
     (
-        $features:literal, $vector:ty, $zero:ident, $set:ident, $load:ident,
+        $vector:ty, $zero:ident, $set:ident, $load:ident,
         $and:ident, $or:ident, $left:ident, $right:ident
     ) => {
         /// # Safety
-        /// The processor has the features; lines of 64 bytes begin at `at`, `BITS` of them, of each
-        /// of which a vector can be read.
-        #[inline]
-        #[target_feature(enable = $features)]
+        /// The caller was compiled for the instructions, and the processor has them. Lines of 64 bytes
+        /// begin at `at`, `BITS` of them, of each of which a vector can be read.
+        #[inline(always)]
         pub(crate) unsafe fn integers<const BITS: usize>(at: *const u8) -> [$vector; 8] {
-            // SAFETY: passed on.
-            let line = |i: usize| unsafe { $load(at.add(64 * i).cast()) };
-            if BITS == 8 {
-                return std::array::from_fn(line);
-            }
-            let mut q = [$zero(); 8];
-            for j in 0..4 {
-                let packed = line(j);
-                q[j] = $and(packed, $set(15));
-                q[j + 4] = $and($right::<4>(packed), $set(15));
-            }
-            // What each step has above four bits, moved to where it belongs. Shifts are of words: what
-            // crosses from byte to byte is masked.
-            let (high, mask) = match BITS {
-                5 => {
-                    let h = line(4);
-                    let up = [$left::<4>(h), $left::<3>(h), $left::<2>(h), $left::<1>(h)];
-                    let down = [h, $right::<1>(h), $right::<2>(h), $right::<3>(h)];
-                    ([up, down], $set(16))
+            // SAFETY: passed on; what computes in registers accesses nothing.
+            unsafe {
+                let mut q = [$zero(); 8];
+                if BITS == 8 {
+                    for (j, q) in q.iter_mut().enumerate() {
+                        *q = $load(at.add(64 * j).cast());
+                    }
+                    return q;
                 }
-                6 => {
-                    let four = |h| [$left::<4>(h), $left::<2>(h), h, $right::<2>(h)];
-                    ([four(line(4)), four(line(5))], $set(48))
+                for j in 0..4 {
+                    let packed = $load(at.add(64 * j).cast());
+                    q[j] = $and(packed, $set(15));
+                    q[j + 4] = $and($right::<4>(packed), $set(15));
                 }
-                _ => return q,
-            };
-            for (q, high) in q.iter_mut().zip(high.as_flattened()) {
-                *q = $or(*q, $and(*high, mask));
+                if BITS == 4 {
+                    return q;
+                }
+                // What each step has above four bits, moved to where it belongs. Shifts are of words: what
+                // crosses from byte to byte is masked.
+                let (a, b) = (
+                    $load(at.add(256).cast()),
+                    $load(at.add(64 * (BITS - 1)).cast()),
+                );
+                let (high, mask) = match BITS {
+                    5 => {
+                        let up = [$left::<4>(a), $left::<3>(a), $left::<2>(a), $left::<1>(a)];
+                        let down = [a, $right::<1>(a), $right::<2>(a), $right::<3>(a)];
+                        ([up, down], $set(16))
+                    }
+                    _ => {
+                        let first = [$left::<4>(a), $left::<2>(a), a, $right::<2>(a)];
+                        let second = [$left::<4>(b), $left::<2>(b), b, $right::<2>(b)];
+                        ([first, second], $set(48))
+                    }
+                };
+                for j in 0..8 {
+                    q[j] = $or(q[j], $and(high[j / 4][j % 4], mask));
+                }
+                q
             }
-            q
         }
     };
 }
@@ -52,7 +62,6 @@ macro_rules! integers {
 pub(crate) mod wide {
     use super::*;
     integers!(
-        "avx512f,avx512bw",
         __m512i,
         _mm512_setzero_si512,
         _mm512_set1_epi8,
@@ -68,7 +77,6 @@ pub(crate) mod wide {
 pub(crate) mod narrow {
     use super::*;
     integers!(
-        "avx2",
         __m256i,
         _mm256_setzero_si256,
         _mm256_set1_epi8,
