@@ -49,8 +49,8 @@ macro_rules! integers {
                         ([first, second], $set(48))
                     }
                 };
-                for j in 0..8 {
-                    q[j] = $or(q[j], $and(high[j / 4][j % 4], mask));
+                for (j, q) in q.iter_mut().enumerate() {
+                    *q = $or(*q, $and(high[j / 4][j % 4], mask));
                 }
                 q
             }
