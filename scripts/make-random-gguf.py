@@ -5,7 +5,7 @@
         --heads 32 --kv-heads 32
 
 Tokenizer and chat template are those of the first file, which must be of the llama architecture. The layers' matrices are
-Q4_K, the table of embeddings is Q6_K, as in a file of type Q4_K_M. What the model says is noise.
+Q4_K unless --type says otherwise, the table of embeddings is Q6_K, as in a file of type Q4_K_M. What the model says is noise.
 """
 
 import argparse
@@ -14,9 +14,10 @@ import random
 import struct
 
 ALIGNMENT = 32
-F32, Q4_K, Q6_K = 0, 12, 14
+F32, Q4_K, Q5_K, Q6_K = 0, 12, 13, 14
+TYPES = {"q4_k": Q4_K, "q5_k": Q5_K, "q6_k": Q6_K}
 # Elements and bytes of a block.
-BLOCKS = {F32: (1, 4), Q4_K: (256, 144), Q6_K: (256, 210)}
+BLOCKS = {F32: (1, 4), Q4_K: (256, 144), Q5_K: (256, 176), Q6_K: (256, 210)}
 SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 STRING, ARRAY, U32 = 8, 9, 4
 
@@ -77,7 +78,7 @@ def tensors(args, vocabulary):
             ("ffn_up", args.inner, args.hidden),
             ("ffn_down", args.hidden, args.inner),
         ]:
-            yield f"blk.{layer}.{name}.weight", Q4_K, columns, rows
+            yield f"blk.{layer}.{name}.weight", TYPES[args.type], columns, rows
         yield f"blk.{layer}.attn_norm.weight", F32, args.hidden, 1
         yield f"blk.{layer}.ffn_norm.weight", F32, args.hidden, 1
 
@@ -87,8 +88,8 @@ def block(kind, rng):
     scale = struct.pack("<e", 0.002)
     if kind == F32:
         return struct.pack("<f", 1.0)
-    if kind == Q4_K:
-        return scale * 2 + rng.randbytes(140)
+    if kind in (Q4_K, Q5_K):
+        return scale * 2 + rng.randbytes(BLOCKS[kind][1] - 4)
     return rng.randbytes(208) + scale
 
 
@@ -110,6 +111,7 @@ def main():
     parser.add_argument("out")
     for name, default in [("layers", 32), ("hidden", 4096), ("inner", 11008), ("heads", 32), ("kv-heads", 32)]:
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--type", choices=TYPES, default="q4_k", help="of the layers' matrices")
     args = parser.parse_args()
     if args.hidden % 256 or args.inner % 256:
         raise SystemExit("--hidden and --inner must be multiples of 256, the block of the K types")

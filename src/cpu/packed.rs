@@ -6,6 +6,7 @@
 //! derive their scales from two factors, and the product is stored as f16 (relative error 2⁻¹²).
 
 mod dense;
+mod unit;
 
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use half::{bf16, f16};
 use super::aligned::AlignedBytes;
 use super::stored::Panels;
 use realign_model::blocks::{Format, UNIT, Unit, gain_for, read_unit, scale_bound};
+pub(crate) use unit::{element, high_place};
 
 /// Output rows in a panel.
 pub(crate) const PANEL: usize = 16;
@@ -59,16 +61,6 @@ pub(crate) fn header_bytes(format: Format) -> usize {
 /// Bytes of one unit of a panel.
 pub(crate) fn unit_bytes(format: Format) -> usize {
     header_bytes(format) + UNIT * PANEL * format.bits / 8
-}
-
-/// Where element `i` of row `lane` lies among a unit's integers: byte and shift. Four elements of a
-/// row lie side by side; with four bits, elements 16 to 31 are the high halves of 0 to 15.
-fn position(bits: usize, lane: usize, i: usize) -> (usize, u32) {
-    let (step, byte) = (i / 4, i % 4);
-    match bits {
-        4 => (step % 4 * 64 + lane * 4 + byte, (step / 4 * 4) as u32),
-        _ => (step * 64 + lane * 4 + byte, 0),
-    }
 }
 
 /// A weight of shape (out, in), packed. Immutable; clones share it.
@@ -189,7 +181,7 @@ impl PackedWeight {
                 for lane in 0..PANEL.min(out - panel * PANEL) {
                     for (index, bytes) in bytes.chunks_exact_mut(unit_bytes(format)).enumerate() {
                         let u = unit(panel * PANEL + lane, index);
-                        write_unit(format, &u, gain, lane, bytes);
+                        unit::write(format, &u, gain, lane, bytes);
                     }
                 }
             });
@@ -313,7 +305,7 @@ impl PackedWeight {
             Encoding::Integer(format) => {
                 let units = panel.chunks_exact(unit_bytes(format));
                 for (unit, into) in units.zip(into.chunks_exact_mut(UNIT)) {
-                    read_packed(format, unit, self.gain, lane, into);
+                    unit::read(format, unit, self.gain, lane, into);
                 }
             }
             Encoding::F32 => dense::read::<4, 1>(panel, lane, into, f32::from_le_bytes),
@@ -343,50 +335,6 @@ impl PackedWeight {
             .enumerate()
             .for_each(|(row, into)| self.read_row(row, into));
         Tensor::from_vec(values, (self.out, self.columns), &Device::Cpu)
-    }
-}
-
-fn write_unit(format: Format, unit: &Unit, gain: f32, lane: usize, bytes: &mut [u8]) {
-    let mut put = |vector: usize, value: f32| {
-        let at = vector * SCALE_BYTES + 2 * lane;
-        bytes[at..at + 2].copy_from_slice(&f16::from_f32(value / gain).to_le_bytes());
-    };
-    for half in 0..format.scales {
-        put(half, unit.scales[half]);
-        if format.minimum {
-            put(format.scales + half, unit.minima[half]);
-        }
-    }
-    let integers = &mut bytes[header_bytes(format)..];
-    let (fours, _) = unit.q.as_chunks::<4>();
-    let steps = UNIT / 4 * format.bits / 8;
-    for (step, four) in fours[..steps].iter().enumerate() {
-        let mut four = u32::from_le_bytes(*four);
-        if format.bits == 4 {
-            four |= u32::from_le_bytes(fours[step + 4]) << 4;
-        }
-        let at = step * 64 + lane * 4;
-        integers[at..at + 4].copy_from_slice(&four.to_le_bytes());
-    }
-}
-
-fn read_packed(format: Format, bytes: &[u8], gain: f32, lane: usize, into: &mut [f32]) {
-    let get = |vector: usize| {
-        let at = vector * SCALE_BYTES + 2 * lane;
-        f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32() * gain
-    };
-    let integers = &bytes[header_bytes(format)..];
-    let mask = if format.bits == 4 { 15 } else { 255 };
-    for (i, value) in into.iter_mut().enumerate() {
-        let half = i / 16 * (format.scales - 1);
-        let (byte, shift) = position(format.bits, lane, i);
-        let q = i32::from((integers[byte] >> shift) & mask) - format.zero;
-        let minimum = if format.minimum {
-            get(format.scales + half)
-        } else {
-            0.0
-        };
-        *value = get(half) * q as f32 + minimum;
     }
 }
 
@@ -430,6 +378,20 @@ mod tests {
                 let weight = QTensor::quantize(&dense, dtype)?;
                 let exact = weight.dequantize(&Device::Cpu)?;
                 let packed = PackedWeight::from_quantized(&weight)?;
+                let bits = match dtype {
+                    Q5_0 | Q5_1 | Q5K => 5,
+                    Q6K => 6,
+                    Q8_0 => 8,
+                    _ => 4,
+                };
+                let scales = if matches!(dtype, Q2K | Q3K | Q6K) {
+                    2
+                } else {
+                    1
+                };
+                let minima = usize::from(matches!(dtype, Q4_1 | Q5_1 | Q2K | Q4K | Q5K));
+                let unit = UNIT * bits / 8 + 2 * scales * (1 + minima);
+                assert_eq!(packed.bytes(), 48 * 512 / UNIT * unit, "{dtype:?}");
                 let off = f64::from(distance(&packed, &exact)?) / scale;
                 assert!(
                     off <= range * relative + 1e-6,

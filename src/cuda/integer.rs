@@ -90,10 +90,10 @@ impl Layout {
     /// How a GGUF type is stored for a device; `None` for types that are not integers with scales.
     pub(crate) fn of(dtype: GgmlDType) -> Option<Self> {
         let format = Format::of(dtype)?;
-        let bits = match dtype {
-            GgmlDType::Q5_0 | GgmlDType::Q5_1 | GgmlDType::Q5K => Bits::Five,
-            GgmlDType::Q6K => Bits::Six,
-            _ if format.bits == 4 => Bits::Four,
+        let bits = match format.bits {
+            4 => Bits::Four,
+            5 => Bits::Five,
+            6 => Bits::Six,
             _ => Bits::Eight,
         };
         Some(Self {

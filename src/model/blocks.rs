@@ -13,7 +13,7 @@ pub const UNIT: usize = 32;
 /// How a format's elements are represented.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Format {
-    /// Bits per packed element: 4 or 8.
+    /// Bits per packed element: 4, 5, 6 or 8.
     pub bits: usize,
     /// Scales per unit: 1, or 2 for formats with a scale for every 16 elements.
     pub scales: usize,
@@ -37,14 +37,14 @@ impl Format {
         match dtype {
             GgmlDType::Q4_0 => form(4, 1, false, 8),
             GgmlDType::Q4_1 => form(4, 1, true, 0),
-            GgmlDType::Q5_0 => form(8, 1, false, 16),
-            GgmlDType::Q5_1 => form(8, 1, true, 0),
+            GgmlDType::Q5_0 => form(5, 1, false, 16),
+            GgmlDType::Q5_1 => form(5, 1, true, 0),
             GgmlDType::Q8_0 => form(8, 1, false, 128),
             GgmlDType::Q2K => form(4, 2, true, 0),
             GgmlDType::Q3K => form(4, 2, false, 4),
             GgmlDType::Q4K => form(4, 1, true, 0),
-            GgmlDType::Q5K => form(8, 1, true, 0),
-            GgmlDType::Q6K => form(8, 2, false, 32),
+            GgmlDType::Q5K => form(5, 1, true, 0),
+            GgmlDType::Q6K => form(6, 2, false, 32),
             _ => None,
         }
     }

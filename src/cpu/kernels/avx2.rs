@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Format, Rows, Tile, extents, for_format};
+use super::{Format, Rows, Tile, bits, extents, for_format};
 
 /// # Safety
 /// The processor has the features, `bytes` is one panel of `x.columns` columns in this format, and
@@ -10,19 +10,19 @@ use super::{Format, Rows, Tile, extents, for_format};
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) unsafe fn integer(format: Format, bytes: &[u8], x: Rows, rows: usize, tile: &mut Tile) {
     macro_rules! call {
-        ($four:literal, $scales:literal, $minimum:literal) => {
+        ($bits:literal, $scales:literal, $minimum:literal) => {
             // SAFETY: passed on; `first` stays below sixteen, and rows up to there can be read.
             unsafe {
                 for first in (0..rows).step_by(4) {
                     for half in 0..2 {
                         match rows - first {
-                            1 => block::<1, $four, $scales, $minimum>(
+                            1 => block::<1, $bits, $scales, $minimum>(
                                 format, bytes, x, first, half, tile,
                             ),
-                            2 => block::<2, $four, $scales, $minimum>(
+                            2 => block::<2, $bits, $scales, $minimum>(
                                 format, bytes, x, first, half, tile,
                             ),
-                            _ => block::<4, $four, $scales, $minimum>(
+                            _ => block::<4, $bits, $scales, $minimum>(
                                 format, bytes, x, first, half, tile,
                             ),
                         }
@@ -34,11 +34,21 @@ pub(crate) unsafe fn integer(format: Format, bytes: &[u8], x: Rows, rows: usize,
     for_format!(format, call)
 }
 
+/// Steps whose sums of two products, of the largest weight with ±127, fit sixteen bits.
+const fn at_a_time(bits: usize) -> usize {
+    match bits {
+        4 => 8,
+        5 => 4,
+        6 => 2,
+        _ => 1,
+    }
+}
+
 /// # Safety
 /// As [`integer`]; `first + ROWS` ≤ 16 and `half` < 2.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[allow(clippy::needless_range_loop)] // one index walks several register arrays
-unsafe fn block<const ROWS: usize, const FOUR: bool, const SCALES: usize, const MINIMUM: bool>(
+unsafe fn block<const ROWS: usize, const BITS: usize, const SCALES: usize, const MINIMUM: bool>(
     format: Format,
     bytes: &[u8],
     x: Rows,
@@ -49,7 +59,7 @@ unsafe fn block<const ROWS: usize, const FOUR: bool, const SCALES: usize, const 
     let (units, header) = extents(format, x);
     let mut at = bytes.as_ptr();
     let mut sums = [_mm256_setzero_ps(); ROWS];
-    let (nibble, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
+    let ones = _mm256_set1_epi16(1);
     let flip = _mm256_set1_epi8(format.zero as u8 as i8);
     for u in 0..units {
         // SAFETY: `at` walks the panel unit by unit; activations of the rows can be read.
@@ -62,22 +72,12 @@ unsafe fn block<const ROWS: usize, const FOUR: bool, const SCALES: usize, const 
                 false => [_mm256_setzero_ps(); SCALES],
             };
             at = at.add(header);
-            let mut q = [_mm256_setzero_si256(); 8];
-            if FOUR {
-                for j in 0..4 {
-                    let packed = _mm256_loadu_si256(at.add(64 * j + 32 * half).cast());
-                    q[j] = _mm256_and_si256(packed, nibble);
-                    q[j + 4] = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), nibble);
-                }
-                at = at.add(256);
-            } else {
-                for (j, q) in q.iter_mut().enumerate() {
-                    let stored = _mm256_loadu_si256(at.add(64 * j + 32 * half).cast());
-                    // The signed weight itself: q − zero fits eight bits in every format.
-                    *q = _mm256_sub_epi8(stored, flip);
-                }
-                at = at.add(512);
+            let mut q = bits::narrow::integers::<BITS>(at.add(32 * half));
+            if BITS == 8 {
+                // The signed weight itself: q − zero fits eight bits.
+                q = q.map(|q| _mm256_sub_epi8(q, flip));
             }
+            at = at.add(64 * BITS);
             for r in 0..ROWS {
                 let row = first + r;
                 let values = x.rounded.add(row * x.columns + u * 32).cast::<i32>();
@@ -89,26 +89,26 @@ unsafe fn block<const ROWS: usize, const FOUR: bool, const SCALES: usize, const 
                         1 => unit.halves[0] + unit.halves[1],
                         _ => unit.halves[s],
                     };
-                    let mut sum = _mm256_setzero_si256();
-                    for j in steps {
-                        let four = _mm256_set1_epi32(values.add(j).read_unaligned());
-                        if FOUR {
-                            // At most 2 · 15 · 127 a step: eight steps fit sixteen bits.
-                            sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(q[j], four));
-                        } else {
-                            // maddubs wants one unsigned factor: |w| times x with w's sign.
-                            let pairs = _mm256_maddubs_epi16(
-                                _mm256_abs_epi8(q[j]),
-                                _mm256_sign_epi8(four, q[j]),
-                            );
-                            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+                    let mut sum = match BITS < 8 && !MINIMUM {
+                        true => _mm256_set1_epi32(-format.zero * total),
+                        false => _mm256_setzero_si256(),
+                    };
+                    let at_a_time = const { at_a_time(BITS) };
+                    for first in steps.step_by(at_a_time) {
+                        let mut pairs = _mm256_setzero_si256();
+                        for j in first..first + at_a_time.min(8 / SCALES) {
+                            let four = _mm256_set1_epi32(values.add(j).read_unaligned());
+                            let product = match BITS < 8 {
+                                true => _mm256_maddubs_epi16(q[j], four),
+                                // maddubs wants one unsigned factor: |w| times x with w's sign.
+                                false => _mm256_maddubs_epi16(
+                                    _mm256_abs_epi8(q[j]),
+                                    _mm256_sign_epi8(four, q[j]),
+                                ),
+                            };
+                            pairs = _mm256_add_epi16(pairs, product);
                         }
-                    }
-                    if FOUR {
-                        sum = _mm256_madd_epi16(sum, ones);
-                        if !MINIMUM {
-                            sum = _mm256_sub_epi32(sum, _mm256_set1_epi32(format.zero * total));
-                        }
+                        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
                     }
                     let product = _mm256_cvtepi32_ps(sum);
                     sums[r] = _mm256_fmadd_ps(_mm256_mul_ps(scales[s], scale), product, sums[r]);

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Format, ROW_SLACK, Rows, Tile, extents, for_format};
+use super::{Format, ROW_SLACK, Rows, Tile, bits, extents, for_format};
 
 /// # Safety
 /// The processor has the features, `bytes` is one panel of `x.columns` columns in this format, and
@@ -10,16 +10,16 @@ use super::{Format, ROW_SLACK, Rows, Tile, extents, for_format};
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
 pub(crate) unsafe fn integer(format: Format, bytes: &[u8], x: Rows, rows: usize, tile: &mut Tile) {
     macro_rules! call {
-        ($four:literal, $scales:literal, $minimum:literal) => {
+        ($bits:literal, $scales:literal, $minimum:literal) => {
             // SAFETY: passed on. Rows beyond `rows` are slack that may be read.
             unsafe {
                 match rows {
                     0 => {}
-                    1 => block::<1, $four, $scales, $minimum>(format, bytes, x, tile),
-                    2 => block::<2, $four, $scales, $minimum>(format, bytes, x, tile),
-                    3..=4 => block::<4, $four, $scales, $minimum>(format, bytes, x, tile),
-                    5..=8 => block::<8, $four, $scales, $minimum>(format, bytes, x, tile),
-                    _ => block::<ROW_SLACK, $four, $scales, $minimum>(format, bytes, x, tile),
+                    1 => block::<1, $bits, $scales, $minimum>(format, bytes, x, tile),
+                    2 => block::<2, $bits, $scales, $minimum>(format, bytes, x, tile),
+                    3..=4 => block::<4, $bits, $scales, $minimum>(format, bytes, x, tile),
+                    5..=8 => block::<8, $bits, $scales, $minimum>(format, bytes, x, tile),
+                    _ => block::<ROW_SLACK, $bits, $scales, $minimum>(format, bytes, x, tile),
                 }
             }
         };
@@ -31,7 +31,7 @@ pub(crate) unsafe fn integer(format: Format, bytes: &[u8], x: Rows, rows: usize,
 /// As [`integer`]; `ROWS` ≤ 16.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
 #[allow(clippy::needless_range_loop)] // one index walks several register arrays
-unsafe fn block<const ROWS: usize, const FOUR: bool, const SCALES: usize, const MINIMUM: bool>(
+unsafe fn block<const ROWS: usize, const BITS: usize, const SCALES: usize, const MINIMUM: bool>(
     format: Format,
     bytes: &[u8],
     x: Rows,
@@ -40,7 +40,6 @@ unsafe fn block<const ROWS: usize, const FOUR: bool, const SCALES: usize, const 
     let (units, header) = extents(format, x);
     let mut at = bytes.as_ptr();
     let mut sums = [_mm512_setzero_ps(); ROWS];
-    let nibble = _mm512_set1_epi8(15);
     for u in 0..units {
         // SAFETY: `at` walks the panel unit by unit; activations of ROWS rows can be read;
         // prefetching has no effect on memory safety.
@@ -52,21 +51,9 @@ unsafe fn block<const ROWS: usize, const FOUR: bool, const SCALES: usize, const 
                 false => [_mm512_setzero_ps(); SCALES],
             };
             at = at.add(header);
-            let mut q = [_mm512_setzero_si512(); 8];
-            if FOUR {
-                for j in 0..4 {
-                    let packed = _mm512_loadu_si512(at.add(64 * j).cast());
-                    q[j] = _mm512_and_si512(packed, nibble);
-                    q[j + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(packed), nibble);
-                }
-                at = at.add(256);
-            } else {
-                for (j, q) in q.iter_mut().enumerate() {
-                    *q = _mm512_loadu_si512(at.add(64 * j).cast());
-                }
-                at = at.add(512);
-            }
-            for line in 0..if FOUR { 5 } else { 9 } {
+            let q = bits::wide::integers::<BITS>(at);
+            at = at.add(64 * BITS);
+            for line in 0..=BITS {
                 _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(2048 + 64 * line).cast());
             }
             for r in 0..ROWS {

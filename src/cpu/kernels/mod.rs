@@ -7,6 +7,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod bits;
 mod brain;
 mod dense;
 #[cfg(target_arch = "aarch64")]
@@ -322,18 +324,20 @@ fn integer(isa: Isa, format: Format, bytes: &[u8], x: Rows, rows: usize, tile: &
     }
 }
 
-/// Calls a kernel that is generic over a format with the format's constants.
+/// Calls a kernel that is generic over a format with the format's constants; there are kernels for
+/// the formats of [`Format::of`] alone.
 macro_rules! for_format {
     ($format:expr, $call:ident) => {
         match ($format.bits, $format.scales, $format.minimum) {
-            (4, 1, false) => $call!(true, 1, false),
-            (4, 1, true) => $call!(true, 1, true),
-            (4, _, false) => $call!(true, 2, false),
-            (4, _, true) => $call!(true, 2, true),
-            (_, 1, false) => $call!(false, 1, false),
-            (_, 1, true) => $call!(false, 1, true),
-            (_, _, false) => $call!(false, 2, false),
-            (_, _, true) => $call!(false, 2, true),
+            (4, 1, false) => $call!(4, 1, false),
+            (4, 1, true) => $call!(4, 1, true),
+            (4, _, false) => $call!(4, 2, false),
+            (4, _, true) => $call!(4, 2, true),
+            (5, _, false) => $call!(5, 1, false),
+            (5, _, true) => $call!(5, 1, true),
+            (6, _, _) => $call!(6, 2, false),
+            // All that is left is Q8_0.
+            (_, _, _) => $call!(8, 1, false),
         }
     };
 }

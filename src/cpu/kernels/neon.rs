@@ -5,6 +5,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::{Format, Rows, Tile, extents, for_format};
+use crate::packed::high_place;
 
 /// Four halves as floats.
 #[inline(always)]
@@ -52,13 +53,13 @@ unsafe fn integer<const DOT: bool>(
     tile: &mut Tile,
 ) {
     macro_rules! call {
-        ($four:literal, $scales:literal, $minimum:literal) => {
+        ($bits:literal, $scales:literal, $minimum:literal) => {
             for first in (0..rows).step_by(4) {
                 // The sums of few rows leave registers for more of a panel at once.
                 // SAFETY: passed on; `first` stays below sixteen, and rows up to there can be read.
                 unsafe {
                     match rows - first {
-                        1 => block::<DOT, 1, 4, $four, $scales, $minimum>(
+                        1 => block::<DOT, 1, 4, $bits, $scales, $minimum>(
                             format,
                             bytes,
                             x,
@@ -67,7 +68,7 @@ unsafe fn integer<const DOT: bool>(
                         ),
                         2 => {
                             for from in [0, 2] {
-                                block::<DOT, 2, 2, $four, $scales, $minimum>(
+                                block::<DOT, 2, 2, $bits, $scales, $minimum>(
                                     format,
                                     bytes,
                                     x,
@@ -78,7 +79,7 @@ unsafe fn integer<const DOT: bool>(
                         }
                         _ => {
                             for from in 0..4 {
-                                block::<DOT, 4, 1, $four, $scales, $minimum>(
+                                block::<DOT, 4, 1, $bits, $scales, $minimum>(
                                     format,
                                     bytes,
                                     x,
@@ -105,7 +106,7 @@ unsafe fn block<
     const DOT: bool,
     const ROWS: usize,
     const QUARTERS: usize,
-    const FOUR: bool,
+    const BITS: usize,
     const SCALES: usize,
     const MINIMUM: bool,
 >(
@@ -125,7 +126,7 @@ unsafe fn block<
             let (head, integers) = (at.add(8 * from), at.add(header + 16 * from));
             let vector =
                 |i: usize, q: usize| widen(vld1_u16(head.add(32 * i + 8 * q).cast::<u16>()));
-            at = at.add(header + if FOUR { 256 } else { 512 });
+            at = at.add(header + 64 * BITS);
             let mut products = [[[vdupq_n_s32(0); QUARTERS]; ROWS]; SCALES];
             let mut row = [[vdupq_n_s8(0); 2]; ROWS];
             for (r, row) in row.iter_mut().enumerate() {
@@ -136,16 +137,19 @@ unsafe fn block<
                 ($($j:literal)*) => { $(
                     for q in 0..QUARTERS {
                         let place = |step: usize| integers.add(64 * step + 16 * q);
-                        let (low, high) = match FOUR {
-                            true => {
-                                let packed = vld1q_u8(place($j));
-                                (vandq_u8(packed, vdupq_n_u8(15)), vshrq_n_u8::<4>(packed))
-                            }
-                            // The signed weight itself: q − zero fits eight bits in every format.
-                            false => (
+                        let (low, high) = match BITS {
+                            // The signed weight itself: q − zero fits eight bits.
+                            8 => (
                                 vsubq_u8(vld1q_u8(place($j)), flip),
                                 vsubq_u8(vld1q_u8(place($j + 4)), flip),
                             ),
+                            _ => {
+                                let packed = vld1q_u8(place($j));
+                                let low = vandq_u8(packed, vdupq_n_u8(15));
+                                let high = vshrq_n_u8::<4>(packed);
+                                let above = |step| above::<BITS>(place(4), step);
+                                (vorrq_u8(low, above($j)), vorrq_u8(high, above($j + 4)))
+                            }
                         };
                         let (low, high) = (vreinterpretq_s8_u8(low), vreinterpretq_s8_u8(high));
                         for r in 0..ROWS {
@@ -167,7 +171,7 @@ unsafe fn block<
                     };
                     for q in 0..QUARTERS {
                         let mut product = products[s][r][q];
-                        if FOUR && !MINIMUM {
+                        if BITS < 8 && !MINIMUM {
                             product = vsubq_s32(product, vdupq_n_s32(format.zero * total));
                         }
                         let scale = vmulq_n_f32(vector(s, q), unit.scale);
@@ -189,6 +193,23 @@ unsafe fn block<
                 vst1q_f32(tile[first + r].as_mut_ptr().add(4 * (from + q)), sums[r][q]);
             }
         }
+    }
+}
+
+/// What the elements of a step have above four bits, in bits four and five.
+///
+/// # Safety
+/// 16 bytes can be read of each of the lines of 64 that begin at `at`, `BITS` − 4 of them.
+#[inline(always)]
+unsafe fn above<const BITS: usize>(at: *const u8, step: usize) -> uint8x16_t {
+    // SAFETY: passed on.
+    unsafe {
+        if BITS == 4 {
+            return vdupq_n_u8(0);
+        }
+        let (line, shift) = high_place(BITS, step);
+        let moved = vshlq_u8(vld1q_u8(at.add(64 * line)), vdupq_n_s8(4 - shift as i8));
+        vandq_u8(moved, vdupq_n_u8(if BITS == 5 { 16 } else { 48 }))
     }
 }
 

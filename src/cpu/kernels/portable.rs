@@ -1,7 +1,7 @@
 //! The slow twin: what the vector kernels compute, spelt out.
 
 use super::{Format, PANEL, Rows, Tile, UNIT, extents};
-use crate::packed::SCALE_BYTES;
+use crate::packed::{SCALE_BYTES, element};
 use half::f16;
 
 /// One panel times some rows.
@@ -37,11 +37,7 @@ fn half_unit(
     let length = UNIT / format.scales;
     let (mut sum, mut total) = (0i32, 0i32);
     for i in half * length..(half + 1) * length {
-        let (step, byte) = (i / 4, i % 4);
-        let q = match format.bits {
-            4 => (integers[step % 4 * 64 + lane * 4 + byte] >> (step / 4 * 4)) & 15,
-            _ => integers[step * 64 + lane * 4 + byte],
-        };
+        let q = element(format.bits, integers, lane, i);
         // SAFETY: `Rows` promises that this row can be read.
         let value = i32::from(unsafe { *x.rounded.add(row * x.columns + u * UNIT + i) });
         sum += (i32::from(q) - format.zero) * value;

@@ -4,7 +4,7 @@
 /// The kernel with the dot product in one of its two encodings.
 macro_rules! kernel {
     ($features:literal, $dot:ident) => {
-        use crate::kernels::{Format, Rows, Tile, extents, for_format};
+        use crate::kernels::{Format, Rows, Tile, bits, extents, for_format};
         use std::arch::x86_64::*;
 
         /// # Safety
@@ -19,18 +19,18 @@ macro_rules! kernel {
             tile: &mut Tile,
         ) {
             macro_rules! call {
-                ($four:literal, $scales:literal, $minimum:literal) => {
+                ($bits:literal, $scales:literal, $minimum:literal) => {
                     for (first, half) in (0..rows).step_by(4).flat_map(|r| [(r, 0), (r, 1)]) {
                         // SAFETY: passed on; `first` stays below sixteen, and rows up to there can be read.
                         unsafe {
                             match rows - first {
-                                1 => block::<1, $four, $scales, $minimum>(
+                                1 => block::<1, $bits, $scales, $minimum>(
                                     format, bytes, x, first, half, tile,
                                 ),
-                                2 => block::<2, $four, $scales, $minimum>(
+                                2 => block::<2, $bits, $scales, $minimum>(
                                     format, bytes, x, first, half, tile,
                                 ),
-                                _ => block::<4, $four, $scales, $minimum>(
+                                _ => block::<4, $bits, $scales, $minimum>(
                                     format, bytes, x, first, half, tile,
                                 ),
                             }
@@ -47,7 +47,7 @@ macro_rules! kernel {
         #[allow(clippy::needless_range_loop)] // one index walks several register arrays
         unsafe fn block<
             const ROWS: usize,
-            const FOUR: bool,
+            const BITS: usize,
             const SCALES: usize,
             const MINIMUM: bool,
         >(
@@ -61,7 +61,6 @@ macro_rules! kernel {
             let (units, header) = extents(format, x);
             let mut at = bytes.as_ptr();
             let mut sums = [_mm256_setzero_ps(); ROWS];
-            let nibble = _mm256_set1_epi8(15);
             for u in 0..units {
                 // SAFETY: `at` walks the panel unit by unit; activations of the rows can be read.
                 unsafe {
@@ -74,20 +73,8 @@ macro_rules! kernel {
                         false => [_mm256_setzero_ps(); SCALES],
                     };
                     at = at.add(header);
-                    let mut q = [_mm256_setzero_si256(); 8];
-                    if FOUR {
-                        for j in 0..4 {
-                            let packed = _mm256_loadu_si256(at.add(64 * j + 32 * half).cast());
-                            q[j] = _mm256_and_si256(packed, nibble);
-                            q[j + 4] = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), nibble);
-                        }
-                        at = at.add(256);
-                    } else {
-                        for (j, q) in q.iter_mut().enumerate() {
-                            *q = _mm256_loadu_si256(at.add(64 * j + 32 * half).cast());
-                        }
-                        at = at.add(512);
-                    }
+                    let q = bits::narrow::integers::<BITS>(at.add(32 * half));
+                    at = at.add(64 * BITS);
                     for r in 0..ROWS {
                         let row = first + r;
                         let values = x.rounded.add(row * x.columns + u * 32).cast::<i32>();

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use super::product::{Pointer, View, ViewMut};
 use super::tile::Target;
 use crate::activations::ActivationUnit;
+use crate::kernels::bits::wide::integers;
 use crate::packed::{Encoding, PANEL, PackedWeight, header_bytes, unit_bytes};
 use realign_model::blocks::{Format, UNIT};
 use realign_model::time_slices::TimeSlices;
@@ -166,10 +167,11 @@ pub(crate) fn product(
             // the checks above bound the target.
             unsafe {
                 match (format.bits, format.scales) {
-                    (4, 1) => job.tile::<true, 1>(rows),
-                    (4, _) => job.tile::<true, 2>(rows),
-                    (_, 1) => job.tile::<false, 1>(rows),
-                    (_, _) => job.tile::<false, 2>(rows),
+                    (4, 1) => job.tile::<4, 1>(rows),
+                    (4, _) => job.tile::<4, 2>(rows),
+                    (5, _) => job.tile::<5, 1>(rows),
+                    (6, _) => job.tile::<6, 2>(rows),
+                    (_, _) => job.tile::<8, 1>(rows),
                 }
             }
         }
@@ -191,13 +193,13 @@ impl Job<'_> {
     /// The processor has the instructions, eight rows of limbs and marks are there, and `rows` rows
     /// of the target's width may be written.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
-    unsafe fn tile<const FOUR: bool, const SCALES: usize>(&self, rows: usize) {
+    unsafe fn tile<const BITS: usize, const SCALES: usize>(&self, rows: usize) {
         // Half a tile costs half.
         // SAFETY: passed on.
         unsafe {
             match rows <= ROWS / 2 {
-                true => self.sums::<4, FOUR, SCALES>(rows),
-                false => self.sums::<ROWS, FOUR, SCALES>(rows),
+                true => self.sums::<4, BITS, SCALES>(rows),
+                false => self.sums::<ROWS, BITS, SCALES>(rows),
             }
         }
     }
@@ -206,7 +208,7 @@ impl Job<'_> {
     /// As [`Job::tile`]; `rows` ≤ N ≤ 8.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
-    unsafe fn sums<const N: usize, const FOUR: bool, const SCALES: usize>(&self, rows: usize) {
+    unsafe fn sums<const N: usize, const BITS: usize, const SCALES: usize>(&self, rows: usize) {
         let (size, header) = (unit_bytes(self.format), header_bytes(self.format));
         let units = self.bytes.len() / size;
         let zero = _mm512_set1_epi32(self.format.zero);
@@ -221,7 +223,7 @@ impl Job<'_> {
                     true => vector(SCALES + i),
                     false => _mm512_setzero_ps(),
                 });
-                let q = integers::<FOUR>(at.add(header));
+                let q = integers::<BITS>(at.add(header));
                 for (s, (scale, minimum)) in scales.into_iter().zip(minima).enumerate() {
                     let steps = s * 8 / SCALES..(s + 1) * 8 / SCALES;
                     let mut products = [_mm512_setzero_si512(); N];
@@ -265,23 +267,4 @@ impl Job<'_> {
             }
         }
     }
-}
-
-/// The integers of a unit: four columns of sixteen rows in each of eight vectors.
-///
-/// # Safety
-/// The processor has AVX-512, and 256 (four bits) or 512 bytes can be read.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn integers<const FOUR: bool>(at: *const u8) -> [__m512i; 8] {
-    let nibble = _mm512_set1_epi8(15);
-    std::array::from_fn(|j| {
-        // SAFETY: passed on.
-        let load = |j: usize| unsafe { _mm512_loadu_si512(at.add(64 * j).cast()) };
-        match (FOUR, j < 4) {
-            (true, true) => _mm512_and_si512(load(j), nibble),
-            (true, false) => _mm512_and_si512(_mm512_srli_epi16::<4>(load(j - 4)), nibble),
-            (false, _) => load(j),
-        }
-    })
 }

@@ -316,13 +316,19 @@ mod tests {
     #[test]
     fn every_form_agrees_with_candle_both_ways() -> Result<()> {
         let slices = TimeSlices::undivided();
-        for (rows, out, columns) in [(1, 32, 32), (15, 70, 96), (40, 96, 640), (29, 640, 64)] {
+        let shapes = [
+            (1, 32, 32),
+            (15, 70, 96),
+            (40, 96, 640),
+            (29, 640, 64),
+            (5, 70, 512),
+        ];
+        use GgmlDType::{F32, Q4_1, Q5_0, Q5K, Q6K, Q8_0};
+        for (rows, out, columns) in shapes {
             let dense = Tensor::randn(0f32, 1.0, (out, columns), &Device::Cpu)?;
-            let packed = [
-                PackedWeight::from_dense(&dense)?,
-                PackedWeight::from_quantized(&QTensor::quantize(&dense, GgmlDType::Q4_1)?)?,
-            ];
-            for weight in packed {
+            let all = [F32, Q4_1, Q5_0, Q5K, Q6K, Q8_0].into_iter();
+            for dtype in all.filter(|dtype| columns.is_multiple_of(dtype.block_size())) {
+                let weight = PackedWeight::from_quantized(&QTensor::quantize(&dense, dtype)?)?;
                 let exact = weight.dequantize()?;
                 for way in [Way::Forward, Way::Backward] {
                     let (inner, width) = way.extents(&weight);

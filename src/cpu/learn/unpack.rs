@@ -1,7 +1,9 @@
 //! Packed weights back to floats, a panel of 32 output columns at a time: what the products of
 //! learning multiply with. The weights themselves stay as they are.
 
-use crate::packed::{Encoding, PANEL, PackedWeight, SCALE_BYTES, header_bytes, unit_bytes};
+use crate::packed::{
+    Encoding, PANEL, PackedWeight, SCALE_BYTES, header_bytes, high_place, unit_bytes,
+};
 use half::f16;
 use realign_model::blocks::{Format, UNIT};
 
@@ -154,13 +156,20 @@ fn integers(format: Format, unit: &[u8], gain: f32) -> [[f32; PANEL]; UNIT] {
         let rows = values.iter_mut().enumerate();
         for (i, into) in rows.skip(part * columns).take(columns) {
             let (step, byte) = (i / 4, i % 4);
-            let (words, shift, mask) = match format.bits {
-                4 => (&words[step % 4], 8 * byte + step / 4 * 4, 15),
-                _ => (&words[step], 8 * byte, 255),
+            let (low, shift, mask) = match format.bits {
+                8 => (&words[step], 8 * byte, 255),
+                _ => (&words[step % 4], 8 * byte + step / 4 * 4, 15),
             };
+            let mut q = low.map(|word| (u32::from_le_bytes(word) >> shift) & mask);
+            if let bits @ (5 | 6) = format.bits {
+                let (line, shift) = high_place(bits, step);
+                let (above, shift) = (&words[4 + line], 8 * byte + shift);
+                for (q, word) in q.iter_mut().zip(above) {
+                    *q |= ((u32::from_le_bytes(*word) >> shift) & ((1 << (bits - 4)) - 1)) << 4;
+                }
+            }
             for lane in 0..PANEL {
-                let q = (u32::from_le_bytes(words[lane]) >> shift) & mask;
-                into[lane] = q as i32 as f32 * scale[lane] + minimum[lane];
+                into[lane] = q[lane] as i32 as f32 * scale[lane] + minimum[lane];
             }
         }
     }
@@ -187,11 +196,17 @@ mod tests {
             GgmlDType::Q4_1,
             GgmlDType::Q8_0,
             GgmlDType::Q4_0,
+            GgmlDType::Q5_0,
             GgmlDType::Q5_1,
         ] {
             weights.push(PackedWeight::from_quantized(&QTensor::quantize(
                 &dense, dtype,
             )?)?);
+        }
+        let dense = Tensor::randn(0f32, 1.0, (70, 256), &Device::Cpu)?;
+        for dtype in [GgmlDType::Q5K, GgmlDType::Q6K] {
+            let weight = QTensor::quantize(&dense, dtype)?;
+            weights.push(PackedWeight::from_quantized(&weight)?);
         }
         for weight in weights {
             let exact = weight.dequantize()?.to_vec2::<f32>()?;
