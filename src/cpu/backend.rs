@@ -18,7 +18,7 @@ use realign_model::{
 use super::adapters::PackedAdapter;
 use super::executor::{CpuExecutor, kv_shape};
 use super::learn::Differentiator;
-use super::packed::{Encoding, PackedWeight};
+use super::packed::{Encoding, PackedWeight, Unpacked};
 use super::rows::with_floats;
 use super::stored::load_cached;
 use super::{Layer, Model};
@@ -65,6 +65,14 @@ pub fn pack(model: Decoder<StoredMatrix>) -> Result<Model> {
 pub(crate) fn packed(stored: &StoredMatrix) -> Result<PackedWeight> {
     match stored {
         StoredMatrix::Quantized(q) => PackedWeight::from_quantized(q),
+        StoredMatrix::Mapped(blocks) => match Unpacked::new(blocks) {
+            Some(unpacked) => {
+                let weight = unpacked.into_memory();
+                blocks.release();
+                Ok(weight)
+            }
+            None => PackedWeight::from_quantized(&blocks.to_quantized()?),
+        },
         StoredMatrix::Floats(floats) => PackedWeight::from_dense(floats),
     }
 }

@@ -6,6 +6,7 @@
 //! derive their scales from two factors, and the product is stored as f16 (relative error 2⁻¹²).
 
 mod dense;
+mod mapped;
 mod unit;
 
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{CpuStorage, DType, Device, Result, Storage, Tensor, bail};
 use half::{bf16, f16};
 
+pub(crate) use self::mapped::Unpacked;
 use super::aligned::AlignedBytes;
 use super::stored::Panels;
 use realign_model::blocks::{Format, UNIT, Unit, gain_for, read_unit, scale_bound};
@@ -78,7 +80,7 @@ pub struct PackedWeight {
 }
 
 /// Bytes past the last panel that a kernel may prefetch.
-const SLACK: usize = 4096;
+pub(crate) const SLACK: usize = 4096;
 
 impl PackedWeight {
     /// Packs a quantised tensor on the CPU.

@@ -23,6 +23,7 @@ impl Weight {
     /// If the device has no room.
     pub fn new(stored: &StoredMatrix, device: &Device) -> Result<Self> {
         match stored {
+            StoredMatrix::Mapped(_) => Self::new(&stored.clone().owned()?, device),
             StoredMatrix::Quantized(q) => {
                 if let Some(integers) = IntegerWeight::new(q, device, DType::BF16)? {
                     return Ok(Weight::Integers(integers));

@@ -102,6 +102,14 @@ pub fn scale_bound(dtype: GgmlDType, block: &[u8]) -> f32 {
     }
 }
 
+/// `N` bytes from `at` on: of a length that the compiler knows, loops over them become vector
+/// instructions.
+fn part<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    let mut part = [0; N];
+    part.copy_from_slice(&bytes[at..at + N]);
+    part
+}
+
 fn half(bytes: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
 }
@@ -116,6 +124,7 @@ fn simple(scale: f32, minimum: f32, q: [u8; UNIT]) -> Unit {
 
 /// 16 bytes: low nibbles are elements 0–15, high ones 16–31.
 fn nibbles(bytes: &[u8]) -> [u8; UNIT] {
+    let bytes: [u8; 16] = part(bytes, 0);
     std::array::from_fn(|i| (bytes[i % 16] >> (4 * (i / 16))) & 15)
 }
 
@@ -126,7 +135,7 @@ fn fives(high: &[u8], low: &[u8]) -> [u8; UNIT] {
 }
 
 /// Scale and minimum of group `j` of eight, six bits each in twelve bytes.
-fn six_bits(packed: &[u8], j: usize) -> (f32, f32) {
+pub fn six_bits(packed: &[u8], j: usize) -> (f32, f32) {
     let (scale, minimum) = if j < 4 {
         (packed[j] & 63, packed[j + 4] & 63)
     } else {
@@ -141,7 +150,7 @@ fn six_bits(packed: &[u8], j: usize) -> (f32, f32) {
 /// 256 elements: 16 scale/minimum nibbles, 64 bytes of 2-bit values, two f16 factors.
 fn q2k(block: &[u8], sub: usize) -> Unit {
     let (d, d_min) = (half(block, 80), half(block, 82));
-    let quarter = &block[16 + sub / 4 * 32..][..32];
+    let quarter: [u8; UNIT] = part(block, 16 + sub / 4 * 32);
     let scales = [block[2 * sub], block[2 * sub + 1]];
     Unit {
         q: std::array::from_fn(|i| (quarter[i] >> (2 * (sub % 4))) & 3),
@@ -153,8 +162,8 @@ fn q2k(block: &[u8], sub: usize) -> Unit {
 /// 256 elements: 32 bytes of high bits, 64 of 2-bit values, 16 six-bit scales, one f16 factor.
 fn q3k(block: &[u8], sub: usize) -> Unit {
     let d = half(block, 108);
-    let (masks, packed) = (&block[..32], &block[96..108]);
-    let low = &block[32 + sub / 4 * 32..][..32];
+    let (masks, packed) = (part::<UNIT>(block, 0), &block[96..108]);
+    let low: [u8; UNIT] = part(block, 32 + sub / 4 * 32);
     let scale = |j: usize| {
         let four = if j < 8 {
             packed[j] & 15
@@ -176,7 +185,7 @@ fn q3k(block: &[u8], sub: usize) -> Unit {
 /// 256 elements: two f16 factors, twelve bytes of scales and minima, 128 bytes of nibbles.
 fn q4k(block: &[u8], sub: usize) -> Unit {
     let (scale, minimum) = six_bits(&block[4..16], sub);
-    let bytes = &block[16 + sub / 2 * 32..][..32];
+    let bytes: [u8; UNIT] = part(block, 16 + sub / 2 * 32);
     simple(
         half(block, 0) * scale,
         -half(block, 2) * minimum,
@@ -187,8 +196,8 @@ fn q4k(block: &[u8], sub: usize) -> Unit {
 /// As [`q4k`], with 32 bytes of fifth bits before the nibbles.
 fn q5k(block: &[u8], sub: usize) -> Unit {
     let (scale, minimum) = six_bits(&block[4..16], sub);
-    let high = &block[16..48];
-    let bytes = &block[48 + sub / 2 * 32..][..32];
+    let high: [u8; UNIT] = part(block, 16);
+    let bytes: [u8; UNIT] = part(block, 48 + sub / 2 * 32);
     simple(
         half(block, 0) * scale,
         -half(block, 2) * minimum,
@@ -199,9 +208,9 @@ fn q5k(block: &[u8], sub: usize) -> Unit {
 /// 256 elements: 128 bytes of nibbles, 64 of 2-bit values, 16 signed scales, one f16 factor.
 fn q6k(block: &[u8], sub: usize) -> Unit {
     let d = half(block, 208);
-    let (part, quarter) = (sub / 4, sub % 4);
-    let low = &block[part * 64 + (quarter % 2) * 32..][..32];
-    let high = &block[128 + part * 32..][..32];
+    let (chunk, quarter) = (sub / 4, sub % 4);
+    let low: [u8; UNIT] = part(block, chunk * 64 + (quarter % 2) * 32);
+    let high: [u8; UNIT] = part(block, 128 + chunk * 32);
     let scale = |j: usize| d * f32::from(block[192 + j] as i8);
     Unit {
         q: std::array::from_fn(|i| {

@@ -8,13 +8,16 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::experts::Experts;
 use super::linear::Linear;
+use super::mapped::Blocks;
 use super::spec::ModelSpec;
 
 /// A matrix of shape (out, in) as a file stores it, on the host.
 #[derive(Clone, Debug)]
 pub enum StoredMatrix {
-    /// Of a GGUF file.
+    /// Of a GGUF file, in memory of its own.
     Quantized(Arc<QTensor>),
+    /// Blocks of a GGUF file where it is mapped.
+    Mapped(Blocks),
     /// Of a safetensors file: f32, f16 or bf16.
     Floats(Tensor),
 }
@@ -27,6 +30,7 @@ impl StoredMatrix {
     pub fn shape(&self) -> Result<(usize, usize)> {
         match self {
             StoredMatrix::Quantized(q) => q.shape().dims2(),
+            StoredMatrix::Mapped(blocks) => Ok(blocks.shape()),
             StoredMatrix::Floats(t) => t.dims2(),
         }
     }
@@ -38,7 +42,22 @@ impl StoredMatrix {
     pub fn dense(&self) -> Result<Tensor> {
         match self {
             StoredMatrix::Quantized(q) => q.dequantize(&Device::Cpu),
+            StoredMatrix::Mapped(blocks) => blocks.to_quantized()?.dequantize(&Device::Cpu),
             StoredMatrix::Floats(t) => t.to_dtype(DType::F32),
+        }
+    }
+
+    /// The same in memory of its own, for what reads no mapped blocks.
+    ///
+    /// # Errors
+    /// If it cannot be copied.
+    pub fn owned(self) -> Result<Self> {
+        match self {
+            StoredMatrix::Mapped(blocks) => {
+                let tensor = blocks.to_quantized()?;
+                Ok(StoredMatrix::Quantized(Arc::new(tensor)))
+            }
+            other => Ok(other),
         }
     }
 }

@@ -22,6 +22,7 @@ pub mod learning;
 pub mod linear;
 pub mod loaded;
 pub mod lora;
+pub mod mapped;
 pub mod memory;
 pub mod packing;
 pub mod quantise;

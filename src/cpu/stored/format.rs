@@ -114,12 +114,51 @@ impl Stored {
 /// forgery: any one word that differs changes it, several do but for one case in 2⁶⁴.
 pub(super) fn sum(bytes: &[u8]) -> String {
     let pieces: Vec<[u64; LANES]> = bytes.par_chunks(PIECE).map(lanes).collect();
+    finish(bytes.len(), &pieces)
+}
+
+fn finish(length: usize, pieces: &[[u64; LANES]]) -> String {
     let mut hash = Sha256::new();
-    hash.update((bytes.len() as u64).to_le_bytes());
-    for word in pieces.into_iter().flatten() {
+    hash.update((length as u64).to_le_bytes());
+    for word in pieces.iter().flatten() {
         hash.update(word.to_le_bytes());
     }
     hex::encode(hash.finalize())
+}
+
+/// [`sum`] of bytes that come one after the other, on one core.
+#[derive(Debug, Default)]
+pub(super) struct Sum {
+    length: usize,
+    pieces: Vec<[u64; LANES]>,
+    /// What is not yet a piece.
+    rest: Vec<u8>,
+}
+
+impl Sum {
+    pub(super) fn add(&mut self, mut bytes: &[u8]) {
+        self.length += bytes.len();
+        if !self.rest.is_empty() {
+            let (first, others) = bytes.split_at(bytes.len().min(PIECE - self.rest.len()));
+            self.rest.extend_from_slice(first);
+            bytes = others;
+            if self.rest.len() < PIECE {
+                return;
+            }
+            self.pieces.push(lanes(&self.rest));
+            self.rest.clear();
+        }
+        let pieces = bytes.chunks_exact(PIECE);
+        self.rest.extend_from_slice(pieces.remainder());
+        self.pieces.extend(pieces.map(lanes));
+    }
+
+    pub(super) fn finish(mut self) -> String {
+        if !self.rest.is_empty() {
+            self.pieces.push(lanes(&self.rest));
+        }
+        finish(self.length, &self.pieces)
+    }
 }
 
 const LANES: usize = 8;

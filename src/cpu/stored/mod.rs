@@ -22,7 +22,7 @@ use candle_core::Device;
 use realign_core::lock::{DirLock, Holder, LOCK_FILE, LockError, Place};
 use realign_model::cache::{WeightsCache, make_private};
 use realign_model::error::Result as ModelResult;
-use realign_model::{ModelFiles, ModelSpec};
+use realign_model::{ModelFiles, ModelSpec, StoredMatrix};
 use sha2::{Digest, Sha256};
 
 use self::format::Contents;
@@ -311,7 +311,10 @@ fn pack_into(
         Ok(writer) => writer,
         Err(why) => return Ok(Err(why)),
     };
-    let decoder = files.load(&Device::Cpu, |stored| writer.add(packed(&stored)?));
+    let decoder = files.load(&Device::Cpu, |stored| match &stored {
+        StoredMatrix::Mapped(blocks) => writer.add_blocks(blocks),
+        stored => writer.add(packed(stored)?),
+    });
     match decoder {
         // What the writer failed at is no fault of the model.
         Err(_) if writer.has_failed() => Ok(Err(writer.fail())),

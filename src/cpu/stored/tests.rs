@@ -56,6 +56,11 @@ fn a_checksum_notices_every_byte_every_length_and_two_of_a_lane() {
         assert_ne!(whole, format::sum(&other), "byte {at} and another");
     }
     assert_ne!(whole, format::sum(&bytes[..2_499_999]));
+    for part in [1, 63, 1 << 20, (1 << 20) + 17, 2_000_000] {
+        let mut sum = format::Sum::default();
+        bytes.chunks(part).for_each(|part| sum.add(part));
+        assert_eq!(whole, sum.finish(), "in parts of {part}");
+    }
     let mut longer = bytes;
     longer.push(0);
     assert_ne!(whole, format::sum(&longer));

@@ -3,23 +3,50 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 
 use candle_core::{Result as CandleResult, bail};
 use realign_model::Decoder;
 use realign_model::assemble::vectors;
 
-use super::format::{ALIGNMENT, Contents, Matrix, Section, Stored, ending, sum};
+use realign_model::mapped::Blocks;
+
+use super::format::{ALIGNMENT, Contents, Matrix, Section, Stored, Sum, ending};
 use crate::PackedWeight;
+use crate::packed::{SLACK, Unpacked};
 
 /// Blocks in which the file is written, and at whose multiples: a file system that can keeps each in
 /// one huge page.
 const BLOCK: usize = 2 << 20;
 
+/// Panels of about so many bytes are packed into one of three buffers, which stay in the caches until they
+/// are written.
+const BATCH: usize = 4 << 20;
+
+/// What is to be written next.
+enum Part {
+    /// A matrix in memory.
+    Whole(PackedWeight),
+    /// A matrix whose bytes follow.
+    Begin(Head),
+    /// Some of them. The buffer is given back.
+    Bytes(Vec<u8>),
+}
+
+/// A matrix without its bytes.
+struct Head {
+    shape: (usize, usize),
+    encoding: Stored,
+    gain: f32,
+    bytes: usize,
+}
+
 /// Takes matrices, and writes them on a thread of its own: the next one is read and packed meanwhile.
 pub(super) struct Writer {
-    to: Option<SyncSender<PackedWeight>>,
+    to: Option<SyncSender<Part>>,
+    /// Buffers that were written.
+    free: Receiver<Vec<u8>>,
     thread: Option<JoinHandle<Result<Pen, String>>>,
     count: usize,
     failed: bool,
@@ -42,6 +69,8 @@ struct Pen {
     /// What is not yet a block.
     pending: Vec<u8>,
     matrices: Vec<Matrix>,
+    /// The matrix whose bytes come, where it begins, and its sum.
+    open: Option<(Head, u64, Sum)>,
 }
 
 impl Writer {
@@ -49,16 +78,18 @@ impl Writer {
     pub(super) fn create(path: &Path, max: u64) -> Result<Self, String> {
         let mut pen = Pen::create(path, max).map_err(|e| format!("{}: {e}", path.display()))?;
         // One waits while one is written: three matrices at most are in memory.
-        let (to, from) = sync_channel::<PackedWeight>(1);
+        let (to, from) = sync_channel::<Part>(1);
+        let (back, free) = channel();
         let write = move || {
-            for weight in from {
-                pen.matrix(&weight).map_err(|e| e.to_string())?;
+            for part in from {
+                pen.part(part, &back).map_err(|e| e.to_string())?;
             }
             Ok(pen)
         };
         let thread = std::thread::Builder::new().name("weights-writer".into());
         Ok(Self {
             to: Some(to),
+            free,
             thread: Some(thread.spawn(write).map_err(|e| e.to_string())?),
             count: 0,
             failed: false,
@@ -70,13 +101,47 @@ impl Writer {
     /// # Errors
     /// If it cannot be written; [`Writer::fail`] says why.
     pub(super) fn add(&mut self, weight: PackedWeight) -> CandleResult<usize> {
-        let sent = self.to.as_ref().map(|to| to.send(weight).is_ok());
+        self.send(Part::Whole(weight))?;
+        self.count += 1;
+        Ok(self.count - 1)
+    }
+
+    /// Packs a matrix from where its file is mapped, panel by panel, while earlier panels are written.
+    ///
+    /// # Errors
+    /// As [`Writer::add`].
+    pub(super) fn add_blocks(&mut self, blocks: &Blocks) -> CandleResult<usize> {
+        let Some(matrix) = Unpacked::new(blocks) else {
+            return self.add(PackedWeight::from_quantized(&blocks.to_quantized()?)?);
+        };
+        let (panels, panel_bytes) = (matrix.panels(), matrix.panel_bytes());
+        self.send(Part::Begin(Head {
+            shape: matrix.shape(),
+            encoding: Stored::from(matrix.encoding()),
+            gain: matrix.gain(),
+            bytes: panels * panel_bytes + SLACK,
+        }))?;
+        let batch = (BATCH / panel_bytes.max(1)).max(1);
+        for first in (0..panels).step_by(batch) {
+            let count = batch.min(panels - first);
+            let mut buffer = self.free.try_recv().unwrap_or_default();
+            buffer.resize(count * panel_bytes, 0);
+            matrix.pack(first, &mut buffer);
+            self.send(Part::Bytes(buffer))?;
+        }
+        self.send(Part::Bytes(vec![0; SLACK]))?;
+        blocks.release();
+        self.count += 1;
+        Ok(self.count - 1)
+    }
+
+    fn send(&mut self, part: Part) -> CandleResult<()> {
+        let sent = self.to.as_ref().map(|to| to.send(part).is_ok());
         if sent != Some(true) {
             self.failed = true;
             bail!("the cache cannot be written");
         }
-        self.count += 1;
-        Ok(self.count - 1)
+        Ok(())
     }
 
     /// Whether a matrix could not be written.
@@ -171,36 +236,87 @@ impl Pen {
             max,
             pending: Vec::with_capacity(BLOCK),
             matrices: Vec::new(),
+            open: None,
         })
     }
 
-    fn matrix(&mut self, weight: &PackedWeight) -> io::Result<()> {
-        let section = self.section(weight.raw())?;
+    fn part(&mut self, part: Part, back: &Sender<Vec<u8>>) -> io::Result<()> {
+        match part {
+            Part::Whole(weight) => {
+                self.begin(Head {
+                    shape: (weight.out, weight.columns),
+                    encoding: Stored::from(weight.encoding),
+                    gain: weight.gain,
+                    bytes: weight.raw().len(),
+                })?;
+                self.more(weight.raw())
+            }
+            Part::Begin(head) => self.begin(head),
+            Part::Bytes(bytes) => {
+                self.more(&bytes)?;
+                // Nobody wants it after the last matrix.
+                if bytes.len() > SLACK {
+                    let _ = back.send(bytes);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn begin(&mut self, head: Head) -> io::Result<()> {
+        let at = self.align(head.bytes)?;
+        self.open = Some((head, at, Sum::default()));
+        Ok(())
+    }
+
+    /// Bytes of the matrix that was begun; after the last, it is one of the file's.
+    fn more(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let Some((head, at, mut sum)) = self.open.take() else {
+            return Err(io::Error::other("bytes of no matrix"));
+        };
+        sum.add(bytes);
+        self.put(bytes)?;
+        if self.at < at + head.bytes as u64 {
+            self.open = Some((head, at, sum));
+            return Ok(());
+        }
         self.matrices.push(Matrix {
-            out: weight.out,
-            columns: weight.columns,
-            encoding: Stored::from(weight.encoding),
-            gain: weight.gain.to_bits(),
-            section,
+            out: head.shape.0,
+            columns: head.shape.1,
+            encoding: head.encoding,
+            gain: head.gain.to_bits(),
+            section: Section {
+                at,
+                bytes: head.bytes as u64,
+                sum: sum.finish(),
+            },
         });
         Ok(())
     }
 
     fn section(&mut self, bytes: &[u8]) -> io::Result<Section> {
+        let at = self.align(bytes.len())?;
+        self.put(bytes)?;
+        let mut sum = Sum::default();
+        sum.add(bytes);
+        Ok(Section {
+            at,
+            bytes: bytes.len() as u64,
+            sum: sum.finish(),
+        })
+    }
+
+    /// Goes to where a section of so many bytes begins.
+    fn align(&mut self, bytes: usize) -> io::Result<u64> {
         let at = self.at.next_multiple_of(ALIGNMENT);
-        if at + bytes.len() as u64 > self.max {
+        if at + bytes as u64 > self.max {
             let gib = self.max as f64 / (1u64 << 30) as f64;
             let what = format!("they take more than {gib:.1} GiB (engine.weights_cache_gb)");
             return Err(io::Error::new(io::ErrorKind::QuotaExceeded, what));
         }
         let padding = [0; ALIGNMENT as usize];
         self.put(&padding[..(at - self.at) as usize])?;
-        self.put(bytes)?;
-        Ok(Section {
-            at,
-            bytes: bytes.len() as u64,
-            sum: sum(bytes),
-        })
+        Ok(at)
     }
 
     /// Appends bytes: whole blocks at once, what is left with what comes next.

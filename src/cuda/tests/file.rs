@@ -29,12 +29,12 @@ fn the_default_model_computes_on_a_device_what_it_computes_on_the_cpu() -> Resul
     let packed = Arc::new(realign_cpu::load(&files).map_err(failed)?);
     let vocab = packed.spec.vocab_size;
     // The file's matrices as a device keeps them.
-    let integers = |stored: StoredMatrix| match stored {
+    let integers = |stored: StoredMatrix| match stored.owned()? {
         StoredMatrix::Quantized(stored) => {
             let kept = IntegerWeight::new(&stored, &Device::Cpu, DType::F32)?;
             Ok(Weight::Integers(kept.expect("integers")))
         }
-        StoredMatrix::Floats(_) => panic!("the file's matrices are quantised"),
+        _ => panic!("the file's matrices are quantised"),
     };
     let device = files.load(&Device::Cpu, integers).map_err(failed)?;
     let device = Arc::new(stacked(device)?);

@@ -75,6 +75,16 @@ impl WeightFile {
                 _ => (mixture.inner, hidden),
             };
             let together = format!("{place}.{map}.weight");
+            if let Some(blocks) = self.mapped(&together) {
+                self.check(&together, blocks.dims(), &[mixture.experts, out, inner])?;
+                for expert in 0..mixture.experts {
+                    let matrix = blocks
+                        .rows(expert * out..(expert + 1) * out)
+                        .and_then(|rows| (to.matrix)(StoredMatrix::Mapped(rows)));
+                    into.push(matrix.map_err(|e| self.wrong(&together, e))?);
+                }
+                continue;
+            }
             let stored = match self.is_gguf() {
                 true => self.stored(&together)?,
                 false => None,

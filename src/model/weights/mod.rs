@@ -17,6 +17,7 @@ use super::decoder::{Decoder, Layer, Mlp, StoredMatrix};
 use super::error::{ModelError, Result};
 use super::linear::Linear;
 use super::lora::Projection;
+use super::mapped::{Blocks, MappedFile};
 use super::quantise::Quantisation;
 use super::shards;
 use super::spec::ModelSpec;
@@ -52,6 +53,7 @@ enum Source {
     Gguf {
         content: gguf_file::Content,
         reader: File,
+        map: Option<MappedFile>,
     },
     Safetensors(MmapedSafetensors),
 }
@@ -66,7 +68,11 @@ impl WeightFile {
     ) -> Self {
         Self {
             path: path.into(),
-            source: Source::Gguf { content, reader },
+            source: Source::Gguf {
+                map: MappedFile::new(&reader),
+                content,
+                reader,
+            },
             names: Names::gguf(spec.variant.output_norms),
             quantisation: None,
         }
@@ -128,11 +134,26 @@ impl WeightFile {
         if !self.contains(name) {
             return Err(self.wrong(name, "is missing"));
         }
-        let Source::Gguf { content, reader } = &mut self.source else {
+        let Source::Gguf {
+            content, reader, ..
+        } = &mut self.source
+        else {
             return Ok(None);
         };
         let tensor = content.tensor(reader, &self.names.stored(name), &Device::Cpu);
         tensor.map(Some).map_err(|e| self.wrong(name, e))
+    }
+
+    /// A tensor of a GGUF file where it is mapped; `None` if it has to be read.
+    fn mapped(&self, name: &str) -> Option<Blocks> {
+        match &self.source {
+            Source::Gguf {
+                content,
+                map: Some(map),
+                ..
+            } => map.blocks(content, &self.names.stored(name)),
+            _ => None,
+        }
     }
 
     /// A matrix of shape (out, in). `heads` un-permutes the rows of a llama GGUF's q and k.
@@ -142,6 +163,16 @@ impl WeightFile {
         (out, inner): (usize, usize),
         heads: Option<usize>,
     ) -> Result<StoredMatrix> {
+        if let Some(blocks) = self.mapped(name) {
+            self.check(name, blocks.dims(), &[out, inner])?;
+            let Some(heads) = heads else {
+                return Ok(StoredMatrix::Mapped(blocks));
+            };
+            let ordered = blocks.in_order(row_order(out, heads));
+            return ordered
+                .map(StoredMatrix::Mapped)
+                .map_err(|e| self.wrong(name, e));
+        }
         let Some(mut stored) = self.stored(name)? else {
             let floats = self.floats(name)?;
             self.check(name, floats.dims(), &[out, inner])?;
@@ -354,6 +385,9 @@ impl WeightFile {
                 .narrow(0, fused.first, out)
                 .and_then(|part| part.contiguous())
                 .map(StoredMatrix::Floats),
+            StoredMatrix::Mapped(whole) => whole
+                .rows(fused.first..fused.first + out)
+                .map(StoredMatrix::Mapped),
             StoredMatrix::Quantized(whole) => {
                 let rows = (fused.first..fused.first + out).map(|row| row as u32);
                 select_rows(&whole, rows).map(|part| StoredMatrix::Quantized(Arc::new(part)))
