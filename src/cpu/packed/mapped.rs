@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use realign_model::blocks::{Format, UNIT, gain_for, read_unit, scale_bound, six_bits};
 use realign_model::mapped::Blocks;
 
-use super::{Encoding, PANEL, PackedWeight, Panels, SCALE_BYTES, SLACK, unit_bytes, write_unit};
+use super::{Encoding, PANEL, PackedWeight, Panels, SCALE_BYTES, SLACK, unit, unit_bytes};
 use crate::aligned::AlignedBytes;
 
 /// Rows whose largest scale a task looks for.
@@ -133,7 +133,7 @@ fn panel(dtype: GgmlDType, format: Format, rows: &[&[u8]], gain: f32, bytes: &mu
 fn units(dtype: GgmlDType, format: Format, rows: &[&[u8]], gain: f32, bytes: &mut [u8]) {
     for (index, unit) in bytes.chunks_exact_mut(unit_bytes(format)).enumerate() {
         for (lane, row) in rows.iter().enumerate() {
-            write_unit(format, &read_unit(dtype, row, index), gain, lane, unit);
+            unit::write(format, &read_unit(dtype, row, index), gain, lane, unit);
         }
     }
 }
