@@ -23,6 +23,8 @@ const FEW_DIVERTED: f64 = 0.01;
 const FEW_VIOLATING: f64 = 0.05;
 /// Share of diverted controls that counts as many.
 const MANY_DIVERTED: f64 = 0.03;
+/// What a share of diverted controls weighs beside one of violating answers.
+const DIVERTED: f64 = 2.0;
 /// Conflicts of the first round that a later one repeats, at most.
 const REPEATED_CONFLICTS: usize = 96;
 /// RETAIN pairs that a later round repeats, at most.
@@ -44,9 +46,10 @@ impl Failures {
         wrong as f64 / asked.max(1) as f64
     }
 
-    /// Share of diverted controls plus share of violating answers: 0 is perfect.
+    /// Share of violating answers plus twice that of diverted controls, because sparing others comes
+    /// first: 0 is perfect.
     pub fn score(&self) -> f64 {
-        Self::share(self.controls) + Self::share(self.governed)
+        Self::share(self.governed) + DIVERTED * Self::share(self.controls)
     }
 
     /// By how much the next round should weigh the distance from the base: less where nothing is diverted
