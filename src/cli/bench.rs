@@ -164,6 +164,8 @@ fn in_process(args: &BenchArgs, global: &GlobalArgs, out: &mut dyn Write) -> Res
         threads: args.threads.unwrap_or(default.threads),
         kv_type: resolved.engine.kv_type,
         precision: resolved.engine.precision,
+        // A generation that repeats itself would be drafted: what is measured is a token a step.
+        draft_tokens: 0,
         ..default
     };
     let options = Options {
