@@ -160,19 +160,16 @@ fn integers(format: Format, unit: &[u8], gain: f32) -> [[f32; PANEL]; UNIT] {
                 8 => (&words[step], 8 * byte, 255),
                 _ => (&words[step % 4], 8 * byte + step / 4 * 4, 15),
             };
-            let low = |lane: usize| (u32::from_le_bytes(low[lane]) >> shift) & mask;
-            let value = |lane: usize, q: u32| q as i32 as f32 * scale[lane] + minimum[lane];
+            let mut q = low.map(|word| (u32::from_le_bytes(word) >> shift) & mask);
             if let bits @ (5 | 6) = format.bits {
                 let (line, shift) = high_place(bits, step);
                 let (above, shift) = (&words[4 + line], 8 * byte + shift);
-                for lane in 0..PANEL {
-                    let high = u32::from_le_bytes(above[lane]) >> shift;
-                    into[lane] = value(lane, low(lane) | (high & ((1 << (bits - 4)) - 1)) << 4);
+                for (q, word) in q.iter_mut().zip(above) {
+                    *q |= ((u32::from_le_bytes(*word) >> shift) & ((1 << (bits - 4)) - 1)) << 4;
                 }
-            } else {
-                for lane in 0..PANEL {
-                    into[lane] = value(lane, low(lane));
-                }
+            }
+            for lane in 0..PANEL {
+                into[lane] = q[lane] as i32 as f32 * scale[lane] + minimum[lane];
             }
         }
     }
