@@ -132,6 +132,8 @@ fn panel(dtype: GgmlDType, format: Format, rows: &[&[u8]], gain: f32, bytes: &mu
 /// Any type, a unit of a row after the other.
 fn units(dtype: GgmlDType, format: Format, rows: &[&[u8]], gain: f32, bytes: &mut [u8]) {
     for (index, unit) in bytes.chunks_exact_mut(unit_bytes(format)).enumerate() {
+        // Bits are added to what is there, and buffers are used again.
+        unit.fill(0);
         for (lane, row) in rows.iter().enumerate() {
             unit::write(format, &read_unit(dtype, row, index), gain, lane, unit);
         }
@@ -298,7 +300,12 @@ mod tests {
                 let tensor = QTensor::new(storage, (rows, 512)).unwrap();
                 let slow = PackedWeight::from_quantized(&tensor).unwrap();
                 let blocks = blocks_of(&tensor, &mut tempfile::tempfile().unwrap());
-                let fast = Unpacked::new(&blocks).unwrap().into_memory();
+                // A buffer that was used before holds anything.
+                let unpacked = Unpacked::new(&blocks).unwrap();
+                let mut used = vec![0xa5; unpacked.panels() * unpacked.panel_bytes()];
+                unpacked.pack(0, &mut used);
+                assert!(slow.raw()[..used.len()] == used, "{dtype:?}, {rows} rows");
+                let fast = unpacked.into_memory();
                 assert_eq!(slow.gain, fast.gain, "{dtype:?}, {rows} rows");
                 assert!(slow.raw() == fast.raw(), "{dtype:?}, {rows} rows");
                 assert_eq!(slow.encoding, fast.encoding);
