@@ -254,7 +254,7 @@ impl Pen {
             Part::Begin(head) => self.begin(head),
             Part::Bytes(bytes) => {
                 self.more(&bytes)?;
-                // Nobody wants it after the last matrix.
+                // After the last matrix it is not wanted.
                 if bytes.len() > SLACK {
                     let _ = back.send(bytes);
                 }
