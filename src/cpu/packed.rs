@@ -2,8 +2,7 @@
 //!
 //! A panel keeps the same four input elements of its sixteen rows in one cache line, so one
 //! instruction multiplies them with four activations, and a panel is read from front to back. The
-//! file's integers and scales are kept, so packing loses nothing, with one exception: K-quants
-//! derive their scales from two factors, and the product is stored as f16 (relative error 2⁻¹²).
+//! file's integers, scales and factors are kept, so packing loses nothing.
 
 mod dense;
 mod mapped;
@@ -19,7 +18,7 @@ pub(crate) use self::mapped::Unpacked;
 use super::aligned::AlignedBytes;
 use super::stored::Panels;
 use realign_model::blocks::{Format, UNIT, Unit, gain_for, read_unit, scale_bound};
-pub(crate) use unit::{element, high_place};
+pub(crate) use unit::{BlockLayout, UnitBytes, element, high_place};
 
 /// Output rows in a panel.
 pub(crate) const PANEL: usize = 16;
@@ -27,7 +26,7 @@ pub(crate) const PANEL: usize = 16;
 /// How the elements of a panel are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
-    /// Units of 32 input elements: scales, minima if any (16 f16 each), then integers.
+    /// Blocks of one unit of 32 input elements, or of eight: see `unit`.
     Integer(Format),
     /// For every input element, its sixteen weights.
     F32,
@@ -41,7 +40,10 @@ impl Encoding {
     /// Bytes of one panel of `columns` input elements.
     pub(crate) fn panel_bytes(self, columns: usize) -> usize {
         match self {
-            Encoding::Integer(format) => columns / UNIT * unit_bytes(format),
+            Encoding::Integer(format) => {
+                let block = BlockLayout::of(format);
+                columns / UNIT / block.units * block.bytes
+            }
             Encoding::F32 => columns * PANEL * 4,
             Encoding::Bf16 => columns.next_multiple_of(BF16_STEP) * PANEL * 2,
             Encoding::F16 => columns * PANEL * 2,
@@ -54,16 +56,6 @@ const BF16_STEP: usize = 2;
 
 /// Bytes of one vector of sixteen scales.
 pub(crate) const SCALE_BYTES: usize = 2 * PANEL;
-
-/// Bytes of a unit's scales and minima, which precede its integers.
-pub(crate) fn header_bytes(format: Format) -> usize {
-    format.scales * SCALE_BYTES * (1 + usize::from(format.minimum))
-}
-
-/// Bytes of one unit of a panel.
-pub(crate) fn unit_bytes(format: Format) -> usize {
-    header_bytes(format) + UNIT * PANEL * format.bits / 8
-}
 
 /// A weight of shape (out, in), packed. Immutable; clones share it.
 #[derive(Clone, Debug)]
@@ -104,18 +96,16 @@ impl PackedWeight {
         let unit = |row: usize, index: usize| {
             read_unit(dtype, &data[row * row_bytes..][..row_bytes], index)
         };
-        let largest = {
-            use rayon::prelude::*;
-            let blocks = data.par_chunks_exact(dtype.type_size());
-            let bounds = blocks.map(|block| scale_bound(dtype, block));
-            bounds.reduce(|| 0f32, f32::max)
+        let gain = match format.factored {
+            true => 1.0,
+            false => {
+                use rayon::prelude::*;
+                let blocks = data.par_chunks_exact(dtype.type_size());
+                let bounds = blocks.map(|block| scale_bound(dtype, block));
+                gain_for(bounds.reduce(|| 0f32, f32::max))
+            }
         };
-        Ok(Self::pack_units(
-            (out, columns),
-            format,
-            gain_for(largest),
-            unit,
-        ))
+        Ok(Self::pack_units((out, columns), format, gain, unit))
     }
 
     /// Packs a tensor of a GGUF file that is not in integers: f32, bf16 and f16 as they are,
@@ -175,15 +165,18 @@ impl PackedWeight {
         let encoding = Encoding::Integer(format);
         let panel_bytes = encoding.panel_bytes(columns);
         let panels = out.div_ceil(PANEL);
+        let block = BlockLayout::of(format);
         let mut data = AlignedBytes::zeroed(panels * panel_bytes + SLACK);
         data[..panels * panel_bytes]
             .par_chunks_exact_mut(panel_bytes.max(1))
             .enumerate()
             .for_each(|(panel, bytes)| {
                 for lane in 0..PANEL.min(out - panel * PANEL) {
-                    for (index, bytes) in bytes.chunks_exact_mut(unit_bytes(format)).enumerate() {
-                        let u = unit(panel * PANEL + lane, index);
-                        unit::write(format, &u, gain, lane, bytes);
+                    for (first, bytes) in bytes.chunks_exact_mut(block.bytes).enumerate() {
+                        for index in 0..block.units {
+                            let u = unit(panel * PANEL + lane, first * block.units + index);
+                            unit::write(format, (&u, index), gain, lane, bytes);
+                        }
                     }
                 }
             });
@@ -305,9 +298,9 @@ impl PackedWeight {
         let (panel, lane) = (self.panel(index / PANEL), index % PANEL);
         match self.encoding {
             Encoding::Integer(format) => {
-                let units = panel.chunks_exact(unit_bytes(format));
-                for (unit, into) in units.zip(into.chunks_exact_mut(UNIT)) {
-                    unit::read(format, unit, self.gain, lane, into);
+                let block = BlockLayout::of(format);
+                for (index, into) in into.chunks_exact_mut(UNIT).enumerate() {
+                    unit::read(format, block.unit(panel, index), self.gain, lane, into);
                 }
             }
             Encoding::F32 => dense::read::<4, 1>(panel, lane, into, f32::from_le_bytes),
@@ -357,48 +350,27 @@ mod tests {
 
     #[test]
     fn packing_keeps_every_quantised_value() -> Result<()> {
-        // K formats' scales become one f16 each: half a unit in the last place of a step that
-        // is taken up to the width of the range, and half as much again of the minimum.
-        let k = 1.5 / 2048.0;
         for scale in [1.0, 1e-6, 1e4] {
             let dense = (Tensor::randn(0f32, 1.0, (37, 512), &Device::Cpu)? * scale)?;
-            let widest = dense.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
-            let range = 2.0 * f64::from(widest) / scale;
-            for (dtype, relative) in [
-                (Q4_0, 0.0),
-                (Q4_1, 0.0),
-                (Q5_0, 0.0),
-                (Q5_1, 0.0),
-                (Q8_0, 0.0),
-                (Q2K, k),
-                (Q3K, k),
-                (Q4K, k),
-                (Q5K, k),
-                (Q6K, k),
-            ] as [(GgmlDType, f64); 10]
-            {
+            for (dtype, bytes) in [
+                (Q4_0, 18.0),
+                (Q4_1, 20.0),
+                (Q5_0, 22.0),
+                (Q5_1, 24.0),
+                (Q8_0, 34.0),
+                (Q2K, 20.5),
+                (Q3K, 18.5),
+                (Q4K, 18.5),
+                (Q5K, 22.5),
+                (Q6K, 26.5),
+            ] {
                 let weight = QTensor::quantize(&dense, dtype)?;
                 let exact = weight.dequantize(&Device::Cpu)?;
                 let packed = PackedWeight::from_quantized(&weight)?;
-                let bits = match dtype {
-                    Q5_0 | Q5_1 | Q5K => 5,
-                    Q6K => 6,
-                    Q8_0 => 8,
-                    _ => 4,
-                };
-                let scales = if matches!(dtype, Q2K | Q3K | Q6K) {
-                    2
-                } else {
-                    1
-                };
-                let minima = usize::from(matches!(dtype, Q4_1 | Q5_1 | Q2K | Q4K | Q5K));
-                let unit = UNIT * bits / 8 + 2 * scales * (1 + minima);
-                assert_eq!(packed.bytes(), 48 * 512 / UNIT * unit, "{dtype:?}");
+                let unit = (48 * 512 / UNIT) as f64 * bytes;
+                assert_eq!(packed.bytes() as f64, unit, "{dtype:?}");
                 let off = f64::from(distance(&packed, &exact)?) / scale;
-                assert!(
-                    off <= range * relative + 1e-6,
-                    "{dtype:?} at {scale}: off by {off}"
-                );
+                assert!(off <= 1e-6, "{dtype:?} at {scale}: off by {off}");
             }
         }
         Ok(())

@@ -5,7 +5,12 @@
 //! for a moment before they sleep. The moment is bounded: on a busy machine a waiting thread soon
 //! gives its core away. Work is claimed piece by piece, so a thread that gets no time delays only
 //! the piece it holds.
+//!
+//! A thread claims pieces of its own share first, one after the other, and then of the others': what it reads
+//! lies in one stretch of memory, which the processor reads ahead. With pieces dealt out in turn, a core reads
+//! as little as half as fast.
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use super::sync::{
@@ -21,8 +26,8 @@ struct Shared {
     epoch: AtomicU32,
     section: sync::Shared<Option<*const Section<'static>>>,
     leader: sync::Shared<Option<Thread>>,
-    /// Next piece to claim, and how many there are.
-    next: AtomicUsize,
+    /// Next piece to claim of each thread's share, and how many pieces there are in all.
+    next: Vec<Counter>,
     pieces: AtomicUsize,
     /// Workers that have not left the current section.
     inside: AtomicUsize,
@@ -31,6 +36,10 @@ struct Shared {
     panicked: AtomicBool,
     sleeping: Vec<AtomicBool>,
 }
+
+/// On a cache line of its own: every claim writes to it.
+#[repr(align(64))]
+struct Counter(AtomicUsize);
 
 // SAFETY: `section` and `leader` are written by the leader alone, while no worker is inside a
 // section, and read by workers only between acquiring the epoch that follows the write and leaving
@@ -59,7 +68,9 @@ impl Team {
             epoch: AtomicU32::new(0),
             section: sync::Shared::new(None),
             leader: sync::Shared::new(None),
-            next: AtomicUsize::new(0),
+            next: (0..=workers)
+                .map(|_| Counter(AtomicUsize::new(0)))
+                .collect(),
             pieces: AtomicUsize::new(0),
             inside: AtomicUsize::new(0),
             leader_sleeps: AtomicBool::new(false),
@@ -104,7 +115,10 @@ impl Team {
             s.section.with_mut(|cell| *cell = Some(section));
             s.leader.with_mut(|cell| *cell = Some(current()));
         }
-        s.next.store(0, Ordering::Relaxed);
+        for (thread, next) in s.next.iter().enumerate() {
+            next.0
+                .store(share(s, pieces, thread).start, Ordering::Relaxed);
+        }
         s.pieces.store(pieces, Ordering::Relaxed);
         s.inside.store(self.workers.len(), Ordering::Relaxed);
         s.epoch.fetch_add(1, Ordering::SeqCst);
@@ -142,14 +156,23 @@ fn join(s: &Shared) {
     }
 }
 
+/// The pieces that a thread is the first to claim.
+fn share(s: &Shared, pieces: usize, thread: usize) -> Range<usize> {
+    let threads = s.next.len();
+    pieces * thread / threads..pieces * (thread + 1) / threads
+}
+
 fn claim(s: &Shared, thread: usize, f: &Section<'_>) {
     let pieces = s.pieces.load(Ordering::Relaxed);
-    loop {
-        let piece = s.next.fetch_add(1, Ordering::Relaxed);
-        if piece >= pieces {
-            return;
+    for owner in (thread..s.next.len()).chain(0..thread) {
+        let end = share(s, pieces, owner).end;
+        loop {
+            let piece = s.next[owner].0.fetch_add(1, Ordering::Relaxed);
+            if piece >= end {
+                break;
+            }
+            f(thread, piece);
         }
-        f(thread, piece);
     }
 }
 

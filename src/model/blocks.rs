@@ -2,13 +2,16 @@
 //!
 //! All of GGML's integer formats say w = scale · (q − zero) + minimum with small unsigned q, a
 //! scale per 16 or 32 elements, and either a zero point or a minimum. Layouts: `ggml-common.h` of
-//! GGML; K-quants gather eight such groups under a common f16 factor.
+//! GGML. In K-quants scales and minima are small integers, times f16 factors of 256 elements.
 
 use candle_core::quantized::GgmlDType;
 use half::f16;
 
 /// Elements that one [`Unit`] holds.
 pub const UNIT: usize = 32;
+
+/// Units of a block of a K-quant, which share its factors.
+pub const BLOCK_UNITS: usize = 8;
 
 /// How a format's elements are represented.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +24,8 @@ pub struct Format {
     pub minimum: bool,
     /// What is subtracted from q.
     pub zero: i32,
+    /// Whether scales and minima are integers, times factors that 256 elements share: K-quants.
+    pub factored: bool,
 }
 
 impl Format {
@@ -32,6 +37,7 @@ impl Format {
                 scales,
                 minimum,
                 zero,
+                factored: dtype.block_size() > UNIT,
             })
         };
         match dtype {
@@ -59,6 +65,32 @@ pub struct Unit {
     pub scales: [f32; 2],
     /// Minima of the two halves, zero in formats with a zero point.
     pub minima: [f32; 2],
+    /// What scales and minima are products of, in formats that are [`Format::factored`].
+    pub factors: Factors,
+}
+
+/// Scales and minima of a unit of a K-quant as its file has them.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Factors {
+    /// What scales and what minima are multiplied with.
+    pub common: [f16; 2],
+    /// Scales of the two halves.
+    pub scales: [i8; 2],
+    /// Minima of the two halves.
+    pub minima: [i8; 2],
+}
+
+impl Factors {
+    /// A unit with these factors.
+    fn unit(self, q: [u8; UNIT]) -> Unit {
+        let times = |factor: f16| move |level: i8| factor.to_f32() * f32::from(level);
+        Unit {
+            q,
+            scales: self.scales.map(times(self.common[0])),
+            minima: self.minima.map(times(self.common[1])),
+            factors: self,
+        }
+    }
 }
 
 /// Reads unit `index` of a row of blocks of a type that [`Format::of`] knows.
@@ -111,7 +143,11 @@ fn part<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 }
 
 fn half(bytes: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+    factor(bytes, at).to_f32()
+}
+
+fn factor(bytes: &[u8], at: usize) -> f16 {
+    f16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
 
 fn simple(scale: f32, minimum: f32, q: [u8; UNIT]) -> Unit {
@@ -119,6 +155,7 @@ fn simple(scale: f32, minimum: f32, q: [u8; UNIT]) -> Unit {
         q,
         scales: [scale; 2],
         minima: [minimum; 2],
+        factors: Factors::default(),
     }
 }
 
@@ -135,33 +172,30 @@ fn fives(high: &[u8], low: &[u8]) -> [u8; UNIT] {
 }
 
 /// Scale and minimum of group `j` of eight, six bits each in twelve bytes.
-pub fn six_bits(packed: &[u8], j: usize) -> (f32, f32) {
-    let (scale, minimum) = if j < 4 {
-        (packed[j] & 63, packed[j + 4] & 63)
-    } else {
-        (
-            (packed[j + 4] & 15) | (packed[j - 4] >> 6) << 4,
-            (packed[j + 4] >> 4) | (packed[j] >> 6) << 4,
-        )
-    };
-    (f32::from(scale), f32::from(minimum))
+pub fn six_bits(packed: &[u8], j: usize) -> (u8, u8) {
+    if j < 4 {
+        return (packed[j] & 63, packed[j + 4] & 63);
+    }
+    (
+        (packed[j + 4] & 15) | (packed[j - 4] >> 6) << 4,
+        (packed[j + 4] >> 4) | (packed[j] >> 6) << 4,
+    )
 }
 
 /// 256 elements: 16 scale/minimum nibbles, 64 bytes of 2-bit values, two f16 factors.
 fn q2k(block: &[u8], sub: usize) -> Unit {
-    let (d, d_min) = (half(block, 80), half(block, 82));
     let quarter: [u8; UNIT] = part(block, 16 + sub / 4 * 32);
-    let scales = [block[2 * sub], block[2 * sub + 1]];
-    Unit {
-        q: std::array::from_fn(|i| (quarter[i] >> (2 * (sub % 4))) & 3),
-        scales: scales.map(|s| d * f32::from(s & 15)),
-        minima: scales.map(|s| -d_min * f32::from(s >> 4)),
-    }
+    let levels: [u8; 2] = part(block, 2 * sub);
+    let factors = Factors {
+        common: [factor(block, 80), -factor(block, 82)],
+        scales: levels.map(|both| (both & 15) as i8),
+        minima: levels.map(|both| (both >> 4) as i8),
+    };
+    factors.unit(std::array::from_fn(|i| (quarter[i] >> (2 * (sub % 4))) & 3))
 }
 
 /// 256 elements: 32 bytes of high bits, 64 of 2-bit values, 16 six-bit scales, one f16 factor.
 fn q3k(block: &[u8], sub: usize) -> Unit {
-    let d = half(block, 108);
     let (masks, packed) = (part::<UNIT>(block, 0), &block[96..108]);
     let low: [u8; UNIT] = part(block, 32 + sub / 4 * 32);
     let scale = |j: usize| {
@@ -171,54 +205,57 @@ fn q3k(block: &[u8], sub: usize) -> Unit {
             packed[j - 8] >> 4
         };
         let two = (packed[8 + j % 4] >> (2 * (j / 4))) & 3;
-        d * (f32::from(four | two << 4) - 32.0)
+        (four | two << 4) as i8 - 32
     };
-    Unit {
-        q: std::array::from_fn(|i| {
-            ((low[i] >> (2 * (sub % 4))) & 3) | ((masks[i] >> sub) & 1) << 2
-        }),
+    let factors = Factors {
+        common: [factor(block, 108), f16::ZERO],
         scales: [scale(2 * sub), scale(2 * sub + 1)],
-        minima: [0.0; 2],
+        minima: [0; 2],
+    };
+    factors.unit(std::array::from_fn(|i| {
+        ((low[i] >> (2 * (sub % 4))) & 3) | ((masks[i] >> sub) & 1) << 2
+    }))
+}
+
+/// The factors of a unit with one scale and one minimum of six bits.
+fn six_bit_factors(block: &[u8], sub: usize) -> Factors {
+    let (scale, minimum) = six_bits(&block[4..16], sub);
+    Factors {
+        common: [factor(block, 0), -factor(block, 2)],
+        scales: [scale as i8; 2],
+        minima: [minimum as i8; 2],
     }
 }
 
 /// 256 elements: two f16 factors, twelve bytes of scales and minima, 128 bytes of nibbles.
 fn q4k(block: &[u8], sub: usize) -> Unit {
-    let (scale, minimum) = six_bits(&block[4..16], sub);
     let bytes: [u8; UNIT] = part(block, 16 + sub / 2 * 32);
-    simple(
-        half(block, 0) * scale,
-        -half(block, 2) * minimum,
-        std::array::from_fn(|i| (bytes[i] >> (4 * (sub % 2))) & 15),
-    )
+    let q = std::array::from_fn(|i| (bytes[i] >> (4 * (sub % 2))) & 15);
+    six_bit_factors(block, sub).unit(q)
 }
 
 /// As [`q4k`], with 32 bytes of fifth bits before the nibbles.
 fn q5k(block: &[u8], sub: usize) -> Unit {
-    let (scale, minimum) = six_bits(&block[4..16], sub);
     let high: [u8; UNIT] = part(block, 16);
     let bytes: [u8; UNIT] = part(block, 48 + sub / 2 * 32);
-    simple(
-        half(block, 0) * scale,
-        -half(block, 2) * minimum,
-        std::array::from_fn(|i| ((bytes[i] >> (4 * (sub % 2))) & 15) | ((high[i] >> sub) & 1) << 4),
-    )
+    six_bit_factors(block, sub).unit(std::array::from_fn(|i| {
+        ((bytes[i] >> (4 * (sub % 2))) & 15) | ((high[i] >> sub) & 1) << 4
+    }))
 }
 
 /// 256 elements: 128 bytes of nibbles, 64 of 2-bit values, 16 signed scales, one f16 factor.
 fn q6k(block: &[u8], sub: usize) -> Unit {
-    let d = half(block, 208);
     let (chunk, quarter) = (sub / 4, sub % 4);
     let low: [u8; UNIT] = part(block, chunk * 64 + (quarter % 2) * 32);
     let high: [u8; UNIT] = part(block, 128 + chunk * 32);
-    let scale = |j: usize| d * f32::from(block[192 + j] as i8);
-    Unit {
-        q: std::array::from_fn(|i| {
-            ((low[i] >> (4 * (quarter / 2))) & 15) | ((high[i] >> (2 * quarter)) & 3) << 4
-        }),
-        scales: [scale(2 * sub), scale(2 * sub + 1)],
-        minima: [0.0; 2],
-    }
+    let factors = Factors {
+        common: [factor(block, 208), f16::ZERO],
+        scales: part::<2>(block, 192 + 2 * sub).map(|scale| scale as i8),
+        minima: [0; 2],
+    };
+    factors.unit(std::array::from_fn(|i| {
+        ((low[i] >> (4 * (quarter / 2))) & 15) | ((high[i] >> (2 * quarter)) & 3) << 4
+    }))
 }
 
 /// A power of two that brings scales of up to `largest` to about 2¹⁴, or 1 where f16 holds them as

@@ -2,7 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use super::{Format, Rows, Tile, bits, extents, for_format};
+use super::{Format, Rows, Tile, bits, blocks, for_format};
+use crate::packed::SCALE_BYTES;
+use realign_model::blocks::BLOCK_UNITS;
 
 /// # Safety
 /// The processor has the features, `bytes` is one panel of `x.columns` columns in this format, and
@@ -10,19 +12,19 @@ use super::{Format, Rows, Tile, bits, extents, for_format};
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) unsafe fn integer(format: Format, bytes: &[u8], x: Rows, rows: usize, tile: &mut Tile) {
     macro_rules! call {
-        ($bits:literal, $scales:literal, $minimum:literal) => {
+        ($bits:literal, $scales:literal, $minimum:literal, $factored:literal) => {
             // SAFETY: passed on; `first` stays below sixteen, and rows up to there can be read.
             unsafe {
                 for first in (0..rows).step_by(4) {
                     for half in 0..2 {
                         match rows - first {
-                            1 => block::<1, $bits, $scales, $minimum>(
+                            1 => block::<1, $bits, $scales, $minimum, $factored>(
                                 format, bytes, x, first, half, tile,
                             ),
-                            2 => block::<2, $bits, $scales, $minimum>(
+                            2 => block::<2, $bits, $scales, $minimum, $factored>(
                                 format, bytes, x, first, half, tile,
                             ),
-                            _ => block::<4, $bits, $scales, $minimum>(
+                            _ => block::<4, $bits, $scales, $minimum, $factored>(
                                 format, bytes, x, first, half, tile,
                             ),
                         }
@@ -48,7 +50,13 @@ const fn at_a_time(bits: usize) -> usize {
 /// As [`integer`]; `first + ROWS` ≤ 16 and `half` < 2.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[allow(clippy::needless_range_loop)] // one index walks several register arrays
-unsafe fn block<const ROWS: usize, const BITS: usize, const SCALES: usize, const MINIMUM: bool>(
+unsafe fn block<
+    const ROWS: usize,
+    const BITS: usize,
+    const SCALES: usize,
+    const MINIMUM: bool,
+    const FACTORED: bool,
+>(
     format: Format,
     bytes: &[u8],
     x: Rows,
@@ -56,28 +64,42 @@ unsafe fn block<const ROWS: usize, const BITS: usize, const SCALES: usize, const
     half: usize,
     tile: &mut Tile,
 ) {
-    let (units, header) = extents(format, x);
-    let mut at = bytes.as_ptr();
+    let (count, layout) = blocks(format, x);
+    let units = count * layout.units;
+    let mut factors = [_mm256_setzero_ps(); 2];
     let mut sums = [_mm256_setzero_ps(); ROWS];
     let ones = _mm256_set1_epi16(1);
     let flip = _mm256_set1_epi8(format.zero as u8 as i8);
     for u in 0..units {
-        // SAFETY: `at` walks the panel unit by unit; activations of the rows can be read.
+        // SAFETY: the panel has `count` blocks of so many units; activations of the rows can be read.
         unsafe {
-            let vector =
-                |i: usize| _mm256_cvtph_ps(_mm_loadu_si128(at.add(32 * i + 16 * half).cast()));
-            let scales: [__m256; SCALES] = std::array::from_fn(&vector);
+            let (block, index) = match FACTORED {
+                true => (u / BLOCK_UNITS, u % BLOCK_UNITS),
+                false => (u, 0),
+            };
+            let block = bytes.as_ptr().add(block * layout.bytes);
+            let head = block.add(layout.factors + index * layout.unit);
+            if FACTORED && index == 0 {
+                let at = block.add(16 * half);
+                factors = [
+                    bits::narrow::halves(at),
+                    bits::narrow::halves(at.add(SCALE_BYTES)),
+                ];
+            }
+            let number = |i: usize| {
+                bits::narrow::numbers::<FACTORED>(head, i, 8 * half, factors[i / SCALES])
+            };
+            let scales: [__m256; SCALES] = std::array::from_fn(number);
             let minima: [__m256; SCALES] = match MINIMUM {
-                true => std::array::from_fn(|i| vector(SCALES + i)),
+                true => std::array::from_fn(|i| number(SCALES + i)),
                 false => [_mm256_setzero_ps(); SCALES],
             };
-            at = at.add(header);
+            let at = head.add(layout.head);
             let mut q = bits::narrow::integers::<BITS>(at.add(32 * half));
             if BITS == 8 {
                 // The signed weight itself: q − zero fits eight bits.
                 q = q.map(|q| _mm256_sub_epi8(q, flip));
             }
-            at = at.add(64 * BITS);
             for r in 0..ROWS {
                 let row = first + r;
                 let values = x.rounded.add(row * x.columns + u * 32).cast::<i32>();

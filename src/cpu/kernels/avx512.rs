@@ -2,7 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use super::{Format, ROW_SLACK, Rows, Tile, bits, extents, for_format};
+use crate::packed::SCALE_BYTES;
+use realign_model::blocks::BLOCK_UNITS;
+
+use super::{Format, ROW_SLACK, Rows, Tile, bits, blocks, for_format};
 
 /// # Safety
 /// The processor has the features, `bytes` is one panel of `x.columns` columns in this format, and
@@ -10,16 +13,22 @@ use super::{Format, ROW_SLACK, Rows, Tile, bits, extents, for_format};
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
 pub(crate) unsafe fn integer(format: Format, bytes: &[u8], x: Rows, rows: usize, tile: &mut Tile) {
     macro_rules! call {
-        ($bits:literal, $scales:literal, $minimum:literal) => {
+        ($bits:literal, $scales:literal, $minimum:literal, $factored:literal) => {
             // SAFETY: passed on. Rows beyond `rows` are slack that may be read.
             unsafe {
                 match rows {
                     0 => {}
-                    1 => block::<1, $bits, $scales, $minimum>(format, bytes, x, tile),
-                    2 => block::<2, $bits, $scales, $minimum>(format, bytes, x, tile),
-                    3..=4 => block::<4, $bits, $scales, $minimum>(format, bytes, x, tile),
-                    5..=8 => block::<8, $bits, $scales, $minimum>(format, bytes, x, tile),
-                    _ => block::<ROW_SLACK, $bits, $scales, $minimum>(format, bytes, x, tile),
+                    1 => block::<1, $bits, $scales, $minimum, $factored>(format, bytes, x, tile),
+                    2 => block::<2, $bits, $scales, $minimum, $factored>(format, bytes, x, tile),
+                    3..=4 => {
+                        block::<4, $bits, $scales, $minimum, $factored>(format, bytes, x, tile)
+                    }
+                    5..=8 => {
+                        block::<8, $bits, $scales, $minimum, $factored>(format, bytes, x, tile)
+                    }
+                    _ => block::<ROW_SLACK, $bits, $scales, $minimum, $factored>(
+                        format, bytes, x, tile,
+                    ),
                 }
             }
         };
@@ -27,34 +36,59 @@ pub(crate) unsafe fn integer(format: Format, bytes: &[u8], x: Rows, rows: usize,
     for_format!(format, call)
 }
 
+/// How far ahead many rows read, in bytes. One or two rows leave that to the processor: they ask for more lines
+/// than the first-level cache can have on their way, and prefetching makes them slower.
+const AHEAD: usize = 4096;
+
 /// # Safety
 /// As [`integer`]; `ROWS` ≤ 16.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
 #[allow(clippy::needless_range_loop)] // one index walks several register arrays
-unsafe fn block<const ROWS: usize, const BITS: usize, const SCALES: usize, const MINIMUM: bool>(
+unsafe fn block<
+    const ROWS: usize,
+    const BITS: usize,
+    const SCALES: usize,
+    const MINIMUM: bool,
+    const FACTORED: bool,
+>(
     format: Format,
     bytes: &[u8],
     x: Rows,
     tile: &mut Tile,
 ) {
-    let (units, header) = extents(format, x);
-    let mut at = bytes.as_ptr();
+    let (count, layout) = blocks(format, x);
+    let units = count * layout.units;
+    let mut factors = [_mm512_setzero_ps(); 2];
     let mut sums = [_mm512_setzero_ps(); ROWS];
     for u in 0..units {
-        // SAFETY: `at` walks the panel unit by unit; activations of ROWS rows can be read;
-        // prefetching has no effect on memory safety.
+        // SAFETY: the panel has `count` blocks of so many units; activations of ROWS rows can be
+        // read; prefetching has no effect on memory safety.
         unsafe {
-            let vector = |i: usize| _mm512_cvtph_ps(_mm256_loadu_si256(at.add(32 * i).cast()));
-            let scales: [__m512; SCALES] = std::array::from_fn(&vector);
+            let (block, index) = match FACTORED {
+                true => (u / BLOCK_UNITS, u % BLOCK_UNITS),
+                false => (u, 0),
+            };
+            let block = bytes.as_ptr().add(block * layout.bytes);
+            let head = block.add(layout.factors + index * layout.unit);
+            if FACTORED && index == 0 {
+                factors = [
+                    bits::wide::halves(block),
+                    bits::wide::halves(block.add(SCALE_BYTES)),
+                ];
+            }
+            let number =
+                |i: usize| bits::wide::numbers::<FACTORED>(head, i, 0, factors[i / SCALES]);
+            let scales: [__m512; SCALES] = std::array::from_fn(number);
             let minima: [__m512; SCALES] = match MINIMUM {
-                true => std::array::from_fn(|i| vector(SCALES + i)),
+                true => std::array::from_fn(|i| number(SCALES + i)),
                 false => [_mm512_setzero_ps(); SCALES],
             };
-            at = at.add(header);
+            let at = head.add(layout.head);
             let q = bits::wide::integers::<BITS>(at);
-            at = at.add(64 * BITS);
-            for line in 0..=BITS {
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(2048 + 64 * line).cast());
+            if ROWS > 2 {
+                for line in 0..=BITS {
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + 64 * line).cast());
+                }
             }
             for r in 0..ROWS {
                 let values = x.rounded.add(r * x.columns + u * 32).cast::<i32>();

@@ -1,12 +1,20 @@
-//! A unit's integers as bytes: eight vectors of four input elements of every row, unsigned.
+//! A unit's integers as bytes, eight vectors of four input elements of every row, unsigned; and its scales
+//! and minima as floats.
 
 use std::arch::x86_64::*;
+
+use crate::packed::{PANEL, SCALE_BYTES};
+
+/// A vector in memory, wherever it begins.
+#[derive(Clone, Copy)]
+#[repr(C, packed)]
+struct Unaligned<T: Copy>(T);
 
 /// A function that unpacks, for one width of vectors. It has no features of its own, so that it is always
 /// compiled into its callers, which have them: eight vectors do not leave registers.
 macro_rules! integers {
     (
-        $vector:ty, $zero:ident, $set:ident, $load:ident,
+        $vector:ty, $zero:ident, $set:ident,
         $and:ident, $or:ident, $left:ident, $right:ident
     ) => {
         /// # Safety
@@ -16,27 +24,27 @@ macro_rules! integers {
         pub(crate) unsafe fn integers<const BITS: usize>(at: *const u8) -> [$vector; 8] {
             // SAFETY: passed on; what computes in registers accesses nothing.
             unsafe {
+                // Volatile, so that lines are read in the order in which they lie: the processor reads
+                // ahead only where it sees one, and the compiler would begin with the last.
+                let lines: [$vector; BITS] = std::array::from_fn(|line| {
+                    let at = at.add(64 * line).cast::<Unaligned<$vector>>();
+                    at.read_volatile().0
+                });
                 let mut q = [$zero(); 8];
                 if BITS == 8 {
-                    for (j, q) in q.iter_mut().enumerate() {
-                        *q = $load(at.add(64 * j).cast());
-                    }
+                    q.copy_from_slice(&lines);
                     return q;
                 }
                 for j in 0..4 {
-                    let packed = $load(at.add(64 * j).cast());
-                    q[j] = $and(packed, $set(15));
-                    q[j + 4] = $and($right::<4>(packed), $set(15));
+                    q[j] = $and(lines[j], $set(15));
+                    q[j + 4] = $and($right::<4>(lines[j]), $set(15));
                 }
                 if BITS == 4 {
                     return q;
                 }
                 // What each step has above four bits, moved to where it belongs. Shifts are of words: what
                 // crosses from byte to byte is masked.
-                let (a, b) = (
-                    $load(at.add(256).cast()),
-                    $load(at.add(64 * (BITS - 1)).cast()),
-                );
+                let (a, b) = (lines[4], lines[BITS - 1]);
                 let (high, mask) = match BITS {
                     5 => {
                         let up = [$left::<4>(a), $left::<3>(a), $left::<2>(a), $left::<1>(a)];
@@ -58,14 +66,60 @@ macro_rules! integers {
     };
 }
 
+/// Functions that read scales and minima, for one width of vectors; as [`integers`].
+macro_rules! numbers {
+    ($vector:ty, $halves:ident, $load_halves:ident, $floats:ident, $widen:ident, $load_bytes:ident, $times:ident) => {
+        /// Some f16 as floats.
+        ///
+        /// # Safety
+        /// The caller was compiled for the instructions, and the processor has them. A vector of f16 can be
+        /// read.
+        #[inline(always)]
+        pub(crate) unsafe fn halves(at: *const u8) -> $vector {
+            // SAFETY: passed on.
+            unsafe { $halves($load_halves(at.cast())) }
+        }
+
+        /// Vector `index` of the scales and minima at `head`: f16, or with factors bytes that are multiplied
+        /// with `factor`. The rows are those from `row` on.
+        ///
+        /// # Safety
+        /// As `halves`; the vector can be read.
+        #[inline(always)]
+        pub(crate) unsafe fn numbers<const FACTORED: bool>(
+            head: *const u8,
+            index: usize,
+            row: usize,
+            factor: $vector,
+        ) -> $vector {
+            // SAFETY: passed on; what computes in registers accesses nothing.
+            unsafe {
+                if !FACTORED {
+                    return halves(head.add(SCALE_BYTES * index + 2 * row));
+                }
+                let levels = $load_bytes(head.add(PANEL * index + row).cast());
+                $times($floats($widen(levels)), factor)
+            }
+        }
+    };
+}
+
 /// All sixteen rows in a vector.
 pub(crate) mod wide {
     use super::*;
+    numbers!(
+        __m512,
+        _mm512_cvtph_ps,
+        _mm256_loadu_si256,
+        _mm512_cvtepi32_ps,
+        _mm512_cvtepi8_epi32,
+        _mm_loadu_si128,
+        _mm512_mul_ps
+    );
     integers!(
         __m512i,
         _mm512_setzero_si512,
         _mm512_set1_epi8,
-        _mm512_loadu_si512,
         _mm512_and_si512,
         _mm512_or_si512,
         _mm512_slli_epi16,
@@ -76,11 +130,19 @@ pub(crate) mod wide {
 /// Eight rows in a vector.
 pub(crate) mod narrow {
     use super::*;
+    numbers!(
+        __m256,
+        _mm256_cvtph_ps,
+        _mm_loadu_si128,
+        _mm256_cvtepi32_ps,
+        _mm256_cvtepi8_epi32,
+        _mm_loadl_epi64,
+        _mm256_mul_ps
+    );
     integers!(
         __m256i,
         _mm256_setzero_si256,
         _mm256_set1_epi8,
-        _mm256_loadu_si256,
         _mm256_and_si256,
         _mm256_or_si256,
         _mm256_slli_epi16,
@@ -91,7 +153,7 @@ pub(crate) mod narrow {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::packed::{PANEL, element};
+    use crate::packed::element;
     use realign_model::blocks::UNIT;
 
     fn check<const BITS: usize>() {

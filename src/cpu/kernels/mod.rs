@@ -20,7 +20,7 @@ mod tests;
 mod vnni;
 
 use super::activations::{ActivationUnit, Activations, ROW_SLACK, Wanted, pairs_of};
-use super::packed::{Encoding, PANEL, PackedWeight, header_bytes};
+use super::packed::{BlockLayout, Encoding, PANEL, PackedWeight};
 use realign_model::Precision;
 use realign_model::blocks::{Format, UNIT};
 
@@ -324,26 +324,34 @@ fn integer(isa: Isa, format: Format, bytes: &[u8], x: Rows, rows: usize, tile: &
     }
 }
 
-/// Calls a kernel that is generic over a format with the format's constants; there are kernels for
-/// the formats of [`Format::of`] alone.
+/// Calls a kernel that is generic over a format with the format's constants: bits, scales, whether there are
+/// minima, whether there are factors. There are kernels for the formats of [`Format::of`] alone.
 macro_rules! for_format {
     ($format:expr, $call:ident) => {
-        match ($format.bits, $format.scales, $format.minimum) {
-            (4, 1, false) => $call!(4, 1, false),
-            (4, 1, true) => $call!(4, 1, true),
-            (4, _, false) => $call!(4, 2, false),
-            (4, _, true) => $call!(4, 2, true),
-            (5, _, false) => $call!(5, 1, false),
-            (5, _, true) => $call!(5, 1, true),
-            (6, _, _) => $call!(6, 2, false),
+        match (
+            $format.bits,
+            $format.scales,
+            $format.minimum,
+            $format.factored,
+        ) {
+            (4, 1, false, _) => $call!(4, 1, false, false),
+            (4, 1, true, false) => $call!(4, 1, true, false),
+            (4, 1, true, true) => $call!(4, 1, true, true),
+            (4, _, false, _) => $call!(4, 2, false, true),
+            (4, _, true, _) => $call!(4, 2, true, true),
+            (5, _, false, _) => $call!(5, 1, false, false),
+            (5, _, true, false) => $call!(5, 1, true, false),
+            (5, _, true, true) => $call!(5, 1, true, true),
+            (6, _, _, _) => $call!(6, 2, false, true),
             // All that is left is Q8_0.
-            (_, _, _) => $call!(8, 1, false),
+            (_, _, _, _) => $call!(8, 1, false, false),
         }
     };
 }
 use for_format;
 
-/// Units in a row and the offset of the integers in a unit.
-fn extents(format: Format, x: Rows) -> (usize, usize) {
-    (x.columns / UNIT, header_bytes(format))
+/// Blocks in a row, and how they are laid out.
+fn blocks(format: Format, x: Rows) -> (usize, BlockLayout) {
+    let layout = BlockLayout::of(format);
+    (x.columns / UNIT / layout.units, layout)
 }

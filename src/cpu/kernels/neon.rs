@@ -4,8 +4,9 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::{Format, Rows, Tile, extents, for_format};
-use crate::packed::high_place;
+use super::{Format, PANEL, Rows, Tile, blocks, for_format};
+use crate::packed::{SCALE_BYTES, high_place};
+use realign_model::blocks::BLOCK_UNITS;
 
 /// Four halves as floats.
 #[inline(always)]
@@ -53,13 +54,13 @@ unsafe fn integer<const DOT: bool>(
     tile: &mut Tile,
 ) {
     macro_rules! call {
-        ($bits:literal, $scales:literal, $minimum:literal) => {
+        ($bits:literal, $scales:literal, $minimum:literal, $factored:literal) => {
             for first in (0..rows).step_by(4) {
                 // The sums of few rows leave registers for more of a panel at once.
                 // SAFETY: passed on; `first` stays below sixteen, and rows up to there can be read.
                 unsafe {
                     match rows - first {
-                        1 => block::<DOT, 1, 4, $bits, $scales, $minimum>(
+                        1 => block::<DOT, 1, 4, $bits, $scales, $minimum, $factored>(
                             format,
                             bytes,
                             x,
@@ -68,7 +69,7 @@ unsafe fn integer<const DOT: bool>(
                         ),
                         2 => {
                             for from in [0, 2] {
-                                block::<DOT, 2, 2, $bits, $scales, $minimum>(
+                                block::<DOT, 2, 2, $bits, $scales, $minimum, $factored>(
                                     format,
                                     bytes,
                                     x,
@@ -79,7 +80,7 @@ unsafe fn integer<const DOT: bool>(
                         }
                         _ => {
                             for from in 0..4 {
-                                block::<DOT, 4, 1, $bits, $scales, $minimum>(
+                                block::<DOT, 4, 1, $bits, $scales, $minimum, $factored>(
                                     format,
                                     bytes,
                                     x,
@@ -109,6 +110,7 @@ unsafe fn block<
     const BITS: usize,
     const SCALES: usize,
     const MINIMUM: bool,
+    const FACTORED: bool,
 >(
     format: Format,
     bytes: &[u8],
@@ -116,17 +118,34 @@ unsafe fn block<
     (first, from): (usize, usize),
     tile: &mut Tile,
 ) {
-    let (units, header) = extents(format, x);
-    let mut at = bytes.as_ptr();
-    // SAFETY: `at` walks the panel unit by unit; activations of the rows can be read.
+    let (count, layout) = blocks(format, x);
+    let units = count * layout.units;
+    // SAFETY: the panel has `count` blocks of so many units; activations of the rows can be read.
     unsafe {
         let mut sums = [[vdupq_n_f32(0.0); QUARTERS]; ROWS];
         let flip = vdupq_n_u8(format.zero as u8);
         for u in 0..units {
-            let (head, integers) = (at.add(8 * from), at.add(header + 16 * from));
-            let vector =
-                |i: usize, q: usize| widen(vld1_u16(head.add(32 * i + 8 * q).cast::<u16>()));
-            at = at.add(header + 64 * BITS);
+            let (block, index) = match FACTORED {
+                true => (u / BLOCK_UNITS, u % BLOCK_UNITS),
+                false => (u, 0),
+            };
+            let block = bytes.as_ptr().add(block * layout.bytes);
+            let head = block.add(layout.factors + index * layout.unit);
+            let integers = head.add(layout.head + 16 * from);
+            let halves = |at: *const u8, i: usize, q: usize| {
+                widen(vld1_u16(
+                    at.add(SCALE_BYTES * i + 8 * (from + q)).cast::<u16>(),
+                ))
+            };
+            let number = |i: usize, q: usize| match FACTORED {
+                true => {
+                    let levels = head.add(PANEL * i + 4 * (from + q)).cast::<i32>();
+                    let levels = vreinterpret_s8_s32(vdup_n_s32(levels.read_unaligned()));
+                    let levels = vmovl_s16(vget_low_s16(vmovl_s8(levels)));
+                    vmulq_f32(vcvtq_f32_s32(levels), halves(block, i / SCALES, q))
+                }
+                false => halves(head, i, q),
+            };
             let mut products = [[[vdupq_n_s32(0); QUARTERS]; ROWS]; SCALES];
             let mut row = [[vdupq_n_s8(0); 2]; ROWS];
             for (r, row) in row.iter_mut().enumerate() {
@@ -174,7 +193,7 @@ unsafe fn block<
                         if BITS < 8 && !MINIMUM {
                             product = vsubq_s32(product, vdupq_n_s32(format.zero * total));
                         }
-                        let scale = vmulq_n_f32(vector(s, q), unit.scale);
+                        let scale = vmulq_n_f32(number(s, q), unit.scale);
                         let product = vcvtq_f32_s32(product);
                         sums[r][q] = vfmaq_f32(sums[r][q], scale, product);
                         if MINIMUM {
@@ -182,7 +201,7 @@ unsafe fn block<
                                 1 => unit.sum,
                                 _ => unit.scale * total as f32,
                             };
-                            sums[r][q] = vfmaq_n_f32(sums[r][q], vector(SCALES + s, q), total);
+                            sums[r][q] = vfmaq_n_f32(sums[r][q], number(SCALES + s, q), total);
                         }
                     }
                 }

@@ -4,7 +4,9 @@
 /// The kernel with the dot product in one of its two encodings.
 macro_rules! kernel {
     ($features:literal, $dot:ident) => {
-        use crate::kernels::{Format, Rows, Tile, bits, extents, for_format};
+        use crate::kernels::{Format, Rows, Tile, bits, blocks, for_format};
+        use crate::packed::SCALE_BYTES;
+        use realign_model::blocks::BLOCK_UNITS;
         use std::arch::x86_64::*;
 
         /// # Safety
@@ -19,18 +21,18 @@ macro_rules! kernel {
             tile: &mut Tile,
         ) {
             macro_rules! call {
-                ($bits:literal, $scales:literal, $minimum:literal) => {
+                ($bits:literal, $scales:literal, $minimum:literal, $factored:literal) => {
                     for (first, half) in (0..rows).step_by(4).flat_map(|r| [(r, 0), (r, 1)]) {
                         // SAFETY: passed on; `first` stays below sixteen, and rows up to there can be read.
                         unsafe {
                             match rows - first {
-                                1 => block::<1, $bits, $scales, $minimum>(
+                                1 => block::<1, $bits, $scales, $minimum, $factored>(
                                     format, bytes, x, first, half, tile,
                                 ),
-                                2 => block::<2, $bits, $scales, $minimum>(
+                                2 => block::<2, $bits, $scales, $minimum, $factored>(
                                     format, bytes, x, first, half, tile,
                                 ),
-                                _ => block::<4, $bits, $scales, $minimum>(
+                                _ => block::<4, $bits, $scales, $minimum, $factored>(
                                     format, bytes, x, first, half, tile,
                                 ),
                             }
@@ -50,6 +52,7 @@ macro_rules! kernel {
             const BITS: usize,
             const SCALES: usize,
             const MINIMUM: bool,
+            const FACTORED: bool,
         >(
             format: Format,
             bytes: &[u8],
@@ -58,23 +61,33 @@ macro_rules! kernel {
             half: usize,
             tile: &mut Tile,
         ) {
-            let (units, header) = extents(format, x);
-            let mut at = bytes.as_ptr();
+            let (count, layout) = blocks(format, x);
+            let units = count * layout.units;
+            let mut factors = [_mm256_setzero_ps(); 2];
             let mut sums = [_mm256_setzero_ps(); ROWS];
             for u in 0..units {
-                // SAFETY: `at` walks the panel unit by unit; activations of the rows can be read.
+                // SAFETY: the panel has `count` blocks of so many units; activations of the rows can be read.
                 unsafe {
-                    let vector = |i: usize| {
-                        _mm256_cvtph_ps(_mm_loadu_si128(at.add(32 * i + 16 * half).cast()))
-                    };
-                    let scales: [__m256; SCALES] = std::array::from_fn(&vector);
-                    let minima: [__m256; SCALES] = match MINIMUM {
-                        true => std::array::from_fn(|i| vector(SCALES + i)),
-                        false => [_mm256_setzero_ps(); SCALES],
-                    };
-                    at = at.add(header);
+            let (block, index) = match FACTORED {
+                true => (u / BLOCK_UNITS, u % BLOCK_UNITS),
+                false => (u, 0),
+            };
+            let block = bytes.as_ptr().add(block * layout.bytes);
+            let head = block.add(layout.factors + index * layout.unit);
+            if FACTORED && index == 0 {
+                let at = block.add(16 * half);
+                factors = [bits::narrow::halves(at), bits::narrow::halves(at.add(SCALE_BYTES))];
+            }
+            let number = |i: usize| {
+                bits::narrow::numbers::<FACTORED>(head, i, 8 * half, factors[i / SCALES])
+            };
+            let scales: [__m256; SCALES] = std::array::from_fn(number);
+            let minima: [__m256; SCALES] = match MINIMUM {
+                true => std::array::from_fn(|i| number(SCALES + i)),
+                false => [_mm256_setzero_ps(); SCALES],
+            };
+            let at = head.add(layout.head);
                     let q = bits::narrow::integers::<BITS>(at.add(32 * half));
-                    at = at.add(64 * BITS);
                     for r in 0..ROWS {
                         let row = first + r;
                         let values = x.rounded.add(row * x.columns + u * 32).cast::<i32>();

@@ -13,9 +13,9 @@ use rayon::prelude::*;
 use super::product::{Pointer, View, ViewMut};
 use super::tile::Target;
 use crate::activations::ActivationUnit;
-use crate::kernels::bits::wide::integers;
-use crate::packed::{Encoding, PANEL, PackedWeight, header_bytes, unit_bytes};
-use realign_model::blocks::{Format, UNIT};
+use crate::kernels::bits::wide::{halves, integers, numbers};
+use crate::packed::{BlockLayout, Encoding, PANEL, PackedWeight, SCALE_BYTES};
+use realign_model::blocks::{BLOCK_UNITS, Format, UNIT};
 use realign_model::time_slices::TimeSlices;
 
 /// Rows of a tile: their sums, eight vectors of weights and four running products fill the
@@ -166,12 +166,14 @@ pub(crate) fn product(
             // SAFETY: the instructions were detected; the buffers hold a multiple of ROWS rows, and
             // the checks above bound the target.
             unsafe {
-                match (format.bits, format.scales) {
-                    (4, 1) => job.tile::<4, 1>(rows),
-                    (4, _) => job.tile::<4, 2>(rows),
-                    (5, _) => job.tile::<5, 1>(rows),
-                    (6, _) => job.tile::<6, 2>(rows),
-                    (_, _) => job.tile::<8, 1>(rows),
+                match (format.bits, format.scales, format.factored) {
+                    (4, 1, false) => job.tile::<4, 1, false>(rows),
+                    (4, 1, true) => job.tile::<4, 1, true>(rows),
+                    (4, _, _) => job.tile::<4, 2, true>(rows),
+                    (5, _, false) => job.tile::<5, 1, false>(rows),
+                    (5, _, true) => job.tile::<5, 1, true>(rows),
+                    (6, _, _) => job.tile::<6, 2, true>(rows),
+                    (_, _, _) => job.tile::<8, 1, false>(rows),
                 }
             }
         }
@@ -193,13 +195,16 @@ impl Job<'_> {
     /// The processor has the instructions, eight rows of limbs and marks are there, and `rows` rows
     /// of the target's width may be written.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
-    unsafe fn tile<const BITS: usize, const SCALES: usize>(&self, rows: usize) {
+    unsafe fn tile<const BITS: usize, const SCALES: usize, const FACTORED: bool>(
+        &self,
+        rows: usize,
+    ) {
         // Half a tile costs half.
         // SAFETY: passed on.
         unsafe {
             match rows <= ROWS / 2 {
-                true => self.sums::<4, BITS, SCALES>(rows),
-                false => self.sums::<ROWS, BITS, SCALES>(rows),
+                true => self.sums::<4, BITS, SCALES, FACTORED>(rows),
+                false => self.sums::<ROWS, BITS, SCALES, FACTORED>(rows),
             }
         }
     }
@@ -208,22 +213,34 @@ impl Job<'_> {
     /// As [`Job::tile`]; `rows` ≤ N ≤ 8.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
-    unsafe fn sums<const N: usize, const BITS: usize, const SCALES: usize>(&self, rows: usize) {
-        let (size, header) = (unit_bytes(self.format), header_bytes(self.format));
-        let units = self.bytes.len() / size;
+    unsafe fn sums<const N: usize, const BITS: usize, const SCALES: usize, const FACTORED: bool>(
+        &self,
+        rows: usize,
+    ) {
+        let layout = BlockLayout::of(self.format);
+        let units = self.bytes.len() / layout.bytes * layout.units;
         let zero = _mm512_set1_epi32(self.format.zero);
+        let mut factors = [_mm512_setzero_ps(); 2];
         let mut sums = [_mm512_setzero_ps(); N];
         for u in 0..units {
             // SAFETY: a unit has its scales and integers; N rows of limbs and marks are there.
             unsafe {
-                let at = self.bytes.as_ptr().add(u * size);
-                let vector = |i: usize| _mm512_cvtph_ps(_mm256_loadu_si256(at.add(32 * i).cast()));
-                let scales: [__m512; SCALES] = std::array::from_fn(vector);
+                let (block, index) = match FACTORED {
+                    true => (u / BLOCK_UNITS, u % BLOCK_UNITS),
+                    false => (u, 0),
+                };
+                let block = self.bytes.as_ptr().add(block * layout.bytes);
+                let head = block.add(layout.factors + index * layout.unit);
+                if FACTORED && index == 0 {
+                    factors = [halves(block), halves(block.add(SCALE_BYTES))];
+                }
+                let number = |i: usize| numbers::<FACTORED>(head, i, 0, factors[i / SCALES]);
+                let scales: [__m512; SCALES] = std::array::from_fn(number);
                 let minima: [__m512; SCALES] = std::array::from_fn(|i| match self.format.minimum {
-                    true => vector(SCALES + i),
+                    true => number(SCALES + i),
                     false => _mm512_setzero_ps(),
                 });
-                let q = integers::<BITS>(at.add(header));
+                let q = integers::<BITS>(head.add(layout.head));
                 for (s, (scale, minimum)) in scales.into_iter().zip(minima).enumerate() {
                     let steps = s * 8 / SCALES..(s + 1) * 8 / SCALES;
                     let mut products = [_mm512_setzero_si512(); N];

@@ -1,9 +1,7 @@
 //! Packed weights back to floats, a panel of 32 output columns at a time: what the products of
 //! learning multiply with. The weights themselves stay as they are.
 
-use crate::packed::{
-    Encoding, PANEL, PackedWeight, SCALE_BYTES, header_bytes, high_place, unit_bytes,
-};
+use crate::packed::{BlockLayout, Encoding, PANEL, PackedWeight, UnitBytes, high_place};
 use half::f16;
 use realign_model::blocks::{Format, UNIT};
 
@@ -81,8 +79,8 @@ fn read(weight: &PackedWeight, panel: usize, first: usize, count: usize) -> [[f3
     let bytes = weight.panel(panel);
     match weight.encoding {
         Encoding::Integer(format) => {
-            let size = unit_bytes(format);
-            integers(format, &bytes[first / UNIT * size..][..size], weight.gain)
+            let unit = BlockLayout::of(format).unit(bytes, first / UNIT);
+            integers(format, unit, weight.gain)
         }
         Encoding::F32 => floats(bytes, first, count, f32::from_le_bytes),
         Encoding::Bf16 => pairs(bytes, first, count),
@@ -133,23 +131,13 @@ fn pairs(bytes: &[u8], first: usize, count: usize) -> [[f32; PANEL]; UNIT] {
 
 /// One unit: 32 columns of sixteen rows.
 #[inline(always)]
-fn integers(format: Format, unit: &[u8], gain: f32) -> [[f32; PANEL]; UNIT] {
-    let vector = |index: usize| -> [f32; PANEL] {
-        std::array::from_fn(|lane| {
-            let at = index * SCALE_BYTES + 2 * lane;
-            f16::from_le_bytes([unit[at], unit[at + 1]]).to_f32() * gain
-        })
-    };
-    let words = unit[header_bytes(format)..]
-        .as_chunks::<4>()
-        .0
-        .as_chunks::<PANEL>()
-        .0;
+fn integers(format: Format, unit: UnitBytes, gain: f32) -> [[f32; PANEL]; UNIT] {
+    let words = unit.integers.as_chunks::<4>().0.as_chunks::<PANEL>().0;
     let mut values = [[0f32; PANEL]; UNIT];
     for part in 0..format.scales {
-        let scale = vector(part);
+        let scale: [f32; PANEL] = std::array::from_fn(|lane| unit.scale(format, part, lane) * gain);
         let minimum = match format.minimum {
-            true => vector(format.scales + part),
+            true => std::array::from_fn(|lane| unit.minimum(format, part, lane) * gain),
             false => scale.map(|s| -s * format.zero as f32),
         };
         let columns = UNIT / format.scales;

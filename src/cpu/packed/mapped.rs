@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use realign_model::blocks::{Format, UNIT, gain_for, read_unit, scale_bound, six_bits};
 use realign_model::mapped::Blocks;
 
-use super::{Encoding, PANEL, PackedWeight, Panels, SCALE_BYTES, SLACK, unit, unit_bytes};
+use super::{BlockLayout, Encoding, PANEL, PackedWeight, Panels, SCALE_BYTES, SLACK, unit};
 use crate::aligned::AlignedBytes;
 
 /// Rows whose largest scale a task looks for.
@@ -29,12 +29,18 @@ impl<'a> Unpacked<'a> {
         let format = Format::of(blocks.dtype())?;
         let (dtype, out) = (blocks.dtype(), blocks.shape().0);
         let row_bytes = blocks.bytes().len().checked_div(out)?;
-        let parts = blocks.bytes().par_chunks((ROWS * row_bytes).max(1));
-        let largest = parts.map(|part| largest_scale(dtype, part));
+        let gain = match format.factored {
+            true => 1.0,
+            false => {
+                let parts = blocks.bytes().par_chunks((ROWS * row_bytes).max(1));
+                let largest = parts.map(|part| largest_scale(dtype, part));
+                gain_for(largest.reduce(|| 0f32, f32::max))
+            }
+        };
         Some(Self {
             blocks,
             format,
-            gain: gain_for(largest.reduce(|| 0f32, f32::max)),
+            gain,
         })
     }
 
@@ -88,15 +94,13 @@ impl<'a> Unpacked<'a> {
     }
 }
 
-/// The largest [`scale_bound`] of whole blocks.
+/// The largest [`scale_bound`] of whole blocks without common factors.
 fn largest_scale(dtype: GgmlDType, blocks: &[u8]) -> f32 {
     let factors = |step: usize, at: [usize; 2]| largest_half(blocks, step, at);
     match dtype {
         GgmlDType::Q4_0 => factors(18, [0, 0]),
         GgmlDType::Q4_1 => factors(20, [0, 2]),
         GgmlDType::Q8_0 => factors(34, [0, 0]),
-        GgmlDType::Q4K => 63.0 * factors(144, [0, 2]),
-        GgmlDType::Q6K => 128.0 * factors(210, [208, 208]),
         _ => {
             let blocks = blocks.chunks_exact(dtype.type_size());
             let bounds = blocks.map(|block| scale_bound(dtype, block));
@@ -124,18 +128,20 @@ fn panel(dtype: GgmlDType, format: Format, rows: &[&[u8]], gain: f32, bytes: &mu
         GgmlDType::Q8_0 => {
             singles::<34, 512>(rows, gain, bytes, [Some(0), None], |q| q ^ 0x8080_8080)
         }
-        GgmlDType::Q4K => q4k(rows, gain, bytes),
+        GgmlDType::Q4K => q4k(rows, format, bytes),
         _ => units(dtype, format, rows, gain, bytes),
     }
 }
 
 /// Any type, a unit of a row after the other.
 fn units(dtype: GgmlDType, format: Format, rows: &[&[u8]], gain: f32, bytes: &mut [u8]) {
-    for (index, unit) in bytes.chunks_exact_mut(unit_bytes(format)).enumerate() {
-        // Bits are added to what is there, and buffers are used again.
-        unit.fill(0);
+    let layout = BlockLayout::of(format);
+    for (first, block) in bytes.chunks_exact_mut(layout.bytes).enumerate() {
         for (lane, row) in rows.iter().enumerate() {
-            unit::write(format, &read_unit(dtype, row, index), gain, lane, unit);
+            for index in 0..layout.units {
+                let unit = read_unit(dtype, row, first * layout.units + index);
+                unit::write(format, (&unit, index), gain, lane, block);
+            }
         }
     }
 }
@@ -152,8 +158,8 @@ fn put(values: &Lanes, bytes: &mut [u8]) {
     }
 }
 
-fn half_at(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+fn half_at(block: &[u8], at: usize) -> f16 {
+    f16::from_le_bytes([block[at], block[at + 1]])
 }
 
 /// Types whose blocks of `BYTES` are a unit: f16 at these places, then integers that lie in the file as
@@ -179,7 +185,7 @@ fn singles<const BYTES: usize, const INTEGERS: usize>(
         {
             let mut scales = Lanes::default();
             for (scale, row) in scales.iter_mut().zip(rows) {
-                *scale = half_at(&row[index * BYTES..], *place) * inverse;
+                *scale = half_at(&row[index * BYTES..], *place).to_f32() * inverse;
             }
             put(&scales, into);
         }
@@ -195,44 +201,32 @@ fn singles<const BYTES: usize, const INTEGERS: usize>(
     }
 }
 
-/// Bytes of a block of Q4_K, and of its integers' place.
+/// Bytes of a block of Q4_K.
 const Q4K_BYTES: usize = 144;
-/// Units of a block.
-const SUBS: usize = 8;
-/// Bytes of a unit of a panel: scales, minima, integers.
-const Q4K_UNIT: usize = 2 * SCALE_BYTES + UNIT * PANEL / 2;
 
 /// Low halves of eight bytes.
 const LOW: u64 = 0x0f0f_0f0f_0f0f_0f0f;
 
-fn q4k(rows: &[&[u8]], gain: f32, bytes: &mut [u8]) {
-    let inverse = 1.0 / gain;
-    for (index, units) in bytes.chunks_exact_mut(SUBS * Q4K_UNIT).enumerate() {
-        let (units, _) = units.as_chunks_mut::<Q4K_UNIT>();
-        let mut scales = [Lanes::default(); SUBS];
-        let mut minima = [Lanes::default(); SUBS];
+fn q4k(rows: &[&[u8]], format: Format, bytes: &mut [u8]) {
+    let layout = BlockLayout::of(format);
+    for (index, block) in bytes.chunks_exact_mut(layout.bytes).enumerate() {
+        let (factors, units) = block.split_at_mut(layout.factors);
         for (lane, row) in rows.iter().enumerate() {
             let block = &row[index * Q4K_BYTES..][..Q4K_BYTES];
-            let (d, d_min) = (half_at(block, 0), -half_at(block, 2));
-            for sub in 0..SUBS {
-                let (scale, minimum) = six_bits(&block[4..16], sub);
-                scales[sub][lane] = d * scale * inverse;
-                minima[sub][lane] = d_min * minimum * inverse;
-            }
+            unit::put_half(factors, lane, half_at(block, 0));
+            unit::put_half(factors, PANEL + lane, -half_at(block, 2));
             let (pairs, _) = block[16..].as_chunks::<{ UNIT }>();
-            for (pair, unit) in pairs.iter().zip(units.as_chunks_mut::<2>().0) {
-                let [even, odd] = unit;
-                halves(
-                    pair,
-                    lane,
-                    &mut even[2 * SCALE_BYTES..],
-                    &mut odd[2 * SCALE_BYTES..],
-                );
+            let both = units.chunks_exact_mut(2 * layout.unit);
+            for (index, (pair, both)) in pairs.iter().zip(both).enumerate() {
+                let (even, odd) = both.split_at_mut(layout.unit);
+                let [even, odd] = [(even, 0), (odd, 1)].map(|(unit, odd)| {
+                    let (head, integers) = unit.split_at_mut(layout.head);
+                    let (scale, minimum) = six_bits(&block[4..16], 2 * index + odd);
+                    (head[lane], head[PANEL + lane]) = (scale, minimum);
+                    integers
+                });
+                halves(pair, lane, even, odd);
             }
-        }
-        for ((unit, scales), minima) in units.iter_mut().zip(&scales).zip(&minima) {
-            put(scales, &mut unit[..SCALE_BYTES]);
-            put(minima, &mut unit[SCALE_BYTES..2 * SCALE_BYTES]);
         }
     }
 }

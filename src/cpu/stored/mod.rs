@@ -37,7 +37,7 @@ mod tests;
 /// The layout of packed weights. **It must grow with every change to what is packed or how**: the
 /// order of elements, the formats of blocks, what is done to rows, norms or biases while they are
 /// read. A test compares the bytes of some packed matrices with those of this layout.
-pub(crate) const LAYOUT: u32 = 2;
+pub(crate) const LAYOUT: u32 = 3;
 
 /// The longest that a start waits while another process packs the same weights.
 const PATIENCE: Duration = Duration::from_secs(300);

@@ -50,6 +50,8 @@ pub(super) struct Writer {
     thread: Option<JoinHandle<Result<Pen, String>>>,
     count: usize,
     failed: bool,
+    /// Bytes that are packed at a time: see [`BATCH`].
+    batch: usize,
 }
 
 /// All matrices were written; the key is not known yet.
@@ -93,6 +95,7 @@ impl Writer {
             thread: Some(thread.spawn(write).map_err(|e| e.to_string())?),
             count: 0,
             failed: false,
+            batch: BATCH,
         })
     }
 
@@ -121,7 +124,7 @@ impl Writer {
             gain: matrix.gain(),
             bytes: panels * panel_bytes + SLACK,
         }))?;
-        let batch = (BATCH / panel_bytes.max(1)).max(1);
+        let batch = (self.batch / panel_bytes.max(1)).max(1);
         for first in (0..panels).step_by(batch) {
             let count = batch.min(panels - first);
             let mut buffer = self.free.try_recv().unwrap_or_default();
@@ -348,5 +351,50 @@ impl Pen {
             self.file.set_permissions(read_only)?;
         }
         Ok(self.file)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use candle_core::quantized::{GgmlDType::*, QStorage, QTensor};
+    use memmap2::Mmap;
+    use realign_model::mapped::blocks_of;
+
+    use super::*;
+
+    /// Buffers are used again, by matrices of other types too: nothing of what they held may be left.
+    #[test]
+    fn a_matrix_written_in_batches_has_the_bytes_of_one_in_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("part");
+        let mut writer = Writer::create(&path, 1 << 30).unwrap();
+        writer.batch = 40_000;
+        let mut state = 3u64;
+        let mut byte = || {
+            state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            (state >> 57) as u8
+        };
+        let mut expected = Vec::new();
+        for dtype in [Q8_0, Q6K, Q5K, Q4K, Q3K, Q2K, Q5_1, Q5_0, Q4_1, Q4_0, Q6K] {
+            let bytes = 330 * 768 / dtype.block_size() * dtype.type_size();
+            let data: Vec<u8> = (0..bytes).map(|_| byte()).collect();
+            let storage = QStorage::from_data(data.into(), &Device::Cpu, dtype).unwrap();
+            let tensor = QTensor::new(storage, (330, 768)).unwrap();
+            let blocks = blocks_of(&tensor, &mut tempfile::tempfile().unwrap());
+            writer.add_blocks(&blocks).unwrap();
+            expected.push((dtype, PackedWeight::from_quantized(&tensor).unwrap()));
+        }
+        let mut pen = writer.join().unwrap();
+        let pending = std::mem::take(&mut pen.pending);
+        pen.file.write_all(&pending).unwrap();
+        // SAFETY: nothing else has the file.
+        let map = unsafe { Mmap::map(&pen.file) }.unwrap();
+        for (matrix, (dtype, weight)) in pen.matrices.iter().zip(&expected) {
+            let found = &map[matrix.section.at as usize..][..matrix.section.bytes as usize];
+            assert!(found == weight.raw(), "{dtype:?}");
+            assert_eq!(matrix.section.sum, super::super::format::sum(found));
+        }
+        assert_eq!(pen.matrices.len(), expected.len());
     }
 }
