@@ -16,8 +16,9 @@ done
 rustup target list --installed | grep -qx $target || { echo "run: rustup target add $target" >&2; exit 2; }
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
 
-"$cargo" clippy --locked --target $target -p realign-cpu -p realign-model --all-targets -- -D warnings
-said=$("$cargo" test --locked --target $target -p realign-cpu -p realign-model --lib --no-run 2>&1 | tee /dev/stderr)
+crates=(-p realign-cpu -p realign-model --features realign-model/test-support)
+"$cargo" clippy --locked --target $target "${crates[@]}" --all-targets -- -D warnings
+said=$("$cargo" test --locked --target $target "${crates[@]}" --lib --no-run 2>&1 | tee /dev/stderr)
 for program in $(sed -n 's/.*Executable .*(\(.*\))$/\1/p' <<< "$said"); do
     crate=$(basename "$program" | sed 's/^realign_\(.*\)-[0-9a-f]*$/\1/')
     for cpu in max cortex-a72; do

@@ -54,7 +54,7 @@ pub(crate) struct BenchArgs {
     /// gemma-2-9b, llama-3.1-8b, llama-3.2-1b, qwen3-30b-a3b (experts; not on CUDA), or tiny to try
     /// the command; `:q4_0`, `:q4_1`, `:q8_0`, `:q4_k` or `:q6_k` behind it keeps the weights as integers of that type, `:bf16` or `:f16` as
     /// floats of 16 bits on the CPU (without it: f32 there, 16 bits on a CUDA device)
-    #[arg(long, value_name = "SHAPE", conflicts_with_all = ["url", "serve"])]
+    #[arg(long, value_name = "SHAPE", conflicts_with_all = ["url", "serve", "learning"])]
     pub(crate) shape: Option<String>,
     /// Streams of the batch cases with --shape
     #[arg(

@@ -358,7 +358,6 @@ impl Pen {
 mod tests {
     use candle_core::Device;
     use candle_core::quantized::{GgmlDType::*, QStorage, QTensor};
-    use memmap2::Mmap;
     use realign_model::mapped::blocks_of;
 
     use super::*;
@@ -388,8 +387,7 @@ mod tests {
         let mut pen = writer.join().unwrap();
         let pending = std::mem::take(&mut pen.pending);
         pen.file.write_all(&pending).unwrap();
-        // SAFETY: nothing else has the file.
-        let map = unsafe { Mmap::map(&pen.file) }.unwrap();
+        let map = super::super::map::map(&pen.file).unwrap();
         for (matrix, (dtype, weight)) in pen.matrices.iter().zip(&expected) {
             let found = &map[matrix.section.at as usize..][..matrix.section.bytes as usize];
             assert!(found == weight.raw(), "{dtype:?}");
