@@ -97,8 +97,11 @@ unsafe fn block<const KIND: u8, const ADD: bool, const N: usize>(
         // prefetching accesses nothing.
         unsafe {
             let at = bytes.as_ptr().add(p * size);
-            for line in 0..size / 64 {
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(2048 + 64 * line).cast());
+            // The processor reads ahead by itself for few rows, and faster: see `kernels::avx512`.
+            if N > 2 {
+                for line in 0..size / 64 {
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(2048 + 64 * line).cast());
+                }
             }
             let [first, second] = pair::<KIND>(at);
             for r in 0..N {
