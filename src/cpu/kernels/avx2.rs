@@ -2,9 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use super::{Format, Rows, Tile, bits, blocks, for_format};
-use crate::packed::SCALE_BYTES;
-use realign_model::blocks::BLOCK_UNITS;
+use super::{Format, Rows, Tile, bits, for_format};
+use crate::packed::{BlockLayout, SCALE_BYTES};
+use realign_model::blocks::UNIT;
 
 /// # Safety
 /// The processor has the features, `bytes` is one panel of `x.columns` columns in this format, and
@@ -64,28 +64,25 @@ unsafe fn block<
     half: usize,
     tile: &mut Tile,
 ) {
-    let (count, layout) = blocks(format, x);
-    let units = count * layout.units;
+    let layout = const { BlockLayout::new(BITS, SCALES, MINIMUM, FACTORED) };
+    let units = x.columns / UNIT;
+    let mut at = bytes.as_ptr();
     let mut factors = [_mm256_setzero_ps(); 2];
     let mut sums = [_mm256_setzero_ps(); ROWS];
     let ones = _mm256_set1_epi16(1);
     let flip = _mm256_set1_epi8(format.zero as u8 as i8);
     for u in 0..units {
-        // SAFETY: the panel has `count` blocks of so many units; activations of the rows can be read.
+        // SAFETY: `at` walks the panel block by block and unit by unit; activations of the rows can be read.
         unsafe {
-            let (block, index) = match FACTORED {
-                true => (u / BLOCK_UNITS, u % BLOCK_UNITS),
-                false => (u, 0),
-            };
-            let block = bytes.as_ptr().add(block * layout.bytes);
-            let head = block.add(layout.factors + index * layout.unit);
-            if FACTORED && index == 0 {
-                let at = block.add(16 * half);
+            if FACTORED && u % layout.units == 0 {
                 factors = [
-                    bits::narrow::halves(at),
-                    bits::narrow::halves(at.add(SCALE_BYTES)),
+                    bits::narrow::halves(at.add(16 * half)),
+                    bits::narrow::halves(at.add(SCALE_BYTES + 16 * half)),
                 ];
+                at = at.add(layout.factors);
             }
+            let (head, integers) = (at, at.add(layout.head));
+            at = at.add(layout.unit);
             let number = |i: usize| {
                 bits::narrow::numbers::<FACTORED>(head, i, 8 * half, factors[i / SCALES])
             };
@@ -94,8 +91,7 @@ unsafe fn block<
                 true => std::array::from_fn(|i| number(SCALES + i)),
                 false => [_mm256_setzero_ps(); SCALES],
             };
-            let at = head.add(layout.head);
-            let mut q = bits::narrow::integers::<BITS>(at.add(32 * half));
+            let mut q = bits::narrow::integers::<BITS>(integers.add(32 * half));
             if BITS == 8 {
                 // The signed weight itself: q − zero fits eight bits.
                 q = q.map(|q| _mm256_sub_epi8(q, flip));

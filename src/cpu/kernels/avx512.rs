@@ -2,10 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use crate::packed::SCALE_BYTES;
-use realign_model::blocks::BLOCK_UNITS;
+use crate::packed::{BlockLayout, SCALE_BYTES};
+use realign_model::blocks::UNIT;
 
-use super::{Format, ROW_SLACK, Rows, Tile, bits, blocks, for_format};
+use super::{Format, ROW_SLACK, Rows, Tile, bits, for_format};
 
 /// # Safety
 /// The processor has the features, `bytes` is one panel of `x.columns` columns in this format, and
@@ -56,26 +56,24 @@ unsafe fn block<
     x: Rows,
     tile: &mut Tile,
 ) {
-    let (count, layout) = blocks(format, x);
-    let units = count * layout.units;
+    let layout = const { BlockLayout::new(BITS, SCALES, MINIMUM, FACTORED) };
+    let units = x.columns / UNIT;
+    let mut at = bytes.as_ptr();
     let mut factors = [_mm512_setzero_ps(); 2];
     let mut sums = [_mm512_setzero_ps(); ROWS];
     for u in 0..units {
-        // SAFETY: the panel has `count` blocks of so many units; activations of ROWS rows can be
+        // SAFETY: `at` walks the panel block by block and unit by unit; activations of ROWS rows can be
         // read; prefetching has no effect on memory safety.
         unsafe {
-            let (block, index) = match FACTORED {
-                true => (u / BLOCK_UNITS, u % BLOCK_UNITS),
-                false => (u, 0),
-            };
-            let block = bytes.as_ptr().add(block * layout.bytes);
-            let head = block.add(layout.factors + index * layout.unit);
-            if FACTORED && index == 0 {
+            if FACTORED && u % layout.units == 0 {
                 factors = [
-                    bits::wide::halves(block),
-                    bits::wide::halves(block.add(SCALE_BYTES)),
+                    bits::wide::halves(at),
+                    bits::wide::halves(at.add(SCALE_BYTES)),
                 ];
+                at = at.add(layout.factors);
             }
+            let (head, integers) = (at, at.add(layout.head));
+            at = at.add(layout.unit);
             let number =
                 |i: usize| bits::wide::numbers::<FACTORED>(head, i, 0, factors[i / SCALES]);
             let scales: [__m512; SCALES] = std::array::from_fn(number);
@@ -83,11 +81,10 @@ unsafe fn block<
                 true => std::array::from_fn(|i| number(SCALES + i)),
                 false => [_mm512_setzero_ps(); SCALES],
             };
-            let at = head.add(layout.head);
-            let q = bits::wide::integers::<BITS>(at);
+            let q = bits::wide::integers::<BITS>(integers);
             if ROWS > 2 {
                 for line in 0..=BITS {
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + 64 * line).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(integers.wrapping_add(AHEAD + 64 * line).cast());
                 }
             }
             for r in 0..ROWS {

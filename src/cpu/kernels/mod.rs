@@ -20,7 +20,7 @@ mod tests;
 mod vnni;
 
 use super::activations::{ActivationUnit, Activations, ROW_SLACK, Wanted, pairs_of};
-use super::packed::{BlockLayout, Encoding, PANEL, PackedWeight};
+use super::packed::{Encoding, PANEL, PackedWeight};
 use realign_model::Precision;
 use realign_model::blocks::{Format, UNIT};
 
@@ -349,9 +349,3 @@ macro_rules! for_format {
     };
 }
 use for_format;
-
-/// Blocks in a row, and how they are laid out.
-fn blocks(format: Format, x: Rows) -> (usize, BlockLayout) {
-    let layout = BlockLayout::of(format);
-    (x.columns / UNIT / layout.units, layout)
-}

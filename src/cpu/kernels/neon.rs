@@ -4,9 +4,9 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::{Format, PANEL, Rows, Tile, blocks, for_format};
-use crate::packed::{SCALE_BYTES, high_place};
-use realign_model::blocks::BLOCK_UNITS;
+use super::{Format, PANEL, Rows, Tile, for_format};
+use crate::packed::{BlockLayout, SCALE_BYTES, high_place};
+use realign_model::blocks::UNIT;
 
 /// Four halves as floats.
 #[inline(always)]
@@ -118,20 +118,20 @@ unsafe fn block<
     (first, from): (usize, usize),
     tile: &mut Tile,
 ) {
-    let (count, layout) = blocks(format, x);
-    let units = count * layout.units;
-    // SAFETY: the panel has `count` blocks of so many units; activations of the rows can be read.
+    let layout = const { BlockLayout::new(BITS, SCALES, MINIMUM, FACTORED) };
+    let units = x.columns / UNIT;
+    let (mut at, mut factors) = (bytes.as_ptr(), bytes.as_ptr());
+    // SAFETY: `at` walks the panel block by block and unit by unit; activations of the rows can be read.
     unsafe {
         let mut sums = [[vdupq_n_f32(0.0); QUARTERS]; ROWS];
         let flip = vdupq_n_u8(format.zero as u8);
         for u in 0..units {
-            let (block, index) = match FACTORED {
-                true => (u / BLOCK_UNITS, u % BLOCK_UNITS),
-                false => (u, 0),
-            };
-            let block = bytes.as_ptr().add(block * layout.bytes);
-            let head = block.add(layout.factors + index * layout.unit);
-            let integers = head.add(layout.head + 16 * from);
+            if FACTORED && u % layout.units == 0 {
+                factors = at;
+                at = at.add(layout.factors);
+            }
+            let (head, integers) = (at, at.add(layout.head + 16 * from));
+            at = at.add(layout.unit);
             let halves = |at: *const u8, i: usize, q: usize| {
                 widen(vld1_u16(
                     at.add(SCALE_BYTES * i + 8 * (from + q)).cast::<u16>(),
@@ -142,7 +142,7 @@ unsafe fn block<
                     let levels = head.add(PANEL * i + 4 * (from + q)).cast::<i32>();
                     let levels = vreinterpret_s8_s32(vdup_n_s32(levels.read_unaligned()));
                     let levels = vmovl_s16(vget_low_s16(vmovl_s8(levels)));
-                    vmulq_f32(vcvtq_f32_s32(levels), halves(block, i / SCALES, q))
+                    vmulq_f32(vcvtq_f32_s32(levels), halves(factors, i / SCALES, q))
                 }
                 false => halves(head, i, q),
             };

@@ -4,9 +4,9 @@
 /// The kernel with the dot product in one of its two encodings.
 macro_rules! kernel {
     ($features:literal, $dot:ident) => {
-        use crate::kernels::{Format, Rows, Tile, bits, blocks, for_format};
-        use crate::packed::SCALE_BYTES;
-        use realign_model::blocks::BLOCK_UNITS;
+        use crate::kernels::{Format, Rows, Tile, bits, for_format};
+        use crate::packed::{BlockLayout, SCALE_BYTES};
+        use realign_model::blocks::UNIT;
         use std::arch::x86_64::*;
 
         /// # Safety
@@ -61,33 +61,34 @@ macro_rules! kernel {
             half: usize,
             tile: &mut Tile,
         ) {
-            let (count, layout) = blocks(format, x);
-            let units = count * layout.units;
+            let layout = const { BlockLayout::new(BITS, SCALES, MINIMUM, FACTORED) };
+            let units = x.columns / UNIT;
+            let mut at = bytes.as_ptr();
             let mut factors = [_mm256_setzero_ps(); 2];
             let mut sums = [_mm256_setzero_ps(); ROWS];
             for u in 0..units {
-                // SAFETY: the panel has `count` blocks of so many units; activations of the rows can be read.
+                // SAFETY: `at` walks the panel block by block and unit by unit; activations of the rows can be
+                // read.
                 unsafe {
-            let (block, index) = match FACTORED {
-                true => (u / BLOCK_UNITS, u % BLOCK_UNITS),
-                false => (u, 0),
-            };
-            let block = bytes.as_ptr().add(block * layout.bytes);
-            let head = block.add(layout.factors + index * layout.unit);
-            if FACTORED && index == 0 {
-                let at = block.add(16 * half);
-                factors = [bits::narrow::halves(at), bits::narrow::halves(at.add(SCALE_BYTES))];
-            }
-            let number = |i: usize| {
-                bits::narrow::numbers::<FACTORED>(head, i, 8 * half, factors[i / SCALES])
-            };
-            let scales: [__m256; SCALES] = std::array::from_fn(number);
-            let minima: [__m256; SCALES] = match MINIMUM {
-                true => std::array::from_fn(|i| number(SCALES + i)),
-                false => [_mm256_setzero_ps(); SCALES],
-            };
-            let at = head.add(layout.head);
-                    let q = bits::narrow::integers::<BITS>(at.add(32 * half));
+                    if FACTORED && u % layout.units == 0 {
+                        factors = [
+                            bits::narrow::halves(at.add(16 * half)),
+                            bits::narrow::halves(at.add(SCALE_BYTES + 16 * half)),
+                        ];
+                        at = at.add(layout.factors);
+                    }
+                    let (head, integers) = (at, at.add(layout.head));
+                    at = at.add(layout.unit);
+                    let number = |i: usize| {
+                        let factor = factors[i / SCALES];
+                        bits::narrow::numbers::<FACTORED>(head, i, 8 * half, factor)
+                    };
+                    let scales: [__m256; SCALES] = std::array::from_fn(number);
+                    let minima: [__m256; SCALES] = match MINIMUM {
+                        true => std::array::from_fn(|i| number(SCALES + i)),
+                        false => [_mm256_setzero_ps(); SCALES],
+                    };
+                    let q = bits::narrow::integers::<BITS>(integers.add(32 * half));
                     for r in 0..ROWS {
                         let row = first + r;
                         let values = x.rounded.add(row * x.columns + u * 32).cast::<i32>();

@@ -220,27 +220,25 @@ impl Job<'_> {
         let layout = BlockLayout::of(self.format);
         let units = self.bytes.len() / layout.bytes * layout.units;
         let zero = _mm512_set1_epi32(self.format.zero);
+        let mut at = self.bytes.as_ptr();
         let mut factors = [_mm512_setzero_ps(); 2];
         let mut sums = [_mm512_setzero_ps(); N];
         for u in 0..units {
             // SAFETY: a unit has its scales and integers; N rows of limbs and marks are there.
             unsafe {
-                let (block, index) = match FACTORED {
-                    true => (u / BLOCK_UNITS, u % BLOCK_UNITS),
-                    false => (u, 0),
-                };
-                let block = self.bytes.as_ptr().add(block * layout.bytes);
-                let head = block.add(layout.factors + index * layout.unit);
-                if FACTORED && index == 0 {
-                    factors = [halves(block), halves(block.add(SCALE_BYTES))];
+                if FACTORED && u % BLOCK_UNITS == 0 {
+                    factors = [halves(at), halves(at.add(SCALE_BYTES))];
+                    at = at.add(layout.factors);
                 }
+                let (head, unit) = (at, at.add(layout.head));
+                at = at.add(layout.unit);
                 let number = |i: usize| numbers::<FACTORED>(head, i, 0, factors[i / SCALES]);
                 let scales: [__m512; SCALES] = std::array::from_fn(number);
                 let minima: [__m512; SCALES] = std::array::from_fn(|i| match self.format.minimum {
                     true => number(SCALES + i),
                     false => _mm512_setzero_ps(),
                 });
-                let q = integers::<BITS>(head.add(layout.head));
+                let q = integers::<BITS>(unit);
                 for (s, (scale, minimum)) in scales.into_iter().zip(minima).enumerate() {
                     let steps = s * 8 / SCALES..(s + 1) * 8 / SCALES;
                     let mut products = [_mm512_setzero_si512(); N];

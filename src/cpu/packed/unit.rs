@@ -34,13 +34,18 @@ pub(crate) struct BlockLayout {
 
 impl BlockLayout {
     /// Of panels in this format.
-    pub(crate) fn of(format: Format) -> Self {
-        let (units, factors, scale) = match format.factored {
+    pub(crate) const fn of(format: Format) -> Self {
+        Self::new(format.bits, format.scales, format.minimum, format.factored)
+    }
+
+    /// Of panels in a format with these.
+    pub(crate) const fn new(bits: usize, scales: usize, minimum: bool, factored: bool) -> Self {
+        let (units, factors, scale) = match factored {
             true => (BLOCK_UNITS, FACTOR_BYTES, PANEL),
             false => (1, 0, SCALE_BYTES),
         };
-        let head = format.scales * scale * (1 + usize::from(format.minimum));
-        let unit = head + UNIT * PANEL * format.bits / 8;
+        let head = scales * scale * if minimum { 2 } else { 1 };
+        let unit = head + UNIT * PANEL * bits / 8;
         Self {
             units,
             factors,
