@@ -1,14 +1,15 @@
 //! Submits a list of prompts to the serving engine and waits for the answers.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
+
+use tokio::sync::mpsc::error::TryRecvError;
 
 use crate::EngineHandle;
 use crate::adapter::generation::Generation;
 use crate::request::{GenerateEvent, GenerateRequest, GenerateStream, SamplingParams, SubmitError};
 
-/// Prompts in flight while no client request is running. Few enough to leave room in the queue.
-const WINDOW_WHEN_IDLE: usize = 32;
+/// Prompts in flight while no client request is running. Few enough to leave room in the batch.
+const WINDOW_WHEN_IDLE: usize = 48;
 /// Prompts in flight alongside client requests: each one lengthens every step of theirs.
 const WINDOW_WHEN_BUSY: usize = 2;
 
@@ -58,9 +59,15 @@ pub enum AskError {
     Cancelled,
 }
 
+/// A prompt in flight.
+struct Running {
+    index: usize,
+    stream: GenerateStream,
+}
+
 /// Answers of `generation` to prompts, in the prompts' order. They share batches with whatever else
-/// the engine serves; the next prompt is submitted as soon as one is answered. `proceed` is called
-/// before every answer; `false` cancels.
+/// the engine serves; the next prompt is submitted as soon as any is answered. `proceed` is called
+/// before every step of the answers; `false` cancels.
 ///
 /// # Errors
 /// [`AskError`]; the answers so far are lost.
@@ -70,9 +77,9 @@ pub fn ask(
     prompts: &[Prompt],
     proceed: &dyn Fn() -> bool,
 ) -> Result<Vec<Answered>, AskError> {
-    let mut answers = Vec::with_capacity(prompts.len());
-    let mut running: VecDeque<GenerateStream> = VecDeque::new();
-    let mut waiting = prompts.iter();
+    let mut answers = vec![Answered::default(); prompts.len()];
+    let mut running: Vec<Running> = Vec::new();
+    let mut waiting = prompts.iter().enumerate();
     loop {
         // Our own sequences make the engine busy too: it serves others if it has more than ours.
         let stats = engine.stats();
@@ -83,40 +90,70 @@ pub fn ask(
             WINDOW_WHEN_IDLE
         };
         while running.len() < window {
-            let Some(prompt) = waiting.next() else { break };
-            running.push_back(engine.submit(GenerateRequest {
+            let Some((index, prompt)) = waiting.next() else {
+                break;
+            };
+            let stream = engine.submit(GenerateRequest {
                 prompt: prompt.tokens.clone(),
                 sampling: prompt.sampling.clone(),
                 generation: generation.clone(),
-            })?);
+            })?;
+            running.push(Running { index, stream });
         }
-        let Some(next) = running.pop_front() else {
+        let Some(oldest) = running.first_mut() else {
             return Ok(answers);
         };
         if !proceed() {
             return Err(AskError::Cancelled);
         }
-        answers.push(whole_answer(next)?);
+        // A step gives every sequence of the batch a token: when the oldest one's has come, it is
+        // time to look at the others.
+        let event = oldest.stream.blocking_next();
+        if answers[oldest.index].add(event)? {
+            running.remove(0);
+        }
+        let mut unfinished = Vec::with_capacity(window);
+        for mut one in running {
+            if !answers[one.index].add_ready(&mut one.stream)? {
+                unfinished.push(one);
+            }
+        }
+        running = unfinished;
     }
 }
 
-fn whole_answer(mut stream: GenerateStream) -> Result<Answered, AskError> {
-    let mut answer = Answered::default();
-    loop {
-        match stream.blocking_next() {
+impl Answered {
+    /// Adds an event, `None` if no more will come. Whether the answer is whole.
+    fn add(&mut self, event: Option<GenerateEvent>) -> Result<bool, AskError> {
+        match event {
             Some(GenerateEvent::Token {
                 id, text, logprob, ..
             }) => {
-                answer.tokens.push(id);
-                answer.logprobs.extend(logprob.map(|l| l.logprob));
-                answer.text.push_str(&text);
+                self.tokens.push(id);
+                self.logprobs.extend(logprob.map(|l| l.logprob));
+                self.text.push_str(&text);
+                Ok(false)
             }
             Some(GenerateEvent::Finished { text, .. }) => {
-                answer.text.push_str(&text);
-                return Ok(answer);
+                self.text.push_str(&text);
+                Ok(true)
             }
-            Some(GenerateEvent::Failed(reason)) => return Err(AskError::Engine(reason)),
-            None => return Err(AskError::Engine("the engine stopped".into())),
+            Some(GenerateEvent::Failed(reason)) => Err(AskError::Engine(reason)),
+            None => Err(AskError::Engine("the engine stopped".into())),
+        }
+    }
+
+    /// Adds the events that are there already. Whether the answer is whole.
+    fn add_ready(&mut self, stream: &mut GenerateStream) -> Result<bool, AskError> {
+        loop {
+            let event = match stream.events.try_recv() {
+                Ok(event) => Some(event),
+                Err(TryRecvError::Empty) => return Ok(false),
+                Err(TryRecvError::Disconnected) => None,
+            };
+            if self.add(event)? {
+                return Ok(true);
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use super::assemble::Exam;
 use super::defects::{Defect, defects};
 use super::question::{Question, user};
 use super::respond::{Answer, Asked, ExamCache, ExamError, Respond, Who};
-use super::work::Work;
+use super::work::{OPENING, Work};
 use crate::oracle::{Exchange, Judgement, RuleOracle, VerdictCache};
 use crate::pipeline::Renderer;
 use crate::train::examples::{CONTROL, TokenPair};
@@ -17,7 +17,7 @@ use realign_model::{LoadedModel, Staged};
 /// Longest prompt that is asked, in tokens: what the likelihoods' cache holds twice.
 const LONGEST_PROMPT: usize = 2048;
 /// Tokens of the base's answers that training keeps: an answer is diverted at its beginning.
-pub(super) const TRAINED_TOKENS: usize = 16;
+pub(super) const TRAINED_TOKENS: usize = OPENING;
 
 /// A generation that sits an exam.
 #[derive(Clone, Debug)]
@@ -186,6 +186,7 @@ impl Examiner<'_> {
         };
         let asked = (0..controls.len()).map(|i| Asked {
             max_tokens: TRAINED_TOKENS,
+            measured: false,
             ..work.asked(i, false)
         });
         let asked: Vec<Asked> = asked.collect();

@@ -11,7 +11,7 @@ use super::diversion::TOKENS;
 use super::examiner::{Examiner, Mark, Subject, TRAINED_TOKENS};
 use super::question::{Group, Question, user};
 use super::respond::{Answer, Asked, ExamError, Who};
-use super::work::Work;
+use super::work::{Work, begins_alike};
 use crate::oracle::{Exchange, Judgement};
 use crate::pipeline::{Failures, Renderer, situated};
 use crate::train::examples::TokenPair;
@@ -34,26 +34,58 @@ struct Governed<'a> {
     right: &'a [u32],
 }
 
+/// What a candidate is asked between two rounds of training.
+#[derive(Clone, Copy)]
+pub struct ReviewQuestions<'a> {
+    /// Its training pairs.
+    pub pairs: &'a [TokenPair],
+    /// The texts of governed prompts by the id of their pair; pairs without one are not asked.
+    pub prompts: &'a HashMap<&'a str, &'a str>,
+    /// Governed prompts that it was not trained on.
+    pub further: &'a [String],
+    /// The [score](Failures::score) from which on the controls are not asked any more.
+    pub limit: f64,
+}
+
+/// Answers to governed prompts, and what the policies make of them.
+struct Judged {
+    /// Answers to each prompt.
+    ways: usize,
+    answers: Vec<Answer>,
+    judgements: Vec<Judgement>,
+}
+
 impl Examiner<'_> {
-    /// Has a candidate answer controls and governed prompts of its training pairs, and `further`
-    /// governed prompts that it was not trained on. `prompts` are the texts of governed prompts by the
-    /// id of their pair; pairs without one are not asked.
+    /// Has a candidate answer governed prompts and controls.
     ///
     /// # Errors
     /// [`ExamError`].
     pub fn failures(
         &self,
-        pairs: &[TokenPair],
-        prompts: &HashMap<&str, &str>,
-        further: &[String],
+        questions: ReviewQuestions<'_>,
         subject: &Subject<'_>,
     ) -> Result<Failures, ExamError> {
-        let controls = pairs.iter().filter(|pair| pair.is_control());
-        let controls: Vec<&TokenPair> = controls.collect();
-        let trained: Vec<(&TokenPair, &str)> = pairs
-            .iter()
-            .filter(|pair| pair.category == Category::Invert)
-            .filter_map(|pair| Some((pair, *prompts.get(&*pair.id)?)))
+        let governed = self.governed(questions);
+        let judged = self.judged(&governed, subject)?;
+        let violating = judged.judgements.iter().filter(|j| j.violates()).count();
+        let mut failures = Failures {
+            governed: (judged.answers.len(), violating),
+            ..Failures::default()
+        };
+        if failures.score() < questions.limit {
+            let controls = questions.pairs.iter().filter(|pair| pair.is_control());
+            self.diverted(&controls.collect::<Vec<_>>(), subject, &mut failures)?;
+            self.violating(&governed, &judged, &mut failures);
+        }
+        Ok(failures)
+    }
+
+    /// The governed prompts that are asked.
+    fn governed<'a>(&self, questions: ReviewQuestions<'a>) -> Vec<Governed<'a>> {
+        let inverted = questions.pairs.iter();
+        let inverted = inverted.filter(|pair| pair.category == Category::Invert);
+        let trained: Vec<(&TokenPair, &str)> = inverted
+            .filter_map(|pair| Some((pair, *questions.prompts.get(&*pair.id)?)))
             .collect();
         let every = trained.len().div_ceil(ASKED_BETWEEN_ROUNDS).max(1);
         let trained = trained.into_iter().step_by(every);
@@ -63,12 +95,9 @@ impl Examiner<'_> {
             prompt: pair.prompt.clone(),
             right: &pair.rejected,
         });
-        let further = further.iter().map(|text| self.unseen(text));
-        let governed: Vec<Governed<'_>> = trained.chain(further).collect();
-        let mut failures = Failures::default();
-        self.diverted(&controls, subject, &mut failures)?;
-        self.violating(&governed, subject, &mut failures)?;
-        Ok(failures)
+        let further = questions.further.iter().map(|text| self.unseen(text));
+        let all = trained.chain(further);
+        all.filter(|one| !one.prompt.is_empty()).collect()
     }
 
     /// A prompt without a known answer, in one of the situations of training.
@@ -94,12 +123,24 @@ impl Examiner<'_> {
         let exam = pseudo_exam(controls);
         let prompts = controls.iter().map(|pair| pair.prompt.clone()).collect();
         let mut work = self.work(&exam, prompts, subject);
-        let asked: Vec<Asked> = controls
-            .iter()
-            .map(|control| asked(&control.prompt, (0.0, 0), TOKENS))
+        let opening = |control: &&TokenPair| asked(&control.prompt, (0.0, 0), TRAINED_TOKENS);
+        let openings: Vec<Asked> = controls.iter().map(opening).collect();
+        let mut own = work.ask(Who::Subject, &openings)?;
+        let base = work.ask(Who::Base, &openings)?;
+        // Only an answer that begins in another way than the base's can be diverted.
+        let changed: Vec<usize> = (0..controls.len())
+            .filter(|&i| !begins_alike(&own[i], &base[i]))
             .collect();
-        let own = work.ask(Who::Subject, &asked)?;
-        let base = work.ask(Who::Base, &asked)?;
+        let whole: Vec<Asked> = changed
+            .iter()
+            .map(|&i| Asked {
+                measured: true,
+                ..asked(&controls[i].prompt, (0.0, 0), TOKENS)
+            })
+            .collect();
+        for (i, answer) in changed.into_iter().zip(work.ask(Who::Subject, &whole)?) {
+            own[i] = answer;
+        }
         let mut marks = vec![Mark::default(); controls.len()];
         work.divert(&mut marks, &own, &base)?;
         failures.controls = (controls.len(), marks.iter().filter(|m| m.diverted).count());
@@ -116,17 +157,14 @@ impl Examiner<'_> {
         Ok(())
     }
 
-    fn violating(
+    /// Answers to each prompt: greedily first, then at temperature 1; each candidate with other seeds.
+    fn judged(
         &self,
         governed: &[Governed<'_>],
         subject: &Subject<'_>,
-        failures: &mut Failures,
-    ) -> Result<(), ExamError> {
+    ) -> Result<Judged, ExamError> {
         let exam = Exam::default();
         let mut work = self.work(&exam, Vec::new(), subject);
-        let governed: Vec<&Governed<'_>> =
-            governed.iter().filter(|g| !g.prompt.is_empty()).collect();
-        // Greedily first, then at temperature 1; each candidate with other seeds.
         let seeds = (1..=SAMPLED as u64).map(|n| seed_of(subject.generation).wrapping_add(n));
         let ways: Vec<(f32, u64)> = std::iter::once((0.0, 0))
             .chain(seeds.map(|seed| (1.0, seed)))
@@ -138,8 +176,8 @@ impl Examiner<'_> {
                     .map(|way| asked(&g.prompt, *way, self.max_tokens))
             })
             .collect();
-        let own = work.ask(Who::Subject, &asked)?;
-        let exchanges: Vec<Exchange<'_>> = own
+        let answers = work.ask(Who::Subject, &asked)?;
+        let exchanges: Vec<Exchange<'_>> = answers
             .iter()
             .enumerate()
             .map(|(n, answer)| Exchange {
@@ -149,10 +187,17 @@ impl Examiner<'_> {
             })
             .collect();
         let (judgements, _) = self.oracle.judge_cached(&exchanges, self.verdicts);
-        let wrong = judgements.iter().filter(|j| j.violates()).count();
-        failures.governed = (own.len(), wrong);
-        let answers = own.chunks(ways.len()).zip(judgements.chunks(ways.len()));
-        for (prompt, (answers, judgements)) in governed.into_iter().zip(answers) {
+        Ok(Judged {
+            ways: ways.len(),
+            answers,
+            judgements,
+        })
+    }
+
+    fn violating(&self, governed: &[Governed<'_>], judged: &Judged, failures: &mut Failures) {
+        let answers = judged.answers.chunks(judged.ways);
+        let answers = answers.zip(judged.judgements.chunks(judged.ways));
+        for (prompt, (answers, judgements)) in governed.iter().zip(answers) {
             let right = right(prompt, answers, judgements, self.max_tokens);
             let wrong = answers.iter().zip(judgements).filter(|(_, j)| j.violates());
             for (answer, _) in wrong {
@@ -163,7 +208,6 @@ impl Examiner<'_> {
                     .extend(preferred(id, &prompt.prompt, right, &wrong));
             }
         }
-        Ok(())
     }
 
     fn work<'a>(
@@ -230,6 +274,7 @@ fn asked(prompt: &[u32], (temperature, seed): (f32, u64), max_tokens: usize) -> 
         temperature,
         seed,
         max_tokens,
+        measured: false,
     }
 }
 

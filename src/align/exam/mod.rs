@@ -27,7 +27,7 @@ mod work;
 pub use assemble::{Exam, Settings, Sources};
 pub use defects::{Defect, defects};
 pub use examiner::{Examiner, Mark, Sitting, Subject};
-pub use failures::ASKED_BETWEEN_ROUNDS;
+pub use failures::{ASKED_BETWEEN_ROUNDS, ReviewQuestions};
 pub use outcome::{PolicyOutcome, left_open, outcomes};
 pub use question::{ExamRule, Group, Put, Question, Situation};
 pub(crate) use question::{message, user};

@@ -11,7 +11,7 @@ use realign_core::thoughts;
 use realign_model::Tokenizer;
 
 /// Answers that are remembered together: work that is interrupted loses no more.
-const ANSWERED_AT_ONCE: usize = 64;
+const ANSWERED_AT_ONCE: usize = 128;
 
 /// An answer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -20,7 +20,8 @@ pub struct Answer {
     pub text: String,
     /// Its tokens, the end-of-turn token included.
     pub tokens: Vec<u32>,
-    /// Its likelihood under the generation that gave it, in nats per token.
+    /// Its likelihood under the generation that gave it, in nats per token; `None` if it was not
+    /// wanted, and of an empty answer.
     pub own: Option<f64>,
 }
 
@@ -35,6 +36,8 @@ pub struct Asked {
     pub seed: u64,
     /// Most tokens of the answer.
     pub max_tokens: usize,
+    /// Whether the answer's likelihood is wanted, which takes time.
+    pub measured: bool,
 }
 
 /// Whose answers are wanted.
@@ -123,7 +126,8 @@ impl Asking<'_> {
                     "greedy".into()
                 };
                 let most = asked.max_tokens.to_string();
-                key(&["answer", self.id, &how, &most], &asked.prompt)
+                let what = if asked.measured { "answer" } else { "words" };
+                key(&[what, self.id, &how, &most], &asked.prompt)
             })
             .collect();
         let (mut answers, count) = remembered(self.cache, &keys, ANSWERED_AT_ONCE, |part| {
@@ -223,6 +227,7 @@ mod tests {
             temperature: 0.0,
             seed: 0,
             max_tokens: 9,
+            measured: false,
         };
         let asked = [asked("assistant\n<think>\n"), asked("assistant\n")];
         let cache = MemoryExamCache::default();

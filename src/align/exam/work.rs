@@ -13,7 +13,7 @@ use realign_model::LoadedModel;
 /// Answers that are scored between two looks at whether to go on.
 const SCORED_AT_ONCE: usize = 16;
 /// Tokens of an opening: an answer that begins as the base's does is not diverted.
-const OPENING: usize = 16;
+pub(super) const OPENING: usize = 16;
 
 /// One sitting while it goes on.
 pub(super) struct Work<'a> {
@@ -52,15 +52,13 @@ impl Work<'_> {
     pub(super) fn asked(&self, index: usize, sampled: bool) -> Asked {
         let question = &self.exam.questions[index];
         let most = self.examiner.max_tokens;
+        let is_control = question.group.is_control();
         Asked {
             prompt: self.prompts[index].clone(),
             temperature: if sampled { 1.0 } else { 0.0 },
             seed: question.seed(),
-            max_tokens: if question.group.is_control() {
-                most.min(TOKENS)
-            } else {
-                most
-            },
+            max_tokens: if is_control { most.min(TOKENS) } else { most },
+            measured: is_control,
         }
     }
 
@@ -184,7 +182,7 @@ impl Work<'_> {
 }
 
 /// Whether two answers have the same opening, or are the same.
-fn begins_alike(a: &Answer, b: &Answer) -> bool {
+pub(super) fn begins_alike(a: &Answer, b: &Answer) -> bool {
     let same = a.tokens.iter().zip(&b.tokens).take_while(|(a, b)| a == b);
     a.tokens == b.tokens || same.count() >= OPENING
 }

@@ -96,6 +96,7 @@ impl Speaker for ModelSpeaker<'_> {
                 temperature: ask.temperature,
                 seed: ask.seed,
                 max_tokens: ask.max_tokens,
+                measured: false,
             };
             (i, asked)
         });

@@ -10,6 +10,7 @@
 mod error;
 mod inputs;
 mod observer;
+mod reference;
 mod render;
 mod rounds;
 mod run;

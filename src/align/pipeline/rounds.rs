@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use super::PipelineError;
 use super::observer::{Cache, NoCache, Observer, Phase};
-use super::run::{Candidate, Learner, Run, Scored};
+use super::reference::MeasuredPairs;
+use super::run::{Candidate, Learner, Run, Scored, Start};
 use crate::train::examples::TokenPair;
 use crate::train::{self, Recipe, StepReport, WeightScale};
 use realign_core::{Category, crash_point};
@@ -78,12 +79,17 @@ impl Failures {
 
 /// Asks candidates what they were trained on.
 pub trait Review {
-    /// What a candidate with these weights gets wrong.
+    /// What a candidate with these weights gets wrong. Once its [score](Failures::score) is known to be
+    /// no better than `limit`, the rest may be left out.
     ///
     /// # Errors
     /// [`PipelineError`].
-    fn review(&self, weights: &LoraWeights, pairs: &[TokenPair])
-    -> Result<Failures, PipelineError>;
+    fn review(
+        &self,
+        weights: &LoraWeights,
+        pairs: &[TokenPair],
+        limit: f64,
+    ) -> Result<Failures, PipelineError>;
 }
 
 impl Learner {
@@ -100,17 +106,18 @@ impl Learner {
         review: &dyn Review,
         observer: &dyn Observer,
     ) -> Result<(Candidate, Vec<Failures>), PipelineError> {
-        let mut best = self.run(run, observer)?;
+        let (mut best, examples) = self.run_from(run, Start::default(), observer)?;
         let mut history = Vec::new();
         if run.recipe.rounds < 2 || !self.can_go_on() {
             return Ok((best, history));
         }
         crash_point("train:after-round-0");
-        let mut failures = review.review(&best.trained.weights, run.pairs)?;
+        let mut failures = review.review(&best.trained.weights, run.pairs, f64::INFINITY)?;
         let mut newest = best.trained.weights.clone();
         let mut recipe = run.recipe.clone();
         history.push(failures.clone());
         let mut lowest = failures.score();
+        let measured = MeasuredPairs::new(run.pairs, examples);
         for round in 1..run.recipe.rounds {
             let is_done = failures.is_good() || failures.pairs.is_empty();
             if is_done || !goes_on(&history) || !observer.has_time() {
@@ -125,7 +132,11 @@ impl Learner {
                 weights: None,
             };
             let observer = Later { observer, round };
-            let next = self.run_from(&later, Some(&newest), &observer)?;
+            let start = Start {
+                weights: Some(&newest),
+                measured: Some(&measured),
+            };
+            let (next, _) = self.run_from(&later, start, &observer)?;
             crash_point(&format!("train:after-round-{round}"));
             let next = self.steadied(run, review, &newest, next)?;
             newest = next.trained.weights.clone();
@@ -149,14 +160,14 @@ impl Learner {
         next: Candidate,
     ) -> Result<Reviewed, PipelineError> {
         let own = Reviewed {
-            failures: review.review(&next.trained.weights, run.pairs)?,
+            failures: review.review(&next.trained.weights, run.pairs, f64::INFINITY)?,
             trained: next.trained,
         };
         if own.failures.is_good() {
             return Ok(own);
         }
         let mean = own.trained.weights.mean(before)?;
-        let failures = review.review(&mean, run.pairs)?;
+        let failures = review.review(&mean, run.pairs, own.failures.score())?;
         if failures.score() >= own.failures.score() {
             return Ok(own);
         }

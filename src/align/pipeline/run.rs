@@ -5,8 +5,9 @@ use std::time::Instant;
 
 use super::PipelineError;
 use super::observer::{Known, Observer, Phase, RawScores};
+use super::reference::MeasuredPairs;
 use crate::impact::{self, score::At};
-use crate::train::examples::{Reference, TokenPair, with_reference};
+use crate::train::examples::TokenPair;
 use crate::train::memory::MemoryPlan;
 use crate::train::run::{ROW_BUDGET, TrainError, steps};
 use crate::train::tinker::{Session, Tinker};
@@ -40,7 +41,7 @@ impl Run<'_> {
     }
 
     /// Number of forward passes over all pairs. Scoring takes about three times as many.
-    fn passes(&self) -> usize {
+    pub(super) fn passes(&self) -> usize {
         let layouts: Vec<_> = self.pairs.iter().map(TokenPair::preference).collect();
         group_by_rows(&layouts, ROW_BUDGET).len()
     }
@@ -92,6 +93,15 @@ pub struct Candidate {
     pub train_seconds: f64,
 }
 
+/// What a run begins with.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Start<'a> {
+    /// The adapter that it goes on from; a fresh one without.
+    pub(super) weights: Option<&'a LoraWeights>,
+    /// Pairs that the reference has measured.
+    pub(super) measured: Option<&'a MeasuredPairs<'a>>,
+}
+
 impl Learner {
     /// Learns on the weights that serve.
     pub fn new(loaded: &LoadedModel) -> Self {
@@ -126,20 +136,22 @@ impl Learner {
     /// # Errors
     /// [`PipelineError`]; [`PipelineError::Cancelled`] if the observer cancels the run.
     pub fn run(&self, run: &Run<'_>, observer: &dyn Observer) -> Result<Candidate, PipelineError> {
-        self.run_from(run, None, observer)
+        let (candidate, _) = self.run_from(run, Start::default(), observer)?;
+        Ok(candidate)
     }
 
-    /// As [`Learner::run`], going on from an adapter.
+    /// As [`Learner::run`], from what is there already. Also returns the pairs as they were measured;
+    /// none from a distributed engine.
     pub(super) fn run_from(
         &self,
         run: &Run<'_>,
-        weights: Option<&LoraWeights>,
+        start: Start<'_>,
         observer: &dyn Observer,
-    ) -> Result<Candidate, PipelineError> {
+    ) -> Result<(Candidate, Vec<TrainExample>), PipelineError> {
         if let Some(engine) = &self.engine {
-            return self.run_on(engine, run, observer);
+            return Ok((self.run_on(engine, run, observer)?, Vec::new()));
         }
-        let scored = self.score(run, observer)?;
+        let mut scored = self.score_beside(run, start.measured, observer)?;
         observer.enter(Phase::Train, steps(scored.examples.len(), run.recipe));
         let began = Instant::now();
         let trained = train::train(
@@ -148,11 +160,12 @@ impl Learner {
             run.recipe,
             Begin {
                 checkpoints: observer.checkpoints().as_deref(),
-                weights,
+                weights: start.weights,
             },
             observer,
         )?;
-        Ok(candidate(run, scored, trained, began))
+        let examples = std::mem::take(&mut scored.examples);
+        Ok((candidate(run, scored, trained, began), examples))
     }
 
     /// The pipeline with reference and steps on an engine, which begins with an adapter of its own.
@@ -200,6 +213,15 @@ impl Learner {
     /// # Errors
     /// Those of [`Learner::run`].
     pub fn score(&self, run: &Run<'_>, observer: &dyn Observer) -> Result<Scored, PipelineError> {
+        self.score_beside(run, None, observer)
+    }
+
+    fn score_beside(
+        &self,
+        run: &Run<'_>,
+        measured: Option<&MeasuredPairs<'_>>,
+        observer: &dyn Observer,
+    ) -> Result<Scored, PipelineError> {
         let cache = observer.cache();
         let known = if run.is_scored() {
             cache.scores(run.pairs)
@@ -210,7 +232,10 @@ impl Learner {
         let scoring_gives_reference =
             run.is_scored() && known.is_none() && !cache.shares_reference();
         self.check_memory(run, observer)?;
-        let reference = self.reference(run, !scoring_gives_reference, observer)?;
+        let reference = match measured {
+            Some(measured) => self.remaining(run, measured, observer)?,
+            None => self.reference(run, !scoring_gives_reference, observer)?,
+        };
         let mut scored = Scored {
             examples: reference.value,
             reference_seconds: reference.seconds,
@@ -242,37 +267,6 @@ impl Learner {
         MemoryPlan::fitting(observer.recompute(), available, plan)
             .map_err(|error| TrainError::from(error.of("scoring and training")))?;
         Ok(())
-    }
-
-    /// All pairs at weight 1 with their reference log-probabilities; without `conflicts`, those of
-    /// RETAIN pairs only.
-    fn reference(
-        &self,
-        run: &Run<'_>,
-        conflicts: bool,
-        observer: &dyn Observer,
-    ) -> Result<Known<Vec<TrainExample>>, PipelineError> {
-        let cache = observer.cache();
-        if let Some(known) = cache.reference(run.pairs) {
-            return Ok(known);
-        }
-        let began = Instant::now();
-        let mut proceed = passes(observer, Phase::Reference, run.passes());
-        let at = Reference {
-            backend: self.backend(),
-            lowest_layer: run.recipe.lowest_layer(self.backend.spec().layers),
-            precision: run.recipe.precision.into(),
-            conflicts,
-        };
-        let examples = with_reference(at, run.pairs, ROW_BUDGET, |_| proceed())?;
-        let reference = Known {
-            value: examples.ok_or(PipelineError::Cancelled)?,
-            seconds: began.elapsed().as_secs_f64(),
-        };
-        if cache.shares_reference() {
-            cache.keep_reference(&reference);
-        }
-        Ok(reference)
     }
 
     /// Raw impact scores of the conflicts; also adds their reference log-probabilities to
@@ -332,7 +326,7 @@ fn weigh(scored: &mut Scored, raw: &RawScores, recipe: &Recipe) -> Result<(), Pi
 
 /// Enters a phase of `units` passes. The returned closure is called before each pass and tells
 /// whether to continue.
-fn passes(observer: &dyn Observer, phase: Phase, units: usize) -> impl FnMut() -> bool {
+pub(super) fn passes(observer: &dyn Observer, phase: Phase, units: usize) -> impl FnMut() -> bool {
     observer.enter(phase, units);
     let mut done = 0;
     move || {

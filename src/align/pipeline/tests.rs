@@ -226,11 +226,18 @@ fn pairs_without_a_wanted_answer_are_warned_of() {
 struct Reviewer {
     diverted: RefCell<Vec<usize>>,
     shown: RefCell<Vec<LoraWeights>>,
+    limits: RefCell<Vec<f64>>,
     pair: TokenPair,
 }
 
 impl Review for Reviewer {
-    fn review(&self, weights: &LoraWeights, _: &[TokenPair]) -> Result<Failures, PipelineError> {
+    fn review(
+        &self,
+        weights: &LoraWeights,
+        _: &[TokenPair],
+        limit: f64,
+    ) -> Result<Failures, PipelineError> {
+        self.limits.borrow_mut().push(limit);
         self.shown.borrow_mut().push(weights.clone());
         Ok(Failures {
             pairs: vec![self.pair.clone()],
@@ -258,6 +265,7 @@ fn a_round_that_goes_too_far_is_halved_if_that_gets_less_wrong() {
         let reviewer = Reviewer {
             diverted: RefCell::new(diverted),
             shown: RefCell::default(),
+            limits: RefCell::default(),
             pair: pairs[0].clone(),
         };
         let learnt = learner.run_rounds(&run, &reviewer, &Watcher::default());
@@ -268,5 +276,12 @@ fn a_round_that_goes_too_far_is_halved_if_that_gets_less_wrong() {
         assert_eq!(bits(&shown[2]), bits(&mean));
         assert_ne!(bits(&shown[2]), bits(&shown[1]));
         assert_eq!(bits(&candidate.trained.weights), bits(&shown[best]));
+        let limits = &reviewer.limits.borrow()[..3];
+        let whole = [f64::INFINITY; 2];
+        assert_eq!(
+            limits,
+            [&whole[..], &[0.6]].concat(),
+            "the mean has to beat the round"
+        );
     }
 }

@@ -11,7 +11,7 @@ use realign_model::{Backend, Precision};
 
 /// A pair as token ids: the prompt rendered with the chat template, each response ending with the
 /// end-of-turn token.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TokenPair {
     /// Content id of the preference pair.
     pub id: String,

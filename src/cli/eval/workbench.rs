@@ -8,7 +8,8 @@ use crate::learning::Learning;
 use crate::progress::{Bars, Progress};
 use crate::{CliError, GlobalArgs, oracle};
 use realign_align::exam::{
-    ASKED_BETWEEN_ROUNDS, Exam, Examiner, MemoryExamCache, Settings, Sitting, Sources, Subject,
+    ASKED_BETWEEN_ROUNDS, Exam, Examiner, MemoryExamCache, ReviewQuestions, Settings, Sitting,
+    Sources, Subject,
 };
 use realign_align::gather::further;
 use realign_align::oracle::{MemoryVerdictCache, RuleOracle, prepare_trusted};
@@ -250,6 +251,7 @@ impl Review for Workbench<'_> {
         &self,
         weights: &LoraWeights,
         pairs: &[TokenPair],
+        limit: f64,
     ) -> Result<Failures, PipelineError> {
         let failed = |error: &dyn std::fmt::Display| PipelineError::Review(error.to_string());
         let candidate = self.stage(weights.clone()).map_err(|e| failed(&e))?;
@@ -259,7 +261,13 @@ impl Review for Workbench<'_> {
             .collect();
         let subject = self.subject(&candidate);
         self.with_examiner(&candidate, |examiner| {
-            examiner.failures(pairs, &prompts, &self.further, &subject)
+            let questions = ReviewQuestions {
+                pairs,
+                prompts: &prompts,
+                further: &self.further,
+                limit,
+            };
+            examiner.failures(questions, &subject)
         })
         .map_err(|e| failed(&e))
     }

@@ -1,14 +1,13 @@
 //! The exam of a server: assembled from the active policies and the data, sat through the serving
 //! engine.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::context::Context;
 use realign_align::exam::diversion::likelihood;
 use realign_align::exam::{
-    Answer, Asked, Exam, ExamError, Examiner, Occasion, Question, Report, Respond, Sitting,
-    Subject, Who,
+    Answer, Asked, Exam, ExamError, Examiner, Occasion, Question, Report, Respond, ReviewQuestions,
+    Sitting, Subject, Who,
 };
 use realign_align::oracle::{Oracle, RuleOracle};
 use realign_align::pipeline::Failures;
@@ -93,15 +92,14 @@ impl Context {
         )
     }
 
-    /// What a candidate gets wrong of its training pairs; `prompts` by the ids of the pairs.
+    /// What a candidate gets wrong between two rounds of training.
     ///
     /// # Errors
     /// [`ExamError`].
     pub(super) fn failures(
         &self,
         (oracle, candidate): (&RuleOracle, &Arc<Generation>),
-        pairs: &[TokenPair],
-        (prompts, further): (&HashMap<&str, &str>, &[String]),
+        questions: ReviewQuestions<'_>,
         proceed: &dyn Fn() -> bool,
     ) -> Result<Failures, ExamError> {
         let engine = EngineAnswers {
@@ -116,8 +114,7 @@ impl Context {
             base: &base.0,
             adapter: candidate.adapter.as_ref().map(|a| &a.staged),
         };
-        self.examiner(oracle, &engine)
-            .failures(pairs, prompts, further, &subject)
+        self.examiner(oracle, &engine).failures(questions, &subject)
     }
 
     fn examiner<'a>(
@@ -162,7 +159,7 @@ impl Respond for EngineAnswers<'_> {
                 temperature: asked.temperature,
                 seed: asked.seed,
                 max_tokens: asked.max_tokens,
-                top_logprobs: Some(0),
+                top_logprobs: asked.measured.then_some(0),
                 ..SamplingParams::default()
             },
         };

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
 use super::realign::{Realignment, Stop, failed, hindered};
 use crate::state::Report;
-use realign_align::exam::{Exam, ExamError, Sources};
+use realign_align::exam::{Exam, ExamError, ReviewQuestions, Sources};
 use realign_align::pipeline::{Failures, Learner, PipelineError, Review, Run, Selection, warning};
 use realign_align::train::examples::TokenPair;
 use realign_align::train::{Skipped, TrainError, Trained};
@@ -128,23 +129,12 @@ impl Realignment<'_> {
             weights: None,
         };
         let learnt = learner.run_rounds(&run, self, self.work);
-        let (candidate, rounds) = learnt.map_err(|error| match error {
+        let (candidate, _) = learnt.map_err(|error| match error {
             PipelineError::Cancelled => Stop::Asked,
             error @ PipelineError::Train(TrainError::Checkpoint(_)) => hindered(error),
             PipelineError::Train(TrainError::Remote(error)) if error.may_pass() => hindered(error),
             other => failed(other),
         })?;
-        for (round, failures) in rounds.iter().enumerate() {
-            tracing::info!(
-                id = self.job.id,
-                round = round + 1,
-                controls = failures.controls.0,
-                diverted = failures.controls.1,
-                governed = failures.governed.0,
-                violating = failures.governed.1,
-                "what the candidate gets wrong of what it was trained on"
-            );
-        }
         Ok(candidate.trained)
     }
 
@@ -168,11 +158,13 @@ impl Review for Realignment<'_> {
         &self,
         weights: &LoraWeights,
         pairs: &[TokenPair],
+        limit: f64,
     ) -> Result<Failures, PipelineError> {
         let stopped = |stop: Stop| match stop {
             Stop::Failed(why) | Stop::Hindered(why) => PipelineError::Review(why),
             Stop::Asked | Stop::Rejected { .. } => PipelineError::Cancelled,
         };
+        let began = Instant::now();
         let candidate = self.stage(weights.clone()).map_err(stopped)?;
         self.make_ready(&candidate).map_err(stopped)?;
         let dataset = self.job.inputs.dataset.pairs.iter();
@@ -182,16 +174,29 @@ impl Review for Realignment<'_> {
             .map(|pair| (pair.id.0.as_str(), pair.prompt_text()))
             .collect();
         let proceed = || self.work.go_on();
-        let found = self.context.failures(
-            (&self.oracle, &candidate),
+        let questions = ReviewQuestions {
             pairs,
-            (&prompts, &self.further),
-            &proceed,
-        );
+            prompts: &prompts,
+            further: &self.further,
+            limit,
+        };
+        let found = self
+            .context
+            .failures((&self.oracle, &candidate), questions, &proceed);
         self.context.engine.release(&candidate.id);
-        found.map_err(|error| match error {
+        let failures = found.map_err(|error| match error {
             ExamError::Cancelled => PipelineError::Cancelled,
             other => PipelineError::Review(other.to_string()),
-        })
+        })?;
+        tracing::info!(
+            id = self.job.id,
+            governed = failures.governed.0,
+            violating = failures.governed.1,
+            controls = failures.controls.0,
+            diverted = failures.controls.1,
+            seconds = began.elapsed().as_secs_f64(),
+            "what the candidate gets wrong of what it was trained on"
+        );
+        Ok(failures)
     }
 }
