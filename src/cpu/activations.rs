@@ -1,6 +1,9 @@
 //! Rows of activations, in the forms that kernels read: floats, pairs of bfloat16, and 8-bit integers
 //! in blocks of 32.
 
+#[cfg(target_arch = "x86_64")]
+mod wide;
+
 use realign_model::blocks::UNIT;
 use realign_model::vector::quantize_block;
 
@@ -101,6 +104,16 @@ impl Activations {
 
 /// Rounds one row. Lengths: values and rounded the same multiple of 32, units a 32nd of it.
 pub(crate) fn round_row(values: &[f32], rounded: &mut [i8], units: &mut [ActivationUnit]) {
+    #[cfg(target_arch = "x86_64")]
+    if wide::detected() {
+        // SAFETY: the instructions were just detected.
+        return unsafe { wide::round_row(values, rounded, units) };
+    }
+    round_blocks(values, rounded, units);
+}
+
+/// The slow twin of the form with wide vectors, and the form of other processors.
+fn round_blocks(values: &[f32], rounded: &mut [i8], units: &mut [ActivationUnit]) {
     let blocks = values
         .chunks_exact(UNIT)
         .zip(rounded.chunks_exact_mut(UNIT));
@@ -120,6 +133,38 @@ mod tests {
     use half::bf16;
 
     use super::*;
+
+    #[test]
+    fn wide_vectors_round_to_the_same_numbers() {
+        let row = |n: usize, scale: f32| -> Vec<f32> {
+            let value = |i: usize| (((i * 7_919 + n) % 4_001) as f32 / 2_000.5 - 1.0) * scale;
+            (0..96).map(value).collect()
+        };
+        let scales = [1.0, 1e-3, 3e4, 1e30, 1e-37, 1e-39, 1e-45, 0.0];
+        let mut rows: Vec<Vec<f32>> = (0..40)
+            .flat_map(|n| scales.map(|scale| row(n, scale)))
+            .collect();
+        // Halfway between two integers, and the largest.
+        rows.push((0..96).map(|i| (i % 32) as f32 + 0.5).collect());
+        rows.push(
+            (0..96)
+                .map(|i| if i % 32 == 5 { -127.0 } else { 2.5 })
+                .collect(),
+        );
+        for odd in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            rows.push([&[1.0; 40][..], &[odd], &[-2.0; 55]].concat());
+        }
+        for row in rows {
+            let rounded = |round: fn(&[f32], &mut [i8], &mut [ActivationUnit])| {
+                let (mut q, mut units) = ([0i8; 96], [ActivationUnit::default(); 3]);
+                round(&row, &mut q, &mut units);
+                let bits = units.map(|u| (u.scale.to_bits(), u.sum.is_nan(), u.halves));
+                let sums = units.map(|u| if u.sum.is_nan() { 0.0 } else { u.sum });
+                (q, bits, sums)
+            };
+            assert_eq!(rounded(round_row), rounded(round_blocks), "{row:?}");
+        }
+    }
 
     #[test]
     fn pairs_are_rounded_as_bfloat16_is() {

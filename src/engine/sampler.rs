@@ -5,7 +5,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::request::SamplingParams;
 use realign_model::DrawRequest;
-use realign_model::vector::logsumexp;
+use realign_model::vector::{logsumexp, max};
 
 /// One sequence's sampler: its own random stream, so batch mates cannot change its text.
 #[derive(Debug)]
@@ -135,13 +135,9 @@ fn keep_nucleus(candidates: &mut Vec<Candidate>, top_p: f32) {
 
 /// Index of the largest logit, the lowest of equals.
 pub(crate) fn argmax(logits: &[f32]) -> usize {
-    let mut best = 0;
-    for (i, &l) in logits.iter().enumerate() {
-        if l > logits[best] {
-            best = i;
-        }
-    }
-    best
+    // Two passes of vectors are several times as fast as one that carries the place along.
+    let best = max(logits);
+    logits.iter().position(|l| *l == best).unwrap_or_default()
 }
 
 /// log p of one token, and the `n` most probable ones with theirs, best first. Holds `n` tokens

@@ -283,7 +283,8 @@ vectorised! {
             }
         }
         let scale = f32::from_bits(lanes.iter().fold(0, |m, &v| m.max(v))) / 127.0;
-        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+        // The inverse of what is smaller may be infinite.
+        let inverse = if scale >= f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 };
         let mut sum = 0i32;
         for (q, v) in values.iter_mut().zip(x) {
             // 1.5·2²³ rounds to the nearest integer without a library call; NaN becomes 0, times a
