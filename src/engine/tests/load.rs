@@ -4,11 +4,12 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::super::ask::{AskError, Prompt, ask};
 use super::super::blocks::BlockPool;
 use super::super::engine::EngineHandle;
 use super::super::handle::{Computing, EngineConfig, start_with};
-use super::super::request::{GenerateStream, SubmitError};
-use super::fake::{Answer, BLOCK, FakeModel, prompt, request, tokenizer};
+use super::super::request::{GenerateStream, SamplingParams, SubmitError};
+use super::fake::{Answer, BLOCK, FakeModel, generation, prompt, request, tokenizer};
 
 fn engine(blocks: usize, config: EngineConfig) -> EngineHandle {
     let computing = Computing {
@@ -172,4 +173,33 @@ fn requests_after_the_end_are_refused() {
     assert!(answer.failed.is_some() || answer.cached.is_some());
     let refused = engine.submit(request(prompt(1, 4), 4, 1));
     assert_eq!(refused.unwrap_err(), SubmitError::ShuttingDown);
+}
+
+/// Longer answers first, so that those behind them end before.
+#[test]
+fn what_is_asked_at_once_is_answered_in_order_as_it_is_alone() {
+    let engine = engine(4096, EngineConfig::default());
+    let prompts: Vec<Prompt> = (0..200u64)
+        .map(|i| Prompt {
+            tokens: prompt(i, 3 + i as usize % 20),
+            sampling: SamplingParams {
+                top_logprobs: (i % 3 == 0).then_some(0),
+                ..request(Vec::new(), 60 - i as usize % 50, i).sampling
+            },
+        })
+        .collect();
+    let together = ask(&engine, &generation(1), &prompts, &|| true).unwrap();
+    for (one, prompt) in together.iter().zip(&prompts) {
+        let alone = std::slice::from_ref(prompt);
+        let alone = ask(&engine, &generation(1), alone, &|| true).unwrap();
+        assert_eq!(alone, std::slice::from_ref(one));
+        let measured = prompt.sampling.top_logprobs.map_or(0, |_| one.tokens.len());
+        assert_eq!(one.logprobs.len(), measured);
+    }
+    let steps = std::cell::Cell::new(0);
+    let proceed = || steps.replace(steps.get() + 1) < 20;
+    let cancelled = ask(&engine, &generation(1), &prompts, &proceed);
+    assert!(matches!(cancelled, Err(AskError::Cancelled)));
+    wait("empty engine", || !engine.is_busy());
+    engine.shutdown();
 }
