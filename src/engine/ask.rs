@@ -9,7 +9,7 @@ use crate::adapter::generation::Generation;
 use crate::request::{GenerateEvent, GenerateRequest, GenerateStream, SamplingParams, SubmitError};
 
 /// Prompts in flight while no client request is running. Few enough to leave room in the batch.
-const WINDOW_WHEN_IDLE: usize = 48;
+const WINDOW_WHEN_IDLE: usize = 32;
 /// Prompts in flight alongside client requests: each one lengthens every step of theirs.
 const WINDOW_WHEN_BUSY: usize = 2;
 

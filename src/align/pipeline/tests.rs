@@ -2,6 +2,7 @@ use std::cell::{Cell, RefCell};
 
 use realign_cpu::CpuBackend;
 
+use super::reference::MeasuredPairs;
 use super::*;
 use crate::train::examples::TokenPair;
 use crate::train::{self, Recipe, StepReport, TrainExample};
@@ -203,6 +204,42 @@ fn given_weights_take_the_place_of_scores() {
     assert_eq!(given.collect::<Vec<f64>>(), weights);
     let measured = |e: &&TrainExample| e.reference[0] < 0.0;
     assert_eq!(scored.examples.iter().filter(measured).count(), 9);
+}
+
+#[test]
+fn pairs_that_were_measured_are_taken_over_and_the_others_measured() {
+    let (learner, pairs, recipe) = (learner(), pairs(), recipe());
+    let of = |pairs| Run {
+        pairs,
+        recipe: &recipe,
+        weights: None,
+    };
+    let watcher = Watcher::default();
+    let known: Vec<TokenPair> = [4, 0, 8, 3, 2].map(|i| pairs[i].clone()).into();
+    let nothing = MeasuredPairs::new(&[], Vec::new());
+    let mut measured = learner.remaining(&of(&known), &nothing, &watcher).unwrap();
+    for example in &mut measured.value {
+        example.weight = 7.0;
+    }
+    // What is taken over is not computed again: this one would be another.
+    measured.value[1].reference = [-1.5, -2.5];
+    let measured = MeasuredPairs::new(&known, measured.value);
+    let found = learner.remaining(&of(&pairs), &measured, &watcher).unwrap();
+    let whole = learner.remaining(&of(&pairs), &nothing, &watcher).unwrap();
+    for (i, (found, whole)) in found.value.iter().zip(&whole.value).enumerate() {
+        assert_eq!((&found.id, found.weight), (&pairs[i].id, 1.0));
+        let expected = if i == 0 {
+            [-1.5, -2.5]
+        } else {
+            whole.reference
+        };
+        assert_eq!(found.reference, expected, "{i}");
+        let hidden = |e: &TrainExample| -> Option<Vec<f32>> {
+            let hidden = e.reference_hidden.as_ref()?;
+            Some(hidden.flatten_all().unwrap().to_vec1().unwrap())
+        };
+        assert_eq!(hidden(found), hidden(whole), "{i}");
+    }
 }
 
 #[test]
