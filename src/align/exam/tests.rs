@@ -1,6 +1,7 @@
 //! The exam's choice of prompts, its report and its verdict, without a model.
 
 mod candidates;
+mod reviews;
 
 use super::*;
 use crate::policy::PolicySet;
