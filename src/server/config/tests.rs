@@ -325,6 +325,24 @@ fn the_example_shows_every_key_and_the_defaults() {
     }
 }
 
+#[test]
+fn what_the_example_has_commented_out_are_the_defaults() {
+    let defaults = read("", &RawConfig::default()).unwrap();
+    let mut section = "";
+    let mut others = Vec::new();
+    for line in EXAMPLE.lines() {
+        if line.starts_with('[') {
+            section = line;
+        } else if let Some(setting) = line.strip_prefix("# ").filter(|rest| rest.contains(" = ")) {
+            let read = read(&format!("{section}\n{setting}\n"), &RawConfig::default());
+            if read.is_ok_and(|config| config != defaults) {
+                others.push(format!("{section} {setting}"));
+            }
+        }
+    }
+    assert_eq!(others, [""; 0], "not the defaults");
+}
+
 /// A key and its comment in the example: `rank = 16  # from 1 to 512`.
 fn example_comment(key: &str) -> Option<&'static str> {
     let (section, key) = match key.rsplit_once('.') {
