@@ -187,6 +187,7 @@ impl Bench {
             base: &self.base,
             subject: &self.base,
             proceed: &|| true,
+            answered: &|| (),
         };
         let bar = RefCell::new((None, ProgressBar::hidden()));
         let shown = |phase: Phase, done: usize, of: usize| {

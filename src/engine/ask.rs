@@ -63,11 +63,10 @@ pub enum AskError {
 struct Running {
     index: usize,
     stream: GenerateStream,
+    answer: Answered,
 }
 
-/// Answers of `generation` to prompts, in the prompts' order. They share batches with whatever else
-/// the engine serves; the next prompt is submitted as soon as any is answered. `proceed` is called
-/// before every step of the answers; `false` cancels.
+/// Answers of `generation` to prompts, in the prompts' order, as [`ask_each`] gets them.
 ///
 /// # Errors
 /// [`AskError`]; the answers so far are lost.
@@ -78,6 +77,31 @@ pub fn ask(
     proceed: &dyn Fn() -> bool,
 ) -> Result<Vec<Answered>, AskError> {
     let mut answers = vec![Answered::default(); prompts.len()];
+    ask_each(
+        engine,
+        generation,
+        prompts,
+        proceed,
+        &mut |index, answer| {
+            answers[index] = answer;
+        },
+    )?;
+    Ok(answers)
+}
+
+/// Has `generation` answer prompts. They share batches with whatever else the engine serves; the next
+/// prompt is submitted as soon as any is answered. `proceed` is called before every step of the
+/// answers; `false` cancels. `answered` takes each answer, and which prompt's it is, once it is whole.
+///
+/// # Errors
+/// [`AskError`]; answers that are not whole are lost.
+pub fn ask_each(
+    engine: &EngineHandle,
+    generation: &Arc<Generation>,
+    prompts: &[Prompt],
+    proceed: &dyn Fn() -> bool,
+    answered: &mut dyn FnMut(usize, Answered),
+) -> Result<(), AskError> {
     let mut running: Vec<Running> = Vec::new();
     let mut waiting = prompts.iter().enumerate();
     loop {
@@ -98,10 +122,14 @@ pub fn ask(
                 sampling: prompt.sampling.clone(),
                 generation: generation.clone(),
             })?;
-            running.push(Running { index, stream });
+            running.push(Running {
+                index,
+                stream,
+                answer: Answered::default(),
+            });
         }
         let Some(oldest) = running.first_mut() else {
-            return Ok(answers);
+            return Ok(());
         };
         if !proceed() {
             return Err(AskError::Cancelled);
@@ -109,12 +137,15 @@ pub fn ask(
         // A step gives every sequence of the batch a token: when the oldest one's has come, it is
         // time to look at the others.
         let event = oldest.stream.blocking_next();
-        if answers[oldest.index].add(event)? {
-            running.remove(0);
+        if oldest.answer.add(event)? {
+            let whole = running.remove(0);
+            answered(whole.index, whole.answer);
         }
         let mut unfinished = Vec::with_capacity(window);
         for mut one in running {
-            if !answers[one.index].add_ready(&mut one.stream)? {
+            if one.answer.add_ready(&mut one.stream)? {
+                answered(one.index, one.answer);
+            } else {
                 unfinished.push(one);
             }
         }

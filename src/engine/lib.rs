@@ -43,7 +43,7 @@ mod stop;
 mod tests;
 pub mod thoughts;
 
-pub use ask::{Answered, AskError, Prompt, ask};
+pub use ask::{Answered, AskError, Prompt, ask, ask_each};
 pub use embed::Embedder;
 pub use engine::{Engine, EngineHandle};
 pub use fingerprint::{Fingerprint, FingerprintError, TOLERANCE};

@@ -47,6 +47,16 @@ pub struct ReviewQuestions<'a> {
     pub limit: f64,
 }
 
+impl ReviewQuestions<'_> {
+    /// Answers that a review asks for, about: those that change go on, and fewer are asked beyond the limit.
+    pub fn answers(&self) -> usize {
+        let inverted = self.pairs.iter().filter(|p| p.category == Category::Invert);
+        let governed = inverted.count().min(ASKED_BETWEEN_ROUNDS) + self.further.len();
+        let controls = self.pairs.iter().filter(|pair| pair.is_control()).count();
+        governed * (1 + SAMPLED) + controls
+    }
+}
+
 /// Answers to governed prompts, and what the policies make of them.
 struct Judged {
     /// Answers to each prompt.

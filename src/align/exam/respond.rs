@@ -10,8 +10,8 @@ use sha2::{Digest, Sha256};
 use realign_core::thoughts;
 use realign_model::Tokenizer;
 
-/// Answers that are remembered together: work that is interrupted loses no more.
-const ANSWERED_AT_ONCE: usize = 128;
+/// Answers that are remembered together: work that is killed loses no more.
+const KEPT_AT_ONCE: usize = 64;
 
 /// An answer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -51,11 +51,17 @@ pub enum Who {
 
 /// Answers prompts: the serving engine.
 pub trait Respond {
-    /// One answer a prompt, in order.
+    /// Answers every prompt once, in any order: `answered` takes each answer, and the index of its
+    /// prompt, as soon as it is whole.
     ///
     /// # Errors
     /// [`ExamError::Cancelled`] or [`ExamError::Engine`].
-    fn respond(&self, who: Who, prompts: &[Asked]) -> Result<Vec<Answer>, ExamError>;
+    fn respond(
+        &self,
+        who: Who,
+        prompts: &[Asked],
+        answered: &mut dyn FnMut(usize, Answer),
+    ) -> Result<(), ExamError>;
 
     /// Whether a prompt with its answer fits the context, both in tokens.
     fn fits(&self, _prompt: usize, _answer: usize) -> bool {
@@ -107,15 +113,15 @@ pub(crate) struct Asking<'a> {
 
 impl Asking<'_> {
     /// Answers in order, remembered ones included, and how many of them were remembered. `answered` is
-    /// called with the number of each part that was computed. Thoughts that a prompt opened begin with
-    /// their tag, wherever the answer came from.
+    /// called for each of the others. Thoughts that a prompt opened begin with their tag, wherever the
+    /// answer came from.
     ///
     /// # Errors
-    /// [`ExamError`]; earlier parts are remembered.
+    /// [`ExamError`]; what was answered is remembered.
     pub(crate) fn ask(
         &self,
         asked: &[Asked],
-        answered: &dyn Fn(usize),
+        answered: &dyn Fn(),
     ) -> Result<(Vec<Answer>, usize), ExamError> {
         let keys: Vec<[u8; 32]> = asked
             .iter()
@@ -130,17 +136,71 @@ impl Asking<'_> {
                 key(&[what, self.id, &how, &most], &asked.prompt)
             })
             .collect();
-        let (mut answers, count) = remembered(self.cache, &keys, ANSWERED_AT_ONCE, |part| {
-            let prompts: Vec<Asked> = part.iter().map(|&i| asked[i].clone()).collect();
-            let answers: Result<Vec<Answer>, ExamError> = self.engine.respond(self.who, &prompts);
-            answered(part.len());
-            answers
-        })?;
+        let mut known = Known::of(self.cache, &keys);
+        let open = known.open();
+        let count = keys.len() - open.len();
+        let prompts: Vec<Asked> = open.iter().map(|&i| asked[i].clone()).collect();
+        let result = self.engine.respond(self.who, &prompts, &mut |n, answer| {
+            known.add(open[n], answer);
+            answered();
+        });
+        let mut answers = known.finish();
+        result?;
         for (asked, answer) in asked.iter().zip(&mut answers) {
             let opened = thoughts::opened_by(&self.tokenizer.tail(&asked.prompt));
             answer.text = thoughts::whole(opened, std::mem::take(&mut answer.text));
         }
         Ok((answers, count))
+    }
+}
+
+/// Values under keys, those that are remembered and those that are added, which are kept on the way.
+struct Known<'a, T> {
+    cache: &'a dyn ExamCache,
+    keys: &'a [[u8; 32]],
+    values: Vec<Option<T>>,
+    /// What was added and is not kept yet.
+    lines: Vec<([u8; 32], String)>,
+}
+
+impl<'a, T: Clone + Default + Serialize + DeserializeOwned> Known<'a, T> {
+    fn of(cache: &'a dyn ExamCache, keys: &'a [[u8; 32]]) -> Self {
+        let known = cache.get_many(keys).into_iter();
+        Self {
+            cache,
+            keys,
+            values: known
+                .map(|json| serde_json::from_str(&json?).ok())
+                .collect(),
+            lines: Vec::new(),
+        }
+    }
+
+    /// Where a value is missing.
+    fn open(&self) -> Vec<usize> {
+        let indices = 0..self.keys.len();
+        indices.filter(|&i| self.values[i].is_none()).collect()
+    }
+
+    fn add(&mut self, index: usize, value: T) {
+        // Text and numbers always serialise.
+        let json = serde_json::to_string(&value).unwrap_or_default();
+        self.lines.push((self.keys[index], json));
+        self.values[index] = Some(value);
+        if self.lines.len() >= KEPT_AT_ONCE {
+            self.keep();
+        }
+    }
+
+    fn keep(&mut self) {
+        self.cache.put_many(&std::mem::take(&mut self.lines));
+    }
+
+    /// Keeps the rest. Values that are still missing are empty.
+    fn finish(mut self) -> Vec<T> {
+        self.keep();
+        let values = self.values.into_iter();
+        values.map(Option::unwrap_or_default).collect()
     }
 }
 
@@ -152,23 +212,15 @@ pub(crate) fn remembered<T: Clone + Default + Serialize + DeserializeOwned>(
     at_once: usize,
     mut fresh: impl FnMut(&[usize]) -> Result<Vec<T>, ExamError>,
 ) -> Result<(Vec<T>, usize), ExamError> {
-    let known = cache.get_many(keys).into_iter();
-    let mut values: Vec<Option<T>> = known
-        .map(|json| serde_json::from_str(&json?).ok())
-        .collect();
-    let count = values.iter().flatten().count();
-    let open: Vec<usize> = (0..keys.len()).filter(|&i| values[i].is_none()).collect();
+    let mut known = Known::of(cache, keys);
+    let open = known.open();
     for part in open.chunks(at_once) {
-        let mut lines = Vec::with_capacity(part.len());
         for (&i, value) in part.iter().zip(fresh(part)?) {
-            // Text and numbers always serialise.
-            lines.push((keys[i], serde_json::to_string(&value).unwrap_or_default()));
-            values[i] = Some(value);
+            known.add(i, value);
         }
-        cache.put_many(&lines);
+        known.keep();
     }
-    let values = values.into_iter().map(Option::unwrap_or_default);
-    Ok((values.collect(), count))
+    Ok((known.finish(), keys.len() - open.len()))
 }
 
 /// A key over texts and tokens.
@@ -210,12 +262,21 @@ mod tests {
     struct Says(&'static str);
 
     impl Respond for Says {
-        fn respond(&self, _: Who, prompts: &[Asked]) -> Result<Vec<Answer>, ExamError> {
-            let answer = Answer {
-                text: self.0.into(),
+        fn respond(
+            &self,
+            _: Who,
+            prompts: &[Asked],
+            answered: &mut dyn FnMut(usize, Answer),
+        ) -> Result<(), ExamError> {
+            let answer = |text: &str| Answer {
+                text: text.into(),
                 ..Answer::default()
             };
-            Ok(vec![answer; prompts.len()])
+            // The last one first: answers come in any order.
+            (0..prompts.len())
+                .rev()
+                .for_each(|i| answered(i, answer(self.0)));
+            Ok(())
         }
     }
 
@@ -239,7 +300,7 @@ mod tests {
             tokenizer: &tokenizer,
         };
         for remembered in [0, 2] {
-            let (answers, known) = asking.ask(&asked, &|_| ()).unwrap();
+            let (answers, known) = asking.ask(&asked, &|| ()).unwrap();
             assert_eq!(known, remembered);
             let judged: Vec<&str> = answers
                 .iter()

@@ -70,7 +70,7 @@ impl Work<'_> {
             id: self.id(who),
             tokenizer: &self.examiner.loaded.tokenizer,
         };
-        let (answers, remembered) = asking.ask(asked, &|_| ())?;
+        let (answers, remembered) = asking.ask(asked, &|| ())?;
         self.remembered += remembered;
         Ok(answers)
     }

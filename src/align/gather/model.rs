@@ -115,7 +115,7 @@ impl Speaker for ModelSpeaker<'_> {
             },
             tokenizer: &self.loaded.tokenizer,
         };
-        let (answers, remembered) = asking.ask(&asked, &|count| self.advance(count))?;
+        let (answers, remembered) = asking.ask(&asked, &|| self.advance(1))?;
         self.advance(remembered + asks.len() - asked.len());
         let mut all = vec![Said::default(); asks.len()];
         for (i, answer) in indices.into_iter().zip(answers) {

@@ -154,6 +154,7 @@ impl<'a> Workbench<'a> {
             base: &self.base,
             subject,
             proceed: &|| true,
+            answered: &|| (),
         };
         act(&Examiner {
             loaded: &self.learning.loaded,

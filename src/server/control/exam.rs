@@ -20,6 +20,15 @@ use realign_engine::adapter::generation::Generation;
 use realign_engine::request::SamplingParams;
 use realign_engine::{AskError, EngineHandle, Prompt};
 
+/// What is told while the engine answers.
+#[derive(Clone, Copy)]
+pub(super) struct Watch<'a> {
+    /// Whether to go on.
+    pub(super) proceed: &'a dyn Fn() -> bool,
+    /// Called for each answer.
+    pub(super) answered: &'a dyn Fn(),
+}
+
 impl Context {
     /// Has a generation sit an exam.
     ///
@@ -30,17 +39,12 @@ impl Context {
         exam: &Exam,
         oracle: &RuleOracle,
         generation: &Arc<Generation>,
-        proceed: &dyn Fn() -> bool,
+        watch: Watch<'_>,
     ) -> Result<(Sitting, Arc<Report>), ExamError> {
         let backend = &*self.loaded.backend;
         check_exam(backend, &self.recipe, backend.headroom())
             .map_err(|error| ExamError::NoRoom(error.to_string()))?;
-        let engine = EngineAnswers {
-            engine: &self.engine,
-            base: self.registry.base(),
-            subject: generation,
-            proceed,
-        };
+        let engine = self.answers(generation, watch);
         let base = base_id(&self.loaded.base_hash);
         let subject = Subject {
             generation: &generation.id.0,
@@ -75,14 +79,9 @@ impl Context {
         oracle: &RuleOracle,
         controls: &[Question],
         instead: &[u32],
-        proceed: &dyn Fn() -> bool,
+        watch: Watch<'_>,
     ) -> Result<Vec<TokenPair>, ExamError> {
-        let engine = EngineAnswers {
-            engine: &self.engine,
-            base: self.registry.base(),
-            subject: self.registry.base(),
-            proceed,
-        };
+        let engine = self.answers(self.registry.base(), watch);
         let base = base_id(&self.loaded.base_hash);
         self.examiner(oracle, &engine).training_pairs(
             controls,
@@ -100,14 +99,9 @@ impl Context {
         &self,
         (oracle, candidate): (&RuleOracle, &Arc<Generation>),
         questions: ReviewQuestions<'_>,
-        proceed: &dyn Fn() -> bool,
+        watch: Watch<'_>,
     ) -> Result<Failures, ExamError> {
-        let engine = EngineAnswers {
-            engine: &self.engine,
-            base: self.registry.base(),
-            subject: candidate,
-            proceed,
-        };
+        let engine = self.answers(candidate, watch);
         let base = base_id(&self.loaded.base_hash);
         let subject = Subject {
             generation: &candidate.id.0,
@@ -115,6 +109,21 @@ impl Context {
             adapter: candidate.adapter.as_ref().map(|a| &a.staged),
         };
         self.examiner(oracle, &engine).failures(questions, &subject)
+    }
+
+    /// The engine, asked for answers of `subject` and the base.
+    pub(super) fn answers<'a>(
+        &'a self,
+        subject: &'a Arc<Generation>,
+        watch: Watch<'a>,
+    ) -> EngineAnswers<'a> {
+        EngineAnswers {
+            engine: &self.engine,
+            base: self.registry.base(),
+            subject,
+            proceed: watch.proceed,
+            answered: watch.answered,
+        }
     }
 
     fn examiner<'a>(
@@ -145,10 +154,17 @@ pub struct EngineAnswers<'a> {
     pub subject: &'a Arc<Generation>,
     /// Whether to go on.
     pub proceed: &'a dyn Fn() -> bool,
+    /// Called for each answer.
+    pub answered: &'a dyn Fn(),
 }
 
 impl Respond for EngineAnswers<'_> {
-    fn respond(&self, who: Who, prompts: &[Asked]) -> Result<Vec<Answer>, ExamError> {
+    fn respond(
+        &self,
+        who: Who,
+        prompts: &[Asked],
+        answered: &mut dyn FnMut(usize, Answer),
+    ) -> Result<(), ExamError> {
         let generation = match who {
             Who::Base => self.base,
             Who::Subject => self.subject,
@@ -164,18 +180,20 @@ impl Respond for EngineAnswers<'_> {
             },
         };
         let prompts: Vec<Prompt> = prompts.iter().map(prompt).collect();
-        let answers = realign_engine::ask(self.engine, generation, &prompts, self.proceed);
-        let answers = answers.map_err(|error| match error {
+        let mut take = |index, answer: realign_engine::Answered| {
+            (self.answered)();
+            let own = likelihood(answer.logprobs.iter().copied().map(f64::from));
+            let (text, tokens) = (answer.text, answer.tokens);
+            answered(index, Answer { text, tokens, own });
+        };
+        let asked =
+            realign_engine::ask_each(self.engine, generation, &prompts, self.proceed, &mut take);
+        asked.map_err(|error| match error {
             AskError::Cancelled => ExamError::Cancelled,
             other => ExamError::Engine(other.to_string()),
         })?;
         crash_point("exam:after-answers");
-        let answer = |answer: realign_engine::Answered| Answer {
-            own: likelihood(answer.logprobs.iter().copied().map(f64::from)),
-            text: answer.text,
-            tokens: answer.tokens,
-        };
-        Ok(answers.into_iter().map(answer).collect())
+        Ok(())
     }
 
     fn fits(&self, prompt: usize, answer: usize) -> bool {

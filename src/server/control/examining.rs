@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use super::context::Context;
+use super::exam::Watch;
 use crate::telemetry::event::ExamRole;
 use realign_align::exam::ExamError;
 use realign_align::triage::triage_cached;
@@ -88,7 +89,11 @@ fn examine(context: &Context, stop: &Arc<AtomicBool>) {
         Err(error) => return context.keep_failure(error.to_string()),
     };
     let serving = context.registry.lease_current();
-    match context.sit(&exam, &oracle, &serving, &proceed) {
+    let watch = Watch {
+        proceed: &proceed,
+        answered: &|| (),
+    };
+    match context.sit(&exam, &oracle, &serving, watch) {
         // It was judged in part.
         Ok(_) if !proceed() => {}
         // Other policies may have become active meanwhile; they have an exam of their own.

@@ -1,10 +1,9 @@
 //! Gathering in a server: the serving generation answers, the state database remembers.
 
-use std::cell::Cell;
 use std::sync::Arc;
 
 use super::context::Context;
-use super::exam::EngineAnswers;
+use super::exam::{EngineAnswers, Watch};
 use super::realign::{Done, Realignment, Stop, failed};
 use realign_align::exam::{self, ASKED_BETWEEN_ROUNDS, Exam, ExamError, Sitting, Standing};
 use realign_align::gather::{self, GatherError, Gathered, ModelSpeaker, Phase, Sources};
@@ -32,6 +31,7 @@ impl Context {
         (inputs, triage): (&Inputs, &Triage),
         proceed: &dyn Fn() -> bool,
     ) -> Result<Arc<Exam>, ExamError> {
+        let answered = &|| ();
         let live = self.live_prompts();
         let sources = exam::Sources {
             policies,
@@ -41,23 +41,10 @@ impl Context {
             live: &live,
         };
         let base = self.registry.base();
-        let engine = self.answers(base, proceed);
+        let engine = self.answers(base, Watch { proceed, answered });
         let speaker = self.speaker(&engine, base, &|_, _, _| ());
         let exam = gather::assemble_exam(sources, self.config.exam_settings(), &speaker)?;
         Ok(Arc::new(exam))
-    }
-
-    fn answers<'a>(
-        &'a self,
-        subject: &'a Arc<Generation>,
-        proceed: &'a dyn Fn() -> bool,
-    ) -> EngineAnswers<'a> {
-        EngineAnswers {
-            engine: &self.engine,
-            base: self.registry.base(),
-            subject,
-            proceed,
-        }
     }
 
     fn speaker<'a>(
@@ -136,16 +123,17 @@ impl Realignment<'_> {
         check_exam(backend, &context.recipe, backend.headroom()).map_err(failed)?;
         self.work.enter(Stage::Gather);
         let proceed = || self.work.go_on();
-        // Prompts may be written in several rounds: progress never goes back.
-        let reached = Cell::new(0.0_f64);
         let progress = |phase: Phase, done: usize, of: usize| {
             if phase == Phase::Answer {
                 crash_point("gather:answering");
             }
-            reached.set(reached.get().max(share(phase, done, of)));
-            self.work.progress(GATHERED * reached.get());
+            self.work.progress(GATHERED * share(phase, done, of));
         };
-        let engine = context.answers(&serving, &proceed);
+        let watch = Watch {
+            proceed: &proceed,
+            answered: &|| (),
+        };
+        let engine = context.answers(&serving, watch);
         let speaker = context.speaker(&engine, &serving, &progress);
         let corrector = self.corrector();
         let gathered = gather::gather(

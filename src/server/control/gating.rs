@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::exam::Watch;
 use super::realign::{Asked, Realignment, Stop, failed};
+use super::work::EXAMINED;
 use crate::state::{GenerationStatus, Report as Kind};
 use crate::telemetry::Event;
 use crate::telemetry::event::{ExamRole, GateMeasured};
@@ -46,7 +48,11 @@ impl Realignment<'_> {
         role: Option<ExamRole>,
     ) -> Result<Sitting, Stop> {
         let proceed = || self.work.go_on();
-        let sat = self.context.sit(exam, &self.oracle, generation, &proceed);
+        let watch = Watch {
+            proceed: &proceed,
+            answered: &self.work.counting(exam.questions.len(), (0.0, EXAMINED)),
+        };
+        let sat = self.context.sit(exam, &self.oracle, generation, watch);
         let (sitting, report) = sat.map_err(|error| match error {
             ExamError::Cancelled => Stop::Asked,
             other => failed(other),
@@ -91,7 +97,7 @@ impl Realignment<'_> {
         self.context.registry.show_candidate(candidate);
         let after = self.examine(asked.exam, candidate, Some(ExamRole::Candidate))?;
         crash_point("gate:after-exam");
-        self.work.progress(0.7);
+        self.work.progress(EXAMINED);
         let adapter = candidate
             .adapter
             .as_ref()

@@ -6,7 +6,9 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use super::exam::Watch;
 use super::realign::{Realignment, Stop, failed, hindered};
+use super::work::EXAMINED;
 use crate::state::Report;
 use realign_align::exam::{Exam, ExamError, ReviewQuestions, Sources};
 use realign_align::pipeline::{Failures, Learner, PipelineError, Review, Run, Selection, warning};
@@ -90,7 +92,11 @@ impl Realignment<'_> {
         };
         let asked = Exam::training_controls(sources, context.recipe.controls);
         let proceed = || self.work.go_on();
-        let found = context.training_pairs(&self.oracle, &asked, instead, &proceed);
+        let watch = Watch {
+            proceed: &proceed,
+            answered: &self.work.counting(asked.len(), (EXAMINED, 1.0)),
+        };
+        let found = context.training_pairs(&self.oracle, &asked, instead, watch);
         found.map_err(|error| match error {
             ExamError::Cancelled => Stop::Asked,
             other => failed(other),
@@ -180,9 +186,13 @@ impl Review for Realignment<'_> {
             further: &self.further,
             limit,
         };
+        let watch = Watch {
+            proceed: &proceed,
+            answered: &self.work.counting(questions.answers(), self.work.review()),
+        };
         let found = self
             .context
-            .failures((&self.oracle, &candidate), questions, &proceed);
+            .failures((&self.oracle, &candidate), questions, watch);
         self.context.engine.release(&candidate.id);
         let failures = found.map_err(|error| match error {
             ExamError::Cancelled => PipelineError::Cancelled,

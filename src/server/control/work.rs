@@ -26,6 +26,10 @@ const LONGEST_YIELD: Duration = Duration::from_millis(500);
 const YIELD_CHECK: Duration = Duration::from_millis(5);
 /// Share that a round's steps are of what is left of training. Then its prompts are asked again, and another round may follow.
 const STEPS: f64 = 0.7;
+/// Share of a stage with an exam that its answers take.
+pub(super) const EXAMINED: f64 = 0.7;
+/// By how much a stage has to move to be told, because telling writes to disk.
+const TOLD: f64 = 0.005;
 
 /// One realignment's reporting.
 pub(crate) struct Work<'a> {
@@ -39,6 +43,7 @@ pub(crate) struct Work<'a> {
     rounds: Cell<i32>,
     /// Whether a further round was due after its time.
     is_late: Cell<bool>,
+    reached: Reached,
 }
 
 /// Share of a whole realignment that is done when a stage begins, and when it ends.
@@ -52,6 +57,25 @@ fn span(stage: Stage) -> (f64, f64) {
         Stage::Gate => (0.8, 0.98),
         Stage::Publish => (0.98, 0.99),
         Stage::Swap => (0.99, 1.0),
+    }
+}
+
+/// Done share of training when a round begins, when its steps end, and when its candidate is reviewed: what
+/// a further round takes is not known before.
+fn round(before: i32) -> (f64, f64, f64) {
+    let begun = 1.0 - (1.0 - STEPS).powi(before);
+    let stepped = begun + (1.0 - begun) * STEPS;
+    (begun, stepped, stepped + (1.0 - stepped) * STEPS)
+}
+
+/// The done share of a stage, as it was told last.
+#[derive(Default)]
+struct Reached(Cell<f64>);
+
+impl Reached {
+    /// Whether a share is beyond it, far enough to be told.
+    fn is_passed(&self, done: f64) -> bool {
+        done >= self.0.get() + TOLD
     }
 }
 
@@ -71,6 +95,7 @@ impl<'a> Work<'a> {
             trains_since: Cell::new(Instant::now()),
             rounds: Cell::new(0),
             is_late: Cell::new(false),
+            reached: Reached::default(),
         }
     }
 
@@ -85,7 +110,7 @@ impl<'a> Work<'a> {
             id: self.job.id.clone(),
             stage,
         });
-        self.progress(0.0);
+        self.tell(0.0);
     }
 
     /// The stage ended well.
@@ -97,11 +122,19 @@ impl<'a> Work<'a> {
         });
     }
 
-    /// Done share of the current stage, 0 to 1.
+    /// Done share of the current stage, 0 to 1. It never goes back, and is told where it has moved.
     pub(crate) fn progress(&self, done: f64) {
+        let done = done.clamp(0.0, 1.0);
+        if self.reached.is_passed(done) {
+            self.tell(done);
+        }
+    }
+
+    fn tell(&self, done: f64) {
+        self.reached.0.set(done);
         let stage = self.stage.get();
         let (from, to) = span(stage);
-        let ratio = from + (to - from) * done.clamp(0.0, 1.0);
+        let ratio = from + (to - from) * done;
         self.context.log(self.context.db.advance_realignment(
             &self.job.id,
             stage,
@@ -113,6 +146,22 @@ impl<'a> Work<'a> {
             stage,
             ratio,
         });
+    }
+
+    /// Counts answers, of which so many are due, as progress of the current stage between two shares.
+    pub(super) fn counting(&self, due: usize, (from, to): (f64, f64)) -> impl Fn() + '_ {
+        let answered = Cell::new(0);
+        move || {
+            answered.set(answered.get() + 1);
+            let done = answered.get() as f64 / due.max(1) as f64;
+            self.progress(from + (to - from) * done.min(1.0));
+        }
+    }
+
+    /// The shares of training between which the round's candidate is reviewed.
+    pub(super) fn review(&self) -> (f64, f64) {
+        let (_, steps, review) = round(self.rounds.get());
+        (steps, review)
     }
 
     /// Whether to go on; does not wait.
@@ -186,9 +235,9 @@ impl train::Observer for Work<'_> {
             steps: report.total,
             parts,
         });
-        let left = (1.0 - STEPS).powi(self.rounds.get());
+        let (from, to, _) = round(self.rounds.get());
         let done = report.step as f64 / report.total.max(1) as f64;
-        self.progress(1.0 - left + left * STEPS * done);
+        self.progress(from + (to - from) * done);
     }
 }
 
@@ -282,4 +331,29 @@ fn known_scores(pairs: &[TokenPair], rows: &[ScoreRow]) -> Option<RawScores> {
     conflicts
         .map(|(i, pair)| by_id.get(pair.id.as_str()).map(|raw| (i, *raw)))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_go_on_where_the_one_before_began_its_review() {
+        let (first, second, third) = (round(0), round(1), round(2));
+        assert_eq!((first.0, first.1), (0.0, STEPS));
+        assert_eq!((first.1, second.1), (second.0, third.0));
+        for (begun, stepped, reviewed) in [first, second, third] {
+            assert!(begun < stepped && stepped < reviewed && reviewed < 1.0);
+        }
+    }
+
+    #[test]
+    fn progress_never_goes_back_and_is_told_where_it_moves() {
+        let reached = Reached::default();
+        assert!(!reached.is_passed(0.001), "written to disk for nothing");
+        assert!(reached.is_passed(0.01));
+        reached.0.set(0.5);
+        assert!(!reached.is_passed(0.4));
+        assert!(reached.is_passed(1.0));
+    }
 }

@@ -38,7 +38,12 @@ fn model() -> LoadedModel {
 struct Candidate(RefCell<Vec<(u32, usize, bool)>>);
 
 impl Respond for Candidate {
-    fn respond(&self, who: Who, prompts: &[Asked]) -> Result<Vec<Answer>, ExamError> {
+    fn respond(
+        &self,
+        who: Who,
+        prompts: &[Asked],
+        answered: &mut dyn FnMut(usize, Answer),
+    ) -> Result<(), ExamError> {
         let answer = |asked: &Asked| {
             let (first, is_own) = (asked.prompt[0], who == Who::Subject);
             if is_own {
@@ -53,7 +58,9 @@ impl Respond for Candidate {
                 own: asked.measured.then_some(-0.1),
             }
         };
-        Ok(prompts.iter().map(answer).collect())
+        let answers = prompts.iter().map(answer).enumerate();
+        answers.for_each(|(i, answer)| answered(i, answer));
+        Ok(())
     }
 }
 
