@@ -195,7 +195,10 @@ fn an_adapter_directory_that_is_removed_stays_the_servers_own() {
     workspace.drop_policy("xyzzy");
     let server = Server::start(&workspace);
     let trained = server.ended(1)["generation"].clone();
-    std::fs::remove_dir_all(workspace.path("adapters")).unwrap();
+    // The server may take the lock again while the rest is being removed.
+    wait("the directory is gone", || {
+        std::fs::remove_dir_all(workspace.path("adapters")).ok()
+    });
     wait("a lock that is taken again", || {
         workspace.path("adapters/LOCK").exists().then_some(())
     });

@@ -77,7 +77,7 @@ fn https_with_the_operators_certificate() {
         config.build().into()
     };
     let ready = |agent: &ureq::Agent| agent.get(format!("{url}/ready")).call();
-    assert!(ready(&agent(trusting.clone())).is_ok());
+    wait("a ready server", || ready(&agent(trusting.clone())).ok());
     assert!(
         ready(&agent(TlsConfig::default())).is_err(),
         "an unknown certificate"
