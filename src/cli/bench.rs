@@ -84,6 +84,9 @@ pub(crate) struct BenchArgs {
         value_name = "KEY"
     )]
     pub(crate) api_key: Option<String>,
+    /// Temperature that tokens are drawn at; 0 takes the likeliest
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature)]
+    pub(crate) temperature: f32,
     /// Numbers of concurrent streams over HTTP
     #[arg(
         long,
@@ -104,6 +107,12 @@ pub(crate) struct BenchArgs {
     /// What computes
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
+}
+
+fn temperature(text: &str) -> Result<f32, String> {
+    let given = text.parse::<f32>().ok();
+    let allowed = given.filter(|t| (0.0..=2.0).contains(t));
+    allowed.ok_or_else(|| "a temperature is from 0 to 2".into())
 }
 
 /// Runs the command and returns the exit code.
@@ -175,6 +184,7 @@ fn in_process(args: &BenchArgs, global: &GlobalArgs, out: &mut dyn Write) -> Res
         repetitions: args.repetitions.into(),
         rank: args.rank,
         swap_seconds: args.swap_seconds,
+        temperature: args.temperature,
     };
     let mut bench = ModelBench::start(&loaded, config, options)?;
     let progress = Progress::new(global.json);
@@ -236,6 +246,7 @@ fn over_http(
         prompt_words: args.prompt_words,
         max_tokens: args.generate_tokens,
         requests_per_stream: args.requests.max(1),
+        temperature: args.temperature,
     };
     load.resolve_model()?;
     let progress = Progress::new(as_json);
@@ -409,6 +420,7 @@ mod tests {
             repetitions: 2,
             rank: 2,
             swap_seconds: 1,
+            temperature: 0.0,
             threads: None,
             shape: None,
             shape_streams: vec![8],

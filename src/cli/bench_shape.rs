@@ -136,6 +136,7 @@ fn serve(
             repetitions: args.repetitions.into(),
             rank: args.rank,
             swap_seconds: if index == 0 { args.swap_seconds } else { 0 },
+            temperature: args.temperature,
         };
         let default = EngineConfig::default();
         let config = EngineConfig {

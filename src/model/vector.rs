@@ -128,6 +128,35 @@ vectorised! {
     }
 }
 
+/// What exp(−30) is: a token of less than this, relative to the best one, is never drawn.
+const NEGLIGIBLE: f32 = 9.357_623e-14;
+
+vectorised! {
+    /// out ← exp((x − best) / temperature), 0 where that is below exp(−30) or no number; returns Σ out.
+    /// Both have the same length.
+    fn softmax_weights(x: &[f32], best: f32, temperature: f32, out: &mut [f32]) -> f32 {
+        let weight = |x: f32| {
+            let weight = exp((x - best) / temperature);
+            if weight > NEGLIGIBLE { weight } else { 0.0 }
+        };
+        let mut lanes = [0f32; LANES];
+        let (rows, mut into) = (x.chunks_exact(LANES), out.chunks_exact_mut(LANES));
+        let rest = rows.remainder();
+        for (x, out) in rows.zip(&mut into) {
+            for l in 0..LANES {
+                out[l] = weight(x[l]);
+                lanes[l] += out[l];
+            }
+        }
+        let mut tail = 0f32;
+        for (x, out) in rest.iter().zip(into.into_remainder()) {
+            *out = weight(*x);
+            tail += *out;
+        }
+        lanes.iter().sum::<f32>() + tail
+    }
+}
+
 vectorised! {
     /// Σ exp(x − shift) without storing anything, accumulated in f64 over short runs.
     fn sum_exp_shifted(x: &[f32], shift: f32) -> f64 {

@@ -17,6 +17,8 @@ pub struct Options {
     pub rank: usize,
     /// Seconds of the swap case and of its baseline; 0 leaves it out.
     pub swap_seconds: u64,
+    /// Temperature that tokens are drawn at; 0 takes the likeliest.
+    pub temperature: f32,
 }
 
 /// Which generations a batch's streams run on.

@@ -23,6 +23,8 @@ pub struct Load {
     pub max_tokens: usize,
     /// Requests that each stream makes, one after another.
     pub requests_per_stream: usize,
+    /// Temperature that tokens are drawn at; 0 takes the likeliest.
+    pub temperature: f32,
 }
 
 /// Measurements of a server under a number of streams.
@@ -138,7 +140,7 @@ impl Load {
             "model": self.model,
             "prompt": prompt,
             "max_tokens": self.max_tokens,
-            "temperature": 0,
+            "temperature": self.temperature,
             "stream": true,
             "stream_options": {"include_usage": true},
             "ignore_eos": true,

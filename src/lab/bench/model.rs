@@ -254,7 +254,8 @@ impl ModelBench {
                     break;
                 }
                 let prompt = this.prompt(16, seed.wrapping_mul(7919).wrapping_add(round));
-                let request = request(prompt, tokens, this.registry.lease_current());
+                let generation = this.registry.lease_current();
+                let request = request(prompt, (tokens, this.options.temperature), generation);
                 runs.push(stream(&this.engine, request).await?);
             }
             Ok::<_, BenchError>(runs)
@@ -319,7 +320,8 @@ impl ModelBench {
         generation: Arc<Generation>,
     ) -> GenerateRequest {
         let seed = self.next_prompt();
-        request(self.prompt(prompt, seed), tokens, generation)
+        let how = (tokens, self.options.temperature);
+        request(self.prompt(prompt, seed), how, generation)
     }
 
     fn next_prompt(&mut self) -> u32 {
@@ -344,11 +346,16 @@ impl Drop for ModelBench {
     }
 }
 
-fn request(prompt: Vec<u32>, tokens: usize, generation: Arc<Generation>) -> GenerateRequest {
+fn request(
+    prompt: Vec<u32>,
+    (tokens, temperature): (usize, f32),
+    generation: Arc<Generation>,
+) -> GenerateRequest {
     GenerateRequest {
         prompt,
         sampling: SamplingParams {
             max_tokens: tokens,
+            temperature,
             ignore_eos: true,
             ..SamplingParams::default()
         },
