@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use super::request::SamplingParams;
 use realign_model::DrawRequest;
 use realign_model::vector::{logsumexp, max};
-use weights::Weights;
+use weights::{BLOCK, Weights};
 
 /// One sequence's sampler: its own random stream, so batch mates cannot change its text.
 #[derive(Debug)]
@@ -175,25 +175,41 @@ pub(crate) fn argmax(logits: &[f32]) -> usize {
     logits.iter().position(|l| *l == best).unwrap_or_default()
 }
 
-/// log p of one token, and the `n` most probable ones with theirs, best first. Holds `n` tokens
-/// while it reads the logits once.
+/// log p of one token, and the `n` most probable ones with theirs, best first.
 pub(crate) fn logprobs(logits: &[f32], token: u32, n: usize) -> (f32, Vec<(u32, f32)>) {
     let normaliser = logsumexp(logits);
-    let mut top: Vec<(u32, f32)> = Vec::with_capacity(n.min(logits.len()));
-    let read = if n == 0 { 0 } else { logits.len() };
-    for (id, &logit) in (0u32..).zip(&logits[..read]) {
-        if top.len() == n && top.last().is_none_or(|worst| logit <= worst.1) {
-            continue;
-        }
-        // Ids ascend, so an equal one found before stays in front.
-        let at = top.partition_point(|(_, better)| *better >= logit);
-        top.truncate(n - 1);
-        top.insert(at, (id, logit));
-    }
+    let mut top = if n > 0 {
+        largest(logits, n)
+    } else {
+        Vec::new()
+    };
     for (_, logit) in &mut top {
         *logit -= normaliser;
     }
     (logits[token as usize] - normaliser, top)
+}
+
+/// The `n` largest logits with their ids, the largest first. Holds `n` of them while it reads the row once.
+fn largest(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
+    let mut top: Vec<(u32, f32)> = Vec::with_capacity(n.min(logits.len()));
+    let belongs = |top: &[(u32, f32)], logit: f32| {
+        top.len() < n || top.last().is_some_and(|worst| logit > worst.1)
+    };
+    for (first, block) in (0u32..).step_by(BLOCK).zip(logits.chunks(BLOCK)) {
+        // Few blocks have one of the best, and vectors find which.
+        if !belongs(&top, max(block)) {
+            continue;
+        }
+        for (id, &logit) in (first..).zip(block) {
+            if belongs(&top, logit) {
+                // Ids ascend, so an equal one found before stays in front.
+                let at = top.partition_point(|(_, better)| *better >= logit);
+                top.truncate(n - 1);
+                top.insert(at, (id, logit));
+            }
+        }
+    }
+    top
 }
 
 #[cfg(test)]

@@ -98,7 +98,7 @@ fn the_nucleus_is_the_same_as_after_a_full_sort() {
         let mut kept: Vec<Candidate> = (0..size).map(weight).collect();
         let mut sorted = kept.clone();
         let top_p = [0.0, 0.01, 0.5, 0.99, 0.9999][round % 5];
-        let limit = f64::from(top_p) * sum(&kept);
+        let limit = top_p * sum(&kept);
         keep_nucleus(&mut kept, limit);
         sorted.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         let enough = (1..=sorted.len()).find(|&n| sum(&sorted[..n]) >= limit);
@@ -139,16 +139,16 @@ fn a_draw_leaves_nothing_behind_for_the_next() {
 
 #[test]
 fn the_most_probable_tokens_are_those_of_a_full_sort() {
-    let logits: Vec<f32> = (0..300).map(|i| ((i * 53) % 40) as f32).collect();
-    let mut order: Vec<u32> = (0..300).collect();
+    let logits: Vec<f32> = (0..1000).map(|i| ((i * 53) % 40) as f32).collect();
+    let mut order: Vec<u32> = (0..1000).collect();
     order.sort_by(|&a, &b| {
         logits[b as usize]
             .total_cmp(&logits[a as usize])
             .then(a.cmp(&b))
     });
-    for n in [0, 1, 7, 20, 300, 400] {
+    for n in [0, 1, 7, 20, 300, 1000, 1200] {
         let ids: Vec<u32> = logprobs(&logits, 0, n).1.iter().map(|t| t.0).collect();
-        assert_eq!(ids, order[..n.min(300)]);
+        assert_eq!(ids, order[..n.min(1000)]);
     }
 }
 

@@ -4,7 +4,7 @@ use super::Candidate;
 use realign_model::vector::{max, softmax_weights};
 
 /// Tokens of a block.
-const BLOCK: usize = 256;
+pub(super) const BLOCK: usize = 256;
 /// Keeps a bound below what rounding moves.
 const SLACK: f64 = 0.999;
 
