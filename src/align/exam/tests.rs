@@ -1,5 +1,6 @@
 //! The exam's choice of prompts, its report and its verdict, without a model.
 
+mod answers;
 mod candidates;
 mod reviews;
 
