@@ -21,11 +21,13 @@ impl Respond for Fails {
         answered: &mut dyn FnMut(usize, Answer),
     ) -> Result<(), ExamError> {
         self.asked.set(prompts.len());
-        for index in 0..prompts.len().min(self.after) {
-            let text = prompts[index].prompt[0].to_string();
-            let tokens = vec![1];
-            let own = None;
-            answered(index, Answer { text, tokens, own });
+        for (index, asked) in prompts.iter().enumerate().take(self.after) {
+            let answer = Answer {
+                text: asked.prompt[0].to_string(),
+                tokens: vec![1],
+                own: None,
+            };
+            answered(index, answer);
         }
         match prompts.len() > self.after {
             true => Err(ExamError::Engine("gone".into())),
@@ -49,10 +51,9 @@ fn what_was_answered_before_a_failure_is_not_asked_again() {
     let cache = MemoryExamCache::default();
     let answered = Cell::new(0);
     let ask = |after: usize| {
-        let asked_for = Cell::new(0);
         let engine = Fails {
             after,
-            asked: asked_for,
+            asked: Cell::default(),
         };
         let asking = Asking {
             engine: &engine,
