@@ -2,7 +2,7 @@ use std::path::Path;
 
 use super::load::{layered, no_environment, required};
 use super::*;
-use realign_align::train::ModelSize;
+use realign_align::train::{ModelSize, Recipe};
 use realign_core::ranges;
 
 fn read(text: &str, flags: &RawConfig) -> Result<Config, ConfigError> {
@@ -372,6 +372,16 @@ fn what_the_example_has_commented_out_are_the_defaults() {
         }
     }
     assert_eq!(others, NO_DEFAULTS);
+}
+
+#[test]
+fn what_the_size_of_the_model_decides_is_shown_as_for_a_small_one() {
+    let table: toml::Table = whole_example().parse().unwrap();
+    let (train, small) = (&table["train"], Recipe::default());
+    assert_eq!(train["rank"].as_integer(), Some(small.rank as i64));
+    assert_eq!(train["layer_share"].as_float(), Some(small.layer_share));
+    assert_eq!(train["learning_rate"].as_float(), Some(small.learning_rate));
+    assert_eq!(train["alpha_kl"].as_float(), Some(small.alpha_kl));
 }
 
 /// A key and its comment in the example: `rank = 16  # from 1 to 512`.
