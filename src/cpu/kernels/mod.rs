@@ -348,4 +348,4 @@ macro_rules! for_format {
         }
     };
 }
-use for_format;
+pub(crate) use for_format;

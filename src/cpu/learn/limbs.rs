@@ -14,6 +14,7 @@ use super::product::{Pointer, View, ViewMut};
 use super::tile::Target;
 use crate::activations::ActivationUnit;
 use crate::kernels::bits::wide::{halves, integers, numbers};
+use crate::kernels::for_format;
 use crate::packed::{BlockLayout, Encoding, PANEL, PackedWeight, SCALE_BYTES};
 use realign_model::blocks::{BLOCK_UNITS, Format, UNIT};
 use realign_model::time_slices::TimeSlices;
@@ -165,17 +166,12 @@ pub(crate) fn product(
             let rows = ROWS.min(rows - first);
             // SAFETY: the instructions were detected; the buffers hold a multiple of ROWS rows, and
             // the checks above bound the target.
-            unsafe {
-                match (format.bits, format.scales, format.factored) {
-                    (4, 1, false) => job.tile::<4, 1, false>(rows),
-                    (4, 1, true) => job.tile::<4, 1, true>(rows),
-                    (4, _, _) => job.tile::<4, 2, true>(rows),
-                    (5, _, false) => job.tile::<5, 1, false>(rows),
-                    (5, _, true) => job.tile::<5, 1, true>(rows),
-                    (6, _, _) => job.tile::<6, 2, true>(rows),
-                    (_, _, _) => job.tile::<8, 1, false>(rows),
-                }
+            macro_rules! call {
+                ($bits:literal, $scales:literal, $minimum:literal, $factored:literal) => {
+                    unsafe { job.tile::<$bits, $scales, $minimum, $factored>(rows) }
+                };
             }
+            for_format!(format, call)
         }
     });
 }
@@ -195,7 +191,12 @@ impl Job<'_> {
     /// The processor has the instructions, eight rows of limbs and marks are there, and `rows` rows
     /// of the target's width may be written.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
-    unsafe fn tile<const BITS: usize, const SCALES: usize, const FACTORED: bool>(
+    unsafe fn tile<
+        const BITS: usize,
+        const SCALES: usize,
+        const MINIMUM: bool,
+        const FACTORED: bool,
+    >(
         &self,
         rows: usize,
     ) {
@@ -203,8 +204,8 @@ impl Job<'_> {
         // SAFETY: passed on.
         unsafe {
             match rows <= ROWS / 2 {
-                true => self.sums::<4, BITS, SCALES, FACTORED>(rows),
-                false => self.sums::<ROWS, BITS, SCALES, FACTORED>(rows),
+                true => self.sums::<4, BITS, SCALES, MINIMUM, FACTORED>(rows),
+                false => self.sums::<ROWS, BITS, SCALES, MINIMUM, FACTORED>(rows),
             }
         }
     }
@@ -213,13 +214,18 @@ impl Job<'_> {
     /// As [`Job::tile`]; `rows` ≤ N ≤ 8.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,f16c")]
-    unsafe fn sums<const N: usize, const BITS: usize, const SCALES: usize, const FACTORED: bool>(
+    unsafe fn sums<
+        const N: usize,
+        const BITS: usize,
+        const SCALES: usize,
+        const MINIMUM: bool,
+        const FACTORED: bool,
+    >(
         &self,
         rows: usize,
     ) {
-        let layout = BlockLayout::of(self.format);
+        let layout = const { BlockLayout::new(BITS, SCALES, MINIMUM, FACTORED) };
         let units = self.bytes.len() / layout.bytes * layout.units;
-        let zero = _mm512_set1_epi32(self.format.zero);
         let mut at = self.bytes.as_ptr();
         let mut factors = [_mm512_setzero_ps(); 2];
         let mut sums = [_mm512_setzero_ps(); N];
@@ -234,10 +240,10 @@ impl Job<'_> {
                 at = at.add(layout.unit);
                 let number = |i: usize| numbers::<FACTORED>(head, i, 0, factors[i / SCALES]);
                 let scales: [__m512; SCALES] = std::array::from_fn(number);
-                let minima: [__m512; SCALES] = std::array::from_fn(|i| match self.format.minimum {
-                    true => number(SCALES + i),
-                    false => _mm512_setzero_ps(),
-                });
+                let minima: [__m512; SCALES] = match MINIMUM {
+                    true => std::array::from_fn(|i| number(SCALES + i)),
+                    false => [_mm512_setzero_ps(); SCALES],
+                };
                 let q = integers::<BITS>(unit);
                 for (s, (scale, minimum)) in scales.into_iter().zip(minima).enumerate() {
                     let steps = s * 8 / SCALES..(s + 1) * 8 / SCALES;
@@ -259,11 +265,17 @@ impl Job<'_> {
                             _ => (mark.halves[s], mark.scale * mark.halves[s] as f32),
                         };
                         // Exact: below 2³¹ for bytes of both signs.
-                        let shift = _mm512_mullo_epi32(zero, _mm512_set1_epi32(total));
-                        let p = _mm512_cvtepi32_ps(_mm512_sub_epi32(p, shift));
+                        let signed = match MINIMUM {
+                            true => p,
+                            false => {
+                                _mm512_sub_epi32(p, _mm512_set1_epi32(self.format.zero * total))
+                            }
+                        };
                         let factor = _mm512_mul_ps(scale, _mm512_set1_ps(mark.scale));
-                        *sum = _mm512_fmadd_ps(factor, p, *sum);
-                        *sum = _mm512_fmadd_ps(minimum, _mm512_set1_ps(sum_x), *sum);
+                        *sum = _mm512_fmadd_ps(factor, _mm512_cvtepi32_ps(signed), *sum);
+                        if MINIMUM {
+                            *sum = _mm512_fmadd_ps(minimum, _mm512_set1_ps(sum_x), *sum);
+                        }
                     }
                 }
             }
