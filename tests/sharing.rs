@@ -11,13 +11,18 @@ use realign_reference::ReferenceBackend;
 
 use crate::families::FAMILIES;
 
+/// What turns and responses end with.
+const END: u32 = 2;
+
 /// Examples of two system prompts, longer than the families' windows: two with the same prompt,
-/// one whose prompt another one begins with, and one that shares nothing.
+/// one with nothing but a system prompt, and one that shares nothing.
 fn examples() -> Vec<Example> {
     let tokens = |seed: u32, n: u32| (0..n).map(move |i| 3 + (seed * 31 + i * 7) % 50);
     let example = |system: u32, prompt: u32, own: u32, responses: u32| {
-        let prompt = tokens(system, 13 + system).chain(tokens(prompt, own));
-        let responses = (0..responses).map(|r| tokens(40 + own + r, 3 + 4 * r + own).collect());
+        let turn = tokens(system, 13 + system).chain([END]);
+        let prompt = turn.chain(tokens(prompt, own));
+        let response = |r| tokens(40 + own + r, 3 + 4 * r + own).chain([END]);
+        let responses = (0..responses).map(|r| response(r).collect());
         Example::new(prompt.collect(), responses.collect())
     };
     vec![
@@ -78,6 +83,10 @@ fn furthest(a: &[f32], b: &[f32]) -> f32 {
         .fold(0.0, f32::max)
 }
 
+fn flat(t: &Tensor) -> Vec<f32> {
+    t.flatten_all().unwrap().to_vec1().unwrap()
+}
+
 /// Compares a batch with its examples, each by itself.
 fn compare(backend: &dyn Backend, adapter: &LoraWeights, examples: &[Example], what: &str) {
     let found = find(backend, adapter, &Packed::new(examples));
@@ -97,7 +106,6 @@ fn compare(backend: &dyn Backend, adapter: &LoraWeights, examples: &[Example], w
         for other in &alone[1..] {
             sum = (sum + &other.gradients[i]).unwrap();
         }
-        let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let (gradient, sum) = (flat(gradient), flat(&sum));
         let size = furthest(&sum, &vec![0.0; sum.len()]);
         let off = furthest(&gradient, &sum);
@@ -130,11 +138,22 @@ fn shared_beginnings_change_nothing() {
             compare(backend, &adapter, &examples, &what);
             let mut passes = backend.passes(PassOptions::default()).unwrap();
             let states = passes.states(&batch, 1).unwrap();
+            let (together, mut at) = (passes.hidden(&batch, None).unwrap(), 0);
             for (example, states) in examples.iter_mut().zip(states) {
-                let own = passes.states(&Packed::new([&*example]), 1).unwrap();
-                let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                let alone = Packed::new([&*example]);
+                let own = passes.states(&alone, 1).unwrap();
                 let off = furthest(&flat(&states.hidden), &flat(&own[0].hidden));
                 assert!(off < 1e-3, "{what}: states off by {off}");
+                if kind == "packed" {
+                    // A run that is resumed has other batches, and must end where it would have.
+                    assert_eq!(off, 0.0, "{what}: states depend on the batch");
+                    let hidden = passes.hidden(&alone, None).unwrap();
+                    let rows = hidden.dim(0).unwrap();
+                    let own = together.narrow(0, at, rows).unwrap();
+                    let off = furthest(&flat(&hidden), &flat(&own));
+                    assert_eq!(off, 0.0, "{what}: hidden states depend on the batch");
+                    at += rows;
+                }
                 example.states = Some(states);
             }
             let mut above = adapter.clone();

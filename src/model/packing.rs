@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::segment::Segment;
-use share::{Group, share};
+use share::{beginning, groups};
 
 pub use share::group_by_rows;
 
@@ -87,8 +87,8 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// Lays examples out one after another. A prompt stands once for all its responses, and what
-    /// prompts begin with once for all of them, where that saves enough.
+    /// Lays examples out one after another. A prompt stands once for all its responses, and a turn
+    /// that prompts begin with once for all of them.
     pub fn new<'a>(examples: impl IntoIterator<Item = &'a Example>) -> Self {
         let examples: Vec<&Example> = examples.into_iter().collect();
         let mut packed = Packed {
@@ -103,9 +103,8 @@ impl Packed {
             pieces: vec![],
         };
         let mut places = vec![Place::default(); examples.len()];
-        let groups = share(&examples);
-        let lay = |group: &Group| packed.lay(group, &examples, &mut places);
-        packed.segments = groups.iter().map(lay).collect();
+        let lay = |group: Vec<usize>| packed.lay(&group, &examples, &mut places);
+        packed.segments = groups(&examples).into_iter().map(lay).collect();
         for (example, place) in examples.iter().zip(&places) {
             packed.respond(example, place);
         }
@@ -113,19 +112,19 @@ impl Packed {
     }
 
     /// Adds the rows of examples that begin alike.
-    fn lay(&mut self, group: &Group, examples: &[&Example], places: &mut [Place]) -> Segment {
+    fn lay(&mut self, group: &[usize], examples: &[&Example], places: &mut [Place]) -> Segment {
         let mut segment = Segment::empty(self.tokens.len());
-        let prefix = segment.add(group.prefix, None);
-        let first = group.members[0];
-        self.tokens.extend(&examples[first].prompt[..group.prefix]);
-        self.pieces.push((first, 0..group.prefix));
-        for &i in &group.members {
+        let shared = beginning(examples[group[0]]);
+        let prefix = (!shared.is_empty()).then(|| segment.add(shared.len(), None));
+        self.tokens.extend(shared);
+        self.pieces.push((group[0], 0..shared.len()));
+        for &i in group {
             let example = examples[i];
-            let own = &example.prompt[group.prefix..];
             let begin = self.tokens.len();
-            let prompt = match own.len() {
-                0 => prefix,
-                rows => segment.add(rows, Some(prefix)),
+            let own = &example.prompt[shared.len()..];
+            let prompt = match (own, prefix) {
+                ([], Some(prefix)) => prefix,
+                _ => segment.add(own.len(), prefix),
             };
             self.tokens.extend(own);
             places[i].last = segment.part(prompt).end.saturating_sub(1);
@@ -135,8 +134,9 @@ impl Packed {
                 self.tokens.extend(&response[..fed]);
                 places[i].branches.push(segment.part(branch));
             }
-            self.lies[i] = [segment.part(prefix), begin..self.tokens.len()];
-            self.pieces.push((i, group.prefix..example.rows()));
+            let shared_rows = prefix.map_or(0..0, |prefix| segment.part(prefix));
+            self.lies[i] = [shared_rows, begin..self.tokens.len()];
+            self.pieces.push((i, shared.len()..example.rows()));
         }
         self.positions.extend(segment.positions());
         segment
@@ -224,22 +224,19 @@ mod tests {
     #[test]
     fn what_prompts_begin_with_stands_once() {
         let prompt = |system: u32, own: &[u32]| {
-            let system = (0..9).map(|i| 100 * system + i);
-            system.chain(own.iter().copied()).collect::<Vec<u32>>()
+            let turn = (0..8).map(|i| 100 * system + i).chain([2]);
+            turn.chain(own.iter().copied()).collect::<Vec<u32>>()
         };
         let examples = [
             Example::new(prompt(1, &[10, 11]), vec![vec![20, 2], vec![30, 31, 2]]),
-            Example::new(prompt(2, &[12]), vec![vec![21, 2]]),
+            Example::new(prompt(3, &[12]), vec![vec![21, 2]]),
             Example::new(prompt(1, &[]), vec![vec![22, 2]]),
             Example::new(prompt(1, &[10, 11]), vec![vec![23, 2]]),
         ];
         let packed = Packed::new(&examples);
         // The first, third and fourth begin alike; the second is alone.
         assert_eq!(packed.segments.len(), 2);
-        assert_eq!(
-            packed.token_count(),
-            9 + (2 + 1 + 2) + 1 + (2 + 1) + (9 + 1 + 1)
-        );
+        assert_eq!(packed.token_count(), 18 + 11);
         assert_eq!(packed.tokens[9..18], [10, 11, 20, 30, 31, 22, 10, 11, 23]);
         assert_eq!(packed.positions[9..18], [9, 10, 11, 11, 12, 9, 9, 10, 11]);
         // In the order of the examples, whatever the order of the rows.

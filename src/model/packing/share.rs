@@ -1,72 +1,65 @@
-//! What the examples of a batch have in common, and how many fit into one.
+//! What the prompts of a batch begin with, and how many examples fit into one.
 
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use super::Example;
 
-/// Examples whose prompts begin with the same tokens.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Group {
-    /// Tokens that all share, laid out once.
-    pub(super) prefix: usize,
-    /// The examples, ascending.
-    pub(super) members: Vec<usize>,
-}
-
-/// Fewer common tokens than this are not shared: more and shorter parts cost attention time.
+/// Fewer tokens than this are not shared: more and shorter parts cost attention time.
 const SHARED: usize = 8;
 
-/// Groups examples by what their prompts begin with, so that as few rows as possible are left.
-pub(super) fn share(examples: &[&Example]) -> Vec<Group> {
-    let mut order: Vec<usize> = (0..examples.len()).collect();
-    order.sort_by_key(|i| (&examples[*i].prompt, *i));
-    let prompt = |at: usize| &examples[order[at]].prompt;
-    // For the first n examples in the order of their prompts: the rows that sharing saves at
-    // most, and the last group that saves them: where it begins, and what it shares.
-    let mut best = vec![(0, 0, 0)];
-    for end in 0..order.len() {
-        let mut prefix = prompt(end).len();
-        let mut found = (best[end].0, end, prefix);
-        for begin in (0..end).rev() {
-            prefix = prefix.min(common(prompt(begin), prompt(begin + 1)));
-            if prefix < SHARED {
-                break;
-            }
-            let saved = best[begin].0 + prefix * (end - begin);
-            if saved > found.0 {
-                found = (saved, begin, prefix);
-            }
+/// What an example may share with others: its prompt's first turn, such as a template's system
+/// prompt, if that ends as its responses do.
+///
+/// It depends on the example alone. Attention sums part by part, so an example's values would
+/// otherwise depend on what else lies in its batch, and a run that is resumed would end elsewhere.
+pub(super) fn beginning(example: &Example) -> &[u32] {
+    let prompt = &example.prompt;
+    let ending = example.responses.first().and_then(|r| r.last());
+    let turn = ending.and_then(|ending| prompt.iter().position(|token| token == ending));
+    match turn {
+        Some(last) if last + 1 >= SHARED => &prompt[..=last],
+        _ => &[],
+    }
+}
+
+/// Examples whose prompts begin with the same turn, ascending; one that shares nothing is alone.
+pub(super) fn groups(examples: &[&Example]) -> Vec<Vec<usize>> {
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    let mut by_beginning = HashMap::new();
+    for (i, example) in examples.iter().enumerate() {
+        let beginning = beginning(example);
+        let next = groups.len();
+        let group = match beginning.is_empty() {
+            true => next,
+            false => *by_beginning.entry(beginning).or_insert(next),
+        };
+        if group == next {
+            groups.push(Vec::new());
         }
-        best.push(found);
+        groups[group].push(i);
     }
-    let mut groups = Vec::new();
-    let mut end = order.len();
-    while end > 0 {
-        let (_, begin, prefix) = best[end];
-        let mut members = order[begin..end].to_vec();
-        members.sort_unstable();
-        groups.push(Group { prefix, members });
-        end = begin;
-    }
-    groups.sort_by_key(|g| g.members[0]);
     groups
 }
 
-/// How many tokens two prompts have in common at their beginning.
-fn common(a: &[u32], b: &[u32]) -> usize {
-    a.iter().zip(b).take_while(|(a, b)| a == b).count()
-}
-
 /// Splits examples, in order, into groups of at most `budget` rows (at least one example each), so
-/// that memory is bounded up front.
+/// that memory is bounded up front. What they share counts once.
 pub fn group_by_rows(examples: &[Example], budget: usize) -> Vec<Range<usize>> {
     let mut groups = Vec::new();
-    let mut start = 0;
-    for i in 0..examples.len() {
-        if i > start && !fits(&examples[start..=i], budget) {
+    let (mut start, mut rows, mut known) = (0, 0, HashSet::new());
+    for (i, example) in examples.iter().enumerate() {
+        let beginning = beginning(example);
+        let further = match known.contains(beginning) {
+            true => example.rows() - beginning.len(),
+            false => example.rows(),
+        };
+        if i > start && rows + further > budget {
             groups.push(start..i);
-            start = i;
+            (start, rows, known) = (i, example.rows(), HashSet::new());
+        } else {
+            rows += further;
         }
+        known.insert(beginning);
     }
     if start < examples.len() {
         groups.push(start..examples.len());
@@ -74,62 +67,47 @@ pub fn group_by_rows(examples: &[Example], budget: usize) -> Vec<Range<usize>> {
     groups
 }
 
-/// Whether examples take at most `budget` rows together.
-fn fits(examples: &[Example], budget: usize) -> bool {
-    let apart: usize = examples.iter().map(Example::rows).sum();
-    let saved = || {
-        let groups = share(&examples.iter().collect::<Vec<_>>());
-        let saved = groups.iter().map(|g| g.prefix * (g.members.len() - 1));
-        saved.sum::<usize>()
-    };
-    apart <= budget || apart - saved() <= budget
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::Packed;
     use super::*;
 
+    /// A prompt of a system turn, which ends with 2 as the response does, and a question.
+    fn example(system: u32, own: &[u32]) -> Example {
+        let turn = (0..10).map(|i| 100 * system + i).chain([2]);
+        Example::new(turn.chain(own.iter().copied()).collect(), vec![vec![9, 2]])
+    }
+
     #[test]
-    fn what_is_shared_leaves_as_few_rows_as_possible() {
-        let example = |prompt: &str| {
-            let tokens = prompt.chars().map(u32::from).collect();
-            Example::new(tokens, vec![vec![2]])
-        };
-        let groups = |prompts: &[&str]| -> Vec<(usize, Vec<usize>)> {
-            let examples: Vec<Example> = prompts.iter().map(|p| example(p)).collect();
-            let groups = share(&examples.iter().collect::<Vec<_>>());
-            groups.into_iter().map(|g| (g.prefix, g.members)).collect()
-        };
-        // Nine letters of two against twelve of three.
-        let two_kinds = [
-            "abcdefghi-1",
-            "abcdefghijkl-2",
-            "abcdefghijkl-3",
-            "abcdefghijkl-4",
+    fn a_first_turn_is_shared_if_it_is_long_enough_and_ends_as_a_response() {
+        assert_eq!(beginning(&example(1, &[7, 2, 8])).len(), 11);
+        let short = Example::new(vec![5, 6, 2, 7, 7, 7, 7, 7, 7], vec![vec![9, 2]]);
+        assert!(beginning(&short).is_empty());
+        let other = Example::new((10..30).collect(), vec![vec![9, 2]]);
+        assert!(beginning(&other).is_empty());
+        assert!(beginning(&Example::new((0..9).collect(), vec![])).is_empty());
+        let all = [
+            example(1, &[7]),
+            other.clone(),
+            example(3, &[7]),
+            example(1, &[8]),
+            other,
         ];
-        assert_eq!(groups(&two_kinds), [(9, vec![0, 1, 2, 3])]);
-        let long = "a system prompt of some length: ";
-        let (one, two) = (format!("{long}1"), format!("{long}2"));
         assert_eq!(
-            groups(&["a system", &one, "a system prompt?", &two]),
-            [(8, vec![0]), (long.len(), vec![1, 3]), (16, vec![2])]
+            groups(&all.iter().collect::<Vec<_>>()),
+            [vec![0, 3], vec![1], vec![2], vec![4]]
         );
-        assert_eq!(groups(&["short", "short"]), [(5, vec![0]), (5, vec![1])]);
-        assert_eq!(groups(&[]), []);
     }
 
     #[test]
     fn groups_respect_the_budget_but_never_lose_an_example() {
-        let example = |n: usize| Example::new(vec![1; n], vec![vec![2]]);
-        let examples: Vec<Example> = [3, 3, 9, 1, 1].into_iter().map(example).collect();
+        let plain = |n: usize| Example::new(vec![1; n], vec![vec![2]]);
+        let examples: Vec<Example> = [3, 3, 9, 1, 1].into_iter().map(plain).collect();
         assert_eq!(group_by_rows(&examples, 6), [0..2, 2..3, 3..5]);
         assert_eq!(group_by_rows(&[], 6), Vec::<Range<usize>>::new());
-        // Rows that stand once count once: 12 + 3 · 1, and not 3 · 13.
-        let alike: Vec<Example> = (0..4)
-            .map(|i| Example::new((0..12).chain([20 + i]).collect(), vec![vec![2]]))
-            .collect();
-        assert_eq!(group_by_rows(&alike, 15), [0..3, 3..4]);
-        assert_eq!(Packed::new(&alike[..3]).token_count(), 15);
+        // Rows that stand once count once: 11 + 3 · 2, and not 3 · 13.
+        let alike: Vec<Example> = (0..5).map(|i| example(1, &[20 + i])).collect();
+        assert_eq!(group_by_rows(&alike, 17), [0..3, 3..5]);
+        assert_eq!(Packed::new(&alike[..3]).token_count(), 17);
     }
 }
