@@ -11,18 +11,17 @@ use realign_reference::ReferenceBackend;
 
 use crate::families::FAMILIES;
 
-/// What turns and responses end with.
-const END: u32 = 2;
+/// What turns begin with.
+const TURN: u32 = 2;
 
 /// Examples of two system prompts, longer than the families' windows: two with the same prompt,
-/// one with nothing but a system prompt, and one that shares nothing.
+/// one with hardly more than a system prompt, and one that shares nothing.
 fn examples() -> Vec<Example> {
     let tokens = |seed: u32, n: u32| (0..n).map(move |i| 3 + (seed * 31 + i * 7) % 50);
     let example = |system: u32, prompt: u32, own: u32, responses: u32| {
-        let turn = tokens(system, 13 + system).chain([END]);
-        let prompt = turn.chain(tokens(prompt, own));
-        let response = |r| tokens(40 + own + r, 3 + 4 * r + own).chain([END]);
-        let responses = (0..responses).map(|r| response(r).collect());
+        let turn = |seed, n| [TURN].into_iter().chain(tokens(seed, n));
+        let prompt = turn(system, 13 + system).chain(turn(prompt, own));
+        let responses = (0..responses).map(|r| tokens(40 + own + r, 3 + 4 * r + own).collect());
         Example::new(prompt.collect(), responses.collect())
     };
     vec![

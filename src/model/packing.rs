@@ -122,10 +122,7 @@ impl Packed {
             let example = examples[i];
             let begin = self.tokens.len();
             let own = &example.prompt[shared.len()..];
-            let prompt = match (own, prefix) {
-                ([], Some(prefix)) => prefix,
-                _ => segment.add(own.len(), prefix),
-            };
+            let prompt = segment.add(own.len(), prefix);
             self.tokens.extend(own);
             places[i].last = segment.part(prompt).end.saturating_sub(1);
             for response in &example.responses {
@@ -223,26 +220,30 @@ mod tests {
 
     #[test]
     fn what_prompts_begin_with_stands_once() {
+        // Turns begin with 1; one prompt is cut off before its question.
         let prompt = |system: u32, own: &[u32]| {
-            let turn = (0..8).map(|i| 100 * system + i).chain([2]);
+            let turn = [1].into_iter().chain((0..8).map(|i| 100 * system + i));
             turn.chain(own.iter().copied()).collect::<Vec<u32>>()
         };
         let examples = [
-            Example::new(prompt(1, &[10, 11]), vec![vec![20, 2], vec![30, 31, 2]]),
-            Example::new(prompt(3, &[12]), vec![vec![21, 2]]),
-            Example::new(prompt(1, &[]), vec![vec![22, 2]]),
-            Example::new(prompt(1, &[10, 11]), vec![vec![23, 2]]),
+            Example::new(prompt(3, &[1, 11]), vec![vec![20, 2], vec![30, 31, 2]]),
+            Example::new(prompt(4, &[1, 12]), vec![vec![21, 2]]),
+            Example::new(prompt(3, &[1]), vec![vec![22, 2]]),
+            Example::new(prompt(3, &[1, 11]), vec![vec![23, 2]]),
         ];
         let packed = Packed::new(&examples);
         // The first, third and fourth begin alike; the second is alone.
         assert_eq!(packed.segments.len(), 2);
-        assert_eq!(packed.token_count(), 18 + 11);
-        assert_eq!(packed.tokens[9..18], [10, 11, 20, 30, 31, 22, 10, 11, 23]);
-        assert_eq!(packed.positions[9..18], [9, 10, 11, 11, 12, 9, 9, 10, 11]);
+        assert_eq!(packed.token_count(), 19 + 12);
+        assert_eq!(packed.tokens[9..19], [1, 11, 20, 30, 31, 1, 22, 1, 11, 23]);
+        assert_eq!(
+            packed.positions[9..19],
+            [9, 10, 11, 11, 12, 9, 10, 9, 10, 11]
+        );
         // In the order of the examples, whatever the order of the rows.
         assert_eq!(packed.targets, [20, 2, 30, 31, 2, 21, 2, 22, 2, 23, 2]);
-        assert_eq!(packed.rows, [10, 11, 10, 12, 13, 27, 28, 8, 14, 16, 17]);
-        assert_eq!(packed.lies(3), &[0..9, 15..18]);
+        assert_eq!(packed.rows, [10, 11, 10, 12, 13, 29, 30, 14, 15, 17, 18]);
+        assert_eq!(packed.lies(3), &[0..9, 16..19]);
         // The pieces name every row of the batch once, and an example's rows lie where they say.
         let mut at = 0;
         for (example, rows) in packed.pieces() {

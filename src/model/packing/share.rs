@@ -9,18 +9,19 @@ use super::Example;
 const SHARED: usize = 8;
 
 /// What an example may share with others: its prompt's first turn, such as a template's system
-/// prompt, if that ends as its responses do.
+/// prompt. The next turn begins with the token that the first began with, behind a token that
+/// begins the text in some families.
 ///
-/// It depends on the example alone. Attention sums part by part, so an example's values would
+/// It depends on the prompt alone. Attention sums part by part, so an example's values would
 /// otherwise depend on what else lies in its batch, and a run that is resumed would end elsewhere.
 pub(super) fn beginning(example: &Example) -> &[u32] {
     let prompt = &example.prompt;
-    let ending = example.responses.first().and_then(|r| r.last());
-    let turn = ending.and_then(|ending| prompt.iter().position(|token| token == ending));
-    match turn {
-        Some(last) if last + 1 >= SHARED => &prompt[..=last],
-        _ => &[],
-    }
+    let next_turn = |begin: &u32| {
+        let next = prompt.iter().skip(SHARED).position(|token| token == begin);
+        next.map(|at| SHARED + at)
+    };
+    let turn = prompt.iter().take(2).find_map(next_turn).unwrap_or(0);
+    &prompt[..turn]
 }
 
 /// Examples whose prompts begin with the same turn, ascending; one that shares nothing is alone.
@@ -72,25 +73,28 @@ mod tests {
     use super::super::Packed;
     use super::*;
 
-    /// A prompt of a system turn, which ends with 2 as the response does, and a question.
+    /// A prompt of a system turn and a question; turns begin with 1.
     fn example(system: u32, own: &[u32]) -> Example {
-        let turn = (0..10).map(|i| 100 * system + i).chain([2]);
-        Example::new(turn.chain(own.iter().copied()).collect(), vec![vec![9, 2]])
+        let turn = [1].into_iter().chain((0..10).map(|i| 100 * system + i));
+        let question = [1].into_iter().chain(own.iter().copied());
+        Example::new(turn.chain(question).collect(), vec![vec![9, 2]])
     }
 
     #[test]
-    fn a_first_turn_is_shared_if_it_is_long_enough_and_ends_as_a_response() {
-        assert_eq!(beginning(&example(1, &[7, 2, 8])).len(), 11);
-        let short = Example::new(vec![5, 6, 2, 7, 7, 7, 7, 7, 7], vec![vec![9, 2]]);
-        assert!(beginning(&short).is_empty());
-        let other = Example::new((10..30).collect(), vec![vec![9, 2]]);
+    fn a_first_turn_is_shared_if_it_is_long_enough() {
+        assert_eq!(beginning(&example(3, &[7, 1, 8])).len(), 11);
+        let plain = |prompt: Vec<u32>| Example::new(prompt, vec![vec![9, 2]]);
+        let with_bos = plain([5].into_iter().chain(example(3, &[7]).prompt).collect());
+        assert_eq!(beginning(&with_bos).len(), 12);
+        assert!(beginning(&plain(vec![1, 6, 2, 1, 7, 7, 7, 7, 7])).is_empty());
+        assert!(beginning(&plain(vec![1])).is_empty());
+        let other = plain((10..30).collect());
         assert!(beginning(&other).is_empty());
-        assert!(beginning(&Example::new((0..9).collect(), vec![])).is_empty());
         let all = [
-            example(1, &[7]),
+            example(4, &[7]),
             other.clone(),
             example(3, &[7]),
-            example(1, &[8]),
+            example(4, &[8]),
             other,
         ];
         assert_eq!(
@@ -101,13 +105,13 @@ mod tests {
 
     #[test]
     fn groups_respect_the_budget_but_never_lose_an_example() {
-        let plain = |n: usize| Example::new(vec![1; n], vec![vec![2]]);
+        let plain = |n: u32| Example::new((0..n).collect(), vec![vec![2]]);
         let examples: Vec<Example> = [3, 3, 9, 1, 1].into_iter().map(plain).collect();
         assert_eq!(group_by_rows(&examples, 6), [0..2, 2..3, 3..5]);
         assert_eq!(group_by_rows(&[], 6), Vec::<Range<usize>>::new());
-        // Rows that stand once count once: 11 + 3 · 2, and not 3 · 13.
-        let alike: Vec<Example> = (0..5).map(|i| example(1, &[20 + i])).collect();
-        assert_eq!(group_by_rows(&alike, 17), [0..3, 3..5]);
-        assert_eq!(Packed::new(&alike[..3]).token_count(), 17);
+        // Rows that stand once count once: 11 + 3 · 3, and not 3 · 14.
+        let alike: Vec<Example> = (0..5).map(|i| example(4, &[20 + i])).collect();
+        assert_eq!(group_by_rows(&alike, 20), [0..3, 3..5]);
+        assert_eq!(Packed::new(&alike[..3]).token_count(), 20);
     }
 }
