@@ -1,9 +1,7 @@
-//! Small vector kernels on slices, compiled three times: for the baseline, for AVX2 + FMA and for
-//! AVX-512, chosen at run time, so that one binary serves every x86-64 and needs no compiler flags.
-//! All compute the same bits: sums run in [`LANES`] lanes whatever the width of a vector, and no
-//! compilation contracts a product and a sum.
+//! Small vector kernels on slices, compiled twice: for the baseline and for AVX2 + FMA, chosen at
+//! run time, so that one binary serves every x86-64 and needs no compiler flags.
 
-/// Defines `pub fn name(args)` that dispatches to the widest compilation of the same body.
+/// Defines `pub fn name(args)` that dispatches to an AVX2 + FMA compilation of the same body.
 macro_rules! vectorised {
     ($(#[$doc:meta])* fn $name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? $body:block) => {
         $(#[$doc])*
@@ -16,13 +14,7 @@ macro_rules! vectorised {
             {
                 #[target_feature(enable = "avx2,fma")]
                 fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
-                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-                fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
 
-                if has_avx512() {
-                    // SAFETY: the features were just detected on this processor.
-                    return unsafe { avx512($($arg),*) };
-                }
                 if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
                     // SAFETY: both features were just detected on this processor.
                     return unsafe { avx2($($arg),*) };
@@ -33,19 +25,7 @@ macro_rules! vectorised {
     };
 }
 
-#[cfg(target_arch = "x86_64")]
-#[inline]
-fn has_avx512() -> bool {
-    std::is_x86_feature_detected!("avx512f")
-        && std::is_x86_feature_detected!("avx512bw")
-        && std::is_x86_feature_detected!("avx512dq")
-        && std::is_x86_feature_detected!("avx512vl")
-        && std::is_x86_feature_detected!("avx2")
-        && std::is_x86_feature_detected!("fma")
-}
-
-/// Partial sums of a reduction: one 512-bit vector, or two of 256 bits.
-const LANES: usize = 16;
+const LANES: usize = 8;
 /// The bit of an f32's sign.
 const SIGN: u32 = 1 << 31;
 /// The bits of an f32's exponent; all are set only in infinities and NaN.
