@@ -16,5 +16,4 @@ mod merging;
 mod mutations;
 mod oracle;
 mod recomputing;
-mod sharing;
 mod tidy;
