@@ -124,11 +124,7 @@ impl Golden {
 /// Logits of a whole sequence, (tokens, vocabulary).
 fn whole(model: &Reference, tokens: &[u32], adapter: Option<&LoraWeights>) -> Tensor {
     let positions: Vec<u32> = (0..tokens.len() as u32).collect();
-    let segment = Segment {
-        start: 0,
-        prompt: tokens.len(),
-        branches: vec![],
-    };
+    let segment = Segment::sequence(0, tokens.len());
     let adapters = rows_of(adapter, tokens.len());
     let batch = Batch {
         tokens,

@@ -78,10 +78,11 @@ fn losses_and_every_gradient_agree_with_pytorch() {
     let sample =
         candle_core::safetensors::load("tests/golden/grads_sample.safetensors", &Device::Cpu)
             .unwrap();
-    // bfloat16 keeps eight bits of a gradient's factors; the values of the losses stay exact.
-    for (precision, relative, absolute) in [
-        (Precision::Exact, 1e-3, 2e-3),
-        (Precision::Mixed, 2e-2, 8e-2),
+    // bfloat16 keeps eight bits of a gradient's factors. Values stay closer than that; squares of
+    // margins, as IPO has them, show that activations have sixteen bits.
+    for (precision, relative, absolute, ipo_total) in [
+        (Precision::Exact, 1e-3, 2e-3, 2e-3),
+        (Precision::Mixed, 2e-2, 8e-2, 3e-2),
     ] {
         let objective = objective(PreferenceLoss::Sigmoid);
         let (gradients, parts) = passes(model, precision)
@@ -117,7 +118,7 @@ fn losses_and_every_gradient_agree_with_pytorch() {
         close(
             parts.total(),
             &golden()["total_loss_ipo_variant"],
-            1e-2,
+            ipo_total,
             "ipo total",
         );
     }

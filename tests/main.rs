@@ -16,4 +16,5 @@ mod merging;
 mod mutations;
 mod oracle;
 mod recomputing;
+mod sharing;
 mod tidy;

@@ -58,7 +58,7 @@ pub use loaded::{Described, LoadedModel, ModelChoice};
 pub use lora::{LoraPair, LoraSite, LoraWeights, Projection};
 pub use quantise::Quantisation;
 pub use rope_table::RopeTable;
-pub use segment::{Seen, Segment};
+pub use segment::{Run, Segment};
 pub use source::{ModelFiles, ModelSource};
 pub use spec::ModelSpec;
 pub use step::{AdapterSpan, BLOCK_TOKENS, Outputs, PagedSequence, Step};

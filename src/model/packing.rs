@@ -6,6 +6,11 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::segment::Segment;
+use share::{beginning, groups};
+
+pub use share::group_by_rows;
+
+mod share;
 
 /// The residual stream of an example's rows where it enters a layer, computed once on the base
 /// model. It stays valid for every adapter that leaves the layers below alone.
@@ -75,11 +80,17 @@ pub struct Packed {
     spans: Vec<Vec<Range<usize>>>,
     /// The examples' states, if every one has them at the same layer.
     pub states: Option<Vec<States>>,
+    /// Per example: where its rows lie, what it shares with others first.
+    lies: Vec<[Range<usize>; 2]>,
+    /// The batch's rows in their order: of which example, and which of its rows.
+    pieces: Vec<(usize, Range<usize>)>,
 }
 
 impl Packed {
-    /// Lays examples out one after another; each prompt stands once for all its responses.
+    /// Lays examples out one after another. A prompt stands once for all its responses, and a turn
+    /// that prompts begin with once for all of them.
     pub fn new<'a>(examples: impl IntoIterator<Item = &'a Example>) -> Self {
+        let examples: Vec<&Example> = examples.into_iter().collect();
         let mut packed = Packed {
             tokens: vec![],
             positions: vec![],
@@ -87,51 +98,70 @@ impl Packed {
             rows: vec![],
             targets: vec![],
             spans: vec![],
-            states: None,
+            states: states(&examples),
+            lies: vec![[0..0, 0..0]; examples.len()],
+            pieces: vec![],
         };
-        let mut segments = Vec::new();
-        let mut states = Vec::new();
-        for example in examples {
-            segments.push(packed.push(example));
-            states.extend(example.states.clone());
+        let mut places = vec![Place::default(); examples.len()];
+        let lay = |group: Vec<usize>| packed.lay(&group, &examples, &mut places);
+        packed.segments = groups(&examples).into_iter().map(lay).collect();
+        for (example, place) in examples.iter().zip(&places) {
+            packed.respond(example, place);
         }
-        let complete =
-            states.len() == segments.len() && states.windows(2).all(|w| w[0].layer == w[1].layer);
-        packed.states = complete.then_some(states).filter(|s| !s.is_empty());
-        packed.segments = segments.into();
         packed
     }
 
-    fn push(&mut self, example: &Example) -> Segment {
-        let segment = Segment {
-            start: self.tokens.len(),
-            prompt: example.prompt.len(),
-            branches: example
-                .responses
-                .iter()
-                .map(|r| r.len().saturating_sub(1))
-                .collect(),
-        };
+    /// Adds the rows of examples that begin alike.
+    fn lay(&mut self, group: &[usize], examples: &[&Example], places: &mut [Place]) -> Segment {
+        let mut segment = Segment::empty(self.tokens.len());
+        let shared = beginning(examples[group[0]]);
+        let prefix = (!shared.is_empty()).then(|| segment.add(shared.len(), None));
+        self.tokens.extend(shared);
+        self.pieces.push((group[0], 0..shared.len()));
+        for &i in group {
+            let example = examples[i];
+            let begin = self.tokens.len();
+            let own = &example.prompt[shared.len()..];
+            let prompt = segment.add(own.len(), prefix);
+            self.tokens.extend(own);
+            places[i].last = segment.part(prompt).end.saturating_sub(1);
+            for response in &example.responses {
+                let fed = response.len().saturating_sub(1);
+                let branch = segment.add(fed, Some(prompt));
+                self.tokens.extend(&response[..fed]);
+                places[i].branches.push(segment.part(branch));
+            }
+            let shared_rows = prefix.map_or(0..0, |prefix| segment.part(prefix));
+            self.lies[i] = [shared_rows, begin..self.tokens.len()];
+            self.pieces.push((i, shared.len()..example.rows()));
+        }
         self.positions.extend(segment.positions());
-        self.tokens.extend_from_slice(&example.prompt);
+        segment
+    }
+
+    /// Adds the tokens that an example's rows predict. Token i is predicted by the row before it:
+    /// the prompt's last row, then the branch's.
+    fn respond(&mut self, example: &Example, place: &Place) {
         let mut spans = Vec::with_capacity(example.responses.len());
-        for (i, response) in example.responses.iter().enumerate() {
-            let fed = segment.branch(i);
+        for (response, branch) in example.responses.iter().zip(&place.branches) {
             let first = self.targets.len();
-            // Token i is predicted by the row before it: the prompt's last row, then the branch's.
-            let last_prompt_row = (segment.start + segment.prompt).saturating_sub(1);
-            self.rows.extend(
-                std::iter::once(last_prompt_row)
-                    .chain(fed.clone())
-                    .take(response.len())
-                    .map(|r| r as u32),
-            );
+            let rows = std::iter::once(place.last).chain(branch.clone());
+            self.rows
+                .extend(rows.take(response.len()).map(|r| r as u32));
             self.targets.extend_from_slice(response);
-            self.tokens.extend_from_slice(&response[..fed.len()]);
             spans.push(first..self.targets.len());
         }
         self.spans.push(spans);
-        segment
+    }
+
+    /// Where an example's rows lie in the batch, in the order that they have by themselves.
+    pub fn lies(&self, example: usize) -> &[Range<usize>; 2] {
+        &self.lies[example]
+    }
+
+    /// The batch's rows in their order: of which example, and which of its rows.
+    pub fn pieces(&self) -> &[(usize, Range<usize>)] {
+        &self.pieces
     }
 
     /// Tokens that run through the layers.
@@ -155,22 +185,19 @@ impl Packed {
     }
 }
 
-/// Splits examples, in order, into groups of at most `budget` rows (at least one example each), so
-/// that memory is bounded up front.
-pub fn group_by_rows(examples: &[Example], budget: usize) -> Vec<Range<usize>> {
-    let mut groups = Vec::new();
-    let (mut start, mut rows) = (0, 0);
-    for (i, example) in examples.iter().enumerate() {
-        if i > start && rows + example.rows() > budget {
-            groups.push(start..i);
-            (start, rows) = (i, 0);
-        }
-        rows += example.rows();
-    }
-    if start < examples.len() {
-        groups.push(start..examples.len());
-    }
-    groups
+/// Where the rows lie that predict an example's responses.
+#[derive(Clone, Debug, Default)]
+struct Place {
+    /// The prompt's last row.
+    last: usize,
+    /// Rows of each response.
+    branches: Vec<Range<usize>>,
+}
+
+/// The examples' states, if every one has them at the same layer.
+fn states(examples: &[&Example]) -> Option<Vec<States>> {
+    let states: Option<Vec<States>> = examples.iter().map(|e| e.states.clone()).collect();
+    states.filter(|s| !s.is_empty() && s.windows(2).all(|w| w[0].layer == w[1].layer))
 }
 
 #[cfg(test)]
@@ -192,10 +219,42 @@ mod tests {
     }
 
     #[test]
-    fn groups_respect_the_budget_but_never_lose_an_example() {
-        let example = |n: usize| Example::new(vec![1; n], vec![vec![2]]);
-        let examples: Vec<Example> = [3, 3, 9, 1, 1].into_iter().map(example).collect();
-        assert_eq!(group_by_rows(&examples, 6), [0..2, 2..3, 3..5]);
-        assert_eq!(group_by_rows(&[], 6), Vec::<Range<usize>>::new());
+    fn what_prompts_begin_with_stands_once() {
+        // Turns begin with 1; one prompt is cut off before its question.
+        let prompt = |system: u32, own: &[u32]| {
+            let turn = [1].into_iter().chain((0..8).map(|i| 100 * system + i));
+            turn.chain(own.iter().copied()).collect::<Vec<u32>>()
+        };
+        let examples = [
+            Example::new(prompt(3, &[1, 11]), vec![vec![20, 2], vec![30, 31, 2]]),
+            Example::new(prompt(4, &[1, 12]), vec![vec![21, 2]]),
+            Example::new(prompt(3, &[1]), vec![vec![22, 2]]),
+            Example::new(prompt(3, &[1, 11]), vec![vec![23, 2]]),
+        ];
+        let packed = Packed::new(&examples);
+        // The first, third and fourth begin alike; the second is alone.
+        assert_eq!(packed.segments.len(), 2);
+        assert_eq!(packed.token_count(), 19 + 12);
+        assert_eq!(packed.tokens[9..19], [1, 11, 20, 30, 31, 1, 22, 1, 11, 23]);
+        assert_eq!(
+            packed.positions[9..19],
+            [9, 10, 11, 11, 12, 9, 10, 9, 10, 11]
+        );
+        // In the order of the examples, whatever the order of the rows.
+        assert_eq!(packed.targets, [20, 2, 30, 31, 2, 21, 2, 22, 2, 23, 2]);
+        assert_eq!(packed.rows, [10, 11, 10, 12, 13, 29, 30, 14, 15, 17, 18]);
+        assert_eq!(packed.lies(3), &[0..9, 16..19]);
+        // The pieces name every row of the batch once, and an example's rows lie where they say.
+        let mut at = 0;
+        for (example, rows) in packed.pieces() {
+            let [shared, own] = packed.lies(*example);
+            let lies: Vec<usize> = shared.clone().chain(own.clone()).collect();
+            assert_eq!(lies.len(), examples[*example].rows());
+            for row in rows.clone() {
+                assert_eq!(lies[row], at);
+                at += 1;
+            }
+        }
+        assert_eq!(at, packed.token_count());
     }
 }

@@ -43,6 +43,15 @@ impl<'a> Batch<'a> {
     }
 }
 
+/// The rows of a batch that enter the layer of its examples' states.
+pub(crate) fn entering(packed: &Packed, states: &[States]) -> Result<Tensor> {
+    let rows = packed.pieces().iter().filter(|(_, rows)| !rows.is_empty());
+    let rows: Result<Vec<Tensor>> = rows
+        .map(|(example, rows)| states[*example].hidden.narrow(0, rows.start, rows.len()))
+        .collect();
+    Tensor::cat(&rows?, 0)
+}
+
 /// An adapter, if there is one, on all rows of a packed batch.
 pub(crate) fn on_all_rows<'a>(
     batch: &Packed,
@@ -179,8 +188,7 @@ impl<W: TensorWeight> TensorModel<W> {
         let batch = Batch::packed(packed, &adapters);
         let hidden = match &packed.states {
             Some(states) => {
-                let rows: Vec<&Tensor> = states.iter().map(|s| &s.hidden).collect();
-                self.hidden_from(&batch, &Tensor::cat(&rows, 0)?, states[0].layer)?
+                self.hidden_from(&batch, &entering(packed, states)?, states[0].layer)?
             }
             None => self.hidden(&batch)?,
         };
@@ -194,14 +202,14 @@ impl<W: TensorWeight> TensorModel<W> {
     /// As [`TensorModel::hidden`].
     pub(crate) fn states(&self, packed: &Packed, layer: usize) -> Result<Vec<States>> {
         let hidden = self.states_below(&Batch::packed(packed, &[]), layer)?;
-        let part = |segment: &Segment| {
-            let rows = segment.rows();
-            Ok(States {
-                layer,
-                hidden: hidden.narrow(0, rows.start, rows.len())?.copy()?.detach(),
-            })
+        let of = |example: usize| {
+            let runs = packed.lies(example).iter().filter(|r| !r.is_empty());
+            let runs: Result<Vec<Tensor>> =
+                runs.map(|r| hidden.narrow(0, r.start, r.len())).collect();
+            let hidden = Tensor::cat(&runs?, 0)?.copy()?.detach();
+            Ok(States { layer, hidden })
         };
-        packed.segments.iter().map(part).collect()
+        (0..packed.spans().len()).map(of).collect()
     }
 
     /// log p(token | prefix) of every response token: (response tokens).

@@ -64,11 +64,7 @@ impl ReferenceExecutor {
                 whole.tokens.push(self.slots[slot]);
                 whole.positions.push(position as u32);
             }
-            whole.segments.push(Segment {
-                start,
-                prompt: end,
-                branches: Vec::new(),
-            });
+            whole.segments.push(Segment::sequence(start, end));
             let span = step
                 .adapters
                 .iter()
@@ -172,11 +168,7 @@ mod tests {
             tokens: &tokens,
             positions: &positions,
             adapters: &[],
-            segments: Arc::from([Segment {
-                start: 0,
-                prompt: tokens.len(),
-                branches: Vec::new(),
-            }]),
+            segments: Arc::from([Segment::sequence(0, tokens.len())]),
         })?;
         let whole = model.logits(&whole)?.to_vec2::<f32>()?;
         let mut executor = ReferenceExecutor::new(model, 3);

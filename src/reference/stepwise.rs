@@ -14,7 +14,7 @@ use realign_model::compute::Ropes;
 use realign_model::packing::Packed;
 use realign_model::{LoraWeights, Measured, SiteGradients, TokenLoss};
 
-use crate::decoder::{Batch, TensorModel, on_all_rows};
+use crate::decoder::{Batch, TensorModel, entering, on_all_rows};
 use crate::linear::{AdapterRows, TensorWeight};
 
 /// Rows of the head's products at a time: so many that their logits have 8 million elements on the
@@ -296,10 +296,7 @@ impl<W: TensorWeight> Pass<'_, W> {
     /// Where the batch begins: the residual stream, and the layer that it enters.
     fn enter(&self) -> Result<(Tensor, usize)> {
         match &self.packed.states {
-            Some(states) => {
-                let rows: Vec<&Tensor> = states.iter().map(|s| &s.hidden).collect();
-                Ok((Tensor::cat(&rows, 0)?, states[0].layer))
-            }
+            Some(states) => Ok((entering(self.packed, states)?, states[0].layer)),
             None => Ok((self.model.states_below(&self.batch, 0)?, 0)),
         }
     }

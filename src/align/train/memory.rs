@@ -43,7 +43,8 @@ impl MemoryPlan {
             layers: adapted,
             projections: recipe.targets.len(),
             rows: rows_at_once,
-            longest: rows_at_once.min(recipe.max_tokens * 2),
+            // Examples that begin alike are one segment.
+            longest: rows_at_once,
             recompute,
         });
         let factors: usize = (spec.layers - adapted..spec.layers)

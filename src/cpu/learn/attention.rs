@@ -3,17 +3,15 @@
 //! q, k and v stand side by side in one matrix (rows, (heads + 2 · kv_heads) · head_dim). Softmax
 //! weights are recomputed where they are needed: they are quadratic in the length.
 
-use std::ops::Range;
-
 use rayon::prelude::*;
 
 use super::small::{self, Grid, Sum};
+use block::{Block, blocks};
 use realign_model::time_slices::TimeSlices;
 use realign_model::vector::{exp_shifted_sum, soft_cap_backward, soft_cap_in_place};
 use realign_model::{AttentionShape, Segment};
 
-/// Query rows that are scored together.
-const BLOCK: usize = 32;
+mod block;
 
 /// Grouped-query attention of one layer.
 #[derive(Clone, Copy, Debug)]
@@ -52,71 +50,6 @@ impl Heads<'_> {
     fn columns(self, head: usize) -> [usize; 2] {
         [self.query + head, self.query + self.key_value + head].map(|h| h * self.dim())
     }
-}
-
-/// Query rows of one branch, or of the prompt, and the keys that any of them sees.
-struct Block {
-    rows: Range<usize>,
-    /// Batch rows, in one or two runs.
-    keys: [Range<usize>; 2],
-    /// For every query row, the columns of the block's scores that it sees.
-    seen: Vec<[Range<usize>; 2]>,
-}
-
-impl Block {
-    fn width(&self) -> usize {
-        self.keys[0].len() + self.keys[1].len()
-    }
-
-    /// (first column, batch rows) of each run of keys.
-    fn runs(&self) -> [(usize, Range<usize>); 2] {
-        [
-            (0, self.keys[0].clone()),
-            (self.keys[0].len(), self.keys[1].clone()),
-        ]
-    }
-}
-
-fn blocks(segment: &Segment, window: Option<usize>) -> Vec<Block> {
-    let visible = segment.visible(window);
-    let start = segment.start;
-    let branches = (0..segment.branches.len()).map(|i| {
-        let branch = segment.branch(i);
-        branch.start - start..branch.end - start
-    });
-    let mut all = Vec::new();
-    for part in std::iter::once(0..segment.prompt).chain(branches) {
-        for first in part.clone().step_by(BLOCK) {
-            let rows = first..part.end.min(first + BLOCK);
-            let seen = &visible[rows.clone()];
-            let union = |of: fn(&realign_model::Seen) -> &Range<usize>| {
-                let some = || seen.iter().map(of).filter(|r| !r.is_empty());
-                let from = some().map(|r| r.start).min().unwrap_or(0);
-                from..some().map(|r| r.end).max().unwrap_or(from)
-            };
-            let keys = [union(|s| &s.prompt), union(|s| &s.own)];
-            let shift = |r: &Range<usize>, from: usize, to: usize| match r.is_empty() {
-                true => 0..0,
-                false => r.start - from + to..r.end - from + to,
-            };
-            let seen = seen
-                .iter()
-                .map(|s| {
-                    [
-                        shift(&s.prompt, keys[0].start, 0),
-                        shift(&s.own, keys[1].start, keys[0].len()),
-                    ]
-                })
-                .collect();
-            let batch = |r: &Range<usize>| r.start + start..r.end + start;
-            all.push(Block {
-                rows: batch(&rows),
-                keys: [batch(&keys[0]), batch(&keys[1])],
-                seen,
-            });
-        }
-    }
-    all
 }
 
 /// One task's part of a matrix: the rows of a segment, some columns.
@@ -195,16 +128,16 @@ fn score<'a>(
     add: bool,
 ) {
     let stride = block.width();
-    for (at, keys) in block.runs() {
+    for keys in &block.keys {
         let c = Sum {
             data: scores,
-            at,
+            at: keys.column,
             stride,
             add,
             factor,
         };
-        let dims = (block.rows.len(), keys.len(), heads.dim());
-        heads.multiply(dims, a, b(keys.start).transposed(), c);
+        let dims = (block.rows.len(), keys.rows.len(), heads.dim());
+        heads.multiply(dims, a, b(keys.rows.start).transposed(), c);
     }
 }
 
@@ -227,7 +160,7 @@ fn weights(block: &Block, head: HeadView, scores: &mut Vec<f32>, capped: &mut Ve
         capped.clear();
         capped.extend_from_slice(scores);
     }
-    for (row, seen) in scores.chunks_exact_mut(block.width()).zip(&block.seen) {
+    for (row, seen) in scores.chunks_exact_mut(block.width()).zip(block.seen()) {
         let largest = seen
             .iter()
             .flat_map(|s| &row[s.clone()])
@@ -236,10 +169,9 @@ fn weights(block: &Block, head: HeadView, scores: &mut Vec<f32>, capped: &mut Ve
             .iter()
             .map(|s| exp_shifted_sum(&mut row[s.clone()], largest))
             .sum();
-        let [a, b] = seen;
         let inverse = 1.0 / sum;
         let mut done = 0;
-        for s in [a, b].into_iter().filter(|s| !s.is_empty()) {
+        for s in seen.iter().filter(|s| !s.is_empty()) {
             row[done..s.start].fill(0.0);
             row[s.clone()].iter_mut().for_each(|w| *w *= inverse);
             done = s.end;
@@ -286,11 +218,11 @@ fn attend<'a>(
     part: &mut Part,
     column: usize,
 ) {
-    for (at, keys) in block.runs() {
-        let p = Grid::rows(weights, block.width()).from(at);
+    for keys in &block.keys {
+        let p = Grid::rows(weights, block.width()).from(keys.column);
         let into = part.sum(block.rows.start, column, 1.0);
-        let dims = (block.rows.len(), heads.dim(), keys.len());
-        heads.multiply(dims, p, values(keys.start), into);
+        let dims = (block.rows.len(), heads.dim(), keys.rows.len());
+        heads.multiply(dims, p, values(keys.rows.start), into);
     }
 }
 
@@ -335,27 +267,27 @@ pub(crate) fn backward(
                     false,
                 );
                 through_softmax(&block, &p, heads.shape, &capped, &mut ds);
-                for (at, keys) in block.runs() {
-                    let (rows, n) = (block.rows.len(), keys.len());
-                    let ds = Grid::rows(&ds, block.width()).from(at);
-                    let p = Grid::rows(&p, block.width()).from(at);
+                for keys in &block.keys {
+                    let (rows, n, first) = (block.rows.len(), keys.rows.len(), keys.rows.start);
+                    let ds = Grid::rows(&ds, block.width()).from(keys.column);
+                    let p = Grid::rows(&p, block.width()).from(keys.column);
                     heads.multiply(
                         (rows, d, n),
                         ds,
-                        head.k(keys.start),
+                        head.k(first),
                         dq.sum(block.rows.start, g * d, 1.0),
                     );
                     heads.multiply(
                         (n, d, rows),
                         ds.transposed(),
                         head.q(block.rows.start),
-                        dk.sum(keys.start, 0, 1.0),
+                        dk.sum(first, 0, 1.0),
                     );
                     heads.multiply(
                         (n, d, rows),
                         p.transposed(),
                         upstream,
-                        dv.sum(keys.start, 0, 1.0),
+                        dv.sum(first, 0, 1.0),
                     );
                 }
             }

@@ -90,13 +90,15 @@ impl Differentiator {
         slices.learn(|| {
             let width = self.model.spec.hidden_size;
             self.run(batch, &Factors::default(), layer, layer)?;
-            let part = |segment: &realign_model::Segment| {
-                let rows = segment.rows();
-                let values = self.x[rows.start * width..rows.end * width].to_vec();
-                let hidden = Tensor::from_vec(values, (rows.len(), width), &Device::Cpu)?;
+            let of = |example: usize| {
+                let runs = batch.lies(example).iter();
+                let runs = runs.map(|r| &self.x[r.start * width..r.end * width]);
+                let values = runs.collect::<Vec<_>>().concat();
+                let rows = values.len() / width;
+                let hidden = Tensor::from_vec(values, (rows, width), &Device::Cpu)?;
                 Ok(States { layer, hidden })
             };
-            batch.segments.iter().map(part).collect()
+            (0..batch.spans().len()).map(of).collect()
         })
     }
 
@@ -292,10 +294,10 @@ impl Differentiator {
         fit(&mut self.x, batch.token_count() * width);
         if let Some(states) = &batch.states {
             let mut at = 0;
-            for s in states {
-                let n = s.hidden.elem_count();
-                with_floats(&s.hidden, |values| {
-                    self.x[at..at + n].copy_from_slice(values)
+            for (example, rows) in batch.pieces() {
+                let (from, n) = (rows.start * width, rows.len() * width);
+                with_floats(&states[*example].hidden, |values| {
+                    self.x[at..at + n].copy_from_slice(&values[from..from + n])
                 })?;
                 at += n;
             }

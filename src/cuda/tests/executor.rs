@@ -163,11 +163,7 @@ fn expected_logits(model: &Reference, streams: &[Stream]) -> Result<Tensor> {
         let start = tokens.len();
         tokens.extend_from_slice(&stream.tokens[..stream.cached]);
         positions.extend(0..stream.cached as u32);
-        segments.push(Segment {
-            start,
-            prompt: stream.cached,
-            branches: Vec::new(),
-        });
+        segments.push(Segment::sequence(start, stream.cached));
         if let Some((adapter, _)) = &stream.adapter {
             adapters.push(AdapterRows {
                 rows: start..tokens.len(),

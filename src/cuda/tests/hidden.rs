@@ -60,11 +60,7 @@ fn compare(test: &UnderTest, name: &str, model: Model) -> Result<()> {
             got.push((layer, x.expect("rows of hidden states")));
         })?;
     }
-    let segment = |s: &PagedSequence| Segment {
-        start: s.start,
-        prompt: s.rows,
-        branches: Vec::new(),
-    };
+    let segment = |s: &PagedSequence| Segment::sequence(s.start, s.rows);
     let batch = Batch {
         tokens: &tokens,
         positions: &positions,

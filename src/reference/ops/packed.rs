@@ -71,9 +71,13 @@ pub fn packed_attention(
 fn mask(segment: &Segment, window: Option<usize>, device: &candle_core::Device) -> Result<Tensor> {
     let n = segment.rows().len();
     let mut mask = vec![-1e30f32; n * n];
-    for (row, seen) in segment.visible(window).into_iter().enumerate() {
-        for range in [seen.prompt, seen.own] {
-            mask[row * n + range.start..row * n + range.end].fill(0.0);
+    for past in segment.pasts() {
+        let Some(own) = past.last() else { continue };
+        for (row, position) in own.rows.clone().zip(own.position..) {
+            for run in &past {
+                let seen = run.seen(position, window);
+                mask[row * n + seen.start..row * n + seen.end].fill(0.0);
+            }
         }
     }
     Tensor::from_vec(mask, (1, n, n), device)

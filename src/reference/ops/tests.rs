@@ -40,19 +40,11 @@ fn soft_cap_keeps_within_the_cap() -> Result<()> {
 #[test]
 fn a_branch_never_sees_its_sibling() -> Result<()> {
     let (q, k, v) = (random((12, 16))?, random((12, 16))?, random((12, 16))?);
-    let pair: Arc<[Segment]> = Arc::from([Segment {
-        start: 0,
-        prompt: 5,
-        branches: vec![3, 4],
-    }]);
+    let pair: Arc<[Segment]> = Arc::from([Segment::branched(0, 5, &[3, 4])]);
     let out = packed_attention((&q, &k, &v), AttentionShape::full(8), &pair)?;
     // The second branch alone behind the prompt gives the same rows.
     let rows = Tensor::new(&[0u32, 1, 2, 3, 4, 8, 9, 10, 11], &DEVICE)?;
-    let alone: Arc<[Segment]> = Arc::from([Segment {
-        start: 0,
-        prompt: 5,
-        branches: vec![4],
-    }]);
+    let alone: Arc<[Segment]> = Arc::from([Segment::branched(0, 5, &[4])]);
     let pick = |t: &Tensor| t.index_select(&rows, 0);
     let expected = packed_attention(
         (&pick(&q)?, &pick(&k)?, &pick(&v)?),
