@@ -5,7 +5,8 @@
         --heads 32 --kv-heads 32
 
 Tokenizer and chat template are those of the first file, which must be of the llama architecture. The layers' matrices are
-Q4_K unless --type says otherwise, the table of embeddings is Q6_K, as in a file of type Q4_K_M. What the model says is noise.
+Q4_K unless --type says otherwise. The table of embeddings is Q6_K, as in a file of type Q4_K_M, or BF16 where all is.
+What the model says is noise.
 """
 
 import argparse
@@ -14,10 +15,10 @@ import random
 import struct
 
 ALIGNMENT = 32
-F32, Q4_K, Q5_K, Q6_K = 0, 12, 13, 14
-TYPES = {"q4_k": Q4_K, "q5_k": Q5_K, "q6_k": Q6_K}
+F32, Q4_K, Q5_K, Q6_K, BF16 = 0, 12, 13, 14, 30
+TYPES = {"q4_k": Q4_K, "q5_k": Q5_K, "q6_k": Q6_K, "bf16": BF16}
 # Elements and bytes of a block.
-BLOCKS = {F32: (1, 4), Q4_K: (256, 144), Q5_K: (256, 176), Q6_K: (256, 210)}
+BLOCKS = {F32: (1, 4), Q4_K: (256, 144), Q5_K: (256, 176), Q6_K: (256, 210), BF16: (1, 2)}
 SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 STRING, ARRAY, U32 = 8, 9, 4
 
@@ -66,7 +67,7 @@ def tensors(args, vocabulary):
     """(name, type, columns, rows), in the order of the file."""
     head = args.hidden // args.heads
     kv = head * args.kv_heads
-    yield "token_embd.weight", Q6_K, args.hidden, vocabulary
+    yield "token_embd.weight", BF16 if args.type == "bf16" else Q6_K, args.hidden, vocabulary
     yield "output_norm.weight", F32, args.hidden, 1
     for layer in range(args.layers):
         for name, rows, columns in [
@@ -88,6 +89,9 @@ def block(kind, rng):
     scale = struct.pack("<e", 0.002)
     if kind == F32:
         return struct.pack("<f", 1.0)
+    if kind == BF16:
+        # From 1/128 to 1/32, of either sign.
+        return struct.pack("<H", rng.getrandbits(1) << 15 | 0x3C00 | rng.getrandbits(8))
     if kind in (Q4_K, Q5_K):
         return scale * 2 + rng.randbytes(BLOCKS[kind][1] - 4)
     return rng.randbytes(208) + scale

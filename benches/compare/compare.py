@@ -143,7 +143,8 @@ def load(arguments, server, streams, round_number):
     before, started = cpu_seconds(server.process.pid), time.monotonic()
     command = [arguments.binary, "bench", "--json", "--url", server.url, "--concurrency", str(streams),
                "--repetitions", "1", "--round", str(round_number), "--requests", str(arguments.requests),
-               "--prompt-words", str(arguments.prompt_words), "--generate-tokens", str(arguments.tokens)]
+               "--prompt-words", str(arguments.prompt_words), "--generate-tokens", str(arguments.tokens),
+               "--temperature", str(arguments.temperature)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         server.fail(f"the load generator failed: {done.stderr}")
@@ -188,6 +189,7 @@ def main():
     parser.add_argument("--requests", type=int, default=2, help="requests of each stream")
     parser.add_argument("--prompt-words", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=128, help="tokens of each answer")
+    parser.add_argument("--temperature", type=float, default=0, help="at which both draw tokens")
     parser.add_argument("--busy", type=int, default=0, help="other processes that compute all the time")
     parser.add_argument("--json", type=pathlib.Path, help="write all figures to this file")
     arguments = parser.parse_args()

@@ -16,9 +16,9 @@ use super::spec::ModelSpec;
 pub enum StoredMatrix {
     /// Of a GGUF file, in memory of its own.
     Quantized(Arc<QTensor>),
-    /// Blocks of a GGUF file where it is mapped.
+    /// Floats or blocks of a file where it is mapped.
     Mapped(Blocks),
-    /// Of a safetensors file: f32, f16 or bf16.
+    /// Of a file with f32, f16 or bf16, in memory of its own.
     Floats(Tensor),
 }
 
@@ -42,7 +42,7 @@ impl StoredMatrix {
     pub fn dense(&self) -> Result<Tensor> {
         match self {
             StoredMatrix::Quantized(q) => q.dequantize(&Device::Cpu),
-            StoredMatrix::Mapped(blocks) => blocks.to_quantized()?.dequantize(&Device::Cpu),
+            StoredMatrix::Mapped(blocks) => blocks.to_owned()?.dense(),
             StoredMatrix::Floats(t) => t.to_dtype(DType::F32),
         }
     }
@@ -53,10 +53,7 @@ impl StoredMatrix {
     /// If it cannot be copied.
     pub fn owned(self) -> Result<Self> {
         match self {
-            StoredMatrix::Mapped(blocks) => {
-                let tensor = blocks.to_quantized()?;
-                Ok(StoredMatrix::Quantized(Arc::new(tensor)))
-            }
+            StoredMatrix::Mapped(blocks) => blocks.to_owned(),
             other => Ok(other),
         }
     }

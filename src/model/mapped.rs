@@ -1,9 +1,8 @@
-//! Matrices of a GGUF file where it is mapped, without a copy.
+//! Matrices of a GGUF or safetensors file where it is mapped, without a copy.
 //!
-//! Only blocks of integers whose rows are whole blocks are given so: what a backend reads many of.
+//! Floats are given so, and integers whose rows are whole blocks: what a backend reads many of.
 //! The file's length was compared with its header before, and every range is looked up in the map. A
-//! file that another process cuts while it is read ends this one by SIGBUS, as with mapped safetensors
-//! (docs/unsafe.md).
+//! file that another process cuts while it is read ends this one by SIGBUS (docs/unsafe.md).
 
 use std::fs::File;
 use std::ops::Range;
@@ -11,9 +10,10 @@ use std::sync::Arc;
 
 use candle_core::quantized::gguf_file::Content;
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
-use candle_core::{Device, Result, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use memmap2::{Mmap, MmapOptions};
 
+use super::StoredMatrix;
 use super::blocks::{Format, UNIT};
 
 /// A mapped file of weights.
@@ -21,38 +21,50 @@ use super::blocks::{Format, UNIT};
 pub(crate) struct MappedFile(Arc<Mmap>);
 
 impl MappedFile {
-    /// Maps a file read-only; `None` where the system refuses that, and the file is read instead.
-    pub(crate) fn new(file: &File) -> Option<Self> {
+    /// Maps a file read-only.
+    ///
+    /// # Errors
+    /// If the system refuses it.
+    pub(crate) fn new(file: &File) -> std::io::Result<Self> {
         // SAFETY: nothing here changes the file while it is mapped. If another process does, matrices
         // may be torn, or SIGBUS ends this one (docs/unsafe.md).
         let map = unsafe { MmapOptions::new().map(file) };
-        match map {
-            Ok(map) => Some(Self(Arc::new(map))),
-            Err(error) => {
-                tracing::debug!(%error, "the model's file is read instead of mapped");
-                None
-            }
-        }
+        map.map(|map| Self(Arc::new(map)))
     }
 
-    /// A tensor's rows, all its dimensions but the last taken together; `None` if it has none, or is
-    /// not of whole blocks of integers that lie in the file.
+    /// All of it.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// A tensor's rows; `None` where [`MappedFile::matrix`] has none.
     pub(crate) fn blocks(&self, content: &Content, name: &str) -> Option<Blocks> {
         let info = content.tensor_infos.get(name)?;
-        let (dtype, dims) = (info.ggml_dtype, info.shape.dims());
-        Format::of(dtype)?;
+        let start = content.tensor_data_offset.checked_add(info.offset)?;
+        self.matrix(
+            info.ggml_dtype,
+            info.shape.dims(),
+            usize::try_from(start).ok()?,
+        )
+    }
+
+    /// The rows of a tensor that begins at a byte of the file, all its dimensions but the last taken
+    /// together; `None` if it has none, or is not of floats or whole blocks that lie in the file.
+    pub(crate) fn matrix(&self, dtype: GgmlDType, dims: &[usize], start: usize) -> Option<Blocks> {
         let (columns, leading) = dims.split_last()?;
         let columns = *columns;
+        let unit = match float(dtype) {
+            Some(_) => 1,
+            None => Format::of(dtype).map(|_| UNIT)?,
+        };
         let whole = columns > 0
-            && columns.is_multiple_of(UNIT)
+            && columns.is_multiple_of(unit)
             && columns.is_multiple_of(dtype.block_size());
         if !whole || leading.is_empty() {
             return None;
         }
         let rows = leading.iter().try_fold(1usize, |a, b| a.checked_mul(*b))?;
         let row_bytes = (columns / dtype.block_size()).checked_mul(dtype.type_size())?;
-        let start = content.tensor_data_offset.checked_add(info.offset)?;
-        let start = usize::try_from(start).ok()?;
         let end = start.checked_add(rows.checked_mul(row_bytes)?)?;
         (end <= self.0.len()).then(|| Blocks {
             file: self.clone(),
@@ -64,9 +76,35 @@ impl MappedFile {
             order: None,
         })
     }
+
+    /// Says that a part was read: its pages need not stay in this process.
+    pub(crate) fn release(&self, place: Range<usize>) {
+        #[cfg(target_os = "linux")]
+        {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: the map is of a file, shared and never written to, so its pages are filled from
+            // the file again whenever they are looked at. The call is advice and may fail.
+            let _ = unsafe {
+                self.0
+                    .unchecked_advise_range(advice, place.start, place.len())
+            };
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = place;
+    }
 }
 
-/// A matrix of whole blocks in a mapped file. Clones share the map.
+/// The floats that these blocks are, if they are no integers.
+fn float(dtype: GgmlDType) -> Option<DType> {
+    match dtype {
+        GgmlDType::F32 => Some(DType::F32),
+        GgmlDType::F16 => Some(DType::F16),
+        GgmlDType::BF16 => Some(DType::BF16),
+        _ => None,
+    }
+}
+
+/// A matrix in a mapped file, of whole blocks; a float is a block. Clones share the map.
 #[derive(Clone, Debug)]
 pub struct Blocks {
     file: MappedFile,
@@ -144,30 +182,40 @@ impl Blocks {
         })
     }
 
-    /// A copy in memory of its own.
+    fn copied(&self) -> Vec<u8> {
+        let rows = 0..self.shape().0;
+        let mut data = Vec::with_capacity(self.place.len());
+        rows.for_each(|row| data.extend_from_slice(self.row(row)));
+        data
+    }
+
+    /// A copy in memory of its own: floats, or the file's integers.
+    ///
+    /// # Errors
+    /// If candle refuses it.
+    pub(crate) fn to_owned(&self) -> Result<StoredMatrix> {
+        let shape = self.shape();
+        let Some(floats) = float(self.dtype) else {
+            return Ok(StoredMatrix::Quantized(Arc::new(self.to_quantized()?)));
+        };
+        let floats =
+            Tensor::from_raw_buffer(&self.copied(), floats, &[shape.0, shape.1], &Device::Cpu);
+        self.release();
+        floats.map(StoredMatrix::Floats)
+    }
+
+    /// A copy as candle keeps tensors of a GGUF file.
     ///
     /// # Errors
     /// If candle refuses it.
     pub fn to_quantized(&self) -> Result<QTensor> {
-        let (rows, columns) = self.shape();
-        let mut data = Vec::with_capacity(self.place.len());
-        for row in 0..rows {
-            data.extend_from_slice(self.row(row));
-        }
-        let storage = QStorage::from_data(data.into(), &Device::Cpu, self.dtype)?;
-        QTensor::new(storage, (rows, columns))
+        let storage = QStorage::from_data(self.copied().into(), &Device::Cpu, self.dtype)?;
+        QTensor::new(storage, self.shape())
     }
 
     /// Says that the blocks were read: their pages need not stay in this process.
     pub fn release(&self) {
-        #[cfg(target_os = "linux")]
-        {
-            let advice = memmap2::UncheckedAdvice::DontNeed;
-            let (at, length) = (self.place.start, self.place.len());
-            // SAFETY: the map is of a file, shared and never written to, so its pages are filled from
-            // the file again whenever they are looked at. The call is advice and may fail.
-            let _ = unsafe { self.file.0.unchecked_advise_range(advice, at, length) };
-        }
+        self.file.release(self.place.clone());
     }
 }
 

@@ -1,17 +1,23 @@
-//! Which safetensors files make up a model, and opening them with errors that name the file.
+//! Which safetensors files make up a model, and their tensors, with errors that name the file.
 //!
 //! Large models come as several files and an index, `model.safetensors.index.json`, whose
 //! `weight_map` says which tensor is where. The index decides: whatever else lies in the directory
 //! (an adapter, another layout of the same weights) is left alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use candle_core::safetensors::MmapedSafetensors;
+use candle_core::quantized::GgmlDType;
+use candle_core::safetensors::Load;
+use candle_core::{Device, Tensor, bail};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 
 use realign_core::files::{self, Limit};
 
 use super::error::{ModelError, Result};
+use super::mapped::{Blocks, MappedFile};
 
 const INDEX: &str = "model.safetensors.index.json";
 /// Maximum size of an index; real ones have a few hundred kilobytes.
@@ -44,66 +50,102 @@ pub(crate) fn select(dir: &Path, found: Vec<PathBuf>) -> Result<Vec<PathBuf>> {
     }
 }
 
-/// Maps the files of a directory, after each was found readable and to hold what the index says.
-///
-/// # Errors
-/// [`ModelError::Malformed`] naming the file, [`ModelError::Field`] naming the index.
-pub(crate) fn open(dir: &Path, files: &[PathBuf]) -> Result<MmapedSafetensors> {
-    let listing = read_index(dir)?.unwrap_or_default();
-    for path in files {
-        let tensors = map(path, std::slice::from_ref(path))?;
-        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("");
-        let listed = listing.get(name).into_iter().flatten();
-        for tensor in listed {
-            if tensors.get(tensor).is_err() {
+/// The tensors of a model's files, mapped.
+#[derive(Default)]
+pub(crate) struct Shards {
+    files: Vec<MappedFile>,
+    tensors: HashMap<String, Place>,
+}
+
+/// Where a tensor lies.
+struct Place {
+    file: usize,
+    bytes: Range<usize>,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+impl Shards {
+    /// Maps the files of a directory, each of which must be readable and hold what the index says.
+    ///
+    /// # Errors
+    /// [`ModelError::Malformed`] naming the file, [`ModelError::Field`] naming the index.
+    pub(crate) fn open(dir: &Path, files: &[PathBuf]) -> Result<Self> {
+        let listing = read_index(dir)?.unwrap_or_default();
+        let mut all = Self::default();
+        for path in files {
+            let found = all.add(path)?;
+            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("");
+            let mut listed = listing.get(name).into_iter().flatten();
+            if let Some(tensor) = listed.find(|tensor| !found.contains_key(*tensor)) {
                 let what = format!("puts tensor `{tensor}` in {name}, which does not hold it");
                 return Err(wrong(dir, what));
             }
+            all.tensors.extend(found);
         }
+        Ok(all)
     }
-    map(dir, files)
-}
 
-fn map(place: &Path, paths: &[PathBuf]) -> Result<MmapedSafetensors> {
-    for path in paths {
-        // Mapping opens each file again, which for a named pipe would block.
-        files::open_regular(path).map_err(|source| ModelError::Io {
-            path: path.clone(),
+    /// Maps one more file. Returns its tensors.
+    fn add(&mut self, path: &Path) -> Result<HashMap<String, Place>> {
+        let map = files::open_regular(path).and_then(|file| MappedFile::new(&file));
+        let map = map.map_err(|source| ModelError::Io {
+            path: path.into(),
             source,
         })?;
+        let tensors = SafeTensors::deserialize(map.bytes()).map_err(|e| ModelError::Malformed {
+            path: path.into(),
+            what: format!("is truncated or no safetensors file: {e}"),
+        })?;
+        let start = map.bytes().as_ptr().addr();
+        let place = |(name, view): (String, TensorView<'_>)| {
+            let at = view.data().as_ptr().addr() - start;
+            let place = Place {
+                file: self.files.len(),
+                bytes: at..at + view.data().len(),
+                dtype: view.dtype(),
+                shape: view.shape().to_vec(),
+            };
+            (name, place)
+        };
+        let found = tensors.tensors().into_iter().map(place).collect();
+        self.files.push(map);
+        Ok(found)
     }
-    // SAFETY: the files are mapped read-only, and nothing here changes them. If another process
-    // does while they are mapped, tensors may be torn, or SIGBUS ends this one (docs/unsafe.md).
-    let tensors = unsafe { MmapedSafetensors::multi(paths) };
-    tensors.map_err(|e| ModelError::Malformed {
-        path: place.into(),
-        what: format!("is truncated or no safetensors file: {e}"),
-    })
-}
 
-/// Gives back the memory that a tensor's part of its mapped file takes. A later look reads the
-/// file again, so this is only a matter of what is resident: a model that is copied out of its file
-/// would otherwise be there twice.
-pub(crate) fn release(tensors: &MmapedSafetensors, name: &str) {
-    #[cfg(target_os = "linux")]
-    if let Ok(view) = tensors.get(name) {
-        let part = view.data().as_ptr_range();
-        // A page at either end may have bytes of a neighbour, which are read again too.
-        let start = part.start.map_addr(|at| at & !(PAGE - 1));
-        let length = part.end.addr() - start.addr();
-        // SAFETY: the range lies in a mapping of a file that `map` made and `tensors` keeps, read-only
-        // and without changes of its own, from the page that holds its first byte on. Its pages are
-        // filled from the file whenever they are looked at. The call is advice and may fail.
-        unsafe { libc::madvise(start.cast_mut().cast(), length, libc::MADV_DONTNEED) };
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
     }
-    #[cfg(not(target_os = "linux"))]
-    let _ = (tensors, name);
-}
 
-/// A multiple of every page size that Linux has for files: an address below a tensor's that is not
-/// one of its file's would be refused.
-#[cfg(target_os = "linux")]
-const PAGE: usize = 4096;
+    /// A matrix where it is mapped; `None` if it has to be read.
+    pub(crate) fn matrix(&self, name: &str) -> Option<Blocks> {
+        let place = self.tensors.get(name)?;
+        let dtype = match place.dtype {
+            Dtype::F32 => GgmlDType::F32,
+            Dtype::F16 => GgmlDType::F16,
+            Dtype::BF16 => GgmlDType::BF16,
+            _ => return None,
+        };
+        self.files[place.file].matrix(dtype, &place.shape, place.bytes.start)
+    }
+
+    /// A copy of a tensor in its own type. The memory that its part of the file takes is given back:
+    /// a model that is copied out of its file would otherwise be there twice.
+    ///
+    /// # Errors
+    /// If there is no such tensor, or candle does not know its type.
+    pub(crate) fn load(&self, name: &str) -> candle_core::Result<Tensor> {
+        let Some(place) = self.tensors.get(name) else {
+            bail!("is missing");
+        };
+        let file = &self.files[place.file];
+        let bytes = &file.bytes()[place.bytes.clone()];
+        let view = TensorView::new(place.dtype, place.shape.clone(), bytes)?;
+        let tensor = view.load(&Device::Cpu);
+        file.release(place.bytes.clone());
+        tensor
+    }
+}
 
 fn wrong(dir: &Path, what: impl Into<String>) -> ModelError {
     ModelError::Field {

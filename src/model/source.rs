@@ -15,7 +15,7 @@ use super::error::{ModelError, Result};
 use super::gguf;
 use super::lora::LoraWeights;
 use super::quantise::Quantisation;
-use super::shards;
+use super::shards::{self, Shards};
 use super::spec::ModelSpec;
 use super::weights::{Target, WeightFile, merge};
 
@@ -354,7 +354,7 @@ impl ModelFiles {
             }
             Kind::Safetensors => {
                 let spec = ModelSpec::from_config_json(&self.root.join("config.json"))?;
-                let tensors = shards::open(&self.root, &self.weights)?;
+                let tensors = Shards::open(&self.root, &self.weights)?;
                 // Errors about a tensor name the file where there is only one.
                 let place = match self.weights.as_slice() {
                     [one] => one,

@@ -33,18 +33,29 @@ pub(super) fn pack<T: Copy + Sync, const N: usize, const STEP: usize>(
     data[..panels * panel_bytes]
         .par_chunks_exact_mut(panel_bytes.max(1))
         .zip(values.par_chunks((PANEL * columns).max(1)))
-        .for_each(|(panel, values)| {
-            let panel = panel.as_chunks_mut::<N>().0;
-            for first in (0..columns).step_by(BLOCK) {
-                let last = columns.min(first + BLOCK);
-                for (lane, row) in values.chunks_exact(columns).enumerate() {
-                    for (column, value) in (first..last).zip(&row[first..last]) {
-                        panel[place::<STEP>(column, lane)] = bytes_of(*value);
-                    }
-                }
-            }
+        .for_each(|(into, values)| {
+            let rows: Vec<&[T]> = values.chunks_exact(columns).collect();
+            panel::<_, N, STEP>(&rows, into, &bytes_of);
         });
     data
+}
+
+/// A panel of up to sixteen rows. Bytes that belong to no value stay as they are.
+pub(super) fn panel<T: Copy, const N: usize, const STEP: usize>(
+    rows: &[&[T]],
+    into: &mut [u8],
+    bytes_of: impl Fn(T) -> [u8; N],
+) {
+    let into = into.as_chunks_mut::<N>().0;
+    let columns = rows.first().map_or(0, |row| row.len());
+    for first in (0..columns).step_by(BLOCK) {
+        let last = columns.min(first + BLOCK);
+        for (lane, row) in rows.iter().enumerate() {
+            for (column, value) in (first..last).zip(&row[first..last]) {
+                into[place::<STEP>(column, lane)] = bytes_of(*value);
+            }
+        }
+    }
 }
 
 /// Row `lane` of a panel.

@@ -1,7 +1,8 @@
 //! Packing from a mapped file, panel by panel: the bytes are those of [`PackedWeight::from_quantized`].
 //!
-//! For the common types a panel is made block by block from its sixteen rows at once, a line of the
-//! panel being four bytes of each row; the others take a unit after the other, as the slow path does.
+//! For the common types of integers a panel is made block by block from its sixteen rows at once, a line
+//! of the panel being four bytes of each row; the others take a unit after the other, as the slow path
+//! does. Floats stay what they are.
 
 use candle_core::quantized::GgmlDType;
 use half::f16;
@@ -10,7 +11,9 @@ use rayon::prelude::*;
 use realign_model::blocks::{Format, UNIT, gain_for, read_unit, scale_bound, six_bits};
 use realign_model::mapped::Blocks;
 
-use super::{BlockLayout, Encoding, PANEL, PackedWeight, Panels, SCALE_BYTES, SLACK, unit};
+use super::{
+    BF16_STEP, BlockLayout, Encoding, PANEL, PackedWeight, Panels, SCALE_BYTES, SLACK, dense, unit,
+};
 use crate::aligned::AlignedBytes;
 
 /// Rows whose largest scale a task looks for.
@@ -19,27 +22,32 @@ const ROWS: usize = 16;
 /// A matrix that is yet to be packed.
 pub(crate) struct Unpacked<'a> {
     blocks: &'a Blocks,
-    format: Format,
+    encoding: Encoding,
     gain: f32,
 }
 
 impl<'a> Unpacked<'a> {
-    /// Looks for the gain; `None` if the blocks are of no type that is packed as integers.
+    /// Looks for the gain; `None` if the blocks are of no type that is packed as it is.
     pub(crate) fn new(blocks: &'a Blocks) -> Option<Self> {
-        let format = Format::of(blocks.dtype())?;
-        let (dtype, out) = (blocks.dtype(), blocks.shape().0);
-        let row_bytes = blocks.bytes().len().checked_div(out)?;
-        let gain = match format.factored {
-            true => 1.0,
-            false => {
+        let dtype = blocks.dtype();
+        let encoding = match dtype {
+            GgmlDType::F32 => Encoding::F32,
+            GgmlDType::F16 => Encoding::F16,
+            GgmlDType::BF16 => Encoding::Bf16,
+            _ => Encoding::Integer(Format::of(dtype)?),
+        };
+        let gain = match encoding {
+            Encoding::Integer(format) if !format.factored => {
+                let row_bytes = blocks.bytes().len().checked_div(blocks.shape().0)?;
                 let parts = blocks.bytes().par_chunks((ROWS * row_bytes).max(1));
                 let largest = parts.map(|part| largest_scale(dtype, part));
                 gain_for(largest.reduce(|| 0f32, f32::max))
             }
+            _ => 1.0,
         };
         Some(Self {
             blocks,
-            format,
+            encoding,
             gain,
         })
     }
@@ -49,7 +57,7 @@ impl<'a> Unpacked<'a> {
     }
 
     pub(crate) fn encoding(&self) -> Encoding {
-        Encoding::Integer(self.format)
+        self.encoding
     }
 
     pub(crate) fn gain(&self) -> f32 {
@@ -71,11 +79,23 @@ impl<'a> Unpacked<'a> {
             let row = (first + index) * PANEL;
             let rows = row..self.shape().0.min(row + PANEL);
             let rows: Vec<&[u8]> = rows.map(|row| self.blocks.row(row)).collect();
-            if rows.len() < PANEL {
+            // Bytes of rows that are missing, or of a missing second column in bfloat16.
+            if rows.len() < PANEL || !self.shape().1.is_multiple_of(BF16_STEP) {
                 bytes.fill(0);
             }
-            panel(self.blocks.dtype(), self.format, &rows, self.gain, bytes);
+            self.panel(&rows, bytes);
         });
+    }
+
+    fn panel(&self, rows: &[&[u8]], bytes: &mut [u8]) {
+        match self.encoding {
+            Encoding::Integer(format) => {
+                panel(self.blocks.dtype(), format, rows, self.gain, bytes);
+            }
+            Encoding::F32 => floats::<4, 1>(rows, bytes),
+            Encoding::F16 => floats::<2, 1>(rows, bytes),
+            Encoding::Bf16 => floats::<2, BF16_STEP>(rows, bytes),
+        }
     }
 
     /// The weight, in memory of its own.
@@ -92,6 +112,12 @@ impl<'a> Unpacked<'a> {
             data: std::sync::Arc::new(Panels::Own(data)),
         }
     }
+}
+
+/// Floats of `N` bytes, as the file has them.
+fn floats<const N: usize, const STEP: usize>(rows: &[&[u8]], bytes: &mut [u8]) {
+    let rows: Vec<&[[u8; N]]> = rows.iter().map(|row| row.as_chunks().0).collect();
+    dense::panel::<_, N, STEP>(&rows, bytes, |value| value);
 }
 
 /// The largest [`scale_bound`] of whole blocks without common factors.
@@ -255,8 +281,8 @@ fn halves(pair: &[u8; UNIT], lane: usize, even: &mut [u8], odd: &mut [u8]) {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
     use candle_core::quantized::{GgmlDType::*, QStorage, QTensor};
+    use candle_core::{Device, Tensor};
     use realign_model::mapped::blocks_of;
 
     use super::*;
@@ -303,6 +329,29 @@ mod tests {
                 assert_eq!(slow.gain, fast.gain, "{dtype:?}, {rows} rows");
                 assert!(slow.raw() == fast.raw(), "{dtype:?}, {rows} rows");
                 assert_eq!(slow.encoding, fast.encoding);
+            }
+        }
+    }
+
+    #[test]
+    fn floats_from_a_map_have_the_bytes_of_those_from_memory() {
+        for (dtype, encoding) in [
+            (F32, Encoding::F32),
+            (F16, Encoding::F16),
+            (BF16, Encoding::Bf16),
+        ] {
+            for (rows, columns) in [(16, 64), (37, 64), (5, 33), (48, 33)] {
+                let values = Tensor::rand(-1f32, 1f32, (rows, columns), &Device::Cpu).unwrap();
+                let tensor = QTensor::quantize(&values, dtype).unwrap();
+                let blocks = blocks_of(&tensor, &mut tempfile::tempfile().unwrap());
+                let unpacked = Unpacked::new(&blocks).unwrap();
+                let mut used = vec![0xa5; unpacked.panels() * unpacked.panel_bytes()];
+                unpacked.pack(0, &mut used);
+                let slow = PackedWeight::from_quantized(&tensor).unwrap();
+                assert_eq!(unpacked.encoding(), encoding);
+                assert_eq!(slow.encoding, encoding);
+                assert!(slow.raw()[..used.len()] == used, "{dtype:?}, {rows} rows");
+                assert!(slow.raw() == unpacked.into_memory().raw(), "{dtype:?}");
             }
         }
     }

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::quantized::{QTensor, gguf_file};
-use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
 
 use self::names::{EMBEDDING, FINAL_NORM, HEAD, LayerNorms, Names};
@@ -19,7 +18,7 @@ use super::linear::Linear;
 use super::lora::Projection;
 use super::mapped::{Blocks, MappedFile};
 use super::quantise::Quantisation;
-use super::shards;
+use super::shards::Shards;
 use super::spec::ModelSpec;
 
 /// Weights by their Hugging Face names.
@@ -55,7 +54,7 @@ enum Source {
         reader: File,
         map: Option<MappedFile>,
     },
-    Safetensors(MmapedSafetensors),
+    Safetensors(Shards),
 }
 
 impl WeightFile {
@@ -69,7 +68,11 @@ impl WeightFile {
         Self {
             path: path.into(),
             source: Source::Gguf {
-                map: MappedFile::new(&reader),
+                map: MappedFile::new(&reader)
+                    .inspect_err(|error| {
+                        tracing::debug!(%error, "the model's file is read instead of mapped");
+                    })
+                    .ok(),
                 content,
                 reader,
             },
@@ -79,8 +82,8 @@ impl WeightFile {
     }
 
     /// One or more mapped safetensors files.
-    pub(crate) fn safetensors(path: &Path, tensors: MmapedSafetensors) -> Self {
-        let names = Names::safetensors(|name| tensors.get(name).is_ok());
+    pub(crate) fn safetensors(path: &Path, tensors: Shards) -> Self {
+        let names = Names::safetensors(|name| tensors.contains(name));
         Self {
             path: path.into(),
             source: Source::Safetensors(tensors),
@@ -125,7 +128,7 @@ impl WeightFile {
         let name = self.names.stored(name);
         match &self.source {
             Source::Gguf { content, .. } => content.tensor_infos.contains_key(&name),
-            Source::Safetensors(tensors) => tensors.get(&name).is_ok(),
+            Source::Safetensors(tensors) => tensors.contains(&name),
         }
     }
 
@@ -144,9 +147,13 @@ impl WeightFile {
         tensor.map(Some).map_err(|e| self.wrong(name, e))
     }
 
-    /// A tensor of a GGUF file where it is mapped; `None` if it has to be read.
+    /// A tensor where its file is mapped; `None` if it has to be read, as floats that are to be
+    /// quantised.
     fn mapped(&self, name: &str) -> Option<Blocks> {
         match &self.source {
+            Source::Safetensors(tensors) if self.quantisation.is_none() => {
+                tensors.matrix(&self.names.stored(name))
+            }
             Source::Gguf {
                 content,
                 map: Some(map),
@@ -208,10 +215,7 @@ impl WeightFile {
             return Err(self.wrong(name, "not a safetensors file"));
         };
         let stored = self.names.stored(name);
-        let tensor = tensors
-            .load(&stored, &Device::Cpu)
-            .map_err(|e| self.wrong(name, e))?;
-        shards::release(tensors, &stored);
+        let tensor = tensors.load(&stored).map_err(|e| self.wrong(name, e))?;
         if !tensor.dtype().is_float() {
             return Err(self.wrong(
                 name,
