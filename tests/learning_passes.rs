@@ -162,10 +162,11 @@ fn impact_scores_agree_with_pytorch() {
         ("impact_at_B_zero", fresh(), true),
     ] {
         let expected = &golden()[key];
-        // What bfloat16 rounds away goes by the terms of a score, however much of them cancels.
-        for (precision, relative, floor) in [
-            (Precision::Exact, 1e-3, 0.05),
-            (Precision::Mixed, 1e-2, 0.1),
+        // What bfloat16 rounds away goes by the terms of a score, however much of them cancels, so
+        // small scores are measured by the largest.
+        for (precision, relative, of_scores, floor) in [
+            (Precision::Exact, 1e-3, 5e-3, 0.05),
+            (Precision::Mixed, 1e-2, 2e-2, 0.2),
         ] {
             let at = At {
                 backend: model,
@@ -186,9 +187,9 @@ fn impact_scores_agree_with_pytorch() {
                 "norm of the gold gradient",
             );
             let fast = directional_along(at, &conflicts, &direction).unwrap();
-            check_scores(expected, &conflicts, &fast, (5.0 * relative, floor));
+            check_scores(expected, &conflicts, &fast, (of_scores, floor));
             let slow = per_pair(at, &conflicts, &direction).unwrap();
-            check_scores(expected, &conflicts, &slow, (5.0 * relative, floor));
+            check_scores(expected, &conflicts, &slow, (of_scores, floor));
         }
     }
 }

@@ -42,7 +42,7 @@ impl StoredMatrix {
     pub fn dense(&self) -> Result<Tensor> {
         match self {
             StoredMatrix::Quantized(q) => q.dequantize(&Device::Cpu),
-            StoredMatrix::Mapped(blocks) => blocks.to_owned()?.dense(),
+            StoredMatrix::Mapped(blocks) => blocks.in_memory()?.dense(),
             StoredMatrix::Floats(t) => t.to_dtype(DType::F32),
         }
     }
@@ -53,7 +53,7 @@ impl StoredMatrix {
     /// If it cannot be copied.
     pub fn owned(self) -> Result<Self> {
         match self {
-            StoredMatrix::Mapped(blocks) => blocks.to_owned(),
+            StoredMatrix::Mapped(blocks) => blocks.in_memory(),
             other => Ok(other),
         }
     }

@@ -182,6 +182,7 @@ impl Blocks {
         })
     }
 
+    /// The bytes of all rows.
     fn copied(&self) -> Vec<u8> {
         let rows = 0..self.shape().0;
         let mut data = Vec::with_capacity(self.place.len());
@@ -189,19 +190,24 @@ impl Blocks {
         data
     }
 
-    /// A copy in memory of its own: floats, or the file's integers.
+    /// A copy in memory of its own: floats, or the file's integers. The pages of what was copied are given back.
     ///
     /// # Errors
     /// If candle refuses it.
-    pub(crate) fn to_owned(&self) -> Result<StoredMatrix> {
-        let shape = self.shape();
-        let Some(floats) = float(self.dtype) else {
-            return Ok(StoredMatrix::Quantized(Arc::new(self.to_quantized()?)));
+    pub(crate) fn in_memory(&self) -> Result<StoredMatrix> {
+        let (rows, columns) = self.shape();
+        let copy = match float(self.dtype) {
+            Some(dtype) => {
+                let bytes = self.copied();
+                Tensor::from_raw_buffer(&bytes, dtype, &[rows, columns], &Device::Cpu)
+                    .map(StoredMatrix::Floats)
+            }
+            None => self
+                .to_quantized()
+                .map(|integers| StoredMatrix::Quantized(Arc::new(integers))),
         };
-        let floats =
-            Tensor::from_raw_buffer(&self.copied(), floats, &[shape.0, shape.1], &Device::Cpu);
         self.release();
-        floats.map(StoredMatrix::Floats)
+        copy
     }
 
     /// A copy as candle keeps tensors of a GGUF file.

@@ -186,3 +186,49 @@ fn read_index(dir: &Path) -> Result<Option<Listing>> {
     }
     Ok(Some(listing))
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::*;
+
+    #[test]
+    fn a_mapped_matrix_has_the_values_of_one_that_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(SINGLE);
+        let values = Tensor::rand(-1f32, 1f32, (5, 33), &Device::Cpu).unwrap();
+        let of = |dtype| values.to_dtype(dtype).unwrap();
+        let tensors = HashMap::from([
+            ("a", of(DType::BF16)),
+            ("b", of(DType::F32)),
+            ("c", of(DType::F16)),
+            ("of integers", of(DType::I64)),
+            ("vector", of(DType::F32).flatten_all().unwrap()),
+        ]);
+        candle_core::safetensors::save(&tensors, &path).unwrap();
+        let shards = Shards::open(dir.path(), &[path]).unwrap();
+        for name in ["a", "b", "c"] {
+            let mapped = shards.matrix(name).unwrap();
+            assert_eq!(mapped.shape(), (5, 33));
+            let floats = |t: Tensor| t.to_dtype(DType::F32).unwrap().to_vec2::<f32>().unwrap();
+            let expected = floats(tensors[name].clone());
+            // Twice: what was read is given back, and is read again.
+            for _ in 0..2 {
+                let copy = mapped.in_memory().unwrap().dense().unwrap();
+                assert_eq!(floats(copy), expected, "{name}");
+                assert_eq!(floats(shards.load(name).unwrap()), expected, "{name}");
+            }
+        }
+        for name in ["of integers", "vector"] {
+            assert!(
+                shards.matrix(name).is_none(),
+                "{name} is no matrix of floats"
+            );
+            let read = shards.load(name).unwrap();
+            assert_eq!(read.dims(), tensors[name].dims());
+        }
+        assert!(shards.matrix("absent").is_none());
+        assert!(shards.load("absent").is_err());
+    }
+}
