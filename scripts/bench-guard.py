@@ -7,7 +7,8 @@
 
 Counts repeat on a noisy machine, where times do not. valgrind shows a processor with AVX2 and without AVX-512. Each case runs twice
 with different numbers of repetitions; the difference is the work's own. Another compiler gives other counts, so only those of the
-one that made the file are compared. The program is the integration tests' binary in the profile of `cargo test`.
+one that made the file are compared. The program is the integration tests' binary in the profile of `cargo test`,
+which does not optimise the server's own crate and HTTP: requests_40 is twice what it is with both optimised.
 """
 import argparse
 import json
