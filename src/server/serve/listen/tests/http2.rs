@@ -224,7 +224,10 @@ fn closing_lets_requests_finish() {
         let (answer, ()) = tokio::join!(text(&requests, "/slow"), closed);
         assert_eq!(answer, "slow");
         assert!(ask(&requests, "/").await.is_err(), "no more are taken");
-        ended.await.unwrap().unwrap();
+        // The client may still be writing when the server closes the socket.
+        if let Err(error) = ended.await.unwrap() {
+            assert!(error.is_io(), "{error}");
+        }
         timeout(Duration::from_secs(10), server.served)
             .await
             .unwrap()
