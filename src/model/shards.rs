@@ -66,20 +66,38 @@ struct Place {
 }
 
 impl Shards {
-    /// Maps the files of a directory, each of which must be readable and hold what the index says.
+    /// Maps the files of a directory, each of which must be readable and hold what the index says. A
+    /// tensor that several files hold is that of the file the index names; without an index it could
+    /// be either, so it is an error.
     ///
     /// # Errors
     /// [`ModelError::Malformed`] naming the file, [`ModelError::Field`] naming the index.
     pub(crate) fn open(dir: &Path, files: &[PathBuf]) -> Result<Self> {
         let listing = read_index(dir)?.unwrap_or_default();
+        let home: HashMap<&str, &str> = listing
+            .iter()
+            .flat_map(|(file, tensors)| tensors.iter().map(move |tensor| (&**tensor, &**file)))
+            .collect();
         let mut all = Self::default();
         for path in files {
-            let found = all.add(path)?;
+            let mut found = all.add(path)?;
             let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("");
             let mut listed = listing.get(name).into_iter().flatten();
             if let Some(tensor) = listed.find(|tensor| !found.contains_key(*tensor)) {
                 let what = format!("puts tensor `{tensor}` in {name}, which does not hold it");
                 return Err(wrong(dir, what));
+            }
+            found.retain(|tensor, _| home.get(&**tensor).is_none_or(|file| *file == name));
+            if let Some(tensor) = found.keys().filter(|t| all.contains(t)).min() {
+                let other = &files[all.tensors[tensor].file];
+                return Err(ModelError::Malformed {
+                    path: path.clone(),
+                    what: format!(
+                        "holds tensor `{tensor}`, and so does {}; remove one of the files, or add the index \
+                         that says which it is ({INDEX})",
+                        other.display()
+                    ),
+                });
             }
             all.tensors.extend(found);
         }
@@ -192,6 +210,27 @@ mod tests {
     use candle_core::DType;
 
     use super::*;
+
+    #[test]
+    fn a_tensor_in_two_files_is_the_one_that_the_index_names_or_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = ["one.safetensors", "two.safetensors"].map(|name| dir.path().join(name));
+        for (value, path) in [1f32, 2.0].into_iter().zip(&files) {
+            let tensor = Tensor::full(value, 2, &Device::Cpu).unwrap();
+            candle_core::safetensors::save(&HashMap::from([("a", tensor)]), path).unwrap();
+        }
+        let error = Shards::open(dir.path(), &files).err().unwrap().to_string();
+        for part in ["`a`", "one.safetensors", "two.safetensors"] {
+            assert!(error.contains(part), "{error}");
+        }
+        for (value, name) in [(1.0, "one"), (2.0, "two")] {
+            let listed = format!(r#"{{"weight_map": {{"a": "{name}.safetensors"}}}}"#);
+            std::fs::write(dir.path().join(INDEX), listed).unwrap();
+            let shards = Shards::open(dir.path(), &files).unwrap();
+            let read = shards.load("a").unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(read, [value; 2]);
+        }
+    }
 
     #[test]
     fn a_mapped_matrix_has_the_values_of_one_that_is_read() {
