@@ -2,6 +2,8 @@
 //! in blocks of 32.
 
 #[cfg(target_arch = "x86_64")]
+mod narrow;
+#[cfg(target_arch = "x86_64")]
 mod wide;
 
 use realign_model::blocks::UNIT;
@@ -108,11 +110,14 @@ pub(crate) fn round_row(values: &[f32], rounded: &mut [i8], units: &mut [Activat
     if wide::detected() {
         // SAFETY: the instructions were just detected.
         return unsafe { wide::round_row(values, rounded, units) };
+    } else if narrow::detected() {
+        // SAFETY: as above.
+        return unsafe { narrow::round_row(values, rounded, units) };
     }
     round_blocks(values, rounded, units);
 }
 
-/// The slow twin of the form with wide vectors, and the form of other processors.
+/// The slow twin of the forms with vectors, and the form of other processors.
 fn round_blocks(values: &[f32], rounded: &mut [i8], units: &mut [ActivationUnit]) {
     let blocks = values
         .chunks_exact(UNIT)
@@ -135,7 +140,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wide_vectors_round_to_the_same_numbers() {
+    fn vectors_round_to_the_same_numbers() {
+        type Round = fn(&[f32], &mut [i8], &mut [ActivationUnit]);
+        let mut forms: Vec<Round> = vec![round_row];
+        // Where there is AVX-512 this one is not chosen.
+        #[cfg(target_arch = "x86_64")]
+        if narrow::detected() {
+            // SAFETY: the instructions were just detected.
+            forms.push(|values, q, units| unsafe { narrow::round_row(values, q, units) });
+        }
         let row = |n: usize, scale: f32| -> Vec<f32> {
             let value = |i: usize| (((i * 7_919 + n) % 4_001) as f32 / 2_000.5 - 1.0) * scale;
             (0..96).map(value).collect()
@@ -155,14 +168,16 @@ mod tests {
             rows.push([&[1.0; 40][..], &[odd], &[-2.0; 55]].concat());
         }
         for row in rows {
-            let rounded = |round: fn(&[f32], &mut [i8], &mut [ActivationUnit])| {
+            let rounded = |round: Round| {
                 let (mut q, mut units) = ([0i8; 96], [ActivationUnit::default(); 3]);
                 round(&row, &mut q, &mut units);
                 let bits = units.map(|u| (u.scale.to_bits(), u.sum.is_nan(), u.halves));
                 let sums = units.map(|u| if u.sum.is_nan() { 0.0 } else { u.sum });
                 (q, bits, sums)
             };
-            assert_eq!(rounded(round_row), rounded(round_blocks), "{row:?}");
+            for form in &forms {
+                assert_eq!(rounded(*form), rounded(round_blocks), "{row:?}");
+            }
         }
     }
 

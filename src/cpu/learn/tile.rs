@@ -36,7 +36,10 @@ impl Form {
             if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
                 return Form::Avx512;
             }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            if is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c")
+            {
                 return Form::Avx2;
             }
         }
@@ -119,31 +122,7 @@ pub(crate) unsafe fn floats(
             in_tiles!(x86::avx512, a, stride, rows, panel, target, 14, 8, 4, 2, 1)
         }
         #[cfg(target_arch = "x86_64")]
-        Form::Avx2 => {
-            // Sixteen vectors hold three rows of four sums.
-            for first in (0..rows).step_by(3) {
-                let (a, target) = (
-                    a.wrapping_add(first * stride),
-                    Target {
-                        at: target.at.wrapping_add(first * target.stride),
-                        ..target
-                    },
-                );
-                let rows = rows.min(first + 3) - first;
-                // SAFETY: passed on.
-                unsafe {
-                    match rows {
-                        1 => x86::avx2([a], panel, target),
-                        2 => x86::avx2([a, a.wrapping_add(stride)], panel, target),
-                        _ => x86::avx2(
-                            [a, a.wrapping_add(stride), a.wrapping_add(2 * stride)],
-                            panel,
-                            target,
-                        ),
-                    }
-                }
-            }
-        }
+        Form::Avx2 => in_tiles!(x86::avx2, a, stride, rows, panel, target, 3, 2, 1),
         #[cfg(target_arch = "aarch64")]
         Form::Neon => in_tiles!(neon::floats, a, stride, rows, panel, target, 3, 2, 1),
         _ => {
@@ -190,12 +169,21 @@ unsafe fn plain<const N: usize>(a: [*const f32; N], panel: &[[f32; WIDTH]], targ
     }
     for (r, sum) in sums.iter().enumerate() {
         // SAFETY: by the contract of `floats`.
-        let row = unsafe {
-            std::slice::from_raw_parts_mut(target.at.add(r * target.stride), target.width)
-        };
-        for (y, sum) in row.iter_mut().zip(sum) {
-            *y = if target.add { *y + sum } else { *sum };
-        }
+        unsafe { put(sum, r, target) };
+    }
+}
+
+/// Writes row `r` of a tile.
+///
+/// # Safety
+/// The target can be written at its width in row `r`.
+#[inline(always)]
+unsafe fn put(sum: &[f32; WIDTH], r: usize, target: Target) {
+    // SAFETY: by the contract.
+    let row =
+        unsafe { std::slice::from_raw_parts_mut(target.at.add(r * target.stride), target.width) };
+    for (y, sum) in row.iter_mut().zip(sum) {
+        *y = if target.add { *y + sum } else { *sum };
     }
 }
 
@@ -203,7 +191,7 @@ unsafe fn plain<const N: usize>(a: [*const f32; N], panel: &[[f32; WIDTH]], targ
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Target, WIDTH, plain};
+    use super::{Target, WIDTH};
 
     /// Writes a tile's sums. Not a function: a call that takes their address would keep them in
     /// memory all through the loop before it, at a third of the speed.
@@ -228,16 +216,41 @@ mod x86 {
         };
     }
 
+    /// Vectors of a panel's row.
+    const VECTORS: usize = WIDTH / 8;
+
+    /// Three rows of four sums, their values and a vector of the panel fill the sixteen registers.
+    ///
     /// # Safety
-    /// As [`plain`], and the processor has AVX2 and FMA.
+    /// As [`super::plain`], and the processor has AVX2 and FMA.
     #[target_feature(enable = "avx2,fma")]
     pub(crate) unsafe fn avx2<const N: usize>(
         a: [*const f32; N],
         panel: &[[f32; WIDTH]],
         target: Target,
     ) {
-        // SAFETY: passed on.
-        unsafe { plain(a, panel, target) }
+        let mut sums = [[_mm256_setzero_ps(); VECTORS]; N];
+        for (i, weights) in panel.iter().enumerate() {
+            // SAFETY: a row of the panel is four vectors; `a` by the contract of `floats`.
+            unsafe {
+                let values: [__m256; N] = std::array::from_fn(|r| _mm256_set1_ps(*a[r].add(i)));
+                for v in 0..VECTORS {
+                    let w = _mm256_loadu_ps(weights.as_ptr().add(8 * v));
+                    for (sum, value) in sums.iter_mut().zip(values) {
+                        sum[v] = _mm256_fmadd_ps(value, w, sum[v]);
+                    }
+                }
+            }
+        }
+        for (r, sum) in sums.into_iter().enumerate() {
+            let mut whole = [0f32; WIDTH];
+            for (v, eight) in sum.into_iter().enumerate() {
+                // SAFETY: `whole` is four vectors.
+                unsafe { _mm256_storeu_ps(whole.as_mut_ptr().add(8 * v), eight) };
+            }
+            // SAFETY: the target has its width in every row.
+            unsafe { super::put(&whole, r, target) };
+        }
     }
 
     /// # Safety
@@ -326,11 +339,7 @@ mod neon {
                 for (v, four) in sum.into_iter().enumerate() {
                     vst1q_f32(whole.as_mut_ptr().add(4 * v), four);
                 }
-                let row = target.at.wrapping_add(r * target.stride);
-                for (c, sum) in whole.into_iter().enumerate().take(target.width) {
-                    let y = row.add(c);
-                    *y = if target.add { *y + sum } else { sum };
-                }
+                super::put(&whole, r, target);
             }
         }
     }
