@@ -52,7 +52,7 @@ async fn text(requests: &SendRequest<Bytes>, path: &str) -> String {
 }
 
 /// The server closed the connection; the client may have been writing when it did.
-async fn closed(ended: Ended) {
+async fn is_closed(ended: Ended) {
     if let Err(error) = ended.await.unwrap() {
         assert!(error.is_io(), "{error}");
     }
@@ -130,7 +130,7 @@ fn an_answer_that_nobody_takes_is_given_up() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         // The other answers were not disturbed; without them, the connection is idle.
-        closed(ended).await;
+        is_closed(ended).await;
         drop(untaken);
     });
     assert_eq!(server.connections.busy(), 0);
@@ -142,7 +142,7 @@ fn a_connection_without_requests_ends() {
         let (requests, ended) = connect(address).await;
         let started = Clock::now();
         assert_eq!(text(&requests, "/slow").await, "slow");
-        closed(ended).await;
+        is_closed(ended).await;
         assert!(
             started.elapsed() > Duration::from_millis(500),
             "it had a request"
@@ -231,7 +231,7 @@ fn closing_lets_requests_finish() {
         let (answer, ()) = tokio::join!(text(&requests, "/slow"), closed);
         assert_eq!(answer, "slow");
         assert!(ask(&requests, "/").await.is_err(), "no more are taken");
-        closed(ended).await;
+        is_closed(ended).await;
         timeout(Duration::from_secs(10), server.served)
             .await
             .unwrap()
