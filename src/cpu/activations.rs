@@ -142,6 +142,7 @@ mod tests {
     #[test]
     fn vectors_round_to_the_same_numbers() {
         type Round = fn(&[f32], &mut [i8], &mut [ActivationUnit]);
+        #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
         let mut forms: Vec<Round> = vec![round_row];
         // Where there is AVX-512 this one is not chosen.
         #[cfg(target_arch = "x86_64")]

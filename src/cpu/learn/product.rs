@@ -330,6 +330,7 @@ mod tests {
     #[test]
     fn every_form_agrees_with_candle_both_ways() -> Result<()> {
         let slices = TimeSlices::undivided();
+        #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
         let mut forms = vec![
             (Form::Portable, 1e-5),
             (Form::floats(), 1e-5),
