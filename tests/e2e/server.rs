@@ -452,7 +452,10 @@ pub(super) fn wait<T>(what: &str, poll: impl FnMut() -> Option<T>) -> T {
 }
 
 /// Polls until there is a value; fails after `timeout`.
+///
+/// What may take long is asked about seldom: asking every few milliseconds takes half a core.
 pub(super) fn wait_for<T>(what: &str, timeout: Duration, mut poll: impl FnMut() -> Option<T>) -> T {
+    let pause = (timeout / 6_000).max(Duration::from_millis(15));
     let started = Instant::now();
     loop {
         if let Some(found) = poll() {
@@ -462,6 +465,6 @@ pub(super) fn wait_for<T>(what: &str, timeout: Duration, mut poll: impl FnMut() 
             started.elapsed() < timeout,
             "no sign of {what} after {timeout:?}"
         );
-        std::thread::sleep(Duration::from_millis(15));
+        std::thread::sleep(pause);
     }
 }
