@@ -1,23 +1,33 @@
 //! Every JSON answer that the other tests receive is validated against the server's own
 //! `/openapi.json`.
 
-use boon::{Compiler, Schemas};
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use boon::{Compiler, SchemaIndex, Schemas};
 use serde_json::{Value, json};
 
 /// A server's OpenAPI document.
-pub(super) struct Document(Value);
+pub(super) struct Document {
+    document: Value,
+    /// By method, path and status: to compile a schema takes longer than what is tested.
+    compiled: Mutex<HashMap<String, (Schemas, SchemaIndex)>>,
+}
 
 impl Document {
     pub(super) fn new(document: Value) -> Document {
         assert_eq!(document["openapi"], "3.1.0", "{document}");
-        Document(document)
+        Document {
+            document,
+            compiled: Mutex::default(),
+        }
     }
 
     /// Fails unless the answer has a documented status and matches its schema. Undocumented paths
     /// (another listener's routes, the page, routes that do not exist) pass.
     pub(super) fn check(&self, method: &str, path: &str, status: u16, body: &Value) {
         let path = path.split('?').next().unwrap();
-        let paths = self.0["paths"].as_object().unwrap();
+        let paths = self.document["paths"].as_object().unwrap();
         let Some((template, methods)) = paths.iter().find(|(known, _)| fits(known, path)) else {
             return;
         };
@@ -28,7 +38,7 @@ impl Document {
             "{method} {template} answered an undocumented {status}: {body}"
         );
         if let Some(reference) = response["$ref"].as_str() {
-            response = self.0.pointer(&reference[1..]).unwrap();
+            response = self.document.pointer(&reference[1..]).unwrap();
         }
         let schema = &response["content"]["application/json"]["schema"];
         assert!(
@@ -40,16 +50,26 @@ impl Document {
     }
 
     fn validate(&self, schema: &Value, body: &Value, what: &str) {
-        let root = json!({"components": self.0["components"], "schema": schema});
+        let mut compiled = self.compiled.lock().unwrap();
+        let entry = compiled.entry(what.to_owned());
+        let (schemas, index) = entry.or_insert_with(|| self.compile(schema, what));
+        let found = schemas.validate(body, *index);
+        let message = found.map_err(|error| format!("{error:#}")).err();
+        drop(compiled);
+        if let Some(error) = message {
+            panic!("{what} is not as documented: {error}\n{body:#}");
+        }
+    }
+
+    fn compile(&self, schema: &Value, what: &str) -> (Schemas, SchemaIndex) {
+        let root = json!({"components": self.document["components"], "schema": schema});
         let at = "http://realign/document.json";
         let mut compiler = Compiler::new();
         compiler.add_resource(at, root).unwrap();
         let mut schemas = Schemas::new();
         let index = compiler.compile(&format!("{at}#/schema"), &mut schemas);
         let index = index.unwrap_or_else(|error| panic!("{what}: {error:#}"));
-        if let Err(error) = schemas.validate(body, index) {
-            panic!("{what} is not as documented: {error:#}\n{body:#}");
-        }
+        (schemas, index)
     }
 }
 
